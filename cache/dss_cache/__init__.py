@@ -1,0 +1,1 @@
+"""The coherent distributed cache."""

@@ -1,0 +1,1 @@
+"""The node itself: settings, configuration, the doors, the commands."""

@@ -1,0 +1,1 @@
+"""Operations and their doors: DRF views for people, the JSON lane for programs."""

@@ -1,0 +1,44 @@
+"""What an operation is: defined once by a subsystem, offered by every door."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from dss_raft.machine import Result
+    from dss_raft.node import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call of the contract.
+
+    `handle(node, request)` gets the decoded request and returns a `Result`; it may raise `problems.Refused`.
+    It runs in the node's event loop: it awaits, and never blocks, touches the ORM or a session.
+    """
+
+    #: "locks.acquire": names it in metrics, logs and the OpenAPI schema
+    name: str
+    method: str
+    #: as in api.md, with a leading slash: "/lock/acquire"
+    path: str
+    #: the Struct that defines fields, limits and defaults; for GET its fields are the query's parameters
+    request: type[msgspec.Struct]
+    handle: Callable[[Node, Any], Awaitable[Result]]
+    #: the Struct that describes the answer's fields, for OpenAPI
+    answer: type[msgspec.Struct]
+    #: one line, then the full text in Markdown
+    summary: str
+    description: str = ""
+    #: group in the API docs: "Locks", "Queue", "Cache", "Raft", "Health"
+    tag: str = ""
+    #: a request that works as it stands: fills the browsable API's form and the docs
+    example: dict[str, Any] = field(default_factory=dict)
+    #: problem codes this call can answer, beyond those that any call can
+    problems: tuple[str, ...] = ()
+    #: False for what stays open without a token (/health, /ready)
+    guarded: bool = True

@@ -1,0 +1,1 @@
+"""Raft: the replicated log under locks, queue and cache."""

@@ -1,0 +1,1 @@
+"""The settings of a node, read from the environment in one place and checked at start."""
