@@ -37,22 +37,6 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 
-class Refused(Exception):
-    """Raised on a request's way to be answered as a problem.
-
-    Args:
-        code: one of `PROBLEMS`.
-        detail: one sentence for a person; names the field when one is at fault.
-        extra: further members of the problem document.
-    """
-
-    def __init__(self, code: str, detail: str = "", **extra: Any) -> None:
-        super().__init__(detail or PROBLEMS[code].title)
-        self.code = code
-        self.detail = detail
-        self.extra = extra
-
-
 def problem_document(code: str, detail: str = "", extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """The body of an `application/problem+json` answer."""
     problem = PROBLEMS[code]

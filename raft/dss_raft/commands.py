@@ -23,9 +23,7 @@ INDEX_MAX = 2**63 - 1
 _NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 #: `key`, `client`, `topic`, `group`: 1 to 512 bytes of UTF-8 without control characters (bytes: see `check_name`).
-Name = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=BYTES_PER_NAME_MAX, pattern=_NO_CONTROL_CHARACTERS)
-]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=BYTES_PER_NAME_MAX, pattern=_NO_CONTROL_CHARACTERS)]
 #: The same, where empty means "none" (a routing key).
 OptionalName = Annotated[str, msgspec.Meta(max_length=BYTES_PER_NAME_MAX, pattern=_NO_CONTROL_CHARACTERS)]
 DurationMs = Annotated[int, msgspec.Meta(ge=0, le=DURATION_MS_MAX)]

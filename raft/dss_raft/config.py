@@ -1,1 +1,0 @@
-"""The settings of a node, read from the environment in one place and checked at start."""
