@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from dss_raft.machine import Result
     from dss_raft.node import Node
+
+    from dss_raft.machine import Result
 
 
 @dataclass(frozen=True, slots=True)
