@@ -1,0 +1,271 @@
+"""Runs the Raft core: the one place where its wishes become I/O.
+
+Everything happens in turns of the event loop. A turn proposes what has gathered, takes what the core has ready, sends it, hands
+at most one write to the store's thread, and applies what is committed. While a write is on its way new proposals gather, so that
+the next one takes them all: fsync is paid per batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Protocol
+
+import structlog
+
+from dss_raft import metrics
+from dss_raft.core import RaftCore
+from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapshot, VoteReply
+from dss_raft.core.ready import Persist, ReadState, Ready, SnapshotChunkWanted
+from dss_raft.links import PeerLinks
+from dss_raft.replica import Replica
+from dss_raft.snapshots import SnapshotKeeper
+from dss_raft.store import LogStore
+from dss_raft.wire import RaftFrame
+
+log = structlog.get_logger("raft")
+
+#: One turn applies for at most this long, so that heartbeats and callers get their turn during a long replay.
+APPLY_BUDGET_S = 0.005
+SNAPSHOT_CHUNK_BYTES = 512 * 1024
+
+
+class Listener(Protocol):
+    """What the driver tells its node."""
+
+    def before_ready(self) -> None:
+        """A turn begins: propose or forward what has gathered."""
+
+    def entries_applied(self) -> None:
+        """Entries were applied: take the replica's outcomes and events."""
+
+    def state_replaced(self) -> None:
+        """A snapshot has replaced the replicated state."""
+
+    def read_settled(self, state: ReadState) -> None:
+        """A ReadIndex round came back."""
+
+    def role_changed(self) -> None:
+        """Term, role or leader are not what they were."""
+
+    def failed(self, error: BaseException) -> None:
+        """The node must stop: going on could do harm."""
+
+
+class Driver:
+    """The turns of one node.
+
+    Args:
+        tick_s: length of a core tick in seconds.
+    """
+
+    def __init__(
+        self,
+        core: RaftCore,
+        store: LogStore,
+        links: PeerLinks,
+        replica: Replica,
+        snapshots: SnapshotKeeper,
+        executor: ThreadPoolExecutor,
+        listener: Listener,
+        tick_s: float,
+    ) -> None:
+        self.core = core
+        self.store = store
+        self.links = links
+        self.replica = replica
+        self.snapshots = snapshots
+        self._executor = executor
+        self._listener = listener
+        self._tick_s = tick_s
+        self._loop = asyncio.get_running_loop()
+        self._turn_is_due = False
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._write: asyncio.Future[None] | None = None
+        self._to_apply: deque[Entry] = deque()
+        self._restoring = False
+        self._stopped = False
+        self._face = (-1, -1, "")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_tick: list[Callable[[], None]] = []
+
+    @property
+    def is_writing(self) -> bool:
+        """True while a write is on its way to the disk: what is proposed now leaves with the next one."""
+        return self._write is not None
+
+    def start(self) -> None:
+        self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
+        self.wake()
+
+    async def stop(self) -> None:
+        """Stop taking turns, and wait for the write that is on its way."""
+        self._stopped = True
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._write is not None:
+            await asyncio.wait([self._write])
+
+    def wake(self) -> None:
+        """There is something to do: take a turn soon. Everything until then goes into the same turn."""
+        if not self._turn_is_due and not self._stopped:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def receive(self, messages: list[AnyMessage]) -> None:
+        """Messages from a peer."""
+        try:
+            for message in messages:
+                self.core.step(message)
+        except Exception as error:
+            self._fail(error)
+        self.wake()
+
+    def _tick(self) -> None:
+        if self._stopped:
+            return
+        self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
+        try:
+            self.core.tick()
+            for callback in self.on_tick:
+                callback()
+        except Exception as error:
+            self._fail(error)
+        self.wake()
+
+    def _turn(self) -> None:
+        self._turn_is_due = False
+        if self._stopped:
+            return
+        try:
+            self._listener.before_ready()
+            ready = self.core.take_ready()
+            while ready is not None:
+                self._carry_out(ready)
+                ready = self.core.take_ready()
+            self._apply_committed()
+            self._watch_face()
+        except Exception as error:
+            self._fail(error)
+
+    def _carry_out(self, ready: Ready) -> None:
+        if ready.messages:
+            self._send(ready.messages)
+        if ready.persist is not None:
+            self._begin_write(ready.persist)
+        for state in ready.read_states:
+            self._listener.read_settled(state)
+        for wanted in ready.chunks_wanted:
+            self._spawn(self._send_chunk(wanted))
+        for chunk in ready.chunks_received:
+            self._spawn(self._store_chunk(chunk))
+        if ready.restore is not None:
+            self._to_apply.clear()
+            self._restoring = True
+            self._spawn(self._restore())
+        self._to_apply.extend(ready.committed)
+
+    def _send(self, messages: list[AnyMessage]) -> None:
+        by_peer: dict[str, list[AnyMessage]] = {}
+        for message in messages:
+            if isinstance(message, AppendReply):
+                metrics.append_answered(message.ok)
+            elif isinstance(message, VoteReply):
+                metrics.vote_answered(message.granted)
+            by_peer.setdefault(message.to, []).append(message)
+        for peer, its_messages in by_peer.items():
+            self.links.send(peer, RaftFrame(its_messages))
+
+    def _begin_write(self, persist: Persist) -> None:
+        began = perf_counter()
+        self._write = self._loop.run_in_executor(self._executor, self.store.write, persist)
+
+        def written(done: asyncio.Future[None]) -> None:
+            self._write = None
+            error = done.exception()
+            if error is not None:
+                self._fail(error)
+                return
+            metrics.FSYNC_SECONDS.observe(perf_counter() - began)
+            self.core.persisted(persist.number)
+            if not self._turn_is_due:
+                self._turn()
+
+        self._write.add_done_callback(written)
+
+    def _apply_committed(self) -> None:
+        if self._restoring or not self._to_apply:
+            return
+        began = perf_counter()
+        replica, to_apply = self.replica, self._to_apply
+        while to_apply:
+            replica.apply(to_apply.popleft())
+            if perf_counter() - began > APPLY_BUDGET_S:
+                break
+        self.core.applied(replica.applied_index)
+        self._listener.entries_applied()
+        metrics.APPLY_SECONDS.observe(perf_counter() - began)
+        if to_apply:
+            self.wake()
+        elif self.snapshots.is_due(self.core):
+            self._spawn(self._take_snapshot())
+
+    def _watch_face(self) -> None:
+        core = self.core
+        face = (core.term, int(core.role), core.leader_id)
+        if face != self._face:
+            self._face = face
+            metrics.role_changed(int(core.role))
+            log.info("raft.role", term=core.term, role=core.role.name, leader=core.leader_id, commit=core.commit_index)
+            self._listener.role_changed()
+            self.wake()
+
+    async def _take_snapshot(self) -> None:
+        meta = await self.snapshots.take(self.core)
+        if meta is not None:
+            self.core.compact(meta, self.snapshots.keep_entries)
+            log.info("raft.snapshot", index=meta.index, bytes=meta.size)
+
+    async def _restore(self) -> None:
+        meta = self.core.snapshot_meta
+        await self.snapshots.restore(meta)
+        self._restoring = False
+        self.core.applied(self.replica.applied_index)
+        log.info("raft.restored", index=meta.index, bytes=meta.size)
+        self._listener.state_replaced()
+        self.wake()
+
+    async def _send_chunk(self, wanted: SnapshotChunkWanted) -> None:
+        data, done = await self._loop.run_in_executor(
+            self._executor, self.store.read_chunk, wanted.meta, wanted.offset, SNAPSHOT_CHUNK_BYTES
+        )
+        chunk = self.snapshots.chunk(self.core.node_id, wanted, data, done)
+        self.links.send(wanted.to, RaftFrame([chunk]))
+
+    async def _store_chunk(self, chunk: InstallSnapshot) -> None:
+        next_offset, complete = await self._loop.run_in_executor(
+            self._executor, self.store.write_chunk, chunk.meta, chunk.offset, chunk.data, chunk.crc
+        )
+        self.core.chunk_stored(chunk.meta, next_offset, complete)
+        self.wake()
+
+    def _spawn(self, coroutine: object) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._listener.failed(error)

@@ -1,0 +1,469 @@
+"""A node: one Raft member with its state machines, as the doors and the subsystems see it.
+
+The objects live in the event loop and are touched from its thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from dss_raft.batch import encode_batch, encode_command
+from dss_raft.commands import Command, OpenSession
+from dss_raft.core import Busy, CoreConfig, NotLeader, RaftCore, Role
+from dss_raft.core.messages import Configuration, Member
+from dss_raft.core.ready import ReadState
+from dss_raft.driver import Driver
+from dss_raft.errors import Refused
+from dss_raft.links import PeerLinks
+from dss_raft.machine import Event, Result, StateMachine
+from dss_raft.outbox import Outbox
+from dss_raft.reads import ReadRounds
+from dss_raft.replica import Replica
+from dss_raft.snapshots import SnapshotKeeper, SnapshotPart
+from dss_raft.store import LogStore
+from dss_raft.wire import AppFrame, ForwardFrame, Frame, RaftFrame
+
+if TYPE_CHECKING:
+    from dss_project.config import NodeConfig
+
+log = structlog.get_logger("raft")
+
+TICKS_PER_HEARTBEAT = 5
+#: What is in flight without any progress for so long is sent to the leader again.
+RESEND_AFTER_S = 1.0
+#: Groups gathered for one entry; more go into the next one.
+BATCH_BYTES_MAX = 1024 * 1024
+
+
+class Node:
+    """See the module. Build it inside the loop that will run it, then `await start()`.
+
+    Args:
+        machines: the state machines, in the same order on every node.
+        on_failure: called once when the node must stop because going on could do harm.
+    """
+
+    def __init__(
+        self, config: NodeConfig, machines: list[StateMachine], on_failure: Callable[[BaseException], None] | None = None
+    ) -> None:
+        self.config = config
+        self.node_id = config.node_id
+        self.boot = 0
+        self._machines = machines
+        self._on_failure = on_failure
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-store")
+        self._groups: list[bytes] = []
+        self._own_commands: list[bytes] = []
+        self._must_stamp = False
+        self._leader_seen = ("", 0)
+        self._last_progress = 0.0
+        self._running = False
+        self._event_listeners: dict[type[Event], list[Callable[[Any, int], None]]] = defaultdict(list)
+        self._leader_listeners: list[Callable[[str, int], None]] = []
+        self._tick_listeners: list[Callable[[], None]] = []
+        self._peer_listeners: list[Callable[[str], None]] = []
+        self._channels: dict[str, Callable[[str, bytes], None]] = {}
+        self.replica = Replica(config.node_id, machines)
+        self._parts: list[SnapshotPart] = []
+        self.core: RaftCore
+        self._store: LogStore
+        self._links: PeerLinks
+        self._driver: Driver
+        self._outbox: Outbox
+        self._reads: ReadRounds
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Open the store, restore the last snapshot, and join the cluster.
+
+        Raises:
+            StoreRefused, StoreDamaged: the data directory is not this node's, or not sound.
+            OSError: the peer port cannot be bound.
+        """
+        config = self.config
+        boot_state = await self._loop.run_in_executor(self._executor, self._open_store)
+        tick_ms = config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
+        core_config = CoreConfig(
+            node_id=config.node_id,
+            election_ticks_min=max(2, round(config.raft_election_min_ms / tick_ms)),
+            election_ticks_max=max(3, round(config.raft_election_max_ms / tick_ms)),
+            heartbeat_ticks=TICKS_PER_HEARTBEAT,
+        )
+        self.core = RaftCore(core_config, boot_state, random.Random())
+        self._outbox = Outbox(config.node_id, self.boot, self._loop, config.pending_commands_max)
+        self._reads = ReadRounds(self.core, self._loop)
+        snapshots = SnapshotKeeper(
+            self.replica,
+            self._store,
+            self._executor,
+            entries_max=config.snapshot_entries,
+            bytes_max=config.snapshot_bytes,
+            keep_entries=config.snapshot_entries // 4,
+        )
+        snapshots.parts = self._parts
+        if boot_state.snapshot.index > 0:
+            await snapshots.restore(boot_state.snapshot)
+        self._links = PeerLinks(
+            node_id=config.node_id,
+            cluster_id=config.cluster_id,
+            secret=config.cluster_secret.encode(),
+            listen=(config.peer_host, config.peer_port),
+            peers={peer.id: (peer.host, peer.peer_port) for peer in config.peers},
+            on_frame=self._frame_arrived,
+            on_up=self._peer_is_up,
+            on_down=self._peer_is_down,
+        )
+        self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)
+        self._driver.on_tick.append(self._ticked)
+        await self._links.start()
+        self._running = True
+        self._outbox.add_unattended(OpenSession())
+        self._driver.start()
+        log.info("raft.started", node=self.node_id, boot=self.boot, term=self.core.term, last_index=self.core.last_index)
+
+    async def stop(self) -> None:
+        """Stop taking part; everything answered is on disk already."""
+        if not self._running:
+            return
+        self._running = False
+        self._outbox.close()
+        await self._driver.stop()
+        await self._links.stop()
+        await self._loop.run_in_executor(self._executor, self._store.close)
+        self._executor.shutdown(wait=True)
+        log.info("raft.stopped", node=self.node_id)
+
+    def _open_store(self) -> Any:
+        config = self.config
+        self._store = LogStore(Path(config.data_dir) / "raft", config.node_id, config.cluster_id)
+        if self._store.is_new:
+            members = [Member(config.node_id, config.url), *(Member(peer.id, peer.url) for peer in config.peers)]
+            self._store.bootstrap(Configuration(tuple(sorted(members, key=lambda member: member.id))))
+        self.boot = self._store.next_boot()
+        return self._store.load()
+
+    # ----------------------------------------------------------------- state
+
+    @property
+    def peers(self) -> list[str]:
+        """Ids of the other members."""
+        return [member.id for member in self.core.configuration.members if member.id != self.node_id]
+
+    @property
+    def applied_index(self) -> int:
+        return self.replica.applied_index
+
+    @property
+    def commit_index(self) -> int:
+        return self.core.commit_index
+
+    @property
+    def term(self) -> int:
+        return self.core.term
+
+    @property
+    def leader_id(self) -> str:
+        """The leader of the current term, "" while none is known."""
+        return self.core.leader_id
+
+    @property
+    def is_leader(self) -> bool:
+        return self.core.role == Role.LEADER
+
+    @property
+    def is_ready(self) -> bool:
+        """True when a leader is known and everything known to be committed is applied."""
+        return self._running and bool(self.core.leader_id) and self.applied_index >= self.core.commit_index > 0
+
+    def machine(self, name: str) -> Any:
+        """The state machine called `name`."""
+        return self.replica.machines[name]
+
+    def status(self) -> dict[str, Any]:
+        """The fields of `GET /raft/status`."""
+        core, core_status = self.core, self.core.status()
+        tick_ms = self.config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
+        return {
+            "node": self.node_id,
+            "term": core.term,
+            "state": {"code": int(core.role), "name": core.role.name},
+            "leader_id": core.leader_id or None,
+            "commit_index": core.commit_index,
+            "last_applied": self.applied_index,
+            "log_len": core.last_index - core.snapshot_meta.index,
+            "snapshot_index": core.snapshot_meta.index,
+            "members": [
+                {"id": m.id, "url": m.url, "learner": m.learner, "up": m.id == self.node_id or self._links.is_up(m.id)}
+                for m in core.configuration.members
+            ],
+            "peers": [
+                {
+                    "id": peer.id,
+                    "match_index": peer.match_index,
+                    "next_index": peer.next_index,
+                    "state": peer.state,
+                    "last_contact_ms": None if peer.contact_ticks is None else int(peer.contact_ticks * tick_ms),
+                    "suspected": peer.suspected,
+                }
+                for peer in core_status.peers
+            ],
+            "boot": self.boot,
+            "pending": self._outbox.in_flight,
+            "waiting": self._outbox.parked,
+        }
+
+    # ------------------------------------------------------------- submitting
+
+    async def submit(self, command: Command, *, timeout_ms: int | None = None, wait_ms: int = 0) -> Result:
+        """Put a command through Raft, exactly once in effect, and return its result as applied on this node.
+
+        Args:
+            timeout_ms: how long to try, the setting's default when None.
+            wait_ms: how long the command itself may wait (a lock, a long poll); added to `timeout_ms`.
+
+        Raises:
+            Refused: `no_leader`, `no_quorum` (it had no effect), `unknown_outcome`, `over_limit`, `stopping`.
+        """
+        if not self._running:
+            raise Refused("stopping", "this node is not running")
+        timeout = self.config.submit_timeout_ms if timeout_ms is None else timeout_ms
+        call = self._outbox.add(command, (timeout + wait_ms) / 1000)
+        self._driver.wake()
+        assert call.future is not None
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            self._outbox.abandon(call)
+            self._driver.wake()
+            raise
+
+    def propose_as_leader(self, command: Command) -> bool:
+        """Put a command into this leader's log in its current term. False when this node does not lead.
+
+        It is never sent again: if leadership is lost it may or may not take effect.
+        """
+        if not self.is_leader:
+            return False
+        self._own_commands.append(encode_command(command))
+        self._driver.wake()
+        return True
+
+    async def read_index(self) -> None:
+        """Wait until this node has applied everything that was answered anywhere before the call.
+
+        Raises:
+            Refused: `no_leader` or `no_quorum` when that takes too long.
+        """
+        future = self._reads.read()
+        self._driver.wake()
+        await self._within_deadline(future)
+
+    async def confirm_leadership(self) -> int:
+        """Leader only: wait for a quorum to confirm, from now on, that this node leads; the commit index then.
+
+        Raises:
+            Refused: `no_leader`.
+        """
+        future = self._reads.confirm()
+        self._driver.wake()
+        return await self._within_deadline(future)
+
+    async def _within_deadline(self, future: asyncio.Future[int]) -> int:
+        try:
+            async with asyncio.timeout(self.config.submit_timeout_ms / 1000):
+                return await future
+        except TimeoutError:
+            raise Refused(self._why_no_answer(), "no leader confirmed the read in time") from None
+
+    def _why_no_answer(self) -> str:
+        voters = [member.id for member in self.core.configuration.members if not member.learner]
+        reachable = sum(1 for voter in voters if voter == self.node_id or self._links.is_up(voter))
+        return "no_leader" if reachable * 2 > len(voters) else "no_quorum"
+
+    # ------------------------------------------------------------- leadership
+
+    async def start_election(self, force: bool = False) -> None:
+        """Campaign now. Without `force` a live leader stays."""
+        self.core.campaign(force)
+        self._driver.wake()
+
+    # -------------------------------------------------------------- listening
+
+    def on_event(self, event_type: type[Event], callback: Callable[[Any, int], None]) -> None:
+        """Call `callback(event, index)` for each such event, right after the entry was applied here."""
+        self._event_listeners[event_type].append(callback)
+
+    def on_leader_change(self, callback: Callable[[str, int], None]) -> None:
+        """Call `callback(leader_id, term)` when this node hears of another leader or term."""
+        self._leader_listeners.append(callback)
+
+    def on_tick(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` every tick (a fifth of a heartbeat)."""
+        self._tick_listeners.append(callback)
+
+    def on_peer_up(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(peer_id)` when a link comes up."""
+        self._peer_listeners.append(callback)
+
+    def on_channel(self, channel: str, callback: Callable[[str, bytes], None]) -> None:
+        """Call `callback(peer_id, payload)` for what peers `send` on `channel`."""
+        self._channels[channel] = callback
+
+    def send(self, peer_id: str, channel: str, payload: bytes) -> None:
+        """Tell a peer something, best effort: dropped when the link is down."""
+        self._links.send(peer_id, AppFrame(channel, payload))
+
+    def attach(self, part: SnapshotPart) -> None:
+        """Make `part` a part of this node's snapshots. Before `start`."""
+        self._parts.append(part)
+
+    # ------------------------------------------------- what the driver tells us
+
+    def before_ready(self) -> None:
+        """A turn begins: propose or forward what has gathered."""
+        self._reads.begin_round()
+        leader = self.core.leader_id
+        if not leader:
+            return
+        if leader != self.node_id:
+            if self._outbox.has_unsent and self._links.is_up(leader):
+                self._hand_on(self._outbox.next_groups())
+        elif not self._driver.is_writing:
+            self._hand_on(self._outbox.next_groups())
+            self._propose_gathered()
+
+    def entries_applied(self) -> None:
+        """Entries were applied here: answer callers, tell listeners."""
+        replica, outbox = self.replica, self._outbox
+        outcomes = replica.take_outcomes()
+        for boot, seq, result in outcomes:
+            if boot == self.boot:
+                outbox.resolve(seq, result)
+        session = replica.sessions.get(self.node_id)
+        if session is not None and session.boot == self.boot:
+            outbox.park_applied(session)
+            self._last_progress = self._loop.time()
+        for event in replica.take_events():
+            for callback in self._event_listeners.get(type(event), ()):
+                callback(event, replica.applied_index)
+        self._reads.release(replica.applied_index)
+        if replica.take_gap():
+            self._send_again()
+        deadline = replica.next_deadline_ms() if self.is_leader else None
+        if deadline is not None and deadline <= replica.at_ms:
+            self._must_stamp = True
+            self._driver.wake()
+
+    def state_replaced(self) -> None:
+        """A snapshot from the leader has replaced the state."""
+        self._outbox.adopt(self.replica.sessions.get(self.node_id))
+        self._reads.release(self.applied_index)
+
+    def read_settled(self, state: ReadState) -> None:
+        self._reads.settle(state)
+        self._reads.release(self.applied_index)
+
+    def role_changed(self) -> None:
+        core = self.core
+        leader = (core.leader_id, core.term)
+        if leader == self._leader_seen:
+            return
+        self._leader_seen = leader
+        if not core.leader_id:
+            self._own_commands.clear()
+            self._groups.clear()
+        else:
+            # The first stamped batch of a term re-arms every lease.
+            self._must_stamp = core.leader_id == self.node_id
+            self._send_again()
+        for callback in self._leader_listeners:
+            callback(*leader)
+
+    def failed(self, error: BaseException) -> None:
+        """Stop rather than go on wrongly."""
+        log.critical("raft.failed", node=self.node_id, error=f"{type(error).__name__}: {error}", exc_info=error)
+        self._running = False
+        self._outbox.close()
+        if self._on_failure is not None:
+            self._on_failure(error)
+
+    # ---------------------------------------------------------------- proposing
+
+    def _hand_on(self, groups: list[bytes]) -> None:
+        leader = self.core.leader_id
+        if leader == self.node_id:
+            self._groups.extend(groups)
+            return
+        for group in groups:
+            self._links.send(leader, ForwardFrame(group))
+
+    def _send_again(self) -> None:
+        self._last_progress = self._loop.time()
+        if self.core.leader_id and self._outbox.in_flight:
+            self._hand_on(self._outbox.groups_again())
+            self._driver.wake()
+
+    def _propose_gathered(self) -> None:
+        while self._groups or self._own_commands or self._must_stamp:
+            taken: list[bytes] = []
+            size = 0
+            while self._groups and size < BATCH_BYTES_MAX:
+                size += len(self._groups[0])
+                taken.append(self._groups.pop(0))
+            at_ms = max(self.replica.at_ms, time.time_ns() // 1_000_000)
+            try:
+                self.core.propose(encode_batch(at_ms, self._own_commands, taken))
+            except NotLeader:
+                return
+            except Busy:
+                self._groups[:0] = taken
+                return
+            self._own_commands = []
+            self._must_stamp = False
+
+    def _ticked(self) -> None:
+        for callback in self._tick_listeners:
+            callback()
+        self._outbox.sweep(self._why_no_answer)
+        now = self._loop.time()
+        if self._outbox.in_flight and now - self._last_progress > RESEND_AFTER_S:
+            self._send_again()
+        if self.is_leader and self.core.last_index == self.applied_index:
+            deadline = self.replica.next_deadline_ms()
+            if deadline is not None and deadline <= time.time_ns() // 1_000_000:
+                self._must_stamp = True
+
+    # -------------------------------------------------------------------- links
+
+    def _frame_arrived(self, peer: str, frame: Frame) -> None:
+        if isinstance(frame, RaftFrame):
+            self._driver.receive(frame.messages)
+        elif isinstance(frame, ForwardFrame):
+            if self.is_leader:
+                self._groups.append(frame.group)
+                self._driver.wake()
+        else:
+            callback = self._channels.get(frame.channel)
+            if callback is not None:
+                callback(peer, frame.data)
+
+    def _peer_is_up(self, peer: str) -> None:
+        log.info("raft.peer_up", peer=peer)
+        if peer == self.core.leader_id:
+            self._send_again()
+        for callback in self._peer_listeners:
+            callback(peer)
+
+    def _peer_is_down(self, peer: str) -> None:
+        log.info("raft.peer_down", peer=peer)
