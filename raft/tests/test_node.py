@@ -1,0 +1,213 @@
+"""Three whole nodes in one loop, over real sockets and real stores: what a caller may rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from dss_raft.errors import Refused
+from dss_raft.node import Node
+from dss_raft.testing import Add, Sum, Wait
+
+IDS = ("a", "b", "c")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class Cluster:
+    """Nodes that can be stopped and started again on their data."""
+
+    def __init__(self, directory, **settings) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.ports = dict(zip(IDS, free_ports(3), strict=True))
+        self.nodes: dict[str, Node] = {}
+
+    def config(self, node_id: str) -> SimpleNamespace:
+        peers = [
+            SimpleNamespace(id=peer, url=f"http://{peer}", host="127.0.0.1", peer_port=self.ports[peer])
+            for peer in IDS
+            if peer != node_id
+        ]
+        defaults = {
+            "node_id": node_id,
+            "url": f"http://{node_id}",
+            "cluster_id": "test",
+            "cluster_secret": "secret",
+            "data_dir": self.directory / node_id,
+            "peer_host": "127.0.0.1",
+            "peer_port": self.ports[node_id],
+            "peers": peers,
+            "raft_heartbeat_ms": 50,
+            "raft_election_min_ms": 250,
+            "raft_election_max_ms": 500,
+            "pending_commands_max": 10_000,
+            "submit_timeout_ms": 5000,
+            "snapshot_entries": 1_000_000,
+            "snapshot_bytes": 1 << 30,
+        }
+        return SimpleNamespace(**{**defaults, **self.settings})
+
+    async def start(self, *node_ids: str) -> None:
+        for node_id in node_ids or IDS:
+            node = self.nodes[node_id] = Node(self.config(node_id), [Sum()])
+            await node.start()
+
+    async def stop(self, *node_ids: str) -> None:
+        for node_id in node_ids or tuple(self.nodes):
+            await self.nodes.pop(node_id).stop()
+
+    async def until(self, condition) -> None:
+        """Wait for a state that one of the nodes' events brings about."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def leader(self) -> Node:
+        await self.until(lambda: any(n.is_leader and n.is_ready for n in self.nodes.values()))
+        return next(n for n in self.nodes.values() if n.is_leader)
+
+    async def follower(self) -> Node:
+        leader = await self.leader()
+        followers = [n for n in self.nodes.values() if not n.is_leader]
+        await self.until(lambda: all(n.leader_id == leader.node_id for n in followers))
+        return followers[0]
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    cluster = Cluster(tmp_path)
+    yield cluster
+    await cluster.stop()
+
+
+def totals(cluster: Cluster) -> set[int]:
+    return {node.machine("sum").total for node in cluster.nodes.values()}
+
+
+async def test_every_node_takes_commands_and_all_agree(cluster):
+    await cluster.start()
+    await cluster.leader()
+    results = await asyncio.gather(*(node.submit(Add(amount=1)) for node in cluster.nodes.values() for _ in range(50)))
+    assert sorted(result.body["total"] for result in results) == list(range(1, 151))
+    await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
+    assert totals(cluster) == {150}
+
+
+async def test_a_read_sees_what_another_node_was_answered(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    for expected in range(1, 20):
+        await leader.submit(Add(amount=1))
+        await follower.read_index()
+        assert follower.machine("sum").total == expected
+
+
+async def test_a_waiting_command_on_one_node_is_answered_by_another(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    waiting = asyncio.create_task(follower.submit(Wait(target=5, lease_ms=60_000), wait_ms=60_000))
+    await cluster.until(lambda: leader.machine("sum").waiters)
+    await leader.submit(Add(amount=5))
+    assert (await waiting).body == {"total": 5}
+
+
+async def test_a_caller_who_hangs_up_leaves_no_waiter_behind(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    waiting = asyncio.create_task(follower.submit(Wait(target=5, lease_ms=60_000), wait_ms=60_000))
+    await cluster.until(lambda: follower.machine("sum").waiters)
+    waiting.cancel()
+    await cluster.until(lambda: not any(node.machine("sum").waiters for node in cluster.nodes.values()))
+
+
+async def test_a_deadline_passes_although_nobody_calls(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    result = await follower.submit(Wait(target=5, lease_ms=50), wait_ms=5000)
+    assert result.code == "wait_timeout"
+
+
+async def test_commands_survive_the_loss_of_the_leader_exactly_once(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    calls = [asyncio.create_task(follower.submit(Add(amount=1), timeout_ms=20_000)) for _ in range(200)]
+    await asyncio.sleep(0)
+    await cluster.stop((await cluster.leader()).node_id)
+    calls += [asyncio.create_task(follower.submit(Add(amount=1), timeout_ms=20_000)) for _ in range(200)]
+    await asyncio.gather(*calls)
+    await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
+    assert totals(cluster) == {400}
+
+
+async def test_without_a_majority_a_call_is_refused_and_later_goes_on(cluster):
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.submit(Add(amount=1))
+    stopped = [node_id for node_id in IDS if node_id != leader.node_id]
+    await cluster.stop(*stopped)
+    await cluster.until(lambda: not leader.is_leader)
+    with pytest.raises(Refused) as refusal:
+        await leader.submit(Add(amount=10), timeout_ms=300)
+    assert refusal.value.code == "no_quorum"
+    with pytest.raises(Refused) as refusal:
+        await leader.confirm_leadership()
+    assert refusal.value.code == "no_leader"
+    await cluster.start(stopped[0])
+    assert (await leader.submit(Add(amount=1), timeout_ms=20_000)).body == {"total": 2}
+
+
+async def test_all_nodes_find_their_state_again(cluster):
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.submit(Add(amount=7))
+    term = leader.term
+    await cluster.stop()
+    await cluster.start()
+    leader = await cluster.leader()
+    assert leader.term > term
+    await leader.submit(Add(amount=1))
+    await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
+    assert totals(cluster) == {8}
+
+
+async def test_a_node_that_was_away_for_long_is_given_a_snapshot(tmp_path):
+    cluster = Cluster(tmp_path, snapshot_entries=20)
+    try:
+        await cluster.start()
+        away = (await cluster.follower()).node_id
+        await cluster.stop(away)
+        leader = await cluster.leader()
+        for _ in range(100):
+            await leader.submit(Add(amount=1))
+        await cluster.until(lambda: leader.status()["snapshot_index"] > 60)
+        await cluster.start(away)
+        late = cluster.nodes[away]
+        await late.read_index()
+        assert late.machine("sum").total == 100
+        assert late.status()["snapshot_index"] > 60
+        assert (await late.submit(Add(amount=1))).body == {"total": 101}
+    finally:
+        await cluster.stop()
+
+
+async def test_leadership_is_confirmed_only_to_the_leader(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    assert await leader.confirm_leadership() >= 1
+    with pytest.raises(Refused) as refusal:
+        await follower.confirm_leadership()
+    assert refusal.value.code == "no_leader"
+    assert follower.propose_as_leader(Add(amount=1)) is False
