@@ -49,19 +49,21 @@ class _EncodedBatch(msgspec.Struct, array_like=True, frozen=True):
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_command(command: Command) -> msgspec.Raw:
+def encode_command(command: Command) -> bytes:
     """A command as it stands in a group."""
-    return msgspec.Raw(_encoder.encode(command))
+    return _encoder.encode(command)
 
 
-def encode_group(node: str, boot: int, first_seq: int, answered: list[int], commands: list[msgspec.Raw]) -> bytes:
+def encode_group(node: str, boot: int, first_seq: int, answered: list[int], commands: Sequence[bytes]) -> bytes:
     """A group of encoded commands, ready for the leader."""
-    return _encoder.encode(Group(node, boot, first_seq, answered, commands))
+    return _encoder.encode(Group(node, boot, first_seq, answered, [msgspec.Raw(command) for command in commands]))
 
 
-def encode_batch(at_ms: int, own: Sequence[msgspec.Raw], groups: Sequence[bytes]) -> bytes:
+def encode_batch(at_ms: int, own: Sequence[bytes], groups: Sequence[bytes]) -> bytes:
     """The data of an entry, from groups as they arrived."""
-    return _encoder.encode(_EncodedBatch(at_ms, list(own), [msgspec.Raw(group) for group in groups]))
+    return _encoder.encode(
+        _EncodedBatch(at_ms, [msgspec.Raw(command) for command in own], [msgspec.Raw(group) for group in groups])
+    )
 
 
 def batch_decoder(command_types: Sequence[type[Command]]) -> msgspec.msgpack.Decoder[Batch[Any]]:
