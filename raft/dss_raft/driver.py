@@ -22,7 +22,7 @@ from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapsh
 from dss_raft.core.ready import Persist, ReadState, Ready, SnapshotChunkWanted
 from dss_raft.links import PeerLinks
 from dss_raft.replica import Replica
-from dss_raft.snapshots import SnapshotKeeper
+from dss_raft.snapshot_keeper import SnapshotKeeper
 from dss_raft.store import LogStore
 from dss_raft.wire import RaftFrame
 

@@ -28,7 +28,7 @@ from dss_raft.machine import Event, Result, StateMachine
 from dss_raft.outbox import Outbox
 from dss_raft.reads import ReadRounds
 from dss_raft.replica import Replica
-from dss_raft.snapshots import SnapshotKeeper, SnapshotPart
+from dss_raft.snapshot_keeper import SnapshotKeeper, SnapshotPart
 from dss_raft.store import LogStore
 from dss_raft.wire import AppFrame, ForwardFrame, Frame, RaftFrame
 

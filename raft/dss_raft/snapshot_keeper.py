@@ -1,0 +1,120 @@
+"""Whole-state snapshots: the replica's state and what else belongs to it, so that the log need not grow for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import msgspec
+
+from dss_raft.core import RaftCore
+from dss_raft.core.messages import InstallSnapshot, SnapshotMeta
+from dss_raft.core.ready import SnapshotChunkWanted
+from dss_raft.replica import Replica
+from dss_raft.store import LogStore
+
+FORMAT = 1
+
+
+class SnapshotPart(Protocol):
+    """State outside the replica that a lagging node must be given, too (the cache's memory at rest)."""
+
+    name: str
+
+    async def before_snapshot(self, index: int) -> None:
+        """Make everything up to `index` durable: the log that could repeat it is about to go."""
+
+    async def dump(self) -> bytes:
+        """The part's state, at least as new as the index given to `before_snapshot`."""
+
+    async def load(self, data: bytes) -> None:
+        """Replace the part's state."""
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    format: int
+    replica: bytes
+    parts: dict[str, bytes]
+
+
+class SnapshotKeeper:
+    """Takes and restores snapshots of one node.
+
+    Args:
+        entries_max: a snapshot is due after so many applied entries, or
+        bytes_max: after so many bytes of them.
+        keep_entries: entries kept behind a snapshot for followers that are a little slow.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        store: LogStore,
+        executor: ThreadPoolExecutor,
+        entries_max: int,
+        bytes_max: int,
+        keep_entries: int,
+    ) -> None:
+        self.parts: list[SnapshotPart] = []
+        self.keep_entries = keep_entries
+        self._replica = replica
+        self._store = store
+        self._executor = executor
+        self._entries_max = entries_max
+        self._bytes_max = bytes_max
+        self._taking = False
+
+    def is_due(self, core: RaftCore) -> bool:
+        """True when enough has been applied since the last snapshot."""
+        if self._taking:
+            return False
+        since = self._replica.applied_index - core.snapshot_meta.index
+        return since >= self._entries_max or core.applied_bytes_since_snapshot >= self._bytes_max
+
+    async def take(self, core: RaftCore) -> SnapshotMeta | None:
+        """Write a snapshot of what is applied now; None when another one is being taken."""
+        if self._taking:
+            return None
+        self._taking = True
+        try:
+            index = self._replica.applied_index
+            meta = SnapshotMeta(index, core.term_at(index), core.configuration_at(index))
+            replica_state = self._replica.snapshot()
+            parts = {}
+            for part in self.parts:
+                await part.before_snapshot(index)
+                parts[part.name] = await part.dump()
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._executor, self._save, meta, replica_state, parts)
+        finally:
+            self._taking = False
+
+    async def restore(self, meta: SnapshotMeta) -> None:
+        """Replace the whole state by a stored snapshot."""
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
+        file = msgspec.msgpack.decode(data, type=_File)
+        self._replica.restore(file.replica)
+        for part in self.parts:
+            if part.name in file.parts:
+                await part.load(file.parts[part.name])
+
+    @staticmethod
+    def chunk(sender: str, wanted: SnapshotChunkWanted, data: bytes, done: bool) -> InstallSnapshot:
+        """The message that carries one chunk."""
+        return InstallSnapshot(
+            sender=sender,
+            to=wanted.to,
+            term=wanted.term,
+            meta=wanted.meta,
+            offset=wanted.offset,
+            data=data,
+            crc=zlib.crc32(data),
+            done=done,
+        )
+
+    def _save(self, meta: SnapshotMeta, replica_state: bytes, parts: dict[str, bytes]) -> SnapshotMeta:
+        data = msgspec.msgpack.encode(_File(FORMAT, replica_state, parts))
+        return self._store.save_snapshot(meta, data, self.keep_entries)
