@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from dss_raft.node import Node
-
     from dss_raft.machine import Result
+    from dss_raft.node import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class DssProjectConfig(AppConfig):
+    name = "dss_project"
+    verbose_name = "Distributed Sync System"

@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class DssRaftConfig(AppConfig):
+    name = "dss_raft"
+    verbose_name = "Raft"
