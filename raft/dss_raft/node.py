@@ -61,6 +61,7 @@ class Node:
         self._machines = machines
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
+        self._store_directory = Path(config.data_dir) / "raft"
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-store")
         self._groups: list[bytes] = []
         self._own_commands: list[bytes] = []
@@ -106,6 +107,7 @@ class Node:
         snapshots = SnapshotKeeper(
             self.replica,
             self._store,
+            self._store_directory,
             self._executor,
             entries_max=config.snapshot_entries,
             bytes_max=config.snapshot_bytes,
@@ -146,7 +148,7 @@ class Node:
 
     def _open_store(self) -> Any:
         config = self.config
-        self._store = LogStore(Path(config.data_dir) / "raft", config.node_id, config.cluster_id)
+        self._store = LogStore(self._store_directory, config.node_id, config.cluster_id)
         if self._store.is_new:
             members = [Member(config.node_id, config.url), *(Member(peer.id, peer.url) for peer in config.peers)]
             self._store.bootstrap(Configuration(tuple(sorted(members, key=lambda member: member.id))))

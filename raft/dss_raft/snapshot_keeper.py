@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -12,10 +13,14 @@ import msgspec
 from dss_raft.core import RaftCore
 from dss_raft.core.messages import InstallSnapshot, SnapshotMeta
 from dss_raft.core.ready import SnapshotChunkWanted
+from dss_raft.forked import IS_AVAILABLE as CAN_FORK
+from dss_raft.forked import write_in_child
 from dss_raft.replica import Replica
 from dss_raft.store import LogStore
 
 FORMAT = 1
+#: A state that took more than this last time is encoded by a child process; a smaller one takes but a few milliseconds.
+INLINE_BYTES_MAX = 256 * 1024
 
 
 class SnapshotPart(Protocol):
@@ -43,6 +48,7 @@ class SnapshotKeeper:
     """Takes and restores snapshots of one node.
 
     Args:
+        directory: of the store, for the child's file.
         entries_max: a snapshot is due after so many applied entries, or
         bytes_max: after so many bytes of them.
         keep_entries: entries kept behind a snapshot for followers that are a little slow.
@@ -52,6 +58,7 @@ class SnapshotKeeper:
         self,
         replica: Replica,
         store: LogStore,
+        directory: Path,
         executor: ThreadPoolExecutor,
         entries_max: int,
         bytes_max: int,
@@ -61,6 +68,8 @@ class SnapshotKeeper:
         self.keep_entries = keep_entries
         self._replica = replica
         self._store = store
+        self._child_file = directory / "state.child"
+        self._state_bytes = 0
         self._executor = executor
         self._entries_max = entries_max
         self._bytes_max = bytes_max
@@ -81,7 +90,7 @@ class SnapshotKeeper:
         try:
             index = self._replica.applied_index
             meta = SnapshotMeta(index, core.term_at(index), core.configuration_at(index))
-            replica_state = self._replica.snapshot()
+            replica_state = await self._replica_state()
             parts = {}
             for part in self.parts:
                 await part.before_snapshot(index)
@@ -91,12 +100,24 @@ class SnapshotKeeper:
         finally:
             self._taking = False
 
+    async def _replica_state(self) -> bytes:
+        if self._state_bytes <= INLINE_BYTES_MAX or not CAN_FORK:
+            state = self._replica.snapshot()
+        else:
+            await write_in_child(self._replica.snapshot, self._child_file)
+            loop = asyncio.get_running_loop()
+            state = await loop.run_in_executor(None, self._child_file.read_bytes)
+            self._child_file.unlink()
+        self._state_bytes = len(state)
+        return state
+
     async def restore(self, meta: SnapshotMeta) -> None:
         """Replace the whole state by a stored snapshot."""
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
         file = msgspec.msgpack.decode(data, type=_File)
         self._replica.restore(file.replica)
+        self._state_bytes = len(file.replica)
         for part in self.parts:
             if part.name in file.parts:
                 await part.load(file.parts[part.name])
