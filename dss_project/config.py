@@ -105,6 +105,12 @@ class NodeConfig:
     url: str = _setting(
         "DSS_URL", "", "The address others reach this node's service at.", shown="`http://<RPC_HOST or NODE_ID>:<RPC_PORT>`"
     )
+    join: bool = _setting(
+        "DSS_JOIN",
+        False,
+        "Start without members of its own and wait to be added to a running cluster (`POST /raft/members`).",
+        env.boolean,
+    )
     peer_host: str = _setting("DSS_PEER_HOST", "", "Address the peer port listens on.", shown="`RPC_HOST`")
     peer_port: int = _setting("DSS_PEER_PORT", 0, "Port for the other members.", _port, shown="`RPC_PORT` + offset")
     peer_port_offset: int = _setting(
