@@ -51,6 +51,9 @@ class Listener(Protocol):
     def role_changed(self) -> None:
         """Term, role or leader are not what they were."""
 
+    def configuration_changed(self) -> None:
+        """Another configuration of members is in force."""
+
     def failed(self, error: BaseException) -> None:
         """The node must stop: going on could do harm."""
 
@@ -89,6 +92,7 @@ class Driver:
         self._restoring = False
         self._stopped = False
         self._face = (-1, -1, "")
+        self._configuration = core.configuration
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_tick: list[Callable[[], None]] = []
 
@@ -225,6 +229,10 @@ class Driver:
             log.info("raft.role", term=core.term, role=core.role.name, leader=core.leader_id, commit=core.commit_index)
             self._listener.role_changed()
             self.wake()
+        if core.configuration is not self._configuration:
+            self._configuration = core.configuration
+            log.info("raft.members", members=[f"{m.id}{' (learner)' if m.learner else ''}" for m in core.configuration.members])
+            self._listener.configuration_changed()
 
     async def _take_snapshot(self) -> None:
         meta = await self.snapshots.take(self.core)
@@ -233,7 +241,7 @@ class Driver:
             log.info("raft.snapshot", index=meta.index, bytes=meta.size)
 
     async def _restore(self) -> None:
-        meta = self.core.snapshot_meta
+        meta = self.core.snapshot
         await self.snapshots.restore(meta)
         self._restoring = False
         self.core.applied(self.replica.applied_index)

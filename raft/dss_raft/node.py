@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from dss_raft import members
 from dss_raft.batch import encode_batch, encode_command
 from dss_raft.commands import Command, OpenSession
+from dss_raft.control import CHANNEL, Control
 from dss_raft.core import Busy, CoreConfig, NotLeader, RaftCore, Role
-from dss_raft.core.messages import Configuration, Member
 from dss_raft.core.ready import ReadState
 from dss_raft.driver import Driver
 from dss_raft.errors import Refused
@@ -72,8 +73,11 @@ class Node:
         self._event_listeners: dict[type[Event], list[Callable[[Any, int], None]]] = defaultdict(list)
         self._leader_listeners: list[Callable[[str, int], None]] = []
         self._tick_listeners: list[Callable[[], None]] = []
+        self._tick_waiters: list[asyncio.Future[None]] = []
         self._peer_listeners: list[Callable[[str], None]] = []
         self._channels: dict[str, Callable[[str, bytes], None]] = {}
+        self._control = Control(self.send, members.doers(self))
+        self._channels[CHANNEL] = self._control.receive
         self.replica = Replica(config.node_id, machines)
         self._parts: list[SnapshotPart] = []
         self.core: RaftCore
@@ -150,8 +154,7 @@ class Node:
         config = self.config
         self._store = LogStore(self._store_directory, config.node_id, config.cluster_id)
         if self._store.is_new:
-            members = [Member(config.node_id, config.url), *(Member(peer.id, peer.url) for peer in config.peers)]
-            self._store.bootstrap(Configuration(tuple(sorted(members, key=lambda member: member.id))))
+            self._store.bootstrap(members.first_configuration(config))
         self.boot = self._store.next_boot()
         return self._store.load()
 
@@ -203,8 +206,8 @@ class Node:
             "leader_id": core.leader_id or None,
             "commit_index": core.commit_index,
             "last_applied": self.applied_index,
-            "log_len": core.last_index - core.snapshot_meta.index,
-            "snapshot_index": core.snapshot_meta.index,
+            "log_len": core.last_index - core.snapshot.index,
+            "snapshot_index": core.snapshot.index,
             "members": [
                 {"id": m.id, "url": m.url, "learner": m.learner, "up": m.id == self.node_id or self._links.is_up(m.id)}
                 for m in core.configuration.members
@@ -212,10 +215,10 @@ class Node:
             "peers": [
                 {
                     "id": peer.id,
-                    "match_index": peer.match_index,
-                    "next_index": peer.next_index,
+                    "match_index": peer.match,
+                    "next_index": peer.next,
                     "state": peer.state,
-                    "last_contact_ms": None if peer.contact_ticks is None else int(peer.contact_ticks * tick_ms),
+                    "last_contact_ms": int(peer.contact_ticks * tick_ms),
                     "suspected": peer.suspected,
                 }
                 for peer in core_status.peers
@@ -293,12 +296,40 @@ class Node:
         reachable = sum(1 for voter in voters if voter == self.node_id or self._links.is_up(voter))
         return "no_leader" if reachable * 2 > len(voters) else "no_quorum"
 
-    # ------------------------------------------------------------- leadership
+    # ------------------------------------------------- leadership and members
 
     async def start_election(self, force: bool = False) -> None:
         """Campaign now. Without `force` a live leader stays."""
         self.core.campaign(force)
         self._driver.wake()
+
+    async def transfer(self, to: str = "") -> dict[str, Any]:
+        """Have the leader hand over to `to`, "" for whoever is most up to date. Returns the new `leader_id`.
+
+        Raises:
+            Refused: `invalid` (no such voter), `no_leader`, `over_limit` (not now), `unknown_outcome`.
+        """
+        return await self._ask_leader("transfer", to=to)
+
+    async def add_member(self, node_id: str, url: str) -> dict[str, Any]:
+        """Bring in a node: a learner at first, given its vote by the leader when it has caught up.
+
+        Raises:
+            Refused: as `transfer`.
+        """
+        return await self._ask_leader("add_member", node_id=node_id, url=url)
+
+    async def remove_member(self, node_id: str) -> dict[str, Any]:
+        """Take a node out of the cluster for good.
+
+        Raises:
+            Refused: as `transfer`.
+        """
+        return await self._ask_leader("remove_member", node_id=node_id)
+
+    async def _ask_leader(self, what: str, **args: Any) -> dict[str, Any]:
+        timeout_s = self.config.submit_timeout_ms / 1000
+        return await self._control.ask(self.leader_id, self.is_leader, timeout_s, what, args)
 
     # -------------------------------------------------------------- listening
 
@@ -392,6 +423,25 @@ class Node:
         for callback in self._leader_listeners:
             callback(*leader)
 
+    def configuration_changed(self) -> None:
+        """Another configuration is in force: link to its members, and to nobody else."""
+        members.link(self._links, self.core.configuration, self.config)
+
+    def wake(self) -> None:
+        """Something was asked of the core: take a turn soon."""
+        self._driver.wake()
+
+    async def until(self, condition: Callable[[], bool]) -> bool:
+        """Wait for a state of this node, looked at every tick; False when it did not come within the submit timeout."""
+        deadline = self._loop.time() + self.config.submit_timeout_ms / 1000
+        while not condition():
+            if self._loop.time() > deadline:
+                return False
+            ticked = self._loop.create_future()
+            self._tick_waiters.append(ticked)
+            await ticked
+        return True
+
     def failed(self, error: BaseException) -> None:
         """Stop rather than go on wrongly."""
         log.critical("raft.failed", node=self.node_id, error=f"{type(error).__name__}: {error}", exc_info=error)
@@ -437,6 +487,10 @@ class Node:
     def _ticked(self) -> None:
         for callback in self._tick_listeners:
             callback()
+        waiters, self._tick_waiters = self._tick_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         self._outbox.sweep(self._why_no_answer)
         now = self._loop.time()
         if self._outbox.in_flight and now - self._last_progress > RESEND_AFTER_S:

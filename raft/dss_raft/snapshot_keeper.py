@@ -79,8 +79,8 @@ class SnapshotKeeper:
         """True when enough has been applied since the last snapshot."""
         if self._taking:
             return False
-        since = self._replica.applied_index - core.snapshot_meta.index
-        return since >= self._entries_max or core.applied_bytes_since_snapshot >= self._bytes_max
+        since = self._replica.applied_index - core.snapshot.index
+        return since >= self._entries_max or core.log.size(core.snapshot.index, self._replica.applied_index) >= self._bytes_max
 
     async def take(self, core: RaftCore) -> SnapshotMeta | None:
         """Write a snapshot of what is applied now; None when another one is being taken."""
@@ -89,7 +89,7 @@ class SnapshotKeeper:
         self._taking = True
         try:
             index = self._replica.applied_index
-            meta = SnapshotMeta(index, core.term_at(index), core.configuration_at(index))
+            meta = core.meta_at(index)
             replica_state = await self._replica_state()
             parts = {}
             for part in self.parts:

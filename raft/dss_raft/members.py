@@ -1,0 +1,97 @@
+"""The members of the cluster as a node deals with them: the first configuration, the links, and changes asked of the leader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dss_raft.control import Doer
+from dss_raft.core import AddLearner, Busy, Change, ChangeRefused, NotLeader, Remove
+from dss_raft.core.messages import Configuration, Member
+from dss_raft.errors import Refused
+from dss_raft.links import PeerLinks
+
+if TYPE_CHECKING:
+    from dss_project.config import NodeConfig
+    from dss_raft.node import Node
+
+
+def first_configuration(config: NodeConfig) -> Configuration:
+    """Of a node that starts without data: itself and its `PEERS`, or nobody yet when it is to join a running cluster."""
+    if config.join:
+        return Configuration(())
+    members = [Member(config.node_id, config.url), *(Member(peer.id, peer.url) for peer in config.peers)]
+    return Configuration(tuple(sorted(members, key=lambda member: member.id)))
+
+
+def peer_address(url: str, config: NodeConfig) -> tuple[str, int]:
+    """Host and peer port of the member at `url`.
+
+    Raises:
+        ValueError: says what a member's url must look like.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.port is None or parts.path.strip("/"):
+        raise ValueError("`url` must be like http://node-4:8104")
+    return parts.hostname, parts.port + config.peer_port_offset
+
+
+def link(links: PeerLinks, configuration: Configuration, config: NodeConfig) -> None:
+    """Bring the links in line with the configuration. `PEERS` says where a node is if it names it."""
+    if not configuration.members:
+        return
+    known = {peer.id: (peer.host, peer.peer_port) for peer in config.peers}
+    wanted = {
+        member.id: known.get(member.id) or peer_address(member.url, config)
+        for member in configuration.members
+        if member.id != config.node_id
+    }
+    for peer in links.peers:
+        if peer not in wanted:
+            links.remove_peer(peer)
+    for peer, address in wanted.items():
+        if peer not in links.peers:
+            links.add_peer(peer, address)
+
+
+def doers(node: Node) -> dict[str, Doer]:
+    """What `node` does when it leads and another node (or itself) asks."""
+
+    async def transfer(to: str) -> dict[str, Any]:
+        _guarded(lambda: node.core.transfer(to))
+        node.wake()
+        await node.until(lambda: bool(node.leader_id and not node.is_leader) or not node.core.transferee)
+        if node.is_leader or not node.leader_id:
+            raise Refused("over_limit", f"{to or 'no other node'} did not take over in time; it may be down or too far behind")
+        return {"leader_id": node.leader_id}
+
+    async def change(change: Change) -> dict[str, Any]:
+        index: int = _guarded(lambda: node.core.change(change))
+        node.wake()
+        if not await node.until(lambda: node.applied_index >= index):
+            raise Refused("unknown_outcome", "the change was proposed, and not committed in time")
+        return {"members": node.status()["members"], "index": index}
+
+    async def add_member(node_id: str, url: str) -> dict[str, Any]:
+        try:
+            peer_address(url, node.config)
+        except ValueError as error:
+            raise Refused("invalid", str(error), field="url") from None
+        return await change(AddLearner(node_id, url))
+
+    async def remove_member(node_id: str) -> dict[str, Any]:
+        return await change(Remove(node_id))
+
+    return {"transfer": transfer, "add_member": add_member, "remove_member": remove_member}
+
+
+def _guarded(action: Any) -> Any:
+    """Run a core action; its refusals become answers."""
+    try:
+        return action()
+    except NotLeader as error:
+        raise Refused("no_leader", str(error)) from None
+    except Busy as error:
+        raise Refused("over_limit", f"{error}; try again") from None
+    except ChangeRefused as error:
+        raise Refused("invalid", str(error)) from None
