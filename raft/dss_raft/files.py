@@ -1,0 +1,127 @@
+"""The seam: every byte the log store writes goes through one of the two classes here.
+
+`Files` is plain file I/O. `Database` is one SQLite file, used in two kinds of steps only: a transaction, which appends to the
+write-ahead log and syncs it once, and a checkpoint, which copies synced pages into the database file and syncs that. The tests
+put recorders in place of both, and rebuild from the record every state that a crash can leave behind.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+SQLITE_BUSY = 5
+
+
+class StoreError(Exception):
+    """The store cannot do what was asked; the text is for a person."""
+
+
+class StoreRefused(StoreError):
+    """The directory is sound but not for this node now: another node's, in use, or written by a newer version."""
+
+
+class StoreDamaged(StoreError):
+    """What is on disk is not what was once acknowledged. The store never repairs it by forgetting."""
+
+
+class StoreFailed(StoreError):
+    """A write or its fsync failed. What is on disk is unknown, so nothing may be retried: the node must stop."""
+
+
+class Files:
+    """Plain files, with the syncs that make them last. Every method raises OSError."""
+
+    def create(self, path: Path) -> int:
+        """A new empty file, opened for reading and writing. Its name lasts after `sync_directory`."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def open(self, path: Path) -> int:
+        """An existing file with its content, or a new one."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(self, descriptor: int, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def sync(self, descriptor: int) -> None:
+        if sys.platform == "darwin":  # there, fsync leaves the bytes in the drive's cache
+            import fcntl
+
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Database:
+    """One SQLite file in WAL mode with `synchronous=FULL`, held exclusively. Methods raise sqlite3.Error.
+
+    Checkpoints are explicit, because SQLite's automatic ones swallow their errors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # The store is opened in one thread and then used by its worker, never by two at a time.
+        self.connection = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
+        try:
+            # Exclusive: no second process can open the file, and the WAL index needs no shared memory file.
+            self._pragma("locking_mode", "exclusive")
+            self._pragma("journal_mode", "wal", expected="wal")
+            self._pragma("synchronous", "full")
+            self._pragma("fullfsync", "on")
+            self._pragma("checkpoint_fullfsync", "on")
+            self._pragma("wal_autocheckpoint", "0")
+            # Pages of an unfinished transaction stay in memory, so that the WAL holds whole transactions only.
+            self._pragma("cache_spill", "off")
+            if self.connection.execute("PRAGMA synchronous").fetchone() != (2,):
+                raise sqlite3.OperationalError("SQLite did not accept synchronous=FULL")
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def transaction(self, steps: Callable[[sqlite3.Connection], None]) -> None:
+        """Run `steps` and commit: durable on return, or no effect at all."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            steps(self.connection)
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+
+    def checkpoint(self, *, truncate: bool = False) -> None:
+        """Move what the WAL holds into the database file. The WAL is then overwritten, or begun anew (`truncate`)."""
+        mode = "TRUNCATE" if truncate else "PASSIVE"
+        busy, _, _ = self.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("checkpoint blocked by another connection")
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _pragma(self, name: str, value: str, expected: str | None = None) -> None:
+        row = self.connection.execute(f"PRAGMA {name}={value}").fetchone()
+        if expected is not None and (row is None or row[0] != expected):
+            raise sqlite3.OperationalError(f"SQLite did not accept {name}={value}")

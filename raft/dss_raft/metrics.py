@@ -1,0 +1,37 @@
+"""Raft's figures for Prometheus, on the default registry. They count what this node did since it started."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+ROLE = Gauge("raft_role", "Role of this node: 0 follower, 1 candidate, 2 leader, 3 learner")
+APPEND_ENTRIES = Counter("raft_append_entries", "AppendEntries this node answered, by result", ["result"])
+REQUEST_VOTE = Counter("raft_request_vote", "RequestVote this node answered", ["granted"])
+PEER_REFUSED = Counter("raft_peer_refused", "Connections and frames refused at the peer port", ["reason"])
+FSYNC_SECONDS = Histogram("raft_fsync_seconds", "One durable write of the log store", buckets=_FAST_SECONDS)
+COMMIT_SECONDS = Histogram("raft_commit_seconds", "From a batch's proposal to its commit, on the leader", buckets=_FAST_SECONDS)
+APPLY_SECONDS = Histogram("raft_apply_seconds", "Applying what one turn committed", buckets=_FAST_SECONDS)
+
+_APPEND_OK = APPEND_ENTRIES.labels(result="ok")
+_APPEND_REJECTED = APPEND_ENTRIES.labels(result="rejected")
+_VOTE_GRANTED = REQUEST_VOTE.labels(granted="true")
+_VOTE_REFUSED = REQUEST_VOTE.labels(granted="false")
+
+role_changed = ROLE.set
+
+
+def append_answered(ok: bool) -> None:
+    """Count an answer to AppendEntries: it matched, or it did not."""
+    (_APPEND_OK if ok else _APPEND_REJECTED).inc()
+
+
+def vote_answered(granted: bool) -> None:
+    """Count an answer to RequestVote."""
+    (_VOTE_GRANTED if granted else _VOTE_REFUSED).inc()
+
+
+def peer_refused(reason: str) -> None:
+    """Count a refusal; `reason` is one of `wire.Reason`, so that no stranger can invent labels."""
+    PEER_REFUSED.labels(reason=reason).inc()
