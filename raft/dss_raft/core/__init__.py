@@ -1,5 +1,27 @@
 """Raft without I/O: no loop, socket, file, clock or global randomness.
 
 Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm" (the paper); Ongaro, "Consensus: Bridging Theory and
-Practice" (the thesis).
+Practice" (the thesis). `RaftCore` is the one door; `messages` and `ready` are what goes in and out.
 """
+
+from dss_raft.core.core import CoreStatus, PeerStatus, RaftCore
+from dss_raft.core.errors import Busy, ChangeRefused, InvariantViolation, NotLeader
+from dss_raft.core.membership import AddLearner, Change, Promote, Remove
+from dss_raft.core.state import CoreConfig, Rng, Role
+
+__all__ = [
+    "AddLearner",
+    "Busy",
+    "Change",
+    "ChangeRefused",
+    "CoreConfig",
+    "CoreStatus",
+    "InvariantViolation",
+    "NotLeader",
+    "PeerStatus",
+    "Promote",
+    "RaftCore",
+    "Remove",
+    "Rng",
+    "Role",
+]

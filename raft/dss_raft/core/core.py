@@ -1,0 +1,380 @@
+"""The one door to the core: everything that changes a Raft member goes in here, everything it wants done comes out as a `Ready`.
+
+Theory of operation. `step` first settles terms, for every message alike (paper 5.1): a newer term makes this node a follower,
+an older one is refused with the newer; then it hands the message to the rules of elections, followers or the leader.
+`take_ready` gathers what has come up. What is in memory runs ahead of what is durable: a leader's entries leave while its own
+disk writes them (thesis 10.2.1), but no vote, acknowledgement or new term leaves, nor does anything count, before its
+write is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dss_raft.core import election, follower, leader
+from dss_raft.core.errors import Busy, ChangeRefused, InvariantViolation, NotLeader
+from dss_raft.core.membership import Change
+from dss_raft.core.messages import (
+    AnyMessage,
+    AppendEntries,
+    AppendReply,
+    EntryKind,
+    InstallSnapshot,
+    PreVote,
+    PreVoteReply,
+    ReadIndexReply,
+    ReadIndexRequest,
+    RequestVote,
+    SnapshotMeta,
+    SnapshotReply,
+    TimeoutNow,
+    VoteReply,
+)
+from dss_raft.core.progress import ProgressState
+from dss_raft.core.ready import HardState, Persist, ReadState, Ready
+from dss_raft.core.state import CoreState, Role
+
+#: Messages of the current term, by type. AppendReply and SnapshotReply find no progress unless this node leads.
+_HANDLERS: dict[type, Callable[[CoreState, Any], None]] = {
+    AppendEntries: follower.handle_append,
+    AppendReply: leader.handle_append_reply,
+    PreVote: election.handle_pre_vote,
+    PreVoteReply: election.handle_pre_vote_reply,
+    RequestVote: election.handle_request_vote,
+    VoteReply: election.handle_vote_reply,
+    InstallSnapshot: follower.handle_snapshot,
+    SnapshotReply: leader.handle_snapshot_reply,
+    ReadIndexRequest: leader.handle_read_request,
+    ReadIndexReply: follower.handle_read_reply,
+    TimeoutNow: follower.handle_timeout_now,
+}
+#: Answers count only from members; questions are heard from anybody, whose configuration may be newer (thesis 4.1).
+_ANSWERS = (AppendReply, PreVoteReply, VoteReply, SnapshotReply)
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """What the leader knows of one peer."""
+
+    id: str
+    learner: bool
+    match: int
+    next: int
+    state: str
+    inflight: int
+    #: since it last answered
+    contact_ticks: int
+    #: silent for longer than an election timeout
+    suspected: bool
+
+
+class CoreStatus(msgspec.Struct, frozen=True):
+    """A picture of the core, for people and metrics."""
+
+    node_id: str
+    term: int
+    role: Role
+    leader_id: str
+    commit_index: int
+    applied_index: int
+    last_index: int
+    durable_index: int
+    first_index: int
+    snapshot_index: int
+    log_len: int
+    members: list[dict[str, Any]]
+    transferee: str
+    #: since the leader was last heard; 0 on the leader
+    leader_contact_ticks: int
+    peers: list[PeerStatus]
+
+
+class RaftCore(CoreState):
+    """One member of a Raft cluster, without any input or output of its own."""
+
+    # ---- what happens to it
+
+    def tick(self) -> None:
+        """A tick of time has passed."""
+        self.ticks += 1
+        if self.role is Role.LEADER:
+            leader.tick(self)
+        else:
+            follower.tick(self)
+
+    def step(self, message: AnyMessage) -> None:
+        """A peer's message has arrived. What is not for this node, or answers from strangers, is ignored."""
+        if message.to != self.node_id or message.sender == self.node_id:
+            return
+        kind = type(message)
+        if kind in _ANSWERS and message.sender not in self.membership.ids:
+            return
+        if message.term > self.term:
+            if not self._enter_newer_term(message):
+                return
+        elif message.term < self.term:
+            self._answer_older_term(message)
+            return
+        _HANDLERS[kind](self, message)
+
+    def _enter_newer_term(self, message: AnyMessage) -> bool:
+        """Follow the newer term (paper 5.1), unless the message only asks about it; False: ignore the message."""
+        if isinstance(message, PreVote) or (isinstance(message, PreVoteReply) and message.granted):
+            return True
+        if isinstance(message, RequestVote) and self.in_lease and not message.transfer:
+            return False
+        from_leader = isinstance(message, (AppendEntries, InstallSnapshot, TimeoutNow))
+        self.become_follower(message.term, message.sender if from_leader else "")
+        return True
+
+    def _answer_older_term(self, message: AnyMessage) -> None:
+        """Say the newer term to whoever asks, so that nobody waits for ever in an old one (etcd#8243)."""
+        reply: AnyMessage
+        to, term, sender = message.sender, self.term, self.node_id
+        if isinstance(message, (AppendEntries, InstallSnapshot)):
+            reply = AppendReply(sender=sender, to=to, term=term, ok=False, match=0, prev_index=0)
+        elif isinstance(message, RequestVote):
+            reply = VoteReply(sender=sender, to=to, term=term, granted=False)
+        elif isinstance(message, PreVote):
+            reply = PreVoteReply(sender=sender, to=to, term=term, granted=False)
+        elif isinstance(message, ReadIndexRequest):
+            reply = ReadIndexReply(sender=sender, to=to, term=term, context=message.context, index=0, ok=False)
+        else:
+            return
+        self.send(reply)
+
+    # ---- what is asked of it
+
+    def propose(self, data: bytes) -> int:
+        """Append a COMMANDS entry; the index it will have if it is ever committed, in this term.
+
+        Raises:
+            NotLeader: with the leader to ask.
+            Busy: too much is uncommitted, or leadership is being handed over.
+        """
+        self._require_leader()
+        if self.transferee:
+            raise Busy(f"leadership is being handed to {self.transferee}")
+        if self.log.size(self.log.committed, self.log.last_index) >= self.config.uncommitted_bytes_max:
+            raise Busy(f"more than {self.config.uncommitted_bytes_max} bytes are not committed yet")
+        return leader.append(self, EntryKind.COMMANDS, data)
+
+    def _require_leader(self) -> None:
+        if self.role is not Role.LEADER:
+            raise NotLeader(self.leader_id)
+
+    def read_index(self, context: int) -> None:
+        """Ask which index a linearizable read must wait for; the answer is a `ReadState` with this context."""
+        if self.role is Role.LEADER:
+            self.reads.pending.append(("", context))
+        elif self.leader_id:
+            self.forwarded.waiting.append(context)
+        else:
+            self.read_states.append(ReadState(context, 0, False))
+
+    def campaign(self, force: bool = False) -> None:
+        """Start an election; `force` deposes a live leader. Nothing happens on a leader or a node without a vote."""
+        election.campaign(self, force=force)
+
+    def transfer(self, to: str = "") -> None:
+        """Hand leadership to a voter, "" for the best one; given up after an election timeout.
+
+        Raises:
+            NotLeader: with the leader to ask.
+            ChangeRefused: `to` is no other voter, or there is none.
+        """
+        self._require_leader()
+        if not to:
+            successor = leader.best_successor(self)
+            if successor is None:
+                raise ChangeRefused("there is no other voter that answers")
+            to = successor.id
+        if to == self.node_id:
+            return
+        peer = self.progress.get(to)
+        if peer is None or peer.learner:
+            raise ChangeRefused(f"{to} has no vote in this cluster")
+        leader.transfer(self, to)
+
+    def change(self, change: Change) -> int:
+        """Change the members by one step; returns the index of the entry that holds the new configuration.
+
+        Raises:
+            NotLeader: with the leader to ask.
+            Busy: another change or a transfer is under way, or nothing of this term is committed yet.
+            ChangeRefused: it makes no sense.
+        """
+        self._require_leader()
+        if self.transferee:
+            raise Busy(f"leadership is being handed to {self.transferee}")
+        if not leader.can_change(self):
+            raise Busy("another change of members is not committed yet, or nothing of this term is")
+        return leader.change(self, change)
+
+    # ---- what it wants done
+
+    def take_ready(self) -> Ready | None:
+        """Everything that has come up; None when there is nothing to do. Call until None."""
+        if self.role is Role.LEADER:
+            leader.collect(self)
+        else:
+            follower.collect(self)
+        persist = None
+        if self.outstanding is None:
+            persist = self._next_persist()
+            if persist is None and self.deferred:
+                deferred, self.deferred = self.deferred, []
+                self._release(deferred)
+        committed = []
+        end = min(self.log.committed, self.log.durable)
+        if end > self.delivered and self.restoring is None:
+            committed = self.log.slice(self.delivered + 1, end)
+            self.delivered = end
+        if not (
+            persist
+            or self.messages
+            or committed
+            or self.read_states
+            or self.chunks_wanted
+            or self.chunks_received
+            or self.restore
+        ):
+            return None
+        ready = Ready(persist, self.messages, committed, self.read_states, self.chunks_wanted, self.chunks_received, self.restore)
+        self.messages = []
+        self.read_states = []
+        self.chunks_wanted = []
+        self.chunks_received = []
+        self.restore = None
+        return ready
+
+    def _next_persist(self) -> Persist | None:
+        log = self.log
+        hard = self.hard_handed
+        if self.term != hard.term or self.vote != hard.vote:
+            hard = HardState(self.term, self.vote)
+        elif log.handed == log.last_index and not log.truncated_from and self.installing is None:
+            return None
+        self.persist_number += 1
+        truncate_from, entries = log.hand_over()
+        persist = Persist(self.persist_number, hard, truncate_from, entries, self.installing)
+        self.hard_handed = hard
+        self.installing = None
+        self.outstanding = persist
+        self.outstanding_tick = self.ticks
+        self.awaiting_persist, self.deferred = self.deferred, []
+        return persist
+
+    def persisted(self, number: int) -> None:
+        """The Persist of this number is durable: what waited for it may leave and count.
+
+        Raises:
+            InvariantViolation: it is not the one that is outstanding.
+        """
+        persist = self.outstanding
+        if persist is None or persist.number != number:
+            raise InvariantViolation(f"write {number} is reported durable, but it is not the one under way")
+        self.outstanding = None
+        self.hard_durable = persist.hard_state
+        self.log.written()
+        if persist.snapshot is not None:
+            self._snapshot_installed(persist.snapshot)
+        released, self.awaiting_persist = self.awaiting_persist, []
+        self._release(released)
+        if self.role is Role.LEADER:
+            leader.advance_commit(self)
+
+    def _snapshot_installed(self, meta: SnapshotMeta) -> None:
+        if self.restoring is meta:
+            self.restoring = None
+        self.restore = meta
+        self.delivered = meta.index
+        if self.role is not Role.LEADER:
+            follower.reply_to_chunk(self, meta, meta.size, done=True)
+
+    def _release(self, messages: list[AnyMessage]) -> None:
+        """Let go what waited for a write; invariant 9: none of it promises more than is durable."""
+        durable = self.hard_durable
+        for message in messages:
+            if isinstance(message, VoteReply) and message.granted:
+                if message.term > durable.term or (message.term == durable.term and durable.vote != message.to):
+                    raise InvariantViolation(f"a vote for {message.to} in term {message.term} leaves before it is durable")
+                if message.to == self.node_id:
+                    if message.term == self.term:
+                        election.handle_vote_reply(self, message)
+                    continue
+            elif message.term > durable.term and not isinstance(message, (PreVote, PreVoteReply)):
+                raise InvariantViolation(f"term {message.term} leaves before it is durable")
+            self.messages.append(message)
+
+    def applied(self, index: int) -> None:
+        """The state machines have applied everything up to `index`.
+
+        Raises:
+            InvariantViolation: it goes back, or past what was given out.
+        """
+        if not self.applied_index <= index <= self.delivered:
+            raise InvariantViolation(f"applied index {self.applied_index} cannot become {index}: {self.delivered} was given out")
+        self.applied_index = index
+
+    # ---- snapshots
+
+    def meta_at(self, index: int) -> SnapshotMeta:
+        """What a snapshot of the state machines at `index` must be named; size and CRC are for the driver to fill in."""
+        return SnapshotMeta(index, self.log.known_term(index), self.membership.at(index))
+
+    def compact(self, meta: SnapshotMeta, keep_entries: int) -> None:
+        """A snapshot at `meta.index` is durable; drop the log up to `keep_entries` before it (they serve slow followers).
+
+        Raises:
+            InvariantViolation: not everything in it has been applied.
+        """
+        if meta.index <= self.snapshot.index:
+            return
+        if meta.index > self.applied_index:
+            raise InvariantViolation(f"a snapshot at {meta.index}, but only {self.applied_index} is applied")
+        self.snapshot = meta
+        self.membership.compact(meta.index)
+        self.log.compact(meta.index - keep_entries)
+
+    def chunk_stored(self, meta: SnapshotMeta, next_offset: int, complete: bool) -> None:
+        """The driver has stored a received chunk; `complete`: all bytes are there, size and CRC are right."""
+        follower.chunk_stored(self, meta, next_offset, complete)
+
+    # ---- what people want to know
+
+    def status(self) -> CoreStatus:
+        """A consistent picture of this moment."""
+        peers = [
+            PeerStatus(
+                id=peer.id,
+                learner=peer.learner,
+                match=peer.match,
+                next=peer.next,
+                state=ProgressState(peer.state).name,
+                inflight=len(peer.inflight),
+                contact_ticks=self.ticks - peer.contact_tick,
+                suspected=self.ticks - peer.contact_tick > self.config.election_ticks_max,
+            )
+            for peer in self.peers
+        ]
+        log = self.log
+        return CoreStatus(
+            node_id=self.node_id,
+            term=self.term,
+            role=self.role,
+            leader_id=self.leader_id,
+            commit_index=log.committed,
+            applied_index=self.applied_index,
+            last_index=log.last_index,
+            durable_index=log.durable,
+            first_index=log.first_index,
+            snapshot_index=self.snapshot.index,
+            log_len=len(log),
+            members=[{"id": member.id, "url": member.url, "learner": member.learner} for member in self.configuration.members],
+            transferee=self.transferee,
+            leader_contact_ticks=0 if self.role is Role.LEADER else self.election_elapsed,
+            peers=peers,
+        )

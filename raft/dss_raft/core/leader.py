@@ -1,0 +1,317 @@
+"""The leader: replicate, commit by majority in its own term (paper 5.3, 5.4.2), confirm reads, hand over."""
+
+from __future__ import annotations
+
+from dss_raft.core import membership, quorum
+from dss_raft.core.errors import InvariantViolation
+from dss_raft.core.messages import (
+    AppendEntries,
+    AppendReply,
+    Entry,
+    EntryKind,
+    ReadIndexReply,
+    ReadIndexRequest,
+    SnapshotReply,
+    TimeoutNow,
+)
+from dss_raft.core.progress import Progress, ProgressState
+from dss_raft.core.reads import LeaderReads
+from dss_raft.core.ready import ReadState, SnapshotChunkWanted
+from dss_raft.core.state import CoreState, Role
+
+
+def become_leader(core: CoreState) -> None:
+    """Won: append a no-op, which commits what earlier terms left (paper 8) and opens the door for reads and changes."""
+    if core.role is not Role.CANDIDATE or core.asking:
+        raise InvariantViolation(f"only a candidate becomes leader, not a {core.role.name}")
+    core.role = Role.LEADER
+    core.set_leader(core.node_id)
+    core.votes.clear()
+    core.round = 0
+    core.reads = LeaderReads()
+    core.transferee = ""
+    core.heartbeat_elapsed = 0
+    core.progress = {}
+    core.members_changed()
+    append(core, EntryKind.NOOP, b"")
+
+
+def append(core: CoreState, kind: EntryKind, data: bytes) -> int:
+    """Put one entry of the current term at the end; a leader only ever appends (paper 5.3)."""
+    index = core.log.last_index + 1
+    core.append([Entry(index, core.term, int(kind), data)])
+    return index
+
+
+def term_committed(core: CoreState) -> bool:
+    """An entry of the current term is committed: the commit index is known to be up to date (paper 8)."""
+    return core.log.term(core.log.committed) == core.term
+
+
+# ---- time
+
+
+def tick(core: CoreState) -> None:
+    """Heartbeats, and the three reasons to step down or give up: a stalled disk, a lost majority, a transfer that hangs."""
+    config = core.config
+    # alone there is nobody to step down for
+    if core.voting_peers and core.outstanding is not None and core.ticks - core.outstanding_tick >= config.election_ticks_max:
+        core.become_follower(core.term, "")
+        return
+    if core.transferee and core.ticks - core.transfer_tick >= config.election_ticks_max:
+        core.transferee = ""
+    for peer in core.peers:
+        if peer.state is ProgressState.SNAPSHOT and core.ticks - peer.chunk_tick >= config.election_ticks_max:
+            peer.chunk_due = True
+    core.heartbeat_elapsed += 1
+    if core.heartbeat_elapsed < config.heartbeat_ticks:
+        return
+    core.heartbeat_elapsed = 0
+    if not _quorum_is_active(core):
+        core.become_follower(core.term, "")
+        return
+    begin_round(core)
+    if core.membership.learners and config.promote_lag_max >= 0:
+        _promote_a_learner(core)
+
+
+def _quorum_is_active(core: CoreState) -> bool:
+    """A majority has answered within an election timeout (thesis 6.2): else another leader may exist."""
+    heard = [peer.contact_tick for peer in core.voting_peers]
+    if core.is_voter:
+        heard.append(core.ticks)
+    return core.ticks - quorum.reached(heard) <= core.config.election_ticks_max
+
+
+def _promote_a_learner(core: CoreState) -> None:
+    if core.transferee or not can_change(core):
+        return
+    lately = core.ticks - core.config.election_ticks_min
+    for peer in core.peers:
+        if not peer.learner or peer.match == 0 or peer.contact_tick < lately:
+            continue
+        if peer.match + core.config.promote_lag_max >= core.log.last_index:
+            change(core, membership.Promote(peer.id))
+            return
+
+
+# ---- sending
+
+
+def begin_round(core: CoreState) -> None:
+    """Everybody gets a message now, and its answer confirms this leader; reads that have gathered ride along."""
+    core.round += 1
+    for peer in core.peers:
+        peer.due = True
+    if core.reads.pending and term_committed(core):
+        core.reads.start(core.round, core.log.committed)
+
+
+def collect(core: CoreState) -> None:
+    """Queue what the peers should get now."""
+    if core.term != core.hard_durable.term:
+        raise InvariantViolation(f"leader of term {core.term}, but only term {core.hard_durable.term} is durable")
+    if core.reads.pending and not core.reads.batches and term_committed(core):
+        begin_round(core)
+    if core.reads.batches:
+        _answer_reads(core)
+    for peer in core.peers:
+        if peer.state is not ProgressState.SNAPSHOT and peer.next < core.log.first_index:
+            peer.become_snapshot(core.snapshot)
+        if peer.state is ProgressState.SNAPSHOT:
+            _send_snapshot(core, peer)
+        else:
+            _send_entries(core, peer)
+    if not core.is_voter and core.membership.index <= core.log.committed:
+        _leave(core)
+
+
+def _send_entries(core: CoreState, peer: Progress) -> None:
+    """Entries as far as the limits allow; an empty message for a heartbeat, or for news of the commit index."""
+    log, config = core.log, core.config
+    probing = peer.state is ProgressState.PROBE
+    while True:
+        prev_index = peer.next - 1
+        again = probing and peer.paused
+        entries: list[Entry] = []
+        last = prev_index
+        # a probe that got no answer is repeated empty: the peer may well be down
+        if prev_index < log.last_index and not again and not peer.full(config.inflight_messages_max, config.inflight_bytes_max):
+            last = log.batch_end(peer.next, config.append_entries_max, config.append_bytes_max)
+            entries = log.slice(peer.next, last)
+        commit = min(log.committed, last)
+        if not (entries or peer.due or (not again and (probing or commit > peer.commit_sent))):
+            return
+        _send_append(core, peer, prev_index, log.known_term(prev_index), entries, log.committed)
+        peer.due = False
+        peer.commit_sent = commit
+        if probing:
+            peer.paused = True
+            return
+        if not entries:
+            return
+        peer.sent(last, log.size(prev_index, last))
+        if last == log.last_index:
+            return
+
+
+def _send_append(core: CoreState, peer: Progress, prev_index: int, prev_term: int, entries: list[Entry], commit: int) -> None:
+    core.messages.append(
+        AppendEntries(
+            sender=core.node_id,
+            to=peer.id,
+            term=core.term,
+            prev_index=prev_index,
+            prev_term=prev_term,
+            entries=entries,
+            commit=commit,
+            round=core.round,
+        )
+    )
+
+
+def _send_snapshot(core: CoreState, peer: Progress) -> None:
+    """One chunk at a time; heartbeats that match any log keep the peer from starting an election meanwhile."""
+    if peer.due:
+        peer.due = False
+        _send_append(core, peer, 0, 0, [], 0)
+    if not peer.chunk_due or peer.snapshot is None:
+        return
+    if core.ticks - peer.chunk_tick >= core.config.election_ticks_max and peer.snapshot.index < core.snapshot.index:
+        # the transfer hangs, and there is a newer snapshot; the bytes of the older may be gone
+        peer.become_snapshot(core.snapshot)
+    peer.chunk_due = False
+    peer.chunk_tick = core.ticks
+    core.chunks_wanted.append(SnapshotChunkWanted(peer.id, core.term, peer.snapshot or core.snapshot, peer.offset))
+
+
+# ---- answers
+
+
+def handle_append_reply(core: CoreState, message: AppendReply) -> None:
+    peer = core.progress.get(message.sender)
+    if peer is None:
+        return
+    peer.contact_tick = core.ticks
+    if message.round > peer.round:
+        peer.round = message.round
+        if core.reads.batches:
+            _answer_reads(core)
+    if not message.ok:
+        _step_back(core, peer, message)
+        return
+    if message.match > core.log.last_index:
+        raise InvariantViolation(f"{peer.id} acknowledges {message.match}, but the log ends at {core.log.last_index}")
+    news = peer.acknowledged(message.match)
+    if peer.state is ProgressState.PROBE:
+        if message.prev_index >= peer.next - 1 or message.match >= peer.next - 1:
+            peer.become_replicate(min(max(message.prev_index, message.match), core.log.last_index) + 1)
+    elif peer.state is ProgressState.SNAPSHOT and peer.match >= core.log.base_index:
+        peer.become_probe(peer.match + 1)
+    if news:
+        advance_commit(core)
+        _continue_transfer(core, peer)
+    peer.check(core.log.last_index, core.config.inflight_messages_max)
+
+
+def _step_back(core: CoreState, peer: Progress, message: AppendReply) -> None:
+    """The logs differ at `prev_index`: go on where they may agree, unless the answer is to an older question."""
+    if peer.state is ProgressState.SNAPSHOT or message.prev_index <= peer.match:
+        return
+    if peer.state is ProgressState.PROBE and message.prev_index != peer.next - 1:
+        return
+    hint = core.log.last_with_term_at_most(min(message.hint_index, message.prev_index - 1), message.hint_term)
+    peer.become_probe(hint + 1)
+
+
+def handle_snapshot_reply(core: CoreState, message: SnapshotReply) -> None:
+    peer = core.progress.get(message.sender)
+    if peer is None:
+        return
+    peer.contact_tick = core.ticks
+    if message.done:
+        if message.index <= core.log.last_index and peer.acknowledged(message.index):
+            advance_commit(core)
+        if peer.state is ProgressState.SNAPSHOT and peer.match >= core.log.base_index:
+            peer.become_probe(peer.match + 1)
+    elif peer.snapshot is not None and peer.snapshot.index == message.index:
+        peer.offset = min(message.next_offset, peer.snapshot.size)
+        peer.chunk_due = True
+
+
+def advance_commit(core: CoreState) -> None:
+    """Commit what a majority has made durable, if it is of this term (paper 5.4.2); self by its own disk (etcd#14370)."""
+    log = core.log
+    matches = [peer.match for peer in core.voting_peers]
+    if core.is_voter:
+        matches.append(log.durable)
+    index = quorum.reached(matches)
+    if index > log.committed and log.term(index) == core.term:
+        log.commit_to(index)
+
+
+# ---- reads
+
+
+def _answer_reads(core: CoreState) -> None:
+    rounds = [peer.round for peer in core.voting_peers]
+    if core.is_voter:
+        rounds.append(core.round)
+    for origin, context, index in core.reads.confirmed(quorum.reached(rounds)):
+        if origin:
+            core.send(ReadIndexReply(sender=core.node_id, to=origin, term=core.term, context=context, index=index, ok=True))
+        else:
+            core.read_states.append(ReadState(context, index, True))
+
+
+def handle_read_request(core: CoreState, message: ReadIndexRequest) -> None:
+    if core.role is Role.LEADER:
+        core.reads.pending.append((message.sender, message.context))
+        return
+    core.send(ReadIndexReply(sender=core.node_id, to=message.sender, term=core.term, context=message.context, index=0, ok=False))
+
+
+# ---- handing over, and changes of members
+
+
+def transfer(core: CoreState, to: str) -> None:
+    """Bring `to` up to date, then tell it to campaign (thesis 3.10)."""
+    core.transferee = to
+    core.transfer_tick = core.ticks
+    peer = core.progress[to]
+    peer.due = True
+    _continue_transfer(core, peer)
+
+
+def _continue_transfer(core: CoreState, peer: Progress) -> None:
+    if peer.id == core.transferee and peer.match == core.log.last_index:
+        core.send(TimeoutNow(sender=core.node_id, to=peer.id, term=core.term))
+
+
+def best_successor(core: CoreState) -> Progress | None:
+    """The voter that needs least to catch up, among those heard of lately."""
+    lately = core.ticks - core.config.election_ticks_max
+    candidates = [peer for peer in core.voting_peers if peer.contact_tick >= lately]
+    return max(candidates, key=lambda peer: (peer.match, peer.id), default=None)
+
+
+def _leave(core: CoreState) -> None:
+    """The change that removed this leader is committed: it may go now, not earlier (thesis 4.2.2)."""
+    successor = best_successor(core)
+    if successor is not None:
+        core.send(TimeoutNow(sender=core.node_id, to=successor.id, term=core.term))
+    core.become_follower(core.term, "")
+
+
+def can_change(core: CoreState) -> bool:
+    """No other change is uncommitted, and an entry of this term is committed (thesis 4.1; Ongaro's correction of 2015)."""
+    return core.membership.index <= core.log.committed and term_committed(core)
+
+
+def change(core: CoreState, wish: membership.Change) -> int:
+    """Append the configuration that follows from the one in force; it counts from now on."""
+    if not can_change(core):
+        raise InvariantViolation("a second change of members before the first is committed")
+    index = append(core, EntryKind.CONFIGURATION, membership.encode(membership.changed(core.configuration, wish)))
+    advance_commit(core)
+    return index

@@ -1,0 +1,127 @@
+"""What a leader knows about one peer, and how it sends to it.
+
+    PROBE      where the logs agree is not known: one message, then wait for its answer or for the next heartbeat
+    REPLICATE  they agree: `next` runs ahead of `match`, as far as the inflight limits allow
+    SNAPSHOT   the peer needs entries that are compacted: chunks of a snapshot, one in flight; heartbeats go on
+
+An answer that accepts leads to REPLICATE, one that refuses to PROBE; `next` at or below the log's base leads to SNAPSHOT.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+
+from dss_raft.core.errors import InvariantViolation
+from dss_raft.core.messages import SnapshotMeta
+
+
+class ProgressState(IntEnum):
+    PROBE = 0
+    REPLICATE = 1
+    SNAPSHOT = 2
+
+
+class Progress:
+    """One peer of the leader; `0 <= match < next` always."""
+
+    __slots__ = (
+        "chunk_due",
+        "chunk_tick",
+        "commit_sent",
+        "contact_tick",
+        "due",
+        "id",
+        "inflight",
+        "inflight_bytes",
+        "learner",
+        "match",
+        "next",
+        "offset",
+        "paused",
+        "round",
+        "snapshot",
+        "state",
+    )
+
+    def __init__(self, peer_id: str, learner: bool, next_index: int, tick: int) -> None:
+        self.id = peer_id
+        self.learner = learner
+        #: last index known to be equal and durable there
+        self.match = 0
+        #: the entry to send next
+        self.next = next_index
+        self.state = ProgressState.PROBE
+        #: PROBE: a probe is out
+        self.paused = False
+        #: a message must go out even when there is nothing to say (heartbeat, confirmation round)
+        self.due = True
+        #: messages with entries that are not acknowledged: (last index, bytes)
+        self.inflight: deque[tuple[int, int]] = deque()
+        self.inflight_bytes = 0
+        #: the highest commit index the peer was told and could use
+        self.commit_sent = 0
+        #: last confirmation round this peer has answered
+        self.round = 0
+        #: when it last answered anything; a new leader gives everyone an election timeout's benefit of the doubt
+        self.contact_tick = tick
+        #: SNAPSHOT: what is being sent, where it goes on, whether a chunk must be asked of the driver, and when that was
+        self.snapshot: SnapshotMeta | None = None
+        self.offset = 0
+        self.chunk_due = False
+        self.chunk_tick = 0
+
+    def sent(self, last_index: int, size: int) -> None:
+        """Entries up to `last_index` left in REPLICATE."""
+        self.next = last_index + 1
+        self.inflight.append((last_index, size))
+        self.inflight_bytes += size
+
+    def full(self, messages_max: int, bytes_max: int) -> bool:
+        """No more entries may be sent before an acknowledgement."""
+        return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max
+
+    def acknowledged(self, match: int) -> bool:
+        """The peer holds everything up to `match`; False when that is no news."""
+        inflight = self.inflight
+        while inflight and inflight[0][0] <= match:
+            self.inflight_bytes -= inflight.popleft()[1]
+        if match <= self.match:
+            return False
+        self.match = match
+        if self.next <= match:
+            self.next = match + 1
+        return True
+
+    def become_probe(self, next_index: int) -> None:
+        self._leave(ProgressState.PROBE, next_index)
+        self.paused = False
+
+    def become_replicate(self, next_index: int) -> None:
+        self._leave(ProgressState.REPLICATE, next_index)
+        self.commit_sent = 0
+
+    def become_snapshot(self, meta: SnapshotMeta) -> None:
+        self._leave(ProgressState.SNAPSHOT, self.next)
+        self.snapshot = meta
+        self.offset = 0
+        self.chunk_due = True
+
+    def _leave(self, state: ProgressState, next_index: int) -> None:
+        self.state = state
+        self.next = max(next_index, self.match + 1)
+        self.inflight.clear()
+        self.inflight_bytes = 0
+        self.snapshot = None
+        self.chunk_due = False
+
+    def check(self, last_index: int, messages_max: int) -> None:
+        """Invariant 7 of the leader's bookkeeping.
+
+        Raises:
+            InvariantViolation: it does not hold.
+        """
+        if not 0 <= self.match < self.next <= last_index + 1 or len(self.inflight) > messages_max:
+            raise InvariantViolation(
+                f"progress of {self.id}: match {self.match}, next {self.next}, last {last_index}, inflight {len(self.inflight)}"
+            )

@@ -1,0 +1,296 @@
+"""The state of one Raft member, and the few primitives that every role uses. The roles' rules are in election, follower, leader.
+
+Rules of this file: everything that changes the term, the vote, the role, the log or the membership goes through a method here,
+and everything that leaves the core is queued here, so that nothing can leave before the write it depends on.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Protocol
+
+import msgspec
+
+from dss_raft.core import membership
+from dss_raft.core.errors import InvariantViolation
+from dss_raft.core.log import RaftLog
+from dss_raft.core.membership import Membership
+from dss_raft.core.messages import (
+    AnyMessage,
+    Configuration,
+    Entry,
+    EntryKind,
+    InstallSnapshot,
+    ReadIndexReply,
+    SnapshotMeta,
+)
+from dss_raft.core.progress import Progress
+from dss_raft.core.reads import ForwardedReads, LeaderReads
+from dss_raft.core.ready import BootState, Persist, ReadState, SnapshotChunkWanted
+
+
+class Rng(Protocol):
+    """The only randomness of the core: election timeouts, and where read nonces start."""
+
+    def randint(self, a: int, b: int, /) -> int: ...
+
+
+class Role(IntEnum):
+    """A node asking for pre-votes shows as CANDIDATE."""
+
+    FOLLOWER = 0
+    CANDIDATE = 1
+    LEADER = 2
+    LEARNER = 3
+
+
+class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes and times; times are in ticks, whose length the driver decides.
+
+    Raises:
+        ValueError: a combination that cannot work, naming the field.
+    """
+
+    node_id: str
+    election_ticks_min: int
+    election_ticks_max: int
+    heartbeat_ticks: int
+    #: one AppendEntries carries at most this much (a larger single entry still goes, alone)
+    append_bytes_max: int = 1 << 20
+    append_entries_max: int = 1024
+    #: AppendEntries with entries that one peer may have unacknowledged; deep pipelines hurt commit latency
+    inflight_messages_max: int = 8
+    inflight_bytes_max: int = 4 << 20
+    #: proposals are refused (`Busy`) while more than this is uncommitted
+    uncommitted_bytes_max: int = 64 << 20
+    #: a learner at most this many entries behind is given its vote by the leader; -1: only by hand
+    promote_lag_max: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.node_id:
+            raise ValueError("`node_id` is empty")
+        if not 0 < self.heartbeat_ticks < self.election_ticks_min:
+            raise ValueError("`heartbeat_ticks` must be at least 1 and less than `election_ticks_min`")
+        if self.election_ticks_max < self.election_ticks_min:
+            raise ValueError("`election_ticks_max` is less than `election_ticks_min`")
+        for field in (
+            "append_bytes_max",
+            "append_entries_max",
+            "inflight_messages_max",
+            "inflight_bytes_max",
+            "uncommitted_bytes_max",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"`{field}` must be at least 1")
+
+
+class CoreState:
+    """Fields are public to the core's modules; the driver uses `RaftCore`'s methods and reads the plain attributes."""
+
+    def __init__(self, config: CoreConfig, boot: BootState, rng: Rng) -> None:
+        snapshot = boot.snapshot
+        self.config = config
+        self.node_id = config.node_id
+        self.rng = rng
+        #: never decreases
+        self.term = boot.hard_state.term
+        #: whom this node voted for in `term`; changes only from "" or together with the term
+        self.vote = boot.hard_state.vote
+        self.role = Role.FOLLOWER
+        #: CANDIDATE only: still asking for pre-votes, the term is not raised yet
+        self.asking = False
+        #: "" when unknown; at most one value per term
+        self.leader_id = ""
+        #: the newest snapshot this node has; the log may reach back further than its index
+        self.snapshot = snapshot
+        self.log = RaftLog(snapshot.index, snapshot.term, boot.entries)
+        if self.log.last_term > self.term:
+            raise InvariantViolation(f"the log ends in term {self.log.last_term}, but the stored term is {self.term}")
+        self.membership = Membership(snapshot.index, snapshot.configuration)
+        self.applied_index = snapshot.index
+        #: last entry given out in `Ready.committed`, or covered by `Ready.restore`
+        self.delivered = snapshot.index
+        # ---- time, in ticks
+        self.ticks = 0
+        self.election_elapsed = 0
+        self.election_timeout = 0
+        self.heartbeat_elapsed = 0
+        # ---- candidate: sender -> granted; the first answer of each counts
+        self.votes: dict[str, bool] = {}
+        # ---- leader
+        self.progress: dict[str, Progress] = {}
+        self.peers: list[Progress] = []
+        self.voting_peers: list[Progress] = []
+        self.is_voter = False
+        #: confirmation rounds of this term
+        self.round = 0
+        self.reads = LeaderReads()
+        self.transferee = ""
+        self.transfer_tick = 0
+        # ---- follower
+        #: up to here this log equals that of the leader of `term`
+        self.verified = self.log.committed
+        self.acked_match = self.log.committed
+        self.acked_round = 0
+        self.seen_round = 0
+        self.ack_due = False
+        #: after a refusal the next append is answered even if it brings nothing new: it is a probe
+        self.answer_next = False
+        self.forwarded = ForwardedReads(rng.randint(0, 1 << 48))
+        # ---- what the store holds
+        self.hard_durable = boot.hard_state
+        self.hard_handed = boot.hard_state
+        self.persist_number = 0
+        self.outstanding: Persist | None = None
+        self.outstanding_tick = 0
+        #: a snapshot that has replaced the log in memory and has to be made so in the store, next
+        self.installing: SnapshotMeta | None = None
+        #: the same until it is durable and may replace the state machines
+        self.restoring: SnapshotMeta | None = None
+        # ---- what goes out: now; after the next Persist; after the outstanding one
+        self.messages: list[AnyMessage] = []
+        self.deferred: list[AnyMessage] = []
+        self.awaiting_persist: list[AnyMessage] = []
+        self.read_states: list[ReadState] = []
+        self.chunks_wanted: list[SnapshotChunkWanted] = []
+        self.chunks_received: list[InstallSnapshot] = []
+        self.restore: SnapshotMeta | None = None
+
+        for entry in boot.entries:
+            if entry.kind == EntryKind.CONFIGURATION:
+                self.membership.append(entry.index, membership.decode(entry))
+        self.members_changed()
+        self.reset_election_timer()
+
+    # ---- plain views
+
+    @property
+    def commit_index(self) -> int:
+        return self.log.committed
+
+    @property
+    def last_index(self) -> int:
+        return self.log.last_index
+
+    @property
+    def configuration(self) -> Configuration:
+        """The members in force: the last configuration in the log, committed or not."""
+        return self.membership.configuration
+
+    @property
+    def in_lease(self) -> bool:
+        """A live leader is known, so there is no reason for an election (thesis 4.2.3, 6.2)."""
+        return self.role is Role.LEADER or (self.leader_id != "" and self.election_elapsed < self.config.election_ticks_min)
+
+    def is_up_to_date(self, last_index: int, last_term: int) -> bool:
+        """Whether a log that ends so is at least as up-to-date as this one (paper 5.4.1)."""
+        log = self.log
+        return last_term > log.last_term or (last_term == log.last_term and last_index >= log.last_index)
+
+    # ---- term, role, timers
+
+    def reset_election_timer(self) -> None:
+        """Draw a new timeout, so that split votes are rare and do not repeat (paper 5.2)."""
+        self.election_elapsed = 0
+        self.election_timeout = self.rng.randint(self.config.election_ticks_min, self.config.election_ticks_max)
+
+    def set_term(self, term: int) -> None:
+        """Enter a newer term, in which this node has not voted and knows nothing of the leader's log but what is committed."""
+        if term <= self.term:
+            raise InvariantViolation(f"term {self.term} cannot become {term}")
+        self.term = term
+        self.vote = ""
+        self.verified = self.acked_match = self.log.committed
+        self.acked_round = self.seen_round = 0
+        self.ack_due = self.answer_next = False
+
+    def set_vote(self, candidate: str) -> None:
+        """Vote, once per term (paper 5.2)."""
+        if self.vote not in ("", candidate):
+            raise InvariantViolation(f"already voted for {self.vote} in term {self.term}, cannot vote for {candidate}")
+        self.vote = candidate
+
+    def set_leader(self, leader_id: str) -> None:
+        """Know another leader, or none; reads sent to the one before are refused."""
+        if leader_id == self.leader_id:
+            return
+        self.leader_id = leader_id
+        for context in self.forwarded.take_all():
+            self.read_states.append(ReadState(context, 0, False))
+
+    def become_follower(self, term: int, leader_id: str) -> None:
+        """Follow `leader_id` ("" when not known yet) in `term`. The vote is kept when the term is (microsoft/CCF PR 8094)."""
+        was_leader = self.role is Role.LEADER
+        if term != self.term:
+            self.set_term(term)
+        self.role = Role.LEARNER if self.node_id in self.membership.learners else Role.FOLLOWER
+        self.asking = False
+        self.votes.clear()
+        self.reset_election_timer()
+        self.set_leader(leader_id)
+        if was_leader:
+            self.progress = {}
+            self.peers = []
+            self.voting_peers = []
+            self.transferee = ""
+            self._refuse_reads()
+
+    def _refuse_reads(self) -> None:
+        for origin, context in self.reads.take_all():
+            if origin:
+                self.send(ReadIndexReply(sender=self.node_id, to=origin, term=self.term, context=context, index=0, ok=False))
+            else:
+                self.read_states.append(ReadState(context, 0, False))
+
+    # ---- log and membership
+
+    def append(self, entries: list[Entry]) -> None:
+        """Add entries to the log; a configuration among them is in force at once (thesis 4.1)."""
+        self.log.append(entries)
+        for entry in entries:
+            if entry.kind == EntryKind.CONFIGURATION:
+                self.membership.append(entry.index, membership.decode(entry))
+                self.members_changed()
+
+    def truncate(self, first: int) -> None:
+        """Remove entries from `first` on, and the configurations among them."""
+        if self.role is Role.LEADER:
+            raise InvariantViolation("a leader never removes entries of its own log")
+        if first <= self.verified:
+            raise InvariantViolation(
+                f"the leader of term {self.term} contradicts itself at {first}: verified up to {self.verified}"
+            )
+        self.log.truncate(first)
+        if self.membership.truncate(first):
+            self.members_changed()
+
+    def members_changed(self) -> None:
+        """Bring role and progress in line with the configuration in force."""
+        members = self.membership
+        self.is_voter = self.node_id in members.voters
+        if self.role is not Role.LEADER:
+            if self.role is not Role.CANDIDATE:
+                self.role = Role.LEARNER if self.node_id in members.learners else Role.FOLLOWER
+            return
+        progress: dict[str, Progress] = {}
+        for member in self.configuration.members:
+            if member.id != self.node_id:
+                known = self.progress.get(member.id) or Progress(member.id, member.learner, self.log.last_index + 1, self.ticks)
+                known.learner = member.learner
+                progress[member.id] = known
+        self.progress = progress
+        self.peers = list(progress.values())
+        self.voting_peers = [peer for peer in self.peers if not peer.learner]
+
+    # ---- what leaves
+
+    def send(self, message: AnyMessage) -> None:
+        """Send now if everything this message says is durable, which a new term may not be."""
+        if self.term == self.hard_durable.term:
+            self.messages.append(message)
+        else:
+            self.deferred.append(message)
+
+    def send_after_persist(self, message: AnyMessage) -> None:
+        """Send once everything that is in memory now is durable: votes, requests for votes."""
+        self.deferred.append(message)
