@@ -327,6 +327,15 @@ class Node:
         """
         return await self._ask_leader("remove_member", node_id=node_id)
 
+    async def hand_over(self) -> None:
+        """Before a clean stop: leave leadership to somebody who is up, so that nobody has to wait for an election."""
+        if not self.is_leader or not any(self._links.is_up(peer) for peer in self.peers):
+            return
+        try:
+            await self.transfer()
+        except Refused as refusal:
+            log.warning("raft.not_handed_over", why=refusal.detail)
+
     async def _ask_leader(self, what: str, **args: Any) -> dict[str, Any]:
         timeout_s = self.config.submit_timeout_ms / 1000
         return await self._control.ask(self.leader_id, self.is_leader, timeout_s, what, args)
