@@ -54,7 +54,7 @@ async def _ended(pid: int) -> int:
     descriptor = os.pidfd_open(pid)
     ended: asyncio.Future[None] = loop.create_future()
     try:
-        loop.add_reader(descriptor, lambda: ended.done() or ended.set_result(None))
+        loop.add_reader(descriptor, lambda: None if ended.done() else ended.set_result(None))
         await asyncio.shield(ended)
     finally:
         loop.remove_reader(descriptor)

@@ -31,7 +31,7 @@ from dss_raft.reads import ReadRounds
 from dss_raft.replica import Replica
 from dss_raft.snapshot_keeper import SnapshotKeeper, SnapshotPart
 from dss_raft.store import LogStore
-from dss_raft.wire import AppFrame, ForwardFrame, Frame, RaftFrame
+from dss_raft.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
 
 if TYPE_CHECKING:
     from dss_project.config import NodeConfig
@@ -511,17 +511,15 @@ class Node:
 
     # -------------------------------------------------------------------- links
 
-    def _frame_arrived(self, peer: str, frame: Frame) -> None:
+    def _frame_arrived(self, peer: str, frame: AnyFrame) -> None:
         if isinstance(frame, RaftFrame):
             self._driver.receive(frame.messages)
         elif isinstance(frame, ForwardFrame):
             if self.is_leader:
                 self._groups.append(frame.group)
                 self._driver.wake()
-        else:
-            callback = self._channels.get(frame.channel)
-            if callback is not None:
-                callback(peer, frame.data)
+        elif isinstance(frame, AppFrame) and frame.channel in self._channels:
+            self._channels[frame.channel](peer, frame.data)
 
     def _peer_is_up(self, peer: str) -> None:
         log.info("raft.peer_up", peer=peer)

@@ -57,6 +57,8 @@ class Cluster:
             "submit_timeout_ms": 5000,
             "snapshot_entries": 1_000_000,
             "snapshot_bytes": 1 << 30,
+            "peer_port_offset": 0,
+            "join": False,
         }
         return SimpleNamespace(**{**defaults, **self.settings})
 
