@@ -1,0 +1,117 @@
+"""What clients of the lock manager may ask: field names, limits and defaults, defined here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from dss_raft.commands import Command, DurationMs, Fields, Index, Name, OptionalName, WaitMs, check_name
+
+KEYS_PER_CALL_MAX = 64
+META_MEMBERS_MAX = 16
+TTL_MS_DEFAULT = 30_000
+
+Mode = Literal["exclusive", "shared"]
+Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
+MetaValue = OptionalName | int | float | bool | None
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class KeyFields(Fields, kw_only=True):
+    """One key or several: exactly one of the two fields is given."""
+
+    key: Name | None = None
+    keys: Keys | None = None
+    client: Name
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+        if self.key is not None:
+            if self.keys is not None:
+                raise ValueError("give either `key` or `keys`, not both")
+            check_name("key", self.key)
+        elif self.keys is None:
+            raise ValueError("`key` is missing (or `keys`, for several)")
+        else:
+            for key in self.keys:
+                check_name("keys", key)
+            if len(dict.fromkeys(self.keys)) != len(self.keys):
+                raise ValueError("`keys` names a key twice")
+
+
+class Acquire(KeyFields, Command, tag="locks.acquire", kw_only=True):
+    """Lock a key, or several all or nothing. A client is one owner: what it holds it may acquire again."""
+
+    mode: Mode = "exclusive"
+    #: length of the lease; 0: until released
+    ttl_ms: DurationMs = TTL_MS_DEFAULT
+    #: how long to queue when it is held; 0: answer at once
+    wait_ms: WaitMs = 0
+    #: shown to whoever asks who holds the lock; not interpreted
+    meta: dict[Name, MetaValue] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.meta is not None and len(self.meta) > META_MEMBERS_MAX:
+            raise ValueError(f"`meta` has more than {META_MEMBERS_MAX} members")
+
+
+class Release(KeyFields, Command, tag="locks.release", kw_only=True):
+    """Give back. With `fencing_token` only if that is still the holder's."""
+
+    fencing_token: Index | None = None
+
+
+class Renew(KeyFields, Command, tag="locks.renew", kw_only=True):
+    """Start the lease anew."""
+
+    fencing_token: Index | None = None
+    #: None: as long as before
+    ttl_ms: DurationMs | None = None
+
+
+class ForceRelease(Command, tag="locks.force_release", kw_only=True):
+    """Take a lock away from its holder; kept in the audit list with who and why."""
+
+    key: Name
+    reason: Reason
+    #: who decided it
+    by: OptionalName = ""
+    #: only this holder; empty: all of them
+    client: OptionalName = ""
+
+    def __post_init__(self) -> None:
+        check_name("key", self.key)
+        check_name("by", self.by)
+        check_name("client", self.client)
+
+
+class CheckToken(Fields):
+    """Asked by a protected resource before it writes."""
+
+    key: Name
+    fencing_token: Index
+
+
+Consistency = Literal["linearizable", "local"]
+
+
+class StatusQuery(Fields):
+    """`client`: why that client is waiting for the key."""
+
+    key: Name
+    client: OptionalName = ""
+    consistency: Consistency = "linearizable"
+
+
+class GraphQuery(Fields):
+    """The waits-for graph."""
+
+    consistency: Consistency = "linearizable"
+
+
+class AuditQuery(Fields):
+    """The forced releases."""
+
+    consistency: Consistency = "linearizable"

@@ -1,0 +1,211 @@
+"""Who holds what: grants, leases and fencing tokens. It knows nothing of queues.
+
+A lease counts from its last grant or renewal, or from the last change of leader if that was later: so `rearm` is one assignment.
+
+Fencing tokens are Raft indexes, and an entry holds many commands. Shared holders of one entry may have the same token. Any other
+second grant of a key within one entry would repeat a token, or let it run ahead of the index; such a grant is put off to the next
+entry (`must_defer`), which the leader proposes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dss_locks.claims import Claims
+from dss_locks.deadlines import Deadlines
+from dss_locks.state import Hold, KeyLock, Limits, LockChanged
+from dss_raft.machine import Event, Origin
+
+MODES = ("shared", "exclusive")
+
+
+class Holdings:
+    """The holds of all keys."""
+
+    def __init__(self, limits: Limits, events: list[Event]) -> None:
+        self.limits = limits
+        self.locks: dict[str, KeyLock] = {}
+        #: keys held, by client
+        self.clients: dict[str, int] = {}
+        #: holds: shared, exclusive
+        self.held = [0, 0]
+        self.claims = Claims()
+        self.leases: Deadlines[Hold] = Deadlines(self.deadline_ms)
+        #: when the present leader took over
+        self.rearmed_ms = 0
+        self.events = events
+        #: keys whose grant in entry `_spent_index` is over already -> whether it was exclusive
+        self._spent: dict[str, bool] = {}
+        self._spent_index = 0
+
+    def deadline_ms(self, hold: Hold) -> int:
+        """When the lease ends (only for a hold with `ttl_ms` > 0)."""
+        since_ms, rearmed_ms = hold.since_ms, self.rearmed_ms
+        return (since_ms if since_ms > rearmed_ms else rearmed_ms) + hold.ttl_ms
+
+    def expires_in_ms(self, hold: Hold, at_ms: int) -> int | None:
+        """What is left of the lease; None: until released."""
+        return max(0, self.deadline_ms(hold) - at_ms) if hold.ttl_ms else None
+
+    def hold_of(self, key: str, client: str) -> Hold | None:
+        lock = self.locks.get(key)
+        return None if lock is None else lock.hold_of(client)
+
+    def grant(
+        self, key: str, client: str, exclusive: bool, at_ms: int, index: int, ttl_ms: int, meta: Any, claimant: Origin | None
+    ) -> Hold:
+        """A new holder. That it may have the key, the caller has made sure of."""
+        hold = Hold(key, client, exclusive, index, at_ms, ttl_ms, at_ms, meta)
+        lock = self.locks.get(key)
+        if lock is None:
+            self.locks[key] = KeyLock(hold)
+        else:
+            lock.add(hold)
+        self.clients[client] = self.clients.get(client, 0) + 1
+        self.held[exclusive] += 1
+        if ttl_ms:
+            self.leases.add(hold, self.deadline_ms(hold))
+        if claimant is not None:
+            self.claims.add(claimant, hold)
+        self.events.append(LockChanged("granted", key, client, MODES[exclusive], index))
+        return hold
+
+    def upgrade(self, hold: Hold, index: int, claimant: Origin | None) -> None:
+        """Shared to exclusive, with a new token: other shared holders may have had a later one than this."""
+        token_before, hold.token = hold.token, index
+        self._set_mode(hold, True)
+        if claimant is not None:
+            self.claims.add(claimant, hold, token_before)
+        self.events.append(LockChanged("granted", hold.key, hold.client, "exclusive", index))
+
+    def downgrade(self, hold: Hold, index: int) -> None:
+        """Exclusive to shared, with the same token."""
+        if hold.token == index:
+            self._spend(hold, index)
+        self._set_mode(hold, False)
+        self.events.append(LockChanged("granted", hold.key, hold.client, "shared", hold.token))
+
+    def renew(self, hold: Hold, at_ms: int, ttl_ms: int) -> None:
+        """Start the lease anew. The client has acted on the lock, so its grant is not taken back any more."""
+        if hold.claim_seq:
+            self.claims.drop(hold)
+        had_lease, old_ttl_ms = hold.ttl_ms != 0, hold.ttl_ms
+        old_deadline_ms = self.deadline_ms(hold)
+        hold.since_ms, hold.ttl_ms = at_ms, ttl_ms
+        if not ttl_ms:
+            self.leases.discard(hold)
+        elif not had_lease:
+            self.leases.add(hold, self.deadline_ms(hold))
+        elif ttl_ms < old_ttl_ms and self.deadline_ms(hold) < old_deadline_ms:
+            self.leases.moved_forward(hold, self.deadline_ms(hold))
+        if self.leases.is_wasteful(self.held[0] + self.held[1]):
+            self.file_leases()
+
+    def remove(self, hold: Hold, index: int) -> KeyLock:
+        """The end of a hold."""
+        key, client = hold.key, hold.client
+        lock = self.locks[key]
+        lock.remove(hold)
+        count = self.clients[client] - 1
+        if count:
+            self.clients[client] = count
+        else:
+            del self.clients[client]
+        self.held[hold.exclusive] -= 1
+        if hold.ttl_ms:
+            self.leases.discard(hold)
+            if self.leases.is_wasteful(self.held[0] + self.held[1]):
+                self.file_leases()
+        if hold.claim_seq:
+            self.claims.drop(hold)
+        if hold.token == index:
+            self._spend(hold, index)
+        if lock.queue is None and lock.holder is None and lock.sharers is None:
+            del self.locks[key]
+        return lock
+
+    def take_back_upgrade(self, hold: Hold, index: int) -> None:
+        """Undo an upgrade: the client holds the key as it did before, with the token it had."""
+        token_before = hold.token_before
+        self.downgrade(hold, index)
+        hold.token = token_before
+        self.claims.drop(hold)
+
+    def take_overdue(self, at_ms: int) -> list[Hold]:
+        """The holds whose lease has run out, in an order that is the same everywhere. They are to be removed."""
+        holds = self.leases.pop_due(at_ms)
+        holds.sort(key=lambda hold: (self.deadline_ms(hold), hold.token, hold.key, hold.client))
+        return holds
+
+    def must_defer(self, keys: Sequence[str], client: str, exclusive: bool, index: int) -> bool:
+        """True when granting these keys in this entry would give a key's token to two grants that exclude each other."""
+        spent = self._spent
+        if spent and self._spent_index != index:
+            spent.clear()
+        for key in keys:
+            hold = self.hold_of(key, client)
+            if hold is not None:
+                if hold.exclusive or not exclusive:
+                    continue
+                if hold.token == index:
+                    return True
+            if key in spent and (exclusive or spent[key]):
+                return True
+        return False
+
+    def has_spent(self) -> bool:
+        """False: no grant of the present entry is over, nothing need be deferred."""
+        return bool(self._spent)
+
+    def over_limit(self, keys: Sequence[str], client: str) -> str:
+        """The name of the limit that granting `keys` would break; "" when none."""
+        limits = self.limits
+        new = 0
+        for key in keys:
+            lock = self.locks.get(key)
+            if lock is None:
+                new += 1
+            elif lock.hold_of(client) is None:
+                new += 1
+                if lock.holder_count() >= limits.holders_per_key_max:
+                    return "holders_per_key_max"
+        if new + self.held[0] + self.held[1] > limits.holds_max:
+            return "holds_max"
+        if new + self.clients.get(client, 0) > limits.holds_per_client_max:
+            return "holds_per_client_max"
+        return ""
+
+    def file_leases(self) -> None:
+        """File every lease again."""
+        self.leases.rebuild(hold for hold in self.all() if hold.ttl_ms)
+
+    def all(self) -> Iterator[Hold]:
+        """Every hold, in the order of the table."""
+        for lock in self.locks.values():
+            yield from lock.holds()
+
+    def restore(self, holds_by_key: list[tuple[str, list[Hold]]], boots: dict[str, int], rearmed_ms: int) -> None:
+        """Replace everything."""
+        self.rearmed_ms = rearmed_ms
+        self.locks, self.clients, self.held = {}, {}, [0, 0]
+        self._spent.clear()
+        for key, holds in holds_by_key:
+            lock = self.locks[key] = KeyLock()
+            for hold in holds:
+                lock.add(hold)
+                self.clients[hold.client] = self.clients.get(hold.client, 0) + 1
+                self.held[hold.exclusive] += 1
+        self.claims.restore(boots, self.all())
+        self.file_leases()
+
+    def _set_mode(self, hold: Hold, exclusive: bool) -> None:
+        self.held[hold.exclusive] -= 1
+        hold.exclusive = exclusive
+        self.held[exclusive] += 1
+
+    def _spend(self, hold: Hold, index: int) -> None:
+        if self._spent_index != index:
+            self._spent.clear()
+            self._spent_index = index
+        self._spent[hold.key] = hold.exclusive or self._spent.get(hold.key, False)

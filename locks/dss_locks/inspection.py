@@ -1,0 +1,166 @@
+"""Answers to "who holds this, who waits, and why am I waiting": read-only views of the table. Pure, as the table is.
+
+Times are relative to `now_ms`, the asking node's wall clock, but never before the last stamp that was applied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dss_locks.holdings import MODES
+from dss_locks.state import Hold, Place
+from dss_locks.table import LockTable
+
+ROWS_SHOWN_MAX = 1_000
+EDGES_SHOWN_MAX = 10_000
+CHAIN_SHOWN_MAX = 100
+
+
+def status(table: LockTable, key: str, now_ms: int, client: str = "") -> dict[str, Any]:
+    """Holders and waiters of a key, in order; with `client`, why that one waits."""
+    lock = table.locks.get(key)
+    holds = lock.holds() if lock is not None else []
+    queue = list(lock.queue.values()) if lock is not None and lock.queue is not None else []
+    ordered = [p for p in queue if key in p.upgrades] + [p for p in queue if key not in p.upgrades]
+    body: dict[str, Any] = {
+        "key": key,
+        "locked": bool(holds),
+        "mode": MODES[holds[0].exclusive] if holds else None,
+        "holders": [hold_row(table, hold, now_ms) for hold in holds[:ROWS_SHOWN_MAX]],
+        "holder_count": len(holds),
+        "waiters": [waiter_row(place, number, now_ms) for number, place in enumerate(ordered[:ROWS_SHOWN_MAX], 1)],
+        "waiter_count": len(queue),
+    }
+    if client:
+        body["why"] = why(table, key, client, now_ms)
+    return body
+
+
+def hold_row(table: LockTable, hold: Hold, now_ms: int) -> dict[str, Any]:
+    """A holder, as status shows it."""
+    return {
+        "client": hold.client,
+        "mode": MODES[hold.exclusive],
+        "fencing_token": hold.token,
+        "expires_in_ms": table.holdings.expires_in_ms(hold, now_ms),
+        "age_ms": max(0, now_ms - hold.granted_ms),
+        "ttl_ms": hold.ttl_ms,
+        "meta": hold.meta,
+    }
+
+
+def waiter_row(place: Place, position: int, now_ms: int) -> dict[str, Any]:
+    """A waiter, as status shows it."""
+    first = place.callers[0]
+    return {
+        "position": position,
+        "client": place.client,
+        "mode": MODES[place.exclusive],
+        "keys": place.keys,
+        "upgrade": bool(place.upgrades),
+        "age_ms": max(0, now_ms - first.since_ms),
+        "gives_up_in_ms": max(0, max(caller.deadline_ms for caller in place.callers) - now_ms),
+        "meta": first.meta,
+    }
+
+
+def why(table: LockTable, key: str, client: str, now_ms: int) -> dict[str, Any] | None:
+    """Why `client` waits for `key`: its position, who is in the way, and the chain from there to one who does not wait.
+
+    None: it does not wait for this key.
+    """
+    lock = table.locks.get(key)
+    place = next((p for p in table.waits.of_client.get(client, {}).values() if key in p.keys), None)
+    if lock is None or place is None:
+        return None
+    return {
+        "position": lock.position(place, key) or 1,
+        "holders": [hold_row(table, hold, now_ms) for hold in lock.holds()[:ROWS_SHOWN_MAX] if hold.client != client],
+        "chain": chain(table, place),
+    }
+
+
+def chain(table: LockTable, place: Place) -> list[dict[str, Any]]:
+    """Who waits for whom, from `place` on, following the first in the way each time, up to somebody who does not wait."""
+    steps: list[dict[str, Any]] = []
+    seen: dict[str, None] = {}
+    current: Place | None = place
+    while current is not None and current.client not in seen and len(steps) < CHAIN_SHOWN_MAX:
+        seen[current.client] = None
+        step = _first_step(table, current)
+        if step is None:
+            break
+        steps.append(step)
+        current = next(iter(table.waits.of_client.get(step["held_by"], {}).values()), None)
+    return steps
+
+
+def _first_step(table: LockTable, place: Place) -> dict[str, Any] | None:
+    for key in place.keys:
+        blocker = next(table.locks[key].blockers(place, key), None)
+        if blocker is not None:
+            return {"client": place.client, "waits_for": key, "held_by": blocker.client, "because": blocker.because}
+    return None
+
+
+def graph(table: LockTable) -> dict[str, Any]:
+    """The waits-for graph: the clients that wait or are waited for, and who waits for whom.
+
+    In a queue, only the edge to the nearest place in the way is shown: that one leads on to those before it.
+    """
+    edges: list[dict[str, Any]] = []
+    nodes: dict[str, bool] = {}
+    for place in table.waits.places():
+        nodes[place.client] = True
+        for key in place.keys:
+            for client, because in _nearest(table, place, key):
+                nodes.setdefault(client, False)
+                if len(edges) >= EDGES_SHOWN_MAX:
+                    return _graph(table, nodes, edges, truncated=True)
+                edges.append({"from": place.client, "to": client, "key": key, "mode": MODES[place.exclusive], "because": because})
+    return _graph(table, nodes, edges, truncated=False)
+
+
+def _nearest(table: LockTable, place: Place, key: str) -> list[tuple[str, str]]:
+    """Holders in the way, and the last of the places in the way."""
+    edges: dict[str, str] = {}
+    last = ""
+    for blocker in table.locks[key].blockers(place, key):
+        if blocker.because == "holds":
+            edges[blocker.client] = "holds"
+        else:
+            last = blocker.client
+    if last:
+        edges.setdefault(last, "waits")
+    return list(edges.items())
+
+
+def _graph(table: LockTable, nodes: dict[str, bool], edges: list[dict[str, Any]], *, truncated: bool) -> dict[str, Any]:
+    rows = [
+        {"client": client, "waiting": waiting, "keys_held": table.holdings.clients.get(client, 0)}
+        for client, waiting in nodes.items()
+    ]
+    return {"nodes": rows, "edges": edges, "truncated": truncated}
+
+
+def check(table: LockTable, key: str, token: int) -> dict[str, Any]:
+    """Whether `token` is a present holder's, and the highest token of the present holders (0: nobody holds it)."""
+    lock = table.locks.get(key)
+    tokens = [hold.token for hold in lock.holds()] if lock is not None else []
+    return {"valid": token in tokens, "current": max(tokens, default=0)}
+
+
+def audit(table: LockTable) -> list[dict[str, Any]]:
+    """The forced releases, latest first."""
+    return [
+        {
+            "index": forced.index,
+            "at_ms": forced.at_ms,
+            "key": forced.key,
+            "client": forced.client,
+            "fencing_token": forced.fencing_token,
+            "reason": forced.reason,
+            "by": forced.by,
+        }
+        for forced in reversed(table.forced)
+    ]

@@ -1,0 +1,51 @@
+"""What the lock manager counts.
+
+Calls are counted where they are made. What happens without a call (a lease runs out) is counted by the leader only: every node
+applies it, and a node that starts applies old entries again. The sum over the nodes is right in both cases.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from dss_locks.state import LockChanged
+from dss_locks.table import LockTable
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+_HELD_SECONDS = (0.005, 0.025, 0.1, 0.5, 1, 5, 15, 30, 60, 300, 1800, 7200)
+
+ACQUIRE_RESULTS = ("granted", "reentrant", "held", "wait_timeout", "deadlock", "lock_lost", "over_limit", "cancelled", "failed")
+RELEASE_RESULTS = ("released", "not_held", "not_holder", "forced", "failed")
+
+lock_acquire_total = Counter("lock_acquire_total", "Answers to acquire calls at this node", ["mode", "result"])
+lock_release_total = Counter("lock_release_total", "Answers to release calls at this node", ["result"])
+lock_held = Gauge("lock_held", "Locks held in the cluster, as this node knows it", ["mode"])
+lock_waiting = Gauge("lock_waiting", "Calls that wait for a lock in the cluster, as this node knows it")
+lock_wait_seconds = Histogram("lock_wait_seconds", "How long granted requests had waited", buckets=_SECONDS)
+lock_held_seconds = Histogram("lock_held_seconds", "How long locks were held until their release", buckets=_HELD_SECONDS)
+lock_expired_total = Counter("lock_expired_total", "Leases that ran out, counted by the leader")
+lock_deadlock_total = Counter("lock_deadlock_total", "Acquire calls at this node refused because they would close a cycle")
+
+acquire_counters = {
+    (mode, result): lock_acquire_total.labels(mode, result) for mode in ("exclusive", "shared") for result in ACQUIRE_RESULTS
+}
+release_counters = {result: lock_release_total.labels(result) for result in RELEASE_RESULTS}
+
+
+def attach(node: Node) -> None:
+    """Let the gauges show this node's table, and count expired leases while it leads. Once, when the node is built."""
+    table = cast(LockTable, node.machine("locks"))
+    lock_held.labels("shared").set_function(lambda: table.holdings.held[0])
+    lock_held.labels("exclusive").set_function(lambda: table.holdings.held[1])
+    lock_waiting.set_function(lambda: len(table.waits.by_origin))
+
+    def count_expired(event: LockChanged, index: int) -> None:
+        if event.kind == "lost" and event.reason == "expired" and node.is_leader:
+            lock_expired_total.inc()
+
+    node.on_event(LockChanged, count_expired)

@@ -1,0 +1,266 @@
+"""What the doors offer of the lock manager."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from dss_locks import inspection, metrics
+from dss_locks.commands import Acquire, AuditQuery, CheckToken, ForceRelease, GraphQuery, Release, Renew, StatusQuery
+from dss_locks.table import LockTable
+from dss_project.api.operation import Operation
+from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+
+class AcquireAnswer(msgspec.Struct):
+    #: grows with every grant that excludes an earlier one; hand it to the resource the lock protects
+    fencing_token: int
+    #: null: until released
+    expires_in_ms: int | None
+    #: the client held it already: the lease starts anew, the token is the same
+    reentrant: bool
+    #: for `keys`: the token of each key
+    fencing_tokens: dict[str, int] | None = None
+    #: how long it queued; absent when it did not
+    waited_ms: int | None = None
+
+
+class ReleaseAnswer(msgspec.Struct):
+    #: false: there was nothing to release
+    released: bool
+    held_ms: int | None = None
+    #: for `keys`: those that were released
+    released_keys: list[str] | None = None
+
+
+class RenewAnswer(msgspec.Struct):
+    fencing_token: int
+    expires_in_ms: int | None
+
+
+class ForceReleaseAnswer(msgspec.Struct):
+    released: bool
+    #: who lost it: `client`, `fencing_token`
+    holders: list[dict[str, Any]]
+
+
+class CheckAnswer(msgspec.Struct):
+    valid: bool
+    #: highest token of the present holders; 0: nobody holds the key
+    current: int
+
+
+class StatusAnswer(msgspec.Struct):
+    key: str
+    locked: bool
+    mode: str | None
+    holders: list[dict[str, Any]]
+    holder_count: int
+    waiters: list[dict[str, Any]]
+    waiter_count: int
+    #: with `client`: its `position`, the `holders` in the way, and the `chain` up to somebody who does not wait
+    why: dict[str, Any] | None = None
+
+
+class GraphAnswer(msgspec.Struct):
+    nodes: list[dict[str, Any]]
+    edges: list[dict[str, Any]]
+    truncated: bool
+
+
+class AuditAnswer(msgspec.Struct):
+    forced: list[dict[str, Any]]
+
+
+async def acquire(node: Node, request: Acquire) -> Result:
+    """Answers at once, or when the lock is granted, refused, or the wait has run out."""
+    outcome = "failed"
+    try:
+        result = await node.submit(request, wait_ms=request.wait_ms)
+        outcome = result.code or ("reentrant" if result.body["reentrant"] else "granted")
+    except asyncio.CancelledError:
+        outcome = "cancelled"
+        raise
+    except Refused as refused:
+        if refused.code == "over_limit":
+            outcome = "over_limit"
+        raise
+    finally:
+        metrics.acquire_counters[request.mode, outcome].inc()
+    if not result.code:
+        metrics.lock_wait_seconds.observe(result.body.get("waited_ms", 0) / 1000)
+    elif result.code == "deadlock":
+        metrics.lock_deadlock_total.inc()
+    return result
+
+
+async def release(node: Node, request: Release) -> Result:
+    """May be repeated without harm."""
+    outcome = "failed"
+    try:
+        result = await node.submit(request)
+        outcome = result.code or ("released" if result.body["released"] else "not_held")
+    finally:
+        metrics.release_counters[outcome].inc()
+    if outcome == "released":
+        metrics.lock_held_seconds.observe(result.body["held_ms"] / 1000)
+    return result
+
+
+async def renew(node: Node, request: Renew) -> Result:
+    return await node.submit(request)
+
+
+async def force_release(node: Node, request: ForceRelease) -> Result:
+    result = await node.submit(request)
+    if result.body["released"]:
+        metrics.release_counters["forced"].inc()
+    return result
+
+
+async def check(node: Node, request: CheckToken) -> Result:
+    await node.read_index()
+    return Result(inspection.check(_table(node), request.key, request.fencing_token))
+
+
+async def status(node: Node, request: StatusQuery) -> Result:
+    await _consistent(node, request.consistency)
+    return Result(inspection.status(_table(node), request.key, _now_ms(), request.client))
+
+
+async def graph(node: Node, request: GraphQuery) -> Result:
+    await _consistent(node, request.consistency)
+    return Result(inspection.graph(_table(node)))
+
+
+async def audit(node: Node, request: AuditQuery) -> Result:
+    await _consistent(node, request.consistency)
+    return Result({"forced": inspection.audit(_table(node))})
+
+
+def _table(node: Node) -> LockTable:
+    return cast(LockTable, node.machine("locks"))
+
+
+async def _consistent(node: Node, consistency: str) -> None:
+    if consistency == "linearizable":
+        await node.read_index()
+
+
+def _now_ms() -> int:
+    """Leases are stamped by the leader's wall clock; this node's own is as good a reading of "now" as there is."""
+    return time.time_ns() // 1_000_000
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="locks.acquire",
+        method="POST",
+        path="/lock/acquire",
+        request=Acquire,
+        handle=acquire,
+        answer=AcquireAnswer,
+        summary="Acquire a lock",
+        description=(
+            "Locks `key`, or all of `keys` or none, `exclusive` or `shared`, first come first served. What `client` holds "
+            "already is renewed (same token); shared to exclusive upgrades.\n\n"
+            "With `wait_ms` the call queues; it is refused with the cycle if it could never be granted because of a deadlock. "
+            "A lease of `ttl_ms` ends by itself unless it is renewed. "
+            "A lease cannot stop a paused client: pass the `fencing_token` to the resource and let it refuse older ones."
+        ),
+        tag="Locks",
+        example={"key": "orders/42", "mode": "exclusive", "client": "worker-1", "ttl_ms": 30000, "wait_ms": 1000},
+        problems=("held", "wait_timeout", "deadlock", "lock_lost"),
+    ),
+    Operation(
+        name="locks.release",
+        method="POST",
+        path="/lock/release",
+        request=Release,
+        handle=release,
+        answer=ReleaseAnswer,
+        summary="Release a lock",
+        description="A repeat is harmless (`released: false`). With `fencing_token`, only that grant is released.",
+        tag="Locks",
+        example={"key": "orders/42", "client": "worker-1"},
+        problems=("not_holder",),
+    ),
+    Operation(
+        name="locks.renew",
+        method="POST",
+        path="/lock/renew",
+        request=Renew,
+        handle=renew,
+        answer=RenewAnswer,
+        summary="Renew a lease",
+        description="Starts the lease anew, with the length it had or with `ttl_ms`. A third of the lease is a good interval.",
+        tag="Locks",
+        example={"key": "orders/42", "client": "worker-1"},
+        problems=("lock_lost",),
+    ),
+    Operation(
+        name="locks.check",
+        method="POST",
+        path="/lock/check",
+        request=CheckToken,
+        handle=check,
+        answer=CheckAnswer,
+        summary="Check a fencing token",
+        description="What a protected resource asks before it writes, when it cannot remember the highest token itself.",
+        tag="Locks",
+        example={"key": "orders/42", "fencing_token": 17},
+    ),
+    Operation(
+        name="locks.status",
+        method="GET",
+        path="/lock/status",
+        request=StatusQuery,
+        handle=status,
+        answer=StatusAnswer,
+        summary="Who holds a key, who waits for it, and why",
+        description="Linearizable unless `consistency=local`. With `client`: why that client waits.",
+        tag="Locks",
+        example={"key": "orders/42"},
+    ),
+    Operation(
+        name="locks.graph",
+        method="GET",
+        path="/lock/graph",
+        request=GraphQuery,
+        handle=graph,
+        answer=GraphAnswer,
+        summary="The waits-for graph",
+        description="Clients that wait or are waited for, and who waits for whom. Linearizable unless `consistency=local`.",
+        tag="Locks",
+    ),
+    Operation(
+        name="locks.force_release",
+        method="POST",
+        path="/lock/force_release",
+        request=ForceRelease,
+        handle=force_release,
+        answer=ForceReleaseAnswer,
+        summary="Take a lock away from its holder",
+        description="The holder is not asked and cannot be stopped: its fencing token is what protects the resource. Audited.",
+        tag="Locks",
+        example={"key": "orders/42", "reason": "worker-1 is gone", "by": "alice"},
+    ),
+    Operation(
+        name="locks.audit",
+        method="GET",
+        path="/lock/audit",
+        request=AuditQuery,
+        handle=audit,
+        answer=AuditAnswer,
+        summary="Forced releases, latest first",
+        description="The last 1,000. Linearizable unless `consistency=local`.",
+        tag="Locks",
+    ),
+)

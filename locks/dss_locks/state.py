@@ -1,0 +1,231 @@
+"""The nouns of the lock table: who holds a key, who stands in its queue, and what blocks whom.
+
+`Hold` and `KeyLock` exist once for each held lock, perhaps a million times. They are kept out of Python's garbage
+collector (`gc=False`), so they must never be part of a reference cycle: they name clients, keys and nodes, and point at none.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from dss_locks.deadlines import NO_TIMER
+from dss_raft.machine import Event, Origin
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Upper bounds of the table. They decide what a command does, so they are the same on every node and not a setting."""
+
+    holds_max: int = 2_000_000
+    holds_per_client_max: int = 100_000
+    holders_per_key_max: int = 10_000
+    waiters_max: int = 100_000
+    waiters_per_client_max: int = 1_000
+    waiters_per_key_max: int = 20_000
+
+
+class Hold(msgspec.Struct, gc=False):
+    """A client holds a key."""
+
+    key: str
+    client: str
+    exclusive: bool
+    #: fencing token: the Raft index of the grant
+    token: int
+    #: the lease counts from here: the last grant or renewal, ms
+    since_ms: int
+    #: length of the lease; 0: until released
+    ttl_ms: int
+    granted_ms: int
+    meta: Any
+    #: the grant can still be cancelled under the name of this request (node, seq); seq 0: its client has acted on it since
+    claim_node: str = ""
+    claim_seq: int = 0
+    #: token of the shared hold that the claim's upgrade took the place of; 0: there was none
+    token_before: int = 0
+    timer: int = NO_TIMER
+
+
+class Place(msgspec.Struct):
+    """A request that waits: one place in the queue of each of its keys."""
+
+    #: order of arrival over all keys
+    rank: int
+    client: str
+    exclusive: bool
+    keys: list[str]
+    #: keys that the client held when it came, and counts on: when one is lost, so is the request
+    counts_on: list[str]
+    #: those of them that it holds shared and wants exclusive
+    upgrades: list[str]
+    #: the request, and repeats of it by the same client, in order of arrival; never empty
+    callers: list[Caller] = []
+
+
+class Caller(msgspec.Struct):
+    """A waiting call: it is answered when its place is granted, or when its own wait runs out."""
+
+    origin: Origin
+    place: Place
+    since_ms: int
+    deadline_ms: int
+    ttl_ms: int
+    meta: Any
+    timer: int = NO_TIMER
+
+
+Queue = OrderedDict[int, Place]
+
+
+class KeyLock(msgspec.Struct, gc=False):
+    """What is known of one key. A key without holder and queue is not in the table at all."""
+
+    #: the holder when there is exactly one
+    holder: Hold | None = None
+    #: the holders by client when there are several: all of them shared
+    sharers: dict[str, Hold] | None = None
+    #: rank -> place, in order of arrival
+    queue: Queue | None = None
+    #: ranks of the places in `queue` that want it exclusive
+    exclusive_waiting: int = 0
+    #: the places in `queue` that upgrade this key. They go before the others, who wait for their shared hold anyway.
+    upgraders: Queue | None = None
+
+    def hold_of(self, client: str) -> Hold | None:
+        """This client's hold."""
+        if self.sharers is not None:
+            return self.sharers.get(client)
+        holder = self.holder
+        return holder if holder is not None and holder.client == client else None
+
+    def holds(self) -> list[Hold]:
+        """All holds, in the order granted."""
+        if self.sharers is not None:
+            return list(self.sharers.values())
+        return [self.holder] if self.holder is not None else []
+
+    def add(self, hold: Hold) -> None:
+        """One more holder."""
+        if self.sharers is not None:
+            self.sharers[hold.client] = hold
+        elif self.holder is None:
+            self.holder = hold
+        else:
+            self.sharers = {self.holder.client: self.holder, hold.client: hold}
+            self.holder = None
+
+    def remove(self, hold: Hold) -> None:
+        """One holder less."""
+        if self.sharers is None:
+            self.holder = None
+            return
+        del self.sharers[hold.client]
+        if len(self.sharers) == 1:
+            (self.holder,) = self.sharers.values()
+            self.sharers = None
+
+    def holder_count(self) -> int:
+        if self.sharers is not None:
+            return len(self.sharers)
+        return 0 if self.holder is None else 1
+
+    def enqueue(self, place: Place, key: str) -> None:
+        """Append a place to the queue."""
+        if self.queue is None:
+            self.queue = OrderedDict()
+        self.queue[place.rank] = place
+        self.exclusive_waiting += place.exclusive
+        if key in place.upgrades:
+            if self.upgraders is None:
+                self.upgraders = OrderedDict()
+            self.upgraders[place.rank] = place
+
+    def dequeue(self, place: Place) -> None:
+        """Take a place out of the queue."""
+        assert self.queue is not None
+        del self.queue[place.rank]
+        self.exclusive_waiting -= place.exclusive
+        if not self.queue:
+            self.queue = None
+        if self.upgraders is not None and place.rank in self.upgraders:
+            del self.upgraders[place.rank]
+            if not self.upgraders:
+                self.upgraders = None
+
+    def blockers(self, place: Place, key: str) -> Iterator[Blocker]:
+        """Whom `place` (in the queue, or about to join its end) waits for at this key; nothing: its turn has come here.
+
+        A client never waits for itself. An upgrade waits for holders only. Everybody else also waits for those who upgrade,
+        and for earlier places with which they could not share the key.
+        """
+        client, exclusive = place.client, place.exclusive
+        if self.sharers is not None:
+            if exclusive:
+                for hold in self.sharers.values():
+                    if hold.client != client:
+                        yield Blocker(hold.client, "holds")
+        elif self.holder is not None and (exclusive or self.holder.exclusive) and self.holder.client != client:
+            yield Blocker(self.holder.client, "holds")
+        if self.queue is None or key in place.counts_on:
+            return
+        if self.upgraders is not None:
+            for other in self.upgraders.values():
+                if other.client != client:
+                    yield Blocker(other.client, "waits")
+        if not exclusive and not self.exclusive_waiting:
+            return
+        for other in self.queue.values():
+            if other.rank >= place.rank:
+                return
+            if (exclusive or other.exclusive) and other.client != client:
+                yield Blocker(other.client, "waits")
+
+    def position(self, place: Place, key: str) -> int:
+        """1: next in turn. 0: it need not queue here, for it counts on what it holds."""
+        if key in place.upgrades:
+            return 1
+        if key in place.counts_on:
+            return 0
+        ahead = 0
+        for rank in self.queue or ():
+            if rank >= place.rank:
+                break
+            ahead += 1
+        return ahead + 1
+
+
+class Blocker(NamedTuple):
+    """Somebody in the way."""
+
+    client: str
+    #: because it holds the key, or because it waits for it and came first
+    because: Literal["holds", "waits"]
+
+
+class Forced(msgspec.Struct, frozen=True, array_like=True):
+    """A line of the audit list: a lock that was taken away."""
+
+    index: int
+    at_ms: int
+    key: str
+    client: str
+    fencing_token: int
+    reason: str
+    by: str
+
+
+class LockChanged(Event, frozen=True):
+    """For watchers of a key or a client."""
+
+    kind: Literal["granted", "queued", "released", "lost"]
+    key: str
+    client: str
+    mode: str
+    fencing_token: int
+    #: why it was lost: "expired" or "forced"
+    reason: str = ""
+    #: how long it was held, for "released" and "lost"
+    held_ms: int = 0

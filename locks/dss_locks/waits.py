@@ -1,0 +1,175 @@
+"""Who waits: places in queues, the calls behind them, and how long they go on waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dss_locks.deadlines import NO_TIMER, Deadlines
+from dss_locks.deadlock import find_cycle
+from dss_locks.holdings import Holdings
+from dss_locks.state import Caller, KeyLock, Place
+from dss_raft.machine import Origin
+
+
+class Waits:
+    """All waiting requests.
+
+    Args:
+        holdings: shares its table of keys: a `KeyLock` carries the key's queue.
+    """
+
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+        self.by_origin: dict[Origin, Caller] = {}
+        #: client -> rank -> place, in order of arrival
+        self.of_client: dict[str, dict[int, Place]] = {}
+        self.last_rank = 0
+        self.deadlines: Deadlines[Caller] = Deadlines(_deadline_ms)
+
+    def place(self, client: str, keys: list[str], exclusive: bool) -> Place:
+        """A place for a new request, in no queue yet."""
+        counts_on: list[str] = []
+        upgrades: list[str] = []
+        for key in keys:
+            hold = self._holdings.hold_of(key, client)
+            if hold is not None:
+                counts_on.append(key)
+                if exclusive and not hold.exclusive:
+                    upgrades.append(key)
+        return Place(self.last_rank + 1, client, exclusive, keys, counts_on, upgrades)
+
+    def same_as(self, place: Place) -> Place | None:
+        """The place of an equal request of the same client that waits already."""
+        for own in self.of_client.get(place.client, {}).values():
+            if own.keys == place.keys and own.exclusive == place.exclusive:
+                return own
+        return None
+
+    def over_limit(self, place: Place) -> str:
+        """The name of the limit that one more caller at `place` would break; "" when none."""
+        limits = self._holdings.limits
+        if len(self.by_origin) >= limits.waiters_max:
+            return "waiters_max"
+        own = self.of_client.get(place.client, {})
+        if sum(len(p.callers) for p in own.values()) >= limits.waiters_per_client_max:
+            return "waiters_per_client_max"
+        if place.rank not in own:
+            for key in place.keys:
+                lock = self._holdings.locks.get(key)
+                if lock is not None and lock.queue is not None and len(lock.queue) >= limits.waiters_per_key_max:
+                    return "waiters_per_key_max"
+        return ""
+
+    def cycle(self, place: Place) -> list[dict[str, Any]]:
+        """The cycle that `place` would close; it is in no queue afterwards."""
+        self._link(place)
+        cycle = find_cycle(self._holdings.locks, self.of_client, place.client)
+        self.unlink(place)
+        return cycle
+
+    def join(self, place: Place) -> None:
+        """Append a new place to the queues of its keys."""
+        self.last_rank = place.rank
+        self._link(place)
+
+    def unlink(self, place: Place) -> None:
+        """Take a place out of its queues."""
+        locks = self._holdings.locks
+        for key in place.keys:
+            lock = locks[key]
+            lock.dequeue(place)
+            if lock.queue is None and not lock.holder_count():
+                del locks[key]
+        own = self.of_client[place.client]
+        del own[place.rank]
+        if not own:
+            del self.of_client[place.client]
+
+    def add_caller(self, caller: Caller) -> None:
+        """One more call waits at its place."""
+        caller.place.callers.append(caller)
+        self.by_origin[caller.origin] = caller
+        self.deadlines.add(caller, caller.deadline_ms)
+
+    def forget_caller(self, caller: Caller) -> None:
+        """A call waits no more. Its place stays as it is."""
+        del self.by_origin[caller.origin]
+        if caller.timer != NO_TIMER:
+            self.deadlines.discard(caller)
+            if self.deadlines.is_wasteful(len(self.by_origin)):
+                self.deadlines.rebuild(self.by_origin.values())
+
+    def take_overdue(self, at_ms: int) -> list[Caller]:
+        """The callers whose wait has run out, in the order in which it did."""
+        callers = self.deadlines.pop_due(at_ms)
+        callers.sort(key=lambda caller: (caller.deadline_ms, caller.place.rank, caller.origin))
+        return callers
+
+    def of_node(self, node: str) -> list[Caller]:
+        """The callers at one node, in an order that is the same everywhere."""
+        callers = [caller for caller in self.by_origin.values() if caller.origin.node == node]
+        callers.sort(key=lambda caller: (caller.place.rank, caller.origin))
+        return callers
+
+    def is_blocked(self, place: Place) -> bool:
+        """True while `place` has to wait for anybody, at any of its keys."""
+        locks = self._holdings.locks
+        for key in place.keys:
+            lock = locks.get(key)
+            if lock is not None and next(lock.blockers(place, key), None) is not None:
+                return True
+        return False
+
+    def front(self, lock: KeyLock, key: str) -> list[Place]:
+        """The places at a key whose turn may have come: those who upgrade, and the queue up to its first exclusive one.
+
+        Behind that one only its own client's other requests can be free to go. While somebody holds the key exclusive, only
+        the holder's own can.
+        """
+        if lock.queue is None:
+            return []
+        if lock.holder is not None and lock.holder.exclusive:
+            return self._of_client_at(lock.holder.client, key)
+        front = list(lock.upgraders.values()) if lock.upgraders is not None else []
+        for place in lock.queue.values():
+            if key not in place.upgrades:
+                front.append(place)
+                if place.exclusive:
+                    own = self._of_client_at(place.client, key)
+                    return front + own[own.index(place) + 1 :] if len(own) > 1 else front
+        return front
+
+    def position(self, place: Place) -> int:
+        """Its position in the longest of its queues; 1: next in turn."""
+        locks = self._holdings.locks
+        return max(lock.position(place, key) if (lock := locks.get(key)) else 1 for key in place.keys)
+
+    def places(self) -> list[Place]:
+        """Every place, in order of arrival."""
+        places = {caller.place.rank: caller.place for caller in self.by_origin.values()}
+        return [places[rank] for rank in sorted(places)]
+
+    def restore(self, places: list[Place], last_rank: int) -> None:
+        """Replace everything; the keys' holders have been restored before."""
+        self.by_origin, self.of_client, self.last_rank = {}, {}, last_rank
+        for place in places:
+            self._link(place)
+            for caller in place.callers:
+                self.by_origin[caller.origin] = caller
+        self.deadlines.rebuild(self.by_origin.values())
+
+    def _of_client_at(self, client: str, key: str) -> list[Place]:
+        return [place for place in self.of_client.get(client, {}).values() if key in place.keys]
+
+    def _link(self, place: Place) -> None:
+        locks = self._holdings.locks
+        for key in place.keys:
+            lock = locks.get(key)
+            if lock is None:
+                lock = locks[key] = KeyLock()
+            lock.enqueue(place, key)
+        self.of_client.setdefault(place.client, {})[place.rank] = place
+
+
+def _deadline_ms(caller: Caller) -> int:
+    return caller.deadline_ms
