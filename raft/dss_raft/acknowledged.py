@@ -1,7 +1,8 @@
-"""The witness of the newest acknowledged transaction: 12 bytes in a file of their own, written without a sync.
+"""The witness of the newest acknowledged transaction: 12 bytes in a file of their own, synced only at checkpoints.
 
 A write that follows a sync costs microseconds and survives the death of the process, so that after a kill the witness says
-exactly how far the database must reach. After a power failure it may be older, never newer.
+exactly how far the database must reach. After a power failure it may be older, but never older than the last
+checkpoint and never newer than the truth.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Acknowledged:
 
     def write(self, sequence: int) -> None:
         self._files.write(self._descriptor, _FORMAT.pack(sequence, _crc(sequence)), 0)
+
+    def sync(self) -> None:
+        self._files.sync(self._descriptor)
 
     def close(self) -> None:
         if self._descriptor >= 0:

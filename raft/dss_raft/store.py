@@ -2,7 +2,7 @@
 
     raft.lock           held by the process that uses the directory
     raft.sqlite3        table `entries` (a row per entry, with its CRC) and table `meta` (identity, state, snapshot)
-    raft.acknowledged   the number of the newest acknowledged transaction, written without a sync right after each one
+    raft.acknowledged   the number of the newest acknowledged transaction, written right after each one
     raft.damaged        why the store once refused to start; while it is there, it refuses again
     snapshots/          see `snapshots`
 
@@ -145,8 +145,7 @@ class LogStore:
         """
         state, steps = self._plan(persist)
         if self._bytes_since_checkpoint >= CHECKPOINT_BYTES:
-            self._guard(self._require_database().checkpoint)
-            self._bytes_since_checkpoint = 0
+            self._guard(lambda: self._checkpoint(truncate=False))
         self._commit(state, steps)
         self._bytes_since_checkpoint += sum(len(entry.data) for entry in persist.entries)
         if persist.snapshot is not None:
@@ -245,6 +244,13 @@ class LogStore:
         self._bytes_since_checkpoint += _TRANSACTION_BYTES
         self._guard(lambda: self._acknowledged.write(self._state.sequence))
 
+    def _checkpoint(self, *, truncate: bool) -> None:
+        """The witness is synced with it: should the next header of the write-ahead log be torn, it shows that nothing is missing."""
+        self._require_database().checkpoint(truncate=truncate)
+        self._bytes_since_checkpoint = 0
+        self._acknowledged.write(self._state.sequence)
+        self._acknowledged.sync()
+
     def _adopt(self, snapshot: SnapshotMeta) -> None:
         """`snapshot` is in the database now. The one before stays, for the members that are receiving it."""
         self._previous_snapshot, self._snapshot = self._snapshot, snapshot
@@ -330,9 +336,8 @@ class LogStore:
             raise StoreDamaged("the header of the write-ahead log is damaged, and with it what stands behind it")
         # Two reasons: what a killed process wrote but did not sync is synced now, before anybody is told about it; and the next
         # generation of the write-ahead log does not begin among the remains of this one, on which `wal` relies.
-        database.checkpoint(truncate=True)
         self._acknowledged.open()
-        self._acknowledged.write(self._state.sequence)
+        self._checkpoint(truncate=True)
         self._snapshots.remove_unfinished()
         self._snapshots.remove_others([self._snapshot] if self._snapshot else [])
 
