@@ -106,14 +106,9 @@ LOGGING_CONFIG = None
 
 PROMETHEUS_EXPORT_MIGRATIONS = False
 
+# What a call goes through is said at api/views.OperationView itself.
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["dss_project.api.guard.SessionOrToken"],
-    "DEFAULT_PERMISSION_CLASSES": ["dss_project.api.guard.MayCall"],
-    "DEFAULT_PARSER_CLASSES": ["dss_project.api.views.RawJSONParser"],
-    "DEFAULT_RENDERER_CLASSES": ["dss_project.api.views.DocumentRenderer", "dss_project.api.views.BrowsableRenderer"],
     "DEFAULT_SCHEMA_CLASS": "dss_project.api.schema.OperationSchema",
-    "EXCEPTION_HANDLER": "dss_project.api.views.problem_handler",
-    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
     # `?format=` would be one more parameter that the API does not know.
     "URL_FORMAT_OVERRIDE": None,
 }

@@ -29,10 +29,12 @@ PROBLEMS: dict[str, Problem] = {
     "held": Problem(423, "The lock is held by another client"),
     "wait_timeout": Problem(423, "The wait ran out before the lock was granted"),
     "over_limit": Problem(429, "A limit of this service is reached", retry_after_s=1),
+    "internal": Problem(500, "This node has failed at the call"),
     "no_leader": Problem(503, "No leader is known", retry_after_s=1),
     "no_quorum": Problem(503, "A majority of the nodes is not reachable", retry_after_s=1),
     "unknown_outcome": Problem(503, "The outcome of the call is not known", retry_after_s=1),
     "memory_unavailable": Problem(503, "The cache's memory does not answer", retry_after_s=1),
+    "not_ready": Problem(503, "This node is not ready", retry_after_s=1),
     "stopping": Problem(503, "This node is stopping", retry_after_s=1),
 }
 

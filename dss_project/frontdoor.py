@@ -1,0 +1,99 @@
+"""What comes before every door: the Host check, the size limit, and the choice of the door."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from dss_project.api.codec import Answer, encode_refusal
+from dss_project.api.lane import Lane, Receive, Scope, Send, send_answer, too_large
+from dss_project.hosts import HostCheck
+from dss_raft.errors import Refused
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
+
+
+class FrontDoor:
+    """The ASGI application for HTTP.
+
+    Args:
+        body_bytes_max: longest body for Django's pages; the lane has its own check.
+    """
+
+    def __init__(self, lane: Lane, is_host_allowed: HostCheck, body_bytes_max: int) -> None:
+        self._lane = lane
+        self._is_host_allowed = is_host_allowed
+        self._body_bytes_max = body_bytes_max
+        self._django: Application = get_asgi_application()
+        self._static: Application | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wants_page = False
+        content_length = host = b""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value
+            elif name == b"accept":
+                wants_page = b"text/html" in value
+            elif name == b"content-length":
+                content_length = value
+        if host and not self._is_host_allowed(host):
+            refusal = Refused("invalid", "the Host header names no host of this node; see DSS_ALLOWED_HOSTS", field="Host")
+            await send_answer(send, scope["method"], encode_refusal(refusal))
+            return
+        path = scope["path"]
+        if not wants_page and self._lane.routes.covers(path):
+            await self._lane(scope, receive, send)
+        elif path == "/metrics":
+            await send_answer(send, scope["method"], Answer(200, generate_latest(), METRICS_HEADERS))
+        elif path.startswith(settings.STATIC_URL):
+            await self._static_files()(scope, receive, send)
+        elif content_length.isdigit() and int(content_length) > self._body_bytes_max:
+            await send_answer(send, scope["method"], encode_refusal(too_large(self._body_bytes_max)))
+        else:
+            await self._django(scope, _limited(receive, self._body_bytes_max), send)
+
+    def _static_files(self) -> Application:
+        if self._static is None:
+            from dss_project.static_files import static_files
+
+            self._static = static_files(self._django)
+        return self._static
+
+
+def _limited(receive: Receive, bytes_max: int) -> Receive:
+    """A client that sends more than it may, without saying so before, is treated as gone."""
+    size = 0
+
+    async def limited() -> dict[str, Any]:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message if size <= bytes_max else {"type": "http.disconnect"}
+
+    return limited
+
+
+async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    """Start and stop the node with a server that asks for it."""
+    from dss_project import runtime
+
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            try:
+                await runtime.start(settings.NODE)
+            except Exception as error:
+                await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+                return
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await runtime.stop()
+            await send({"type": "lifespan.shutdown.complete"})
+            return

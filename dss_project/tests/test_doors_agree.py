@@ -1,0 +1,109 @@
+"""The same call has the same answer at the lane and at DRF, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+# The doors keep nothing between two calls.
+_quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_fields = st.sampled_from(["key", "value", "ttl_ms", "force", "note", "items", "op", "unknown"])
+_bodies = st.dictionaries(_fields, _json, max_size=6).map(lambda body: json.dumps(body).encode()) | st.binary(max_size=80)
+
+
+def test_a_good_call(doors: Any) -> None:
+    reply = doors.both("POST", "/demo/put", body=b'{"key": "a", "value": {"x": [1, 2.50]}, "ttl_ms": "5", "force": "true"}')
+    assert (reply.status, reply.media_type) == (200, "application/json")
+    assert reply.document == {"ok": True, "key": "a", "value": {"x": [1, 2.5]}, "ttl_ms": 5, "force": True, "index": 7}
+    assert b'{"x": [1, 2.50]}' in reply.body, "a value goes through untouched"
+
+
+@_quick
+@given(body=_bodies)
+@example(body=b'{"key": "a", "value": 1}')
+@example(body=b"")
+def test_any_body(doors: Any, body: bytes) -> None:
+    reply = doors.both("POST", "/demo/put", body=body)
+    assert reply.status in (200, 400)
+    assert reply.document["ok"] is (reply.status == 200)
+
+
+@_quick
+@given(
+    query=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"), max_size=30)
+    | st.lists(
+        st.tuples(
+            st.sampled_from(["key", "tags", "limit", "x"]), st.sampled_from(["a", "1", "99", "", "%ff", "%00", "a+b", "%C3%A9"])
+        ),
+        max_size=4,
+    ).map(lambda pairs: "&".join(f"{name}={value}" for name, value in pairs))
+)
+def test_any_query(doors: Any, query: str) -> None:
+    reply = doors.both("GET", "/demo/get", query=query)
+    assert reply.status in (200, 400)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/demo/put", "/demo/get", "/demo/things/a", "/open"])
+def test_any_method(doors: Any, method: str, path: str) -> None:
+    reply = doors.both(method, path)
+    if reply.status == 405:
+        assert reply.document["code"] == "method_not_allowed"
+        assert method not in reply.headers["allow"]
+
+
+def test_head_is_get_without_a_body(doors: Any) -> None:
+    get, head = (doors.lane(method, "/demo/get", query="key=a") for method in ("GET", "HEAD"))
+    assert (head.status, head.body, head.headers) == (200, b"", get.headers)
+    assert doors.drf("HEAD", "/demo/get", query="key=a").status == 200
+
+
+def test_a_path_parameter(doors: Any) -> None:
+    assert doors.both("DELETE", "/demo/things/node-4").document == {"ok": True, "id": "node-4", "index": 8}
+    assert doors.both("DELETE", "/demo/things/node-4", query="id=node-5").document["field"] == "id"
+
+
+@pytest.mark.parametrize("code", ["no_quorum", "over_limit", "held", "unauthenticated"])
+def test_refusals(doors: Any, code: str) -> None:
+    reply = doors.both("POST", "/demo/refuse", body=json.dumps({"code": code}).encode())
+    assert reply.media_type == "application/problem+json"
+    assert reply.document["ok"] is False
+    assert reply.document["code"] == code
+    assert reply.document["status"] == reply.status
+    if code == "held":
+        assert reply.document["holders"] == ["a"]
+        assert reply.document["detail"] == "held by a"
+        assert reply.document["index"] == 9
+    else:
+        assert reply.document["after"] == 3
+
+
+def test_a_token_is_asked_for_at_both_doors(make_doors: Any) -> None:
+    doors = make_doors(token="s3cret")
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}, {"Authorization": "Bearer"}):
+        reply = doors.lane("GET", "/demo/get", query="key=a", headers=headers)
+        assert (reply.status, reply.document["code"], reply.headers["www-authenticate"]) == (401, "unauthenticated", "Bearer")
+        assert doors.drf("GET", "/demo/get", query="key=a", headers=headers).status == 401
+    assert doors.both("GET", "/demo/get", query="key=a", headers={"Authorization": "bearer s3cret"}).status == 200
+    assert doors.both("GET", "/open").status == 200
+
+
+def test_pages_of_other_sites_are_turned_away(doors: Any) -> None:
+    reply = doors.both(
+        "POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Origin": "http://evil.example", "Host": "testserver"}
+    )
+    assert (reply.status, reply.document["code"]) == (403, "forbidden")
+    own = doors.both(
+        "POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Origin": "http://testserver", "Host": "testserver"}
+    )
+    assert own.status == 200

@@ -1,0 +1,257 @@
+"""What the doors offer of the node itself: is it well, who leads, who belongs to the cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from dss_project.api.operation import Operation
+from dss_raft.commands import Fields, Name
+from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+NODE_ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NodeId = Annotated[str, msgspec.Meta(pattern=NODE_ID_PATTERN, description="a node's name: letters, digits, '.', '_', '-'")]
+
+
+# ------------------------------------------------------------------ requests
+
+
+class Nothing(Fields):
+    """A call without parameters."""
+
+
+class StartElection(Fields):
+    #: campaign although a live leader is known
+    force: bool = False
+
+
+class Transfer(Fields):
+    #: the node that shall lead; empty: the one that is furthest
+    to: Annotated[str, msgspec.Meta(pattern=f"^$|{NODE_ID_PATTERN}")] = ""
+
+
+class AddMember(Fields):
+    id: NodeId
+    #: its service address, "http://node-4:8104"
+    url: Name
+
+
+class RemoveMember(Fields):
+    id: NodeId
+
+
+# ------------------------------------------------------------------- answers
+
+
+class Health(msgspec.Struct):
+    node: str
+
+
+class Ready(msgspec.Struct):
+    node: str
+    leader_id: str
+    applied_index: int
+
+
+class Leader(msgspec.Struct):
+    #: null while none is known
+    leader_id: str | None
+    node: str
+
+
+class Role(msgspec.Struct):
+    code: Annotated[int, msgspec.Meta(description="0 follower, 1 candidate, 2 leader, 3 learner")]
+    name: str
+
+
+class MemberState(msgspec.Struct):
+    id: str
+    url: str
+    learner: bool
+    up: bool
+
+
+class PeerState(msgspec.Struct):
+    id: str
+    match_index: int
+    next_index: int
+    state: str
+    last_contact_ms: int | None
+    suspected: bool
+
+
+class Status(msgspec.Struct):
+    node: str
+    term: int
+    state: Role
+    leader_id: str | None
+    commit_index: int
+    last_applied: int
+    log_len: int
+    snapshot_index: int
+    members: list[MemberState]
+    peers: Annotated[list[PeerState], msgspec.Meta(description="what this node, as leader, knows of the others")]
+    boot: Annotated[int, msgspec.Meta(description="starts of this node")]
+    pending: Annotated[int, msgspec.Meta(description="calls under way")]
+    waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]
+
+
+class Done(msgspec.Struct):
+    node: str
+
+
+class Transferred(msgspec.Struct):
+    leader_id: str
+
+
+class Members(msgspec.Struct):
+    members: list[MemberState]
+
+
+# ------------------------------------------------------------------- handlers
+
+
+async def health(node: Node, request: Nothing) -> Result:
+    return Result({"node": node.node_id})
+
+
+async def ready(node: Node, request: Nothing) -> Result:
+    if not node.leader_id:
+        raise Refused("not_ready", "this node knows no leader", node=node.node_id)
+    if not node.is_ready:
+        raise Refused("not_ready", f"applied {node.applied_index} of {node.commit_index} entries", node=node.node_id)
+    return Result({"node": node.node_id, "leader_id": node.leader_id, "applied_index": node.applied_index})
+
+
+async def status(node: Node, request: Nothing) -> Result:
+    return Result(node.status())
+
+
+async def leader(node: Node, request: Nothing) -> Result:
+    return Result({"leader_id": node.leader_id or None, "node": node.node_id})
+
+
+async def start_election(node: Node, request: StartElection) -> Result:
+    await node.start_election(request.force)
+    return Result({"node": node.node_id})
+
+
+async def transfer(node: Node, request: Transfer) -> Result:
+    return _done(await node.transfer(request.to))
+
+
+async def add_member(node: Node, request: AddMember) -> Result:
+    return _done(await node.add_member(request.id, request.url))
+
+
+async def remove_member(node: Node, request: RemoveMember) -> Result:
+    return _done(await node.remove_member(request.id))
+
+
+def _done(answer: dict[str, Any]) -> Result:
+    body = dict(answer)
+    return Result(body, index=body.pop("index", 0))
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="health",
+        method="GET",
+        path="/health",
+        request=Nothing,
+        handle=health,
+        answer=Health,
+        summary="Is this process serving?",
+        description="200 while it serves, whatever the state of the cluster: for liveness probes. Needs no token.",
+        tag="Health",
+        guarded=False,
+    ),
+    Operation(
+        name="ready",
+        method="GET",
+        path="/ready",
+        request=Nothing,
+        handle=ready,
+        answer=Ready,
+        summary="Can this node do its work?",
+        description="200 when this node knows a leader and has applied everything it knows to be committed; else 503 `not_ready`."
+        " For load balancers. Needs no token.",
+        tag="Health",
+        problems=("not_ready",),
+        guarded=False,
+    ),
+    Operation(
+        name="raft.status",
+        method="GET",
+        path="/raft/status",
+        request=Nothing,
+        handle=status,
+        answer=Status,
+        summary="Raft's state as this node sees it",
+        tag="Raft",
+    ),
+    Operation(
+        name="raft.leader",
+        method="GET",
+        path="/raft/leader",
+        request=Nothing,
+        handle=leader,
+        answer=Leader,
+        summary="Who leads",
+        tag="Raft",
+    ),
+    Operation(
+        name="raft.start_election",
+        method="POST",
+        path="/raft/start_election",
+        request=StartElection,
+        handle=start_election,
+        answer=Done,
+        summary="Make this node campaign",
+        description="Without `force` a live leader stays: the others refuse the pre-vote. With it it raises the term at once.",
+        tag="Raft",
+        example={"force": False},
+    ),
+    Operation(
+        name="raft.transfer",
+        method="POST",
+        path="/raft/transfer",
+        request=Transfer,
+        handle=transfer,
+        answer=Transferred,
+        summary="Move leadership to another node",
+        description="The leader brings the chosen node up to date and has it campaign at once. Empty `to`: whoever is furthest.",
+        tag="Raft",
+        example={"to": ""},
+    ),
+    Operation(
+        name="raft.add_member",
+        method="POST",
+        path="/raft/members",
+        request=AddMember,
+        handle=add_member,
+        answer=Members,
+        summary="Add a member",
+        description="It begins as a learner, without a vote, and becomes a voter once it has caught up."
+        " Start the new node with `DSS_JOIN=true`.",
+        tag="Raft",
+        example={"id": "node-4", "url": "http://127.0.0.1:8104"},
+    ),
+    Operation(
+        name="raft.remove_member",
+        method="DELETE",
+        path="/raft/members/{id}",
+        request=RemoveMember,
+        handle=remove_member,
+        answer=Members,
+        summary="Remove a member",
+        description="Takes a node out of the cluster for good, the leader itself included. Stop its process afterwards.",
+        tag="Raft",
+        example={"id": "node-4"},
+    ),
+)
