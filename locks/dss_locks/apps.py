@@ -5,7 +5,6 @@ from __future__ import annotations
 from django.apps import AppConfig
 
 
-class LocksConfig(AppConfig):
+class DssLocksConfig(AppConfig):
     name = "dss_locks"
-    label = "dss_locks"
     verbose_name = "Locks"

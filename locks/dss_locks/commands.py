@@ -10,12 +10,13 @@ from dss_raft.commands import Command, DurationMs, Fields, Index, Name, Optional
 
 KEYS_PER_CALL_MAX = 64
 META_MEMBERS_MAX = 16
+REASON_LENGTH_MAX = 512
 TTL_MS_DEFAULT = 30_000
 
 Mode = Literal["exclusive", "shared"]
 Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
 MetaValue = OptionalName | int | float | bool | None
-Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=REASON_LENGTH_MAX)]
 
 
 class KeyFields(Fields, kw_only=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -132,7 +131,7 @@ async def check(node: Node, request: CheckToken) -> Result:
 
 async def status(node: Node, request: StatusQuery) -> Result:
     await _consistent(node, request.consistency)
-    return Result(inspection.status(_table(node), request.key, _now_ms(), request.client))
+    return Result(inspection.status(_table(node), request.key, inspection.wall_clock_ms(), request.client))
 
 
 async def graph(node: Node, request: GraphQuery) -> Result:
@@ -152,11 +151,6 @@ def _table(node: Node) -> LockTable:
 async def _consistent(node: Node, consistency: str) -> None:
     if consistency == "linearizable":
         await node.read_index()
-
-
-def _now_ms() -> int:
-    """Leases are stamped by the leader's wall clock; this node's own is as good a reading of "now" as there is."""
-    return time.time_ns() // 1_000_000
 
 
 OPERATIONS: tuple[Operation, ...] = (
