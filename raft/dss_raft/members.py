@@ -36,22 +36,20 @@ def peer_address(url: str, config: NodeConfig) -> tuple[str, int]:
     return parts.hostname, parts.port + config.peer_port_offset
 
 
-def link(links: PeerLinks, configuration: Configuration, config: NodeConfig) -> None:
-    """Bring the links in line with the configuration. `PEERS` says where a node is if it names it."""
-    if not configuration.members:
-        return
+def link_members(links: PeerLinks, configuration: Configuration, config: NodeConfig) -> None:
+    """Link to every member. `PEERS` says where a node is if it names it."""
     known = {peer.id: (peer.host, peer.peer_port) for peer in config.peers}
-    wanted = {
-        member.id: known.get(member.id) or peer_address(member.url, config)
-        for member in configuration.members
-        if member.id != config.node_id
-    }
+    for member in configuration.members:
+        if member.id != config.node_id and member.id not in links.peers:
+            links.add_peer(member.id, known.get(member.id) or peer_address(member.url, config))
+
+
+def unlink_others(links: PeerLinks, configuration: Configuration) -> None:
+    """Cut the links to nodes that are no members any more, and refuse them from now on."""
+    members = {member.id for member in configuration.members}
     for peer in links.peers:
-        if peer not in wanted:
+        if members and peer not in members:
             links.remove_peer(peer)
-    for peer, address in wanted.items():
-        if peer not in links.peers:
-            links.add_peer(peer, address)
 
 
 def doers(node: Node) -> dict[str, Doer]:
@@ -60,8 +58,8 @@ def doers(node: Node) -> dict[str, Doer]:
     async def transfer(to: str) -> dict[str, Any]:
         _guarded(lambda: node.core.transfer(to))
         node.wake()
-        await node.until(lambda: bool(node.leader_id and not node.is_leader) or not node.core.transferee)
-        if node.is_leader or not node.leader_id:
+        gave_up_or_moved = await node.until(lambda: not node.core.transferee if node.is_leader else bool(node.leader_id))
+        if node.is_leader or not gave_up_or_moved:
             raise Refused("over_limit", f"{to or 'no other node'} did not take over in time; it may be down or too far behind")
         return {"leader_id": node.leader_id}
 

@@ -41,6 +41,8 @@ log = structlog.get_logger("raft")
 TICKS_PER_HEARTBEAT = 5
 #: What is in flight without any progress for so long is sent to the leader again.
 RESEND_AFTER_S = 1.0
+#: A node that was removed is still linked for so long: it may be the one that waits for the answer.
+UNLINK_AFTER_S = 1.0
 #: Groups gathered for one entry; more go into the next one.
 BATCH_BYTES_MAX = 1024 * 1024
 
@@ -433,8 +435,13 @@ class Node:
             callback(*leader)
 
     def configuration_changed(self) -> None:
-        """Another configuration is in force: link to its members, and to nobody else."""
-        members.link(self._links, self.core.configuration, self.config)
+        """Another configuration is in force: link to its members, and soon to nobody else."""
+        members.link_members(self._links, self.core.configuration, self.config)
+        self._loop.call_later(UNLINK_AFTER_S, self._unlink_others)
+
+    def _unlink_others(self) -> None:
+        if self._running:
+            members.unlink_others(self._links, self.core.configuration)
 
     def wake(self) -> None:
         """Something was asked of the core: take a turn soon."""
@@ -515,7 +522,7 @@ class Node:
         if isinstance(frame, RaftFrame):
             self._driver.receive(frame.messages)
         elif isinstance(frame, ForwardFrame):
-            if self.is_leader:
+            if self.is_leader and peer in self.core.progress:
                 self._groups.append(frame.group)
                 self._driver.wake()
         elif isinstance(frame, AppFrame) and frame.channel in self._channels:

@@ -32,18 +32,21 @@ class Cluster:
     def __init__(self, directory, **settings) -> None:
         self.directory = directory
         self.settings = settings
-        self.ports = dict(zip(IDS, free_ports(3), strict=True))
+        self.ports = dict(zip((*IDS, "d"), free_ports(4), strict=True))
         self.nodes: dict[str, Node] = {}
+
+    def url(self, node_id: str) -> str:
+        return f"http://127.0.0.1:{self.ports[node_id]}"
 
     def config(self, node_id: str) -> SimpleNamespace:
         peers = [
-            SimpleNamespace(id=peer, url=f"http://{peer}", host="127.0.0.1", peer_port=self.ports[peer])
+            SimpleNamespace(id=peer, url=self.url(peer), host="127.0.0.1", peer_port=self.ports[peer])
             for peer in IDS
             if peer != node_id
         ]
         defaults = {
             "node_id": node_id,
-            "url": f"http://{node_id}",
+            "url": self.url(node_id),
             "cluster_id": "test",
             "cluster_secret": "secret",
             "data_dir": self.directory / node_id,
@@ -58,7 +61,7 @@ class Cluster:
             "snapshot_entries": 1_000_000,
             "snapshot_bytes": 1 << 30,
             "peer_port_offset": 0,
-            "join": False,
+            "join": node_id not in IDS,
         }
         return SimpleNamespace(**{**defaults, **self.settings})
 
@@ -203,6 +206,51 @@ async def test_a_node_that_was_away_for_long_is_given_a_snapshot(tmp_path):
         assert (await late.submit(Add(amount=1))).body == {"total": 101}
     finally:
         await cluster.stop()
+
+
+async def test_leadership_moves_when_asked_on_any_node(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    assert await follower.transfer(follower.node_id) == {"leader_id": follower.node_id}
+    await cluster.until(lambda: follower.is_leader and not leader.is_leader)
+    assert (await leader.submit(Add(amount=1))).body == {"total": 1}
+
+
+async def test_nobody_is_handed_leadership_who_has_no_vote(cluster):
+    await cluster.start()
+    with pytest.raises(Refused) as refusal:
+        await (await cluster.follower()).transfer("x")
+    assert refusal.value.code == "invalid"
+
+
+async def test_a_fourth_node_joins_gets_a_vote_and_can_be_removed(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    for _ in range(20):
+        await follower.submit(Add(amount=1))
+    await cluster.start("d")
+    newcomer = cluster.nodes["d"]
+    answer = await follower.add_member("d", cluster.url("d"))
+    assert "d" in [member["id"] for member in answer["members"]]
+    await cluster.until(lambda: [m.learner for m in newcomer.core.configuration.members] == [False] * 4)
+    await newcomer.read_index()
+    assert newcomer.machine("sum").total == 20
+    assert (await newcomer.submit(Add(amount=1))).body == {"total": 21}
+
+    await newcomer.remove_member("d")
+    await cluster.until(lambda: all(len(n.core.configuration.members) == 3 for i, n in cluster.nodes.items() if i != "d"))
+    with pytest.raises(Refused) as refusal:
+        await newcomer.submit(Add(amount=100), timeout_ms=1500)
+    assert refusal.value.code in {"no_leader", "no_quorum", "unknown_outcome"}
+    assert (await follower.submit(Add(amount=1))).body == {"total": 22}
+
+
+async def test_a_member_needs_an_address(cluster):
+    await cluster.start()
+    with pytest.raises(Refused) as refusal:
+        await (await cluster.follower()).add_member("d", "nonsense")
+    assert refusal.value.code == "invalid"
+    assert "`url`" in refusal.value.detail
 
 
 async def test_leadership_is_confirmed_only_to_the_leader(cluster):
