@@ -245,7 +245,7 @@ class LogStore:
         self._guard(lambda: self._acknowledged.write(self._state.sequence))
 
     def _checkpoint(self, *, truncate: bool) -> None:
-        """The witness is synced with it: should the next header of the write-ahead log be torn, it shows that nothing is missing."""
+        """Syncs the witness, too: should the next header of the write-ahead log be torn, it shows that nothing is missing."""
         self._require_database().checkpoint(truncate=truncate)
         self._bytes_since_checkpoint = 0
         self._acknowledged.write(self._state.sequence)

@@ -1,4 +1,4 @@
-"""Helpers of the log store's tests: short ways to make its arguments, a naive model of what it must hold, and a recorder of disks."""
+"""Helpers of the log store's tests: short ways to make its arguments, a naive model of it, and a recorder of disks."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Records what a store does to its disk, and rebuilds every state that a crash can leave behind.
 
-Rules, those of POSIX and not of a friendly file system: what was written to a file lasts after a sync of the file, a new, changed or
-removed name after a sync of the directory. Until then any part of it may be there: all subsets (in order) of the last few operations,
-the last of them torn. A SQLite transaction in WAL mode appends frames and syncs once (a new header is synced before); a checkpoint
-writes pages of the database, syncs it, and may then truncate the WAL. `test_store_syscalls.py` looks whether SQLite really does that.
+Rules, those of POSIX and not of a friendly file system: what was written to a file lasts after a sync of the file, a new, changed
+or removed name after a sync of the directory. Until then any part of it may be there: all subsets (in order) of the last few
+operations, the last of them torn. A SQLite transaction in WAL mode appends frames and syncs once (a new header is synced before);
+a checkpoint writes pages of the database, syncs it, and may then truncate the WAL. `test_store_syscalls.py` looks whether SQLite
+really does that.
 """
 
 from __future__ import annotations
