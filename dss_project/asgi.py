@@ -1,7 +1,7 @@
 """The ASGI application: one door in front of all others. It runs under any ASGI server.
 
-API calls in JSON go to the lane. Whoever wants a page, of the same URLs too, goes to Django. `manage.py node` starts Raft itself; a
-server that speaks ASGI's lifespan (`uvicorn dss_project.asgi:application`) starts and stops it through that.
+API calls in JSON go to the lane. Whoever wants a page, of the same URLs too, goes to Django. `manage.py node` starts Raft
+itself; a server that speaks ASGI's lifespan (`uvicorn dss_project.asgi:application`) starts and stops it through that.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from dss_project.frontdoor import FrontDoor, lifespan  # noqa: E402
 from dss_project.hosts import HostCheck  # noqa: E402
 
 lane = Lane(operations(), runtime.node, Guard(settings.NODE.api_token), settings.NODE.body_bytes_max)
+front = FrontDoor(lane, HostCheck(settings.NODE.allowed_hosts), settings.NODE.body_bytes_max)
 
 application = ProtocolTypeRouter(
     {
-        "http": FrontDoor(lane, HostCheck(settings.NODE.allowed_hosts), settings.NODE.body_bytes_max),
+        "http": front,
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
         "lifespan": lifespan,
     }

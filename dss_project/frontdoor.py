@@ -32,8 +32,17 @@ class FrontDoor:
         self._body_bytes_max = body_bytes_max
         self._django: Application = get_asgi_application()
         self._static: Application | None = None
+        #: requests that are not answered yet
+        self.calls_under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.calls_under_way += 1
+        try:
+            await self._open(scope, receive, send)
+        finally:
+            self.calls_under_way -= 1
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         wants_page = False
         content_length = host = b""
         for name, value in scope["headers"]:

@@ -1,0 +1,35 @@
+"""The admin's first user, made at a node's first start."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from django.contrib.auth import get_user_model
+
+from dss_project import secret_files
+from dss_project.config import NodeConfig
+
+USERNAME = "admin"
+PASSWORD_BYTES = 12
+
+
+def password_file(config: NodeConfig) -> Path:
+    return Path(config.data_dir) / "admin-password"
+
+
+def ensure(config: NodeConfig) -> bool:
+    """Create `admin` when there is no user yet; True when that was done.
+
+    The password is DSS_ADMIN_PASSWORD, or a random one that stands in `<data dir>/admin-password`.
+    """
+    users = get_user_model()
+    if users.objects.exists():
+        return False
+    password = config.admin_password
+    if not password:
+        path = password_file(config)
+        secret_files.keep(path, secrets.token_urlsafe(PASSWORD_BYTES))
+        password = secret_files.read_or_make(path)
+    users.objects.create_superuser(USERNAME, password=password)
+    return True

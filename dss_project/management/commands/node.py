@@ -1,0 +1,71 @@
+"""`manage.py node`: one node, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand
+
+from dss_project import env, first_user, logs, secret_files
+from dss_project.config import NodeConfig, unknown_variables
+from dss_project.server.listening import CannotListen, listen
+
+
+class Command(BaseCommand):
+    help = "Run one node. Its settings are environment variables; the README lists them."
+    requires_system_checks: list[str] = []
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        config: NodeConfig = settings.NODE
+        logs.configure(config)
+        # Only now: loggers are configured at their first use.
+        import structlog
+
+        log = structlog.get_logger("node")
+        for name in unknown_variables():
+            log.warning("node.unknown_setting", variable=name, hint="no setting has that name")
+        if not env.is_loopback(config.rpc_host) and not config.api_token:
+            log.warning("node.open_to_the_network", rpc_host=config.rpc_host, hint="set DSS_API_TOKEN to ask callers for a token")
+        try:
+            listening = listen(config.rpc_host, config.rpc_port)
+        except CannotListen as error:
+            sys.exit(str(error))
+        self._prepare(config, log)
+        code = _serve(config, listening)
+        sys.stderr.flush()
+        sys.exit(code)
+
+    def _prepare(self, config: NodeConfig, log: Any) -> None:
+        data_dir = Path(config.data_dir)
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"Cannot use DSS_DATA_DIR={data_dir}: {error.strerror}")
+        if not config.secret_key:
+            secret_files.keep(data_dir / "secret-key", settings.SECRET_KEY)
+        call_command("migrate", verbosity=0, interactive=False)
+        if first_user.ensure(config):
+            where = "DSS_ADMIN_PASSWORD" if config.admin_password else str(first_user.password_file(config))
+            log.info("node.first_user", user=first_user.USERNAME, password_in=where)
+
+
+def _serve(config: NodeConfig, listening: Any) -> int:
+    import uvloop
+
+    # Before Twisted is imported: its reactor takes the policy's loop.
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dss_project.settings")
+    if config.server == "uvicorn":
+        from dss_project.server import on_uvicorn as server
+    else:
+        from dss_project.server import on_daphne as server  # type: ignore[no-redef]
+    from dss_project.asgi import application, front
+    from dss_project.server.life import live
+
+    return server.run(application, lambda web: live(config, application, front, web, listening))

@@ -1,0 +1,53 @@
+"""Daphne, the default server. Import it after the loop policy is set: Twisted's reactor is made at import."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from daphne.server import Server, reactor
+
+
+class DaphneServer(Server):  # type: ignore[misc]
+    """Daphne on a socket that is open already, without Daphne's own ideas of how to stop."""
+
+    def __init__(self, application: Any, main: Callable[[DaphneServer], Awaitable[int]]) -> None:
+        super().__init__(application, endpoints=["none yet"], signal_handlers=False, verbosity=0, server_name="")
+        self.endpoints = []
+        self.ready_callable = self._begin
+        self.exit_code = 1
+        self._main = main
+        self._port: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    def _begin(self) -> None:
+        self._task = reactor._asyncioEventloop.create_task(self._run_main())
+
+    async def _run_main(self) -> None:
+        try:
+            self.exit_code = await self._main(self)
+        finally:
+            reactor.callLater(0, reactor.stop)
+
+    async def accept(self, listening: socket.socket) -> None:
+        self._port = reactor.adoptStreamPort(listening.fileno(), listening.family, self.http_factory)
+        # The reactor has a duplicate of its own.
+        listening.close()
+
+    def stop_accepting(self) -> None:
+        self._port.stopListening()
+
+    async def close(self) -> None:
+        """The reactor closes the connections when it stops."""
+
+    def kill_all_applications(self) -> None:
+        """Calls have been waited for and ended by then; Daphne's own way trips over a half-sent request."""
+
+
+def run(application: Any, main: Callable[[Any], Awaitable[int]]) -> int:
+    """Run `main(server)` in the reactor's loop and return its result."""
+    server = DaphneServer(application, main)
+    server.run()
+    return server.exit_code
