@@ -10,6 +10,7 @@ import pytest
 
 from dss_raft.errors import Refused
 from dss_raft.node import Node
+from dss_raft.store import StoreFailed
 from dss_raft.testing import Add, Sum, Wait
 
 IDS = ("a", "b", "c")
@@ -261,3 +262,44 @@ async def test_leadership_is_confirmed_only_to_the_leader(cluster):
         await follower.confirm_leadership()
     assert refusal.value.code == "no_leader"
     assert follower.propose_as_leader(Add(amount=1)) is False
+
+
+async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    failures = []
+    leader._on_failure = failures.append
+
+    def fail(persist):
+        raise StoreFailed("no space left on the device")
+
+    leader._store.write = fail
+    call = asyncio.create_task(leader.submit(Add(amount=1)))
+    await cluster.until(lambda: failures)
+    with pytest.raises(Refused) as refusal:
+        await call
+    assert refusal.value.code == "unknown_outcome", "it may have reached the others before the disk failed"
+    assert isinstance(failures[0], StoreFailed)
+    with pytest.raises(Refused) as refusal:
+        await leader.submit(Add(amount=1))
+    assert refusal.value.code == "stopping"
+    await cluster.until(lambda: follower.leader_id not in ("", leader.node_id))
+    assert (await follower.submit(Add(amount=1), timeout_ms=20_000)).code == ""
+
+
+async def test_large_state_is_snapshotted_while_commands_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("dss_raft.snapshot_keeper.INLINE_BYTES_MAX", 0)
+    cluster = Cluster(tmp_path, snapshot_entries=20)
+    try:
+        await cluster.start()
+        leader = await cluster.leader()
+        for _ in range(100):
+            await leader.submit(Add(amount=1))
+        await cluster.until(lambda: all(node.status()["snapshot_index"] > 60 for node in cluster.nodes.values()))
+        await cluster.stop()
+        await cluster.start()
+        leader = await cluster.leader()
+        await leader.read_index()
+        assert leader.machine("sum").total == 100
+    finally:
+        await cluster.stop()
