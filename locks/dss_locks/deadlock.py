@@ -34,11 +34,12 @@ def _rank(place: Place) -> int:
 class _Line:
     """The front part of a key's queue, read as far as it was needed."""
 
-    def __init__(self, lock: KeyLock) -> None:
+    def __init__(self, lock: KeyLock, key: str) -> None:
+        self._key = key
         self._rest = iter((lock.queue or {}).values())
         self._next: Place | None = next(self._rest, None)
         self.places: list[Place] = []
-        #: for each place: number of places up to and including the last exclusive one before it
+        #: for each place: number of places up to and including the last exclusive one before it that queues here itself
         self.exclusive_before: list[int] = []
         self._exclusive_seen = 0
         #: places before this position were followed for somebody already
@@ -50,7 +51,7 @@ class _Line:
         while place is not None and place.rank < rank:
             self.exclusive_before.append(self._exclusive_seen)
             self.places.append(place)
-            if place.exclusive:
+            if place.exclusive and self._key not in place.counts_on:
                 self._exclusive_seen = len(self.places)
             place = self._next = next(self._rest, None)
         return bisect_left(self.places, rank, key=_rank)
@@ -113,7 +114,7 @@ class _Search:
     def _ahead(self, lock: KeyLock, place: Place, key: str) -> Iterator[Blocker]:
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = _Line(lock)
+            line = self._lines[key] = _Line(lock, key)
         count = line.read_to(place.rank)
         if place.exclusive:
             start, line.followed = line.followed, max(line.followed, count)
@@ -122,7 +123,8 @@ class _Search:
                 if other.client != place.client:
                     yield Blocker(other.client, "waits")
             return
-        # A shared request waits for every exclusive one ahead; each of these waits for the one before it, so the last is enough.
+        # A shared request waits for every exclusive one ahead. Each of these waits for the one before it, so the last is enough;
+        # except those that count on a hold: they are in the way as holders, too, and were followed as such.
         count = line.last_exclusive_ahead(count)
         if count:
             other = line.places[count - 1]

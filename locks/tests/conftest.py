@@ -1,0 +1,126 @@
+"""A lock table with a log in front of it, as a test writes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from dss_locks.commands import Acquire, ForceRelease, Release, Renew
+from dss_locks.state import Limits, LockChanged
+from dss_locks.table import LockTable
+from dss_raft.commands import Command
+from dss_raft.machine import Event, Origin, Resolved, Result
+
+
+class Harness:
+    """Applies one entry a call, as the replica would, and remembers what was answered.
+
+    `at_ms` stands still unless a test moves it; the index grows with every entry.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.table = LockTable(limits)
+        self.index = 0
+        self.at_ms = 1_000_000
+        self.seq = 0
+        #: the answers to calls that waited
+        self.answers: dict[Origin, Result] = {}
+        self.changes: list[LockChanged] = []
+        self.events: list[Event] = []
+
+    def entry(self, *commands: Command, node: str = "n1") -> list[Result | Origin]:
+        """One entry with several commands. A command that waits gives its origin."""
+        self.index += 1
+        deadline_ms = self.table.next_deadline_ms()
+        if deadline_ms is not None and deadline_ms <= self.at_ms:
+            self.table.expire(self.at_ms, self.index)
+        outcomes: list[Result | Origin] = []
+        for command in commands:
+            self.seq += 1
+            origin = Origin(node, 1, self.seq)
+            result = self.table.apply(command, self.at_ms, self.index, origin)
+            outcomes.append(origin if result is None else result)
+        self.collect()
+        return outcomes
+
+    def collect(self) -> None:
+        for event in self.table.take_events():
+            self.events.append(event)
+            if isinstance(event, Resolved):
+                assert event.waiter not in self.answers, "answered twice"
+                self.answers[event.waiter] = event.result
+            elif isinstance(event, LockChanged):
+                self.changes.append(event)
+
+    def acquire(self, client: str, *keys: str, node: str = "n1", **fields: Any) -> Any:
+        names = {"key": keys[0]} if len(keys) == 1 else {"keys": list(keys)}
+        (outcome,) = self.entry(Acquire(client=client, **names, **fields), node=node)
+        return outcome
+
+    def shared(self, client: str, *keys: str, **fields: Any) -> Any:
+        return self.acquire(client, *keys, mode="shared", **fields)
+
+    def release(self, client: str, *keys: str, **fields: Any) -> Any:
+        names = {"key": keys[0]} if len(keys) == 1 else {"keys": list(keys)}
+        (outcome,) = self.entry(Release(client=client, **names, **fields))
+        return outcome
+
+    def renew(self, client: str, *keys: str, **fields: Any) -> Any:
+        names = {"key": keys[0]} if len(keys) == 1 else {"keys": list(keys)}
+        (outcome,) = self.entry(Renew(client=client, **names, **fields))
+        return outcome
+
+    def force(self, key: str, reason: str = "it hangs", **fields: Any) -> Any:
+        (outcome,) = self.entry(ForceRelease(key=key, reason=reason, **fields))
+        return outcome
+
+    def cancel(self, origin: Origin) -> None:
+        self.index += 1
+        self.table.cancel(origin, self.at_ms, self.index)
+        self.collect()
+
+    def new_leader(self, after_ms: int = 0) -> None:
+        self.index += 1
+        self.at_ms += after_ms
+        self.table.rearm(self.at_ms, self.index)
+        deadline_ms = self.table.next_deadline_ms()
+        if deadline_ms is not None and deadline_ms <= self.at_ms:
+            self.table.expire(self.at_ms, self.index)
+        self.collect()
+
+    def restart_node(self, node: str) -> None:
+        self.index += 1
+        self.table.node_restarted(node, self.at_ms, self.index)
+        self.collect()
+
+    def pass_ms(self, ms: int) -> None:
+        """Time goes on: the leader proposes an empty entry."""
+        self.at_ms += ms
+        self.entry()
+
+    def holders(self, key: str) -> list[tuple[str, str]]:
+        return [(h["client"], h["mode"]) for h in self.table.holders(key, self.at_ms, 100)]
+
+    def queue(self, key: str) -> list[str]:
+        lock = self.table.locks.get(key)
+        return [place.client for place in (lock.queue or {}).values()] if lock is not None else []
+
+    def reload(self) -> None:
+        """Go on from a snapshot, as a node does that was far behind."""
+        state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.table.snapshot()))
+        limits = self.table.holdings.limits
+        self.table = LockTable(limits)
+        self.table.restore(state)
+
+
+@pytest.fixture
+def locks() -> Harness:
+    return Harness()
+
+
+@pytest.fixture
+def limited() -> Callable[..., Harness]:
+    return lambda **limits: Harness(Limits(**limits))
