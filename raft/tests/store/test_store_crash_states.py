@@ -148,14 +148,17 @@ def test_a_received_snapshot_replaces_the_log(life, make, crash_disk):
     assert recover_all(life, crash_disk) > 150
 
 
-def test_a_crash_soon_after_a_crash(life, make, crash_disk, directory):
+@pytest.mark.parametrize("checkpoint_bytes", [1, 10_000_000])
+def test_a_crash_soon_after_a_crash(life, make, crash_disk, directory, monkeypatch, checkpoint_bytes):
     """The torn transaction of the first crash leaves good frames behind a bad one; they must not be taken for later ones."""
+    monkeypatch.setattr(store_module, "CHECKPOINT_BYTES", checkpoint_bytes)
     life.write(make.persist(make.entries(1, 2)))
     before = life.model.boot_state()
     life.write(make.persist(make.entries(3, 60, size=300)))
     first_frame_lost = next(state for state in life.disk.states if "WAL without" in state.label and state.acknowledged == 1)
     second = directory.with_name("second")
     crash_disk.restore(first_frame_lost.image, directory, second)
+    monkeypatch.setattr(store_module, "CHECKPOINT_BYTES", 10_000_000)
     model = type(life.model)()
     model.write(make.persist(list(before.entries)))
     again = Life(second, crash_disk, model, make)

@@ -160,6 +160,40 @@ def test_garbage_in_the_middle_of_the_write_ahead_log_is_damage_even_without_the
     assert "a later transaction stands behind it" in found
 
 
+@pytest.mark.parametrize("position", [0, 9, 17, 25])
+def test_a_damaged_header_of_the_write_ahead_log_is_refused_for_good(killed, position):
+    """SQLite ignores such a log, and deletes it when it closes: only the first start can see what happened."""
+    damaged = damage(killed[0], WAL, flip(position))
+    (damaged / "raft.acknowledged").write_bytes(b"")
+    assert "header of the write-ahead log is damaged" in outcome(damaged)
+    assert "an earlier start found" in outcome(damaged)
+
+
+def test_damage_where_no_row_is_stored_is_found(stopped):
+    """A damaged list of free pages would destroy rows that are written later."""
+    with sqlite3.connect(stopped[0] / DATABASE) as connection:
+        assert connection.execute("PRAGMA freelist_count").fetchone() == (0,)
+        connection.execute("CREATE TABLE spare (data BLOB)")
+        connection.execute("INSERT INTO spare VALUES (randomblob(50000))")
+        connection.execute("DROP TABLE spare")
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    trunk = int.from_bytes((stopped[0] / DATABASE).read_bytes()[32:36], "big")
+    assert outcome(damage(stopped[0], DATABASE, lambda data: None)) == stopped[1]
+    assert "SQLite finds its file damaged" in outcome(damage(stopped[0], DATABASE, flip((trunk - 1) * 4096 + 7)))
+
+
+def test_an_empty_database_in_its_place_does_not_make_a_new_node(stopped):
+    (stopped[0] / DATABASE).unlink()
+    with sqlite3.connect(stopped[0] / DATABASE) as connection:
+        connection.execute("PRAGMA journal_mode=wal")
+        connection.execute("CREATE TABLE other (x)")
+        connection.execute("DROP TABLE other")
+    connection.close()
+    assert outcome(stopped[0]).startswith("StoreDamaged")
+
+
 @pytest.mark.parametrize("name", [DATABASE, WAL])
 def test_a_file_that_is_gone(killed, name):
     damaged = damage(killed[0], name, lambda data: None)
