@@ -24,6 +24,9 @@ class UvicornServer(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
+            # Longer than any client's pool keeps a connection: else a call now and then meets one that is just being closed.
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
@@ -43,6 +46,10 @@ class UvicornServer(uvicorn.Server):
             server.close()
 
     async def close(self) -> None:
+        # A call whose body never came is still waiting for it: to it this is a client that hung up.
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.close()
         self.should_exit = True
         if self._task is not None:
             await self._task
