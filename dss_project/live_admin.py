@@ -28,7 +28,9 @@ def _text(value: Any) -> str:
 
 
 def _same(value: Any, wanted: Any) -> bool:
-    # The admin's filters and links send text: "True", "3".
+    # The admin's filters and links send text: "True" or "1", "3".
+    if isinstance(value, bool) and isinstance(wanted, str):
+        return value == (wanted.lower() in ("1", "true"))
     return value == wanted or (isinstance(wanted, str) and value is not None and str(value) == wanted)
 
 

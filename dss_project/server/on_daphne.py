@@ -50,7 +50,7 @@ class DaphneServer(Server):  # type: ignore[misc]
         """The reactor closes the connections when it stops."""
 
     def create_application(self, protocol: Any, scope: dict[str, Any]) -> asyncio.Queue[Any]:
-        """As Daphne's, but a call is forgotten when it ends: Daphne looks for ended ones once a second, and a second is thousands."""
+        """As Daphne's, but a call is forgotten when it ends: Daphne looks for those once a second, and that is thousands."""
         messages: asyncio.Queue[Any] = asyncio.Queue()
         scope.setdefault("asgi", {"version": "3.0"})
         call = reactor._asyncioEventloop.create_task(

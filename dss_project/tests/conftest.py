@@ -257,11 +257,11 @@ def make_doors(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop) -> Ite
     urls.urlpatterns = views_of(DEMO)  # type: ignore[attr-defined]
     with override_settings(ROOT_URLCONF=urls), pytest.MonkeyPatch.context() as patch:
 
-        def make(token: str = "") -> Doors:
-            config = replace(settings.NODE, api_token=token, body_bytes_max=BODY_BYTES_MAX)
+        def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX) -> Doors:
+            config = replace(settings.NODE, api_token=token, body_bytes_max=body_bytes_max)
             patch.setattr(settings, "NODE", config)
-            lane = Lane(DEMO, lambda: fake_node, Guard(token), BODY_BYTES_MAX)
-            return Doors(lane, FrontDoor(lane, HostCheck(["localhost", "testserver"]), BODY_BYTES_MAX), node_loop)
+            lane = Lane(DEMO, lambda: fake_node, Guard(token), body_bytes_max)
+            return Doors(lane, FrontDoor(lane, HostCheck(["localhost", "testserver"]), body_bytes_max), node_loop)
 
         yield make
 
