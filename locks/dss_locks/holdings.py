@@ -155,26 +155,24 @@ class Holdings:
         return False
 
     def has_spent(self) -> bool:
-        """False: no grant of the present entry is over, nothing need be deferred."""
+        """False: no grant of the present entry is over, so only an upgrade may have to be deferred."""
         return bool(self._spent)
 
     def over_limit(self, keys: Sequence[str], client: str) -> str:
         """The name of the limit that granting `keys` would break; "" when none."""
-        limits = self.limits
-        new = 0
+        limits, locks = self.limits, self.locks
         for key in keys:
-            lock = self.locks.get(key)
-            if lock is None:
-                new += 1
-            elif lock.hold_of(client) is None:
-                new += 1
-                if lock.holder_count() >= limits.holders_per_key_max:
-                    return "holders_per_key_max"
-        if new + self.held[0] + self.held[1] > limits.holds_max:
+            lock = locks.get(key)
+            sharers = lock.sharers if lock is not None else None
+            if sharers is not None and len(sharers) >= limits.holders_per_key_max and client not in sharers:
+                return "holders_per_key_max"
+        held, own = self.held[0] + self.held[1], self.clients.get(client, 0)
+        if held + len(keys) <= limits.holds_max and own + len(keys) <= limits.holds_per_client_max:
+            return ""
+        new = sum(self.hold_of(key, client) is None for key in keys)
+        if held + new > limits.holds_max:
             return "holds_max"
-        if new + self.clients.get(client, 0) > limits.holds_per_client_max:
-            return "holds_per_client_max"
-        return ""
+        return "holds_per_client_max" if own + new > limits.holds_per_client_max else ""
 
     def file_leases(self) -> None:
         """File every lease again."""

@@ -163,7 +163,7 @@ class LockTable:
             if command.wait_ms:
                 return self._enqueue(place, command, at_ms, origin)
             return Result(self._refusal(place, at_ms), "held")
-        if holdings.must_defer(keys, client, exclusive, index):
+        if (place.upgrades or holdings.has_spent()) and holdings.must_defer(keys, client, exclusive, index):
             self._defer(keys, at_ms)
             return self._enqueue(place, command, at_ms, origin)
         if place.upgrades and client in self.waits.of_client and (cycle := self.waits.cycle(place)):
@@ -328,26 +328,28 @@ class LockTable:
             lock = self.locks.get(key)
             if lock is not None:
                 for place in self.waits.front(lock, key):
-                    if lock.queue is not None and place.rank in lock.queue and not self.waits.is_blocked(place):
+                    # One that was let in may have ended others: a downgrade ends what counted on the hold as it was.
+                    if place.callers and not self.waits.is_blocked(place):
                         self._let_in(place, at_ms, index)
 
     def _let_in(self, place: Place, at_ms: int, index: int) -> None:
-        if self.holdings.must_defer(place.keys, place.client, place.exclusive, index):
+        holdings, waits, callers = self.holdings, self.waits, place.callers
+        if (place.upgrades or holdings.has_spent()) and holdings.must_defer(place.keys, place.client, place.exclusive, index):
             self._defer(place.keys, at_ms)
             return
-        callers = place.callers
-        limit = self.holdings.over_limit(place.keys, place.client)
+        limit = holdings.over_limit(place.keys, place.client)
         if limit:
             for caller in callers[:]:
                 self._drop_caller(caller, self._over_limit(limit))
             return
-        self.waits.unlink(place)
+        waits.unlink(place)
+        place.callers = []
         for caller in callers:
-            self.waits.forget_caller(caller)
+            waits.forget_caller(caller)
         latest = callers[-1]
         body = self._take(place, latest.ttl_ms, latest.meta, at_ms, index, latest.origin if len(callers) == 1 else None)
         for caller in callers:
-            self._events.append(Resolved(caller.origin, Result({**body, "waited_ms": at_ms - caller.since_ms})))
+            self._events.append(Resolved(caller.origin, Result(body | {"waited_ms": at_ms - caller.since_ms})))
             body["reentrant"] = True
 
     # -- answers -------------------------------------------------------------------------------------------------------------

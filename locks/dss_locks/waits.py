@@ -40,7 +40,9 @@ class Waits:
 
     def same_as(self, place: Place) -> Place | None:
         """The place of an equal request of the same client that waits already."""
-        for own in self.of_client.get(place.client, {}).values():
+        if place.client not in self.of_client:
+            return None
+        for own in self.of_client[place.client].values():
             if own.keys == place.keys and own.exclusive == place.exclusive:
                 return own
         return None
@@ -50,10 +52,10 @@ class Waits:
         limits = self._holdings.limits
         if len(self.by_origin) >= limits.waiters_max:
             return "waiters_max"
-        own = self.of_client.get(place.client, {})
-        if sum(len(p.callers) for p in own.values()) >= limits.waiters_per_client_max:
+        own = self.of_client.get(place.client)
+        if own is not None and sum(len(p.callers) for p in own.values()) >= limits.waiters_per_client_max:
             return "waiters_per_client_max"
-        if place.rank not in own:
+        if own is None or place.rank not in own:
             for key in place.keys:
                 lock = self._holdings.locks.get(key)
                 if lock is not None and lock.queue is not None and len(lock.queue) >= limits.waiters_per_key_max:
@@ -135,8 +137,10 @@ class Waits:
             if key not in place.upgrades:
                 front.append(place)
                 if place.exclusive:
-                    own = self._of_client_at(place.client, key)
-                    return front + own[own.index(place) + 1 :] if len(own) > 1 else front
+                    if len(self.of_client[place.client]) > 1:
+                        own = self._of_client_at(place.client, key)
+                        front += own[own.index(place) + 1 :]
+                    break
         return front
 
     def position(self, place: Place) -> int:

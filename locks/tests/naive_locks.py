@@ -1,4 +1,4 @@
-"""The lock table's rules, written as plainly as possible: lists, and loops over everything. The oracle of the state machine test."""
+"""The lock table's rules, as plainly as possible: lists, and loops over everything. The oracle of the state machine test."""
 
 from __future__ import annotations
 
@@ -130,9 +130,7 @@ class NaiveLocks:
         self.lose(hold.client, hold.key)
 
     def settle(self):
-        while ready := [
-            r for r in self.requests if not any(self.blockers(r, k) for k in r.keys) and not self.must_defer(r)
-        ]:
+        while ready := [r for r in self.requests if not any(self.blockers(r, k) for k in r.keys) and not self.must_defer(r)]:
             request = ready[0]
             self.requests.remove(request)
             self.answers.update({origin: "" for origin, _, _ in request.callers})

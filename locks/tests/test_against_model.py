@@ -42,7 +42,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.seq = 0
         self.origins: list[Origin] = []
         self.answers: dict[Origin, str] = {}
-        self.last_grant: dict[str, tuple[int, str]] = {}
+        self.last_grant: dict[str, tuple[int, str, str]] = {}
 
     # -- commands
 
@@ -180,16 +180,12 @@ class LocksAgainstModel(RuleBasedStateMachine):
     def check_token(self, event):
         """Tokens of a key grow from each grant to the next, and stand still only among shared holders."""
         token, mode = event.fencing_token, event.mode
-        if mode == "shared" and self.is_downgrade(event):
+        last_token, last_mode, last_client = self.last_grant.get(event.key, (0, "shared", ""))
+        downgraded = last_mode == "exclusive" and last_client == event.client
+        if mode == "shared" and downgraded and token <= last_token:
             return
-        last_token, last_mode = self.last_grant.get(event.key, (0, "shared"))
         assert token > last_token or (token == last_token and mode == last_mode == "shared")
-        self.last_grant[event.key] = (token, mode)
-
-    def is_downgrade(self, event):
-        return self.last_grant.get(event.key) is not None and event.fencing_token < self.model.index or (
-            self.last_grant.get(event.key) == (event.fencing_token, "exclusive")
-        )
+        self.last_grant[event.key] = (token, mode, event.client)
 
     def check_cycle(self, cycle, client, waiting):
         assert cycle[0]["client"] == client

@@ -15,9 +15,7 @@ def test_an_exclusive_lock_is_alone(locks, first, second):
     answer = locks.acquire("b", "k", mode=second)
     assert answer.code == "held"
     assert answer.body["position"] == 1
-    assert answer.body["holders"] == [
-        {"key": "k", "client": "a", "mode": first, "fencing_token": token, "expires_in_ms": 30_000}
-    ]
+    assert answer.body["holders"] == [{"key": "k", "client": "a", "mode": first, "fencing_token": token, "expires_in_ms": 30_000}]
 
 
 def test_shared_holders_are_many(locks):

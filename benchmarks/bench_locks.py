@@ -1,0 +1,190 @@
+"""How fast and how small is the lock table alone? `python benchmarks/bench_locks.py [--json FILE] [--quick]`
+
+No node, no disk, no network: commands go straight into the state machine, as they do when an entry is applied. Each figure is the
+best of some rounds, in seconds of processor time, for the machine may have other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+
+from dss_locks.commands import Acquire, Release
+from dss_locks.state import Limits
+from dss_locks.table import LockTable
+from dss_raft.machine import Origin
+
+COMMANDS_PER_ENTRY = 64
+AT_MS = 1_700_000_000_000
+
+
+def best_of(rounds: int, run: Callable[[], float]) -> float:
+    """The highest rate of some rounds, with the collector in the state a node has it in."""
+    rates = []
+    for _ in range(rounds):
+        gc.collect()
+        rates.append(run())
+    return max(rates)
+
+
+def uncontended(pairs: int) -> float:
+    """Acquire+release pairs a second, each on a key of its own, of 1,000 clients."""
+    table = LockTable()
+    commands = [
+        (Acquire(key=f"orders/{n}", client=f"worker-{n % 1000}"), Release(key=f"orders/{n}", client=f"worker-{n % 1000}"))
+        for n in range(pairs)
+    ]
+    origins = [Origin("node-1", 1, n + 1) for n in range(2 * pairs)]
+    started = time.process_time()
+    index, at_ms, seq = 1, AT_MS, 0
+    for first in range(0, pairs, COMMANDS_PER_ENTRY):
+        batch = commands[first : first + COMMANDS_PER_ENTRY]
+        for half in (0, 1):
+            index += 1
+            at_ms += 1
+            deadline_ms = table.next_deadline_ms()
+            if deadline_ms is not None and deadline_ms <= at_ms:
+                table.expire(at_ms, index)
+            for pair in batch:
+                table.apply(pair[half], at_ms, index, origins[seq])
+                seq += 1
+            table.take_events()
+    rate = pairs / (time.process_time() - started)
+    assert not table.locks
+    return rate
+
+
+def contended(waiters: int, pairs: int) -> float:
+    """Release+acquire pairs a second on one key with so many waiters: the holder leaves and queues again at the end."""
+    table = LockTable(Limits(waiters_per_key_max=waiters + 1))
+    clients = [f"worker-{n}" for n in range(waiters + 1)]
+    index, seq = 1, 0
+    for client in clients:
+        seq += 1
+        table.apply(Acquire(key="k", client=client, wait_ms=20_000), AT_MS, index, Origin("node-1", 1, seq))
+    table.take_events()
+    commands = [
+        (Release(key="k", client=client), Acquire(key="k", client=client, wait_ms=20_000))
+        for client in (clients[n % len(clients)] for n in range(pairs))
+    ]
+    origins = [Origin("node-1", 1, seq + n + 1) for n in range(2 * pairs)]
+    at_ms, seq = AT_MS, 0
+    started = time.process_time()
+    for release, acquire in commands:
+        index += 1
+        if not index % COMMANDS_PER_ENTRY:
+            at_ms += 1
+        deadline_ms = table.next_deadline_ms()
+        if deadline_ms is not None and deadline_ms <= at_ms:
+            table.expire(at_ms, index)
+        table.apply(release, at_ms, index, origins[seq])
+        assert table.apply(acquire, at_ms, index, origins[seq + 1]) is None
+        seq += 2
+        table.take_events()
+    return pairs / (time.process_time() - started)
+
+
+def bytes_per_lock(locks: int, mode: str, ttl_ms: int) -> float:
+    """Bytes a held lock takes, without the strings of its key and client, which are made before."""
+    keys = [f"orders/{n}" for n in range(locks)]
+    clients = [f"worker-{n}" for n in range(locks)]
+    table = LockTable()
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    index, at_ms = 1, AT_MS
+    for n in range(locks):
+        if not n % COMMANDS_PER_ENTRY:
+            index, at_ms = 1_000_000 + n, AT_MS + n // COMMANDS_PER_ENTRY
+            table.next_deadline_ms()
+            table.take_events()
+        command = Acquire(key=keys[n], client=clients[n], mode=mode, ttl_ms=ttl_ms + n % 2)  # type: ignore[arg-type]
+        table.apply(command, at_ms, index, Origin("node-1", 1, n + 1))
+    del command
+    table.take_events()
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table.locks) == locks
+    return (after - before) / locks
+
+
+def deadlock_ring(clients: int) -> float:
+    """Milliseconds to find a cycle of so many clients, each holding one key and waiting for the next one's."""
+    table = LockTable()
+    for n in range(clients):
+        table.apply(Acquire(key=f"k{n}", client=f"c{n}"), AT_MS, n + 1, Origin("node-1", 1, n + 1))
+    for n in range(clients - 1):
+        origin = Origin("node-1", 1, clients + n + 1)
+        table.apply(Acquire(key=f"k{n + 1}", client=f"c{n}", wait_ms=20_000), AT_MS, clients + n + 1, origin)
+    command = Acquire(key="k0", client=f"c{clients - 1}", wait_ms=20_000)
+    started = time.process_time()
+    result = table.apply(command, AT_MS, 3 * clients, Origin("node-1", 1, 3 * clients))
+    took_ms = (time.process_time() - started) * 1000
+    assert result is not None
+    assert len(result.body["cycle"]) == clients
+    return took_ms
+
+
+def deadlock_crowd(clients: int) -> float:
+    """Milliseconds to search in vain from the far end of a queue of so many, each of whom holds a key of its own."""
+    table = LockTable()
+    for n in range(clients):
+        table.apply(Acquire(key=f"k{n}", client=f"c{n}"), AT_MS, n + 1, Origin("node-1", 1, n + 1))
+    for n in range(clients):
+        command = Acquire(key="crowd", client=f"c{n}", wait_ms=20_000)
+        if n == clients - 1:
+            started = time.process_time()
+        table.apply(command, AT_MS, clients + n + 1, Origin("node-1", 1, clients + n + 1))
+    return (time.process_time() - started) * 1000
+
+
+def expire_all(locks: int) -> float:
+    """Leases a second when all of them end at once."""
+    table = LockTable()
+    for n in range(locks):
+        table.apply(Acquire(key=f"k{n}", client=f"c{n}", ttl_ms=1000), AT_MS + n // 1000, n + 1, Origin("node-1", 1, n + 1))
+    table.take_events()
+    started = time.process_time()
+    table.expire(AT_MS + 60_000, locks + 1)
+    rate = locks / (time.process_time() - started)
+    assert not table.locks
+    return rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", help="write the figures to this file as well")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
+    options = parser.parse_args()
+    scale = 10 if options.quick else 1
+    held = 1_000_000 // scale
+    figures = {
+        "acquire+release a second, uncontended (target 150,000)": best_of(5, lambda: uncontended(200_000 // scale)),
+        "acquire+release a second, 1,000 waiters on the key (target 50,000)": best_of(
+            5, lambda: contended(1000, 50_000 // scale)
+        ),
+        "acquire+release a second, 10,000 waiters on the key": best_of(3, lambda: contended(10_000, 50_000 // scale)),
+        f"bytes a held lock, exclusive, {held:,} held (target < 500)": bytes_per_lock(held, "exclusive", 60_000),
+        f"bytes a held lock, shared, {held:,} held (target < 500)": bytes_per_lock(held, "shared", 60_000),
+        "leases a second ended at once": best_of(3, lambda: expire_all(100_000 // scale)),
+        "ms to find a cycle of 10,000 waiting clients": min(deadlock_ring(10_000 // scale) for _ in range(3)),
+    }
+    figures["ms to find none among 3,000 in one exclusive queue"] = deadlock_crowd(3_000 // scale)
+    for name, value in figures.items():
+        print(f"{value:>12,.1f}  {name}")
+    machine = f"Python {platform.python_version()} on {platform.machine()}"
+    print(machine)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({"machine": machine, "figures": figures}, file, indent=2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
