@@ -1,0 +1,55 @@
+"""What all topics of a broker share: the timers, the callers that can be cancelled, and the one counter that orders everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from dss_queue.records import Delivery, Handout, Returned, Waiter
+from dss_queue.timers import Timers
+from dss_raft.machine import Event, Origin, Resolved, Result
+
+if TYPE_CHECKING:
+    from dss_queue.topic import Topic
+
+
+class TopicTimer(msgspec.Struct):
+    """Something a topic does by itself: "delay", "retention" or "dedup"."""
+
+    topic: Topic
+    kind: str
+    serial: int
+    due_ms: int = 0
+
+
+class Registry:
+    """Broker-wide indexes; part of the replicated state."""
+
+    def __init__(self) -> None:
+        self.timers: Timers[Delivery | Returned | Waiter | TopicTimer] = Timers()
+        #: consumes that wait
+        self.waiters: dict[Origin, Waiter] = {}
+        #: consumes that were answered with messages which are still in flight
+        self.handouts: dict[Origin, Handout] = {}
+        self.events: list[Event] = []
+        #: bytes of all topics
+        self.bytes = 0
+        #: the last number that `next_serial` gave out
+        self.serial = 0
+
+    def next_serial(self) -> int:
+        """A number that was never used before."""
+        self.serial += 1
+        return self.serial
+
+    def forget_waiter(self, waiter: Waiter) -> None:
+        """It is answered, or its caller has gone."""
+        waiter.live = False
+        self.timers.disarm(waiter)
+        del self.waiters[waiter.origin]
+
+    def answer(self, waiter: Waiter, result: Result) -> None:
+        """Answer a consume that waited."""
+        self.forget_waiter(waiter)
+        self.events.append(Resolved(waiter.origin, result))
