@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
+from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import path
 from django.views.decorators.http import require_safe
 
 from dss_project.bridge import call_in_loop
@@ -47,3 +49,12 @@ def docs(request: HttpRequest) -> Any:
     from drf_spectacular.views import SpectacularSwaggerView
 
     return SpectacularSwaggerView.as_view(url_name="schema")(request)
+
+
+page_patterns = [
+    path("", landing, name="landing"),
+    path("favicon.ico", no_icon),
+    path("api/schema", schema, name="schema"),
+    path("api/docs", docs, name="docs"),
+    path("admin/", admin.site.urls),
+]

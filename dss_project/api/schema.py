@@ -108,7 +108,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 
 @cache
-def _schemas() -> tuple[dict[Any, str], dict[str, Any]]:
+def schemas() -> tuple[dict[Any, str], dict[str, Any]]:
     """Component names by Struct, and the components."""
     from dss_project.api.registry import operations
 
@@ -125,11 +125,11 @@ def _schemas() -> tuple[dict[Any, str], dict[str, Any]]:
 
 
 def _names() -> dict[Any, str]:
-    return _schemas()[0]
+    return schemas()[0]
 
 
 def _component(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    names, components = _schemas()
+    names, components = schemas()
     component: dict[str, Any] = components[names[struct]]
     return component
 
@@ -137,6 +137,6 @@ def _component(struct: type[msgspec.Struct]) -> dict[str, Any]:
 def add_components(result: dict[str, Any], **_: Any) -> dict[str, Any]:
     """drf-spectacular's hook: what the operations refer to."""
     components = result.setdefault("components", {})
-    components["schemas"] = {**_schemas()[1], "Problem": _PROBLEM}
+    components["schemas"] = {**schemas()[1], "Problem": _PROBLEM}
     components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": "The node's DSS_API_TOKEN."}}
     return result

@@ -15,12 +15,15 @@ from django.conf import settings
 from django.test import Client, override_settings
 
 from dss_project import runtime
+from dss_project.api import registry
 from dss_project.api.guard import Guard
 from dss_project.api.lane import Lane
 from dss_project.api.operation import Operation
+from dss_project.api.schema import schemas
 from dss_project.api.views import views_of
 from dss_project.frontdoor import FrontDoor
 from dss_project.hosts import HostCheck
+from dss_project.pages import page_patterns
 from dss_raft.commands import Command, Fields, Name, OptionalName, WaitMs, check_name
 from dss_raft.errors import Refused
 from dss_raft.machine import Result
@@ -77,6 +80,19 @@ class FakeNode:
     node_id: str = "node-1"
     cancelled: list[str] = field(default_factory=list)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def status(self) -> dict[str, Any]:
+        members = [{"id": "node-1", "url": "http://127.0.0.1:8201", "learner": False, "up": True}]
+        state = {"code": 2, "name": "LEADER"}
+        return {
+            "node": "node-1",
+            "term": 3,
+            "state": state,
+            "leader_id": "node-1",
+            "commit_index": 9,
+            "last_applied": 9,
+            "members": members,
+        }
 
 
 async def put(node: FakeNode, request: Put) -> Result:
@@ -254,8 +270,10 @@ def _with_type(headers: dict[str, str] | None, body: bytes) -> dict[str, str]:
 def make_doors(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
     """Build both doors; `token` as DSS_API_TOKEN."""
     urls = ModuleType("demo_urls")
-    urls.urlpatterns = views_of(DEMO)  # type: ignore[attr-defined]
+    urls.urlpatterns = [*page_patterns, *views_of(DEMO)]  # type: ignore[attr-defined]
     with override_settings(ROOT_URLCONF=urls), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "operations", lambda: DEMO)
+        schemas.cache_clear()
 
         def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX) -> Doors:
             config = replace(settings.NODE, api_token=token, body_bytes_max=body_bytes_max)
@@ -264,6 +282,7 @@ def make_doors(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop) -> Ite
             return Doors(lane, FrontDoor(lane, HostCheck(["localhost", "testserver"]), body_bytes_max), node_loop)
 
         yield make
+        schemas.cache_clear()
 
 
 @pytest.fixture

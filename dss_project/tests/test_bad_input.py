@@ -90,7 +90,9 @@ def test_a_query_in_full(doors: Any) -> None:
     assert reply.document == {"ok": True, "key": "a b c", "tags": ["x", "y"], "limit": 3}
 
 
-@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x", "", "json"])
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x", "", "json"]
+)
 def test_another_content_type(doors: Any, content_type: str) -> None:
     reply = doors.both("POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Content-Type": content_type})
     assert (reply.status, reply.document["code"]) == (415, "unsupported_media_type")
@@ -98,7 +100,9 @@ def test_another_content_type(doors: Any, content_type: str) -> None:
 
 def test_json_with_a_charset(doors: Any) -> None:
     for content_type in ("application/json; charset=utf-8", "Application/JSON"):
-        assert doors.both("POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Content-Type": content_type}).status == 200
+        assert (
+            doors.both("POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Content-Type": content_type}).status == 200
+        )
 
 
 def test_a_body_that_is_too_large(doors: Any) -> None:

@@ -1,0 +1,122 @@
+"""A node says what is wrong with its settings before it starts, and names the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dss_project.config import ConfigError, NodeConfig, settings_table, unknown_variables
+
+PEERS = "http://node-2:8102/node-2,http://node-3:8103/node-3"
+
+
+def read(**environ: str) -> NodeConfig:
+    return NodeConfig.from_env(environ)
+
+
+def test_nothing_set_is_one_node_on_loopback() -> None:
+    config = read()
+    assert (config.node_id, config.rpc_host, config.rpc_port, config.peers) == ("node-1", "127.0.0.1", 8201, ())
+    assert (config.peer_host, config.peer_port) == ("127.0.0.1", 9201)
+    assert (config.cache_memory, config.server, config.url) == ("django", "daphne", "http://127.0.0.1:8201")
+    assert config.data_dir == str(Path(".dss/node-1").absolute())
+
+
+def test_peers() -> None:
+    config = read(PEERS=PEERS, DSS_PEER_PORT_OFFSET="500", RPC_PORT="8101")
+    assert [(peer.id, peer.url, peer.host, peer.peer_port) for peer in config.peers] == [
+        ("node-2", "http://node-2:8102", "node-2", 8602),
+        ("node-3", "http://node-3:8103", "node-3", 8603),
+    ]
+    assert config.peer_port == 8601
+    assert {"node-1", "node-2", "node-3", "localhost"} <= set(config.allowed_hosts)
+
+
+def test_peers_may_name_the_node_itself() -> None:
+    config = read(PEERS=PEERS, NODE_ID="node-3", RPC_HOST="0.0.0.0", DSS_CLUSTER_SECRET="s")
+    assert [peer.id for peer in config.peers] == ["node-2"]
+    assert config.url == "http://node-3:8103"
+
+
+def test_empty_is_unset() -> None:
+    assert read(RPC_PORT="", REDIS_URL=" ", DSS_CLUSTER_SECRET="") == read()
+
+
+def test_redis_is_the_memory_when_its_address_is_given() -> None:
+    assert read(REDIS_URL="redis://localhost:6379/0").cache_memory == "redis"
+    assert read(REDIS_URL="redis://localhost:6379/0", DSS_CACHE_MEMORY="django").cache_memory == "django"
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable", "words"),
+    [
+        ({"RPC_PORT": "http"}, "RPC_PORT", "whole number"),
+        ({"RPC_PORT": "0"}, "RPC_PORT", "from 1 to 65535"),
+        ({"RPC_PORT": "65000"}, "RPC_PORT", "DSS_PEER_PORT_OFFSET"),
+        ({"NODE_ID": "a/b"}, "NODE_ID", "letters"),
+        ({"PEERS": "node-2:8102"}, "PEERS", "http://node-2:8102/node-2"),
+        ({"PEERS": "http://node-2/node-2"}, "PEERS", "http://node-2:8102/node-2"),
+        ({"PEERS": "http://node-2:8102"}, "PEERS", "http://node-2:8102/node-2"),
+        ({"PEERS": "http://node-2:x/node-2"}, "PEERS", "http://node-2:8102/node-2"),
+        ({"PEERS": "http://a:1/n,http://b:2/n"}, "PEERS", "twice"),
+        ({"RAFT_ELECTION_MIN_MS": "150"}, "RAFT_ELECTION_MIN_MS", "RAFT_HEARTBEAT_MS"),
+        ({"RAFT_ELECTION_MAX_MS": "500"}, "RAFT_ELECTION_MAX_MS", "RAFT_ELECTION_MIN_MS"),
+        ({"QUEUE_NUM_VNODES": "-1"}, "QUEUE_NUM_VNODES", "from 1"),
+        ({"DSS_SERVER": "gunicorn"}, "DSS_SERVER", "daphne, uvicorn"),
+        ({"DSS_CACHE_MEMORY": "redis"}, "REDIS_URL", "missing"),
+        ({"REDIS_URL": "http://localhost"}, "REDIS_URL", "redis://"),
+        ({"DSS_DEBUG": "perhaps"}, "DSS_DEBUG", "true or false"),
+        ({"DSS_PEER_PORT": "8201"}, "DSS_PEER_PORT", "another port"),
+        ({"DSS_BODY_BYTES_MAX": "2048"}, "DSS_BODY_BYTES_MAX", "DSS_VALUE_BYTES_MAX"),
+    ],
+)
+def test_a_bad_value(environ: dict[str, str], variable: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.from_env(environ)
+    assert len(caught.value.faults) == 1
+    assert variable in caught.value.faults[0]
+    assert words in caught.value.faults[0]
+
+
+def test_all_faults_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(RPC_PORT="x", NODE_ID="a b", DSS_SERVER="x")
+    assert [fault.split()[0] for fault in caught.value.faults] == ["NODE_ID", "RPC_PORT", "DSS_SERVER"]
+
+
+@pytest.mark.parametrize(
+    "environ", [{"RPC_HOST": "0.0.0.0"}, {"RPC_HOST": "node-1"}, {"DSS_PEER_HOST": "10.0.0.5"}, {"RPC_HOST": "::"}]
+)
+def test_beyond_loopback_a_secret_is_required(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="DSS_CLUSTER_SECRET is missing.*beyond loopback.*peer port"):
+        NodeConfig.from_env(environ)
+    assert NodeConfig.from_env({**environ, "DSS_CLUSTER_SECRET": "s"}).cluster_secret == "s"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_on_loopback_none_is(host: str) -> None:
+    assert read(RPC_HOST=host).cluster_secret == ""
+
+
+def test_secrets_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("from a file\n")
+    assert read(DSS_CLUSTER_SECRET_FILE=str(file)).cluster_secret == "from a file"
+    with pytest.raises(ConfigError, match="DSS_CLUSTER_SECRET is set twice"):
+        read(DSS_CLUSTER_SECRET_FILE=str(file), DSS_CLUSTER_SECRET="x")
+    with pytest.raises(ConfigError, match="DSS_API_TOKEN cannot read the file that DSS_API_TOKEN_FILE names"):
+        read(DSS_API_TOKEN_FILE=str(tmp_path / "none"))
+
+
+def test_misspelt_settings_are_found() -> None:
+    environ: dict[str, Any] = {"DSS_CLUSTER_SECERT": "x", "DSS_API_TOKEN_FILE": "/x", "DSS_SERVER": "daphne", "HOME": "/"}
+    assert unknown_variables(environ) == ["DSS_CLUSTER_SECERT"]
+
+
+def test_the_table_has_every_setting_once() -> None:
+    rows = settings_table()
+    assert len({row.variable for row in rows}) == len(rows)
+    assert all(row.meaning for row in rows)
+    assert {row.variable: row.default for row in rows}["RPC_PORT"] == "`8201`"

@@ -1,0 +1,54 @@
+"""The OpenAPI document is valid, complete, and says what the doors do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def document(doors: Any, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    reply = doors.drf("GET", "/api/schema")
+    assert reply.status == 200
+    assert "Warning" not in capfd.readouterr().err
+    document: dict[str, Any] = json.loads(reply.body)
+    return document
+
+
+def test_it_is_valid(document: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(document).validate()
+    assert document["openapi"].startswith("3.1")
+
+
+def test_every_operation_is_in_it(document: dict[str, Any], demo_operations: Any) -> None:
+    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert described == {(operation.method, operation.path) for operation in demo_operations}
+
+
+def test_a_body_with_its_limits_and_example(document: dict[str, Any]) -> None:
+    media = document["paths"]["/demo/put"]["post"]["requestBody"]["content"]["application/json"]
+    assert media["example"] == {"key": "colour", "value": {"is": "blue"}}
+    put = document["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]
+    assert put["required"] == ["key", "value"]
+    assert put["properties"]["ttl_ms"] == {"type": "integer", "minimum": 0, "maximum": 1000, "default": 100}
+    assert "op" not in put["properties"], "how the log names commands is not the client's business"
+
+
+def test_parameters_of_query_and_path(document: dict[str, Any]) -> None:
+    parameters = {one["name"]: one for one in document["paths"]["/demo/get"]["get"]["parameters"]}
+    assert (parameters["key"]["in"], parameters["key"]["required"]) == ("query", True)
+    assert parameters["limit"]["required"] is False
+    (parameter,) = document["paths"]["/demo/things/{id}"]["delete"]["parameters"]
+    assert (parameter["in"], parameter["required"]) == ("path", True)
+
+
+def test_problems_by_status(document: dict[str, Any]) -> None:
+    responses = document["paths"]["/demo/refuse"]["post"]["responses"]
+    assert {"200", "400", "401", "413", "415", "423", "429", "503"} <= responses.keys()
+    assert "`held`" in responses["423"]["description"]
+    assert "401" not in document["paths"]["/open"]["get"]["responses"]
