@@ -219,7 +219,10 @@ class Broker:
             group = topic.add_group(command.group, at_ms)
         attempt_id, visibility_ms = command.attempt_id, command.visibility_ms
         if attempt_id:
-            self._supersede(group, attempt_id)
+            waiting = group.waiting_attempts.get(attempt_id)
+            if waiting is not None:
+                # A client that repeats an attempt no longer listens to the call before.
+                self.registry.answer(waiting, _nothing(group))
             handout = group.replays.get(attempt_id)
             if handout is not None:
                 return Result({"messages": group.hand_out_again(handout, origin, visibility_ms, at_ms)})
@@ -229,16 +232,8 @@ class Broker:
         if not command.timeout_ms:
             return _nothing(group)
         waiter = Waiter(origin, group, self.registry.next_serial(), visibility_ms, command.max_messages, attempt_id)
-        self.registry.waiters[origin] = waiter
-        self.registry.timers.arm(waiter, at_ms + command.timeout_ms)
-        group.waiters.append(waiter)
+        self.registry.add_waiter(waiter, at_ms + command.timeout_ms)
         return None
-
-    def _supersede(self, group: Group, attempt_id: str) -> None:
-        """A client that repeats an attempt no longer listens to the call before."""
-        for waiter in group.waiters:
-            if waiter.live and waiter.attempt_id == attempt_id:
-                self.registry.answer(waiter, _nothing(group))
 
     def _serve(self, group: Group, at_ms: int) -> None:
         """Give what is ready to who waits."""

@@ -49,7 +49,7 @@ Consistency = Literal["linearizable", "local"]
 # ------------------------------------------------------------------ publish
 
 
-class MessageFields(Fields):
+class MessageFields(Fields, kw_only=True):
     """What a message carries beside its value."""
 
     #: routing key: messages that share one reach a group in the order published; empty: none
@@ -60,7 +60,7 @@ class MessageFields(Fields):
     dedup_id: OptionalName = ""
 
 
-class MessageRequest(MessageFields):
+class MessageRequest(MessageFields, kw_only=True):
     """One message as a client sends it."""
 
     value: msgspec.Raw
@@ -70,7 +70,7 @@ class MessageRequest(MessageFields):
         _check_message(self)
 
 
-class TopicMessageRequest(MessageRequest):
+class TopicMessageRequest(MessageRequest, kw_only=True):
     """One message for a topic that it names: what an `ack` publishes."""
 
     topic: Name
@@ -80,7 +80,7 @@ class TopicMessageRequest(MessageRequest):
         _check_message(self)
 
 
-class PublishRequest(MessageFields):
+class PublishRequest(MessageFields, kw_only=True):
     """One message, or several in `messages`, all of them or none."""
 
     topic: Name
@@ -105,7 +105,7 @@ class NewMessage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     #: JSON
     value: bytes
     key: OptionalName
-    #: computed from the key by the node that took the call, so that it is the same wherever the entry is applied; -1 without a key
+    #: computed from the key by the node that took the call, so that every node applies the same one; -1 without a key
     partition: int
     delay_ms: DurationMs
     dedup_id: OptionalName
@@ -113,7 +113,7 @@ class NewMessage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     headers: bytes
 
 
-class Publish(Command, tag="queue.publish"):
+class Publish(Command, tag="queue.publish", kw_only=True):
     """Store messages, all of them or none."""
 
     messages: list[NewMessage]
@@ -122,7 +122,7 @@ class Publish(Command, tag="queue.publish"):
 # ------------------------------------------------------------------ consume
 
 
-class ConsumeFields(Fields):
+class ConsumeFields(Fields, kw_only=True):
     """Take messages for a group, waiting up to `timeout_ms` for the first one."""
 
     topic: Name
@@ -133,7 +133,7 @@ class ConsumeFields(Fields):
     attempt_id: OptionalName = ""
 
 
-class ConsumeRequest(ConsumeFields):
+class ConsumeRequest(ConsumeFields, kw_only=True):
     #: None: the node's QUEUE_VISIBILITY_TIMEOUT_MS
     visibility_ms: VisibilityMs | None = None
     #: with it the answer has a list, `messages`
@@ -145,7 +145,7 @@ class ConsumeRequest(ConsumeFields):
         check_name("attempt_id", self.attempt_id)
 
 
-class Consume(ConsumeFields, Command, tag="queue.consume"):
+class Consume(ConsumeFields, Command, tag="queue.consume", kw_only=True):
     #: each message stays hidden for so long; then it is delivered again unless it was acked
     visibility_ms: VisibilityMs
     max_messages: MessageCount = 1
@@ -154,7 +154,7 @@ class Consume(ConsumeFields, Command, tag="queue.consume"):
 # ---------------------------------------------------------- ack, nack, extend
 
 
-class AckFields(Fields):
+class AckFields(Fields, kw_only=True):
     """A message is done, or several."""
 
     topic: Name
@@ -179,16 +179,16 @@ class AckFields(Fields):
             raise ValueError("`receipts` has another length than `msg_ids`")
 
 
-class AckRequest(AckFields):
+class AckRequest(AckFields, kw_only=True):
     #: published in the same step: the messages are done and these are stored, or nothing happens
     publish: Annotated[list[TopicMessageRequest], msgspec.Meta(max_length=MESSAGES_PER_CALL_MAX)] | None = None
 
 
-class Ack(AckFields, Command, tag="queue.ack"):
+class Ack(AckFields, Command, tag="queue.ack", kw_only=True):
     publish: list[NewMessage] = []
 
 
-class DeliveryFields(Fields):
+class DeliveryFields(Fields, kw_only=True):
     """Names a delivery: with `receipt` that very one, without it whichever is in flight."""
 
     topic: Name
@@ -201,7 +201,7 @@ class DeliveryFields(Fields):
         check_name("group", self.group)
 
 
-class Nack(DeliveryFields, Command, tag="queue.nack"):
+class Nack(DeliveryFields, Command, tag="queue.nack", kw_only=True):
     """Give a message back: the attempt failed."""
 
     #: hidden for so long; None: the topic's backoff
@@ -212,7 +212,7 @@ class Nack(DeliveryFields, Command, tag="queue.nack"):
     silent: bool = False
 
 
-class Extend(DeliveryFields, Command, tag="queue.extend"):
+class Extend(DeliveryFields, Command, tag="queue.extend", kw_only=True):
     """The consumer is still at work: hide the message for `visibility_ms` from now."""
 
     visibility_ms: VisibilityMs
@@ -221,7 +221,7 @@ class Extend(DeliveryFields, Command, tag="queue.extend"):
 # ------------------------------------------------------------------ topics
 
 
-class TopicSettings(Fields):
+class TopicSettings(Fields, kw_only=True):
     """A topic's settings. A call replaces all of them; what it leaves out gets its default."""
 
     #: deliveries of a message to a group before it goes to the group's dead letters
@@ -236,14 +236,14 @@ class TopicSettings(Fields):
     max_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = TOPIC_BYTES_DEFAULT
 
 
-class PutTopic(TopicSettings, Command, tag="queue.topic"):
+class PutTopic(TopicSettings, Command, tag="queue.topic", kw_only=True):
     topic: Name
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
 
 
-class Redrive(Command, tag="queue.redrive"):
+class Redrive(Command, tag="queue.redrive", kw_only=True):
     """Dead letters of a group go back to its queue, with a fresh count of attempts."""
 
     topic: Name
@@ -256,7 +256,7 @@ class Redrive(Command, tag="queue.redrive"):
         check_name("group", self.group)
 
 
-class Purge(Command, tag="queue.purge"):
+class Purge(Command, tag="queue.purge", kw_only=True):
     """Throw away what a topic holds: its messages, or its dead letters."""
 
     topic: Name
@@ -275,14 +275,14 @@ class Purge(Command, tag="queue.purge"):
 # ------------------------------------------------------------------ queries
 
 
-class StatsQuery(Fields):
+class StatsQuery(Fields, kw_only=True):
     """Empty topic: every topic."""
 
     topic: OptionalName = ""
     consistency: Consistency = "linearizable"
 
 
-class PeekQuery(Fields):
+class PeekQuery(Fields, kw_only=True):
     """Without `group` what the topic keeps; with it what that group has still to do, or with `dead` its dead letters."""
 
     topic: Name
@@ -299,8 +299,6 @@ class PeekQuery(Fields):
 def _check_message(message: MessageRequest | PublishRequest) -> None:
     check_name("key", message.key)
     check_name("dedup_id", message.dedup_id)
-    if (
-        message.headers
-        and sum(len(name.encode()) + len(text.encode()) for name, text in message.headers.items()) > HEADERS_BYTES_MAX
-    ):
+    headers = message.headers or {}
+    if sum(len(name.encode()) + len(text.encode()) for name, text in headers.items()) > HEADERS_BYTES_MAX:
         raise ValueError(f"`headers` are longer than {HEADERS_BYTES_MAX} bytes")

@@ -1,10 +1,10 @@
 """A consumer group of a topic: what it has still to do, in whose hands a message is, and what happens when that ends.
 
-The topic holds the messages; a group holds a place in them and the exceptions. Messages without a routing key lie in the topic's
-lane, and `cursor` is the first one this group has not met. Messages with a key lie in a chain per key, of which a group
-sees the head only: one in flight at a time, in publish order. What can be delivered besides the lane stands in the heap `ready`, by
-number: heads of chains, and what came back. An entry of the heap is a hint: it is checked when it comes up, so that nothing is ever
-searched and removed. Every step costs O(log n) at most.
+The topic holds the messages; a group holds a place in them and the exceptions. Messages without a routing key lie in the
+topic's lane, and `cursor` is the first one this group has not met. Messages with a key lie in a chain per key, of which a
+group sees the head only: one in flight at a time, in publish order. What can be delivered besides the lane stands in the heap
+`ready`, by number: heads of chains, and what came back. An entry of the heap is a hint: it is checked when it comes up, so that
+nothing is ever searched and removed. Every step costs O(log n) at most.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class Group:
         self.waiters: deque[Waiter] = deque()
         #: answered consumes by their attempt_id, while their messages are in flight
         self.replays: dict[str, Handout] = {}
+        #: waiting consumes by their attempt_id
+        self.waiting_attempts: dict[str, Waiter] = {}
         #: messages the group is not finished with
         self.pending = len(topic.messages)
         #: of `returned`, those with a delay

@@ -1,4 +1,4 @@
-"""What all topics of a broker share: the timers, the callers that can be cancelled, and the one counter that orders everything."""
+"""What all topics of a broker share: the timers, the callers that can be cancelled, the counter that orders everything."""
 
 from __future__ import annotations
 
@@ -43,11 +43,21 @@ class Registry:
         self.serial += 1
         return self.serial
 
+    def add_waiter(self, waiter: Waiter, due_ms: int) -> None:
+        """A consume waits until `due_ms`, behind those that wait already."""
+        self.waiters[waiter.origin] = waiter
+        self.timers.arm(waiter, due_ms)
+        waiter.group.waiters.append(waiter)
+        if waiter.attempt_id:
+            waiter.group.waiting_attempts[waiter.attempt_id] = waiter
+
     def forget_waiter(self, waiter: Waiter) -> None:
         """It is answered, or its caller has gone."""
         waiter.live = False
         self.timers.disarm(waiter)
         del self.waiters[waiter.origin]
+        if waiter.attempt_id:
+            del waiter.group.waiting_attempts[waiter.attempt_id]
 
     def answer(self, waiter: Waiter, result: Result) -> None:
         """Answer a consume that waited."""

@@ -245,9 +245,7 @@ class _Restoring:
                 registry.timers.arm(returned, r.due_ms)
         for w in state.waiters:
             waiter = Waiter(w.origin, group, w.serial, w.visibility_ms, w.messages_max, w.attempt_id)
-            registry.waiters[w.origin] = waiter
-            registry.timers.arm(waiter, w.due_ms)
-            group.waiters.append(waiter)
+            registry.add_waiter(waiter, w.due_ms)
         topic.add_bytes(sum(m.size for m in state.private) + sum(d.size for d in state.dead))
         return group
 
