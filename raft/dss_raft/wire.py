@@ -132,8 +132,11 @@ class FrameBuffer:
             raise WireError(Reason.TOO_LARGE, f"a frame of {length} bytes, at most {self._limit_bytes} are taken")
         if len(self._stream) < body_start + length:
             return None
+        body = bytes(memoryview(self._stream)[body_start : body_start + length])
         self._start = body_start + length
-        return bytes(self._stream[body_start : self._start])
+        if self._start == len(self._stream):
+            self._stream, self._start = b"", 0  # the memory of a large frame is not kept
+        return body
 
     def rest(self) -> bytes:
         """What has been pushed and not popped."""
