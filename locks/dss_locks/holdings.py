@@ -127,10 +127,11 @@ class Holdings:
 
     def take_back_upgrade(self, hold: Hold, index: int) -> None:
         """Undo an upgrade: the client holds the key as it did before, with the token it had."""
-        token_before = hold.token_before
-        self.downgrade(hold, index)
-        hold.token = token_before
+        if hold.token == index:
+            self._spend(hold, index)
+        hold.token = hold.token_before
         self.claims.drop(hold)
+        self.downgrade(hold, index)
 
     def take_overdue(self, at_ms: int) -> list[Hold]:
         """The holds whose lease has run out, in an order that is the same everywhere. They are to be removed."""

@@ -1,0 +1,170 @@
+"""What the doors call: commands go through the node, reads are linearizable, metrics move."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from prometheus_client import REGISTRY
+
+from dss_locks import metrics, operations
+from dss_locks.commands import Acquire, CheckToken, ForceRelease, GraphQuery, Release, Renew, StatusQuery
+from dss_locks.state import LockChanged
+from dss_locks.table import LockTable
+from dss_raft.errors import Refused
+from dss_raft.machine import Origin, Resolved, Result
+
+
+class FakeNode:
+    """A cluster of one: a command is an entry."""
+
+    def __init__(self) -> None:
+        self.table = LockTable()
+        self.index, self.at_ms = 0, 1000
+        self.reads = 0
+        self.is_leader = True
+        self.refusal: Refused | None = None
+        self.futures: dict[Origin, asyncio.Future[Result]] = {}
+        self.listeners: list = []
+
+    def machine(self, name):
+        assert name == "locks"
+        return self.table
+
+    def on_event(self, event_type, callback):
+        assert event_type is LockChanged
+        self.listeners.append(callback)
+
+    async def read_index(self):
+        self.reads += 1
+
+    async def submit(self, command, *, timeout_ms=5000, wait_ms=0):
+        if self.refusal:
+            raise self.refusal
+        self.index += 1
+        origin = Origin("n1", 1, self.index)
+        result = self.table.apply(command, self.at_ms, self.index, origin)
+        self.tell()
+        if result is not None:
+            return Result(result.body, result.code, self.index)
+        self.futures[origin] = asyncio.get_running_loop().create_future()
+        return await self.futures[origin]
+
+    def pass_ms(self, ms):
+        self.at_ms += ms
+        self.index += 1
+        self.table.expire(self.at_ms, self.index)
+        self.tell()
+
+    def tell(self):
+        for event in self.table.take_events():
+            if isinstance(event, Resolved):
+                self.futures[event.waiter].set_result(event.result)
+            for listener in self.listeners if isinstance(event, LockChanged) else ():
+                listener(event, self.index)
+
+
+@pytest.fixture
+async def node():
+    return FakeNode()
+
+
+@pytest.fixture
+def moved():
+    """How far a metric moved since the test began."""
+
+    def value(name, **labels):
+        return REGISTRY.get_sample_value(name, labels) or 0
+
+    names = ("lock_acquire_total", "lock_release_total", "lock_expired_total", "lock_deadlock_total", "lock_wait_seconds_count")
+    before = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name in (*names, "lock_held_seconds_count")
+    }
+    return lambda name, **labels: value(name, **labels) - before.get((name, tuple(sorted(labels.items()))), 0)
+
+
+async def test_every_result_of_acquire_is_counted(node, moved):
+    await operations.acquire(node, Acquire(key="k", client="a"))
+    await operations.acquire(node, Acquire(key="k", client="a"))
+    await operations.acquire(node, Acquire(key="k", client="b", mode="shared"))
+    assert moved("lock_acquire_total", mode="exclusive", result="granted") == 1
+    assert moved("lock_acquire_total", mode="exclusive", result="reentrant") == 1
+    assert moved("lock_acquire_total", mode="shared", result="held") == 1
+    assert moved("lock_wait_seconds_count") == 2
+
+
+async def test_a_deadlock_is_counted_and_answered(node, moved):
+    await operations.acquire(node, Acquire(key="k1", client="a"))
+    await operations.acquire(node, Acquire(key="k2", client="b"))
+    waiting = asyncio.ensure_future(operations.acquire(node, Acquire(key="k2", client="a", wait_ms=1000)))
+    await asyncio.sleep(0)
+    result = await operations.acquire(node, Acquire(key="k1", client="b", wait_ms=1000))
+    assert (result.code, result.body["deadlock"]) == ("deadlock", True)
+    assert moved("lock_deadlock_total") == 1
+    await operations.release(node, Release(key="k2", client="b"))
+    assert (await waiting).code == ""
+
+
+async def test_a_caller_who_hangs_up_is_counted_as_cancelled(node, moved):
+    await operations.acquire(node, Acquire(key="k", client="a"))
+    waiting = asyncio.ensure_future(operations.acquire(node, Acquire(key="k", client="b", wait_ms=1000)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert moved("lock_acquire_total", mode="exclusive", result="cancelled") == 1
+
+
+async def test_a_refusal_of_the_node_passes_through(node, moved):
+    node.refusal = Refused("no_quorum")
+    with pytest.raises(Refused, match="no_quorum"):
+        await operations.acquire(node, Acquire(key="k", client="a"))
+    with pytest.raises(Refused, match="no_quorum"):
+        await operations.release(node, Release(key="k", client="a"))
+    assert moved("lock_acquire_total", mode="exclusive", result="failed") == 1
+    assert moved("lock_release_total", result="failed") == 1
+
+
+async def test_releases_are_counted_by_what_they_did(node, moved):
+    await operations.acquire(node, Acquire(key="k", client="a"))
+    assert (await operations.release(node, Release(key="k", client="a"))).body["released"]
+    await operations.release(node, Release(key="k", client="a"))
+    await operations.acquire(node, Acquire(key="k", client="b"))
+    await operations.release(node, Release(key="k", client="a", fencing_token=1))
+    await operations.force_release(node, ForceRelease(key="k", reason="test"))
+    for result in ("released", "not_held", "not_holder", "forced"):
+        assert moved("lock_release_total", result=result) == 1
+    assert moved("lock_held_seconds_count") == 1
+
+
+async def test_reads_are_linearizable_unless_local_is_asked_for(node):
+    await operations.acquire(node, Acquire(key="k", client="a"))
+    assert (await operations.status(node, StatusQuery(key="k"))).body["locked"]
+    assert (await operations.check(node, CheckToken(key="k", fencing_token=1))).body == {"valid": True, "current": 1}
+    assert (await operations.graph(node, GraphQuery())).body["edges"] == []
+    assert node.reads == 3
+    await operations.status(node, StatusQuery(key="k", consistency="local"))
+    await operations.graph(node, GraphQuery(consistency="local"))
+    assert node.reads == 3
+
+
+async def test_renewing(node):
+    await operations.acquire(node, Acquire(key="k", client="a"))
+    assert (await operations.renew(node, Renew(key="k", client="a", ttl_ms=500))).body["expires_in_ms"] == 500
+
+
+async def test_gauges_show_the_table_and_the_leader_counts_expired_leases(node, moved):
+    metrics.attach(node)
+    await operations.acquire(node, Acquire(key="k1", client="a", ttl_ms=100))
+    await operations.acquire(node, Acquire(key="k2", client="a", ttl_ms=200, mode="shared"))
+    assert REGISTRY.get_sample_value("lock_held", {"mode": "exclusive"}) == 1
+    assert REGISTRY.get_sample_value("lock_held", {"mode": "shared"}) == 1
+    node.pass_ms(100)
+    assert moved("lock_expired_total") == 1
+    node.is_leader = False
+    node.pass_ms(100)
+    assert moved("lock_expired_total") == 1, "each node applies it, one counts it"
+    assert REGISTRY.get_sample_value("lock_held", {"mode": "exclusive"}) == 0
