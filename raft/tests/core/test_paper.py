@@ -1,4 +1,4 @@
-"""One test per normative sentence of the Raft paper (Ongaro and Ousterhout, extended version), in its order: sections 5.1 and 5.2.
+"""One test per normative sentence of the Raft paper (Ongaro and Ousterhout, extended version): sections 5.1 and 5.2.
 
 Sections 5.3 to 5.6 are in test_paper_log, 6 to 8 in test_paper_members_snapshots_clients. Each docstring quotes or closely
 follows its sentence. What the paper calls RPCs are messages here.

@@ -3,7 +3,7 @@
 All checks look only at the node that has just moved, so that a step costs the same in a long run as in a short one.
 
     election_safety      at most one leader per term (paper, figure 3)
-    leader_completeness  a new leader holds every entry that anybody has committed
+    leader_completeness  a new leader holds every entry committed in an earlier term
     log_matching         an index and a term name one entry, with one predecessor
     state_machine_safety one entry is committed at an index, one state follows from it
     monotone             term, vote, commit index and applied index never go back, across restarts where they are durable
@@ -46,6 +46,8 @@ class Checker:
         #: index -> entry that somebody committed
         self.committed: dict[int, Entry] = {}
         self.commit_max = 0
+        #: term -> highest index that a node in this term knew to be committed
+        self.commit_of_term: dict[int, int] = {}
         #: index -> hash of the state after it
         self.states: dict[int, int] = {0: 0}
         self.applied_max = 0
@@ -75,13 +77,12 @@ class Checker:
         known = self.leaders.setdefault(core.term, node.id)
         if known != node.id:
             raise Violation("election_safety", f"{known} and {node.id} both lead term {core.term}")
-        if self.commit_max > core.log.base_index:
-            held = core.log.term(self.commit_max)
-            wanted = self.committed[self.commit_max].term
-            if held != wanted:
-                raise Violation(
-                    "leader_completeness", f"{node.id} leads term {core.term} without entry {self.commit_max} of term {wanted}"
-                )
+        # a leader of an older term, elected by late votes, is legal: it will commit nothing
+        index = max((last for term, last in self.commit_of_term.items() if term < core.term), default=0)
+        if index > core.log.base_index:
+            wanted = self.committed[index].term
+            if core.log.term(index) != wanted:
+                raise Violation("leader_completeness", f"{node.id} leads term {core.term} without entry {index} of term {wanted}")
 
     def _committed(self, node: SimNode, commit: int) -> None:
         core = node.core
@@ -97,6 +98,7 @@ class Checker:
                 )
         node.seen_commit = commit
         self.commit_max = max(self.commit_max, commit)
+        self.commit_of_term[core.term] = max(self.commit_of_term.get(core.term, 0), commit)
 
     # ---- what leaves a node
 

@@ -33,7 +33,6 @@ class SimStore:
                 entries.pop()
         if persist.snapshot is not None:
             self.keep(persist.snapshot)
-            entries.clear()
         entries += persist.entries
         self.last_index = entries[-1].index if entries else self.snapshot.index
 

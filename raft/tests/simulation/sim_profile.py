@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 US_PER_MS = 1000
@@ -58,7 +58,35 @@ FAULTS = ("split", "isolate", "one_way", "swizzle", "heal", "crash", "crash_all"
 
 
 def draw(rng: Random) -> Profile:
-    """The profile of a seed."""
+    """The profile of a seed: one in five is a world of elections, one in five a world of changing members."""
+    profile = _draw(rng)
+    kind = rng.choice(["any", "any", "any", "elections", "members"])
+    ms = US_PER_MS
+    if kind == "elections":
+        return replace(
+            profile,
+            voters=rng.choice([3, 3, 5]),
+            fault_us=30 * ms,
+            restart_us=rng.choice([5, 30]) * ms,
+            admin_us=rng.choice([20, 40]) * ms,
+            admin_weights=(1, 4, 0, 0, 0),
+            append_entries_max=rng.choice([1, 1, 3]),
+            snapshot_entries=10**9,
+            client_us=rng.choice([5, 20]) * ms,
+        )
+    if kind == "members":
+        return replace(
+            profile,
+            voters=rng.choice([2, 3, 3, 4]),
+            fault_us=rng.choice([30, 60]) * ms,
+            admin_us=rng.choice([10, 20, 40]) * ms,
+            admin_weights=(rng.choice([0, 1]), rng.choice([0, 1, 2]), 3, 3, 0),
+            client_us=rng.choice([10, 30]) * ms,
+        )
+    return profile
+
+
+def _draw(rng: Random) -> Profile:
     ms = US_PER_MS
     network = rng.choice(["fast", "fast", "mixed", "slow"])
     return Profile(

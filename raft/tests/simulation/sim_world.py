@@ -388,8 +388,10 @@ class World:
         (action,) = self.rng.choices(
             (self._transfer, self._force, self._add, self._remove, self._lose_disk), weights=self.profile.admin_weights
         )
-        leader = self._leader()
-        if leader is not None:
+        # deposed leaders are asked too: they do not know it yet
+        leaders = [node for node in self._awake() if node.core.role is Role.LEADER]
+        if leaders:
+            leader = self.rng.choice(leaders)
             try:
                 action(leader)
             except (Busy, ChangeRefused, NotLeader):

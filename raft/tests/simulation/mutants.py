@@ -1,0 +1,123 @@
+"""Plant each bug of sim_mutants, and see which checker finds it: prints mutant x checker; a survivor makes the exit code 1.
+
+mutants.py [--seeds 300] [--jobs 2] [--only text]     a mutant is tried on its known seeds, then on fresh ones
+mutants.py --rates --seeds 400                        also how many of that many seeds kill it
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+import sim_mutants
+from sim_mutant_list import MUTANTS, Mutant
+
+SCENARIO = "scenario"
+
+
+@dataclass
+class Verdict:
+    """What became of one mutant."""
+
+    name: str
+    #: check -> how often it raised the alarm; also checks not meant for this mutant
+    alarms: Counter[str] = field(default_factory=Counter)
+    #: what has to raise the alarm and has not: the scenario, a seed
+    missing: list[str] = field(default_factory=list)
+    first_seed: int = -1
+    seeds: int = 0
+
+    @property
+    def killed(self) -> bool:
+        """By everything that is meant for it."""
+        return not self.missing
+
+
+def judge(mutant: Mutant, seeds: int, rates: bool = False) -> Verdict:
+    """Run its scenario, then seeds until a check meant for the mutant has killed it (with `rates`: all of them)."""
+    verdict = Verdict(mutant.name)
+    with sim_mutants.planted(mutant) as world:
+        if mutant.scenario:
+            _play(mutant, verdict)
+        # fresh seeds are for a mutant that has neither scenario nor known seeds, or whose known seeds have lost their effect
+        wanted = bool(mutant.seeds) or not mutant.scenario
+        for seed in [*mutant.seeds, *range(seeds)]:
+            if not rates and (not wanted or verdict.first_seed >= 0):
+                break
+            verdict.seeds += 1
+            outcome = world.World(seed).run()
+            if outcome.failed:
+                verdict.alarms[outcome.failed] += 1
+                if outcome.failed in mutant.checks and verdict.first_seed < 0:
+                    verdict.first_seed = seed
+        if wanted and verdict.first_seed < 0:
+            verdict.missing.append("a seed")
+    return verdict
+
+
+def _play(mutant: Mutant, verdict: Verdict) -> None:
+    directed_test = sim_mutants.scenario(mutant.scenario)
+    try:
+        directed_test()
+    except (Exception, pytest.fail.Exception):
+        verdict.alarms[SCENARIO] += 1
+    else:
+        verdict.missing.append(mutant.scenario)
+
+
+def _judge(arguments: tuple[int, int, bool]) -> Verdict:
+    number, seeds, rates = arguments
+    return judge(MUTANTS[number], seeds, rates)
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """Mutant x checker: X killed by the checker meant for it, x raised an alarm too."""
+    names = sorted({check for verdict in verdicts for check in verdict.alarms})
+    width = max(len(verdict.name) for verdict in verdicts)
+    wanted = {mutant.name: mutant.checks for mutant in MUTANTS}
+    lines = [" " * width + "  seeds  first  " + "  ".join(names)]
+    for verdict in verdicts:
+        cells = []
+        for check in names:
+            count = verdict.alarms[check]
+            mark = "X" if check == SCENARIO or check in wanted[verdict.name] else "x"
+            cells.append((f"{mark}{count}" if count else ".").center(len(check)))
+        first = str(verdict.first_seed) if verdict.first_seed >= 0 else "-"
+        alive = "" if verdict.killed else f"  SURVIVED {', '.join(verdict.missing)}"
+        lines.append(f"{verdict.name:<{width}}  {verdict.seeds:>5}  {first:>5}  {'  '.join(cells)}{alive}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=300, help="fresh seeds for each mutant, at most")
+    parser.add_argument("--jobs", type=int, default=1, help="processes to use")
+    parser.add_argument("--only", default="", help="only mutants whose name has this text in it")
+    parser.add_argument("--rates", action="store_true", help="do not stop at the first kill")
+    options = parser.parse_args()
+    chosen = [number for number, mutant in enumerate(MUTANTS) if options.only in mutant.name]
+    started = time.perf_counter()
+    work = [(number, options.seeds, options.rates) for number in chosen]
+    verdicts = []
+    with multiprocessing.Pool(options.jobs) as pool:
+        for verdict in pool.imap(_judge, work):
+            verdicts.append(verdict)
+            if sys.stderr.isatty():
+                print(f"\r{len(verdicts)}/{len(chosen)} mutants", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(table(verdicts))
+    survivors = [verdict.name for verdict in verdicts if not verdict.killed]
+    print(f"{len(verdicts) - len(survivors)} of {len(verdicts)} mutants killed in {time.perf_counter() - started:.0f} s")
+    for name in survivors:
+        print(f"SURVIVED: {name}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
