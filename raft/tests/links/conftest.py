@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
 import pytest
+import uvloop
 from prometheus_client import REGISTRY
 
 from dss_raft import metrics
@@ -73,6 +75,11 @@ class Node:
     async def next_frame(self) -> tuple[str, AnyFrame]:
         async with asyncio.timeout(10):
             return await self.frames.get()
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """A node runs on uvloop where it can; the links' tests run on both loops."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")
