@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nsmallest
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,6 +20,7 @@ from dss_queue.commands import BYTES_PER_CONSUME_MAX
 from dss_queue.records import (
     HISTORY_MAX,
     Dead,
+    DeadLettered,
     Delivery,
     Ending,
     Handout,
@@ -219,6 +220,10 @@ class Group:
             return message
         return self.topic.messages.get(number)
 
+    def unmet(self, limit: int) -> list[int]:
+        """Some of the messages that the group has not met: the first of the lane, and the first heads of chains."""
+        return [*self.topic.lane.following(self.cursor, limit), *nsmallest(limit, self.ready)]
+
     # -------------------------------------------------------- ends of a delivery
 
     def acked(self, delivery: Delivery, at_ms: int) -> None:
@@ -400,6 +405,7 @@ class Group:
             history,
         )
         self.dead[message.number] = dead
+        self._registry.events.append(DeadLettered(self.topic.name, self.name, reason))
         self.counters.dead[reason] = self.counters.dead.get(reason, 0) + 1
         self.topic.add_bytes(dead.size)
         self._finish(message, at_ms)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from dss_raft.machine import Origin
+from dss_raft.machine import Event, Origin
 
 if TYPE_CHECKING:
     from dss_queue.group import Group
@@ -130,6 +130,14 @@ class Dead(msgspec.Struct, array_like=True):
     def size(self) -> int:
         """What counts towards limits."""
         return len(self.value) + len(self.key) + len(self.headers)
+
+
+class DeadLettered(Event, frozen=True):
+    """A group has one more dead letter."""
+
+    topic: str
+    group: str
+    reason: str
 
 
 class Waiter(msgspec.Struct):

@@ -1,0 +1,10 @@
+"""Django's entry for the queue."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class DssQueueConfig(AppConfig):
+    name = "dss_queue"
+    verbose_name = "Queue"

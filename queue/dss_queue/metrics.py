@@ -1,0 +1,124 @@
+"""What the queue counts.
+
+Calls are counted where they are made, in messages: an empty consume counts once. Dead letters come about without a call as well
+(a timeout), so the leader counts them: the sum over the nodes is right. Gauges show the replicated state, the same on every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from dss_queue.broker import Broker
+from dss_queue.inspection import oldest_age_ms, wall_clock_ms
+from dss_queue.records import DeadLettered
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+#: Topics with a label of their own; the rest share "other".
+TOPIC_LABELS_MAX = 100
+OTHER = "other"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+
+queue_publish_total = Counter("queue_publish_total", "Messages published at this node, duplicates not counted", ["topic"])
+queue_consume_total = Counter(
+    "queue_consume_total",
+    "Consume calls at this node: messages handed out (result=message), and calls answered otherwise",
+    ["topic", "result"],
+)
+queue_redeliver_total = Counter("queue_redeliver_total", "Messages handed out at this node again (attempt > 1)", ["topic"])
+queue_dead_total = Counter("queue_dead_total", "Messages that became dead letters, counted by the leader", ["reason"])
+queue_deliver_seconds = Histogram(
+    "queue_deliver_seconds", "From publish to the first delivery, for messages handed out at this node", buckets=_SECONDS
+)
+
+for _reason in ("max_attempts", "rejected", "expired"):
+    queue_dead_total.labels(_reason)
+
+
+class TopicCounters:
+    """The counters of one topic: finding a label costs more than counting."""
+
+    __slots__ = ("_label", "_results", "published", "redelivered")
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self.published = queue_publish_total.labels(label)
+        self.redelivered = queue_redeliver_total.labels(label)
+        self._results: dict[str, Any] = {}
+
+    def consumed(self, result: str, count: int = 1) -> None:
+        """Count `count` messages, or a call that got none."""
+        counter = self._results.get(result)
+        if counter is None:
+            counter = self._results[result] = queue_consume_total.labels(self._label, result)
+        counter.inc(count)
+
+
+_of_topic: dict[str, TopicCounters] = {}
+_others = TopicCounters(OTHER)
+
+
+def of_topic(topic: str) -> TopicCounters:
+    """The counters that `topic` has, or shares with others."""
+    counters = _of_topic.get(topic)
+    if counters is not None:
+        return counters
+    if len(_of_topic) >= TOPIC_LABELS_MAX:
+        return _others
+    counters = _of_topic[topic] = TopicCounters(topic)
+    return counters
+
+
+class StateCollector(Collector):
+    """Gauges over the broker's state, summed up when they are asked for. Must be asked in the node's loop."""
+
+    def __init__(self) -> None:
+        self.broker: Broker | None = None
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        return iter(self._families())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        in_flight, depth, oldest = self._families()
+        totals: dict[str, list[float]] = {}
+        now_ms = wall_clock_ms()
+        for topic in list(self.broker.topics.values()) if self.broker is not None else ():
+            label = topic.name if len(totals) < TOPIC_LABELS_MAX else OTHER
+            total = totals.setdefault(label, [0, 0, 0])
+            total[0] += sum(len(group.in_flight) for group in topic.groups.values())
+            total[1] += len(topic.messages)
+            total[2] = max(total[2], oldest_age_ms(topic, now_ms) / 1000)
+        for label, values in totals.items():
+            for family, value in zip((in_flight, depth, oldest), values, strict=True):
+                family.add_metric([label], value)
+        return iter((in_flight, depth, oldest))
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+        return (
+            GaugeMetricFamily("queue_inflight", "Messages in the hands of consumers, all groups", labels=["topic"]),
+            GaugeMetricFamily("queue_depth", "Messages the topic keeps: some group is not finished with them", labels=["topic"]),
+            GaugeMetricFamily("queue_oldest_age_seconds", "Age of the oldest message the topic keeps", labels=["topic"]),
+        )
+
+
+_collector = StateCollector()
+REGISTRY.register(_collector)
+
+
+def attach(node: Node) -> None:
+    """Let the gauges show this node's broker, and count dead letters while it leads. Once, when the node is built."""
+    _collector.broker = cast(Broker, node.machine("queue"))
+
+    def count_dead(event: DeadLettered, index: int) -> None:
+        if node.is_leader:
+            queue_dead_total.labels(event.reason).inc()
+
+    node.on_event(DeadLettered, count_dead)

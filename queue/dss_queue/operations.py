@@ -1,0 +1,328 @@
+"""What the doors offer of the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from dss_project.api.operation import Operation
+from dss_queue import answers, inspection, metrics
+from dss_queue.broker import Broker
+from dss_queue.commands import (
+    Ack,
+    AckFields,
+    AckRequest,
+    Consume,
+    ConsumeRequest,
+    Extend,
+    MessageRequest,
+    Nack,
+    NewMessage,
+    PeekQuery,
+    Publish,
+    PublishRequest,
+    Purge,
+    PutTopic,
+    Redrive,
+    StatsQuery,
+)
+from dss_queue.partitions import ring
+from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+_headers = msgspec.json.Encoder()
+_ACK_FIELDS = AckFields.__struct_fields__
+
+
+# ------------------------------------------------------------------ publish
+
+
+async def publish(node: Node, request: PublishRequest) -> Result:
+    """Answered when the messages are on the disks of a majority."""
+    several = request.messages is not None
+    requests: Sequence[MessageRequest | PublishRequest] = request.messages if request.messages is not None else (request,)
+    messages = [_new_message(node, request.topic, one) for one in requests]
+    result = await node.submit(Publish(messages=messages))
+    if result.code:
+        return result
+    published = result.body["messages"]
+    metrics.of_topic(request.topic).published.inc(sum(not one["duplicate"] for one in published))
+    return Result({"messages": published} if several else published[0], "", result.index)
+
+
+def _new_message(node: Node, topic: str, request: MessageRequest | PublishRequest) -> NewMessage:
+    """The message as the log holds it. The partition is settled here: nodes may differ in their number of virtual nodes."""
+    assert request.value is not msgspec.UNSET
+    value = bytes(request.value)
+    bytes_max = node.config.value_bytes_max
+    if len(value) > bytes_max:
+        raise Refused("too_large", f"`value` is {len(value)} bytes long; the limit is {bytes_max}", field="value")
+    key = request.key
+    partition = ring(node.config.queue_num_vnodes).partition_of(key) if key else -1
+    headers = _headers.encode(request.headers) if request.headers else b""
+    return NewMessage(topic, value, key, partition, request.delay_ms, request.dedup_id, headers)
+
+
+# ------------------------------------------------------------------ consume
+
+
+async def consume(node: Node, request: ConsumeRequest) -> Result:
+    """Answered at once, when a message comes, or when `timeout_ms` is over."""
+    visibility_ms = request.visibility_ms
+    command = Consume(
+        topic=request.topic,
+        group=request.group,
+        timeout_ms=request.timeout_ms,
+        attempt_id=request.attempt_id,
+        visibility_ms=node.config.queue_visibility_timeout_ms if visibility_ms is None else visibility_ms,
+        max_messages=request.max_messages or 1,
+    )
+    counters = metrics.of_topic(request.topic)
+    try:
+        result = await node.submit(command, wait_ms=request.timeout_ms)
+    except asyncio.CancelledError:
+        counters.consumed("cancelled")
+        raise
+    except Refused:
+        counters.consumed("failed")
+        raise
+    if result.code:
+        counters.consumed("refused")
+        return result
+    messages = result.body["messages"]
+    _count_delivered(counters, messages)
+    delivered = [_shown(message) for message in messages]
+    if request.max_messages is not None:
+        body: dict[str, Any] = {"messages": delivered}
+    else:
+        body = delivered[0] if delivered else {"msg_id": None, "value": None}
+    if not delivered:
+        body["empty_reason"] = result.body["empty_reason"]
+    return Result(body, "", result.index)
+
+
+def _count_delivered(counters: metrics.TopicCounters, messages: list[dict[str, Any]]) -> None:
+    if not messages:
+        counters.consumed("empty")
+        return
+    counters.consumed("message", len(messages))
+    again = 0
+    for message in messages:
+        if message["attempt"] > 1:
+            again += 1
+        else:
+            metrics.queue_deliver_seconds.observe((message["delivered_ms"] - message["published_ms"]) / 1000)
+    if again:
+        counters.redelivered.inc(again)
+
+
+def _shown(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as the client sees it: its JSON goes into the answer as it is."""
+    return {
+        **message,
+        "value": msgspec.Raw(message["value"]),
+        "headers": inspection.json_text(message["headers"]),
+    }
+
+
+# ------------------------------------------------------ ack, nack, extend …
+
+
+async def ack(node: Node, request: AckRequest) -> Result:
+    """May be repeated without harm."""
+    fields = {name: getattr(request, name) for name in _ACK_FIELDS}
+    publish = [_new_message(node, one.topic, one) for one in request.publish or ()]
+    result = await node.submit(Ack(**fields, publish=publish))
+    for message, published in zip(publish, result.body.get("published", ()), strict=False):
+        if not published["duplicate"]:
+            metrics.of_topic(message.topic).published.inc()
+    return result
+
+
+async def nack(node: Node, request: Nack) -> Result:
+    return await node.submit(request)
+
+
+async def extend(node: Node, request: Extend) -> Result:
+    return await node.submit(request)
+
+
+async def put_topic(node: Node, request: PutTopic) -> Result:
+    return await node.submit(request)
+
+
+async def redrive(node: Node, request: Redrive) -> Result:
+    return await node.submit(request)
+
+
+async def purge(node: Node, request: Purge) -> Result:
+    return await node.submit(request)
+
+
+# ------------------------------------------------------------------ queries
+
+
+async def stats(node: Node, request: StatsQuery) -> Result:
+    if request.consistency == "linearizable":
+        await node.read_index()
+    return Result(inspection.stats(_broker(node), request.topic, inspection.wall_clock_ms()))
+
+
+async def peek(node: Node, request: PeekQuery) -> Result:
+    if request.consistency == "linearizable":
+        await node.read_index()
+    lines = inspection.peek(_broker(node), request.topic, request.group, request.dead, request.limit, inspection.wall_clock_ms())
+    return Result({"messages": [_shown(line) for line in lines]})
+
+
+def _broker(node: Node) -> Broker:
+    return cast(Broker, node.machine("queue"))
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="queue.publish",
+        method="POST",
+        path="/queue/publish",
+        request=PublishRequest,
+        handle=publish,
+        answer=answers.PublishAnswer,
+        summary="Publish a message",
+        description=(
+            "Stores `value`, any JSON, for every group of the topic. Messages that share a routing `key` reach a group in the "
+            "order published, one in flight at a time. `delay_ms` hides it, `dedup_id` makes a repeat harmless.\n\n"
+            "With `messages: [...]` several are stored in one step, all of them or none."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "value": {"order": 42}, "key": "customer-7"},
+        problems=("too_large",),
+    ),
+    Operation(
+        name="queue.consume",
+        method="POST",
+        path="/queue/consume",
+        request=ConsumeRequest,
+        handle=consume,
+        answer=answers.ConsumeAnswer,
+        summary="Take a message",
+        description=(
+            "Waits up to `timeout_ms` for a message and hides it from the rest of the group for `visibility_ms`: ack it, extend "
+            "it, or it is delivered again. An unknown group gets everything the topic still keeps, the oldest first.\n\n"
+            "With `max_messages` the answer is a list, `messages`. Repeat a call whose answer was lost with the same "
+            "`attempt_id`: it gets the same messages. When there is nothing, `empty_reason` says why."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "group": "billing", "timeout_ms": 1000},
+    ),
+    Operation(
+        name="queue.ack",
+        method="POST",
+        path="/queue/ack",
+        request=AckRequest,
+        handle=ack,
+        answer=answers.AckAnswer,
+        summary="A message is done",
+        description=(
+            "With `receipt` that very delivery, without it whichever delivery of the group is in flight. A repeat answers "
+            "`acked: false`. With `publish: [...]` the ack and those messages happen together, or not at all."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "group": "billing", "msg_id": "12-0"},
+        problems=("stale_receipt", "too_large"),
+    ),
+    Operation(
+        name="queue.nack",
+        method="POST",
+        path="/queue/nack",
+        request=Nack,
+        handle=nack,
+        answer=answers.NackAnswer,
+        summary="Give a message back",
+        description=(
+            "The attempt failed: it is delivered again, after `delay_ms` or the topic's backoff; with `dead` it goes straight to "
+            "the dead letters. `silent`: the attempt does not count (a consumer that shuts down)."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "group": "billing", "msg_id": "12-0", "delay_ms": 5000},
+        problems=("stale_receipt",),
+    ),
+    Operation(
+        name="queue.extend",
+        method="POST",
+        path="/queue/extend",
+        request=Extend,
+        handle=extend,
+        answer=answers.ExtendAnswer,
+        summary="Keep a message hidden for longer",
+        description="Hides it for `visibility_ms` from now. A third of the visibility is a good interval.",
+        tag="Queue",
+        example={"topic": "orders", "group": "billing", "msg_id": "12-0", "visibility_ms": 15000},
+        problems=("stale_receipt",),
+    ),
+    Operation(
+        name="queue.stats",
+        method="GET",
+        path="/queue/stats",
+        request=StatsQuery,
+        handle=stats,
+        answer=answers.StatsAnswer,
+        summary="How a topic and its groups are doing",
+        description="Without `topic`: one line for each topic.",
+        tag="Queue",
+        example={"topic": "orders"},
+    ),
+    Operation(
+        name="queue.peek",
+        method="GET",
+        path="/queue/peek",
+        request=PeekQuery,
+        handle=peek,
+        answer=answers.PeekAnswer,
+        summary="Look at messages without taking them",
+        description="What the topic keeps; with `group` what that group has still to do; with `dead` its dead letters.",
+        tag="Queue",
+        example={"topic": "orders"},
+    ),
+    Operation(
+        name="queue.topic",
+        method="PUT",
+        path="/queue/topic",
+        request=PutTopic,
+        handle=put_topic,
+        answer=answers.TopicAnswer,
+        summary="Set a topic's settings",
+        description="Replaces all of them; what is left out gets its default. A topic need not be created before its use.",
+        tag="Queue",
+        example={"topic": "orders", "max_attempts": 20, "backoff_ms": 1000},
+    ),
+    Operation(
+        name="queue.redrive",
+        method="POST",
+        path="/queue/redrive",
+        request=Redrive,
+        handle=redrive,
+        answer=answers.RedriveAnswer,
+        summary="Dead letters back to the queue",
+        description="All dead letters of the group, or `msg_id`, with a fresh count of attempts.",
+        tag="Queue",
+        example={"topic": "orders", "group": "billing"},
+    ),
+    Operation(
+        name="queue.purge",
+        method="POST",
+        path="/queue/purge",
+        request=Purge,
+        handle=purge,
+        answer=answers.PurgeAnswer,
+        summary="Throw away what a topic holds",
+        description="All messages, those in flight too; or with `dead` the dead letters, of `group` or of every group.",
+        tag="Queue",
+        example={"topic": "orders"},
+    ),
+)
