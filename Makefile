@@ -1,0 +1,65 @@
+# Everything a person does with this project. Needs Python 3.11 or later and make; the rest installs itself into .venv.
+
+PYTHON ?= python3
+NODES ?= 3
+BIN := .venv/bin
+READY := .venv/.ready
+COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench bench-raft load postman sim mutants lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'
+	@echo "Setting up .venv (once, about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+run: $(READY) ## start a cluster of three nodes (NODES=1: a single one) and follow its logs
+	@exec $(BIN)/python manage.py cluster --nodes $(NODES)
+
+test: $(READY) ## run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## check style, types and the walls between the rooms
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## put the code in order
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(READY) ## measure three nodes over HTTP, with Daphne and with uvicorn
+	@$(BIN)/python benchmarks/bench_http.py $(ARGS)
+
+bench-raft: $(READY) ## measure Raft alone: throughput, latency, failover
+	@$(BIN)/python benchmarks/bench_raft.py $(ARGS)
+
+load: $(READY) ## Locust: 200 users for 60 s against a running cluster
+	@mkdir -p report
+	@$(BIN)/locust -f benchmarks/load_test_scenarios.py --headless -u 200 -r 50 -t 60s --csv report/locust $(ARGS)
+
+postman: ## run the Postman collection against a running cluster (needs node)
+	@npx --yes newman@6 run postman/distributed-sync-system.postman_collection.json \
+		-e postman/local.postman_environment.json $(ARGS)
+
+sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its trace
+	@$(BIN)/python raft/tests/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
+
+mutants: $(READY) ## break Raft in many small ways, and see that every break is found
+	@$(BIN)/python raft/tests/simulation/mutants.py $(ARGS)
+
+lock: ## pin the dependencies of pyproject.toml anew (needs pip-tools)
+	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml
+	@$(COMPILE) -o docker/requirements.lock pyproject.toml
+
+clean: ## remove what was built; the clusters' data under .dss stays
+	@rm -rf .venv build dist report .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
