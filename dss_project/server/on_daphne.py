@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 from daphne.server import Server, reactor
 
+from dss_project.server.quick_request import Inbox, QuickFactory
+
 log = structlog.get_logger("node")
 
 
@@ -24,11 +26,12 @@ class DaphneServer(Server):  # type: ignore[misc]
         self.ready_callable = self._begin
         self.exit_code = 1
         self._main = main
+        self._loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
         self._port: Any = None
         self._task: asyncio.Task[None] | None = None
 
     def _begin(self) -> None:
-        self._task = reactor._asyncioEventloop.create_task(self._run_main())
+        self._task = self._loop.create_task(self._run_main())
 
     async def _run_main(self) -> None:
         try:
@@ -37,9 +40,7 @@ class DaphneServer(Server):  # type: ignore[misc]
             reactor.callLater(0, reactor.stop)
 
     async def accept(self, listening: socket.socket) -> None:
-        # Twisted words a line of access log for every call, and then has nowhere to write it.
-        self.http_factory.log = lambda request: None
-        self._port = reactor.adoptStreamPort(listening.fileno(), listening.family, self.http_factory)
+        self._port = reactor.adoptStreamPort(listening.fileno(), listening.family, QuickFactory(self))
         # The reactor has a duplicate of its own.
         listening.close()
 
@@ -49,16 +50,20 @@ class DaphneServer(Server):  # type: ignore[misc]
     async def close(self) -> None:
         """The reactor closes the connections when it stops."""
 
-    def create_application(self, protocol: Any, scope: dict[str, Any]) -> asyncio.Queue[Any]:
+    def create_application(self, protocol: Any, scope: dict[str, Any]) -> Inbox:
         """As Daphne's, but a call is forgotten when it ends: Daphne looks for those once a second, and that is thousands."""
-        messages: asyncio.Queue[Any] = asyncio.Queue()
+        inbox = Inbox()
         scope.setdefault("asgi", {"version": "3.0"})
-        call = reactor._asyncioEventloop.create_task(
-            self.application(scope=scope, receive=messages.get, send=partial(self.handle_reply, protocol))
-        )
+        send = partial(self.handle_reply, protocol)
+        call = self._loop.create_task(self.application(scope=scope, receive=inbox.get, send=send))
         self.connections[protocol]["application_instance"] = call
         call.add_done_callback(partial(self._ended, protocol))
-        return messages
+        return inbox
+
+    async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
+        details = self.connections.get(protocol)
+        if details is not None and "disconnected" not in details:
+            protocol.handle_reply(message)
 
     def _ended(self, protocol: Any, call: asyncio.Task[None]) -> None:
         details = self.connections.get(protocol)

@@ -90,7 +90,7 @@ def test_all_faults_at_once() -> None:
     "environ", [{"RPC_HOST": "0.0.0.0"}, {"RPC_HOST": "node-1"}, {"DSS_PEER_HOST": "10.0.0.5"}, {"RPC_HOST": "::"}]
 )
 def test_beyond_loopback_a_secret_is_required(environ: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="DSS_CLUSTER_SECRET is missing.*beyond loopback.*peer port"):
+    with pytest.raises(ConfigError, match=r"DSS_CLUSTER_SECRET is missing.*beyond loopback.*peer port"):
         NodeConfig.from_env(environ)
     assert NodeConfig.from_env({**environ, "DSS_CLUSTER_SECRET": "s"}).cluster_secret == "s"
 
