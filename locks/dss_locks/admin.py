@@ -104,7 +104,7 @@ class LockRowAdmin(LiveAdmin):
     actions = ("force_release",)
 
     def rows(self) -> list[LockRow]:
-        return rows_from_loop(lambda: lock_rows(_table(), inspection.wall_clock_ms()))
+        return rows_from_loop(lambda: lock_rows(_table(), operations.wall_clock_ms()))
 
     @admin.action(description="Force the release (with a reason)", permissions=["operate"])
     def force_release(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -133,7 +133,7 @@ class WaiterRowAdmin(LiveAdmin):
     search_fields = ("client", "keys", "chain")
 
     def rows(self) -> list[WaiterRow]:
-        return rows_from_loop(lambda: waiter_rows(_table(), inspection.wall_clock_ms()))
+        return rows_from_loop(lambda: waiter_rows(_table(), operations.wall_clock_ms()))
 
 
 @admin.register(ForcedRow)

@@ -1,11 +1,10 @@
-"""Answers to "who holds this, who waits, and why am I waiting": read-only views of the table.
+"""Answers to "who holds this, who waits, and why am I waiting": read-only views of the table. Pure, as the table is.
 
 Times are relative to `now_ms`, the asking node's wall clock.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from dss_locks.holdings import MODES
@@ -15,11 +14,6 @@ from dss_locks.table import LockTable
 ROWS_SHOWN_MAX = 1_000
 EDGES_SHOWN_MAX = 10_000
 CHAIN_SHOWN_MAX = 100
-
-
-def wall_clock_ms() -> int:
-    """Leases are stamped by the leader's wall clock; this node's own is as good a reading of "now" as there is."""
-    return time.time_ns() // 1_000_000
 
 
 def status(table: LockTable, key: str, now_ms: int, client: str = "") -> dict[str, Any]:

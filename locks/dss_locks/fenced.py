@@ -1,0 +1,93 @@
+"""Django models that refuse writes under an old lock.
+
+A lease cannot stop a client that was paused and does not know that its lock is gone. The database can: every write carries the
+fencing token of the lock it was made under, and the row remembers the highest. The check and the write are one SQL statement, so
+nothing comes in between.
+
+    class Account(FencedModel):
+        balance = models.IntegerField()
+
+    token = acquire("account/7")["fencing_token"]
+    account = Account.objects.get(pk=7)
+    account.balance -= 100
+    account.save(fencing_token=token)      # raises StaleToken if somebody wrote under a later lock
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+
+
+class StaleToken(Exception):
+    """A write was refused: the row was written under a later lock than this one, or it is gone.
+
+    Args:
+        token: the token of the refused write.
+        current: the token that the row has now; None: there is no such row any more.
+    """
+
+    def __init__(self, model: type[models.Model], pk: Any, token: int, current: int | None) -> None:
+        found = "the row is gone" if current is None else f"the row was written with {current}"
+        super().__init__(f"{model._meta.label} {pk}: fencing token {token} is too old, {found}")
+        self.token = token
+        self.current = current
+
+
+class FencedQuerySet(models.QuerySet):
+    """Writes with a fencing token."""
+
+    def fenced_update(self, fencing_token: int, **values: Any) -> int:
+        """As `update`, for those of the rows that no later lock has written. Returns how many there were."""
+        return self.filter(fencing_token__lte=fencing_token).update(fencing_token=fencing_token, **values)
+
+
+class FencedModel(models.Model):
+    """A row that remembers the highest fencing token it was written with.
+
+    An existing row is saved with a token only, by one UPDATE that sends no `pre_save` or `post_save` signal. `QuerySet.update`
+    and `delete` are not fenced. Protect a row by one key: the tokens of different keys say nothing about each other.
+    """
+
+    fencing_token = models.BigIntegerField(default=0, editable=False)
+
+    objects = FencedQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    def save(self, *args: Any, fencing_token: int | None = None, update_fields: Any = None, **kwargs: Any) -> None:
+        """Insert a new row, or write an existing one if no later lock has written it.
+
+        Args:
+            fencing_token: of the lock that protects this row. A new row may do without.
+            update_fields: names of the fields to write; None: all of them.
+
+        Raises:
+            StaleToken: a later lock has written the row, or it is gone. Nothing was written.
+            TypeError: an existing row is to be saved without a token.
+        """
+        if self._state.adding:
+            if fencing_token is not None:
+                self.fencing_token = fencing_token
+            super().save(*args, update_fields=update_fields, **kwargs)
+            return
+        if fencing_token is None:
+            raise TypeError(f"save {self._meta.label} with the `fencing_token` of the lock that protects it")
+        using = kwargs.get("using") or self._state.db
+        rows = FencedQuerySet(type(self), using=using).filter(pk=self.pk)
+        if not rows.fenced_update(fencing_token, **self._values(update_fields)):
+            current = rows.values_list("fencing_token", flat=True).first()
+            raise StaleToken(type(self), self.pk, fencing_token, current)
+        self.fencing_token = fencing_token
+
+    def _values(self, update_fields: Any) -> dict[str, Any]:
+        names = None if update_fields is None else set(update_fields)
+        return {
+            field.attname: field.pre_save(self, add=False)
+            for field in self._meta.concrete_fields
+            if not field.primary_key
+            and field.name != "fencing_token"
+            and (names is None or field.name in names or field.attname in names)
+        }
