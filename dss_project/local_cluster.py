@@ -1,0 +1,252 @@
+"""Nodes as processes of this machine: what `make run`, the tests and the benchmarks start, stop and kill."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+PEER_PORT_OFFSET = 1000
+PORTS_OF_THREE = (8101, 8102, 8103)
+PORTS_OF_ONE = (8201,)
+POLL_S = 0.02
+STOP_S = 15.0
+
+
+class NotReady(Exception):
+    """A node ended, or did not become ready in time; the text has the end of its log."""
+
+
+class Reply:
+    """An HTTP answer."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class LocalNode:
+    """One node process and its HTTP address.
+
+    Args:
+        environment: the node's settings.
+        log_path: where its output goes.
+    """
+
+    def __init__(self, node_id: str, port: int, environment: Mapping[str, str], log_path: Path) -> None:
+        self.id = node_id
+        self.port = port
+        self.url = f"http://{HOST}:{port}"
+        self.log_path = log_path
+        self.environment = dict(environment)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start the process; its data are those of the last time."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "manage.py"), "node"],
+                cwd=ROOT,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C goes to whoever started the cluster; that one stops the nodes in order.
+                start_new_session=True,
+            )
+
+    def send_signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.send_signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+
+    def pause(self) -> None:
+        self.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.send_signal(signal.SIGCONT)
+
+    def stop(self, timeout_s: float = STOP_S) -> int | None:
+        """Ask the node to stop; its exit code, None when it did not stop in time."""
+        self.send_signal(signal.SIGTERM)
+        if self.process is None:
+            return None
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout_s: float = 30.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """One HTTP call; `body` is sent as JSON unless it is bytes.
+
+        Raises:
+            OSError, http.client.HTTPException: no answer, or half of one.
+        """
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
+        try:
+            data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+            given = {"Content-Type": "application/json"} if data is not None else {}
+            connection.request(method, path, data, {**given, **(headers or {})})
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any] | None:
+        """`GET /raft/status`, None when there is no answer."""
+        try:
+            reply = self.call("GET", "/raft/status", timeout_s=2.0)
+            return reply.json if reply.status == 200 else None
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+
+    def is_ready(self) -> bool:
+        try:
+            return self.call("GET", "/ready", timeout_s=2.0).status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def log_tail(self, lines: int = 20) -> str:
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+
+class LocalCluster:
+    """Nodes on loopback that form one cluster.
+
+    Args:
+        directory: their data, `<directory>/<node id>`, and logs.
+        ports: one service port for each node.
+        environment: settings for all nodes, besides those that make them a cluster.
+    """
+
+    def __init__(self, directory: Path, ports: Sequence[int], environment: Mapping[str, str] | None = None) -> None:
+        self.directory = directory
+        members = {f"node-{number}": port for number, port in enumerate(ports, 1)}
+        peers = ",".join(f"http://{HOST}:{port}/{node_id}" for node_id, port in members.items())
+        self.nodes = [
+            LocalNode(
+                node_id,
+                port,
+                {
+                    **(environment or {}),
+                    "NODE_ID": node_id,
+                    "RPC_HOST": HOST,
+                    "RPC_PORT": str(port),
+                    "PEERS": peers,
+                    "DSS_DATA_DIR": str(directory / node_id),
+                },
+                directory / "logs" / f"{node_id}.log",
+            )
+            for node_id, port in members.items()
+        ]
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+
+    def wait_ready(self, timeout_s: float = 60.0, nodes: Sequence[LocalNode] | None = None) -> None:
+        """Wait until each of the nodes (all by default) knows a leader and has caught up.
+
+        Raises:
+            NotReady: one of them ended, or took too long.
+        """
+        deadline = time.monotonic() + timeout_s
+        for node in nodes or self.nodes:
+            while not node.is_ready():
+                if not node.is_running:
+                    raise NotReady(f"{node.id} has ended:\n{node.log_tail()}")
+                if time.monotonic() > deadline:
+                    raise NotReady(f"{node.id} is not ready after {timeout_s:.0f} s:\n{node.log_tail()}")
+                time.sleep(POLL_S)
+
+    def leader(self, timeout_s: float = 30.0) -> LocalNode:
+        """The running node that leads, and that it is so known to itself.
+
+        Raises:
+            NotReady: none did in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for node in self.nodes:
+                status = node.status() if node.is_running else None
+                if status is not None and status["state"]["name"] == "LEADER":
+                    return node
+            time.sleep(POLL_S)
+        raise NotReady("no node leads:\n" + "\n".join(node.log_tail(5) for node in self.nodes))
+
+    def followers(self) -> list[LocalNode]:
+        leader = self.leader()
+        return [node for node in self.nodes if node is not leader and node.is_running]
+
+    def stop(self) -> list[str]:
+        """Stop all nodes at once; the ids of those that had to be killed."""
+        for node in self.nodes:
+            node.send_signal(signal.SIGCONT)
+            node.send_signal(signal.SIGTERM)
+        stubborn = []
+        for node in self.nodes:
+            if node.process is not None and node.stop() is None:
+                stubborn.append(node.id)
+                node.kill()
+        return stubborn
+
+
+def ports_in_use(ports: Sequence[int]) -> list[int]:
+    """Those of the service ports, and of the peer ports above them, on which something listens already."""
+    taken = []
+    for port in (*ports, *(port + PEER_PORT_OFFSET for port in ports)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                taken.append(port)
+    return taken
+
+
+def free_ports(count: int) -> list[int]:
+    """Service ports that are free together with the peer ports above them."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = probe.getsockname()[1]
+        if port + PEER_PORT_OFFSET <= 65_535 and port not in found and not ports_in_use([port]):
+            found.append(port)
+    return found
