@@ -34,6 +34,8 @@ REQUEST_SECONDS = Histogram(
 
 #: A client that hangs up is noticed from this long after its call began: quicker calls are not worth the watching.
 WATCH_AFTER_S = 0.05
+#: Of a body that is too large, so much is read and thrown away before the call is answered.
+DISCARDED_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Route:
@@ -146,6 +148,8 @@ class Lane:
             call.watch()
             return encode_result(await route.handle(self._find_node(), request))
         except Refused as refusal:
+            if refusal.code == "too_large":
+                await call.discard_body()
             return encode_refusal(refusal)
         except Exception:
             log.exception("api.failed", operation=route.name)
@@ -175,34 +179,47 @@ class Lane:
 class _Call:
     """A call in progress: its body, and whether its client is still there."""
 
-    __slots__ = ("_receive", "_task", "_timer", "_watcher", "hung_up")
+    __slots__ = ("_has_more", "_receive", "_task", "_timer", "_watcher", "hung_up")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._has_more = True
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.hung_up = False
 
     async def body(self, bytes_max: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            Refused: `too_large`; the rest of the body is still to come then.
+        """
+        body = await self._next_chunk()
+        if self._has_more:
+            chunks = [body]
+            size = len(body)
+            while self._has_more and size <= bytes_max:
+                chunks.append(await self._next_chunk())
+                size += len(chunks[-1])
+            body = b"".join(chunks)
+        if len(body) > bytes_max:
+            raise too_large(bytes_max)
+        return body
+
+    async def discard_body(self) -> None:
+        """Take what is still to come, within reason: a client that cannot get rid of its body does not read the answer."""
+        size = 0
+        while self._has_more and size < DISCARDED_BYTES_MAX:
+            size += len(await self._next_chunk())
+
+    async def _next_chunk(self) -> bytes:
         message = await self._receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            if message["type"] == "http.disconnect":
-                self._gone()
-            if len(body) > bytes_max:
-                raise too_large(bytes_max)
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._gone()
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > bytes_max:
-                raise too_large(bytes_max)
-        return b"".join(parts)
+        if message["type"] == "http.disconnect":
+            self._gone()
+        self._has_more = message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
 
     def _gone(self) -> None:
         self.hung_up = True

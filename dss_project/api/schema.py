@@ -13,9 +13,9 @@ from dss_project.api.problems import PROBLEMS
 
 REFERENCE = "#/components/schemas/"
 
-_ALWAYS = ("invalid", "over_limit", "no_leader", "no_quorum", "unknown_outcome", "stopping")
+_ALWAYS = ("invalid", "stopping")
 _WITH_BODY = ("too_large", "unsupported_media_type")
-_GUARDED = ("unauthenticated", "forbidden")
+_GUARDED = ("unauthenticated", "forbidden", "over_limit", "no_leader", "no_quorum", "unknown_outcome")
 
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",

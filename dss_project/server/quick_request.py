@@ -1,7 +1,8 @@
 """Daphne's request, with the same checks and the same scope, at half the cost.
 
-Daphne and Twisted run a Deferred generator, a regular expression per header, a set per header value and, for a POST, the parser for
-e-mail headers, and word two log entries that nobody reads. What is rare (an upgrade to WebSocket, a header that is not right) is left to Daphne.
+Daphne and Twisted run a Deferred generator, a regular expression per header, a set per header value and, for a POST, the parser
+for e-mail headers; and they word two log entries that nobody reads. What is rare (an upgrade to WebSocket, a header that is not
+right) is left to Daphne.
 """
 
 from __future__ import annotations

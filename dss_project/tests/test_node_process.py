@@ -1,0 +1,272 @@
+"""`manage.py node` as a process: how it starts, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30
+
+pytestmark = pytest.mark.cluster
+
+
+def two_free_ports() -> tuple[int, int]:
+    with closing(socket.socket()) as one, closing(socket.socket()) as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+class Process:
+    """One node. Everything it says goes to `log`."""
+
+    def __init__(self, directory: Path, **environ: str) -> None:
+        self.port, peer_port = two_free_ports()
+        self.directory = directory
+        self.log = directory / "log"
+        self.environ = {
+            "NODE_ID": "node-1",
+            "RPC_PORT": str(self.port),
+            "DSS_PEER_PORT": str(peer_port),
+            "DSS_DATA_DIR": str(directory / "data"),
+            "DSS_LOG_FORMAT": "json",
+            **environ,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environ: str) -> Process:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DSS_", "RPC_", "NODE_", "PEERS"))}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "node"],
+                cwd=ROOT,
+                env={**inherited, **self.environ, **environ},
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def until_ready(self) -> Process:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if self.get("/ready")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError(self.log.read_text())
+
+    def wait(self) -> int:
+        assert self.process is not None
+        return self.process.wait(PATIENCE_S)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
+        with closing(self.connect()) as connection:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def post(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        with closing(self.connect()) as connection:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    made: list[Process] = []
+
+    def make(**environ: str) -> Process:
+        made.append(Process(tmp_path, **environ))
+        return made[-1]
+
+    yield make
+    for node in made:
+        if node.process is not None and node.process.poll() is None:
+            node.process.kill()
+            node.process.wait()
+
+
+@pytest.fixture(params=["daphne", "uvicorn"])
+def node(request: pytest.FixtureRequest, make_node: Callable[..., Process]) -> Process:
+    return make_node(DSS_SERVER=request.param, DSS_DRAIN_MS="500").start().until_ready()
+
+
+def test_first_start_stop_and_second_start(make_node: Callable[..., Process]) -> None:
+    node = make_node().start().until_ready()
+    data = node.directory / "data"
+    password = (data / "admin-password").read_text().strip()
+    for name in ("admin-password", "secret-key"):
+        assert stat.S_IMODE((data / name).stat().st_mode) == 0o600
+    key = (data / "secret-key").read_text()
+    assert password not in node.log.read_text()
+    assert node.stop() == 0
+    node.start().until_ready()
+    assert (data / "admin-password").read_text().strip() == password
+    assert (data / "secret-key").read_text() == key
+    assert json.loads(node.get("/raft/status")[1])["boot"] == 2
+    assert node.stop() == 0
+    assert [event["user"] for event in node.events() if event["event"] == "node.first_user"] == ["admin"]
+    assert not [event for event in node.events() if event["level"] in ("warning", "error", "critical")]
+    assert "Traceback" not in node.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"RPC_HOST": "0.0.0.0"}, "DSS_CLUSTER_SECRET is missing"),
+        ({"RPC_PORT": "many"}, "RPC_PORT must be a whole number"),
+        ({"RPC_HOST": "192.0.2.1", "DSS_CLUSTER_SECRET": "s"}, "no interface of this machine has that address"),
+        ({"DSS_DATA_DIR": "/proc/nowhere"}, "Cannot use DSS_DATA_DIR=/proc/nowhere"),
+    ],
+)
+def test_it_says_why_it_cannot_start(make_node: Callable[..., Process], environ: dict[str, str], words: str) -> None:
+    node = make_node(**environ).start()
+    assert node.wait() == 1
+    assert words in node.log.read_text()
+    assert "Traceback" not in node.log.read_text()
+
+
+@pytest.mark.parametrize("which", ["RPC_PORT", "DSS_PEER_PORT"])
+def test_a_port_in_use(make_node: Callable[..., Process], which: str) -> None:
+    node = make_node()
+    with socket.create_server(("127.0.0.1", int(node.environ[which]))):
+        node.start()
+        assert node.wait() == 1
+    said = node.log.read_text()
+    assert "in use" in said
+    assert node.environ[which] in said
+    assert "Traceback" not in said
+
+
+def test_a_call_under_way_is_answered_before_it_stops(node: Process) -> None:
+    assert node.post("/lock/acquire", {"key": "a", "client": "one"})[0] == 200
+    with closing(node.connect()) as waiting:
+        body = {"key": "a", "client": "two", "wait_ms": 20_000}
+        waiting.request("POST", "/lock/acquire", json.dumps(body), {"Content-Type": "application/json"})
+        while not json.loads(node.get("/lock/status?key=a")[1])["waiters"]:
+            time.sleep(0.01)
+        assert node.process is not None
+        node.process.send_signal(signal.SIGTERM)
+        # New connections are turned away at once; the call that waits still goes on.
+        while True:
+            try:
+                node.get("/health")
+            except OSError:
+                break
+        waiting.sock.settimeout(PATIENCE_S)
+        response = waiting.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["ok"] is False
+    assert node.wait() == 0
+    assert "Traceback" not in node.log.read_text()
+
+
+def test_a_second_signal_hurries_it(make_node: Callable[..., Process]) -> None:
+    node = make_node(DSS_DRAIN_MS="600000").start().until_ready()
+    node.post("/lock/acquire", {"key": "a", "client": "one"})
+    with closing(node.connect()) as waiting:
+        body = {"key": "a", "client": "two", "wait_ms": 20_000}
+        waiting.request("POST", "/lock/acquire", json.dumps(body), {"Content-Type": "application/json"})
+        while not json.loads(node.get("/lock/status?key=a")[1])["waiters"]:
+            time.sleep(0.01)
+        assert node.process is not None
+        node.process.send_signal(signal.SIGINT)
+        while not any(event["event"] == "node.stopping" for event in node.events()):
+            time.sleep(0.01)
+        node.process.send_signal(signal.SIGINT)
+        assert node.wait() == 0
+
+
+def test_a_client_that_hangs_up_leaves_the_queue(node: Process) -> None:
+    node.post("/lock/acquire", {"key": "a", "client": "one"})
+    waiting = node.connect()
+    body = {"key": "a", "client": "two", "wait_ms": 20_000}
+    waiting.request("POST", "/lock/acquire", json.dumps(body), {"Content-Type": "application/json"})
+    while not json.loads(node.get("/lock/status?key=a")[1])["waiters"]:
+        time.sleep(0.01)
+    waiting.close()
+    while json.loads(node.get("/lock/status?key=a")[1])["waiters"]:
+        time.sleep(0.01)
+
+
+def _raw(node: Process, request: bytes) -> bytes:
+    with closing(socket.create_connection(("127.0.0.1", node.port), PATIENCE_S)) as connection:
+        connection.sendall(request)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+        return received
+
+
+def test_http_as_clients_speak_it(node: Process) -> None:
+    """Chunks, pipelines, escapes, HEAD, bodies that are too large: the same under both servers."""
+    close = b"Host: localhost\r\nConnection: close\r\n"
+    body = b'{"key": "\xc3\xa9", "client": "c"}'
+    chunked = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (9, body[:9], len(body) - 9, body[9:])
+    head = b"POST /lock/acquire HTTP/1.1\r\n" + close + b"Content-Type: application/json\r\n"
+    answer = _raw(node, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    first = b"GET /lock/status?key=%C3%A9 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    two = _raw(node, first + b"GET /health HTTP/1.1\r\n" + close + b"\r\n")
+    assert two.count(b"HTTP/1.1 200 OK") == 2
+    assert two.index(b'"holders"') < two.index(b'"node"')
+    head_only = _raw(node, b"HEAD /health HTTP/1.1\r\n" + close + b"\r\n")
+    assert head_only.endswith(b"\r\n\r\n")
+    assert b"ontent-" in head_only
+    large = b'{"key": "k", "client": "c", "meta": "' + b"x" * 5_000_000 + b'"}'
+    answer = _raw(node, head + b"Content-Length: %d\r\n\r\n" % len(large) + large)
+    assert answer.startswith(b"HTTP/1.1 413")
+    refused = _raw(node, b"GET /raft/status HTTP/1.1\r\n" + close.replace(b"localhost", b"evil.example") + b"\r\n")
+    assert refused.startswith(b"HTTP/1.1 400")
+    assert "Traceback" not in node.log.read_text()
+
+
+def test_the_token(make_node: Callable[..., Process]) -> None:
+    for server in ("daphne", "uvicorn"):
+        node = make_node(DSS_SERVER=server, DSS_API_TOKEN="s3cret").start().until_ready()
+        assert node.get("/raft/status")[0] == 401
+        assert node.get("/raft/status", Authorization="Bearer s3cret")[0] == 200
+        assert node.get("/health")[0] == 200
+        assert node.stop() == 0
+
+
+def test_status_prints_the_cluster(make_node: Callable[..., Process]) -> None:
+    node = make_node().start().until_ready()
+    command = [sys.executable, "manage.py", "status", "--url", f"http://127.0.0.1:{node.port}"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "node-1" in said
+    assert "leader: node-1" in said
+    command[-1] = "http://127.0.0.1:1"
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "No answer from http://127.0.0.1:1" in failed.stderr
