@@ -82,9 +82,6 @@ def handle_append(core: CoreState, message: AppendEntries) -> None:
     _hear_leader(core, message.sender)
     log = core.log
     prev_index = message.prev_index
-    if message.round > core.seen_round:
-        core.seen_round = message.round
-        core.ack_due = True
     last = prev_index + len(entries)
     if prev_index < log.committed:
         entries = _after_committed(core, message)
@@ -92,6 +89,9 @@ def handle_append(core: CoreState, message: AppendEntries) -> None:
     elif log.term(prev_index) != message.prev_term:
         _refuse(core, message)
         return
+    if message.round > core.seen_round:
+        core.seen_round = message.round
+        core.ack_due = True
     if entries:
         held = log.conflict(entries)
         if held < len(entries):

@@ -96,10 +96,10 @@ class Progress:
     def become_probe(self, next_index: int) -> None:
         self._leave(ProgressState.PROBE, next_index)
         self.paused = False
+        self.commit_sent = 0
 
     def become_replicate(self, next_index: int) -> None:
         self._leave(ProgressState.REPLICATE, next_index)
-        self.commit_sent = 0
 
     def become_snapshot(self, meta: SnapshotMeta) -> None:
         self._leave(ProgressState.SNAPSHOT, self.next)

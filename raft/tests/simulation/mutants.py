@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import re
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import sim_mutant_list
 import sim_mutants
 from sim_mutant_list import MUTANTS, Mutant
 
@@ -93,12 +96,24 @@ def table(verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def refresh(verdicts: list[Verdict]) -> None:
+    """Write the seeds that were found into the list, where it has seeds."""
+    path = Path(sim_mutant_list.__file__)
+    blocks = path.read_text().split("    Mutant(\n")
+    for verdict in verdicts:
+        for number, block in enumerate(blocks):
+            if block.lstrip().startswith(f'"{verdict.name}"') and verdict.first_seed >= 0:
+                blocks[number] = re.sub(r"seeds=\(\d+,\)", f"seeds=({verdict.first_seed},)", block)
+    path.write_text("    Mutant(\n".join(blocks))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=300, help="fresh seeds for each mutant, at most")
     parser.add_argument("--jobs", type=int, default=1, help="processes to use")
     parser.add_argument("--only", default="", help="only mutants whose name has this text in it")
     parser.add_argument("--rates", action="store_true", help="do not stop at the first kill")
+    parser.add_argument("--refresh", action="store_true", help="replace known seeds that have lost their effect")
     options = parser.parse_args()
     chosen = [number for number, mutant in enumerate(MUTANTS) if options.only in mutant.name]
     started = time.perf_counter()
@@ -112,6 +127,8 @@ def main() -> int:
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(table(verdicts))
+    if options.refresh:
+        refresh(verdicts)
     survivors = [verdict.name for verdict in verdicts if not verdict.killed]
     print(f"{len(verdicts) - len(survivors)} of {len(verdicts)} mutants killed in {time.perf_counter() - started:.0f} s")
     for name in survivors:

@@ -21,7 +21,7 @@ from sim_mutant_list import Mutant
 
 PACKAGE = "dss_raft.core"
 #: where directed tests are
-SCENARIOS = ("test_paper", "test_paper_log", "test_paper_members_snapshots_clients", "test_elections")
+SCENARIOS = ("test_paper", "test_paper_log", "test_paper_members_snapshots_clients", "test_elections", "test_core")
 #: what has to be imported again to see the mutated core
 REIMPORTED = (PACKAGE, "sim_world", "sim_node", "sim_check", "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"

@@ -7,7 +7,7 @@ import pytest
 from sim_mutant_list import MUTANTS, Mutant
 
 #: fresh seeds, for when a change of the simulator has made the known ones harmless
-FRESH_SEEDS = 60
+FRESH_SEEDS = 400
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
