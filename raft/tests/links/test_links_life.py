@@ -120,9 +120,10 @@ async def test_a_node_that_starts_before_its_peer_keeps_dialling(start_node):
 
 
 async def test_a_newer_connection_of_the_same_peer_takes_the_place_of_the_older(start_pair, start_node):
-    _, b = await start_pair()
+    older, b = await start_pair()
     newer = await start_node("a", {"b": b.address})
     assert await newer.next_event() == ("up", "b")
+    assert await older.next_event() == ("down", "b")
     assert [await b.next_event(), await b.next_event()] == [("down", "a"), ("up", "a")]
 
 

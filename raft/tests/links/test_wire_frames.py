@@ -137,6 +137,17 @@ def test_a_frame_that_never_ends_takes_no_more_memory_than_the_limit(sessions):
         tracemalloc.stop()
 
 
+def test_the_memory_of_a_large_frame_is_given_back(sessions):
+    a, b = sessions()
+    stream = a.encode(ForwardFrame(bytes(8 * 1024 * 1024)))
+    tracemalloc.start()
+    try:
+        assert len(feed(b, stream[:1000]) + feed(b, stream[1000:])) == 1
+        assert tracemalloc.get_traced_memory()[0] < 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_largest_frame_fits_and_one_byte_more_does_not(sessions):
     a, b = sessions()
     overhead = len(a.encode(ForwardFrame(bytes(100_000)))) - 100_000 - 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 
@@ -86,6 +87,20 @@ def test_a_directory_in_use_is_refused_until_its_process_has_died(directory, mak
         make.store(directory)
     other.kill()
     other.communicate()
+    make.store(directory).close()
+
+
+def test_nobody_else_opens_the_database_while_the_store_has_it_nor_the_other_way_round(directory, make):
+    store = make.store(directory)
+    with sqlite3.connect(directory / "raft.sqlite3", timeout=0) as shell:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            shell.execute("SELECT * FROM entries")
+        store.close()
+        shell.execute("PRAGMA locking_mode=exclusive")
+        shell.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreRefused, match="another process has"):
+            make.store(directory)
+    shell.close()
     make.store(directory).close()
 
 
