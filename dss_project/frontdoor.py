@@ -28,11 +28,11 @@ class FrontDoor:
 
     def __init__(self, lane: Lane, is_host_allowed: HostCheck, body_bytes_max: int) -> None:
         self._lane = lane
-        self._is_host_allowed = is_host_allowed
+        self.is_host_allowed = is_host_allowed
         self._body_bytes_max = body_bytes_max
         self._django: Application = get_asgi_application()
         self._static: Application | None = None
-        #: requests that are not answered yet
+        #: calls that are not answered yet, those of WebSockets included
         self.calls_under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +52,7 @@ class FrontDoor:
                 wants_page = b"text/html" in value
             elif name == b"content-length":
                 content_length = value
-        if host and not self._is_host_allowed(host):
+        if host and not self.is_host_allowed(host):
             refusal = Refused("invalid", "the Host header names no host of this node; see DSS_ALLOWED_HOSTS", field="Host")
             await send_answer(send, scope["method"], encode_refusal(refusal))
             return

@@ -42,7 +42,7 @@ class RequestDecoder:
         self.reads_query = operation.method in ("GET", "DELETE")
         self._decode_json = msgspec.json.Decoder(operation.request, strict=False).decode
         self._list_fields = frozenset(
-            field.encode_name for field in msgspec.inspect.type_info(operation.request).fields if _is_list(field.type)
+            field.encode_name for field in _struct_info(operation.request).fields if _is_list(field.type)
         )
 
     def body(self, body: bytes) -> Any:
@@ -87,6 +87,12 @@ class RequestDecoder:
             return msgspec.convert(values, self.type, strict=False)
         except msgspec.ValidationError as error:
             raise _invalid(str(error)) from None
+
+
+def _struct_info(struct: type[msgspec.Struct]) -> msgspec.inspect.StructType:
+    info = msgspec.inspect.type_info(struct)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return info
 
 
 def _is_list(info: Any) -> bool:

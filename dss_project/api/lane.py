@@ -53,6 +53,16 @@ class Route:
         self.observers: dict[int, Callable[[float], None]] = {}
         _, self.path_parameter = split_path(operation.path)
 
+    async def carry_out(self, find_node: Callable[[], Any], request: Any) -> Answer:
+        """Have the operation done; a fault of its own is logged and answered, too."""
+        try:
+            return encode_result(await self.handle(find_node(), request))
+        except Refused as refusal:
+            return encode_refusal(refusal)
+        except Exception:
+            log.exception("api.failed", operation=self.name)
+            return encode_refusal(Refused("internal", "this is a fault of the node; its log says more"))
+
     def observe(self, status: int, seconds: float) -> None:
         observe = self.observers.get(status)
         if observe is None:
@@ -76,12 +86,13 @@ class Routes:
     def __init__(self, operations: Iterable[Operation]) -> None:
         self._exact: dict[str, dict[str, Route]] = {}
         self._below: dict[str, dict[str, Route]] = {}
+        self.by_name: dict[str, Route] = {}
         for operation in operations:
             prefix, parameter = split_path(operation.path)
             methods = (self._below if parameter else self._exact).setdefault(prefix, {})
             if operation.method in methods:
                 raise ValueError(f"two operations at {operation.method} {operation.path}")
-            methods[operation.method] = Route(operation)
+            methods[operation.method] = self.by_name[operation.name] = Route(operation)
         self._roots = frozenset(path.split("/")[1] for path in (*self._exact, *self._below))
 
     def find(self, path: str) -> tuple[dict[str, Route] | None, str]:
@@ -108,8 +119,8 @@ class Lane:
 
     def __init__(self, operations: Iterable[Operation], find_node: Callable[[], Any], guard: Guard, body_bytes_max: int) -> None:
         self.routes = Routes(operations)
-        self._find_node = find_node
-        self._guard = guard
+        self.find_node = find_node
+        self.guard = guard
         self._body_bytes_max = body_bytes_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,15 +156,12 @@ class Lane:
                     if content_type != b"application/json":
                         raise Refused("unsupported_media_type", "send the body as `Content-Type: application/json`")
                 request = decoder.body(body)
-            call.watch()
-            return encode_result(await route.handle(self._find_node(), request))
         except Refused as refusal:
             if refusal.code == "too_large":
                 await call.discard_body()
             return encode_refusal(refusal)
-        except Exception:
-            log.exception("api.failed", operation=route.name)
-            return encode_refusal(Refused("internal", "this is a fault of the node; its log says more"))
+        call.watch()
+        return await route.carry_out(self.find_node, request)
 
     def _check_headers(self, route: Route, scope: Scope) -> bytes:
         """Check what headers say, in one pass, and return the content type."""
@@ -170,7 +178,7 @@ class Lane:
             elif name == b"content-length" and value.isdigit() and int(value) > self._body_bytes_max:
                 raise too_large(self._body_bytes_max)
         if route.guarded:
-            self._guard.check_token(authorization)
+            self.guard.check_token(authorization)
         if origin and route.changes:
             check_origin(origin, host)
         return content_type

@@ -49,6 +49,8 @@ def describe(operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "description": operation.description or operation.summary,
         "tags": [operation.tag],
+        # how a WebSocket frame names it (socket.py)
+        "x-op": operation.name,
         "responses": _responses(operation),
     }
     if operation.guarded:

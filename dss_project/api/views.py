@@ -226,7 +226,7 @@ def views_of(operations: Iterable[Operation]) -> list[URLPattern]:
         handlers = {method.lower(): OperationView.call for method in methods}
         name = "".join(part.title() for part in operation_path.replace("{", "").replace("}", "").replace("_", "/").split("/"))
         routes = {method: Route(operation) for method, operation in methods.items()}
-        view = type(f"{name}View", (OperationView,), {"operations": methods, "routes": routes, **handlers})
+        view: Any = type(f"{name}View", (OperationView,), {"operations": methods, "routes": routes, **handlers})
         route = prefix.lstrip("/") + (f"<str:{parameter}>" if parameter else "")
         patterns.append(path(route, view.as_view(), name=next(iter(methods.values())).name))
     return patterns

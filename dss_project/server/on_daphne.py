@@ -22,7 +22,7 @@ class DaphneServer(Server):  # type: ignore[misc]
 
     def __init__(self, application: Any, main: Callable[[DaphneServer], Awaitable[int]]) -> None:
         super().__init__(application, endpoints=["none yet"], signal_handlers=False, verbosity=0, server_name="")
-        self.endpoints = []
+        self.endpoints: list[str] = []
         self.ready_callable = self._begin
         self.exit_code = 1
         self._main = main

@@ -126,7 +126,7 @@ class QuickFactory(HTTPFactory):  # type: ignore[misc]
     """Makes a connection's protocol."""
 
     def buildProtocol(self, address: Any) -> Any:
-        protocol = TwistedFactory.buildProtocol(self, address)
+        protocol: Any = TwistedFactory.buildProtocol(self, address)
         protocol.requestFactory = QuickRequest
         return protocol
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect as websocket
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30
@@ -248,6 +250,26 @@ def test_http_as_clients_speak_it(node: Process) -> None:
     assert answer.startswith(b"HTTP/1.1 413")
     refused = _raw(node, b"GET /raft/status HTTP/1.1\r\n" + close.replace(b"localhost", b"evil.example") + b"\r\n")
     assert refused.startswith(b"HTTP/1.1 400")
+    assert "Traceback" not in node.log.read_text()
+
+
+def test_many_calls_on_one_websocket(node: Process) -> None:
+    with websocket(f"ws://127.0.0.1:{node.port}/ws") as connection:
+        node.post("/lock/acquire", {"key": "a", "client": "one"})
+        waiting = {"key": "a", "client": "two", "wait_ms": 20_000}
+        connection.send(json.dumps({"id": 0, "op": "locks.acquire", "request": waiting}))
+        for number in range(1, 101):
+            request = {"key": f"k{number}", "client": "two"}
+            connection.send(json.dumps({"id": number, "op": "locks.acquire", "request": request}))
+        answers = [json.loads(connection.recv(PATIENCE_S)) for _ in range(100)]
+        assert sorted(answer["id"] for answer in answers) == list(range(1, 101))
+        assert all(answer["ok"] for answer in answers)
+        connection.send(json.dumps({"id": "r", "op": "locks.release", "request": {"key": "a", "client": "one"}}))
+        last = {answer["id"]: answer for answer in (json.loads(connection.recv(PATIENCE_S)) for _ in range(2))}
+        assert last[0]["ok"] is True, "the waiter is granted when the holder lets go"
+    with pytest.raises(InvalidStatus), websocket(f"ws://127.0.0.1:{node.port}/elsewhere"):
+        pass
+    assert node.stop() == 0
     assert "Traceback" not in node.log.read_text()
 
 
