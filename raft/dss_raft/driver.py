@@ -23,7 +23,7 @@ from dss_raft.core.ready import Persist, ReadState, Ready, SnapshotChunkWanted
 from dss_raft.links import PeerLinks
 from dss_raft.replica import Replica
 from dss_raft.snapshot_keeper import SnapshotKeeper
-from dss_raft.store import LogStore
+from dss_raft.store import LogStore, SnapshotGone
 from dss_raft.wire import RaftFrame
 
 log = structlog.get_logger("raft")
@@ -197,7 +197,10 @@ class Driver:
                 self._fail(error)
                 return
             metrics.FSYNC_SECONDS.observe(perf_counter() - began)
-            self.core.persisted(persist.number)
+            try:
+                self.core.persisted(persist.number)
+            except Exception as violation:
+                self._fail(violation)
             if not self._turn_is_due:
                 self._turn()
 
@@ -250,9 +253,12 @@ class Driver:
         self.wake()
 
     async def _send_chunk(self, wanted: SnapshotChunkWanted) -> None:
-        data, done = await self._loop.run_in_executor(
-            self._executor, self.store.read_chunk, wanted.meta, wanted.offset, SNAPSHOT_CHUNK_BYTES
-        )
+        try:
+            data, done = await self._loop.run_in_executor(
+                self._executor, self.store.read_chunk, wanted.meta, wanted.offset, SNAPSHOT_CHUNK_BYTES
+            )
+        except SnapshotGone:
+            return  # a newer one has taken its place; the core asks for that when this transfer hangs
         chunk = self.snapshots.chunk(self.core.node_id, wanted, data, done)
         self.links.send(wanted.to, RaftFrame([chunk]))
 

@@ -136,6 +136,8 @@ class SnapshotKeeper:
             done=done,
         )
 
-    def _save(self, meta: SnapshotMeta, replica_state: bytes, parts: dict[str, bytes]) -> SnapshotMeta:
+    def _save(self, meta: SnapshotMeta, replica_state: bytes, parts: dict[str, bytes]) -> SnapshotMeta | None:
+        if meta.index <= self._store.snapshot_index:
+            return None  # the leader's newer snapshot was installed while this one was being encoded
         data = msgspec.msgpack.encode(_File(FORMAT, replica_state, parts))
         return self._store.save_snapshot(meta, data, self.keep_entries)

@@ -107,6 +107,11 @@ class LogStore:
         entries, self._entries = self._entries, []
         return BootState(HardState(self._state.term, self._state.vote), self._snapshot, entries)
 
+    @property
+    def snapshot_index(self) -> int:
+        """The index at which a start would begin; -1 before `bootstrap`."""
+        return -1 if self._snapshot is None else self._snapshot.index
+
     def read_snapshot(self, meta: SnapshotMeta) -> bytes:
         """All bytes of a snapshot. Raises StoreDamaged when they are not those that were stored."""
         try:
@@ -160,9 +165,14 @@ class LogStore:
         return self._guard(lambda: self._snapshots.write(meta, data))
 
     def commit_snapshot(self, meta: SnapshotMeta, keep_entries: int) -> SnapshotMeta:
-        """The quick half: from now on `meta`, as `stage_snapshot` returned it, is where a start begins."""
-        if self._snapshot is None or meta.index <= self._snapshot.index or meta.index > self._state.last_index:
+        """The quick half: from now on `meta`, as `stage_snapshot` returned it, is where a start begins.
+
+        Without effect when a newer one has been received while this one was being written.
+        """
+        if self._snapshot is None or meta.index > self._state.last_index:
             self._fail(f"snapshot of index {meta.index} does not lie in the log that ends at {self._state.last_index}")
+        if meta.index <= self._snapshot.index:
+            return meta
         first = max(self._state.first_index, meta.index - keep_entries + 1)
 
         def steps(connection: sqlite3.Connection) -> None:
