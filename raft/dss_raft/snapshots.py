@@ -33,6 +33,8 @@ class SnapshotFiles:
         self._directory = directory / DIRECTORY
         self._files = files
         self._incoming: _Incoming | None = None
+        #: complete, and about to be named by the database
+        self._received: SnapshotMeta | None = None
         if not self._directory.is_dir():
             self._directory.mkdir()
             files.sync_directory(directory)
@@ -110,7 +112,7 @@ class SnapshotFiles:
             return 0, False
         self._finish(incoming.descriptor, incoming.part, self.path(meta))
         self._files.close(incoming.descriptor)
-        self._incoming = None
+        self._incoming, self._received = None, meta
         return meta.size, True
 
     def drop_incoming(self) -> None:
@@ -121,8 +123,10 @@ class SnapshotFiles:
             self._incoming = None
 
     def remove_others(self, keep: Iterable[SnapshotMeta]) -> None:
-        """Delete every snapshot file but those of `keep`, and leftovers that nothing writes to any more."""
+        """Delete every snapshot file but those of `keep` and what is being received or was received last."""
         kept = {self.path(meta) for meta in keep}
+        if self._received is not None:
+            kept.add(self.path(self._received))
         if self._incoming is not None:
             kept.add(self._incoming.part)
         for path in sorted(self._directory.iterdir()):

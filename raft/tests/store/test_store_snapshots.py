@@ -133,6 +133,27 @@ def test_an_own_snapshot_of_the_same_index_is_not_mixed_up_with_a_received_one(s
     assert store.read_snapshot(theirs) == b"their"
 
 
+def test_an_own_snapshot_that_was_overtaken_by_a_received_one_changes_nothing(store, directory, make, sender):
+    staged = store.stage_snapshot(make.meta(10, 1), b"slowly written")
+    sender.send(store, 0, length=10)
+    store.write(make.persist([], term=2, snapshot=sender.meta))
+    store.commit_snapshot(staged, 0)
+    store.write(make.persist(make.entries(51, 51, term=2), term=2))
+    store.close()
+    again = LogStore(directory, "node-1", "cluster")
+    assert again.load().snapshot == sender.meta
+    assert len(files(directory)) == 1
+    again.close()
+
+
+def test_a_received_snapshot_outlives_own_ones_that_are_taken_before_it_is_installed(store, make, sender):
+    sender.send(store, 0, length=10)
+    for index in (10, 11, 12):
+        store.save_snapshot(make.meta(index, 1), b"own", 0)
+    store.write(make.persist([], term=2, snapshot=sender.meta))
+    assert store.read_snapshot(sender.meta) == sender.data
+
+
 def test_a_snapshot_changed_on_the_disk_is_not_handed_out(store, directory, make):
     meta = store.save_snapshot(make.meta(10, 1), b"0123456789", 0)
     (directory / "snapshots" / files(directory)[0]).write_bytes(b"0123456780")
