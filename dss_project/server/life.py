@@ -84,7 +84,8 @@ async def live(config: NodeConfig, application: Any, front: FrontDoor, server: W
 async def _until_idle(front: FrontDoor, timeout_s: float, hurry: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    while front.calls_under_way and not hurry.is_set() and loop.time() < deadline:
+    # Asked again and again, but only during a stop: an event would cost every call.
+    while front.calls_under_way and not hurry.is_set() and loop.time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
     # What was answered in this turn is written in the next.
     await asyncio.sleep(POLL_S)

@@ -38,7 +38,7 @@ class UvicornServer(uvicorn.Server):
 
     async def accept(self, listening: socket.socket) -> None:
         self._task = asyncio.create_task(self.serve(sockets=[listening]))
-        while not self.started:
+        while not self.started:  # noqa: ASYNC110 (uvicorn has no event for it)
             await asyncio.sleep(0)
 
     def stop_accepting(self) -> None:

@@ -1,0 +1,145 @@
+"""The order in which a node's process starts and stops, whatever the server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from channels.routing import ChannelNameRouter, ProtocolTypeRouter
+from django.conf import settings
+from structlog.testing import capture_logs
+
+from dss_project import frontdoor, runtime
+from dss_project.consumers import RaftConsumer
+from dss_project.server.life import live
+
+APPLICATION = ProtocolTypeRouter({"channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()})})
+
+
+@dataclass
+class Stage:
+    """A server, a node and a front door that only write down what happens to them."""
+
+    happened: list[str] = field(default_factory=list)
+    calls_under_way: int = 0
+    accepting: asyncio.Event = field(default_factory=asyncio.Event)
+    stopped_accepting: asyncio.Event = field(default_factory=asyncio.Event)
+    on_failure: Any = None
+    refusal: Exception | None = None
+
+    async def accept(self, listening: socket.socket) -> None:
+        self.happened.append("accept")
+        self.accepting.set()
+
+    def stop_accepting(self) -> None:
+        self.happened.append("stop accepting")
+        self.stopped_accepting.set()
+
+    async def close(self) -> None:
+        self.happened.append("close")
+
+    async def start(self, config: Any, on_failure: Any = None) -> None:
+        self.happened.append("start raft")
+        self.on_failure = on_failure
+        if self.refusal:
+            raise self.refusal
+
+    async def stop(self) -> None:
+        self.happened.append(f"stop raft with {self.calls_under_way} calls")
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage()
+    monkeypatch.setattr(runtime, "start", stage.start)
+    monkeypatch.setattr(runtime, "stop", stage.stop)
+    return stage
+
+
+async def run(stage: Stage, drain_ms: int = 5000) -> int:
+    listening = socket.create_server(("127.0.0.1", 0))
+    try:
+        return await live(replace(settings.NODE, drain_ms=drain_ms), APPLICATION, stage, stage, listening)  # type: ignore[arg-type]
+    finally:
+        listening.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def test_calls_finish_before_raft_stops(stage: Stage) -> None:
+    async def scene() -> None:
+        await stage.accepting.wait()
+        stage.calls_under_way = 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stage.stopped_accepting.wait()
+        stage.calls_under_way = 0
+
+    actor = asyncio.create_task(scene())
+    assert await run(stage) == 0
+    assert stage.happened == ["start raft", "accept", "stop accepting", "stop raft with 0 calls", "close"]
+    assert actor.done()
+
+
+async def test_what_waits_longer_is_left_to_raft(stage: Stage) -> None:
+    async def scene() -> None:
+        await stage.accepting.wait()
+        stage.calls_under_way = 1
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    actor = asyncio.create_task(scene())
+    assert await run(stage, drain_ms=20) == 0
+    assert stage.happened[-2:] == ["stop raft with 1 calls", "close"]
+    assert actor.done()
+
+
+async def test_a_node_that_cannot_start_says_why_in_one_line(stage: Stage) -> None:
+    stage.refusal = RuntimeError("the log\nis somebody else's")
+    with capture_logs() as events:
+        assert await run(stage) == 1
+    assert stage.happened == ["start raft"]
+    assert [(event["event"], event["why"]) for event in events] == [("node.cannot_start", "the log is somebody else's")]
+
+
+async def test_a_node_that_must_not_go_on_stops_at_once(stage: Stage) -> None:
+    async def scene() -> None:
+        await stage.accepting.wait()
+        stage.calls_under_way = 1
+        stage.on_failure(RuntimeError("the disk lies"))
+
+    actor = asyncio.create_task(scene())
+    assert await run(stage, drain_ms=600_000) == 1
+    assert stage.happened == ["start raft", "accept", "stop accepting", "stop raft with 1 calls", "close"]
+    assert actor.done()
+
+
+async def test_nothing_is_left_running(stage: Stage) -> None:
+    async def scene() -> None:
+        await stage.accepting.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    actor = asyncio.create_task(scene())
+    await run(stage)
+    assert asyncio.all_tasks() - {asyncio.current_task(), actor} == set()
+
+
+async def test_lifespan_for_servers_that_speak_it(stage: Stage) -> None:
+    inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    said: list[str] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message["type"])
+
+    for message in ("lifespan.startup", "lifespan.shutdown"):
+        inbox.put_nowait({"type": message})
+    await frontdoor.lifespan({"type": "lifespan"}, inbox.get, send)
+    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert stage.happened == ["start raft", "stop raft with 0 calls"]
+    stage.refusal = OSError("in use")
+    inbox.put_nowait({"type": "lifespan.startup"})
+    await frontdoor.lifespan({"type": "lifespan"}, inbox.get, send)
+    assert said[-1] == "lifespan.startup.failed"
