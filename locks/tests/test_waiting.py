@@ -107,3 +107,13 @@ def test_a_new_boot_cannot_cancel_a_grant_of_the_old_one(locks):
 
 def _origin(seq):
     return Origin("n1", 1, seq)
+
+
+def test_a_grant_to_two_calls_is_not_taken_back_when_one_hangs_up(locks):
+    """Both were one request, sent twice: the other call was answered, and its client is at work."""
+    locks.acquire("a", "k")
+    calls = [locks.acquire("b", "k", wait_ms=20_000) for _ in range(2)]
+    locks.release("a", "k")
+    for call in calls:
+        locks.cancel(call)
+        assert locks.holders("k") == [("b", "exclusive")]
