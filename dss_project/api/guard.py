@@ -6,6 +6,8 @@ import hmac
 
 from dss_raft.errors import Refused
 
+TOKEN_WANTED = "send `Authorization: Bearer <token>`"
+
 _SCHEME = b"bearer "
 
 
@@ -31,7 +33,7 @@ class Guard:
         if not self._token:
             return
         if not authorization:
-            raise Refused("unauthenticated", "send `Authorization: Bearer <token>`")
+            raise Refused("unauthenticated", TOKEN_WANTED)
         if authorization[: len(_SCHEME)].lower() != _SCHEME or not self.is_token(authorization):
             raise Refused("unauthenticated", "the token is not valid")
 

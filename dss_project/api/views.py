@@ -24,7 +24,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from dss_project.api.codec import Answer, encode_refusal, encode_result
-from dss_project.api.guard import Guard, check_origin
+from dss_project.api.guard import TOKEN_WANTED, Guard, check_origin
 from dss_project.api.lane import Route, not_allowed, split_path, too_large
 from dss_project.api.operation import Operation
 from dss_project.bridge import await_in_loop
@@ -40,7 +40,10 @@ class SessionOrToken(SessionAuthentication):
         header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
         if header:
             guard = Guard(settings.NODE.api_token)
-            guard.check_token(header)
+            try:
+                guard.check_token(header)
+            except Refused as refusal:
+                raise exceptions.AuthenticationFailed(refusal.detail) from None
             if guard.is_token(header):
                 return request._request.user, "token"
         return super().authenticate(request)
@@ -197,8 +200,10 @@ def problem_response(error: Exception, context: dict[str, Any]) -> Response:
     match error:
         case Refused():
             answer = encode_refusal(error)
-        case exceptions.NotAuthenticated() | exceptions.AuthenticationFailed():
-            answer = encode_refusal(Refused("unauthenticated", "send `Authorization: Bearer <token>`"))
+        case exceptions.NotAuthenticated():
+            answer = encode_refusal(Refused("unauthenticated", TOKEN_WANTED))
+        case exceptions.AuthenticationFailed():
+            answer = encode_refusal(Refused("unauthenticated", str(error.detail)))
         case exceptions.PermissionDenied():
             answer = encode_refusal(Refused("forbidden", str(error.detail)))
         case exceptions.MethodNotAllowed():

@@ -90,10 +90,12 @@ def test_refusals(doors: Any, code: str) -> None:
 
 def test_a_token_is_asked_for_at_both_doors(make_doors: Any) -> None:
     doors = make_doors(token="s3cret")
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}, {"Authorization": "Bearer"}):
-        reply = doors.lane("GET", "/demo/get", query="key=a", headers=headers)
+    for wrong in ("", "Bearer wrong", "Bearer s", "Bearer s3cret2", "Basic s3cret", "Bearer", "s3cret"):
+        headers = {"Authorization": wrong} if wrong else {}
+        reply = doors.both("GET", "/demo/get", query="key=a", headers=headers)
         assert (reply.status, reply.document["code"], reply.headers["www-authenticate"]) == (401, "unauthenticated", "Bearer")
-        assert doors.drf("GET", "/demo/get", query="key=a", headers=headers).status == 401
+        page = doors.drf("GET", "/demo/get", query="key=a", headers={"Accept": "text/html", **headers})
+        assert (page.status, page.media_type) == (401, "text/html")
     assert doors.both("GET", "/demo/get", query="key=a", headers={"Authorization": "bearer s3cret"}).status == 200
     assert doors.both("GET", "/open").status == 200
 
