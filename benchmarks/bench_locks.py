@@ -60,12 +60,18 @@ def uncontended(pairs: int) -> float:
     return rate
 
 
-def contended(waiters: int, pairs: int) -> float:
-    """Release+acquire pairs a second on one key with so many waiters: the holder leaves and queues again at the end."""
+def contended(waiters: int, pairs: int, nested: bool = False) -> float:
+    """Release+acquire pairs a second on one key with so many waiters: the holder leaves and queues again at the end.
+
+    `nested`: each of them holds another lock, nobody else's business, all the time.
+    """
     table = LockTable(Limits(waiters_per_key_max=waiters + 1))
     clients = [f"worker-{n}" for n in range(waiters + 1)]
     index, seq = 1, 0
     for client in clients:
+        if nested:
+            seq += 1
+            table.apply(Acquire(key=f"job/{client}", client=client), AT_MS, index, Origin("node-1", 1, seq))
         seq += 1
         table.apply(Acquire(key="k", client=client, wait_ms=20_000), AT_MS, index, Origin("node-1", 1, seq))
     table.take_events()
@@ -133,13 +139,18 @@ def deadlock_ring(clients: int) -> float:
 
 
 def deadlock_crowd(clients: int) -> float:
-    """Milliseconds to search in vain from the far end of a queue of so many, each of whom holds a key of its own."""
+    """Milliseconds to search in vain from the far end of a queue of so many, all of whom hold other locks.
+
+    Somebody outside waits for the one at the end, or there would be no search.
+    """
     table = LockTable()
     for n in range(clients):
         table.apply(Acquire(key=f"k{n}", client=f"c{n}"), AT_MS, n + 1, Origin("node-1", 1, n + 1))
     for n in range(clients):
         command = Acquire(key="crowd", client=f"c{n}", wait_ms=20_000)
         if n == clients - 1:
+            outside = Acquire(key=f"k{n}", client="outside", wait_ms=20_000)
+            table.apply(outside, AT_MS, clients + n + 1, Origin("node-1", 1, 3 * clients))
             started = time.process_time()
         table.apply(command, AT_MS, clients + n + 1, Origin("node-1", 1, clients + n + 1))
     return (time.process_time() - started) * 1000
@@ -170,13 +181,14 @@ def main() -> None:
         "acquire+release a second, 1,000 waiters on the key (target 50,000)": best_of(
             5, lambda: contended(1000, 50_000 // scale)
         ),
+        "the same, each waiter holding another lock": best_of(3, lambda: contended(1000, 50_000 // scale, nested=True)),
         "acquire+release a second, 10,000 waiters on the key": best_of(3, lambda: contended(10_000, 50_000 // scale)),
         f"bytes a held lock, exclusive, {held:,} held (target < 500)": bytes_per_lock(held, "exclusive", 60_000),
         f"bytes a held lock, shared, {held:,} held (target < 500)": bytes_per_lock(held, "shared", 60_000),
         "leases a second ended at once": best_of(3, lambda: expire_all(100_000 // scale)),
         "ms to find a cycle of 10,000 waiting clients": min(deadlock_ring(10_000 // scale) for _ in range(3)),
     }
-    figures["ms to find none among 3,000 in one exclusive queue"] = deadlock_crowd(3_000 // scale)
+    figures["ms to find none among 10,000 in one exclusive queue"] = deadlock_crowd(10_000 // scale)
     for name, value in figures.items():
         print(f"{value:>12,.1f}  {name}")
     machine = f"Python {platform.python_version()} on {platform.machine()}"

@@ -28,6 +28,8 @@ class Holdings:
         self.locks: dict[str, KeyLock] = {}
         #: keys held, by client
         self.clients: dict[str, int] = {}
+        #: client -> how many of the keys it holds have a queue; nobody waits for the holds of a client that is not in it
+        self.in_demand: dict[str, int] = {}
         #: holds: shared, exclusive
         self.held = [0, 0]
         self.claims = Claims()
@@ -62,6 +64,8 @@ class Holdings:
             self.locks[key] = KeyLock(hold)
         else:
             lock.add(hold)
+            if lock.queue is not None:
+                self.in_demand[client] = self.in_demand.get(client, 0) + 1
         self.clients[client] = self.clients.get(client, 0) + 1
         self.held[exclusive] += 1
         if ttl_ms:
@@ -107,11 +111,7 @@ class Holdings:
         key, client = hold.key, hold.client
         lock = self.locks[key]
         lock.remove(hold)
-        count = self.clients[client] - 1
-        if count:
-            self.clients[client] = count
-        else:
-            del self.clients[client]
+        _count_down(self.clients, client)
         self.held[hold.exclusive] -= 1
         if hold.ttl_ms:
             self.leases.discard(hold)
@@ -121,9 +121,21 @@ class Holdings:
             self.claims.drop(hold)
         if hold.token == index:
             self._spend(hold, index)
-        if lock.queue is None and lock.holder is None and lock.sharers is None:
+        if lock.queue is not None:
+            _count_down(self.in_demand, client)
+        elif lock.holder is None and lock.sharers is None:
             del self.locks[key]
         return lock
+
+    def queue_began(self, lock: KeyLock) -> None:
+        """A key has its first waiter."""
+        for hold in lock.holds():
+            self.in_demand[hold.client] = self.in_demand.get(hold.client, 0) + 1
+
+    def queue_ended(self, lock: KeyLock) -> None:
+        """A key has no waiter any more."""
+        for hold in lock.holds():
+            _count_down(self.in_demand, hold.client)
 
     def take_back_upgrade(self, hold: Hold, index: int) -> None:
         """Undo an upgrade: the client holds the key as it did before, with the token it had."""
@@ -187,7 +199,7 @@ class Holdings:
     def restore(self, holds_by_key: list[tuple[str, list[Hold]]], boots: dict[str, int], rearmed_ms: int) -> None:
         """Replace everything."""
         self.rearmed_ms = rearmed_ms
-        self.locks, self.clients, self.held = {}, {}, [0, 0]
+        self.locks, self.clients, self.in_demand, self.held = {}, {}, {}, [0, 0]
         self._spent.clear()
         for key, holds in holds_by_key:
             lock = self.locks[key] = KeyLock()
@@ -208,3 +220,10 @@ class Holdings:
             self._spent.clear()
             self._spent_index = index
         self._spent[hold.key] = hold.exclusive or self._spent.get(hold.key, False)
+
+
+def _count_down(counts: dict[str, int], client: str) -> None:
+    if counts[client] > 1:
+        counts[client] -= 1
+    else:
+        del counts[client]

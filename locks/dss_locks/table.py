@@ -286,20 +286,18 @@ class LockTable:
 
     def _enqueue(self, place: Place, command: Acquire, at_ms: int, origin: Origin) -> Result | None:
         """Let the request wait; a result is a refusal."""
-        waits, client = self.waits, place.client
+        waits = self.waits
         same = waits.same_as(place)
         limit = waits.over_limit(same or place)
         if limit:
             return self._over_limit(limit)
         if same is None:
-            # Nobody waits for a client that holds nothing and has no other request: it cannot close a cycle.
-            can_close = client in self.holdings.clients or client in waits.of_client
-            if can_close and (cycle := waits.cycle(place)):
+            if waits.may_close_cycle(place.client) and (cycle := waits.cycle(place)):
                 return _deadlock(cycle)
             waits.join(place)
         waits.add_caller(Caller(origin, same or place, at_ms, at_ms + command.wait_ms, command.ttl_ms, command.meta))
         mode = MODES[place.exclusive]
-        self._events.extend(LockChanged("queued", key, client, mode, 0) for key in place.keys)
+        self._events.extend(LockChanged("queued", key, place.client, mode, 0) for key in place.keys)
         return None
 
     def _drop_caller(self, caller: Caller, result: Result | None = None) -> None:

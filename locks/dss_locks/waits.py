@@ -62,6 +62,10 @@ class Waits:
                     return "waiters_per_key_max"
         return ""
 
+    def may_close_cycle(self, client: str) -> bool:
+        """False: nobody waits for this client, so it cannot close a cycle whatever it waits for. The usual case."""
+        return client in self._holdings.in_demand or client in self.of_client
+
     def cycle(self, place: Place) -> list[dict[str, Any]]:
         """The cycle that `place` would close; it is in no queue afterwards."""
         self._link(place)
@@ -80,8 +84,10 @@ class Waits:
         for key in place.keys:
             lock = locks[key]
             lock.dequeue(place)
-            if lock.queue is None and not lock.holder_count():
-                del locks[key]
+            if lock.queue is None:
+                self._holdings.queue_ended(lock)
+                if not lock.holder_count():
+                    del locks[key]
         own = self.of_client[place.client]
         del own[place.rank]
         if not own:
@@ -171,6 +177,8 @@ class Waits:
             lock = locks.get(key)
             if lock is None:
                 lock = locks[key] = KeyLock()
+            elif lock.queue is None:
+                self._holdings.queue_began(lock)
             lock.enqueue(place, key)
         self.of_client.setdefault(place.client, {})[place.rank] = place
 

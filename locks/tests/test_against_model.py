@@ -136,6 +136,8 @@ class LocksAgainstModel(RuleBasedStateMachine):
         holds = list(holdings.all())
         assert holdings.held == [sum(not h.exclusive for h in holds), sum(h.exclusive for h in holds)]
         assert holdings.clients == {c: n for c in "abcd" if (n := sum(h.client == c for h in holds))}
+        queued = {key for p in waits.places() for key in p.keys}
+        assert holdings.in_demand == {c: n for c in "abcd" if (n := sum(h.client == c and h.key in queued for h in holds))}
         for key, lock in holdings.locks.items():
             assert lock.holder_count() or lock.queue, f"{key} is empty"
             assert lock.exclusive_waiting == sum(p.exclusive for p in (lock.queue or {}).values())
