@@ -9,7 +9,8 @@ All checks look only at the node that has just moved, so that a step costs the s
     monotone             term, vote, commit index and applied index never go back, across restarts where they are durable
     promise              no vote, acknowledgement or term leaves before it is durable
     linearizable_read    a read's index is at least what anybody had applied when it was asked
-    answered             what a proposer was told about its proposal is so
+    answered             what a proposer was told about its proposal is so, and stays so
+    exactly_once         a session's commands are applied once each, in order, and answered alike by every node
     progress             once healed, a leader is elected, commits, and everybody catches up
     core_invariant       the core's own run-time checks
     crash                an exception that nobody expects
@@ -53,6 +54,8 @@ class Checker:
         self.applied_max = 0
         #: context -> what was applied anywhere when it was asked
         self.floors: dict[int, int] = {}
+        #: (node, boot, seq) -> (index, total) as first answered
+        self.session_answers: dict[tuple[str, int, int], tuple[int, int]] = {}
         self.reads_answered = 0
         self.answered = 0
 
@@ -156,6 +159,11 @@ class Checker:
             if entry.kind != EntryKind.COMMANDS or entry.data != data:
                 raise Violation("answered", f"{node.id} was promised {data!r} at {entry.index}, committed is {entry.data!r}")
             self.answered += 1
+
+    def session_answered(self, node_id: str, boot: int, seq: int, index: int, total: int) -> None:
+        known = self.session_answers.setdefault((node_id, boot, seq), (index, total))
+        if known != (index, total):
+            raise Violation("exactly_once", f"{node_id}'s command {boot}.{seq} is answered {(index, total)} after {known}")
 
     def read_asked(self, context: int) -> None:
         self.floors[context] = self.applied_max

@@ -20,10 +20,12 @@ from typing import Any
 from sim_mutant_list import Mutant
 
 PACKAGE = "dss_raft.core"
+#: what stands on the core and may have bugs planted, too
+REPLICATED = ("dss_raft.replica", "dss_raft.sessions", "dss_raft.batch", "dss_raft.machine", "dss_raft.commands")
 #: where directed tests are
 SCENARIOS = ("test_paper", "test_paper_log", "test_paper_members_snapshots_clients", "test_elections", "test_core")
 #: what has to be imported again to see the mutated core
-REIMPORTED = (PACKAGE, "sim_world", "sim_node", "sim_check", "raft_harness", *SCENARIOS)
+REIMPORTED = (PACKAGE, "sim_world", "sim_node", "sim_check", "sim_sessions", *REPLICATED, "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
 
@@ -34,7 +36,7 @@ class _Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.patches = mutant.patches
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if not any(fullname == f"{PACKAGE}.{module}" for module, _, _ in self.patches):
+        if not any(fullname == full_name(module) for module, _, _ in self.patches):
             return None
         original = importlib.machinery.PathFinder.find_spec(fullname, path)
         return importlib.util.spec_from_loader(fullname, self, origin=original.origin if original else None)
@@ -45,11 +47,16 @@ class _Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         assert origin is not None
         source = Path(origin).read_text()
         for name, old, new in self.patches:
-            if module.__name__ == f"{PACKAGE}.{name}":
+            if module.__name__ == full_name(name):
                 if old not in source:
                     raise LookupError(f"nothing to mutate in {name}.py any more: {old!r}")
                 source = source.replace(old, new)
         exec(compile(source, origin, "exec"), module.__dict__)
+
+
+def full_name(module: str) -> str:
+    """A module of the core by its short name, or one of REPLICATED."""
+    return f"dss_raft.{module}" if f"dss_raft.{module}" in REPLICATED else f"{PACKAGE}.{module}"
 
 
 @contextmanager

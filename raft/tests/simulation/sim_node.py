@@ -6,6 +6,9 @@ import random
 import zlib
 from typing import Any
 
+from sim_check import Checker
+from sim_sessions import Sessions
+
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.messages import Configuration, Entry, SnapshotMeta
 from dss_raft.core.ready import BootState, HardState, Persist
@@ -21,7 +24,7 @@ class SimStore:
         self.hard_state = HardState()
         self.snapshot = SnapshotMeta(0, 0, configuration)
         #: index -> bytes of the complete snapshots that are kept
-        self.snapshots: dict[int, bytes] = {0: b"0:0"}
+        self.snapshots: dict[int, bytes] = {0: b""}
         self.entries: list[Entry] = []
         self.last_index = 0
 
@@ -54,8 +57,20 @@ class SimStore:
 class SimNode:
     """A node and what the checker remembers of it."""
 
-    def __init__(self, number: int, node_id: str, configuration: Configuration, limits: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        node_id: str,
+        configuration: Configuration,
+        limits: dict[str, Any],
+        seed: int,
+        sessions_of: Checker | None,
+    ) -> None:
         self.number = number
+        #: given: a Replica with sessions is the state machine
+        self.sessions_of = sessions_of
+        #: starts of this node, durable
+        self.boots = 0
         self.id = node_id
         self.limits = limits
         self.rng = random.Random(seed)
@@ -83,7 +98,9 @@ class SimNode:
         self.alive = True
         self.paused_until = 0
         self.core = RaftCore(config, self.store.boot(), self.rng)
-        self.state_index, self.state = parse(self.store.snapshots[self.store.snapshot.index])
+        self.boots += 1
+        self.sessions = Sessions(self.id, self.boots, self.sessions_of) if self.sessions_of is not None else None
+        self.load(self.store.snapshots[self.store.snapshot.index])
         self.seen_role = Role.FOLLOWER
         self.seen_commit = self.core.commit_index
         self.writing: Persist | None = None
@@ -93,17 +110,26 @@ class SimNode:
         self.chunks: dict[tuple[int, int], bytes] = {}
 
     def apply(self, entry: Entry) -> int:
-        self.state = hash((self.state, entry.index, entry.term, zlib.crc32(entry.data)))
+        if self.sessions is not None:
+            self.state = self.sessions.apply(entry)
+        else:
+            self.state = hash((self.state, entry.index, entry.term, zlib.crc32(entry.data)))
         self.state_index = entry.index
         return self.state
 
     def take_snapshot(self) -> tuple[SnapshotMeta, bytes]:
         """Of the state as it is now."""
-        data = b"%d:%d" % (self.state_index, self.state)
+        data = b"%d:%d" % (self.state_index, self.state) if self.sessions is None else self.sessions.dump()
         meta = self.core.meta_at(self.state_index)
         return SnapshotMeta(meta.index, meta.term, meta.configuration, len(data), zlib.crc32(data)), data
 
-
-def parse(snapshot: bytes) -> tuple[int, int]:
-    index, state = snapshot.split(b":")
-    return int(index), int(state)
+    def load(self, snapshot: bytes) -> None:
+        """Replace the state by a snapshot's; the empty one is the beginning."""
+        if not snapshot:
+            self.state_index = self.state = 0
+        elif self.sessions is None:
+            index, state = snapshot.split(b":")
+            self.state_index, self.state = int(index), int(state)
+        else:
+            self.state_index = self.sessions.load(snapshot)
+            self.state = self.sessions.face()

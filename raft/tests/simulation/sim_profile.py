@@ -51,6 +51,8 @@ class Profile:
     # ---- the core's limits
     append_entries_max: int
     inflight_messages_max: int
+    #: the real Replica and clients with sessions, in place of a running hash
+    sessions: bool
 
 
 #: the order of `Profile.weights`
@@ -119,4 +121,5 @@ def _draw(rng: Random) -> Profile:
         admin_weights=(*(rng.choice([0, 1, 3]) for _ in range(4)), rng.choice([0, 0, 1])),
         append_entries_max=rng.choice([1, 3, 1024]),
         inflight_messages_max=rng.choice([1, 2, 8]),
+        sessions=rng.random() < 0.25,
     )

@@ -14,13 +14,15 @@ from typing import Any
 
 import sim_profile
 from sim_check import Checker, Violation
-from sim_node import SimNode, parse
+from sim_node import SimNode
+from sim_sessions import Forward, batch
 
 from dss_raft.core import AddLearner, Busy, ChangeRefused, InvariantViolation, NotLeader, Remove, Role
 from dss_raft.core.messages import Configuration, EntryKind, InstallSnapshot, Member, SnapshotMeta
 from dss_raft.core.ready import Persist, Ready, SnapshotChunkWanted
 
 NODES_MAX = 9
+RESEND_US = 100_000
 #: after the healing: more than thirty election timeouts
 PROGRESS_US = 3_000_000
 
@@ -134,11 +136,17 @@ class World:
             "append_entries_max": self.profile.append_entries_max,
             "inflight_messages_max": self.profile.inflight_messages_max,
         }
-        node = SimNode(len(self.nodes), node_id, configuration, limits, self.rng.getrandbits(32))
+        sessions_of = self.check if self.profile.sessions else None
+        node = SimNode(len(self.nodes), node_id, configuration, limits, self.rng.getrandbits(32), sessions_of)
         self.nodes[node_id] = node
         node.clock_rate = self.rng.uniform(*self.profile.clock_rates)
-        self._later(self.rng.randint(0, self.profile.tick_us), self._tick, node, node.life)
+        self._wake(node)
         return node
+
+    def _wake(self, node: SimNode) -> None:
+        self._later(self.rng.randint(0, self.profile.tick_us), self._tick, node, node.life)
+        if self.profile.sessions:
+            self._later(RESEND_US, self._resend, node, node.life)
 
     def _postponed(self, node: SimNode, action: Callable[..., None], *arguments: Any) -> bool:
         """A paused node does nothing now; it will find all this waiting."""
@@ -189,8 +197,8 @@ class World:
 
     def _apply(self, node: SimNode, ready: Ready) -> None:
         if ready.restore is not None:
-            index, node.state = parse(node.store.snapshots[ready.restore.index])
-            node.state_index = index
+            node.load(node.store.snapshots[ready.restore.index])
+            index = node.state_index
             self.check.applied(node, index, node.state)
             node.core.applied(index)
             self.restores += 1
@@ -266,7 +274,9 @@ class World:
         data = node.store.snapshots.get(wanted.meta.index)
         if data is None:
             return
-        chunk = data[wanted.offset : wanted.offset + self.profile.chunk_bytes]
+        # a few chunks, however big the state is
+        size = max(self.profile.chunk_bytes, len(data) // 4)
+        chunk = data[wanted.offset : wanted.offset + size]
         done = wanted.offset + len(chunk) == len(data)
         self._send(
             node,
@@ -307,10 +317,13 @@ class World:
 
     def _send(self, node: SimNode, message: Any) -> None:
         self.check.leaves(node, message)
-        rng, profile = self.rng, self.profile
         if self.trace:
             self._say(node.id, f"-> {message.to} {brief(message)}")
-        if message.to not in self.nodes or (node.id, message.to) in self.cut:
+        self._transmit(message)
+
+    def _transmit(self, message: Any) -> None:
+        rng, profile = self.rng, self.profile
+        if message.to not in self.nodes or (message.sender, message.to) in self.cut:
             return
         if self.healed:
             self._later(rng.randint(50, 500), self._deliver, message)
@@ -330,10 +343,14 @@ class World:
             return
         if self._postponed(node, self._deliver, message):
             return
-        self._note(5, node, message.term)
         if self.trace:
             self._say(node.id, f"<- {message.sender} {brief(message)}")
-        node.core.step(message)
+        if type(message) is Forward:
+            self._note(8, node, len(message.groups))
+            self._arrived(node, message)
+        else:
+            self._note(5, node, message.term)
+            node.core.step(message)
         self._drain(node)
 
     # ---- clients and administrator
@@ -354,13 +371,50 @@ class World:
             return
         # any node that takes itself for the leader, deposed ones too
         node = self.rng.choice([node for node in awake if node.core.role is Role.LEADER] or awake)
-        for _ in range(self.rng.randint(1, self.profile.burst)):
-            self._propose(node)
+        burst = self.rng.randint(1, self.profile.burst)
+        if self.profile.sessions:
+            self._submit(self.rng.choice(awake), burst)
+            return
+        for _ in range(burst):
+            self._propose(node, self._data())
         self._drain(node)
 
-    def _propose(self, node: SimNode) -> int:
+    def _data(self) -> bytes:
         self._next_data += 1
-        data = b"%d" % self._next_data
+        return b"%d" % self._next_data if not self.profile.sessions else batch(self.now, [])
+
+    def _submit(self, node: SimNode, count: int) -> None:
+        """A node's callers: their commands go to the leader, as far as it is known."""
+        assert node.sessions is not None
+        groups = []
+        for _ in range(count):
+            self._next_data += 1
+            groups.append(node.sessions.submit(self._next_data))
+        self._forward(node, groups)
+
+    def _resend(self, node: SimNode, life: int) -> None:
+        """Now and then, and so after a change of leader: whatever is in flight, once more."""
+        if life != node.life or self._postponed(node, self._resend, node, life):
+            return
+        self._later(RESEND_US, self._resend, node, life)
+        assert node.sessions is not None
+        self._forward(node, node.sessions.again())
+
+    def _forward(self, node: SimNode, groups: list[bytes]) -> None:
+        leader_id = node.core.leader_id
+        if not groups or not leader_id:
+            return
+        if leader_id == node.id:
+            self._propose(node, batch(self.now, groups))
+            self._drain(node)
+        else:
+            self._transmit(Forward(node.id, leader_id, groups))
+
+    def _arrived(self, node: SimNode, forward: Forward) -> None:
+        if node.core.role is Role.LEADER:
+            self._propose(node, batch(self.now, forward.groups))
+
+    def _propose(self, node: SimNode, data: bytes) -> int:
         try:
             index = node.core.propose(data)
         except (NotLeader, Busy):
@@ -506,7 +560,7 @@ class World:
         if node.core.term < node.seen_term and node.store.hard_state.term < node.core.hard_durable.term:
             raise Violation("monotone", f"{node.id} forgot term {node.seen_term}")
         node.seen_term = node.core.term
-        self._later(self.rng.randint(0, self.profile.tick_us), self._tick, node, node.life)
+        self._wake(node)
 
     def _fault_crash(self) -> None:
         leader = self._leader()
@@ -555,12 +609,14 @@ class World:
         if leader is None:
             return False
         if self.final_term != leader.core.term:
-            self.final_index = self._propose(leader)
+            self.final_index = self._propose(leader, self._data())
             self.final_term = leader.core.term if self.final_index else 0
             self._drain(leader)
             return False
         members = [self.nodes[member.id] for member in leader.core.configuration.members]
         if any(not node.lost and node.state_index < self.final_index for node in members):
+            return False
+        if any(node.sessions is not None and node.sessions.in_flight for node in members if not node.lost):
             return False
         return all(node.lost or node.core.leader_id == leader.id for node in members)
 
