@@ -16,6 +16,8 @@ from dss_raft.errors import Refused
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+#: Django's for every client. What else there is, is the API's: a program that asks for nothing known gets a problem, not a page.
+PAGES = ("/admin", "/api/", "/favicon.ico")
 METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
 
 
@@ -57,12 +59,12 @@ class FrontDoor:
             await send_answer(send, scope["method"], encode_refusal(refusal))
             return
         path = scope["path"]
-        if not wants_page and self._lane.routes.covers(path):
-            await self._lane(scope, receive, send)
-        elif path == "/metrics":
+        if path == "/metrics":
             await send_answer(send, scope["method"], Answer(200, generate_latest(), METRICS_HEADERS))
         elif path.startswith(settings.STATIC_URL):
             await self._static_files()(scope, receive, send)
+        elif not wants_page and path != "/" and not path.startswith(PAGES):
+            await self._lane(scope, receive, send)
         elif content_length.isdigit() and int(content_length) > self._body_bytes_max:
             await send_answer(send, scope["method"], encode_refusal(too_large(self._body_bytes_max)))
         else:

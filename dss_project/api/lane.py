@@ -93,7 +93,6 @@ class Routes:
             if operation.method in methods:
                 raise ValueError(f"two operations at {operation.method} {operation.path}")
             methods[operation.method] = self.by_name[operation.name] = Route(operation)
-        self._roots = frozenset(path.split("/")[1] for path in (*self._exact, *self._below))
 
     def find(self, path: str) -> tuple[dict[str, Route] | None, str]:
         """The routes at `path` by method, and what stands for the path's parameter."""
@@ -103,10 +102,6 @@ class Routes:
             if last and (methods := self._below.get(f"{prefix}/")):
                 return methods, last
         return methods, ""
-
-    def covers(self, path: str) -> bool:
-        """True for every path that is the API's, whether or not there is something at it."""
-        return path in self._exact or path.split("/", 2)[1] in self._roots
 
 
 class Lane:

@@ -113,7 +113,7 @@ def test_a_body_that_is_too_large(doors: Any) -> None:
 
 
 def test_nothing_at_that_path(doors: Any) -> None:
-    for path in ("/demo/nothing", "/demo/things/", "/demo/things/a/b", "/demo", "/demo/put/"):
+    for path in ("/demo/nothing", "/demo/things/", "/demo/things/a/b", "/demo", "/demo/put/", "/elsewhere"):
         reply = doors.front("GET", path)
         assert (reply.status, reply.media_type, reply.document["code"]) == (404, "application/problem+json", "not_found")
 

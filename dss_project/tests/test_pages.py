@@ -86,6 +86,9 @@ def test_the_front_door_sends_people_to_pages_and_programs_to_the_lane(doors: An
     page = doors.front("GET", "/demo/get", query="key=a", headers={**PAGE, "Host": "localhost"})
     assert page.media_type == "text/html"
     assert b"Distributed Sync System" in page.body
+    for path in ("/", "/admin/login/", "/api/schema"):
+        assert doors.front("GET", path, headers={"Host": "localhost"}).status == 200
+    assert doors.front("GET", "/elsewhere", headers={**PAGE, "Host": "localhost"}).media_type == "text/html"
 
 
 def test_staff_may_call_without_the_token_and_others_may_not(make_doors: Any, admin_client: Client, client: Client) -> None:
