@@ -68,3 +68,16 @@ def test_releasing_some_of_them_says_which(locks):
     assert answer.body["released"] is True
     assert answer.body["released_keys"] == ["k2"]
     assert locks.holders("k1") == [("a", "exclusive")]
+
+
+def test_a_clients_second_request_does_not_wait_for_its_first(locks):
+    """The first one still lacks k2; the second asks for less, and a client is not in its own way."""
+    locks.acquire("a", "k1")
+    locks.acquire("b", "k2")
+    first = locks.acquire("c", "k1", "k2", wait_ms=20_000)
+    second = locks.acquire("c", "k1", wait_ms=20_000)
+    locks.release("a", "k1")
+    assert first not in locks.answers
+    assert locks.answers[second].code == ""
+    locks.release("b", "k2")
+    assert locks.answers[first].code == ""
