@@ -15,7 +15,9 @@ TTL_MS_DEFAULT = 30_000
 
 Mode = Literal["exclusive", "shared"]
 Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
-MetaValue = OptionalName | int | float | bool | None
+#: The log's encoding knows 64-bit integers only.
+MetaInteger = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+MetaValue = OptionalName | MetaInteger | float | bool | None
 Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=REASON_LENGTH_MAX)]
 
 

@@ -45,6 +45,12 @@ def test_a_bad_request_is_refused_by_name(fields, named):
         decode(Acquire, **fields)
 
 
+@pytest.mark.parametrize("number", ["123456789012345678901234567890", "-9223372036854775809"])
+def test_a_number_that_the_log_cannot_hold_is_refused(number):
+    with pytest.raises(msgspec.ValidationError, match="meta"):
+        msgspec.json.decode(f'{{"op": "locks.acquire", "key": "k", "client": "a", "meta": {{"n": {number}}}}}', type=Acquire)
+
+
 @pytest.mark.parametrize("type_", [Release, Renew])
 def test_release_and_renew_name_their_keys_likewise(type_):
     assert decode(type_, keys=["k1", "k2"], client="a").key is None
