@@ -253,6 +253,20 @@ def test_http_as_clients_speak_it(node: Process) -> None:
     assert "Traceback" not in node.log.read_text()
 
 
+def test_what_the_quick_request_leaves_to_daphne(make_node: Callable[..., Process]) -> None:
+    node = make_node(DSS_API_TOKEN="s3cret").start().until_ready()
+    close = b"Host: localhost\r\nConnection: close\r\n"
+    right = b"Authorization: Bearer s3cret\r\n"
+    for bad in (b"X-Odd: a\x0bb\r\n", b"X Odd: a\r\n"):
+        assert _raw(node, b"GET /raft/status HTTP/1.1\r\n" + close + right + bad + b"\r\n").startswith(b"HTTP/1.1 400")
+    assert _raw(node, b"GET /raft/\xff HTTP/1.1\r\n" + close + right + b"\r\n").startswith(b"HTTP/1.1 400")
+    # A header with an underscore must not pass for the one with a dash.
+    posing = right + b"Content_Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    assert _raw(node, b"POST /lock/acquire HTTP/1.1\r\n" + close + posing).startswith(b"HTTP/1.1 415")
+    assert _raw(node, b"GET /raft/status HTTP/1.1\r\n" + close + right + b"\r\n").startswith(b"HTTP/1.1 200")
+    assert "Traceback" not in node.log.read_text()
+
+
 def test_many_calls_on_one_websocket(node: Process) -> None:
     with websocket(f"ws://127.0.0.1:{node.port}/ws") as connection:
         node.post("/lock/acquire", {"key": "a", "client": "one"})
