@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
 
 from dss_project.api.codec import Answer, encode_refusal
 from dss_project.api.lane import Lane, Receive, Scope, Send, send_answer, too_large
@@ -18,6 +18,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Django's for every client. What else there is, is the API's: a program that asks for nothing known gets a problem, not a page.
 PAGES = ("/admin", "/api/", "/favicon.ico")
+# A `_created` beside every counter and histogram doubles the page and tells nobody anything.
+disable_created_metrics()
 METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
 
 

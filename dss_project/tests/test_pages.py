@@ -107,3 +107,4 @@ def test_metrics(doors: Any) -> None:
     assert reply.headers["content-type"].startswith("text/plain; version=")
     assert b'dss_request_seconds_count{operation="demo.get",status="200"}' in reply.body
     assert b"process_resident_memory_bytes" in reply.body
+    assert b"_created" not in reply.body
