@@ -43,9 +43,10 @@ bench: $(READY) ## measure three nodes over HTTP, with Daphne and with uvicorn
 bench-raft: $(READY) ## measure Raft alone: throughput, latency, failover
 	@$(BIN)/python benchmarks/bench_raft.py $(ARGS)
 
-load: $(READY) ## Locust: 200 users for 60 s against a running cluster
+load: $(READY) ## Locust: 200 users for 60 s against a running cluster (NODES=1: against the single one)
 	@mkdir -p report
-	@$(BIN)/locust -f benchmarks/load_test_scenarios.py --headless -u 200 -r 50 -t 60s --csv report/locust $(ARGS)
+	@$(BIN)/locust -f benchmarks/load_test_scenarios.py --headless -u 200 -r 50 -t 60s --only-summary --csv report/locust \
+		$(if $(filter 1,$(NODES)),--host http://127.0.0.1:8201) $(ARGS)
 
 postman: ## run the Postman collection against a running cluster (needs node)
 	@npx --yes newman@6 run postman/distributed-sync-system.postman_collection.json \
