@@ -91,9 +91,9 @@ class RaftLog:
         return self._entries[first - base - 1 : last - base]
 
     def size(self, after: int, to: int) -> int:
-        """Payload bytes of the entries after `after` up to `to`."""
+        """Payload bytes of the entries after `after` up to `to`, as far as they are still held."""
         base = self.base_index
-        return self._bytes[to - base] - self._bytes[max(after - base, 0)]
+        return self._bytes[max(to - base, 0)] - self._bytes[max(after - base, 0)] if to > after else 0
 
     def batch_end(self, first: int, entries_max: int, bytes_max: int) -> int:
         """The last index of a batch from `first` within both limits; at least one entry is always in it."""

@@ -25,7 +25,8 @@ REPLICATED = ("dss_raft.replica", "dss_raft.sessions", "dss_raft.batch", "dss_ra
 #: where directed tests are
 SCENARIOS = ("test_paper", "test_paper_log", "test_paper_members_snapshots_clients", "test_elections", "test_core")
 #: what has to be imported again to see the mutated core
-REIMPORTED = (PACKAGE, "sim_world", "sim_node", "sim_check", "sim_sessions", *REPLICATED, "raft_harness", *SCENARIOS)
+SIMULATOR = ("sim_world", "sim_load", "sim_drivers", "sim_heap", "sim_node", "sim_sessions", "sim_check")
+REIMPORTED = (PACKAGE, *SIMULATOR, *REPLICATED, "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
 

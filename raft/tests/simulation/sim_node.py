@@ -105,6 +105,10 @@ class SimNode:
         self.seen_commit = self.core.commit_index
         self.writing: Persist | None = None
         self.snapshotting = False
+        #: given out by the core, not applied yet; a snapshot to be loaded before
+        self.to_apply: list[Entry] = []
+        self.restoring: bytes | None = None
+        self.applying = False
         #: index -> (term, data) of proposals whose fate is open
         self.proposed: dict[int, tuple[int, bytes]] = {}
         self.chunks: dict[tuple[int, int], bytes] = {}

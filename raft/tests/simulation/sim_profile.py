@@ -53,6 +53,11 @@ class Profile:
     inflight_messages_max: int
     #: the real Replica and clients with sessions, in place of a running hash
     sessions: bool
+    #: applying may lag behind by so much; 0: entries are applied as they are given out
+    apply_us: int
+    append_bytes_max: int
+    inflight_bytes_max: int
+    uncommitted_bytes_max: int
 
 
 #: the order of `Profile.weights`
@@ -122,4 +127,8 @@ def _draw(rng: Random) -> Profile:
         append_entries_max=rng.choice([1, 3, 1024]),
         inflight_messages_max=rng.choice([1, 2, 8]),
         sessions=rng.random() < 0.25,
+        apply_us=rng.choice([0, 0, 1 * ms, 20 * ms]),
+        append_bytes_max=rng.choice([10, 1 << 20]),
+        inflight_bytes_max=rng.choice([10, 1 << 20]),
+        uncommitted_bytes_max=rng.choice([100, 1 << 20, 1 << 20]),
     )

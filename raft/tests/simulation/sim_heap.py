@@ -1,0 +1,52 @@
+"""One heap of events, one source of randomness, virtual time in microseconds: what the simulated world stands on.
+
+The same seed gives the same events in the same order, and so the same trace hash, on any machine.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from typing import Any
+
+import sim_profile
+from sim_check import Checker
+from sim_node import SimNode
+
+
+class Heap:
+    """Time, chance, and the story."""
+
+    def __init__(self, seed: int, trace: Callable[[str], None] | None, profile: sim_profile.Profile | None) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.profile = profile or sim_profile.draw(self.rng)
+        self.trace = trace
+        self.check = Checker()
+        self.now = 0
+        self.events = 0
+        self.trace_hash = seed
+        #: faults are over
+        self.healed = False
+        self._heap: list[tuple[int, int, Callable[..., Any], tuple[Any, ...]]] = []
+        self._sequence = 0
+
+    def _later(self, delay_us: int, action: Callable[..., None], *arguments: Any) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (self.now + delay_us, self._sequence, action, arguments))
+
+    def _loop(self) -> None:
+        heap = self._heap
+        while heap:
+            self.now, _, action, arguments = heapq.heappop(heap)
+            self.events += 1
+            if action(*arguments) is True:
+                return
+
+    def _note(self, kind: int, node: SimNode, value: int) -> None:
+        self.trace_hash = hash((self.trace_hash, self.now, kind, node.number, value))
+
+    def _say(self, node_id: str, text: str) -> None:
+        if self.trace:
+            self.trace(f"{self.now / 1000:10.3f} {node_id:>2} {text}")

@@ -1,0 +1,154 @@
+"""What people want of the simulated cluster: commands, reads, and changes of its members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sim_profile
+from sim_drivers import RESEND_US, Drivers
+from sim_node import SimNode
+from sim_sessions import Forward, batch
+
+from dss_raft.core import AddLearner, Busy, ChangeRefused, NotLeader, Remove, Role
+from dss_raft.core.messages import Configuration
+
+NODES_MAX = 9
+
+
+class Load(Drivers):
+    """Clients and an administrator."""
+
+    def __init__(self, seed: int, trace: Callable[[str], None] | None, profile: sim_profile.Profile | None) -> None:
+        super().__init__(seed, trace, profile)
+        self._next_data = 0
+        self._next_context = 0
+        self._later(self.profile.client_us, self._client)
+        self._later(self.profile.read_us, self._read)
+        self._later(self.profile.admin_us, self._admin)
+
+    def _client(self) -> None:
+        if not self.healed:
+            self._later(self.profile.client_us, self._client)
+        awake = self._awake()
+        if not awake:
+            return
+        # any node that takes itself for the leader, deposed ones too
+        node = self.rng.choice([node for node in awake if node.core.role is Role.LEADER] or awake)
+        burst = self.rng.randint(1, self.profile.burst)
+        if self.profile.sessions:
+            self._submit(self.rng.choice(awake), burst)
+            return
+        for _ in range(burst):
+            self._propose(node, self._data())
+        self._drain(node)
+
+    def _data(self) -> bytes:
+        self._next_data += 1
+        return b"%d" % self._next_data if not self.profile.sessions else batch(self.now, [])
+
+    def _submit(self, node: SimNode, count: int) -> None:
+        """A node's callers: their commands go to the leader, as far as it is known."""
+        assert node.sessions is not None
+        groups = []
+        for _ in range(count):
+            self._next_data += 1
+            groups.append(node.sessions.submit(self._next_data))
+        self._forward(node, groups)
+
+    def _resend(self, node: SimNode, life: int) -> None:
+        """Now and then, and so after a change of leader: whatever is in flight, once more."""
+        if life != node.life or self._postponed(node, self._resend, node, life):
+            return
+        self._later(RESEND_US, self._resend, node, life)
+        assert node.sessions is not None
+        self._forward(node, node.sessions.again())
+
+    def _forward(self, node: SimNode, groups: list[bytes]) -> None:
+        leader_id = node.core.leader_id
+        if not groups or not leader_id:
+            return
+        if leader_id == node.id:
+            self._propose(node, batch(self.now, groups))
+            self._drain(node)
+        else:
+            self._transmit(Forward(node.id, leader_id, groups))
+
+    def _arrived(self, node: SimNode, forward: Forward) -> None:
+        if node.core.role is Role.LEADER:
+            self._propose(node, batch(self.now, forward.groups))
+
+    def _propose(self, node: SimNode, data: bytes) -> int:
+        try:
+            index = node.core.propose(data)
+        except (NotLeader, Busy):
+            return 0
+        self.check.proposed(node, index, data)
+        return index
+
+    def _read(self) -> None:
+        if not self.healed:
+            self._later(self.profile.read_us, self._read)
+        awake = self._awake()
+        if awake:
+            node = self.rng.choice(awake)
+            self._next_context += 1
+            self.check.read_asked(self._next_context)
+            node.core.read_index(self._next_context)
+            self._drain(node)
+
+    def _admin(self) -> None:
+        if self.healed:
+            return
+        self._later(self.rng.randint(1, 2 * self.profile.admin_us), self._admin)
+        if not any(self.profile.admin_weights):
+            return
+        (action,) = self.rng.choices(
+            (self._transfer, self._force, self._add, self._remove, self._lose_disk), weights=self.profile.admin_weights
+        )
+        # deposed leaders are asked too: they do not know it yet
+        leaders = [node for node in self._awake() if node.core.role is Role.LEADER]
+        if leaders:
+            leader = self.rng.choice(leaders)
+            try:
+                action(leader)
+            except (Busy, ChangeRefused, NotLeader):
+                return
+            self._drain(leader)
+
+    def _transfer(self, leader: SimNode) -> None:
+        to = self.rng.choice(leader.core.membership.voters)
+        self._say(leader.id, f"transfer to {to}")
+        leader.core.transfer(to)
+
+    def _force(self, leader: SimNode) -> None:
+        node = self.rng.choice(self._awake())
+        self._say(node.id, "campaign by force")
+        node.core.campaign(force=True)
+        self._drain(node)
+
+    def _add(self, leader: SimNode) -> None:
+        if len(self.nodes) >= NODES_MAX:
+            return
+        node_id = chr(97 + len(self.nodes))
+        leader.core.change(AddLearner(node_id, ""))
+        self._say(leader.id, f"add {node_id}")
+        self._start_node(node_id, Configuration(()))
+
+    def _remove(self, leader: SimNode) -> None:
+        members = leader.core.configuration.members
+        lost = [member.id for member in members if self.nodes[member.id].lost]
+        if lost or len(leader.core.membership.voters) > 2:
+            node_id = self.rng.choice(lost or [member.id for member in members])
+            self._say(leader.id, f"remove {node_id}")
+            leader.core.change(Remove(node_id))
+
+    def _lose_disk(self, leader: SimNode) -> None:
+        """A flipped bit, found at start: the store refuses, this node never comes back. One at a time, for a quorum's sake."""
+        if any(node.lost for node in self.nodes.values()):
+            return
+        if any(len(node.core.membership.voters) < 4 for node in self.nodes.values() if node.core.membership.voters):
+            return
+        node = self.rng.choice([node for node in self.nodes.values() if node is not leader])
+        self._say(node.id, "loses its disk")
+        node.lost = True
+        self._crash(node)
