@@ -18,7 +18,7 @@ import structlog
 
 from dss_raft import metrics
 from dss_raft.core import RaftCore
-from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapshot, VoteReply
+from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapshot, SnapshotMeta, VoteReply
 from dss_raft.core.ready import Persist, ReadState, Ready, SnapshotChunkWanted
 from dss_raft.links import PeerLinks
 from dss_raft.replica import Replica
@@ -89,7 +89,8 @@ class Driver:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._write: asyncio.Future[None] | None = None
         self._to_apply: deque[Entry] = deque()
-        self._restoring = False
+        #: the newest snapshot that has to replace the state before anything is applied
+        self._restoring: SnapshotMeta | None = None
         self._stopped = False
         self._face = (-1, -1, "")
         self._configuration = core.configuration
@@ -171,8 +172,8 @@ class Driver:
             self._spawn(self._store_chunk(chunk))
         if ready.restore is not None:
             self._to_apply.clear()
-            self._restoring = True
-            self._spawn(self._restore())
+            self._restoring = ready.restore
+            self._spawn(self._restore(ready.restore))
         self._to_apply.extend(ready.committed)
 
     def _send(self, messages: list[AnyMessage]) -> None:
@@ -207,7 +208,7 @@ class Driver:
         self._write.add_done_callback(written)
 
     def _apply_committed(self) -> None:
-        if self._restoring or not self._to_apply:
+        if self._restoring is not None or not self._to_apply:
             return
         began = perf_counter()
         replica, to_apply = self.replica, self._to_apply
@@ -243,10 +244,11 @@ class Driver:
             self.core.compact(meta, self.snapshots.keep_entries)
             log.info("raft.snapshot", index=meta.index, bytes=meta.size)
 
-    async def _restore(self) -> None:
-        meta = self.core.snapshot
+    async def _restore(self, meta: SnapshotMeta) -> None:
         await self.snapshots.restore(meta)
-        self._restoring = False
+        if self._restoring is not meta:
+            return  # a newer one has come up meanwhile
+        self._restoring = None
         self.core.applied(self.replica.applied_index)
         log.info("raft.restored", index=meta.index, bytes=meta.size)
         self._listener.state_replaced()
