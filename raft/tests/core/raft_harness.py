@@ -47,7 +47,8 @@ class Node:
     def __init__(self, node_id: str, configuration: Configuration, options: dict[str, Any], seed: int) -> None:
         self.id = node_id
         self.options = options
-        self.seed = seed
+        #: goes on across restarts, as a real node's chance does
+        self.rng = random.Random(seed)
         self.store = Store(configuration)
         #: writes wait in `held` until the test calls `flush`
         self.hold_writes = False
@@ -58,7 +59,7 @@ class Node:
         config = CoreConfig(
             node_id=self.id, **{"election_ticks_min": 10, "election_ticks_max": 20, "heartbeat_ticks": 2, **self.options}
         )
-        self.core = RaftCore(config, self.store.boot(), random.Random(self.seed))
+        self.core = RaftCore(config, self.store.boot(), self.rng)
         self.core.applied(self.store.snapshot.index)
         self.held: Persist | None = None
         self.applied: list[bytes] = []
