@@ -196,6 +196,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.receipts: list[tuple[str, str, str]] = []
         self.ids: list[str] = ["1-0"]
         self.apply(PutTopic(topic=TOPIC, max_attempts=MAX_ATTEMPTS, backoff_ms=BACKOFF_MS, retention_ms=0))
+        for keys, name in ((["", "a", "a"], "g1"), (["b", "", "a", "a"], "g2")):
+            self.publish_all(keys, 0)
+            self.consume_as(name, 2, 0, 10, "x", "n1")
 
     # -- driving
 
@@ -245,6 +248,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     @rule(keys=st.lists(KEYS, min_size=1, max_size=3), delay=st.sampled_from([0, 0, 0, 5, 40]))
     def publish(self, keys, delay):
+        self.publish_all(keys, delay)
+
+    def publish_all(self, keys, delay):
         messages = [NewMessage(TOPIC, b"0", key, 1 if key else -1, delay, "", b"") for key in keys]
         result, _ = self.apply(Publish(messages=messages))
         for key, one in zip(keys, result.body["messages"], strict=True):
@@ -262,6 +268,18 @@ class QueueAgainstModel(RuleBasedStateMachine):
         node=NODES,
     )
     def consume(self, name, count, timeout, visibility, attempt, node):
+        self.consume_as(name, count, timeout, visibility, attempt, node)
+
+    @rule(data=st.data(), visibility=st.sampled_from([10, 100]))
+    def repeat_an_attempt(self, data, visibility):
+        attempts = [(o.group, o.attempt_id) for o in self.model.waiters if o.attempt_id]
+        for name, entries in self.model.groups.items():
+            attempts += [(name, e.handout.attempt_id) for e in entries.values() if e.status == "flight" and e.handout.attempt_id]
+        if attempts:
+            name, attempt = data.draw(st.sampled_from(sorted(set(attempts))))
+            self.consume_as(name, 2, 0, visibility, attempt, "n2")
+
+    def consume_as(self, name, count, timeout, visibility, attempt, node):
         result, origin = self.apply(
             Consume(
                 topic=TOPIC, group=name, max_messages=count, timeout_ms=timeout, visibility_ms=visibility, attempt_id=attempt
@@ -295,6 +313,17 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def in_flight_of(self, name, attempt):
         entries = [e for e in self.model.groups[name].values() if e.status == "flight" and e.handout.attempt_id == attempt]
         return [e for e in entries[0].handout.entries if e in entries] if entries else []
+
+    @rule(data=st.data(), status=st.sampled_from(["flight", "flight", "ready", "waiting"]), what=st.sampled_from(["ack", "nack"]))
+    def end_a_known_delivery(self, data, status, what):
+        """Aimed: what is in flight, and what has come back and may still be acked by its last consumer."""
+        known = [
+            (name, e.number) for name, g in self.model.groups.items() for e in g.values() if e.status == status and e.receipt
+        ]
+        if known:
+            name, number = data.draw(st.sampled_from(known))
+            getattr(self, what)(data, name, f"{number >> 24}-{number % 2**24}", self.model.groups[name][number].receipt)
+            self.end()
 
     @rule(data=st.data(), name=GROUPS, with_receipt=st.booleans(), what=st.sampled_from(["ack", "ack", "ack", "nack", "extend"]))
     def end_delivery(self, data, name, with_receipt, what):
@@ -464,5 +493,5 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
 TestQueueAgainstModel = QueueAgainstModel.TestCase
 TestQueueAgainstModel.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
