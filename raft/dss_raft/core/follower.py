@@ -47,7 +47,6 @@ def collect(core: CoreState) -> None:
     if core.ack_due or match > core.acked_match:
         core.ack_due = False
         core.acked_match = match
-        core.acked_round = core.seen_round
         core.send(
             AppendReply(
                 sender=core.node_id,

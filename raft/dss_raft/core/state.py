@@ -131,7 +131,6 @@ class CoreState:
         #: up to here this log equals that of the leader of `term`
         self.verified = self.log.committed
         self.acked_match = self.log.committed
-        self.acked_round = 0
         self.seen_round = 0
         self.ack_due = False
         #: after a refusal the next append is answered even if it brings nothing new: it is a probe
@@ -201,7 +200,7 @@ class CoreState:
         self.term = term
         self.vote = ""
         self.verified = self.acked_match = self.log.committed
-        self.acked_round = self.seen_round = 0
+        self.seen_round = 0
         self.ack_due = self.answer_next = False
 
     def set_vote(self, candidate: str) -> None:
