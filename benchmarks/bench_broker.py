@@ -1,4 +1,4 @@
-"""The queue's state machine by itself: no log, no network. What a node can apply, what a backlog costs, how long a snapshot takes.
+"""The queue's state machine by itself: what a node can apply, what a backlog costs, how long a snapshot takes.
 
 python benchmarks/bench_broker.py                # everything; about a minute
 python benchmarks/bench_broker.py --backlog 0    # only the rates

@@ -32,7 +32,8 @@ def test_keys_are_spread_over_all_partitions():
 
 def test_more_virtual_nodes_spread_more_evenly():
     def widest(vnodes):
-        return max(Counter(HashRing(PARTITIONS, vnodes).partition_of(key) for key in KEYS).values())
+        partition_of = HashRing(PARTITIONS, vnodes).partition_of
+        return max(Counter(partition_of(key) for key in KEYS).values())
 
     assert widest(256) < widest(1)
 
