@@ -34,8 +34,11 @@ class SnapshotPart(Protocol):
     async def dump(self) -> bytes:
         """The part's state, at least as new as the index given to `before_snapshot`."""
 
+    def before_restore(self) -> None:
+        """The replicated state is about to be replaced: stop trusting what was derived from it."""
+
     async def load(self, data: bytes) -> None:
-        """Replace the part's state."""
+        """Replace the part's state; the replicated state has been replaced."""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,6 +119,8 @@ class SnapshotKeeper:
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
         file = msgspec.msgpack.decode(data, type=_File)
+        for part in self.parts:
+            part.before_restore()
         self._replica.restore(file.replica)
         self._state_bytes = len(file.replica)
         for part in self.parts:
