@@ -9,6 +9,7 @@ from __future__ import annotations
 from dss_raft.core import election
 from dss_raft.core.errors import InvariantViolation
 from dss_raft.core.log import well_formed
+from dss_raft.core.membership import Membership
 from dss_raft.core.messages import (
     AppendEntries,
     AppendReply,
@@ -182,7 +183,7 @@ def install(core: CoreState, meta: SnapshotMeta) -> None:
     core.verified = meta.index
     core.snapshot = meta
     core.installing = core.restoring = meta
-    core.membership = type(core.membership)(meta.index, meta.configuration)
+    core.membership = Membership(meta.index, meta.configuration)
     core.members_changed()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import re
 import sys
 import time
@@ -110,7 +111,7 @@ def refresh(verdicts: list[Verdict]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=300, help="fresh seeds for each mutant, at most")
-    parser.add_argument("--jobs", type=int, default=1, help="processes to use")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes to use (default: all cores)")
     parser.add_argument("--only", default="", help="only mutants whose name has this text in it")
     parser.add_argument("--rates", action="store_true", help="do not stop at the first kill")
     parser.add_argument("--refresh", action="store_true", help="replace known seeds that have lost their effect")
