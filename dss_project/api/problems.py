@@ -21,6 +21,7 @@ PROBLEMS: dict[str, Problem] = {
     "deadlock": Problem(409, "Waiting would close a cycle"),
     "not_holder": Problem(409, "The fencing token is not the holder's"),
     "lock_lost": Problem(409, "The lock is no longer held by this client"),
+    "session_lost": Problem(409, "The client's session is over"),
     "stale_receipt": Problem(409, "The message has gone to another consumer"),
     "version_conflict": Problem(409, "The version is not the current one"),
     "exists": Problem(409, "The key already has a value"),

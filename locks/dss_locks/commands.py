@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from dss_raft.commands import Command, DurationMs, Fields, Index, Name, OptionalName, WaitMs, check_name
+from dss_raft.commands import Command, DurationMs, Fields, Index, Name, OptionalName, PositiveDurationMs, WaitMs, check_name
 
 KEYS_PER_CALL_MAX = 64
 META_MEMBERS_MAX = 16
@@ -49,6 +49,8 @@ class Acquire(KeyFields, Command, tag="locks.acquire", kw_only=True):
     mode: Mode = "exclusive"
     #: length of the lease; 0: until released
     ttl_ms: DurationMs = TTL_MS_DEFAULT
+    #: the lock ends with this session (`POST /session`), and has no lease of its own; empty: no session
+    session: OptionalName = ""
     #: how long to queue when it is held; 0: answer at once
     wait_ms: WaitMs = 0
     #: shown to whoever asks who holds the lock; not interpreted
@@ -88,6 +90,30 @@ class ForceRelease(Command, tag="locks.force_release", kw_only=True):
         check_name("key", self.key)
         check_name("by", self.by)
         check_name("client", self.client)
+
+
+class StartSession(Command, tag="locks.session.start", kw_only=True):
+    """One lease for all the locks that are acquired in it."""
+
+    client: Name
+    ttl_ms: PositiveDurationMs = TTL_MS_DEFAULT
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+
+
+class RenewSession(Command, tag="locks.session.renew", kw_only=True):
+    """Start the session's lease anew."""
+
+    session: Name
+    #: None: as long as before
+    ttl_ms: PositiveDurationMs | None = None
+
+
+class CloseSession(Command, tag="locks.session.close", kw_only=True):
+    """End the session and release all its locks."""
+
+    session: Name
 
 
 class CheckToken(Fields):

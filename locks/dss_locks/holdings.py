@@ -14,6 +14,7 @@ from typing import Any
 
 from dss_locks.claims import Claims
 from dss_locks.deadlines import Deadlines
+from dss_locks.sessions import Session, Sessions
 from dss_locks.state import Hold, KeyLock, Limits, LockChanged
 from dss_raft.machine import Event, Origin
 
@@ -33,6 +34,7 @@ class Holdings:
         #: holds: shared, exclusive
         self.held = [0, 0]
         self.claims = Claims()
+        self.sessions = Sessions()
         self.leases: Deadlines[Hold] = Deadlines(self.deadline_ms)
         #: when the present leader took over
         self.rearmed_ms = 0
@@ -47,7 +49,9 @@ class Holdings:
         return (since_ms if since_ms > rearmed_ms else rearmed_ms) + hold.ttl_ms
 
     def expires_in_ms(self, hold: Hold, at_ms: int) -> int | None:
-        """What is left of the lease; None: until released."""
+        """What is left of the lease, its own or its session's; None: until released."""
+        if hold.session:
+            return self.sessions.expires_in_ms(hold.session, at_ms)
         return max(0, self.deadline_ms(hold) - at_ms) if hold.ttl_ms else None
 
     def hold_of(self, key: str, client: str) -> Hold | None:
@@ -55,10 +59,24 @@ class Holdings:
         return None if lock is None else lock.hold_of(client)
 
     def grant(
-        self, key: str, client: str, exclusive: bool, at_ms: int, index: int, ttl_ms: int, meta: Any, claimant: Origin | None
+        self,
+        key: str,
+        client: str,
+        exclusive: bool,
+        at_ms: int,
+        index: int,
+        ttl_ms: int,
+        meta: Any,
+        session: Session | None,
+        claimant: Origin | None,
     ) -> Hold:
-        """A new holder. That it may have the key, the caller has made sure of."""
-        hold = Hold(key, client, exclusive, index, at_ms, ttl_ms, at_ms, meta)
+        """A new holder. That it may have the key, the caller has made sure of. In a session it has no lease of its own."""
+        if session is None:
+            hold = Hold(key, client, exclusive, index, at_ms, ttl_ms, at_ms, meta)
+        else:
+            ttl_ms = 0
+            hold = Hold(key, client, exclusive, index, at_ms, 0, at_ms, meta, session.id)
+            session.keys[key] = None
         lock = self.locks.get(key)
         if lock is None:
             self.locks[key] = KeyLock(hold)
@@ -90,10 +108,19 @@ class Holdings:
         self._set_mode(hold, False)
         self.events.append(LockChanged("granted", hold.key, hold.client, "shared", hold.token))
 
+    def bind(self, hold: Hold, session: Session | None) -> None:
+        """From now on it ends with `session`; None: it has a lease of its own."""
+        self._unbind(hold)
+        if session is not None:
+            hold.session = session.id
+            session.keys[hold.key] = None
+
     def renew(self, hold: Hold, at_ms: int, ttl_ms: int) -> None:
         """Start the lease anew. The client has acted on the lock, so its grant is not taken back any more."""
         if hold.claim_seq:
             self.claims.drop(hold)
+        if hold.session:
+            ttl_ms = 0
         had_lease, old_ttl_ms = hold.ttl_ms != 0, hold.ttl_ms
         old_deadline_ms = self.deadline_ms(hold)
         hold.since_ms, hold.ttl_ms = at_ms, ttl_ms
@@ -119,6 +146,8 @@ class Holdings:
                 self.file_leases()
         if hold.claim_seq:
             self.claims.drop(hold)
+        if hold.session:
+            self._unbind(hold)
         if hold.token == index:
             self._spend(hold, index)
         if lock.queue is not None:
@@ -197,7 +226,7 @@ class Holdings:
             yield from lock.holds()
 
     def restore(self, holds_by_key: list[tuple[str, list[Hold]]], boots: dict[str, int], rearmed_ms: int) -> None:
-        """Replace everything."""
+        """Replace everything but the sessions, which have been restored before."""
         self.rearmed_ms = rearmed_ms
         self.locks, self.clients, self.in_demand, self.held = {}, {}, {}, [0, 0]
         self._spent.clear()
@@ -207,8 +236,16 @@ class Holdings:
                 lock.add(hold)
                 self.clients[hold.client] = self.clients.get(hold.client, 0) + 1
                 self.held[hold.exclusive] += 1
+        for hold in self.all():
+            if hold.session:
+                self.sessions.by_id[hold.session].keys[hold.key] = None
         self.claims.restore(boots, self.all())
         self.file_leases()
+
+    def _unbind(self, hold: Hold) -> None:
+        if hold.session:
+            del self.sessions.by_id[hold.session].keys[hold.key]
+            hold.session = ""
 
     def _set_mode(self, hold: Hold, exclusive: bool) -> None:
         self.held[hold.exclusive] -= 1

@@ -19,7 +19,19 @@ if TYPE_CHECKING:
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 _HELD_SECONDS = (0.005, 0.025, 0.1, 0.5, 1, 5, 15, 30, 60, 300, 1800, 7200)
 
-ACQUIRE_RESULTS = ("granted", "reentrant", "held", "wait_timeout", "deadlock", "lock_lost", "over_limit", "cancelled", "failed")
+ACQUIRE_RESULTS = (
+    "granted",
+    "reentrant",
+    "held",
+    "wait_timeout",
+    "deadlock",
+    "lock_lost",
+    "session_lost",
+    "invalid",
+    "over_limit",
+    "cancelled",
+    "failed",
+)
 RELEASE_RESULTS = ("released", "not_held", "not_holder", "forced", "failed")
 
 lock_acquire_total = Counter("lock_acquire_total", "Answers to acquire calls at this node", ["mode", "result"])

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from dss_locks import inspection, metrics
-from dss_locks.commands import Acquire, AuditQuery, CheckToken, ForceRelease, GraphQuery, Release, Renew, StatusQuery
+from dss_locks.commands import (
+    Acquire,
+    AuditQuery,
+    CheckToken,
+    CloseSession,
+    ForceRelease,
+    GraphQuery,
+    Release,
+    Renew,
+    RenewSession,
+    StartSession,
+    StatusQuery,
+)
 from dss_locks.table import LockTable
 from dss_project.api.operation import Operation
 from dss_raft.errors import Refused
@@ -49,6 +61,23 @@ class ForceReleaseAnswer(msgspec.Struct):
     released: bool
     #: who lost it: `client`, `fencing_token`
     holders: list[dict[str, Any]]
+
+
+class SessionAnswer(msgspec.Struct):
+    #: give it to `acquire`
+    session: str
+    expires_in_ms: int
+
+
+class SessionRenewAnswer(msgspec.Struct):
+    expires_in_ms: int
+    keys_held: int
+
+
+class SessionCloseAnswer(msgspec.Struct):
+    #: false: there was no such session (any more)
+    closed: bool
+    released_keys: list[str]
 
 
 class CheckAnswer(msgspec.Struct):
@@ -118,6 +147,18 @@ async def renew(node: Node, request: Renew) -> Result:
     return await node.submit(request)
 
 
+async def start_session(node: Node, request: StartSession) -> Result:
+    return await node.submit(request)
+
+
+async def renew_session(node: Node, request: RenewSession) -> Result:
+    return await node.submit(request)
+
+
+async def close_session(node: Node, request: CloseSession) -> Result:
+    return await node.submit(request)
+
+
 async def force_release(node: Node, request: ForceRelease) -> Result:
     result = await node.submit(request)
     if result.body["released"]:
@@ -177,7 +218,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Locks",
         example={"key": "orders/42", "mode": "exclusive", "client": "worker-1", "ttl_ms": 30000, "wait_ms": 1000},
-        problems=("held", "wait_timeout", "deadlock", "lock_lost"),
+        problems=("held", "wait_timeout", "deadlock", "lock_lost", "session_lost"),
     ),
     Operation(
         name="locks.release",
@@ -204,6 +245,46 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="Locks",
         example={"key": "orders/42", "client": "worker-1"},
         problems=("lock_lost",),
+    ),
+    Operation(
+        name="locks.session_start",
+        method="POST",
+        path="/session",
+        request=StartSession,
+        handle=start_session,
+        answer=SessionAnswer,
+        summary="Start a client session",
+        description=(
+            "One lease for all the locks that are acquired with this `session`: one keepalive keeps them, "
+            "and when the client is silent for `ttl_ms` all of them end."
+        ),
+        tag="Locks",
+        example={"client": "worker-1", "ttl_ms": 30000},
+    ),
+    Operation(
+        name="locks.session_renew",
+        method="POST",
+        path="/session/renew",
+        request=RenewSession,
+        handle=renew_session,
+        answer=SessionRenewAnswer,
+        summary="Renew a session and all its locks",
+        description="A third of the lease is a good interval.",
+        tag="Locks",
+        example={"session": "7.1"},
+        problems=("session_lost",),
+    ),
+    Operation(
+        name="locks.session_close",
+        method="POST",
+        path="/session/close",
+        request=CloseSession,
+        handle=close_session,
+        answer=SessionCloseAnswer,
+        summary="Close a session and release all its locks",
+        description="A repeat is harmless (`closed: false`).",
+        tag="Locks",
+        example={"session": "7.1"},
     ),
     Operation(
         name="locks.check",

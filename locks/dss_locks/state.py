@@ -22,6 +22,7 @@ class Limits(msgspec.Struct, frozen=True):
     holds_max: int = 2_000_000
     holds_per_client_max: int = 100_000
     holders_per_key_max: int = 10_000
+    sessions_max: int = 100_000
     waiters_max: int = 100_000
     waiters_per_client_max: int = 1_000
     waiters_per_key_max: int = 20_000
@@ -41,6 +42,8 @@ class Hold(msgspec.Struct, gc=False):
     ttl_ms: int
     granted_ms: int
     meta: Any
+    #: the session it ends with; "": it has a lease of its own
+    session: str = ""
     #: the grant can still be cancelled under the name of this request (node, seq); seq 0: its client has acted on it since
     claim_node: str = ""
     claim_seq: int = 0
@@ -74,6 +77,7 @@ class Caller(msgspec.Struct):
     deadline_ms: int
     ttl_ms: int
     meta: Any
+    session: str = ""
     timer: int = NO_TIMER
 
 

@@ -25,8 +25,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from dss_locks.commands import Acquire, ForceRelease, Release, Renew
+from dss_locks.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
 from dss_locks.holdings import MODES, Holdings
+from dss_locks.rows import hold_from, hold_row, place_from, place_row
+from dss_locks.sessions import Session
 from dss_locks.state import Caller, Forced, Hold, KeyLock, Limits, LockChanged, Place
 from dss_locks.waits import Waits
 from dss_raft.commands import Command
@@ -42,7 +44,7 @@ class LockTable:
     """The state machine `locks`. See the module's theory of operation."""
 
     name = "locks"
-    commands: tuple[type[Command], ...] = (Acquire, Release, Renew, ForceRelease)
+    commands: tuple[type[Command], ...] = (Acquire, Release, Renew, ForceRelease, StartSession, RenewSession, CloseSession)
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._events: list[Event] = []
@@ -60,6 +62,9 @@ class LockTable:
             Release: self._release,
             Renew: self._renew,
             ForceRelease: self._force_release,
+            StartSession: self._start_session,
+            RenewSession: self._renew_session,
+            CloseSession: self._close_session,
         }
 
     @property
@@ -94,20 +99,24 @@ class LockTable:
             self._drop_caller(caller, Result(self._refusal(caller.place, at_ms), "wait_timeout"))
         for hold in self.holdings.take_overdue(at_ms):
             self._end(hold, at_ms, index, "lost", "expired")
+        for session in self.holdings.sessions.take_overdue(at_ms):
+            self._end_session(session, at_ms, index, "lost", "expired")
         self._settle(at_ms, index)
 
     def next_deadline_ms(self) -> int | None:
         """See `StateMachine.next_deadline_ms`."""
         if self._deferred:
             return self._deferred_ms
-        lease, wait = self.holdings.leases.next_ms(), self.waits.deadlines.next_ms()
-        if lease is None:
-            return wait
-        return lease if wait is None or lease < wait else wait
+        holdings = self.holdings
+        earliest = None
+        for deadline_ms in (holdings.leases.next_ms(), self.waits.deadlines.next_ms(), holdings.sessions.deadlines.next_ms()):
+            if deadline_ms is not None and (earliest is None or deadline_ms < earliest):
+                earliest = deadline_ms
+        return earliest
 
     def rearm(self, at_ms: int, index: int) -> None:
         """See `StateMachine.rearm`."""
-        self.holdings.rearmed_ms = at_ms
+        self.holdings.rearmed_ms = self.holdings.sessions.rearmed_ms = at_ms
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """See `StateMachine.node_restarted`."""
@@ -125,10 +134,11 @@ class LockTable:
     def snapshot(self) -> Any:
         """See `StateMachine.snapshot`."""
         return {
-            "locks": [[key, [_hold_row(hold) for hold in lock.holds()]] for key, lock in self.locks.items()],
+            "locks": [[key, [hold_row(hold) for hold in lock.holds()]] for key, lock in self.locks.items()],
+            "sessions": self.holdings.sessions.snapshot(),
             "boots": self.holdings.claims.snapshot(),
             "rearmed_ms": self.holdings.rearmed_ms,
-            "places": [_place_row(place) for place in self.waits.places()],
+            "places": [place_row(place) for place in self.waits.places()],
             "last_rank": self.waits.last_rank,
             "deferred": list(self._deferred),
             "deferred_ms": self._deferred_ms,
@@ -137,9 +147,10 @@ class LockTable:
 
     def restore(self, state: Any) -> None:
         """See `StateMachine.restore`."""
-        holds_by_key = [(key, [_hold_from(key, row) for row in rows]) for key, rows in state["locks"]]
+        holds_by_key = [(key, [hold_from(key, row) for row in rows]) for key, rows in state["locks"]]
+        self.holdings.sessions.restore(state["sessions"])
         self.holdings.restore(holds_by_key, state["boots"], state["rearmed_ms"])
-        self.waits.restore([_place_from(row) for row in state["places"]], state["last_rank"])
+        self.waits.restore([place_from(row) for row in state["places"]], state["last_rank"])
         self._deferred = dict.fromkeys(state["deferred"])
         self._deferred_ms = state["deferred_ms"]
         self.forced = [Forced(*row) for row in state["forced"]]
@@ -152,12 +163,20 @@ class LockTable:
         holdings, client, key = self.holdings, command.client, command.key
         keys = [key] if key is not None else command.keys or []
         exclusive = command.mode == "exclusive"
+        session = None
+        if command.session:
+            session = holdings.sessions.by_id.get(command.session)
+            if session is None:
+                return Result({"session": command.session}, "session_lost")
+            if session.client != client:
+                return Result({"field": "session", "detail": "`session` is another client's"}, "invalid")
         if key is not None and key not in holdings.locks and not holdings.has_spent():
             limit = holdings.over_limit(keys, client)
             if limit:
                 return self._over_limit(limit)
-            holdings.grant(key, client, exclusive, at_ms, index, command.ttl_ms, command.meta, origin)
-            return Result({"fencing_token": index, "expires_in_ms": command.ttl_ms or None, "reentrant": False})
+            hold = holdings.grant(key, client, exclusive, at_ms, index, command.ttl_ms, command.meta, session, origin)
+            expires_in_ms = holdings.expires_in_ms(hold, at_ms)
+            return Result({"fencing_token": index, "expires_in_ms": expires_in_ms, "reentrant": False})
         place = self.waits.place(client, keys, exclusive)
         if self.waits.is_blocked(place):
             if command.wait_ms:
@@ -171,7 +190,7 @@ class LockTable:
         limit = holdings.over_limit(keys, client)
         if limit:
             return self._over_limit(limit)
-        return Result(self._take(place, command.ttl_ms, command.meta, at_ms, index, origin))
+        return Result(self._take(place, command.ttl_ms, command.meta, session, at_ms, index, origin))
 
     def _release(self, command: Release, at_ms: int, index: int, origin: Origin) -> Result:
         client, token = command.client, command.fencing_token
@@ -214,9 +233,9 @@ class LockTable:
             return Result({"keys": lost}, "lock_lost")
         for hold in holds:
             self.holdings.renew(hold, at_ms, hold.ttl_ms if command.ttl_ms is None else command.ttl_ms)
-        leases = [hold.ttl_ms for hold in holds if hold.ttl_ms]
+        left = [ms for hold in holds if (ms := self.holdings.expires_in_ms(hold, at_ms)) is not None]
         token = max(hold.token for hold in holds)
-        return Result({"fencing_token": token, "expires_in_ms": min(leases) if leases else None})
+        return Result({"fencing_token": token, "expires_in_ms": min(left) if left else None})
 
     def _force_release(self, command: ForceRelease, at_ms: int, index: int, origin: Origin) -> Result:
         lock = self.locks.get(command.key)
@@ -227,9 +246,38 @@ class LockTable:
         del self.forced[:-FORCED_KEPT_MAX]
         return Result({"released": bool(holds), "holders": [{"client": h.client, "fencing_token": h.token} for h in holds]})
 
+    def _start_session(self, command: StartSession, at_ms: int, index: int, origin: Origin) -> Result:
+        sessions = self.holdings.sessions
+        if len(sessions.by_id) >= self.holdings.limits.sessions_max:
+            return self._over_limit("sessions_max")
+        session = sessions.start(command.client, command.ttl_ms, at_ms, index)
+        return Result({"session": session.id, "expires_in_ms": session.ttl_ms})
+
+    def _renew_session(self, command: RenewSession, at_ms: int, index: int, origin: Origin) -> Result:
+        session = self.holdings.sessions.by_id.get(command.session)
+        if session is None:
+            return Result({"session": command.session}, "session_lost")
+        self.holdings.sessions.renew(session, at_ms, session.ttl_ms if command.ttl_ms is None else command.ttl_ms)
+        return Result({"expires_in_ms": session.ttl_ms, "keys_held": len(session.keys)})
+
+    def _close_session(self, command: CloseSession, at_ms: int, index: int, origin: Origin) -> Result:
+        session = self.holdings.sessions.by_id.get(command.session)
+        if session is None:
+            return Result({"closed": False, "released_keys": []})
+        return Result({"closed": True, "released_keys": self._end_session(session, at_ms, index, "released")})
+
     # -- granting and ending -------------------------------------------------------------------------------------------------
 
-    def _take(self, place: Place, ttl_ms: int, meta: Any, at_ms: int, index: int, claimant: Origin | None) -> dict[str, Any]:
+    def _take(
+        self,
+        place: Place,
+        ttl_ms: int,
+        meta: Any,
+        session: Session | None,
+        at_ms: int,
+        index: int,
+        claimant: Origin | None,
+    ) -> dict[str, Any]:
         """Give `place` all its keys; returns the answer."""
         holdings, client, exclusive = self.holdings, place.client, place.exclusive
         reentrant = True
@@ -238,8 +286,9 @@ class LockTable:
             hold = holdings.hold_of(key, client)
             if hold is None:
                 reentrant = False
-                hold = holdings.grant(key, client, exclusive, at_ms, index, ttl_ms, meta, claimant)
+                hold = holdings.grant(key, client, exclusive, at_ms, index, ttl_ms, meta, session, claimant)
             else:
+                holdings.bind(hold, session)
                 holdings.renew(hold, at_ms, ttl_ms)
                 if meta is not None:
                     hold.meta = meta
@@ -251,7 +300,8 @@ class LockTable:
                     self._lose_dependents(client, key, only_exclusive=True)
                     self._dirty[key] = None
             tokens[key] = hold.token
-        body: dict[str, Any] = {"fencing_token": max(tokens.values()), "expires_in_ms": ttl_ms or None, "reentrant": reentrant}
+        expires_in_ms = holdings.sessions.expires_in_ms(session.id, at_ms) if session is not None else ttl_ms or None
+        body: dict[str, Any] = {"fencing_token": max(tokens.values()), "expires_in_ms": expires_in_ms, "reentrant": reentrant}
         if len(tokens) > 1:
             body["fencing_tokens"] = tokens
         return body
@@ -265,6 +315,21 @@ class LockTable:
             self._lose_dependents(client, key)
         if lock.queue is not None:
             self._dirty[key] = None
+
+    def _end_session(
+        self, session: Session, at_ms: int, index: int, kind: Literal["released", "lost"], reason: str = ""
+    ) -> list[str]:
+        """End a session: its waiting calls are refused, its locks end. Returns their keys."""
+        for place in list(self.waits.of_client.get(session.client, {}).values()):
+            for caller in [caller for caller in place.callers if caller.session == session.id]:
+                self._drop_caller(caller, Result({"session": session.id}, "session_lost"))
+        keys = sorted(session.keys)
+        for key in keys:
+            hold = self.holdings.hold_of(key, session.client)
+            assert hold is not None
+            self._end(hold, at_ms, index, kind, reason)
+        self.holdings.sessions.forget(session)
+        return keys
 
     def _take_back(self, hold: Hold, at_ms: int, index: int) -> None:
         """The grant never reached anybody: an upgrade becomes shared again, anything else ends."""
@@ -295,7 +360,9 @@ class LockTable:
             if waits.may_close_cycle(place.client) and (cycle := waits.cycle(place)):
                 return _deadlock(cycle)
             waits.join(place)
-        waits.add_caller(Caller(origin, same or place, at_ms, at_ms + command.wait_ms, command.ttl_ms, command.meta))
+        waits.add_caller(
+            Caller(origin, same or place, at_ms, at_ms + command.wait_ms, command.ttl_ms, command.meta, command.session)
+        )
         mode = MODES[place.exclusive]
         self._events.extend(LockChanged("queued", key, place.client, mode, 0) for key in place.keys)
         return None
@@ -345,7 +412,9 @@ class LockTable:
         for caller in callers:
             waits.forget_caller(caller)
         latest = callers[-1]
-        body = self._take(place, latest.ttl_ms, latest.meta, at_ms, index, latest.origin if len(callers) == 1 else None)
+        session = holdings.sessions.by_id[latest.session] if latest.session else None
+        claimant = latest.origin if len(callers) == 1 else None
+        body = self._take(place, latest.ttl_ms, latest.meta, session, at_ms, index, claimant)
         for caller in callers:
             self._events.append(Resolved(caller.origin, Result(body | {"waited_ms": at_ms - caller.since_ms})))
             body["reentrant"] = True
@@ -387,27 +456,3 @@ def _matches(hold: Hold, token: int | None, keys: list[str]) -> bool:
 
 def _deadlock(cycle: list[dict[str, Any]]) -> Result:
     return Result({"deadlock": True, "cycle": cycle}, "deadlock")
-
-
-def _hold_row(hold: Hold) -> list[Any]:
-    return [getattr(hold, field) for field in _HOLD_FIELDS]
-
-
-def _hold_from(key: str, row: list[Any]) -> Hold:
-    return Hold(key, *row)
-
-
-#: `timer` is where the entry is in this node's list of deadlines: not part of the state.
-_HOLD_FIELDS = tuple(field for field in Hold.__struct_fields__ if field not in ("key", "timer"))
-
-
-def _place_row(place: Place) -> list[Any]:
-    callers = [[list(c.origin), c.since_ms, c.deadline_ms, c.ttl_ms, c.meta] for c in place.callers]
-    return [place.rank, place.client, place.exclusive, place.keys, place.counts_on, place.upgrades, callers]
-
-
-def _place_from(row: list[Any]) -> Place:
-    *fields, callers = row
-    place = Place(*fields)
-    place.callers = [Caller(Origin(*origin), place, *rest) for origin, *rest in callers]
-    return place

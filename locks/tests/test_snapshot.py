@@ -7,21 +7,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dss_locks.commands import Acquire, ForceRelease, Release, Renew
+from dss_locks.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
 from dss_locks.table import LockTable
 from dss_raft.machine import Origin, Resolved
 
 clients = st.sampled_from("abcd")
 keys = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, unique=True)
+#: names that the first sessions of a short history may have
+session_names = st.sampled_from(["1.1", "2.1", "2.2", "3.1"])
 acquires = st.builds(
-    lambda client, keys, mode, ttl, wait: Acquire(
-        client=client, keys=keys, mode=mode, ttl_ms=ttl, wait_ms=wait, meta={"pid": ttl}
+    lambda client, keys, mode, ttl, wait, session: Acquire(
+        client=client, keys=keys, mode=mode, ttl_ms=ttl, wait_ms=wait, meta={"pid": ttl}, session=session
     ),
     clients,
     keys,
     st.sampled_from(["shared", "exclusive"]),
     st.sampled_from([0, 50, 500]),
     st.sampled_from([0, 100, 1000]),
+    st.one_of(st.just(""), session_names),
+)
+sessions = st.one_of(
+    st.builds(lambda client: StartSession(client=client, ttl_ms=100), clients),
+    st.builds(lambda session: RenewSession(session=session), session_names),
+    st.builds(lambda session: CloseSession(session=session), session_names),
 )
 releases = st.builds(lambda client, keys: Release(client=client, keys=keys), clients, keys)
 renewals = st.builds(lambda client, keys: Renew(client=client, keys=keys), clients, keys)
@@ -30,7 +38,7 @@ forced = st.builds(lambda keys: ForceRelease(key=keys[0], reason="test"), keys)
 entries = st.lists(
     st.tuples(
         st.sampled_from([0, 0, 10, 60, 600]),
-        st.lists(st.one_of(acquires, acquires, releases, renewals, forced), max_size=4),
+        st.lists(st.one_of(acquires, acquires, releases, renewals, forced, sessions), max_size=4),
         st.integers(0, 20),
     ),
     max_size=25,
@@ -123,3 +131,42 @@ def test_meta_travels_with_the_lock(locks, meta):
     locks.acquire("a", "k", meta=meta)
     locks.reload()
     assert locks.table.locks["k"].hold_of("a").meta == meta
+
+
+def same_events(locks, act) -> list[object]:
+    """Do `act` to the table and to a copy made from its snapshot: both must tell the same in the same order."""
+    locks.collect()
+    copy = LockTable()
+    copy.restore(msgspec.msgpack.decode(encoded(locks.table)))
+    act(locks.table)
+    act(copy)
+    events = locks.table.take_events()
+    assert copy.take_events() == events
+    assert encoded(copy) == encoded(locks.table)
+    return events
+
+
+def test_leases_that_end_together_end_in_one_order_everywhere(locks):
+    locks.acquire("a", "k1", ttl_ms=2000)
+    locks.acquire("b", "k2", ttl_ms=1000)
+    locks.renew("a", "k1", ttl_ms=1000)
+    assert len(same_events(locks, lambda table: table.expire(locks.at_ms + 1000, 99))) == 2
+
+
+def test_a_grant_of_several_keys_is_given_back_in_one_order_everywhere(locks):
+    locks.shared("z", "k1")
+    locks.shared("a", "k2", "k1")
+    origin = Origin("n1", 1, locks.seq)
+    assert len(same_events(locks, lambda table: table.cancel(origin, locks.at_ms, 99))) == 2
+
+
+def test_waiters_of_a_restarted_node_leave_in_one_order_everywhere(locks):
+    for key in ("k1", "k2"):
+        locks.shared("z", key)
+    locks.acquire("a", "k1", wait_ms=1000)
+    locks.acquire("b", "k2", wait_ms=1000)
+    locks.acquire("a", "k1", wait_ms=1000)
+    for key in ("k1", "k2"):
+        locks.shared("y", key, wait_ms=1000, node="n2")
+    events = same_events(locks, lambda table: table.node_restarted("n1", locks.at_ms, 99))
+    assert sum(isinstance(event, Resolved) for event in events) == 2
