@@ -195,8 +195,6 @@ def handle_append_reply(core: CoreState, message: AppendReply) -> None:
     peer.contact_tick = core.ticks
     if message.round > peer.round:
         peer.round = message.round
-        if core.reads.batches:
-            _answer_reads(core)
     if not message.ok:
         _step_back(core, peer, message)
         return

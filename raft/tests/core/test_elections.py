@@ -95,6 +95,18 @@ def test_a_transfer_brings_the_target_up_to_date_first(cluster):
     assert cluster["c"].applied == [b"x"]
 
 
+def test_a_transfer_has_an_election_timeout_from_its_own_beginning(cluster):
+    cluster.elect("a")
+    cluster.tick(100)
+    cluster.cut("c")
+    cluster.propose("a", b"x")
+    cluster["a"].core.transfer("c")
+    cluster.tick(2)
+    cluster.heal()
+    cluster.tick(3)
+    assert cluster.leader().id == "c"
+
+
 def test_a_transfer_to_nobody_in_particular_goes_to_the_most_up_to_date_voter(make_cluster):
     cluster = make_cluster("abc", learners="d")
     cluster.elect("a")
