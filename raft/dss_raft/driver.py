@@ -24,7 +24,7 @@ from dss_raft.links import PeerLinks
 from dss_raft.replica import Replica
 from dss_raft.snapshot_keeper import SnapshotKeeper
 from dss_raft.store import LogStore, SnapshotGone
-from dss_raft.wire import RaftFrame
+from dss_raft.wire import RaftFrame, Reason
 
 log = structlog.get_logger("raft")
 
@@ -123,11 +123,14 @@ class Driver:
             self._turn_is_due = True
             self._loop.call_soon(self._turn)
 
-    def receive(self, messages: list[AnyMessage]) -> None:
-        """Messages from a peer."""
+    def receive(self, peer: str, messages: list[AnyMessage]) -> None:
+        """Messages that came over the link to `peer`; it speaks for itself only."""
         try:
             for message in messages:
-                self.core.step(message)
+                if message.sender == peer:
+                    self.core.step(message)
+                else:
+                    metrics.peer_refused(Reason.WRONG_NODE)
         except Exception as error:
             self._fail(error)
         self.wake()

@@ -56,6 +56,8 @@ def doers(node: Node) -> dict[str, Doer]:
     """What `node` does when it leads and another node (or itself) asks."""
 
     async def transfer(to: str) -> dict[str, Any]:
+        if to == node.node_id:
+            return {"leader_id": to}
         _guarded(lambda: node.core.transfer(to))
         node.wake()
         gave_up_or_moved = await node.until(lambda: not node.core.transferee if node.is_leader else bool(node.leader_id))

@@ -520,7 +520,7 @@ class Node:
 
     def _frame_arrived(self, peer: str, frame: AnyFrame) -> None:
         if isinstance(frame, RaftFrame):
-            self._driver.receive(frame.messages)
+            self._driver.receive(peer, frame.messages)
         elif isinstance(frame, ForwardFrame):
             if self.is_leader and peer in self.core.progress:
                 self._groups.append(frame.group)

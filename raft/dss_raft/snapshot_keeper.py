@@ -99,7 +99,9 @@ class SnapshotKeeper:
                 await part.before_snapshot(index)
                 parts[part.name] = await part.dump()
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._executor, self._save, meta, replica_state, parts)
+            # The slow half runs beside the log's writes, which must not wait for it.
+            staged = await loop.run_in_executor(None, self._stage, meta, replica_state, parts)
+            return await loop.run_in_executor(self._executor, self._commit, staged)
         finally:
             self._taking = False
 
@@ -141,8 +143,10 @@ class SnapshotKeeper:
             done=done,
         )
 
-    def _save(self, meta: SnapshotMeta, replica_state: bytes, parts: dict[str, bytes]) -> SnapshotMeta | None:
-        if meta.index <= self._store.snapshot_index:
+    def _stage(self, meta: SnapshotMeta, replica_state: bytes, parts: dict[str, bytes]) -> SnapshotMeta:
+        return self._store.stage_snapshot(meta, msgspec.msgpack.encode(_File(FORMAT, replica_state, parts)))
+
+    def _commit(self, staged: SnapshotMeta) -> SnapshotMeta | None:
+        if staged.index <= self._store.snapshot_index:
             return None  # the leader's newer snapshot was installed while this one was being encoded
-        data = msgspec.msgpack.encode(_File(FORMAT, replica_state, parts))
-        return self._store.save_snapshot(meta, data, self.keep_entries)
+        return self._store.commit_snapshot(staged, self.keep_entries)
