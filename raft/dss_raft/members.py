@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dss_raft.control import Doer
-from dss_raft.core import AddLearner, Busy, Change, ChangeRefused, NotLeader, Remove
+from dss_raft.core import AddLearner, Busy, Change, ChangeRefused, NotLeader, RaftCore, Remove
 from dss_raft.core.messages import Configuration, Member
 from dss_raft.errors import Refused
 from dss_raft.links import PeerLinks
@@ -50,6 +50,35 @@ def unlink_others(links: PeerLinks, configuration: Configuration) -> None:
     for peer in links.peers:
         if members and peer not in members:
             links.remove_peer(peer)
+
+
+def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
+    """The member's own fields of `GET /raft/status`, what it knows of the others included."""
+    return {
+        "node": core.node_id,
+        "term": core.term,
+        "state": {"code": int(core.role), "name": core.role.name},
+        "leader_id": core.leader_id or None,
+        "commit_index": core.commit_index,
+        "last_applied": core.applied_index,
+        "log_len": core.last_index - core.snapshot.index,
+        "snapshot_index": core.snapshot.index,
+        "members": [
+            {"id": m.id, "url": m.url, "learner": m.learner, "up": m.id == core.node_id or links.is_up(m.id)}
+            for m in core.configuration.members
+        ],
+        "peers": [
+            {
+                "id": peer.id,
+                "match_index": peer.match,
+                "next_index": peer.next,
+                "state": peer.state,
+                "last_contact_ms": int(peer.contact_ticks * tick_ms),
+                "suspected": peer.suspected,
+            }
+            for peer in core.status().peers
+        ],
+    }
 
 
 def doers(node: Node) -> dict[str, Doer]:

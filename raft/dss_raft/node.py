@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dss_raft import members
-from dss_raft.batch import encode_batch, encode_command
 from dss_raft.commands import Command, OpenSession
 from dss_raft.control import CHANNEL, Control
-from dss_raft.core import Busy, CoreConfig, NotLeader, RaftCore, Role
+from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.ready import ReadState
 from dss_raft.driver import Driver
 from dss_raft.errors import Refused
 from dss_raft.links import PeerLinks
 from dss_raft.machine import Event, Result, StateMachine
 from dss_raft.outbox import Outbox
+from dss_raft.proposals import Proposals
 from dss_raft.reads import ReadRounds
 from dss_raft.replica import Replica
 from dss_raft.snapshot_keeper import SnapshotKeeper, SnapshotPart
@@ -43,8 +42,6 @@ TICKS_PER_HEARTBEAT = 5
 RESEND_AFTER_S = 1.0
 #: A node that was removed is still linked for so long: it may be the one that waits for the answer.
 UNLINK_AFTER_S = 1.0
-#: Groups gathered for one entry; more go into the next one.
-BATCH_BYTES_MAX = 1024 * 1024
 
 
 class Node:
@@ -66,9 +63,6 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._store_directory = Path(config.data_dir) / "raft"
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-store")
-        self._groups: list[bytes] = []
-        self._own_commands: list[bytes] = []
-        self._must_stamp = False
         self._leader_seen = ("", 0)
         self._last_progress = 0.0
         self._running = False
@@ -88,6 +82,7 @@ class Node:
         self._driver: Driver
         self._outbox: Outbox
         self._reads: ReadRounds
+        self._proposals: Proposals
 
     # ------------------------------------------------------------------ life
 
@@ -110,6 +105,7 @@ class Node:
         self.core = RaftCore(core_config, boot_state, random.Random())
         self._outbox = Outbox(config.node_id, self.boot, self._loop, config.pending_commands_max)
         self._reads = ReadRounds(self.core, self._loop)
+        self._proposals = Proposals(self.core, self.replica)
         snapshots = SnapshotKeeper(
             self.replica,
             self._store,
@@ -199,36 +195,11 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """The fields of `GET /raft/status`."""
-        core, core_status = self.core, self.core.status()
         tick_ms = self.config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
-        return {
-            "node": self.node_id,
-            "term": core.term,
-            "state": {"code": int(core.role), "name": core.role.name},
-            "leader_id": core.leader_id or None,
-            "commit_index": core.commit_index,
-            "last_applied": self.applied_index,
-            "log_len": core.last_index - core.snapshot.index,
-            "snapshot_index": core.snapshot.index,
-            "members": [
-                {"id": m.id, "url": m.url, "learner": m.learner, "up": m.id == self.node_id or self._links.is_up(m.id)}
-                for m in core.configuration.members
-            ],
-            "peers": [
-                {
-                    "id": peer.id,
-                    "match_index": peer.match,
-                    "next_index": peer.next,
-                    "state": peer.state,
-                    "last_contact_ms": int(peer.contact_ticks * tick_ms),
-                    "suspected": peer.suspected,
-                }
-                for peer in core_status.peers
-            ],
-            "boot": self.boot,
-            "pending": self._outbox.in_flight,
-            "waiting": self._outbox.parked,
-        }
+        status = members.status(self.core, self._links, tick_ms)
+        status["last_applied"] = self.applied_index
+        status |= {"boot": self.boot, "pending": self._outbox.in_flight, "waiting": self._outbox.parked}
+        return status
 
     # ------------------------------------------------------------- submitting
 
@@ -262,7 +233,7 @@ class Node:
         """
         if not self.is_leader:
             return False
-        self._own_commands.append(encode_command(command))
+        self._proposals.add_own(command)
         self._driver.wake()
         return True
 
@@ -385,11 +356,12 @@ class Node:
                 self._hand_on(self._outbox.next_groups())
         elif not self._driver.is_writing:
             self._hand_on(self._outbox.next_groups())
-            self._propose_gathered()
+            self._proposals.propose()
 
     def entries_applied(self) -> None:
         """Entries were applied here: answer callers, tell listeners."""
         replica, outbox = self.replica, self._outbox
+        self._proposals.committed(replica.applied_index)
         outcomes = replica.take_outcomes()
         for boot, seq, result in outcomes:
             if boot == self.boot:
@@ -406,7 +378,7 @@ class Node:
             self._send_again()
         deadline = replica.next_deadline_ms() if self.is_leader else None
         if deadline is not None and deadline <= replica.at_ms:
-            self._must_stamp = True
+            self._proposals.stamp()
             self._driver.wake()
 
     def state_replaced(self) -> None:
@@ -424,13 +396,10 @@ class Node:
         if leader == self._leader_seen:
             return
         self._leader_seen = leader
-        if not core.leader_id:
-            self._own_commands.clear()
-            self._groups.clear()
-        else:
+        if core.leader_id == self.node_id:
             # The first stamped batch of a term re-arms every lease.
-            self._must_stamp = core.leader_id == self.node_id
-            self._send_again()
+            self._proposals.stamp()
+        self._send_again()
         for callback in self._leader_listeners:
             callback(*leader)
 
@@ -471,7 +440,7 @@ class Node:
     def _hand_on(self, groups: list[bytes]) -> None:
         leader = self.core.leader_id
         if leader == self.node_id:
-            self._groups.extend(groups)
+            self._proposals.add_groups(groups)
             return
         for group in groups:
             self._links.send(leader, ForwardFrame(group))
@@ -481,24 +450,6 @@ class Node:
         if self.core.leader_id and self._outbox.in_flight:
             self._hand_on(self._outbox.groups_again())
             self._driver.wake()
-
-    def _propose_gathered(self) -> None:
-        while self._groups or self._own_commands or self._must_stamp:
-            taken: list[bytes] = []
-            size = 0
-            while self._groups and size < BATCH_BYTES_MAX:
-                size += len(self._groups[0])
-                taken.append(self._groups.pop(0))
-            at_ms = max(self.replica.at_ms, time.time_ns() // 1_000_000)
-            try:
-                self.core.propose(encode_batch(at_ms, self._own_commands, taken))
-            except NotLeader:
-                return
-            except Busy:
-                self._groups[:0] = taken
-                return
-            self._own_commands = []
-            self._must_stamp = False
 
     def _ticked(self) -> None:
         for callback in self._tick_listeners:
@@ -511,10 +462,8 @@ class Node:
         now = self._loop.time()
         if self._outbox.in_flight and now - self._last_progress > RESEND_AFTER_S:
             self._send_again()
-        if self.is_leader and self.core.last_index == self.applied_index:
-            deadline = self.replica.next_deadline_ms()
-            if deadline is not None and deadline <= time.time_ns() // 1_000_000:
-                self._must_stamp = True
+        if self.is_leader:
+            self._proposals.stamp_if_due()
 
     # -------------------------------------------------------------------- links
 
@@ -523,7 +472,7 @@ class Node:
             self._driver.receive(peer, frame.messages)
         elif isinstance(frame, ForwardFrame):
             if self.is_leader and peer in self.core.progress:
-                self._groups.append(frame.group)
+                self._proposals.add_groups([frame.group])
                 self._driver.wake()
         elif isinstance(frame, AppFrame) and frame.channel in self._channels:
             self._channels[frame.channel](peer, frame.data)

@@ -1,0 +1,95 @@
+"""What a leader gathers belongs to one term, and fills entries up to a limit."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from dss_raft import proposals as module
+from dss_raft.batch import Batch, encode_command, encode_group
+from dss_raft.core import Busy
+from dss_raft.proposals import Proposals
+from dss_raft.replica import Replica
+from dss_raft.testing import Add, Sum
+
+
+class Core:
+    """As much of a core as proposals need."""
+
+    def __init__(self) -> None:
+        self.term = 1
+        self.last_index = 0
+        self.busy = False
+        self.entries: list[Batch] = []
+
+    def propose(self, data: bytes) -> int:
+        if self.busy:
+            raise Busy("too much is uncommitted")
+        self.entries.append(msgspec.msgpack.decode(data, type=Batch[msgspec.Raw]))
+        self.last_index += 1
+        return self.last_index
+
+
+@pytest.fixture
+def core():
+    return Core()
+
+
+@pytest.fixture
+def proposals(core):
+    return Proposals(core, Replica("a", [Sum()]))
+
+
+def group(first_seq: int) -> bytes:
+    return encode_group("a", 1, first_seq, [], [encode_command(Add(amount=1))])
+
+
+def first_seqs(batch: Batch) -> list[int]:
+    return [one.first_seq for one in batch.groups]
+
+
+def test_everything_gathered_goes_into_one_entry(core, proposals):
+    proposals.add_groups([group(1)])
+    proposals.add_own(Add(amount=5))
+    proposals.add_groups([group(2)])
+    proposals.propose()
+    assert [(first_seqs(entry), len(entry.own)) for entry in core.entries] == [([1, 2], 1)]
+    proposals.propose()
+    assert len(core.entries) == 1, "nothing is proposed twice"
+
+
+def test_a_leaders_own_command_never_reaches_another_term(core, proposals):
+    proposals.add_own(Add(amount=5))
+    core.term = 3
+    proposals.stamp()
+    proposals.propose()
+    assert [entry.own for entry in core.entries] == [[]]
+
+
+def test_what_a_busy_core_does_not_take_is_kept_in_order(core, proposals):
+    proposals.add_groups([group(1), group(2)])
+    core.busy = True
+    proposals.propose()
+    core.busy = False
+    proposals.add_groups([group(3)])
+    proposals.propose()
+    assert [first_seqs(entry) for entry in core.entries] == [[1, 2, 3]]
+
+
+def test_more_than_the_limit_becomes_several_entries(core, proposals, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_BYTES_MAX", len(group(1)) + 1)
+    proposals.add_groups([group(seq) for seq in (1, 2, 3)])
+    proposals.propose()
+    assert [first_seqs(entry) for entry in core.entries] == [[1, 2], [3]]
+
+
+def test_a_stamp_is_proposed_only_when_something_is_due(core, proposals, monkeypatch):
+    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: module.wall_clock_ms() + 60_000)
+    assert not proposals.stamp_if_due()
+    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: module.wall_clock_ms() - 1)
+    core.last_index = 1
+    assert not proposals.stamp_if_due(), "an entry is on its way that may see to it"
+    core.last_index = 0
+    assert proposals.stamp_if_due()
+    proposals.propose()
+    assert len(core.entries) == 1
