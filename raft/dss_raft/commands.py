@@ -20,7 +20,8 @@ WAIT_MS_MAX = 20_000
 DURATION_MS_MAX = 366 * 24 * 3600 * 1000
 INDEX_MAX = 2**63 - 1
 
-_NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f-\x9f]*$"
+# Without the look-ahead, Python's `$` would let a last line feed pass.
+_NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f-\x9f]*$(?!\n)"
 
 #: `key`, `client`, `topic`, `group`: 1 to 512 bytes of UTF-8 without control characters (bytes: see `check_name`).
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=BYTES_PER_NAME_MAX, pattern=_NO_CONTROL_CHARACTERS)]
