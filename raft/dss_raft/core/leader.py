@@ -310,6 +310,4 @@ def change(core: CoreState, wish: membership.Change) -> int:
     """Append the configuration that follows from the one in force; it counts from now on."""
     if not can_change(core):
         raise InvariantViolation("a second change of members before the first is committed")
-    index = append(core, EntryKind.CONFIGURATION, membership.encode(membership.changed(core.configuration, wish)))
-    advance_commit(core)
-    return index
+    return append(core, EntryKind.CONFIGURATION, membership.encode(membership.changed(core.configuration, wish)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from raft_harness import append, entry
 
-from dss_raft.core import InvariantViolation, leader
+from dss_raft.core import AddLearner, InvariantViolation, Role, leader
 from dss_raft.core.messages import AppendEntries, AppendReply, InstallSnapshot, SnapshotMeta, SnapshotReply
 from dss_raft.core.progress import ProgressState
 
@@ -155,6 +156,30 @@ def test_a_follower_that_has_got_there_meanwhile_says_so_when_a_chunk_is_stored(
     follower.chunk_stored(SnapshotMeta(1, 1, cluster.configuration, 40, 1), 40, complete=True)
     (answer,) = follower.take_ready().messages
     assert (answer.ok, answer.match) == (True, follower.last_index)
+
+
+def test_an_append_that_begins_before_what_is_committed_counts_to_its_end(lone):
+    lone.say(append("a", 1, (0, 0), [entry(1, 1), entry(2, 1)], commit=2, sender="b"))
+    (answer,) = [m for m in lone.say(append("a", 1, (1, 1), [entry(2, 1), entry(3, 1)], commit=3, sender="b")) if m.match == 3]
+    assert answer.ok
+    assert lone.core.commit_index == 3
+
+
+def test_a_new_node_that_is_given_a_snapshot_finds_itself_in_it(cluster):
+    leader = cluster.elect("a").core
+    cluster.propose("a", b"1")
+    leader.change(AddLearner("d", "http://d"))
+    cluster.settle()
+    meta = leader.meta_at(leader.applied_index)
+    meta = SnapshotMeta(meta.index, meta.term, meta.configuration, 40, 1)
+    cluster["a"].store.snapshot = meta
+    leader.compact(meta, keep_entries=0)
+    new = cluster.add("d")
+    cluster.tick(2, "a")
+    assert new.restored == [meta]
+    assert new.role is Role.LEARNER
+    cluster.tick(4, "a")
+    assert new.core.is_voter
 
 
 def test_only_a_candidate_becomes_leader(cluster):
