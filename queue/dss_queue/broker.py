@@ -104,7 +104,7 @@ class Broker:
             return
         changed: dict[int, Group] = {}
         late: list[Waiter] = []
-        for item in self.registry.timers.pop_due(at_ms):
+        while (item := self.registry.timers.pop_due(at_ms)) is not None:
             if isinstance(item, Delivery):
                 group = item.handout.group
                 group.failed(item, "timeout", at_ms)

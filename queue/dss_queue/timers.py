@@ -55,14 +55,17 @@ class Timers(Generic[T]):
             heappop(heap)
         return None
 
-    def pop_due(self, at_ms: int) -> list[T]:
-        """Take out the items that are due at `at_ms`, by deadline, then serial number."""
-        due: list[T] = []
-        while (due_ms := self.next_ms()) is not None and due_ms <= at_ms:
-            item = heappop(self._heap)[2]
-            self.disarm(item)
-            due.append(item)
-        return due
+    def pop_due(self, at_ms: int) -> T | None:
+        """Take out the first item that is due at `at_ms`, by deadline, then serial number; None when no more is.
+
+        One at a time: what is done about an item may disarm the next.
+        """
+        due_ms = self.next_ms()
+        if due_ms is None or due_ms > at_ms:
+            return None
+        item = heappop(self._heap)[2]
+        self.disarm(item)
+        return item
 
     def _sweep(self) -> None:
         self._heap = [entry for entry in self._heap if entry[2].due_ms == entry[0]]
