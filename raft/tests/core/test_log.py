@@ -77,6 +77,15 @@ def test_a_truncation_lowers_what_is_durable_at_once_even_while_it_is_being_writ
     assert log.durable == 5
 
 
+def test_entries_of_an_older_term_may_take_the_place_of_what_was_truncated() -> None:
+    """Figure 7 (f): the new leader's log may hold an older term where the follower has a newer one that was never committed."""
+    log = log_of([1, 3, 3])
+    log.truncate(2)
+    assert (log.last_index, log.last_term) == (1, 1)
+    log.append([entry(2, 2)])
+    assert held(log) == [(1, 1), (2, 2)]
+
+
 def test_a_snapshot_replaces_everything_and_leaves_nothing_durable_behind_it() -> None:
     log = log_of([1, 1, 1])
     log.commit_to(2)
