@@ -385,21 +385,32 @@ class LockTable:
     # -- letting in ----------------------------------------------------------------------------------------------------------
 
     def _settle(self, at_ms: int, index: int) -> None:
-        """Grant what has become possible, key by key in the order in which they changed."""
+        """Grant what has become possible, in order of arrival."""
         dirty = self._dirty
         while dirty:
-            key = next(iter(dirty))
-            del dirty[key]
-            lock = self.locks.get(key)
-            if lock is not None:
-                for place in self.waits.front(lock, key):
-                    # One that was let in may have ended others: a downgrade ends what counted on the hold as it was.
-                    if place.callers and not self.waits.is_blocked(place):
-                        self._let_in(place, at_ms, index)
+            keys = list(dirty)
+            dirty.clear()
+            for place in self._candidates(keys):
+                if place.callers and not self.waits.is_blocked(place):
+                    self._let_in(place, at_ms, index)
+                    if dirty:
+                        # It made room for others, who may have come before the rest.
+                        dirty.update(dict.fromkeys(keys))
+                        break
+
+    def _candidates(self, keys: list[str]) -> list[Place]:
+        """The places at these keys whose turn may have come, in order of arrival."""
+        fronts = [self.waits.front(lock, key) for key in keys if (lock := self.locks.get(key)) is not None]
+        if len(fronts) == 1 and len(fronts[0]) == 1:
+            return fronts[0]
+        places = {place.rank: place for front in fronts for place in front}
+        return [places[rank] for rank in sorted(places)]
 
     def _let_in(self, place: Place, at_ms: int, index: int) -> None:
         holdings, waits, callers = self.holdings, self.waits, place.callers
-        if (place.upgrades or holdings.has_spent()) and holdings.must_defer(place.keys, place.client, place.exclusive, index):
+        # The client may hold shared by now what it did not hold when it queued: then this is an upgrade.
+        may_repeat = holdings.has_spent() or place.client in holdings.clients
+        if may_repeat and holdings.must_defer(place.keys, place.client, place.exclusive, index):
             self._defer(place.keys, at_ms)
             return
         limit = holdings.over_limit(place.keys, place.client)

@@ -67,6 +67,17 @@ def test_a_downgrade_in_the_entry_of_its_grant_keeps_others_out_of_that_entry(lo
     assert locks.holders("k") == [("a", "shared"), ("b", "shared")]
 
 
+def test_an_upgrade_that_was_none_when_it_queued_is_put_off_too(locks):
+    """Found by the state machine test: a's shared grant and its older exclusive request meet in one entry."""
+    locks.shared("b", "k")
+    older = locks.acquire("a", "k", wait_ms=20_000)
+    shared, _ = locks.entry(Acquire(key="k", client="a", mode="shared"), Release(key="k", client="b"))
+    assert shared.body["fencing_token"] == locks.index
+    assert older not in locks.answers
+    locks.entry()
+    assert locks.answers[older].body["fencing_token"] == locks.index
+
+
 def test_other_keys_are_not_put_off(locks):
     outcomes = locks.entry(Acquire(key="k", client="a"), Release(key="k", client="a"), Acquire(key="k2", client="b"))
     assert outcomes[2].code == ""
