@@ -72,6 +72,7 @@ class Command(BaseCommand):
         rows = [
             [
                 node.id,
+                str(node.process.pid if node.process else ""),
                 "leader" if node is leader else "follower",
                 node.url,
                 f"{node.url}/api/docs",
@@ -80,7 +81,7 @@ class Command(BaseCommand):
             ]
             for node in cluster.nodes
         ]
-        self.stdout.write("\n" + table(["NODE", "ROLE", "API", "API DOCS", "ADMIN", "METRICS"], rows))
+        self.stdout.write("\n" + table(["NODE", "PID", "ROLE", "API", "API DOCS", "ADMIN", "METRICS"], rows))
         self.stdout.write(f"\nLeader: {leader.id}     Admin login: {USERNAME} / {password}")
         self.stdout.write(f"Data and logs: {cluster.directory}     Stop: Ctrl-C\n")
         self.stdout.flush()
