@@ -258,6 +258,8 @@ def test_status_shows_the_peers(cluster):
     status = leader.core.status()
     assert {peer.id: peer.match for peer in status.peers} == {"b": 2, "c": 2}
     assert {peer.id: peer.suspected for peer in status.peers} == {"b": False, "c": True}
+    assert status.leader_contact_ticks == 0
+    assert cluster["c"].core.status().leader_contact_ticks > 0
 
 
 def test_the_new_leader_appends_a_no_op(cluster):
