@@ -220,6 +220,9 @@ class Topic:
             else:
                 old.append(message)
         for message in old:
+            if message.key and not self._is_head(message):
+                # Behind one that is kept for its delay: a key's messages go in order.
+                continue
             if not self.groups:
                 self.expired += 1
                 self._drop(message)
@@ -228,6 +231,10 @@ class Topic:
         self.trim_lane()
         if next_ms:
             self._await_retention(next_ms, at_ms)
+
+    def _is_head(self, message: Message) -> bool:
+        chain = self.chains[message.key]
+        return chain.get(chain.start) == message.number
 
     def settings_changed(self, settings: TopicSettings, at_ms: int) -> None:
         """Replace the settings; what they shorten is shortened at once."""

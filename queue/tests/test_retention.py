@@ -75,6 +75,20 @@ def test_a_delay_longer_than_the_retention_is_kept(desk):
     assert desk.values() == ["a"]
 
 
+def test_what_stands_behind_a_long_delay_is_kept_with_it(desk):
+    desk.settings(retention_ms=10_000)
+    desk.take()
+    desk.publish("a", key="k", delay_ms=30_000)
+    desk.publish("b", key="k")
+    desk.pass_ms(20_000)
+    assert not dead(desk)
+    desk.pass_ms(10_000)
+    (first,) = desk.take(9)
+    assert first["value"] == b'"a"'
+    desk.ack(first["msg_id"])
+    assert desk.values() == ["b"]
+
+
 def test_a_shorter_retention_holds_at_once(desk):
     desk.publish("a")
     desk.pass_ms(20_000)
