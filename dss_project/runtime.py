@@ -26,16 +26,20 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
         OSError: the peer port cannot be bound.
     """
     global _node, _loop, _cache_service
+    from dss_cache import metrics as cache_metrics
     from dss_cache.directory import Directory
     from dss_cache.service import CacheService
     from dss_locks import metrics as lock_metrics
     from dss_locks.table import LockTable
+    from dss_queue import metrics as queue_metrics
     from dss_queue.broker import Broker
 
     # The order is part of the replicated state: the same on every node, for ever.
     node = Node(config, [LockTable(), Broker(), Directory()], on_failure)
     lock_metrics.attach(node)
+    queue_metrics.attach(node)
     cache = CacheService(node)
+    cache_metrics.show(cache)
     await node.start()
     await cache.start()
     _node, _loop, _cache_service = node, asyncio.get_running_loop(), cache

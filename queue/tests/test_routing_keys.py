@@ -84,9 +84,11 @@ def test_first_deliveries_of_a_key_are_in_publish_order(seed, keys):
     rng = random.Random(seed)
     desk = Desk()
     desk.settings(max_attempts=2)
-    held, seen, published = [], {}, 0
+    held, seen, published, steps = [], {}, 0, 0
     while published < 40 or held or desk.broker.topics["t"].groups["g"].pending:
         step = rng.randrange(10)
+        steps += 1
+        assert steps < 20_000, "it never comes to an end"
         if step < 3 and published < 40:
             desk.publish([published], key=f"k{rng.randrange(keys)}", delay_ms=rng.choice([0, 0, 0, 7]))
             published += 1
