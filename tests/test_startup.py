@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
-from dss_project.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports
+from dss_project.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports, ports_in_use
 
 pytestmark = pytest.mark.cluster
 
@@ -84,7 +84,9 @@ def test_a_leader_that_stops_hands_over_first(cluster: LocalCluster):
     assert others[0].call("POST", "/lock/acquire", {"key": "a", "client": "c"}).status == 200
 
 
-def test_make_run_says_what_one_needs_and_stops_on_ctrl_c(tmp_path):
+@pytest.fixture
+def make_run(tmp_path):
+    """`make run NODES=1`, up to where it follows the logs: the process, and what it has said."""
     process = subprocess.Popen(
         [sys.executable, "manage.py", "cluster", "--nodes", "1", "--directory", str(tmp_path)],
         cwd=ROOT,
@@ -96,14 +98,45 @@ def test_make_run_says_what_one_needs_and_stops_on_ctrl_c(tmp_path):
     said = ""
     while "Ctrl-C" not in said and (line := process.stdout.readline()):
         said += line
-        if "in use" in line:
-            process.wait()
-            pytest.skip(f"port 8201 of this machine is taken: {line}")
+    if "in use" in said:
+        process.wait()
+        pytest.skip(f"port 8201 of this machine is taken: {said}")
+    yield process, said
+    process.terminate()
+    process.wait()
+
+
+def test_make_run_says_what_one_needs_and_stops_on_ctrl_c(make_run, tmp_path):
+    process, said = make_run
     password = (tmp_path / "admin-password").read_text().strip()
     for expected in ("node-1", "leader", "http://127.0.0.1:8201/api/docs", "/admin/", "/metrics", f"admin / {password}"):
         assert expected in said
-    time_before = time.monotonic()
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, f"after {time.monotonic() - time_before:.0f} s: {rest}"
+    rest, _ = process.communicate()
+    assert process.returncode == 0
     assert "Stopped" in rest
+
+
+def test_make_run_leaves_no_node_behind_when_its_terminal_is_closed(make_run):
+    process, _ = make_run
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    process.wait()
+    assert ports_in_use([8201]) == []
+
+
+def test_make_run_twice_is_a_clear_message(make_run, tmp_path):
+    command = [sys.executable, "manage.py", "cluster", "--nodes", "1", "--directory", str(tmp_path)]
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "Nothing was started: port 8201, port 9201 already in use" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_make_run_says_when_a_node_has_ended(make_run):
+    process, said = make_run
+    (row,) = (line for line in said.splitlines() if line.startswith("node-1"))
+    os.kill(int(row.split()[1]), signal.SIGKILL)
+    rest, _ = process.communicate()
+    assert "node-1 │ has ended (exit code -9)" in rest
+    assert process.returncode == 1, "nothing is left to follow"

@@ -55,8 +55,8 @@ class Command(BaseCommand):
         cluster = LocalCluster(directory / f"cluster-of-{len(ports)}", ports, environment)
         stopping = _Stopping()
         self.stdout.write(f"Starting {len(ports)} node{'s' if len(ports) > 1 else ''} …")
-        cluster.start()
         try:
+            cluster.start()
             cluster.wait_ready()
             if not stopping.asked:
                 self._introduce(cluster, environment["DSS_ADMIN_PASSWORD"])
@@ -64,8 +64,13 @@ class Command(BaseCommand):
         except NotReady as error:
             self.stderr.write(f"{error}\n")
             sys.exit(1)
+        except OSError:
+            # Nobody reads any more: the terminal was closed, or a pipe's reader has gone.
+            _write_to_nowhere()
         finally:
             self._stop(cluster)
+        if not stopping.asked:
+            sys.exit(1)
 
     def _introduce(self, cluster: LocalCluster, password: str) -> None:
         leader = cluster.leader()
@@ -104,7 +109,11 @@ class Command(BaseCommand):
             time.sleep(FOLLOW_S)
 
     def _stop(self, cluster: LocalCluster) -> None:
-        self.stdout.write("\nStopping …")
+        try:
+            self.stdout.write("\nStopping …")
+            self.stdout.flush()
+        except OSError:
+            _write_to_nowhere()
         stubborn = cluster.stop()
         for node_id in stubborn:
             self.stdout.write(f"{node_id} did not stop in time and was killed; what it answered is on its disk")
@@ -113,11 +122,11 @@ class Command(BaseCommand):
 
 
 class _Stopping:
-    """Remembers that Ctrl-C or SIGTERM came, so that the nodes are stopped in order and not in the middle of a start."""
+    """Remembers that Ctrl-C or a signal came, so that the nodes are stopped in order and not in the middle of a start."""
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -130,6 +139,14 @@ def _ports(nodes: int) -> Sequence[int]:
     if nodes == 1:
         return PORTS_OF_ONE
     return range(PORTS_OF_THREE[0], PORTS_OF_THREE[0] + nodes)
+
+
+def _write_to_nowhere() -> None:
+    """From now on nothing that is written can fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _kept(path: Path, new: str) -> str:
