@@ -383,11 +383,8 @@ class Group:
     def chain_ends(self, key: str) -> None:
         """All groups are finished with all messages of a key."""
         state = self.keys.get(key)
-        if state is not None:
-            if state.state == IDLE:
-                del self.keys[key]
-            else:
-                state.position = 0
+        if state is not None and state.state == IDLE:
+            del self.keys[key]
 
     # ------------------------------------------- dead letters, delays, retention
 

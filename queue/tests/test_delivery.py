@@ -29,6 +29,14 @@ def test_a_new_group_starts_at_the_oldest_retained_message(desk):
     assert len(desk.broker.topics["t"].messages) == 3
 
 
+def test_a_new_group_gets_each_message_once_beside_a_quick_and_a_slow_one(desk):
+    desk.take(group="slow")
+    desk.publish(1, 2, 3)
+    desk.take(2, group="quick")
+    assert desk.values(9, group="late") == [1, 2, 3]
+    assert desk.why_empty(group="late") == "all_in_flight"
+
+
 def test_a_message_goes_when_its_last_group_has_acked_it(desk):
     desk.take(group="one")
     desk.take(group="two")

@@ -61,6 +61,31 @@ def test_a_redriven_one_still_excludes_the_others(desk):
     assert desk.values(9) == [3]
 
 
+def test_redriven_ones_come_in_publish_order(desk):
+    ids = desk.publish(1, 2, 3, key="k")
+    for msg_id in ids[:2]:
+        desk.take()
+        desk.nack(msg_id, dead=True)
+    desk.take()
+    desk.redrive(msg_id=ids[1])
+    desk.redrive(msg_id=ids[0])
+    for msg_id in (ids[2], ids[0], ids[1]):
+        assert desk.ack(msg_id).body == {"acked": True}
+        desk.take()
+
+
+def test_keys_that_are_done_take_no_memory(desk):
+    desk.take(group="other")
+    ids = [desk.publish(n, key=f"k{n}")[0] for n in range(10)]
+    for group in ("g", "other"):
+        for message in desk.take(10, group=group):
+            desk.ack(message["msg_id"], group=group)
+    topic = desk.broker.topics["t"]
+    assert len(ids) == 10
+    assert not topic.chains
+    assert not any(group.keys for group in topic.groups.values())
+
+
 def test_a_late_ack_leaves_no_second_chance_in_the_queue(desk):
     """The entry that waited in the heap is outdated: the message must not come again, nor a second one of its key."""
     desk.take(group="slow")
