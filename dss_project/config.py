@@ -134,7 +134,7 @@ class NodeConfig:
     )
     cache_lease_ms: int = _setting(
         "DSS_CACHE_LEASE_MS",
-        3000,
+        1000,
         "A node may answer from its lines for so long after it heard the leader.",
         env.integer(50, HOUR_MS),
     )

@@ -76,6 +76,8 @@ class Node:
         self._channels[CHANNEL] = self._control.receive
         self.replica = Replica(config.node_id, machines)
         self._parts: list[SnapshotPart] = []
+        #: what subsystems hang on the node for their operations, by name
+        self.services: dict[str, Any] = {}
         self.core: RaftCore
         self._store: LogStore
         self._links: PeerLinks

@@ -1,0 +1,58 @@
+"""What the cache counts, read from the running service when somebody asks: counting itself costs a hit nothing but an addition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from dss_cache.service import CacheService
+
+_service: CacheService | None = None
+
+
+def show(service: CacheService) -> None:
+    """Let the metrics show this service: a process has one."""
+    global _service
+    _service = service
+
+
+class CacheCollector(Collector):
+    """The metrics of the running cache; zeros while there is none."""
+
+    def collect(self) -> Iterator[Any]:
+        service = _service
+        gets = CounterMetricFamily("cache_get_total", "Reads at this node, by whether a line answered", labels=["hit"])
+        gets.add_metric(["true"], service.hits if service else 0)
+        gets.add_metric(["false"], service.misses if service else 0)
+        yield gets
+        for name, text, value in (
+            ("cache_put_total", "Values written through this node", service.puts if service else 0),
+            ("cache_inval_total", "Lines of this node ended by writes elsewhere", service.near.invalidations if service else 0),
+            ("cache_evict_total", "Lines of this node evicted", service.lines.evictions if service else 0),
+            ("cache_write_back_total", "Values this node brought to the memory", service.write_back.count if service else 0),
+            (
+                "cache_memory_lost_total",
+                "Values that the memory had lost when they were read",
+                service.reader.lost if service else 0,
+            ),
+        ):
+            yield CounterMetricFamily(name, text, value)
+        for name, text, value in (
+            ("cache_items", "Lines of this node", len(service.lines) if service else 0),
+            ("cache_keys", "Keys in the directory", len(service.directory.records) if service else 0),
+            ("cache_dirty_items", "Values not yet in the memory", len(service.directory.dirty) if service else 0),
+            (
+                "cache_memory_up",
+                "0 when the memory did not take the last write-back",
+                0 if service and service.write_back.trouble else 1,
+            ),
+        ):
+            yield GaugeMetricFamily(name, text, value)
+
+
+REGISTRY.register(CacheCollector())

@@ -1,0 +1,439 @@
+"""What the doors offer of the cache."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dss_cache.commands import (
+    Add,
+    AddRequest,
+    Delete,
+    GetManyRequest,
+    GetRequest,
+    Incr,
+    IncrRequest,
+    LinesQuery,
+    Put,
+    PutManyRequest,
+    PutRequest,
+    StatsQuery,
+    TraceQuery,
+)
+from dss_cache.reading import Found
+from dss_cache.service import CacheService, service_of
+from dss_project.api.operation import Operation
+from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+_NULL = msgspec.Raw(b"null")
+_decode_integer = msgspec.json.Decoder(int).decode
+
+
+class PutAnswer(msgspec.Struct):
+    #: grows with every write of the key
+    version: int
+    #: of this node's line
+    state: str
+
+
+class PutManyAnswer(msgspec.Struct):
+    #: one for each item, in order: `key`, `ok`, `version`, `state`; or `code` and `detail`
+    items: list[dict[str, Any]]
+
+
+class GetAnswer(msgspec.Struct):
+    #: null when there is none
+    value: Any
+    found: bool
+    #: answered from this node's line, without asking anybody
+    hit: bool
+    #: 0: never written, or deleted long ago
+    version: int
+    #: of this node's line: `M`, `E`, `S`; `I`: there is none
+    state: str
+    node: str
+
+
+class GetManyAnswer(msgspec.Struct):
+    #: one for each key, in order: `key` and the fields of a get
+    items: list[dict[str, Any]]
+
+
+class DeleteAnswer(msgspec.Struct):
+    #: false: there was no value
+    deleted: bool
+    version: int
+
+
+class IncrAnswer(msgspec.Struct):
+    value: int
+    version: int
+    state: str
+
+
+class LinesAnswer(msgspec.Struct):
+    node: str
+    #: lines of this node
+    count: int
+    #: `node`, `key`, `state`, `version`, `readable`, `bytes`, `age_ms`
+    lines: list[dict[str, Any]]
+    #: with `key`: nodes that did not answer
+    unreachable: list[str] = []
+
+
+class TraceAnswer(msgspec.Struct):
+    key: str
+    #: latest first: `at_ms`, `node`, `from`, `to`, `why`, `version`
+    transitions: list[dict[str, Any]]
+    unreachable: list[str] = []
+
+
+class StatsAnswer(msgspec.Struct):
+    node: str
+    hits: int
+    misses: int
+    hit_ratio: float
+    puts: int
+    invalidations: int
+    evictions: int
+    write_backs: int
+    #: lines of this node
+    items: int
+    bytes: int
+    #: keys in the cluster
+    keys: int
+    #: values not yet in the memory
+    dirty: int
+    #: "django" or "redis"
+    memory: str
+    #: empty: the memory works
+    memory_trouble: str
+    #: values that the memory had lost when they were read
+    memory_lost: int
+    #: this node may answer from its lines for so long without hearing from the leader
+    lease_ms: int
+
+
+# ------------------------------------------------------------------ writing
+
+
+async def put(node: Node, request: PutRequest) -> Result:
+    """Answered when the value is on the disks of a majority and nobody can read an older one."""
+    service = service_of(node)
+    command = Put(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms, if_version=request.if_version)
+    result = await service.write(command)
+    return _written(service, request.key, result)
+
+
+async def add(node: Node, request: AddRequest) -> Result:
+    """As put, for a key without a value."""
+    service = service_of(node)
+    result = await service.write(Add(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms))
+    return _written(service, request.key, result)
+
+
+async def incr(node: Node, request: IncrRequest) -> Result:
+    """Atomic on any number of nodes: the directory adds. Only a value at rest has to be read first."""
+    service = service_of(node)
+    base = base_version = 0
+    while True:
+        result = await service.write(
+            Incr(key=request.key, delta=request.delta, ttl_ms=request.ttl_ms, base=base, base_version=base_version)
+        )
+        if "wanted" not in result.body:
+            return _written(service, request.key, result)
+        (found,) = await service.read_many([request.key])
+        base_version = found.version
+        if found.value is not None:
+            try:
+                base = _decode_integer(found.value)
+            except msgspec.DecodeError:
+                raise Refused("invalid", "the value is not an integer", field="key") from None
+
+
+async def delete(node: Node, request: Delete) -> Result:
+    """Answered when nobody can read the value any more. A repeat is harmless."""
+    result = await service_of(node).write(request)
+    return _without_must(result)
+
+
+async def mput(node: Node, request: PutManyRequest) -> Result:
+    """Each item on its own account, all of them under way at once."""
+    answers = await asyncio.gather(*(put(node, item) for item in request.items), return_exceptions=True)
+    items: list[dict[str, Any]] = []
+    index = 0
+    for item, answer in zip(request.items, answers, strict=True):
+        if isinstance(answer, Result):
+            index = max(index, answer.index)
+            items.append(
+                {"key": item.key, "ok": not answer.code, **({"code": answer.code} if answer.code else {}), **answer.body}
+            )
+        elif isinstance(answer, Refused):
+            items.append({"key": item.key, "ok": False, "code": answer.code, "detail": answer.detail})
+        else:
+            raise answer
+    return Result({"items": items}, "", index)
+
+
+def _value(node: Node, raw: msgspec.Raw) -> bytes:
+    value = bytes(raw)
+    bytes_max = node.config.value_bytes_max
+    if len(value) > bytes_max:
+        raise Refused("too_large", f"`value` is {len(value)} bytes long; the limit is {bytes_max}", field="value")
+    return value
+
+
+def _written(service: CacheService, key: str, result: Result) -> Result:
+    if result.code:
+        return _without_must(result)
+    service.puts += 1
+    line = service.lines.get(key)
+    body: dict[str, Any] = {"version": result.body["version"], "state": "I" if line is None else line.state}
+    if "value" in result.body:
+        body["value"] = result.body["value"]
+    return Result(body, "", result.index)
+
+
+def _without_must(result: Result) -> Result:
+    return Result({name: value for name, value in result.body.items() if name != "must"}, result.code, result.index)
+
+
+# ------------------------------------------------------------------ reading
+
+
+async def get(node: Node, request: GetRequest) -> Result:
+    """A hit waits for nothing."""
+    service: CacheService = node.services["cache"]
+    line = service.hit(request.key)
+    if line is not None:
+        service.hits += 1
+        if line.answer is None:
+            line.answer = Result(service.hit_body(line))
+        return line.answer  # type: ignore[no-any-return]
+    (found,) = await service.read_many([request.key])
+    return Result(_read(service, found))
+
+
+async def mget(node: Node, request: GetManyRequest) -> Result:
+    """Hits at once, and one fetch for the rest."""
+    service = service_of(node)
+    items: dict[str, dict[str, Any]] = {}
+    missing = []
+    for key in dict.fromkeys(request.keys):
+        line = service.hit(key)
+        if line is None:
+            missing.append(key)
+        else:
+            service.hits += 1
+            items[key] = {"key": key, **service.hit_body(line)}
+    if missing:
+        for key, found in zip(missing, await service.read_many(missing), strict=True):
+            items[key] = {"key": key, **_read(service, found)}
+    return Result({"items": [items[key] for key in request.keys]})
+
+
+def _read(service: CacheService, found: Found) -> dict[str, Any]:
+    if found.hit:
+        service.hits += 1
+    else:
+        service.misses += 1
+    return {
+        "value": _NULL if found.value is None else msgspec.Raw(found.value),
+        "found": found.value is not None,
+        "hit": found.hit,
+        "version": found.version,
+        "state": found.state,
+        "node": service.node.node_id,
+    }
+
+
+# --------------------------------------------------------------- showing it
+
+
+async def lines(node: Node, request: LinesQuery) -> Result:
+    service = service_of(node)
+    unreachable: list[str] = []
+    if request.key is None:
+        rows: list[dict[str, Any]] = []
+        for key, line in service.lines.recent_first():
+            if len(rows) >= request.limit:
+                break
+            rows.append(service.line_row(key, line))
+    else:
+        by_node, unreachable = await service.peers.ask_everybody("line", request.key, 1)
+        rows = [by_node[name][0] if by_node[name] else _no_line(name, request.key) for name in sorted(by_node)]
+    return Result({"node": node.node_id, "count": len(service.lines), "lines": rows, "unreachable": unreachable})
+
+
+def _no_line(node_id: str, key: str) -> dict[str, Any]:
+    return {"node": node_id, "key": key, "state": "I", "version": 0, "readable": False, "bytes": 0, "age_ms": None}
+
+
+async def trace(node: Node, request: TraceQuery) -> Result:
+    service = service_of(node)
+    by_node, unreachable = await service.peers.ask_everybody("trace", request.key, request.limit)
+    rows = sorted((row for rows in by_node.values() for row in rows), key=lambda row: (-row["at_ms"], row["node"]))
+    return Result({"key": request.key, "transitions": rows[: request.limit], "unreachable": unreachable})
+
+
+async def stats(node: Node, request: StatsQuery) -> Result:
+    service = service_of(node)
+    reads = service.hits + service.misses
+    remaining_s = service.near.lease.valid_until - service.clock()
+    answer = StatsAnswer(
+        node=node.node_id,
+        hits=service.hits,
+        misses=service.misses,
+        hit_ratio=round(service.hits / reads, 4) if reads else 0.0,
+        puts=service.puts,
+        invalidations=service.near.invalidations,
+        evictions=service.lines.evictions,
+        write_backs=service.write_back.count,
+        items=len(service.lines),
+        bytes=service.lines.bytes,
+        keys=len(service.directory.records),
+        dirty=len(service.directory.dirty),
+        memory=service.memory.name,
+        memory_trouble=service.write_back.trouble,
+        memory_lost=service.reader.lost,
+        lease_ms=max(0, int(remaining_s * 1000)),
+    )
+    return Result(msgspec.structs.asdict(answer))
+
+
+_GET: dict[str, Any] = {
+    "path": "/cache/get",
+    "request": GetRequest,
+    "handle": get,
+    "answer": GetAnswer,
+    "description": (
+        "Never older than a put that was answered before, on any node, and never older than a value that was read before. "
+        "`hit`: answered from this node's line. A key without a value: `found` is false, `value` null."
+    ),
+    "tag": "Cache",
+    "example": {"key": "user/7"},
+    "problems": ("memory_unavailable",),
+}
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="cache.put",
+        method="POST",
+        path="/cache/put",
+        request=PutRequest,
+        handle=put,
+        answer=PutAnswer,
+        summary="Store a value",
+        description=(
+            "Answered when the value is on a majority's disks and no node can answer an older one. With `ttl_ms` it is gone after that "
+            "time. With `if_version` only if that is the key's version (compare-and-set); 0 means: only if the key has no value."
+        ),
+        tag="Cache",
+        example={"key": "user/7", "value": {"name": "Ada"}, "ttl_ms": 60000},
+        problems=("version_conflict", "over_limit"),
+    ),
+    Operation(name="cache.get", method="POST", summary="Read a key", **_GET),
+    Operation(name="cache.get_query", method="GET", summary="Read a key, with a URL", **_GET),
+    Operation(
+        name="cache.delete",
+        method="POST",
+        path="/cache/delete",
+        request=Delete,
+        handle=delete,
+        answer=DeleteAnswer,
+        summary="Delete a key's value",
+        description="`deleted` is false when there was none. With `if_version` only if that is the key's version.",
+        tag="Cache",
+        example={"key": "user/7"},
+        problems=("version_conflict",),
+    ),
+    Operation(
+        name="cache.add",
+        method="POST",
+        path="/cache/add",
+        request=AddRequest,
+        handle=add,
+        answer=PutAnswer,
+        summary="Store a value unless there is one",
+        tag="Cache",
+        example={"key": "user/8", "value": {"name": "Grace"}},
+        problems=("exists", "over_limit"),
+    ),
+    Operation(
+        name="cache.incr",
+        method="POST",
+        path="/cache/incr",
+        request=IncrRequest,
+        handle=incr,
+        answer=IncrAnswer,
+        summary="Add to an integer",
+        description="Atomic, from any node. A key without a value counts as 0; `delta` may be negative.",
+        tag="Cache",
+        example={"key": "visits", "delta": 1},
+        problems=("memory_unavailable", "over_limit"),
+    ),
+    Operation(
+        name="cache.mget",
+        method="POST",
+        path="/cache/mget",
+        request=GetManyRequest,
+        handle=mget,
+        answer=GetManyAnswer,
+        summary="Read several keys",
+        description="Each as a get of its own; the values need not be of one moment.",
+        tag="Cache",
+        example={"keys": ["user/7", "user/8"]},
+        problems=("memory_unavailable",),
+    ),
+    Operation(
+        name="cache.mput",
+        method="POST",
+        path="/cache/mput",
+        request=PutManyRequest,
+        handle=mput,
+        answer=PutManyAnswer,
+        summary="Store several values",
+        description="Each as a put of its own: some may be refused (`ok` false, with the `code`) while others are stored.",
+        tag="Cache",
+        example={"items": [{"key": "user/7", "value": 1}, {"key": "user/8", "value": 2}]},
+    ),
+    Operation(
+        name="cache.lines",
+        method="GET",
+        path="/cache/lines",
+        request=LinesQuery,
+        handle=lines,
+        answer=LinesAnswer,
+        summary="This node's lines; or every node's line for a key",
+        tag="Cache",
+        example={"key": "user/7"},
+    ),
+    Operation(
+        name="cache.trace",
+        method="GET",
+        path="/cache/trace",
+        request=TraceQuery,
+        handle=trace,
+        answer=TraceAnswer,
+        summary="The last transitions of a key's lines, on every node, with the reason",
+        description="Latest first, by each node's own wall clock.",
+        tag="Cache",
+        example={"key": "user/7"},
+    ),
+    Operation(
+        name="cache.stats",
+        method="GET",
+        path="/cache/stats",
+        request=StatsQuery,
+        handle=stats,
+        answer=StatsAnswer,
+        summary="What this node's cache has done since it started",
+        tag="Cache",
+    ),
+)

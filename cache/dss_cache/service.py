@@ -1,0 +1,235 @@
+"""The cache of one node: its parts put together, and wired to the node.
+
+    directory (replicated) ── events ──> near cache (lines, lease, flights) <── peers (acknowledgements, leases)
+                                         reader ──> memory <── write-back
+
+Everything runs in the node's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from dss_cache.coherence import NearCache
+from dss_cache.directory import Cleaned, Directory, Fetched, Voided, Written
+from dss_cache.lines import Line, Lines
+from dss_cache.memory import Memory, make_memory
+from dss_cache.peers import Peers, Rows, Waiter
+from dss_cache.reading import Found, Reader
+from dss_cache.trace import Trace, Transition
+from dss_cache.writeback import WriteBack
+from dss_raft.commands import Command
+from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+SERVICE = "cache"
+#: Lines of a node may hold so much, whatever their number.
+LINE_BYTES_MAX = 256 * 1024 * 1024
+WRITE_BACK_AT_STOP_S = 3.0
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def boot_time() -> float:
+    """Seconds on a clock that also counts while the machine sleeps, where there is one; nothing ever sets it."""
+    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
+
+
+class CacheService:
+    """The cache of one node. Build it before the node starts, `start` it afterwards.
+
+    Args:
+        memory: in place of the one the settings name.
+        clock: in place of `boot_time`.
+    """
+
+    #: its part of the node's snapshots
+    name = "cache-memory"
+
+    def __init__(self, node: Node, memory: Memory | None = None, clock: Any = boot_time) -> None:
+        config = node.config
+        lease_s = config.cache_lease_ms / 1000
+        self.node = node
+        self.clock = clock
+        self.directory = cast(Directory, node.machine("cache"))
+        self.memory = memory if memory is not None else make_memory(config)
+        self.trace = Trace()
+        self.lines = Lines(config.cache_max_items, LINE_BYTES_MAX, self._line_changed)
+        self.near: NearCache[Waiter] = NearCache(node.node_id, node.boot, self.lines, lease_s)
+        self.peers = Peers(node, self.near, self.directory, lease_s, clock, self.rows)
+        self.reader = Reader(node, self.near, self.directory, self.memory, self.peers, clock)
+        delay_s = config.cache_write_back_ms / 1000
+        self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.memory, delay_s, clock)
+        self.lease_s = lease_s
+        self.used_at = 0.0
+        #: counted by the operations
+        self.hits = self.misses = self.puts = 0
+        node.on_event(Written, self._written)
+        node.on_event(Fetched, self._fetched)
+        node.on_event(Cleaned, self._cleaned)
+        node.on_event(Voided, self._voided)
+        node.on_tick(self._tick)
+        node.attach(self)
+        node.services[SERVICE] = self
+
+    async def start(self) -> None:
+        """The node runs: begin to write back."""
+        self.near.boot = self.node.boot
+        self.write_back.start()
+
+    async def stop(self) -> None:
+        """Write back what is dirty here, while the node still runs."""
+        await self.write_back.stop(WRITE_BACK_AT_STOP_S)
+        self.peers.close()
+        self.reader.close()
+        await self.memory.close()
+
+    # ---------------------------------------------------------- reading, writing
+
+    def hit(self, key: str) -> Line | None:
+        """The line, when it may be read now. Nothing here waits: this is the path of most reads."""
+        now = self.clock()
+        near = self.near
+        line = near.lines.by_key.get(key)
+        if line is not None and line.readable and now < near.lease.valid_until:
+            near.lines.by_key.move_to_end(key)
+            self.used_at = now
+            return line
+        return None
+
+    async def read_many(self, keys: list[str]) -> list[Found]:
+        """The slow path.
+
+        Raises:
+            Refused: see `Reader`.
+        """
+        self.used_at = self.clock()
+        return await self.reader.read_many(keys)
+
+    async def write(self, command: Command) -> Result:
+        """Submit a command and wait until what it did, or what it found, may be shown.
+
+        Raises:
+            Refused: what `submit` raises; `unknown_outcome` when a node that may hold an older line cannot be ruled out.
+        """
+        result = await self.node.submit(command)
+        must = result.body.get("must")
+        if must and not self.near.acknowledgements.covers(must):
+            await self.peers.covered(must, ask_now=False)
+        return result
+
+    # ------------------------------------------- what the directory has applied
+
+    def _written(self, event: Written, index: int) -> None:
+        near = self.near
+        near.boot = self.node.boot
+        self.peers.release(near.written(event, self.clock()))
+        self.write_back.written(event)
+        if self.lines.wants_write_back:
+            self.lines.wants_write_back = False
+            self.write_back.hurry()
+        self.peers.entry_applied()
+
+    def _fetched(self, event: Fetched, index: int) -> None:
+        self.near.boot = self.node.boot
+        self.peers.release(self.near.fetched(event))
+        self.peers.entry_applied()
+
+    def _cleaned(self, event: Cleaned, index: int) -> None:
+        self.near.cleaned(event)
+        self.write_back.cleaned(event)
+
+    def _voided(self, event: Voided, index: int) -> None:
+        self.peers.release(self.near.voided(event))
+        self.peers.granted.revoked(event.node)
+        self.peers.entry_applied()
+
+    def _tick(self) -> None:
+        near = self.near
+        near.lease.applied(self.node.applied_index)
+        self.peers.tick()
+        self.write_back.tick()
+        if near.lines.by_key and near.wants_lease(self.clock(), self.used_at, self.lease_s):
+            self.peers.renew_soon()
+
+    def _line_changed(self, key: str, came_from: str, went_to: str, why: str, version: int) -> None:
+        self.trace.add(Transition(time.time_ns() // 1_000_000, key, came_from, went_to, why, version))
+
+    # ---------------------------------------------------------------- snapshots
+
+    async def before_snapshot(self, index: int) -> None:
+        """The log may go once this node's own memory has what it said."""
+        while True:
+            try:
+                await self.memory.flush()
+                return
+            except Refused as refusal:
+                # A longer log is better than a lost value.
+                self.write_back.trouble = refusal.detail
+                await asyncio.sleep(1)
+
+    async def dump(self) -> bytes:
+        return await self.memory.dump()
+
+    def before_restore(self) -> None:
+        """No line may outlive the jump: the writes in between will not be heard of here."""
+        self.near.flush("restored")
+
+    def before_restore(self) -> None:
+        """The directory is about to be replaced."""
+        self.near.flush("restoring")
+
+    async def load(self, data: bytes) -> None:
+        """The directory was replaced by a snapshot's: nothing that was known of lines holds any more."""
+        self.peers.release(self.near.restored(self.directory.stamp, self.directory.voided))
+        self.write_back.restored()
+        self.peers.entry_applied()
+        await self.memory.load(data)
+
+    # --------------------------------------------------------------- for people
+
+    async def rows(self, what: str, key: str, limit: int) -> Rows:
+        """What this node answers when another one asks."""
+        if what == "line":
+            line = self.lines.get(key)
+            return [] if line is None else [self.line_row(key, line)]
+        if what == "trace":
+            return self.trace.of_key(key, self.node.node_id, limit)
+        if what == "stored":
+            stored = await self.memory.read(key)
+            return [] if stored is None or stored.value is None else [{"version": stored.version, "value": stored.value}]
+        return []
+
+    def line_row(self, key: str, line: Line) -> dict[str, Any]:
+        return {
+            "node": self.node.node_id,
+            "key": key,
+            "state": line.state,
+            "version": line.version,
+            "readable": line.readable or self.near.acknowledgements.covers(line.must),
+            "bytes": len(line.value),
+            "age_ms": int((self.clock() - line.installed_at) * 1000),
+        }
+
+    def hit_body(self, line: Line) -> dict[str, Any]:
+        """The answer's fields for a hit."""
+        return {
+            "value": msgspec.Raw(line.value),
+            "found": True,
+            "hit": True,
+            "version": line.version,
+            "state": line.state,
+            "node": self.node.node_id,
+        }
+
+
+def service_of(node: Node) -> CacheService:
+    """The cache that runs on the node."""
+    return cast(CacheService, node.services[SERVICE])
