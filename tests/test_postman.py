@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from dss_project.api.registry import operations
 from dss_project.local_cluster import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -37,6 +39,16 @@ def test_every_request_has_tests() -> None:
         for item in folder["item"]:
             code = "\n".join(line for event in item["event"] if event["listen"] == "test" for line in event["script"]["exec"])
             assert code.count("pm.test(") >= 1, f"{folder['name']} / {item['name']} tests nothing"
+
+
+def test_every_operation_is_called() -> None:
+    called = set()
+    for folder in json.loads(COLLECTION.read_text())["item"]:
+        for item in folder["item"]:
+            path = re.sub(r"/postman-{{\w+}}$", "/{id}", item["request"]["url"]["raw"].split("}}", 1)[1].split("?")[0])
+            called.add((item["request"]["method"], path))
+    missing = {(operation.method, operation.path) for operation in operations()} - called
+    assert not missing, f"no request for {sorted(missing)}"
 
 
 @pytest.mark.parametrize(("nodes", "environment"), [(3, "local"), (1, "single")])
