@@ -108,10 +108,13 @@ class LockTable:
         if self._deferred:
             return self._deferred_ms
         holdings = self.holdings
-        earliest = None
-        for deadline_ms in (holdings.leases.next_ms(), self.waits.deadlines.next_ms(), holdings.sessions.deadlines.next_ms()):
-            if deadline_ms is not None and (earliest is None or deadline_ms < earliest):
-                earliest = deadline_ms
+        earliest, wait_ms = holdings.leases.next_ms(), self.waits.deadlines.next_ms()
+        if earliest is None or (wait_ms is not None and wait_ms < earliest):
+            earliest = wait_ms
+        if holdings.sessions.by_id:
+            session_ms = holdings.sessions.deadlines.next_ms()
+            if earliest is None or (session_ms is not None and session_ms < earliest):
+                earliest = session_ms
         return earliest
 
     def rearm(self, at_ms: int, index: int) -> None:
@@ -281,6 +284,7 @@ class LockTable:
         """Give `place` all its keys; returns the answer."""
         holdings, client, exclusive = self.holdings, place.client, place.exclusive
         reentrant = True
+        highest = 0
         tokens: dict[str, int] = {}
         for key in place.keys:
             hold = holdings.hold_of(key, client)
@@ -299,9 +303,11 @@ class LockTable:
                     holdings.downgrade(hold, index)
                     self._lose_dependents(client, key, only_exclusive=True)
                     self._dirty[key] = None
-            tokens[key] = hold.token
+            tokens[key] = token = hold.token
+            if token > highest:
+                highest = token
         expires_in_ms = holdings.sessions.expires_in_ms(session.id, at_ms) if session is not None else ttl_ms or None
-        body: dict[str, Any] = {"fencing_token": max(tokens.values()), "expires_in_ms": expires_in_ms, "reentrant": reentrant}
+        body: dict[str, Any] = {"fencing_token": highest, "expires_in_ms": expires_in_ms, "reentrant": reentrant}
         if len(tokens) > 1:
             body["fencing_tokens"] = tokens
         return body
@@ -364,7 +370,8 @@ class LockTable:
             Caller(origin, same or place, at_ms, at_ms + command.wait_ms, command.ttl_ms, command.meta, command.session)
         )
         mode = MODES[place.exclusive]
-        self._events.extend(LockChanged("queued", key, place.client, mode, 0) for key in place.keys)
+        for key in place.keys:
+            self._events.append(LockChanged("queued", key, place.client, mode, 0))
         return None
 
     def _drop_caller(self, caller: Caller, result: Result | None = None) -> None:
@@ -401,7 +408,7 @@ class LockTable:
     def _candidates(self, keys: list[str]) -> list[Place]:
         """The places at these keys whose turn may have come, in order of arrival."""
         fronts = [self.waits.front(lock, key) for key in keys if (lock := self.locks.get(key)) is not None]
-        if len(fronts) == 1 and len(fronts[0]) == 1:
+        if len(fronts) == 1 and len(fronts[0]) < 2:
             return fronts[0]
         places = {place.rank: place for front in fronts for place in front}
         return [places[rank] for rank in sorted(places)]
@@ -427,8 +434,9 @@ class LockTable:
         claimant = latest.origin if len(callers) == 1 else None
         body = self._take(place, latest.ttl_ms, latest.meta, session, at_ms, index, claimant)
         for caller in callers:
-            self._events.append(Resolved(caller.origin, Result(body | {"waited_ms": at_ms - caller.since_ms})))
-            body["reentrant"] = True
+            body["waited_ms"] = at_ms - caller.since_ms
+            self._events.append(Resolved(caller.origin, Result(body)))
+            body = {**body, "reentrant": True}
 
     # -- answers -------------------------------------------------------------------------------------------------------------
 
