@@ -48,9 +48,9 @@ load: $(READY) ## Locust: 200 users for 60 s against a running cluster (NODES=1:
 	@$(BIN)/locust -f benchmarks/load_test_scenarios.py --headless -u 200 -r 50 -t 60s --only-summary --csv report/locust \
 		$(if $(filter 1,$(NODES)),--host http://127.0.0.1:8201) $(ARGS)
 
-postman: ## run the Postman collection against a running cluster (needs node)
+postman: ## run the Postman collection against a running cluster (NODES=1: the single one; needs Node.js)
 	@npx --yes newman@6 run postman/distributed-sync-system.postman_collection.json \
-		-e postman/local.postman_environment.json $(ARGS)
+		-e postman/$(if $(filter 1,$(NODES)),single,local).postman_environment.json $(ARGS)
 
 sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its trace
 	@$(BIN)/python raft/tests/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
