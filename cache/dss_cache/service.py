@@ -179,11 +179,7 @@ class CacheService:
         return await self.memory.dump()
 
     def before_restore(self) -> None:
-        """No line may outlive the jump: the writes in between will not be heard of here."""
-        self.near.flush("restored")
-
-    def before_restore(self) -> None:
-        """The directory is about to be replaced."""
+        """The directory is about to be replaced. No line may outlive the jump: the writes in between are not heard of here."""
         self.near.flush("restoring")
 
     async def load(self, data: bytes) -> None:
