@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,9 +29,9 @@ class NotReady(Exception):
 
 
 class Reply:
-    """An HTTP answer."""
+    """An HTTP answer; its headers are found in any case."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
         self.status = status
         self.headers = headers
         self.body = body
@@ -121,7 +122,7 @@ class LocalNode:
             given = {"Content-Type": "application/json"} if data is not None else {}
             connection.request(method, path, data, {**given, **(headers or {})})
             response = connection.getresponse()
-            return Reply(response.status, dict(response.getheaders()), response.read())
+            return Reply(response.status, response.headers, response.read())
         finally:
             connection.close()
 
@@ -241,12 +242,16 @@ def ports_in_use(ports: Sequence[int]) -> list[int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Service ports that are free together with the peer ports above them."""
+    """Service ports that are free together with the peer ports above them.
+
+    They lie below the range from which systems take the ports of outgoing connections (32768 on Linux): a port from that range may be
+    gone again before a node can bind it.
+    """
+    # Even thousands for services, odd ones for their peer ports.
+    candidates = [port for port in range(20_000, 32_000) if port // PEER_PORT_OFFSET % 2 == 0]
     found: list[int] = []
     while len(found) < count:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = probe.getsockname()[1]
-        if port + PEER_PORT_OFFSET <= 65_535 and port not in found and not ports_in_use([port]):
+        port = random.choice(candidates)
+        if port not in found and not ports_in_use([port]):
             found.append(port)
     return found

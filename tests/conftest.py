@@ -73,10 +73,13 @@ def wait_until() -> Callable[[Callable[[], object], Callable[[], str]], None]:
 
 
 @pytest.fixture
-def redis_server() -> Iterator[ValkeyServer]:
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """A real server that speaks Redis' protocol; a test may stop it and start it again."""
-    with ValkeyServer() as server:
-        yield server
+    server = ValkeyServer(data_dir=tmp_path_factory.mktemp("redis"), persist=True)
+    server.start()
+    yield server
+    if server.is_running():
+        server.stop()
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def test_every_name_is_there_from_the_start(shared_cluster: LocalCluster) -> Non
     """A dashboard or an alarm over a counter that has not counted yet must find it; labelled by topic, after the first event."""
     for each in shared_cluster.nodes:
         each.call("POST", "/queue/publish", {"topic": "names", "value": 1})
+        each.call("POST", "/queue/consume", {"topic": "names", "group": "g"})
     for each in shared_cluster.nodes:
         names = {name for name, _ in samples(each)}
         assert {

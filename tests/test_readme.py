@@ -70,13 +70,18 @@ def test_the_tour(cluster: LocalCluster, wait_until) -> None:
     leader = cluster.nodes[0]
     wait_until(lambda: leader.call("POST", "/raft/transfer", {"to": leader.id}).status == 200, lambda: "node-1 cannot lead")
     assert len(tour()) >= 10
+    assert PID is not None
+    assert leader.process is not None
+    real = {PID.group(1): str(leader.process.pid)}
+    for node, port in zip(cluster.nodes, (8101, 8102, 8103), strict=True):
+        real[f"localhost:{port}"] = f"localhost:{node.port}"
     for command, shown in tour():
-        for node, port in zip(cluster.nodes, (8101, 8102, 8103), strict=True):
-            command = command.replace(f"localhost:{port}", f"localhost:{node.port}")
-        assert PID is not None
-        assert leader.process is not None
-        command = command.replace(PID.group(1), str(leader.process.pid))
+        for printed, value in real.items():
+            command = command.replace(printed, value)
         done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         if shown:
-            assert shape(json.loads(done.stdout)) == shape(json.loads(shown)), f"{command} answers {done.stdout}"
+            answer, printed_answer = json.loads(done.stdout), json.loads(shown)
+            assert shape(answer) == shape(printed_answer), f"{command} answers {done.stdout}"
+            if "msg_id" in answer:
+                real[printed_answer["msg_id"]] = answer["msg_id"]

@@ -32,7 +32,7 @@ else
   redis.call('PEXPIRE', KEYS[1], TOMBSTONE_MS)
 end
 return 1
-"""
+""".replace("TOMBSTONE_MS", str(TOMBSTONE_MS))
 
 
 class RedisMemory(BatchedReads):
