@@ -17,10 +17,11 @@ The delicate points, each with a case in the tests:
 
 1. A fill that is overtaken. Between the fetch and the value's arrival from the memory another write is applied here. The reads
    that wait for this fill may have it (they overlap with the write); it is not installed, and no later read may join it.
-2. Joining a fetch that is under way (one fetch for many readers). It may have been ordered before a write that was answered
-   before the joiner began. Two cases are safe: the fetch was begun after the joiner; or the joiner's node holds its lease, for
-   then such a write would have been applied here and would have overtaken the fetch. Any other reader waits until that fetch
-   is over, and looks again.
+2. Joining a fetch that is under way (one fetch for many readers). It may have been ordered before a write that was answered before
+   the joiner began. Two cases are safe: the fetch was begun after the joiner; or the joiner's node holds its lease, for then
+   such a write would have been applied here and would have overtaken the fetch. Any other reader waits until that fetch is over, and
+   looks again. The second case rests on the fetch having made this node a sharer, so it does not hold for a fetch that
+   finds no value: who joined by virtue of the lease then looks again, too (`serves`).
 3. A put returns on the writer's node, and its line (M) is there, before the others have dropped theirs: it becomes readable
    when `must` is covered.
 4. The writer itself is in `must` if it held a line: others must not show the new version while the writer still reads its old
@@ -134,6 +135,11 @@ class NearCache(Generic[T]):
         flight: Flight = Flight(key, self.flights_begun)
         self.flights[key] = flight
         return flight
+
+    @staticmethod
+    def serves(flight: Flight, begun: int, is_absent: bool) -> bool:
+        """True when a reader that joined the flight may have what it found; else it looks again."""
+        return flight.number > begun or not is_absent
 
     def end(self, flight: Flight) -> None:
         """Nobody can join the flight any more."""

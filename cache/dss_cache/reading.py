@@ -103,7 +103,9 @@ class Reader:
                 if now >= near.lease.valid_until:
                     self._peers.renew_soon()
                 flight = near.flights[key] if step is Step.JOIN else self._begin(key, gathered)
-                return await asyncio.shield(self._results[flight])
+                found = await asyncio.shield(self._results[flight])
+                if near.serves(flight, begun, found.value is None):
+                    return found
 
     # ------------------------------------------------------------------ flights
 
