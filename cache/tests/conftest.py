@@ -33,9 +33,8 @@ class FakeMemory:
     async def read(self, key: str) -> Stored | None:
         self.reads += 1
         self._check()
-        found = self.items.get(key)
         await self.open.wait()
-        return found
+        return self.items.get(key)
 
     async def write(self, items: Any) -> None:
         self._check()

