@@ -1,7 +1,7 @@
 """The promise under an adversary: a get that starts after an answered put never returns an older value, and no read goes back.
 
-The simulated cluster runs the real directory, lines, leases and near caches. Every flaw that the design guards against is put back in, one at a
-time, and must be found: otherwise the simulation would prove nothing.
+The simulated cluster runs the real directory, lines, leases and near caches. Every flaw that the design guards against is put back in,
+one at a time, and must be found: otherwise the simulation would prove nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from dss_cache.testing import KEYS, Adversary, Flaws, Simulation, StaleRead
+from dss_cache.simulation import KEYS, Adversary, Flaws, Simulation, StaleRead
 
 STEPS = 200
 #: For each flaw, a seed with which the adversary finds it: a search from there on ends soon.

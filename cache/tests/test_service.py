@@ -49,6 +49,11 @@ async def begin(cluster, coroutine):
     return task
 
 
+async def until(condition):
+    while not condition():  # noqa: ASYNC110  (there is no event for every condition)
+        await asyncio.sleep(0.001)
+
+
 def record(cluster, key, node="n1"):
     return cluster.nodes[node].directory.records.get(key)
 
@@ -379,11 +384,9 @@ async def test_write_back_goes_on_by_itself_when_the_memory_is_back(make_cluster
     cluster.memory.is_down = True
     await cache.start()
     await client.put("n1", "k", 1)
-    while not cache.write_back.trouble:
-        await asyncio.sleep(0.001)
+    await until(lambda: cache.write_back.trouble)
     cluster.memory.is_down = False
-    while record(cluster, "k").dirty:
-        await asyncio.sleep(0.001)
+    await until(lambda: not record(cluster, "k").dirty)
     assert cluster.memory.items["k"].value == b"1"
     assert cache.write_back.trouble == ""
 
