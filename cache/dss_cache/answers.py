@@ -59,6 +59,13 @@ class LinesAnswer(msgspec.Struct):
     unreachable: list[str] = []
 
 
+class EvictAnswer(msgspec.Struct):
+    #: false: this node had no line
+    evicted: bool
+    #: it was an M line: its value went to the memory first
+    written_back: bool
+
+
 class TraceAnswer(msgspec.Struct):
     key: str
     #: latest first: `at_ms`, `node`, `from`, `to`, `why`, `version`

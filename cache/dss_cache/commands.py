@@ -115,6 +115,10 @@ class GetManyRequest(Fields):
             check_name("keys", key)
 
 
+class EvictRequest(KeyFields, kw_only=True):
+    """Give up this node's line."""
+
+
 class LinesQuery(Fields):
     """This node's lines; with `key`, every node's line for it."""
 

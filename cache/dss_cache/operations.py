@@ -9,6 +9,7 @@ import msgspec
 
 from dss_cache.answers import (
     DeleteAnswer,
+    EvictAnswer,
     GetAnswer,
     GetManyAnswer,
     IncrAnswer,
@@ -22,6 +23,7 @@ from dss_cache.commands import (
     Add,
     AddRequest,
     Delete,
+    EvictRequest,
     GetManyRequest,
     GetRequest,
     Incr,
@@ -182,6 +184,16 @@ def _read(service: CacheService, found: Found) -> dict[str, Any]:
 # --------------------------------------------------------------- showing it
 
 
+async def evict(node: Node, request: EvictRequest) -> Result:
+    """Give up this node's line, as the LRU would: an M line's value goes to the memory first."""
+    service = service_of(node)
+    line = service.lines.get(request.key)
+    written_back = line is not None and line.state == "M"
+    if written_back:
+        await service.write_back.bring_now(request.key)
+    return Result({"evicted": service.lines.drop(request.key, "evicted"), "written_back": written_back})
+
+
 async def lines(node: Node, request: LinesQuery) -> Result:
     service = service_of(node)
     unreachable: list[str] = []
@@ -328,6 +340,19 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Each as a put of its own: some may be refused (`ok` false, with the `code`) while others are stored.",
         tag="Cache",
         example={"items": [{"key": "user/7", "value": 1}, {"key": "user/8", "value": 2}]},
+    ),
+    Operation(
+        name="cache.evict",
+        method="POST",
+        path="/cache/evict",
+        request=EvictRequest,
+        handle=evict,
+        answer=EvictAnswer,
+        summary="Give up this node's line for a key",
+        description="The value stays: the next read on this node fetches it again.",
+        tag="Cache",
+        example={"key": "user/7"},
+        problems=("memory_unavailable",),
     ),
     Operation(
         name="cache.lines",

@@ -117,6 +117,16 @@ class WriteBack:
         """Do not wait for the delay: lines want to be evicted."""
         self._hurry.set()
 
+    async def bring_now(self, key: str) -> None:
+        """Bring one key's value, if it is dirty.
+
+        Raises:
+            Refused: `memory_unavailable`, or what `submit` raises.
+        """
+        item = self._item(key)
+        if item is not None:
+            await self._bring([item])
+
     def tick(self) -> None:
         """The leader looks after what nobody brings."""
         if not self._directory.dirty or not self._node.is_leader:
