@@ -239,6 +239,12 @@ class FakeCluster:
 
 
 @pytest.fixture
+def make_service():
+    """The cache of a node that nothing happens to; no loop is needed."""
+    return lambda: FakeCluster(1).caches["n1"]
+
+
+@pytest.fixture
 async def make_cluster():
     clusters: list[FakeCluster] = []
 
