@@ -8,7 +8,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench bench-raft load postman sim mutants lock clean
+.PHONY: help run join test lint format bench bench-raft load postman sim mutants lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY) ## start a cluster of three nodes (NODES=1: a single one) and follow its logs
 	@exec $(BIN)/python manage.py cluster --nodes $(NODES)
+
+join: $(READY) ## add one more node to the cluster that runs, and follow its log
+	@exec $(BIN)/python manage.py join $(ARGS)
 
 test: $(READY) ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)

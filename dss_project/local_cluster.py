@@ -140,6 +140,18 @@ class LocalNode:
         except (OSError, http.client.HTTPException):
             return False
 
+    def wait_alive(self, timeout_s: float) -> None:
+        """Wait until the process serves, whether or not it knows a cluster.
+
+        Raises:
+            NotReady: it ended, or took too long.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.status() is None:
+            if not self.is_running or time.monotonic() > deadline:
+                raise NotReady(f"{self.id} does not serve:\n{self.log_tail()}")
+            time.sleep(POLL_S)
+
     def log_tail(self, lines: int = 20) -> str:
         try:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])

@@ -44,14 +44,7 @@ class Command(BaseCommand):
                 "Perhaps a cluster runs in another terminal; stop it there with Ctrl-C."
             )
         directory: Path = options["directory"].absolute()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        password = _kept(directory / "admin-password", secrets.token_urlsafe(PASSWORD_BYTES))
-        environment = {
-            "DSS_CLUSTER_SECRET": os.environ.get("DSS_CLUSTER_SECRET")
-            or _kept(directory / "cluster-secret", secrets.token_urlsafe()),
-            "DSS_SECRET_KEY": os.environ.get("DSS_SECRET_KEY") or _kept(directory / "secret-key", secrets.token_urlsafe(50)),
-            "DSS_ADMIN_PASSWORD": os.environ.get("DSS_ADMIN_PASSWORD") or password,
-        }
+        environment = secrets_of(directory)
         cluster = LocalCluster(directory / f"cluster-of-{len(ports)}", ports, environment)
         stopping = _Stopping()
         self.stdout.write(f"Starting {len(ports)} node{'s' if len(ports) > 1 else ''} …")
@@ -147,6 +140,17 @@ def _write_to_nowhere() -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def secrets_of(directory: Path) -> dict[str, str]:
+    """What the nodes of this machine share: from the environment, else from files made at the first start."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = {
+        "DSS_CLUSTER_SECRET": ("cluster-secret", secrets.token_urlsafe()),
+        "DSS_SECRET_KEY": ("secret-key", secrets.token_urlsafe(50)),
+        "DSS_ADMIN_PASSWORD": ("admin-password", secrets.token_urlsafe(PASSWORD_BYTES)),
+    }
+    return {variable: os.environ.get(variable) or _kept(directory / name, secret) for variable, (name, secret) in new.items()}
 
 
 def _kept(path: Path, new: str) -> str:
