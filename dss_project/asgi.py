@@ -20,7 +20,7 @@ from django.conf import settings  # noqa: E402
 from dss_project import runtime  # noqa: E402
 from dss_project.api.guard import Guard  # noqa: E402
 from dss_project.api.lane import Lane  # noqa: E402
-from dss_project.api.registry import operations  # noqa: E402
+from dss_project.api.registry import operations, subscriptions  # noqa: E402
 from dss_project.api.socket import SocketDoor  # noqa: E402
 from dss_project.consumers import RaftConsumer  # noqa: E402
 from dss_project.frontdoor import FrontDoor, lifespan  # noqa: E402
@@ -32,7 +32,7 @@ front = FrontDoor(lane, HostCheck(settings.NODE.allowed_hosts), settings.NODE.bo
 application = ProtocolTypeRouter(
     {
         "http": front,
-        "websocket": SocketDoor(lane, front),
+        "websocket": SocketDoor(lane, front, subscriptions()),
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
         "lifespan": lifespan,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -38,6 +39,8 @@ class FrontDoor:
         self._static: Application | None = None
         #: calls that are not answered yet, those of WebSockets included
         self.calls_under_way = 0
+        #: those of WebSockets; they end when the node stops, and are not waited for as calls are
+        self.subscriptions: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls_under_way += 1
@@ -45,6 +48,14 @@ class FrontDoor:
             await self._open(scope, receive, send)
         finally:
             self.calls_under_way -= 1
+
+    async def end_subscriptions(self, timeout_s: float) -> None:
+        """The node stops: have every subscription give back what it holds while there is still somebody to take it."""
+        ending = list(self.subscriptions)
+        for task in ending:
+            cancel_once(task)
+        if ending:
+            await asyncio.wait(ending, timeout=timeout_s)
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         wants_page = False
@@ -78,6 +89,12 @@ class FrontDoor:
 
             self._static = static_files(self._django)
         return self._static
+
+
+def cancel_once(task: asyncio.Task[None]) -> None:
+    """Cancel, unless that was done before: what gives back in its `finally` is not disturbed."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _limited(receive: Receive, bytes_max: int) -> Receive:

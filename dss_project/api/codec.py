@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from dss_project.api.operation import Operation
+from dss_project.api.operation import Operation, Subscription
 from dss_project.api.problems import PROBLEMS, problem_document
 from dss_raft.errors import Refused
 from dss_raft.machine import Result
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 class RequestDecoder:
     """Decodes the requests of one operation."""
 
-    def __init__(self, operation: Operation) -> None:
+    def __init__(self, operation: Operation | Subscription) -> None:
         self.type = operation.request
         self.reads_query = operation.method in ("GET", "DELETE")
         self._decode_json = msgspec.json.Decoder(operation.request, strict=False).decode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 
@@ -42,3 +42,44 @@ class Operation:
     problems: tuple[str, ...] = ()
     #: False for what stays open without a token (/health, /ready)
     guarded: bool = True
+
+
+class Feed(Protocol):
+    """Where a subscription's events go: to one client, in the order pushed."""
+
+    def push(self, event: dict[str, Any] | msgspec.Struct) -> None:
+        """Send `event`, soon. Never blocks; a client that does not read loses the subscription (`over_limit`)."""
+
+    async def drained(self) -> None:
+        """Wait until the server has taken everything that was pushed."""
+
+    @property
+    def backlog(self) -> int:
+        """Events that the server has not taken yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """Something that goes on for as long as a client listens; on the WebSocket door only.
+
+    `handle(node, request, feed)` is one task of the node's event loop. It pushes events until it returns or raises `Refused`,
+    which becomes the call's last answer. When the client cancels it or goes, it is cancelled, and gives back in a `finally`
+    what it held.
+    """
+
+    #: requests are decoded as a body
+    method: ClassVar[str] = "SUBSCRIBE"
+
+    #: "locks.watch": the `op` of a frame
+    name: str
+    #: the Struct that defines fields, limits and defaults
+    request: type[msgspec.Struct]
+    handle: Callable[[Node, Any, Feed], Awaitable[Result]]
+    #: the Struct that describes what is pushed
+    event: type[msgspec.Struct]
+    summary: str
+    description: str = ""
+    tag: str = ""
+    example: dict[str, Any] = field(default_factory=dict)
+    #: problem codes that can end it, beyond those of any call
+    problems: tuple[str, ...] = ()

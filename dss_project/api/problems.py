@@ -30,6 +30,7 @@ PROBLEMS: dict[str, Problem] = {
     "held": Problem(423, "The lock is held by another client"),
     "wait_timeout": Problem(423, "The wait ran out before the lock was granted"),
     "over_limit": Problem(429, "A limit of this service is reached", retry_after_s=1),
+    "cancelled": Problem(499, "The client has cancelled the call"),
     "internal": Problem(500, "This node has failed at the call"),
     "no_leader": Problem(503, "No leader is known", retry_after_s=1),
     "no_quorum": Problem(503, "A majority of the nodes is not reachable", retry_after_s=1),

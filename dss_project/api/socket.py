@@ -1,29 +1,45 @@
 """The door for programs that call often: a WebSocket, with many calls under way at once.
 
 A frame is `{"id": …, "op": "locks.acquire", "request": {…}}`; `x-op` in the API docs names each operation. Its answer is the
-same document as over HTTP with the call's `id` and `status`, and comes when it is ready: answers overtake each other. When the
-connection closes, what still waits is cancelled as if each call's client had hung up.
+same document as over HTTP with the call's `id` and `status`, and comes when it is ready: answers overtake each other.
+
+A subscription is called the same way. It sends `{"id": …, "event": {…}}` as things happen and an answer only when it is over.
+`{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes,
+everything on it is cancelled as if each call's client had hung up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterable
 from time import perf_counter
+from typing import Any
 
 import msgspec
+import structlog
+from prometheus_client import Gauge
 
-from dss_project.api.codec import Answer, encode_refusal
+from dss_project.api.codec import Answer, RequestDecoder, encode_refusal, encode_result
+from dss_project.api.feed import SocketFeed
 from dss_project.api.guard import check_origin
 from dss_project.api.lane import Lane, Receive, Scope, Send
-from dss_project.frontdoor import FrontDoor
+from dss_project.api.operation import Subscription
+from dss_project.frontdoor import FrontDoor, cancel_once
 from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+log = structlog.get_logger("api")
 
 PATH = "/ws"
 #: Calls under way on one connection; the next ones are answered `over_limit`.
 CALLS_PER_CONNECTION_MAX = 1000
+CANCEL = "cancel"
 
 #: Close codes of RFC 6455, and of ours (4000 and up) for what HTTP would answer 401, 403 and 404.
 BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1007, 4401, 4403, 4404
+
+SUBSCRIPTIONS = Gauge("dss_subscriptions", "Subscriptions on this node's WebSocket connections.", ["subscription"])
 
 
 class Frame(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,16 +50,24 @@ class Frame(msgspec.Struct, forbid_unknown_fields=True):
     request: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+class Cancel(msgspec.Struct, forbid_unknown_fields=True):
+    """Give up a call of this connection; it is answered `cancelled`."""
+
+    call: int | str
+
+
 _decode = msgspec.json.Decoder(Frame).decode
+_decode_cancel = msgspec.json.Decoder(Cancel).decode
 _encode = msgspec.json.Encoder().encode
 
 
 class SocketDoor:
     """The ASGI application for WebSockets."""
 
-    def __init__(self, lane: Lane, front: FrontDoor) -> None:
-        self._lane = lane
-        self._front = front
+    def __init__(self, lane: Lane, front: FrontDoor, subscriptions: Iterable[Subscription] = ()) -> None:
+        self.lane = lane
+        self.front = front
+        self.subscriptions = {one.name: (one, RequestDecoder(one)) for one in subscriptions}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -52,7 +76,7 @@ class SocketDoor:
             await send({"type": "websocket.close", "code": refused})
             return
         await send({"type": "websocket.accept"})
-        await Connection(self._lane, self._front, send).serve(receive)
+        await Connection(self, send).serve(receive)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -60,10 +84,10 @@ class SocketDoor:
         if scope["path"] != PATH:
             return NOT_FOUND
         try:
-            if host and not self._front.is_host_allowed(host):
+            if host and not self.front.is_host_allowed(host):
                 return FORBIDDEN
             check_origin(headers.get(b"origin", b""), host)
-            self._lane.guard.check_token(headers.get(b"authorization", b""))
+            self.lane.guard.check_token(headers.get(b"authorization", b""))
         except Refused as refusal:
             return UNAUTHENTICATED if refusal.code == "unauthenticated" else FORBIDDEN
         return 0
@@ -72,15 +96,16 @@ class SocketDoor:
 class Connection:
     """One client's connection and its calls."""
 
-    def __init__(self, lane: Lane, front: FrontDoor, send: Send) -> None:
-        self._lane = lane
-        self._front = front
+    def __init__(self, door: SocketDoor, send: Send) -> None:
+        self._door = door
+        self._lane = door.lane
+        self._front = door.front
         self._send = send
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[int | str, asyncio.Task[None]] = {}
+        self._is_open = True
 
     async def serve(self, receive: Receive) -> None:
-        """Until the client goes."""
-        loop = asyncio.get_running_loop()
+        """Until the client goes; what was under way has given back what it held by then."""
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 text = message.get("text")
@@ -91,16 +116,46 @@ class Connection:
                     # Without an id there is nothing to answer to.
                     await self._send({"type": "websocket.close", "code": BAD_FRAME})
                     return
-                if len(self._calls) >= CALLS_PER_CONNECTION_MAX:
-                    refusal = Refused("over_limit", f"{CALLS_PER_CONNECTION_MAX} calls are under way on this connection")
-                    await self._reply(frame.id, encode_refusal(refusal), text is not None)
-                    continue
-                call = loop.create_task(self._call(frame, text is not None))
-                self._calls.add(call)
-                call.add_done_callback(self._calls.discard)
+                await self._begin(frame, text is not None)
         finally:
-            for call in self._calls:
-                call.cancel()
+            self._is_open = False
+            calls = list(self._calls.values())
+            for call in calls:
+                cancel_once(call)
+            if calls:
+                await asyncio.wait(calls)
+
+    async def _begin(self, frame: Frame, as_text: bool) -> None:
+        try:
+            if frame.op == CANCEL:
+                # A task that is cancelled before its first step would never answer.
+                await asyncio.sleep(0)
+                await self._reply(frame.id, self._cancel(bytes(frame.request)), as_text)
+                return
+            if frame.id in self._calls:
+                raise Refused("invalid", "a call with this `id` is under way", field="id")
+            if len(self._calls) >= CALLS_PER_CONNECTION_MAX:
+                raise Refused("over_limit", f"{CALLS_PER_CONNECTION_MAX} calls are under way on this connection")
+        except Refused as refusal:
+            await self._reply(frame.id, encode_refusal(refusal), as_text)
+            return
+        subscribes = frame.op in self._door.subscriptions
+        work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
+        task = self._calls[frame.id] = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._calls.pop(frame.id))
+        if subscribes:
+            self._front.subscriptions.add(task)
+            task.add_done_callback(self._front.subscriptions.discard)
+
+    def _cancel(self, request: bytes) -> Answer:
+        try:
+            call = _decode_cancel(request).call
+        except msgspec.DecodeError as error:
+            raise Refused("invalid", f"`call` must be the id of a call: {error}", field="call") from None
+        task = self._calls.get(call)
+        if task is not None:
+            cancel_once(task)
+        return encode_result(Result({"cancelled": task is not None}))
 
     async def _call(self, frame: Frame, as_text: bool) -> None:
         started = perf_counter()
@@ -113,13 +168,49 @@ class Connection:
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:
             answer = encode_refusal(refusal)
+        except asyncio.CancelledError:
+            answer = self._cancelled()
         finally:
             self._front.calls_under_way -= 1
         await self._reply(frame.id, answer, as_text)
+
+    async def _subscribe(self, frame: Frame, as_text: bool) -> None:
+        subscription, decoder = self._door.subscriptions[frame.op]
+        task = asyncio.current_task()
+        assert task is not None
+        feed = SocketFeed(self._send, frame.id, as_text, task.cancel)
+        gauge = SUBSCRIPTIONS.labels(frame.op)
+        gauge.inc()
+        try:
+            request = decoder.body(bytes(frame.request))
+            answer = encode_result(await subscription.handle(self._lane.find_node(), request, feed))
+        except Refused as refusal:
+            answer = encode_refusal(refusal)
+        except asyncio.CancelledError:
+            answer = encode_refusal(feed.refusal) if feed.refusal else self._cancelled()
+        except Exception:
+            log.exception("api.failed", operation=frame.op)
+            answer = encode_refusal(Refused("internal", "this is a fault of the node; its log says more"))
+        finally:
+            gauge.dec()
+            feed.end()
+        await feed.drained()
+        await self._reply(frame.id, answer, as_text)
+
+    def _cancelled(self) -> Answer:
+        """The answer to what was cancelled by its client, or because the node stops.
+
+        Raises:
+            CancelledError: there is nobody left to answer.
+        """
+        if not self._is_open:
+            raise asyncio.CancelledError
+        return encode_refusal(Refused("cancelled", "the call was cancelled"))
 
     async def _reply(self, id: int | str, answer: Answer, as_text: bool) -> None:
         # A problem document names its status itself.
         status = b"" if answer.status >= 400 else b'"status":%d,' % answer.status
         data = b'{"id":%b,%b%b' % (_encode(id), status, answer.body[1:])
-        content = {"text": data.decode()} if as_text else {"bytes": data}
-        await self._send({"type": "websocket.send", **content})
+        content: dict[str, Any] = {"text": data.decode()} if as_text else {"bytes": data}
+        with contextlib.suppress(OSError):  # the client has gone
+            await self._send({"type": "websocket.send", **content})

@@ -1,7 +1,7 @@
 """A node's process from start to stop, the same under either server.
 
-The order at a stop: take no more connections, let calls under way finish, stop Raft (which answers those that still wait), give
-those answers a moment to leave, close. A signal during that hurries it on.
+The order at a stop: take no more connections, end subscriptions, let calls under way finish, stop Raft (which answers those that
+still wait), give those answers a moment to leave, close. A signal during that hurries it on.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ async def live(config: NodeConfig, application: Any, front: FrontDoor, server: W
     stop.set()
     server.stop_accepting()
     if not has_failed:
+        await front.end_subscriptions(config.drain_ms / 1000)
         await _until_idle(front, config.drain_ms / 1000, hurry)
     clean = await _stop_raft()
     await _until_idle(front, LAST_ANSWERS_S, hurry)

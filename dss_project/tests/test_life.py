@@ -40,6 +40,9 @@ class Stage:
         self.happened.append("stop accepting")
         self.stopped_accepting.set()
 
+    async def end_subscriptions(self, timeout_s: float) -> None:
+        self.happened.append("end subscriptions")
+
     async def close(self) -> None:
         self.happened.append("close")
 
@@ -81,7 +84,7 @@ async def test_calls_finish_before_raft_stops(stage: Stage) -> None:
 
     actor = asyncio.create_task(scene())
     assert await run(stage) == 0
-    assert stage.happened == ["start raft", "accept", "stop accepting", "stop raft with 0 calls", "close"]
+    assert stage.happened == ["start raft", "accept", "stop accepting", "end subscriptions", "stop raft with 0 calls", "close"]
     assert actor.done()
 
 

@@ -6,10 +6,45 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
+from dss_project.api import feed as feeds
 from dss_project.api import socket
+from dss_project.api.operation import Feed, Subscription
 from dss_project.api.socket import SocketDoor
+from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+
+class Count(msgspec.Struct, forbid_unknown_fields=True):
+    """Count to `to`, and then wait or be over."""
+
+    to: int
+    then: str = "wait"
+
+
+class Counted(msgspec.Struct):
+    n: int
+
+
+async def count(node: Any, request: Count, feed: Feed) -> Result:
+    try:
+        for n in range(request.to):
+            feed.push(Counted(n))
+        if request.then == "refuse":
+            raise Refused("session_lost", "gone")
+        if request.then == "wait":
+            await asyncio.get_running_loop().create_future()
+        return Result({"counted": request.to})
+    finally:
+        # What gives back waits for its answer: a second cancellation must not cut that short.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        node.cancelled.append("count")
+
+
+COUNT = Subscription("demo.count", Count, count, Counted, "Count")
 
 
 class Peer:
@@ -21,7 +56,9 @@ class Peer:
         given = [(name.lower().encode(), value.encode()) for name, value in {"Host": "localhost", **headers}.items()]
         scope = {"type": "websocket", "path": path, "headers": given, "query_string": b""}
         self.inbox.put_nowait({"type": "websocket.connect"})
-        self.task = asyncio.create_task(SocketDoor(doors.lane_app, doors.front_app)(scope, self.inbox.get, self.outbox.put))
+        self.task = asyncio.create_task(
+            SocketDoor(doors.lane_app, doors.front_app, [COUNT])(scope, self.inbox.get, self.outbox.put)
+        )
 
     def say(self, text: str | bytes) -> None:
         self.inbox.put_nowait({"type": "websocket.receive", "text" if isinstance(text, str) else "bytes": text})
@@ -93,6 +130,88 @@ def test_calls_have_a_limit(doors: Any, monkeypatch: pytest.MonkeyPatch) -> None
             peer.call(number, "demo.wait", wait_ms=20_000)
         answer = await peer.answer()
         assert (answer["id"], answer["code"]) == (2, "over_limit")
+        await peer.leave()
+
+    doors.run(scene())
+
+
+def test_a_subscription_pushes_until_it_is_over(doors: Any) -> None:
+    async def scene() -> None:
+        peer = await accepted(doors)
+        peer.call(1, "demo.count", to=3, then="end")
+        assert [await peer.answer() for _ in range(3)] == [{"id": 1, "event": {"n": n}} for n in range(3)]
+        assert await peer.answer() == {"id": 1, "status": 200, "ok": True, "counted": 3}
+        peer.call(1, "demo.count", to=1, then="refuse")
+        assert (await peer.answer())["event"] == {"n": 0}
+        assert (await peer.answer())["code"] == "session_lost"
+        peer.call(1, "demo.count", to="many")
+        answer = await peer.answer()
+        assert (answer["code"], answer["field"]) == ("invalid", "to")
+        await peer.leave()
+
+    doors.run(scene())
+
+
+def test_a_client_cancels_by_the_id_of_its_call(doors: Any, fake_node: Any) -> None:
+    async def scene() -> None:
+        peer = await accepted(doors)
+        peer.call("s", "demo.count", to=1)
+        assert (await peer.answer())["event"] == {"n": 0}
+        peer.call("s", "demo.get", key="a")
+        answer = await peer.answer()
+        assert (answer["code"], answer["field"]) == ("invalid", "id"), "two calls of one id cannot be told apart"
+        peer.call(1, "cancel", call="s")
+        peer.call(2, "cancel", call="s")
+        answers = {answer["id"]: answer for answer in [await peer.answer() for _ in range(3)]}
+        assert answers[1]["cancelled"]
+        assert answers[2]["cancelled"]
+        assert (answers["s"]["status"], answers["s"]["code"]) == (499, "cancelled")
+        assert fake_node.cancelled == ["count"]
+        peer.call(3, "demo.wait", wait_ms=20_000)
+        peer.call(4, "cancel", call=3)
+        codes = {answer["id"]: answer.get("code") for answer in [await peer.answer() for _ in range(2)]}
+        assert codes == {3: "cancelled", 4: None}
+        peer.call(5, "cancel", call=3)
+        assert not (await peer.answer())["cancelled"]
+        peer.call(6, "cancel")
+        assert (await peer.answer())["code"] == "invalid"
+        await peer.leave()
+
+    doors.run(scene())
+
+
+def test_who_leaves_or_stops_gives_back_first(doors: Any, fake_node: Any) -> None:
+    async def scene() -> None:
+        peer = await accepted(doors)
+        peer.call(1, "demo.count", to=0)
+        peer.call(2, "demo.count", to=0)
+        peer.call(3, "cancel", call=1)
+        assert (await peer.answer())["id"] == 3
+        await peer.leave()
+        assert fake_node.cancelled == ["count", "count"], "cancelled twice, yet not cut short"
+        peer = await accepted(doors)
+        peer.call(1, "demo.count", to=1)
+        await peer.answer()
+        assert len(doors.front_app.subscriptions) == 1
+        assert doors.front_app.calls_under_way == 0, "a stop does not wait for it as it does for a call"
+        await doors.front_app.end_subscriptions(5)
+        assert len(fake_node.cancelled) == 3
+        assert (await peer.answer())["code"] == "cancelled"
+        await peer.leave()
+
+    doors.run(scene())
+
+
+def test_who_does_not_read_loses_the_subscription(doors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "BACKLOG_MAX", 10)
+
+    async def scene() -> None:
+        peer = await accepted(doors)
+        peer.call(1, "demo.count", to=11)
+        answers = [await peer.answer()]
+        while "event" in answers[-1]:
+            answers.append(await peer.answer())
+        assert answers[-1]["code"] == "over_limit"
         await peer.leave()
 
     doors.run(scene())

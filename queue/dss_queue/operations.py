@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from dss_project.api.operation import Operation
+from dss_project.api.operation import Operation, Subscription
 from dss_queue import answers, inspection, metrics
 from dss_queue.broker import Broker
 from dss_queue.commands import (
@@ -326,3 +326,5 @@ OPERATIONS: tuple[Operation, ...] = (
         example={"topic": "orders"},
     ),
 )
+
+SUBSCRIPTIONS: tuple[Subscription, ...] = ()
