@@ -89,6 +89,8 @@ class World(Load):
         getattr(self, f"_fault_{name}")()
 
     def _between(self, some: list[str], others: list[str]) -> None:
+        if self.healed:
+            return  # a swizzle that began before the healing
         for a in some:
             for b in others:
                 self.cut[a, b] = self.cut[b, a] = True
