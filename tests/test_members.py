@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -18,25 +19,32 @@ def member(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProces
 
 
 @pytest.fixture
-def newcomer(cluster, tmp_path):
-    """A fourth node that runs and belongs to nobody yet."""
-    first = cluster.nodes[0]
-    port = free_ports(1)[0]
-    environment = {
-        **first.environment,
-        "NODE_ID": "node-4",
-        "RPC_PORT": str(port),
-        "DSS_DATA_DIR": str(tmp_path / "node-4"),
-        "DSS_JOIN": "true",
-    }
-    node = LocalNode("node-4", port, environment, tmp_path / "logs" / "node-4.log")
-    node.start()
-    node.wait_alive(60)
-    yield node
-    node.stop()
+def make_newcomer(cluster, tmp_path):
+    """Start nodes that belong to nobody yet."""
+    made: list[LocalNode] = []
+
+    def make(node_id: str) -> LocalNode:
+        port = free_ports(1)[0]
+        environment = {
+            **cluster.nodes[0].environment,
+            "NODE_ID": node_id,
+            "RPC_PORT": str(port),
+            "DSS_DATA_DIR": str(tmp_path / node_id),
+            "DSS_JOIN": "true",
+        }
+        node = LocalNode(node_id, port, environment, tmp_path / "logs" / f"{node_id}.log")
+        made.append(node)
+        node.start()
+        node.wait_alive(60)
+        return node
+
+    yield make
+    for node in made:
+        node.stop()
 
 
-def test_a_fourth_node_joins_leads_and_leaves(cluster, newcomer):
+def test_a_fourth_node_joins_leads_and_leaves(cluster, make_newcomer):
+    newcomer = make_newcomer("node-4")
     token = cluster.nodes[0].call("POST", "/lock/acquire", {"key": "a", "client": "c", "ttl_ms": 0}).json["fencing_token"]
     assert newcomer.call("GET", "/ready").status == 503, "it belongs to no cluster yet"
 
@@ -52,7 +60,34 @@ def test_a_fourth_node_joins_leads_and_leaves(cluster, newcomer):
     assert removed.returncode == 0, removed.stderr
     assert "node-4" not in removed.stdout
     cluster.wait_ready()
+    assert newcomer.process.wait(60) == 1, "who was removed does not stay"
+    newcomer.start()
+    assert newcomer.process.wait(60) == 1, "nor does it come back with its old data"
+    log = newcomer.log_path.read_text()
+    assert log.count("node-4 was removed from the cluster") == 2
+    assert "Traceback" not in log
     assert cluster.nodes[2].call("POST", "/lock/release", {"key": "a", "client": "c"}).json["released"]
+
+
+def test_five_nodes_outlive_two(cluster, make_newcomer):
+    """With a fourth and a fifth member any two may die."""
+    newcomers = [make_newcomer("node-4"), make_newcomer("node-5")]
+    for node in newcomers:
+        added = member(cluster, "add", node.id, node.url)
+        assert added.returncode == 0, added.stderr
+        cluster.wait_ready(nodes=[node])
+    until_voters(newcomers[1], 5)
+    for node in cluster.nodes[:2]:
+        node.kill()
+    cluster.wait_ready(nodes=[cluster.nodes[2], *newcomers])
+    answer = newcomers[0].call("POST", "/lock/acquire", {"key": "b", "client": "c", "ttl_ms": 0})
+    assert answer.status == 200, answer.json
+
+
+def until_voters(node: LocalNode, count: int) -> None:
+    """A learner gets its vote when it has caught up."""
+    while [member["learner"] for member in node.status()["members"]] != [False] * count:
+        time.sleep(0.05)
 
 
 def test_what_makes_no_sense_is_refused_in_a_line(cluster):

@@ -107,6 +107,8 @@ class Handshake:
 
     def _take(self, message: Hello | Proof | Refusal) -> bytes:
         if isinstance(message, Refusal):
+            if self._dials and message.reason == Reason.UNKNOWN_PEER:
+                raise WireError(Reason.NO_MEMBER, f"{self.peer_id!r} says that this node is no member of the cluster")
             raise WireError(Reason.REFUSED_BY_PEER, f"the peer refused this node: {message.reason!r}")
         if isinstance(message, Hello) and not self._key:
             self._check(message)

@@ -1,7 +1,8 @@
 """Peer links: one authenticated TCP connection between this node and each other member.
 
-The node with the smaller id dials, the other accepts; a newer connection of the same peer takes the place of the older one, which
-the peer has given up or lost. A link that is down loses what is sent on it: Raft repeats itself, and so does everything above it.
+The node with the smaller id dials, the other accepts, and dials only when it suspects that nobody wants it any more (`probe`). A
+newer connection of the same peer takes the place of the older one, which the peer has given up or lost. A link that is down loses
+what is sent on it: Raft repeats itself, and so does everything above it.
 
 What is sent to a peer within one turn of the loop goes out in one write. A link on which nothing arrives for `idle_seconds` is
 dropped: the machine at the other end may be gone without a word. So that a sound link is never silent for so long, each side
@@ -81,6 +82,11 @@ class PeerLinks:
         self._ticker: asyncio.TimerHandle | None = None
         self._refusals = _RefusalLog()
         self._idle_ms = int(idle_seconds * 1000)
+        #: peers whose being out of reach is in the log already
+        self._unreachable: set[str] = set()
+        self._probes: set[asyncio.Task[bool]] = set()
+        #: peers whose last word was that this node is no member
+        self.disowned_by: set[str] = set()
 
     # -- life ------------------------------------------------------------------------------------------------------------------
 
@@ -97,7 +103,7 @@ class PeerLinks:
         """Send what is queued, close every link and stop listening."""
         if self._ticker is not None:
             self._ticker.cancel()
-        for dialer in self._dialers.values():
+        for dialer in [*self._dialers.values(), *self._probes]:
             dialer.cancel()
         if self._server is not None:
             self._server.close()
@@ -108,8 +114,8 @@ class PeerLinks:
             await asyncio.wait([connection.closed for connection in connections], timeout=1.0)
         for connection in connections:
             connection.abort()
-        if self._dialers:
-            await asyncio.wait(self._dialers.values())
+        if dialers := [*self._dialers.values(), *self._probes]:
+            await asyncio.wait(dialers)
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -125,6 +131,14 @@ class PeerLinks:
 
     def up_peers(self) -> list[str]:
         return sorted(self._links)
+
+    def probe(self, peer_id: str) -> None:
+        """Dial a peer that should have dialled this node, once: it may have a reason not to (`disowned_by`)."""
+        if peer_id in self._peers and peer_id not in self._links and peer_id not in self._dialers:
+            self.disowned_by.discard(peer_id)
+            task = asyncio.create_task(self._dial(peer_id), name=f"probe {peer_id}")
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
 
     @property
     def peers(self) -> dict[str, tuple[str, int]]:
@@ -158,27 +172,30 @@ class PeerLinks:
             self._dialers[peer_id] = asyncio.create_task(self._keep_dialling(peer_id), name=f"dial {peer_id}")
 
     async def _keep_dialling(self, peer_id: str) -> None:
-        loop = asyncio.get_running_loop()
         pause = REDIAL_SECONDS_MIN
-        reachable = True
         while True:
-            host, port = self._peers[peer_id]
-            try:
-                async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                    _, connection = await loop.create_connection(lambda: Connection(self, dials=peer_id), host, port)
-            except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: no host can have this name
-                if reachable:
-                    log.info("peer_unreachable", peer=peer_id, address=f"{host}:{port}", error=str(error) or "timed out")
-                reachable = False
-            else:
-                try:
-                    await connection.closed
-                finally:
-                    connection.close()
-                if connection.ticks > 0 and connection.session is not None:
-                    pause, reachable = REDIAL_SECONDS_MIN, True  # it held for a while: no reason to hold back
+            if await self._dial(peer_id):
+                pause = REDIAL_SECONDS_MIN  # it held for a while: no reason to hold back
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, REDIAL_SECONDS_MAX)
+
+    async def _dial(self, peer_id: str) -> bool:
+        """One connection from its beginning to its end. True when it was proven and held for a while."""
+        host, port = self._peers[peer_id]
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                _, connection = await loop.create_connection(lambda: Connection(self, dials=peer_id), host, port)
+        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: no host can have this name
+            if peer_id not in self._unreachable:
+                log.info("peer_unreachable", peer=peer_id, address=f"{host}:{port}", error=str(error) or "timed out")
+            self._unreachable.add(peer_id)
+            return False
+        try:
+            await connection.closed
+        finally:
+            connection.close()
+        return connection.ticks > 0 and connection.session is not None
 
     # -- what connections report -----------------------------------------------------------------------------------------------
 
@@ -193,12 +210,14 @@ class PeerLinks:
             secret=self._secret,
             nonce=os.urandom(NONCE_BYTES),
             dials=connection.dials,
-            accepts=lambda peer_id: peer_id in self._peers and peer_id < self._node_id,
+            accepts=lambda peer_id: peer_id in self._peers,
         )
 
     def proven(self, connection: Connection) -> None:
         """The handshake is done."""
         self._unproven.pop(connection, None)
+        self._unreachable.discard(connection.peer_id)
+        self.disowned_by.discard(connection.peer_id)
         older = self._links.get(connection.peer_id)
         if older is not None:
             older.abort()
@@ -218,6 +237,8 @@ class PeerLinks:
     def refused(self, connection: Connection, error: WireError) -> None:
         """The other side broke the rules; its connection is being closed."""
         metrics.peer_refused(error.reason)
+        if error.reason is Reason.NO_MEMBER:
+            self.disowned_by.add(connection.peer_id)
         self._refusals.write(error, connection.address, connection.peer_id)
 
     def configure(self, sock: socket.socket) -> None:
@@ -315,7 +336,7 @@ class Connection(asyncio.Protocol):
     def refuse(self, error: WireError) -> None:
         self.peer_id = self._handshake.peer_id
         self._links.refused(self, error)
-        if error.reply and error.reason is not Reason.REFUSED_BY_PEER:
+        if error.reply and error.reason not in (Reason.REFUSED_BY_PEER, Reason.NO_MEMBER):
             self._transport.write(error.reply)
         self._transport.close()
         self._links.lost(self)

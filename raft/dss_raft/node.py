@@ -27,6 +27,7 @@ from dss_raft.machine import Event, Result, StateMachine
 from dss_raft.outbox import Outbox
 from dss_raft.proposals import Proposals
 from dss_raft.reads import ReadRounds
+from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replica import Replica
 from dss_raft.snapshot_keeper import SnapshotKeeper, SnapshotPart
 from dss_raft.store import LogStore
@@ -85,6 +86,7 @@ class Node:
         self._outbox: Outbox
         self._reads: ReadRounds
         self._proposals: Proposals
+        self._removal: RemovalWatch
 
     # ------------------------------------------------------------------ life
 
@@ -132,6 +134,7 @@ class Node:
         )
         self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)
         self._driver.on_tick.append(self._ticked)
+        self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         await self._links.start()
         self._running = True
         self._outbox.add_unattended(OpenSession())
@@ -431,7 +434,10 @@ class Node:
 
     def failed(self, error: BaseException) -> None:
         """Stop rather than go on wrongly."""
-        log.critical("raft.failed", node=self.node_id, error=f"{type(error).__name__}: {error}", exc_info=error)
+        if isinstance(error, NodeRemoved):
+            log.critical("raft.removed", node=self.node_id, why=str(error))
+        else:
+            log.critical("raft.failed", node=self.node_id, error=f"{type(error).__name__}: {error}", exc_info=error)
         self._running = False
         self._outbox.close()
         if self._on_failure is not None:
@@ -462,6 +468,7 @@ class Node:
                 waiter.set_result(None)
         self._outbox.sweep(self._why_no_answer)
         now = self._loop.time()
+        self._removal.look(now)
         if self._outbox.in_flight and now - self._last_progress > RESEND_AFTER_S:
             self._send_again()
         if self.is_leader:

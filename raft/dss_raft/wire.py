@@ -59,6 +59,8 @@ class Reason(StrEnum):
     TOO_MANY = "too_many"
     #: the other side refused this node
     REFUSED_BY_PEER = "refused_by_peer"
+    #: the other side says that this node is no member
+    NO_MEMBER = "no_member"
 
 
 class WireError(Exception):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from dss_raft import removal
 from dss_raft.errors import Refused
 from dss_raft.node import Node
 from dss_raft.store import StoreFailed
@@ -35,6 +37,7 @@ class Cluster:
         self.settings = settings
         self.ports = dict(zip((*IDS, "d"), free_ports(4), strict=True))
         self.nodes: dict[str, Node] = {}
+        self.failures: dict[str, BaseException] = {}
 
     def url(self, node_id: str) -> str:
         return f"http://127.0.0.1:{self.ports[node_id]}"
@@ -68,7 +71,7 @@ class Cluster:
 
     async def start(self, *node_ids: str) -> None:
         for node_id in node_ids or IDS:
-            node = self.nodes[node_id] = Node(self.config(node_id), [Sum()])
+            node = self.nodes[node_id] = Node(self.config(node_id), [Sum()], partial(self.failures.__setitem__, node_id))
             await node.start()
 
     async def stop(self, *node_ids: str) -> None:
@@ -244,6 +247,53 @@ async def test_a_fourth_node_joins_gets_a_vote_and_can_be_removed(cluster):
         await newcomer.submit(Add(amount=100), timeout_ms=1500)
     assert refusal.value.code in {"no_leader", "no_quorum", "unknown_outcome"}
     assert (await follower.submit(Add(amount=1))).body == {"total": 22}
+
+
+@pytest.fixture
+def quick_removal(monkeypatch):
+    """Ask at once, again and again: what takes seconds in a cluster takes milliseconds here."""
+    monkeypatch.setattr(removal, "ASK_AFTER_S", 0.6)
+    monkeypatch.setattr(removal, "ASK_EVERY_S", 0.1)
+
+
+@pytest.mark.parametrize("gone", ["a", "c"])
+async def test_who_was_removed_while_down_is_told_so(cluster, quick_removal, gone):
+    """ "a" dials the others itself, "c" is dialled by them and has to ask."""
+    await cluster.start()
+    await cluster.leader()
+    await cluster.stop(gone)
+    await (await cluster.leader()).remove_member(gone)
+    await cluster.until(lambda: all(gone not in node.peers for node in cluster.nodes.values()))
+    await cluster.start(gone)
+    await cluster.until(lambda: gone in cluster.failures)
+    assert isinstance(cluster.failures[gone], removal.NodeRemoved)
+    assert str(cluster.directory / gone) in str(cluster.failures[gone])
+    with pytest.raises(Refused) as refusal:
+        await cluster.nodes[gone].submit(Add(amount=1))
+    assert refusal.value.code == "stopping"
+    assert len(cluster.failures) == 1
+
+
+async def test_a_leader_that_was_removed_is_told_so(cluster, quick_removal):
+    await cluster.start()
+    leader = await cluster.leader()
+    await (await cluster.follower()).remove_member(leader.node_id)
+    await cluster.until(lambda: leader.node_id in cluster.failures)
+    assert isinstance(cluster.failures[leader.node_id], removal.NodeRemoved)
+
+
+async def test_who_is_only_alone_is_not_told_so(cluster, quick_removal, monkeypatch):
+    """Neither a member whose peers are down, nor one that waits to be added."""
+    await cluster.start()
+    await cluster.leader()
+    await cluster.stop("a", "b")
+    await cluster.start("d")
+    asked = []
+    monkeypatch.setattr(cluster.nodes["c"]._links, "probe", asked.append)
+    await cluster.until(lambda: len(asked) > 2 * 2 * removal.ROUNDS)
+    assert not cluster.failures
+    await cluster.start("a", "b")
+    await cluster.nodes["c"].submit(Add(amount=1))
 
 
 async def test_a_member_needs_an_address(cluster):
