@@ -94,8 +94,28 @@ def doers(node: Node) -> dict[str, Doer]:
             raise Refused("over_limit", f"{to or 'no other node'} did not take over in time; it may be down or too far behind")
         return {"leader_id": node.leader_id}
 
+    async def propose(change: Change) -> int:
+        """A leader that is new, or in the middle of another change, is so for a moment only."""
+        refusal: Refused | None = None
+        index = 0
+
+        def is_proposed() -> bool:
+            nonlocal index, refusal
+            try:
+                index, refusal = _guarded(lambda: node.core.change(change)), None
+            except Refused as error:
+                if error.code != "over_limit":
+                    raise
+                refusal = error
+            return refusal is None
+
+        await node.until(is_proposed)
+        if refusal is not None:
+            raise refusal
+        return index
+
     async def change(change: Change) -> dict[str, Any]:
-        index: int = _guarded(lambda: node.core.change(change))
+        index = await propose(change)
         node.wake()
         if not await node.until(lambda: node.applied_index >= index):
             raise Refused("unknown_outcome", "the change was proposed, and not committed in time")
