@@ -12,12 +12,15 @@ KEYS_PER_CALL_MAX = 64
 META_MEMBERS_MAX = 16
 REASON_LENGTH_MAX = 512
 TTL_MS_DEFAULT = 30_000
+#: as Consul and Chubby have it: longer than any request in flight should live, short enough to wait for
+LOCK_DELAY_MS_MAX = 60_000
 
 Mode = Literal["exclusive", "shared"]
 Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
 #: The log's encoding knows 64-bit integers only.
 MetaInteger = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 MetaValue = OptionalName | MetaInteger | float | bool | None
+LockDelayMs = Annotated[int, msgspec.Meta(ge=0, le=LOCK_DELAY_MS_MAX)]
 Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=REASON_LENGTH_MAX)]
 
 
@@ -53,6 +56,8 @@ class Acquire(KeyFields, Command, tag="locks.acquire", kw_only=True):
     session: OptionalName = ""
     #: how long to queue when it is held; 0: answer at once
     wait_ms: WaitMs = 0
+    #: when this lock is lost (lease or session ended, taken away; not when it is released), nobody is granted the key for so long
+    lock_delay_ms: LockDelayMs = 0
     #: shown to whoever asks who holds the lock; not interpreted
     meta: dict[Name, MetaValue] | None = None
 

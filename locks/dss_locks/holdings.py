@@ -14,7 +14,8 @@ from typing import Any
 
 from dss_locks.claims import Claims
 from dss_locks.deadlines import Deadlines
-from dss_locks.sessions import Session, Sessions
+from dss_locks.delays import Delays
+from dss_locks.sessions import Session, Sessions, count_down
 from dss_locks.state import Hold, KeyLock, Limits, LockChanged
 from dss_raft.machine import Event, Origin
 
@@ -35,6 +36,7 @@ class Holdings:
         self.held = [0, 0]
         self.claims = Claims()
         self.sessions = Sessions()
+        self.delays = Delays()
         self.leases: Deadlines[Hold] = Deadlines(self.deadline_ms)
         #: when the present leader took over
         self.rearmed_ms = 0
@@ -90,7 +92,7 @@ class Holdings:
             self.leases.add(hold, self.deadline_ms(hold))
         if claimant is not None:
             self.claims.add(claimant, hold)
-        self.events.append(LockChanged("granted", key, client, MODES[exclusive], index))
+        self.events.append(LockChanged("granted", key, client, MODES[exclusive], index, index))
         return hold
 
     def upgrade(self, hold: Hold, index: int, claimant: Origin | None) -> None:
@@ -99,14 +101,14 @@ class Holdings:
         self._set_mode(hold, True)
         if claimant is not None:
             self.claims.add(claimant, hold, token_before)
-        self.events.append(LockChanged("granted", hold.key, hold.client, "exclusive", index))
+        self.events.append(LockChanged("granted", hold.key, hold.client, "exclusive", index, index, reason="upgraded"))
 
-    def downgrade(self, hold: Hold, index: int) -> None:
+    def downgrade(self, hold: Hold, index: int, reason: str = "downgraded") -> None:
         """Exclusive to shared, with the same token."""
         if hold.token == index:
             self._spend(hold, index)
         self._set_mode(hold, False)
-        self.events.append(LockChanged("granted", hold.key, hold.client, "shared", hold.token))
+        self.events.append(LockChanged("granted", hold.key, hold.client, "shared", hold.token, index, reason=reason))
 
     def bind(self, hold: Hold, session: Session | None) -> None:
         """From now on it ends with `session`; None: it has a lease of its own."""
@@ -138,7 +140,7 @@ class Holdings:
         key, client = hold.key, hold.client
         lock = self.locks[key]
         lock.remove(hold)
-        _count_down(self.clients, client)
+        count_down(self.clients, client)
         self.held[hold.exclusive] -= 1
         if hold.ttl_ms:
             self.leases.discard(hold)
@@ -151,7 +153,7 @@ class Holdings:
         if hold.token == index:
             self._spend(hold, index)
         if lock.queue is not None:
-            _count_down(self.in_demand, client)
+            count_down(self.in_demand, client)
         elif lock.holder is None and lock.sharers is None:
             del self.locks[key]
         return lock
@@ -164,7 +166,7 @@ class Holdings:
     def queue_ended(self, lock: KeyLock) -> None:
         """A key has no waiter any more."""
         for hold in lock.holds():
-            _count_down(self.in_demand, hold.client)
+            count_down(self.in_demand, hold.client)
 
     def take_back_upgrade(self, hold: Hold, index: int) -> None:
         """Undo an upgrade: the client holds the key as it did before, with the token it had."""
@@ -172,7 +174,7 @@ class Holdings:
             self._spend(hold, index)
         hold.token = hold.token_before
         self.claims.drop(hold)
-        self.downgrade(hold, index)
+        self.downgrade(hold, index, "cancelled")
 
     def take_overdue(self, at_ms: int) -> list[Hold]:
         """The holds whose lease has run out, in an order that is the same everywhere. They are to be removed."""
@@ -208,7 +210,7 @@ class Holdings:
             sharers = lock.sharers if lock is not None else None
             if sharers is not None and len(sharers) >= limits.holders_per_key_max and client not in sharers:
                 return "holders_per_key_max"
-        held, own = self.held[0] + self.held[1], self.clients.get(client, 0)
+        held, own = self.held[0] + self.held[1] + len(self.delays.by_key), self.clients.get(client, 0)
         if held + len(keys) <= limits.holds_max and own + len(keys) <= limits.holds_per_client_max:
             return ""
         new = sum(self.hold_of(key, client) is None for key in keys)
@@ -257,10 +259,3 @@ class Holdings:
             self._spent.clear()
             self._spent_index = index
         self._spent[hold.key] = hold.exclusive or self._spent.get(hold.key, False)
-
-
-def _count_down(counts: dict[str, int], client: str) -> None:
-    if counts[client] > 1:
-        counts[client] -= 1
-    else:
-        del counts[client]

@@ -30,6 +30,7 @@ def status(table: LockTable, key: str, now_ms: int, client: str = "") -> dict[st
         "holder_count": len(holds),
         "waiters": [waiter_row(place, number, now_ms) for number, place in enumerate(ordered[:ROWS_SHOWN_MAX], 1)],
         "waiter_count": len(queue),
+        "delay": delay_row(table, key, now_ms),
     }
     if client:
         body["why"] = why(table, key, client, now_ms)
@@ -45,7 +46,22 @@ def hold_row(table: LockTable, hold: Hold, now_ms: int) -> dict[str, Any]:
         "expires_in_ms": table.holdings.expires_in_ms(hold, now_ms),
         "age_ms": max(0, now_ms - hold.granted_ms),
         "ttl_ms": hold.ttl_ms,
+        "lock_delay_ms": hold.lock_delay_ms,
+        "session": hold.session,
         "meta": hold.meta,
+    }
+
+
+def delay_row(table: LockTable, key: str, now_ms: int) -> dict[str, Any] | None:
+    """Who lost the key, and how long it is still kept back from requests of which mode; None: it is not."""
+    delay = table.holdings.delays.by_key.get(key)
+    if delay is None:
+        return None
+    return {
+        "lost_by": delay.client,
+        "keeps_out": "everybody" if delay.exclusive else "exclusive",
+        "left_ms": table.holdings.delays.left_ms(key, now_ms),
+        "delay_ms": delay.length_ms,
     }
 
 
@@ -65,7 +81,8 @@ def waiter_row(place: Place, position: int, now_ms: int) -> dict[str, Any]:
 
 
 def why(table: LockTable, key: str, client: str, now_ms: int) -> dict[str, Any] | None:
-    """Why `client` waits for `key`: its position, who is in the way, and the chain from there to one who does not wait.
+    """Why `client` waits for `key`: its position, who is in the way, how long the key is kept back if that is the reason, and
+    the chain from there to one who does not wait.
 
     None: it does not wait for this key.
     """
@@ -76,6 +93,7 @@ def why(table: LockTable, key: str, client: str, now_ms: int) -> dict[str, Any] 
     return {
         "position": lock.position(place, key) or 1,
         "holders": [hold_row(table, hold, now_ms) for hold in lock.holds()[:ROWS_SHOWN_MAX] if hold.client != client],
+        "delay": delay_row(table, key, now_ms) if table.holdings.delays.blocks(key, place.exclusive) else None,
         "chain": chain(table, place),
     }
 

@@ -37,6 +37,7 @@ RELEASE_RESULTS = ("released", "not_held", "not_holder", "forced", "failed")
 lock_acquire_total = Counter("lock_acquire_total", "Answers to acquire calls at this node", ["mode", "result"])
 lock_release_total = Counter("lock_release_total", "Answers to release calls at this node", ["result"])
 lock_held = Gauge("lock_held", "Locks held in the cluster, as this node knows it", ["mode"])
+lock_delayed = Gauge("lock_delayed", "Keys kept back after their holder lost them, as this node knows it")
 lock_waiting = Gauge("lock_waiting", "Calls that wait for a lock in the cluster, as this node knows it")
 lock_wait_seconds = Histogram("lock_wait_seconds", "How long granted requests had waited", buckets=_SECONDS)
 lock_held_seconds = Histogram("lock_held_seconds", "How long locks were held until their release", buckets=_HELD_SECONDS)
@@ -54,10 +55,11 @@ def attach(node: Node) -> None:
     table = cast(LockTable, node.machine("locks"))
     lock_held.labels("shared").set_function(lambda: table.holdings.held[0])
     lock_held.labels("exclusive").set_function(lambda: table.holdings.held[1])
+    lock_delayed.set_function(lambda: len(table.holdings.delays.by_key))
     lock_waiting.set_function(lambda: len(table.waits.by_origin))
 
     def count_expired(event: LockChanged, index: int) -> None:
-        if event.kind == "lost" and event.reason == "expired" and node.is_leader:
+        if event.kind == "lost" and event.reason != "forced" and node.is_leader:
             lock_expired_total.inc()
 
     node.on_event(LockChanged, count_expired)

@@ -94,7 +94,9 @@ class StatusAnswer(msgspec.Struct):
     holder_count: int
     waiters: list[dict[str, Any]]
     waiter_count: int
-    #: with `client`: its `position`, the `holders` in the way, and the `chain` up to somebody who does not wait
+    #: while the key is kept back (`lock_delay_ms`): `lost_by`, `keeps_out` ("everybody" or "exclusive"), `left_ms`, `delay_ms`
+    delay: dict[str, Any] | None
+    #: with `client`: its `position`, the `holders` or the `delay` in the way, and the `chain` up to somebody who does not wait
     why: dict[str, Any] | None = None
 
 
@@ -213,7 +215,8 @@ OPERATIONS: tuple[Operation, ...] = (
             "Locks `key`, or all of `keys` or none, `exclusive` or `shared`, first come first served. What `client` holds "
             "already is renewed (same token); shared to exclusive upgrades.\n\n"
             "With `wait_ms` the call queues; it is refused with the cycle if it could never be granted because of a deadlock. "
-            "A lease of `ttl_ms` ends by itself unless it is renewed. "
+            "A lease of `ttl_ms` ends by itself unless it is renewed. After a lock with `lock_delay_ms` was lost, not released, "
+            "its key is kept back for so long: what its holder had sent before it died has time to arrive. "
             "A lease cannot stop a paused client: pass the `fencing_token` to the resource and let it refuse older ones."
         ),
         tag="Locks",

@@ -20,7 +20,7 @@ def hold_from(key: str, row: list[Any]) -> Hold:
 
 
 def place_row(place: Place) -> list[Any]:
-    callers = [[list(c.origin), c.since_ms, c.deadline_ms, c.ttl_ms, c.meta, c.session] for c in place.callers]
+    callers = [[list(c.origin), c.since_ms, c.deadline_ms, c.ttl_ms, c.meta, c.session, c.lock_delay_ms] for c in place.callers]
     return [place.rank, place.client, place.exclusive, place.keys, place.counts_on, place.upgrades, callers]
 
 

@@ -29,6 +29,8 @@ class Sessions:
         #: when the present leader took over
         self.rearmed_ms = 0
         self.deadlines: Deadlines[Session] = Deadlines(self.deadline_ms)
+        #: client -> how many sessions it has
+        self.of_client: dict[str, int] = {}
         self._last_number = 0
 
     def deadline_ms(self, session: Session) -> int:
@@ -44,6 +46,7 @@ class Sessions:
         self._last_number += 1
         session = Session(f"{index}.{self._last_number}", client, ttl_ms, at_ms)
         self.by_id[session.id] = session
+        self.of_client[client] = self.of_client.get(client, 0) + 1
         self.deadlines.add(session, self.deadline_ms(session))
         return session
 
@@ -58,6 +61,7 @@ class Sessions:
     def forget(self, session: Session) -> None:
         """The session is over, and holds nothing any more."""
         del self.by_id[session.id]
+        count_down(self.of_client, session.client)
         self.deadlines.discard(session)
         self._tidy()
 
@@ -76,8 +80,19 @@ class Sessions:
         """Replace everything."""
         self.rearmed_ms, self._last_number = state["rearmed_ms"], state["last_number"]
         self.by_id = {row[0]: Session(*row) for row in state["rows"]}
+        self.of_client = {}
+        for session in self.by_id.values():
+            self.of_client[session.client] = self.of_client.get(session.client, 0) + 1
         self.deadlines.rebuild(self.by_id.values())
 
     def _tidy(self) -> None:
         if self.deadlines.is_wasteful(len(self.by_id)):
             self.deadlines.rebuild(self.by_id.values())
+
+
+def count_down(counts: dict[str, int], client: str) -> None:
+    """One less of something that a client has; a client without any is not in `counts`."""
+    if counts[client] > 1:
+        counts[client] -= 1
+    else:
+        del counts[client]

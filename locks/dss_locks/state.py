@@ -15,14 +15,18 @@ import msgspec
 from dss_locks.deadlines import NO_TIMER
 from dss_raft.machine import Event, Origin
 
+LockEventKind = Literal["queued", "dequeued", "refused", "granted", "released", "lost", "delay_ended"]
+
 
 class Limits(msgspec.Struct, frozen=True):
     """Upper bounds of the table. They decide what a command does, so they are the same on every node and not a setting."""
 
+    #: keys that are kept back (`lock_delay_ms`) count as held
     holds_max: int = 2_000_000
     holds_per_client_max: int = 100_000
     holders_per_key_max: int = 10_000
     sessions_max: int = 100_000
+    sessions_per_client_max: int = 1_000
     waiters_max: int = 100_000
     waiters_per_client_max: int = 1_000
     waiters_per_key_max: int = 20_000
@@ -49,6 +53,8 @@ class Hold(msgspec.Struct, gc=False):
     claim_seq: int = 0
     #: token of the shared hold that the claim's upgrade took the place of; 0: there was none
     token_before: int = 0
+    #: how long the key is kept back when this hold is lost
+    lock_delay_ms: int = 0
     timer: int = NO_TIMER
 
 
@@ -78,6 +84,7 @@ class Caller(msgspec.Struct):
     ttl_ms: int
     meta: Any
     session: str = ""
+    lock_delay_ms: int = 0
     timer: int = NO_TIMER
 
 
@@ -221,15 +228,40 @@ class Forced(msgspec.Struct, frozen=True, array_like=True):
     by: str
 
 
-class LockChanged(Event, frozen=True):
-    """For watchers of a key or a client."""
+class LockChanged(Event, frozen=True, gc=False):
+    """Something happened to a key, for whoever watches it.
 
-    kind: Literal["granted", "queued", "released", "lost"]
+    Who holds a key follows from granted, released and lost; who waits for it from queued and dequeued, one pair for each place
+    in a queue, whatever becomes of it. A lease that starts anew and a call that is refused at once change neither, with one
+    exception: a refused deadlock is told.
+    """
+
+    kind: LockEventKind
     key: str
     client: str
     mode: str
+    #: of the hold; 0 for a request that waits
     fencing_token: int
-    #: why it was lost: "expired" or "forced"
+    #: of the entry in which it happened
+    index: int
+    #: the place in the queue, for queued and dequeued: grows with every request that has to wait
+    place: int = 0
+    #: granted: "", "upgraded", "downgraded" or "cancelled" (an upgrade whose caller went away: shared again);
+    #: dequeued: "granted" or the code of the refusal, "cancelled" or "node_restarted" when the caller has gone;
+    #: refused: "deadlock"; released: "", "session_closed" or "cancelled"; lost: "expired", "session_lost" or "forced"
     reason: str = ""
-    #: how long it was held, for "released" and "lost"
+    #: what a person gave as the reason of a forced release
+    detail: str = ""
+    #: how long it was held, for released and lost
     held_ms: int = 0
+    #: how long the key is kept back from now on, for lost
+    delay_ms: int = 0
+
+
+class SessionEnded(Event, frozen=True, gc=False):
+    """A client's session is over, and with it all its locks."""
+
+    session: str
+    client: str
+    reason: Literal["expired", "closed"]
+    index: int

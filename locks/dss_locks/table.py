@@ -15,7 +15,9 @@ Theory of operation
    else closes a cycle: a grant gives the others nobody to wait for whom they did not wait for already. (One exception, an upgrade
    by a client that has another request waiting, is checked as well.)
 6. Time is applied time. `expire` first does what was put off for the sake of tokens (`holdings.py`), then answers the waits that
-   have run out, then ends leases, then grants: a wait that has run out is never granted.
+   have run out, then ends leases and delays, then grants: a wait that has run out is never granted.
+7. A lock that is lost, not released, may leave a delay behind (`delays.py`): a request waits for it as for a holder, but it is no
+   client's, so it is part of no cycle.
 """
 
 from __future__ import annotations
@@ -25,17 +27,16 @@ from typing import Any, Literal
 
 import msgspec
 
+from dss_locks import answers
 from dss_locks.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
 from dss_locks.holdings import MODES, Holdings
 from dss_locks.rows import hold_from, hold_row, place_from, place_row
 from dss_locks.sessions import Session
-from dss_locks.state import Caller, Forced, Hold, KeyLock, Limits, LockChanged, Place
+from dss_locks.state import Caller, Forced, Hold, KeyLock, Limits, LockChanged, LockEventKind, Place, SessionEnded
 from dss_locks.waits import Waits
 from dss_raft.commands import Command
 from dss_raft.machine import Event, Origin, Resolved, Result
 
-#: A refusal names at most so many holders of a key.
-HOLDERS_SHOWN_MAX = 16
 #: Forced releases that are kept, the latest ones.
 FORCED_KEPT_MAX = 1000
 
@@ -83,7 +84,7 @@ class LockTable:
         """See `StateMachine.cancel`."""
         caller = self.waits.by_origin.get(waiter)
         if caller is not None:
-            self._drop_caller(caller)
+            self._drop_caller(caller, index, "cancelled")
         else:
             for hold in self.holdings.claims.of(waiter):
                 self._take_back(hold, at_ms, index)
@@ -96,11 +97,16 @@ class LockTable:
             self._deferred.clear()
             self._settle(at_ms, index)
         for caller in self.waits.take_overdue(at_ms):
-            self._drop_caller(caller, Result(self._refusal(caller.place, at_ms), "wait_timeout"))
+            self._refuse_caller(
+                caller, index, answers.not_granted("wait_timeout", self.holdings, self.waits, caller.place, at_ms)
+            )
         for hold in self.holdings.take_overdue(at_ms):
             self._end(hold, at_ms, index, "lost", "expired")
         for session in self.holdings.sessions.take_overdue(at_ms):
-            self._end_session(session, at_ms, index, "lost", "expired")
+            self._end_session(session, at_ms, index, "expired")
+        for delay in self.holdings.delays.take_over(at_ms):
+            self._events.append(LockChanged("delay_ended", delay.key, delay.client, MODES[delay.exclusive], 0, index))
+            self._dirty[delay.key] = None
         self._settle(at_ms, index)
 
     def next_deadline_ms(self) -> int | None:
@@ -115,16 +121,21 @@ class LockTable:
             session_ms = holdings.sessions.deadlines.next_ms()
             if earliest is None or (session_ms is not None and session_ms < earliest):
                 earliest = session_ms
+        if holdings.delays.by_key:
+            delay_ms = holdings.delays.deadlines.next_ms()
+            if earliest is None or (delay_ms is not None and delay_ms < earliest):
+                earliest = delay_ms
         return earliest
 
     def rearm(self, at_ms: int, index: int) -> None:
         """See `StateMachine.rearm`."""
-        self.holdings.rearmed_ms = self.holdings.sessions.rearmed_ms = at_ms
+        holdings = self.holdings
+        holdings.rearmed_ms = holdings.sessions.rearmed_ms = holdings.delays.rearmed_ms = at_ms
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """See `StateMachine.node_restarted`."""
         for caller in self.waits.of_node(node):
-            self._drop_caller(caller)
+            self._drop_caller(caller, index, "node_restarted")
         self.holdings.claims.forget_node(node)
         self._settle(at_ms, index)
 
@@ -139,6 +150,7 @@ class LockTable:
         return {
             "locks": [[key, [hold_row(hold) for hold in lock.holds()]] for key, lock in self.locks.items()],
             "sessions": self.holdings.sessions.snapshot(),
+            "delays": self.holdings.delays.snapshot(),
             "boots": self.holdings.claims.snapshot(),
             "rearmed_ms": self.holdings.rearmed_ms,
             "places": [place_row(place) for place in self.waits.places()],
@@ -152,6 +164,8 @@ class LockTable:
         """See `StateMachine.restore`."""
         holds_by_key = [(key, [hold_from(key, row) for row in rows]) for key, rows in state["locks"]]
         self.holdings.sessions.restore(state["sessions"])
+        # Snapshots from before there were delays have none.
+        self.holdings.delays.restore(state.get("delays") or {"rows": [], "rearmed_ms": state["rearmed_ms"]})
         self.holdings.restore(holds_by_key, state["boots"], state["rearmed_ms"])
         self.waits.restore([place_from(row) for row in state["places"]], state["last_rank"])
         self._deferred = dict.fromkeys(state["deferred"])
@@ -173,27 +187,29 @@ class LockTable:
                 return Result({"session": command.session}, "session_lost")
             if session.client != client:
                 return Result({"field": "session", "detail": "`session` is another client's"}, "invalid")
-        if key is not None and key not in holdings.locks and not holdings.has_spent():
+        if key is not None and key not in holdings.locks and key not in holdings.delays.by_key and not holdings.has_spent():
             limit = holdings.over_limit(keys, client)
             if limit:
-                return self._over_limit(limit)
+                return answers.over_limit(holdings.limits, limit)
             hold = holdings.grant(key, client, exclusive, at_ms, index, command.ttl_ms, command.meta, session, origin)
+            if command.lock_delay_ms:
+                hold.lock_delay_ms = command.lock_delay_ms
             expires_in_ms = holdings.expires_in_ms(hold, at_ms)
             return Result({"fencing_token": index, "expires_in_ms": expires_in_ms, "reentrant": False})
         place = self.waits.place(client, keys, exclusive)
         if self.waits.is_blocked(place):
             if command.wait_ms:
-                return self._enqueue(place, command, at_ms, origin)
-            return Result(self._refusal(place, at_ms), "held")
+                return self._enqueue(place, command, at_ms, index, origin)
+            return answers.not_granted("held", holdings, self.waits, place, at_ms)
         if (place.upgrades or holdings.has_spent()) and holdings.must_defer(keys, client, exclusive, index):
             self._defer(keys, at_ms)
-            return self._enqueue(place, command, at_ms, origin)
+            return self._enqueue(place, command, at_ms, index, origin)
         if place.upgrades and client in self.waits.of_client and (cycle := self.waits.cycle(place)):
-            return _deadlock(cycle)
+            return self._refuse_deadlock(place, cycle, index)
         limit = holdings.over_limit(keys, client)
         if limit:
-            return self._over_limit(limit)
-        return Result(self._take(place, command.ttl_ms, command.meta, session, at_ms, index, origin))
+            return answers.over_limit(holdings.limits, limit)
+        return Result(self._take(place, command, session, at_ms, index, origin))
 
     def _release(self, command: Release, at_ms: int, index: int, origin: Origin) -> Result:
         client, token = command.client, command.fencing_token
@@ -205,12 +221,12 @@ class LockTable:
             if lock is None:
                 continue
             hold = lock.hold_of(client)
-            if hold is not None and _matches(hold, token, keys):
+            if hold is not None and answers.matches(hold, token, keys):
                 mine.append(hold)
             elif token is not None and lock.holder_count():
                 stale.append(key)
         if stale and not mine:
-            return Result({"keys": stale, "current": self._highest_token(stale)}, "not_holder")
+            return Result({"keys": stale, "current": answers.highest_token(self.holdings, stale)}, "not_holder")
         held_ms = 0
         for hold in mine:
             held_ms = at_ms - hold.granted_ms
@@ -228,7 +244,7 @@ class LockTable:
         lost: list[str] = []
         for key in keys:
             hold = self.holdings.hold_of(key, command.client)
-            if hold is not None and _matches(hold, command.fencing_token, keys):
+            if hold is not None and answers.matches(hold, command.fencing_token, keys):
                 holds.append(hold)
             else:
                 lost.append(key)
@@ -245,14 +261,17 @@ class LockTable:
         holds = [hold for hold in lock.holds() if command.client in ("", hold.client)] if lock is not None else []
         for hold in holds:
             self.forced.append(Forced(index, at_ms, hold.key, hold.client, hold.token, command.reason, command.by))
-            self._end(hold, at_ms, index, "lost", "forced")
+            self._end(hold, at_ms, index, "lost", "forced", command.reason)
         del self.forced[:-FORCED_KEPT_MAX]
         return Result({"released": bool(holds), "holders": [{"client": h.client, "fencing_token": h.token} for h in holds]})
 
     def _start_session(self, command: StartSession, at_ms: int, index: int, origin: Origin) -> Result:
         sessions = self.holdings.sessions
-        if len(sessions.by_id) >= self.holdings.limits.sessions_max:
-            return self._over_limit("sessions_max")
+        limits = self.holdings.limits
+        if len(sessions.by_id) >= limits.sessions_max:
+            return answers.over_limit(limits, "sessions_max")
+        if sessions.of_client.get(command.client, 0) >= limits.sessions_per_client_max:
+            return answers.over_limit(limits, "sessions_per_client_max")
         session = sessions.start(command.client, command.ttl_ms, at_ms, index)
         return Result({"session": session.id, "expires_in_ms": session.ttl_ms})
 
@@ -267,22 +286,22 @@ class LockTable:
         session = self.holdings.sessions.by_id.get(command.session)
         if session is None:
             return Result({"closed": False, "released_keys": []})
-        return Result({"closed": True, "released_keys": self._end_session(session, at_ms, index, "released")})
+        return Result({"closed": True, "released_keys": self._end_session(session, at_ms, index, "closed")})
 
     # -- granting and ending -------------------------------------------------------------------------------------------------
 
     def _take(
         self,
         place: Place,
-        ttl_ms: int,
-        meta: Any,
+        request: Acquire | Caller,
         session: Session | None,
         at_ms: int,
         index: int,
         claimant: Origin | None,
     ) -> dict[str, Any]:
-        """Give `place` all its keys; returns the answer."""
+        """Give `place` all its keys, on the terms of `request`; returns the answer."""
         holdings, client, exclusive = self.holdings, place.client, place.exclusive
+        ttl_ms, meta = request.ttl_ms, request.meta
         reentrant = True
         highest = 0
         tokens: dict[str, int] = {}
@@ -301,8 +320,9 @@ class LockTable:
                     holdings.upgrade(hold, index, claimant)
                 elif hold.exclusive and not exclusive:
                     holdings.downgrade(hold, index)
-                    self._lose_dependents(client, key, only_exclusive=True)
+                    self._lose_dependents(client, key, index, only_exclusive=True)
                     self._dirty[key] = None
+            hold.lock_delay_ms = request.lock_delay_ms
             tokens[key] = token = hold.token
             if token > highest:
                 highest = token
@@ -312,78 +332,109 @@ class LockTable:
             body["fencing_tokens"] = tokens
         return body
 
-    def _end(self, hold: Hold, at_ms: int, index: int, kind: Literal["released", "lost"], reason: str = "") -> None:
+    def _end(
+        self, hold: Hold, at_ms: int, index: int, kind: Literal["released", "lost"], reason: str = "", detail: str = ""
+    ) -> None:
         """A hold is over; whoever waits for its key may come in."""
-        key, client = hold.key, hold.client
-        lock = self.holdings.remove(hold, index)
-        self._events.append(LockChanged(kind, key, client, MODES[hold.exclusive], hold.token, reason, at_ms - hold.granted_ms))
+        holdings, key, client, exclusive = self.holdings, hold.key, hold.client, hold.exclusive
+        lock = holdings.remove(hold, index)
+        delay_ms = hold.lock_delay_ms if kind == "lost" else 0
+        if delay_ms:
+            holdings.delays.add(key, client, exclusive, at_ms, delay_ms)
+        held_ms = at_ms - hold.granted_ms
+        self._events.append(
+            LockChanged(kind, key, client, MODES[exclusive], hold.token, index, 0, reason, detail, held_ms, delay_ms)
+        )
         if client in self.waits.of_client:
-            self._lose_dependents(client, key)
+            self._lose_dependents(client, key, index)
         if lock.queue is not None:
             self._dirty[key] = None
 
-    def _end_session(
-        self, session: Session, at_ms: int, index: int, kind: Literal["released", "lost"], reason: str = ""
-    ) -> list[str]:
+    def _end_session(self, session: Session, at_ms: int, index: int, reason: Literal["expired", "closed"]) -> list[str]:
         """End a session: its waiting calls are refused, its locks end. Returns their keys."""
         for place in list(self.waits.of_client.get(session.client, {}).values()):
             for caller in [caller for caller in place.callers if caller.session == session.id]:
-                self._drop_caller(caller, Result({"session": session.id}, "session_lost"))
+                self._refuse_caller(caller, index, Result({"session": session.id}, "session_lost"))
         keys = sorted(session.keys)
         for key in keys:
             hold = self.holdings.hold_of(key, session.client)
             assert hold is not None
-            self._end(hold, at_ms, index, kind, reason)
+            if reason == "closed":
+                self._end(hold, at_ms, index, "released", "session_closed")
+            else:
+                self._end(hold, at_ms, index, "lost", "session_lost")
         self.holdings.sessions.forget(session)
+        self._events.append(SessionEnded(session.id, session.client, reason, index))
         return keys
 
     def _take_back(self, hold: Hold, at_ms: int, index: int) -> None:
         """The grant never reached anybody: an upgrade becomes shared again, anything else ends."""
         if not hold.token_before:
-            self._end(hold, at_ms, index, "released")
+            self._end(hold, at_ms, index, "released", "cancelled")
             return
         self.holdings.take_back_upgrade(hold, index)
-        self._lose_dependents(hold.client, hold.key, only_exclusive=True)
+        self._lose_dependents(hold.client, hold.key, index, only_exclusive=True)
         self._dirty[hold.key] = None
 
-    def _lose_dependents(self, client: str, key: str, only_exclusive: bool = False) -> None:
+    def _lose_dependents(self, client: str, key: str, index: int, only_exclusive: bool = False) -> None:
         """Refuse the client's waiting requests that counted on holding `key` (`only_exclusive`: exclusive)."""
         for place in list(self.waits.of_client.get(client, {}).values()):
             if key in place.counts_on and (not only_exclusive or (place.exclusive and key not in place.upgrades)):
                 for caller in place.callers[:]:
-                    self._drop_caller(caller, Result({"keys": [key]}, "lock_lost"))
+                    self._refuse_caller(caller, index, Result({"keys": [key]}, "lock_lost"))
 
     # -- waiting -------------------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, place: Place, command: Acquire, at_ms: int, origin: Origin) -> Result | None:
+    def _enqueue(self, place: Place, command: Acquire, at_ms: int, index: int, origin: Origin) -> Result | None:
         """Let the request wait; a result is a refusal."""
         waits = self.waits
         same = waits.same_as(place)
         limit = waits.over_limit(same or place)
         if limit:
-            return self._over_limit(limit)
+            return answers.over_limit(self.holdings.limits, limit)
         if same is None:
             if waits.may_close_cycle(place.client) and (cycle := waits.cycle(place)):
-                return _deadlock(cycle)
+                return self._refuse_deadlock(place, cycle, index)
             waits.join(place)
+            self._tell_of_place("queued", place, index)
+        deadline_ms = at_ms + command.wait_ms
         waits.add_caller(
-            Caller(origin, same or place, at_ms, at_ms + command.wait_ms, command.ttl_ms, command.meta, command.session)
+            Caller(
+                origin,
+                same or place,
+                at_ms,
+                deadline_ms,
+                command.ttl_ms,
+                command.meta,
+                command.session,
+                command.lock_delay_ms,
+            )
         )
-        mode = MODES[place.exclusive]
-        for key in place.keys:
-            self._events.append(LockChanged("queued", key, place.client, mode, 0))
         return None
 
-    def _drop_caller(self, caller: Caller, result: Result | None = None) -> None:
+    def _refuse_deadlock(self, place: Place, cycle: list[dict[str, Any]], index: int) -> Result:
+        self._tell_of_place("refused", place, index, "deadlock")
+        return answers.deadlock(cycle)
+
+    def _refuse_caller(self, caller: Caller, index: int, result: Result) -> None:
+        """A wait ends with a refusal."""
+        self._drop_caller(caller, index, result.code)
+        self._events.append(Resolved(caller.origin, result))
+
+    def _drop_caller(self, caller: Caller, index: int, reason: str) -> None:
         """A wait is over without a grant."""
         place = caller.place
         self.waits.forget_caller(caller)
         place.callers.remove(caller)
         if not place.callers:
             self.waits.unlink(place)
+            self._tell_of_place("dequeued", place, index, reason)
             self._dirty.update(dict.fromkeys(place.keys))
-        if result is not None:
-            self._events.append(Resolved(caller.origin, result))
+
+    def _tell_of_place(self, kind: LockEventKind, place: Place, index: int, reason: str = "") -> None:
+        mode, rank = MODES[place.exclusive], place.rank if kind != "refused" else 0
+        for key in place.keys:
+            self._events.append(LockChanged(kind, key, place.client, mode, 0, index, rank, reason))
 
     def _defer(self, keys: list[str], at_ms: int) -> None:
         self._deferred.update(dict.fromkeys(keys))
@@ -423,55 +474,18 @@ class LockTable:
         limit = holdings.over_limit(place.keys, place.client)
         if limit:
             for caller in callers[:]:
-                self._drop_caller(caller, self._over_limit(limit))
+                self._refuse_caller(caller, index, answers.over_limit(holdings.limits, limit))
             return
         waits.unlink(place)
+        self._tell_of_place("dequeued", place, index, "granted")
         place.callers = []
         for caller in callers:
             waits.forget_caller(caller)
         latest = callers[-1]
         session = holdings.sessions.by_id[latest.session] if latest.session else None
         claimant = latest.origin if len(callers) == 1 else None
-        body = self._take(place, latest.ttl_ms, latest.meta, session, at_ms, index, claimant)
+        body = self._take(place, latest, session, at_ms, index, claimant)
         for caller in callers:
             body["waited_ms"] = at_ms - caller.since_ms
             self._events.append(Resolved(caller.origin, Result(body)))
             body = {**body, "reentrant": True}
-
-    # -- answers -------------------------------------------------------------------------------------------------------------
-
-    def holders(self, key: str, at_ms: int, at_most: int) -> list[dict[str, Any]]:
-        """The first holders of a key, as answers show them."""
-        lock = self.locks.get(key)
-        return [
-            {
-                "key": key,
-                "client": hold.client,
-                "mode": MODES[hold.exclusive],
-                "fencing_token": hold.token,
-                "expires_in_ms": self.holdings.expires_in_ms(hold, at_ms),
-            }
-            for hold in (lock.holds()[:at_most] if lock is not None else ())
-        ]
-
-    def _refusal(self, place: Place, at_ms: int) -> dict[str, Any]:
-        """What `held` and `wait_timeout` tell."""
-        holders: list[dict[str, Any]] = []
-        for key in place.keys:
-            holders += self.holders(key, at_ms, HOLDERS_SHOWN_MAX)
-        return {"holders": [h for h in holders if h["client"] != place.client], "position": self.waits.position(place)}
-
-    def _highest_token(self, keys: list[str]) -> int:
-        return max(hold.token for key in keys for hold in self.locks[key].holds())
-
-    def _over_limit(self, limit: str) -> Result:
-        return Result({"limit": limit, "maximum": getattr(self.holdings.limits, limit)}, "over_limit")
-
-
-def _matches(hold: Hold, token: int | None, keys: list[str]) -> bool:
-    """Whether `token` names this hold. A call for several keys gives the highest of their tokens."""
-    return token is None or hold.token == token or (len(keys) > 1 and hold.token < token)
-
-
-def _deadlock(cycle: list[dict[str, Any]]) -> Result:
-    return Result({"deadlock": True, "cycle": cycle}, "deadlock")

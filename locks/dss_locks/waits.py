@@ -120,13 +120,14 @@ class Waits:
         return callers
 
     def is_blocked(self, place: Place) -> bool:
-        """True while `place` has to wait for anybody, at any of its keys."""
+        """True while `place` has to wait at any of its keys: for somebody, or because the key is kept back."""
         locks = self._holdings.locks
         for key in place.keys:
             lock = locks.get(key)
             if lock is not None and next(lock.blockers(place, key), None) is not None:
                 return True
-        return False
+        delays = self._holdings.delays
+        return bool(delays.by_key) and any(delays.blocks(key, place.exclusive) for key in place.keys)
 
     def front(self, lock: KeyLock, key: str) -> list[Place]:
         """The places at a key whose turn may have come: those who upgrade, and the queue up to its first exclusive one.

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from dss_locks import answers
 from dss_locks.commands import Acquire, ForceRelease, Release, Renew
 from dss_locks.state import Limits, LockChanged
 from dss_locks.table import LockTable
@@ -102,7 +103,7 @@ class Harness:
         self.entry()
 
     def holders(self, key: str) -> list[tuple[str, str]]:
-        return [(h["client"], h["mode"]) for h in self.table.holders(key, self.at_ms, 100)]
+        return [(h["client"], h["mode"]) for h in answers.holders(self.table.holdings, key, self.at_ms, 100)]
 
     def queue(self, key: str) -> list[str]:
         lock = self.table.locks.get(key)

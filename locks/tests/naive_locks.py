@@ -14,6 +14,8 @@ class NaiveHold:
     token: int
     since: int
     ttl: int
+    session: str
+    delay: int
     claim: Any = None
     token_before: int = 0
 
@@ -25,14 +27,18 @@ class NaiveRequest:
     exclusive: bool
     counts_on: list[str]
     upgrades: list[str]
-    #: (origin, deadline, ttl)
-    callers: list[tuple[Any, int, int]] = field(default_factory=list)
+    #: (origin, deadline, terms)
+    callers: list[tuple[Any, int, tuple[int, str, int]]] = field(default_factory=list)
 
 
 class NaiveLocks:
     def __init__(self) -> None:
         self.holds: list[NaiveHold] = []
         self.requests: list[NaiveRequest] = []
+        #: id -> client, renewed, ttl
+        self.sessions: dict[str, tuple[str, int, int]] = {}
+        #: key -> lost, length, exclusive
+        self.delays: dict[str, tuple[int, int, bool]] = {}
         self.answers: dict[Any, str] = {}
         self.grants: list[tuple[str, int, bool]] = []
         self.rearmed = 0
@@ -51,6 +57,14 @@ class NaiveLocks:
             found += [r.client for r in self.requests if key in r.upgrades]
             found += [r.client for r in before if key in r.keys and (r.exclusive or request.exclusive)]
         return [client for client in found if client != request.client]
+
+    def must_wait(self, request):
+        return any(self.blockers(request, key) for key in request.keys) or any(
+            key in self.delays and (request.exclusive or self.delays[key][2]) for key in request.keys
+        )
+
+    def ends(self, since, length):
+        return max(since, self.rearmed) + length
 
     def edges(self):
         return {(r.client, key, other) for r in self.requests for key in r.keys for other in self.blockers(r, key)}
@@ -74,11 +88,17 @@ class NaiveLocks:
 
     # what happens
 
-    def acquire(self, origin, client, keys, exclusive, ttl, wait):
+    def acquire(self, origin, client, keys, exclusive, ttl, wait, session, delay):
+        if session:
+            if session not in self.sessions:
+                return "session_lost"
+            if self.sessions[session][0] != client:
+                return "invalid"
+        terms = (0 if session else ttl, session, delay)
         counts_on = [k for k in keys if self.hold(k, client)]
         upgrades = [k for k in counts_on if exclusive and not self.hold(k, client).exclusive]
         request = NaiveRequest(client, keys, exclusive, counts_on, upgrades)
-        blocked = any(self.blockers(request, key) for key in keys)
+        blocked = self.must_wait(request)
         if blocked and not wait:
             return "held"
         if not blocked and not self.must_defer(request):
@@ -88,7 +108,7 @@ class NaiveLocks:
                 self.requests.remove(request)
                 if closes:
                     return "deadlock"
-            self.take(request, ttl, origin)
+            self.take(request, terms, origin)
             self.settle()
             return ""
         same = [r for r in self.requests if (r.client, r.keys, r.exclusive) == (client, keys, exclusive)]
@@ -99,17 +119,18 @@ class NaiveLocks:
             if self.waits_for_itself(client):
                 self.requests.remove(request)
                 return "deadlock"
-        request.callers.append((origin, self.at + wait, ttl))
+        request.callers.append((origin, self.at + wait, terms))
         return None
 
-    def take(self, request, ttl, claim):
+    def take(self, request, terms, claim):
         for key in request.keys:
             hold = self.hold(key, request.client)
             if hold is None:
-                self.holds.append(NaiveHold(key, request.client, request.exclusive, self.index, self.at, ttl, claim))
+                self.holds.append(NaiveHold(key, request.client, request.exclusive, self.index, self.at, *terms, claim))
                 self.grants.append((key, self.index, request.exclusive))
                 continue
-            hold.since, hold.ttl, hold.claim, hold.token_before = self.at, ttl, None, 0
+            hold.since, hold.claim, hold.token_before = self.at, None, 0
+            hold.ttl, hold.session, hold.delay = terms
             if request.exclusive and not hold.exclusive:
                 hold.token_before, hold.token, hold.exclusive, hold.claim = hold.token, self.index, True, claim
                 self.grants.append((key, self.index, True))
@@ -125,12 +146,16 @@ class NaiveLocks:
                 self.requests.remove(request)
                 self.answers.update({origin: "lock_lost" for origin, _, _ in request.callers})
 
-    def end(self, hold):
+    def end(self, hold, lost=False):
         self.holds.remove(hold)
+        if lost and hold.delay:
+            before = self.delays.get(hold.key)
+            if before is None or self.at + hold.delay > self.ends(*before[:2]):
+                self.delays[hold.key] = (self.at, hold.delay, hold.exclusive)
         self.lose(hold.client, hold.key)
 
     def settle(self):
-        while ready := [r for r in self.requests if not any(self.blockers(r, k) for k in r.keys) and not self.must_defer(r)]:
+        while ready := [r for r in self.requests if not self.must_wait(r) and not self.must_defer(r)]:
             request = ready[0]
             self.requests.remove(request)
             self.answers.update({origin: "" for origin, _, _ in request.callers})
@@ -153,12 +178,28 @@ class NaiveLocks:
             return "lock_lost"
         for hold in holds:
             hold.since, hold.claim, hold.token_before = self.at, None, 0
-            hold.ttl = hold.ttl if ttl is None else ttl
+            hold.ttl = hold.ttl if ttl is None or hold.session else ttl
         return ""
 
     @staticmethod
     def matches(hold, token, keys):
         return token is None or hold.token == token or (len(keys) > 1 and hold.token < token)
+
+    def force(self, key):
+        for hold in [h for h in self.holds if h.key == key]:
+            self.end(hold, lost=True)
+        self.settle()
+
+    def end_session(self, session, lost=False):
+        for request in self.requests[:]:
+            mine = [c for c in request.callers if c[2][1] == session]
+            self.answers.update({origin: "session_lost" for origin, _, _ in mine})
+            request.callers = [c for c in request.callers if c not in mine]
+            if not request.callers:
+                self.requests.remove(request)
+        for hold in [h for h in self.holds if h.session == session]:
+            self.end(hold, lost)
+        del self.sessions[session]
 
     def cancel(self, origin):
         for request in self.requests[:]:
@@ -191,6 +232,9 @@ class NaiveLocks:
             request.callers = [c for c in request.callers if c not in late]
             if not request.callers:
                 self.requests.remove(request)
-        for hold in [h for h in self.holds if h.ttl and max(h.since, self.rearmed) + h.ttl <= self.at]:
-            self.end(hold)
+        for hold in [h for h in self.holds if h.ttl and self.ends(h.since, h.ttl) <= self.at]:
+            self.end(hold, lost=True)
+        for session in [name for name, (_, since, ttl) in self.sessions.items() if self.ends(since, ttl) <= self.at]:
+            self.end_session(session, lost=True)
+        self.delays = {key: delay for key, delay in self.delays.items() if self.ends(*delay[:2]) > self.at}
         self.settle()

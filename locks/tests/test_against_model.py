@@ -12,23 +12,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dss_locks import inspection
-from dss_locks.commands import Acquire, Release, Renew
+from dss_locks.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
 from dss_locks.deadlock import find_cycle
-from dss_locks.state import LockChanged
+from dss_locks.state import LockChanged, SessionEnded
 from dss_locks.table import LockTable
 from dss_raft.machine import Origin, Resolved
 
-# The folder is no package: the model is loaded from its file.
-_spec = importlib.util.spec_from_file_location("naive_locks", Path(__file__).with_name("naive_locks.py"))
-assert _spec is not None
-assert _spec.loader is not None
-naive_locks = importlib.util.module_from_spec(_spec)
-sys.modules["naive_locks"] = naive_locks
-_spec.loader.exec_module(naive_locks)
+
+def beside(name):
+    """The folder is no package: what stands beside a test is loaded from its file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+naive_locks, onlooker = beside("naive_locks"), beside("onlooker")
 
 CLIENTS = st.sampled_from(["a", "b", "c", "d"])
 KEYS = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, unique=True)
 TTLS = st.sampled_from([0, 60, 300])
+DELAYS = st.sampled_from([0, 0, 40, 300])
+#: which of the sessions that there have been; most calls are in none
+SESSIONS = st.sampled_from([None, None, None, 0, 1, 2])
 NODES = st.sampled_from(["n1", "n2"])
 MODES = st.sampled_from(["exclusive", "shared"])
 
@@ -42,16 +48,31 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.seq = 0
         self.origins: list[Origin] = []
         self.answers: dict[Origin, str] = {}
+        self.sessions: list[tuple[str, str]] = []
+        self.seen = onlooker.Onlooker()
         self.last_grant: dict[str, tuple[int, str, str]] = {}
 
     # -- commands
 
-    @rule(client=CLIENTS, keys=KEYS, mode=MODES, ttl=TTLS, wait=st.sampled_from([0, 40, 200, 200]), node=NODES)
-    def acquire(self, client, keys, mode, ttl, wait, node):
+    @rule(
+        client=CLIENTS,
+        keys=KEYS,
+        mode=MODES,
+        ttl=TTLS,
+        wait=st.sampled_from([0, 40, 200, 200]),
+        node=NODES,
+        back=SESSIONS,
+        delay=DELAYS,
+    )
+    def acquire(self, client, keys, mode, ttl, wait, node, back, delay):
         origin = self.origin(node)
-        command = Acquire(**self.names(keys), client=client, mode=mode, ttl_ms=ttl, wait_ms=wait)
+        session, owner = self.session(back)
+        client = owner if owner and wait else client
+        command = Acquire(
+            **self.names(keys), client=client, mode=mode, ttl_ms=ttl, wait_ms=wait, session=session, lock_delay_ms=delay
+        )
         waits_before = {r.client for r in self.model.requests} | {client}
-        expected = self.model.acquire(origin, client, keys, mode == "exclusive", ttl, wait)
+        expected = self.model.acquire(origin, client, keys, mode == "exclusive", ttl, wait, session, delay)
         result = self.apply(command, origin)
         assert (None if result is None else result.code) == expected
         if expected == "deadlock":
@@ -70,6 +91,32 @@ class LocksAgainstModel(RuleBasedStateMachine):
         expected = self.model.renew(client, keys, token, ttl)
         result = self.apply(Renew(**self.names(keys), client=client, fencing_token=token, ttl_ms=ttl), self.origin("n1"))
         assert result.code == expected
+
+    @rule(key=st.sampled_from(["k1", "k2", "k3"]))
+    def force(self, key):
+        self.model.force(key)
+        self.apply(ForceRelease(key=key, reason="test"), self.origin("n1"))
+
+    @rule(client=CLIENTS, ttl=st.sampled_from([60, 300]))
+    def start_session(self, client, ttl):
+        result = self.apply(StartSession(client=client, ttl_ms=ttl), self.origin("n1"))
+        assert result.body["session"] not in self.model.sessions
+        self.sessions.append((result.body["session"], client))
+        self.model.sessions[result.body["session"]] = (client, self.model.at, ttl)
+
+    @precondition(lambda self: self.sessions)
+    @rule(back=st.integers(0, 2), ttl=st.sampled_from([None, 20, 300]), close=st.booleans())
+    def use_session(self, back, ttl, close):
+        name, client = self.session(back)
+        command = CloseSession(session=name) if close else RenewSession(session=name, ttl_ms=ttl)
+        result = self.apply(command, self.origin("n1"))
+        is_live = name in self.model.sessions
+        assert (result.body["closed"] if close else not result.code) == is_live
+        if is_live and close:
+            self.model.end_session(name)
+            self.model.settle()
+        elif is_live:
+            self.model.sessions[name] = (client, self.model.at, ttl or self.model.sessions[name][2])
 
     @precondition(lambda self: self.origins)
     @rule(back=st.integers(0, 6))
@@ -117,16 +164,26 @@ class LocksAgainstModel(RuleBasedStateMachine):
         if not hasattr(self, "table"):
             return
         table, model = self.table, self.model
-        holds = {(h.key, h.client, h.exclusive, h.token, h.ttl_ms) for h in table.holdings.all()}
-        assert holds == {(h.key, h.client, h.exclusive, h.token, h.ttl) for h in model.holds}
+        holds = {(h.key, h.client, h.exclusive, h.token, h.ttl_ms, h.session, h.lock_delay_ms) for h in table.holdings.all()}
+        assert holds == {(h.key, h.client, h.exclusive, h.token, h.ttl, h.session, h.delay) for h in model.holds}
+        delays = {d.key: (d.since_ms, d.length_ms, d.exclusive) for d in table.holdings.delays.by_key.values()}
+        assert delays == model.delays
+        assert table.holdings.sessions.by_id.keys() == model.sessions.keys()
         assert [(p.client, p.keys, p.exclusive) for p in table.waits.places()] == [
             (r.client, r.keys, r.exclusive) for r in model.requests
         ]
         assert self.answers == model.answers
-        deadlines = [max(h.since, model.rearmed) + h.ttl for h in model.holds if h.ttl]
+        deadlines = [model.ends(h.since, h.ttl) for h in model.holds if h.ttl]
+        deadlines += [model.ends(since, ttl) for _, since, ttl in model.sessions.values()]
+        deadlines += [model.ends(since, length) for since, length, _ in model.delays.values()]
         deadlines += [deadline for r in model.requests for _, deadline, _ in r.callers]
         if not table._deferred:
             assert table.next_deadline_ms() == min(deadlines, default=None)
+
+    @invariant()
+    def who_only_watches_knows_it_all(self):
+        if hasattr(self, "table"):
+            self.seen.check(self.table)
 
     @invariant()
     def bookkeeping_adds_up(self):
@@ -136,6 +193,8 @@ class LocksAgainstModel(RuleBasedStateMachine):
         holds = list(holdings.all())
         assert holdings.held == [sum(not h.exclusive for h in holds), sum(h.exclusive for h in holds)]
         assert holdings.clients == {c: n for c in "abcd" if (n := sum(h.client == c for h in holds))}
+        names = [session.client for session in holdings.sessions.by_id.values()]
+        assert holdings.sessions.of_client == {c: n for c in "abcd" if (n := names.count(c))}
         queued = {key for p in waits.places() for key in p.keys}
         assert holdings.in_demand == {c: n for c in "abcd" if (n := sum(h.client == c and h.key in queued for h in holds))}
         for key, lock in holdings.locks.items():
@@ -157,6 +216,10 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.origins.append(origin)
         return origin
 
+    def session(self, back):
+        """(name, client) of one of the latest sessions, which may be over; ("", "") for none."""
+        return self.sessions[-1 - back % len(self.sessions)] if self.sessions and back is not None else ("", "")
+
     @staticmethod
     def names(keys):
         return {"key": keys[0]} if len(keys) == 1 else {"keys": keys}
@@ -176,8 +239,13 @@ class LocksAgainstModel(RuleBasedStateMachine):
             if isinstance(event, Resolved):
                 assert event.waiter not in self.answers, "answered twice"
                 self.answers[event.waiter] = event.result.code
-            elif isinstance(event, LockChanged) and event.kind == "granted":
-                self.check_token(event)
+            elif isinstance(event, LockChanged):
+                assert event.index == self.model.index
+                self.seen.see(event)
+                if event.kind == "granted":
+                    self.check_token(event)
+            elif isinstance(event, SessionEnded):
+                assert event.session not in self.table.holdings.sessions.by_id
 
     def check_token(self, event):
         """Tokens of a key grow from each grant to the next, and stand still only among shared holders."""

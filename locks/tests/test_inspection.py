@@ -12,6 +12,7 @@ def test_status_of_a_free_key(locks):
         "holder_count": 0,
         "waiters": [],
         "waiter_count": 0,
+        "delay": None,
     }
 
 
@@ -31,6 +32,8 @@ def test_status_shows_holders_with_their_leases_and_waiters_in_order(locks):
             "expires_in_ms": 3500,
             "age_ms": 1500,
             "ttl_ms": 5000,
+            "lock_delay_ms": 0,
+            "session": "",
             "meta": {"pid": 7},
         }
     ]

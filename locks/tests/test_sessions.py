@@ -40,7 +40,10 @@ def test_silence_frees_all_locks(locks):
     assert locks.answers[waiter].code == ""
     assert renew(locks, session).code == "session_lost"
     assert locks.acquire("a", "k3", session=session).code == "session_lost"
-    assert [(c.key, c.reason) for c in locks.changes if c.kind == "lost"] == [("k1", "expired"), ("k2", "expired")]
+    assert [(c.key, c.reason) for c in locks.changes if c.kind == "lost"] == [
+        ("k1", "session_lost"),
+        ("k2", "session_lost"),
+    ]
 
 
 def test_closing_releases_everything_and_may_be_repeated(locks):

@@ -16,8 +16,15 @@ keys = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, uni
 #: names that the first sessions of a short history may have
 session_names = st.sampled_from(["1.1", "2.1", "2.2", "3.1"])
 acquires = st.builds(
-    lambda client, keys, mode, ttl, wait, session: Acquire(
-        client=client, keys=keys, mode=mode, ttl_ms=ttl, wait_ms=wait, meta={"pid": ttl}, session=session
+    lambda client, keys, mode, ttl, wait, session, delay: Acquire(
+        client=client,
+        keys=keys,
+        mode=mode,
+        ttl_ms=ttl,
+        wait_ms=wait,
+        meta={"pid": ttl},
+        session=session,
+        lock_delay_ms=delay,
     ),
     clients,
     keys,
@@ -25,6 +32,7 @@ acquires = st.builds(
     st.sampled_from([0, 50, 500]),
     st.sampled_from([0, 100, 1000]),
     st.one_of(st.just(""), session_names),
+    st.sampled_from([0, 0, 70]),
 )
 sessions = st.one_of(
     st.builds(lambda client: StartSession(client=client, ttl_ms=100), clients),
