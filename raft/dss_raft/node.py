@@ -72,6 +72,7 @@ class Node:
         self._tick_listeners: list[Callable[[], None]] = []
         self._tick_waiters: list[asyncio.Future[None]] = []
         self._peer_listeners: list[Callable[[str], None]] = []
+        self._replacement_listeners: list[Callable[[], None]] = []
         self._channels: dict[str, Callable[[str, bytes], None]] = {}
         self._control = Control(self.send, members.doers(self))
         self._channels[CHANNEL] = self._control.receive
@@ -332,6 +333,10 @@ class Node:
         """Call `callback()` every tick (a fifth of a heartbeat)."""
         self._tick_listeners.append(callback)
 
+    def on_state_replaced(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` when a leader's snapshot has taken the place of entries, whose events are not told."""
+        self._replacement_listeners.append(callback)
+
     def on_peer_up(self, callback: Callable[[str], None]) -> None:
         """Call `callback(peer_id)` when a link comes up."""
         self._peer_listeners.append(callback)
@@ -390,6 +395,8 @@ class Node:
         """A snapshot from the leader has replaced the state."""
         self._outbox.adopt(self.replica.sessions.get(self.node_id))
         self._reads.release(self.applied_index)
+        for callback in self._replacement_listeners:
+            callback()
 
     def read_settled(self, state: ReadState) -> None:
         self._reads.settle(state)
