@@ -33,7 +33,7 @@ def subscriptions() -> tuple[Subscription, ...]:
     Raises:
         ValueError: two share a name with each other or an operation, or one names a problem that does not exist.
     """
-    from dss_locks.operations import SUBSCRIPTIONS as LOCKS
+    from dss_locks.subscriptions import SUBSCRIPTIONS as LOCKS
     from dss_queue.operations import SUBSCRIPTIONS as QUEUE
 
     found = (*LOCKS, *QUEUE)

@@ -6,12 +6,25 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from dss_raft.commands import Command, DurationMs, Fields, Index, Name, OptionalName, PositiveDurationMs, WaitMs, check_name
+from dss_raft.commands import (
+    DURATION_MS_MAX,
+    Command,
+    DurationMs,
+    Fields,
+    Index,
+    Name,
+    OptionalName,
+    PositiveDurationMs,
+    WaitMs,
+    check_name,
+)
 
 KEYS_PER_CALL_MAX = 64
 META_MEMBERS_MAX = 16
 REASON_LENGTH_MAX = 512
 TTL_MS_DEFAULT = 30_000
+#: A connection's session is renewed by its node at a third of this: not more often than a heartbeat or two.
+CONNECTION_TTL_MS_MIN = 1_000
 #: as Consul and Chubby have it: longer than any request in flight should live, short enough to wait for
 LOCK_DELAY_MS_MAX = 60_000
 
@@ -143,6 +156,37 @@ class GraphQuery(Fields):
     """The waits-for graph."""
 
     consistency: Consistency = "linearizable"
+
+
+class Watch(Fields):
+    """What to be told of: exactly one of the first four. A prefix watches every key that begins with it, "" every key."""
+
+    key: Name | None = None
+    keys: Keys | None = None
+    prefix: OptionalName | None = None
+    #: what this client holds and waits for
+    client: Name | None = None
+    #: how recent the state is that comes first
+    consistency: Consistency = "linearizable"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("key", "keys", "prefix", "client") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of `key`, `keys`, `prefix` and `client`, not {' and '.join(given) or 'none'}")
+        for name in given:
+            for text in self.keys if self.keys is not None else [getattr(self, name)]:
+                check_name(name, text)
+
+
+class KeepSession(Fields):
+    """A session that lives as long as its connection."""
+
+    client: Name
+    #: the locks are free so long after the node of this connection was lost; a lost connection frees them at once
+    ttl_ms: Annotated[int, msgspec.Meta(ge=CONNECTION_TTL_MS_MIN, le=DURATION_MS_MAX)] = TTL_MS_DEFAULT
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
 
 
 class AuditQuery(Fields):

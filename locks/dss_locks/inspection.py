@@ -16,8 +16,8 @@ EDGES_SHOWN_MAX = 10_000
 CHAIN_SHOWN_MAX = 100
 
 
-def status(table: LockTable, key: str, now_ms: int, client: str = "") -> dict[str, Any]:
-    """Holders and waiters of a key, in order; with `client`, why that one waits."""
+def status(table: LockTable, key: str, now_ms: int, client: str = "", rows_max: int = ROWS_SHOWN_MAX) -> dict[str, Any]:
+    """Holders and waiters of a key, in order, the first `rows_max` of each; with `client`, why that one waits."""
     lock = table.locks.get(key)
     holds = lock.holds() if lock is not None else []
     queue = list(lock.queue.values()) if lock is not None and lock.queue is not None else []
@@ -26,9 +26,9 @@ def status(table: LockTable, key: str, now_ms: int, client: str = "") -> dict[st
         "key": key,
         "locked": bool(holds),
         "mode": MODES[holds[0].exclusive] if holds else None,
-        "holders": [hold_row(table, hold, now_ms) for hold in holds[:ROWS_SHOWN_MAX]],
+        "holders": [hold_row(table, hold, now_ms) for hold in holds[:rows_max]],
         "holder_count": len(holds),
-        "waiters": [waiter_row(place, number, now_ms) for number, place in enumerate(ordered[:ROWS_SHOWN_MAX], 1)],
+        "waiters": [waiter_row(place, number, now_ms) for number, place in enumerate(ordered[:rows_max], 1)],
         "waiter_count": len(queue),
         "delay": delay_row(table, key, now_ms),
     }
@@ -70,6 +70,7 @@ def waiter_row(place: Place, position: int, now_ms: int) -> dict[str, Any]:
     first = place.callers[0]
     return {
         "position": position,
+        "place": place.rank,
         "client": place.client,
         "mode": MODES[place.exclusive],
         "keys": place.keys,

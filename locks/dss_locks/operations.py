@@ -23,7 +23,7 @@ from dss_locks.commands import (
     StatusQuery,
 )
 from dss_locks.table import LockTable
-from dss_project.api.operation import Operation, Subscription
+from dss_project.api.operation import Operation
 from dss_raft.errors import Refused
 from dss_raft.machine import Result
 
@@ -348,5 +348,3 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="Locks",
     ),
 )
-
-SUBSCRIPTIONS: tuple[Subscription, ...] = ()

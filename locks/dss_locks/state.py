@@ -228,7 +228,7 @@ class Forced(msgspec.Struct, frozen=True, array_like=True):
     by: str
 
 
-class LockChanged(Event, frozen=True, gc=False):
+class LockChanged(Event, frozen=True, gc=False, omit_defaults=True):
     """Something happened to a key, for whoever watches it.
 
     Who holds a key follows from granted, released and lost; who waits for it from queued and dequeued, one pair for each place

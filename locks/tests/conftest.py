@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from dss_locks.commands import Acquire, ForceRelease, Release, Renew
 from dss_locks.state import Limits, LockChanged
 from dss_locks.table import LockTable
 from dss_raft.commands import Command
+from dss_raft.errors import Refused
 from dss_raft.machine import Event, Origin, Resolved, Result
 
 
@@ -111,10 +114,98 @@ class Harness:
 
     def reload(self) -> None:
         """Go on from a snapshot, as a node does that was far behind."""
-        state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.table.snapshot()))
-        limits = self.table.holdings.limits
-        self.table = LockTable(limits)
+        state = encoded(self.table)
+        self.table = LockTable(self.table.holdings.limits)
         self.table.restore(state)
+
+
+class FakeNode:
+    """A cluster of one: a command is an entry."""
+
+    def __init__(self) -> None:
+        self.table = LockTable()
+        self.index, self.at_ms = 0, 1000
+        self.reads = 0
+        self.is_leader = True
+        self.refusal: Refused | None = None
+        self.futures: dict[Origin, asyncio.Future[Result]] = {}
+        self.listeners = defaultdict(list)
+        self.replacement_listeners = []
+        self.services = {}
+
+    def machine(self, name):
+        assert name == "locks"
+        return self.table
+
+    @property
+    def applied_index(self):
+        return self.index
+
+    def on_event(self, event_type, callback):
+        self.listeners[event_type].append(callback)
+
+    def on_state_replaced(self, callback):
+        self.replacement_listeners.append(callback)
+
+    async def read_index(self):
+        self.reads += 1
+
+    async def submit(self, command, *, timeout_ms=5000, wait_ms=0):
+        if self.refusal:
+            raise self.refusal
+        self.index += 1
+        origin = Origin("n1", 1, self.index)
+        result = self.table.apply(command, self.at_ms, self.index, origin)
+        self.tell()
+        if result is not None:
+            return Result(result.body, result.code, self.index)
+        future = self.futures[origin] = asyncio.get_running_loop().create_future()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.index += 1
+            self.table.cancel(origin, self.at_ms, self.index)
+            self.tell()
+            raise
+
+    def pass_ms(self, ms):
+        self.at_ms += ms
+        self.index += 1
+        self.table.expire(self.at_ms, self.index)
+        self.tell()
+
+    def catch_up_by_snapshot(self, act):
+        """What `act` does to the table happens elsewhere; here a snapshot of it arrives."""
+        copy = LockTable()
+        copy.restore(encoded(self.table))
+        self.index += 1
+        act(copy, self.at_ms, self.index)
+        self.table.restore(encoded(copy))
+        for listener in self.replacement_listeners:
+            listener()
+
+    def tell(self):
+        for event in self.table.take_events():
+            if isinstance(event, Resolved):
+                self.futures.pop(event.waiter).set_result(event.result)
+            for listener in self.listeners[type(event)]:
+                listener(event, self.index)
+
+
+def encoded(table: LockTable) -> Any:
+    """As a snapshot carries it."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(table.snapshot()))
+
+
+@pytest.fixture(scope="session")
+def fake_node() -> type[FakeNode]:
+    """For tests that run a loop of their own."""
+    return FakeNode
+
+
+@pytest.fixture
+async def node() -> FakeNode:
+    return FakeNode()
 
 
 @pytest.fixture

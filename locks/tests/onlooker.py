@@ -34,6 +34,12 @@ class Onlooker:
         else:
             assert (event.kind, event.reason) == ("refused", "deadlock")
 
+    def begin(self, locks) -> None:
+        """Forget everything, and go on from this state (`LockEvent.locks`)."""
+        self.holders = {(lock["key"], h["client"]): (h["mode"], h["fencing_token"]) for lock in locks for h in lock["holders"]}
+        self.waiters = {(lock["key"], w["place"]): (w["client"], w["mode"]) for lock in locks for w in lock["waiters"]}
+        self.delayed = {lock["key"] for lock in locks if lock["delay"]}
+
     def check(self, table) -> None:
         """Compare with the table itself."""
         assert self.holders == {(h.key, h.client): (MODES[h.exclusive], h.token) for h in table.holdings.all()}

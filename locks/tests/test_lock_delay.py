@@ -63,6 +63,12 @@ def test_a_wait_runs_out_during_the_delay_and_says_why(locks):
     assert (answer.code, answer.body["delayed_ms"]) == ("wait_timeout", 3000)
 
 
+def test_who_waits_for_a_holder_is_not_told_of_a_delay(locks):
+    lose_by_lease(locks)
+    locks.acquire("a", "held")
+    assert "delayed_ms" not in locks.acquire("b", "held").body
+
+
 def test_a_lost_shared_lock_keeps_only_exclusive_requests_out(locks):
     locks.shared("a", "k", ttl_ms=1000, lock_delay_ms=5000)
     locks.shared("b", "k", ttl_ms=0)
@@ -75,9 +81,10 @@ def test_a_lost_shared_lock_keeps_only_exclusive_requests_out(locks):
     assert locks.answers[waiter].code == ""
 
 
-def test_one_delayed_key_keeps_a_request_for_several_waiting_and_the_others_free(locks):
+@pytest.mark.parametrize("keys", [("k", "other"), ("other", "k")])
+def test_one_delayed_key_keeps_a_request_for_several_waiting_and_the_others_free(locks, keys):
     lose_by_lease(locks)
-    waiter = locks.acquire("b", "k", "other", wait_ms=20_000)
+    waiter = locks.acquire("b", *keys, wait_ms=20_000)
     assert locks.acquire("c", "free").code == ""
     assert locks.holders("other") == []
     locks.pass_ms(5000)

@@ -9,64 +9,7 @@ from prometheus_client import REGISTRY
 
 from dss_locks import metrics, operations
 from dss_locks.commands import Acquire, CheckToken, ForceRelease, GraphQuery, Release, Renew, StatusQuery
-from dss_locks.state import LockChanged
-from dss_locks.table import LockTable
 from dss_raft.errors import Refused
-from dss_raft.machine import Origin, Resolved, Result
-
-
-class FakeNode:
-    """A cluster of one: a command is an entry."""
-
-    def __init__(self) -> None:
-        self.table = LockTable()
-        self.index, self.at_ms = 0, 1000
-        self.reads = 0
-        self.is_leader = True
-        self.refusal: Refused | None = None
-        self.futures: dict[Origin, asyncio.Future[Result]] = {}
-        self.listeners: list = []
-
-    def machine(self, name):
-        assert name == "locks"
-        return self.table
-
-    def on_event(self, event_type, callback):
-        assert event_type is LockChanged
-        self.listeners.append(callback)
-
-    async def read_index(self):
-        self.reads += 1
-
-    async def submit(self, command, *, timeout_ms=5000, wait_ms=0):
-        if self.refusal:
-            raise self.refusal
-        self.index += 1
-        origin = Origin("n1", 1, self.index)
-        result = self.table.apply(command, self.at_ms, self.index, origin)
-        self.tell()
-        if result is not None:
-            return Result(result.body, result.code, self.index)
-        self.futures[origin] = asyncio.get_running_loop().create_future()
-        return await self.futures[origin]
-
-    def pass_ms(self, ms):
-        self.at_ms += ms
-        self.index += 1
-        self.table.expire(self.at_ms, self.index)
-        self.tell()
-
-    def tell(self):
-        for event in self.table.take_events():
-            if isinstance(event, Resolved):
-                self.futures[event.waiter].set_result(event.result)
-            for listener in self.listeners if isinstance(event, LockChanged) else ():
-                listener(event, self.index)
-
-
-@pytest.fixture
-async def node():
-    return FakeNode()
 
 
 @pytest.fixture

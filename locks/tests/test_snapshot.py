@@ -161,6 +161,17 @@ def test_leases_that_end_together_end_in_one_order_everywhere(locks):
     assert len(same_events(locks, lambda table: table.expire(locks.at_ms + 1000, 99))) == 2
 
 
+def test_delays_that_end_together_end_in_one_order_everywhere(locks):
+    for client, ttl_ms, delay_ms in (("a", 1000, 1000), ("b", 2000, 3000)):
+        locks.shared(client, "k1", ttl_ms=ttl_ms, lock_delay_ms=delay_ms)
+    locks.acquire("c", "k2", ttl_ms=1000, lock_delay_ms=4000)
+    locks.pass_ms(1000)
+    locks.pass_ms(1000)
+    locks.table.next_deadline_ms()
+    events = same_events(locks, lambda table: table.expire(locks.at_ms + 3000, 99))
+    assert [event.key for event in events] == ["k1", "k2"]
+
+
 def test_a_grant_of_several_keys_is_given_back_in_one_order_everywhere(locks):
     locks.shared("z", "k1")
     locks.shared("a", "k2", "k1")
