@@ -25,7 +25,10 @@ async def write_in_child(encode: Callable[[], bytes], path: Path) -> None:
     Raises:
         ChildFailed: `path` is not complete.
     """
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise ChildFailed(f"no child process can be had: {error.strerror}") from None
     if pid == 0:
         _be_the_child(encode, path)
     status = await _ended(pid)

@@ -195,6 +195,10 @@ class Node:
         """True when a leader is known and everything known to be committed is applied."""
         return self._running and bool(self.core.leader_id) and self.applied_index >= self.core.commit_index > 0
 
+    @property
+    def is_taking_snapshot(self) -> bool:
+        return self._running and self._driver.snapshots.is_taking
+
     def machine(self, name: str) -> Any:
         """The state machine called `name`."""
         return self.replica.machines[name]

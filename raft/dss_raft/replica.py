@@ -90,7 +90,7 @@ class Replica:
         }
         return msgspec.msgpack.encode(state)
 
-    def restore(self, data: bytes) -> None:
+    def restore(self, data: bytes | memoryview) -> None:
         """Replace the state by an encoded one."""
         state = msgspec.msgpack.decode(data)
         self.applied_index = state["applied_index"]

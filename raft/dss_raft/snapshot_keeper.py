@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from dss_raft.core import RaftCore
 from dss_raft.core.messages import InstallSnapshot, SnapshotMeta
 from dss_raft.core.ready import SnapshotChunkWanted
+from dss_raft.files import StoreDamaged
 from dss_raft.forked import IS_AVAILABLE as CAN_FORK
-from dss_raft.forked import write_in_child
+from dss_raft.forked import ChildFailed, write_in_child
 from dss_raft.replica import Replica
 from dss_raft.store import LogStore
 
-FORMAT = 1
-#: A state that took more than this last time is encoded by a child process; a smaller one takes but a few milliseconds.
+log = structlog.get_logger("raft")
+
+#: A snapshot file: this, the length of the header in 4 bytes, the header, the replica's state, the parts.
+MAGIC = b"DSSsnap2"
+PIECE_BYTES = 1024 * 1024
+#: What may be larger is encoded by a child process; a state of this size takes but a few milliseconds.
 INLINE_BYTES_MAX = 256 * 1024
 
 
@@ -41,10 +48,11 @@ class SnapshotPart(Protocol):
         """Replace the part's state; the replicated state has been replaced."""
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    format: int
-    replica: bytes
-    parts: dict[str, bytes]
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    """How many bytes of what follow; the parts in this order."""
+
+    replica: int
+    parts: dict[str, int]
 
 
 class SnapshotKeeper:
@@ -73,27 +81,37 @@ class SnapshotKeeper:
         self._store = store
         self._child_file = directory / "state.child"
         self._state_bytes = 0
+        #: index at which the last attempt failed: the next one waits as long as after a success
+        self._failed_at = 0
         self._executor = executor
         self._entries_max = entries_max
         self._bytes_max = bytes_max
         self._taking = False
 
+    @property
+    def is_taking(self) -> bool:
+        """True while a snapshot is being taken."""
+        return self._taking
+
     def is_due(self, core: RaftCore) -> bool:
         """True when enough has been applied since the last snapshot."""
         if self._taking:
             return False
-        since = self._replica.applied_index - core.snapshot.index
-        return since >= self._entries_max or core.log.size(core.snapshot.index, self._replica.applied_index) >= self._bytes_max
+        applied = self._replica.applied_index
+        since = applied - max(core.snapshot.index, self._failed_at)
+        return since >= self._entries_max or core.log.size(max(core.snapshot.index, self._failed_at), applied) >= self._bytes_max
 
     async def take(self, core: RaftCore) -> SnapshotMeta | None:
-        """Write a snapshot of what is applied now; None when another one is being taken."""
+        """Write a snapshot of what is applied now; None when another one is being taken, or no child process can be had."""
         if self._taking:
             return None
         self._taking = True
         try:
             index = self._replica.applied_index
             meta = core.meta_at(index)
-            replica_state = await self._replica_state()
+            # The state can have grown by no more than what the log has brought since.
+            bytes_max = self._state_bytes + core.log.size(core.snapshot.index, index)
+            replica_state = await self._replica_state(is_small=bytes_max <= INLINE_BYTES_MAX)
             parts = {}
             for part in self.parts:
                 await part.before_snapshot(index)
@@ -102,32 +120,41 @@ class SnapshotKeeper:
             # The slow half runs beside the log's writes, which must not wait for it.
             staged = await loop.run_in_executor(None, self._stage, meta, replica_state, parts)
             return await loop.run_in_executor(self._executor, self._commit, staged)
+        except ChildFailed as error:
+            # The log holds everything; it only stays longer than it should.
+            self._failed_at = index
+            log.warning("raft.no_snapshot", why=str(error))
+            return None
         finally:
             self._taking = False
+            self._child_file.unlink(missing_ok=True)
 
-    async def _replica_state(self) -> bytes:
-        if self._state_bytes <= INLINE_BYTES_MAX or not CAN_FORK:
+    async def _replica_state(self, is_small: bool) -> bytes | Path:
+        """The state's bytes, or the file that has them."""
+        if is_small or not CAN_FORK:
             state = self._replica.snapshot()
-        else:
-            await write_in_child(self._replica.snapshot, self._child_file)
-            loop = asyncio.get_running_loop()
-            state = await loop.run_in_executor(None, self._child_file.read_bytes)
-            self._child_file.unlink()
-        self._state_bytes = len(state)
-        return state
+            self._state_bytes = len(state)
+            return state
+        await write_in_child(self._replica.snapshot, self._child_file)
+        self._state_bytes = self._child_file.stat().st_size
+        return self._child_file
 
     async def restore(self, meta: SnapshotMeta) -> None:
-        """Replace the whole state by a stored snapshot."""
+        """Replace the whole state by a stored snapshot.
+
+        Raises:
+            StoreDamaged: it is no snapshot of this version.
+        """
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
-        file = msgspec.msgpack.decode(data, type=_File)
+        replica_state, parts = _split(data)
         for part in self.parts:
             part.before_restore()
-        self._replica.restore(file.replica)
-        self._state_bytes = len(file.replica)
+        self._replica.restore(replica_state)
+        self._state_bytes = len(replica_state)
         for part in self.parts:
-            if part.name in file.parts:
-                await part.load(file.parts[part.name])
+            if part.name in parts:
+                await part.load(bytes(parts[part.name]))
 
     @staticmethod
     def chunk(sender: str, wanted: SnapshotChunkWanted, data: bytes, done: bool) -> InstallSnapshot:
@@ -143,10 +170,46 @@ class SnapshotKeeper:
             done=done,
         )
 
-    def _stage(self, meta: SnapshotMeta, replica_state: bytes, parts: dict[str, bytes]) -> SnapshotMeta:
-        return self._store.stage_snapshot(meta, msgspec.msgpack.encode(_File(FORMAT, replica_state, parts)))
+    def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, bytes]) -> SnapshotMeta:
+        return self._store.stage_snapshot(meta, _pieces(replica_state, parts))
 
     def _commit(self, staged: SnapshotMeta) -> SnapshotMeta | None:
         if staged.index <= self._store.snapshot_index:
             return None  # the leader's newer snapshot was installed while this one was being encoded
         return self._store.commit_snapshot(staged, self.keep_entries)
+
+
+def _pieces(replica_state: bytes | Path, parts: dict[str, bytes]) -> Iterator[bytes]:
+    """The bytes of a snapshot file, none of them in one large piece: copying that would hold the interpreter's lock."""
+    size = replica_state.stat().st_size if isinstance(replica_state, Path) else len(replica_state)
+    header = msgspec.msgpack.encode(_Header(size, {name: len(data) for name, data in parts.items()}))
+    yield MAGIC + len(header).to_bytes(4, "big") + header
+    if isinstance(replica_state, Path):
+        with replica_state.open("rb", buffering=0) as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    else:
+        yield replica_state
+    yield from parts.values()
+
+
+def _split(data: bytes) -> tuple[memoryview, dict[str, memoryview]]:
+    """The replica's state and the parts in a snapshot file, without copying them.
+
+    Raises:
+        StoreDamaged: it is no snapshot of this version.
+    """
+    view = memoryview(data)
+    start = len(MAGIC) + 4
+    if view[: len(MAGIC)] != MAGIC:
+        raise StoreDamaged("the snapshot was written by another version of this program, which must read it")
+    end = start + int.from_bytes(view[len(MAGIC) : start], "big")
+    header = msgspec.msgpack.decode(view[start:end], type=_Header)
+    sizes = [header.replica, *header.parts.values()]
+    if end + sum(sizes) != len(view):
+        raise StoreDamaged(f"the snapshot has {len(view)} bytes instead of {end + sum(sizes)}")
+    slices = []
+    for size in sizes:
+        slices.append(view[end : end + size])
+        end += size
+    return slices[0], dict(zip(header.parts, slices[1:], strict=True))

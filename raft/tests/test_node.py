@@ -11,6 +11,7 @@ import pytest
 
 from dss_raft import removal
 from dss_raft.errors import Refused
+from dss_raft.forked import ChildFailed
 from dss_raft.node import Node
 from dss_raft.store import StoreFailed
 from dss_raft.testing import Add, Sum, Wait
@@ -351,5 +352,28 @@ async def test_large_state_is_snapshotted_while_commands_go_on(tmp_path, monkeyp
         leader = await cluster.leader()
         await leader.read_index()
         assert leader.machine("sum").total == 100
+    finally:
+        await cluster.stop()
+
+
+async def test_a_snapshot_that_no_child_can_take_is_left_for_later(tmp_path, monkeypatch):
+    """The log holds everything meanwhile: no reason to stop."""
+    monkeypatch.setattr("dss_raft.snapshot_keeper.INLINE_BYTES_MAX", 0)
+    attempts = []
+
+    async def killed(encode, path):
+        attempts.append(1)
+        raise ChildFailed("the process was killed")
+
+    monkeypatch.setattr("dss_raft.snapshot_keeper.write_in_child", killed)
+    cluster = Cluster(tmp_path, snapshot_entries=20)
+    try:
+        await cluster.start()
+        leader = await cluster.leader()
+        for _ in range(70):
+            await leader.submit(Add(amount=1))
+        assert not cluster.failures
+        assert 3 <= len(attempts) <= 3 * 4, "each node tries again after as many entries as between two snapshots"
+        assert leader.status()["snapshot_index"] == 0
     finally:
         await cluster.stop()
