@@ -52,9 +52,10 @@ def over_limit(limits: Limits, limit: str) -> Result:
     return Result({"limit": limit, "maximum": maximum, "detail": f"the lock manager's limit {limit} is {maximum}"}, "over_limit")
 
 
-def highest_token(holdings: Holdings, keys: Sequence[str]) -> int:
-    """The highest token of the holders of these keys."""
-    return max(hold.token for key in keys for hold in holdings.locks[key].holds())
+def not_holder(holdings: Holdings, keys: list[str]) -> Result:
+    """`not_holder`: others hold these keys, the highest of their tokens is `current`."""
+    current = max(hold.token for key in keys for hold in holdings.locks[key].holds())
+    return Result({"keys": keys, "current": current}, "not_holder")
 
 
 def matches(hold: Hold, token: int | None, keys: Sequence[str]) -> bool:

@@ -207,8 +207,9 @@ class Holdings:
         limits, locks = self.limits, self.locks
         for key in keys:
             lock = locks.get(key)
-            sharers = lock.sharers if lock is not None else None
-            if sharers is not None and len(sharers) >= limits.holders_per_key_max and client not in sharers:
+            if lock is None or (sharers := lock.sharers) is None:
+                continue
+            if len(sharers) >= limits.holders_per_key_max and client not in sharers:
                 return "holders_per_key_max"
         held, own = self.held[0] + self.held[1] + len(self.delays.by_key), self.clients.get(client, 0)
         if held + len(keys) <= limits.holds_max and own + len(keys) <= limits.holds_per_client_max:

@@ -212,30 +212,35 @@ class LockTable:
         return Result(self._take(place, command, session, at_ms, index, origin))
 
     def _release(self, command: Release, at_ms: int, index: int, origin: Origin) -> Result:
-        client, token = command.client, command.fencing_token
-        keys = [command.key] if command.key is not None else command.keys or []
+        if command.keys is not None:
+            return self._release_several(command.keys, command.client, command.fencing_token, at_ms, index)
+        key, token = command.key or "", command.fencing_token
+        lock = self.holdings.locks.get(key)
+        hold = lock.hold_of(command.client) if lock is not None else None
+        if hold is not None and (token is None or hold.token == token):
+            held_ms = at_ms - hold.granted_ms
+            self._end(hold, at_ms, index, "released")
+            return Result({"released": True, "held_ms": held_ms})
+        if token is not None and lock is not None and lock.holder_count():
+            return answers.not_holder(self.holdings, [key])
+        return Result({"released": False})
+
+    def _release_several(self, keys: list[str], client: str, token: int | None, at_ms: int, index: int) -> Result:
         mine: list[Hold] = []
         stale: list[str] = []
         for key in keys:
-            lock = self.holdings.locks.get(key)
-            if lock is None:
-                continue
-            hold = lock.hold_of(client)
+            hold = self.holdings.hold_of(key, client)
             if hold is not None and answers.matches(hold, token, keys):
                 mine.append(hold)
-            elif token is not None and lock.holder_count():
+            elif token is not None and key in self.locks and self.locks[key].holder_count():
                 stale.append(key)
         if stale and not mine:
-            return Result({"keys": stale, "current": answers.highest_token(self.holdings, stale)}, "not_holder")
-        held_ms = 0
-        for hold in mine:
-            held_ms = at_ms - hold.granted_ms
-            self._end(hold, at_ms, index, "released")
+            return answers.not_holder(self.holdings, stale)
         body: dict[str, Any] = {"released": bool(mine)}
-        if mine:
-            body["held_ms"] = held_ms
-        if command.keys is not None:
-            body["released_keys"] = [hold.key for hold in mine]
+        for hold in mine:
+            body["held_ms"] = at_ms - hold.granted_ms
+            self._end(hold, at_ms, index, "released")
+        body["released_keys"] = [hold.key for hold in mine]
         return Result(body)
 
     def _renew(self, command: Renew, at_ms: int, index: int, origin: Origin) -> Result:
@@ -341,9 +346,10 @@ class LockTable:
         delay_ms = hold.lock_delay_ms if kind == "lost" else 0
         if delay_ms:
             holdings.delays.add(key, client, exclusive, at_ms, delay_ms)
-        held_ms = at_ms - hold.granted_ms
         self._events.append(
-            LockChanged(kind, key, client, MODES[exclusive], hold.token, index, 0, reason, detail, held_ms, delay_ms)
+            LockChanged(
+                kind, key, client, MODES[exclusive], hold.token, index, 0, reason, detail, at_ms - hold.granted_ms, delay_ms
+            )
         )
         if client in self.waits.of_client:
             self._lose_dependents(client, key, index)
@@ -413,6 +419,7 @@ class LockTable:
         return None
 
     def _refuse_deadlock(self, place: Place, cycle: list[dict[str, Any]], index: int) -> Result:
+        place.rank = 0  # it gets no place
         self._tell_of_place("refused", place, index, "deadlock")
         return answers.deadlock(cycle)
 
@@ -432,9 +439,9 @@ class LockTable:
             self._dirty.update(dict.fromkeys(place.keys))
 
     def _tell_of_place(self, kind: LockEventKind, place: Place, index: int, reason: str = "") -> None:
-        mode, rank = MODES[place.exclusive], place.rank if kind != "refused" else 0
+        client, mode, rank, events = place.client, MODES[place.exclusive], place.rank, self._events
         for key in place.keys:
-            self._events.append(LockChanged(kind, key, place.client, mode, 0, index, rank, reason))
+            events.append(LockChanged(kind, key, client, mode, 0, index, rank, reason))
 
     def _defer(self, keys: list[str], at_ms: int) -> None:
         self._deferred.update(dict.fromkeys(keys))
@@ -458,10 +465,15 @@ class LockTable:
 
     def _candidates(self, keys: list[str]) -> list[Place]:
         """The places at these keys whose turn may have come, in order of arrival."""
-        fronts = [self.waits.front(lock, key) for key in keys if (lock := self.locks.get(key)) is not None]
-        if len(fronts) == 1 and len(fronts[0]) < 2:
-            return fronts[0]
-        places = {place.rank: place for front in fronts for place in front}
+        locks, front_of = self.holdings.locks, self.waits.front
+        found: list[Place] = []
+        for key in keys:
+            lock = locks.get(key)
+            if lock is not None:
+                found += front_of(lock, key)
+        if len(found) < 2:
+            return found
+        places = {place.rank: place for place in found}
         return [places[rank] for rank in sorted(places)]
 
     def _let_in(self, place: Place, at_ms: int, index: int) -> None:
@@ -485,7 +497,8 @@ class LockTable:
         session = holdings.sessions.by_id[latest.session] if latest.session else None
         claimant = latest.origin if len(callers) == 1 else None
         body = self._take(place, latest, session, at_ms, index, claimant)
-        for caller in callers:
-            body["waited_ms"] = at_ms - caller.since_ms
-            self._events.append(Resolved(caller.origin, Result(body)))
-            body = {**body, "reentrant": True}
+        body["waited_ms"] = at_ms - callers[0].since_ms
+        self._events.append(Resolved(callers[0].origin, Result(body)))
+        for caller in callers[1:]:
+            repeated = {**body, "reentrant": True, "waited_ms": at_ms - caller.since_ms}
+            self._events.append(Resolved(caller.origin, Result(repeated)))
