@@ -208,6 +208,12 @@ async def node() -> FakeNode:
     return FakeNode()
 
 
+@pytest.fixture(scope="session")
+def harness() -> type[Harness]:
+    """For tests that make many tables."""
+    return Harness
+
+
 @pytest.fixture
 def locks() -> Harness:
     return Harness()

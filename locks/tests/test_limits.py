@@ -1,6 +1,11 @@
 """Every table is bounded, and says so by name."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dss_locks.commands import Acquire, CloseSession, ForceRelease, Release, StartSession
+from dss_locks.state import Limits
 
 
 def over(answer):
@@ -63,3 +68,88 @@ def test_a_waiter_over_a_limit_when_its_turn_comes_is_told_so_and_the_next_goes_
     locks.release("a", "k1")
     assert over(locks.answers[first]) == "holds_per_client_max"
     assert locks.answers[second].code == ""
+
+
+def test_sessions_of_one_client(limited):
+    locks = limited(sessions_per_client_max=1)
+    (first,) = locks.entry(StartSession(client="a"))
+    (second,) = locks.entry(StartSession(client="a"))
+    assert over(second) == "sessions_per_client_max"
+    assert locks.entry(StartSession(client="b"))[0].code == ""
+    locks.reload()
+    assert over(locks.entry(StartSession(client="a"))[0]) == "sessions_per_client_max"
+    locks.entry(CloseSession(session=first.body["session"]))
+    assert locks.entry(StartSession(client="a"))[0].code == ""
+
+
+SMALL = Limits(
+    holds_max=6,
+    holds_per_client_max=3,
+    holders_per_key_max=2,
+    sessions_max=3,
+    sessions_per_client_max=2,
+    waiters_max=4,
+    waiters_per_client_max=2,
+    waiters_per_key_max=3,
+)
+clients = st.sampled_from("abcde")
+keys = st.lists(st.sampled_from(["k1", "k2", "k3", "k4", "k5", "k6", "k7"]), min_size=1, max_size=3, unique=True)
+histories = st.lists(
+    st.one_of(
+        st.builds(
+            lambda client, keys, mode, wait, ttl: Acquire(
+                client=client, keys=keys, mode=mode, wait_ms=wait, ttl_ms=ttl, lock_delay_ms=ttl and 500
+            ),
+            clients,
+            keys,
+            st.sampled_from(["shared", "shared", "exclusive"]),
+            st.sampled_from([0, 1000]),
+            st.sampled_from([0, 50]),
+        ),
+        st.builds(lambda client, keys: Release(client=client, keys=keys), clients, keys),
+        st.builds(lambda keys: ForceRelease(key=keys[0], reason="test"), keys),
+        st.builds(lambda client: StartSession(client=client, ttl_ms=300), clients),
+        st.sampled_from([20, 100]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(history=histories)
+def test_no_history_breaks_a_limit(history, harness):
+    """And a refusal is only ever for a limit that is reached, or would be passed by what was asked for."""
+    locks = harness(SMALL)
+    for step in history:
+        if isinstance(step, int):
+            locks.pass_ms(step)
+            answers = []
+        else:
+            answers = locks.entry(step)
+        used = usage(locks.table)
+        for name, most in used.items():
+            assert most <= getattr(SMALL, name), name
+        for answer in answers:
+            if getattr(answer, "code", "") == "over_limit":
+                assert used[answer.body["limit"]] + len(getattr(step, "keys", "1")) > answer.body["maximum"]
+
+
+def usage(table) -> dict[str, int]:
+    """How far each limit is used, counted one by one."""
+    holds, places = list(table.holdings.all()), table.waits.places()
+    sessions = list(table.holdings.sessions.by_id.values())
+
+    def most(names) -> int:
+        names = list(names)
+        return max((names.count(name) for name in names), default=0)
+
+    return {
+        "holds_max": len(holds) + len(table.holdings.delays.by_key),
+        "holds_per_client_max": most(hold.client for hold in holds),
+        "holders_per_key_max": most(hold.key for hold in holds),
+        "sessions_max": len(sessions),
+        "sessions_per_client_max": most(session.client for session in sessions),
+        "waiters_max": sum(len(place.callers) for place in places),
+        "waiters_per_client_max": most(place.client for place in places for _ in place.callers),
+        "waiters_per_key_max": most(key for place in places for key in place.keys),
+    }

@@ -1,0 +1,267 @@
+"""Every line of the lock section of the HTTP contract, through the fast lane and through DRF."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import msgspec
+import pytest
+from django.test import Client
+
+from dss_locks.operations import OPERATIONS
+from dss_locks.state import Limits
+from dss_project import runtime
+from dss_project.api.guard import Guard
+from dss_project.api.lane import Lane
+
+PATIENCE_S = 10
+
+
+class Door:
+    """Calls as clients make them, at a node that lives in another thread's loop."""
+
+    def __init__(self, node, loop) -> None:
+        self.node = node
+        self.loop = loop
+
+    def run(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE_S)
+
+    def pass_ms(self, ms) -> None:
+        async def act() -> None:
+            self.node.pass_ms(ms)
+
+        self.run(act())
+
+    def post(self, path, **fields):
+        return self.call("POST", path, msgspec.json.encode(fields))
+
+    def get(self, path_and_query):
+        return self.call("GET", path_and_query, b"")
+
+    def later(self, path, **fields) -> list:
+        """A call that waits; returns when it does, and the list gets its answer."""
+        answers: list = []
+        waiting = len(self.node.futures)
+        thread = threading.Thread(target=lambda: answers.append(self.post(path, **fields)))
+        thread.start()
+
+        async def until_it_waits() -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                while len(self.node.futures) == waiting:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+
+        self.run(until_it_waits())
+        self.threads.append(thread)
+        return answers
+
+    threads: list[threading.Thread] = []
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(PATIENCE_S)
+
+
+class LaneDoor(Door):
+    def call(self, method, path_and_query, body):
+        path, _, query = path_and_query.partition("?")
+        sent: list[dict] = []
+
+        async def ask() -> None:
+            messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def receive():
+                if messages:
+                    return messages.pop()
+                await asyncio.Event().wait()
+                return None
+
+            async def send(message) -> None:
+                sent.append(message)
+
+            headers = [(b"content-type", b"application/json")] if body else []
+            scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
+            await Lane(OPERATIONS, lambda: self.node, Guard(""), 4096)(scope, receive, send)
+
+        self.run(ask())
+        answer = msgspec.json.decode(b"".join(message.get("body", b"") for message in sent[1:]))
+        headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], answer, headers
+
+
+class DrfDoor(Door):
+    def call(self, method, path_and_query, body):
+        content = {"content_type": "application/json"} if body else {}
+        response = Client(headers={"Host": "localhost"}).generic(method, path_and_query, body, **content)
+        return response.status_code, msgspec.json.decode(response.content), {k.lower(): v for k, v in response.items()}
+
+
+@pytest.fixture(params=[LaneDoor, DrfDoor], ids=["lane", "drf"])
+def door(request, fake_node, monkeypatch):
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    door = request.param(fake_node(), loop)
+    door.threads = []
+    monkeypatch.setattr(runtime, "node", lambda: door.node)
+    monkeypatch.setattr(runtime, "loop", lambda: loop)
+    yield door
+    door.join()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_acquire(door):
+    status, answer, _ = door.post("/lock/acquire", key="k", client="a")
+    assert status == 200
+    assert answer == {"ok": True, "fencing_token": 1, "expires_in_ms": 30_000, "reentrant": False, "index": 1}
+    _, again, _ = door.post("/lock/acquire", key="k", client="a", ttl_ms="1000", mode="exclusive")
+    assert (again["fencing_token"], again["expires_in_ms"], again["reentrant"], again["index"]) == (1, 1000, True, 2)
+    _, forever, _ = door.post("/lock/acquire", keys=["k2", "k3"], client="a", ttl_ms=0, meta={"pid": 7})
+    assert (forever["expires_in_ms"], forever["fencing_tokens"]) == (None, {"k2": 3, "k3": 3})
+
+
+def test_held(door):
+    door.post("/lock/acquire", key="k", client="a")
+    status, answer, _ = door.post("/lock/acquire", key="k", client="b", mode="shared")
+    assert (status, answer["ok"], answer["code"], answer["position"], answer["index"]) == (423, False, "held", 1, 2)
+    holder = {"key": "k", "client": "a", "mode": "exclusive", "fencing_token": 1, "expires_in_ms": 30_000}
+    assert answer["holders"] == [holder]
+
+
+def test_a_wait_that_runs_out_and_one_that_is_granted(door):
+    door.post("/lock/acquire", key="k", client="a", ttl_ms=2000)
+    impatient = door.later("/lock/acquire", key="k", client="b", wait_ms=1000)
+    patient = door.later("/lock/acquire", key="k", client="c", wait_ms=20_000)
+    door.pass_ms(1000)
+    door.pass_ms(1000)
+    door.join()
+    ((status, answer, _),) = impatient
+    assert (status, answer["ok"], answer["code"]) == (423, False, "wait_timeout")
+    ((status, answer, _),) = patient
+    assert (status, answer["waited_ms"]) == (200, 2000)
+
+
+def test_a_deadlock_names_its_cycle(door):
+    door.post("/lock/acquire", key="k1", client="a")
+    door.post("/lock/acquire", key="k2", client="b")
+    waiting = door.later("/lock/acquire", key="k2", client="a", wait_ms=1000)
+    status, answer, _ = door.post("/lock/acquire", key="k1", client="b", wait_ms=1000)
+    assert (status, answer["ok"], answer["code"], answer["deadlock"]) == (409, False, "deadlock", True)
+    cycle = [(step["client"], step["waits_for"], step["held_by"]) for step in answer["cycle"]]
+    assert cycle == [("b", "k1", "a"), ("a", "k2", "b")]
+    _, graph, _ = door.get("/lock/graph")
+    assert [(e["from"], e["to"], e["key"]) for e in graph["edges"]] == [("a", "b", "k2")]
+    assert {node["client"] for node in graph["nodes"]} == {"a", "b"}
+    door.post("/lock/release", key="k2", client="b")
+    door.join()
+    assert waiting[0][0] == 200
+
+
+def test_two_upgraders_are_a_deadlock_and_one_alone_upgrades_in_place(door):
+    door.post("/lock/acquire", key="k", client="a", mode="shared")
+    _, answer, _ = door.post("/lock/acquire", key="k", client="a")
+    assert (answer["fencing_token"], answer["reentrant"]) == (2, False)
+    door.post("/lock/acquire", key="k", client="a", mode="shared")
+    door.post("/lock/acquire", key="k", client="b", mode="shared")
+    waiting = door.later("/lock/acquire", key="k", client="a", wait_ms=1000)
+    assert door.post("/lock/acquire", key="k", client="b", wait_ms=1000)[1]["code"] == "deadlock"
+    door.post("/lock/release", key="k", client="b")
+    door.join()
+    assert waiting[0][0] == 200
+
+
+def test_release(door):
+    door.post("/lock/acquire", key="k", client="a")
+    status, answer, _ = door.post("/lock/release", key="k", client="a", fencing_token=1)
+    assert (status, answer) == (200, {"ok": True, "released": True, "held_ms": 0, "index": 2})
+    assert door.post("/lock/release", key="k", client="a")[1] == {"ok": True, "released": False, "index": 3}
+    door.post("/lock/acquire", key="k", client="b")
+    status, answer, _ = door.post("/lock/release", key="k", client="a", fencing_token=1)
+    assert (status, answer["code"], answer["current"]) == (409, "not_holder", 4)
+    door.post("/lock/acquire", keys=["k2", "k3"], client="a")
+    assert door.post("/lock/release", keys=["k2", "k3"], client="a")[1]["released_keys"] == ["k2", "k3"]
+
+
+def test_renew(door):
+    door.post("/lock/acquire", key="k", client="a", ttl_ms=1000)
+    door.pass_ms(900)
+    status, answer, _ = door.post("/lock/renew", key="k", client="a", fencing_token=1)
+    assert (status, answer["expires_in_ms"]) == (200, 1000)
+    assert door.post("/lock/renew", key="k", client="a", ttl_ms=5000)[1]["expires_in_ms"] == 5000
+    door.pass_ms(5000)
+    status, answer, _ = door.post("/lock/renew", keys=["k"], client="a")
+    assert (status, answer["code"]) == (409, "lock_lost")
+
+
+def test_check(door):
+    door.post("/lock/acquire", key="k", client="a")
+    assert door.post("/lock/check", key="k", fencing_token=1)[1] == {"ok": True, "valid": True, "current": 1}
+    assert door.post("/lock/check", key="k", fencing_token=2)[1] == {"ok": True, "valid": False, "current": 1}
+
+
+def test_status(door):
+    door.post("/lock/acquire", key="k", client="a", ttl_ms=1000, lock_delay_ms=700)
+    waiting = [door.later("/lock/acquire", key="k", client=client, wait_ms=20_000) for client in ("b", "c")]
+    status, answer, _ = door.get("/lock/status?key=k&client=c")
+    assert status == 200
+    (holder,) = answer["holders"]
+    assert (holder["client"], holder["mode"], holder["fencing_token"], holder["lock_delay_ms"]) == ("a", "exclusive", 1, 700)
+    assert {"expires_in_ms", "age_ms"} <= holder.keys()
+    assert [(w["client"], w["position"]) for w in answer["waiters"]] == [("b", 1), ("c", 2)]
+    assert all("age_ms" in waiter for waiter in answer["waiters"])
+    assert answer["why"]["position"] == 2
+    door.pass_ms(1000)
+    assert door.get("/lock/status?key=k")[1]["delay"]["lost_by"] == "a"
+    door.pass_ms(700)
+    door.post("/lock/release", key="k", client="b")
+    door.join()
+    assert [answers[0][0] for answers in waiting] == [200, 200]
+
+
+def test_sessions_and_forced_releases(door):
+    session = door.post("/session", client="a", ttl_ms=5000)[1]["session"]
+    assert door.post("/lock/acquire", key="k", client="a", session=session)[1]["expires_in_ms"] == 5000
+    assert door.post("/session/renew", session=session)[1]["keys_held"] == 1
+    assert door.post("/lock/force_release", key="k", reason="test")[1]["released"]
+    assert door.get("/lock/audit")[1]["forced"][0]["reason"] == "test"
+    assert door.post("/session/close", session=session)[1]["closed"]
+    assert door.post("/session/renew", session=session)[0] == 409
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"client": "a"}, "key"),
+        ({"key": "k"}, "client"),
+        ({"key": "k", "keys": ["k"], "client": "a"}, "key"),
+        ({"keys": [], "client": "a"}, "keys"),
+        ({"keys": ["k", "k"], "client": "a"}, "keys"),
+        ({"keys": [str(number) for number in range(65)], "client": "a"}, "keys"),
+        ({"key": "k\n", "client": "a"}, "key"),
+        ({"key": "ä" * 257, "client": "a"}, "key"),
+        ({"key": "k", "client": "a", "mode": "both"}, "mode"),
+        ({"key": "k", "client": "a", "ttl_ms": -1}, "ttl_ms"),
+        ({"key": "k", "client": "a", "wait_ms": 20_001}, "wait_ms"),
+        ({"key": "k", "client": "a", "lock_delay_ms": 60_001}, "lock_delay_ms"),
+        ({"key": "k", "client": "a", "colour": "red"}, "colour"),
+    ],
+)
+def test_bad_input_is_refused_by_the_name_of_the_field(door, fields, field):
+    status, answer, headers = door.post("/lock/acquire", **fields)
+    assert (status, answer["ok"], answer["code"], answer["field"]) == (400, False, "invalid", field)
+    assert headers["content-type"].startswith("application/problem+json")
+    assert door.node.index == 0, "nothing was proposed"
+
+
+def test_over_a_limit(door):
+    door.node.table.holdings.limits = Limits(holds_max=1, sessions_max=1)
+    door.post("/lock/acquire", key="k", client="a")
+    status, answer, headers = door.post("/lock/acquire", key="k2", client="a")
+    assert (status, answer["code"], answer["limit"], answer["maximum"]) == (429, "over_limit", "holds_max", 1)
+    assert "holds_max is 1" in answer["detail"]
+    assert int(headers["retry-after"]) >= 1
+    door.post("/session", client="a")
+    assert door.post("/session", client="b")[1]["limit"] == "sessions_max"
