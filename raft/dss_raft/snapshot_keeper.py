@@ -127,7 +127,6 @@ class SnapshotKeeper:
             return None
         finally:
             self._taking = False
-            self._child_file.unlink(missing_ok=True)
 
     async def _replica_state(self, is_small: bool) -> bytes | Path:
         """The state's bytes, or the file that has them."""
@@ -171,7 +170,11 @@ class SnapshotKeeper:
         )
 
     def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, bytes]) -> SnapshotMeta:
-        return self._store.stage_snapshot(meta, _pieces(replica_state, parts))
+        try:
+            return self._store.stage_snapshot(meta, _pieces(replica_state, parts))
+        finally:
+            # Not in the loop: freeing a large file takes a while.
+            self._child_file.unlink(missing_ok=True)
 
     def _commit(self, staged: SnapshotMeta) -> SnapshotMeta | None:
         if staged.index <= self._store.snapshot_index:
