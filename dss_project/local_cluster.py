@@ -47,12 +47,24 @@ class LocalNode:
     Args:
         environment: the node's settings.
         log_path: where its output goes.
+        host: its address.
+        prefix: a command that runs the node's command (in a network namespace).
     """
 
-    def __init__(self, node_id: str, port: int, environment: Mapping[str, str], log_path: Path) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        port: int,
+        environment: Mapping[str, str],
+        log_path: Path,
+        host: str = HOST,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.id = node_id
+        self.host = host
         self.port = port
-        self.url = f"http://{HOST}:{port}"
+        self.url = f"http://{host}:{port}"
+        self._prefix = prefix
         self.log_path = log_path
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
@@ -66,7 +78,7 @@ class LocalNode:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "manage.py"), "node"],
+                [*self._prefix, sys.executable, str(ROOT / "manage.py"), "node"],
                 cwd=ROOT,
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -116,7 +128,7 @@ class LocalNode:
         Raises:
             OSError, http.client.HTTPException: no answer, or half of one.
         """
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
         try:
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
             given = {"Content-Type": "application/json"} if data is not None else {}
