@@ -7,6 +7,7 @@ best of some rounds, in seconds of processor time, for the machine may have othe
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import platform
@@ -15,13 +16,15 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
-from dss_locks.commands import Acquire, Release
-from dss_locks.state import Limits
+from dss_locks.commands import Acquire, Release, Watch
+from dss_locks.state import Limits, LockChanged
 from dss_locks.table import LockTable
+from dss_locks.watching import LockWatchers
 from dss_raft.machine import Origin
 
 COMMANDS_PER_ENTRY = 64
 AT_MS = 1_700_000_000_000
+NOBODY = Origin("", 0, 0)
 
 
 def best_of(rounds: int, run: Callable[[], float]) -> float:
@@ -169,6 +172,81 @@ def expire_all(locks: int) -> float:
     return rate
 
 
+class Listening:
+    """What a node is to its watchers."""
+
+    applied_index = 1
+
+    def __init__(self, table: LockTable) -> None:
+        self.table = table
+        self.services: dict[str, object] = {}
+        self.changed: Callable[[LockChanged, int], None]
+
+    def machine(self, name: str) -> LockTable:
+        return self.table
+
+    def on_event(self, event_type: type, callback: Callable[[LockChanged, int], None]) -> None:
+        if event_type is LockChanged:
+            self.changed = callback
+
+    def on_state_replaced(self, callback: Callable[[], None]) -> None: ...
+
+
+class Sink:
+    """A client that takes everything. What it costs to encode and send an event is the door's business."""
+
+    pushed = 0
+
+    def push(self, event: object) -> None:
+        self.pushed += 1
+
+
+def told(watches: int, events: int) -> float:
+    """Nanoseconds an event of a key costs a node that has so many watches of this key."""
+    node = Listening(LockTable())
+    watchers, sink = LockWatchers(node), Sink()  # type: ignore[arg-type]
+    event = LockChanged("granted", "orders/1", "worker-1", "exclusive", 7, 7)
+
+    async def run() -> float:
+        contexts = [watchers.watch(Watch(key="orders/1"), sink) for _ in range(watches)]  # type: ignore[arg-type]
+        for context in contexts:
+            await context.__enter__().tell_state("state", lambda: AT_MS)
+        started = time.process_time()
+        for _ in range(events):
+            node.changed(event, 7)
+        took_s = time.process_time() - started
+        for context in contexts:
+            context.__exit__(None, None, None)
+        return took_s / events * 1e9
+
+    took_ns = asyncio.run(run())
+    assert sink.pushed == (events + 1) * watches
+    return took_ns
+
+
+def begin_to_watch(locks: int) -> tuple[float, float]:
+    """Milliseconds to find and tell one key in a thousand of so many held locks: in all, and in the longest turn of the loop."""
+    table = LockTable()
+    for n in range(locks):
+        table.apply(Acquire(key=f"orders/{n % 1000}/{n}", client=f"worker-{n}", ttl_ms=0), AT_MS, 1, NOBODY)
+    watchers, sink = LockWatchers(Listening(table)), Sink()  # type: ignore[arg-type]
+    turns: list[float] = []
+
+    async def run() -> float:
+        with watchers.watch(Watch(prefix="orders/7/"), sink) as watch:  # type: ignore[arg-type]
+            task = asyncio.ensure_future(watch.tell_state("state", lambda: AT_MS))
+            began = time.perf_counter()
+            while not task.done():
+                turn = time.perf_counter()
+                await asyncio.sleep(0)
+                turns.append(time.perf_counter() - turn)
+            return time.perf_counter() - began
+
+    took_s = asyncio.run(run())
+    assert sink.pushed
+    return took_s * 1000, max(turns) * 1000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="write the figures to this file as well")
@@ -189,6 +267,11 @@ def main() -> None:
         "ms to find a cycle of 10,000 waiting clients": min(deadlock_ring(10_000 // scale) for _ in range(3)),
     }
     figures["ms to find none among 10,000 in one exclusive queue"] = deadlock_crowd(10_000 // scale)
+    figures["ns an event costs a node without watches"] = min(told(0, 200_000 // scale) for _ in range(3))
+    figures["ns an event costs with 1,000 watches of its key"] = min(told(1000, 1000 // scale) for _ in range(3))
+    in_all_ms, longest_ms = begin_to_watch(held)
+    figures[f"ms to begin watching a prefix (one in a thousand of {held:,})"] = in_all_ms
+    figures["of these, ms in the longest turn of the loop"] = longest_ms
     for name, value in figures.items():
         print(f"{value:>12,.1f}  {name}")
     machine = f"Python {platform.python_version()} on {platform.machine()}"

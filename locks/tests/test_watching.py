@@ -34,8 +34,16 @@ class Client:
         self.state: list[dict] | None = None
         self.index = 0
         self.resyncs = 0
+        self.errors: list[AssertionError] = []
 
     def push(self, event) -> None:
+        try:
+            self.take(event)
+        except AssertionError as error:
+            # Raised here it would end the call that changed the table, and nobody would hear of it.
+            self.errors.append(error)
+
+    def take(self, event) -> None:
         event = msgspec.json.decode(msgspec.json.encode(event), type=LockEvent)
         self.events.append(event)
         if event.kind not in ("state", "resync"):
@@ -60,15 +68,18 @@ def watchers(node):
 
 @pytest.fixture
 async def begin(node, watchers):
-    tasks = []
+    tasks, clients = [], []
 
     async def begin(**fields) -> Client:
         client = Client()
+        clients.append(client)
         tasks.append(asyncio.create_task(watch(node, Watch(**fields), client)))
         await turns()
         return client
 
+    begin.tasks, begin.clients = tasks, clients
     yield begin
+    assert [client.errors for client in clients if client.errors] == []
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -162,6 +173,60 @@ async def test_a_snapshot_in_place_of_entries_is_told_as_a_resync(node, begin):
     assert client.knows.holders == {}
 
 
+@pytest.fixture
+async def begin_slowly(node, watchers, begin, monkeypatch):
+    """Begin to watch a table of three keys so that its state has been read in part only."""
+    monkeypatch.setattr(watching, "SCAN_KEYS", 1)
+    for key in ("k1", "k2", "k3"):
+        await node.submit(Acquire(key=key, client="a"))
+
+    async def begin_slowly(**fields) -> Client:
+        client = Client()
+        begin.clients.append(client)
+        begin.tasks.append(asyncio.create_task(watch(node, Watch(**fields), client)))
+        await turns(2)
+        assert client.events == []
+        return client
+
+    return begin_slowly
+
+
+@pytest.mark.parametrize("what", [{"prefix": "k"}, {"client": "b"}])
+async def test_a_key_that_is_new_while_the_state_is_read_is_in_it(node, begin_slowly, what):
+    await node.submit(Acquire(key="k0", client="b"))
+    client = await begin_slowly(**what)
+    await node.submit(Acquire(key="k9", client="b"))
+    await turns()
+    assert [e.kind for e in client.events] == ["state"]
+    assert {("k0", "b"), ("k9", "b")} <= client.knows.holders.keys()
+
+
+async def test_a_key_that_is_gone_while_the_state_is_read_is_not_in_it(node, begin_slowly):
+    client = await begin_slowly(prefix="k")
+    await node.submit(Release(key="k1", client="a"))
+    await turns()
+    assert [lock["key"] for lock in client.events[0].locks] == ["k2", "k3"]
+
+
+async def test_a_snapshot_that_comes_while_the_state_is_read(node, begin_slowly):
+    client = await begin_slowly(prefix="k")
+    node.catch_up_by_snapshot(
+        lambda table, at_ms, index: table.apply(Acquire(key="k9", client="b"), at_ms, index, Origin("n2", 1, 1))
+    )
+    await turns()
+    assert [e.kind for e in client.events] == ["state"]
+    assert ("k9", "b") in client.knows.holders
+
+
+async def test_a_key_that_is_only_kept_back_is_told(node, begin):
+    await node.submit(Acquire(key="k", client="a", lock_delay_ms=500))
+    await node.submit(ForceRelease(key="k", reason="test"))
+    client = await begin(prefix="k")
+    assert client.knows.delayed == {"k"}
+    node.pass_ms(500)
+    assert client.told() == [("delay_ended", "k", "a", "")]
+
+
 async def test_the_state_is_linearizable_unless_local_is_asked_for(node, begin):
     await begin(key="k")
     assert node.reads == 1
@@ -214,7 +279,7 @@ def test_what_to_watch_is_said_in_one_way(fields, words):
         Watch(**fields)
 
 
-names = st.sampled_from(["a1", "a2", "b1"])
+names = st.sampled_from(["a1", "a2", "a3", "b1", "b2"])
 clients = st.sampled_from(["a", "b", "c"])
 modes = st.sampled_from(["shared", "exclusive"])
 commands = st.one_of(
@@ -270,6 +335,7 @@ def test_whoever_watches_knows_what_is_so_at_any_time(fake_node, steps):
                 calls.append(asyncio.create_task(node.submit(step)))
         await turns(20)
         for request, client, _ in watching_clients:
+            assert not client.errors
             check(node.table, request, client.knows)
         for task in [task for *_, task in watching_clients] + calls:
             task.cancel()

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.cluster
 
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
 PATIENCE_S = 30
+README = Path(__file__).parents[1] / "README.md"
 
 
 class Connection:
@@ -57,7 +59,7 @@ def cluster(tmp_path, request) -> Iterator[LocalCluster]:
                 print(f"----- log of {node.id}\n{node.log_tail(60)}")
 
 
-def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(cluster):
+def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(cluster, capsys):
     """One cluster for the whole story: starting three processes is what costs."""
     leader, (first, second) = cluster.leader(), cluster.followers()
     with closing(Connection(leader)) as watching:
@@ -91,6 +93,11 @@ def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(clu
         event = watching.event("w")
         assert (event["kind"], event["reason"], event["delay_ms"]) == ("lost", "session_lost", 100)
         assert watching.event("w")["kind"] == "delay_ended"
+
+        # What the README shows.
+        code = README.read_text().split("```python\n")[1].split("```")[0]
+        exec(code.replace("127.0.0.1:8101", f"127.0.0.1:{first.port}"), {})
+        assert capsys.readouterr().out.splitlines() == ["state", "['2', '3']"]
 
         # Cancelled by its id, a watch ends; the connection goes on.
         watching.call("c", "cancel", call="w")
