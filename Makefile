@@ -8,7 +8,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run join test lint format bench bench-raft load postman sim mutants lock clean
+.PHONY: help run join test lint format bench bench-raft load postman sim mutants chaos lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its t
 
 mutants: $(READY) ## break Raft in many small ways, and see that every break is found
 	@$(BIN)/python raft/tests/simulation/mutants.py $(ARGS)
+
+chaos: $(READY) ## 100,000 messages through a cluster that is killed, paused and cut (cut: as root on Linux)
+	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) $(BIN)/python -m pytest -q -s -o log_cli=false tests/test_queue_under_faults.py tests/test_locks_under_faults.py $(ARGS)
 
 lock: ## pin the dependencies of pyproject.toml anew (needs pip-tools)
 	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml
