@@ -34,12 +34,14 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     from dss_locks.watching import LockWatchers
     from dss_queue import metrics as queue_metrics
     from dss_queue.broker import Broker
+    from dss_queue.push import Subscribers
 
     # The order is part of the replicated state: the same on every node, for ever.
     node = Node(config, [LockTable(), Broker(), Directory()], on_failure)
     lock_metrics.attach(node)
     LockWatchers(node)
     queue_metrics.attach(node)
+    Subscribers(node)
     cache = CacheService(node)
     cache_metrics.show(cache)
     await node.start()

@@ -151,6 +151,21 @@ class Consume(ConsumeFields, Command, tag="queue.consume", kw_only=True):
     max_messages: MessageCount = 1
 
 
+class Subscribe(Fields, kw_only=True):
+    """Get a group's messages as they come, over a WebSocket."""
+
+    topic: Name
+    group: Name
+    #: unfinished messages at one time
+    credit: MessageCount = 10
+    #: each message stays hidden for so long; None: the node's QUEUE_VISIBILITY_TIMEOUT_MS
+    visibility_ms: VisibilityMs | None = None
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        check_name("group", self.group)
+
+
 # ---------------------------------------------------------- ack, nack, extend
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from dss_project.api.operation import Operation, Subscription
-from dss_queue import answers, inspection, metrics
+from dss_project.api.operation import Operation
+from dss_queue import answers, inspection, metrics, push
 from dss_queue.broker import Broker
 from dss_queue.commands import (
     Ack,
@@ -29,6 +29,7 @@ from dss_queue.commands import (
     Redrive,
     StatsQuery,
 )
+from dss_queue.delivering import count_delivered, shown
 from dss_queue.partitions import ring
 from dss_raft.errors import Refused
 from dss_raft.machine import Result
@@ -96,8 +97,8 @@ async def consume(node: Node, request: ConsumeRequest) -> Result:
         counters.consumed("refused")
         return result
     messages = result.body["messages"]
-    _count_delivered(counters, messages)
-    delivered = [_shown(message) for message in messages]
+    count_delivered(counters, messages)
+    delivered = [shown(message) for message in messages]
     if request.max_messages is not None:
         body: dict[str, Any] = {"messages": delivered}
     else:
@@ -105,30 +106,6 @@ async def consume(node: Node, request: ConsumeRequest) -> Result:
     if not delivered:
         body["empty_reason"] = result.body["empty_reason"]
     return Result(body, "", result.index)
-
-
-def _count_delivered(counters: metrics.TopicCounters, messages: list[dict[str, Any]]) -> None:
-    if not messages:
-        counters.consumed("empty")
-        return
-    counters.consumed("message", len(messages))
-    again = 0
-    for message in messages:
-        if message["attempt"] > 1:
-            again += 1
-        else:
-            metrics.queue_deliver_seconds.observe((message["delivered_ms"] - message["published_ms"]) / 1000)
-    if again:
-        counters.redelivered.inc(again)
-
-
-def _shown(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as the client sees it: its JSON goes into the answer as it is."""
-    return {
-        **message,
-        "value": msgspec.Raw(message["value"]),
-        "headers": inspection.json_text(message["headers"]),
-    }
 
 
 # ------------------------------------------------------ ack, nack, extend …
@@ -142,11 +119,14 @@ async def ack(node: Node, request: AckRequest) -> Result:
     for message, published in zip(publish, result.body.get("published", ()), strict=False):
         if not published["duplicate"]:
             metrics.of_topic(message.topic).published.inc()
+    push.settled(node, request.topic, request.group, request.msg_ids or (request.msg_id or "",))
     return result
 
 
 async def nack(node: Node, request: Nack) -> Result:
-    return await node.submit(request)
+    result = await node.submit(request)
+    push.settled(node, request.topic, request.group, (request.msg_id,))
+    return result
 
 
 async def extend(node: Node, request: Extend) -> Result:
@@ -178,7 +158,7 @@ async def peek(node: Node, request: PeekQuery) -> Result:
     if request.consistency == "linearizable":
         await node.read_index()
     lines = inspection.peek(_broker(node), request.topic, request.group, request.dead, request.limit, inspection.wall_clock_ms())
-    return Result({"messages": [_shown(line) for line in lines]})
+    return Result({"messages": [shown(line) for line in lines]})
 
 
 def _broker(node: Node) -> Broker:
@@ -327,4 +307,4 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
 )
 
-SUBSCRIPTIONS: tuple[Subscription, ...] = ()
+SUBSCRIPTIONS = push.SUBSCRIPTIONS

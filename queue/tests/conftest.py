@@ -34,6 +34,8 @@ class LocalNode:
         self.index = self.seq = 0
         self.waiting: dict[Origin, asyncio.Future] = {}
         self.listeners: dict[type, object] = {}
+        self.services: dict[str, object] = {}
+        self.tick_listeners: list = []
 
     def machine(self, name):
         assert name == "queue"
@@ -41,6 +43,9 @@ class LocalNode:
 
     def on_event(self, event_type, callback):
         self.listeners[event_type] = callback
+
+    def on_tick(self, callback):
+        self.tick_listeners.append(callback)
 
     async def read_index(self):
         pass
@@ -72,6 +77,8 @@ class LocalNode:
         self.at_ms = time.time_ns() // 1_000_000
         self.broker.expire(self.at_ms, self.index)
         self.collect()
+        for callback in self.tick_listeners:
+            callback()
 
     def collect(self):
         for event in self.broker.take_events():

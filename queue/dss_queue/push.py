@@ -1,0 +1,187 @@
+"""Messages as they come: a subscription holds up to `credit` unfinished messages, and asks for more as soon as it may.
+
+It asks with the consume that clients call, so a subscription that waits costs what a waiting consume costs: a place in the replicated
+group, and nothing on this node. What frees a place is an ack or a nack, here at once; one that another node was asked for, and a
+visibility timeout, are noticed at a node's next tick, and only by subscriptions that are full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, cast
+
+from dss_project.api.operation import Subscription
+from dss_queue.answers import Delivered
+from dss_queue.broker import Broker
+from dss_queue.commands import Consume, Nack, Subscribe
+from dss_queue.delivering import count_delivered, shown
+from dss_queue.metrics import of_topic
+from dss_queue.records import message_number
+from dss_raft.commands import WAIT_MS_MAX
+from dss_raft.errors import Refused
+from dss_raft.machine import Result
+
+if TYPE_CHECKING:
+    from dss_project.api.operation import Feed
+    from dss_raft.node import Node
+
+SERVICE = "queue-subscribers"
+#: What a consume may be refused for while the cluster is between two leaders: the subscription goes on.
+PASSING = frozenset(("no_leader", "no_quorum", "unknown_outcome"))
+
+
+class Subscribers:
+    """The subscriptions of one node. Made before the node starts."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._broker = cast(Broker, node.machine("queue"))
+        self._by_group: dict[tuple[str, str], dict[Subscriber, None]] = {}
+        self._full: dict[Subscriber, None] = {}
+        node.on_tick(self._look_at_full)
+        node.services[SERVICE] = self
+
+    @contextmanager
+    def open(self, request: Subscribe) -> Iterator[Subscriber]:
+        """A subscriber, for as long as the context lasts."""
+        name = (request.topic, request.group)
+        subscriber = Subscriber(self, request)
+        self._by_group.setdefault(name, {})[subscriber] = None
+        try:
+            yield subscriber
+        finally:
+            self._full.pop(subscriber, None)
+            of_group = self._by_group[name]
+            del of_group[subscriber]
+            if not of_group:
+                del self._by_group[name]
+
+    def settled(self, topic: str, group: str, msg_ids: Iterable[str]) -> None:
+        """Deliveries may have ended through a call at this node."""
+        for subscriber in self._by_group.get((topic, group), ()):
+            subscriber.look(msg_ids)
+
+    def is_held(self, topic: str, group: str, msg_id: str, receipt: str) -> bool:
+        """True while the delivery of this receipt is in flight."""
+        of_topic = self._broker.topics.get(topic)
+        of_group = of_topic.groups.get(group) if of_topic is not None else None
+        delivery = of_group.in_flight.get(message_number(msg_id)) if of_group is not None else None
+        return delivery is not None and receipt == f"{msg_id}.{delivery.serial:x}"
+
+    def became_full(self, subscriber: Subscriber, is_full: bool) -> None:
+        if is_full:
+            self._full[subscriber] = None
+        else:
+            self._full.pop(subscriber, None)
+
+    def _look_at_full(self) -> None:
+        for subscriber in list(self._full):
+            subscriber.look(list(subscriber.held))
+
+
+class Subscriber:
+    """One subscription's messages in hand."""
+
+    def __init__(self, subscribers: Subscribers, request: Subscribe) -> None:
+        self._subscribers = subscribers
+        self._request = request
+        #: msg_id -> receipt
+        self.held: dict[str, str] = {}
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    async def room(self) -> int:
+        """How many more messages it may hold, once that is at least one."""
+        await self._has_room.wait()
+        return self._request.credit - len(self.held)
+
+    def take(self, messages: list[dict[str, Any]]) -> None:
+        self.held.update((message["msg_id"], message["receipt"]) for message in messages)
+        if len(self.held) >= self._request.credit:
+            self._has_room.clear()
+            self._subscribers.became_full(self, True)
+
+    def look(self, msg_ids: Iterable[str]) -> None:
+        """Let go of those of these messages that are no longer in its hands."""
+        held, request = self.held, self._request
+        for msg_id in msg_ids:
+            receipt = held.get(msg_id)
+            if receipt is not None and not self._subscribers.is_held(request.topic, request.group, msg_id, receipt):
+                del held[msg_id]
+        if len(held) < request.credit and not self._has_room.is_set():
+            self._has_room.set()
+            self._subscribers.became_full(self, False)
+
+
+def settled(node: Node, topic: str, group: str, msg_ids: Iterable[str]) -> None:
+    """Tell this node's subscriptions that deliveries may have ended."""
+    subscribers = node.services.get(SERVICE)
+    if subscribers is not None:
+        subscribers.settled(topic, group, msg_ids)
+
+
+async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
+    """Push messages until the client goes; what it has not finished by then is given back at once."""
+    visibility_ms = request.visibility_ms or node.config.queue_visibility_timeout_ms
+    counters = of_topic(request.topic)
+    subscribers = cast(Subscribers, node.services[SERVICE])
+    with subscribers.open(request) as subscriber:
+        try:
+            while True:
+                command = Consume(
+                    topic=request.topic,
+                    group=request.group,
+                    timeout_ms=WAIT_MS_MAX,
+                    visibility_ms=visibility_ms,
+                    max_messages=await subscriber.room(),
+                )
+                try:
+                    result = await node.submit(command, wait_ms=WAIT_MS_MAX)
+                except Refused as refusal:
+                    if refusal.code not in PASSING:
+                        raise
+                    continue
+                if result.code:
+                    return result
+                messages = result.body["messages"]
+                subscriber.take(messages)
+                if messages:
+                    count_delivered(counters, messages)
+                for message in messages:
+                    feed.push(shown(message))
+        finally:
+            await give_back(node, request.topic, request.group, subscriber.held)
+
+
+async def give_back(node: Node, topic: str, group: str, held: dict[str, str]) -> None:
+    """Return deliveries to the group at once; they do not count as attempts. Without a majority their visibility ends them."""
+    if held:
+        calls = (
+            node.submit(Nack(topic=topic, group=group, msg_id=msg_id, receipt=receipt, delay_ms=0, silent=True))
+            for msg_id, receipt in held.items()
+        )
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            with suppress(Refused):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+
+
+SUBSCRIPTIONS: tuple[Subscription, ...] = (
+    Subscription(
+        name="queue.subscribe",
+        request=Subscribe,
+        handle=subscribe,
+        event=Delivered,
+        summary="Get messages as they come",
+        description=(
+            "Each message is an event, with the fields of a consumed message. At most `credit` of them are unfinished at a time: an "
+            "ack or nack, on this connection or any other, makes room for the next, as does a visibility timeout. When "
+            "the connection closes, or the node stops, all that is unfinished goes back to the group at once and does not count "
+            "as an attempt."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "group": "billing", "credit": 10},
+    ),
+)
