@@ -7,6 +7,7 @@ with a detail that names the field.
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -32,6 +33,8 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
+    #: to be called when the client has gone before it could be sent
+    undo: Callable[[], Awaitable[None]] | None = None
 
 
 class RequestDecoder:

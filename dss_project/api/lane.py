@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -41,11 +42,12 @@ DISCARDED_BYTES_MAX = 64 * 1024 * 1024
 class Route:
     """One operation with everything that can be prepared before its first call."""
 
-    __slots__ = ("changes", "decoder", "guarded", "handle", "name", "observers", "path_parameter")
+    __slots__ = ("changes", "decoder", "guarded", "handle", "name", "observers", "path_parameter", "undo")
 
     def __init__(self, operation: Operation) -> None:
         self.name = operation.name
         self.handle = operation.handle
+        self.undo = operation.undo
         self.guarded = operation.guarded
         self.changes = operation.method != "GET"
         self.decoder = RequestDecoder(operation)
@@ -56,7 +58,12 @@ class Route:
     async def carry_out(self, find_node: Callable[[], Any], request: Any) -> Answer:
         """Have the operation done; a fault of its own is logged and answered, too."""
         try:
-            return encode_result(await self.handle(find_node(), request))
+            node = find_node()
+            result = await self.handle(node, request)
+            answer = encode_result(result)
+            if self.undo is None or result.code:
+                return answer
+            return answer._replace(undo=partial(self.undo, node, request, result))
         except Refused as refusal:
             return encode_refusal(refusal)
         except Exception:
@@ -129,6 +136,10 @@ class Lane:
         call = _Call(receive)
         try:
             answer = await self._answer(route, parameter, scope, call)
+            if answer.undo is not None and await call.has_ended():
+                route.observe(499, perf_counter() - started)
+                await answer.undo()
+                return
             call.end()
             route.observe(answer.status, perf_counter() - started)
             await send_answer(send, method, answer)
@@ -237,6 +248,17 @@ class _Call:
     def _begin_watching(self) -> None:
         self._watcher = asyncio.create_task(self._watch())
 
+    async def has_ended(self) -> bool:
+        """Whether the client has hung up by now, also in a call too quick to be watched."""
+        if self._watcher is None:
+            self._begin_watching()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if not self.hung_up:
+                raise
+        return self.hung_up
+
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
@@ -269,6 +291,6 @@ def not_allowed(method: str, methods: Iterable[str]) -> Answer:
 
 async def send_answer(send: Send, method: str, answer: Answer) -> None:
     """Send a whole answer; its body stays here when HEAD asked for it."""
-    status, body, headers = answer
+    status, body, headers, _ = answer
     await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})

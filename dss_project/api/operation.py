@@ -42,6 +42,8 @@ class Operation:
     problems: tuple[str, ...] = ()
     #: False for what stays open without a token (/health, /ready)
     guarded: bool = True
+    #: gives back what a client got that had gone before its answer could be sent: called with node, request and result
+    undo: Callable[[Node, Any, Result], Awaitable[None]] | None = None
 
 
 class Feed(Protocol):

@@ -11,7 +11,6 @@ everything on it is cancelled as if each call's client had hung up.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable
 from time import perf_counter
 from typing import Any
@@ -172,7 +171,8 @@ class Connection:
             answer = self._cancelled()
         finally:
             self._front.calls_under_way -= 1
-        await self._reply(frame.id, answer, as_text)
+        if not await self._reply(frame.id, answer, as_text) and answer.undo is not None:
+            await answer.undo()
 
     async def _subscribe(self, frame: Frame, as_text: bool) -> None:
         subscription, decoder = self._door.subscriptions[frame.op]
@@ -207,10 +207,16 @@ class Connection:
             raise asyncio.CancelledError
         return encode_refusal(Refused("cancelled", "the call was cancelled"))
 
-    async def _reply(self, id: int | str, answer: Answer, as_text: bool) -> None:
+    async def _reply(self, id: int | str, answer: Answer, as_text: bool) -> bool:
+        """Send an answer. False: the client has gone."""
+        if not self._is_open:
+            return False
         # A problem document names its status itself.
         status = b"" if answer.status >= 400 else b'"status":%d,' % answer.status
         data = b'{"id":%b,%b%b' % (_encode(id), status, answer.body[1:])
         content: dict[str, Any] = {"text": data.decode()} if as_text else {"bytes": data}
-        with contextlib.suppress(OSError):  # the client has gone
+        try:
             await self._send({"type": "websocket.send", **content})
+        except OSError:
+            return False
+        return True

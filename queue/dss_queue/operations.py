@@ -108,6 +108,12 @@ async def consume(node: Node, request: ConsumeRequest) -> Result:
     return Result(body, "", result.index)
 
 
+async def give_back(node: Node, request: ConsumeRequest, result: Result) -> None:
+    """The client had gone before it could be answered: its messages go to somebody else at once."""
+    messages = result.body.get("messages") or ([result.body] if result.body.get("msg_id") else [])
+    await push.give_back(node, request.topic, request.group, {one["msg_id"]: one["receipt"] for one in messages})
+
+
 # ------------------------------------------------------ ack, nack, extend …
 
 
@@ -189,6 +195,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/queue/consume",
         request=ConsumeRequest,
         handle=consume,
+        undo=give_back,
         answer=answers.ConsumeAnswer,
         summary="Take a message",
         description=(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -167,23 +168,47 @@ def test_over_a_real_websocket(tmp_path, server):
         cluster.wait_ready()
         first, second, third = cluster.nodes
         subscription = {"topic": "t", "group": "g", "credit": 2, "visibility_ms": 3_600_000}
-        with connect(f"ws://127.0.0.1:{first.port}/ws") as socket:
-            socket.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
+        with connect(f"ws://127.0.0.1:{first.port}/ws") as listening:
+            listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
             messages = [{"value": n} for n in range(4)]
             assert second.call("POST", "/queue/publish", {"topic": "t", "messages": messages}).status == 200
-            events = [json.loads(socket.recv(timeout=30)) for _ in range(2)]
+            events = [json.loads(listening.recv(timeout=30)) for _ in range(2)]
             assert [(event["id"], event["event"]["value"]) for event in events] == [(1, 0), (1, 1)]
             done = {"topic": "t", "group": "g", "msg_id": events[0]["event"]["msg_id"]}
             assert third.call("POST", "/queue/ack", done).json["acked"]
-            assert json.loads(socket.recv(timeout=30))["event"]["value"] == 2
+            assert json.loads(listening.recv(timeout=30))["event"]["value"] == 2
         got = second.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 1}).json
         assert (got["messages"][0]["value"], got["messages"][0]["attempt"]) == (1, 1), "given back, although hidden for an hour"
 
-        with connect(f"ws://127.0.0.1:{third.port}/ws") as socket:
-            socket.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
-            assert [json.loads(socket.recv(timeout=30))["event"]["value"] for _ in range(2)] == [2, 3]
+        with connect(f"ws://127.0.0.1:{third.port}/ws") as listening:
+            listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
+            assert [json.loads(listening.recv(timeout=30))["event"]["value"] for _ in range(2)] == [2, 3]
             third.stop()
             got = first.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 2}).json
             assert [(one["value"], one["attempt"]) for one in got["messages"]] == [(2, 1), (3, 1)]
+
+        # Who calls and hangs up at once gets nothing, and keeps nothing from others.
+        assert first.call("POST", "/queue/publish", {"topic": "t", "value": 9}).status == 200
+        for node in (first, second):
+            hang_up_at_once(node, {"topic": "t", "group": "g", "timeout_ms": 20_000, "visibility_ms": 3_600_000})
+            got = node.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000}).json
+            assert (got["value"], got["attempt"]) == (9, 1)
+            give_back = {
+                "topic": "t",
+                "group": "g",
+                "msg_id": got["msg_id"],
+                "receipt": got["receipt"],
+                "silent": True,
+                "delay_ms": 0,
+            }
+            assert node.call("POST", "/queue/nack", give_back).status == 200
     finally:
         cluster.stop()
+
+
+def hang_up_at_once(node, request) -> None:
+    """A call whose client is gone before it can be answered."""
+    body = json.dumps(request).encode()
+    with socket.create_connection(("127.0.0.1", node.port)) as connection:
+        head = f"POST /queue/consume HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
