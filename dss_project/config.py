@@ -92,7 +92,10 @@ class NodeConfig:
         "How long a consumed message stays hidden before it is delivered again, unless the call says otherwise.",
         env.integer(1, 12 * HOUR_MS),
     )
-    cache_max_items: int = _setting("CACHE_MAX_ITEMS", 10_000, "Cache lines this node keeps (LRU).", env.integer(1, 10_000_000))
+    cache_max_items: int = _setting("CACHE_MAX_ITEMS", 10_000, "Cache lines this node keeps.", env.integer(1, 10_000_000))
+    cache_policy: str = _setting(
+        "DSS_CACHE_POLICY", "lru", "Which line goes when there is no room: `lru` or `w-tinylfu`.", env.one_of("lru", "w-tinylfu")
+    )
     cache_backing_prefix: str = _setting("CACHE_BACKING_PREFIX", "kv:", "Prefix of the cache's keys in Redis.")
 
     data_dir: str = _setting("DSS_DATA_DIR", "", "Where this node keeps everything.", shown="`.dss/<NODE_ID>`")

@@ -105,7 +105,7 @@ class NearCache(Generic[T]):
         """The line, when it may be read now. Counts as a use."""
         line = self.lines.by_key.get(key)
         if line is not None and line.readable and now < self.lease.valid_until:
-            self.lines.by_key.move_to_end(key)
+            self.lines.used(key)
             return line
         return None
 

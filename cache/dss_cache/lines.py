@@ -1,4 +1,4 @@
-"""A node's lines: what it may answer without asking anybody. Bounded in number and bytes; the least recently used goes first.
+"""A node's lines: what it may answer without asking anybody. Bounded in number and bytes; a policy says which goes first.
 
 States are those of MESI. M: this node wrote the value, and the memory does not have it yet. E: nobody else has a line. S:
 others may. I is the state of a key without a line. A line is *readable* once every node in the `must` of its version has
@@ -9,11 +9,11 @@ An M line is pinned: eviction passes it over and asks for its value to be writte
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from dss_cache.directory import Stamps
+from dss_cache.policy import Lru, Policy
 
 MODIFIED, EXCLUSIVE, SHARED, INVALID = "M", "E", "S", "I"
 
@@ -46,21 +46,25 @@ class Line:
 
 
 class Lines:
-    """The lines of a node, least recently used first.
+    """The lines of a node.
 
     Args:
         items_max, bytes_max: bounds; only pinned lines may exceed them, for a moment.
         on_change: told of every transition, with its reason.
+        policy: which line goes when there is no room; by default the least recently used.
     """
 
-    def __init__(self, items_max: int, bytes_max: int, on_change: OnChange) -> None:
+    def __init__(self, items_max: int, bytes_max: int, on_change: OnChange, policy: Policy | None = None) -> None:
         self.items_max = items_max
         self.bytes_max = bytes_max
         self.bytes = 0
         self.evictions = 0
         #: eviction met a pinned line: write back soon
         self.wants_write_back = False
-        self.by_key: OrderedDict[str, Line] = OrderedDict()
+        self.by_key: dict[str, Line] = {}
+        self._policy = policy if policy is not None else Lru()
+        #: the line was used; called for every hit
+        self.used: Callable[[str], None] = self._policy.used
         self._on_change = on_change
 
     def __len__(self) -> int:
@@ -70,20 +74,20 @@ class Lines:
         """The line, without counting as a use."""
         return self.by_key.get(key)
 
-    def touch(self, key: str) -> None:
-        """The line was used."""
-        self.by_key.move_to_end(key)
-
     def recent_first(self) -> Iterator[tuple[str, Line]]:
-        return reversed(self.by_key.items())
+        """Most recently used first."""
+        return ((key, self.by_key[key]) for key in self._policy.recent_first())
 
     def install(
         self, key: str, state: str, version: int, value: bytes, must: Stamps, readable: bool, now: float, why: str
     ) -> Line | None:
         """Put a line in the place of whatever was there, then evict. None when the line itself had no room."""
-        old = self.by_key.pop(key, None)
-        if old is not None:
+        old = self.by_key.get(key)
+        if old is None:
+            self._policy.added(key)
+        else:
             self.bytes -= old.size
+            self._policy.used(key)
         size = LINE_OVERHEAD_BYTES + len(key) + len(value)
         line = self.by_key[key] = Line(state, version, value, must, now, size)
         line.readable = readable
@@ -103,6 +107,7 @@ class Lines:
         line = self.by_key.pop(key, None)
         if line is None:
             return False
+        self._policy.removed(key)
         self.bytes -= line.size
         self._on_change(key, line.state, INVALID, why, line.version)
         return True
@@ -123,8 +128,8 @@ class Lines:
             self.evictions += 1
 
     def _victim(self) -> str | None:
-        for looked_at, (key, line) in enumerate(self.by_key.items()):
-            if line.state != MODIFIED:
+        for looked_at, key in enumerate(self._policy.victims()):
+            if self.by_key[key].state != MODIFIED:
                 return key
             self.wants_write_back = True
             if looked_at >= EVICTION_SCAN_MAX:

@@ -19,6 +19,7 @@ from dss_cache.directory import Cleaned, Directory, Fetched, Voided, Written
 from dss_cache.lines import Line, Lines
 from dss_cache.memory import Memory, make_memory
 from dss_cache.peers import Peers, Rows, Waiter
+from dss_cache.policy import make_policy
 from dss_cache.reading import Found, Reader
 from dss_cache.trace import Trace, Transition
 from dss_cache.writeback import WriteBack
@@ -61,7 +62,9 @@ class CacheService:
         self.directory = cast(Directory, node.machine("cache"))
         self.memory = memory if memory is not None else make_memory(config)
         self.trace = Trace()
-        self.lines = Lines(config.cache_max_items, LINE_BYTES_MAX, self._line_changed)
+        self.lines = Lines(
+            config.cache_max_items, LINE_BYTES_MAX, self._line_changed, make_policy(config.cache_policy, config.cache_max_items)
+        )
         self.near: NearCache[Waiter] = NearCache(node.node_id, node.boot, self.lines, lease_s)
         self.peers = Peers(node, self.near, self.directory, lease_s, clock, self.rows)
         self.reader = Reader(node, self.near, self.directory, self.memory, self.peers, clock)
@@ -99,7 +102,7 @@ class CacheService:
         near = self.near
         line = near.lines.by_key.get(key)
         if line is not None and line.readable and now < near.lease.valid_until:
-            near.lines.by_key.move_to_end(key)
+            near.lines.used(key)
             self.used_at = now
             return line
         return None

@@ -184,6 +184,7 @@ class FakeCluster:
             **{
                 "cache_lease_ms": 1000,
                 "cache_max_items": 100,
+                "cache_policy": "lru",
                 "cache_write_back_ms": 1,
                 "submit_timeout_ms": 5000,
                 "value_bytes_max": 1000,

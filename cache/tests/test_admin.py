@@ -25,7 +25,7 @@ def service(make_service):
 
 
 def test_lines_most_recently_used_first(service):
-    service.lines.touch("k0")
+    service.lines.used("k0")
     rows = admin.line_rows(service)
     assert [(row.key, row.state, row.version, row.value) for row in rows] == [
         ("k0", "M", 10, '"v0"'),

@@ -24,7 +24,7 @@ def install(lines, key, state="S", value=b"1", version=1):
 def test_the_least_recently_used_goes_first(lines):
     for key in "abc":
         install(lines, key)
-    lines.touch("a")
+    lines.used("a")
     install(lines, "d")
     assert [key for key, _ in lines.recent_first()] == ["d", "a", "c"]
     assert lines.evictions == 1

@@ -1,0 +1,131 @@
+"""Which lines should a node keep? Hit ratios and cost of the cache's two policies on five traces.
+
+    python benchmarks/bench_cache_policies.py [--quick]
+
+The traces are made here, with fixed seeds, but for the last two, which are real sequences found on every machine with Python: the
+names in the source of the standard library in reading order, and the same with each file read twice, as a program that works file by
+file would. No production trace of a cache was at hand; expect other figures there.
+
+Every trace runs through `Lines`, the code that a node runs: a key without a line is installed (a miss), one with a line is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import sysconfig
+import time
+import tokenize
+from collections.abc import Iterator
+from itertools import accumulate, cycle, islice
+from pathlib import Path
+
+from dss_cache.lines import Lines
+from dss_cache.policy import make_policy
+
+RESULTS = Path(__file__).parent / "results" / "bench_cache_policies.json"
+POLICIES = ("lru", "w-tinylfu")
+CAPACITIES = (1000, 10_000)
+VALUE = b'{"name":"Ada"}'
+LENGTH = 1_000_000
+
+
+def zipf(length: int, keys: int = 100_000, exponent: float = 0.9, seed: int = 1) -> Iterator[str]:
+    """A few keys are used much, many a little, independently of each other."""
+    dice = random.Random(seed)
+    weights = list(accumulate(1 / rank**exponent for rank in range(1, keys + 1)))
+    for number in dice.choices(range(keys), cum_weights=weights, k=length):
+        yield f"user/{number}"
+
+
+def zipf_with_scans(length: int) -> Iterator[str]:
+    """The same, and one use in five belongs to a report that reads everything once."""
+    dice, scanned = random.Random(2), 0
+    for key in zipf(length):
+        if dice.random() < 0.2:
+            scanned += 1
+            yield f"report/{scanned}"
+        else:
+            yield key
+
+
+def loop(length: int, keys: int) -> Iterator[str]:
+    """The same keys in the same order, again and again: twice as many as there is room for."""
+    return islice(cycle([f"row/{number}" for number in range(keys)]), length)
+
+
+def shifting(length: int) -> Iterator[str]:
+    """What is popular moves on: mostly the latest keys are used."""
+    dice = random.Random(3)
+    for number in range(length):
+        yield f"news/{max(0, number // 20 - int(dice.expovariate(1 / 2000)))}"
+
+
+def names_in_source(length: int, times: int = 1) -> Iterator[str]:
+    """Names in the standard library's source."""
+    return islice(_names(times), length)
+
+
+def _names(times: int) -> Iterator[str]:
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
+        try:
+            with tokenize.open(path) as file:
+                names = [token.string for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.NAME]
+        except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):
+            continue  # test data that is wrong on purpose
+        for _ in range(times):
+            yield from names
+
+
+def run(trace: list[str], policy: str, capacity: int) -> dict[str, float]:
+    """The hit ratio, and the time for a use."""
+    lines = Lines(capacity, 1 << 40, lambda *_: None, make_policy(policy, capacity))
+    hits = 0
+    began = time.perf_counter()
+    for key in trace:
+        if key in lines.by_key:
+            lines.used(key)
+            hits += 1
+        else:
+            lines.install(key, "S", 1, VALUE, {}, True, 0.0, "bench")
+    spent = time.perf_counter() - began
+    return {"hit_ratio": round(hits / len(trace), 4), "ns_a_use": round(spent / len(trace) * 1e9)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter traces, nothing written")
+    arguments = parser.parse_args()
+    length = LENGTH // 10 if arguments.quick else LENGTH
+    rows = []
+    print(f"{'trace':24}{'lines':>8}{'uses':>11}   {'hit % LRU':>10}{'W-TinyLFU':>11}   {'ns a use LRU':>13}{'W-TinyLFU':>11}")
+    for capacity in CAPACITIES:
+        traces = {
+            "Zipf 0.9": zipf(length),
+            "Zipf 0.9, 20 % scans": zipf_with_scans(length),
+            "loop": loop(length, 2 * capacity),
+            "shifting": shifting(length),
+            "names in source": names_in_source(length),
+            "names, file twice": names_in_source(length, 2),
+        }
+        for name, keys in traces.items():
+            trace = list(keys)
+            figures = {policy: run(trace, policy, capacity) for policy in POLICIES}
+            rows.append({"trace": name, "lines": capacity, "uses": len(trace), "keys": len(set(trace)), **figures})
+            lru, tiny = figures.values()
+            ratios = f"{lru['hit_ratio'] * 100:>10.1f}{tiny['hit_ratio'] * 100:>11.1f}"
+            print(f"{name:24}{capacity:>8}{len(trace):>11}   {ratios}   {lru['ns_a_use']:>13}{tiny['ns_a_use']:>11}")
+    if not arguments.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(
+            json.dumps({"python": platform.python_version(), "cpus": os.cpu_count(), "rows": rows}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
