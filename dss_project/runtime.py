@@ -54,13 +54,14 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
 
 
 async def stop() -> None:
-    """Write back what is dirty, hand leadership over, stop. Safe to call when nothing runs."""
+    """Write back what is dirty, take back what waits, hand leadership over, stop. Safe to call when nothing runs."""
     global _node
     node, _node = _node, None
     if node is None:
         return
     if _cache_service is not None:
         await _cache_service.stop()  # type: ignore[attr-defined]
+    await node.withdraw()
     await node.hand_over()
     await node.stop()
 

@@ -310,6 +310,12 @@ class Node:
         """
         return await self._ask_leader("remove_member", node_id=node_id)
 
+    async def withdraw(self) -> None:
+        """Before a clean stop: have the cluster forget the commands that wait here, lest it gives to callers who will not hear of it."""
+        if self._running and self._outbox.withdraw():
+            self._driver.wake()
+            await self.until(lambda: not self._outbox.has_unsent and not self._outbox.in_flight)
+
     async def hand_over(self) -> None:
         """Before a clean stop: leave leadership to somebody who is up, so that nobody has to wait for an election."""
         if not self.is_leader or not any(self._links.is_up(peer) for peer in self.peers):

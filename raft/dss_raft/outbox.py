@@ -65,6 +65,7 @@ class Outbox:
         self._parked: dict[int, Call] = {}
         self._answered: list[int] = []
         self._lanes: dict[int, deque[Call]] = {}
+        self._is_closing = False
 
     @property
     def has_unsent(self) -> bool:
@@ -84,8 +85,10 @@ class Outbox:
         """Queue a command for a caller.
 
         Raises:
-            Refused: `over_limit` when too many calls wait already.
+            Refused: `over_limit` when too many calls wait already, `stopping` after `withdraw`.
         """
+        if self._is_closing:
+            raise Refused("stopping", "this node is stopping")
         if len(self._unsent) + len(self._in_flight) >= self.pending_max:
             raise Refused("over_limit", f"this node already has {self.pending_max} calls waiting for the cluster")
         lane_length = -int(-timeout_s // DEADLINE_GRAIN_S)
@@ -153,6 +156,15 @@ class Outbox:
             call.future.cancel()
         if call.seq:
             self._undo(call)
+
+    def withdraw(self) -> bool:
+        """The node is about to stop: take no more calls, and take back those that wait. False when none does."""
+        self._is_closing = True
+        waiting = list(self._parked.values())
+        for call in waiting:
+            _refuse(call, "stopping", "this node is stopping, and the call had no effect")
+            self._undo(call)
+        return bool(waiting)
 
     def sweep(self, why_unsent: Callable[[], str]) -> None:
         """Refuse the calls whose deadline has passed; `why_unsent` tells the code for those that never left."""

@@ -143,6 +143,19 @@ async def test_a_caller_who_hangs_up_leaves_no_waiter_behind(cluster):
     await cluster.until(lambda: not any(node.machine("sum").waiters for node in cluster.nodes.values()))
 
 
+async def test_a_node_that_stops_leaves_no_waiter_behind(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    waiting = asyncio.create_task(follower.submit(Wait(target=5, lease_ms=60_000), wait_ms=60_000))
+    others = [node for node in cluster.nodes.values() if node is not follower]
+    await cluster.until(lambda: all(node.machine("sum").waiters for node in cluster.nodes.values()))
+    await follower.withdraw()
+    with pytest.raises(Refused, match="stopping"):
+        await waiting
+    await cluster.stop(follower.node_id)
+    await cluster.until(lambda: not any(node.machine("sum").waiters for node in others))
+
+
 async def test_a_deadline_passes_although_nobody_calls(cluster):
     await cluster.start()
     follower = await cluster.follower()

@@ -96,6 +96,25 @@ async def test_a_caller_who_hangs_up_is_undone_wherever_the_command_is(outbox):
     assert outbox.parked == 0
 
 
+async def test_a_node_that_stops_takes_back_what_waits_and_takes_no_more(outbox):
+    waiting = outbox.add(OpenSession(), 5)
+    outbox.next_groups()
+    outbox.park_applied(Session(boot=3, last_seq=1, waiting={1: None}))
+    in_flight = outbox.add(OpenSession(), 5)
+    outbox.next_groups()
+    assert outbox.withdraw()
+    with pytest.raises(Refused) as refusal:
+        await waiting.future
+    assert refusal.value.code == "stopping"
+    with pytest.raises(Refused) as refusal:
+        outbox.add(OpenSession(), 5)
+    assert refusal.value.code == "stopping"
+    assert commands(outbox.next_groups()) == [encode_command(Cancel(seq=1))]
+    outbox.resolve(2, Result())
+    assert in_flight.future.done(), "what is on its way is answered as ever"
+    assert not outbox.withdraw(), "nothing is left to take back"
+
+
 async def test_more_calls_than_the_limit_are_refused(outbox):
     for _ in range(5):
         outbox.add(OpenSession(), 5)
