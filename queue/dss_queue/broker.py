@@ -240,12 +240,10 @@ class Broker:
         waiters = group.waiters
         while waiters:
             waiter = waiters[0]
-            if waiter.live:
-                answers = group.hand_out(waiter.origin, waiter.attempt_id, waiter.messages_max, waiter.visibility_ms, at_ms)
-                if not answers:
-                    return
-                self.registry.answer(waiter, Result({"messages": answers}))
-            waiters.popleft()
+            answers = group.hand_out(waiter.origin, waiter.attempt_id, waiter.messages_max, waiter.visibility_ms, at_ms)
+            if not answers:
+                return
+            self.registry.answer(waiter, Result({"messages": answers}))
 
     def _serve_topics_of(self, messages: list[NewMessage], at_ms: int) -> None:
         served = ""

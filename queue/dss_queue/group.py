@@ -81,6 +81,7 @@ class Group:
         self.dead: dict[int, Dead] = {}
         #: messages that the topic has let go and this group still delivers (redriven, or in flight when retention ended)
         self.private: dict[int, Message] = {}
+        #: first come, first served; the first one is live
         self.waiters: deque[Waiter] = deque()
         #: answered consumes by their attempt_id, while their messages are in flight
         self.replays: dict[str, Handout] = {}

@@ -149,7 +149,7 @@ class Waiter(msgspec.Struct):
     visibility_ms: int
     messages_max: int
     attempt_id: str
-    #: False once answered or cancelled; the queue of waiters forgets it lazily
+    #: False once answered or cancelled; the queue of waiters then forgets it when it stands first
     live: bool = True
     due_ms: int = 0
 

@@ -58,6 +58,9 @@ class Registry:
         del self.waiters[waiter.origin]
         if waiter.attempt_id:
             del waiter.group.waiting_attempts[waiter.attempt_id]
+        waiters = waiter.group.waiters
+        while waiters and not waiters[0].live:
+            waiters.popleft()
 
     def answer(self, waiter: Waiter, result: Result) -> None:
         """Answer a consume that waited."""

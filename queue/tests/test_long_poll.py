@@ -136,3 +136,21 @@ def test_ten_thousand_idle_polls(desk):
     desk.pass_ms(20_000)
     assert len(desk.answers) == 10_000
     assert not desk.broker.registry.waiters
+
+
+def test_waits_that_end_leave_nothing_behind(desk):
+    desk.settings()
+    held = wait(desk, timeout_ms=1000)
+    for round_ in range(5):
+        gone = wait(desk, timeout_ms=20_000)
+        for _ in range(3):
+            wait(desk, timeout_ms=10)
+        desk.cancel(gone)
+        desk.pass_ms(10)
+        assert round_ < 4 or desk.broker.registry.waiters.keys() == {held}
+    desk.pass_ms(1000)
+    [group] = desk.broker.topics["t"].groups.values()
+    assert not group.waiters, "a topic that nobody publishes to does not grow with every long poll"
+    last = wait(desk)
+    desk.publish("a")
+    assert answer(desk, last) == [b'"a"']
