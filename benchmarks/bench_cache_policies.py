@@ -1,4 +1,4 @@
-"""Which lines should a node keep? Hit ratios and cost of the cache's two policies on five traces.
+"""Which lines should a node keep? Hit ratios and cost of the cache's two policies on six traces.
 
     python benchmarks/bench_cache_policies.py [--quick]
 

@@ -58,11 +58,19 @@ class Memory(Protocol):
             Refused: `memory_unavailable`.
         """
 
-    async def dump(self) -> bytes:
-        """All that a lagging node must be given; empty for a shared memory."""
+    async def dump(self) -> list[bytes]:
+        """All that a lagging node must be given, in pieces; empty for a shared memory.
 
-    async def load(self, data: bytes) -> None:
-        """Take in what another node dumped, unless it is older than what is here."""
+        Raises:
+            Refused: `memory_unavailable`.
+        """
+
+    async def load(self, data: memoryview) -> None:
+        """Take in what another node dumped, its pieces joined, unless it is older than what is here.
+
+        Raises:
+            Refused: `memory_unavailable`.
+        """
 
     async def close(self) -> None:
         """Let go of files and connections."""

@@ -3,7 +3,7 @@
 Every node keeps every value. What is written in the cluster is applied here from the log and gathers in a buffer, which goes
 to the table in one transaction now and then. That is safe because the log can repeat it: before the log is compacted the
 buffer is flushed. The whole table travels in the node's snapshots, for a node that was away for too long to catch up from the
-log.
+log; in pieces, so that neither the loop nor a reader of one value waits long for it.
 
 A deleted key has no row: the directory, which is just as local, knows what is deleted.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -26,6 +27,9 @@ T = TypeVar("T")
 TABLE = "dss_cache_storedvalue"
 #: SQLite takes at most 999 parameters in older builds.
 KEYS_PER_QUERY = 500
+#: A dump's piece ends after so many rows, or bytes of values; its length stands before it.
+PIECE_ROWS_MAX, PIECE_BYTES = 2000, 512 * 1024
+PIECE_LENGTH_BYTES = 4
 
 _UPSERT = (
     f'INSERT INTO {TABLE} ("key", version, value) VALUES (%s, %s, %s) '
@@ -34,6 +38,8 @@ _UPSERT = (
 _DELETE = f'DELETE FROM {TABLE} WHERE "key" = %s AND version < %s'
 
 _Rows = list[tuple[str, int, bytes]]
+_encode_rows = msgspec.msgpack.Encoder().encode
+_decode_rows = msgspec.msgpack.Decoder(_Rows).decode
 
 
 class DjangoMemory(BatchedReads):
@@ -97,19 +103,26 @@ class DjangoMemory(BatchedReads):
             found.update((key, Stored(key, version, bytes(value))) for key, version, value in rows)
         return found
 
-    async def dump(self) -> bytes:
-        def read() -> bytes:
-            with connections[self._alias].cursor() as cursor:
-                cursor.execute(f'SELECT "key", version, value FROM {TABLE}')
-                return msgspec.msgpack.encode([(key, version, bytes(value)) for key, version, value in cursor])
+    async def dump(self) -> list[bytes]:
+        """Not of one moment: what is written meanwhile may be in it, and is in the log anyway."""
+        pieces: list[bytes] = []
+        last = ""
+        while True:
+            rows = await self._in_thread(partial(self._select_after, last))
+            if not rows:
+                return pieces
+            last = rows[-1][0]
+            data = _encode_rows(rows)
+            pieces.append(len(data).to_bytes(PIECE_LENGTH_BYTES, "big") + data)
 
-        return await self._in_thread(read)
-
-    async def load(self, data: bytes) -> None:
+    async def load(self, data: memoryview) -> None:
         """What is here and not in `data` may stay: the directory does not ask for what was deleted."""
-        if data:
-            rows = msgspec.msgpack.decode(data, type=_Rows)
-            await self._in_thread(lambda: self._store(Stored(*row) for row in rows))
+        start = 0
+        while start < len(data):
+            begin = start + PIECE_LENGTH_BYTES
+            start = begin + int.from_bytes(data[start:begin], "big")
+            rows = _decode_rows(data[begin:start])
+            await self._in_thread(partial(self._store, [Stored(*row) for row in rows]))
 
     async def close(self) -> None:
         await self._in_thread(lambda: connections[self._alias].close())
@@ -131,6 +144,21 @@ class DjangoMemory(BatchedReads):
                 marks = ", ".join(["%s"] * len(part))
                 cursor.execute(f'SELECT "key", version, value FROM {TABLE} WHERE "key" IN ({marks})', part)
                 rows.extend(cursor.fetchall())
+        return rows
+
+    def _select_after(self, last: str) -> _Rows:
+        """A piece of the table, in the order of the keys."""
+        rows: _Rows = []
+        size = 0
+        with connections[self._alias].cursor() as cursor:
+            cursor.execute(
+                f'SELECT "key", version, value FROM {TABLE} WHERE "key" > %s ORDER BY "key" LIMIT {PIECE_ROWS_MAX}', [last]
+            )
+            for key, version, value in cursor:
+                rows.append((key, version, bytes(value)))
+                size += len(value)
+                if size >= PIECE_BYTES:
+                    break
         return rows
 
     def _store(self, items: Iterable[Stored]) -> None:

@@ -84,10 +84,10 @@ class RedisMemory(BatchedReads):
     async def flush(self) -> None:
         """Nothing is kept here."""
 
-    async def dump(self) -> bytes:
-        return b""
+    async def dump(self) -> list[bytes]:
+        return []
 
-    async def load(self, data: bytes) -> None:
+    async def load(self, data: memoryview) -> None:
         """Every node uses the same Redis."""
 
     async def close(self) -> None:

@@ -178,14 +178,14 @@ class CacheService:
                 self.write_back.trouble = refusal.detail
                 await asyncio.sleep(1)
 
-    async def dump(self) -> bytes:
+    async def dump(self) -> list[bytes]:
         return await self.memory.dump()
 
     def before_restore(self) -> None:
         """The directory is about to be replaced. No line may outlive the jump: the writes in between are not heard of here."""
         self.near.flush("restoring")
 
-    async def load(self, data: bytes) -> None:
+    async def load(self, data: memoryview) -> None:
         """The directory was replaced by a snapshot's: nothing that was known of lines holds any more."""
         self.peers.release(self.near.restored(self.directory.stamp, self.directory.voided))
         self.write_back.restored()

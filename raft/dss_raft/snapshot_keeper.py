@@ -38,14 +38,14 @@ class SnapshotPart(Protocol):
     async def before_snapshot(self, index: int) -> None:
         """Make everything up to `index` durable: the log that could repeat it is about to go."""
 
-    async def dump(self) -> bytes:
-        """The part's state, at least as new as the index given to `before_snapshot`."""
+    async def dump(self) -> list[bytes]:
+        """The part's state, at least as new as the index given to `before_snapshot`; in pieces, because a large copy holds up the loop."""
 
     def before_restore(self) -> None:
         """The replicated state is about to be replaced: stop trusting what was derived from it."""
 
-    async def load(self, data: bytes) -> None:
-        """Replace the part's state; the replicated state has been replaced."""
+    async def load(self, data: memoryview) -> None:
+        """Replace the part's state by these pieces, joined; the replicated state has been replaced."""
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -112,7 +112,7 @@ class SnapshotKeeper:
             # The state can have grown by no more than what the log has brought since.
             bytes_max = self._state_bytes + core.log.size(core.snapshot.index, index)
             replica_state = await self._replica_state(is_small=bytes_max <= INLINE_BYTES_MAX)
-            parts = {}
+            parts: dict[str, list[bytes]] = {}
             for part in self.parts:
                 await part.before_snapshot(index)
                 parts[part.name] = await part.dump()
@@ -153,7 +153,7 @@ class SnapshotKeeper:
         self._state_bytes = len(replica_state)
         for part in self.parts:
             if part.name in parts:
-                await part.load(bytes(parts[part.name]))
+                await part.load(parts[part.name])
 
     @staticmethod
     def chunk(sender: str, wanted: SnapshotChunkWanted, data: bytes, done: bool) -> InstallSnapshot:
@@ -169,7 +169,7 @@ class SnapshotKeeper:
             done=done,
         )
 
-    def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, bytes]) -> SnapshotMeta:
+    def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> SnapshotMeta:
         try:
             return self._store.stage_snapshot(meta, _pieces(replica_state, parts))
         finally:
@@ -182,10 +182,10 @@ class SnapshotKeeper:
         return self._store.commit_snapshot(staged, self.keep_entries)
 
 
-def _pieces(replica_state: bytes | Path, parts: dict[str, bytes]) -> Iterator[bytes]:
+def _pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterator[bytes]:
     """The bytes of a snapshot file, none of them in one large piece: copying that would hold the interpreter's lock."""
     size = replica_state.stat().st_size if isinstance(replica_state, Path) else len(replica_state)
-    header = msgspec.msgpack.encode(_Header(size, {name: len(data) for name, data in parts.items()}))
+    header = msgspec.msgpack.encode(_Header(size, {name: sum(map(len, pieces)) for name, pieces in parts.items()}))
     yield MAGIC + len(header).to_bytes(4, "big") + header
     if isinstance(replica_state, Path):
         with replica_state.open("rb", buffering=0) as file:
@@ -193,7 +193,8 @@ def _pieces(replica_state: bytes | Path, parts: dict[str, bytes]) -> Iterator[by
                 yield piece
     else:
         yield replica_state
-    yield from parts.values()
+    for pieces in parts.values():
+        yield from pieces
 
 
 def _split(data: bytes) -> tuple[memoryview, dict[str, memoryview]]:

@@ -171,8 +171,8 @@ async def test_an_own_snapshot_that_was_overtaken_by_a_received_one_counts_for_n
         async def before_snapshot(self, index: int) -> None:
             store.snapshot_index = 9
 
-        async def dump(self) -> bytes:
-            return b""
+        async def dump(self) -> list[bytes]:
+            return []
 
     keeper_parts: Any = (replica, store, tmp_path, stage.executor)
     keeper = SnapshotKeeper(*keeper_parts, entries_max=1, bytes_max=1, keep_entries=0)
