@@ -37,7 +37,8 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     from dss_queue.push import Subscribers
 
     # The order is part of the replicated state: the same on every node, for ever.
-    node = Node(config, [LockTable(), Broker(), Directory()], on_failure)
+    table = LockTable()
+    node = Node(config, [table, Broker(table), Directory()], on_failure)
     lock_metrics.attach(node)
     LockWatchers(node)
     queue_metrics.attach(node)

@@ -225,6 +225,20 @@ class LockTable:
             return answers.not_holder(self.holdings, [key])
         return Result({"released": False})
 
+    def holds(self, key: str, client: str, fencing_token: int) -> bool:
+        """Whether the client holds the key under this token."""
+        hold = self.holdings.hold_of(key, client)
+        return hold is not None and hold.token == fencing_token
+
+    def release(self, key: str, client: str, at_ms: int, index: int) -> bool:
+        """A release that is part of another machine's command; false when the client holds nothing."""
+        hold = self.holdings.hold_of(key, client)
+        if hold is None:
+            return False
+        self._end(hold, at_ms, index, "released")
+        self._settle(at_ms, index)
+        return True
+
     def _release_several(self, keys: list[str], client: str, token: int | None, at_ms: int, index: int) -> Result:
         mine: list[Hold] = []
         stale: list[str] = []

@@ -72,6 +72,8 @@ class AckAnswer(msgspec.Struct):
     results: list[AckResult] | None = None
     #: with `publish`
     published: list[Published] | None = None
+    #: with `publish` or `release`: for each lock whether there was anything to release
+    released: list[bool] | None = None
 
 
 class NackAnswer(msgspec.Struct):

@@ -22,7 +22,7 @@ routing key once, `purge` and `rearm` at what they change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from dss_queue.commands import (
     GROUPS_PER_TOPIC_MAX,
@@ -31,6 +31,7 @@ from dss_queue.commands import (
     Ack,
     Consume,
     Extend,
+    LockRelease,
     Nack,
     NewMessage,
     Publish,
@@ -50,13 +51,38 @@ from dss_raft.machine import Event, Origin, Result
 _STALE = "stale_receipt"
 
 
+class Locks(Protocol):
+    """What an ack that also gives back locks needs of the lock table. Both apply the same log, so both are part of the same step."""
+
+    def holds(self, key: str, client: str, fencing_token: int) -> bool:
+        """Whether the client holds the key under this token."""
+
+    def release(self, key: str, client: str, at_ms: int, index: int) -> bool:
+        """Give it back; false when the client holds nothing."""
+
+
+class NoLocks:
+    """For a broker by itself: nobody holds anything."""
+
+    def holds(self, key: str, client: str, fencing_token: int) -> bool:
+        return False
+
+    def release(self, key: str, client: str, at_ms: int, index: int) -> bool:
+        return False
+
+
 class Broker:
-    """See the module. Implements `dss_raft.machine.StateMachine`."""
+    """See the module. Implements `dss_raft.machine.StateMachine`.
+
+    Args:
+        locks: the table of the same replica, for acks that release locks.
+    """
 
     name = "queue"
     commands: tuple[type[Command], ...] = (Publish, Consume, Ack, Nack, Extend, PutTopic, Redrive, Purge)
 
-    def __init__(self) -> None:
+    def __init__(self, locks: Locks | None = None) -> None:
+        self._locks = locks or NoLocks()
         self.topics: dict[str, Topic] = {}
         self.registry = Registry()
         #: the highest stamp seen
@@ -262,7 +288,7 @@ class Broker:
 
     def _ack(self, command: Ack, at_ms: int, index: int, origin: Origin) -> Result:
         group = self._group(command.topic, command.group)
-        if command.msg_id is not None and not command.publish:
+        if command.msg_id is not None and not command.publish and not command.release:
             held, is_stale = _held(group, command.msg_id, command.receipt)
             if is_stale:
                 return _stale(command.msg_id)
@@ -274,7 +300,7 @@ class Broker:
         return self._ack_many(group, command, at_ms, index)
 
     def _ack_many(self, group: Group | None, command: Ack, at_ms: int, index: int) -> Result:
-        """Several messages, or a transaction: acks and publishes together, or nothing."""
+        """Several messages, or a transaction: acks, publishes and released locks together, or nothing."""
         msg_ids = list(dict.fromkeys(command.msg_ids)) if command.msg_ids is not None else [command.msg_id or ""]
         receipts: dict[str, str] = {}
         if command.msg_ids is not None and command.receipts is not None:
@@ -284,16 +310,17 @@ class Broker:
         found = [(msg_id, *_held(group, msg_id, receipts.get(msg_id))) for msg_id in msg_ids]
         held_count = sum(held is not None for _, held, _ in found)
         answers: dict[str, Any] = {}
-        if command.publish:
+        if command.publish or command.release:
             stale = [msg_id for msg_id, _, is_stale in found if is_stale]
             if not held_count and not stale:
-                return Result({"acked": False, "published": []})
+                return Result({"acked": False, "published": [], "released": []})
             if held_count < len(found):
                 return _stale(*(stale or [msg_id for msg_id, held, _ in found if held is None]))
-            refused = self._without_room(command.publish, at_ms)
+            refused = self._not_held(command.release) or self._without_room(command.publish, at_ms)
             if refused is not None:
                 return refused
             answers["published"] = [self._store(new, at_ms, index) for new in command.publish]
+            answers["released"] = [self._locks.release(one.key, one.client, at_ms, index) for one in command.release]
         for _, held, _ in found:
             if held is not None and group is not None:
                 _finish(group, held, at_ms)
@@ -306,6 +333,17 @@ class Broker:
             self._serve(group, at_ms)
         self._serve_topics_of(command.publish, at_ms)
         return Result({"acked": held_count == len(found), **answers})
+
+    def _not_held(self, releases: list[LockRelease]) -> Result | None:
+        """A refusal when one of these is no longer held under its token."""
+        lost = [
+            one.key
+            for one in releases
+            if one.fencing_token is not None and not self._locks.holds(one.key, one.client, one.fencing_token)
+        ]
+        if not lost:
+            return None
+        return Result({"detail": "these locks are no longer held under their tokens; nothing was done", "keys": lost}, "not_holder")
 
     def _nack(self, command: Nack, at_ms: int, index: int, origin: Origin) -> Result:
         group = self._group(command.topic, command.group)

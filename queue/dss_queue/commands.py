@@ -14,6 +14,7 @@ from dss_raft.commands import (
     Command,
     DurationMs,
     Fields,
+    Index,
     Name,
     OptionalName,
     WaitMs,
@@ -21,6 +22,7 @@ from dss_raft.commands import (
 )
 
 MESSAGES_PER_CALL_MAX = 1000
+LOCKS_PER_ACK_MAX = 64
 HEADERS_MAX = 64
 HEADERS_BYTES_MAX = 16 * 1024
 VISIBILITY_MS_MAX = 12 * 3600 * 1000
@@ -194,13 +196,29 @@ class AckFields(Fields, kw_only=True):
             raise ValueError("`receipts` has another length than `msg_ids`")
 
 
+class LockRelease(Fields, kw_only=True):
+    """A lock that an `ack` gives back."""
+
+    key: Name
+    client: Name
+    #: with it the lock must still be held under this token, or nothing of the ack happens
+    fencing_token: Index | None = None
+
+    def __post_init__(self) -> None:
+        check_name("key", self.key)
+        check_name("client", self.client)
+
+
 class AckRequest(AckFields, kw_only=True):
     #: published in the same step: the messages are done and these are stored, or nothing happens
     publish: Annotated[list[TopicMessageRequest], msgspec.Meta(max_length=MESSAGES_PER_CALL_MAX)] | None = None
+    #: locks given back in the same step
+    release: Annotated[list[LockRelease], msgspec.Meta(max_length=LOCKS_PER_ACK_MAX)] | None = None
 
 
 class Ack(AckFields, Command, tag="queue.ack", kw_only=True):
     publish: list[NewMessage] = []
+    release: list[LockRelease] = []
 
 
 class DeliveryFields(Fields, kw_only=True):

@@ -121,7 +121,7 @@ async def ack(node: Node, request: AckRequest) -> Result:
     """May be repeated without harm."""
     fields = {name: getattr(request, name) for name in _ACK_FIELDS}
     publish = [_new_message(node, one.topic, one) for one in request.publish or ()]
-    result = await node.submit(Ack(**fields, publish=publish))
+    result = await node.submit(Ack(**fields, publish=publish, release=request.release or []))
     for message, published in zip(publish, result.body.get("published", ()), strict=False):
         if not published["duplicate"]:
             metrics.of_topic(message.topic).published.inc()
@@ -217,11 +217,12 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="A message is done",
         description=(
             "With `receipt` that very delivery, without it whichever delivery of the group is in flight. A repeat answers "
-            "`acked: false`. With `publish: [...]` the ack and those messages happen together, or not at all."
+            "`acked: false`. With `publish: [...]` and `release: [...]` the ack, those messages and the release of those locks happen "
+            "together, or not at all: with a `fencing_token` that no longer holds its lock the call is refused, `not_holder`."
         ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "msg_id": "12-0"},
-        problems=("stale_receipt", "too_large"),
+        problems=("stale_receipt", "not_holder", "too_large"),
     ),
     Operation(
         name="queue.nack",

@@ -314,7 +314,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         entries = [e for e in self.model.groups[name].values() if e.status == "flight" and e.handout.attempt_id == attempt]
         return [e for e in entries[0].handout.entries if e in entries] if entries else []
 
-    @rule(data=st.data(), status=st.sampled_from(["flight", "flight", "ready", "waiting"]), what=st.sampled_from(["ack", "nack"]))
+    @rule(data=st.data(), status=st.sampled_from(["flight", "flight", "ready", "waiting"]), what=st.sampled_from(["ack", "nack", "transact"]))
     def end_a_known_delivery(self, data, status, what):
         """Aimed: what is in flight, and what has come back and may still be acked by its last consumer."""
         known = [
@@ -325,7 +325,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
             getattr(self, what)(data, name, f"{number >> 24}-{number % 2**24}", self.model.groups[name][number].receipt)
             self.end()
 
-    @rule(data=st.data(), name=GROUPS, with_receipt=st.booleans(), what=st.sampled_from(["ack", "ack", "ack", "nack", "extend"]))
+    @rule(data=st.data(), name=GROUPS, with_receipt=st.booleans(), what=st.sampled_from(["ack", "ack", "transact", "nack", "extend"]))
     def end_delivery(self, data, name, with_receipt, what):
         receipt = None
         if self.receipts and data.draw(st.integers(0, 3)):
@@ -345,6 +345,22 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert result.body["acked"] == (entry is not None)
         if entry is not None:
             self.model.finish(name, entry, "done")
+
+    def transact(self, data, name, msg_id, receipt):
+        """An ack that also publishes."""
+        key = data.draw(KEYS)
+        publish = [NewMessage(TOPIC, b"0", key, 1 if key else -1, 0, "", b"")]
+        result, _ = self.apply(Ack(topic=TOPIC, group=name, msg_id=msg_id, receipt=receipt, publish=publish))
+        entry, is_stale = self.model.held(name, number_of(msg_id), receipt)
+        if is_stale:
+            assert result.code == "stale_receipt"
+            return
+        assert (result.body["acked"], len(result.body["published"])) == (entry is not None, int(entry is not None))
+        if entry is not None:
+            self.ids.append(result.body["published"][0]["msg_id"])
+            self.model.publish(number_of(self.ids[-1]), key, 0)
+            self.model.finish(name, entry, "done")
+            self.model.settle()
 
     def nack(self, data, name, msg_id, receipt):
         how = data.draw(st.sampled_from(["plain", "delay", "dead", "silent"]))

@@ -117,7 +117,7 @@ def test_a_repeated_transaction_publishes_nothing_more(desk):
     desk.take()
     desk.ack(msg_id, publish=[desk.message("invoice", topic="invoices")])
     again = desk.ack(msg_id, publish=[desk.message("invoice", topic="invoices")])
-    assert again.body == {"acked": False, "published": []}
+    assert again.body == {"acked": False, "published": [], "released": []}
     assert desk.values(9, topic="invoices") == ["invoice"]
 
 
