@@ -1,4 +1,4 @@
-"""Three nodes over HTTP, all traffic to a follower: calls a second and latency, with Daphne and with uvicorn.
+"""Three nodes over HTTP, all traffic to a follower: calls or messages a second, and latency of a call, with Daphne and with uvicorn.
 
     python benchmarks/bench_http.py                          # the whole table, also as results/bench_http.json
     python benchmarks/bench_http.py --servers uvicorn --seconds 5 --scenarios put get
@@ -31,35 +31,65 @@ VALUE = {"id": 1, "text": "x" * 100}
 KEYS = 64
 IDLE_S = 20.0
 
-#: calls a second asked for: (with Daphne, with uvicorn)
-TARGETS = {"lock": (1500, 3000), "publish": (1500, 3000), "put": (1500, 3000), "get": (2500, 8000)}
-TITLES = {"lock": "lock acquire, release", "publish": "publish", "put": "put", "get": "get, hits"}
+BATCH = 100
+BATCH_TOPICS = 8
 
 Call = tuple[str, str, Any]
 
 
-def lock_calls(connection: int, number: int) -> Call:
+def lock_calls(connection: int, number: int, answer: bytes) -> Call:
     path = "/lock/release" if number % 2 else "/lock/acquire"
     return "POST", path, {"key": f"bench-{connection}", "client": f"client-{connection}"}
 
 
-def publish_calls(connection: int, number: int) -> Call:
+def publish_calls(connection: int, number: int, answer: bytes) -> Call:
     return "POST", "/queue/publish", {"topic": f"bench-{connection % 8}", "value": VALUE}
 
 
-def put_calls(connection: int, number: int) -> Call:
+def publish_batches(connection: int, number: int, answer: bytes) -> Call:
+    return "POST", "/queue/publish", {"topic": f"batch-{connection % BATCH_TOPICS}", "messages": [{"value": VALUE}] * BATCH}
+
+
+def consume_batches(connection: int, number: int, answer: bytes) -> Call:
+    """Consume a batch, ack it, and so on."""
+    delivery = {"topic": f"batch-{connection % BATCH_TOPICS}", "group": "bench"}
+    messages = json.loads(answer).get("messages") if answer else None
+    if messages and "receipt" in messages[0]:
+        return "POST", "/queue/ack", {**delivery, "msg_ids": [message["msg_id"] for message in messages]}
+    return "POST", "/queue/consume", {**delivery, "max_messages": BATCH, "timeout_ms": 0, "visibility_ms": 60_000}
+
+
+def put_calls(connection: int, number: int, answer: bytes) -> Call:
     return "POST", "/cache/put", {"key": f"bench-{connection}-{number % KEYS}", "value": VALUE}
 
 
-def get_calls(connection: int, number: int) -> Call:
+def get_calls(connection: int, number: int, answer: bytes) -> Call:
     return "GET", f"/cache/get?key=hit-{(connection + number) % KEYS}", None
 
 
-SCENARIOS: dict[str, Callable[[int, int], Call]] = {
-    "lock": lock_calls,
-    "publish": publish_calls,
-    "put": put_calls,
-    "get": get_calls,
+Calls = Callable[[int, int, bytes], Call]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What the connections of a run do."""
+
+    title: str
+    #: the next call of a connection, from its number, the count of its calls, and the body of its last answer
+    calls: Calls
+    #: things a second asked for: (with Daphne, with uvicorn)
+    targets: tuple[int, int]
+    #: things done by one call
+    per_call: float = 1
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "lock": Scenario("lock acquire, release", lock_calls, (1500, 3000)),
+    "publish": Scenario("publish", publish_calls, (1500, 3000)),
+    "put": Scenario("put", put_calls, (1500, 3000)),
+    "get": Scenario("get, hits", get_calls, (2500, 8000)),
+    "publish-100": Scenario("messages, published by 100", publish_batches, (10_000, 10_000), BATCH),
+    "consume-100": Scenario("messages, consumed and acked by 100", consume_batches, (8000, 8000), BATCH / 2),
 }
 
 
@@ -69,7 +99,8 @@ class Row:
 
     server: str
     scenario: str
-    calls_per_s: int
+    #: calls, or messages where the scenario says so
+    per_s: int
     target: int
     p50_ms: float
     p99_ms: float
@@ -79,12 +110,13 @@ class Row:
 class Connection(asyncio.Protocol):
     """A client on one connection: the next call leaves when the answer to the last one is complete."""
 
-    def __init__(self, number: int, calls: Callable[[int, int], Call], load: Load) -> None:
+    def __init__(self, number: int, calls: Calls, load: Load) -> None:
         self.number = number
         self.calls = calls
         self.load = load
         self.count = 0
         self.buffer = b""
+        self.answer = b""
         self.sent_at = 0.0
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -93,7 +125,7 @@ class Connection(asyncio.Protocol):
         self.call()
 
     def call(self) -> None:
-        method, path, body = self.calls(self.number, self.count)
+        method, path, body = self.calls(self.number, self.count, self.answer)
         self.count += 1
         data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         head = (
@@ -113,6 +145,7 @@ class Connection(asyncio.Protocol):
             return
         now = time.perf_counter()
         self.load.answered(now - self.sent_at, self.buffer[9:12] == b"200")
+        self.answer = self.buffer[head_end + 4 : head_end + 4 + length]
         self.buffer = self.buffer[head_end + 4 + length :]
         if now < self.load.end:
             self.call()
@@ -140,7 +173,7 @@ class Load:
             self.errors += 1
 
 
-async def run(port: int, calls: Callable[[int, int], Call], connections: int, seconds: float) -> tuple[Load, float]:
+async def run(port: int, calls: Calls, connections: int, seconds: float) -> tuple[Load, float]:
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     load = Load(began + seconds)
@@ -152,18 +185,21 @@ async def run(port: int, calls: Callable[[int, int], Call], connections: int, se
     return load, time.perf_counter() - began
 
 
-def measure(node: LocalNode, server: str, scenario: str, connections: int, seconds: float) -> Row:
-    if scenario == "get":
+def measure(node: LocalNode, server: str, name: str, connections: int, seconds: float) -> Row:
+    scenario = SCENARIOS[name]
+    if name == "get":
         for key in range(KEYS):
             node.call("POST", "/cache/put", {"key": f"hit-{key}", "value": VALUE})
-    uvloop.run(run(node.port, SCENARIOS[scenario], connections, min(1.0, seconds)))
-    load, elapsed = uvloop.run(run(node.port, SCENARIOS[scenario], connections, seconds))
+    elif name == "consume-100":
+        uvloop.run(run(node.port, publish_batches, connections, seconds))
+    uvloop.run(run(node.port, scenario.calls, connections, min(1.0, seconds)))
+    load, elapsed = uvloop.run(run(node.port, scenario.calls, connections, seconds))
     latencies = sorted(load.latencies)
     return Row(
         server=server,
-        scenario=scenario,
-        calls_per_s=round(len(latencies) / elapsed),
-        target=TARGETS[scenario][0 if server == "daphne" else 1],
+        scenario=name,
+        per_s=round(len(latencies) * scenario.per_call / elapsed),
+        target=scenario.targets[0 if server == "daphne" else 1],
         p50_ms=round(latencies[len(latencies) // 2] * 1000, 2),
         p99_ms=round(latencies[int(len(latencies) * 0.99)] * 1000, 2),
         errors=load.errors,
@@ -203,9 +239,9 @@ def bench_server(server: str, options: argparse.Namespace) -> tuple[list[Row], l
 
 
 def print_row(row: Row) -> None:
-    verdict = "" if row.calls_per_s >= row.target else "short"
-    speed = f"{row.calls_per_s:>8,} {row.target:>8,} {row.p50_ms:>8.1f} {row.p99_ms:>8.1f} {row.errors:>7}"
-    print(f"{row.server:8} {TITLES[row.scenario]:22} {speed}  {verdict}", flush=True)
+    verdict = "" if row.per_s >= row.target else "short"
+    speed = f"{row.per_s:>8,} {row.target:>8,} {row.p50_ms:>8.1f} {row.p99_ms:>8.1f} {row.errors:>7}"
+    print(f"{row.server:8} {SCENARIOS[row.scenario].title:36} {speed}  {verdict}", flush=True)
 
 
 def commit() -> str:
@@ -223,7 +259,7 @@ def main() -> None:
     options = parser.parse_args()
     machine = f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}"
     print(f"3 nodes and the load on one machine ({machine}); {options.connections} connections to a follower\n")
-    print(f"{'server':8} {'calls':22} {'calls/s':>8} {'target':>8} {'p50 ms':>8} {'p99 ms':>8} {'errors':>7}")
+    print(f"{'server':8} {'calls':36} {'per s':>8} {'target':>8} {'p50 ms':>8} {'p99 ms':>8} {'errors':>7}")
     result: dict[str, Any] = {
         "machine": machine,
         "date": time.strftime("%Y-%m-%d"),
