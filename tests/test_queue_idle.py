@@ -79,9 +79,7 @@ def test_subscriptions_share_what_comes_and_leave_nothing_behind(shared_cluster:
         sockets = [await connect(f"ws://{HOST}:{near.port}/ws") for _ in range(SUBSCRIPTIONS)]
         for socket in sockets:
             await socket.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": request}))
-        await asyncio.to_thread(
-            wait_until, lambda: waiters(far, "pushed") == SUBSCRIPTIONS, lambda: str(waiters(far, "pushed"))
-        )
+        await asyncio.to_thread(wait_until, lambda: waiters(far, "pushed") == SUBSCRIPTIONS, lambda: str(waiters(far, "pushed")))
         await asyncio.to_thread(publish, far, "pushed", SUBSCRIPTIONS)
         frames = [json.loads(await socket.recv()) for socket in sockets]
         assert sorted(frame["event"]["value"] for frame in frames) == list(range(SUBSCRIPTIONS))

@@ -2,115 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-
-import msgspec
 import pytest
-from django.test import Client
 
 from dss_locks.operations import OPERATIONS
 from dss_locks.state import Limits
-from dss_project import runtime
-from dss_project.api.guard import Guard
-from dss_project.api.lane import Lane
-
-PATIENCE_S = 10
+from dss_project.testing import DOORS, opened
 
 
-class Door:
-    """Calls as clients make them, at a node that lives in another thread's loop."""
-
-    def __init__(self, node, loop) -> None:
-        self.node = node
-        self.loop = loop
-
-    def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE_S)
-
-    def pass_ms(self, ms) -> None:
-        async def act() -> None:
-            self.node.pass_ms(ms)
-
-        self.run(act())
-
-    def post(self, path, **fields):
-        return self.call("POST", path, msgspec.json.encode(fields))
-
-    def get(self, path_and_query):
-        return self.call("GET", path_and_query, b"")
-
-    def later(self, path, **fields) -> list:
-        """A call that waits; returns when it does, and the list gets its answer."""
-        answers: list = []
-        waiting = len(self.node.futures)
-        thread = threading.Thread(target=lambda: answers.append(self.post(path, **fields)))
-        thread.start()
-
-        async def until_it_waits() -> None:
-            async with asyncio.timeout(PATIENCE_S):
-                while len(self.node.futures) == waiting:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-
-        self.run(until_it_waits())
-        self.threads.append(thread)
-        return answers
-
-    threads: list[threading.Thread] = []
-
-    def join(self) -> None:
-        for thread in self.threads:
-            thread.join(PATIENCE_S)
+@pytest.fixture(params=DOORS)
+def door(request, fake_node):
+    with opened(request.param, fake_node, OPERATIONS, lambda node: len(node.futures)) as door:
+        yield door
 
 
-class LaneDoor(Door):
-    def call(self, method, path_and_query, body):
-        path, _, query = path_and_query.partition("?")
-        sent: list[dict] = []
-
-        async def ask() -> None:
-            messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def receive():
-                if messages:
-                    return messages.pop()
-                await asyncio.Event().wait()
-                return None
-
-            async def send(message) -> None:
-                sent.append(message)
-
-            headers = [(b"content-type", b"application/json")] if body else []
-            scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
-            await Lane(OPERATIONS, lambda: self.node, Guard(""), 4096)(scope, receive, send)
-
-        self.run(ask())
-        answer = msgspec.json.decode(b"".join(message.get("body", b"") for message in sent[1:]))
-        headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
-        return sent[0]["status"], answer, headers
-
-
-class DrfDoor(Door):
-    def call(self, method, path_and_query, body):
-        content = {"content_type": "application/json"} if body else {}
-        response = Client(headers={"Host": "localhost"}).generic(method, path_and_query, body, **content)
-        return response.status_code, msgspec.json.decode(response.content), {k.lower(): v for k, v in response.items()}
-
-
-@pytest.fixture(params=[LaneDoor, DrfDoor], ids=["lane", "drf"])
-def door(request, fake_node, monkeypatch):
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    door = request.param(fake_node(), loop)
-    door.threads = []
-    monkeypatch.setattr(runtime, "node", lambda: door.node)
-    monkeypatch.setattr(runtime, "loop", lambda: loop)
-    yield door
-    door.join()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+def pass_ms(door, ms):
+    door.run(lambda: door.node.pass_ms(ms))
 
 
 def test_acquire(door):
@@ -135,8 +41,8 @@ def test_a_wait_that_runs_out_and_one_that_is_granted(door):
     door.post("/lock/acquire", key="k", client="a", ttl_ms=2000)
     impatient = door.later("/lock/acquire", key="k", client="b", wait_ms=1000)
     patient = door.later("/lock/acquire", key="k", client="c", wait_ms=20_000)
-    door.pass_ms(1000)
-    door.pass_ms(1000)
+    pass_ms(door, 1000)
+    pass_ms(door, 1000)
     door.join()
     ((status, answer, _),) = impatient
     assert (status, answer["ok"], answer["code"]) == (423, False, "wait_timeout")
@@ -187,11 +93,11 @@ def test_release(door):
 
 def test_renew(door):
     door.post("/lock/acquire", key="k", client="a", ttl_ms=1000)
-    door.pass_ms(900)
+    pass_ms(door, 900)
     status, answer, _ = door.post("/lock/renew", key="k", client="a", fencing_token=1)
     assert (status, answer["expires_in_ms"]) == (200, 1000)
     assert door.post("/lock/renew", key="k", client="a", ttl_ms=5000)[1]["expires_in_ms"] == 5000
-    door.pass_ms(5000)
+    pass_ms(door, 5000)
     status, answer, _ = door.post("/lock/renew", keys=["k"], client="a")
     assert (status, answer["code"]) == (409, "lock_lost")
 
@@ -213,9 +119,9 @@ def test_status(door):
     assert [(w["client"], w["position"]) for w in answer["waiters"]] == [("b", 1), ("c", 2)]
     assert all("age_ms" in waiter for waiter in answer["waiters"])
     assert answer["why"]["position"] == 2
-    door.pass_ms(1000)
+    pass_ms(door, 1000)
     assert door.get("/lock/status?key=k")[1]["delay"]["lost_by"] == "a"
-    door.pass_ms(700)
+    pass_ms(door, 700)
     door.post("/lock/release", key="k", client="b")
     door.join()
     assert [answers[0][0] for answers in waiting] == [200, 200]

@@ -343,7 +343,9 @@ class Broker:
         ]
         if not lost:
             return None
-        return Result({"detail": "these locks are no longer held under their tokens; nothing was done", "keys": lost}, "not_holder")
+        return Result(
+            {"detail": "these locks are no longer held under their tokens; nothing was done", "keys": lost}, "not_holder"
+        )
 
     def _nack(self, command: Nack, at_ms: int, index: int, origin: Origin) -> Result:
         group = self._group(command.topic, command.group)

@@ -90,6 +90,12 @@ class LocalNode:
                 self.listeners[type(event)](event, self.index)
 
 
+@pytest.fixture(scope="session")
+def local_node() -> type[LocalNode]:
+    """For tests that run a loop of their own."""
+    return LocalNode
+
+
 @pytest.fixture
 async def node():
     node = LocalNode()

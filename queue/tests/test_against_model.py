@@ -314,7 +314,11 @@ class QueueAgainstModel(RuleBasedStateMachine):
         entries = [e for e in self.model.groups[name].values() if e.status == "flight" and e.handout.attempt_id == attempt]
         return [e for e in entries[0].handout.entries if e in entries] if entries else []
 
-    @rule(data=st.data(), status=st.sampled_from(["flight", "flight", "ready", "waiting"]), what=st.sampled_from(["ack", "nack", "transact"]))
+    @rule(
+        data=st.data(),
+        status=st.sampled_from(["flight", "flight", "ready", "waiting"]),
+        what=st.sampled_from(["ack", "nack", "transact"]),
+    )
     def end_a_known_delivery(self, data, status, what):
         """Aimed: what is in flight, and what has come back and may still be acked by its last consumer."""
         known = [
@@ -325,7 +329,12 @@ class QueueAgainstModel(RuleBasedStateMachine):
             getattr(self, what)(data, name, f"{number >> 24}-{number % 2**24}", self.model.groups[name][number].receipt)
             self.end()
 
-    @rule(data=st.data(), name=GROUPS, with_receipt=st.booleans(), what=st.sampled_from(["ack", "ack", "transact", "nack", "extend"]))
+    @rule(
+        data=st.data(),
+        name=GROUPS,
+        with_receipt=st.booleans(),
+        what=st.sampled_from(["ack", "ack", "transact", "nack", "extend"]),
+    )
     def end_delivery(self, data, name, with_receipt, what):
         receipt = None
         if self.receipts and data.draw(st.integers(0, 3)):
