@@ -41,6 +41,8 @@ class FrontDoor:
         self.calls_under_way = 0
         #: those of WebSockets; they end when the node stops, and are not waited for as calls are
         self.subscriptions: set[asyncio.Task[None]] = set()
+        #: how to close each WebSocket that is open
+        self.sockets: set[Callable[[], Awaitable[None]]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls_under_way += 1
@@ -56,6 +58,10 @@ class FrontDoor:
             cancel_once(task)
         if ending:
             await asyncio.wait(ending, timeout=timeout_s)
+
+    async def close_sockets(self) -> None:
+        """The node stops: tell WebSocket clients that it goes away, so that they need not guess why the connection ended."""
+        await asyncio.gather(*(close() for close in self.sockets), return_exceptions=True)
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         wants_page = False

@@ -36,7 +36,7 @@ CALLS_PER_CONNECTION_MAX = 1000
 CANCEL = "cancel"
 
 #: Close codes of RFC 6455, and of ours (4000 and up) for what HTTP would answer 401, 403 and 404.
-BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1007, 4401, 4403, 4404
+GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1001, 1007, 4401, 4403, 4404
 
 SUBSCRIPTIONS = Gauge("dss_subscriptions", "Subscriptions on this node's WebSocket connections.", ["subscription"])
 
@@ -105,6 +105,7 @@ class Connection:
 
     async def serve(self, receive: Receive) -> None:
         """Until the client goes; what was under way has given back what it held by then."""
+        self._front.sockets.add(self._go_away)
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 text = message.get("text")
@@ -118,11 +119,16 @@ class Connection:
                 await self._begin(frame, text is not None)
         finally:
             self._is_open = False
+            self._front.sockets.discard(self._go_away)
             calls = list(self._calls.values())
             for call in calls:
                 cancel_once(call)
             if calls:
                 await asyncio.wait(calls)
+
+    async def _go_away(self) -> None:
+        self._is_open = False
+        await self._send({"type": "websocket.close", "code": GOING_AWAY})
 
     async def _begin(self, frame: Frame, as_text: bool) -> None:
         try:

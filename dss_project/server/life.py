@@ -1,7 +1,7 @@
 """A node's process from start to stop, the same under either server.
 
 The order at a stop: take no more connections, end subscriptions, let calls under way finish, stop Raft (which answers those that
-still wait), give those answers a moment to leave, close. A signal during that hurries it on.
+still wait), give those answers a moment to leave, say goodbye to WebSockets, close. A signal during that hurries it on.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ async def live(config: NodeConfig, application: Any, front: FrontDoor, server: W
         await _until_idle(front, config.drain_ms / 1000, hurry)
     clean = await _stop_raft()
     await _until_idle(front, LAST_ANSWERS_S, hurry)
+    await front.close_sockets()
+    # As above: written in the next turn.
+    await asyncio.sleep(POLL_S)
     await server.close()
     await _end(worker, stopped)
     log.info("node.stopped")

@@ -62,7 +62,12 @@ class DaphneServer(Server):  # type: ignore[misc]
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
         details = self.connections.get(protocol)
-        if details is not None and "disconnected" not in details:
+        if details is None or "disconnected" in details:
+            return
+        if message["type"] == "websocket.close" and protocol.state != protocol.STATE_CONNECTING:
+            # Daphne's own way refuses codes such as 1001 and 1007.
+            protocol.sendCloseFrame(code=message.get("code", 1000))
+        else:
             protocol.handle_reply(message)
 
     def _ended(self, protocol: Any, call: asyncio.Task[None]) -> None:

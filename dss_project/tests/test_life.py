@@ -18,6 +18,9 @@ from dss_project import frontdoor, runtime
 from dss_project.consumers import RaftConsumer
 from dss_project.server.life import live
 
+#: the last things that happen
+END = ("close sockets", "close")
+
 APPLICATION = ProtocolTypeRouter({"channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()})})
 
 
@@ -42,6 +45,9 @@ class Stage:
 
     async def end_subscriptions(self, timeout_s: float) -> None:
         self.happened.append("end subscriptions")
+
+    async def close_sockets(self) -> None:
+        self.happened.append("close sockets")
 
     async def close(self) -> None:
         self.happened.append("close")
@@ -84,7 +90,7 @@ async def test_calls_finish_before_raft_stops(stage: Stage) -> None:
 
     actor = asyncio.create_task(scene())
     assert await run(stage) == 0
-    assert stage.happened == ["start raft", "accept", "stop accepting", "end subscriptions", "stop raft with 0 calls", "close"]
+    assert stage.happened == ["start raft", "accept", "stop accepting", "end subscriptions", "stop raft with 0 calls", *END]
     assert actor.done()
 
 
@@ -96,7 +102,7 @@ async def test_what_waits_longer_is_left_to_raft(stage: Stage) -> None:
 
     actor = asyncio.create_task(scene())
     assert await run(stage, drain_ms=20) == 0
-    assert stage.happened[-2:] == ["stop raft with 1 calls", "close"]
+    assert stage.happened[-3:] == ["stop raft with 1 calls", *END]
     assert actor.done()
 
 
@@ -116,7 +122,7 @@ async def test_a_node_that_must_not_go_on_stops_at_once(stage: Stage) -> None:
 
     actor = asyncio.create_task(scene())
     assert await run(stage, drain_ms=600_000) == 1
-    assert stage.happened == ["start raft", "accept", "stop accepting", "stop raft with 1 calls", "close"]
+    assert stage.happened == ["start raft", "accept", "stop accepting", "stop raft with 1 calls", *END]
     assert actor.done()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect as websocket
 
 ROOT = Path(__file__).parents[2]
@@ -284,6 +284,24 @@ def test_many_calls_on_one_websocket(node: Process) -> None:
     with pytest.raises(InvalidStatus), websocket(f"ws://127.0.0.1:{node.port}/elsewhere"):
         pass
     assert node.stop() == 0
+    assert "Traceback" not in node.log.read_text()
+
+
+def test_why_a_websocket_ends(node: Process) -> None:
+    """A frame that is no call, and the stop of the node, each with the code that says so."""
+    url = f"ws://127.0.0.1:{node.port}/ws"
+    with websocket(url) as connection:
+        connection.send("no call")
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(PATIENCE_S)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1007
+    with websocket(url) as connection:
+        assert node.stop() == 0
+        with pytest.raises(ConnectionClosedOK) as closed:
+            connection.recv(PATIENCE_S)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
     assert "Traceback" not in node.log.read_text()
 
 

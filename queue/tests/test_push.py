@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
+import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from websockets.sync.client import connect
 
-from dss_project.local_cluster import LocalCluster, free_ports
+from dss_project.local_cluster import POLL_S, LocalCluster, LocalNode, free_ports
 from dss_queue.commands import AckRequest, ConsumeRequest, Nack, PublishRequest, Subscribe
 from dss_queue.operations import ack, consume, nack, publish
 from dss_queue.push import Subscribers, subscribe
 from dss_raft.errors import Refused
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 class Feed:
@@ -202,8 +207,29 @@ def test_over_a_real_websocket(tmp_path, server):
                 "delay_ms": 0,
             }
             assert node.call("POST", "/queue/nack", give_back).status == 200
+
+        run_the_readme(first, second)
     finally:
         cluster.stop()
+
+
+def run_the_readme(publisher: LocalNode, node: LocalNode) -> None:
+    """Its consumer acks what comes, more than its credit, until its node stops."""
+    code = README.read_text().split("```python\n")[1].split("```")[0].replace("127.0.0.1:8101", f"127.0.0.1:{node.port}")
+    consumer = threading.Thread(target=exec, args=(code, {}))
+    consumer.start()
+    messages = [{"value": number} for number in range(25)]
+    assert publisher.call("POST", "/queue/publish", {"topic": "orders", "messages": messages}).status == 200
+    deadline = time.monotonic() + 60
+    while True:
+        groups = publisher.call("GET", "/queue/stats?topic=orders").json["groups"]
+        if groups and groups[0]["acked"] == len(messages):
+            break
+        assert time.monotonic() < deadline, groups
+        time.sleep(POLL_S)
+    node.stop()
+    consumer.join(60)
+    assert not consumer.is_alive()
 
 
 def hang_up_at_once(node, request) -> None:
