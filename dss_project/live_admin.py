@@ -7,7 +7,7 @@ from a snapshot taken in the node's loop. Lists, search, filters, sorting, pages
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import reduce
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +16,37 @@ from django.contrib import admin, messages
 from django.db.models import Model, Q
 from django.http import HttpRequest
 
-from dss_project.bridge import call_in_loop
+from dss_project.bridge import await_in_loop, call_in_loop
 from dss_raft.errors import Refused
+from dss_raft.machine import Result
 
 #: `rows_from_loop(function)`: take the snapshot for `rows` in the thread that owns the state.
 rows_from_loop = call_in_loop
+
+
+def duration_text(duration_ms: int) -> str:
+    """A duration for people, in its two largest units."""
+    if duration_ms < 1000:
+        return f"{duration_ms} ms"
+    if duration_ms < 60_000:
+        return f"{duration_ms // 100 / 10} s"
+    minutes, seconds = divmod(duration_ms // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def duration(name: str, title: str, never: str = "") -> Callable[[Model], str]:
+    """A column for `list_display`: the field `name`, in milliseconds, for people. It sorts by the field. `never`: for None."""
+
+    @admin.display(description=title, ordering=name)
+    def column(row: Model) -> str:
+        value = getattr(row, name)
+        return never if value is None else duration_text(value)
+
+    return column
 
 
 def _text(value: Any) -> str:
@@ -198,7 +224,7 @@ class LiveValuesFilter(admin.FieldListFilter):
 
 
 class LiveAdmin(admin.ModelAdmin):
-    """Lists live rows. A subclass gives `rows`; it may give actions, which submit commands through `bridge.await_in_loop`.
+    """Lists live rows. A subclass gives `rows`; it may give actions, which submit commands through `do_each`.
 
     Reading needs the model's `view` permission; an action declares `permissions=["operate"]`, which is its `change` permission.
     """
@@ -237,6 +263,23 @@ class LiveAdmin(admin.ModelAdmin):
         actions = super().get_actions(request)
         actions.pop("delete_selected", None)
         return actions
+
+    def do_each(
+        self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], Coroutine[Any, Any, Result]]
+    ) -> list[Result]:
+        """An action: submit something for each row, until one is refused; that is shown. Returns the results before that."""
+        results: list[Result] = []
+        for row in rows:
+            try:
+                result = await_in_loop(act(row))
+            except Refused as refusal:
+                self.message_user(request, f"{row}: {refusal.detail or refusal.code}", messages.ERROR)
+                break
+            if result.code:
+                self.message_user(request, f"{row}: {result.body.get('detail') or result.code}", messages.ERROR)
+                break
+            results.append(result)
+        return results
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

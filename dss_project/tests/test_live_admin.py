@@ -13,7 +13,7 @@ from django.db.models import Q
 from django.test import Client, override_settings
 from django.urls import path
 
-from dss_project.live_admin import LiveAdmin, LiveQuerySet, LiveValuesFilter
+from dss_project.live_admin import LiveAdmin, LiveQuerySet, LiveValuesFilter, duration_text
 from dss_raft.errors import Refused
 from dss_raft.models import MemberRow
 
@@ -143,3 +143,20 @@ def test_conditions() -> None:
         found(id__regex=".*")
     with pytest.raises(MemberRow.DoesNotExist):
         rows.get(pk="x")
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "text"),
+    [
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1000, "1.0 s"),
+        (59_999, "59.9 s"),
+        (60_000, "1 min 0 s"),
+        (581_283, "9 min 41 s"),
+        (3_600_000, "1 h 0 min"),
+        (90_061_000, "1 d 1 h"),
+    ],
+)
+def test_durations_for_people(duration_ms: int, text: str) -> None:
+    assert duration_text(duration_ms) == text

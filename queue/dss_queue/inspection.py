@@ -175,6 +175,33 @@ def json_text(value: bytes) -> msgspec.Raw | None:
 # ------------------------------------------------------- rows for the admin
 
 
+def backlogs(broker: Broker, now_ms: int) -> Iterator[dict[str, Any]]:
+    """What each group has still to do; one line for a topic without a group."""
+    for topic in broker.topics.values():
+        of_topic = {
+            "topic": topic.name,
+            "bytes": topic.bytes,
+            "published_per_s": topic.publish_rate.per_second(now_ms),
+        }
+        for group in topic.groups.values():
+            line = _group_line(group, now_ms)
+            yield {
+                **of_topic,
+                **{name: line[name] for name in ("group", "ready", "delayed", "in_flight", "dead", "oldest_age_ms")},
+                "waiting": line["waiters"],
+                "acked_per_s": line["ack_per_second"],
+            }
+        if not topic.groups:
+            counts = {
+                "ready": len(topic.messages) - topic.hidden,
+                "delayed": topic.hidden,
+                "in_flight": 0,
+                "dead": 0,
+                "waiting": 0,
+            }
+            yield {**of_topic, **counts, "group": "", "oldest_age_ms": oldest_age_ms(topic, now_ms), "acked_per_s": 0.0}
+
+
 def deliveries(broker: Broker) -> Iterator[tuple[Group, Delivery]]:
     """Everything in flight."""
     for topic in broker.topics.values():

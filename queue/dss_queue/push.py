@@ -18,7 +18,7 @@ from dss_queue.broker import Broker
 from dss_queue.commands import Consume, Nack, Subscribe
 from dss_queue.delivering import count_delivered, shown
 from dss_queue.metrics import of_topic
-from dss_queue.records import message_number
+from dss_queue.records import message_number, receipt_of
 from dss_raft.commands import WAIT_MS_MAX
 from dss_raft.errors import Refused
 from dss_raft.machine import Result
@@ -68,7 +68,7 @@ class Subscribers:
         of_topic = self._broker.topics.get(topic)
         of_group = of_topic.groups.get(group) if of_topic is not None else None
         delivery = of_group.in_flight.get(message_number(msg_id)) if of_group is not None else None
-        return delivery is not None and receipt == f"{msg_id}.{delivery.serial:x}"
+        return delivery is not None and receipt == receipt_of(msg_id, delivery.serial)
 
     def became_full(self, subscriber: Subscriber, is_full: bool) -> None:
         if is_full:
