@@ -109,7 +109,7 @@ class Node:
         )
         self.core = RaftCore(core_config, boot_state, random.Random())
         self._outbox = Outbox(config.node_id, self.boot, self._loop, config.pending_commands_max)
-        self._reads = ReadRounds(self.core, self._loop)
+        self._reads = ReadRounds(self.core, self._loop, config.pending_commands_max)
         self._proposals = Proposals(self.core, self.replica)
         snapshots = SnapshotKeeper(
             self.replica,
@@ -237,13 +237,12 @@ class Node:
             raise
 
     def propose_as_leader(self, command: Command) -> bool:
-        """Put a command into this leader's log in its current term. False when this node does not lead.
+        """Put a command into this leader's log in its current term. False when this node does not lead, or its log stands still.
 
         It is never sent again: if leadership is lost it may or may not take effect.
         """
-        if not self.is_leader:
+        if not self.is_leader or not self._proposals.add_own(command):
             return False
-        self._proposals.add_own(command)
         self._driver.wake()
         return True
 
@@ -251,7 +250,7 @@ class Node:
         """Wait until this node has applied everything that was answered anywhere before the call.
 
         Raises:
-            Refused: `no_leader` or `no_quorum` when that takes too long.
+            Refused: `over_limit`; `no_leader` or `no_quorum` when that takes too long.
         """
         future = self._reads.read()
         self._driver.wake()

@@ -13,6 +13,9 @@ from dss_raft.replica import Replica
 
 #: Groups gathered for one entry; more go into the next one.
 BATCH_BYTES_MAX = 1024 * 1024
+#: What may gather while the core takes no more (`Busy`). Nodes send again every second what got no answer, so without a limit a
+#: log that stands still would fill the leader's memory with repeats.
+GATHERED_BYTES_MAX = 64 * 1024 * 1024
 
 
 def wall_clock_ms() -> int:
@@ -29,19 +32,31 @@ class Proposals:
         self._term = 0
         self._groups: list[bytes] = []
         self._own: list[bytes] = []
+        self._gathered_bytes = 0
         self._must_stamp = False
         #: (index, when) of entries that are not committed yet
         self._proposed: deque[tuple[int, float]] = deque()
 
     def add_groups(self, groups: list[bytes]) -> None:
-        """Commands of sessions, this node's or a follower's; their nodes send them again if they are lost here."""
-        self._enter_term()
-        self._groups += groups
+        """Commands of sessions, this node's or a follower's; their nodes send them again if they are lost here.
 
-    def add_own(self, command: Command) -> None:
-        """A command of the leader's own, for this term only: nobody sends it again."""
+        What is more than `GATHERED_BYTES_MAX` is lost here: the calls wait at their nodes, whose own limit answers `over_limit`.
+        """
         self._enter_term()
-        self._own.append(encode_command(command))
+        for group in groups:
+            if self._gathered_bytes < GATHERED_BYTES_MAX:
+                self._groups.append(group)
+                self._gathered_bytes += len(group)
+
+    def add_own(self, command: Command) -> bool:
+        """A command of the leader's own, for this term only: nobody sends it again. False: too much has gathered already."""
+        self._enter_term()
+        if self._gathered_bytes >= GATHERED_BYTES_MAX:
+            return False
+        encoded = encode_command(command)
+        self._own.append(encoded)
+        self._gathered_bytes += len(encoded)
+        return True
 
     def stamp(self) -> None:
         """An entry must be proposed even if there is nothing to say: its stamp moves applied time."""
@@ -72,6 +87,7 @@ class Proposals:
             except (NotLeader, Busy):
                 return
             self._proposed.append((index, time.perf_counter()))
+            self._gathered_bytes -= size + sum(map(len, self._own))
             del self._groups[:count]
             self._own = []
             self._must_stamp = False
@@ -86,3 +102,4 @@ class Proposals:
             self._term = self._core.term
             self._proposed.clear()
             self._groups, self._own, self._must_stamp = [], [], False
+            self._gathered_bytes = 0

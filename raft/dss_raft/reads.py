@@ -17,11 +17,16 @@ ROUND_TIMEOUT_S = 0.5
 
 
 class ReadRounds:
-    """The reads of one node."""
+    """The reads of one node.
 
-    def __init__(self, core: RaftCore, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        waiting_max: reads that may wait at once; one more is refused with `over_limit`.
+    """
+
+    def __init__(self, core: RaftCore, loop: asyncio.AbstractEventLoop, waiting_max: int) -> None:
         self._core = core
         self._loop = loop
+        self._waiting_max = waiting_max
         self._context = 0
         self._started = 0.0
         self._gathering: list[asyncio.Future[int]] = []
@@ -32,7 +37,13 @@ class ReadRounds:
         self._count = 0
 
     def read(self) -> asyncio.Future[int]:
-        """Resolves when this node has applied everything that was answered before the call."""
+        """Resolves when this node has applied everything that was answered before the call.
+
+        Raises:
+            Refused: `over_limit` when too many reads wait already.
+        """
+        if len(self._gathering) + len(self._on_its_way) + len(self._until_applied) >= self._waiting_max:
+            raise Refused("over_limit", f"this node already has {self._waiting_max} reads waiting for the cluster")
         future: asyncio.Future[int] = self._loop.create_future()
         self._gathering.append(future)
         return future

@@ -83,6 +83,32 @@ def test_more_than_the_limit_becomes_several_entries(core, proposals, monkeypatc
     assert [first_seqs(entry) for entry in core.entries] == [[1, 2], [3]]
 
 
+def test_what_gathers_while_the_core_is_busy_stays_within_a_limit(core, proposals, monkeypatch):
+    """Every node repeats its calls each second while nothing is committed; the repeats must not fill the leader's memory."""
+    monkeypatch.setattr(module, "GATHERED_BYTES_MAX", 10 * len(group(1)))
+    core.busy = True
+    for _ in range(1000):
+        proposals.add_groups([group(1), group(2)])
+        proposals.propose()
+    assert not proposals.add_own(Add(amount=1))
+    core.busy = False
+    proposals.propose()
+    assert [first_seqs(entry) for entry in core.entries] == [[1, 2] * 5], "what came first is kept"
+    proposals.add_groups([group(3)])
+    assert proposals.add_own(Add(amount=1)), "there is room again"
+    proposals.propose()
+    assert first_seqs(core.entries[1]) == [3]
+
+
+def test_a_new_term_has_the_whole_room(core, proposals, monkeypatch):
+    monkeypatch.setattr(module, "GATHERED_BYTES_MAX", len(group(1)))
+    proposals.add_groups([group(1), group(2)])
+    core.term = 2
+    proposals.add_groups([group(3), group(4)])
+    proposals.propose()
+    assert [first_seqs(entry) for entry in core.entries] == [[3]]
+
+
 def test_a_stamp_is_proposed_only_when_something_is_due(core, proposals, monkeypatch):
     monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: module.wall_clock_ms() + 60_000)
     assert not proposals.stamp_if_due()
