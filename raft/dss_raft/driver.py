@@ -17,9 +17,9 @@ from typing import Protocol
 import structlog
 
 from dss_raft import metrics
-from dss_raft.core import RaftCore
+from dss_raft.core import InvariantViolation, RaftCore
 from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapshot, SnapshotMeta, VoteReply
-from dss_raft.core.ready import Persist, ReadState, Ready, SnapshotChunkWanted
+from dss_raft.core.ready import HardState, Persist, ReadState, Ready, SnapshotChunkWanted
 from dss_raft.links import PeerLinks
 from dss_raft.replica import Replica
 from dss_raft.snapshot_keeper import SnapshotKeeper
@@ -91,6 +91,7 @@ class Driver:
         self._to_apply: deque[Entry] = deque()
         #: the newest snapshot that has to replace the state before anything is applied
         self._restoring: SnapshotMeta | None = None
+        self._restore_lock = asyncio.Lock()
         self._stopped = False
         self._face = (-1, -1, "")
         self._configuration = core.configuration
@@ -183,12 +184,22 @@ class Driver:
         by_peer: dict[str, list[AnyMessage]] = {}
         for message in messages:
             if isinstance(message, AppendReply):
+                self._require_durable(message.match <= self.store.last_index, message)
                 metrics.append_answered(message.ok)
             elif isinstance(message, VoteReply):
+                hard = self.store.hard_state
+                promised = HardState(message.term, message.to)
+                self._require_durable(not message.granted or hard.term > message.term or hard == promised, message)
                 metrics.vote_answered(message.granted)
             by_peer.setdefault(message.to, []).append(message)
         for peer, its_messages in by_peer.items():
             self.links.send(peer, RaftFrame(its_messages))
+
+    @staticmethod
+    def _require_durable(is_durable: bool, promise: AnyMessage) -> None:
+        """Invariant 9, once more at the last gate, and by the store's own word: the core may have lost count of what is durable."""
+        if not is_durable:
+            raise InvariantViolation(f"{promise} would leave before what it says is durable")
 
     def _begin_write(self, persist: Persist) -> None:
         began = perf_counter()
@@ -248,7 +259,10 @@ class Driver:
             log.info("raft.snapshot", index=meta.index, bytes=meta.size)
 
     async def _restore(self, meta: SnapshotMeta) -> None:
-        await self.snapshots.restore(meta)
+        # One after the other: an older one must not finish over a newer one's state.
+        async with self._restore_lock:
+            if self._restoring is meta:
+                await self.snapshots.restore(meta)
         if self._restoring is not meta:
             return  # a newer one has come up meanwhile
         self._restoring = None

@@ -108,6 +108,16 @@ class LogStore:
         return BootState(HardState(self._state.term, self._state.vote), self._snapshot, entries)
 
     @property
+    def last_index(self) -> int:
+        """The last entry that is durable, or is covered by a durable snapshot."""
+        return self._state.last_index
+
+    @property
+    def hard_state(self) -> HardState:
+        """The durable term and vote."""
+        return HardState(self._state.term, self._state.vote)
+
+    @property
     def snapshot_index(self) -> int:
         """The index at which a start would begin; -1 before `bootstrap`."""
         return -1 if self._snapshot is None else self._snapshot.index

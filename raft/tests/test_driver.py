@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dss_raft.core import InvariantViolation, Role
-from dss_raft.core.messages import Configuration, Entry, EntryKind, Member, SnapshotMeta
+from dss_raft.core.messages import AppendReply, Configuration, Entry, EntryKind, Member, SnapshotMeta, VoteReply
 from dss_raft.core.ready import HardState, Persist, Ready, SnapshotChunkWanted
 from dss_raft.driver import Driver
 from dss_raft.snapshot_keeper import SnapshotKeeper
@@ -54,6 +54,8 @@ class Core:
 
 
 class Store:
+    last_index, hard_state = 4, HardState(2, "b")
+
     def write(self, persist: Persist) -> None: ...
 
     def read_chunk(self, meta: SnapshotMeta, offset: int, length: int) -> tuple[bytes, bool]:
@@ -139,19 +141,43 @@ async def test_a_violation_after_a_write_stops_the_node(stage):
         assert isinstance(await stage.failures.get(), InvariantViolation)
 
 
+@pytest.mark.parametrize(
+    ("promise", "is_kept"),
+    [
+        (AppendReply(sender="a", to="b", term=2, ok=True, match=4, prev_index=4), True),
+        (AppendReply(sender="a", to="b", term=2, ok=True, match=5, prev_index=5), False),
+        (VoteReply(sender="a", to="b", term=2, granted=True), True),
+        (VoteReply(sender="a", to="c", term=2, granted=True), False),
+        (VoteReply(sender="a", to="b", term=3, granted=True), False),
+        (VoteReply(sender="a", to="c", term=1, granted=True), True),
+        (VoteReply(sender="a", to="c", term=2, granted=False), True),
+    ],
+)
+async def test_no_acknowledgement_and_no_vote_leaves_that_the_store_does_not_have(stage, promise, is_kept):
+    """Whatever the core believes: the node stops itself."""
+    stage.say(messages=[promise])
+    await stage.work_is_done()
+    assert stage.sent == [promise.to] * is_kept
+    assert stage.failures.empty() == is_kept
+
+
 async def test_the_newest_snapshot_wins_however_long_the_older_one_takes(stage):
-    """What is committed after it waits for it, and is applied once it is there."""
+    """One restores after the other, and those overtaken while they waited never. What is committed later waits for the last."""
     stage.say(restore=snapshot(5))
+    await stage.until(lambda: 5 in stage.snapshots.restoring)
+    stage.say(restore=snapshot(7))
     await asyncio.sleep(0)
     stage.say(restore=snapshot(9), committed=[Entry(10, 1, EntryKind.COMMANDS, b"")])
-    await stage.until(lambda: len(stage.snapshots.restoring) == 2)
+    await stage.until(lambda: len(stage.driver._tasks) == 3)
+    assert list(stage.snapshots.restoring) == [5], "two at once would mix their states"
     stage.snapshots.restoring[5].set()
-    await stage.until(lambda: len(stage.driver._tasks) == 1)
+    await stage.until(lambda: 9 in stage.snapshots.restoring)
     assert not stage.replaced.is_set()
     assert not stage.applied
     stage.snapshots.restoring[9].set()
     await stage.replaced.wait()
     await stage.work_is_done()
+    assert list(stage.snapshots.restoring) == [5, 9]
     assert stage.applied == [10]
 
 

@@ -256,6 +256,8 @@ def _answer_reads(core: CoreState) -> None:
     if core.is_voter:
         rounds.append(core.round)
     for origin, context, index in core.reads.confirmed(quorum.reached(rounds)):
+        if core.log.term(index) not in (core.term, None):  # None: compacted since
+            raise InvariantViolation(f"a read at {index} would be answered before an entry of term {core.term} is committed")
         if origin:
             core.send(ReadIndexReply(sender=core.node_id, to=origin, term=core.term, context=context, index=index, ok=True))
         else:

@@ -106,6 +106,16 @@ def test_9_a_leader_of_a_term_that_is_not_durable_sends_nothing(cluster):
         leader.take_ready()
 
 
+def test_10_no_read_is_answered_at_an_index_of_an_earlier_term(cluster):
+    cluster.elect("a")
+    cluster.elect("b")
+    leader = cluster["b"].core
+    leader.reads.pending.append(("", 7))
+    leader.reads.start(leader.round, leader.last_index - 1)
+    with pytest.raises(InvariantViolation):
+        leader.take_ready()
+
+
 def test_a_log_that_ends_in_a_later_term_than_the_stored_one_is_not_started_from(cluster):
     node = cluster["a"]
     node.store.entries = [entry(1, 7)]

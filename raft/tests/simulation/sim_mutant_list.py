@@ -209,6 +209,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "if core.reads.pending and not core.reads.batches:",
             ),
             ("leader", "if core.reads.pending and term_committed(core):", "if core.reads.pending:"),
+            ("leader", "if core.log.term(index) not in (core.term, None):", "if False:"),
         ),
         checks=("linearizable_read",),
         seeds=(15,),
