@@ -1,4 +1,4 @@
-"""What a snapshot of a large state costs the loop: pauses with and without one, as a histogram; and what loading it costs at a start.
+"""What a snapshot of a large state costs the loop: pauses while one is taken, while it is loaded, and otherwise, as a histogram.
 
     python benchmarks/bench_snapshot.py                       # 1,000,000 queued messages of 200 bytes
     python benchmarks/bench_snapshot.py --messages 100000
@@ -18,6 +18,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,7 @@ SNAPSHOTS = 3
 class Pauses:
     """How late a timer of one millisecond was, apart for when a snapshot was being taken."""
 
-    def __init__(self, is_taking: Any) -> None:
+    def __init__(self, is_taking: Callable[[], bool]) -> None:
         self.late_ms: dict[bool, list[float]] = {False: [], True: []}
         self._is_taking = is_taking
 
@@ -99,9 +100,12 @@ async def measure(directory: Path, messages: int, size: int) -> dict[str, Any]:
     state_bytes = node.core.snapshot.size
     await node.stop()
     again = Node(config(directory), [Broker()])
+    loading = Pauses(lambda: False)
+    watcher = asyncio.create_task(loading.watch())
     began = time.perf_counter()
     await again.start()
     start_s = time.perf_counter() - began
+    watcher.cancel()
     await again.stop()
     return {
         "messages": messages,
@@ -111,6 +115,7 @@ async def measure(directory: Path, messages: int, size: int) -> dict[str, Any]:
         "seconds_a_snapshot": [round(one, 2) for one in lengths_s],
         "start_from_it_s": round(start_s, 2),
         "pauses_while_taking": histogram(pauses.late_ms[True]),
+        "pauses_while_loading": histogram(loading.late_ms[False]),
         "pauses_otherwise": histogram(pauses.late_ms[False]),
     }
 
@@ -133,11 +138,12 @@ def show(result: dict[str, Any]) -> None:
         f"{result['messages']:,} messages of {result['bytes_a_message']} bytes, snapshot of {result['snapshot_bytes']:,} bytes; "
         f"{result['snapshots']} snapshots took {result['seconds_a_snapshot']} s; a start from it {result['start_from_it_s']} s\n"
     )
-    print(f"{'loop pause':>12}{'while one is taken':>22}{'otherwise':>14}")
-    taking, otherwise = result["pauses_while_taking"], result["pauses_otherwise"]
-    for name in taking:
-        if taking[name] or otherwise[name]:
-            print(f"{name.replace('_ms', ''):>12}{taking[name]:>22,}{otherwise[name]:>14,}")
+    columns = [result[f"pauses_{when}"] for when in ("while_taking", "while_loading", "otherwise")]
+    print(f"{'loop pause':>12}{'while one is taken':>22}{'while it is loaded':>22}{'otherwise':>14}")
+    for name in columns[0]:
+        if any(column[name] for column in columns):
+            taking, loading, otherwise = (column[name] for column in columns)
+            print(f"{name.replace('_ms', ''):>12}{taking:>22,}{loading:>22,}{otherwise:>14,}")
 
 
 def main() -> None:

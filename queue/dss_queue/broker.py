@@ -46,7 +46,7 @@ from dss_queue.registry import Registry, TopicTimer
 from dss_queue.snapshot import decode_state, encode_state
 from dss_queue.topic import TIMERS, Topic
 from dss_raft.commands import Command
-from dss_raft.machine import Event, Origin, Result
+from dss_raft.machine import Event, Origin, Restoring, Result, all_at_once
 
 _STALE = "stale_receipt"
 
@@ -174,8 +174,17 @@ class Broker:
         return encode_state(self)
 
     def restore(self, state: Any) -> None:
-        self.topics, self.registry = {}, Registry()
-        decode_state(self, state)
+        all_at_once(self.restoring(state))
+
+    def restoring(self, state: bytes | memoryview) -> Restoring:
+        """See `dss_raft.machine.RestoresInSlices`: until it is installed, what was there before stays to be looked at."""
+        fresh = Broker()
+        yield from decode_state(fresh, state)
+
+        def install() -> None:
+            self.topics, self.registry, self.at_ms = fresh.topics, fresh.registry, fresh.at_ms
+
+        return install
 
     # ------------------------------------------------------------------- publish
 

@@ -5,6 +5,7 @@ Two brokers that applied the same entries give the same bytes, whether or not on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,9 @@ from dss_raft.machine import Origin
 if TYPE_CHECKING:
     from dss_queue.broker import Broker
 
-FORMAT = 1
+FORMAT = 2
+#: Messages in one piece, encoded by itself: decoding a million at once would hold up the loop; a piece takes about a millisecond.
+PIECE = 1000
 #: greater than any message number
 NEVER = 1 << 128
 
@@ -80,7 +83,8 @@ class _Topic(msgspec.Struct, array_like=True):
     name: str
     serial: int
     settings: TopicSettings
-    messages: list[Message]
+    #: pieces, each an encoded list of `Message`
+    messages: list[memoryview]
     released: list[int]
     dedup: dict[str, tuple[int, int, int]]
     published: int
@@ -99,6 +103,7 @@ class _State(msgspec.Struct, array_like=True):
 
 
 _decoder = msgspec.msgpack.Decoder(_State)
+_piece_decoder = msgspec.msgpack.Decoder(list[Message])
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -115,8 +120,8 @@ def encode_state(broker: Broker) -> bytes:
     )
 
 
-def decode_state(broker: Broker, data: bytes) -> None:
-    """Fill an empty broker.
+def decode_state(broker: Broker, data: bytes | memoryview) -> Iterator[None]:
+    """Fill an empty broker, in slices.
 
     Raises:
         ValueError: the bytes are of another format.
@@ -127,12 +132,16 @@ def decode_state(broker: Broker, data: bytes) -> None:
     broker.at_ms = state.at_ms
     registry = broker.registry
     for topic_state in state.topics:
-        broker.topics[topic_state.name] = _Restoring(topic_state, registry).topic
+        restoring = _Restoring(topic_state, registry)
+        yield from restoring.run()
+        broker.topics[topic_state.name] = restoring.topic
     for handout_state in state.handouts:
         _restore_handout(broker.topics[handout_state.topic].groups[handout_state.group], handout_state, registry)
+        yield
     for topic in broker.topics.values():
         for group in topic.groups.values():
             _fill_ready(group)
+            yield
     registry.serial = state.serial
 
 
@@ -144,7 +153,7 @@ def _topic_state(topic: Topic) -> _Topic:
         topic.name,
         topic.serial,
         topic.settings,
-        list(topic.messages.values()),
+        _pieces(list(topic.messages.values())),
         list(topic.released),
         topic.dedup,
         topic.published,
@@ -153,6 +162,10 @@ def _topic_state(topic: Topic) -> _Topic:
         [timer.due_ms for timer in topic.timers],
         [_group_state(topic, group) for group in topic.groups.values()],
     )
+
+
+def _pieces(messages: list[Message]) -> list[memoryview]:
+    return [memoryview(_encoder.encode(messages[start : start + PIECE])) for start in range(0, len(messages), PIECE)]
 
 
 def _group_state(topic: Topic, group: Group) -> _Group:
@@ -194,17 +207,27 @@ class _Restoring:
 
     def __init__(self, state: _Topic, registry: Registry) -> None:
         self.registry = registry
-        self.topic = topic = Topic(state.name, registry, state.serial)
+        self.topic = Topic(state.name, registry, state.serial)
+        self._state = state
+
+    def run(self) -> Iterator[None]:
+        topic, state = self.topic, self._state
         topic.settings = state.settings
         topic.published, topic.expired, topic.publish_rate = state.published, state.expired, state.publish_rate
         topic.released = dict.fromkeys(state.released)
         topic.restore_dedup(state.dedup)
-        self._restore_messages(state.messages, lane_from=_earliest(state.groups))
+        yield
+        lane_from = _earliest(state.groups)
+        for piece in state.messages:
+            self._restore_messages(_piece_decoder.decode(piece), lane_from)
+            yield
+        heapify(topic.hidden_heap)
         for group_state in state.groups:
             topic.groups[group_state.name] = self._group(group_state)
+            yield
         for timer, due_ms in zip(topic.timers, state.timers_ms, strict=True):
             if due_ms:
-                registry.timers.arm(timer, due_ms)
+                self.registry.timers.arm(timer, due_ms)
 
     def _restore_messages(self, messages: list[Message], lane_from: int) -> None:
         topic = self.topic
@@ -224,7 +247,6 @@ class _Restoring:
                     topic.lane.append(number)
             elif number not in topic.released:
                 topic.hidden_heap.append((message.ready_ms, number))
-        heapify(topic.hidden_heap)
         topic.add_bytes(size)
 
     def _group(self, state: _Group) -> Group:

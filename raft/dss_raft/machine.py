@@ -14,7 +14,8 @@ Rules that make three nodes agree, and that every machine keeps:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -91,3 +92,28 @@ class StateMachine(Protocol):
 
     def restore(self, state: Any) -> None:
         """Replace the state by one that `snapshot` returned, after a round trip through msgpack (as builtins)."""
+
+
+#: Steps of about a millisecond that touch nothing anybody sees; what it returns puts the result in place, at once.
+Restoring = Generator[None, None, Callable[[], None]]
+
+
+@runtime_checkable
+class RestoresInSlices(Protocol):
+    """A machine whose state may be large, so that its node must answer heartbeats while it is loaded.
+
+    Its `snapshot` is one binary.
+    """
+
+    def restoring(self, state: memoryview) -> Restoring:
+        """As `restore`, in slices."""
+
+
+def all_at_once(restoring: Restoring) -> None:
+    """Take all steps, and put the result in place."""
+    while True:
+        try:
+            next(restoring)
+        except StopIteration as end:
+            end.value()
+            return

@@ -11,6 +11,7 @@ The order inside one entry is the same on every node:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,10 +19,24 @@ import msgspec
 from dss_raft.batch import batch_decoder
 from dss_raft.commands import Cancel, Command, Nothing, OpenSession
 from dss_raft.core.messages import Entry, EntryKind
-from dss_raft.machine import Event, Origin, Resolved, Result, StateMachine
+from dss_raft.machine import Event, Origin, Resolved, RestoresInSlices, Restoring, Result, StateMachine, all_at_once
 from dss_raft.sessions import Session, SessionTable
 
 _ACCEPTED = Result()
+
+
+class _State(msgspec.Struct):
+    """The whole state, of which the large parts are decoded by and by."""
+
+    applied_index: int
+    at_ms: int
+    batch_term: int
+    sessions: msgspec.Raw
+    machines: dict[str, msgspec.Raw]
+
+
+_state_decoder = msgspec.msgpack.Decoder(_State)
+_view_decoder = msgspec.msgpack.Decoder(memoryview)
 
 
 class Replica:
@@ -92,14 +107,30 @@ class Replica:
 
     def restore(self, data: bytes | memoryview) -> None:
         """Replace the state by an encoded one."""
-        state = msgspec.msgpack.decode(data)
-        self.applied_index = state["applied_index"]
-        self.at_ms = state["at_ms"]
-        self.batch_term = state["batch_term"]
-        self.sessions.restore(state["sessions"])
+        all_at_once(self.restoring(data))
+
+    def restoring(self, data: bytes | memoryview) -> Restoring:
+        """As `restore`, in slices; nothing changes before the last step."""
+        state = _state_decoder.decode(data)
+        sessions = msgspec.msgpack.decode(state.sessions)
+        yield
+        installs: list[Callable[[], None]] = []
         for name, machine in self.machines.items():
-            machine.restore(state["machines"][name])
-        self._outcomes, self._events, self._gap = [], [], False
+            encoded = state.machines[name]
+            if isinstance(machine, RestoresInSlices):
+                installs.append((yield from machine.restoring(_view_decoder.decode(encoded))))
+            else:
+                installs.append(partial(machine.restore, msgspec.msgpack.decode(encoded)))
+            yield
+
+        def install() -> None:
+            self.applied_index, self.at_ms, self.batch_term = state.applied_index, state.at_ms, state.batch_term
+            self.sessions.restore(sessions)
+            for machine_install in installs:
+                machine_install()
+            self._outcomes, self._events, self._gap = [], [], False
+
+        return install
 
     def _apply_batch(self, entry: Entry) -> None:
         batch = self._decoder.decode(entry.data)

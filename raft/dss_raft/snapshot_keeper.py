@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ from dss_raft.core.ready import SnapshotChunkWanted
 from dss_raft.files import StoreDamaged
 from dss_raft.forked import IS_AVAILABLE as CAN_FORK
 from dss_raft.forked import ChildFailed, write_in_child
+from dss_raft.machine import Restoring
 from dss_raft.replica import Replica
 from dss_raft.store import LogStore
 
@@ -28,6 +30,8 @@ MAGIC = b"DSSsnap2"
 PIECE_BYTES = 1024 * 1024
 #: What may be larger is encoded by a child process; a state of this size takes but a few milliseconds.
 INLINE_BYTES_MAX = 256 * 1024
+#: A restore uses the loop for about so long at a time, as applying does.
+RESTORE_BUDGET_S = 0.005
 
 
 class SnapshotPart(Protocol):
@@ -139,7 +143,7 @@ class SnapshotKeeper:
         return self._child_file
 
     async def restore(self, meta: SnapshotMeta) -> None:
-        """Replace the whole state by a stored snapshot.
+        """Replace the whole state by a stored snapshot; the loop has its turns meanwhile, so that heartbeats are answered.
 
         Raises:
             StoreDamaged: it is no snapshot of this version.
@@ -147,9 +151,10 @@ class SnapshotKeeper:
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
         replica_state, parts = _split(data)
+        install = await _in_turns(self._replica.restoring(replica_state))
         for part in self.parts:
             part.before_restore()
-        self._replica.restore(replica_state)
+        install()
         self._state_bytes = len(replica_state)
         for part in self.parts:
             if part.name in parts:
@@ -180,6 +185,20 @@ class SnapshotKeeper:
         if staged.index <= self._store.snapshot_index:
             return None  # the leader's newer snapshot was installed while this one was being encoded
         return self._store.commit_snapshot(staged, self.keep_entries)
+
+
+async def _in_turns(restoring: Restoring) -> Callable[[], None]:
+    """All slices, with a turn of the loop whenever `RESTORE_BUDGET_S` has been used; what puts the result in place."""
+    began = perf_counter()
+    while True:
+        try:
+            next(restoring)
+        except StopIteration as end:
+            install: Callable[[], None] = end.value
+            return install
+        if perf_counter() - began > RESTORE_BUDGET_S:
+            await asyncio.sleep(0)
+            began = perf_counter()
 
 
 def _pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterator[bytes]:

@@ -3,107 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
 from dss_raft import removal
 from dss_raft.errors import Refused
 from dss_raft.forked import ChildFailed
-from dss_raft.node import Node
 from dss_raft.store import StoreFailed
-from dss_raft.testing import Add, Sum, Wait
+from dss_raft.testing import Add, Wait
 
 IDS = ("a", "b", "c")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-class Cluster:
-    """Nodes that can be stopped and started again on their data."""
-
-    def __init__(self, directory, **settings) -> None:
-        self.directory = directory
-        self.settings = settings
-        self.ports = dict(zip((*IDS, "d"), free_ports(4), strict=True))
-        self.nodes: dict[str, Node] = {}
-        self.failures: dict[str, BaseException] = {}
-
-    def url(self, node_id: str) -> str:
-        return f"http://127.0.0.1:{self.ports[node_id]}"
-
-    def config(self, node_id: str) -> SimpleNamespace:
-        peers = [
-            SimpleNamespace(id=peer, url=self.url(peer), host="127.0.0.1", peer_port=self.ports[peer])
-            for peer in IDS
-            if peer != node_id
-        ]
-        defaults = {
-            "node_id": node_id,
-            "url": self.url(node_id),
-            "cluster_id": "test",
-            "cluster_secret": "secret",
-            "data_dir": self.directory / node_id,
-            "peer_host": "127.0.0.1",
-            "peer_port": self.ports[node_id],
-            "peers": peers,
-            "raft_heartbeat_ms": 50,
-            "raft_election_min_ms": 250,
-            "raft_election_max_ms": 500,
-            "pending_commands_max": 10_000,
-            "submit_timeout_ms": 5000,
-            "snapshot_entries": 1_000_000,
-            "snapshot_bytes": 1 << 30,
-            "peer_port_offset": 0,
-            "join": node_id not in IDS,
-        }
-        return SimpleNamespace(**{**defaults, **self.settings})
-
-    async def start(self, *node_ids: str) -> None:
-        for node_id in node_ids or IDS:
-            node = self.nodes[node_id] = Node(self.config(node_id), [Sum()], partial(self.failures.__setitem__, node_id))
-            await node.start()
-
-    async def stop(self, *node_ids: str) -> None:
-        for node_id in node_ids or tuple(self.nodes):
-            await self.nodes.pop(node_id).stop()
-
-    async def until(self, condition) -> None:
-        """Wait for a state that one of the nodes' events brings about."""
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  (what is awaited shows in the state of several nodes, not in one event)
-                await asyncio.sleep(0.005)
-
-    async def leader(self) -> Node:
-        await self.until(lambda: any(n.is_leader and n.is_ready for n in self.nodes.values()))
-        return next(n for n in self.nodes.values() if n.is_leader)
-
-    async def follower(self) -> Node:
-        leader = await self.leader()
-        followers = [n for n in self.nodes.values() if not n.is_leader]
-        await self.until(lambda: all(n.leader_id == leader.node_id for n in followers))
-        return followers[0]
-
-
-@pytest.fixture
-async def cluster(tmp_path):
-    cluster = Cluster(tmp_path)
-    yield cluster
-    await cluster.stop()
-
-
-def totals(cluster: Cluster) -> set[int]:
+def totals(cluster) -> set[int]:
     return {node.machine("sum").total for node in cluster.nodes.values()}
 
 
@@ -206,24 +118,21 @@ async def test_all_nodes_find_their_state_again(cluster):
     assert totals(cluster) == {8}
 
 
-async def test_a_node_that_was_away_for_long_is_given_a_snapshot(tmp_path):
-    cluster = Cluster(tmp_path, snapshot_entries=20)
-    try:
-        await cluster.start()
-        away = (await cluster.follower()).node_id
-        await cluster.stop(away)
-        leader = await cluster.leader()
-        for _ in range(100):
-            await leader.submit(Add(amount=1))
-        await cluster.until(lambda: leader.status()["snapshot_index"] > 60)
-        await cluster.start(away)
-        late = cluster.nodes[away]
-        await late.read_index()
-        assert late.machine("sum").total == 100
-        assert late.status()["snapshot_index"] > 60
-        assert (await late.submit(Add(amount=1))).body == {"total": 101}
-    finally:
-        await cluster.stop()
+async def test_a_node_that_was_away_for_long_is_given_a_snapshot(make_cluster):
+    cluster = make_cluster(snapshot_entries=20)
+    await cluster.start()
+    away = (await cluster.follower()).node_id
+    await cluster.stop(away)
+    leader = await cluster.leader()
+    for _ in range(100):
+        await leader.submit(Add(amount=1))
+    await cluster.until(lambda: leader.status()["snapshot_index"] > 60)
+    await cluster.start(away)
+    late = cluster.nodes[away]
+    await late.read_index()
+    assert late.machine("sum").total == 100
+    assert late.status()["snapshot_index"] > 60
+    assert (await late.submit(Add(amount=1))).body == {"total": 101}
 
 
 async def test_leadership_moves_when_asked_on_any_node(cluster):
@@ -351,25 +260,22 @@ async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster):
     assert (await follower.submit(Add(amount=1), timeout_ms=20_000)).code == ""
 
 
-async def test_large_state_is_snapshotted_while_commands_go_on(tmp_path, monkeypatch):
+async def test_large_state_is_snapshotted_while_commands_go_on(make_cluster, monkeypatch):
     monkeypatch.setattr("dss_raft.snapshot_keeper.INLINE_BYTES_MAX", 0)
-    cluster = Cluster(tmp_path, snapshot_entries=20)
-    try:
-        await cluster.start()
-        leader = await cluster.leader()
-        for _ in range(100):
-            await leader.submit(Add(amount=1))
-        await cluster.until(lambda: all(node.status()["snapshot_index"] > 60 for node in cluster.nodes.values()))
-        await cluster.stop()
-        await cluster.start()
-        leader = await cluster.leader()
-        await leader.read_index()
-        assert leader.machine("sum").total == 100
-    finally:
-        await cluster.stop()
+    cluster = make_cluster(snapshot_entries=20)
+    await cluster.start()
+    leader = await cluster.leader()
+    for _ in range(100):
+        await leader.submit(Add(amount=1))
+    await cluster.until(lambda: all(node.status()["snapshot_index"] > 60 for node in cluster.nodes.values()))
+    await cluster.stop()
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.read_index()
+    assert leader.machine("sum").total == 100
 
 
-async def test_a_snapshot_that_no_child_can_take_is_left_for_later(tmp_path, monkeypatch):
+async def test_a_snapshot_that_no_child_can_take_is_left_for_later(make_cluster, monkeypatch):
     """The log holds everything meanwhile: no reason to stop."""
     monkeypatch.setattr("dss_raft.snapshot_keeper.INLINE_BYTES_MAX", 0)
     attempts = []
@@ -379,14 +285,11 @@ async def test_a_snapshot_that_no_child_can_take_is_left_for_later(tmp_path, mon
         raise ChildFailed("the process was killed")
 
     monkeypatch.setattr("dss_raft.snapshot_keeper.write_in_child", killed)
-    cluster = Cluster(tmp_path, snapshot_entries=20)
-    try:
-        await cluster.start()
-        leader = await cluster.leader()
-        for _ in range(70):
-            await leader.submit(Add(amount=1))
-        assert not cluster.failures
-        assert 3 <= len(attempts) <= 3 * 4, "each node tries again after as many entries as between two snapshots"
-        assert leader.status()["snapshot_index"] == 0
-    finally:
-        await cluster.stop()
+    cluster = make_cluster(snapshot_entries=20)
+    await cluster.start()
+    leader = await cluster.leader()
+    for _ in range(70):
+        await leader.submit(Add(amount=1))
+    assert not cluster.failures
+    assert 3 <= len(attempts) <= 3 * 4, "each node tries again after as many entries as between two snapshots"
+    assert leader.status()["snapshot_index"] == 0
