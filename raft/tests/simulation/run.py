@@ -11,10 +11,11 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sim_world import Outcome, World
+from sim_world import HAPPENINGS, Outcome, World
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 #: one seed in this many is run twice, to see the same trace hash
@@ -63,12 +64,14 @@ def hunt(first: int, count: int, jobs: int) -> int:
     started = time.perf_counter()
     done = 0
     totals = dict.fromkeys(("events", "commits", "leaders", "restores", "reads", "answered", "configurations"), 0)
+    happened: Counter[str] = Counter()
     failures: list[Outcome] = []
     bar = sys.stderr.isatty() or count >= 1000
     for outcome in run_seeds(range(first, first + count), jobs):
         done += 1
         for name in totals:
             totals[name] += getattr(outcome, name)
+        happened.update(outcome.happened)
         if outcome.failed:
             failures.append(outcome)
             print(f"seed {outcome.seed}: {outcome.detail}", flush=True)
@@ -82,6 +85,7 @@ def hunt(first: int, count: int, jobs: int) -> int:
         f"{'no violation' if not failures else f'{len(failures)} VIOLATIONS'} in {done:,} seeds, {totals.pop('events'):,} events "
         f"({', '.join(f'{value:,} {name}' for name, value in totals.items())})"
     )
+    print(f"on the way: {', '.join(f'{name} {happened[name]:,}' for name in HAPPENINGS)}")
     print(f"{seconds:.0f} s, {events / seconds / jobs:,.0f} events/s per process")
     if failures:
         known = set(regressions())

@@ -86,6 +86,7 @@ class Drivers(Heap):
 
     def _ticks(self, node: SimNode, life: int, count: int) -> None:
         """After a pause a driver may find that many ticks are due at once."""
+        self.happened["clock jump"] += count > 1
         for _ in range(count):
             if life == node.life:
                 node.core.tick()
@@ -182,6 +183,7 @@ class Drivers(Heap):
         delay = self.rng.randint(fsync_us // 2, fsync_us * 2)
         if not self.healed and self.rng.random() < self.profile.stall_probability:
             delay += self.rng.randint(0, self.profile.stall_us)
+            self.happened["disk stall"] += 1
         self._later(delay, self._written, node, node.life)
 
     def _written(self, node: SimNode, life: int) -> None:
@@ -206,6 +208,7 @@ class Drivers(Heap):
             return
         self._note(3, node, meta.index)
         self._say(node.id, f"snapshot {meta.index} is durable")
+        self.happened["snapshot"] += 1
         node.store.snapshots[meta.index] = data
         node.store.keep(meta)
         node.core.compact(meta, self.profile.keep_entries)
@@ -236,6 +239,7 @@ class Drivers(Heap):
     def _store_chunk(self, node: SimNode, chunk: InstallSnapshot) -> None:
         key = (chunk.meta.index, chunk.meta.crc)
         stored = node.chunks.get(key, b"")
+        self.happened["chunk"] += 1
         if chunk.offset == len(stored):
             stored = node.chunks[key] = stored + chunk.data
         self._later(self.rng.randint(0, self.profile.fsync_us), self._chunk_stored, node, node.life, chunk.meta, len(stored))
@@ -270,13 +274,16 @@ class Drivers(Heap):
             self._later(rng.randint(50, 500), self._deliver, message)
             return
         if profile.loss and rng.random() < profile.loss:
+            self.happened["message lost"] += 1
             return
         delay = rng.randint(*profile.latency_us)
         if profile.slow_probability and rng.random() < profile.slow_probability:
             delay += rng.randint(0, profile.slow_us)
+            self.happened["message late"] += 1
         self._later(delay, self._deliver, message)
         if profile.duplicates and rng.random() < profile.duplicates:
             self._later(delay + rng.randint(0, profile.duplicate_us), self._deliver, message)
+            self.happened["message doubled"] += 1
 
     def _deliver(self, message: Any) -> None:
         node = self.nodes[message.to]
@@ -309,8 +316,11 @@ class Drivers(Heap):
             return
         node.alive = False
         node.life += 1
-        if node.writing is not None and self.rng.random() < self.profile.survives:
-            node.store.write(node.writing)
+        if node.writing is not None:
+            survives = self.rng.random() < self.profile.survives
+            self.happened["write kept at a crash" if survives else "write lost at a crash"] += 1
+            if survives:
+                node.store.write(node.writing)
         node.writing = None
         self._note(6, node, 0)
         self._say(node.id, "CRASH")
@@ -321,6 +331,7 @@ class Drivers(Heap):
         if node.alive or node.lost or life != node.life:
             return
         node.boot()
+        self.happened["restart"] += 1
         self._note(7, node, 0)
         self._say(
             node.id, f"restarts: {node.store.hard_state}, snapshot {node.store.snapshot.index}, last {node.store.last_index}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ class Heap:
         self.check = Checker()
         self.now = 0
         self.events = 0
+        #: what befell this world, and how often
+        self.happened: Counter[str] = Counter()
         self.trace_hash = seed
         #: faults are over
         self.healed = False

@@ -119,10 +119,12 @@ class Load(Drivers):
         to = self.rng.choice(leader.core.membership.voters)
         self._say(leader.id, f"transfer to {to}")
         leader.core.transfer(to)
+        self.happened["transfer"] += 1
 
     def _force(self, leader: SimNode) -> None:
         node = self.rng.choice(self._awake())
         self._say(node.id, "campaign by force")
+        self.happened["forced election"] += 1
         node.core.campaign(force=True)
         self._drain(node)
 
@@ -132,6 +134,7 @@ class Load(Drivers):
         node_id = chr(97 + len(self.nodes))
         leader.core.change(AddLearner(node_id, ""))
         self._say(leader.id, f"add {node_id}")
+        self.happened["member added"] += 1
         self._start_node(node_id, Configuration(()))
 
     def _remove(self, leader: SimNode) -> None:
@@ -141,6 +144,7 @@ class Load(Drivers):
             node_id = self.rng.choice(lost or [member.id for member in members])
             self._say(leader.id, f"remove {node_id}")
             leader.core.change(Remove(node_id))
+            self.happened["member removed"] += 1
 
     def _lose_disk(self, leader: SimNode) -> None:
         """A flipped bit, found at start: the store refuses, this node never comes back. One at a time, for a quorum's sake."""
@@ -150,5 +154,6 @@ class Load(Drivers):
             return
         node = self.rng.choice([node for node in self.nodes.values() if node is not leader])
         self._say(node.id, "loses its disk")
+        self.happened["flipped bit"] += 1
         node.lost = True
         self._crash(node)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import run
-from sim_world import World
+from sim_world import HAPPENINGS, World
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "2000"))
 JOBS = int(os.environ.get("SIM_JOBS", "2"))
@@ -19,6 +19,9 @@ def test_seeds_are_clean_and_something_happened_in_them() -> None:
     # a world in which nothing is asked of Raft would be clean too
     for happened in ("commits", "leaders", "restores", "reads", "answered", "configurations"):
         assert sum(getattr(outcome, happened) for outcome in outcomes) > SEEDS / 4, happened
+    # and so would one whose network, disks and clocks never do what they are blamed for
+    for name in HAPPENINGS:
+        assert sum(outcome.happened[name] for outcome in outcomes) > SEEDS / 100, name
 
 
 @pytest.mark.parametrize("seed", run.regressions())
