@@ -1,4 +1,4 @@
-"""Plant each bug of sim_mutants, and see which checker finds it: prints mutant x checker; a survivor makes the exit code 1.
+"""Plant each bug of the two lists, and see which checker finds it: prints mutant x checker; a survivor makes the exit code 1.
 
 mutants.py [--seeds 300] [--jobs 2] [--only text]     a mutant is tried on its known seeds, then on fresh ones
 mutants.py --rates --seeds 400                        also how many of that many seeds kill it
@@ -16,12 +16,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import component_mutants
 import pytest
 import sim_mutant_list
 import sim_mutants
+from component_mutants import COMPONENT_MUTANTS, ComponentMutant
 from sim_mutant_list import MUTANTS, Mutant
 
 SCENARIO = "scenario"
+COMPONENT_TEST = "test"
+ALL = (*MUTANTS, *COMPONENT_MUTANTS)
 
 
 @dataclass
@@ -64,6 +68,12 @@ def judge(mutant: Mutant, seeds: int, rates: bool = False) -> Verdict:
     return verdict
 
 
+def judge_component(mutant: ComponentMutant) -> Verdict:
+    """Run the tests that are meant for it."""
+    missing = component_mutants.survived(mutant)
+    return Verdict(mutant.name, Counter({COMPONENT_TEST: len(mutant.tests) - len(missing)}), missing)
+
+
 def _play(mutant: Mutant, verdict: Verdict) -> None:
     directed_test = sim_mutants.scenario(mutant.scenario)
     try:
@@ -76,14 +86,15 @@ def _play(mutant: Mutant, verdict: Verdict) -> None:
 
 def _judge(arguments: tuple[int, int, bool]) -> Verdict:
     number, seeds, rates = arguments
-    return judge(MUTANTS[number], seeds, rates)
+    mutant = ALL[number]
+    return judge(mutant, seeds, rates) if isinstance(mutant, Mutant) else judge_component(mutant)
 
 
 def table(verdicts: list[Verdict]) -> str:
     """Mutant x checker: X killed by the checker meant for it, x raised an alarm too."""
     names = sorted({check for verdict in verdicts for check in verdict.alarms})
     width = max(len(verdict.name) for verdict in verdicts)
-    wanted = {mutant.name: mutant.checks for mutant in MUTANTS}
+    wanted = {mutant.name: mutant.checks for mutant in MUTANTS} | {mutant.name: (COMPONENT_TEST,) for mutant in COMPONENT_MUTANTS}
     lines = [" " * width + "  seeds  first  " + "  ".join(names)]
     for verdict in verdicts:
         cells = []
@@ -116,7 +127,7 @@ def main() -> int:
     parser.add_argument("--rates", action="store_true", help="do not stop at the first kill")
     parser.add_argument("--refresh", action="store_true", help="replace known seeds that have lost their effect")
     options = parser.parse_args()
-    chosen = [number for number, mutant in enumerate(MUTANTS) if options.only in mutant.name]
+    chosen = [number for number, mutant in enumerate(ALL) if options.only in mutant.name]
     started = time.perf_counter()
     work = [(number, options.seeds, options.rates) for number in chosen]
     verdicts = []

@@ -11,7 +11,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -30,14 +30,14 @@ REIMPORTED = (PACKAGE, *SIMULATOR, *REPLICATED, "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
 
-class _Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives the core's modules with the mutant's patches."""
+class Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives modules with patches: (full name of the module, text to find, text to put there)."""
 
-    def __init__(self, mutant: Mutant) -> None:
-        self.patches = mutant.patches
+    def __init__(self, patches: Iterable[tuple[str, str, str]]) -> None:
+        self.patches = tuple(patches)
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if not any(fullname == full_name(module) for module, _, _ in self.patches):
+        if fullname not in {module for module, _, _ in self.patches}:
             return None
         original = importlib.machinery.PathFinder.find_spec(fullname, path)
         return importlib.util.spec_from_loader(fullname, self, origin=original.origin if original else None)
@@ -48,9 +48,9 @@ class _Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         assert origin is not None
         source = Path(origin).read_text()
         for name, old, new in self.patches:
-            if module.__name__ == full_name(name):
+            if module.__name__ == name:
                 if old not in source:
-                    raise LookupError(f"nothing to mutate in {name}.py any more: {old!r}")
+                    raise LookupError(f"nothing to mutate in {name} any more: {old!r}")
                 source = source.replace(old, new)
         exec(compile(source, origin, "exec"), module.__dict__)
 
@@ -68,7 +68,7 @@ def planted(mutant: Mutant) -> Iterator[ModuleType]:
     saved = {name: module for name, module in sys.modules.items() if _reimported(name)}
     for name in saved:
         del sys.modules[name]
-    finder = _Patched(mutant)
+    finder = Patched((full_name(module), old, new) for module, old, new in mutant.patches)
     sys.meta_path.insert(0, finder)
     try:
         yield importlib.import_module("sim_world")
