@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import struct
+from contextlib import suppress
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from dss_raft import links as links_module
-from dss_raft.wire import FRAME_BYTES_MAX, ForwardFrame, PingFrame
+from dss_raft import metrics
+from dss_raft.handshake import MESSAGE_BYTES_MAX
+from dss_raft.wire import FRAME_BYTES_MAX, ForwardFrame, PingFrame, WireError
 
 NOWHERE = ("127.0.0.1", 1)
 
@@ -61,16 +66,74 @@ async def assert_serves(node, start_node) -> None:
         pass
 
 
-@pytest.mark.parametrize("seed", range(20))
-async def test_random_bytes(node, start_node, seed):
-    source = random.Random(seed)
+def all_refusals() -> float:
+    return sum(sample.value for metric in metrics.PEER_REFUSED.collect() for sample in metric.samples if "total" in sample.name)
+
+
+#: how far a stranger gets before it attacks
+APPROACHES = {
+    "none": {},
+    "greeting": {},
+    "wrong_secret": {"secret": b"guess"},
+    "wrong_cluster": {"cluster_id": "other"},
+    "proven": {},
+}
+attacks = st.one_of(
+    st.tuples(st.just("bytes"), st.binary(min_size=1, max_size=3000)),
+    st.tuples(st.just("length"), st.integers(0, 2**32 - 1)),
+    st.tuples(st.just("cut short"), st.integers(1, 30)),
+    st.tuples(st.just("flipped"), st.integers(32, 300)),
+    st.tuples(st.just("repeated"), st.integers(2, 5)),
+)
+
+
+async def attack(stranger: Stranger, handshake: Any, approach: str, what: str, value: Any) -> None:
+    if approach == "proven":
+        await stranger.shake(handshake)
+    elif approach != "none":
+        await stranger.send(handshake.greeting())
+    if approach.startswith("wrong"):
+        with suppress(WireError):  # it would itself refuse the node that does not know its secret
+            await stranger.send(handshake.feed(await stranger.reader.read(4096)))
+    if what == "bytes":
+        return await stranger.send(value)
+    if what == "length":
+        return await stranger.send(struct.pack(">I", value))
+    frame = handshake.session.encode(ForwardFrame(b"once")) if handshake.session else b"DSSP" * 10
+    if what == "cut short":
+        return await stranger.send(frame[:-value])
+    if what == "flipped":
+        bit = value % (len(frame) * 8 - 32) + 32  # not in the length
+        return await stranger.send(frame[: bit // 8] + bytes([frame[bit // 8] ^ 1 << bit % 8]) + frame[bit // 8 + 1 :])
+    return await stranger.send(frame * value)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(approach=st.sampled_from(sorted(APPROACHES)), how=attacks)
+async def test_whatever_a_stranger_does_the_node_stays_up(node, ends, approach, how):
+    """One node survives all examples: nothing false is heard, nothing is left of the stranger, and a good peer is served."""
+    before = all_refusals()
+    what, value = how
     stranger = await Stranger.connect(node)
-    await stranger.send(source.randbytes(source.choice([5, 100, 5000, 300_000])))
-    stranger.writer.write_eof()
+    with suppress(OSError):  # it may be sent away in the middle
+        await attack(stranger, ends.handshake("a", dials="b", **APPROACHES[approach]), approach, what, value)
+        stranger.writer.write_eof()
     await stranger.closed()
-    if seed == 0:
-        await assert_serves(node, start_node)
-    assert node.events.empty() or seed == 0
+    broken = approach.startswith("wrong") or (approach == "proven" and what in ("flipped", "repeated"))
+    too_large = what == "length" and value > (FRAME_BYTES_MAX if approach == "proven" else MESSAGE_BYTES_MAX)
+    if broken or too_large:
+        assert all_refusals() > before
+    heard = [b"once"] * (approach == "proven" and what == "repeated")
+    good = await Stranger.connect(node)
+    handshake = ends.handshake("a", dials="b")
+    await good.shake(handshake)
+    await good.send(handshake.session.encode(ForwardFrame(b"good")))
+    while (frame := (await node.next_frame())[1]) != ForwardFrame(b"good"):
+        assert frame.group == heard.pop()
+    assert not heard
+    assert not node.links._unproven
+    good.writer.close()
+    await good.closed()
 
 
 @pytest.mark.parametrize(
