@@ -17,6 +17,7 @@ from dss_locks import inspection, operations
 from dss_locks.commands import REASON_LENGTH_MAX, ForceRelease
 from dss_locks.models import ForcedRow, LockRow, WaiterRow
 from dss_locks.table import LockTable
+from dss_locks.waits import Positions
 from dss_project import runtime
 from dss_project.bridge import await_in_loop
 from dss_project.live_admin import LiveAdmin, LiveValuesFilter, rows_from_loop
@@ -55,8 +56,9 @@ def lock_rows(table: LockTable, now_ms: int) -> list[LockRow]:
 def waiter_rows(table: LockTable, now_ms: int) -> list[WaiterRow]:
     """The first waiting requests, in order of arrival."""
     rows = []
+    positions = Positions(table.locks)
     for place in table.waits.places()[:ROWS_MAX]:
-        position = table.waits.position(place)
+        position = positions.of(place)
         shown = inspection.waiter_row(place, position, now_ms)
         chain = inspection.chain(table, place)
         rows.append(

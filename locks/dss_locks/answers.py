@@ -7,7 +7,7 @@ from typing import Any
 
 from dss_locks.holdings import MODES, Holdings
 from dss_locks.state import Hold, Limits, Place
-from dss_locks.waits import Waits
+from dss_locks.waits import Positions
 from dss_raft.machine import Result
 
 #: A refusal names at most so many holders of a key.
@@ -29,10 +29,10 @@ def holders(holdings: Holdings, key: str, at_ms: int, at_most: int = HOLDERS_SHO
     ]
 
 
-def not_granted(code: str, holdings: Holdings, waits: Waits, place: Place, at_ms: int) -> Result:
+def not_granted(code: str, holdings: Holdings, positions: Positions, place: Place, at_ms: int) -> Result:
     """`held` and `wait_timeout`: who is in the way, and how long the keys are still kept back, if they are."""
     others = [h for key in place.keys for h in holders(holdings, key, at_ms) if h["client"] != place.client]
-    body: dict[str, Any] = {"holders": others, "position": waits.position(place)}
+    body: dict[str, Any] = {"holders": others, "position": positions.of(place)}
     delayed = [key for key in place.keys if holdings.delays.blocks(key, place.exclusive)] if holdings.delays.by_key else []
     if delayed:
         left_ms = max(holdings.delays.left_ms(key, at_ms) for key in delayed)

@@ -5,8 +5,8 @@ waits for has come. It waits for the holders of a key that it cannot share, and 
 
 The search runs breadth first from the client whose request just joined the queues, so the cycle it finds is a short one. As the
 graph had no cycle before, every new one passes through that client. A queue of n exclusive requests has n² / 2 edges; the search
-reads each place and each holder of a key once, whoever asks for it, so its cost is linear in the part of the table that it
-reaches.
+reads each place and each holder of a key at most twice, for that client and for all others, so its cost is linear in the part of
+the table that it reaches.
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ class _Line:
         #: for each place: number of places up to and including the last exclusive one before it that queues here itself
         self.exclusive_before: list[int] = []
         self._exclusive_seen = 0
-        #: places before this position were followed for somebody already
+        #: places before this position were followed for somebody already, and so were
         self.followed = 0
+        #: the holders,
+        self.holders_followed = False
+        #: and those who upgrade
+        self.upgraders_followed = False
 
     def read_to(self, rank: int) -> int:
         """Read the places ahead of `rank`; returns how many there are."""
@@ -66,8 +70,9 @@ class _Search:
         self._locks = locks
         self._waits_of = waits_of
         self._target = client
-        self._lines: dict[str, _Line] = {}
-        self._holders_followed: dict[str, None] = {}
+        #: Lines that were read for the target, and for all others. They are apart because what was followed for a client passes
+        #: over that client itself: the others are done with it then, but it is the target that they look for.
+        self._lines: tuple[dict[str, _Line], dict[str, _Line]] = ({}, {})
 
     def run(self) -> list[dict[str, Any]]:
         target, waits_of = self._target, self._waits_of
@@ -87,34 +92,30 @@ class _Search:
         return []
 
     def _blockers(self, place: Place, key: str) -> Iterator[Blocker]:
-        """As `KeyLock.blockers`, without what the search has followed already for another client.
-
-        The target's own places leave no such marks: they pass over the target itself, which is what the others look for.
-        """
+        """As `KeyLock.blockers`, without what the search has followed already for another client."""
         lock = self._locks[key]
-        if place.client == self._target:
-            yield from lock.blockers(place, key)
-            return
+        lines = self._lines[place.client == self._target]
+        line = lines.get(key)
+        if line is None:
+            line = lines[key] = _Line(lock, key)
         if not place.exclusive:
             if lock.holder is not None and lock.holder.exclusive and lock.holder.client != place.client:
                 yield Blocker(lock.holder.client, "holds")
-        elif key not in self._holders_followed:
-            self._holders_followed[key] = None
+        elif not line.holders_followed:
+            line.holders_followed = True
             for hold in lock.holds():
                 if hold.client != place.client:
                     yield Blocker(hold.client, "holds")
         if key in place.counts_on:
             return
-        if lock.upgraders is not None:
+        if lock.upgraders is not None and not line.upgraders_followed:
+            line.upgraders_followed = True
             for other in lock.upgraders.values():
                 if other.client != place.client:
                     yield Blocker(other.client, "waits")
-        yield from self._ahead(lock, place, key)
+        yield from self._ahead(line, place)
 
-    def _ahead(self, lock: KeyLock, place: Place, key: str) -> Iterator[Blocker]:
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = _Line(lock, key)
+    def _ahead(self, line: _Line, place: Place) -> Iterator[Blocker]:
         count = line.read_to(place.rank)
         if place.exclusive:
             start, line.followed = line.followed, max(line.followed, count)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from dss_locks.holdings import MODES
-from dss_locks.state import Hold, Place
+from dss_locks.state import Hold, KeyLock, Place
 from dss_locks.table import LockTable
+from dss_locks.waits import Positions
 
 ROWS_SHOWN_MAX = 1_000
 EDGES_SHOWN_MAX = 10_000
@@ -92,7 +93,7 @@ def why(table: LockTable, key: str, client: str, now_ms: int) -> dict[str, Any] 
     if lock is None or place is None:
         return None
     return {
-        "position": lock.position(place, key) or 1,
+        "position": Positions(table.locks).at(place, key) or 1,
         "holders": [hold_row(table, hold, now_ms) for hold in lock.holds()[:ROWS_SHOWN_MAX] if hold.client != client],
         "delay": delay_row(table, key, now_ms) if table.holdings.delays.blocks(key, place.exclusive) else None,
         "chain": chain(table, place),
@@ -129,10 +130,14 @@ def graph(table: LockTable) -> dict[str, Any]:
     """
     edges: list[dict[str, Any]] = []
     nodes: dict[str, bool] = {}
+    nearest: dict[str, dict[int, str]] = {}
     for place in table.waits.places():
         nodes[place.client] = True
         for key in place.keys:
-            for client, because in _nearest(table, place, key):
+            lock = table.locks[key]
+            if key not in nearest:
+                nearest[key] = _nearest_places(lock, key)
+            for client, because in _in_the_way(lock, place, key, nearest[key][place.rank]):
                 nodes.setdefault(client, False)
                 if len(edges) >= EDGES_SHOWN_MAX:
                     return _graph(table, nodes, edges, truncated=True)
@@ -140,17 +145,47 @@ def graph(table: LockTable) -> dict[str, Any]:
     return _graph(table, nodes, edges, truncated=False)
 
 
-def _nearest(table: LockTable, place: Place, key: str) -> list[tuple[str, str]]:
-    """Holders in the way, and the last of the places in the way."""
+class _Nearest:
+    """The client of the place seen last, and of the one seen last of somebody else."""
+
+    def __init__(self) -> None:
+        self._client = self._other = ""
+
+    def saw(self, place: Place) -> None:
+        if place.client != self._client:
+            self._other, self._client = self._client, place.client
+
+    def to(self, place: Place) -> str:
+        return self._other if place.client == self._client else self._client
+
+
+def _nearest_places(lock: KeyLock, key: str) -> dict[int, str]:
+    """Rank -> the client of the nearest place that the place of this rank waits for at the key; "": there is none.
+
+    As the last of `KeyLock.blockers`, for the whole queue in one pass.
+    """
+    any_mode, exclusive, upgrading = _Nearest(), _Nearest(), _Nearest()
+    for place in (lock.upgraders or {}).values():
+        upgrading.saw(place)
+    found: dict[int, str] = {}
+    for rank, place in (lock.queue or {}).items():
+        ahead = any_mode if place.exclusive else exclusive
+        found[rank] = "" if key in place.counts_on else ahead.to(place) or upgrading.to(place)
+        any_mode.saw(place)
+        if place.exclusive:
+            exclusive.saw(place)
+    return found
+
+
+def _in_the_way(lock: KeyLock, place: Place, key: str, nearest: str) -> list[tuple[str, str]]:
+    """Holders in the way, and the nearest of the places in the way."""
     edges: dict[str, str] = {}
-    last = ""
-    for blocker in table.locks[key].blockers(place, key):
-        if blocker.because == "holds":
-            edges[blocker.client] = "holds"
-        else:
-            last = blocker.client
-    if last:
-        edges.setdefault(last, "waits")
+    for blocker in lock.blockers(place, key):
+        if blocker.because != "holds":
+            break
+        edges[blocker.client] = "holds"
+    if nearest:
+        edges.setdefault(nearest, "waits")
     return list(edges.items())
 
 

@@ -100,8 +100,8 @@ class KeyLock(msgspec.Struct, gc=False):
     sharers: dict[str, Hold] | None = None
     #: rank -> place, in order of arrival
     queue: Queue | None = None
-    #: ranks of the places in `queue` that want it exclusive
-    exclusive_waiting: int = 0
+    #: the places in `queue` that want it exclusive: all that a shared request may have to wait for there
+    exclusives: Queue | None = None
     #: the places in `queue` that upgrade this key. They go before the others, who wait for their shared hold anyway.
     upgraders: Queue | None = None
 
@@ -148,7 +148,10 @@ class KeyLock(msgspec.Struct, gc=False):
         if self.queue is None:
             self.queue = OrderedDict()
         self.queue[place.rank] = place
-        self.exclusive_waiting += place.exclusive
+        if place.exclusive:
+            if self.exclusives is None:
+                self.exclusives = OrderedDict()
+            self.exclusives[place.rank] = place
         if key in place.upgrades:
             if self.upgraders is None:
                 self.upgraders = OrderedDict()
@@ -158,9 +161,13 @@ class KeyLock(msgspec.Struct, gc=False):
         """Take a place out of the queue."""
         assert self.queue is not None
         del self.queue[place.rank]
-        self.exclusive_waiting -= place.exclusive
         if not self.queue:
-            self.queue = None
+            self.queue = self.exclusives = None
+        elif place.exclusive:
+            assert self.exclusives is not None
+            del self.exclusives[place.rank]
+            if not self.exclusives:
+                self.exclusives = None
         if self.upgraders is not None and place.rank in self.upgraders:
             del self.upgraders[place.rank]
             if not self.upgraders:
@@ -186,26 +193,14 @@ class KeyLock(msgspec.Struct, gc=False):
             for other in self.upgraders.values():
                 if other.client != client:
                     yield Blocker(other.client, "waits")
-        if not exclusive and not self.exclusive_waiting:
+        in_the_way = self.queue if exclusive else self.exclusives
+        if in_the_way is None:
             return
-        for other in self.queue.values():
+        for other in in_the_way.values():
             if other.rank >= place.rank:
                 return
-            if (exclusive or other.exclusive) and other.client != client:
+            if other.client != client:
                 yield Blocker(other.client, "waits")
-
-    def position(self, place: Place, key: str) -> int:
-        """1: next in turn. 0: it need not queue here, for it counts on what it holds."""
-        if key in place.upgrades:
-            return 1
-        if key in place.counts_on:
-            return 0
-        ahead = 0
-        for rank in self.queue or ():
-            if rank >= place.rank:
-                break
-            ahead += 1
-        return ahead + 1
 
 
 class Blocker(NamedTuple):

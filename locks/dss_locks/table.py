@@ -33,7 +33,7 @@ from dss_locks.holdings import MODES, Holdings
 from dss_locks.rows import hold_from, hold_row, place_from, place_row
 from dss_locks.sessions import Session
 from dss_locks.state import Caller, Forced, Hold, KeyLock, Limits, LockChanged, LockEventKind, Place, SessionEnded
-from dss_locks.waits import Waits
+from dss_locks.waits import Positions, Waits
 from dss_raft.commands import Command
 from dss_raft.machine import Event, Origin, Resolved, Result
 
@@ -96,10 +96,11 @@ class LockTable:
             self._dirty.update(self._deferred)
             self._deferred.clear()
             self._settle(at_ms, index)
-        for caller in self.waits.take_overdue(at_ms):
-            self._refuse_caller(
-                caller, index, answers.not_granted("wait_timeout", self.holdings, self.waits, caller.place, at_ms)
-            )
+        positions = Positions(self.locks)
+        overdue = self.waits.take_overdue(at_ms)
+        refusals = [answers.not_granted("wait_timeout", self.holdings, positions, caller.place, at_ms) for caller in overdue]
+        for caller, refusal in zip(overdue, refusals, strict=True):
+            self._refuse_caller(caller, index, refusal)
         for hold in self.holdings.take_overdue(at_ms):
             self._end(hold, at_ms, index, "lost", "expired")
         for session in self.holdings.sessions.take_overdue(at_ms):
@@ -200,7 +201,7 @@ class LockTable:
         if self.waits.is_blocked(place):
             if command.wait_ms:
                 return self._enqueue(place, command, at_ms, index, origin)
-            return answers.not_granted("held", holdings, self.waits, place, at_ms)
+            return answers.not_granted("held", holdings, Positions(holdings.locks), place, at_ms)
         if (place.upgrades or holdings.has_spent()) and holdings.must_defer(keys, client, exclusive, index):
             self._defer(keys, at_ms)
             return self._enqueue(place, command, at_ms, index, origin)
@@ -365,7 +366,7 @@ class LockTable:
                 kind, key, client, MODES[exclusive], hold.token, index, 0, reason, detail, at_ms - hold.granted_ms, delay_ms
             )
         )
-        if client in self.waits.of_client:
+        if self.waits.dependents:
             self._lose_dependents(client, key, index)
         if lock.queue is not None:
             self._dirty[key] = None
@@ -398,8 +399,8 @@ class LockTable:
 
     def _lose_dependents(self, client: str, key: str, index: int, only_exclusive: bool = False) -> None:
         """Refuse the client's waiting requests that counted on holding `key` (`only_exclusive`: exclusive)."""
-        for place in list(self.waits.of_client.get(client, {}).values()):
-            if key in place.counts_on and (not only_exclusive or (place.exclusive and key not in place.upgrades)):
+        for place in list(self.waits.dependents.get((client, key), {}).values()):
+            if not only_exclusive or (place.exclusive and key not in place.upgrades):
                 for caller in place.callers[:]:
                     self._refuse_caller(caller, index, Result({"keys": [key]}, "lock_lost"))
 
@@ -470,12 +471,11 @@ class LockTable:
             keys = list(dirty)
             dirty.clear()
             for place in self._candidates(keys):
-                if place.callers and not self.waits.is_blocked(place):
-                    self._let_in(place, at_ms, index)
-                    if dirty:
-                        # It made room for others, who may have come before the rest.
-                        dirty.update(dict.fromkeys(keys))
-                        break
+                if place.callers and not self.waits.is_blocked(place) and self._let_in(place, at_ms, index) and dirty:
+                    # It made room for others, who may have come before the rest. (A refusal makes room only for those who are in
+                    # the rest's way until it is their turn.)
+                    dirty.update(dict.fromkeys(keys))
+                    break
 
     def _candidates(self, keys: list[str]) -> list[Place]:
         """The places at these keys whose turn may have come, in order of arrival."""
@@ -490,18 +490,19 @@ class LockTable:
         places = {place.rank: place for place in found}
         return [places[rank] for rank in sorted(places)]
 
-    def _let_in(self, place: Place, at_ms: int, index: int) -> None:
+    def _let_in(self, place: Place, at_ms: int, index: int) -> bool:
+        """Its turn has come; false when it is put off to the next entry, or refused for a limit."""
         holdings, waits, callers = self.holdings, self.waits, place.callers
         # The client may hold shared by now what it did not hold when it queued: then this is an upgrade.
         may_repeat = holdings.has_spent() or place.client in holdings.clients
         if may_repeat and holdings.must_defer(place.keys, place.client, place.exclusive, index):
             self._defer(place.keys, at_ms)
-            return
+            return False
         limit = holdings.over_limit(place.keys, place.client)
         if limit:
             for caller in callers[:]:
                 self._refuse_caller(caller, index, answers.over_limit(holdings.limits, limit))
-            return
+            return False
         waits.unlink(place)
         self._tell_of_place("dequeued", place, index, "granted")
         place.callers = []
@@ -516,3 +517,4 @@ class LockTable:
         for caller in callers[1:]:
             repeated = {**body, "reentrant": True, "waited_ms": at_ms - caller.since_ms}
             self._events.append(Resolved(caller.origin, Result(repeated)))
+        return True

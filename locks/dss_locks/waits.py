@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Mapping
 from typing import Any
 
 from dss_locks.deadlines import NO_TIMER, Deadlines
@@ -23,6 +25,8 @@ class Waits:
         self.by_origin: dict[Origin, Caller] = {}
         #: client -> rank -> place, in order of arrival
         self.of_client: dict[str, dict[int, Place]] = {}
+        #: (client, key that it holds) -> rank -> its places that count on this hold
+        self.dependents: dict[tuple[str, str], dict[int, Place]] = {}
         self.last_rank = 0
         self.deadlines: Deadlines[Caller] = Deadlines(_deadline_ms)
 
@@ -88,10 +92,9 @@ class Waits:
                 self._holdings.queue_ended(lock)
                 if not lock.holder_count():
                     del locks[key]
-        own = self.of_client[place.client]
-        del own[place.rank]
-        if not own:
-            del self.of_client[place.client]
+        _forget(self.of_client, place.client, place.rank)
+        for key in place.counts_on:
+            _forget(self.dependents, (place.client, key), place.rank)
 
     def add_caller(self, caller: Caller) -> None:
         """One more call waits at its place."""
@@ -150,11 +153,6 @@ class Waits:
                     break
         return front
 
-    def position(self, place: Place) -> int:
-        """Its position in the longest of its queues; 1: next in turn."""
-        locks = self._holdings.locks
-        return max(lock.position(place, key) if (lock := locks.get(key)) else 1 for key in place.keys)
-
     def places(self) -> list[Place]:
         """Every place, in order of arrival."""
         places = {caller.place.rank: caller.place for caller in self.by_origin.values()}
@@ -162,7 +160,7 @@ class Waits:
 
     def restore(self, places: list[Place], last_rank: int) -> None:
         """Replace everything; the keys' holders have been restored before."""
-        self.by_origin, self.of_client, self.last_rank = {}, {}, last_rank
+        self.by_origin, self.of_client, self.dependents, self.last_rank = {}, {}, {}, last_rank
         for place in places:
             self._link(place)
             for caller in place.callers:
@@ -182,6 +180,41 @@ class Waits:
                 self._holdings.queue_began(lock)
             lock.enqueue(place, key)
         self.of_client.setdefault(place.client, {})[place.rank] = place
+        for key in place.counts_on:
+            self.dependents.setdefault((place.client, key), {})[place.rank] = place
+
+
+class Positions:
+    """Where places stand in their queues. It reads each queue once, so it is good until the table changes."""
+
+    def __init__(self, locks: Mapping[str, KeyLock]) -> None:
+        self._locks = locks
+        self._ranks: dict[str, list[int]] = {}
+
+    def of(self, place: Place) -> int:
+        """Its position in the longest of its queues; 1: next in turn."""
+        return max(self.at(place, key) for key in place.keys)
+
+    def at(self, place: Place, key: str) -> int:
+        """Its position at one key; 0: it need not queue here, for it counts on what it holds."""
+        lock = self._locks.get(key)
+        if lock is None or lock.queue is None or key in place.upgrades:
+            return 1
+        if key in place.counts_on:
+            return 0
+        if next(reversed(lock.queue)) < place.rank:
+            return len(lock.queue) + 1
+        ranks = self._ranks.get(key)
+        if ranks is None:
+            ranks = self._ranks[key] = list(lock.queue)
+        return bisect_left(ranks, place.rank) + 1
+
+
+def _forget(places: dict[Any, dict[int, Place]], name: Any, rank: int) -> None:
+    own = places[name]
+    del own[rank]
+    if not own:
+        del places[name]
 
 
 def _deadline_ms(caller: Caller) -> int:

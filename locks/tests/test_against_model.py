@@ -199,14 +199,22 @@ class LocksAgainstModel(RuleBasedStateMachine):
         assert holdings.in_demand == {c: n for c in "abcd" if (n := sum(h.client == c and h.key in queued for h in holds))}
         for key, lock in holdings.locks.items():
             assert lock.holder_count() or lock.queue, f"{key} is empty"
-            assert lock.exclusive_waiting == sum(p.exclusive for p in (lock.queue or {}).values())
+            assert list(lock.exclusives or {}) == [r for r, p in (lock.queue or {}).items() if p.exclusive]
             assert sum(h.exclusive for h in lock.holds()) == 0 or lock.holder_count() == 1
             assert list(lock.upgraders or {}) == [r for r, p in (lock.queue or {}).items() if key in p.upgrades]
         for client in waits.of_client:
             assert not find_cycle(holdings.locks, waits.of_client, client), "a cycle that nobody was refused for"
             assert not self.model.waits_for_itself(client)
-        nodes = {row["client"] for row in inspection.graph(self.table)["nodes"]}
+        graph = inspection.graph(self.table)
+        nodes = {row["client"] for row in graph["nodes"]}
         assert nodes == {name for waiter, _, other in self.model.edges() for name in (waiter, other)} | set(waits.of_client)
+        nearest = set()
+        for place in waits.places():
+            for key in place.keys:
+                blockers = list(holdings.locks[key].blockers(place, key))
+                nearest |= {(place.client, key, b.client) for b in blockers if b.because == "holds"}
+                nearest |= {(place.client, key, b.client) for b in blockers[-1:]}
+        assert {(edge["from"], edge["key"], edge["to"]) for edge in graph["edges"]} == nearest
 
     # -- helpers
 
