@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -136,6 +137,10 @@ class OperationView(APIView):
         self.format_kwarg = None
         # Before the token is asked for, as in the lane.
         if request.method.replace("HEAD", "GET") not in self.operations:
+            # The page asks whether to show its form as the form's POST would, which a session may not make without a CSRF token.
+            # Who it is has to be known by then.
+            with suppress(exceptions.APIException):
+                self.perform_authentication(request)
             raise exceptions.MethodNotAllowed(request.method)
         super().initial(request, *args, **kwargs)
 

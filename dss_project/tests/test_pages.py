@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.test import Client
 
 pytestmark = pytest.mark.django_db
@@ -61,6 +62,20 @@ def test_the_browsable_page_of_a_post_is_filled_in(doors: Any) -> None:
     example = html.unescape(form.group(1)).strip()
     assert '"colour"' in example
     assert doors.both("POST", "/demo/put", body=example.encode()).status == 200
+
+
+def test_the_form_is_there_for_one_who_has_logged_in_and_sends_its_csrf_token(doors: Any) -> None:
+    browser = Client(headers={"Host": "testserver", **PAGE}, enforce_csrf_checks=True)
+    browser.force_login(User.objects.create_superuser("boss", password="x"))
+    page = browser.get("/demo/put").content.decode()
+    form = re.search(r"<textarea[^>]*>(.*?)</textarea>", page, re.DOTALL)
+    assert form is not None
+    body = html.unescape(form.group(1)).strip()
+    assert browser.post("/demo/put", body, content_type="application/json").status_code == 403, "not without the token"
+    token = re.search(r'csrfToken"?: "([^"]+)"', page)
+    assert token is not None
+    reply = browser.post("/demo/put", body, content_type="application/json", headers={"X-CSRFToken": token.group(1)})
+    assert reply.status_code == 200
 
 
 def test_the_browsable_page_shows_the_answer(doors: Any) -> None:
