@@ -24,28 +24,28 @@ from dss_raft.machine import Result
 rows_from_loop = call_in_loop
 
 
-def duration_text(duration_ms: int) -> str:
-    """A duration for people, in its two largest units."""
-    if duration_ms < 1000:
-        return f"{duration_ms} ms"
-    if duration_ms < 60_000:
-        return f"{duration_ms // 100 / 10} s"
-    minutes, seconds = divmod(duration_ms // 1000, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+def duration_text(ms: int) -> str:
+    """A duration as people read it: `350 ms`, `12.3 s`, `4 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
+    if ms < 1000:
+        return f"{ms} ms"
+    if ms < 60_000:
+        return f"{ms // 100 / 10:g} s"
+    seconds = ms // 1000
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
+    if not hours:
+        return f"{minutes} min {seconds % 60} s"
+    return f"{days:,} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
 
 
-def duration(name: str, title: str, never: str = "") -> Callable[[Model], str]:
-    """A column for `list_display`: the field `name`, in milliseconds, for people. It sorts by the field. `never`: for None."""
+def duration(field: str, label: str, none: str = "") -> Any:
+    """A column of the field, which is in milliseconds, for people; it sorts as the number. `none` stands where there is none."""
 
-    @admin.display(description=title, ordering=name)
+    @admin.display(description=label, ordering=field)
     def column(row: Model) -> str:
-        value = getattr(row, name)
-        return never if value is None else duration_text(value)
+        ms = getattr(row, field)
+        return none if ms is None else duration_text(ms)
 
+    column.__name__ = field
     return column
 
 

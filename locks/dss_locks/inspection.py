@@ -100,12 +100,12 @@ def why(table: LockTable, key: str, client: str, now_ms: int) -> dict[str, Any] 
     }
 
 
-def chain(table: LockTable, place: Place) -> list[dict[str, Any]]:
+def chain(table: LockTable, place: Place, steps_max: int = CHAIN_SHOWN_MAX) -> list[dict[str, Any]]:
     """Who waits for whom, from `place` on, following the first in the way each time, up to somebody who does not wait."""
     steps: list[dict[str, Any]] = []
     seen: dict[str, None] = {}
     current: Place | None = place
-    while current is not None and current.client not in seen and len(steps) < CHAIN_SHOWN_MAX:
+    while current is not None and current.client not in seen and len(steps) < steps_max:
         seen[current.client] = None
         step = _first_step(table, current)
         if step is None:
@@ -123,7 +123,7 @@ def _first_step(table: LockTable, place: Place) -> dict[str, Any] | None:
     return None
 
 
-def graph(table: LockTable) -> dict[str, Any]:
+def graph(table: LockTable, edges_max: int = EDGES_SHOWN_MAX) -> dict[str, Any]:
     """The waits-for graph: the clients that wait or are waited for, and who waits for whom.
 
     In a queue, only the edge to the nearest place in the way is shown: that one leads on to those before it.
@@ -139,7 +139,7 @@ def graph(table: LockTable) -> dict[str, Any]:
                 nearest[key] = _nearest_places(lock, key)
             for client, because in _in_the_way(lock, place, key, nearest[key][place.rank]):
                 nodes.setdefault(client, False)
-                if len(edges) >= EDGES_SHOWN_MAX:
+                if len(edges) >= edges_max:
                     return _graph(table, nodes, edges, truncated=True)
                 edges.append({"from": place.client, "to": client, "key": key, "mode": MODES[place.exclusive], "because": because})
     return _graph(table, nodes, edges, truncated=False)

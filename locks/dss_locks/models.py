@@ -13,9 +13,11 @@ class LockRow(models.Model):
     client = models.CharField(max_length=512)
     mode = models.CharField(max_length=9)
     fencing_token = models.BigIntegerField()
-    expires_in_ms = models.BigIntegerField("expires in (ms)", null=True, help_text="Empty: until released")
-    age_ms = models.BigIntegerField("held for (ms)")
+    expires_in_ms = models.BigIntegerField(null=True)
+    age_ms = models.BigIntegerField()
     waiting = models.IntegerField("waiters", help_text="Requests in this key's queue")
+    session = models.CharField(max_length=64, help_text="Whose lease it has; empty: its own")
+    lock_delay_ms = models.BigIntegerField()
     meta = models.TextField(blank=True)
 
     class Meta:
@@ -37,8 +39,8 @@ class WaiterRow(models.Model):
     position = models.IntegerField(help_text="In the longest of its queues; 1 is next")
     waits_for = models.CharField("waits for", max_length=512, help_text="The first client in the way")
     chain = models.TextField(help_text="From this client to one who does not wait")
-    age_ms = models.BigIntegerField("waiting for (ms)")
-    gives_up_in_ms = models.BigIntegerField("gives up in (ms)")
+    age_ms = models.BigIntegerField()
+    gives_up_in_ms = models.BigIntegerField()
 
     class Meta:
         managed = False
@@ -49,6 +51,24 @@ class WaiterRow(models.Model):
         return f"{self.client} waits for {self.keys}"
 
 
+class DelayRow(models.Model):
+    """A key that is kept back after its holder lost it."""
+
+    key = models.CharField(primary_key=True, max_length=512)
+    lost_by = models.CharField("lost by", max_length=512)
+    keeps_out = models.CharField("keeps out", max_length=9, help_text="Requests of this mode have to wait")
+    left_ms = models.BigIntegerField()
+    delay_ms = models.BigIntegerField()
+
+    class Meta:
+        managed = False
+        verbose_name = "key kept back"
+        verbose_name_plural = "keys kept back"
+
+    def __str__(self) -> str:
+        return f"{self.key}, lost by {self.lost_by}"
+
+
 class ForcedRow(models.Model):
     """A lock that was taken away."""
 
@@ -57,7 +77,7 @@ class ForcedRow(models.Model):
     key = models.CharField(max_length=512)
     client = models.CharField(max_length=512)
     fencing_token = models.BigIntegerField()
-    by = models.CharField(max_length=512)
+    by = models.CharField("taken by", max_length=512)
     reason = models.CharField(max_length=512)
 
     class Meta:

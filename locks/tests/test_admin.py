@@ -7,11 +7,13 @@ from types import ModuleType
 
 import pytest
 from django.contrib.admin import site
+from django.contrib.admin.utils import quote
 from django.contrib.auth.models import Permission, User
 from django.test import override_settings
 from django.urls import path
 
 from dss_locks import admin
+from dss_project import live_admin
 
 
 @pytest.fixture
@@ -20,6 +22,7 @@ def busy(locks):
     locks.acquire("b", "k2", ttl_ms=0)
     locks.acquire("b", "k1", wait_ms=20_000)
     locks.shared("c", "k2", "k3", wait_ms=10_000)
+    locks.acquire("gone", "k4", ttl_ms=500, lock_delay_ms=10_000)
     locks.pass_ms(1000)
     return locks
 
@@ -36,6 +39,12 @@ def test_waiting_requests_with_whom_they_wait_for(busy):
     first, second = admin.waiter_rows(busy.table, busy.at_ms)
     assert (first.client, first.keys, first.waits_for, first.gives_up_in_ms) == ("b", "k1", "a", 19_000)
     assert (second.client, second.keys, second.mode, second.chain) == ("c", "k2, k3", "shared", "c → b → a")
+
+
+def test_keys_kept_back(busy):
+    busy.pass_ms(2500)
+    (row,) = admin.delay_rows(busy.table, busy.at_ms)
+    assert (row.key, row.lost_by, row.keeps_out, row.left_ms, row.delay_ms) == ("k4", "gone", "everybody", 7500, 10_000)
 
 
 def test_forced_releases(busy):
@@ -71,7 +80,7 @@ def boss(db, client, busy, monkeypatch):
     node = Cluster(busy)
     monkeypatch.setattr("dss_project.runtime.node", lambda: node)
     monkeypatch.setattr(admin, "rows_from_loop", lambda take: take())
-    monkeypatch.setattr(admin, "await_in_loop", asyncio.run)
+    monkeypatch.setattr(live_admin, "await_in_loop", asyncio.run)
     urls = ModuleType("locks_admin_urls")
     urls.urlpatterns = [path("admin/", site.urls)]
     client.force_login(User.objects.create_superuser("boss", password="x"))
@@ -79,7 +88,7 @@ def boss(db, client, busy, monkeypatch):
         yield client
 
 
-@pytest.mark.parametrize(("model", "count"), [("lockrow", 2), ("waiterrow", 2), ("forcedrow", 0)])
+@pytest.mark.parametrize(("model", "count"), [("lockrow", 2), ("waiterrow", 2), ("delayrow", 1), ("forcedrow", 0)])
 def test_the_lists_are_shown(boss, model, count):
     response = boss.get(f"/admin/dss_locks/{model}/")
     assert len(response.context["cl"].result_list) == count
@@ -105,3 +114,37 @@ def test_one_may_look_without_being_allowed_to_act(boss, busy, client):
     response = client.get("/admin/dss_locks/lockrow/")
     assert response.status_code == 200
     assert b"force_release" not in response.content
+
+
+def test_people_read_durations_and_each_filter_choice_once(boss, busy, monkeypatch):
+    monkeypatch.setattr("dss_locks.operations.wall_clock_ms", lambda: busy.at_ms)
+    page = boss.get("/admin/dss_locks/lockrow/").content.decode()
+    assert '<td class="field-expires_in_ms">4 s</td>' in page
+    assert "until released" in page
+    assert page.count("?mode=exclusive") == 1
+    row = next(row for row in admin.lock_rows(busy.table, busy.at_ms) if row.key == "k1")
+    detail = boss.get(f"/admin/dss_locks/lockrow/{quote(row.pk)}/change/").content.decode()
+    assert "4 s" in detail
+    assert "pid" in detail
+
+
+def test_the_picture_stands_below_the_waiting_requests(boss, busy):
+    busy.acquire("<script>", "k1", wait_ms=20_000)
+    page = boss.get("/admin/dss_locks/waiterrow/").content.decode()
+    assert "Who waits for whom" in page
+    assert "c waits for k2 (shared): b holds it" in page
+    assert "&lt;script&gt; waits for k1" in page
+    assert "<script> waits" not in page
+    assert "clients are drawn" not in page
+
+
+def test_nobody_waits(boss, busy):
+    busy.release("a", "k1")
+    busy.release("b", "k2")
+    assert "Who waits for whom" not in boss.get("/admin/dss_locks/waiterrow/").content.decode()
+
+
+def test_a_list_that_is_cut_says_so(boss, monkeypatch):
+    assert "Only the first" not in boss.get("/admin/dss_locks/lockrow/").content.decode()
+    monkeypatch.setattr(admin, "ROWS_MAX", 1)
+    assert "Only the first 1 are shown" in boss.get("/admin/dss_locks/lockrow/").content.decode()
