@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from dss_cache.simulation.cluster import Simulation
-from dss_cache.simulation.parts import KEYS
+from simulated_cluster import Simulation
+from simulated_parts import KEYS
 
 
 class Adversary:
@@ -53,36 +53,8 @@ class Adversary:
 
     def _work(self) -> None:
         """Among the connected nodes everything goes its way, more or less."""
-        simulation, dice = self.simulation, self.dice
-
-        def likely() -> bool:
-            return dice.random() < self._thoroughness
-
-        if simulation.leader in self.connected and likely():
-            simulation.commit(len(simulation.proposed))
-        for node in dice.sample(self.connected, len(self.connected)):
-            if likely():
-                simulation.apply(node, len(simulation.log))
-            if likely():
-                simulation.tick(node)
-        for _ in range(2):
-            for message in list(simulation.messages):
-                if (
-                    message.sender in self.connected
-                    and message.to in self.connected
-                    and likely()
-                    and message in simulation.messages
-                ):
-                    simulation.deliver(simulation.messages.index(message))
-            for node in self.connected:
-                if likely():
-                    simulation.confirm(node)
-        for node in self.connected:
-            if simulation.leader in self.connected and likely():
-                simulation.learn_leader(node)
-            for step in (simulation.poke, simulation.fill, simulation.land):
-                if likely():
-                    step(node)
+        order = self.dice.sample(self.connected, len(self.connected))
+        self.simulation.work(order, lambda: self.dice.random() < self._thoroughness)
 
     def _anything(self) -> None:
         """One small step, at any node."""

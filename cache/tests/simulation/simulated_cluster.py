@@ -1,16 +1,25 @@
-"""The cluster of the simulation, and the steps an adversary can take."""
+"""A cluster's caches without I/O: the real directory, lines, leases and near caches on an adversary's network, clock and log.
+
+Every method of `Simulation` is one step of the adversary; a step that makes no sense at the moment does nothing. Any order of steps
+must keep the promise, which is checked at every answered read (`StaleRead`) against everything that was answered before the read
+began.
+
+Raft is taken as given: there is one log, an entry is committed or lost with its leader, and each node applies the log at its own
+speed. `Flaws` are mistakes one could make; the tests show that each of them is found.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from simulated_node import SimNode, apply_entry
+from simulated_parts import KEYS, NO_FLAWS, Entry, Flaws, Message, Read, Write
 
 from dss_cache.commands import Delete, Put, Revoke, WrittenBack
 from dss_cache.directory import Directory, Written
-from dss_cache.simulation.node import SimNode, apply_entry
-from dss_cache.simulation.parts import KEYS, NO_FLAWS, Entry, Flaws, Message, Read, Write
 from dss_raft.machine import Origin
 
 
@@ -85,6 +94,29 @@ class Simulation:
             for _ in range(min(count, len(self.log) - one.applied)):
                 one.apply_next()
 
+    def work(self, connected: list[str], likely: Callable[[], bool] = lambda: True) -> None:
+        """Among the connected nodes everything goes its way, each step of it if it is likely."""
+        if self.leader in connected and likely():
+            self.commit(len(self.proposed))
+        for node in connected:
+            if likely():
+                self.apply(node, len(self.log))
+            if likely():
+                self.tick(node)
+        for _ in range(2):
+            for message in list(self.messages):
+                if message.sender in connected and message.to in connected and likely() and message in self.messages:
+                    self.deliver(self.messages.index(message))
+            for node in connected:
+                if likely():
+                    self.confirm(node)
+        for node in connected:
+            if self.leader in connected and likely():
+                self.learn_leader(node)
+            for step in (self.poke, self.fill, self.land):
+                if likely():
+                    step(node)
+
     # ------------------------------------------------------------------- clients
 
     def put(self, node: str, key: str, ttl_ms: int = 0) -> None:
@@ -115,21 +147,21 @@ class Simulation:
         """Reads that wait look again."""
         one = self._awake(node)
         for read in [read for read in one.reads if read.flight is None] if one is not None else []:
-            one.poke(read)  # type: ignore[union-attr]
+            one.poke(read)
 
     def fill(self, node: str) -> None:
         """Values arrive for fetches that were applied."""
         one = self._awake(node)
         for airborne in list(one.air.values()) if one is not None else []:
             if airborne.row is not None and not airborne.has_value:
-                one.look_into_memory(airborne)  # type: ignore[union-attr]
+                one.look_into_memory(airborne)
 
     def land(self, node: str) -> None:
         """Fetches that have their value, and may be shown, end."""
         one = self._awake(node)
         for airborne in list(one.air.values()) if one is not None else []:
             if airborne.row is not None and airborne.has_value:
-                one.land(airborne)  # type: ignore[union-attr]
+                one.land(airborne)
 
     # -------------------------------------------------------------------- memory
 

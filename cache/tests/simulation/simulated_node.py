@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from simulated_parts import LEASE_S, Entry, FlightInAir, Read, StaleRead, Write
 
 from dss_cache.coherence import Flight, NearCache, Step
 from dss_cache.commands import Fetch, Lost
 from dss_cache.directory import Cleaned, Directory, Fetch1, Fetched, Voided, Written
 from dss_cache.leases import Acknowledgements, GrantedLeases, HeldLease
 from dss_cache.lines import Lines
-from dss_cache.simulation.parts import LEASE_S, Entry, FlightInAir, Read, StaleRead, Write
 from dss_raft.machine import Origin, Result
 
 if TYPE_CHECKING:
+    from simulated_cluster import Simulation
+
     from dss_cache.directory import Stamps
-    from dss_cache.simulation.cluster import Simulation
 
 
 class SimNode:
@@ -248,7 +249,7 @@ class SimNode:
 
 class _EndlessLease(HeldLease):
     @property
-    def valid_until(self) -> float:  # type: ignore[override]
+    def valid_until(self) -> float:
         return 1e18
 
     @valid_until.setter

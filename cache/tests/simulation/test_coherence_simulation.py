@@ -1,0 +1,168 @@
+"""The promise under an adversary: a get that starts after an answered put never returns an older value, and no read goes back.
+
+The simulated cluster runs the real directory, lines, leases and near caches. Every flaw that the design guards against is put back in,
+one at a time, and must be found: otherwise the simulation would prove nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from adversary import Adversary
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from simulated_cluster import Simulation
+from simulated_parts import KEYS, Flaws, StaleRead
+
+STEPS = 200
+#: For each flaw, a seed with which the adversary finds it: a search from there on ends soon.
+FOUND_WITH = {
+    "no_lease_check": 20,
+    "deposed_leader_grants": 2905,
+    "revoke_without_waiting": 19,
+    "new_leader_does_not_wait": 19,
+    "grant_ignores_index": 18,
+    "grant_while_revoking": 92,
+    "join_without_lease": 29,
+    "writer_not_in_must": 17,
+    "revoked_node_keeps_lines": 255,
+    "snapshot_keeps_lines": 1651,
+    "lease_counts_from_grant": 205,
+    "older_memory_is_good_enough": 1513,
+    "absence_serves_all": 49,
+}
+SEEDS_MAX = 4000
+
+
+@pytest.mark.parametrize("start", range(0, 600, 100))
+def test_no_read_is_stale_and_all_calls_end(start):
+    answered = 0
+    for seed in range(start, start + 100):
+        simulation = Simulation()
+        Adversary(simulation, seed).run(STEPS)
+        simulation.calm_down()
+        assert simulation.is_quiet, f"seed {seed}: something waits for ever"
+        answered += simulation.reads_answered
+    assert answered > 4000, "the adversary lets too little happen"
+
+
+@pytest.mark.parametrize("flaw", [field.name for field in dataclasses.fields(Flaws)])
+def test_every_flaw_is_found(flaw):
+    first = FOUND_WITH.get(flaw, 0)
+    for seed in [*range(first, first + 20), *range(SEEDS_MAX)]:
+        simulation = Simulation(Flaws(**{flaw: True}))
+        try:
+            Adversary(simulation, seed).run(STEPS)
+        except StaleRead:
+            return
+    pytest.fail("not found")
+
+
+NODES = st.sampled_from(["n1", "n2", "n3"])
+#: who can talk to whom for a moment; all of them first, because that is what a shortened example should show
+CONNECTED = st.sampled_from([["n1", "n2", "n3"], ["n1", "n2"], ["n2", "n3"], ["n1", "n3"]])
+KEY = st.sampled_from(KEYS)
+#: the longer ones outlast a lease
+MILLISECONDS = st.sampled_from([0, 0, 20, 300, 1500])
+
+
+class Promise(RuleBasedStateMachine):
+    """The same steps in an order that Hypothesis chooses, and shortens when it finds something."""
+
+    flaws = Flaws()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.simulation = Simulation(self.flaws)
+
+    @initialize(connected=CONNECTED)
+    def every_key_has_a_value_and_lines(self, connected):
+        for key in KEYS:
+            self.simulation.put("n1", key)
+            for node in connected:
+                self.reads(node, key)
+
+    @rule(node=NODES, key=KEY, command=st.sampled_from(["put", "put", "delete"]))
+    def begins_to_write(self, node, key, command):
+        getattr(self.simulation, command)(node, key)
+
+    @rule(node=NODES, key=KEY, ttl_ms=st.sampled_from([0, 0, 700]), connected=CONNECTED, milliseconds=MILLISECONDS)
+    def writes(self, node, key, ttl_ms, connected, milliseconds):
+        """A put while some nodes are cut off, perhaps until their leases are over."""
+        self.simulation.put(node, key, ttl_ms)
+        self.work(connected, milliseconds)
+
+    @rule(nodes=CONNECTED, key=KEY)
+    def begin_to_read(self, nodes, key):
+        """A read from a line ends at once."""
+        for node in nodes:
+            self.simulation.get(node, key)
+
+    @rule(node=NODES, key=KEY)
+    def reads(self, node, key):
+        """A get, and all goes its way."""
+        self.simulation.get(node, key)
+        self.work(list(self.simulation.nodes), 0)
+
+    @rule(connected=CONNECTED, milliseconds=MILLISECONDS)
+    def work(self, connected, milliseconds):
+        """Among some nodes everything goes its way for a while."""
+        for part_ms in (0, milliseconds / 2, milliseconds / 2, 0, 0):
+            self.simulation.advance(part_ms / 1000)
+            self.simulation.work(connected)
+
+    @rule(
+        node=NODES, step=st.sampled_from(["apply", "poke", "fill", "land", "renew", "confirm", "tick", "gossip", "learn_leader"])
+    )
+    def one_step(self, node, step):
+        getattr(self.simulation, step)(node)
+
+    @rule(what=st.sampled_from(["deliver", "drop"]), which=st.integers(0, 20))
+    @precondition(lambda self: self.simulation.messages)
+    def message(self, what, which):
+        """Any of those under way: not in their order."""
+        getattr(self.simulation, what)(which)
+
+    @rule(count=st.integers(1, 8))
+    @precondition(lambda self: self.simulation.proposed)
+    def commit(self, count):
+        self.simulation.commit(count)
+
+    @rule(node=NODES, key=KEY, loses=st.booleans())
+    def memory(self, node, key, loses):
+        """A value is brought to it; or it forgets one."""
+        if loses:
+            self.simulation.lose(key)
+        else:
+            self.simulation.write_back(node, key)
+
+    @rule(node=NODES, what=st.sampled_from(["pause", "resume", "restart", "lead"]))
+    def fault(self, node, what):
+        getattr(self.simulation, what)(node)
+
+    @rule(node=NODES, snapshot_of=NODES)
+    def rejoin(self, node, snapshot_of):
+        self.simulation.restore(node, snapshot_of)
+
+    def teardown(self):
+        self.simulation.calm_down()
+        assert self.simulation.is_quiet, "something waits for ever"
+
+
+SETTINGS = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+Promise.TestCase.settings = SETTINGS
+test_the_promise = Promise.TestCase
+
+
+@pytest.mark.parametrize("flaw", ["no_lease_check", "answer_before_covered", "no_overtaken_guard", "revoke_without_waiting"])
+def test_hypothesis_finds_the_plainest_flaws_too(flaw):
+    class Broken(Promise):
+        flaws = Flaws(**{flaw: True})
+
+    search = settings(SETTINGS, max_examples=1000, derandomize=True, phases=[Phase.generate])
+    with pytest.raises(StaleRead):
+        run_state_machine_as_test(Broken, settings=search)
