@@ -36,7 +36,9 @@ class LoneNode:
 
     def __init__(self) -> None:
         self.node_id, self.boot = "n1", 1
-        self.config = SimpleNamespace(cache_lease_ms=1000, cache_max_items=LINES, cache_policy="lru", cache_write_back_ms=1000)
+        self.config = SimpleNamespace(
+            cache_lease_ms=1000, cache_max_items=LINES, cache_max_bytes=1 << 30, cache_policy="lru", cache_write_back_ms=1000
+        )
         self.services: dict[str, Any] = {}
         self.directory = Directory()
 

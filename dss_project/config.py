@@ -93,6 +93,12 @@ class NodeConfig:
         env.integer(1, 12 * HOUR_MS),
     )
     cache_max_items: int = _setting("CACHE_MAX_ITEMS", 10_000, "Cache lines this node keeps.", env.integer(1, 10_000_000))
+    cache_max_bytes: int = _setting(
+        "DSS_CACHE_MAX_BYTES",
+        256 * 1024 * 1024,
+        "Bytes of keys and values in those lines, and 400 for each line; whichever bound is met first counts.",
+        env.integer(64 * 1024, 2**40),
+    )
     cache_policy: str = _setting(
         "DSS_CACHE_POLICY", "lru", "Which line goes when there is no room: `lru` or `w-tinylfu`.", env.one_of("lru", "w-tinylfu")
     )

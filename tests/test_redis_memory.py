@@ -57,6 +57,26 @@ def test_values_come_back_from_redis_after_all_nodes_were_killed(with_redis, red
         assert (got["value"], got["version"]) == (number, version)
 
 
+def test_a_redis_that_is_not_there_at_start(make_cluster, redis_server, wait_until) -> None:
+    """The node starts, says so, and serves what it can; when Redis comes it is used without being told."""
+    port = redis_server.port
+    redis_server.stop()
+    cluster = make_cluster(REDIS_URL=redis_server.connection_url, DSS_CACHE_WRITE_BACK_MS="50")
+    first, second, _ = cluster.nodes
+
+    def trouble() -> str:
+        return first.call("GET", "/cache/stats").json["memory_trouble"]
+
+    wait_until(trouble, lambda: "the node does not say that Redis is away")
+    assert "cache.memory_unavailable" in first.log_tail(200)
+    assert b"cache_memory_up 0.0" in first.call("GET", "/metrics").body
+    assert first.call("POST", "/cache/put", {"key": "a", "value": 1}).status == 200
+    assert second.call("GET", "/cache/get?key=a").json["value"] == 1
+    with ValkeyServer(port=port, data_dir=redis_server.data_dir), Redis(port=port) as client:
+        wait_until(lambda: stored(client, "a") == 1, lambda: "the value did not reach Redis")
+        wait_until(lambda: not trouble(), trouble)
+
+
 def test_while_redis_is_down(with_redis, redis_server, redis_client, wait_until) -> None:
     """Writes are kept in the replicated log until Redis is back; what is only in Redis says so; nothing else notices."""
     first, second, third = with_redis.nodes

@@ -34,6 +34,13 @@ class Memory(Protocol):
     #: one for all nodes: whoever writes back does it for all
     is_shared: bool
 
+    async def check(self) -> None:
+        """Do nothing, if it can be reached.
+
+        Raises:
+            Refused: `memory_unavailable`.
+        """
+
     async def read(self, key: str) -> Stored | None:
         """What is there for the key.
 

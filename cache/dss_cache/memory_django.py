@@ -66,6 +66,9 @@ class DjangoMemory(BatchedReads):
         """Versions that only the log keeps."""
         return len(self._buffer) + len(self._flushing)
 
+    async def check(self) -> None:
+        await self._in_thread(lambda: self._select([""]))
+
     def keep(self, item: Stored) -> None:
         known = self._buffer.get(item.key)
         if known is None or known.version < item.version:

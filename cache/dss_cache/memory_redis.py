@@ -54,6 +54,12 @@ class RedisMemory(BatchedReads):
         )
         self._write_if_newer = self._client.register_script(_WRITE_IF_NEWER)
 
+    async def check(self) -> None:
+        try:
+            await self._client.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _unavailable(error) from None
+
     async def _read_batch(self, keys: list[str]) -> dict[str, Stored]:
         try:
             async with self._client.pipeline(transaction=False) as pipeline:

@@ -37,7 +37,11 @@ FoundWaiter = asyncio.Future[Found]
 
 
 class Reader:
-    """The slow path of reads; a hit never comes here."""
+    """The slow path of reads; a hit never comes here.
+
+    Args:
+        memory_failed: told why a fetch came to nothing; the memory may be the reason.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Reader:
         memory: Memory,
         peers: Peers,
         clock: Callable[[], float],
+        memory_failed: Callable[[Refused], None],
     ) -> None:
         self._node = node
         self._near = near
@@ -54,6 +59,7 @@ class Reader:
         self._memory = memory
         self._peers = peers
         self._clock = clock
+        self._memory_failed = memory_failed
         self._tasks: set[asyncio.Task[None]] = set()
         #: the landing places of the flights under way
         self._results: dict[Flight, FoundWaiter] = {}
@@ -151,6 +157,7 @@ class Reader:
             if not self._near.acknowledgements.covers(row.must):
                 await self._peers.covered(row.must, ask_now=True)
         except Refused as refusal:
+            self._memory_failed(refusal)
             self._refuse(flight, refusal)
             return
         state = "I" if value is None else self._near.land(flight, row, value, self._clock())

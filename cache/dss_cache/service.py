@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 SERVICE = "cache"
-#: Lines of a node may hold so much, whatever their number.
-LINE_BYTES_MAX = 256 * 1024 * 1024
 WRITE_BACK_AT_STOP_S = 3.0
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
@@ -63,13 +61,16 @@ class CacheService:
         self.memory = memory if memory is not None else make_memory(config)
         self.trace = Trace()
         self.lines = Lines(
-            config.cache_max_items, LINE_BYTES_MAX, self._line_changed, make_policy(config.cache_policy, config.cache_max_items)
+            config.cache_max_items,
+            config.cache_max_bytes,
+            self._line_changed,
+            make_policy(config.cache_policy, config.cache_max_items),
         )
         self.near: NearCache[Waiter] = NearCache(node.node_id, node.boot, self.lines, lease_s)
         self.peers = Peers(node, self.near, self.directory, lease_s, clock, self.rows)
-        self.reader = Reader(node, self.near, self.directory, self.memory, self.peers, clock)
         delay_s = config.cache_write_back_ms / 1000
         self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.memory, delay_s, clock)
+        self.reader = Reader(node, self.near, self.directory, self.memory, self.peers, clock, self.write_back.doubt)
         self.lease_s = lease_s
         self.used_at = 0.0
         #: counted by the operations
@@ -175,7 +176,7 @@ class CacheService:
                 return
             except Refused as refusal:
                 # A longer log is better than a lost value.
-                self.write_back.trouble = refusal.detail
+                self.write_back.doubt(refusal)
                 await asyncio.sleep(1)
 
     async def dump(self) -> list[bytes]:

@@ -61,8 +61,10 @@ class WriteBack:
         self.due: dict[str, None] = {}
         #: versions this node has brought
         self.count = 0
-        #: why the memory did not take the last batch; "" when it did
+        #: why the memory could not be used last time; "" when it could
         self.trouble = ""
+        #: it was not used yet, or not since it failed
+        self._in_doubt = True
         self._kept = False
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -71,6 +73,7 @@ class WriteBack:
         self._look_at = 0.0
 
     def start(self) -> None:
+        self._work.set()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self, timeout_s: float) -> None:
@@ -117,6 +120,15 @@ class WriteBack:
         """Do not wait for the delay: lines want to be evicted."""
         self._hurry.set()
 
+    def doubt(self, refusal: Refused) -> None:
+        """Somebody could not use the memory: say so, and find out when it is back."""
+        if refusal.code == "memory_unavailable":
+            if not self.trouble:
+                log.warning("cache.memory_unavailable", memory=self._memory.name, why=refusal.detail)
+            self.trouble = refusal.detail
+            self._in_doubt = True
+            self._work.set()
+
     async def bring_now(self, key: str) -> None:
         """Bring one key's value, if it is dirty.
 
@@ -157,12 +169,15 @@ class WriteBack:
             self._hurry.clear()
             try:
                 await self._bring_all()
+                if self._in_doubt:
+                    await self._memory.check()
+                    self._in_order()
                 retry_s = RETRY_S_MIN
             except Refused as refusal:
-                self._troubled(refusal)
+                self.doubt(refusal)
                 await asyncio.sleep(retry_s)
                 retry_s = min(RETRY_S_MAX, 2 * retry_s)
-            if self.due or self._kept:
+            if self.due or self._kept or self._in_doubt:
                 self._work.set()
 
     async def _bring_all(self) -> None:
@@ -195,9 +210,7 @@ class WriteBack:
             await self._memory.write(batch)
         else:
             await self._flush()  # the batch was kept when it was applied
-        if self.trouble:
-            log.info("cache.memory_is_back", memory=self._memory.name)
-            self.trouble = ""
+        self._in_order()
         await self._node.submit(WrittenBack(items=[(item.key, item.version) for item in batch]))
         self.count += len(batch)
 
@@ -209,7 +222,8 @@ class WriteBack:
             self._kept = True
             raise
 
-    def _troubled(self, refusal: Refused) -> None:
-        if refusal.code == "memory_unavailable" and not self.trouble:
-            log.warning("cache.memory_unavailable", memory=self._memory.name, why=refusal.detail)
-        self.trouble = refusal.detail or refusal.code
+    def _in_order(self) -> None:
+        """The memory was just used."""
+        if self.trouble:
+            log.info("cache.memory_is_back", memory=self._memory.name)
+        self.trouble, self._in_doubt = "", False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dss_cache.directory import Directory
-from dss_cache.memory import Stored
+from dss_cache.memory import Memory, Stored
 from dss_cache.service import CacheService
 from dss_raft.errors import Refused
 from dss_raft.machine import Origin, Result
@@ -29,6 +30,9 @@ class FakeMemory:
         #: cleared: reads wait
         self.open = asyncio.Event()
         self.open.set()
+
+    async def check(self) -> None:
+        self._check()
 
     async def read(self, key: str) -> Stored | None:
         self.reads += 1
@@ -171,9 +175,14 @@ class FakeNode:
 
 
 class FakeCluster:
-    """Nodes n1, n2, n3 with a cache each; n1 leads. Time is `now`, and moves when a test says so."""
+    """Nodes n1, n2, n3 with a cache each; n1 leads. Time is `now`, and moves when a test says so.
 
-    def __init__(self, size: int = 3, **settings: Any) -> None:
+    Args:
+        memory_of: the memory of a node, by its name; by default all share a fake one.
+        settings: other ones than a test usually wants.
+    """
+
+    def __init__(self, size: int = 3, memory_of: Callable[[str], Memory] | None = None, **settings: Any) -> None:
         self.log: list[tuple[Any, Origin, int]] = []
         self.leader, self.term = "n1", 1
         self.now = 1000.0
@@ -184,6 +193,7 @@ class FakeCluster:
             **{
                 "cache_lease_ms": 1000,
                 "cache_max_items": 100,
+                "cache_max_bytes": 1 << 20,
                 "cache_policy": "lru",
                 "cache_write_back_ms": 1,
                 "submit_timeout_ms": 5000,
@@ -192,7 +202,8 @@ class FakeCluster:
             }
         )
         self.nodes = {f"n{i}": FakeNode(self, f"n{i}", config) for i in range(1, size + 1)}
-        self.caches = {name: CacheService(node, self.memory, lambda: self.now) for name, node in self.nodes.items()}
+        memory_of = memory_of or (lambda name: self.memory)
+        self.caches = {name: CacheService(node, memory_of(name), lambda: self.now) for name, node in self.nodes.items()}
         for node in self.nodes.values():
             node.leader_changed()
         #: what a leader before this one may have granted is over
@@ -243,6 +254,12 @@ class FakeCluster:
 def make_service():
     """The cache of a node that nothing happens to; no loop is needed."""
     return lambda: FakeCluster(1).caches["n1"]
+
+
+@pytest.fixture
+def fake_cluster() -> type[FakeCluster]:
+    """For a test that runs its cluster in a loop of its own."""
+    return FakeCluster
 
 
 @pytest.fixture

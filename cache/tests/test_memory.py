@@ -1,10 +1,17 @@
-"""Both memories keep the same promises: an older version never takes the place of a newer one, and what was written is there."""
+"""Both memories keep the same promises: an older version never takes the place of a newer one, and what was written is there.
+
+The memory `redis` is tested on Valkey, and on Redis where `redis-server` is installed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import cache
+from pathlib import Path
 
 import pytest
 import redis.asyncio
@@ -20,10 +27,30 @@ from dss_raft.errors import Refused
 ALIAS = "cache_memory_test"
 
 
+SERVERS = ("valkey", "redis")
+
+
+def make_server(kind: str, **options: object) -> ValkeyServer:
+    """A server, not started yet."""
+    server = ValkeyServer(**options)
+    if kind == "redis":
+        program = shutil.which("redis-server")
+        if program is None:
+            pytest.skip("redis-server is not installed")
+        server._binary_path = Path(program)
+    return server
+
+
 @pytest.fixture(scope="module")
-def server():
-    with ValkeyServer() as server:
-        yield server
+def server_of():
+    """One server of each kind, started when it is first wanted."""
+    with ExitStack() as stack:
+        yield cache(lambda kind: stack.enter_context(make_server(kind)))
+
+
+@pytest.fixture(params=SERVERS)
+def server(request, server_of: Callable[[str], ValkeyServer]) -> ValkeyServer:
+    return server_of(request.param)
 
 
 @pytest.fixture
@@ -55,15 +82,23 @@ async def redis_memory(server):
     await memory.close()
 
 
-@pytest.fixture(params=["django", "redis"])
-def memory(request):
-    return request.getfixturevalue(f"{request.param}_memory")
+@pytest.fixture(params=["django", *SERVERS])
+async def memory(request, database, server_of):
+    memory = DjangoMemory(database) if request.param == "django" else RedisMemory(server_of(request.param).connection_url, "kv:")
+    if isinstance(memory, RedisMemory):
+        await memory._client.flushall()
+    yield memory
+    await memory.close()
 
 
 async def test_what_was_written_is_there(memory):
     await memory.write([Stored("a", 5, b'{"x": 1}'), Stored("b", 6, b"null")])
     assert await memory.read("a") == Stored("a", 5, b'{"x": 1}')
     assert await memory.read("b") == Stored("b", 6, b"null")
+
+
+async def test_it_says_that_it_is_there(memory):
+    await memory.check()
 
 
 async def test_an_unknown_key(memory):
@@ -192,6 +227,12 @@ async def test_redis_keys_have_the_prefix_and_are_readable(redis_memory, server)
         assert await client.hgetall("kv:user/7") == {b"version": b"5", b"value": b'{"name":"Ada"}'}
 
 
+async def test_the_server_is_the_one_that_is_said(server, request):
+    async with redis.asyncio.Redis.from_url(server.connection_url) as client:
+        is_valkey = "valkey_version" in await client.info("server")
+    assert is_valkey == ("valkey" in request.node.callspec.id)
+
+
 async def test_redis_remembers_a_deletion_for_a_while(redis_memory, server):
     await redis_memory.write([Stored("a", 6, None)])
     await redis_memory.write([Stored("a", 5, b"late")])
@@ -202,8 +243,9 @@ async def test_redis_remembers_a_deletion_for_a_while(redis_memory, server):
         assert await client.ttl("kv:a") == -1, "a value stays"
 
 
-async def test_redis_away_is_said_and_it_comes_back():
-    with ValkeyServer() as own:
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_redis_away_is_said_and_it_comes_back(kind):
+    with make_server(kind) as own:
         memory = RedisMemory(own.connection_url, "kv:")
         await memory.write([Stored("a", 5, b"1")])
         port = own.port
@@ -211,7 +253,10 @@ async def test_redis_away_is_said_and_it_comes_back():
         await memory.read("a")
     with pytest.raises(Refused, match="memory_unavailable"):
         await memory.write([Stored("a", 6, b"2")])
-    with ValkeyServer(port=port):
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await memory.check()
+    with make_server(kind, port=port):
+        await memory.check()
         await memory.write([Stored("a", 6, b"2")])
         assert await memory.read("a") == Stored("a", 6, b"2")
     await memory.close()

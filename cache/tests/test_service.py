@@ -391,6 +391,51 @@ async def test_write_back_goes_on_by_itself_when_the_memory_is_back(make_cluster
     assert cache.write_back.trouble == ""
 
 
+async def test_a_memory_that_is_away_at_start_is_said_and_its_return_noticed(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    cache = cluster.caches["n1"]
+    cluster.memory.is_down = True
+    await cache.start()
+    await until(lambda: cache.write_back.trouble == "it is down")
+    cluster.memory.is_down = False
+    await until(lambda: cache.write_back.trouble == "")
+
+
+async def test_a_miss_that_finds_no_memory_is_said_and_its_return_noticed(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    client, cache = Client(cluster), cluster.caches["n2"]
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    await cache.start()
+    cluster.memory.is_down = True
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await client.get("n2", "k")
+    assert cache.write_back.trouble == "it is down"
+    cluster.memory.is_down = False
+    await until(lambda: cache.write_back.trouble == "")
+
+
+async def test_a_cluster_without_a_leader_is_no_trouble_of_the_memory(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    await Client(cluster).put("n1", "k", 1)
+    cache = cluster.caches["n1"]
+    cluster.refusal = Refused("no_leader")
+    await cache.start()
+    await until(lambda: cluster.memory.items)
+    await cluster.settle()
+    assert cache.write_back.trouble == ""
+
+
+async def test_lines_are_bounded_in_bytes_by_a_setting(make_cluster):
+    cluster = make_cluster(cache_max_bytes=10_000)
+    client = Client(cluster)
+    for number in range(30):
+        await client.put("n1", f"k{number}", "x" * 500)
+        await client.value("n2", f"k{number}")
+    lines = cluster.caches["n2"].lines
+    assert (len(lines), lines.bytes <= 10_000) == (11, True)
+
+
 async def test_dirty_values_are_bounded(make_cluster):
     cluster = make_cluster()
     client = Client(cluster)
