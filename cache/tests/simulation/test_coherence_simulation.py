@@ -19,19 +19,19 @@ from simulated_parts import KEYS, Flaws, StaleRead
 STEPS = 200
 #: For each flaw, a seed with which the adversary finds it: a search from there on ends soon.
 FOUND_WITH = {
-    "no_lease_check": 20,
-    "deposed_leader_grants": 2905,
-    "revoke_without_waiting": 19,
-    "new_leader_does_not_wait": 19,
-    "grant_ignores_index": 18,
-    "grant_while_revoking": 92,
-    "join_without_lease": 29,
-    "writer_not_in_must": 17,
-    "revoked_node_keeps_lines": 255,
-    "snapshot_keeps_lines": 1651,
-    "lease_counts_from_grant": 205,
-    "older_memory_is_good_enough": 1513,
-    "absence_serves_all": 49,
+    "no_lease_check": 10,
+    "deposed_leader_grants": 77,
+    "revoke_without_waiting": 61,
+    "new_leader_does_not_wait": 77,
+    "grant_ignores_index": 85,
+    "grant_while_revoking": 1290,
+    "join_without_lease": 20,
+    "writer_not_in_must": 7,
+    "own_line_readable_at_once": 24,
+    "revoked_node_keeps_lines": 668,
+    "snapshot_keeps_lines": 603,
+    "lease_counts_from_grant": 461,
+    "older_memory_is_good_enough": 3583,
 }
 SEEDS_MAX = 4000
 
@@ -152,14 +152,14 @@ class Promise(RuleBasedStateMachine):
 
 
 SETTINGS = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 Promise.TestCase.settings = SETTINGS
 test_the_promise = Promise.TestCase
 
 
-@pytest.mark.parametrize("flaw", ["no_lease_check", "answer_before_covered", "no_overtaken_guard", "revoke_without_waiting"])
-def test_hypothesis_finds_the_plainest_flaws_too(flaw):
+@pytest.mark.parametrize("flaw", ["answer_before_covered", "no_overtaken_guard"])
+def test_hypothesis_finds_plain_flaws_too(flaw):
     class Broken(Promise):
         flaws = Flaws(**{flaw: True})
 
