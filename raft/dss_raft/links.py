@@ -223,7 +223,6 @@ class PeerLinks:
             older.abort()
             self.lost(older)
         self._links[connection.peer_id] = connection
-        log.info("peer_up", peer=connection.peer_id)
         self._on_up(connection.peer_id)
 
     def lost(self, connection: Connection) -> None:
@@ -231,7 +230,6 @@ class PeerLinks:
         self._unproven.pop(connection, None)
         if self._links.get(connection.peer_id) is connection:
             del self._links[connection.peer_id]
-            log.info("peer_down", peer=connection.peer_id)
             self._on_down(connection.peer_id)
 
     def refused(self, connection: Connection, error: WireError) -> None:
