@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
-from dss_project.local_cluster import ROOT, LocalCluster, LocalNode, free_ports
+from dss_project.local_cluster import ROOT, LocalCluster, LocalNode, free_ports, ports_in_use
 
 pytestmark = pytest.mark.cluster
+
+#: `make join` takes one of 8104 to 8109
+JOINING = 8109
 
 
 def member(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +71,33 @@ def test_a_fourth_node_joins_leads_and_leaves(cluster, make_newcomer):
     assert log.count("node-4 was removed from the cluster") == 2
     assert "Traceback" not in log
     assert cluster.nodes[2].call("POST", "/lock/release", {"key": "a", "client": "c"}).json["released"]
+
+
+def test_make_join_adds_a_node_and_says_when_it_was_removed(cluster, tmp_path):
+    if ports_in_use([JOINING]):
+        pytest.skip(f"port {JOINING} or its peer port is taken on this machine")
+    command = [sys.executable, "manage.py", "join", "--number", str(JOINING - 8100), "--url", cluster.nodes[0].url]
+    with subprocess.Popen(
+        [*command, "--directory", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"DSS_CLUSTER_SECRET": cluster.nodes[0].environment["DSS_CLUSTER_SECRET"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as joining:
+        try:
+            said = ""
+            while "To take it out" not in said and (line := joining.stdout.readline()):
+                said += line
+            assert f"node-9 at http://127.0.0.1:{JOINING} belongs to the cluster" in said
+            assert "node-9" in [one["id"] for one in cluster.nodes[2].status()["members"]]
+            assert member(cluster, "remove", "node-9").returncode == 0
+            said, _ = joining.communicate(timeout=60)
+        finally:
+            joining.terminate()
+    assert "node-9 was removed from the cluster" in said
+    assert "Traceback" not in said
+    assert joining.returncode == 1, "it did not end because somebody asked it to"
 
 
 def test_five_nodes_outlive_two(cluster, make_newcomer):

@@ -59,7 +59,7 @@ class Command(BaseCommand):
             sys.exit(1)
         except OSError:
             # Nobody reads any more: the terminal was closed, or a pipe's reader has gone.
-            _write_to_nowhere()
+            write_to_nowhere()
         finally:
             self._stop(cluster)
         if not stopping.asked:
@@ -106,7 +106,7 @@ class Command(BaseCommand):
             self.stdout.write("\nStopping …")
             self.stdout.flush()
         except OSError:
-            _write_to_nowhere()
+            write_to_nowhere()
         stubborn = cluster.stop()
         for node_id in stubborn:
             self.stdout.write(f"{node_id} did not stop in time and was killed; what it answered is on its disk")
@@ -134,7 +134,7 @@ def _ports(nodes: int) -> Sequence[int]:
     return range(PORTS_OF_THREE[0], PORTS_OF_THREE[0] + nodes)
 
 
-def _write_to_nowhere() -> None:
+def write_to_nowhere() -> None:
     """From now on nothing that is written can fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

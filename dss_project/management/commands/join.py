@@ -52,8 +52,12 @@ class Command(cluster_command.Command):
         except (NotReady, ValueError) as error:
             self.stderr.write(f"{error}\n")
             sys.exit(1)
+        except OSError:
+            cluster_command.write_to_nowhere()
         finally:
             self._stop(joined)
+        if not stopping.asked:
+            sys.exit(1)
 
     def _cluster_of_one(self, directory: Path, node_id: str, port: int, members: list[dict[str, Any]]) -> LocalCluster:
         environment = cluster_command.secrets_of(directory)
@@ -73,8 +77,12 @@ class Command(cluster_command.Command):
     def _add(self, node: LocalNode, url: str, members: list[dict[str, Any]]) -> None:
         """Add the node unless it is a member since an earlier start."""
         node.wait_alive(START_S)
-        if node.id not in [member["id"] for member in members]:
+        if node.id in [member["id"] for member in members]:
+            return
+        try:
             call(url, "POST", "/raft/members", {"id": node.id, "url": node.url})
+        except OSError as error:
+            raise NotReady(f"{url} does not answer any more: {error}") from None
 
 
 def _next_number(base: int) -> int:
