@@ -28,6 +28,8 @@ class Limits(msgspec.Struct, frozen=True):
     sessions_max: int = 100_000
     sessions_per_client_max: int = 1_000
     waiters_max: int = 100_000
+    #: places in queues: a request has one for each of its keys, whether or not somebody holds them
+    places_max: int = 1_000_000
     waiters_per_client_max: int = 1_000
     waiters_per_key_max: int = 20_000
 

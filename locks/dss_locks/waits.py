@@ -28,6 +28,8 @@ class Waits:
         #: (client, key that it holds) -> rank -> its places that count on this hold
         self.dependents: dict[tuple[str, str], dict[int, Place]] = {}
         self.last_rank = 0
+        #: places in queues, a request's counted once for each of its keys
+        self.queued = 0
         self.deadlines: Deadlines[Caller] = Deadlines(_deadline_ms)
 
     def place(self, client: str, keys: list[str], exclusive: bool) -> Place:
@@ -60,6 +62,8 @@ class Waits:
         if own is not None and sum(len(p.callers) for p in own.values()) >= limits.waiters_per_client_max:
             return "waiters_per_client_max"
         if own is None or place.rank not in own:
+            if self.queued + len(place.keys) > limits.places_max:
+                return "places_max"
             for key in place.keys:
                 lock = self._holdings.locks.get(key)
                 if lock is not None and lock.queue is not None and len(lock.queue) >= limits.waiters_per_key_max:
@@ -92,6 +96,7 @@ class Waits:
                 self._holdings.queue_ended(lock)
                 if not lock.holder_count():
                     del locks[key]
+        self.queued -= len(place.keys)
         _forget(self.of_client, place.client, place.rank)
         for key in place.counts_on:
             _forget(self.dependents, (place.client, key), place.rank)
@@ -160,7 +165,7 @@ class Waits:
 
     def restore(self, places: list[Place], last_rank: int) -> None:
         """Replace everything; the keys' holders have been restored before."""
-        self.by_origin, self.of_client, self.dependents, self.last_rank = {}, {}, {}, last_rank
+        self.by_origin, self.of_client, self.dependents, self.last_rank, self.queued = {}, {}, {}, last_rank, 0
         for place in places:
             self._link(place)
             for caller in place.callers:
@@ -179,6 +184,7 @@ class Waits:
             elif lock.queue is None:
                 self._holdings.queue_began(lock)
             lock.enqueue(place, key)
+        self.queued += len(place.keys)
         self.of_client.setdefault(place.client, {})[place.rank] = place
         for key in place.counts_on:
             self.dependents.setdefault((place.client, key), {})[place.rank] = place

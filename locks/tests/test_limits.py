@@ -51,6 +51,19 @@ def test_waiters(limited, limit):
     assert not hasattr(locks.acquire("d", "k", wait_ms=1000), "code")
 
 
+def test_places_in_queues_of_keys_that_nobody_holds_too(limited):
+    locks = limited(places_max=5)
+    locks.acquire("a", "k")
+    waiter = locks.acquire("b", "k", "k2", "k3", wait_ms=1000)
+    assert over(locks.acquire("c", "k", "k4", "k5", wait_ms=1000)) == "places_max"
+    locks.reload()
+    assert over(locks.acquire("c", "k", "k4", "k5", wait_ms=1000)) == "places_max"
+    assert not hasattr(locks.acquire("b", "k", "k2", "k3", wait_ms=1000), "code"), "a repeat has the same place"
+    locks.cancel(waiter)
+    locks.pass_ms(1000)
+    assert not hasattr(locks.acquire("c", "k", "k4", "k5", wait_ms=1000), "code")
+
+
 def test_waiting_calls_of_one_client_repeats_included(limited):
     locks = limited(waiters_per_client_max=2)
     locks.acquire("a", "k1", ttl_ms=0)
@@ -89,6 +102,7 @@ SMALL = Limits(
     sessions_max=3,
     sessions_per_client_max=2,
     waiters_max=4,
+    places_max=8,
     waiters_per_client_max=2,
     waiters_per_key_max=3,
 )
@@ -150,6 +164,7 @@ def usage(table) -> dict[str, int]:
         "sessions_max": len(sessions),
         "sessions_per_client_max": most(session.client for session in sessions),
         "waiters_max": sum(len(place.callers) for place in places),
+        "places_max": sum(len(place.keys) for place in places),
         "waiters_per_client_max": most(place.client for place in places for _ in place.callers),
         "waiters_per_key_max": most(key for place in places for key in place.keys),
     }
