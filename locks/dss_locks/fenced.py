@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import models
 
 
@@ -81,6 +82,10 @@ class FencedModel(models.Model):
             current = rows.values_list("fencing_token", flat=True).first()
             raise StaleToken(type(self), self.pk, fencing_token, current)
         self.fencing_token = fencing_token
+
+    async def asave(self, *args: Any, **kwargs: Any) -> None:
+        """As `save`."""
+        await sync_to_async(self.save)(*args, **kwargs)
 
     def _values(self, update_fields: Any) -> dict[str, Any]:
         names = None if update_fields is None else set(update_fields)

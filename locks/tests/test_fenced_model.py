@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from django.db import connection, models
 from django.test.utils import CaptureQueriesContext
@@ -19,6 +22,16 @@ class FencedAccount(FencedModel):
 
     class Meta:
         app_label = "dss_locks"
+
+
+#: What the README shows: a model, and a client that is paused.
+README_MODEL, README_PAUSE = [
+    block.split("```")[0]
+    for block in (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")
+    if "Account" in block.split("```")[0]
+]
+readme: dict[str, Any] = {"__name__": "dss_locks.readme"}
+exec(README_MODEL, readme)
 
 
 class PlainAccount(models.Model):
@@ -53,6 +66,23 @@ def test_without_the_fence_the_other_write_is_lost(locks):
     """Or the test above would prove nothing."""
     withdraw_while_paused(locks, PlainAccount, lambda row, token: row.save())
     assert PlainAccount.objects.get(pk=1).balance == 50
+
+
+def test_the_example_in_the_readme(capsys):
+    exec(README_PAUSE, readme)
+    refusal, balance = capsys.readouterr().out.splitlines()
+    assert refusal == "dss_locks.Account 7: fencing token 33 is too old, the row was written with 34"
+    assert balance == "70"
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_saving_in_a_coroutine():
+    account = await FencedAccount.objects.acreate(balance=1)
+    account.balance = 2
+    await account.asave(fencing_token=5)
+    with pytest.raises(StaleToken):
+        await account.asave(fencing_token=4)
+    assert (await FencedAccount.objects.aget()).balance == 2
 
 
 def test_check_and_write_are_one_statement():

@@ -95,7 +95,9 @@ def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(clu
         assert watching.event("w")["kind"] == "delay_ended"
 
         # What the README shows.
-        code = README.read_text().split("```python\n")[1].split("```")[0]
+        (code,) = [
+            block.split("```")[0] for block in README.read_text().split("```python\n") if "locks.session" in block.split("```")[0]
+        ]
         exec(code.replace("127.0.0.1:8101", f"127.0.0.1:{first.port}"), {})
         assert capsys.readouterr().out.splitlines() == ["state", "['2', '3']"]
 
