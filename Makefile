@@ -61,8 +61,9 @@ sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its t
 mutants: $(READY) ## break Raft in many small ways, and see that every break is found
 	@$(BIN)/python raft/tests/simulation/mutants.py $(ARGS)
 
-chaos: $(READY) ## 100,000 messages and 200,000 cache operations on clusters that are killed, paused and cut (cut: as root on Linux)
-	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) $(BIN)/python -m pytest -q -s -o log_cli=false \
+chaos: $(READY) ## 100,000 messages, 200,000 cache operations, 10 rounds of locks on clusters that are killed, paused and cut (cut: as root on Linux)
+	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \
+		$(BIN)/python -m pytest -q -s -o log_cli=false \
 		tests/test_queue_under_faults.py tests/test_locks_under_faults.py tests/test_cache_under_faults.py $(ARGS)
 
 lock: ## pin the dependencies of pyproject.toml anew (needs pip-tools)

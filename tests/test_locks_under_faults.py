@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import os
 import random
 import threading
 import time
@@ -30,6 +31,8 @@ WAIT_MS = 1500
 #: a pause of a node that outlasts both an election and a lease
 PAUSE_S = 1.5
 SEED = 7
+#: how often each fault comes
+ROUNDS = int(os.environ.get("DSS_CHAOS_ROUNDS", "1"))
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,8 @@ def partitioned_cluster(tmp_path) -> Iterator[PartitionedCluster]:
 def test_kill_and_pause(cluster):
     with Run(cluster) as run:
         run.wait_for_grants(20)
-        kill_and_pause(cluster, run)
+        for _ in range(ROUNDS):
+            kill_and_pause(cluster, run)
     run.verify()
 
 
@@ -252,7 +256,7 @@ def test_partition(partitioned_cluster):
             lambda: cluster.isolate(cluster.leader()),
             lambda: cluster.isolate(cluster.followers()[0]),
             lambda: [cluster.cut(leader, node) for leader in (cluster.leader(),) for node in cluster.nodes if node is not leader],
-        ):
+        ) * ROUNDS:
             run.wait_for_grants(20)
             cut()
             time.sleep(2 * PAUSE_S)

@@ -61,6 +61,10 @@ def test_every_name_is_there_from_the_start(shared_cluster: LocalCluster) -> Non
             "lock_acquire_total",
             "lock_release_total",
             "lock_held",
+            "lock_wait_seconds_count",
+            "lock_held_seconds_count",
+            "lock_expired_total",
+            "lock_deadlock_total",
             "queue_publish_total",
             "queue_consume_total",
             "queue_redeliver_total",
@@ -106,11 +110,13 @@ def test_locks(node: LocalNode) -> None:
     assert moves.by("lock_acquire_total", mode="exclusive", result="held") == 1
     assert moves.by("lock_held", mode="exclusive") == 1
     assert moves.by("lock_held", mode="shared") == 1
+    assert moves.by("lock_wait_seconds_count") == 2, "granted at once is a wait, too"
     with Moves(node) as moves:
         for _ in range(2):
             node.call("POST", "/lock/release", {"key": "exclusive", "client": "a"})
     assert moves.by("lock_release_total", result="released") == 1
     assert moves.by("lock_release_total", result="not_held") == 1
+    assert moves.by("lock_held_seconds_count") == 1
     assert moves.by("lock_held", mode="exclusive") == -1
 
 
