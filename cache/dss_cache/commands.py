@@ -168,3 +168,5 @@ class Revoke(Command, tag="cache.revoke", kw_only=True):
     """By the leader: the coherence lease of `node` has run out while a write waits for it. Its registrations are void."""
 
     node: Name
+    #: of the leader: it waits for its own revocation, not for another one
+    term: int = 0

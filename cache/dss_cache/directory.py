@@ -110,6 +110,8 @@ class Voided(Event, frozen=True):
     stamp: int
     #: "revoked", "restarted"
     why: str
+    #: of the leader that revoked; 0: a restart
+    term: int
 
 
 class Fetch1(msgspec.Struct, array_like=True, frozen=True):
@@ -189,7 +191,7 @@ class Directory:
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """The node's old process has ended, and its lines with it; the new one has fetched nothing yet."""
-        self._void(node, at_ms, "restarted")
+        self._void(node, at_ms, "restarted", 0)
 
     def take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -327,7 +329,7 @@ class Directory:
         return result
 
     def _revoke(self, command: Revoke, at_ms: int, origin: Origin) -> Result:
-        self._void(command.node, at_ms, "revoked")
+        self._void(command.node, at_ms, "revoked", command.term)
         return Result()
 
     # ------------------------------------------------------------------ changes
@@ -365,9 +367,9 @@ class Directory:
             record.dirty = False
             record.value = None
 
-    def _void(self, node: str, at_ms: int, why: str) -> None:
+    def _void(self, node: str, at_ms: int, why: str, term: int) -> None:
         stamp = self.voided[node] = self._next_stamp(at_ms)
-        self._events.append(Voided(node, stamp, why))
+        self._events.append(Voided(node, stamp, why, term))
 
     def _next_stamp(self, at_ms: int) -> int:
         self.stamp = max(self.stamp + 1, at_ms * 1000)

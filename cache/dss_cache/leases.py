@@ -16,7 +16,9 @@ about the same rate (within `RATE_ERROR`).
   holder, and every write that was answered because of it, is among those entries.
 
 *Revoking.* When a write waits for a node whose lease is over, the leader proposes `Revoke(node)`, and grants that node nothing
-until it has been applied. A node that renews its lease but has not caught up for a whole L is granted nothing either, so that
+until this very `Revoke` has been applied. Another voiding of the node, by its restart or by an earlier leader, does not do: a
+grant then need not name an index behind the `Revoke` that is still on its way, which would void what the node fetches before
+it while that lease holds. A node that renews its lease but has not caught up for a whole L is granted nothing either, so that
 no write waits for ever.
 """
 
@@ -199,7 +201,8 @@ class GrantedLeases:
         """Nodes that have not caught up, each with the stamp it was last seen to lack."""
         return {node: stamp for node, (stamp, _) in self._behind.items()}
 
-    def revoked(self, node: str) -> None:
-        """The `Revoke` was applied."""
-        self._revoking.discard(node)
+    def voided(self, node: str, term: int) -> None:
+        """A voiding of the node was applied. Only this leader's own `Revoke`, proposed in `term`, ends the revoking."""
+        if term == self.term:
+            self._revoking.discard(node)
         self._behind.pop(node, None)

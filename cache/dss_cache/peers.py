@@ -262,8 +262,8 @@ class Peers:
             return
         applied = near.acknowledgements.applied
         for overdue in self.granted.overdue(self._directory.awaited, applied, self._clock()):
-            if not node.propose_as_leader(Revoke(node=overdue)):
-                self.granted.revoked(overdue)
+            if not node.propose_as_leader(Revoke(node=overdue, term=self.granted.term)):
+                self.granted.voided(overdue, self.granted.term)
         for peer, stamp in self.granted.behind.items():
             self._tell(peer, Wanted({peer: stamp}))
 

@@ -152,7 +152,7 @@ class CacheService:
 
     def _voided(self, event: Voided, index: int) -> None:
         self.peers.release(self.near.voided(event))
-        self.peers.granted.revoked(event.node)
+        self.peers.granted.voided(event.node, event.term)
         self.peers.entry_applied()
 
     def _tick(self) -> None:

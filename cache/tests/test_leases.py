@@ -94,7 +94,18 @@ def test_revoked_once_and_granted_nothing_meanwhile(granted):
     assert overdue_until(granted, 110.0, 120.0)
     assert not granted.overdue({"n2": 5}, {"n2": 4}, 121.0)
     assert not granted.may_grant("n2", 121.0)
-    granted.revoked("n2")
+    granted.voided("n2", granted.term)
+    assert granted.may_grant("n2", 121.0)
+
+
+@pytest.mark.parametrize("term", [0, 1], ids=["its restart", "an earlier leader's revocation"])
+def test_another_voiding_does_not_end_the_revoking(granted, term):
+    """The leader's own `Revoke` is still on its way; a grant before it is applied could be used by a node that has not applied it."""
+    granted.lead(2, 100.0)
+    assert overdue_until(granted, 110.0, 120.0)
+    granted.voided("n2", term)
+    assert not granted.may_grant("n2", 121.0)
+    granted.voided("n2", 2)
     assert granted.may_grant("n2", 121.0)
 
 

@@ -234,7 +234,7 @@ class Simulation:
             one.granted._ends.clear()
         for overdue in one.granted.overdue(one.directory.awaited, one.near.acknowledgements.applied, one.clock()):
             if node == self.leader and one.believes_to_lead == self.term:
-                self.propose(Entry(Revoke(node=overdue), Origin("", 0, 0)))
+                self.propose(Entry(Revoke(node=overdue, term=one.granted.term), Origin("", 0, 0)))
 
     # -------------------------------------------------------------------- faults
 

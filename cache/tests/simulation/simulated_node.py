@@ -106,7 +106,7 @@ class SimNode:
                 if flaws.revoked_node_keeps_lines and event.node == self.node_id:
                     event = msgspec.structs.replace(event, node="nobody")
                 over = near.voided(event)
-                self.granted.revoked(event.node)
+                self.granted.voided(event.node, self.granted.term if flaws.any_voiding_ends_revoking else event.term)
             self.answered(over)
 
     def _written(self, write: Write, version: int, must: Stamps) -> None:

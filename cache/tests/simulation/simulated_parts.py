@@ -29,6 +29,7 @@ class Flaws:
     new_leader_does_not_wait: bool = False
     grant_ignores_index: bool = False
     grant_while_revoking: bool = False
+    any_voiding_ends_revoking: bool = False
     join_without_lease: bool = False
     writer_not_in_must: bool = False
     own_line_readable_at_once: bool = False
