@@ -95,9 +95,8 @@ def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(clu
         assert watching.event("w")["kind"] == "delay_ended"
 
         # What the README shows.
-        (code,) = [
-            block.split("```")[0] for block in README.read_text().split("```python\n") if "locks.session" in block.split("```")[0]
-        ]
+        blocks = [block.split("```")[0] for block in README.read_text().split("```python\n")[1:]]
+        (code,) = [block for block in blocks if "locks.session" in block]
         exec(code.replace("127.0.0.1:8101", f"127.0.0.1:{first.port}"), {})
         assert capsys.readouterr().out.splitlines() == ["state", "['2', '3']"]
 
