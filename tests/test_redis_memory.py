@@ -59,9 +59,9 @@ def test_values_come_back_from_redis_after_all_nodes_were_killed(with_redis, red
 
 def test_a_redis_that_is_not_there_at_start(make_cluster, redis_server, wait_until) -> None:
     """The node starts, says so, and serves what it can; when Redis comes it is used without being told."""
-    port = redis_server.port
+    port, url = redis_server.port, redis_server.connection_url
     redis_server.stop()
-    cluster = make_cluster(REDIS_URL=redis_server.connection_url, DSS_CACHE_WRITE_BACK_MS="50")
+    cluster = make_cluster(REDIS_URL=url, DSS_CACHE_WRITE_BACK_MS="50")
     first, second, _ = cluster.nodes
 
     def trouble() -> str:
