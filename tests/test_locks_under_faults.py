@@ -13,14 +13,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 
-from dss_project import local_partitions
 from dss_project.local_cluster import LocalCluster, NotReady
-from dss_project.local_partitions import PartitionedCluster
 
 pytestmark = pytest.mark.cluster
 
@@ -228,16 +226,6 @@ def kill_and_pause(cluster: LocalCluster, run: Run) -> None:
     cluster.start()
     cluster.wait_ready()
     run.wait_for_grants(20)
-
-
-@pytest.fixture
-def partitioned_cluster(tmp_path) -> Iterator[PartitionedCluster]:
-    if reason := local_partitions.why_not():
-        pytest.skip(f"a partition needs network namespaces: {reason}")
-    with PartitionedCluster(tmp_path, environment={"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json"}) as cluster:
-        cluster.start()
-        cluster.wait_ready()
-        yield cluster
 
 
 def test_kill_and_pause(cluster):

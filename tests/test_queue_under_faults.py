@@ -13,15 +13,13 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from dss_project import local_partitions
 from dss_project.local_cluster import LocalCluster, LocalNode
-from dss_project.local_partitions import PartitionedCluster
 
 pytestmark = pytest.mark.cluster
 
@@ -249,16 +247,6 @@ def let_work(run: Run, share: float) -> None:
     """Until so much of all messages has been delivered."""
     while len(run.history.deliveries) < share * run.messages and not run.is_over and any(t.is_alive() for t in run.producers):
         time.sleep(0.02)
-
-
-@pytest.fixture
-def partitioned_cluster(tmp_path) -> Iterator[PartitionedCluster]:
-    if reason := local_partitions.why_not():
-        pytest.skip(f"a partition needs network namespaces: {reason}")
-    with PartitionedCluster(tmp_path, environment={"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json"}) as cluster:
-        cluster.start()
-        cluster.wait_ready()
-        yield cluster
 
 
 def test_kill_and_pause(cluster):
