@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,7 @@ def test_over_a_real_websocket(tmp_path, server):
             done = {"topic": "t", "group": "g", "msg_id": events[0]["event"]["msg_id"]}
             assert third.call("POST", "/queue/ack", done).json["acked"]
             assert json.loads(listening.recv(timeout=30))["event"]["value"] == 2
+        until(second, "t", lambda group: group["in_flight"] == 0)
         got = second.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 1}).json
         assert (got["messages"][0]["value"], got["messages"][0]["attempt"]) == (1, 1), "given back, although hidden for an hour"
 
@@ -213,6 +215,14 @@ def test_over_a_real_websocket(tmp_path, server):
         cluster.stop()
 
 
+def until(node: LocalNode, topic: str, holds: Callable[[dict[str, Any]], bool]) -> None:
+    """Until the topic's only group is so."""
+    deadline = time.monotonic() + 60
+    while not ((groups := node.call("GET", f"/queue/stats?topic={topic}").json["groups"]) and holds(groups[0])):
+        assert time.monotonic() < deadline, groups
+        time.sleep(POLL_S)
+
+
 def run_the_readme(publisher: LocalNode, node: LocalNode) -> None:
     """Its consumer acks what comes, more than its credit, until its node stops."""
     code = README.read_text().split("```python\n")[1].split("```")[0].replace("127.0.0.1:8101", f"127.0.0.1:{node.port}")
@@ -220,13 +230,7 @@ def run_the_readme(publisher: LocalNode, node: LocalNode) -> None:
     consumer.start()
     messages = [{"value": number} for number in range(25)]
     assert publisher.call("POST", "/queue/publish", {"topic": "orders", "messages": messages}).status == 200
-    deadline = time.monotonic() + 60
-    while True:
-        groups = publisher.call("GET", "/queue/stats?topic=orders").json["groups"]
-        if groups and groups[0]["acked"] == len(messages):
-            break
-        assert time.monotonic() < deadline, groups
-        time.sleep(POLL_S)
+    until(publisher, "orders", lambda group: group["acked"] == len(messages))
     node.stop()
     consumer.join(60)
     assert not consumer.is_alive()
