@@ -8,7 +8,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run join test lint format bench bench-raft load postman sim mutants chaos lock clean
+.PHONY: help run join test lint format bench bench-raft load postman sim mutants model chaos lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its t
 
 mutants: $(READY) ## break Raft in many small ways, and see that every break is found
 	@$(BIN)/python raft/tests/simulation/mutants.py $(ARGS)
+
+model: ## search the model of the cache's protocol to the end, and see that every mistake is found (needs spin and gcc)
+	@$(PYTHON) cache/model/check.py $(ARGS)
 
 chaos: $(READY) ## 100,000 messages, 200,000 cache operations, 10 rounds of locks on clusters that are killed, paused and cut (cut: as root on Linux)
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \

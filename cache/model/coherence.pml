@@ -1,0 +1,673 @@
+/* The coherence protocol of the cache as built: one key, two nodes with lines, a third voter without any.
+
+   Theory of operation
+
+   The log. Every node applies the same entries in the same order, so what an entry does to the directory is settled when it is
+   committed. The model keeps one directory, as of the end of the log, and writes into each entry what applying it tells a node.
+   `entry` holds what some node has not applied yet; `applied[n]` is how far n is; what both have applied is forgotten. A node may
+   lag, or stand still, for as long as the window (WINDOW entries) lasts: a paused node is one that makes no step.
+
+   Stamps. Only the stamps of writes are ever compared with what a node has applied, so writes are counted 1, 2, … and version,
+   stamp, acknowledgement and `must` are such numbers; 0 is the value from before. `must[VN(v, n)]` is the stamp up to which
+   n must have applied before version v may be shown.
+
+   Clocks. Time passes by EXPIRE (the holder's lease is over by its clock) and LOSE (a grant on its way is lost, or no longer worth
+   anything by the holder's clock). A leader takes a lease for over only when the holder's is over and no grant of it is on its way:
+   the holder counts from when it asked, the leader from when it granted, a new leader from its election.
+
+   What a step is called here, and where it is in the code:
+
+     WRITE, DELETE        Directory._write; put by an Operation, without if_version
+     FETCH                Directory._fetch_one; Reader._fetch, again when the memory is ahead (Reader._value)
+     CLEAN                Directory._written_back; WriteBack._bring
+     REVOKE, REBORN       Directory._revoke, node_restarted -> _void
+     APPLY                NearCache.written, fetched, cleaned, voided
+     RESTORE              CacheService.load -> NearCache.restored: another node's snapshot in place of the log
+     LEARN                NearCache.acknowledged: facts about the past, late, lost, repeated or in any order
+     ANSWER (in `settle`) CacheService.write: a put is answered when its `must` is covered
+     JOIN                 NearCache.step: JOIN (BEGIN is one step with FETCH: a fetch is ordered after its first reader came, so what
+                          that reader wants is never newer than the row; COVER is waiting for HIT)
+     LAND                 NearCache.land, serves; Reader._finish
+     LAND_OVERTAKEN       a fetch that a write overtook after its value was here: used once, not installed
+     HIT, EVICT           CacheService.hit; Lines._evict (silent for S and E, M is pinned)
+     WRITE_BACK           WriteBack._item, Memory.write: by whoever takes the value for dirty
+     GRANT                Peers._grant: a quorum has confirmed the leader; the lease is granted with the commit index, and is of use
+                          when so much is applied (HeldLease.granted, applied). What a deposed leader grants late, for a request
+                          confirmed before, is a grant made before and on its way for long
+     CONCLUDE             GrantedLeases.overdue, may_grant, voided: the leader proposes a Revoke, and grants nothing until it is applied
+     LEAD                 GrantedLeases.lead; proposals of the old leader are lost, or were committed before
+     RESTART              kill -9 and a new process; what it had applied it applies again
+
+   Invariants, each checked after every step over the *usable* lines (lease valid, `must` covered):
+
+     single_version   single writer or many readers: two usable lines never differ in version
+     exclusive        E and M: no other node has a usable line, unless it became a sharer by an entry not applied here yet
+     data_value       a value at rest is in the memory, in the version that the directory names
+     no_stale_read    nothing older than a put that was answered before the read began
+     monotone_reads   nothing older than what a read that ended before had returned
+
+   A reader that joins a flight is remembered only when it wants something newer than the row: the flight must not serve it then.
+
+   What bounds the model: PUTS writes (2 at most), WINDOW entries that somebody has not applied, LEADS changes of leader, RESTARTS.
+   Reads, fetches, evictions, leases, revocations, write-backs, snapshots are not counted. It ends when both nodes have applied the
+   last write and nothing older is under way: what can happen then happened after the first write, too.
+   ABSENT: no value at first, and deletions. RESTORES: with snapshots. ALL_STAYS_DIRTY: without write-back.
+
+   -DBROKEN_… each put one mistake in. */
+
+#ifndef PUTS
+#define PUTS 2
+#endif
+#ifndef WINDOW
+#define WINDOW 2
+#endif
+#ifndef LEADS
+#define LEADS 0
+#endif
+#ifndef RESTARTS
+#define RESTARTS 0
+#endif
+#ifndef RESTORES
+#define RESTORES 0
+#endif
+#ifndef STEP
+#define STEP d_step
+#endif
+
+/* ---- the mistakes ---- */
+
+#ifdef BROKEN_NO_LEASE
+#define HOLDS_LEASE(n) true
+#else
+#define HOLDS_LEASE(n) holds[n]
+#endif
+
+#ifdef BROKEN_IMPATIENT
+#define IS_OVER(n) true
+#elif defined(BROKEN_FROM_RECEIPT)
+#define IS_OVER(n) (!holds[n])
+#elif defined(BROKEN_NEW_LEADER_DOES_NOT_WAIT)
+#define IS_OVER(n) (unheard[n] || (!holds[n] && !must_apply[n]))
+#elif defined(BROKEN_DEPOSED_LEADER_GRANTS)
+#define IS_OVER(n) (unheard[n] || (!holds[n] && !must_apply[n]))
+#else
+#define IS_OVER(n) (!holds[n] && !must_apply[n])
+#endif
+
+#if defined(BROKEN_NEW_LEADER_DOES_NOT_WAIT) || defined(BROKEN_DEPOSED_LEADER_GRANTS)
+#define COUNTED(n) unheard[n] = 0
+#else
+#define COUNTED(n) skip
+#endif
+
+#ifdef BROKEN_GRANT_IGNORES_INDEX
+#define MUST_APPLY 0
+#else
+#define MUST_APPLY length
+#endif
+
+#ifdef BROKEN_GRANT_WHILE_REVOKING
+#define MAY_GRANT(n) true
+#else
+#define MAY_GRANT(n) (!revoking[n])
+#endif
+
+#ifdef BROKEN_JOIN_WITHOUT_LEASE
+#define MAY_JOIN(n) true
+#else
+#define MAY_JOIN(n) HOLDS_LEASE(n)
+#endif
+
+#ifdef BROKEN_ABSENCE_SERVES_ALL
+#define SERVES_JOINED(n) true
+#else
+#define SERVES_JOINED(n) (!row_absent[n])
+#endif
+
+/* ---- words ---- */
+
+#define VN(v, n) ((v) * 2 + (n))
+#define OTHER(n) (1 - (n))
+
+/* a line's state, in the order of strength */
+#define I 0
+#define S 1
+#define E 2
+#define M 3
+
+/* an entry's kind */
+#define WRITTEN 1
+#define FETCHED 2
+#define CLEANED 3
+#define REVOKED 4
+#define RESTARTED 5
+
+/* a flight: none; its fetch is in the log; its row is here, its value is not; all is here */
+#define NONE 0
+#define ORDERED 1
+#define ROW 2
+#define FILLED 3
+
+typedef Entry {
+	unsigned kind : 3;
+	bit node;
+	bit old;			/* of a process that has ended, or of a fetch nobody waits for */
+	unsigned version : 2;
+	unsigned state : 2;		/* a fetch's row: which line may be installed */
+	bit absent;
+	bit dirty			/* a fetch's row: the value comes with it */
+}
+
+/* ---- the log ---- */
+
+Entry entry[WINDOW];
+byte length;
+byte applied[2];
+
+/* ---- the directory at the end of the log ---- */
+
+byte version;
+bit absent;
+bit dirty;
+bit owner;
+bit sharer[2];
+byte must[6];
+byte awaited_now[2];			/* the part of the record's `must` that no voiding has ended */
+
+/* ---- the memory ---- */
+
+byte memory;
+
+/* ---- a node ---- */
+
+byte line[2];
+byte line_version[2];
+byte known[4];				/* VN(n, m): how many writes n knows m to have applied; VN(n, n): has applied */
+bit locally_dirty[2];			/* its own directory says so */
+bit locally_absent[2];
+bit puts_for[6];			/* VN(v, n): the put of v waits at n */
+
+byte flight[2];
+bit registered[2];
+bit shared[2];
+bit cleaned[2];
+bit joined_older[2];			/* who joined wants newer than this row, for a put was answered … */
+bit joined_unseen[2];			/* … or for a newer value was read */
+byte row_version[2];
+byte row_state[2];
+bit row_absent[2];
+byte overtaken[2];			/* what a fetch had found when a write overtook it; its readers are not answered yet */
+
+/* ---- leases ---- */
+
+bit leader;
+bit holds[2];
+byte must_apply[2];			/* a grant is of use when n has applied so much; 0: none is waiting */
+#ifdef BROKEN_INDEX_OF_CONFIRMATION
+bit confirmed[2];
+byte confirmed_index[2];
+#endif
+bit revoking[2];			/* by the present leader */
+bit revoke_proposed[2];
+bit reborn[2];				/* a new process whose session is not open yet */
+byte leads, restarts;
+#if defined(BROKEN_NEW_LEADER_DOES_NOT_WAIT) || defined(BROKEN_DEPOSED_LEADER_GRANTS)
+bit unheard[2];				/* its lease is none that the leader counts */
+byte deposed_index;			/* as far as the deposed leader has committed */
+#endif
+
+/* ---- what was promised ---- */
+
+byte answered, seen;			/* the newest version of an answered put; of a read */
+
+bool single_version = true, exclusive = true, data_value = true, no_stale_read = true, monotone_reads = true;
+byte i;					/* counts within a step; 0 between steps */
+
+#define COVERED(n, v) (known[VN(n, 0)] >= must[VN(v, 0)] && known[VN(n, 1)] >= must[VN(v, 1)])
+#ifdef BROKEN_SHOW_EARLY
+#define MAY_SHOW(n, v) true
+#else
+#define MAY_SHOW(n, v) COVERED(n, v)
+#endif
+#define USABLE(n) (line[n] != I && HOLDS_LEASE(n) && MAY_SHOW(n, line_version[n]))
+
+#ifdef ONLY
+#define PROMISE(number, name) if :: ONLY == number -> assert(name) :: else -> name = true fi
+#else
+#define PROMISE(number, name) assert(name)
+#endif
+
+inline check_promises() {
+	i = 0;
+	no_stale_read = (!USABLE(0) || line_version[0] >= answered) && (!USABLE(1) || line_version[1] >= answered);
+	PROMISE(1, no_stale_read);
+	monotone_reads = (!USABLE(0) || line_version[0] >= seen) && (!USABLE(1) || line_version[1] >= seen);
+	PROMISE(2, monotone_reads);
+	single_version = !(USABLE(0) && USABLE(1)) || line_version[0] == line_version[1];
+	PROMISE(3, single_version);
+	exclusive = !(USABLE(0) && USABLE(1)) || ((line[0] == S || applied[0] < applied[1]) && (line[1] == S || applied[1] < applied[0]));
+	PROMISE(4, exclusive);
+	data_value = dirty || memory == version;
+	PROMISE(5, data_value)
+}
+
+/* n knows more: a put that waits here may be answered. */
+inline settle(n) {
+	i = 1;
+	do
+	:: i <= PUTS ->
+		if
+#ifdef BROKEN_ANSWER_EARLY
+		:: puts_for[VN(i, n)] && known[VN(n, n)] >= i ->
+#else
+		:: puts_for[VN(i, n)] && known[VN(n, n)] >= i && COVERED(n, i) ->
+#endif
+			puts_for[VN(i, n)] = 0;
+			if :: i > answered -> answered = i :: else fi
+		:: else
+		fi;
+		i++
+	:: else -> break
+	od
+}
+
+inline learn(n, m, stamp) {
+	if :: known[VN(n, m)] < stamp -> known[VN(n, m)] = stamp :: else fi
+}
+
+inline append(what, who) {
+	entry[length].kind = what;
+	entry[length].node = who;
+	entry[length].version = version;
+	length++
+}
+
+/* What both have applied is needed no more. A grant names an index: it moves along. */
+inline forget_first() {
+	i = 0;
+	do
+	:: i < WINDOW - 1 ->
+		entry[i].kind = entry[i + 1].kind; entry[i].node = entry[i + 1].node; entry[i].old = entry[i + 1].old;
+		entry[i].version = entry[i + 1].version; entry[i].state = entry[i + 1].state;
+		entry[i].absent = entry[i + 1].absent; entry[i].dirty = entry[i + 1].dirty;
+		i++
+	:: else -> break
+	od;
+	entry[WINDOW - 1].kind = 0; entry[WINDOW - 1].node = 0; entry[WINDOW - 1].old = 0;
+	entry[WINDOW - 1].version = 0; entry[WINDOW - 1].state = 0; entry[WINDOW - 1].absent = 0; entry[WINDOW - 1].dirty = 0;
+	length--; applied[0]--; applied[1]--;
+	if :: must_apply[0] > 0 -> must_apply[0]-- :: else fi;
+	if :: must_apply[1] > 0 -> must_apply[1]-- :: else fi;
+#ifdef BROKEN_DEPOSED_LEADER_GRANTS
+	if :: deposed_index > 0 -> deposed_index-- :: else fi
+#endif
+#ifdef BROKEN_INDEX_OF_CONFIRMATION
+	if :: confirmed_index[0] > 0 -> confirmed_index[0]-- :: else fi;
+	if :: confirmed_index[1] > 0 -> confirmed_index[1]-- :: else fi
+#endif
+}
+
+inline forget_flight(n) {
+	flight[n] = NONE; registered[n] = 0; shared[n] = 0; cleaned[n] = 0; joined_older[n] = 0; joined_unseen[n] = 0;
+	row_version[n] = 0; row_state[n] = 0; row_absent[n] = 0
+}
+
+/* The row of a fetch that was ordered will come, and nobody waits for it. */
+inline forget_order(n) {
+	i = applied[n];
+	do
+	:: i < length ->
+		if :: entry[i].kind == FETCHED && entry[i].node == n -> entry[i].old = 1 :: else fi;
+		i++
+	:: else -> break
+	od
+}
+
+/* The flight's readers have its row. A row that says "absent" is not for those who joined under a lease: they look again. */
+inline serve(n) {
+	no_stale_read = !joined_older[n] || !SERVES_JOINED(n);
+	PROMISE(1, no_stale_read);
+	monotone_reads = !joined_unseen[n] || !SERVES_JOINED(n);
+	PROMISE(2, monotone_reads)
+}
+
+inline saw(v) { if :: v > seen -> seen = v :: else fi }
+
+/* Its readers may have what it finds; it is not installed, and nobody joins it any more. Without a value, it is as if it began anew. */
+inline overtake(n) {
+	if
+	:: flight[n] == FILLED ->
+		serve(n);
+		overtaken[n] = row_version[n]
+	:: else
+	fi;
+	forget_order(n);
+	forget_flight(n)
+}
+
+inline forget_line(n) { line[n] = I; line_version[n] = 0 }
+
+inline forget_lease(n) { holds[n] = 0; must_apply[n] = 0 }
+
+inline grant(n, index) {
+	if :: applied[n] < index -> must_apply[n] = index :: else -> holds[n] = 1 fi
+}
+
+/* ---- what is committed ---- */
+
+inline write(n, is_delete) {
+	version++;
+	i = 0;
+	do
+	:: i < 2 ->
+#ifdef BROKEN_WRITER_IS_FREE
+		if :: sharer[i] && i != n -> awaited_now[i] = version :: else fi;
+#else
+		if :: sharer[i] -> awaited_now[i] = version :: else fi;
+#endif
+		must[VN(version, i)] = awaited_now[i];
+		sharer[i] = 0;
+		i++
+	:: else -> break
+	od;
+	if :: version == PUTS -> awaited_now[0] = 0; awaited_now[1] = 0 :: else fi;	/* nobody asks any more */
+	absent = is_delete;
+	dirty = 1;
+	owner = n;
+	if :: !is_delete -> sharer[n] = 1 :: else fi;
+	puts_for[VN(version, n)] = 1;
+	entry[length].absent = is_delete;
+	append(WRITTEN, n)
+}
+
+inline fetch(n) {
+	flight[n] = ORDERED;
+	row_version[n] = version;
+	row_absent[n] = absent;
+	joined_older[n] = 0; joined_unseen[n] = 0;
+	entry[length].absent = absent;
+	entry[length].dirty = dirty;
+	if
+	:: !absent ->
+		sharer[n] = 1;
+		if
+		:: sharer[OTHER(n)] -> entry[length].state = S
+		:: else ->
+			if :: dirty && owner == n -> entry[length].state = M :: else -> entry[length].state = E fi
+		fi
+	:: else
+	fi;
+	append(FETCHED, n)
+}
+
+inline clean() {
+	dirty = 0;
+	owner = 0;
+	append(CLEANED, 0);
+	if
+	:: absent ->					/* the directory forgets the key */
+		must[VN(version, 0)] = 0; must[VN(version, 1)] = 0; awaited_now[0] = 0; awaited_now[1] = 0
+	:: else
+	fi
+}
+
+inline void(what, n) {
+	sharer[n] = 0;
+	awaited_now[n] = 0;
+	append(what, n)
+}
+
+/* ---- what a node applies ---- */
+
+#define NEXT entry[applied[n]]
+
+inline apply_written(n) {
+#ifndef BROKEN_INSTALLS_OVERTAKEN
+	if :: registered[n] -> overtake(n) :: else fi;
+#endif
+	known[VN(n, n)] = NEXT.version;
+	locally_dirty[n] = 1;
+	locally_absent[n] = NEXT.absent;
+#ifdef BROKEN_OLD_PROCESS_IS_OWN
+	if :: NEXT.node == n && !NEXT.absent ->
+#else
+	if :: NEXT.node == n && !NEXT.old && !NEXT.absent ->
+#endif
+		line[n] = M; line_version[n] = NEXT.version
+	:: else -> forget_line(n)
+	fi
+}
+
+inline apply_fetched(n) {
+	if
+	:: NEXT.node == n ->
+		if
+		:: !NEXT.old ->
+			if :: !NEXT.absent -> registered[n] = 1 :: else fi;
+			row_state[n] = NEXT.state;
+			if :: NEXT.absent || NEXT.dirty || memory == row_version[n] -> flight[n] = FILLED :: else -> flight[n] = ROW fi
+		:: else
+		fi
+	:: else ->
+		if
+		:: !NEXT.absent ->
+			if :: registered[n] -> shared[n] = 1 :: else fi;
+#ifndef BROKEN_STAYS_EXCLUSIVE
+			if :: line[n] != I -> line[n] = S :: else fi
+#endif
+		:: else
+		fi
+	fi
+}
+
+inline apply_cleaned(n) {
+	locally_dirty[n] = 0;
+	if :: registered[n] -> cleaned[n] = 1 :: else fi;
+	if :: line[n] == M -> line[n] = E :: else fi
+}
+
+inline flush(n) {
+	forget_line(n);
+	if :: flight[n] != NONE -> overtake(n) :: else fi;
+	forget_lease(n)
+}
+
+/* The leader grants again when it has no revocation of the node under way: the next grant names an index behind all of them. */
+inline note_voided(n, m) {
+#ifdef BROKEN_ANY_VOIDING_ENDS_REVOKING
+	if :: n == leader -> revoking[m] = 0 :: else fi
+#else
+	i = applied[n] + 1;
+	do
+	:: i < length && !(entry[i].kind == REVOKED && entry[i].node == m) -> i++
+	:: else -> break
+	od;
+	if :: n == leader && i == length && !revoke_proposed[m] -> revoking[m] = 0 :: else fi
+#endif
+}
+
+inline apply_voided(n) {
+	if
+	:: NEXT.node == n ->
+#ifdef BROKEN_REVOKED_KEEPS_LINES
+		if :: NEXT.kind == RESTARTED -> flush(n) :: else fi
+#else
+		flush(n)
+#endif
+	:: else -> learn(n, OTHER(n), NEXT.version)
+	fi;
+	note_voided(n, NEXT.node)
+}
+
+inline apply(n) {
+	if
+	:: NEXT.kind == WRITTEN -> apply_written(n)
+	:: NEXT.kind == FETCHED -> apply_fetched(n)
+	:: NEXT.kind == CLEANED -> apply_cleaned(n)
+	:: else -> apply_voided(n)
+	fi;
+	applied[n]++;
+	if :: must_apply[n] != 0 && must_apply[n] <= applied[n] -> must_apply[n] = 0; holds[n] = 1 :: else fi;
+	if :: applied[0] > 0 && applied[1] > 0 -> forget_first() :: else fi
+}
+
+inline restore(n) {
+	i = applied[n];
+	do
+	:: i < applied[OTHER(n)] ->
+		if
+		:: entry[i].kind >= REVOKED && entry[i].node == OTHER(n) -> learn(n, OTHER(n), entry[i].version)
+		:: else
+		fi;
+		i++
+	:: else -> break
+	od;
+	applied[n] = applied[OTHER(n)];
+	known[VN(n, n)] = known[VN(OTHER(n), OTHER(n))];
+	locally_dirty[n] = locally_dirty[OTHER(n)];
+	locally_absent[n] = locally_absent[OTHER(n)];
+#ifdef BROKEN_SNAPSHOT_KEEPS_LINES
+	if :: flight[n] != NONE -> overtake(n) :: else fi;
+#else
+	flush(n);
+#endif
+	do
+	:: applied[0] > 0 -> forget_first()
+	:: else -> break
+	od
+}
+
+/* ---- leaders and processes ---- */
+
+inline lead(n) {
+	leader = n;
+	revoking[0] = 0; revoking[1] = 0;
+	revoke_proposed[0] = 0; revoke_proposed[1] = 0;
+#ifdef BROKEN_NEW_LEADER_DOES_NOT_WAIT
+	unheard[0] = 1; unheard[1] = 1;
+#endif
+#ifdef BROKEN_DEPOSED_LEADER_GRANTS
+	deposed_index = length;
+#endif
+	skip					/* something must follow the semicolon */
+}
+
+inline restart(n, knowledge) {
+	restarts++;
+	forget_line(n); forget_flight(n); forget_lease(n);
+	overtaken[n] = 0;
+	puts_for[VN(1, n)] = 0; puts_for[VN(2, n)] = 0;
+	known[VN(n, OTHER(n))] = knowledge;
+	i = applied[n];
+	do
+	:: i < length -> if :: entry[i].node == n -> entry[i].old = 1 :: else fi; i++
+	:: else -> break
+	od;
+	reborn[n] = 1;
+	if :: leader == n -> lead(OTHER(n)) :: else fi
+}
+
+#define WAITED_FOR(v, n) (known[VN(leader, leader)] >= v && known[VN(leader, n)] < must[VN(v, n)])
+#define NEEDS(n, stamp) (known[VN(n, OTHER(n))] < stamp && known[VN(OTHER(n), OTHER(n))] >= stamp && (must[VN(1, OTHER(n))] == stamp || must[VN(2, OTHER(n))] == stamp))
+#define IS_PAST (known[VN(0, 0)] == PUTS && known[VN(1, 1)] == PUTS && !overtaken[0] && !overtaken[1])
+#define HAS_ROOM (length < WINDOW && !IS_PAST)
+#define CAN_ASK(n) (!holds[n] && !must_apply[n] && !IS_PAST)
+#define CLAIMED(n) (line[n] != I && HOLDS_LEASE(n))
+
+/* ---- what a node does ---- */
+
+proctype Node(bit n) {
+	do
+	/* in the log */
+	:: STEP { version < PUTS && HAS_ROOM && !reborn[n] -> write(n, 0); check_promises() }
+#ifdef ABSENT
+	:: STEP { version < PUTS && HAS_ROOM && !reborn[n] && !absent -> write(n, 1); check_promises() }
+#endif
+	:: STEP { flight[n] == NONE && HAS_ROOM && !reborn[n] -> fetch(n); check_promises() }
+	:: STEP { flight[n] == ROW && memory > row_version[n] && HAS_ROOM && !reborn[n] -> fetch(n); check_promises() }
+	:: STEP { dirty && memory == version && HAS_ROOM && n == 0 -> clean(); check_promises() }
+	:: STEP { revoke_proposed[n] && HAS_ROOM -> revoke_proposed[n] = 0; void(REVOKED, n); check_promises() }
+	:: STEP { reborn[n] && HAS_ROOM -> reborn[n] = 0; void(RESTARTED, n); check_promises() }
+
+	/* APPLY, RESTORE, LEARN */
+	:: STEP { applied[n] < length -> apply(n); settle(n); check_promises() }
+#if RESTORES
+	:: STEP { n != leader && applied[n] < applied[OTHER(n)] -> restore(n); settle(n); check_promises() }
+#endif
+	:: STEP { NEEDS(n, 1) -> known[VN(n, OTHER(n))] = 1; settle(n); check_promises() }
+	:: STEP { NEEDS(n, 2) -> known[VN(n, OTHER(n))] = 2; settle(n); check_promises() }
+
+	/* HIT, EVICT */
+	:: STEP { USABLE(n) && line_version[n] > seen -> saw(line_version[n]); check_promises() }
+	:: STEP { line[n] == S || line[n] == E -> forget_line(n) }
+
+	/* JOIN, READ_MEMORY, LAND, LAND_OVERTAKEN */
+	:: STEP { flight[n] != NONE && MAY_JOIN(n) && !CLAIMED(n) && row_version[n] < answered && !joined_older[n] ->
+		joined_older[n] = 1 }
+	:: STEP { flight[n] != NONE && MAY_JOIN(n) && !CLAIMED(n) && row_version[n] < seen && !joined_unseen[n] ->
+		joined_unseen[n] = 1 }
+	:: STEP { flight[n] == FILLED && MAY_SHOW(n, row_version[n]) ->
+		serve(n);
+		saw(row_version[n]);
+		if
+		:: !row_absent[n] ->
+			line_version[n] = row_version[n];
+			line[n] = row_state[n];
+			if
+			:: shared[n] -> line[n] = S
+			:: !shared[n] && cleaned[n] && row_state[n] == M -> line[n] = E
+			:: else
+			fi
+		:: else
+		fi;
+		forget_flight(n);
+		check_promises() }
+	:: STEP { overtaken[n] != 0 && MAY_SHOW(n, overtaken[n]) -> saw(overtaken[n]); overtaken[n] = 0; check_promises() }
+
+	/* WRITE_BACK */
+#ifndef ALL_STAYS_DIRTY
+#ifdef BROKEN_MEMORY_TAKES_OLDER
+	:: STEP { locally_dirty[n] && known[VN(n, n)] != memory ->
+#elif defined(BROKEN_DELETION_REPORTED_EARLY)
+	:: STEP { locally_dirty[n] && known[VN(n, n)] > memory ->
+#else
+	:: STEP { locally_dirty[n] && known[VN(n, n)] > memory && (!locally_absent[n] || COVERED(n, known[VN(n, n)])) ->
+#endif
+		memory = known[VN(n, n)]; check_promises() }
+#endif
+
+	/* GRANT, LOSE, EXPIRE */
+#ifdef BROKEN_INDEX_OF_CONFIRMATION
+	:: STEP { CAN_ASK(n) && !confirmed[n] -> confirmed[n] = 1; confirmed_index[n] = length }
+	:: STEP { CAN_ASK(n) && confirmed[n] && MAY_GRANT(n) -> grant(n, confirmed_index[n]); confirmed[n] = 0; check_promises() }
+#else
+	:: STEP { CAN_ASK(n) && MAY_GRANT(n) -> grant(n, MUST_APPLY); COUNTED(n); check_promises() }
+#endif
+#ifdef BROKEN_DEPOSED_LEADER_GRANTS
+	:: STEP { CAN_ASK(n) && leads > 0 -> grant(n, deposed_index); unheard[n] = 1; check_promises() }
+#endif
+	:: STEP { must_apply[n] != 0 -> must_apply[n] = 0 }
+	:: STEP { holds[n] -> holds[n] = 0 }
+
+	/* CONCLUDE, LEAD, RESTART */
+	:: STEP { !revoking[n] && IS_OVER(n) && (WAITED_FOR(1, n) || WAITED_FOR(2, n)) ->
+		revoking[n] = 1; revoke_proposed[n] = 1 }
+#if LEADS
+	:: STEP { n != leader && leads < LEADS -> leads++; lead(n) }
+#endif
+#if RESTARTS
+	:: STEP { restarts < RESTARTS -> restart(n, known[VN(n, OTHER(n))]); check_promises() }
+	:: STEP { restarts < RESTARTS && known[VN(n, OTHER(n))] > 0 -> restart(n, 0); check_promises() }
+#endif
+	od
+}
+
+init {
+	atomic {
+#ifdef ABSENT
+		absent = 1;
+#endif
+		run Node(0);
+		run Node(1)
+	}
+}
