@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ BODY_BYTES_MAX = 100_000
 Reply = tuple[int, dict[str, Any], dict[str, str]]
 
 
-class Door:
+class Door(ABC):
     """Calls to a node that lives in the loop of another thread.
 
     Args:
@@ -42,8 +43,9 @@ class Door:
         self._waiting = waiting
         self._threads: list[threading.Thread] = []
 
+    @abstractmethod
     def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
-        raise NotImplementedError
+        """One call."""
 
     def run(self, act: Callable[[], Any]) -> Any:
         """Do something in the node's loop."""
