@@ -99,7 +99,8 @@ TIME_ZONE = "UTC"
 STATIC_URL = "/static/"
 
 # Control and notifications inside this process; Raft's traffic has its own links.
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+# A machine may be suspended between the sending of a control message and its arrival; by default it would be dropped after a minute.
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"expiry": 86_400}}}
 
 # The node command sets up logging (logs.py).
 LOGGING_CONFIG = None
