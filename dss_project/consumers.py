@@ -18,7 +18,17 @@ class StartSignal:
         self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
+    def report_start(self, node: Any) -> None:
+        """The node runs."""
+        self.outcome.set_result(node)
+
+    def report_no_start(self, error: BaseException) -> None:
+        """The node does not run, and will not. Told again, it changes nothing."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+
     def report_failure(self, error: BaseException) -> None:
+        """The node ran and must not go on."""
         if not self.failed.done():
             self.failed.set_result(error)
 
@@ -37,10 +47,10 @@ class RaftConsumer(AsyncConsumer):
         except Exception as error:
             if signal is None:
                 raise
-            signal.outcome.set_exception(error)
+            signal.report_no_start(error)
         else:
             if signal is not None:
-                signal.outcome.set_result(node)
+                signal.report_start(node)
 
     async def raft_stop(self, message: dict[str, Any]) -> None:
         """Stop it."""

@@ -52,10 +52,8 @@ async def live(config: NodeConfig, application: Any, front: FrontDoor, server: W
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    layer = get_channel_layer()
-    worker = loop.create_task(Worker(application, ["raft"], layer).arun())
     started = RaftConsumer.signal = StartSignal()
-    await layer.send("raft", {"type": "raft.start"})
+    worker = await _listen_on_channel(application, started)
     try:
         await started.outcome
     except Exception as error:
@@ -83,6 +81,31 @@ async def live(config: NodeConfig, application: Any, front: FrontDoor, server: W
     await _end(worker, stopped)
     log.info("node.stopped")
     return 0 if clean and not has_failed else 1
+
+
+async def _listen_on_channel(application: Any, started: StartSignal) -> asyncio.Task[None]:
+    """Let Channels' worker make the consumer that starts Raft. Whatever ends the consumer or the worker first is told as well."""
+
+    async def told(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await application(scope, receive, send)
+        except Exception as error:
+            started.report_no_start(error)
+            raise
+
+    def ended(worker: asyncio.Task[None]) -> None:
+        if worker.cancelled():
+            return
+        error = worker.exception() or RuntimeError("the worker of the channel `raft` has ended")
+        if started.outcome.done():
+            log.error("node.deaf_to_its_channel", why=_one_line(error))
+        started.report_no_start(error)
+
+    layer = get_channel_layer()
+    worker = asyncio.create_task(Worker(told, ["raft"], layer).arun())
+    worker.add_done_callback(ended)
+    await layer.send("raft", {"type": "raft.start"})
+    return worker
 
 
 async def _until_idle(front: FrontDoor, timeout_s: float, hurry: asyncio.Event) -> None:

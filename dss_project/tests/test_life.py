@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter
+from channels.worker import Worker
 from django.conf import settings
 from structlog.testing import capture_logs
 
@@ -112,6 +113,23 @@ async def test_a_node_that_cannot_start_says_why_in_one_line(stage: Stage) -> No
         assert await run(stage) == 1
     assert stage.happened == ["start raft"]
     assert [(event["event"], event["why"]) for event in events] == [("node.cannot_start", "the log is somebody else's")]
+
+
+@pytest.mark.parametrize("breaks", ["consumer", "worker"])
+async def test_a_start_that_never_came_to_the_consumer_is_told_too(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("no connection to the database")
+
+    if breaks == "consumer":
+        monkeypatch.setattr(RaftConsumer, "dispatch", broken)
+    else:
+        monkeypatch.setattr(Worker, "handle", broken)
+    with capture_logs() as events:
+        assert await run(stage) == 1
+    assert stage.happened == []
+    assert [(event["event"], event["why"]) for event in events] == [("node.cannot_start", "no connection to the database")]
 
 
 async def test_a_node_that_must_not_go_on_stops_at_once(stage: Stage) -> None:
