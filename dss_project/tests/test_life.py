@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from channels.layers import get_channel_layer
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter
 from channels.worker import Worker
 from django.conf import settings
@@ -128,6 +129,8 @@ async def test_a_start_that_never_came_to_the_consumer_is_told_too(
         monkeypatch.setattr(Worker, "handle", broken)
     with capture_logs() as events:
         assert await run(stage) == 1
+    # The message that nobody took is not for the next test.
+    await get_channel_layer().flush()
     assert stage.happened == []
     assert [(event["event"], event["why"]) for event in events] == [("node.cannot_start", "no connection to the database")]
 
