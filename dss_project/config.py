@@ -144,7 +144,7 @@ class NodeConfig:
     cache_lease_ms: int = _setting(
         "DSS_CACHE_LEASE_MS",
         1000,
-        "A node may answer from its lines for so long after it heard the leader. The same on every node.",
+        "A node may answer from its lines for so long after it heard the leader; the leader's own setting counts.",
         env.integer(50, HOUR_MS),
     )
     cache_write_back_ms: int = _setting(

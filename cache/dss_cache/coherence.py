@@ -241,6 +241,7 @@ class NearCache(Generic[T]):
 
     # -------------------------------------------------------------------- lease
 
-    def wants_lease(self, now: float, used_at: float, lease_s: float) -> bool:
+    def wants_lease(self, now: float, used_at: float) -> bool:
         """True when a node that is in use should renew: two thirds of its lease are left at most."""
+        lease_s = self.lease.length_s
         return bool(self.lines) and now - used_at < lease_s and self.lease.valid_until - now < lease_s * 2 / 3

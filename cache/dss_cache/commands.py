@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from dss_raft.commands import Command, DurationMs, Fields, Index, Name, check_name
+from dss_raft.commands import Command, DurationMs, Fields, Index, Name, PositiveDurationMs, check_name
 
 KEYS_PER_CALL_MAX = 1000
 #: Counters stay inside 64 bits, so that every client can read them.
@@ -170,3 +170,12 @@ class Revoke(Command, tag="cache.revoke", kw_only=True):
     node: Name
     #: of the leader: it waits for its own revocation, not for another one
     term: int = 0
+
+
+class AgreeLease(Command, tag="cache.agree_lease", kw_only=True):
+    """By the leader of `term`, before it grants any lease: mine are so long. Settings may differ; the next leader learns it here."""
+
+    lease_ms: PositiveDurationMs
+    term: int
+    #: whatever was granted for longer is over
+    longer_are_over: bool = False

@@ -37,7 +37,7 @@ from typing import Any
 
 import msgspec
 
-from dss_cache.commands import INTEGER_MAX, Add, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
+from dss_cache.commands import INTEGER_MAX, Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
 from dss_raft.commands import Command
 from dss_raft.machine import Event, Origin, Result
 
@@ -114,6 +114,13 @@ class Voided(Event, frozen=True):
     term: int
 
 
+class LeaseAgreed(Event, frozen=True):
+    """The leader of `term` may grant leases, and no lease of any leader, at the moment, is longer than `lease_ms`."""
+
+    term: int
+    lease_ms: int
+
+
 class Fetch1(msgspec.Struct, array_like=True, frozen=True):
     """What a fetch learned about one key."""
 
@@ -133,7 +140,7 @@ class Directory:
     """The state machine. See the module."""
 
     name = "cache"
-    commands: tuple[type[Command], ...] = (Put, Add, Incr, Delete, Fetch, WrittenBack, Lost, Revoke)
+    commands: tuple[type[Command], ...] = (Put, Add, Incr, Delete, Fetch, WrittenBack, Lost, Revoke, AgreeLease)
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
@@ -145,6 +152,10 @@ class Directory:
         self.voided: Stamps = {}
         #: the latest stamp at which a node came into some record's `must`
         self.awaited: Stamps = {}
+        #: no coherence lease is longer; 0: no leader has said yet
+        self.lease_ms = 0
+        #: of the leader that agreed upon it
+        self.lease_term = 0
         self._deadlines: list[tuple[int, str]] = []
         self._events: list[Event] = []
         self._apply: dict[type, Callable[[Any, int, Origin], Result]] = {
@@ -156,6 +167,7 @@ class Directory:
             WrittenBack: self._written_back,
             Lost: self._lost,
             Revoke: self._revoke,
+            AgreeLease: self._agree_lease,
         }
 
     # ------------------------------------------------------- the machine's contract
@@ -204,6 +216,8 @@ class Directory:
             "stamp": self.stamp,
             "voided": self.voided,
             "awaited": self.awaited,
+            "lease_ms": self.lease_ms,
+            "lease_term": self.lease_term,
         }
 
     def restore(self, state: Any) -> None:
@@ -213,6 +227,9 @@ class Directory:
         self.stamp = state["stamp"]
         self.voided = state["voided"]
         self.awaited = state["awaited"]
+        # Snapshots from before leases were agreed upon have none.
+        self.lease_ms = state.get("lease_ms", 0)
+        self.lease_term = state.get("lease_term", 0)
         self._rebuild_deadlines()
         self._events = []
 
@@ -330,6 +347,19 @@ class Directory:
 
     def _revoke(self, command: Revoke, at_ms: int, origin: Origin) -> Result:
         self._void(command.node, at_ms, "revoked", command.term)
+        return Result()
+
+    def _agree_lease(self, command: AgreeLease, at_ms: int, origin: Origin) -> Result:
+        if command.term < self.lease_term:
+            return Result()
+        if command.longer_are_over:
+            # Unless another leader has agreed upon its own meanwhile.
+            if command.term == self.lease_term:
+                self.lease_ms = command.lease_ms
+        else:
+            self.lease_ms = max(self.lease_ms, command.lease_ms)
+            self.lease_term = command.term
+        self._events.append(LeaseAgreed(command.term, self.lease_ms))
         return Result()
 
     # ------------------------------------------------------------------ changes

@@ -7,11 +7,14 @@ they may be repeated, arrive late or in any order, and the highest counts. A com
 write need not wait for ever for a node that is cut off. No clocks are compared; all that is assumed is that clocks run at
 about the same rate (within `RATE_ERROR`).
 
-- The holder counts from when it *sent* the request: its lease ends L(1 - e) - margin later.
+- L is the leader's own setting, and comes with the grant. The holder counts from when it *sent* the request: its lease ends
+  L(1 - e) - margin later.
 - The leader counts from when it *granted*, which is later: the lease is over L(1 + e) after that.
 - The leader grants only after a quorum has confirmed, since the request came in, that it leads. So a leader that was deposed
   without knowing grants nothing that outlives its successor's patience:
-- a new leader takes every node for a holder until L(1 + e) after it was elected.
+- a new leader takes every node for a holder until L(1 + e) after it was elected. Here L is the longest that any leader before
+  it may have granted: each of them has put its own into the log before its first grant (`AgreeLease`). It may say that longer
+  ones are over when it has waited for them.
 - The grant names the leader's commit index. It is of use to the holder only when it has applied that far: a `Revoke` of the
   holder, and every write that was answered because of it, is among those entries.
 
@@ -26,8 +29,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
+from math import inf
 from typing import Generic, TypeVar
 
+from dss_cache.commands import AgreeLease
 from dss_cache.directory import Stamps
 
 T = TypeVar("T")
@@ -95,11 +100,12 @@ class HeldLease:
     """This node's own lease.
 
     Args:
-        lease_s: L, in seconds.
+        lease_s: how long the first one will be, about, in seconds.
     """
 
     def __init__(self, lease_s: float) -> None:
-        self._length_s = lease_s * (1 - RATE_ERROR) - lease_s * MARGIN
+        #: L of the latest grant
+        self.length_s = lease_s
         #: lines may be used while the clock is below; 0: no lease
         self.valid_until = 0.0
         self._token = 0
@@ -115,15 +121,16 @@ class HeldLease:
     def ask(self, now: float) -> int:
         """A request is sent now. Returns its token."""
         self._token += 1
-        self._asked = {token: sent for token, sent in self._asked.items() if now - sent < self._length_s}
+        self._asked = {token: sent for token, sent in self._asked.items() if now - sent < self.length_s}
         self._asked[self._token] = now
         return self._token
 
-    def granted(self, token: int, must_apply: int) -> None:
-        """The leader granted the request `token`; it takes effect with the next `applied`."""
+    def granted(self, token: int, must_apply: int, lease_s: float) -> None:
+        """The leader granted the request `token`, for so many seconds; it takes effect with the next `applied`."""
         sent_at = self._asked.pop(token, None)
         if sent_at is not None:
-            self._early.append((must_apply, sent_at + self._length_s))
+            self.length_s = lease_s
+            self._early.append((must_apply, sent_at + lease_s * (1 - RATE_ERROR - MARGIN)))
 
     def applied(self, index: int) -> None:
         """This node has applied up to `index`: grants up to there are of use."""
@@ -145,36 +152,70 @@ class GrantedLeases:
     """What a leader has granted. Only a leader of the term given to `lead` may use it.
 
     Args:
-        lease_s: L, in seconds.
+        lease_s: L of this leader's grants, in seconds.
     """
 
     def __init__(self, lease_s: float) -> None:
-        self._lease_s = lease_s
-        self._longest_s = lease_s * (1 + RATE_ERROR)
+        self.lease_s = lease_s
         self._patience_s = min(lease_s * PATIENCE, PATIENCE_S_MAX)
         self.term = 0
-        self._first_end = 0.0
+        self._elected_at = 0.0
+        self._agreeing = False
+        #: leases of earlier leaders are over by then
+        self._first_end = inf
         self._ends: dict[str, float] = {}
         self._revoking: set[str] = set()
         #: node: (the stamp it had not applied, since when)
         self._behind: dict[str, tuple[int, float]] = {}
 
     def lead(self, term: int, now: float) -> None:
-        """This node leads in `term` from now on: whatever others granted may still be held."""
+        """This node leads in `term` from now on: whatever others granted may still be held, for however long."""
         self.term = term
-        self._first_end = now + self._longest_s
+        self._elected_at = now
+        self._agreeing = False
+        self._first_end = inf
         self._ends.clear()
         self._revoking.clear()
         self._behind.clear()
 
+    def to_agree(self, longest_ms: int, now: float) -> AgreeLease | None:
+        """What is to be proposed now: how long this leader's leases are, before the first one, and again when longer ones are over.
+
+        Args:
+            longest_ms: what the log says.
+        """
+        own_ms = round(self.lease_s * 1000)
+        if self._agreeing or (self.is_agreed and (longest_ms == own_ms or not self.longer_are_over(now))):
+            return None
+        return AgreeLease(lease_ms=own_ms, term=self.term, longer_are_over=self.is_agreed)
+
+    def agreeing(self) -> None:
+        """It was proposed."""
+        self._agreeing = True
+
+    def agreed(self, term: int, longest_ms: int) -> None:
+        """The log says that no leader up to the one of `term` has granted, or will grant, longer leases."""
+        if term == self.term:
+            self._agreeing = False
+            self._first_end = self._elected_at + longest_ms / 1000 * (1 + RATE_ERROR)
+
+    @property
+    def is_agreed(self) -> bool:
+        """True when those who lead after this leader will know how long its leases are."""
+        return self._first_end < inf
+
+    def longer_are_over(self, now: float) -> bool:
+        """True when whatever earlier leaders granted has run out."""
+        return now > self._first_end
+
     def may_grant(self, node: str, now: float) -> bool:
-        """False while the node is being revoked, or has not caught up for a whole lease."""
+        """False before it is agreed how long, while the node is being revoked, or when it has not caught up for a whole lease."""
         behind = self._behind.get(node)
-        return node not in self._revoking and (behind is None or now - behind[1] <= self._lease_s)
+        return self.is_agreed and node not in self._revoking and (behind is None or now - behind[1] <= self.lease_s)
 
     def grant(self, node: str, now: float) -> None:
         """A lease is granted now; call it before the grant is sent."""
-        self._ends[node] = now + self._longest_s
+        self._ends[node] = now + self.lease_s * (1 + RATE_ERROR)
 
     def ends_at(self, node: str) -> float:
         """When no lease of `node` can be held any more."""

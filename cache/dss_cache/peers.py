@@ -57,10 +57,11 @@ class Renew(PeerMessage, frozen=True, tag=3):
 
 
 class Grant(PeerMessage, frozen=True, tag=4):
-    """It is of use when the holder has applied `must_apply`; negative: not granted."""
+    """For `lease_ms`, from when the holder asked. Of use when the holder has applied `must_apply`; negative: not granted."""
 
     token: int
     must_apply: int
+    lease_ms: int
 
 
 class Question(PeerMessage, frozen=True, tag=5):
@@ -108,7 +109,7 @@ class Peers:
         self._askers: Stamps = {}
         self._renewal: asyncio.Task[bool] | None = None
         self._no_renewal_before = 0.0
-        self._grants_awaited: dict[int, asyncio.Future[int]] = {}
+        self._grants_awaited: dict[int, asyncio.Future[Grant]] = {}
         self._questions: dict[int, tuple[set[str], asyncio.Event, dict[str, Rows]]] = {}
         self._question_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -132,7 +133,8 @@ class Peers:
         if not acknowledgements.wait(must, waiter):
             return
         config = self._node.config
-        deadline = self._clock() + (config.submit_timeout_ms + 2 * config.cache_lease_ms) / 1000
+        lease_ms = max(config.cache_lease_ms, self._directory.lease_ms)
+        deadline = self._clock() + (config.submit_timeout_ms + 2 * lease_ms) / 1000
         if ask_now:
             self._ask_for(acknowledgements.missing(must), everybody=False)
         while not (await asyncio.wait([waiter], timeout=ASK_AGAIN_S))[0]:
@@ -208,11 +210,11 @@ class Peers:
         token = lease.ask(self._clock())
         try:
             async with asyncio.timeout(RENEWAL_TIMEOUT_S):
-                must_apply = await self._ask_leader(token)
-                if must_apply < 0:
+                grant = await self._ask_leader(token)
+                if grant.must_apply < 0:
                     return False
-                lease.granted(token, must_apply)
-                while node.applied_index < must_apply:  # noqa: ASYNC110  (the node tells nobody how far it is)
+                lease.granted(token, grant.must_apply, grant.lease_ms / 1000)
+                while node.applied_index < grant.must_apply:  # noqa: ASYNC110  (the node tells nobody how far it is)
                     await asyncio.sleep(APPLIED_POLL_S)
         except (TimeoutError, Refused):
             return False
@@ -221,18 +223,18 @@ class Peers:
             lease.applied(node.applied_index)
         return self._clock() < lease.valid_until
 
-    async def _ask_leader(self, token: int) -> int:
+    async def _ask_leader(self, token: int) -> Grant:
         node = self._node
         if node.is_leader:
-            return await self._grant(node.node_id)
+            return await self._grant(node.node_id, token)
         if not node.leader_id:
-            return -1
+            return _refusal(token)
         future = self._grants_awaited[token] = asyncio.get_running_loop().create_future()
         self._tell(node.leader_id, Renew(token))
         return await future
 
-    async def _grant(self, holder: str) -> int:
-        """Grant a lease; the index that the holder must have applied, or -1.
+    async def _grant(self, holder: str, token: int) -> Grant:
+        """Grant a lease, or not.
 
         The commit index is read when the lease is granted, not when leadership was confirmed: a `Revoke` of the holder may have
         been committed in between.
@@ -241,16 +243,16 @@ class Peers:
         await node.confirm_leadership()
         now = self._clock()
         if not node.is_leader or granted.term != node.term or not granted.may_grant(holder, now):
-            return -1
+            return _refusal(token)
         granted.grant(holder, now)
-        return node.commit_index
+        return Grant(token, node.commit_index, round(granted.lease_s * 1000))
 
     async def _answer_renewal(self, peer: str, token: int) -> None:
         try:
-            must_apply = await self._grant(peer)
+            grant = await self._grant(peer, token)
         except Refused:
-            must_apply = -1
-        self._tell(peer, Grant(token, must_apply))
+            grant = _refusal(token)
+        self._tell(peer, grant)
 
     def tick(self) -> None:
         """About every 20 ms: what a leader owes those who wait for a node that is gone; announcements nobody was in a hurry for."""
@@ -260,6 +262,9 @@ class Peers:
             self.entry_applied()
         if not node.is_leader or self.granted.term != node.term:
             return
+        to_agree = self.granted.to_agree(self._directory.lease_ms, self._clock())
+        if to_agree is not None and node.propose_as_leader(to_agree):
+            self.granted.agreeing()
         applied = near.acknowledgements.applied
         for overdue in self.granted.overdue(self._directory.awaited, applied, self._clock()):
             if not node.propose_as_leader(Revoke(node=overdue, term=self.granted.term)):
@@ -325,7 +330,7 @@ class Peers:
         elif isinstance(message, Grant):
             future = self._grants_awaited.get(message.token)
             if future is not None and not future.done():
-                future.set_result(message.must_apply)
+                future.set_result(message)
         elif isinstance(message, Question):
             self._spawn(self._answer_question(peer, message))
         else:
@@ -342,3 +347,7 @@ class Peers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _refusal(token: int) -> Grant:
+    return Grant(token, -1, 0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from dss_cache.coherence import NearCache
-from dss_cache.directory import Cleaned, Directory, Fetched, Voided, Written
+from dss_cache.directory import Cleaned, Directory, Fetched, LeaseAgreed, Voided, Written
 from dss_cache.lines import Line, Lines
 from dss_cache.memory import Memory, make_memory
 from dss_cache.peers import Peers, Rows, Waiter
@@ -71,7 +71,6 @@ class CacheService:
         delay_s = config.cache_write_back_ms / 1000
         self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.memory, delay_s, clock)
         self.reader = Reader(node, self.near, self.directory, self.memory, self.peers, clock, self.write_back.doubt)
-        self.lease_s = lease_s
         self.used_at = 0.0
         #: counted by the operations
         self.hits = self.misses = self.puts = 0
@@ -79,6 +78,7 @@ class CacheService:
         node.on_event(Fetched, self._fetched)
         node.on_event(Cleaned, self._cleaned)
         node.on_event(Voided, self._voided)
+        node.on_event(LeaseAgreed, self._lease_agreed)
         node.on_tick(self._tick)
         node.attach(self)
         node.services[SERVICE] = self
@@ -155,12 +155,15 @@ class CacheService:
         self.peers.granted.voided(event.node, event.term)
         self.peers.entry_applied()
 
+    def _lease_agreed(self, event: LeaseAgreed, index: int) -> None:
+        self.peers.granted.agreed(event.term, event.lease_ms)
+
     def _tick(self) -> None:
         near = self.near
         near.lease.applied(self.node.applied_index)
         self.peers.tick()
         self.write_back.tick()
-        if near.lines.by_key and near.wants_lease(self.clock(), self.used_at, self.lease_s):
+        if near.lines.by_key and near.wants_lease(self.clock(), self.used_at):
             self.peers.renew_soon()
 
     def _line_changed(self, key: str, came_from: str, went_to: str, why: str, version: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dss_cache.commands import AgreeLease
 from dss_cache.directory import Directory
 from dss_cache.memory import Memory, Stored
 from dss_cache.service import CacheService
@@ -206,8 +207,16 @@ class FakeCluster:
         self.caches = {name: CacheService(node, memory_of(name), lambda: self.now) for name, node in self.nodes.items()}
         for node in self.nodes.values():
             node.leader_changed()
+        #: its first entry
+        self.log.append((AgreeLease(lease_ms=config.cache_lease_ms, term=1), Origin("", 0, 0), int(self.now * 1000)))
         #: what a leader before this one may have granted is over
         self.now += 2
+
+    def elect(self, name: str) -> None:
+        """Another term."""
+        self.leader, self.term = name, self.term + 1
+        for node in self.nodes.values():
+            node.leader_changed()
 
     def append(self, command: Any, origin: Origin) -> None:
         self.log.append((command, origin, int(self.now * 1000)))

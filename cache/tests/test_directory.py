@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from dss_cache.commands import Add, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
-from dss_cache.directory import Cleaned, Directory, Fetched, Limits, Voided, Written
+from dss_cache.commands import Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
+from dss_cache.directory import Cleaned, Directory, Fetched, LeaseAgreed, Limits, Voided, Written
 from dss_raft.machine import Origin
 
 
@@ -242,7 +242,27 @@ def test_a_new_leader_changes_no_time_to_live(directory):
     assert directory.directory.next_deadline_ms() == 1500
 
 
+def test_the_longest_lease_is_known_until_it_is_over(directory):
+    def says(lease_ms, term, **fields):
+        directory(AgreeLease(lease_ms=lease_ms, term=term, **fields), node="", boot=0)
+        return directory.directory.lease_ms
+
+    assert says(1000, 1) == 1000
+    assert directory.events == [LeaseAgreed(1, 1000)]
+    assert says(500, 2) == 1000, "those of term 1 may go on"
+    assert says(500, 2, longer_are_over=True) == 500
+    assert says(3000, 5) == 3000
+
+
+def test_whether_longer_leases_are_over_only_the_latest_leader_knows(directory):
+    directory(AgreeLease(lease_ms=5000, term=3), node="", boot=0)
+    directory(AgreeLease(lease_ms=500, term=2, longer_are_over=True), node="", boot=0)
+    assert directory.directory.lease_ms == 5000
+    assert not directory.events
+
+
 def test_a_snapshot_holds_everything(directory):
+    directory(AgreeLease(lease_ms=700, term=2), node="", boot=0)
     directory.put("a", ttl_ms=500)
     directory.put("b", b"2")
     directory.fetch("b", node="n2")

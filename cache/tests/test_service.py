@@ -183,15 +183,41 @@ async def test_leases_are_renewed_while_they_are_used_and_no_longer(cluster, cli
     assert cluster.caches["n2"].near.lease.valid_until < cluster.now, "an idle node asks nobody"
 
 
+async def test_nodes_whose_settings_differ_agree_how_long_a_lease_is(make_cluster):
+    """n1 leads and grants for 5 s, to n3 that would grant for 1 s; then n2 leads, that grants for 1 s."""
+    cluster = make_cluster()
+    client = Client(cluster)
+    cluster.caches["n1"].peers.granted.lease_s = 5.0
+    cluster.elect("n1")
+    cluster.tick()
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.cut("n3")
+    cluster.elect("n2")
+    put = await begin(cluster, client.put("n1", "k", 2))
+    for _ in range(23):
+        cluster.now += 0.2
+        cluster.tick()
+        await cluster.settle()
+    assert cluster.caches["n3"].hit("k") is not None
+    assert not put.done()
+    for _ in range(3):
+        cluster.now += 0.2
+        cluster.tick()
+        await cluster.settle()
+    assert cluster.caches["n3"].hit("k") is None
+    await put
+    assert cluster.nodes["n2"].directory.lease_ms == 1000, "from now on leases are shorter"
+
+
 async def test_a_new_leader_waits_for_leases_it_did_not_grant(cluster, client):
     await client.put("n1", "k", 1)
     await client.warm("n3", "k")
     cluster.cut("n3")
-    cluster.leader, cluster.term = "n2", 2
-    for node in cluster.nodes.values():
-        node.leader_changed()
+    cluster.elect("n2")
     put = await begin(cluster, client.put("n1", "k", 2))
     cluster.tick()
+    await cluster.settle()
     cluster.now += 0.9
     cluster.tick()
     await cluster.settle()

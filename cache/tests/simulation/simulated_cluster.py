@@ -40,6 +40,8 @@ class Simulation:
     leader: str = "n1"
     puts: int = 0
     reads_answered: int = 0
+    #: a read was stale: nothing else that goes wrong from then on says anything
+    is_broken: bool = False
 
     def __post_init__(self) -> None:
         #: the newest version of each key that anybody has been shown
@@ -229,12 +231,20 @@ class Simulation:
         one = self._awake(node)
         if one is None or not one.believes_to_lead:
             return
+        if node == self.leader and one.believes_to_lead == self.term:
+            self._agree_lease(one)
         if self.flaws.revoke_without_waiting:
             one.granted._first_end = 0
             one.granted._ends.clear()
         for overdue in one.granted.overdue(one.directory.awaited, one.near.acknowledgements.applied, one.clock()):
             if node == self.leader and one.believes_to_lead == self.term:
                 self.propose(Entry(Revoke(node=overdue, term=one.granted.term), Origin("", 0, 0)))
+
+    def _agree_lease(self, leader: SimNode) -> None:
+        command = leader.granted.to_agree(leader.directory.lease_ms, leader.clock())
+        if command is not None:
+            leader.granted.agreeing()
+            self.propose(Entry(command, Origin("", 0, 0)))
 
     # -------------------------------------------------------------------- faults
 
@@ -259,8 +269,8 @@ class Simulation:
     def restore(self, node: str, snapshot_of: str) -> None:
         """A node gets another one's snapshot in place of the log."""
         one, other = self._awake(node), self.nodes.get(snapshot_of)
-        if one is None or other is None or other.applied <= one.applied:
-            return
+        if one is None or other is None or other.applied <= one.applied or node == self.leader:
+            return  # a leader has every entry of its own
         old = one.directory.stamp
         one.directory.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(other.directory.snapshot())))
         one.sessions = dict(other.sessions)
@@ -303,8 +313,7 @@ class Simulation:
         leader.believes_to_lead, leader.leader = self.term, self.leader
         leader.confirming.clear()
         leader.granted.lead(self.term, leader.clock())
-        if self.flaws.new_leader_does_not_wait:
-            leader.granted._first_end = 0.0
+        self._agree_lease(leader)
 
     def _awake(self, node: str) -> SimNode | None:
         one = self.nodes[node]

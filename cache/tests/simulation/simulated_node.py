@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from simulated_parts import LEASE_S, Entry, FlightInAir, Read, StaleRead, Write
+from simulated_parts import LEASES_S, Entry, FlightInAir, Read, StaleRead, Write
 
 from dss_cache.coherence import Flight, NearCache, Step
 from dss_cache.commands import Fetch, Lost
-from dss_cache.directory import Cleaned, Directory, Fetch1, Fetched, Voided, Written
+from dss_cache.directory import Cleaned, Directory, Fetch1, Fetched, LeaseAgreed, Voided, Written
 from dss_cache.leases import Acknowledgements, GrantedLeases, HeldLease
 from dss_cache.lines import Lines
 from dss_raft.machine import Origin, Result
@@ -36,17 +36,18 @@ class SimNode:
     def start(self) -> None:
         flaws = self.simulation.flaws
         self.boot += 1
+        self.lease_s = LEASES_S[(int(self.node_id[1:]) + self.boot) % len(LEASES_S)]
         self.is_up = True
         self.applied = 0
         self.sessions: dict[str, int] = {}
         self.directory = _Forgetful() if flaws.writer_not_in_must else Directory()
         self.lines = Lines(items_max=1, bytes_max=10_000_000, on_change=lambda *_: None)
-        self.near: NearCache[Write] = NearCache(self.node_id, self.boot, self.lines, LEASE_S)
+        self.near: NearCache[Write] = NearCache(self.node_id, self.boot, self.lines, self.lease_s)
         if flaws.no_lease_check:
-            self.near.lease = _EndlessLease(LEASE_S)
+            self.near.lease = _EndlessLease(self.lease_s)
         if flaws.answer_before_covered:
             self.near.acknowledgements = _Careless()
-        self.granted = GrantedLeases(LEASE_S)
+        self.granted = _Hasty(self.lease_s) if flaws.longer_leases_declared_over_at_once else GrantedLeases(self.lease_s)
         #: the term it leads in, as far as it knows; 0: it does not lead
         self.believes_to_lead = 0
         #: the leader it has heard of
@@ -107,6 +108,11 @@ class SimNode:
                     event = msgspec.structs.replace(event, node="nobody")
                 over = near.voided(event)
                 self.granted.voided(event.node, self.granted.term if flaws.any_voiding_ends_revoking else event.term)
+            elif isinstance(event, LeaseAgreed):
+                own_ms = round(self.lease_s * 1000)
+                self.granted.agreed(event.term, own_ms if flaws.new_leader_waits_for_its_own_length else event.lease_ms)
+                if flaws.new_leader_does_not_wait:
+                    self.granted._first_end = 0.0
             self.answered(over)
 
     def _written(self, write: Write, version: int, must: Stamps) -> None:
@@ -212,11 +218,15 @@ class SimNode:
 
     def _answer(self, read: Read, version: int, value: bytes | None) -> None:
         if version < read.floor:
-            raise StaleRead(f"{self.node_id} read {read.key} at {version}; {read.floor} was answered before the read began")
+            raise self._stale(f"{self.node_id} read {read.key} at {version}; {read.floor} was answered before the read began")
         expected = self.simulation.values[read.key, version] if version else None
         if value != expected:
-            raise StaleRead(f"{self.node_id} read {value!r} as version {version} of {read.key}, which is {expected!r}")
+            raise self._stale(f"{self.node_id} read {value!r} as version {version} of {read.key}, which is {expected!r}")
         self.simulation.saw(read.key, version)
+
+    def _stale(self, how: str) -> StaleRead:
+        self.simulation.is_broken = True
+        return StaleRead(how)
 
     # -------------------------------------------------------------------- leases
 
@@ -230,7 +240,7 @@ class SimNode:
         if not flaws.grant_while_revoking and not self.granted.may_grant(peer, now):
             return
         self.granted.grant(peer, now)
-        self.simulation.send(self, peer, "grant", (token, len(self.simulation.log)))
+        self.simulation.send(self, peer, "grant", (token, len(self.simulation.log), self.granted.lease_s))
 
     def receive(self, sender: str, kind: str, content: Any) -> None:
         if kind == "applied":
@@ -239,11 +249,13 @@ class SimNode:
             if self.believes_to_lead:
                 self.confirming.append((sender, content))
         elif kind == "grant":
-            token, must_apply = content
+            token, must_apply, lease_s = content
             if self.simulation.flaws.lease_counts_from_grant:
                 self.near.lease.ask(self.clock())
                 token = self.near.lease._token
-            self.near.lease.granted(token, must_apply)
+            if self.simulation.flaws.lease_as_long_as_ones_own:
+                lease_s = self.lease_s
+            self.near.lease.granted(token, must_apply, lease_s)
             self.near.lease.applied(10**9 if self.simulation.flaws.grant_ignores_index else self.applied)
 
 
@@ -255,6 +267,11 @@ class _EndlessLease(HeldLease):
     @valid_until.setter
     def valid_until(self, value: float) -> None:
         pass
+
+
+class _Hasty(GrantedLeases):
+    def longer_are_over(self, now: float) -> bool:
+        return True
 
 
 class _Careless(Acknowledgements[Write]):

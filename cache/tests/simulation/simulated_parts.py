@@ -9,7 +9,8 @@ from dss_cache.coherence import Flight
 from dss_cache.directory import Fetch1
 from dss_raft.machine import Origin
 
-LEASE_S = 1.0
+#: Settings of the nodes differ, and change with a restart.
+LEASES_S = (1.0, 0.5, 1.4)
 KEYS = ("a", "b")
 
 
@@ -36,6 +37,9 @@ class Flaws:
     revoked_node_keeps_lines: bool = False
     snapshot_keeps_lines: bool = False
     lease_counts_from_grant: bool = False
+    lease_as_long_as_ones_own: bool = False
+    new_leader_waits_for_its_own_length: bool = False
+    longer_leases_declared_over_at_once: bool = False
     older_memory_is_good_enough: bool = False
     absence_serves_all: bool = False
 

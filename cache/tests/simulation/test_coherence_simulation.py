@@ -21,19 +21,22 @@ from dss_cache.commands import Fetch, Revoke
 STEPS = 200
 #: For each flaw, a seed with which the adversary finds it: a search from there on ends soon.
 FOUND_WITH = {
-    "no_lease_check": 10,
-    "deposed_leader_grants": 77,
-    "revoke_without_waiting": 61,
-    "new_leader_does_not_wait": 77,
-    "grant_ignores_index": 85,
-    "grant_while_revoking": 1290,
-    "join_without_lease": 20,
-    "writer_not_in_must": 7,
-    "own_line_readable_at_once": 24,
-    "revoked_node_keeps_lines": 668,
-    "snapshot_keeps_lines": 603,
-    "lease_counts_from_grant": 461,
-    "older_memory_is_good_enough": 3583,
+    "no_lease_check": 29,
+    "deposed_leader_grants": 1496,
+    "revoke_without_waiting": 26,
+    "new_leader_does_not_wait": 26,
+    "grant_ignores_index": 302,
+    "grant_while_revoking": 1351,
+    "join_without_lease": 7,
+    "writer_not_in_must": 39,
+    "own_line_readable_at_once": 17,
+    "revoked_node_keeps_lines": 1547,
+    "snapshot_keeps_lines": 997,
+    "lease_counts_from_grant": 144,
+    "lease_as_long_as_ones_own": 391,
+    "new_leader_waits_for_its_own_length": 96,
+    "longer_leases_declared_over_at_once": 96,
+    "older_memory_is_good_enough": 885,
 }
 SEEDS_MAX = 4000
 #: The dice do not find it in 20,000 seeds; it has a scene of its own below.
@@ -151,8 +154,9 @@ class Promise(RuleBasedStateMachine):
         self.simulation.restore(node, snapshot_of)
 
     def teardown(self):
-        self.simulation.calm_down()
-        assert self.simulation.is_quiet, "something waits for ever"
+        if not self.simulation.is_broken:
+            self.simulation.calm_down()
+            assert self.simulation.is_quiet, "something waits for ever"
 
 
 SETTINGS = settings(
