@@ -24,7 +24,8 @@ import msgspec
 
 from dss_raft.wire import FrameBuffer, Reason, Session, WireError, with_length
 
-VERSION = 1
+#: It grows with the messages between nodes, and with the commands in their logs: nodes of two versions refuse each other.
+VERSION = 2
 MAGIC = b"DSSP"
 NONCE_BYTES = 32
 #: before a peer is authenticated

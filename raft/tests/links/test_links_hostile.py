@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from dss_raft import links as links_module
 from dss_raft import metrics
-from dss_raft.handshake import MESSAGE_BYTES_MAX
+from dss_raft.handshake import MESSAGE_BYTES_MAX, VERSION
 from dss_raft.wire import FRAME_BYTES_MAX, ForwardFrame, PingFrame, WireError
 
 NOWHERE = ("127.0.0.1", 1)
@@ -144,7 +144,7 @@ async def test_whatever_a_stranger_does_the_node_stays_up(node, ends, approach, 
         (b"GET / HTTP/1.1\r\n\r\n", "too_large"),
         (struct.pack(">I", 10) + bytes(10), "malformed"),
         (struct.pack(">I", 5) + b"DSSP\x63", "version"),
-        (struct.pack(">I", 5) + b"DSSP\x01", "malformed"),
+        (struct.pack(">I", 5) + b"DSSP" + bytes([VERSION]), "malformed"),
     ],
 )
 async def test_what_is_not_a_handshake_is_counted_logged_and_answered(node, start_node, refusals, data, reason):
