@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -73,14 +78,17 @@ def test_a_fourth_node_joins_leads_and_leaves(cluster, make_newcomer):
     assert cluster.nodes[2].call("POST", "/lock/release", {"key": "a", "client": "c"}).json["released"]
 
 
-def test_make_join_adds_a_node_and_says_when_it_was_removed(cluster, tmp_path):
+@contextmanager
+def make_join(cluster: LocalCluster, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """`manage.py join`, until the node belongs to the cluster."""
     if ports_in_use([JOINING]):
         pytest.skip(f"port {JOINING} or its peer port is taken on this machine")
     command = [sys.executable, "manage.py", "join", "--number", str(JOINING - 8100), "--url", cluster.nodes[0].url]
+    environment = os.environ | {"DSS_CLUSTER_SECRET": cluster.nodes[0].environment["DSS_CLUSTER_SECRET"]}
     with subprocess.Popen(
-        [*command, "--directory", str(tmp_path)],
+        [*command, "--directory", str(directory)],
         cwd=ROOT,
-        env=os.environ | {"DSS_CLUSTER_SECRET": cluster.nodes[0].environment["DSS_CLUSTER_SECRET"]},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -91,13 +99,32 @@ def test_make_join_adds_a_node_and_says_when_it_was_removed(cluster, tmp_path):
                 said += line
             assert f"node-9 at http://127.0.0.1:{JOINING} belongs to the cluster" in said
             assert "node-9" in [one["id"] for one in cluster.nodes[2].status()["members"]]
-            assert member(cluster, "remove", "node-9").returncode == 0
-            said, _ = joining.communicate(timeout=60)
+            yield joining
         finally:
             joining.terminate()
+
+
+def test_make_join_adds_a_node_and_says_when_it_was_removed(cluster, tmp_path):
+    with make_join(cluster, tmp_path) as joining:
+        assert member(cluster, "remove", "node-9").returncode == 0
+        said, _ = joining.communicate(timeout=60)
+        assert joining.returncode == 1, "it did not end because somebody asked it to"
     assert "node-9 was removed from the cluster" in said
     assert "Traceback" not in said
-    assert joining.returncode == 1, "it did not end because somebody asked it to"
+
+
+def test_who_was_removed_may_be_added_again_with_what_it_has(cluster, tmp_path):
+    """Its log is that of a node that lags, or of one that never heard the end of it: the leader's takes its place."""
+    with make_join(cluster, tmp_path) as joining:
+        cluster.nodes[0].call("POST", "/cache/put", {"key": "k", "value": "old"})
+        assert member(cluster, "remove", "node-9").returncode == 0
+        joining.communicate(timeout=60)
+    cluster.nodes[0].call("POST", "/cache/put", {"key": "k", "value": "new"})
+    with make_join(cluster, tmp_path):
+        answer = urlopen(f"http://127.0.0.1:{JOINING}/cache/get?key=k", timeout=30).read()
+        assert json.loads(answer)["value"] == "new"
+        assert member(cluster, "transfer", "node-9").stdout.strip() == "node-9 leads"
+        assert member(cluster, "remove", "node-9").returncode == 0
 
 
 def test_five_nodes_outlive_two(cluster, make_newcomer):

@@ -36,7 +36,7 @@ def make_server(kind: str, **options: object) -> ValkeyServer:
     if kind == "redis":
         program = shutil.which("redis-server")
         if program is None:
-            pytest.skip("redis-server is not installed")
+            pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
         server._binary_path = Path(program)
     return server
 

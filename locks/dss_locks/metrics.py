@@ -1,7 +1,8 @@
 """What the lock manager counts.
 
-Calls are counted where they are made. What happens without a call (a lease runs out) is counted by the leader only: every node
-applies it, and a node that starts applies old entries again. The sum over the nodes is right in both cases.
+Calls are counted where they are made. What need not be a call (a hold ends: with its lease or session, by an ack of the queue) is
+counted by the leader only: every node applies it, and a node that starts applies old entries again. The sum over the nodes is right
+in both cases.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ lock_held = Gauge("lock_held", "Locks held in the cluster, as this node knows it
 lock_delayed = Gauge("lock_delayed", "Keys kept back after their holder lost them, as this node knows it")
 lock_waiting = Gauge("lock_waiting", "Calls that wait for a lock in the cluster, as this node knows it")
 lock_wait_seconds = Histogram("lock_wait_seconds", "How long granted requests had waited", buckets=_SECONDS)
-lock_held_seconds = Histogram("lock_held_seconds", "How long locks were held until their release", buckets=_HELD_SECONDS)
+lock_held_seconds = Histogram("lock_held_seconds", "How long locks were held, counted by the leader", buckets=_HELD_SECONDS)
 lock_expired_total = Counter("lock_expired_total", "Leases that ran out, counted by the leader")
 lock_deadlock_total = Counter("lock_deadlock_total", "Acquire calls at this node refused because they would close a cycle")
 
@@ -51,15 +52,18 @@ release_counters = {result: lock_release_total.labels(result) for result in RELE
 
 
 def attach(node: Node) -> None:
-    """Let the gauges show this node's table, and count expired leases while it leads. Once, when the node is built."""
+    """Let the gauges show this node's table, and count the ends of holds while it leads. Once, when the node is built."""
     table = cast(LockTable, node.machine("locks"))
     lock_held.labels("shared").set_function(lambda: table.holdings.held[0])
     lock_held.labels("exclusive").set_function(lambda: table.holdings.held[1])
     lock_delayed.set_function(lambda: len(table.holdings.delays.by_key))
     lock_waiting.set_function(lambda: len(table.waits.by_origin))
 
-    def count_expired(event: LockChanged, index: int) -> None:
-        if event.kind == "lost" and event.reason != "forced" and node.is_leader:
-            lock_expired_total.inc()
+    def count(event: LockChanged, index: int) -> None:
+        kind = event.kind
+        if (kind == "released" or kind == "lost") and node.is_leader:
+            lock_held_seconds.observe(event.held_ms / 1000)
+            if kind == "lost" and event.reason != "forced":
+                lock_expired_total.inc()
 
-    node.on_event(LockChanged, count_expired)
+    node.on_event(LockChanged, count)

@@ -140,8 +140,6 @@ async def release(node: Node, request: Release) -> Result:
         outcome = result.code or ("released" if result.body["released"] else "not_held")
     finally:
         metrics.release_counters[outcome].inc()
-    if outcome == "released":
-        metrics.lock_held_seconds.observe(result.body["held_ms"] / 1000)
     return result
 
 

@@ -80,7 +80,6 @@ async def test_releases_are_counted_by_what_they_did(node, moved):
     await operations.force_release(node, ForceRelease(key="k", reason="test"))
     for result in ("released", "not_held", "not_holder", "forced"):
         assert moved("lock_release_total", result=result) == 1
-    assert moved("lock_held_seconds_count") == 1
 
 
 async def test_reads_are_linearizable_unless_local_is_asked_for(node):
@@ -99,15 +98,18 @@ async def test_renewing(node):
     assert (await operations.renew(node, Renew(key="k", client="a", ttl_ms=500))).body["expires_in_ms"] == 500
 
 
-async def test_gauges_show_the_table_and_the_leader_counts_expired_leases(node, moved):
+async def test_gauges_show_the_table_and_the_leader_counts_how_holds_end(node, moved):
     metrics.attach(node)
     await operations.acquire(node, Acquire(key="k1", client="a", ttl_ms=100))
     await operations.acquire(node, Acquire(key="k2", client="a", ttl_ms=200, mode="shared"))
     assert REGISTRY.get_sample_value("lock_held", {"mode": "exclusive"}) == 1
     assert REGISTRY.get_sample_value("lock_held", {"mode": "shared"}) == 1
     node.pass_ms(100)
-    assert moved("lock_expired_total") == 1
+    assert (moved("lock_expired_total"), moved("lock_held_seconds_count")) == (1, 1)
+    await operations.acquire(node, Acquire(keys=["k3", "k4"], client="a"))
+    await operations.release(node, Release(keys=["k3", "k4"], client="a"))
+    assert (moved("lock_expired_total"), moved("lock_held_seconds_count")) == (1, 3)
     node.is_leader = False
     node.pass_ms(100)
-    assert moved("lock_expired_total") == 1, "each node applies it, one counts it"
+    assert (moved("lock_expired_total"), moved("lock_held_seconds_count")) == (1, 3), "each node applies it, one counts it"
     assert REGISTRY.get_sample_value("lock_held", {"mode": "exclusive"}) == 0
