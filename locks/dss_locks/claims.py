@@ -31,7 +31,11 @@ class Claims:
             self._boots[node] = boot
             self._nodes[node] = {}
         hold.claim_node, hold.claim_seq, hold.token_before = node, seq, token_before
-        self._register(self._nodes[node], seq, hold)
+        by_seq = self._nodes[node]
+        if seq in by_seq:
+            self._register(by_seq, seq, hold)
+        else:
+            by_seq[seq] = hold
 
     def drop(self, hold: Hold) -> None:
         """The grant can no longer be taken back."""

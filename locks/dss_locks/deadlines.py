@@ -47,10 +47,13 @@ class Deadlines(Generic[T]):
         self._near_slot = -1
         #: breaks ties in the heap; no order that anyone sees depends on it
         self._count = 0
+        #: entries, and those of them that are stale
+        self._filed = 0
         self._stale = 0
 
     def add(self, item: T, deadline_ms: int) -> None:
         """File an item. One that is filed already must have its deadline moved forward (else nothing need be done)."""
+        self._filed += 1
         slot = deadline_ms >> SLOT_SHIFT
         if slot <= self._near_slot:
             item.timer = NEAR
@@ -69,21 +72,17 @@ class Deadlines(Generic[T]):
         """Forget an item."""
         if item.timer != NO_TIMER:
             item.timer = NO_TIMER
-            self._stale += 1
+            self._has_stale()
 
     def moved_forward(self, item: T, deadline_ms: int) -> None:
         """The deadline of a filed item is earlier than it was."""
-        self._stale += 1
         self.add(item, deadline_ms)
-
-    def is_wasteful(self, live: int) -> bool:
-        """True when stale entries outnumber `live` items by far: time for `rebuild`."""
-        return self._stale > live + STALE_ALLOWED
+        self._has_stale()
 
     def rebuild(self, items: Iterable[T]) -> None:
         """Start anew with these items."""
         self._slots, self._slot_numbers, self._near = {}, [], []
-        self._near_slot, self._stale = -1, 0
+        self._near_slot, self._filed, self._stale = -1, 0, 0
         for item in items:
             self.add(item, self._deadline_of(item))
 
@@ -97,12 +96,12 @@ class Deadlines(Generic[T]):
                     deadline_ms = self._deadline_of(item)
                     if deadline_ms == filed_ms:
                         return deadline_ms
-                    heappop(near)
                     if deadline_ms > filed_ms:
                         self.add(item, deadline_ms)
                 else:
-                    heappop(near)
                     self._stale -= 1
+                heappop(near)
+                self._filed -= 1
             if not self._slot_numbers:
                 self._near_slot = -1
                 return None
@@ -113,14 +112,33 @@ class Deadlines(Generic[T]):
         due: list[T] = []
         while (deadline_ms := self.next_ms()) is not None and deadline_ms <= at_ms:
             item = heappop(self._near)[2]
+            self._filed -= 1
             item.timer = NO_TIMER
             due.append(item)
         return due
 
     def _pour(self, slot: int) -> None:
         self._near_slot = slot
-        for item in self._slots.pop(slot):
+        items = self._slots.pop(slot)
+        self._filed -= len(items)
+        for item in items:
             if item.timer == slot:
                 self.add(item, self._deadline_of(item))
             else:
                 self._stale -= 1
+
+    def _has_stale(self) -> None:
+        self._stale += 1
+        if self._stale > self._filed // 2 + STALE_ALLOWED:
+            self.rebuild(self._valid())
+
+    def _valid(self) -> list[T]:
+        """The items with a valid entry, each once."""
+        entries = [(NEAR, item) for _, _, item in self._near]
+        entries += [(slot, item) for slot, items in self._slots.items() for item in items]
+        valid = []
+        for timer, item in entries:
+            if item.timer == timer:
+                item.timer = NO_TIMER
+                valid.append(item)
+        return valid

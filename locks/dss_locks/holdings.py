@@ -89,7 +89,7 @@ class Holdings:
         self.clients[client] = self.clients.get(client, 0) + 1
         self.held[exclusive] += 1
         if ttl_ms:
-            self.leases.add(hold, self.deadline_ms(hold))
+            self.leases.add(hold, at_ms + ttl_ms)
         if claimant is not None:
             self.claims.add(claimant, hold)
         self.events.append(LockChanged("granted", key, client, MODES[exclusive], index, index))
@@ -132,8 +132,6 @@ class Holdings:
             self.leases.add(hold, self.deadline_ms(hold))
         elif ttl_ms < old_ttl_ms and self.deadline_ms(hold) < old_deadline_ms:
             self.leases.moved_forward(hold, self.deadline_ms(hold))
-        if self.leases.is_wasteful(self.held[0] + self.held[1]):
-            self.file_leases()
 
     def remove(self, hold: Hold, index: int) -> KeyLock:
         """The end of a hold."""
@@ -144,8 +142,6 @@ class Holdings:
         self.held[hold.exclusive] -= 1
         if hold.ttl_ms:
             self.leases.discard(hold)
-            if self.leases.is_wasteful(self.held[0] + self.held[1]):
-                self.file_leases()
         if hold.claim_seq:
             self.claims.drop(hold)
         if hold.session:
@@ -219,10 +215,6 @@ class Holdings:
             return "holds_max"
         return "holds_per_client_max" if own + new > limits.holds_per_client_max else ""
 
-    def file_leases(self) -> None:
-        """File every lease again."""
-        self.leases.rebuild(hold for hold in self.all() if hold.ttl_ms)
-
     def all(self) -> Iterator[Hold]:
         """Every hold, in the order of the table."""
         for lock in self.locks.values():
@@ -243,7 +235,7 @@ class Holdings:
             if hold.session:
                 self.sessions.by_id[hold.session].keys[hold.key] = None
         self.claims.restore(boots, self.all())
-        self.file_leases()
+        self.leases.rebuild(hold for hold in self.all() if hold.ttl_ms)
 
     def _unbind(self, hold: Hold) -> None:
         if hold.session:

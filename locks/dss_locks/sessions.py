@@ -56,14 +56,12 @@ class Sessions:
         session.since_ms, session.ttl_ms = at_ms, ttl_ms
         if self.deadline_ms(session) < old_deadline_ms:
             self.deadlines.moved_forward(session, self.deadline_ms(session))
-            self._tidy()
 
     def forget(self, session: Session) -> None:
         """The session is over, and holds nothing any more."""
         del self.by_id[session.id]
         count_down(self.of_client, session.client)
         self.deadlines.discard(session)
-        self._tidy()
 
     def take_overdue(self, at_ms: int) -> list[Session]:
         """The sessions whose lease has run out, in an order that is the same everywhere."""
@@ -84,10 +82,6 @@ class Sessions:
         for session in self.by_id.values():
             self.of_client[session.client] = self.of_client.get(session.client, 0) + 1
         self.deadlines.rebuild(self.by_id.values())
-
-    def _tidy(self) -> None:
-        if self.deadlines.is_wasteful(len(self.by_id)):
-            self.deadlines.rebuild(self.by_id.values())
 
 
 def count_down(counts: dict[str, int], client: str) -> None:

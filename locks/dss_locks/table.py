@@ -195,7 +195,7 @@ class LockTable:
             hold = holdings.grant(key, client, exclusive, at_ms, index, command.ttl_ms, command.meta, session, origin)
             if command.lock_delay_ms:
                 hold.lock_delay_ms = command.lock_delay_ms
-            expires_in_ms = holdings.expires_in_ms(hold, at_ms)
+            expires_in_ms = command.ttl_ms or None if session is None else holdings.sessions.expires_in_ms(session.id, at_ms)
             return Result({"fencing_token": index, "expires_in_ms": expires_in_ms, "reentrant": False})
         place = self.waits.place(client, keys, exclusive)
         if self.waits.is_blocked(place):

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-from dss_locks.deadlines import NO_TIMER, Deadlines
+from dss_locks.deadlines import Deadlines
 from dss_locks.deadlock import find_cycle
 from dss_locks.holdings import Holdings
 from dss_locks.state import Caller, KeyLock, Place
@@ -46,11 +46,11 @@ class Waits:
 
     def same_as(self, place: Place) -> Place | None:
         """The place of an equal request of the same client that waits already."""
-        if place.client not in self.of_client:
-            return None
-        for own in self.of_client[place.client].values():
-            if own.keys == place.keys and own.exclusive == place.exclusive:
-                return own
+        own = self.of_client.get(place.client)
+        if own is not None:
+            for other in own.values():
+                if other.keys == place.keys and other.exclusive == place.exclusive:
+                    return other
         return None
 
     def over_limit(self, place: Place) -> str:
@@ -110,10 +110,7 @@ class Waits:
     def forget_caller(self, caller: Caller) -> None:
         """A call waits no more. Its place stays as it is."""
         del self.by_origin[caller.origin]
-        if caller.timer != NO_TIMER:
-            self.deadlines.discard(caller)
-            if self.deadlines.is_wasteful(len(self.by_origin)):
-                self.deadlines.rebuild(self.by_origin.values())
+        self.deadlines.discard(caller)
 
     def take_overdue(self, at_ms: int) -> list[Caller]:
         """The callers whose wait has run out, in the order in which it did."""
