@@ -215,21 +215,26 @@ class Broker:
 
     def _without_room(self, messages: list[NewMessage], at_ms: int) -> Result | None:
         """A refusal when these messages do not fit; duplicates need no room."""
+        topics = self.topics
         sizes: dict[str, int] = {}
         for new in messages:
-            topic = self.topics.get(new.topic)
-            if topic is not None and new.dedup_id:
+            name = new.topic
+            if new.dedup_id and (topic := topics.get(name)) is not None:
                 topic.forget_dedup(at_ms)
                 if new.dedup_id in topic.dedup:
                     continue
-            sizes[new.topic] = sizes.get(new.topic, 0) + len(new.value) + len(new.key) + len(new.headers)
+            sizes[name] = sizes.get(name, 0) + len(new.value) + len(new.key) + len(new.headers)
+        total, new_topics = self.registry.bytes, 0
         for name, size in sizes.items():
-            topic = self.topics.get(name)
-            if topic is not None and topic.settings.max_bytes and topic.bytes + size > topic.settings.max_bytes:
+            total += size
+            topic = topics.get(name)
+            if topic is None:
+                new_topics += 1
+            elif topic.settings.max_bytes and topic.bytes + size > topic.settings.max_bytes:
                 return _over_limit(f"topic {name!r} holds {topic.bytes} of {topic.settings.max_bytes} bytes")
-        if self.registry.bytes + sum(sizes.values()) > TOTAL_BYTES_MAX:
+        if total > TOTAL_BYTES_MAX:
             return _over_limit(f"all topics hold {self.registry.bytes} of {TOTAL_BYTES_MAX} bytes")
-        if len(self.topics) + sum(name not in self.topics for name in sizes) > TOPICS_MAX:
+        if new_topics and len(topics) + new_topics > TOPICS_MAX:
             return _over_limit(f"there are {TOPICS_MAX} topics")
         return None
 
@@ -304,7 +309,8 @@ class Broker:
             if held is None or group is None:
                 return Result({"acked": False})
             _finish(group, held, at_ms)
-            self._serve(group, at_ms)
+            if group.waiters:
+                self._serve(group, at_ms)
             return Result({"acked": True})
         return self._ack_many(group, command, at_ms, index)
 

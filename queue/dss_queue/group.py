@@ -122,8 +122,10 @@ class Group:
         size = 0
         while message is not None:
             answers.append(self._deliver(message, handout, visibility_ms, at_ms))
+            if len(answers) == messages_max:
+                break
             size += message.size
-            if len(answers) == messages_max or size > BYTES_PER_CONSUME_MAX:
+            if size > BYTES_PER_CONSUME_MAX:
                 break
             message = self._next()
         handout.live = len(answers)
