@@ -23,6 +23,7 @@ from dss_cache.policy import make_policy
 from dss_cache.reading import Found, Reader
 from dss_cache.trace import Trace, Transition
 from dss_cache.writeback import WriteBack
+from dss_raft.clocks import boot_time
 from dss_raft.commands import Command
 from dss_raft.errors import Refused
 from dss_raft.machine import Result
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 
 SERVICE = "cache"
 WRITE_BACK_AT_STOP_S = 3.0
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
-
-
-def boot_time() -> float:
-    """Seconds on a clock that also counts while the machine sleeps, where there is one; nothing ever sets it."""
-    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 class CacheService:

@@ -135,7 +135,7 @@ class LockRowAdmin(LockAdmin):
     actions = ("force_release",)
 
     def rows(self) -> list[LockRow]:
-        return rows_from_loop(lambda: lock_rows(_table(), operations.wall_clock_ms()))
+        return rows_from_loop(lambda: lock_rows(_table(), runtime.node().now_ms()))
 
     @admin.action(description="Force the release (with a reason)", permissions=["operate"])
     def force_release(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -167,7 +167,7 @@ class WaiterRowAdmin(LockAdmin):
     search_fields = ("client", "keys", "chain")
 
     def rows(self) -> list[WaiterRow]:
-        return rows_from_loop(lambda: waiter_rows(_table(), operations.wall_clock_ms()))
+        return rows_from_loop(lambda: waiter_rows(_table(), runtime.node().now_ms()))
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         context = {**(extra_context or {}), "clients_max": picture.CLIENTS_MAX}
@@ -191,7 +191,7 @@ class DelayRowAdmin(LockAdmin):
     search_fields = ("key", "lost_by")
 
     def rows(self) -> list[DelayRow]:
-        return rows_from_loop(lambda: delay_rows(_table(), operations.wall_clock_ms()))
+        return rows_from_loop(lambda: delay_rows(_table(), runtime.node().now_ms()))
 
 
 @admin.register(ForcedRow)

@@ -1,6 +1,6 @@
 """Answers to "who holds this, who waits, and why am I waiting": read-only views of the table. Pure, as the table is.
 
-Times are relative to `now_ms`, the asking node's wall clock.
+Times are relative to `now_ms`, applied time as the asking node knows it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -173,7 +172,7 @@ async def check(node: Node, request: CheckToken) -> Result:
 
 async def status(node: Node, request: StatusQuery) -> Result:
     await _consistent(node, request.consistency)
-    return Result(inspection.status(_table(node), request.key, wall_clock_ms(), request.client))
+    return Result(inspection.status(_table(node), request.key, node.now_ms(), request.client))
 
 
 async def graph(node: Node, request: GraphQuery) -> Result:
@@ -184,11 +183,6 @@ async def graph(node: Node, request: GraphQuery) -> Result:
 async def audit(node: Node, request: AuditQuery) -> Result:
     await _consistent(node, request.consistency)
     return Result({"forced": inspection.audit(_table(node))})
-
-
-def wall_clock_ms() -> int:
-    """Leases are stamped by the leader's wall clock; this node's own is as good a reading of "now" as there is."""
-    return time.time_ns() // 1_000_000
 
 
 def _table(node: Node) -> LockTable:

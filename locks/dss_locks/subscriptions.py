@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import msgspec
 
 from dss_locks.commands import CloseSession, KeepSession, RenewSession, StartSession, Watch
-from dss_locks.operations import wall_clock_ms
 from dss_locks.watching import SERVICE, LockEvent, LockWatchers, StateKind
 from dss_project.api.operation import Feed, Subscription
 from dss_raft.errors import Refused
@@ -39,7 +38,7 @@ async def watch(node: Node, request: Watch, feed: Feed) -> Result:
     kind: StateKind = "state"
     with _watchers(node).watch(request, feed) as lock_watch:
         while True:
-            await lock_watch.tell_state(kind, wall_clock_ms)
+            await lock_watch.tell_state(kind, node.now_ms)
             await lock_watch.until_anew()
             kind = "resync"
 

@@ -141,6 +141,9 @@ class FakeNode:
     def applied_index(self):
         return self.index
 
+    def now_ms(self):
+        return self.at_ms
+
     def on_event(self, event_type, callback):
         self.listeners[event_type].append(callback)
 

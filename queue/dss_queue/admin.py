@@ -117,7 +117,7 @@ class BacklogRowAdmin(LiveAdmin):
     search_fields = ("topic", "group")
 
     def rows(self) -> list[BacklogRow]:
-        return rows_from_loop(lambda: backlog_rows(_broker(), inspection.wall_clock_ms()))
+        return rows_from_loop(lambda: backlog_rows(_broker(), runtime.node().now_ms()))
 
 
 @admin.register(InFlightRow)
@@ -140,7 +140,7 @@ class InFlightRowAdmin(LiveAdmin):
     search_fields = ("msg_id", "topic", "group", "key", "value")
 
     def rows(self) -> list[InFlightRow]:
-        return rows_from_loop(lambda: in_flight_rows(_broker(), inspection.wall_clock_ms()))
+        return rows_from_loop(lambda: in_flight_rows(_broker(), runtime.node().now_ms()))
 
     @admin.action(description="Back to the queue now (the attempt counts as failed)", permissions=["operate"])
     def requeue(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from heapq import nsmallest
 from itertools import islice
@@ -18,11 +17,6 @@ from dss_queue.topic import Topic
 
 #: Topics in an answer that names none.
 TOPICS_SHOWN_MAX = 1000
-
-
-def wall_clock_ms() -> int:
-    """Now, for ages. Nothing is decided by it."""
-    return time.time_ns() // 1_000_000
 
 
 def stats(broker: Broker, topic_name: str, now_ms: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Calls are counted where they are made, in messages: an empty consume counts once
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import REGISTRY, Counter, Histogram
@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dss_queue.broker import Broker
-from dss_queue.inspection import oldest_age_ms, wall_clock_ms
+from dss_queue.inspection import oldest_age_ms
 from dss_queue.records import DeadLettered
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class StateCollector(Collector):
 
     def __init__(self) -> None:
         self.broker: Broker | None = None
+        self.now_ms: Callable[[], int] = lambda: 0
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         return iter(self._families())
@@ -88,7 +89,7 @@ class StateCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         in_flight, depth, oldest = self._families()
         totals: dict[str, list[float]] = {}
-        now_ms = wall_clock_ms()
+        now_ms = self.now_ms()
         for topic in list(self.broker.topics.values()) if self.broker is not None else ():
             label = topic.name if len(totals) < TOPIC_LABELS_MAX else OTHER
             total = totals.setdefault(label, [0, 0, 0])
@@ -115,7 +116,7 @@ REGISTRY.register(_collector)
 
 def attach(node: Node) -> None:
     """Let the gauges show this node's broker, and count dead letters while it leads. Once, when the node is built."""
-    _collector.broker = cast(Broker, node.machine("queue"))
+    _collector.broker, _collector.now_ms = cast(Broker, node.machine("queue")), node.now_ms
 
     def count_dead(event: DeadLettered, index: int) -> None:
         if node.is_leader:

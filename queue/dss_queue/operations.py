@@ -157,13 +157,13 @@ async def purge(node: Node, request: Purge) -> Result:
 async def stats(node: Node, request: StatsQuery) -> Result:
     if request.consistency == "linearizable":
         await node.read_index()
-    return Result(inspection.stats(_broker(node), request.topic, inspection.wall_clock_ms()))
+    return Result(inspection.stats(_broker(node), request.topic, node.now_ms()))
 
 
 async def peek(node: Node, request: PeekQuery) -> Result:
     if request.consistency == "linearizable":
         await node.read_index()
-    lines = inspection.peek(_broker(node), request.topic, request.group, request.dead, request.limit, inspection.wall_clock_ms())
+    lines = inspection.peek(_broker(node), request.topic, request.group, request.dead, request.limit, node.now_ms())
     return Result({"messages": [shown(line) for line in lines]})
 
 

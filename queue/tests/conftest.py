@@ -44,6 +44,9 @@ class LocalNode:
     def on_event(self, event_type, callback):
         self.listeners[event_type] = callback
 
+    def now_ms(self):
+        return time.time_ns() // 1_000_000
+
     def on_tick(self, callback):
         self.tick_listeners.append(callback)
 
@@ -74,7 +77,7 @@ class LocalNode:
     def tick(self):
         """An entry with the stamp of now."""
         self.index += 1
-        self.at_ms = time.time_ns() // 1_000_000
+        self.at_ms = self.now_ms()
         self.broker.expire(self.at_ms, self.index)
         self.collect()
         for callback in self.tick_listeners:

@@ -33,7 +33,7 @@ class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):
 class Batch(msgspec.Struct, Generic[C], array_like=True, frozen=True):
     """The data of a COMMANDS entry."""
 
-    #: the leader's wall clock in ms since 1970; applied time never goes back even if this does
+    #: the leader's stamp (`StampClock`), ms; applied time never goes back even if this does
     at_ms: int
     #: what the leader proposes on its own account; never re-sent after a leader change
     own: list[C]

@@ -7,6 +7,7 @@ from collections import deque
 
 from dss_raft import metrics
 from dss_raft.batch import encode_batch, encode_command
+from dss_raft.clocks import StampClock
 from dss_raft.commands import Command
 from dss_raft.core import Busy, NotLeader, RaftCore
 from dss_raft.replica import Replica
@@ -18,17 +19,13 @@ BATCH_BYTES_MAX = 1024 * 1024
 GATHERED_BYTES_MAX = 64 * 1024 * 1024
 
 
-def wall_clock_ms() -> int:
-    """The leader's stamp: ms since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 class Proposals:
     """A leader's next entries."""
 
-    def __init__(self, core: RaftCore, replica: Replica) -> None:
+    def __init__(self, core: RaftCore, replica: Replica, clock: StampClock | None = None) -> None:
         self._core = core
         self._replica = replica
+        self._clock = clock or StampClock()
         self._term = 0
         self._groups: list[bytes] = []
         self._own: list[bytes] = []
@@ -68,7 +65,7 @@ class Proposals:
         if self._core.last_index != self._replica.applied_index:
             return False
         deadline = self._replica.next_deadline_ms()
-        if deadline is None or deadline > wall_clock_ms():
+        if deadline is None or deadline > self._now_ms():
             return False
         self.stamp()
         return True
@@ -81,9 +78,8 @@ class Proposals:
             while count < len(self._groups) and size < BATCH_BYTES_MAX:
                 size += len(self._groups[count])
                 count += 1
-            at_ms = max(self._replica.at_ms, wall_clock_ms())
             try:
-                index = self._core.propose(encode_batch(at_ms, self._own, self._groups[:count]))
+                index = self._core.propose(encode_batch(self._now_ms(), self._own, self._groups[:count]))
             except (NotLeader, Busy):
                 return
             self._proposed.append((index, time.perf_counter()))
@@ -96,6 +92,9 @@ class Proposals:
         """Entries up to `index` are committed: note how long that took."""
         while self._proposed and self._proposed[0][0] <= index:
             metrics.COMMIT_SECONDS.observe(time.perf_counter() - self._proposed.popleft()[1])
+
+    def _now_ms(self) -> int:
+        return self._clock.now_ms(self._core.term, self._replica.at_ms)
 
     def _enter_term(self) -> None:
         if self._term != self._core.term:

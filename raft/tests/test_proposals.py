@@ -7,6 +7,7 @@ import pytest
 
 from dss_raft import proposals as module
 from dss_raft.batch import Batch, encode_command, encode_group
+from dss_raft.clocks import wall_clock_ms
 from dss_raft.core import Busy
 from dss_raft.proposals import Proposals
 from dss_raft.replica import Replica
@@ -110,9 +111,9 @@ def test_a_new_term_has_the_whole_room(core, proposals, monkeypatch):
 
 
 def test_a_stamp_is_proposed_only_when_something_is_due(core, proposals, monkeypatch):
-    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: module.wall_clock_ms() + 60_000)
+    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: wall_clock_ms() + 60_000)
     assert not proposals.stamp_if_due()
-    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: module.wall_clock_ms() - 1)
+    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: wall_clock_ms() - 1)
     core.last_index = 1
     assert not proposals.stamp_if_due(), "an entry is on its way that may see to it"
     core.last_index = 0

@@ -40,6 +40,16 @@ COMPONENT_MUTANTS = (
         ("raft/tests/test_replica.py::test_nothing_expires_without_a_later_stamp",),
     ),
     ComponentMutant(
+        "stamps with whatever the wall clock says",
+        "dss_raft.clocks",
+        "        if term != self._term:\n",
+        "        if True:\n",
+        (
+            "raft/tests/test_clocks.py::test_a_jump_of_the_wall_clock_ends_nothing_early_and_keeps_nothing_alive",
+            "raft/tests/simulation/test_simulation.py::test_a_wall_clock_that_is_set_harms_nobody",
+        ),
+    ),
+    ComponentMutant(
         "a fencing token counted by the process",
         "dss_locks.holdings",
         "hold = Hold(key, client, exclusive, index, at_ms",

@@ -11,6 +11,7 @@ All checks look only at the node that has just moved, so that a step costs the s
     linearizable_read    a read's index is at least what anybody had applied when it was asked
     answered             what a proposer was told about its proposal is so, and stays so
     exactly_once         a session's commands are applied once each, in order, and answered alike by every node
+    time                 applied time never goes back, and within a term it is never faster than time, whoever sets a wall clock
     progress             once healed, a leader is elected, commits, and everybody catches up
     core_invariant       the core's own run-time checks
     crash                an exception that nobody expects
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dss_raft.clocks import PULL
 from dss_raft.core import Role
 from dss_raft.core.messages import AppendEntries, AppendReply, Entry, EntryKind, PreVote, PreVoteReply, SnapshotReply, VoteReply
 
@@ -56,6 +58,10 @@ class Checker:
         self.floors: dict[int, int] = {}
         #: (node, boot, seq) -> (index, total) as first answered
         self.session_answers: dict[tuple[str, int, int], tuple[int, int]] = {}
+        #: (index, term) -> when it was proposed
+        self.proposed_us: dict[tuple[int, int], int] = {}
+        #: index -> (term, when it was proposed, applied time after it)
+        self.stamped: dict[int, tuple[int, int, int]] = {}
         self.reads_answered = 0
         self.answered = 0
 
@@ -151,6 +157,7 @@ class Checker:
 
     def proposed(self, node: SimNode, index: int, data: bytes) -> None:
         node.proposed[index] = (node.core.term, data)
+        self.proposed_us[index, node.core.term] = node.clocks.now_us()
 
     def delivered(self, node: SimNode, entry: Entry) -> None:
         """What `propose` returned must be where the entry really is."""
@@ -159,6 +166,19 @@ class Checker:
             if entry.kind != EntryKind.COMMANDS or entry.data != data:
                 raise Violation("answered", f"{node.id} was promised {data!r} at {entry.index}, committed is {entry.data!r}")
             self.answered += 1
+
+    def time_applied(self, entry: Entry, before_ms: int, after_ms: int) -> None:
+        """Applied time never goes back, and within a term it is never faster than time."""
+        if after_ms < before_ms:
+            raise Violation("time", f"entry {entry.index} sets applied time from {before_ms} back to {after_ms}")
+        proposed_us = self.proposed_us.get((entry.index, entry.term))
+        if proposed_us is None or entry.index in self.stamped:
+            return
+        self.stamped[entry.index] = (entry.term, proposed_us, after_ms)
+        term, earlier_us, earlier_ms = self.stamped.get(entry.index - 1, (0, 0, 0))
+        passed_ms = (proposed_us - earlier_us) / 1000
+        if term == entry.term and after_ms - earlier_ms > passed_ms * (1 + PULL) + 2:
+            raise Violation("time", f"entry {entry.index} moves applied time by {after_ms - earlier_ms} ms in {passed_ms:g} ms")
 
     def session_answered(self, node_id: str, boot: int, seq: int, index: int, total: int) -> None:
         known = self.session_answers.setdefault((node_id, boot, seq), (index, total))

@@ -9,6 +9,7 @@ from typing import Any
 
 import sim_profile
 from sim_check import Violation
+from sim_clocks import SimClocks
 from sim_heap import Heap
 from sim_node import SimNode
 from sim_sessions import Forward
@@ -52,7 +53,8 @@ class Drivers(Heap):
             "uncommitted_bytes_max": self.profile.uncommitted_bytes_max,
         }
         sessions_of = self.check if self.profile.sessions else None
-        node = SimNode(len(self.nodes), node_id, configuration, limits, self.rng.getrandbits(32), sessions_of)
+        clocks = SimClocks(lambda: self.now, self.seed << 8 | len(self.nodes), self.happened)
+        node = SimNode(len(self.nodes), node_id, configuration, limits, self.rng.getrandbits(32), sessions_of, clocks)
         self.nodes[node_id] = node
         node.clock_rate = self.rng.uniform(*self.profile.clock_rates)
         self._wake(node)

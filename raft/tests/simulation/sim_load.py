@@ -7,7 +7,7 @@ from collections.abc import Callable
 import sim_profile
 from sim_drivers import RESEND_US, Drivers
 from sim_node import SimNode
-from sim_sessions import Forward, batch
+from sim_sessions import Forward
 
 from dss_raft.core import AddLearner, Busy, ChangeRefused, NotLeader, Remove, Role
 from dss_raft.core.messages import Configuration
@@ -39,12 +39,12 @@ class Load(Drivers):
             self._submit(self.rng.choice(awake), burst)
             return
         for _ in range(burst):
-            self._propose(node, self._data())
+            self._propose(node, self._data(node))
         self._drain(node)
 
-    def _data(self) -> bytes:
+    def _data(self, node: SimNode) -> bytes:
         self._next_data += 1
-        return b"%d" % self._next_data if not self.profile.sessions else batch(self.now, [])
+        return b"%d" % self._next_data if node.sessions is None else node.sessions.batch(node.core.term, [])
 
     def _submit(self, node: SimNode, count: int) -> None:
         """A node's callers: their commands go to the leader, as far as it is known."""
@@ -68,14 +68,16 @@ class Load(Drivers):
         if not groups or not leader_id:
             return
         if leader_id == node.id:
-            self._propose(node, batch(self.now, groups))
+            assert node.sessions is not None
+            self._propose(node, node.sessions.batch(node.core.term, groups))
             self._drain(node)
         else:
             self._transmit(Forward(node.id, leader_id, groups))
 
     def _arrived(self, node: SimNode, forward: Forward) -> None:
         if node.core.role is Role.LEADER:
-            self._propose(node, batch(self.now, forward.groups))
+            assert node.sessions is not None
+            self._propose(node, node.sessions.batch(node.core.term, forward.groups))
 
     def _propose(self, node: SimNode, data: bytes) -> int:
         try:

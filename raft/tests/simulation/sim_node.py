@@ -7,6 +7,7 @@ import zlib
 from typing import Any
 
 from sim_check import Checker
+from sim_clocks import SimClocks
 from sim_sessions import Sessions
 
 from dss_raft.core import CoreConfig, RaftCore, Role
@@ -65,10 +66,12 @@ class SimNode:
         limits: dict[str, Any],
         seed: int,
         sessions_of: Checker | None,
+        clocks: SimClocks,
     ) -> None:
         self.number = number
         #: given: a Replica with sessions is the state machine
         self.sessions_of = sessions_of
+        self.clocks = clocks
         #: starts of this node, durable
         self.boots = 0
         self.id = node_id
@@ -99,7 +102,7 @@ class SimNode:
         self.paused_until = 0
         self.core = RaftCore(config, self.store.boot(), self.rng)
         self.boots += 1
-        self.sessions = Sessions(self.id, self.boots, self.sessions_of) if self.sessions_of is not None else None
+        self.sessions = Sessions(self.id, self.boots, self.sessions_of, self.clocks) if self.sessions_of is not None else None
         self.load(self.store.snapshots[self.store.snapshot.index])
         self.seen_role = Role.FOLLOWER
         self.seen_commit = self.core.commit_index

@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 from sim_check import Checker, Violation
+from sim_clocks import SimClocks
 
 from dss_raft.batch import encode_batch, encode_command, encode_group
+from dss_raft.clocks import StampClock
 from dss_raft.commands import Command
 from dss_raft.core.messages import Entry
 from dss_raft.machine import Event, Origin, Result
@@ -77,12 +79,13 @@ class Counter:
 class Sessions:
     """One node's replica and its own commands in flight; memory only, a restart begins a new boot."""
 
-    def __init__(self, node_id: str, boot: int, check: Checker) -> None:
+    def __init__(self, node_id: str, boot: int, check: Checker, clocks: SimClocks) -> None:
         self.node_id = node_id
         self.boot = boot
         self.check = check
         self.counter = Counter(check)
         self.replica = Replica(node_id, [self.counter])
+        self.stamps = StampClock(clocks.wall_ms, clocks.steady_s)
         self.next_seq = 1
         self.in_flight: dict[int, bytes] = {}
         self.answered: list[int] = []
@@ -93,7 +96,9 @@ class Sessions:
 
     def apply(self, entry: Entry) -> int:
         """Apply, settle what is this node's, and return a number that stands for the whole state."""
+        before_ms = self.replica.at_ms
         self.replica.apply(entry)
+        self.check.time_applied(entry, before_ms, self.replica.at_ms)
         for boot, seq, result in self.replica.take_outcomes():
             if boot == self.boot:
                 self._settle(seq, result)
@@ -101,7 +106,7 @@ class Sessions:
 
     def face(self) -> int:
         given = self.counter.given
-        return zlib.crc32(repr((self.counter.total, sorted(given.items()))).encode())
+        return zlib.crc32(repr((self.counter.total, self.replica.at_ms, sorted(given.items()))).encode())
 
     def dump(self) -> bytes:
         return self.replica.snapshot()
@@ -141,7 +146,6 @@ class Sessions:
         answered, self.answered = self.answered, []
         return encode_group(self.node_id, self.boot, first_seq, answered, commands)
 
-
-def batch(now_us: int, groups: list[bytes]) -> bytes:
-    """The data of an entry."""
-    return encode_batch(now_us // 1000, [], groups)
+    def batch(self, term: int, groups: list[bytes]) -> bytes:
+        """The data of an entry that this node proposes as the leader of `term`."""
+        return encode_batch(self.stamps.now_ms(term, self.replica.at_ms), [], groups)

@@ -22,7 +22,17 @@ HAPPENINGS = (
     *(name for name in sim_profile.FAULTS if name != "heal"),
     *("message lost", "message late", "message doubled"),
     *("disk stall", "write lost at a crash", "write kept at a crash", "flipped bit"),
-    *("restart", "clock jump", "snapshot", "chunk", "transfer", "forced election", "member added", "member removed"),
+    *(
+        "restart",
+        "clock jump",
+        "wall clock set",
+        "snapshot",
+        "chunk",
+        "transfer",
+        "forced election",
+        "member added",
+        "member removed",
+    ),
 )
 
 
@@ -193,7 +203,7 @@ class World(Load):
         if leader is None:
             return False
         if self.final_term != leader.core.term:
-            self.final_index = self._propose(leader, self._data())
+            self.final_index = self._propose(leader, self._data(leader))
             self.final_term = leader.core.term if self.final_index else 0
             self._drain(leader)
             return False

@@ -1,0 +1,40 @@
+"""The clocks that a simulated node stamps with. Dice of their own, so that the rest of a seed's world stays what it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+
+HOUR_MS = 3_600_000
+#: far enough from 1970 for any jump
+EPOCH_MS = 100 * HOUR_MS
+#: later nothing is set any more
+LAST_JUMP_US = 1_500_000
+
+
+class SimClocks:
+    """A wall clock, which somebody sets now and then, by up to an hour, and a steady one. Both outlive the node's process.
+
+    Args:
+        now_us: the world's time.
+        happened: counts how often the wall clock was set.
+    """
+
+    def __init__(self, now_us: Callable[[], int], seed: int, happened: Counter[str]) -> None:
+        dice = Random(seed)
+        self.now_us = now_us
+        self._happened = happened
+        self._offset_ms = dice.choice((0, 0, dice.randint(-60_000, 60_000)))
+        self._jumps = sorted(
+            (dice.randint(0, LAST_JUMP_US), dice.randint(-HOUR_MS, HOUR_MS)) for _ in range(dice.choice((0, 0, 1, 3, 10)))
+        )
+
+    def wall_ms(self) -> int:
+        while self._jumps and self._jumps[0][0] <= self.now_us():
+            self._offset_ms = self._jumps.pop(0)[1]
+            self._happened["wall clock set"] += 1
+        return EPOCH_MS + self.now_us() // 1000 + self._offset_ms
+
+    def steady_s(self) -> float:
+        return self.now_us() / 1e6
