@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from time import perf_counter
@@ -13,7 +14,7 @@ import structlog
 from django.conf import settings
 from django.http import Http404
 from django.urls import URLPattern, path
-from django.utils.html import format_html
+from django.utils.html import escape, format_html
 from django.utils.safestring import mark_safe
 from rest_framework import exceptions
 from rest_framework.authentication import SessionAuthentication
@@ -184,7 +185,7 @@ class OperationView(APIView):
     def get_view_description(self, html: bool = False) -> str:
         texts = []
         for operation in self.operations.values():
-            text = format_html("<p>{}</p>", operation.description or operation.summary)
+            text = format_html("<p>{}</p>", _with_code(operation.description or operation.summary))
             if self.routes[operation.method].decoder.reads_query and operation.example:
                 query = "&".join(f"{name}={value}" for name, value in operation.example.items())
                 text += format_html(
@@ -192,6 +193,11 @@ class OperationView(APIView):
                 )
             texts.append(text)
         return mark_safe("".join(texts)) if html else ""
+
+
+def _with_code(text: str) -> str:
+    """What stands in backticks is code."""
+    return mark_safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def document_response(answer: Answer) -> Response:

@@ -11,6 +11,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from dss_project.api.views import _with_code
+
 pytestmark = pytest.mark.django_db
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -52,6 +54,11 @@ def test_the_landing_page_says_who_leads(doors: Any) -> None:
     assert "term 3" in page
     for link in ("/api/docs", "/api/schema", "/admin/", "/metrics", "/raft/status"):
         assert f'href="{link}"' in page
+
+
+def test_what_stands_in_backticks_is_shown_as_code() -> None:
+    assert _with_code("with `if_version` <b>") == "with <code>if_version</code> &lt;b&gt;"
+    assert _with_code("a ` alone") == "a ` alone"
 
 
 def test_the_browsable_page_of_a_post_is_filled_in(doors: Any) -> None:
