@@ -185,11 +185,16 @@ async def run(port: int, calls: Calls, connections: int, seconds: float) -> tupl
     return load, time.perf_counter() - began
 
 
+def put_keys(node: LocalNode) -> None:
+    """What the scenario `get` reads."""
+    for key in range(KEYS):
+        node.call("POST", "/cache/put", {"key": f"hit-{key}", "value": VALUE})
+
+
 def measure(node: LocalNode, server: str, name: str, connections: int, seconds: float) -> Row:
     scenario = SCENARIOS[name]
     if name == "get":
-        for key in range(KEYS):
-            node.call("POST", "/cache/put", {"key": f"hit-{key}", "value": VALUE})
+        put_keys(node)
     elif name == "consume-100":
         uvloop.run(run(node.port, publish_batches, connections, seconds))
     uvloop.run(run(node.port, scenario.calls, connections, min(1.0, seconds)))

@@ -50,8 +50,7 @@ def serve(server: str) -> None:
         try:
             cluster.wait_ready()
             follower = cluster.followers()[0]
-            for key in range(bench_http.KEYS):
-                follower.call("POST", "/cache/put", {"key": f"hit-{key}", "value": bench_http.VALUE})
+            bench_http.put_keys(follower)
             pids = [node.process.pid for node in cluster.nodes if node.process]
             print(json.dumps([follower.port, pids]), flush=True)
             sys.stdin.read()

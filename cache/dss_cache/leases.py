@@ -178,16 +178,20 @@ class GrantedLeases:
         self._revoking.clear()
         self._behind.clear()
 
+    @property
+    def lease_ms(self) -> int:
+        """L of this leader's grants, as nodes tell each other."""
+        return round(self.lease_s * 1000)
+
     def to_agree(self, longest_ms: int, now: float) -> AgreeLease | None:
         """What is to be proposed now: how long this leader's leases are, before the first one, and again when longer ones are over.
 
         Args:
             longest_ms: what the log says.
         """
-        own_ms = round(self.lease_s * 1000)
-        if self._agreeing or (self.is_agreed and (longest_ms == own_ms or not self.longer_are_over(now))):
+        if self._agreeing or (self.is_agreed and (longest_ms == self.lease_ms or not self.longer_are_over(now))):
             return None
-        return AgreeLease(lease_ms=own_ms, term=self.term, longer_are_over=self.is_agreed)
+        return AgreeLease(lease_ms=self.lease_ms, term=self.term, longer_are_over=self.is_agreed)
 
     def agreeing(self) -> None:
         """It was proposed."""

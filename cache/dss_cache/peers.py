@@ -245,7 +245,7 @@ class Peers:
         if not node.is_leader or granted.term != node.term or not granted.may_grant(holder, now):
             return _refusal(token)
         granted.grant(holder, now)
-        return Grant(token, node.commit_index, round(granted.lease_s * 1000))
+        return Grant(token, node.commit_index, granted.lease_ms)
 
     async def _answer_renewal(self, peer: str, token: int) -> None:
         try:

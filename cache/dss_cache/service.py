@@ -9,7 +9,6 @@ Everything runs in the node's event loop.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -23,7 +22,7 @@ from dss_cache.policy import make_policy
 from dss_cache.reading import Found, Reader
 from dss_cache.trace import Trace, Transition
 from dss_cache.writeback import WriteBack
-from dss_raft.clocks import boot_time
+from dss_raft.clocks import boot_time, wall_clock_ms
 from dss_raft.commands import Command
 from dss_raft.errors import Refused
 from dss_raft.machine import Result
@@ -161,7 +160,7 @@ class CacheService:
             self.peers.renew_soon()
 
     def _line_changed(self, key: str, came_from: str, went_to: str, why: str, version: int) -> None:
-        self.trace.add(Transition(time.time_ns() // 1_000_000, key, came_from, went_to, why, version))
+        self.trace.add(Transition(wall_clock_ms(), key, came_from, went_to, why, version))
 
     # ---------------------------------------------------------------- snapshots
 

@@ -31,11 +31,7 @@ class Claims:
             self._boots[node] = boot
             self._nodes[node] = {}
         hold.claim_node, hold.claim_seq, hold.token_before = node, seq, token_before
-        by_seq = self._nodes[node]
-        if seq in by_seq:
-            self._register(by_seq, seq, hold)
-        else:
-            by_seq[seq] = hold
+        self._register(self._nodes[node], seq, hold)
 
     def drop(self, hold: Hold) -> None:
         """The grant can no longer be taken back."""

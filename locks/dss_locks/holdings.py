@@ -89,6 +89,7 @@ class Holdings:
         self.clients[client] = self.clients.get(client, 0) + 1
         self.held[exclusive] += 1
         if ttl_ms:
+            # Its `deadline_ms`: no leader took over later than now.
             self.leases.add(hold, at_ms + ttl_ms)
         if claimant is not None:
             self.claims.add(claimant, hold)

@@ -63,3 +63,28 @@ class StampClock:
         self._read_at_s = steady_s
         self._ms = max(self._ms, applied_ms)
         return int(self._ms)
+
+
+class AppliedClock:
+    """Applied time as of now, as well as a node can tell that does not stamp: the latest stamp it has applied, and what has passed since.
+
+    Args:
+        wall_ms, steady_s: as for `StampClock`.
+    """
+
+    def __init__(self, wall_ms: Callable[[], int] = wall_clock_ms, steady_s: Callable[[], float] = boot_time) -> None:
+        self._wall_ms = wall_ms
+        self._steady_s = steady_s
+        self._applied_ms = 0
+        self._applied_at_s = 0.0
+
+    def applied(self, at_ms: int) -> None:
+        """Applied time is `at_ms`; told again, it changes nothing."""
+        if at_ms != self._applied_ms:
+            self._applied_ms, self._applied_at_s = at_ms, self._steady_s()
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970, about; the wall clock's before anything was applied."""
+        if not self._applied_ms:
+            return self._wall_ms()
+        return self._applied_ms + int((self._steady_s() - self._applied_at_s) * 1000)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dss_raft import members
-from dss_raft.clocks import boot_time, wall_clock_ms
+from dss_raft.clocks import AppliedClock
 from dss_raft.commands import Command, OpenSession
 from dss_raft.control import CHANNEL, Control
 from dss_raft.core import CoreConfig, RaftCore, Role
@@ -74,8 +74,7 @@ class Node:
         self._tick_waiters: list[asyncio.Future[None]] = []
         self._peer_listeners: list[Callable[[str], None]] = []
         self._replacement_listeners: list[Callable[[], None]] = []
-        #: the stamp applied last, and when on `boot_time`
-        self._stamp_applied_ms, self._stamp_applied_at_s = 0, 0.0
+        self._applied_clock = AppliedClock()
         self._channels: dict[str, Callable[[str, bytes], None]] = {}
         self._control = Control(self.send, members.doers(self))
         self._channels[CHANNEL] = self._control.receive
@@ -126,7 +125,7 @@ class Node:
         snapshots.parts = self._parts
         if boot_state.snapshot.index > 0:
             await snapshots.restore(boot_state.snapshot)
-            self._note_stamp()
+            self._applied_clock.applied(self.replica.at_ms)
         self._links = PeerLinks(
             node_id=config.node_id,
             cluster_id=config.cluster_id,
@@ -179,9 +178,7 @@ class Node:
 
     def now_ms(self) -> int:
         """Applied time as of now, as well as this node can tell: what leases and ages are measured by."""
-        if not self.replica.at_ms:
-            return wall_clock_ms()
-        return self.replica.at_ms + int((boot_time() - self._stamp_applied_at_s) * 1000)
+        return self._applied_clock.now_ms()
 
     @property
     def commit_index(self) -> int:
@@ -390,7 +387,7 @@ class Node:
     def entries_applied(self) -> None:
         """Entries were applied here: answer callers, tell listeners."""
         replica, outbox = self.replica, self._outbox
-        self._note_stamp()
+        self._applied_clock.applied(self.replica.at_ms)
         self._proposals.committed(replica.applied_index)
         outcomes = replica.take_outcomes()
         for boot, seq, result in outcomes:
@@ -413,15 +410,11 @@ class Node:
 
     def state_replaced(self) -> None:
         """A snapshot from the leader has replaced the state."""
-        self._note_stamp()
+        self._applied_clock.applied(self.replica.at_ms)
         self._outbox.adopt(self.replica.sessions.get(self.node_id))
         self._reads.release(self.applied_index)
         for callback in self._replacement_listeners:
             callback()
-
-    def _note_stamp(self) -> None:
-        if self.replica.at_ms != self._stamp_applied_ms:
-            self._stamp_applied_ms, self._stamp_applied_at_s = self.replica.at_ms, boot_time()
 
     def read_settled(self, state: ReadState) -> None:
         self._reads.settle(state)

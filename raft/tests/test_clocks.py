@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dss_raft.clocks import PULL, StampClock
+from dss_raft.clocks import PULL, AppliedClock, StampClock
 
 HOUR_MS = 3_600_000
 
@@ -17,6 +17,7 @@ class Clocks:
     def __init__(self) -> None:
         self.wall_ms, self.steady_s = 1_000_000_000, 5.0
         self.stamps = StampClock(lambda: self.wall_ms, lambda: self.steady_s)
+        self.told = AppliedClock(lambda: self.wall_ms, lambda: self.steady_s)
 
     def passes(self, ms: int) -> None:
         self.wall_ms += ms
@@ -85,3 +86,14 @@ def test_within_a_leadership_time_flows_at_the_rate_of_the_steady_clock(steps):
         assert stamp >= before
         assert abs(stamp - first - passed_ms) <= passed_ms * PULL + 2
         before = stamp
+
+
+def test_a_node_tells_applied_time_by_the_latest_stamp_and_not_by_its_wall_clock(clocks):
+    assert clocks.told.now_ms() == clocks.wall_ms, "nothing was applied yet"
+    clocks.told.applied(5_000)
+    clocks.wall_ms += HOUR_MS
+    clocks.passes(250)
+    clocks.told.applied(5_000)
+    assert clocks.told.now_ms() == 5_250
+    clocks.told.applied(5_400)
+    assert clocks.told.now_ms() == 5_400
