@@ -56,10 +56,10 @@ postman: ## run the Postman collection against a running cluster (NODES=1: the s
 		-e postman/$(if $(filter 1,$(NODES)),single,local).postman_environment.json $(ARGS)
 
 sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its trace
-	@$(BIN)/python raft/tests/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
+	@$(BIN)/python tests/raft/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
 
 mutants: $(READY) ## break Raft in many small ways, and see that every break is found
-	@$(BIN)/python raft/tests/simulation/mutants.py $(ARGS)
+	@$(BIN)/python tests/raft/simulation/mutants.py $(ARGS)
 
 model: ## search the model of the cache's protocol to the end, and see that every mistake is found (needs spin and gcc)
 	@$(PYTHON) cache/model/check.py $(ARGS)
@@ -67,7 +67,7 @@ model: ## search the model of the cache's protocol to the end, and see that ever
 chaos: $(READY) ## 100,000 messages, 200,000 cache operations, 10 rounds of locks on clusters that are killed, paused and cut (cut: as root on Linux)
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
-		tests/test_queue_under_faults.py tests/test_locks_under_faults.py tests/test_cache_under_faults.py $(ARGS)
+		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
 
 lock: ## pin the dependencies of pyproject.toml anew (needs pip-tools)
 	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dss_queue.broker import Broker
-from dss_queue.commands import Ack, Consume, NewMessage, Publish
-from dss_raft.machine import Origin
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import Ack, Consume, NewMessage, Publish
+from dss_raft.replication.machine import Origin
 
 TOPIC, GROUP = "bench", "workers"
 PER_ENTRY = 50

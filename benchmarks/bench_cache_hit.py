@@ -24,11 +24,11 @@ from typing import Any
 import uvloop
 
 from dss_cache import operations
-from dss_cache.commands import GetRequest
-from dss_cache.directory import Directory
-from dss_cache.memory_redis import RedisMemory
+from dss_cache.core.commands import GetRequest
+from dss_cache.core.directory import Directory
+from dss_cache.redis_store import RedisMemory
 from dss_cache.service import CacheService
-from dss_project.local_cluster import LocalCluster, LocalNode, free_ports
+from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
 RESULTS = Path(__file__).parent / "results" / "bench_cache_hit.json"
 LINES = 10_000

@@ -46,9 +46,9 @@ async def paused_ms(work: Awaitable[Any], pauses: list[float]) -> Any:
 async def measure(lines: int, size: int) -> dict[str, Any]:
     from django.db import connections
 
-    from dss_cache.memory import Stored
-    from dss_cache.memory_django import DjangoMemory
-    from dss_cache.models import StoredValue
+    from dss_cache.backing_store import Stored
+    from dss_cache.django_app.backing_store import DjangoMemory
+    from dss_cache.django_app.models import StoredValue
 
     def make_table(alias: str) -> None:
         with connections[alias].schema_editor() as editor:

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from itertools import accumulate, cycle, islice
 from pathlib import Path
 
-from dss_cache.lines import Lines
-from dss_cache.policy import make_policy
+from dss_cache.core.lines import Lines
+from dss_cache.core.policy import make_policy
 
 RESULTS = Path(__file__).parent / "results" / "bench_cache_policies.json"
 POLICIES = ("lru", "w-tinylfu")

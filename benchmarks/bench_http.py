@@ -24,7 +24,7 @@ from typing import Any, cast
 import psutil
 import uvloop
 
-from dss_project.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports
+from dss_dev.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports
 
 RESULTS = Path(__file__).parent / "results" / "bench_http.json"
 VALUE = {"id": 1, "text": "x" * 100}

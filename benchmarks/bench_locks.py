@@ -16,11 +16,11 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
-from dss_locks.commands import Acquire, Release, Watch
-from dss_locks.state import Limits, LockChanged
-from dss_locks.table import LockTable
+from dss_locks.core.commands import Acquire, Release, Watch
+from dss_locks.core.state import Limits, LockChanged
+from dss_locks.core.table import LockTable
 from dss_locks.watching import LockWatchers
-from dss_raft.machine import Origin
+from dss_raft.replication.machine import Origin
 
 COMMANDS_PER_ENTRY = 64
 AT_MS = 1_700_000_000_000

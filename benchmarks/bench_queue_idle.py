@@ -25,7 +25,7 @@ import psutil
 import uvloop
 from websockets.asyncio.client import ClientConnection, connect
 
-from dss_project.local_cluster import HOST, ROOT, LocalCluster, free_ports
+from dss_dev.local_cluster import HOST, ROOT, LocalCluster, free_ports
 
 RESULTS = Path(__file__).parent / "results" / "bench_queue_idle.json"
 WAIT_MS = 20_000

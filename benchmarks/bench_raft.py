@@ -36,8 +36,8 @@ async def run_node(node_id: str, ports: dict[str, int], directory: Path) -> None
     """One node; reads commands from standard input (`run CLIENTS SECONDS`, `status`), answers in JSON lines."""
     import structlog
 
+    from dss_dev.sum_machine import Sum
     from dss_raft.node import Node
-    from dss_raft.testing import Sum
 
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     node = Node(config_of(node_id, ports, directory), [Sum()])
@@ -54,7 +54,7 @@ async def run_node(node_id: str, ports: dict[str, int], directory: Path) -> None
 
 
 async def run_clients(node: Any, clients: int, seconds: float) -> dict[str, Any]:
-    from dss_raft.testing import Add
+    from dss_dev.sum_machine import Add
 
     latencies: list[float] = []
     entries = node.commit_index

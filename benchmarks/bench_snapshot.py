@@ -26,8 +26,8 @@ from typing import Any
 import structlog
 import uvloop
 
-from dss_queue.broker import Broker
-from dss_queue.commands import NewMessage, Publish
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import NewMessage, Publish
 from dss_raft.node import Node
 
 RESULTS = Path(__file__).parent / "results" / "bench_snapshot.json"

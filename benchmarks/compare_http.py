@@ -24,7 +24,7 @@ import bench_http
 import psutil
 import uvloop
 
-from dss_project.local_cluster import LocalCluster, free_ports
+from dss_dev.local_cluster import LocalCluster, free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 CONNECTIONS = 64

@@ -7,6 +7,7 @@ itself; a server that speaks ASGI's lifespan (`uvicorn dss_project.asgi:applicat
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dss_project.settings")
 
@@ -17,23 +18,27 @@ django.setup()
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 
-from dss_project import runtime  # noqa: E402
-from dss_project.api.guard import Guard  # noqa: E402
-from dss_project.api.lane import Lane  # noqa: E402
-from dss_project.api.registry import operations, subscriptions  # noqa: E402
-from dss_project.api.socket import SocketDoor  # noqa: E402
-from dss_project.consumers import RaftConsumer  # noqa: E402
-from dss_project.frontdoor import FrontDoor, lifespan  # noqa: E402
-from dss_project.hosts import HostCheck  # noqa: E402
+from dss_api import running  # noqa: E402
+from dss_api.guard import Guard  # noqa: E402
+from dss_api.host_check import HostCheck  # noqa: E402
+from dss_api.in_progress import InProgress  # noqa: E402
+from dss_api.json_fast_path import JsonFastPath  # noqa: E402
+from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
+from dss_project.http_entry import HttpEntryPoint  # noqa: E402
+from dss_project.lifespan import Lifespan  # noqa: E402
+from dss_project.raft_worker import RaftConsumer  # noqa: E402
+from dss_project.registry import operations, subscriptions  # noqa: E402
 
-lane = Lane(operations(), runtime.node, Guard(settings.NODE.api_token), settings.NODE.body_bytes_max)
-front = FrontDoor(lane, HostCheck(settings.NODE.allowed_hosts), settings.NODE.body_bytes_max)
+config = settings.NODE
+in_progress = InProgress()
+is_host_allowed = HostCheck(config.allowed_hosts)
+json = JsonFastPath(operations(), running.node, Guard(config.api_token), config.body_bytes_max)
 
-application = ProtocolTypeRouter(
+application: Any = ProtocolTypeRouter(
     {
-        "http": front,
-        "websocket": SocketDoor(lane, front, subscriptions()),
+        "http": HttpEntryPoint(json, is_host_allowed, in_progress, config.body_bytes_max),
+        "websocket": WebSocketEntryPoint(json, is_host_allowed, in_progress, subscriptions()),
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
-        "lifespan": lifespan,
+        "lifespan": Lifespan(lambda: application),
     }
 )

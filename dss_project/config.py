@@ -7,18 +7,17 @@ The table in the README is made from it (`manage.py settings_table`).
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dss_project import env
-
-NODE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-PORT_MAX = 65_535
-HOUR_MS = 3_600_000
+from dss_api import environment
+from dss_api.environment import HOUR_MS, PORT_MAX, setting
+from dss_cache.config import CacheConfig
+from dss_queue.config import QueueConfig
+from dss_raft.config import NODE_ID_PATTERN, Peer, RaftConfig
 
 
 class ConfigError(Exception):
@@ -30,19 +29,6 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """Another member of the cluster, as `PEERS` names it."""
-
-    id: str
-    #: its service address, "http://node-2:8102"
-    url: str
-    host: str
-    port: int
-    #: where it listens for other members
-    peer_port: int
-
-
-@dataclass(frozen=True, slots=True)
 class Setting:
     """One row of the table of settings."""
 
@@ -51,138 +37,38 @@ class Setting:
     meaning: str
 
 
-def _setting(variable: str, default: Any, meaning: str, read: env.Reader = env.text, shown: str | None = None) -> Any:
-    """A field that `from_env` fills from `variable`. `shown` describes a default that is computed."""
-    metadata = {"variable": variable, "meaning": meaning, "read": read, "shown": shown}
-    return field(default=default, metadata=metadata)
-
-
-def _read_node_id(value: str) -> str:
-    if not NODE_ID_PATTERN.fullmatch(value):
-        raise ValueError(f"must be 1 to 64 letters, digits, '.', '_' or '-', not {value!r}")
-    return value
-
-
-_port = env.integer(1, PORT_MAX)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeConfig:
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     """The settings of one node. `from_env` is the way to get one; tests may build their own."""
 
-    node_id: str = _setting("NODE_ID", "node-1", "This node's name, unique in the cluster and kept for life.", _read_node_id)
-    rpc_host: str = _setting("RPC_HOST", "127.0.0.1", "Address the service listens on. `0.0.0.0` is every interface.")
-    rpc_port: int = _setting("RPC_PORT", 8201, "Service port: API, admin, metrics.", _port)
-    peers: tuple[Peer, ...] = _setting(
-        "PEERS", (), "The other members: `http://node-2:8102/node-2,http://node-3:8103/node-3`. None: a cluster of one."
-    )
-    redis_url: str = _setting("REDIS_URL", "", "Redis behind the cache, `redis://localhost:6379/0`.")
-
-    raft_election_min_ms: int = _setting(
-        "RAFT_ELECTION_MIN_MS", 500, "Shortest time without a leader before a node campaigns.", env.integer(20, HOUR_MS)
-    )
-    raft_election_max_ms: int = _setting("RAFT_ELECTION_MAX_MS", 1000, "Longest such time.", env.integer(20, HOUR_MS))
-    raft_heartbeat_ms: int = _setting("RAFT_HEARTBEAT_MS", 100, "How often a leader is heard of.", env.integer(5, HOUR_MS))
-    queue_num_vnodes: int = _setting(
-        "QUEUE_NUM_VNODES", 64, "Points of each partition on the hash ring of routing keys.", env.integer(1, 4096)
-    )
-    queue_visibility_timeout_ms: int = _setting(
-        "QUEUE_VISIBILITY_TIMEOUT_MS",
-        15_000,
-        "How long a consumed message stays hidden before it is delivered again, unless the call says otherwise.",
-        env.integer(1, 12 * HOUR_MS),
-    )
-    cache_max_items: int = _setting("CACHE_MAX_ITEMS", 10_000, "Cache lines this node keeps.", env.integer(1, 10_000_000))
-    cache_max_bytes: int = _setting(
-        "DSS_CACHE_MAX_BYTES",
-        256 * 1024 * 1024,
-        "Bytes of keys and values in those lines, and 400 for each line; whichever bound is met first counts.",
-        env.integer(64 * 1024, 2**40),
-    )
-    cache_policy: str = _setting(
-        "DSS_CACHE_POLICY", "lru", "Which line goes when there is no room: `lru` or `w-tinylfu`.", env.one_of("lru", "w-tinylfu")
-    )
-    cache_backing_prefix: str = _setting("CACHE_BACKING_PREFIX", "kv:", "Prefix of the cache's keys in Redis.")
-
-    data_dir: str = _setting("DSS_DATA_DIR", "", "Where this node keeps everything.", shown="`.dss/<NODE_ID>`")
-    cluster_id: str = _setting(
-        "DSS_CLUSTER_ID", "dss", "Name of the cluster; members of another one are turned away.", _read_node_id
-    )
-    cluster_secret: str = _setting(
-        "DSS_CLUSTER_SECRET", "", "Shared by the members: opens the peer port. Required to listen beyond loopback."
-    )
-    url: str = _setting(
-        "DSS_URL", "", "The address others reach this node's service at.", shown="`http://<RPC_HOST or NODE_ID>:<RPC_PORT>`"
-    )
-    join: bool = _setting(
-        "DSS_JOIN",
-        False,
-        "Start without members of its own and wait to be added to a running cluster (`POST /raft/members`).",
-        env.boolean,
-    )
-    peer_host: str = _setting("DSS_PEER_HOST", "", "Address the peer port listens on.", shown="`RPC_HOST`")
-    peer_port: int = _setting("DSS_PEER_PORT", 0, "Port for the other members.", _port, shown="`RPC_PORT` + offset")
-    peer_port_offset: int = _setting(
-        "DSS_PEER_PORT_OFFSET", 1000, "From a member's service port to its peer port.", env.integer(1, 60_000)
-    )
-    allowed_hosts: tuple[str, ...] = _setting(
+    rpc_host: str = setting("RPC_HOST", "127.0.0.1", "Address the service listens on. `0.0.0.0` is every interface.")
+    rpc_port: int = setting("RPC_PORT", 8201, "Service port: API, admin, metrics.", environment.port)
+    allowed_hosts: tuple[str, ...] = setting(
         "DSS_ALLOWED_HOSTS",
         (),
         "Host names this node answers to, besides any IP address; `*` is all. Keeps other sites' pages out (DNS rebinding).",
-        env.comma_separated,
+        environment.comma_separated,
         shown="`localhost`, `RPC_HOST`, `NODE_ID`, the peers' hosts",
     )
-    api_token: str = _setting("DSS_API_TOKEN", "", "When set, calls need `Authorization: Bearer <token>`.")
-    server: str = _setting("DSS_SERVER", "daphne", "`daphne` or `uvicorn` (faster).", env.one_of("daphne", "uvicorn"))
-    cache_memory: str = _setting(
-        "DSS_CACHE_MEMORY",
-        "",
-        "Memory behind the cache: `django` (this node's SQLite) or `redis` (shared).",
-        env.one_of("django", "redis"),
-        shown="`redis` when `REDIS_URL` is set, else `django`",
+    api_token: str = setting("DSS_API_TOKEN", "", "When set, calls need `Authorization: Bearer <token>`.")
+    server: str = setting("DSS_SERVER", "daphne", "`daphne` or `uvicorn` (faster).", environment.one_of("daphne", "uvicorn"))
+    body_bytes_max: int = setting(
+        "DSS_BODY_BYTES_MAX", 4 * 1024 * 1024, "Longest request body.", environment.integer(1024, 256 * 1024 * 1024)
     )
-    cache_lease_ms: int = _setting(
-        "DSS_CACHE_LEASE_MS",
-        1000,
-        "A node may answer from its lines for so long after it heard the leader; the leader's own setting counts.",
-        env.integer(50, HOUR_MS),
+    drain_ms: int = setting(
+        "DSS_DRAIN_MS", 5000, "At a stop, calls in flight get this long to finish.", environment.integer(0, HOUR_MS)
     )
-    cache_write_back_ms: int = _setting(
-        "DSS_CACHE_WRITE_BACK_MS", 1000, "A written value goes to the memory about this much later.", env.integer(1, HOUR_MS)
-    )
-    value_bytes_max: int = _setting(
-        "DSS_VALUE_BYTES_MAX", 256 * 1024, "Longest encoded value of a message or cache entry.", env.integer(1, 64 * 1024 * 1024)
-    )
-    body_bytes_max: int = _setting(
-        "DSS_BODY_BYTES_MAX", 4 * 1024 * 1024, "Longest request body.", env.integer(1024, 256 * 1024 * 1024)
-    )
-    submit_timeout_ms: int = _setting(
-        "DSS_SUBMIT_TIMEOUT_MS",
-        5000,
-        "How long a call tries to reach a majority before it is answered 503.",
-        env.integer(50, HOUR_MS),
-    )
-    pending_commands_max: int = _setting(
-        "DSS_PENDING_COMMANDS_MAX", 10_000, "Calls in flight on this node before it answers 429.", env.integer(1, 1_000_000)
-    )
-    snapshot_entries: int = _setting(
-        "DSS_SNAPSHOT_ENTRIES", 10_000, "Log entries after which a snapshot is taken.", env.integer(4, 100_000_000)
-    )
-    snapshot_bytes: int = _setting(
-        "DSS_SNAPSHOT_BYTES", 64 * 1024 * 1024, "Log bytes after which a snapshot is taken.", env.integer(1024, 2**40)
-    )
-    drain_ms: int = _setting("DSS_DRAIN_MS", 5000, "At a stop, calls in flight get this long to finish.", env.integer(0, HOUR_MS))
-    admin_password: str = _setting(
+    admin_password: str = setting(
         "DSS_ADMIN_PASSWORD", "", "Password of the first user, `admin`.", shown="generated, in `<data dir>/admin-password`"
     )
-    secret_key: str = _setting("DSS_SECRET_KEY", "", "Django's secret key.", shown="generated, in `<data dir>/secret-key`")
-    log_format: str = _setting(
-        "DSS_LOG_FORMAT", "console", "`console` for people, `json` for collectors.", env.one_of("console", "json")
+    secret_key: str = setting("DSS_SECRET_KEY", "", "Django's secret key.", shown="generated, in `<data dir>/secret-key`")
+    log_format: str = setting(
+        "DSS_LOG_FORMAT", "console", "`console` for people, `json` for collectors.", environment.one_of("console", "json")
     )
-    log_level: str = _setting(
-        "DSS_LOG_LEVEL", "info", "Least level logged.", env.one_of("debug", "info", "warning", "error", "critical")
+    log_level: str = setting(
+        "DSS_LOG_LEVEL", "info", "Least level logged.", environment.one_of("debug", "info", "warning", "error", "critical")
     )
-    debug: bool = _setting("DSS_DEBUG", False, "Django's debug pages. Never where others can reach it.", env.boolean)
+    debug: bool = setting("DSS_DEBUG", False, "Django's debug pages. Never where others can reach it.", environment.boolean)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> NodeConfig:
@@ -200,7 +86,7 @@ class NodeConfig:
 
     @property
     def peer_is_local_only(self) -> bool:
-        return env.is_loopback(self.rpc_host) and env.is_loopback(self.peer_host)
+        return environment.is_loopback(self.rpc_host) and environment.is_loopback(self.peer_host)
 
 
 def settings_table() -> list[Setting]:
@@ -228,7 +114,7 @@ def _read_fields(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]
         variable, read = item.metadata["variable"], item.metadata["read"]
         assert item.default is not MISSING
         try:
-            given = env.raw(environ, variable)
+            given = environment.raw(environ, variable)
             values[item.name] = item.default if given is None else read(given)
         except ValueError as error:
             faults.append(f"{variable} {error}")
@@ -256,7 +142,7 @@ def _complete(values: dict[str, Any]) -> list[str]:
 
 
 def _own_url(values: dict[str, Any]) -> str:
-    host = values["node_id"] if env.is_wildcard(values["rpc_host"]) else values["rpc_host"]
+    host = values["node_id"] if environment.is_wildcard(values["rpc_host"]) else values["rpc_host"]
     return f"http://{_bracketed(host)}:{values['rpc_port']}"
 
 
@@ -266,7 +152,7 @@ def _bracketed(host: str) -> str:
 
 def _default_hosts(values: dict[str, Any]) -> tuple[str, ...]:
     hosts = ["localhost", "127.0.0.1", "[::1]"]
-    if not env.is_wildcard(values["rpc_host"]):
+    if not environment.is_wildcard(values["rpc_host"]):
         hosts.append(_bracketed(values["rpc_host"]))
     hosts.append(values["node_id"])
     hosts.append(_bracketed(urlsplit(values["url"]).hostname or "localhost"))
@@ -276,7 +162,7 @@ def _default_hosts(values: dict[str, Any]) -> tuple[str, ...]:
 
 def _read_peers(text: str, peer_port_offset: int) -> tuple[Peer, ...]:
     peers: dict[str, Peer] = {}
-    for part in env.comma_separated(text):
+    for part in environment.comma_separated(text):
         peer = _read_peer(part, peer_port_offset)
         if peer.id in peers:
             raise ValueError(f"names {peer.id} twice")
@@ -314,7 +200,7 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         faults.append("DSS_PEER_PORT must be another port than RPC_PORT")
     if values["body_bytes_max"] < values["value_bytes_max"]:
         faults.append("DSS_BODY_BYTES_MAX must be at least DSS_VALUE_BYTES_MAX")
-    exposed = [name for name in ("rpc_host", "peer_host") if not env.is_loopback(values[name])]
+    exposed = [name for name in ("rpc_host", "peer_host") if not environment.is_loopback(values[name])]
     if exposed and not values["cluster_secret"]:
         variable = "RPC_HOST" if exposed[0] == "rpc_host" else "DSS_PEER_HOST"
         faults.append(

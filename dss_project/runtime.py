@@ -6,13 +6,24 @@ import asyncio
 import gc
 from collections.abc import Callable
 
+from dss_api import running
+from dss_cache import metrics as cache_metrics
+from dss_cache.backing_store import Memory
+from dss_cache.core.directory import Directory
+from dss_cache.django_app.backing_store import DjangoMemory
+from dss_cache.redis_store import RedisMemory
+from dss_cache.service import CacheService
+from dss_locks import metrics as lock_metrics
+from dss_locks.core.table import LockTable
+from dss_locks.watching import LockWatchers
 from dss_project.config import NodeConfig
-from dss_raft.errors import Refused
+from dss_queue import metrics as queue_metrics
+from dss_queue.core.broker import Broker
+from dss_queue.push import Subscribers
 from dss_raft.node import Node
 
 _node: Node | None = None
-_loop: asyncio.AbstractEventLoop | None = None
-_cache_service: object | None = None
+_cache_service: CacheService | None = None
 
 
 async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] | None = None) -> Node:
@@ -25,29 +36,20 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
         StoreRefused, StoreDamaged, StoreFailed: the data directory cannot be used.
         OSError: the peer port cannot be bound.
     """
-    global _node, _loop, _cache_service
-    from dss_cache import metrics as cache_metrics
-    from dss_cache.directory import Directory
-    from dss_cache.service import CacheService
-    from dss_locks import metrics as lock_metrics
-    from dss_locks.table import LockTable
-    from dss_locks.watching import LockWatchers
-    from dss_queue import metrics as queue_metrics
-    from dss_queue.broker import Broker
-    from dss_queue.push import Subscribers
-
-    # The order is part of the replicated state: the same on every node, for ever.
+    global _node, _cache_service
+    # The order is part of the replicated state: the same on every node.
     table = LockTable()
     node = Node(config, [table, Broker(table), Directory()], on_failure)
     lock_metrics.attach(node)
     LockWatchers(node)
     queue_metrics.attach(node)
     Subscribers(node)
-    cache = CacheService(node)
+    cache = CacheService(node, _backing_store(config))
     cache_metrics.show(cache)
     await node.start()
     await cache.start()
-    _node, _loop, _cache_service = node, asyncio.get_running_loop(), cache
+    _node, _cache_service = node, cache
+    running.set_running(node, asyncio.get_running_loop())
     # What lives now lives until the end: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -58,32 +60,18 @@ async def stop() -> None:
     """Write back what is dirty, take back what waits, hand leadership over, stop. Safe to call when nothing runs."""
     global _node
     node, _node = _node, None
+    running.set_running(None, None)
     if node is None:
         return
     if _cache_service is not None:
-        await _cache_service.stop()  # type: ignore[attr-defined]
+        await _cache_service.stop()
     await node.withdraw()
     await node.hand_over()
     await node.stop()
 
 
-def node() -> Node:
-    """The running node.
-
-    Raises:
-        Refused: `stopping` while there is none.
-    """
-    if _node is None:
-        raise Refused("stopping", "this node is not running")
-    return _node
-
-
-def loop() -> asyncio.AbstractEventLoop:
-    """The loop that the node runs in.
-
-    Raises:
-        Refused: `stopping` while there is none.
-    """
-    if _loop is None or _node is None:
-        raise Refused("stopping", "this node is not running")
-    return _loop
+def _backing_store(config: NodeConfig) -> Memory:
+    """The backing store that the settings name."""
+    if config.cache_memory == "redis":
+        return RedisMemory(config.redis_url, config.cache_backing_prefix)
+    return DjangoMemory()

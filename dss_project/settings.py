@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from dss_project.config import NodeConfig
@@ -13,10 +14,11 @@ DATA_DIR = Path(NODE.data_dir)
 DEBUG = NODE.debug
 # Nothing is written here: the node command keeps the key, so that other commands leave no files behind.
 SECRET_KEY = NODE.secret_key or read_or_make(DATA_DIR / "secret-key")
-# The outer application checks the Host header of everything (hosts.py), IP addresses included, which a list cannot say.
+# The outer application checks the Host header of everything (dss_api/host_check.py), IP addresses included, which a list cannot say.
 ALLOWED_HOSTS = ["*"]
 
 INSTALLED_APPS = [
+    "dss_console",
     "dss_project",
     "django.contrib.admin",
     "django.contrib.auth",
@@ -29,13 +31,15 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "django_prometheus",
-    "dss_raft",
-    "dss_locks",
-    "dss_queue",
-    "dss_cache",
+    "dss_raft.django_app",
+    "dss_locks.django_app",
+    "dss_queue.django_app",
+    "dss_cache.django_app",
+    # local clusters for development; not part of the wheel
+    *(["dss_dev"] if find_spec("dss_dev") else []),
 ]
 
-# Pages for people only: the API's JSON goes past all of this (api/lane.py).
+# Pages for people only: the API's JSON goes past all of this (dss_api/json_fast_path.py).
 MIDDLEWARE = [
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
@@ -107,9 +111,9 @@ LOGGING_CONFIG = None
 
 PROMETHEUS_EXPORT_MIGRATIONS = False
 
-# What a call goes through is said at api/views.OperationView itself.
+# What a call goes through is said in dss_console.browsable_api.OperationView itself.
 REST_FRAMEWORK = {
-    "DEFAULT_SCHEMA_CLASS": "dss_project.api.schema.OperationSchema",
+    "DEFAULT_SCHEMA_CLASS": "dss_console.openapi_schema.OperationSchema",
     # `?format=` would be one more parameter that the API does not know.
     "URL_FORMAT_OVERRIDE": None,
 }
@@ -125,6 +129,7 @@ SPECTACULAR_SETTINGS = {
     # Served by the node itself: no page needs the internet.
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "POSTPROCESSING_HOOKS": ["dss_project.api.schema.add_components"],
+    "DEFAULT_GENERATOR_CLASS": "dss_console.openapi_schema.ApiSchemaGenerator",
+    "POSTPROCESSING_HOOKS": [],
     "ENABLE_DJANGO_DEPLOY_CHECK": False,
 }

@@ -2,9 +2,9 @@
 
 from django.contrib import admin
 
-from dss_project.api.registry import operations
-from dss_project.api.views import views_of
-from dss_project.pages import page_patterns
+from dss_console.browsable_api import views_of
+from dss_console.pages import page_patterns
+from dss_project.registry import operations
 
 admin.site.site_header = "Distributed Sync System"
 admin.site.site_title = "Distributed Sync System"

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dss_api.errors import Refused
+from dss_api.operation import Operation
+from dss_api.result import Result
 from dss_cache.answers import (
     DeleteAnswer,
     EvictAnswer,
@@ -19,7 +22,8 @@ from dss_cache.answers import (
     StatsAnswer,
     TraceAnswer,
 )
-from dss_cache.commands import (
+from dss_cache.config import config_of
+from dss_cache.core.commands import (
     Add,
     AddRequest,
     Delete,
@@ -37,9 +41,6 @@ from dss_cache.commands import (
 )
 from dss_cache.reading import Found
 from dss_cache.service import CacheService, service_of
-from dss_project.api.operation import Operation
-from dss_raft.errors import Refused
-from dss_raft.machine import Result
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -111,7 +112,7 @@ async def mput(node: Node, request: PutManyRequest) -> Result:
 
 def _value(node: Node, raw: msgspec.Raw) -> bytes:
     value = bytes(raw)
-    bytes_max = node.config.value_bytes_max
+    bytes_max = config_of(node).value_bytes_max
     if len(value) > bytes_max:
         raise Refused("too_large", f"`value` is {len(value)} bytes long; the limit is {bytes_max}", field="value")
     return value

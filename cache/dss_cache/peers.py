@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dss_cache.coherence import NearCache
-from dss_cache.commands import Revoke
-from dss_cache.directory import Directory, Stamps
-from dss_cache.leases import GrantedLeases
-from dss_raft.errors import Refused
+from dss_api.errors import Refused
+from dss_cache.config import config_of
+from dss_cache.core.coherence import NearCache
+from dss_cache.core.commands import Revoke
+from dss_cache.core.directory import Directory, Stamps
+from dss_cache.core.leases import GrantedLeases
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -132,9 +133,8 @@ class Peers:
         acknowledgements = self._near.acknowledgements
         if not acknowledgements.wait(must, waiter):
             return
-        config = self._node.config
-        lease_ms = max(config.cache_lease_ms, self._directory.lease_ms)
-        deadline = self._clock() + (config.submit_timeout_ms + 2 * lease_ms) / 1000
+        lease_ms = max(config_of(self._node).cache_lease_ms, self._directory.lease_ms)
+        deadline = self._clock() + (self._node.config.submit_timeout_ms + 2 * lease_ms) / 1000
         if ask_now:
             self._ask_for(acknowledgements.missing(must), everybody=False)
         while not (await asyncio.wait([waiter], timeout=ASK_AGAIN_S))[0]:

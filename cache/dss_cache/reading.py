@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from dss_cache.coherence import Flight, NearCache, Step
-from dss_cache.commands import Fetch, Lost
-from dss_cache.directory import Directory, Fetch1
-from dss_cache.memory import Memory, Stored
+from dss_api.errors import Refused
+from dss_cache.backing_store import Memory, Stored
+from dss_cache.core.coherence import Flight, NearCache, Step
+from dss_cache.core.commands import Fetch, Lost
+from dss_cache.core.directory import Directory, Fetch1
 from dss_cache.peers import Peers, Waiter
-from dss_raft.errors import Refused
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from dss_cache.coherence import NearCache
-from dss_cache.directory import Cleaned, Directory, Fetched, LeaseAgreed, Voided, Written
-from dss_cache.lines import Line, Lines
-from dss_cache.memory import Memory, make_memory
+from dss_api.errors import Refused
+from dss_api.result import Result
+from dss_cache.backing_store import Memory
+from dss_cache.config import config_of
+from dss_cache.core.coherence import NearCache
+from dss_cache.core.directory import Cleaned, Directory, Fetched, LeaseAgreed, Voided, Written
+from dss_cache.core.lines import Line, Lines
+from dss_cache.core.policy import make_policy
 from dss_cache.peers import Peers, Rows, Waiter
-from dss_cache.policy import make_policy
 from dss_cache.reading import Found, Reader
 from dss_cache.trace import Trace, Transition
 from dss_cache.writeback import WriteBack
-from dss_raft.clocks import boot_time, wall_clock_ms
-from dss_raft.commands import Command
-from dss_raft.errors import Refused
-from dss_raft.machine import Result
+from dss_raft.replication.clocks import boot_time, wall_clock_ms
+from dss_raft.replication.commands import Command
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -38,20 +39,20 @@ class CacheService:
     """The cache of one node. Build it before the node starts, `start` it afterwards.
 
     Args:
-        memory: in place of the one the settings name.
+        memory: the backing store.
         clock: in place of `boot_time`.
     """
 
     #: its part of the node's snapshots
     name = "cache-memory"
 
-    def __init__(self, node: Node, memory: Memory | None = None, clock: Any = boot_time) -> None:
-        config = node.config
+    def __init__(self, node: Node, memory: Memory, clock: Any = boot_time) -> None:
+        config = config_of(node)
         lease_s = config.cache_lease_ms / 1000
         self.node = node
         self.clock = clock
         self.directory = cast(Directory, node.machine("cache"))
-        self.memory = memory if memory is not None else make_memory(config)
+        self.memory = memory
         self.trace = Trace()
         self.lines = Lines(
             config.cache_max_items,

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dss_cache.commands import WrittenBack
-from dss_cache.directory import Cleaned, Directory, Written
-from dss_cache.leases import Acknowledgements
-from dss_cache.memory import Memory, Stored
+from dss_api.errors import Refused
+from dss_cache.backing_store import Memory, Stored
+from dss_cache.core.commands import WrittenBack
+from dss_cache.core.directory import Cleaned, Directory, Written
+from dss_cache.core.leases import Acknowledgements
 from dss_cache.peers import Waiter
-from dss_raft.errors import Refused
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

@@ -12,13 +12,10 @@ import socket
 from typing import Any, Protocol
 
 import structlog
-from channels.layers import get_channel_layer
-from channels.worker import Worker
 
-from dss_project import runtime
+from dss_api.in_progress import InProgress
 from dss_project.config import NodeConfig
-from dss_project.consumers import RaftConsumer, StartSignal
-from dss_project.frontdoor import FrontDoor
+from dss_project.raft_worker import RaftWorker
 
 log = structlog.get_logger("node")
 
@@ -42,7 +39,7 @@ class WebServer(Protocol):
         """Close the connections."""
 
 
-async def live(config: NodeConfig, application: Any, front: FrontDoor, server: WebServer, listening: socket.socket) -> int:
+async def live(config: NodeConfig, application: Any, in_progress: InProgress, server: WebServer, listening: socket.socket) -> int:
     """Run the node until it is told to stop, or fails. Returns the process's exit code."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -52,76 +49,50 @@ async def live(config: NodeConfig, application: Any, front: FrontDoor, server: W
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    started = RaftConsumer.signal = StartSignal()
-    worker = await _listen_on_channel(application, started)
+    worker = RaftWorker(config, application)
     try:
-        await started.outcome
+        await worker.start()
     except Exception as error:
         listening.close()
         log.error("node.cannot_start", why=_one_line(error))
-        await _end(worker)
+        await _end()
         return 1
     await server.accept(listening)
     log.info("node.serving", url=config.url, listening=f"{config.rpc_host}:{config.rpc_port}", server=config.server)
     stopped = loop.create_task(stop.wait())
-    await asyncio.wait((stopped, started.failed), return_when=asyncio.FIRST_COMPLETED)
-    has_failed = started.failed.done()
-    log.info("node.stopping", calls_under_way=front.calls_under_way, because="failure" if has_failed else "signal")
+    await asyncio.wait((stopped, worker.failed), return_when=asyncio.FIRST_COMPLETED)
+    has_failed = worker.failed.done()
+    log.info("node.stopping", calls_in_progress=in_progress.calls, because="failure" if has_failed else "signal")
     stop.set()
     server.stop_accepting()
     if not has_failed:
-        await front.end_subscriptions(config.drain_ms / 1000)
-        await _until_idle(front, config.drain_ms / 1000, hurry)
-    clean = await _stop_raft()
-    await _until_idle(front, LAST_ANSWERS_S, hurry)
-    await front.close_sockets()
+        await in_progress.end_subscriptions(config.drain_ms / 1000)
+        await _until_idle(in_progress, config.drain_ms / 1000, hurry)
+    clean = await _stop_raft(worker)
+    await _until_idle(in_progress, LAST_ANSWERS_S, hurry)
+    await in_progress.close_sockets()
     # As above: written in the next turn.
     await asyncio.sleep(POLL_S)
     await server.close()
-    await _end(worker, stopped)
+    await _end(stopped)
     log.info("node.stopped")
     return 0 if clean and not has_failed else 1
 
 
-async def _listen_on_channel(application: Any, started: StartSignal) -> asyncio.Task[None]:
-    """Let Channels' worker make the consumer that starts Raft. Whatever ends the consumer or the worker first is told as well."""
-
-    async def told(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await application(scope, receive, send)
-        except Exception as error:
-            started.report_no_start(error)
-            raise
-
-    def ended(worker: asyncio.Task[None]) -> None:
-        if worker.cancelled():
-            return
-        error = worker.exception() or RuntimeError("the worker of the channel `raft` has ended")
-        if started.outcome.done():
-            log.error("node.deaf_to_its_channel", why=_one_line(error))
-        started.report_no_start(error)
-
-    layer = get_channel_layer()
-    worker = asyncio.create_task(Worker(told, ["raft"], layer).arun())
-    worker.add_done_callback(ended)
-    await layer.send("raft", {"type": "raft.start"})
-    return worker
-
-
-async def _until_idle(front: FrontDoor, timeout_s: float, hurry: asyncio.Event) -> None:
+async def _until_idle(in_progress: InProgress, timeout_s: float, hurry: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     # Asked again and again, but only during a stop: an event would cost every call.
-    while front.calls_under_way and not hurry.is_set() and loop.time() < deadline:  # noqa: ASYNC110
+    while in_progress.calls and not hurry.is_set() and loop.time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
     # What was answered in this turn is written in the next.
     await asyncio.sleep(POLL_S)
 
 
-async def _stop_raft() -> bool:
+async def _stop_raft(worker: RaftWorker) -> bool:
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
-            await runtime.stop()
+            await worker.stop()
     except TimeoutError:
         log.error("node.stop_timed_out", seconds=STOP_TIMEOUT_S)
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from dss_project import env
+from dss_api import environment
 
 BACKLOG = 2048
 
@@ -28,7 +28,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        both = family == socket.AF_INET6 and env.is_wildcard(host) and socket.has_dualstack_ipv6()
+        both = family == socket.AF_INET6 and environment.is_wildcard(host) and socket.has_dualstack_ipv6()
         listening = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except socket.gaierror:
         raise CannotListen(f"RPC_HOST={host} is no address of this machine") from None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from dss_locks.state import LockChanged
-from dss_locks.table import LockTable
+from dss_locks.core.state import LockChanged
+from dss_locks.core.table import LockTable
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

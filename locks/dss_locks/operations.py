@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from dss_locks import inspection, metrics
-from dss_locks.commands import (
+from dss_api.errors import Refused
+from dss_api.operation import Operation
+from dss_api.result import Result
+from dss_locks import metrics
+from dss_locks.core import inspection
+from dss_locks.core.commands import (
     Acquire,
     AuditQuery,
     CheckToken,
@@ -21,10 +25,7 @@ from dss_locks.commands import (
     StartSession,
     StatusQuery,
 )
-from dss_locks.table import LockTable
-from dss_project.api.operation import Operation
-from dss_raft.errors import Refused
-from dss_raft.machine import Result
+from dss_locks.core.table import LockTable
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

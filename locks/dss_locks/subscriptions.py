@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from dss_locks.commands import CloseSession, KeepSession, RenewSession, StartSession, Watch
+from dss_api.errors import Refused
+from dss_api.operation import Feed, Subscription
+from dss_api.result import Result
+from dss_locks.core.commands import CloseSession, KeepSession, RenewSession, StartSession, Watch
 from dss_locks.watching import SERVICE, LockEvent, LockWatchers, StateKind
-from dss_project.api.operation import Feed, Subscription
-from dss_raft.errors import Refused
-from dss_raft.machine import Result
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from dss_locks import inspection
-from dss_locks.commands import Watch
-from dss_locks.state import LockChanged, LockEventKind, SessionEnded
-from dss_locks.table import LockTable
-from dss_raft.errors import Refused
+from dss_api.errors import Refused
+from dss_locks.core import inspection
+from dss_locks.core.commands import Watch
+from dss_locks.core.state import LockChanged, LockEventKind, SessionEnded
+from dss_locks.core.table import LockTable
 
 if TYPE_CHECKING:
-    from dss_project.api.operation import Feed
+    from dss_api.operation import Feed
     from dss_raft.node import Node
 
 SERVICE = "lock-watchers"

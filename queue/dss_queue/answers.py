@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dss_queue.commands import TopicSettings
+from dss_queue.core.commands import TopicSettings
 
 
 class Published(msgspec.Struct):

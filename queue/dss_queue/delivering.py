@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from dss_queue import inspection, metrics
+from dss_queue import metrics
+from dss_queue.core import inspection
 
 
 def count_delivered(counters: metrics.TopicCounters, messages: list[dict[str, Any]]) -> None:

@@ -13,9 +13,9 @@ from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from dss_queue.broker import Broker
-from dss_queue.inspection import oldest_age_ms
-from dss_queue.records import DeadLettered
+from dss_queue.core.broker import Broker
+from dss_queue.core.inspection import oldest_age_ms
+from dss_queue.core.records import DeadLettered
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

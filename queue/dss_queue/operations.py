@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from dss_project.api.operation import Operation
-from dss_queue import answers, inspection, metrics, push
-from dss_queue.broker import Broker
-from dss_queue.commands import (
+from dss_api.errors import Refused
+from dss_api.operation import Operation
+from dss_api.result import Result
+from dss_queue import answers, metrics, push
+from dss_queue.config import config_of
+from dss_queue.core import inspection
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import (
     Ack,
     AckFields,
     AckRequest,
@@ -29,10 +33,8 @@ from dss_queue.commands import (
     Redrive,
     StatsQuery,
 )
+from dss_queue.core.partitions import ring
 from dss_queue.delivering import count_delivered, shown
-from dss_queue.partitions import ring
-from dss_raft.errors import Refused
-from dss_raft.machine import Result
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -61,11 +63,11 @@ def _new_message(node: Node, topic: str, request: MessageRequest | PublishReques
     """The message as the log holds it. The partition is settled here: nodes may differ in their number of virtual nodes."""
     assert request.value is not msgspec.UNSET
     value = bytes(request.value)
-    bytes_max = node.config.value_bytes_max
+    bytes_max = config_of(node).value_bytes_max
     if len(value) > bytes_max:
         raise Refused("too_large", f"`value` is {len(value)} bytes long; the limit is {bytes_max}", field="value")
     key = request.key
-    partition = ring(node.config.queue_num_vnodes).partition_of(key) if key else -1
+    partition = ring(config_of(node).queue_num_vnodes).partition_of(key) if key else -1
     headers = _headers.encode(request.headers) if request.headers else b""
     return NewMessage(topic, value, key, partition, request.delay_ms, request.dedup_id, headers)
 
@@ -81,7 +83,7 @@ async def consume(node: Node, request: ConsumeRequest) -> Result:
         group=request.group,
         timeout_ms=request.timeout_ms,
         attempt_id=request.attempt_id,
-        visibility_ms=node.config.queue_visibility_timeout_ms if visibility_ms is None else visibility_ms,
+        visibility_ms=config_of(node).queue_visibility_timeout_ms if visibility_ms is None else visibility_ms,
         max_messages=request.max_messages or 1,
     )
     counters = metrics.of_topic(request.topic)

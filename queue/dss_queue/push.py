@@ -12,19 +12,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from dss_project.api.operation import Subscription
+from dss_api.errors import Refused
+from dss_api.fields import WAIT_MS_MAX
+from dss_api.operation import Subscription
+from dss_api.result import Result
 from dss_queue.answers import Delivered
-from dss_queue.broker import Broker
-from dss_queue.commands import Consume, Nack, Subscribe
+from dss_queue.config import config_of
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import Consume, Nack, Subscribe
+from dss_queue.core.records import message_number, receipt_of
 from dss_queue.delivering import count_delivered, shown
 from dss_queue.metrics import of_topic
-from dss_queue.records import message_number, receipt_of
-from dss_raft.commands import WAIT_MS_MAX
-from dss_raft.errors import Refused
-from dss_raft.machine import Result
 
 if TYPE_CHECKING:
-    from dss_project.api.operation import Feed
+    from dss_api.operation import Feed
     from dss_raft.node import Node
 
 SERVICE = "queue-subscribers"
@@ -124,7 +125,7 @@ def settled(node: Node, topic: str, group: str, msg_ids: Iterable[str]) -> None:
 
 async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
     """Push messages until the client goes; what it has not finished by then is given back at once."""
-    visibility_ms = request.visibility_ms or node.config.queue_visibility_timeout_ms
+    visibility_ms = request.visibility_ms or config_of(node).queue_visibility_timeout_ms
     counters = of_topic(request.topic)
     subscribers = cast(Subscribers, node.services[SERVICE])
     with subscribers.open(request) as subscriber:

@@ -20,11 +20,11 @@ from dss_raft import metrics
 from dss_raft.core import InvariantViolation, RaftCore
 from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapshot, SnapshotMeta, VoteReply
 from dss_raft.core.ready import HardState, Persist, ReadState, Ready, SnapshotChunkWanted
-from dss_raft.links import PeerLinks
-from dss_raft.replica import Replica
-from dss_raft.snapshot_keeper import SnapshotKeeper
-from dss_raft.store import LogStore, SnapshotGone
-from dss_raft.wire import RaftFrame, Reason
+from dss_raft.disk.store import LogStore, SnapshotGone
+from dss_raft.net.links import PeerLinks
+from dss_raft.net.wire import RaftFrame, Reason
+from dss_raft.replication.replica import Replica
+from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
 log = structlog.get_logger("raft")
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from dss_raft.control import Doer
+from dss_api.errors import Refused
+from dss_raft.config import RaftConfig
 from dss_raft.core import AddLearner, Busy, Change, ChangeRefused, NotLeader, RaftCore, Remove
 from dss_raft.core.messages import Configuration, Member
-from dss_raft.errors import Refused
-from dss_raft.links import PeerLinks
-
-if TYPE_CHECKING:
-    from dss_project.config import NodeConfig
-    from dss_raft.node import Node
+from dss_raft.net.control import Doer
+from dss_raft.net.links import PeerLinks
 
 
-def first_configuration(config: NodeConfig) -> Configuration:
+def first_configuration(config: RaftConfig) -> Configuration:
     """Of a node that starts without data: itself and its `PEERS`, or nobody yet when it is to join a running cluster."""
     if config.join:
         return Configuration(())
@@ -24,7 +22,7 @@ def first_configuration(config: NodeConfig) -> Configuration:
     return Configuration(tuple(sorted(members, key=lambda member: member.id)))
 
 
-def peer_address(url: str, config: NodeConfig) -> tuple[str, int]:
+def peer_address(url: str, config: RaftConfig) -> tuple[str, int]:
     """Host and peer port of the member at `url`.
 
     Raises:
@@ -36,7 +34,7 @@ def peer_address(url: str, config: NodeConfig) -> tuple[str, int]:
     return parts.hostname, parts.port + config.peer_port_offset
 
 
-def link_members(links: PeerLinks, configuration: Configuration, config: NodeConfig) -> None:
+def link_members(links: PeerLinks, configuration: Configuration, config: RaftConfig) -> None:
     """Link to every member. `PEERS` says where a node is if it names it."""
     known = {peer.id: (peer.host, peer.peer_port) for peer in config.peers}
     for member in configuration.members:
@@ -81,7 +79,30 @@ def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
     }
 
 
-def doers(node: Node) -> dict[str, Doer]:
+class LeadingNode(Protocol):
+    """What a change needs of the node that carries it out."""
+
+    node_id: str
+    config: RaftConfig
+    core: RaftCore
+
+    @property
+    def is_leader(self) -> bool: ...
+
+    @property
+    def leader_id(self) -> str: ...
+
+    @property
+    def applied_index(self) -> int: ...
+
+    def wake(self) -> None: ...
+
+    async def until(self, condition: Callable[[], bool]) -> bool: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+
+def doers(node: LeadingNode) -> dict[str, Doer]:
     """What `node` does when it leads and another node (or itself) asks."""
 
     async def transfer(to: str) -> dict[str, Any]:

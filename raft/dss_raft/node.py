@@ -15,27 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from dss_api.errors import Refused
+from dss_api.result import Result
 from dss_raft import members
-from dss_raft.clocks import AppliedClock
-from dss_raft.commands import Command, OpenSession
-from dss_raft.control import CHANNEL, Control
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.ready import ReadState
+from dss_raft.disk.store import LogStore
 from dss_raft.driver import Driver
-from dss_raft.errors import Refused
-from dss_raft.links import PeerLinks
-from dss_raft.machine import Event, Result, StateMachine
-from dss_raft.outbox import Outbox
-from dss_raft.proposals import Proposals
-from dss_raft.reads import ReadRounds
+from dss_raft.net.control import CHANNEL, Control
+from dss_raft.net.links import PeerLinks
+from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
 from dss_raft.removal import NodeRemoved, RemovalWatch
-from dss_raft.replica import Replica
-from dss_raft.snapshot_keeper import SnapshotKeeper, SnapshotPart
-from dss_raft.store import LogStore
-from dss_raft.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
+from dss_raft.replication.clocks import AppliedClock
+from dss_raft.replication.commands import Command, OpenSession
+from dss_raft.replication.machine import Event, StateMachine
+from dss_raft.replication.pending_commands import Outbox
+from dss_raft.replication.proposals import Proposals
+from dss_raft.replication.reads import ReadRounds
+from dss_raft.replication.replica import Replica
+from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
 
 if TYPE_CHECKING:
-    from dss_project.config import NodeConfig
+    from dss_raft.config import RaftConfig
 
 log = structlog.get_logger("raft")
 
@@ -55,7 +56,7 @@ class Node:
     """
 
     def __init__(
-        self, config: NodeConfig, machines: list[StateMachine], on_failure: Callable[[BaseException], None] | None = None
+        self, config: RaftConfig, machines: list[StateMachine], on_failure: Callable[[BaseException], None] | None = None
     ) -> None:
         self.config = config
         self.node_id = config.node_id

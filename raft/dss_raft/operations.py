@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from dss_project.api.operation import Operation
-from dss_raft.commands import Fields, Name
-from dss_raft.errors import Refused
-from dss_raft.machine import Result
+from dss_api.errors import Refused
+from dss_api.fields import Fields, Name
+from dss_api.operation import Operation
+from dss_api.result import Result
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

@@ -8,7 +8,7 @@ of them does not, the removal is in the log of a majority of the configuration t
 from __future__ import annotations
 
 from dss_raft.core import RaftCore
-from dss_raft.links import PeerLinks
+from dss_raft.net.links import PeerLinks
 
 #: several election timeouts
 ASK_AFTER_S = 3.0

@@ -12,7 +12,8 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
 
-from dss_project import env, first_user, logs, secret_files
+from dss_api import environment
+from dss_project import first_user, logs, secret_files
 from dss_project.config import NodeConfig, unknown_variables
 from dss_project.server.listening import CannotListen, listen
 
@@ -30,7 +31,7 @@ class Command(BaseCommand):
         log = structlog.get_logger("node")
         for name in unknown_variables():
             log.warning("node.unknown_setting", variable=name, hint="no setting has that name")
-        if not env.is_loopback(config.rpc_host) and not config.api_token:
+        if not environment.is_loopback(config.rpc_host) and not config.api_token:
             log.warning("node.open_to_the_network", rpc_host=config.rpc_host, hint="set DSS_API_TOKEN to ask callers for a token")
         try:
             listening = listen(config.rpc_host, config.rpc_port)
@@ -65,7 +66,7 @@ def _serve(config: NodeConfig, listening: Any) -> int:
         from dss_project.server import on_uvicorn as server
     else:
         from dss_project.server import on_daphne as server  # type: ignore[no-redef]
-    from dss_project.asgi import application, front
+    from dss_project.asgi import application, in_progress
     from dss_project.server.life import live
 
-    return server.run(application, lambda web: live(config, application, front, web, listening))
+    return server.run(application, lambda web: live(config, application, in_progress, web, listening))

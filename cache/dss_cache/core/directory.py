@@ -1,0 +1,448 @@
+"""The directory: which version of a key is the current one, which nodes may hold a line for it, and its value while that is dirty.
+
+Theory of operation. Every node applies the same commands in the same order and so has the same directory. It holds one record
+for each key that has a value. A record says
+
+- the *version*: the directory's stamp at the write;
+- the *value*, while it is dirty: not yet known to be in the memory. A dirty value is replicated, so no crash can lose it;
+- the *sharers*: nodes that may hold a line of this version, each with the stamp at which it registered (by a fetch, or by
+  writing);
+- *must*: nodes that may still hold a line of an older version, each with the stamp of the write that ended it. The new version
+  may be shown to nobody before each of them has dropped its line. A node drops it when it applies that write, so "has dropped"
+  is "has applied up to that stamp", or "can hold no line any more": its process has ended, or its coherence lease has run out
+  and a `Revoke` was committed.
+
+Who has applied what is not known here; `coherence.py` keeps count of it on every node.
+
+A *stamp* is the directory's own time: it grows with every command that changes who may read what, also inside one log entry.
+It is kept above the applied time in microseconds, so that a new cluster on an old memory does not take that memory's values
+for newer ones.
+
+The writer is in *must*, too, if it held a line: it knows about its write only when it has applied it, and until then reads the
+old line.
+
+A node is never a sharer of a key without a value: absence is not cached. So a read of any number of unknown keys leaves no
+trace here, and the record of a deleted key (a tombstone) can go as soon as the memory knows of the deletion and every node in
+*must* has applied it.
+
+Voiding. `Revoke(node)` and the node's own restart void all its registrations at once, by comparing stamps: `voided[node]` is
+the stamp before which nothing of that node counts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dss_api.result import Result
+from dss_cache.core.commands import INTEGER_MAX, Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
+from dss_raft.replication.commands import Command
+from dss_raft.replication.machine import Event, Origin
+
+#: stamps for nodes: {node: stamp}
+Stamps = dict[str, int]
+
+_decode_integer = msgspec.json.Decoder(int).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the directory holds at most."""
+
+    keys: int = 5_000_000
+    #: values that the memory has not taken yet
+    dirty_bytes: int = 512 * 1024 * 1024
+
+
+class Record(msgspec.Struct, array_like=True, gc=False):
+    """What the directory knows of one key."""
+
+    version: int = 0
+    #: the JSON while it is dirty; None: at rest in the memory, or no value at all
+    value: bytes | None = None
+    #: true: deleted or expired (a tombstone)
+    absent: bool = True
+    #: the memory is not known to have this version
+    dirty: bool = False
+    #: the node that brings a dirty value to the memory: the writer
+    owner: str = ""
+    expires_at_ms: int = 0
+    sharers: Stamps = {}
+    must: Stamps = {}
+
+
+class Written(Event, frozen=True):
+    """A key has a new version: everybody else's line is invalid."""
+
+    key: str
+    version: int
+    #: None: it has no value any more
+    value: bytes | None
+    #: the writer and its boot; "" when it expired
+    node: str
+    boot: int
+    #: "put", "delete", "expired", "lost"
+    why: str
+    must: Stamps
+
+
+class Fetched(Event, frozen=True):
+    """A node registered as a sharer: nobody else holds the key alone any more."""
+
+    key: str
+    node: str
+    boot: int
+    stamp: int
+
+
+class Cleaned(Event, frozen=True):
+    """These versions are at rest in the memory."""
+
+    items: list[tuple[str, int]]
+
+
+class Voided(Event, frozen=True):
+    """All registrations of the node up to the stamp are void, and it holds no line from before."""
+
+    node: str
+    stamp: int
+    #: "revoked", "restarted"
+    why: str
+    #: of the leader that revoked; 0: a restart
+    term: int
+
+
+class LeaseAgreed(Event, frozen=True):
+    """The leader of `term` may grant leases, and no lease of any leader, at the moment, is longer than `lease_ms`."""
+
+    term: int
+    lease_ms: int
+
+
+class Fetch1(msgspec.Struct, array_like=True, frozen=True):
+    """What a fetch learned about one key."""
+
+    version: int
+    absent: bool
+    #: None: at rest in the memory (or absent)
+    value: bytes | None
+    #: which line the node may install: "M", "E", "S"; "I" for an absent key
+    state: str
+    #: when it registered
+    stamp: int
+    must: Stamps
+    expires_at_ms: int
+
+
+class Directory:
+    """The state machine. See the module."""
+
+    name = "cache"
+    commands: tuple[type[Command], ...] = (Put, Add, Incr, Delete, Fetch, WrittenBack, Lost, Revoke, AgreeLease)
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.records: dict[str, Record] = {}
+        #: keys with a dirty record, oldest write first (None stands for "no value": an ordered set)
+        self.dirty: dict[str, None] = {}
+        self.dirty_bytes = 0
+        self.stamp = 0
+        self.voided: Stamps = {}
+        #: the latest stamp at which a node came into some record's `must`
+        self.awaited: Stamps = {}
+        #: no coherence lease is longer; 0: no leader has said yet
+        self.lease_ms = 0
+        #: of the leader that agreed upon it
+        self.lease_term = 0
+        self._deadlines: list[tuple[int, str]] = []
+        self._events: list[Event] = []
+        self._apply: dict[type, Callable[[Any, int, Origin], Result]] = {
+            Put: self._put,
+            Add: self._add,
+            Incr: self._incr,
+            Delete: self._delete,
+            Fetch: self._fetch,
+            WrittenBack: self._written_back,
+            Lost: self._lost,
+            Revoke: self._revoke,
+            AgreeLease: self._agree_lease,
+        }
+
+    # ------------------------------------------------------- the machine's contract
+
+    def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
+        """Apply one command. Nothing waits here: a caller waits, outside, for the nodes in `must`."""
+        return self._apply[type(command)](command, at_ms, origin)
+
+    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
+        """No command waits, and a write whose caller has gone stays written."""
+
+    def expire(self, at_ms: int, index: int) -> None:
+        """Values whose time is over are deleted."""
+        while self._deadlines and self._deadlines[0][0] <= at_ms:
+            deadline, key = heapq.heappop(self._deadlines)
+            record = self.records.get(key)
+            if record is not None and record.expires_at_ms == deadline:
+                self._write(key, None, at_ms, 0, Origin(record.owner, 0, 0), "expired")
+
+    def next_deadline_ms(self) -> int | None:
+        """The earliest expiry."""
+        deadlines = self._deadlines
+        while deadlines:
+            deadline, key = deadlines[0]
+            record = self.records.get(key)
+            if record is not None and record.expires_at_ms == deadline:
+                return deadline
+            heapq.heappop(deadlines)
+        return None
+
+    def rearm(self, at_ms: int, index: int) -> None:
+        """A time to live is no lease that somebody has to renew: it goes on through a change of leaders."""
+
+    def node_restarted(self, node: str, at_ms: int, index: int) -> None:
+        """The node's old process has ended, and its lines with it; the new one has fetched nothing yet."""
+        self._void(node, at_ms, "restarted", 0)
+
+    def take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def snapshot(self) -> Any:
+        return {
+            "records": self.records,
+            "dirty": list(self.dirty),
+            "stamp": self.stamp,
+            "voided": self.voided,
+            "awaited": self.awaited,
+            "lease_ms": self.lease_ms,
+            "lease_term": self.lease_term,
+        }
+
+    def restore(self, state: Any) -> None:
+        self.records = msgspec.convert(state["records"], dict[str, Record])
+        self.dirty = dict.fromkeys(state["dirty"])
+        self.dirty_bytes = sum(_size(self.records[key]) for key in self.dirty)
+        self.stamp = state["stamp"]
+        self.voided = state["voided"]
+        self.awaited = state["awaited"]
+        # Snapshots from before leases were agreed upon have none.
+        self.lease_ms = state.get("lease_ms", 0)
+        self.lease_term = state.get("lease_term", 0)
+        self._rebuild_deadlines()
+        self._events = []
+
+    # ------------------------------------------------------------------ reading
+
+    def live_sharers(self, record: Record) -> list[str]:
+        """Nodes whose registration still counts."""
+        voided = self.voided
+        return [node for node, stamp in record.sharers.items() if stamp > voided.get(node, 0)]
+
+    def state_of(self, record: Record, node: str) -> str:
+        """The strongest line that `node` may hold: "M", "E", "S", or "I"."""
+        sharers = self.live_sharers(record)
+        if node not in sharers:
+            return "I"
+        if len(sharers) > 1:
+            return "S"
+        return "M" if record.dirty and record.owner == node else "E"
+
+    # ------------------------------------------------------------------ commands
+
+    def _put(self, command: Put, at_ms: int, origin: Origin) -> Result:
+        refusal = self._unwanted_version(command.key, command.if_version) or self._no_room(command.key, len(command.value))
+        if refusal is not None:
+            return refusal
+        return self._write(command.key, command.value, at_ms, _expiry(at_ms, command.ttl_ms), origin, "put")
+
+    def _add(self, command: Add, at_ms: int, origin: Origin) -> Result:
+        record = self.records.get(command.key)
+        if record is not None and not record.absent:
+            return Result({"version": record.version, "must": record.must}, "exists")
+        refusal = self._no_room(command.key, len(command.value))
+        if refusal is not None:
+            return refusal
+        return self._write(command.key, command.value, at_ms, _expiry(at_ms, command.ttl_ms), origin, "put")
+
+    def _incr(self, command: Incr, at_ms: int, origin: Origin) -> Result:
+        """Without the value at hand the answer is `wanted`: the version whose value must come with the command."""
+        record = self.records.get(command.key)
+        expires_at_ms = _expiry(at_ms, command.ttl_ms)
+        if record is None or record.absent:
+            base = 0
+        else:
+            expires_at_ms = expires_at_ms or record.expires_at_ms
+            if record.value is not None:
+                try:
+                    base = _decode_integer(record.value)
+                except msgspec.DecodeError:
+                    return Result({"detail": "the value is not an integer", "must": record.must}, "invalid")
+            elif command.base_version == record.version:
+                base = command.base
+            else:
+                return Result({"wanted": record.version})
+        value = base + command.delta
+        if abs(value) > INTEGER_MAX:
+            return Result({"detail": "the sum is outside 64 bits", "must": record.must if record is not None else {}}, "invalid")
+        encoded = _encode(value)
+        refusal = self._no_room(command.key, len(encoded))
+        if refusal is not None:
+            return refusal
+        result = self._write(command.key, encoded, at_ms, expires_at_ms, origin, "put")
+        result.body["value"] = value
+        return result
+
+    def _delete(self, command: Delete, at_ms: int, origin: Origin) -> Result:
+        refusal = self._unwanted_version(command.key, command.if_version)
+        if refusal is not None:
+            return refusal
+        record = self.records.get(command.key)
+        if record is None or record.absent:
+            version, must = (record.version, record.must) if record is not None else (0, {})
+            return Result({"deleted": False, "version": version, "must": must})
+        result = self._write(command.key, None, at_ms, 0, origin, "delete")
+        result.body["deleted"] = True
+        return result
+
+    def _fetch(self, command: Fetch, at_ms: int, origin: Origin) -> Result:
+        return Result({"rows": [self._fetch_one(key, at_ms, origin) for key in command.keys]})
+
+    def _fetch_one(self, key: str, at_ms: int, origin: Origin) -> Fetch1:
+        record = self.records.get(key)
+        if record is None:
+            return Fetch1(0, True, None, "I", self.stamp, {}, 0)
+        if record.absent:
+            return Fetch1(record.version, True, None, "I", self.stamp, record.must, 0)
+        stamp = self._next_stamp(at_ms)
+        record.sharers = {node: record.sharers[node] for node in self.live_sharers(record)}
+        record.sharers[origin.node] = stamp
+        self._events.append(Fetched(key, origin.node, origin.boot, stamp))
+        state = self.state_of(record, origin.node)
+        return Fetch1(record.version, False, record.value, state, stamp, record.must, record.expires_at_ms)
+
+    def _written_back(self, command: WrittenBack, at_ms: int, origin: Origin) -> Result:
+        cleaned = []
+        for key, version in command.items:
+            record = self.records.get(key)
+            if record is None or record.version != version or not record.dirty:
+                continue
+            self._drop_value(key, record)
+            if record.absent:
+                del self.records[key]
+            cleaned.append((key, version))
+        if cleaned:
+            self._events.append(Cleaned(cleaned))
+        return Result({"cleaned": len(cleaned)})
+
+    def _lost(self, command: Lost, at_ms: int, origin: Origin) -> Result:
+        record = self.records.get(command.key)
+        if record is None or record.version != command.version or record.dirty or record.absent:
+            return Result({"lost": False})
+        self.stamp = max(self.stamp, command.found_version)
+        result = self._write(command.key, None, at_ms, 0, origin, "lost")
+        result.body["lost"] = True
+        return result
+
+    def _revoke(self, command: Revoke, at_ms: int, origin: Origin) -> Result:
+        self._void(command.node, at_ms, "revoked", command.term)
+        return Result()
+
+    def _agree_lease(self, command: AgreeLease, at_ms: int, origin: Origin) -> Result:
+        if command.term < self.lease_term:
+            return Result()
+        if command.longer_are_over:
+            # Unless another leader has agreed upon its own meanwhile.
+            if command.term == self.lease_term:
+                self.lease_ms = command.lease_ms
+        else:
+            self.lease_ms = max(self.lease_ms, command.lease_ms)
+            self.lease_term = command.term
+        self._events.append(LeaseAgreed(command.term, self.lease_ms))
+        return Result()
+
+    # ------------------------------------------------------------------ changes
+
+    def _write(self, key: str, value: bytes | None, at_ms: int, expires_at_ms: int, origin: Origin, why: str) -> Result:
+        """The one way a key gets a new version. Every holder of an older line, the writer too, must drop it first."""
+        record = self.records.get(key)
+        if record is None:
+            record = self.records[key] = Record()
+        self._drop_value(key, record)
+        stamp = self._next_stamp(at_ms)
+        must = {node: since for node, since in record.must.items() if since > self.voided.get(node, 0)}
+        for node in self.live_sharers(record):
+            must[node] = self.awaited[node] = stamp
+        record.version = stamp
+        record.value = value
+        record.absent = value is None
+        record.dirty = True
+        record.owner = origin.node
+        record.expires_at_ms = expires_at_ms
+        record.sharers = {} if value is None or not origin.boot else {origin.node: stamp}
+        record.must = must
+        self.dirty[key] = None
+        self.dirty_bytes += _size(record)
+        if expires_at_ms:
+            self._add_deadline(expires_at_ms, key)
+        self._events.append(Written(key, stamp, value, origin.node, origin.boot, why, must))
+        return Result({"version": stamp, "must": must})
+
+    def _drop_value(self, key: str, record: Record) -> None:
+        """The record is dirty no more."""
+        if record.dirty:
+            del self.dirty[key]
+            self.dirty_bytes -= _size(record)
+            record.dirty = False
+            record.value = None
+
+    def _void(self, node: str, at_ms: int, why: str, term: int) -> None:
+        stamp = self.voided[node] = self._next_stamp(at_ms)
+        self._events.append(Voided(node, stamp, why, term))
+
+    def _next_stamp(self, at_ms: int) -> int:
+        self.stamp = max(self.stamp + 1, at_ms * 1000)
+        return self.stamp
+
+    # ------------------------------------------------------------------ refusals
+
+    def _unwanted_version(self, key: str, if_version: int | None) -> Result | None:
+        if if_version is None:
+            return None
+        record = self.records.get(key)
+        if record is None:
+            version, is_wanted, must = 0, if_version == 0, {}
+        else:
+            version, must = record.version, record.must
+            is_wanted = if_version == version or (record.absent and if_version == 0)
+        return None if is_wanted else Result({"version": version, "must": must}, "version_conflict")
+
+    def _no_room(self, key: str, value_bytes: int) -> Result | None:
+        if key not in self.records and len(self.records) >= self.limits.keys:
+            return Result({"limit": "keys", "detail": f"the cache holds {self.limits.keys} keys already"}, "over_limit")
+        if self.dirty_bytes + value_bytes > self.limits.dirty_bytes:
+            detail = "too much waits to be taken by the cache's memory; is it reachable?"
+            return Result({"limit": "dirty_bytes", "detail": detail}, "over_limit")
+        return None
+
+    # ------------------------------------------------------------------ deadlines
+
+    def _add_deadline(self, deadline_ms: int, key: str) -> None:
+        heapq.heappush(self._deadlines, (deadline_ms, key))
+        # A key that is written again leaves its old deadline behind: sweep before those are the most.
+        if len(self._deadlines) > 2 * len(self.records) + 1000:
+            self._rebuild_deadlines()
+
+    def _rebuild_deadlines(self) -> None:
+        self._deadlines = [(record.expires_at_ms, key) for key, record in self.records.items() if record.expires_at_ms]
+        heapq.heapify(self._deadlines)
+
+
+def _expiry(at_ms: int, ttl_ms: int) -> int:
+    return at_ms + ttl_ms if ttl_ms else 0
+
+
+def _size(record: Record) -> int:
+    return len(record.value) if record.value is not None else 0

@@ -1,0 +1,38 @@
+"""The admin's view of this node's lines, live, and of the embedded memory's table."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from django.contrib import admin
+
+from dss_admin.live_admin import LiveAdmin, rows_from_loop
+from dss_api import running
+from dss_cache.django_app.models import LineRow
+from dss_cache.service import CacheService, service_of
+
+#: A list shows so many rows at most: the snapshot is taken between two calls that others wait for.
+ROWS_MAX = 5_000
+VALUE_LENGTH_SHOWN = 200
+
+
+def line_rows(service: CacheService) -> list[LineRow]:
+    """The most recently used lines."""
+    rows = []
+    for key, line in islice(service.lines.recent_first(), ROWS_MAX):
+        shown = service.line_row(key, line)
+        del shown["node"]
+        rows.append(LineRow(**shown, value=line.value[:VALUE_LENGTH_SHOWN].decode(errors="replace")))
+    return rows
+
+
+@admin.register(LineRow)
+class LineRowAdmin(LiveAdmin):
+    """Lines of this node, most recently used first."""
+
+    list_display = ("key", "state", "version", "readable", "bytes", "age_ms", "value")
+    list_filter = ("state",)
+    search_fields = ("key", "value")
+
+    def rows(self) -> list[LineRow]:
+        return rows_from_loop(lambda: line_rows(service_of(running.node())))

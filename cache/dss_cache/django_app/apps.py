@@ -1,0 +1,11 @@
+"""Django's entry for the cache."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class DssCacheConfig(AppConfig):
+    name = "dss_cache.django_app"
+    label = "dss_cache"
+    verbose_name = "Cache"

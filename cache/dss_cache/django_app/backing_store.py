@@ -1,0 +1,178 @@
+"""Memory `django`: a table in this node's own SQLite, the embedded default.
+
+Every node keeps every value. What is written in the cluster is applied here from the log and gathers in a buffer, which goes
+to the table in one transaction now and then. That is safe because the log can repeat it: before the log is compacted the
+buffer is flushed. The whole table travels in the node's snapshots, for a node that was away for too long to catch up from the
+log; in pieces, so that neither the loop nor a reader of one value waits long for it.
+
+A deleted key has no row: the directory, which is just as local, knows what is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from django.db import DatabaseError, connections, transaction
+
+from dss_api.errors import Refused
+from dss_cache.backing_store import BatchedReads, Stored
+
+T = TypeVar("T")
+
+TABLE = "dss_cache_storedvalue"
+#: SQLite takes at most 999 parameters in older builds.
+KEYS_PER_QUERY = 500
+#: A dump's piece ends after so many rows, or bytes of values; its length stands before it.
+PIECE_ROWS_MAX, PIECE_BYTES = 2000, 512 * 1024
+PIECE_LENGTH_BYTES = 4
+
+_UPSERT = (
+    f'INSERT INTO {TABLE} ("key", version, value) VALUES (%s, %s, %s) '
+    f'ON CONFLICT ("key") DO UPDATE SET version = excluded.version, value = excluded.value WHERE excluded.version > {TABLE}.version'
+)
+_DELETE = f'DELETE FROM {TABLE} WHERE "key" = %s AND version < %s'
+
+_Rows = list[tuple[str, int, bytes]]
+_encode_rows = msgspec.msgpack.Encoder().encode
+_decode_rows = msgspec.msgpack.Decoder(_Rows).decode
+
+
+class DjangoMemory(BatchedReads):
+    """See the module. All access to the database is in one thread.
+
+    Args:
+        alias: of the Django database.
+    """
+
+    name = "django"
+    is_shared = False
+
+    def __init__(self, alias: str = "default") -> None:
+        super().__init__()
+        self._alias = alias
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache-memory")
+        self._buffer: dict[str, Stored] = {}
+        #: on its way to the table
+        self._flushing: dict[str, Stored] = {}
+        self._flush_lock = asyncio.Lock()
+
+    @property
+    def buffered(self) -> int:
+        """Versions that only the log keeps."""
+        return len(self._buffer) + len(self._flushing)
+
+    async def check(self) -> None:
+        await self._in_thread(lambda: self._select([""]))
+
+    def keep(self, item: Stored) -> None:
+        known = self._buffer.get(item.key)
+        if known is None or known.version < item.version:
+            self._buffer[item.key] = item
+
+    async def write(self, items: Sequence[Stored]) -> None:
+        for item in items:
+            self.keep(item)
+        await self.flush()
+
+    async def flush(self) -> None:
+        async with self._flush_lock:
+            if not self._buffer:
+                return
+            self._flushing, self._buffer = self._buffer, {}
+            try:
+                await self._in_thread(lambda: self._store(self._flushing.values()))
+            except BaseException:
+                self._buffer = {**self._flushing, **self._buffer}
+                raise
+            finally:
+                self._flushing = {}
+
+    async def _read_batch(self, keys: list[str]) -> dict[str, Stored]:
+        found = {}
+        others = []
+        for key in keys:
+            item = self._buffer.get(key) or self._flushing.get(key)
+            if item is not None:
+                found[key] = item
+            else:
+                others.append(key)
+        if others:
+            rows = await self._in_thread(lambda: self._select(others))
+            found.update((key, Stored(key, version, bytes(value))) for key, version, value in rows)
+        return found
+
+    async def dump(self) -> list[bytes]:
+        """Not of one moment: what is written meanwhile may be in it, and is in the log anyway."""
+        pieces: list[bytes] = []
+        last = ""
+        while True:
+            rows = await self._in_thread(partial(self._select_after, last))
+            if not rows:
+                return pieces
+            last = rows[-1][0]
+            data = _encode_rows(rows)
+            pieces.append(len(data).to_bytes(PIECE_LENGTH_BYTES, "big") + data)
+
+    async def load(self, data: memoryview) -> None:
+        """What is here and not in `data` may stay: the directory does not ask for what was deleted."""
+        start = 0
+        while start < len(data):
+            begin = start + PIECE_LENGTH_BYTES
+            start = begin + int.from_bytes(data[start:begin], "big")
+            rows = _decode_rows(data[begin:start])
+            await self._in_thread(partial(self._store, [Stored(*row) for row in rows]))
+
+    async def close(self) -> None:
+        await self._in_thread(lambda: connections[self._alias].close())
+        self._thread.shutdown()
+
+    # ------------------------------------------------------------ in the thread
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except DatabaseError as error:
+            raise Refused("memory_unavailable", f"SQLite: {error}") from None
+
+    def _select(self, keys: list[str]) -> _Rows:
+        rows: _Rows = []
+        with connections[self._alias].cursor() as cursor:
+            for start in range(0, len(keys), KEYS_PER_QUERY):
+                part = keys[start : start + KEYS_PER_QUERY]
+                marks = ", ".join(["%s"] * len(part))
+                cursor.execute(f'SELECT "key", version, value FROM {TABLE} WHERE "key" IN ({marks})', part)
+                rows.extend(cursor.fetchall())
+        return rows
+
+    def _select_after(self, last: str) -> _Rows:
+        """A piece of the table, in the order of the keys."""
+        rows: _Rows = []
+        size = 0
+        with connections[self._alias].cursor() as cursor:
+            cursor.execute(
+                f'SELECT "key", version, value FROM {TABLE} WHERE "key" > %s ORDER BY "key" LIMIT {PIECE_ROWS_MAX}', [last]
+            )
+            for key, version, value in cursor:
+                rows.append((key, version, bytes(value)))
+                size += len(value)
+                if size >= PIECE_BYTES:
+                    break
+        return rows
+
+    def _store(self, items: Iterable[Stored]) -> None:
+        upserts, deletes = [], []
+        for item in items:
+            if item.value is None:
+                deletes.append((item.key, item.version))
+            else:
+                upserts.append((item.key, item.version, item.value))
+        with transaction.atomic(using=self._alias), connections[self._alias].cursor() as cursor:
+            if upserts:
+                cursor.executemany(_UPSERT, upserts)
+            if deletes:
+                cursor.executemany(_DELETE, deletes)

@@ -1,0 +1,1 @@
+"""A toolkit for lists of live state in Django's admin."""

@@ -1,0 +1,36 @@
+"""What is in progress on this node's entry points, so that a stop can end it in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+class InProgress:
+    """Calls, subscriptions and WebSocket connections that are open now."""
+
+    def __init__(self) -> None:
+        #: calls that are not answered yet, those of WebSockets included
+        self.calls = 0
+        #: subscriptions of WebSockets; a stop ends them instead of waiting for them
+        self.subscriptions: set[asyncio.Task[None]] = set()
+        #: how to close each open WebSocket
+        self.sockets: set[Callable[[], Awaitable[None]]] = set()
+
+    async def end_subscriptions(self, timeout_s: float) -> None:
+        """Cancel every subscription, so that it gives back what it holds while the node can still take it."""
+        ending = list(self.subscriptions)
+        for task in ending:
+            cancel_once(task)
+        if ending:
+            await asyncio.wait(ending, timeout=timeout_s)
+
+    async def close_sockets(self) -> None:
+        """Tell WebSocket clients that the node goes away, so that they know why the connection ends."""
+        await asyncio.gather(*(close() for close in self.sockets), return_exceptions=True)
+
+
+def cancel_once(task: asyncio.Task[None]) -> None:
+    """Cancel `task` unless that was done before: cleanup in its `finally` is not disturbed."""
+    if not task.cancelling():
+        task.cancel()

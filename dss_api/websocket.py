@@ -1,0 +1,232 @@
+"""The door for programs that call often: a WebSocket, with many calls under way at once.
+
+A frame is `{"id": …, "op": "locks.acquire", "request": {…}}`; `x-op` in the API docs names each operation. Its answer is the
+same document as over HTTP with the call's `id` and `status`, and comes when it is ready: answers overtake each other.
+
+A subscription is called the same way. It sends `{"id": …, "event": {…}}` as things happen and an answer only when it is over.
+`{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes,
+everything on it is cancelled as if each call's client had hung up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import structlog
+from prometheus_client import Gauge
+
+from dss_api.codec import Answer, RequestDecoder, encode_refusal, encode_result
+from dss_api.errors import Refused
+from dss_api.feed import SocketFeed
+from dss_api.guard import check_origin
+from dss_api.host_check import HostCheck
+from dss_api.in_progress import InProgress, cancel_once
+from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
+from dss_api.operation import Subscription
+from dss_api.result import Result
+
+log = structlog.get_logger("api")
+
+PATH = "/ws"
+#: Calls under way on one connection; the next ones are answered `over_limit`.
+CALLS_PER_CONNECTION_MAX = 1000
+CANCEL = "cancel"
+
+#: Close codes of RFC 6455, and of ours (4000 and up) for what HTTP would answer 401, 403 and 404.
+GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1001, 1007, 4401, 4403, 4404
+
+SUBSCRIPTIONS = Gauge("dss_subscriptions", "Subscriptions on this node's WebSocket connections.", ["subscription"])
+
+
+class Frame(msgspec.Struct, forbid_unknown_fields=True):
+    """One call."""
+
+    id: int | str
+    op: str
+    request: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class Cancel(msgspec.Struct, forbid_unknown_fields=True):
+    """Give up a call of this connection; it is answered `cancelled`."""
+
+    call: int | str
+
+
+_decode = msgspec.json.Decoder(Frame).decode
+_decode_cancel = msgspec.json.Decoder(Cancel).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class WebSocketEntryPoint:
+    """The ASGI application for WebSockets."""
+
+    def __init__(
+        self, json: JsonFastPath, is_host_allowed: HostCheck, in_progress: InProgress, subscriptions: Iterable[Subscription] = ()
+    ) -> None:
+        self.json = json
+        self.is_host_allowed = is_host_allowed
+        self.in_progress = in_progress
+        self.subscriptions = {one.name: (one, RequestDecoder(one)) for one in subscriptions}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        refused = self._refused(scope)
+        if refused:
+            await send({"type": "websocket.close", "code": refused})
+            return
+        await send({"type": "websocket.accept"})
+        await SocketConnection(self, send).serve(receive)
+
+    def _refused(self, scope: Scope) -> int:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"")
+        if scope["path"] != PATH:
+            return NOT_FOUND
+        try:
+            if host and not self.is_host_allowed(host):
+                return FORBIDDEN
+            check_origin(headers.get(b"origin", b""), host)
+            self.json.guard.check_token(headers.get(b"authorization", b""))
+        except Refused as refusal:
+            return UNAUTHENTICATED if refusal.code == "unauthenticated" else FORBIDDEN
+        return 0
+
+
+class SocketConnection:
+    """One client's connection and its calls."""
+
+    def __init__(self, entry_point: WebSocketEntryPoint, send: Send) -> None:
+        self._entry_point = entry_point
+        self._json = entry_point.json
+        self._in_progress = entry_point.in_progress
+        self._send = send
+        self._calls: dict[int | str, asyncio.Task[None]] = {}
+        self._is_open = True
+
+    async def serve(self, receive: Receive) -> None:
+        """Until the client goes; what was under way has given back what it held by then."""
+        self._in_progress.sockets.add(self._go_away)
+        try:
+            while (message := await receive())["type"] == "websocket.receive":
+                text = message.get("text")
+                data = message.get("bytes") or b"" if text is None else text.encode()
+                try:
+                    frame = _decode(data)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    # Without an id there is nothing to answer to.
+                    await self._send({"type": "websocket.close", "code": BAD_FRAME})
+                    return
+                await self._begin(frame, text is not None)
+        finally:
+            self._is_open = False
+            self._in_progress.sockets.discard(self._go_away)
+            calls = list(self._calls.values())
+            for call in calls:
+                cancel_once(call)
+            if calls:
+                await asyncio.wait(calls)
+
+    async def _go_away(self) -> None:
+        self._is_open = False
+        await self._send({"type": "websocket.close", "code": GOING_AWAY})
+
+    async def _begin(self, frame: Frame, as_text: bool) -> None:
+        try:
+            if frame.op == CANCEL:
+                # A task that is cancelled before its first step would never answer.
+                await asyncio.sleep(0)
+                await self._reply(frame.id, self._cancel(bytes(frame.request)), as_text)
+                return
+            if frame.id in self._calls:
+                raise Refused("invalid", "a call with this `id` is under way", field="id")
+            if len(self._calls) >= CALLS_PER_CONNECTION_MAX:
+                raise Refused("over_limit", f"{CALLS_PER_CONNECTION_MAX} calls are under way on this connection")
+        except Refused as refusal:
+            await self._reply(frame.id, encode_refusal(refusal), as_text)
+            return
+        subscribes = frame.op in self._entry_point.subscriptions
+        work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
+        task = self._calls[frame.id] = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._calls.pop(frame.id))
+        if subscribes:
+            self._in_progress.subscriptions.add(task)
+            task.add_done_callback(self._in_progress.subscriptions.discard)
+
+    def _cancel(self, request: bytes) -> Answer:
+        try:
+            call = _decode_cancel(request).call
+        except msgspec.DecodeError as error:
+            raise Refused("invalid", f"`call` must be the id of a call: {error}", field="call") from None
+        task = self._calls.get(call)
+        if task is not None:
+            cancel_once(task)
+        return encode_result(Result({"cancelled": task is not None}))
+
+    async def _call(self, frame: Frame, as_text: bool) -> None:
+        started = perf_counter()
+        self._in_progress.calls += 1
+        try:
+            route = self._json.routes.by_name.get(frame.op)
+            if route is None:
+                raise Refused("not_found", f"there is no operation {frame.op}")
+            answer = await route.carry_out(self._json.find_node, route.decoder.body(bytes(frame.request)))
+            route.observe(answer.status, perf_counter() - started)
+        except Refused as refusal:
+            answer = encode_refusal(refusal)
+        except asyncio.CancelledError:
+            answer = self._cancelled()
+        finally:
+            self._in_progress.calls -= 1
+        if not await self._reply(frame.id, answer, as_text) and answer.undo is not None:
+            await answer.undo()
+
+    async def _subscribe(self, frame: Frame, as_text: bool) -> None:
+        subscription, decoder = self._entry_point.subscriptions[frame.op]
+        task = asyncio.current_task()
+        assert task is not None
+        feed = SocketFeed(self._send, frame.id, as_text, task.cancel)
+        gauge = SUBSCRIPTIONS.labels(frame.op)
+        gauge.inc()
+        try:
+            request = decoder.body(bytes(frame.request))
+            answer = encode_result(await subscription.handle(self._json.find_node(), request, feed))
+        except Refused as refusal:
+            answer = encode_refusal(refusal)
+        except asyncio.CancelledError:
+            answer = encode_refusal(feed.refusal) if feed.refusal else self._cancelled()
+        except Exception:
+            log.exception("api.failed", operation=frame.op)
+            answer = encode_refusal(Refused("internal", "this is a fault of the node; its log says more"))
+        finally:
+            gauge.dec()
+            feed.end()
+        await feed.drained()
+        await self._reply(frame.id, answer, as_text)
+
+    def _cancelled(self) -> Answer:
+        """The answer to what was cancelled by its client, or because the node stops.
+
+        Raises:
+            CancelledError: there is nobody left to answer.
+        """
+        if not self._is_open:
+            raise asyncio.CancelledError
+        return encode_refusal(Refused("cancelled", "the call was cancelled"))
+
+    async def _reply(self, id: int | str, answer: Answer, as_text: bool) -> bool:
+        """Send an answer. False: the client has gone."""
+        if not self._is_open:
+            return False
+        # A problem document names its status itself.
+        status = b"" if answer.status >= 400 else b'"status":%d,' % answer.status
+        data = b'{"id":%b,%b%b' % (_encode(id), status, answer.body[1:])
+        content: dict[str, Any] = {"text": data.decode()} if as_text else {"bytes": data}
+        try:
+            await self._send({"type": "websocket.send", **content})
+        except OSError:
+            return False
+        return True

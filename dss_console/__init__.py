@@ -1,0 +1,1 @@
+"""Pages for people: the browsable API, the landing page and the API docs."""

@@ -1,0 +1,10 @@
+"""Django's entry for the pages."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class DssConsoleConfig(AppConfig):
+    name = "dss_console"
+    verbose_name = "Pages"

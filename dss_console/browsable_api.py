@@ -1,0 +1,246 @@
+"""The door for people: DRF's browsable API over the same operations, the same decoding and the same answers as the lane."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from time import perf_counter
+from typing import Any, ClassVar
+
+import msgspec
+import structlog
+from django.conf import settings
+from django.http import Http404
+from django.urls import URLPattern, path
+from django.utils.html import escape, format_html
+from django.utils.safestring import mark_safe
+from rest_framework import exceptions
+from rest_framework.authentication import SessionAuthentication
+from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.parsers import BaseParser
+from rest_framework.permissions import BasePermission
+from rest_framework.renderers import BaseRenderer, BrowsableAPIRenderer
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from dss_api import running
+from dss_api.codec import Answer, encode_refusal, encode_result
+from dss_api.errors import Refused
+from dss_api.guard import TOKEN_WANTED, Guard, check_origin
+from dss_api.json_fast_path import Route, not_allowed, split_path, too_large
+from dss_api.operation import Operation
+
+log = structlog.get_logger("api")
+
+
+class SessionOrToken(SessionAuthentication):
+    """The bearer token, or the admin's session together with Django's CSRF token."""
+
+    def authenticate(self, request: Any) -> tuple[Any, Any] | None:
+        header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
+        if header:
+            guard = Guard(settings.NODE.api_token)
+            try:
+                guard.check_token(header)
+            except Refused as refusal:
+                raise exceptions.AuthenticationFailed(refusal.detail) from None
+            if guard.is_token(header):
+                return request._request.user, "token"
+        return super().authenticate(request)
+
+    def authenticate_header(self, request: Any) -> str:
+        return "Bearer"
+
+
+class MayCall(BasePermission):
+    """Anyone while there is no token; else whoever sent it, and people of the staff."""
+
+    def has_permission(self, request: Any, view: Any) -> bool:
+        if request.auth == "token" or Guard(settings.NODE.api_token).is_open:
+            return True
+        route = getattr(view, "routes", {}).get(request.method)
+        return (route is not None and not route.guarded) or bool(request.user.is_staff)
+
+
+class BodyParser(BaseParser):
+    """Hands the JSON body over as it came: the codec decodes it."""
+
+    media_type = "application/json"
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: dict[str, Any] | None = None) -> bytes:
+        bytes_max = settings.NODE.body_bytes_max
+        body: bytes = stream.read(bytes_max + 1)
+        if len(body) > bytes_max:
+            raise too_large(bytes_max)
+        return body
+
+
+class DocumentRenderer(BaseRenderer):
+    """Sends an answer's bytes as they are; indented for the browsable page."""
+
+    media_type = "application/json"
+    format = "json"
+    charset = None
+
+    def render(self, data: bytes, accepted_media_type: Any = None, renderer_context: dict[str, Any] | None = None) -> bytes:
+        if not (renderer_context or {}).get("indent"):
+            return data
+        try:
+            return msgspec.json.format(data, indent=2)
+        except (RecursionError, msgspec.DecodeError):
+            return data
+
+
+class BrowsableRenderer(BrowsableAPIRenderer):
+    """The browsable page, its form filled in with the operation's example."""
+
+    def get_raw_data_form(self, data: Any, view: Any, method: str, request: Any) -> Any:
+        form = super().get_raw_data_form(data, view, method, request)
+        operation = view.operations.get(method)
+        if form and operation is not None:
+            form.fields["_content"].initial = json.dumps(operation.example, indent=2, ensure_ascii=False)
+        return form
+
+
+class HTMLOrDocument(DefaultContentNegotiation):
+    """A page for browsers, the document for everything else: an odd Accept header is no reason to refuse a call."""
+
+    def select_renderer(self, request: Any, renderers: Any, format_suffix: str | None = None) -> tuple[Any, str]:
+        wants_page = "text/html" in request.META.get("HTTP_ACCEPT", "")
+        chosen = next(one for one in renderers if isinstance(one, BrowsableAPIRenderer) == wants_page)
+        return chosen, chosen.media_type
+
+
+class OperationView(APIView):
+    """All operations at one path. `views_of` makes a subclass for each."""
+
+    operations: ClassVar[dict[str, Operation]] = {}
+    routes: ClassVar[dict[str, Route]] = {}
+
+    authentication_classes = (SessionOrToken,)
+    permission_classes = (MayCall,)
+    parser_classes = (BodyParser,)
+    renderer_classes = (DocumentRenderer, BrowsableRenderer)
+    content_negotiation_class = HTMLOrDocument
+
+    @property
+    def allowed_methods(self) -> list[str]:
+        return sorted(self.operations)
+
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        return {"Vary": "Accept"}
+
+    def initial(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        self.started = perf_counter()
+        self.format_kwarg = None
+        # Before the token is asked for, as in the lane.
+        if request.method.replace("HEAD", "GET") not in self.operations:
+            # The page asks whether to show its form as the form's POST would, which a session may not make without a CSRF token.
+            # Who it is has to be known by then.
+            with suppress(exceptions.APIException):
+                self.perform_authentication(request)
+            raise exceptions.MethodNotAllowed(request.method)
+        super().initial(request, *args, **kwargs)
+
+    def call(self, request: Any, **path_parameters: str) -> Response:
+        method = request.method.replace("HEAD", "GET")
+        route = self.routes[method]
+        try:
+            answer = self._answer(route, request, path_parameters)
+        except Refused as refusal:
+            answer = encode_refusal(refusal)
+        route.observe(answer.status, perf_counter() - self.started)
+        return document_response(answer)
+
+    def _answer(self, route: Route, request: Any, path_parameters: dict[str, str]) -> Answer:
+        if route.changes:
+            headers = request.headers
+            check_origin(headers.get("Origin", "").encode("latin-1"), headers.get("Host", "").encode("latin-1"))
+        if route.decoder.reads_query:
+            decoded = route.decoder.query(request.META["QUERY_STRING"].encode("latin-1"), path_parameters)
+        else:
+            decoded = route.decoder.body(request.data or b"")
+        node = running.node()
+        return encode_result(running.await_in_loop(route.handle(node, decoded)))  # type: ignore[arg-type]
+
+    def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
+        response = super().finalize_response(request, response, *args, **kwargs)
+        if response.status_code >= 400 and isinstance(response.accepted_renderer, DocumentRenderer):
+            response.content_type = "application/problem+json"
+        # A refusal is an answer like any other; Django would log each as a warning or an error.
+        response._has_been_logged = True
+        return response
+
+    def get_exception_handler(self) -> Any:
+        return problem_response
+
+    def get_view_name(self) -> str:
+        return next(iter(self.operations.values())).summary
+
+    def get_view_description(self, html: bool = False) -> str:
+        texts = []
+        for operation in self.operations.values():
+            text = format_html("<p>{}</p>", _with_code(operation.description or operation.summary))
+            if self.routes[operation.method].decoder.reads_query and operation.example:
+                query = "&".join(f"{name}={value}" for name, value in operation.example.items())
+                text += format_html(
+                    '<p>Example: <a href="?{}"><code>{} {}?{}</code></a></p>', query, operation.method, operation.path, query
+                )
+            texts.append(text)
+        return mark_safe("".join(texts)) if html else ""
+
+
+def _with_code(text: str) -> str:
+    """What stands in backticks is code."""
+    return mark_safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
+
+
+def document_response(answer: Answer) -> Response:
+    headers = {name.decode(): value.decode() for name, value in answer.headers if name != b"content-type"}
+    return Response(answer.body, status=answer.status, headers=headers)
+
+
+def problem_response(error: Exception, context: dict[str, Any]) -> Response:
+    """DRF's exceptions in the words of the contract."""
+    view = context["view"]
+    match error:
+        case Refused():
+            answer = encode_refusal(error)
+        case exceptions.NotAuthenticated():
+            answer = encode_refusal(Refused("unauthenticated", TOKEN_WANTED))
+        case exceptions.AuthenticationFailed():
+            answer = encode_refusal(Refused("unauthenticated", str(error.detail)))
+        case exceptions.PermissionDenied():
+            answer = encode_refusal(Refused("forbidden", str(error.detail)))
+        case exceptions.MethodNotAllowed():
+            answer = not_allowed(context["request"].method, view.operations)
+        case exceptions.UnsupportedMediaType():
+            answer = encode_refusal(Refused("unsupported_media_type", "send the body as `Content-Type: application/json`"))
+        case exceptions.ParseError():
+            answer = encode_refusal(Refused("invalid", str(error.detail)))
+        case Http404():
+            answer = encode_refusal(Refused("not_found"))
+        case _:
+            log.error("api.failed", view=view.get_view_name(), exc_info=error)
+            answer = encode_refusal(Refused("internal", "this is a fault of the node; its log says more"))
+    return document_response(answer)
+
+
+def views_of(operations: Iterable[Operation]) -> list[URLPattern]:
+    """A URL pattern with a view for every path of `operations`."""
+    at_path: dict[str, dict[str, Operation]] = {}
+    for operation in operations:
+        at_path.setdefault(operation.path, {})[operation.method] = operation
+    patterns = []
+    for operation_path, methods in at_path.items():
+        prefix, parameter = split_path(operation_path)
+        handlers = {method.lower(): OperationView.call for method in methods}
+        name = "".join(part.title() for part in operation_path.replace("{", "").replace("}", "").replace("_", "/").split("/"))
+        routes = {method: Route(operation) for method, operation in methods.items()}
+        view: Any = type(f"{name}View", (OperationView,), {"operations": methods, "routes": routes, **handlers})
+        route = prefix.lstrip("/") + (f"<str:{parameter}>" if parameter else "")
+        patterns.append(path(route, view.as_view(), name=next(iter(methods.values())).name))
+    return patterns

@@ -1,0 +1,1 @@
+"""Development only, not part of the wheel: local clusters, network partitions, test support."""

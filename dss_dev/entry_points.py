@@ -1,0 +1,156 @@
+"""The doors as clients meet them, around a node that a test makes: the same call through the lane and through DRF."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import msgspec
+from django.test import Client
+
+from dss_api import running
+from dss_api.guard import Guard
+from dss_api.json_fast_path import JsonFastPath
+from dss_api.operation import Operation
+
+#: what has not come by then never will
+PATIENCE_S = 30
+BODY_BYTES_MAX = 100_000
+
+#: status, the decoded document, headers in lower case
+Reply = tuple[int, dict[str, Any], dict[str, str]]
+
+
+class Door(ABC):
+    """Calls to a node that lives in the loop of another thread.
+
+    Args:
+        node: where the next call goes; a test with several of them changes it.
+        waiting: how many calls wait there.
+    """
+
+    def __init__(
+        self, node: Any, operations: Sequence[Operation], loop: asyncio.AbstractEventLoop, waiting: Callable[[], int]
+    ) -> None:
+        self.node = node
+        self._operations = operations
+        self._loop = loop
+        self._waiting = waiting
+        self._threads: list[threading.Thread] = []
+
+    @abstractmethod
+    def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
+        """One call."""
+
+    def run(self, act: Callable[[], Any]) -> Any:
+        """Do something in the node's loop."""
+
+        async def in_loop() -> Any:
+            result = act()
+            return await result if isinstance(result, Awaitable) else result
+
+        return asyncio.run_coroutine_threadsafe(in_loop(), self._loop).result(PATIENCE_S)
+
+    def post(self, path: str, **fields: Any) -> Reply:
+        return self.call("POST", path, msgspec.json.encode(fields))
+
+    def put(self, path: str, **fields: Any) -> Reply:
+        return self.call("PUT", path, msgspec.json.encode(fields))
+
+    def get(self, path_and_query: str) -> Reply:
+        return self.call("GET", path_and_query, b"")
+
+    def later(self, path: str, **fields: Any) -> list[Reply]:
+        """A call that waits; returns when it does, and the list has its answer after `join`."""
+        answers: list[Reply] = []
+        before = self.run(self._waiting)
+        thread = threading.Thread(target=lambda: answers.append(self.post(path, **fields)))
+        thread.start()
+
+        async def until_it_waits() -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                while self._waiting() == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+
+        self.run(until_it_waits)
+        self._threads.append(thread)
+        return answers
+
+    def join(self) -> None:
+        """Until the calls made `later` are answered."""
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+
+class LaneDoor(Door):
+    """The fast lane."""
+
+    def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
+        path, _, query = path_and_query.partition("?")
+        sent: list[dict[str, Any]] = []
+
+        async def ask() -> None:
+            messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def receive() -> Any:
+                if messages:
+                    return messages.pop()
+                await asyncio.Event().wait()
+                return None
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            headers = [(b"content-type", b"application/json")] if body else []
+            scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
+            await JsonFastPath(self._operations, lambda: self.node, Guard(""), BODY_BYTES_MAX)(scope, receive, send)
+
+        self.run(ask)
+        document = msgspec.json.decode(b"".join(message.get("body", b"") for message in sent[1:]))
+        headers = {name.decode().lower(): text.decode() for name, text in sent[0]["headers"]}
+        return sent[0]["status"], document, headers
+
+
+class DrfDoor(Door):
+    """Django and DRF's views."""
+
+    def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
+        content = {"content_type": "application/json"} if body else {}
+        response = Client(headers={"Host": "localhost"}).generic(method, path_and_query, body, **content)
+        document = msgspec.json.decode(response.content)
+        return response.status_code, document, {name.lower(): text for name, text in response.items()}
+
+
+#: name for a test's id -> door
+DOORS: dict[str, type[Door]] = {"lane": LaneDoor, "drf": DrfDoor}
+
+
+@contextmanager
+def opened(
+    kind: str, make_node: Callable[[], Any], operations: Sequence[Operation], waiting: Callable[[Any], int]
+) -> Iterator[Door]:
+    """A door to the node that `make_node` makes, inside the loop it is to live in. `waiting` counts the calls that wait there."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+
+        async def make() -> Any:
+            return make_node()
+
+        node = asyncio.run_coroutine_threadsafe(make(), loop).result(PATIENCE_S)
+        door = DOORS[kind](node, operations, loop, lambda: waiting(node))
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(running, "node", side_effect=lambda: door.node))
+            stack.enter_context(mock.patch.object(running, "loop", return_value=loop))
+            yield door
+            door.join()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

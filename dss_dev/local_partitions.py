@@ -1,0 +1,115 @@
+"""A cluster whose network can really be cut: each node in a network namespace of its own, all of them on one bridge.
+
+Linux only, and for root only. Clients talk to every node from the machine's own namespace, whatever is cut between the nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from dss_dev.local_cluster import LocalCluster, LocalNode
+
+PORT = 8101
+
+
+def why_not() -> str:
+    """Why this machine cannot have such a cluster; "" when it can."""
+    if shutil.which("ip") is None:
+        return "the command `ip` (iproute2) is not installed"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    name = f"dss-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        return f"network namespaces cannot be made here: {made.stderr.strip()}"
+    _ip("netns", "delete", name)
+    return ""
+
+
+class PartitionedCluster(LocalCluster):
+    """A context manager: the namespaces are there inside the block, and are taken away with the nodes in them.
+
+    Args:
+        directory, environment: as for `LocalCluster`.
+    """
+
+    def __init__(self, directory: Path, nodes: int = 3, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__(directory, [], environment)
+        self._tag = f"{random.randrange(16**4):04x}"
+        self._bridge = f"dss{self._tag}"
+        # A block for documentation and benchmarks (RFC 2544): nobody routes it.
+        self._net = f"198.18.{random.randrange(256)}"
+        self._cuts: list[tuple[LocalNode, LocalNode]] = []
+        addresses = {f"node-{number}": f"{self._net}.{number}" for number in range(1, nodes + 1)}
+        peers = ",".join(f"http://{address}:{PORT}/{node_id}" for node_id, address in addresses.items())
+        self.nodes = [
+            LocalNode(
+                node_id,
+                PORT,
+                {
+                    **(environment or {}),
+                    "NODE_ID": node_id,
+                    "RPC_HOST": address,
+                    "RPC_PORT": str(PORT),
+                    "PEERS": peers,
+                    "DSS_DATA_DIR": str(directory / node_id),
+                },
+                directory / "logs" / f"{node_id}.log",
+                address,
+                ("ip", "netns", "exec", self._namespace(node_id)),
+            )
+            for node_id, address in addresses.items()
+        ]
+
+    def __enter__(self) -> PartitionedCluster:
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("address", "add", f"{self._net}.254/24", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
+        for number, node in enumerate(self.nodes, 1):
+            namespace, outside = self._namespace(node.id), f"{self._bridge}-{number}"
+            _ip("netns", "add", namespace)
+            _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+            _ip("link", "set", outside, "master", self._bridge, "up")
+            for arguments in (
+                ("address", "add", f"{node.host}/24", "dev", "eth0"),
+                ("link", "set", "eth0", "up"),
+                ("link", "set", "lo", "up"),
+            ):
+                _ip("-n", namespace, *arguments)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        for node in self.nodes:
+            _ip("netns", "delete", self._namespace(node.id))
+        _ip("link", "delete", self._bridge)
+
+    def cut(self, node: LocalNode, other: LocalNode) -> None:
+        """From now on nothing that `node` sends reaches `other`."""
+        _ip("-n", self._namespace(node.id), "route", "add", "blackhole", f"{other.host}/32")
+        self._cuts.append((node, other))
+
+    def isolate(self, node: LocalNode) -> None:
+        """Cut a node off from all others, in both directions."""
+        for other in self.nodes:
+            if other is not node:
+                self.cut(node, other)
+                self.cut(other, node)
+
+    def heal(self) -> None:
+        """Everybody reaches everybody."""
+        for node, other in self._cuts:
+            _ip("-n", self._namespace(node.id), "route", "delete", "blackhole", f"{other.host}/32")
+        self._cuts.clear()
+
+    def _namespace(self, node_id: str) -> str:
+        return f"dss-{self._tag}-{node_id}"
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -1,0 +1,148 @@
+"""A broker with a log in front of it, as tests and benchmarks write it down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dss_api.result import Result
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import Ack, Consume, Extend, Nack, NewMessage, Publish, Purge, PutTopic, Redrive
+from dss_queue.core.partitions import ring
+from dss_queue.core.records import DeadLettered
+from dss_raft.replication.commands import Command
+from dss_raft.replication.machine import Origin, Resolved
+
+VISIBILITY_MS = 15_000
+
+
+class Desk:
+    """Applies one entry a call, as the replica would, and remembers what was answered.
+
+    `at_ms` stands still unless a test moves it; the index grows with every entry.
+    """
+
+    def __init__(self, topic: str = "t", group: str = "g") -> None:
+        self.broker = Broker()
+        self.topic, self.group = topic, group
+        self.index = 0
+        self.at_ms = 1_000_000
+        self.seq = 0
+        #: origin of the last command
+        self.origin = Origin("", 0, 0)
+        #: answers to consumes that waited
+        self.answers: dict[Origin, Result] = {}
+        self.dead: list[DeadLettered] = []
+
+    def entry(self, *commands: Command, node: str = "n1") -> list[Result | None]:
+        """One entry with several commands, through the log's encoding. None: the command waits."""
+        self.index += 1
+        self.broker.expire(self.at_ms, self.index)
+        results = []
+        for command in commands:
+            self.seq += 1
+            self.origin = Origin(node, 1, self.seq)
+            logged = msgspec.msgpack.decode(msgspec.msgpack.encode(command), type=type(command))
+            results.append(self.broker.apply(logged, self.at_ms, self.index, self.origin))
+        self.collect()
+        return results
+
+    def collect(self) -> None:
+        """Take the broker's events."""
+        for event in self.broker.take_events():
+            if isinstance(event, Resolved):
+                if event.waiter in self.answers:
+                    raise AssertionError(f"{event.waiter} is answered twice")
+                self.answers[event.waiter] = event.result
+            elif isinstance(event, DeadLettered):
+                self.dead.append(event)
+
+    def pass_ms(self, duration_ms: int) -> None:
+        """Time passes, and the leader notices."""
+        self.at_ms += duration_ms
+        self.entry()
+
+    def restart(self) -> None:
+        """The broker is replaced by one that was restored from its snapshot."""
+        state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.broker.snapshot()))
+        self.broker = Broker()
+        self.broker.restore(state)
+
+    # ---------------------------------------------------------------- commands
+
+    def do(self, command: Command, node: str = "n1") -> Result:
+        """A command that is answered at once."""
+        result = self.entry(command, node=node)[0]
+        if result is None:
+            raise AssertionError(f"{command} waits")
+        return result
+
+    def message(self, value: Any = 0, key: str = "", **fields: Any) -> NewMessage:
+        """A message as an operation would make it."""
+        return NewMessage(
+            fields.get("topic", self.topic),
+            msgspec.json.encode(value),
+            key,
+            ring(64).partition_of(key) if key else -1,
+            fields.get("delay_ms", 0),
+            fields.get("dedup_id", ""),
+            fields.get("headers", b""),
+        )
+
+    def publish(self, *values: Any, key: str = "", **fields: Any) -> list[str]:
+        """Publish values in one command; their msg_ids."""
+        result = self.do(Publish(messages=[self.message(value, key, **fields) for value in values]))
+        if result.code:
+            raise AssertionError(result)
+        return [one["msg_id"] for one in result.body["messages"]]
+
+    def consume(self, count: int = 1, node: str = "n1", **fields: Any) -> Result | None:
+        """A consume; None when it waits. It does not wait unless `timeout_ms` is given."""
+        defaults = {"topic": self.topic, "group": self.group, "timeout_ms": 0, "visibility_ms": VISIBILITY_MS}
+        return self.entry(Consume(**{**defaults, "max_messages": count, **fields}), node=node)[0]
+
+    def take(self, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        """The messages that a consume gets now."""
+        result = self.consume(count, **fields)
+        if result is None:
+            raise AssertionError("it waits")
+        messages: list[dict[str, Any]] = result.body["messages"]
+        return messages
+
+    def values(self, count: int = 1, **fields: Any) -> list[Any]:
+        """The values of the messages that a consume gets now."""
+        return [msgspec.json.decode(message["value"]) for message in self.take(count, **fields)]
+
+    def why_empty(self, **fields: Any) -> str:
+        """The reason that an empty consume gives."""
+        result = self.consume(**fields)
+        if result is None or result.body["messages"]:
+            raise AssertionError(result)
+        reason: str = result.body["empty_reason"]
+        return reason
+
+    def ack(self, msg_id: str, receipt: str | None = None, **fields: Any) -> Result:
+        return self.do(Ack(**{"topic": self.topic, "group": self.group, "msg_id": msg_id, "receipt": receipt, **fields}))
+
+    def nack(self, msg_id: str, receipt: str | None = None, **fields: Any) -> Result:
+        return self.do(Nack(**{"topic": self.topic, "group": self.group, "msg_id": msg_id, "receipt": receipt, **fields}))
+
+    def extend(self, msg_id: str, visibility_ms: int, receipt: str | None = None) -> Result:
+        return self.do(Extend(topic=self.topic, group=self.group, msg_id=msg_id, receipt=receipt, visibility_ms=visibility_ms))
+
+    def settings(self, **fields: Any) -> Result:
+        return self.do(PutTopic(topic=self.topic, **fields))
+
+    def redrive(self, **fields: Any) -> Result:
+        return self.do(Redrive(**{"topic": self.topic, "group": self.group, **fields}))
+
+    def purge(self, **fields: Any) -> Result:
+        return self.do(Purge(topic=self.topic, **fields))
+
+    def cancel(self, origin: Origin) -> None:
+        """The caller of `origin` has hung up."""
+        self.index += 1
+        self.broker.expire(self.at_ms, self.index)
+        self.broker.cancel(origin, self.at_ms, self.index)
+        self.collect()

@@ -1,0 +1,93 @@
+"""What every HTTP request passes first: the Host check, the size limit, and the choice between JSON fast path, pages and files."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
+
+from dss_api.codec import Answer, encode_refusal
+from dss_api.errors import Refused
+from dss_api.host_check import HostCheck
+from dss_api.in_progress import InProgress
+from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer, too_large
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Django's for every client. What else there is, is the API's: a program that asks for nothing known gets a problem, not a page.
+PAGES = ("/admin", "/api/", "/favicon.ico")
+# A `_created` beside every counter and histogram doubles the page and tells nobody anything.
+disable_created_metrics()
+METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
+
+
+class HttpEntryPoint:
+    """The ASGI application for HTTP.
+
+    Args:
+        body_bytes_max: longest body for Django's pages; the JSON fast path has its own check.
+    """
+
+    def __init__(self, json: JsonFastPath, is_host_allowed: HostCheck, in_progress: InProgress, body_bytes_max: int) -> None:
+        self._json = json
+        self.is_host_allowed = is_host_allowed
+        self._body_bytes_max = body_bytes_max
+        self._django: Application = get_asgi_application()
+        self._static: Application | None = None
+        self.in_progress = in_progress
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.in_progress.calls += 1
+        try:
+            await self._open(scope, receive, send)
+        finally:
+            self.in_progress.calls -= 1
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wants_page = False
+        content_length = host = b""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value
+            elif name == b"accept":
+                wants_page = b"text/html" in value
+            elif name == b"content-length":
+                content_length = value
+        if host and not self.is_host_allowed(host):
+            refusal = Refused("invalid", "the Host header names no host of this node; see DSS_ALLOWED_HOSTS", field="Host")
+            await send_answer(send, scope["method"], encode_refusal(refusal))
+            return
+        path = scope["path"]
+        if path == "/metrics":
+            await send_answer(send, scope["method"], Answer(200, generate_latest(), METRICS_HEADERS))
+        elif path.startswith(settings.STATIC_URL):
+            await self._static_files()(scope, receive, send)
+        elif not wants_page and path != "/" and not path.startswith(PAGES):
+            await self._json(scope, receive, send)
+        elif content_length.isdigit() and int(content_length) > self._body_bytes_max:
+            await send_answer(send, scope["method"], encode_refusal(too_large(self._body_bytes_max)))
+        else:
+            await self._django(scope, _limited(receive, self._body_bytes_max), send)
+
+    def _static_files(self) -> Application:
+        if self._static is None:
+            from dss_console.static_files import static_files
+
+            self._static = static_files(self._django)
+        return self._static
+
+
+def _limited(receive: Receive, bytes_max: int) -> Receive:
+    """A client that sends more than it may, without saying so before, is treated as gone."""
+    size = 0
+
+    async def limited() -> dict[str, Any]:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message if size <= bytes_max else {"type": "http.disconnect"}
+
+    return limited

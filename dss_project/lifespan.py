@@ -1,0 +1,34 @@
+"""ASGI's lifespan protocol, for servers that speak it: they start and stop the node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+
+from dss_api.json_fast_path import Receive, Scope, Send
+from dss_project.raft_worker import RaftWorker
+
+
+class Lifespan:
+    """The ASGI application for `lifespan`.
+
+    Args:
+        find_application: returns the application that has the channel `raft`.
+    """
+
+    def __init__(self, find_application: Any) -> None:
+        self._find_application = find_application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        worker = RaftWorker(settings.NODE, self._find_application())
+        try:
+            await worker.start()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await worker.stop()
+        await send({"type": "lifespan.shutdown.complete"})

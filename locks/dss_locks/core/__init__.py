@@ -1,0 +1,1 @@
+"""The lock table: a deterministic state machine without I/O."""

@@ -1,0 +1,63 @@
+"""What the lock table answers when it refuses, and what it shows of holders. Pure, as the table is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dss_api.result import Result
+from dss_locks.core.holdings import MODES, Holdings
+from dss_locks.core.state import Hold, Limits, Place
+from dss_locks.core.waits import Positions
+
+#: A refusal names at most so many holders of a key.
+HOLDERS_SHOWN_MAX = 16
+
+
+def holders(holdings: Holdings, key: str, at_ms: int, at_most: int = HOLDERS_SHOWN_MAX) -> list[dict[str, Any]]:
+    """The first holders of a key."""
+    lock = holdings.locks.get(key)
+    return [
+        {
+            "key": key,
+            "client": hold.client,
+            "mode": MODES[hold.exclusive],
+            "fencing_token": hold.token,
+            "expires_in_ms": holdings.expires_in_ms(hold, at_ms),
+        }
+        for hold in (lock.holds()[:at_most] if lock is not None else ())
+    ]
+
+
+def not_granted(code: str, holdings: Holdings, positions: Positions, place: Place, at_ms: int) -> Result:
+    """`held` and `wait_timeout`: who is in the way, and how long the keys are still kept back, if they are."""
+    others = [h for key in place.keys for h in holders(holdings, key, at_ms) if h["client"] != place.client]
+    body: dict[str, Any] = {"holders": others, "position": positions.of(place)}
+    delayed = [key for key in place.keys if holdings.delays.blocks(key, place.exclusive)] if holdings.delays.by_key else []
+    if delayed:
+        left_ms = max(holdings.delays.left_ms(key, at_ms) for key in delayed)
+        body["delayed_ms"] = left_ms
+        body["detail"] = f"{delayed[0]} was lost by its holder and is kept back for {left_ms} ms (lock_delay_ms)"
+    return Result(body, code)
+
+
+def deadlock(cycle: list[dict[str, Any]]) -> Result:
+    """`deadlock`, with the cycle that the request would close."""
+    return Result({"deadlock": True, "cycle": cycle}, "deadlock")
+
+
+def over_limit(limits: Limits, limit: str) -> Result:
+    """`over_limit`, with the limit's name."""
+    maximum = getattr(limits, limit)
+    return Result({"limit": limit, "maximum": maximum, "detail": f"the lock manager's limit {limit} is {maximum}"}, "over_limit")
+
+
+def not_holder(holdings: Holdings, keys: list[str]) -> Result:
+    """`not_holder`: others hold these keys, the highest of their tokens is `current`."""
+    current = max(hold.token for key in keys for hold in holdings.locks[key].holds())
+    return Result({"keys": keys, "current": current}, "not_holder")
+
+
+def matches(hold: Hold, token: int | None, keys: Sequence[str]) -> bool:
+    """Whether `token` names this hold. A call for several keys gives the highest of their tokens."""
+    return token is None or hold.token == token or (len(keys) > 1 and hold.token < token)

@@ -1,0 +1,208 @@
+"""The admin's view of the lock table: who holds what, who waits for whom, and what was taken away by hand."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, cast
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ActionForm
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.safestring import mark_safe
+
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
+from dss_api import running
+from dss_api.errors import Refused
+from dss_locks import operations, picture
+from dss_locks.core import inspection
+from dss_locks.core.commands import REASON_LENGTH_MAX, ForceRelease
+from dss_locks.core.table import LockTable
+from dss_locks.core.waits import Positions
+from dss_locks.django_app.models import DelayRow, ForcedRow, LockRow, WaiterRow
+
+#: A list shows so many rows at most: the snapshot is taken between two calls that others wait for.
+ROWS_MAX = 1_000
+#: Steps of a waiting request's chain in the list; `GET /lock/status` tells more.
+CHAIN_STEPS_MAX = 10
+#: Edges that the picture is made from.
+EDGES_MAX = 1_000
+
+
+def _table() -> LockTable:
+    return cast(LockTable, running.node().machine("locks"))
+
+
+def lock_rows(table: LockTable, now_ms: int) -> list[LockRow]:
+    """The first rows of the table."""
+    rows = []
+    for hold in islice(table.holdings.all(), ROWS_MAX):
+        queue = table.locks[hold.key].queue
+        shown = inspection.hold_row(table, hold, now_ms)
+        rows.append(
+            LockRow(
+                row_id=f"{len(hold.client)}.{hold.client}.{hold.key}",
+                key=hold.key,
+                client=hold.client,
+                mode=shown["mode"],
+                fencing_token=hold.token,
+                expires_in_ms=shown["expires_in_ms"],
+                age_ms=shown["age_ms"],
+                waiting=len(queue) if queue is not None else 0,
+                session=hold.session,
+                lock_delay_ms=hold.lock_delay_ms,
+                meta=json.dumps(hold.meta, ensure_ascii=False) if hold.meta else "",
+            )
+        )
+    return rows
+
+
+def waiter_rows(table: LockTable, now_ms: int) -> list[WaiterRow]:
+    """The first waiting requests, in order of arrival."""
+    rows = []
+    positions = Positions(table.locks)
+    for place in table.waits.places()[:ROWS_MAX]:
+        position = positions.of(place)
+        shown = inspection.waiter_row(place, position, now_ms)
+        chain = inspection.chain(table, place, CHAIN_STEPS_MAX)
+        rows.append(
+            WaiterRow(
+                row_id=str(place.rank),
+                client=place.client,
+                keys=", ".join(place.keys),
+                mode=shown["mode"],
+                position=position,
+                waits_for=chain[0]["held_by"] if chain else "",
+                chain=" → ".join([place.client, *(step["held_by"] for step in chain)]),
+                age_ms=shown["age_ms"],
+                gives_up_in_ms=shown["gives_up_in_ms"],
+            )
+        )
+    return rows
+
+
+def delay_rows(table: LockTable, now_ms: int) -> list[DelayRow]:
+    """The first keys that are kept back."""
+    keys = list(islice(table.holdings.delays.by_key, ROWS_MAX))
+    return [DelayRow(key=key, **(inspection.delay_row(table, key, now_ms) or {})) for key in keys]
+
+
+def forced_rows(table: LockTable) -> list[ForcedRow]:
+    """The audit list, latest first."""
+    return [
+        ForcedRow(
+            row_id=f"{line['index']}.{len(line['client'])}.{line['client']}.{line['key']}",
+            at=datetime.fromtimestamp(line.pop("at_ms") / 1000, UTC),
+            **{name: line[name] for name in ("key", "client", "fencing_token", "by", "reason")},
+        )
+        for line in inspection.audit(table)
+    ]
+
+
+class ForceReleaseForm(ActionForm):
+    """The action's menu, with a field for the reason."""
+
+    reason = forms.CharField(required=False, max_length=REASON_LENGTH_MAX, label="Reason")
+
+
+class LockAdmin(LiveAdmin):
+    """A list of a part of the lock table."""
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        response = super().changelist_view(request, extra_context)
+        if len(getattr(request, "_live_rows", ())) >= ROWS_MAX:
+            self.message_user(request, f"Only the first {ROWS_MAX:,} are shown and searched.", messages.WARNING)
+        return response
+
+
+@admin.register(LockRow)
+class LockRowAdmin(LockAdmin):
+    """Locks that are held."""
+
+    expires_in = duration("expires_in_ms", "expires in", none="until released")
+    held_for = duration("age_ms", "held for")
+    lock_delay = duration("lock_delay_ms", "kept back after a loss for")
+
+    list_display = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting")
+    fields = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting", "session", lock_delay, "meta")
+    ordering = ("key", "fencing_token")
+    list_filter = (("mode", LiveValuesFilter), ("client", LiveValuesFilter))
+    search_fields = ("key", "client", "meta")
+    action_form = ForceReleaseForm
+    actions = ("force_release",)
+
+    def rows(self) -> list[LockRow]:
+        return rows_from_loop(lambda: lock_rows(_table(), running.node().now_ms()))
+
+    @admin.action(description="Force the release (with a reason)", permissions=["operate"])
+    def force_release(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        reason = request.POST.get("reason", "").strip()[:REASON_LENGTH_MAX]
+        if not reason:
+            self.message_user(request, "Give a reason: it is kept in the audit list.", messages.ERROR)
+            return
+        by = request.user.get_username()
+
+        def release(row: LockRow) -> Any:
+            return operations.force_release(running.node(), ForceRelease(key=row.key, client=row.client, reason=reason, by=by))
+
+        released = sum(bool(result.body["released"]) for result in self.do_each(request, queryset, release))
+        self.message_user(request, f"{released} released. A holder that still runs is stopped only by its fencing token.")
+
+
+@admin.register(WaiterRow)
+class WaiterRowAdmin(LockAdmin):
+    """Requests that wait, the oldest first, and the picture of who waits for whom."""
+
+    waiting_for = duration("age_ms", "waiting for")
+    gives_up_in = duration("gives_up_in_ms", "gives up in")
+
+    change_list_template = "dss_locks/waiting.html"
+    list_display = ("client", "keys", "mode", "position", "waits_for", waiting_for, gives_up_in)
+    fields = ("client", "keys", "mode", "position", "waits_for", "chain", waiting_for, gives_up_in)
+    ordering = ("-age_ms",)
+    list_filter = (("mode", LiveValuesFilter), ("waits_for", LiveValuesFilter))
+    search_fields = ("client", "keys", "chain")
+
+    def rows(self) -> list[WaiterRow]:
+        return rows_from_loop(lambda: waiter_rows(_table(), running.node().now_ms()))
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        context = {**(extra_context or {}), "clients_max": picture.CLIENTS_MAX}
+        with suppress(Refused):  # the list tells why there is nothing to see
+            graph = rows_from_loop(lambda: inspection.graph(_table(), EDGES_MAX))
+            # `draw` escapes whatever comes from clients.
+            context |= {"picture": mark_safe(picture.draw(graph)), "is_cut": picture.is_cut(graph)}
+        return super().changelist_view(request, context)
+
+
+@admin.register(DelayRow)
+class DelayRowAdmin(LockAdmin):
+    """Keys that are kept back after their holders lost them."""
+
+    left = duration("left_ms", "free in")
+    delay = duration("delay_ms", "kept back for")
+
+    list_display = ("key", "lost_by", "keeps_out", left, delay)
+    fields = list_display
+    ordering = ("left_ms",)
+    search_fields = ("key", "lost_by")
+
+    def rows(self) -> list[DelayRow]:
+        return rows_from_loop(lambda: delay_rows(_table(), running.node().now_ms()))
+
+
+@admin.register(ForcedRow)
+class ForcedRowAdmin(LiveAdmin):
+    """The audit list of forced releases."""
+
+    list_display = ("at", "key", "client", "fencing_token", "by", "reason")
+    ordering = ("-at",)
+    list_filter = (("by", LiveValuesFilter),)
+    search_fields = ("key", "client", "by", "reason")
+
+    def rows(self) -> list[ForcedRow]:
+        return rows_from_loop(lambda: forced_rows(_table()))

@@ -1,0 +1,11 @@
+"""Django's entry for the lock manager."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class DssLocksConfig(AppConfig):
+    name = "dss_locks.django_app"
+    label = "dss_locks"
+    verbose_name = "Locks"

@@ -1,0 +1,32 @@
+"""The settings of the queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from dss_api import environment
+from dss_api.environment import HOUR_MS, ValueLimit, setting
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueConfig(ValueLimit):
+    """Settings of the queue."""
+
+    queue_num_vnodes: int = setting(
+        "QUEUE_NUM_VNODES", 64, "Points of each partition on the hash ring of routing keys.", environment.integer(1, 4096)
+    )
+    queue_visibility_timeout_ms: int = setting(
+        "QUEUE_VISIBILITY_TIMEOUT_MS",
+        15_000,
+        "How long a consumed message stays hidden before it is delivered again, unless the call says otherwise.",
+        environment.integer(1, 12 * HOUR_MS),
+    )
+
+
+def config_of(node: Node) -> QueueConfig:
+    """The queue's settings. The assembly gives the node one configuration, which is that of every subsystem."""
+    return cast("QueueConfig", node.config)

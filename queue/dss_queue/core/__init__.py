@@ -1,0 +1,1 @@
+"""The broker: a deterministic state machine without I/O."""

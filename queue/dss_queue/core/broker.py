@@ -1,0 +1,469 @@
+"""The queue's state machine: topics, and the commands that move messages through them.
+
+Theory of operation. A message is published to a topic and gets a number: the Raft index of its entry, and a count inside it. The
+topic retains it until every group is finished with it (topic.py). Each group delivers it once at a time: it is *fresh* until the
+group meets it, then *in flight* in one consumer's hands with a deadline, then either *finished* (acked) or *returned* (nack,
+timeout, consumer gone) and delivered again; after too many attempts it is a *dead letter* of the group, which is finished with it
+in the sense of the topic (group.py). Nothing else makes a message disappear but `purge`, and retention where no group exists.
+
+    fresh ──consume──▶ in flight ──ack──▶ finished
+      ▲                   │   ▲
+      │ publish       nack│   │consume
+                   timeout▼   │
+                        returned ──attempts used up, retention──▶ dead ──redrive──▶ returned
+
+A consume that finds nothing waits in the group's queue of waiters, first come first served, until something becomes ready or its
+own deadline passes. Whatever makes a message ready ends with `_serve`.
+
+All of it costs O(log n) in the size of the backlog, but for what looks at everything by its nature: a new group looks at every
+routing key once, `purge` and `rearm` at what they change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from dss_api.result import Result
+from dss_queue.core.commands import (
+    GROUPS_PER_TOPIC_MAX,
+    TOPICS_MAX,
+    TOTAL_BYTES_MAX,
+    Ack,
+    Consume,
+    Extend,
+    LockRelease,
+    Nack,
+    NewMessage,
+    Publish,
+    Purge,
+    PutTopic,
+    Redrive,
+    TopicSettings,
+)
+from dss_queue.core.group import Group
+from dss_queue.core.records import COUNT_BITS, Delivery, Message, Returned, Waiter, message_id, message_number, receipt_of
+from dss_queue.core.registry import Registry, TopicTimer
+from dss_queue.core.snapshot import decode_state, encode_state
+from dss_queue.core.topic import TIMERS, Topic
+from dss_raft.replication.commands import Command
+from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
+
+_STALE = "stale_receipt"
+
+
+class Locks(Protocol):
+    """What an ack that also gives back locks needs of the lock table. Both apply the same log, so both are part of the same step."""
+
+    def holds(self, key: str, client: str, fencing_token: int) -> bool:
+        """Whether the client holds the key under this token."""
+
+    def release(self, key: str, client: str, at_ms: int, index: int) -> bool:
+        """Give it back; false when the client holds nothing."""
+
+
+class NoLocks:
+    """For a broker by itself: nobody holds anything."""
+
+    def holds(self, key: str, client: str, fencing_token: int) -> bool:
+        return False
+
+    def release(self, key: str, client: str, at_ms: int, index: int) -> bool:
+        return False
+
+
+class Broker:
+    """See the module. Implements `dss_raft.replication.machine.StateMachine`.
+
+    Args:
+        locks: the table of the same replica, for acks that release locks.
+    """
+
+    name = "queue"
+    commands: tuple[type[Command], ...] = (Publish, Consume, Ack, Nack, Extend, PutTopic, Redrive, Purge)
+
+    def __init__(self, locks: Locks | None = None) -> None:
+        self._locks = locks or NoLocks()
+        self.topics: dict[str, Topic] = {}
+        self.registry = Registry()
+        #: the highest stamp seen
+        self.at_ms = 0
+        self._entry_index = 0
+        self._entry_count = 0
+        self._appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
+            Publish: self._publish,
+            Consume: self._consume,
+            Ack: self._ack,
+            Nack: self._nack,
+            Extend: self._extend,
+            PutTopic: self._put_topic,
+            Redrive: self._redrive,
+            Purge: self._purge,
+        }
+
+    # ------------------------------------------------------- the machine's contract
+
+    def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
+        """Apply one command. None: a consume that waits."""
+        self.at_ms = at_ms
+        return self._appliers[type(command)](command, at_ms, index, origin)
+
+    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
+        """The consumer has hung up: it waits no longer, and what it was given is given back, without counting an attempt."""
+        waiting = self.registry.waiters.get(waiter)
+        if waiting is not None:
+            self.registry.forget_waiter(waiting)
+        handout = self.registry.handouts.get(waiter)
+        if handout is None:
+            return
+        group = handout.group
+        for number in handout.numbers:
+            delivery = group.in_flight.get(number)
+            if delivery is not None and delivery.handout is handout:
+                group.gave_back(delivery, "gone", at_ms)
+        self._serve(group, at_ms)
+
+    def expire(self, at_ms: int, index: int) -> None:
+        """Visibility timeouts, delays, retention, and at last the waiters whose time is up."""
+        self.at_ms = at_ms
+        next_ms = self.registry.timers.next_ms()
+        if next_ms is None or next_ms > at_ms:
+            return
+        changed: dict[int, Group] = {}
+        late: list[Waiter] = []
+        while (item := self.registry.timers.pop_due(at_ms)) is not None:
+            if isinstance(item, Delivery):
+                group = item.handout.group
+                group.failed(item, "timeout", at_ms)
+                changed[id(group)] = group
+            elif isinstance(item, Returned):
+                item.group.wait_is_over(item, at_ms)
+                changed[id(item.group)] = item.group
+            elif isinstance(item, Waiter):
+                late.append(item)
+            else:
+                self._upkeep(item, at_ms)
+                changed.update((id(group), group) for group in item.topic.groups.values())
+        for group in changed.values():
+            self._serve(group, at_ms)
+        for waiter in late:
+            if waiter.live:
+                self.registry.answer(waiter, _nothing(waiter.group))
+
+    def next_deadline_ms(self) -> int | None:
+        return self.registry.timers.next_ms()
+
+    def rearm(self, at_ms: int, index: int) -> None:
+        """Every message in flight gets its full visibility again: nobody could ack while there was no leader."""
+        for topic in self.topics.values():
+            for group in topic.groups.values():
+                for delivery in group.in_flight.values():
+                    self.registry.timers.arm(delivery, at_ms + delivery.visibility_ms)
+
+    def node_restarted(self, node: str, at_ms: int, index: int) -> None:
+        """Its connections are gone, so are the consumes that waited. What it had handed out comes back by its timeout."""
+        for waiter in list(self.registry.waiters.values()):
+            if waiter.origin.node == node:
+                self.registry.forget_waiter(waiter)
+
+    def take_events(self) -> list[Event]:
+        events, self.registry.events = self.registry.events, []
+        return events
+
+    def snapshot(self) -> Any:
+        """The whole state as one binary: a million messages are encoded and decoded without a Python object for each field."""
+        return encode_state(self)
+
+    def restore(self, state: Any) -> None:
+        all_at_once(self.restoring(state))
+
+    def restoring(self, state: bytes | memoryview) -> Restoring:
+        """See `dss_raft.replication.machine.RestoresInSlices`: until it is installed, what was there before stays to be looked at."""
+        fresh = Broker()
+        yield from decode_state(fresh, state)
+
+        def install() -> None:
+            self.topics, self.registry, self.at_ms = fresh.topics, fresh.registry, fresh.at_ms
+
+        return install
+
+    # ------------------------------------------------------------------- publish
+
+    def _publish(self, command: Publish, at_ms: int, index: int, origin: Origin) -> Result:
+        refused = self._without_room(command.messages, at_ms)
+        if refused is not None:
+            return refused
+        answers = [self._store(new, at_ms, index) for new in command.messages]
+        self._serve_topics_of(command.messages, at_ms)
+        return Result({"messages": answers})
+
+    def _store(self, new: NewMessage, at_ms: int, index: int) -> dict[str, Any]:
+        topic = self.topics.get(new.topic) or self._new_topic(new.topic)
+        if new.dedup_id:
+            known = topic.dedup.get(new.dedup_id)
+            if known is not None:
+                return {"msg_id": message_id(known[0]), "partition": known[1], "duplicate": True}
+        if index != self._entry_index:
+            self._entry_index, self._entry_count = index, 0
+        number = index << COUNT_BITS | self._entry_count
+        self._entry_count += 1
+        ready_ms = at_ms + new.delay_ms if new.delay_ms else 0
+        message = Message(number, new.key, new.partition, new.value, new.headers, at_ms, ready_ms)
+        topic.add(message, at_ms)
+        if new.dedup_id:
+            topic.remember(new.dedup_id, message, at_ms)
+        return {"msg_id": message_id(number), "partition": message.partition, "duplicate": False}
+
+    def _without_room(self, messages: list[NewMessage], at_ms: int) -> Result | None:
+        """A refusal when these messages do not fit; duplicates need no room."""
+        topics = self.topics
+        sizes: dict[str, int] = {}
+        for new in messages:
+            name = new.topic
+            if new.dedup_id and (topic := topics.get(name)) is not None:
+                topic.forget_dedup(at_ms)
+                if new.dedup_id in topic.dedup:
+                    continue
+            sizes[name] = sizes.get(name, 0) + len(new.value) + len(new.key) + len(new.headers)
+        total, new_topics = self.registry.bytes, 0
+        for name, size in sizes.items():
+            total += size
+            topic = topics.get(name)
+            if topic is None:
+                new_topics += 1
+            elif topic.settings.max_bytes and topic.bytes + size > topic.settings.max_bytes:
+                return _over_limit(f"topic {name!r} holds {topic.bytes} of {topic.settings.max_bytes} bytes")
+        if total > TOTAL_BYTES_MAX:
+            return _over_limit(f"all topics hold {self.registry.bytes} of {TOTAL_BYTES_MAX} bytes")
+        if new_topics and len(topics) + new_topics > TOPICS_MAX:
+            return _over_limit(f"there are {TOPICS_MAX} topics")
+        return None
+
+    def _new_topic(self, name: str) -> Topic:
+        first = self.registry.next_serial()
+        self.registry.serial += TIMERS - 1
+        topic = self.topics[name] = Topic(name, self.registry, first)
+        return topic
+
+    # ------------------------------------------------------------------- consume
+
+    def _consume(self, command: Consume, at_ms: int, index: int, origin: Origin) -> Result | None:
+        group = self._group(command.topic, command.group)
+        if group is None:
+            topic = self.topics.get(command.topic)
+            if topic is None:
+                if len(self.topics) >= TOPICS_MAX:
+                    return _over_limit(f"there are {TOPICS_MAX} topics")
+                topic = self._new_topic(command.topic)
+            if len(topic.groups) >= GROUPS_PER_TOPIC_MAX:
+                return _over_limit(f"topic {command.topic!r} has {GROUPS_PER_TOPIC_MAX} groups")
+            group = topic.add_group(command.group, at_ms)
+        attempt_id, visibility_ms = command.attempt_id, command.visibility_ms
+        if attempt_id:
+            waiting = group.waiting_attempts.get(attempt_id)
+            if waiting is not None:
+                # A client that repeats an attempt no longer listens to the call before.
+                self.registry.answer(waiting, _nothing(group))
+            handout = group.replays.get(attempt_id)
+            if handout is not None:
+                return Result({"messages": group.hand_out_again(handout, origin, visibility_ms, at_ms)})
+        answers = group.hand_out(origin, attempt_id, command.max_messages, visibility_ms, at_ms)
+        if answers:
+            return Result({"messages": answers})
+        if not command.timeout_ms:
+            return _nothing(group)
+        waiter = Waiter(origin, group, self.registry.next_serial(), visibility_ms, command.max_messages, attempt_id)
+        self.registry.add_waiter(waiter, at_ms + command.timeout_ms)
+        return None
+
+    def _serve(self, group: Group, at_ms: int) -> None:
+        """Give what is ready to who waits."""
+        waiters = group.waiters
+        while waiters:
+            waiter = waiters[0]
+            answers = group.hand_out(waiter.origin, waiter.attempt_id, waiter.messages_max, waiter.visibility_ms, at_ms)
+            if not answers:
+                return
+            self.registry.answer(waiter, Result({"messages": answers}))
+
+    def _serve_topics_of(self, messages: list[NewMessage], at_ms: int) -> None:
+        served = ""
+        for new in messages:
+            if new.topic != served:
+                served = new.topic
+                for group in self.topics[served].groups.values():
+                    if group.waiters:
+                        self._serve(group, at_ms)
+
+    def _group(self, topic_name: str, group_name: str) -> Group | None:
+        topic = self.topics.get(topic_name)
+        return None if topic is None else topic.groups.get(group_name)
+
+    # --------------------------------------------------------- ack, nack, extend
+
+    def _ack(self, command: Ack, at_ms: int, index: int, origin: Origin) -> Result:
+        group = self._group(command.topic, command.group)
+        if command.msg_id is not None and not command.publish and not command.release:
+            held, is_stale = _held(group, command.msg_id, command.receipt)
+            if is_stale:
+                return _stale(command.msg_id)
+            if held is None or group is None:
+                return Result({"acked": False})
+            _finish(group, held, at_ms)
+            if group.waiters:
+                self._serve(group, at_ms)
+            return Result({"acked": True})
+        return self._ack_many(group, command, at_ms, index)
+
+    def _ack_many(self, group: Group | None, command: Ack, at_ms: int, index: int) -> Result:
+        """Several messages, or a transaction: acks, publishes and released locks together, or nothing."""
+        msg_ids = list(dict.fromkeys(command.msg_ids)) if command.msg_ids is not None else [command.msg_id or ""]
+        receipts: dict[str, str] = {}
+        if command.msg_ids is not None and command.receipts is not None:
+            receipts = dict(zip(command.msg_ids, command.receipts, strict=True))
+        elif command.receipt is not None:
+            receipts = {msg_ids[0]: command.receipt}
+        found = [(msg_id, *_held(group, msg_id, receipts.get(msg_id))) for msg_id in msg_ids]
+        held_count = sum(held is not None for _, held, _ in found)
+        answers: dict[str, Any] = {}
+        if command.publish or command.release:
+            stale = [msg_id for msg_id, _, is_stale in found if is_stale]
+            if not held_count and not stale:
+                return Result({"acked": False, "published": [], "released": []})
+            if held_count < len(found):
+                return _stale(*(stale or [msg_id for msg_id, held, _ in found if held is None]))
+            refused = self._not_held(command.release) or self._without_room(command.publish, at_ms)
+            if refused is not None:
+                return refused
+            answers["published"] = [self._store(new, at_ms, index) for new in command.publish]
+            answers["released"] = [self._locks.release(one.key, one.client, at_ms, index) for one in command.release]
+        for _, held, _ in found:
+            if held is not None and group is not None:
+                _finish(group, held, at_ms)
+        if command.msg_ids is not None:
+            answers["results"] = [
+                {"msg_id": msg_id, "acked": held is not None, **({"code": _STALE} if is_stale else {})}
+                for msg_id, held, is_stale in found
+            ]
+        if group is not None:
+            self._serve(group, at_ms)
+        self._serve_topics_of(command.publish, at_ms)
+        return Result({"acked": held_count == len(found), **answers})
+
+    def _not_held(self, releases: list[LockRelease]) -> Result | None:
+        """A refusal when one of these is no longer held under its token."""
+        lost = [
+            one.key
+            for one in releases
+            if one.fencing_token is not None and not self._locks.holds(one.key, one.client, one.fencing_token)
+        ]
+        if not lost:
+            return None
+        return Result(
+            {"detail": "these locks are no longer held under their tokens; nothing was done", "keys": lost}, "not_holder"
+        )
+
+    def _nack(self, command: Nack, at_ms: int, index: int, origin: Origin) -> Result:
+        group = self._group(command.topic, command.group)
+        held, is_stale = _held(group, command.msg_id, command.receipt)
+        if is_stale:
+            return _stale(command.msg_id)
+        if group is None or not isinstance(held, Delivery):
+            return Result({"nacked": False, "dead": False})
+        number = held.message.number
+        if command.silent and not command.dead:
+            group.gave_back(held, "silent", at_ms, command.delay_ms or 0)
+        else:
+            group.failed(held, "rejected" if command.dead else "nack", at_ms, command.delay_ms)
+        is_dead = number in group.dead
+        self._serve(group, at_ms)
+        return Result({"nacked": True, "dead": is_dead})
+
+    def _extend(self, command: Extend, at_ms: int, index: int, origin: Origin) -> Result:
+        group = self._group(command.topic, command.group)
+        held, _ = _held(group, command.msg_id, command.receipt)
+        if group is None or not isinstance(held, Delivery):
+            return _stale(command.msg_id)
+        group.extend(held, command.visibility_ms, at_ms)
+        return Result({"msg_id": command.msg_id, "visible_until_ms": held.due_ms})
+
+    # -------------------------------------------------------------------- topics
+
+    def _put_topic(self, command: PutTopic, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self.topics.get(command.topic)
+        if topic is None:
+            if len(self.topics) >= TOPICS_MAX:
+                return _over_limit(f"there are {TOPICS_MAX} topics")
+            topic = self._new_topic(command.topic)
+        settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__}
+        topic.settings_changed(TopicSettings(**settings), at_ms)
+        return Result({"topic": command.topic, **settings})
+
+    def _redrive(self, command: Redrive, at_ms: int, index: int, origin: Origin) -> Result:
+        group = self._group(command.topic, command.group)
+        if group is None:
+            return Result({"redriven": 0})
+        numbers = sorted(group.dead) if command.msg_id is None else [message_number(command.msg_id)]
+        numbers = [number for number in numbers if number in group.dead]
+        for number in numbers:
+            group.redrive(number, at_ms)
+        self._serve(group, at_ms)
+        return Result({"redriven": len(numbers)})
+
+    def _purge(self, command: Purge, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self.topics.get(command.topic)
+        if topic is None:
+            return Result({"purged": 0})
+        if not command.dead:
+            return Result({"purged": topic.purge()})
+        groups = [group for group in topic.groups.values() if command.group in ("", group.name)]
+        return Result({"purged": sum(group.forget_dead() for group in groups)})
+
+    @staticmethod
+    def _upkeep(timer: TopicTimer, at_ms: int) -> None:
+        topic = timer.topic
+        if timer.kind == "delay":
+            topic.release_due(at_ms)
+        elif timer.kind == "retention":
+            topic.let_go_of_old(at_ms)
+        else:
+            topic.forget_dedup(at_ms)
+
+
+def _held(group: Group | None, msg_id: str, receipt: str | None) -> tuple[Delivery | Returned | None, bool]:
+    """What a consumer means by `msg_id`: its delivery, or the returned message that nobody else got since; and whether its
+    receipt is stale.
+    """
+    if group is None:
+        return None, False
+    number = message_number(msg_id)
+    delivery = group.in_flight.get(number)
+    if delivery is not None:
+        if receipt is None or receipt == receipt_of(msg_id, delivery.serial):
+            return delivery, False
+        return None, True
+    returned = group.returned.get(number)
+    if returned is not None and returned.last_serial:
+        if receipt is None or receipt == receipt_of(msg_id, returned.last_serial):
+            return returned, False
+        return None, True
+    return None, receipt is not None and number in group.dead
+
+
+def _finish(group: Group, held: Delivery | Returned, at_ms: int) -> None:
+    if isinstance(held, Delivery):
+        group.acked(held, at_ms)
+    else:
+        group.acked_late(held, at_ms)
+
+
+def _nothing(group: Group) -> Result:
+    return Result({"messages": [], "empty_reason": group.empty_reason()})
+
+
+def _stale(*msg_ids: str) -> Result:
+    return Result({"detail": "the delivery is over: another consumer may have the message", "msg_ids": list(msg_ids)}, _STALE)
+
+
+def _over_limit(detail: str) -> Result:
+    return Result({"detail": detail}, "over_limit")

@@ -1,0 +1,329 @@
+"""What clients of the queue may ask: field names, limits and defaults, defined here and nowhere else.
+
+A message's value and headers are JSON to the client and encoded bytes to the log: the types that end in `Request` are what the
+doors decode, and the command of the same name is what the log holds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from dss_api.fields import DurationMs, Fields, Index, Name, OptionalName, WaitMs, check_name
+from dss_raft.replication.commands import Command
+
+MESSAGES_PER_CALL_MAX = 1000
+LOCKS_PER_ACK_MAX = 64
+HEADERS_MAX = 64
+HEADERS_BYTES_MAX = 16 * 1024
+VISIBILITY_MS_MAX = 12 * 3600 * 1000
+TIMEOUT_MS_DEFAULT = 1000
+MAX_ATTEMPTS_DEFAULT = 20
+DEDUP_WINDOW_MS_DEFAULT = 300_000
+RETENTION_MS_DEFAULT = 7 * 24 * 3600 * 1000
+TOPIC_BYTES_DEFAULT = 1024**3
+#: All topics together: a node keeps every message in memory.
+TOTAL_BYTES_MAX = 4 * 1024**3
+TOPICS_MAX = 10_000
+GROUPS_PER_TOPIC_MAX = 1000
+#: What one consume hands out: it stops when it has more than this.
+BYTES_PER_CONSUME_MAX = 4 * 1024 * 1024
+
+VisibilityMs = Annotated[int, msgspec.Meta(ge=1, le=VISIBILITY_MS_MAX)]
+#: "<index>-<n>", as `publish` answered it
+MessageId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Receipt = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+MessageCount = Annotated[int, msgspec.Meta(ge=1, le=MESSAGES_PER_CALL_MAX)]
+HeaderText = Annotated[str, msgspec.Meta(max_length=HEADERS_BYTES_MAX)]
+Headers = Annotated[dict[Name, HeaderText], msgspec.Meta(max_length=HEADERS_MAX)]
+Consistency = Literal["linearizable", "local"]
+
+
+# ------------------------------------------------------------------ publish
+
+
+class MessageFields(Fields, kw_only=True):
+    """What a message carries beside its value."""
+
+    #: routing key: messages that share one reach a group in the order published; empty: none
+    key: OptionalName = ""
+    #: hidden from every group for so long
+    delay_ms: DurationMs = 0
+    #: a second message with the same id inside the topic's window is answered with the first one's id, and not stored
+    dedup_id: OptionalName = ""
+
+
+class MessageRequest(MessageFields, kw_only=True):
+    """One message as a client sends it."""
+
+    value: msgspec.Raw
+    headers: Headers | None = None
+
+    def __post_init__(self) -> None:
+        _check_message(self)
+
+
+class TopicMessageRequest(MessageRequest, kw_only=True):
+    """One message for a topic that it names: what an `ack` publishes."""
+
+    topic: Name
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        _check_message(self)
+
+
+class PublishRequest(MessageFields, kw_only=True):
+    """One message, or several in `messages`, all of them or none."""
+
+    topic: Name
+    value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    headers: Headers | None = None
+    messages: Annotated[list[MessageRequest], msgspec.Meta(min_length=1, max_length=MESSAGES_PER_CALL_MAX)] | None = None
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        if self.messages is None:
+            if self.value is msgspec.UNSET:
+                raise ValueError("`value` is missing (or `messages`, for several)")
+            _check_message(self)
+        elif self.value is not msgspec.UNSET or self.headers or self.key or self.delay_ms or self.dedup_id:
+            raise ValueError("`messages` stands alone: give value, key, headers, delay_ms and dedup_id inside each message")
+
+
+class NewMessage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """One message as the log holds it."""
+
+    topic: Name
+    #: JSON
+    value: bytes
+    key: OptionalName
+    #: computed from the key by the node that took the call, so that every node applies the same one; -1 without a key
+    partition: int
+    delay_ms: DurationMs
+    dedup_id: OptionalName
+    #: a JSON object, or empty
+    headers: bytes
+
+
+class Publish(Command, tag="queue.publish", kw_only=True):
+    """Store messages, all of them or none."""
+
+    messages: list[NewMessage]
+
+
+# ------------------------------------------------------------------ consume
+
+
+class ConsumeFields(Fields, kw_only=True):
+    """Take messages for a group, waiting up to `timeout_ms` for the first one."""
+
+    topic: Name
+    group: Name
+    #: how long to wait when there is nothing
+    timeout_ms: WaitMs = TIMEOUT_MS_DEFAULT
+    #: names this attempt of the client: a repeat of a call whose answer was lost gets the same messages again
+    attempt_id: OptionalName = ""
+
+
+class ConsumeRequest(ConsumeFields, kw_only=True):
+    #: None: the node's QUEUE_VISIBILITY_TIMEOUT_MS
+    visibility_ms: VisibilityMs | None = None
+    #: with it the answer has a list, `messages`
+    max_messages: MessageCount | None = None
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        check_name("group", self.group)
+        check_name("attempt_id", self.attempt_id)
+
+
+class Consume(ConsumeFields, Command, tag="queue.consume", kw_only=True):
+    #: each message stays hidden for so long; then it is delivered again unless it was acked
+    visibility_ms: VisibilityMs
+    max_messages: MessageCount = 1
+
+
+class Subscribe(Fields, kw_only=True):
+    """Get a group's messages as they come, over a WebSocket."""
+
+    topic: Name
+    group: Name
+    #: unfinished messages at one time
+    credit: MessageCount = 10
+    #: each message stays hidden for so long; None: the node's QUEUE_VISIBILITY_TIMEOUT_MS
+    visibility_ms: VisibilityMs | None = None
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        check_name("group", self.group)
+
+
+# ---------------------------------------------------------- ack, nack, extend
+
+
+class AckFields(Fields, kw_only=True):
+    """A message is done, or several."""
+
+    topic: Name
+    group: Name
+    msg_id: MessageId | None = None
+    receipt: Receipt | None = None
+    msg_ids: Annotated[list[MessageId], msgspec.Meta(min_length=1, max_length=MESSAGES_PER_CALL_MAX)] | None = None
+    #: one for each of `msg_ids`, in the same order
+    receipts: Annotated[list[Receipt], msgspec.Meta(max_length=MESSAGES_PER_CALL_MAX)] | None = None
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        check_name("group", self.group)
+        if (self.msg_id is None) == (self.msg_ids is None):
+            raise ValueError("give either `msg_id` or `msg_ids`")
+        if self.msg_ids is None:
+            if self.receipts is not None:
+                raise ValueError("`receipts` goes with `msg_ids`")
+        elif self.receipt is not None:
+            raise ValueError("`receipt` goes with `msg_id`")
+        elif self.receipts is not None and len(self.receipts) != len(self.msg_ids):
+            raise ValueError("`receipts` has another length than `msg_ids`")
+
+
+class LockRelease(Fields, kw_only=True):
+    """A lock that an `ack` gives back."""
+
+    key: Name
+    client: Name
+    #: with it the lock must still be held under this token, or nothing of the ack happens
+    fencing_token: Index | None = None
+
+    def __post_init__(self) -> None:
+        check_name("key", self.key)
+        check_name("client", self.client)
+
+
+class AckRequest(AckFields, kw_only=True):
+    #: published in the same step: the messages are done and these are stored, or nothing happens
+    publish: Annotated[list[TopicMessageRequest], msgspec.Meta(max_length=MESSAGES_PER_CALL_MAX)] | None = None
+    #: locks given back in the same step
+    release: Annotated[list[LockRelease], msgspec.Meta(max_length=LOCKS_PER_ACK_MAX)] | None = None
+
+
+class Ack(AckFields, Command, tag="queue.ack", kw_only=True):
+    publish: list[NewMessage] = []
+    release: list[LockRelease] = []
+
+
+class DeliveryFields(Fields, kw_only=True):
+    """Names a delivery: with `receipt` that very one, without it whichever is in flight."""
+
+    topic: Name
+    group: Name
+    msg_id: MessageId
+    receipt: Receipt | None = None
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        check_name("group", self.group)
+
+
+class Nack(DeliveryFields, Command, tag="queue.nack", kw_only=True):
+    """Give a message back: the attempt failed."""
+
+    #: hidden for so long; None: the topic's backoff
+    delay_ms: DurationMs | None = None
+    #: straight to the dead letters
+    dead: bool = False
+    #: does not count as an attempt: the consumer is shutting down
+    silent: bool = False
+
+
+class Extend(DeliveryFields, Command, tag="queue.extend", kw_only=True):
+    """The consumer is still at work: hide the message for `visibility_ms` from now."""
+
+    visibility_ms: VisibilityMs
+
+
+# ------------------------------------------------------------------ topics
+
+
+class TopicSettings(Fields, kw_only=True):
+    """A topic's settings. A call replaces all of them; what it leaves out gets its default."""
+
+    #: deliveries of a message to a group before it goes to the group's dead letters
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = MAX_ATTEMPTS_DEFAULT
+    #: wait before the second delivery, doubled with each further one, at most an hour; 0: none
+    backoff_ms: DurationMs = 0
+    #: an older message that a group has not taken goes to its dead letters, or away where there is no group; 0: never
+    retention_ms: DurationMs = RETENTION_MS_DEFAULT
+    #: how long a dedup_id is remembered; 0: not at all
+    dedup_window_ms: DurationMs = DEDUP_WINDOW_MS_DEFAULT
+    #: values, keys and headers the topic may hold, dead letters included; 0: only the limit of the node counts
+    max_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = TOPIC_BYTES_DEFAULT
+
+
+class PutTopic(TopicSettings, Command, tag="queue.topic", kw_only=True):
+    topic: Name
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+
+
+class Redrive(Command, tag="queue.redrive", kw_only=True):
+    """Dead letters of a group go back to its queue, with a fresh count of attempts."""
+
+    topic: Name
+    group: Name
+    #: only this one; None: all
+    msg_id: MessageId | None = None
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        check_name("group", self.group)
+
+
+class Purge(Command, tag="queue.purge", kw_only=True):
+    """Throw away what a topic holds: its messages, or its dead letters."""
+
+    topic: Name
+    #: the dead letters instead of the messages
+    dead: bool = False
+    #: with `dead`: only this group's
+    group: OptionalName = ""
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+        check_name("group", self.group)
+        if self.group and not self.dead:
+            raise ValueError("`group` goes with `dead`: messages belong to every group of the topic")
+
+
+# ------------------------------------------------------------------ queries
+
+
+class StatsQuery(Fields, kw_only=True):
+    """Empty topic: every topic."""
+
+    topic: OptionalName = ""
+    consistency: Consistency = "linearizable"
+
+
+class PeekQuery(Fields, kw_only=True):
+    """Without `group` what the topic keeps; with it what that group has still to do, or with `dead` its dead letters."""
+
+    topic: Name
+    group: OptionalName = ""
+    dead: bool = False
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    consistency: Consistency = "linearizable"
+
+    def __post_init__(self) -> None:
+        if self.dead and not self.group:
+            raise ValueError("`group` is missing: dead letters belong to a group")
+
+
+def _check_message(message: MessageRequest | PublishRequest) -> None:
+    check_name("key", message.key)
+    check_name("dedup_id", message.dedup_id)
+    headers = message.headers or {}
+    if sum(len(name.encode()) + len(text.encode()) for name, text in headers.items()) > HEADERS_BYTES_MAX:
+        raise ValueError(f"`headers` are longer than {HEADERS_BYTES_MAX} bytes")

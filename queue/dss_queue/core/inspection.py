@@ -1,0 +1,212 @@
+"""What people and gauges see of the broker: statistics, peeks, rows. Reads only; everything is bounded by its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import nsmallest
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import TopicSettings
+from dss_queue.core.group import Group
+from dss_queue.core.records import Dead, Delivery, Ending, Message, message_id
+from dss_queue.core.topic import Topic
+
+#: Topics in an answer that names none.
+TOPICS_SHOWN_MAX = 1000
+
+
+def stats(broker: Broker, topic_name: str, now_ms: int) -> dict[str, Any]:
+    """The answer of `GET /queue/stats`: one topic with its groups, or the list of topics."""
+    if not topic_name:
+        topics = list(islice(broker.topics.values(), TOPICS_SHOWN_MAX))
+        return {"topics": [_topic_line(topic, now_ms) for topic in topics], "topic_count": len(broker.topics)}
+    topic = broker.topics.get(topic_name)
+    if topic is None:
+        return {"topic": topic_name, "exists": False, "messages": 0, "groups": []}
+    settings = {name: getattr(topic.settings, name) for name in TopicSettings.__struct_fields__}
+    return {
+        **_topic_line(topic, now_ms),
+        "exists": True,
+        "expired": topic.expired,
+        "publish_per_second": topic.publish_rate.per_second(now_ms),
+        "settings": settings,
+        "groups": [_group_line(group, now_ms) for group in topic.groups.values()],
+    }
+
+
+def _topic_line(topic: Topic, now_ms: int) -> dict[str, Any]:
+    return {
+        "topic": topic.name,
+        "messages": len(topic.messages),
+        "bytes": topic.bytes,
+        "published": topic.published,
+        "oldest_age_ms": oldest_age_ms(topic, now_ms),
+        "dead": sum(len(group.dead) for group in topic.groups.values()),
+        "group_count": len(topic.groups),
+    }
+
+
+def _group_line(group: Group, now_ms: int) -> dict[str, Any]:
+    counters, in_flight, delayed = group.counters, len(group.in_flight), group.delayed
+    return {
+        "group": group.name,
+        "ready": group.pending - in_flight - delayed,
+        "delayed": delayed,
+        "in_flight": in_flight,
+        "dead": len(group.dead),
+        "waiters": sum(waiter.live for waiter in group.waiters),
+        "oldest_age_ms": _group_age_ms(group, now_ms),
+        "delivered": counters.delivered,
+        "redelivered": counters.redelivered,
+        "acked": counters.acked,
+        "dead_total": dict(counters.dead),
+        "deliver_per_second": counters.deliver_rate.per_second(now_ms),
+        "ack_per_second": counters.ack_rate.per_second(now_ms),
+    }
+
+
+def oldest_age_ms(topic: Topic, now_ms: int) -> int:
+    """Age of the oldest retained message; 0 when there is none."""
+    for message in topic.messages.values():
+        return max(0, now_ms - message.published_ms)
+    return 0
+
+
+def _group_age_ms(group: Group, now_ms: int) -> int:
+    """Age of the oldest message that the group is not finished with."""
+    if not group.pending:
+        return 0
+    numbers = group.unmet(1)
+    numbers += [min(numbers_of) for numbers_of in (group.in_flight, group.returned) if numbers_of]
+    ages = [now_ms - message.published_ms for number in numbers if (message := group.find(number)) is not None]
+    return max(0, *ages) if ages else 0
+
+
+# --------------------------------------------------------------------- peek
+
+
+def peek(broker: Broker, topic_name: str, group_name: str, dead: bool, limit: int, now_ms: int) -> list[dict[str, Any]]:
+    """The answer's list of `GET /queue/peek`, oldest first."""
+    topic = broker.topics.get(topic_name)
+    if topic is None:
+        return []
+    if not group_name:
+        return [_message_line(message, now_ms) for message in islice(topic.messages.values(), limit)]
+    group = topic.groups.get(group_name)
+    if group is None:
+        return []
+    if dead:
+        return [dead_line(one) for one in islice(group.dead.values(), limit)]
+    numbers = nsmallest(limit, {*group.in_flight, *group.returned, *group.unmet(limit)})
+    lines = []
+    for number in numbers:
+        message = group.find(number)
+        if message is not None:
+            lines.append({**_message_line(message, now_ms), **_state_in(group, number)})
+    return lines
+
+
+def _message_line(message: Message, now_ms: int) -> dict[str, Any]:
+    return {
+        "msg_id": message_id(message.number),
+        "value": message.value,
+        "headers": message.headers,
+        "key": message.key,
+        "partition": message.partition,
+        "published_ms": message.published_ms,
+        "delayed_for_ms": max(0, message.ready_ms - now_ms),
+    }
+
+
+def _state_in(group: Group, number: int) -> dict[str, Any]:
+    delivery = group.in_flight.get(number)
+    if delivery is not None:
+        return {
+            "state": "in_flight",
+            "attempt": delivery.attempt,
+            "visible_until_ms": delivery.due_ms,
+            "node": delivery.handout.origin.node,
+            "history": history_lines(delivery.history),
+        }
+    returned = group.returned.get(number)
+    if returned is None:
+        return {"state": "ready", "attempt": 0}
+    state = "delayed" if returned.due_ms else "ready"
+    return {"state": state, "attempt": returned.attempts, "history": history_lines(returned.history)}
+
+
+def dead_line(dead: Dead) -> dict[str, Any]:
+    """A dead letter as people see it."""
+    return {
+        "msg_id": message_id(dead.number),
+        "value": dead.value,
+        "headers": dead.headers,
+        "key": dead.key,
+        "partition": dead.partition,
+        "published_ms": dead.published_ms,
+        "state": "dead",
+        "dead_ms": dead.dead_ms,
+        "reason": dead.reason,
+        "attempt": dead.attempts,
+        "history": history_lines(dead.history),
+    }
+
+
+def history_lines(history: tuple[Ending, ...]) -> list[dict[str, Any]]:
+    """Ended deliveries as people see them."""
+    return [ending._asdict() for ending in history]
+
+
+def json_text(value: bytes) -> msgspec.Raw | None:
+    """Kept JSON, to stand in an answer as it is; None when there is none."""
+    return msgspec.Raw(value) if value else None
+
+
+# ------------------------------------------------------- rows for the admin
+
+
+def backlogs(broker: Broker, now_ms: int) -> Iterator[dict[str, Any]]:
+    """What each group has still to do; one line for a topic without a group."""
+    for topic in broker.topics.values():
+        of_topic = {
+            "topic": topic.name,
+            "bytes": topic.bytes,
+            "published_per_s": topic.publish_rate.per_second(now_ms),
+        }
+        for group in topic.groups.values():
+            line = _group_line(group, now_ms)
+            yield {
+                **of_topic,
+                **{name: line[name] for name in ("group", "ready", "delayed", "in_flight", "dead", "oldest_age_ms")},
+                "waiting": line["waiters"],
+                "acked_per_s": line["ack_per_second"],
+            }
+        if not topic.groups:
+            counts = {
+                "ready": len(topic.messages) - topic.hidden,
+                "delayed": topic.hidden,
+                "in_flight": 0,
+                "dead": 0,
+                "waiting": 0,
+            }
+            yield {**of_topic, **counts, "group": "", "oldest_age_ms": oldest_age_ms(topic, now_ms), "acked_per_s": 0.0}
+
+
+def deliveries(broker: Broker) -> Iterator[tuple[Group, Delivery]]:
+    """Everything in flight."""
+    for topic in broker.topics.values():
+        for group in topic.groups.values():
+            for delivery in group.in_flight.values():
+                yield group, delivery
+
+
+def dead_letters(broker: Broker) -> Iterator[tuple[Group, Dead]]:
+    """Every dead letter."""
+    for topic in broker.topics.values():
+        for group in topic.groups.values():
+            for dead in group.dead.values():
+                yield group, dead

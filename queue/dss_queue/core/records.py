@@ -1,0 +1,175 @@
+"""What the broker keeps about messages and deliveries: small Structs, and how ids and receipts are written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from dss_raft.replication.machine import Event, Origin
+
+if TYPE_CHECKING:
+    from dss_queue.core.group import Group
+
+#: A number is a Raft index and a count inside that entry, so that numbers grow in publish order.
+COUNT_BITS = 24
+_COUNT_MASK = (1 << COUNT_BITS) - 1
+#: Ends of deliveries that are remembered of a message, the latest ones.
+HISTORY_MAX = 20
+
+
+def message_id(number: int) -> str:
+    """The `msg_id` of a message number: "<index>-<n>"."""
+    return f"{number >> COUNT_BITS}-{number & _COUNT_MASK}"
+
+
+def message_number(msg_id: str) -> int:
+    """The number of a `msg_id`; -1 when no message can have that id."""
+    index, _, count = msg_id.partition("-")
+    if not (index.isdecimal() and count.isdecimal()):
+        return -1
+    number = int(index) << COUNT_BITS | int(count)
+    return number if message_id(number) == msg_id else -1
+
+
+def receipt_of(msg_id: str, serial: int) -> str:
+    """The receipt of a delivery."""
+    return f"{msg_id}.{serial:x}"
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """A retained message, shared by all groups. Only scalars: the garbage collector need not look at a million of them."""
+
+    number: int
+    #: "" for none
+    key: str
+    partition: int
+    #: JSON
+    value: bytes
+    #: a JSON object, or empty
+    headers: bytes
+    published_ms: int
+    #: hidden until then; 0: never was
+    ready_ms: int
+    #: groups that are finished with it
+    done: int = 0
+
+    @property
+    def size(self) -> int:
+        """What counts towards limits."""
+        return len(self.value) + len(self.key) + len(self.headers)
+
+
+class Ending(NamedTuple):
+    """How one delivery ended without an ack."""
+
+    attempt: int
+    delivered_ms: int
+    ended_ms: int
+    #: "nack", "timeout", "gone" (the consumer hung up before it was answered), "silent", "rejected" (nack with `dead`)
+    reason: str
+    #: the node that the consumer called
+    node: str
+
+
+class Handout(msgspec.Struct, kw_only=True):
+    """What one consume call got. It lives until the last of its deliveries has ended."""
+
+    origin: Origin
+    attempt_id: str
+    group: Group
+    numbers: list[int]
+    live: int
+
+
+class Delivery(msgspec.Struct):
+    """A message in the hands of a consumer. `due_ms`: it comes back unless it is acked by then."""
+
+    message: Message
+    #: the delivery number in the receipt: unique in the broker
+    serial: int
+    attempt: int
+    delivered_ms: int
+    visibility_ms: int
+    handout: Handout
+    #: of earlier deliveries
+    history: tuple[Ending, ...]
+    due_ms: int = 0
+
+
+class Returned(msgspec.Struct):
+    """A message that a group has met and must deliver (again). `due_ms`: not before then; 0: it is in the ready heap."""
+
+    message: Message
+    group: Group
+    #: deliveries that count
+    attempts: int
+    history: tuple[Ending, ...]
+    serial: int
+    #: serial of the last delivery: its consumer may still ack as long as nobody else has the message; 0: there was none
+    last_serial: int
+    due_ms: int = 0
+
+
+class Dead(msgspec.Struct, array_like=True):
+    """A dead letter of a group."""
+
+    number: int
+    key: str
+    partition: int
+    value: bytes
+    headers: bytes
+    published_ms: int
+    dead_ms: int
+    attempts: int
+    #: "max_attempts", "rejected" (nack with `dead`), "expired" (retention)
+    reason: str
+    history: tuple[Ending, ...]
+
+    @property
+    def size(self) -> int:
+        """What counts towards limits."""
+        return len(self.value) + len(self.key) + len(self.headers)
+
+
+class DeadLettered(Event, frozen=True):
+    """A group has one more dead letter."""
+
+    topic: str
+    group: str
+    reason: str
+
+
+class Waiter(msgspec.Struct):
+    """A consume that waits. `due_ms`: answered empty then."""
+
+    origin: Origin
+    group: Group
+    serial: int
+    visibility_ms: int
+    messages_max: int
+    attempt_id: str
+    #: False once answered or cancelled; the queue of waiters then forgets it when it stands first
+    live: bool = True
+    due_ms: int = 0
+
+
+class Rate(msgspec.Struct, array_like=True):
+    """Events a second, over the last full ten seconds of applied time."""
+
+    slot: int = 0
+    count: int = 0
+    before: int = 0
+
+    def add(self, at_ms: int, events: int = 1) -> None:
+        slot = at_ms // 10_000
+        if slot != self.slot:
+            self.before = self.count if slot == self.slot + 1 else 0
+            self.slot, self.count = slot, 0
+        self.count += events
+
+    def per_second(self, at_ms: int) -> float:
+        """The rate as of `at_ms`."""
+        behind = at_ms // 10_000 - self.slot
+        full = self.before if behind <= 0 else self.count if behind == 1 else 0
+        return full / 10

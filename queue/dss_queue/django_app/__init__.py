@@ -1,0 +1,1 @@
+"""The queue in Django: the admin and the commands."""

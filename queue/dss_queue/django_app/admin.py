@@ -1,0 +1,174 @@
+"""The admin's view of the broker: what is to do, what is in flight, and what has died."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, cast
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
+from dss_api import running
+from dss_queue import operations
+from dss_queue.core import inspection
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import Nack, Redrive
+from dss_queue.core.records import Ending, message_id, receipt_of
+from dss_queue.django_app.models import BacklogRow, DeadLetterRow, InFlightRow
+
+#: A list shows so many rows at most: the snapshot is taken between two calls that others wait for.
+ROWS_MAX = 5_000
+VALUE_SHOWN_MAX = 2_000
+
+
+def _broker() -> Broker:
+    return cast(Broker, running.node().machine("queue"))
+
+
+def backlog_rows(broker: Broker, now_ms: int) -> list[BacklogRow]:
+    """The first groups, and topics without one."""
+    return [
+        BacklogRow(row_id=f"{len(line['topic'])}.{line['topic']}.{line['group']}", **line)
+        for line in islice(inspection.backlogs(broker, now_ms), ROWS_MAX)
+    ]
+
+
+def in_flight_rows(broker: Broker, now_ms: int) -> list[InFlightRow]:
+    """The first deliveries."""
+    rows = []
+    for group, delivery in islice(inspection.deliveries(broker), ROWS_MAX):
+        message = delivery.message
+        msg_id = message_id(message.number)
+        rows.append(
+            InFlightRow(
+                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.topic.name}",
+                topic=group.topic.name,
+                group=group.name,
+                msg_id=msg_id,
+                key=message.key,
+                partition=message.partition,
+                receipt=receipt_of(msg_id, delivery.serial),
+                attempt=delivery.attempt,
+                node=delivery.handout.origin.node,
+                visible_in_ms=max(0, delivery.due_ms - now_ms),
+                age_ms=max(0, now_ms - message.published_ms),
+                value=_beginning(message.value),
+            )
+        )
+    return rows
+
+
+def dead_letter_rows(broker: Broker) -> list[DeadLetterRow]:
+    """The first dead letters."""
+    rows = []
+    for group, dead in islice(inspection.dead_letters(broker), ROWS_MAX):
+        msg_id = message_id(dead.number)
+        rows.append(
+            DeadLetterRow(
+                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.topic.name}",
+                topic=group.topic.name,
+                group=group.name,
+                msg_id=msg_id,
+                key=dead.key,
+                reason=dead.reason,
+                attempts=dead.attempts,
+                dead_at=_time(dead.dead_ms),
+                published_at=_time(dead.published_ms),
+                history="\n".join(_ending_text(ending) for ending in dead.history),
+                value=_beginning(dead.value),
+            )
+        )
+    return rows
+
+
+def _beginning(value: bytes) -> str:
+    return value[:VALUE_SHOWN_MAX].decode(errors="replace") + ("…" if len(value) > VALUE_SHOWN_MAX else "")
+
+
+def _time(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
+def _ending_text(ending: Ending) -> str:
+    held_ms = ending.ended_ms - ending.delivered_ms
+    return f"attempt {ending.attempt}: {ending.reason} after {held_ms} ms, by {ending.node}, {_time(ending.ended_ms):%F %T}"
+
+
+@admin.register(BacklogRow)
+class BacklogRowAdmin(LiveAdmin):
+    """Topics and what their groups have still to do."""
+
+    list_display = (
+        "topic",
+        "group",
+        "ready",
+        "delayed",
+        "in_flight",
+        "dead",
+        "waiting",
+        duration("oldest_age_ms", "oldest"),
+        "published_per_s",
+        "acked_per_s",
+        "bytes",
+    )
+    list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter))
+    search_fields = ("topic", "group")
+
+    def rows(self) -> list[BacklogRow]:
+        return rows_from_loop(lambda: backlog_rows(_broker(), running.node().now_ms()))
+
+
+@admin.register(InFlightRow)
+class InFlightRowAdmin(LiveAdmin):
+    """Messages in the hands of consumers."""
+
+    list_display = (
+        "msg_id",
+        "topic",
+        "group",
+        "key",
+        "attempt",
+        "node",
+        duration("visible_in_ms", "comes back in"),
+        duration("age_ms", "published ago"),
+        "value",
+    )
+    actions = ("requeue",)
+    list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter), ("node", LiveValuesFilter))
+    search_fields = ("msg_id", "topic", "group", "key", "value")
+
+    def rows(self) -> list[InFlightRow]:
+        return rows_from_loop(lambda: in_flight_rows(_broker(), running.node().now_ms()))
+
+    @admin.action(description="Back to the queue now (the attempt counts as failed)", permissions=["operate"])
+    def requeue(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        def nack(row: InFlightRow) -> Any:
+            command = Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0)
+            return operations.nack(running.node(), command)
+
+        given_back = sum(result.body["nacked"] for result in self.do_each(request, queryset, nack))
+        self.message_user(request, f"{given_back} given back. A consumer that still works on one cannot ack it any more.")
+
+
+@admin.register(DeadLetterRow)
+class DeadLetterRowAdmin(LiveAdmin):
+    """Messages that groups have given up."""
+
+    list_display = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "value")
+    actions = ("redrive",)
+    list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter), ("reason", LiveValuesFilter))
+    search_fields = ("msg_id", "topic", "group", "key", "value", "history")
+
+    def rows(self) -> list[DeadLetterRow]:
+        return rows_from_loop(lambda: dead_letter_rows(_broker()))
+
+    @admin.action(description="Back to the queue, with a fresh count of attempts (redrive)", permissions=["operate"])
+    def redrive(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        def redrive(row: DeadLetterRow) -> Any:
+            return operations.redrive(running.node(), Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id))
+
+        redriven = sum(result.body["redriven"] for result in self.do_each(request, queryset, redrive))
+        self.message_user(request, f"{redriven} back in the queue.")

@@ -1,6 +1,0 @@
-from django.apps import AppConfig
-
-
-class DssRaftConfig(AppConfig):
-    name = "dss_raft"
-    verbose_name = "Raft"

@@ -1,0 +1,140 @@
+"""The rows of the log store's database: their schema, their CRCs, and how they are read back.
+
+A CRC-32 covers each row whole, its key included, so that a row cannot pass for another one. It is there for damage on the disk,
+not against an attacker.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import zlib
+from typing import Any, TypeVar
+
+import msgspec
+
+from dss_raft.core.messages import Entry, SnapshotMeta
+from dss_raft.disk.files import StoreDamaged, StoreRefused
+
+SCHEMA_VERSION = 1
+
+_TABLES = {
+    "entries": "CREATE TABLE entries (idx INTEGER PRIMARY KEY, term INTEGER, kind INTEGER, data BLOB, crc INTEGER)",
+    "meta": "CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB, crc INTEGER)",
+}
+_ENTRY_HEAD = struct.Struct("<QQQ")
+
+T = TypeVar("T")
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """Whose store this is."""
+
+    node_id: str
+    cluster_id: str
+
+
+class State(msgspec.Struct, frozen=True, array_like=True):
+    """The one row that every transaction rewrites."""
+
+    term: int = 0
+    vote: str = ""
+    #: the entries in the database are exactly `first_index` … `last_index`; none when `last_index == first_index - 1`
+    first_index: int = 1
+    last_index: int = 0
+    #: starts of this node
+    boot: int = 0
+    #: transactions so far
+    sequence: int = 0
+
+
+def create(connection: sqlite3.Connection, identity: Identity) -> None:
+    """The tables of a new store, in the transaction of the caller."""
+    for statement in _TABLES.values():
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    put(connection, "identity", identity)
+    put(connection, "state", State())
+
+
+def check_schema(connection: sqlite3.Connection) -> None:
+    """Raises StoreRefused for a newer schema, StoreDamaged when the file is not what this store creates."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise StoreRefused(f"its schema is {version}, this version knows {SCHEMA_VERSION}: start the newer version again")
+    tables = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+    if version != SCHEMA_VERSION or tables != _TABLES:
+        raise StoreDamaged("the database's schema is not the one it was created with")
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise StoreDamaged(f"SQLite finds its file damaged: {verdict}")
+
+
+def is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+
+def put(connection: sqlite3.Connection, name: str, value: Any) -> None:
+    """Write one row of `meta`."""
+    data = msgspec.msgpack.encode(value)
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, data, _meta_crc(name, data)))
+
+
+def get(connection: sqlite3.Connection, name: str, type_: type[T]) -> T | None:
+    """Read one row of `meta`; None when it was never written. Raises StoreDamaged."""
+    row = connection.execute("SELECT value, crc FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    data, crc = row
+    if not isinstance(data, bytes) or _meta_crc(name, data) != crc:
+        raise StoreDamaged(f"the row `{name}` fails its checksum")
+    return msgspec.msgpack.decode(data, type=type_)
+
+
+def require(connection: sqlite3.Connection, name: str, type_: type[T]) -> T:
+    """As `get`, for a row that every store has."""
+    value = get(connection, name, type_)
+    if value is None:
+        raise StoreDamaged(f"the row `{name}` is missing")
+    return value
+
+
+def entry_row(entry: Entry) -> tuple[int, int, int, bytes, int]:
+    return entry.index, entry.term, entry.kind, entry.data, _entry_crc(entry.index, entry.term, entry.kind, entry.data)
+
+
+def read_entries(connection: sqlite3.Connection, state: State, snapshot: SnapshotMeta) -> list[Entry]:
+    """All entries behind `snapshot`, after checking every row there is. Raises StoreDamaged."""
+    if not state.first_index - 1 <= snapshot.index <= state.last_index:
+        raise StoreDamaged(f"the log {state.first_index} to {state.last_index} does not meet its snapshot {snapshot.index}")
+    entries = []
+    expected = state.first_index
+    for index, term, kind, data, crc in connection.execute("SELECT idx, term, kind, data, crc FROM entries ORDER BY idx"):
+        if index != expected:
+            raise StoreDamaged(f"the log has entry {index} where entry {expected} belongs")
+        if not _is_sound(index, term, kind, data, crc):
+            raise StoreDamaged(f"entry {index} fails its checksum")
+        if index > snapshot.index:
+            entries.append(Entry(index, term, kind, data))
+        expected += 1
+    if expected != state.last_index + 1:
+        raise StoreDamaged(f"the log ends at entry {expected - 1} instead of {state.last_index}")
+    return entries
+
+
+def _is_sound(index: int, term: Any, kind: Any, data: Any, crc: Any) -> bool:
+    """Damage may have changed a column's type, too."""
+    if not isinstance(data, bytes):
+        return False
+    try:
+        return bool(_entry_crc(index, term, kind, data) == crc)
+    except struct.error:
+        return False
+
+
+def _entry_crc(index: int, term: int, kind: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(_ENTRY_HEAD.pack(index, term, kind)))
+
+
+def _meta_crc(name: str, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(name.encode()))

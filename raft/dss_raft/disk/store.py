@@ -1,0 +1,390 @@
+"""The log store: term, vote, log and snapshots of one node, in one directory, through one thread.
+
+    raft.lock           held by the process that uses the directory
+    raft.sqlite3        table `entries` (a row per entry, with its CRC) and table `meta` (identity, state, snapshot)
+    raft.acknowledged   the number of the newest acknowledged transaction, written right after each one
+    raft.damaged        why the store once refused to start; while it is there, it refuses again
+    snapshots/          see `snapshots`
+
+What is promised: when `write` returns, everything in it is synced; when the process or the machine dies at any moment, the next
+start finds every acknowledged write, in full, and perhaps the one that was under way. When the files are not what was
+acknowledged, the start is refused with a message. Nothing is repaired by forgetting: a shorter log could elect a leader that
+lacks committed entries (Raft paper, 5.4.1).
+
+How damage is told from the torn end of a crash: each row carries a CRC over its index, term, kind and data; the state row counts
+transactions and says which indexes the log has, so that no row can vanish; `wal` finds damage in SQLite's write-ahead log before
+SQLite forgets what stands behind it; and `raft.acknowledged` shows when the newest transactions are missing, which nothing inside
+the database can show. It is never ahead of what was synced, so it never accuses a sound store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import msgspec
+
+from dss_raft.core.messages import Configuration, Entry, SnapshotMeta
+from dss_raft.core.ready import BootState, HardState, Persist
+from dss_raft.disk import rows, wal
+from dss_raft.disk.acknowledged import Acknowledged
+from dss_raft.disk.files import SQLITE_BUSY, Database, Files, StoreDamaged, StoreError, StoreFailed, StoreRefused
+from dss_raft.disk.snapshots import SnapshotFiles, SnapshotGone
+
+__all__ = ["LogStore", "SnapshotGone", "StoreDamaged", "StoreError", "StoreFailed", "StoreRefused"]
+
+DATABASE = "raft.sqlite3"
+#: Log bytes between two checkpoints: few enough for a quick start after a crash, enough to make a checkpoint's syncs rare.
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+#: What one transaction adds to the write-ahead log besides its data, about.
+_TRANSACTION_BYTES = 8192
+#: SQLite's result codes for a file whose content is wrong, as opposed to one that cannot be read: ERROR (a schema that does not
+#: parse), CORRUPT, MISMATCH, FORMAT, NOTADB.
+_CONTENT_CODES = (1, 11, 20, 24, 26)
+
+T = TypeVar("T")
+
+_ADVICE = (
+    "This node must not go on with it: what is missing may have been acknowledged. Keep the directory for inspection, remove "
+    "this node from the cluster, and add it again under a new NODE_ID with an empty data directory: it gets the log from the "
+    "other members"
+)
+
+
+class LogStore:
+    """The durable state of one Raft member. Synchronous; one thread at a time.
+
+    Raises:
+        StoreRefused: the directory is another node's or cluster's, in use by another process, or of a newer version.
+        StoreDamaged: a CRC fails, entries or whole transactions are missing, a file is gone or unreadable.
+        StoreFailed: the disk does not let the store be opened.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        node_id: str,
+        cluster_id: str = "",
+        *,
+        files: Files | None = None,
+        database: Callable[[Path], Database] = Database,
+    ) -> None:
+        self.directory = directory
+        self.is_new = True
+        self._files = files or Files()
+        self._failed = ""
+        self._bytes_since_checkpoint = 0
+        self._entries: list[Entry] = []
+        self._snapshot: SnapshotMeta | None = None
+        self._previous_snapshot: SnapshotMeta | None = None
+        self._state = rows.State()
+        self._acknowledged = Acknowledged(directory, self._files)
+        self._database: Database | None = None
+        self._lock = -1
+        try:
+            self._take_lock()
+            self._refuse_if_marked()
+            self._snapshots = SnapshotFiles(directory, self._files)
+            self._open(rows.Identity(node_id, cluster_id), database)
+        except BaseException as error:
+            self.close()
+            refusal = self._translate(error)
+            if isinstance(refusal, StoreDamaged):
+                self._mark_damaged(str(refusal))
+            raise refusal from error
+
+    # -- reading ---------------------------------------------------------------------------------------------------------------
+
+    def load(self) -> BootState:
+        """What the last boot left, verified when the store was opened. To be called once, at start; it gives the entries away."""
+        if self._snapshot is None:
+            raise StoreError("a new store has nothing to load; call bootstrap first")
+        entries, self._entries = self._entries, []
+        return BootState(HardState(self._state.term, self._state.vote), self._snapshot, entries)
+
+    @property
+    def last_index(self) -> int:
+        """The last entry that is durable, or is covered by a durable snapshot."""
+        return self._state.last_index
+
+    @property
+    def hard_state(self) -> HardState:
+        """The durable term and vote."""
+        return HardState(self._state.term, self._state.vote)
+
+    @property
+    def snapshot_index(self) -> int:
+        """The index at which a start would begin; -1 before `bootstrap`."""
+        return -1 if self._snapshot is None else self._snapshot.index
+
+    def read_snapshot(self, meta: SnapshotMeta) -> bytes:
+        """All bytes of a snapshot. Raises StoreDamaged when they are not those that were stored."""
+        try:
+            return self._snapshots.read(meta)
+        except OSError as error:
+            raise StoreFailed(f"cannot read snapshot {meta.index}: {error}") from error
+
+    def read_chunk(self, meta: SnapshotMeta, offset: int, length: int) -> tuple[bytes, bool]:
+        """Up to `length` bytes from `offset`, and whether they reach the end. Raises SnapshotGone when it is no longer kept."""
+        try:
+            return self._snapshots.read_chunk(meta, offset, length)
+        except OSError as error:
+            raise StoreFailed(f"cannot read snapshot {meta.index}: {error}") from error
+
+    # -- writing ---------------------------------------------------------------------------------------------------------------
+
+    def bootstrap(self, configuration: Configuration) -> None:
+        """Give a new store its first snapshot: index 0, term 0, with the cluster's initial members."""
+        if not self.is_new:
+            raise StoreError("the store has been bootstrapped already")
+        snapshot = SnapshotMeta(index=0, term=0, configuration=configuration)
+        self._commit(self._state, lambda connection: rows.put(connection, "snapshot", snapshot))
+        self._snapshot = snapshot
+        self.is_new = False
+
+    def next_boot(self) -> int:
+        """Count a start of this node, durably: 1, 2, 3, …"""
+        self._commit(msgspec.structs.replace(self._state, boot=self._state.boot + 1))
+        return self._state.boot
+
+    def write(self, persist: Persist) -> None:
+        """Make one `Persist` durable, in one transaction.
+
+        Raises:
+            StoreFailed: it may or may not be on disk; the store refuses every further write and the node must stop.
+        """
+        state, steps = self._plan(persist)
+        if self._bytes_since_checkpoint >= CHECKPOINT_BYTES:
+            self._guard(lambda: self._checkpoint(truncate=False))
+        self._commit(state, steps)
+        self._bytes_since_checkpoint += sum(len(entry.data) for entry in persist.entries)
+        if persist.snapshot is not None:
+            self._adopt(persist.snapshot)
+
+    def save_snapshot(self, meta: SnapshotMeta, data: bytes | Iterable[bytes], keep_entries: int) -> SnapshotMeta:
+        """Store a snapshot and drop the entries up to `meta.index - keep_entries`; returns its meta with size and CRC."""
+        return self.commit_snapshot(self.stage_snapshot(meta, data), keep_entries)
+
+    def stage_snapshot(self, meta: SnapshotMeta, data: bytes | Iterable[bytes]) -> SnapshotMeta:
+        """The slow half of `save_snapshot`: writes and syncs the file. May run in any thread, beside `write`."""
+        return self._guard(lambda: self._snapshots.write(meta, data))
+
+    def commit_snapshot(self, meta: SnapshotMeta, keep_entries: int) -> SnapshotMeta:
+        """The quick half: from now on `meta`, as `stage_snapshot` returned it, is where a start begins.
+
+        Without effect when a newer one has been received while this one was being written.
+        """
+        if self._snapshot is None or meta.index > self._state.last_index:
+            self._fail(f"snapshot of index {meta.index} does not lie in the log that ends at {self._state.last_index}")
+        if meta.index <= self._snapshot.index:
+            return meta
+        first = max(self._state.first_index, meta.index - keep_entries + 1)
+
+        def steps(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM entries WHERE idx < ?", (first,))
+            rows.put(connection, "snapshot", meta)
+
+        self._commit(msgspec.structs.replace(self._state, first_index=first), steps)
+        self._adopt(meta)
+        return meta
+
+    def write_chunk(self, meta: SnapshotMeta, offset: int, data: bytes, crc: int) -> tuple[int, bool]:
+        """Store a received chunk: (offset to go on at, whether the snapshot is complete, synced and right)."""
+        return self._guard(lambda: self._snapshots.write_chunk(meta, offset, data, crc))
+
+    def close(self) -> None:
+        """Move the log into the database file and let go of the directory."""
+        database, self._database = self._database, None
+        try:
+            if database is not None:
+                database.close()
+        finally:
+            self._acknowledged.close()
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+    # -- one write ---------------------------------------------------------------------------------------------------------------
+
+    def _plan(self, persist: Persist) -> tuple[rows.State, Callable[[sqlite3.Connection], None]]:
+        """The state after `persist`, and what makes it so. One that would break the log fails before it touches the disk."""
+        state, entries, snapshot = self._state, persist.entries, persist.snapshot
+        first, last = state.first_index, state.last_index
+        truncate_from = persist.truncate_from if 0 < persist.truncate_from <= last else 0
+        if truncate_from:
+            last = truncate_from - 1
+        if snapshot is not None:
+            first, last = snapshot.index + 1, snapshot.index
+            if not self._snapshots.path(snapshot).exists():
+                self._fail(f"snapshot {snapshot.index} is to replace the log but its bytes are not here")
+        elif self._snapshot is None or last < self._snapshot.index:
+            self._fail(f"the log would end at {last}, before its snapshot")
+        if persist.hard_state.term < state.term:
+            self._fail(f"term {persist.hard_state.term} after term {state.term}")
+        if entries and (entries[0].index != last + 1 or entries[-1].index != last + len(entries)):
+            self._fail(f"entries {entries[0].index} to {entries[-1].index} do not follow index {last}")
+        entry_rows = [rows.entry_row(entry) for entry in entries]
+
+        def steps(connection: sqlite3.Connection) -> None:
+            if snapshot is not None:
+                connection.execute("DELETE FROM entries")
+                rows.put(connection, "snapshot", snapshot)
+            elif truncate_from:
+                connection.execute("DELETE FROM entries WHERE idx >= ?", (truncate_from,))
+            if entry_rows:
+                connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", entry_rows)
+
+        new = rows.State(
+            term=persist.hard_state.term,
+            vote=persist.hard_state.vote,
+            first_index=first,
+            last_index=last + len(entries),
+            boot=state.boot,
+            sequence=state.sequence,
+        )
+        return new, steps
+
+    def _commit(self, state: rows.State, steps: Callable[[sqlite3.Connection], None] | None = None) -> None:
+        """One durable transaction that ends with `state`."""
+        state = msgspec.structs.replace(state, sequence=self._state.sequence + 1)
+        database = self._require_database()
+
+        def all_steps(connection: sqlite3.Connection) -> None:
+            if steps is not None:
+                steps(connection)
+            rows.put(connection, "state", state)
+
+        self._guard(lambda: database.transaction(all_steps))
+        self._state = state
+        self._bytes_since_checkpoint += _TRANSACTION_BYTES
+        self._guard(lambda: self._acknowledged.write(self._state.sequence))
+
+    def _checkpoint(self, *, truncate: bool) -> None:
+        """Syncs the witness, too: should the next header of the write-ahead log be torn, it shows that nothing is missing."""
+        self._require_database().checkpoint(truncate=truncate)
+        self._bytes_since_checkpoint = 0
+        self._acknowledged.write(self._state.sequence)
+        self._acknowledged.sync()
+
+    def _adopt(self, snapshot: SnapshotMeta) -> None:
+        """`snapshot` is in the database now. The one before stays, for the members that are receiving it."""
+        self._previous_snapshot, self._snapshot = self._snapshot, snapshot
+        keep = [meta for meta in (snapshot, self._previous_snapshot) if meta is not None]
+        self._guard(lambda: self._snapshots.remove_others(keep))
+
+    def _guard(self, action: Callable[[], T]) -> T:
+        """Run what touches the disk; its failure is the store's end."""
+        if self._failed:
+            raise StoreFailed(f"{self.directory}: the log store stopped earlier: {self._failed}")
+        try:
+            return action()
+        except (OSError, sqlite3.Error) as error:
+            self._fail(str(error))
+
+    def _fail(self, reason: str) -> NoReturn:
+        self._failed = self._failed or reason
+        raise StoreFailed(f"{self.directory}: the log store cannot write: {reason}. Nothing is retried, the node must stop")
+
+    def _require_database(self) -> Database:
+        if self._database is None:
+            raise StoreError("the log store is closed")
+        return self._database
+
+    # -- opening ---------------------------------------------------------------------------------------------------------------
+
+    def _take_lock(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.directory / "raft.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            raise StoreRefused(f"another running process (pid {holder or 'unknown'}) uses this data directory") from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _refuse_if_marked(self) -> None:
+        marker = self.directory / "raft.damaged"
+        if marker.exists():
+            raise StoreDamaged(f"an earlier start found: {marker.read_text(errors='replace').strip()}")
+
+    def _mark_damaged(self, text: str) -> None:
+        """The next start must refuse, too, whatever SQLite makes of its files in the meantime."""
+        marker = self.directory / "raft.damaged"
+        with contextlib.suppress(OSError):
+            if not marker.exists():
+                marker.write_text(text + "\n")
+
+    def _translate(self, error: BaseException) -> BaseException:
+        """What went wrong while opening, in words for the person who started the node."""
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", _CONTENT_CODES[0]) & 0xFF
+            if code == SQLITE_BUSY:
+                return StoreRefused(f"{self.directory}: another process has {DATABASE} open")
+            if code in _CONTENT_CODES:
+                return StoreDamaged(f"{self.directory}: SQLite cannot read {DATABASE}: {error}. {_ADVICE}")
+        if isinstance(error, sqlite3.Error | OSError):
+            return StoreFailed(f"{self.directory}: cannot open the log store: {error}")
+        if isinstance(error, StoreDamaged):
+            return StoreDamaged(f"{self.directory}: {error}. {_ADVICE}")
+        if isinstance(error, StoreRefused):
+            return StoreRefused(f"{self.directory}: {error}")
+        return error
+
+    def _open(self, identity: rows.Identity, open_database: Callable[[Path], Database]) -> None:
+        path = self.directory / DATABASE
+        report = self._inspect_wal()
+        acknowledged = self._acknowledged.read()
+        used = self._acknowledged.exists() or self._snapshots.any()
+        if used and not (path.exists() and path.stat().st_size):
+            raise StoreDamaged(f"{DATABASE} is missing or empty, although this directory has been in use")
+        database = self._database = open_database(path)
+        if not used and rows.is_empty(database.connection):
+            database.transaction(lambda connection: rows.create(connection, identity))
+            self._files.sync_directory(self.directory)
+        rows.check_schema(database.connection)
+        self._check_identity(rows.require(database.connection, "identity", rows.Identity), identity)
+        self._read(database.connection)
+        if acknowledged is not None and acknowledged > self._state.sequence:
+            raise StoreDamaged(f"the newest {acknowledged - self._state.sequence} acknowledged transactions are missing")
+        if not report.header_valid and acknowledged != self._state.sequence:
+            raise StoreDamaged("the header of the write-ahead log is damaged, and with it what stands behind it")
+        # Two reasons: what a killed process wrote but did not sync is synced now, before anybody is told about it; and the next
+        # generation of the write-ahead log does not begin among the remains of this one, on which `wal` relies.
+        self._acknowledged.open()
+        self._checkpoint(truncate=True)
+        self._snapshots.remove_unfinished()
+        self._snapshots.remove_others([self._snapshot] if self._snapshot else [])
+
+    def _inspect_wal(self) -> wal.WalReport:
+        path = self.directory / f"{DATABASE}-wal"
+        report = wal.inspect(path.read_bytes() if path.exists() else b"")
+        if report.damage:
+            raise StoreDamaged(report.damage)
+        return report
+
+    def _read(self, connection: sqlite3.Connection) -> None:
+        self._state = rows.require(connection, "state", rows.State)
+        self._snapshot = rows.get(connection, "snapshot", SnapshotMeta)
+        if self._snapshot is None:
+            if self._state.last_index:
+                raise StoreDamaged("the row `snapshot` is missing")
+            return
+        self.is_new = False
+        self._entries = rows.read_entries(connection, self._state, self._snapshot)
+        if self._snapshot.index:
+            self._snapshots.check(self._snapshot)
+
+    @staticmethod
+    def _check_identity(stored: rows.Identity, given: rows.Identity) -> None:
+        if stored.node_id != given.node_id:
+            raise StoreRefused(
+                f"it belongs to node {stored.node_id!r}, not to {given.node_id!r}: give each node a data directory of its own"
+            )
+        if stored.cluster_id != given.cluster_id:
+            raise StoreRefused(f"it belongs to cluster {stored.cluster_id!r}, not to {given.cluster_id!r}: use another one")

@@ -1,0 +1,174 @@
+"""How two peers prove to each other that they know the cluster's secret, and agree on keys; no I/O.
+
+    dialer                                           acceptor
+    hello  (cluster, id, the acceptor's id, nonce) ──>
+                                                   <── hello (cluster, id, the dialer's id, nonce)
+    proof  HMAC(key, "dialer")                     ──>
+                                                   <── proof HMAC(key, "acceptor")
+
+`key` is HMAC-SHA256(secret, version, cluster, both ids, both nonces). The nonces are fresh, so that nothing recorded from an
+earlier connection is worth anything; the roles are in the proofs, so that none can be reflected. The keys of the frames in each
+direction are derived from the same `key`. The acceptor shows its proof only to one who has shown his.
+
+A stranger can make this node buffer 1 KiB, no more. Who is refused is told why in one word, because most of them are
+misconfigured members whose operator reads the log.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from dss_raft.net.wire import FrameBuffer, Reason, Session, WireError, with_length
+
+#: It grows with the messages between nodes, and with the commands in their logs: nodes of two versions refuse each other.
+VERSION = 2
+MAGIC = b"DSSP"
+NONCE_BYTES = 32
+#: before a peer is authenticated
+MESSAGE_BYTES_MAX = 1024
+
+_Name = Annotated[str, msgspec.Meta(max_length=256)]
+_Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    cluster: _Name
+    node: _Name
+    to: _Name
+    nonce: _Bytes32
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    mac: _Bytes32
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+    reason: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Hello | Proof | Refusal).decode
+_PREFIX = MAGIC + bytes([VERSION])
+
+
+class Handshake:
+    """One side of a handshake. Feed it what arrives, send what it returns, until `session` is there.
+
+    Args:
+        nonce: 32 fresh random bytes.
+        dials: the peer this side dials; None for the side that accepts.
+        accepts: whether a peer of this id may connect (asked on the accepting side only).
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        cluster_id: str,
+        secret: bytes,
+        nonce: bytes,
+        dials: str | None = None,
+        accepts: Callable[[str], bool] = lambda peer_id: True,
+    ) -> None:
+        self.session: Session | None = None
+        #: the peer's id: claimed until `session` is there, proven from then on
+        self.peer_id = dials or ""
+        #: bytes that came behind the handshake's last message; they belong to the session
+        self.rest = b""
+        self._node_id = node_id
+        self._cluster_id = cluster_id
+        self._secret = secret
+        self._nonce = nonce
+        self._dials = dials is not None
+        self._accepts = accepts
+        self._key = b""
+        self._buffer = FrameBuffer(MESSAGE_BYTES_MAX)
+
+    def greeting(self) -> bytes:
+        """What the dialer sends first."""
+        return self._hello()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what arrived; returns what must be sent. Raises WireError: send its `reply`, then close."""
+        reply = b""
+        try:
+            self._buffer.push(data)
+            while self.session is None and (body := self._buffer.pop()) is not None:
+                reply += self._take(_parse(body))
+        except WireError as error:
+            error.reply = reply + _refusal(error.reason)
+            raise
+        if self.session is not None:
+            self.rest = self._buffer.rest()
+        return reply
+
+    def _take(self, message: Hello | Proof | Refusal) -> bytes:
+        if isinstance(message, Refusal):
+            if self._dials and message.reason == Reason.UNKNOWN_PEER:
+                raise WireError(Reason.NO_MEMBER, f"{self.peer_id!r} says that this node is no member of the cluster")
+            raise WireError(Reason.REFUSED_BY_PEER, f"the peer refused this node: {message.reason!r}")
+        if isinstance(message, Hello) and not self._key:
+            self._check(message)
+            self.peer_id = message.node
+            self._key = self._derive(message)
+            return self._proof() if self._dials else self._hello()
+        if isinstance(message, Proof) and self._key:
+            if not hmac.compare_digest(message.mac, self._mac(self._other_role)):
+                raise WireError(Reason.WRONG_SECRET, "the peer does not know the cluster secret")
+            self.session = Session(self._mac(f"frames of {self._role}"), self._mac(f"frames of {self._other_role}"))
+            return b"" if self._dials else self._proof()
+        raise WireError(Reason.MALFORMED, f"{type(message).__name__} out of its turn")
+
+    def _check(self, hello: Hello) -> None:
+        if hello.cluster != self._cluster_id:
+            raise WireError(Reason.WRONG_CLUSTER, f"the peer {hello.node!r} belongs to cluster {hello.cluster!r}")
+        if hello.to != self._node_id:
+            raise WireError(Reason.WRONG_NODE, f"the peer {hello.node!r} looks for node {hello.to!r} at this address")
+        if self._dials and hello.node != self.peer_id:
+            raise WireError(Reason.WRONG_NODE, f"node {hello.node!r} answers at the address of {self.peer_id!r}")
+        if not self._dials and not self._accepts(hello.node):
+            raise WireError(Reason.UNKNOWN_PEER, f"node {hello.node!r} is not a member that may connect here")
+
+    def _derive(self, hello: Hello) -> bytes:
+        mine, theirs = (self._node_id, self._nonce), (hello.node, hello.nonce)
+        dialer, acceptor = (mine, theirs) if self._dials else (theirs, mine)
+        transcript = _encode((VERSION, self._cluster_id, dialer, acceptor))
+        return hmac.digest(self._secret, transcript, "sha256")
+
+    def _hello(self) -> bytes:
+        hello = Hello(cluster=self._cluster_id, node=self._node_id, to=self.peer_id, nonce=self._nonce)
+        return with_length(_PREFIX + _encode(hello))
+
+    def _proof(self) -> bytes:
+        return with_length(_PREFIX + _encode(Proof(self._mac(self._role))))
+
+    def _mac(self, label: str) -> bytes:
+        return hmac.digest(self._key, label.encode(), "sha256")
+
+    @property
+    def _role(self) -> str:
+        return "dialer" if self._dials else "acceptor"
+
+    @property
+    def _other_role(self) -> str:
+        return "acceptor" if self._dials else "dialer"
+
+
+def _parse(body: bytes) -> Hello | Proof | Refusal:
+    if body[:4] != MAGIC or len(body) < len(_PREFIX):
+        raise WireError(Reason.MALFORMED, "not a peer of this system")
+    if body[4] != VERSION:
+        raise WireError(Reason.VERSION, f"the peer speaks version {body[4]} of the protocol, this node version {VERSION}")
+    try:
+        message: Hello | Proof | Refusal = _decode(body[5:])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(Reason.MALFORMED, f"not a message of the handshake: {error}") from None
+    return message
+
+
+def _refusal(reason: Reason) -> bytes:
+    return with_length(_PREFIX + _encode(Refusal(reason)))

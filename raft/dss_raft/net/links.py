@@ -1,0 +1,401 @@
+"""Peer links: one authenticated TCP connection between this node and each other member.
+
+The node with the smaller id dials, the other accepts, and dials only when it suspects that nobody wants it any more (`probe`). A
+newer connection of the same peer takes the place of the older one, which the peer has given up or lost. A link that is down loses
+what is sent on it: Raft repeats itself, and so does everything above it.
+
+What is sent to a peer within one turn of the loop goes out in one write. A link on which nothing arrives for `idle_seconds` is
+dropped: the machine at the other end may be gone without a word. So that a sound link is never silent for so long, each side
+sends a ping when it has had nothing else to send. Idle time is counted in ticks of a timer and not by a clock: a node that was
+paused itself reads what has arrived before it suspects anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+import structlog
+
+from dss_raft import metrics
+from dss_raft.net.handshake import NONCE_BYTES, Handshake
+from dss_raft.net.wire import AnyFrame, PingFrame, Reason, Session, WireError
+
+log = structlog.get_logger("raft.links")
+
+#: Above this, what is sent to a peer is dropped: it does not keep up, or is gone and not yet found out.
+WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024
+#: Connections without a proof at one time; the oldest makes room for the next.
+UNPROVEN_MAX = 64
+REDIAL_SECONDS_MIN = 0.05
+REDIAL_SECONDS_MAX = 1.0
+CONNECT_SECONDS_MAX = 2.0
+#: `idle_seconds` in ticks of the timer.
+IDLE_TICKS = 5
+#: A refusal for the same reason is logged at most so often; the counter counts each.
+LOG_SECONDS_MIN = 1.0
+
+
+class PeerLinks:
+    """The links of one node. All methods and callbacks belong to the loop's thread.
+
+    Args:
+        listen: address of the peer port; port 0 takes a free one (see `port`).
+        peers: the other members' ids and addresses.
+        on_frame: called with (peer id, frame) for each frame, in order.
+        on_up, on_down: called with the peer's id; each `on_up` is followed by one `on_down`, before the next.
+        idle_seconds: a link is dropped when nothing has arrived for so long.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        cluster_id: str,
+        secret: bytes,
+        listen: tuple[str, int],
+        peers: dict[str, tuple[str, int]],
+        on_frame: Callable[[str, AnyFrame], None],
+        on_up: Callable[[str], None],
+        on_down: Callable[[str], None],
+        idle_seconds: float = 5.0,
+    ) -> None:
+        self.port = listen[1]
+        self.on_frame = on_frame
+        self._node_id = node_id
+        self._cluster_id = cluster_id
+        self._secret = secret
+        self._listen = listen
+        self._on_up = on_up
+        self._on_down = on_down
+        self._tick_seconds = idle_seconds / IDLE_TICKS
+        self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
+        self._links: dict[str, Connection] = {}
+        self._unproven: dict[Connection, None] = {}
+        self._dialers: dict[str, asyncio.Task[None]] = {}
+        self._server: asyncio.Server | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._refusals = _RefusalLog()
+        self._idle_ms = int(idle_seconds * 1000)
+        #: peers whose being out of reach is in the log already
+        self._unreachable: set[str] = set()
+        self._probes: set[asyncio.Task[bool]] = set()
+        #: peers whose last word was that this node is no member
+        self.disowned_by: set[str] = set()
+
+    # -- life ------------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen and begin to dial. Raises OSError when the port cannot be bound."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), *self._listen)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._ticker = loop.call_later(self._tick_seconds, self._tick)
+        for peer_id in self._peers:
+            self._begin_to_dial(peer_id)
+
+    async def stop(self) -> None:
+        """Send what is queued, close every link and stop listening."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for dialer in [*self._dialers.values(), *self._probes]:
+            dialer.cancel()
+        if self._server is not None:
+            self._server.close()
+        connections = [*self._links.values(), *self._unproven]
+        for connection in connections:
+            connection.close()
+        if connections:
+            await asyncio.wait([connection.closed for connection in connections], timeout=1.0)
+        for connection in connections:
+            connection.abort()
+        if dialers := [*self._dialers.values(), *self._probes]:
+            await asyncio.wait(dialers)
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    # -- use -------------------------------------------------------------------------------------------------------------------
+
+    def send(self, peer_id: str, frame: AnyFrame) -> bool:
+        """Queue a frame, best effort. False: it was dropped (link down, peer not keeping up, frame over the limit)."""
+        link = self._links.get(peer_id)
+        return link is not None and link.send(frame)
+
+    def is_up(self, peer_id: str) -> bool:
+        return peer_id in self._links
+
+    def up_peers(self) -> list[str]:
+        return sorted(self._links)
+
+    def probe(self, peer_id: str) -> None:
+        """Dial a peer that should have dialled this node, once: it may have a reason not to (`disowned_by`)."""
+        if peer_id in self._peers and peer_id not in self._links and peer_id not in self._dialers:
+            self.disowned_by.discard(peer_id)
+            task = asyncio.create_task(self._dial(peer_id), name=f"probe {peer_id}")
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+
+    @property
+    def peers(self) -> dict[str, tuple[str, int]]:
+        """The other members and their addresses, linked or not."""
+        return dict(self._peers)
+
+    def add_peer(self, peer_id: str, address: tuple[str, int]) -> None:
+        """A member has come, or its address has changed."""
+        if peer_id == self._node_id or self._peers.get(peer_id) == address:
+            return
+        self.remove_peer(peer_id)
+        self._peers[peer_id] = address
+        if self._server is not None:
+            self._begin_to_dial(peer_id)
+
+    def remove_peer(self, peer_id: str) -> None:
+        """A member has gone: its link is closed after what is queued, and it is refused from now on."""
+        self._peers.pop(peer_id, None)
+        dialer = self._dialers.pop(peer_id, None)
+        if dialer is not None:
+            dialer.cancel()
+        link = self._links.get(peer_id)
+        if link is not None:
+            link.close()
+            self.lost(link)
+
+    # -- dialling --------------------------------------------------------------------------------------------------------------
+
+    def _begin_to_dial(self, peer_id: str) -> None:
+        if self._node_id < peer_id:
+            self._dialers[peer_id] = asyncio.create_task(self._keep_dialling(peer_id), name=f"dial {peer_id}")
+
+    async def _keep_dialling(self, peer_id: str) -> None:
+        pause = REDIAL_SECONDS_MIN
+        while True:
+            if await self._dial(peer_id):
+                pause = REDIAL_SECONDS_MIN  # it held for a while: no reason to hold back
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, REDIAL_SECONDS_MAX)
+
+    async def _dial(self, peer_id: str) -> bool:
+        """One connection from its beginning to its end. True when it was proven and held for a while."""
+        host, port = self._peers[peer_id]
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                _, connection = await loop.create_connection(lambda: Connection(self, dials=peer_id), host, port)
+        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: no host can have this name
+            if peer_id not in self._unreachable:
+                log.info("peer_unreachable", peer=peer_id, address=f"{host}:{port}", error=str(error) or "timed out")
+            self._unreachable.add(peer_id)
+            return False
+        try:
+            await connection.closed
+        finally:
+            connection.close()
+        return connection.ticks > 0 and connection.session is not None
+
+    # -- what connections report -----------------------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> Handshake:
+        """A TCP connection is there; nothing is known about the other side."""
+        if len(self._unproven) >= UNPROVEN_MAX:
+            next(iter(self._unproven)).refuse(WireError(Reason.TOO_MANY, f"more than {UNPROVEN_MAX} connections without a proof"))
+        self._unproven[connection] = None
+        return Handshake(
+            node_id=self._node_id,
+            cluster_id=self._cluster_id,
+            secret=self._secret,
+            nonce=os.urandom(NONCE_BYTES),
+            dials=connection.dials,
+            accepts=lambda peer_id: peer_id in self._peers,
+        )
+
+    def proven(self, connection: Connection) -> None:
+        """The handshake is done."""
+        self._unproven.pop(connection, None)
+        self._unreachable.discard(connection.peer_id)
+        self.disowned_by.discard(connection.peer_id)
+        older = self._links.get(connection.peer_id)
+        if older is not None:
+            older.abort()
+            self.lost(older)
+        self._links[connection.peer_id] = connection
+        self._on_up(connection.peer_id)
+
+    def lost(self, connection: Connection) -> None:
+        """The connection is over, or not wanted any more."""
+        self._unproven.pop(connection, None)
+        if self._links.get(connection.peer_id) is connection:
+            del self._links[connection.peer_id]
+            self._on_down(connection.peer_id)
+
+    def refused(self, connection: Connection, error: WireError) -> None:
+        """The other side broke the rules; its connection is being closed."""
+        metrics.peer_refused(error.reason)
+        if error.reason is Reason.NO_MEMBER:
+            self.disowned_by.add(connection.peer_id)
+        self._refusals.write(error, connection.address, connection.peer_id)
+
+    def configure(self, sock: socket.socket) -> None:
+        """No delay for small frames; an unacknowledged byte ends the connection as idleness does."""
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._idle_ms)
+
+    def _tick(self) -> None:
+        self._ticker = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
+        for connection in [*self._links.values(), *self._unproven]:
+            connection.tick()
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection, from its first byte to its last."""
+
+    def __init__(self, links: PeerLinks, dials: str | None = None) -> None:
+        self.dials = dials
+        self.session: Session | None = None
+        self.peer_id = ""
+        self.address = ""
+        self.ticks = 0
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._links = links
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._handshake: Handshake
+        self._queued: list[bytes] = []
+        self._queued_bytes = 0
+        self._ticks_without_data = 0
+        self._has_sent = False
+
+    # -- the loop's calls --------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peername = transport.get_extra_info("peername")
+        self.address = f"{peername[0]}:{peername[1]}" if peername else "unknown"
+        self._links.configure(transport.get_extra_info("socket"))
+        self._handshake = self._links.opened(self)
+        if self.dials is not None:
+            self._transport.write(self._handshake.greeting())
+
+    def data_received(self, data: bytes) -> None:
+        self._ticks_without_data = 0
+        try:
+            if self.session is None:
+                data = self._greet(data)
+            if self.session is not None:
+                self._deliver(self.session, data)
+        except WireError as error:
+            self.refuse(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._links.lost(self)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # -- the links' calls --------------------------------------------------------------------------------------------------------
+
+    def send(self, frame: AnyFrame) -> bool:
+        if self.session is None:
+            return False
+        if self._transport.get_write_buffer_size() + self._queued_bytes > WRITE_BUFFER_BYTES_MAX:
+            return False
+        try:
+            data = self.session.encode(frame)
+        except ValueError as error:
+            log.error("frame_too_large", peer=self.peer_id, error=str(error))
+            return False
+        if not self._queued:
+            self._loop.call_soon(self._flush)
+        self._queued.append(data)
+        self._queued_bytes += len(data)
+        return True
+
+    def tick(self) -> None:
+        """Called `IDLE_TICKS` times in `idle_seconds`."""
+        self.ticks += 1
+        self._ticks_without_data += 1
+        if self.session is None:
+            if self.ticks > IDLE_TICKS:
+                self.refuse(WireError(Reason.TIMEOUT, "no proof in time"))
+            return
+        if self._ticks_without_data > IDLE_TICKS:
+            log.warning("peer_silent", peer=self.peer_id)
+            self.abort()
+        elif not self._has_sent:
+            self.send(PingFrame())
+        self._has_sent = False
+
+    def refuse(self, error: WireError) -> None:
+        self.peer_id = self._handshake.peer_id
+        self._links.refused(self, error)
+        if error.reply and error.reason not in (Reason.REFUSED_BY_PEER, Reason.NO_MEMBER):
+            self._transport.write(error.reply)
+        self._transport.close()
+        self._links.lost(self)
+
+    def close(self) -> None:
+        """After what is queued has been sent."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # -- details -----------------------------------------------------------------------------------------------------------------
+
+    def _greet(self, data: bytes) -> bytes:
+        """One step of the handshake; returns what is behind it."""
+        reply = self._handshake.feed(data)
+        if reply:
+            self._transport.write(reply)
+        if self._handshake.session is None:
+            return b""
+        self.session, self.peer_id = self._handshake.session, self._handshake.peer_id
+        self._links.proven(self)
+        return self._handshake.rest
+
+    def _deliver(self, session: Session, data: bytes) -> None:
+        on_frame, peer_id = self._links.on_frame, self.peer_id
+        for frame in session.feed(data):
+            if self._transport.is_closing():
+                return
+            if not isinstance(frame, PingFrame):
+                on_frame(peer_id, frame)
+
+    def _flush(self) -> None:
+        if self._queued:
+            data = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
+            self._queued.clear()
+            self._queued_bytes = 0
+            self._has_sent = True
+            if not self._transport.is_closing():
+                self._transport.write(data)
+
+
+class _RefusalLog:
+    """Refusals in the log: each reason at most once in `LOG_SECONDS_MIN`, with the number of those left out."""
+
+    def __init__(self) -> None:
+        self._last: dict[Reason, float] = {}
+        self._left_out: dict[Reason, int] = {}
+
+    def write(self, error: WireError, address: str, peer_id: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._last.get(error.reason, -LOG_SECONDS_MIN) < LOG_SECONDS_MIN:
+            self._left_out[error.reason] = self._left_out.get(error.reason, 0) + 1
+            return
+        self._last[error.reason] = now
+        log.warning(
+            "peer_refused",
+            reason=error.reason.value,
+            detail=error.detail,
+            address=address,
+            peer=peer_id,
+            left_out=self._left_out.pop(error.reason, 0),
+        )

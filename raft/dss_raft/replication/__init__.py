@@ -1,0 +1,1 @@
+"""Replicated state: state machines, sessions, and the commands on their way to them."""

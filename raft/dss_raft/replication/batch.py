@@ -1,0 +1,72 @@
+"""What stands in a log entry: a stamped batch of commands, grouped by the session they came from.
+
+A group is encoded once, by the node that took the calls; the leader puts it into an entry without decoding it. Fsync, framing and
+bookkeeping are paid per batch and not per command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar, Union
+
+import msgspec
+
+from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
+
+C = TypeVar("C")
+
+SESSION_COMMANDS: tuple[type[Command], ...] = (Cancel, Nothing, OpenSession)
+
+
+class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):
+    """Consecutive commands of one session."""
+
+    node: str
+    boot: int
+    #: sequence number of `commands[0]`; the others follow without a gap
+    first_seq: int
+    #: sequence numbers whose results have reached their callers: the session table may forget them
+    answered: list[int]
+    commands: list[C]
+
+
+class Batch(msgspec.Struct, Generic[C], array_like=True, frozen=True):
+    """The data of a COMMANDS entry."""
+
+    #: the leader's stamp (`StampClock`), ms; applied time never goes back even if this does
+    at_ms: int
+    #: what the leader proposes on its own account; never re-sent after a leader change
+    own: list[C]
+    groups: list[Group[C]]
+
+
+class _EncodedBatch(msgspec.Struct, array_like=True, frozen=True):
+    at_ms: int
+    own: list[msgspec.Raw]
+    groups: list[msgspec.Raw]
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_command(command: Command) -> bytes:
+    """A command as it stands in a group."""
+    return _encoder.encode(command)
+
+
+def encode_group(node: str, boot: int, first_seq: int, answered: list[int], commands: Sequence[bytes]) -> bytes:
+    """A group of encoded commands, ready for the leader."""
+    return _encoder.encode(Group(node, boot, first_seq, answered, [msgspec.Raw(command) for command in commands]))
+
+
+def encode_batch(at_ms: int, own: Sequence[bytes], groups: Sequence[bytes]) -> bytes:
+    """The data of an entry, from groups as they arrived."""
+    return _encoder.encode(
+        _EncodedBatch(at_ms, [msgspec.Raw(command) for command in own], [msgspec.Raw(group) for group in groups])
+    )
+
+
+def batch_decoder(command_types: Sequence[type[Command]]) -> msgspec.msgpack.Decoder[Batch[Any]]:
+    """A strict decoder for entries that hold these commands and a session's own."""
+    union: Any = Union[(*command_types, *SESSION_COMMANDS)]
+    return msgspec.msgpack.Decoder(Batch[union])

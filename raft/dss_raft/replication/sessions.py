@@ -1,0 +1,66 @@
+"""Raft client sessions: each command takes effect exactly once, whatever is sent twice (Raft paper section 8, thesis 6.3).
+
+A session is one boot of one node. Its commands carry sequence numbers without a gap. A command is applied only when its number
+is the next one: a repeat is skipped, and so is everything after a hole, until the node sends what is missing. A new boot
+closes the session of the boot before.
+
+The table keeps results until the node says that they have reached their callers, so that a node which was given a
+snapshot in place of the entries can still answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dss_api.result import Result
+
+#: Results kept for one session at most; a node that confirms them needs far fewer.
+RESULTS_KEPT_MAX = 4096
+
+
+class Session(msgspec.Struct):
+    """State of one node's session."""
+
+    boot: int
+    #: sequence number of the last command applied
+    last_seq: int = 0
+    #: results that the node has not confirmed yet, oldest first
+    results: dict[int, Result] = msgspec.field(default_factory=dict)
+    #: commands that were applied and still wait (None stands for "no value": an ordered set)
+    waiting: dict[int, None] = msgspec.field(default_factory=dict)
+
+    def keep(self, seq: int, result: Result) -> None:
+        """Remember the result of `seq` until it is confirmed."""
+        results = self.results
+        results[seq] = result
+        if len(results) > RESULTS_KEPT_MAX:
+            del results[next(iter(results))]
+
+
+class SessionTable:
+    """The sessions of all nodes; part of the replicated state."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, Session] = {}
+
+    def get(self, node: str) -> Session | None:
+        """The current session of `node`, if it ever had one."""
+        return self.sessions.get(node)
+
+    def open(self, node: str, boot: int) -> tuple[Session | None, bool]:
+        """The session for a group of (`node`, `boot`), and whether it is a new boot. None: that boot is over."""
+        session = self.sessions.get(node)
+        if session is None or boot > session.boot:
+            session = self.sessions[node] = Session(boot)
+            return session, True
+        if boot < session.boot:
+            return None, False
+        return session, False
+
+    def snapshot(self) -> dict[str, Session]:
+        return self.sessions
+
+    def restore(self, state: Any) -> None:
+        self.sessions = msgspec.convert(state, dict[str, Session], strict=False)

@@ -1,0 +1,238 @@
+"""Whole-state snapshots: the replica's state and what else belongs to it, so that the log need not grow for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from dss_raft.core import RaftCore
+from dss_raft.core.messages import InstallSnapshot, SnapshotMeta
+from dss_raft.core.ready import SnapshotChunkWanted
+from dss_raft.disk.files import StoreDamaged
+from dss_raft.disk.forked import IS_AVAILABLE as CAN_FORK
+from dss_raft.disk.forked import ChildFailed, write_in_child
+from dss_raft.disk.store import LogStore
+from dss_raft.replication.machine import Restoring
+from dss_raft.replication.replica import Replica
+
+log = structlog.get_logger("raft")
+
+#: A snapshot file: this, the length of the header in 4 bytes, the header, the replica's state, the parts.
+MAGIC = b"DSSsnap2"
+PIECE_BYTES = 1024 * 1024
+#: What may be larger is encoded by a child process; a state of this size takes but a few milliseconds.
+INLINE_BYTES_MAX = 256 * 1024
+#: A restore uses the loop for about so long at a time, as applying does.
+RESTORE_BUDGET_S = 0.005
+
+
+class SnapshotPart(Protocol):
+    """State outside the replica that a lagging node must be given, too (the cache's memory at rest)."""
+
+    name: str
+
+    async def before_snapshot(self, index: int) -> None:
+        """Make everything up to `index` durable: the log that could repeat it is about to go."""
+
+    async def dump(self) -> list[bytes]:
+        """The part's state, at least as new as the index given to `before_snapshot`; in pieces, because a large copy holds up the loop."""
+
+    def before_restore(self) -> None:
+        """The replicated state is about to be replaced: stop trusting what was derived from it."""
+
+    async def load(self, data: memoryview) -> None:
+        """Replace the part's state by these pieces, joined; the replicated state has been replaced."""
+
+
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    """How many bytes of what follow; the parts in this order."""
+
+    replica: int
+    parts: dict[str, int]
+
+
+class SnapshotKeeper:
+    """Takes and restores snapshots of one node.
+
+    Args:
+        directory: of the store, for the child's file.
+        entries_max: a snapshot is due after so many applied entries, or
+        bytes_max: after so many bytes of them.
+        keep_entries: entries kept behind a snapshot for followers that are a little slow.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        store: LogStore,
+        directory: Path,
+        executor: ThreadPoolExecutor,
+        entries_max: int,
+        bytes_max: int,
+        keep_entries: int,
+    ) -> None:
+        self.parts: list[SnapshotPart] = []
+        self.keep_entries = keep_entries
+        self._replica = replica
+        self._store = store
+        self._child_file = directory / "state.child"
+        self._state_bytes = 0
+        #: index at which the last attempt failed: the next one waits as long as after a success
+        self._failed_at = 0
+        self._executor = executor
+        self._entries_max = entries_max
+        self._bytes_max = bytes_max
+        self._taking = False
+
+    @property
+    def is_taking(self) -> bool:
+        """True while a snapshot is being taken."""
+        return self._taking
+
+    def is_due(self, core: RaftCore) -> bool:
+        """True when enough has been applied since the last snapshot."""
+        if self._taking:
+            return False
+        applied = self._replica.applied_index
+        since = applied - max(core.snapshot.index, self._failed_at)
+        return since >= self._entries_max or core.log.size(max(core.snapshot.index, self._failed_at), applied) >= self._bytes_max
+
+    async def take(self, core: RaftCore) -> SnapshotMeta | None:
+        """Write a snapshot of what is applied now; None when another one is being taken, or no child process can be had."""
+        if self._taking:
+            return None
+        self._taking = True
+        try:
+            index = self._replica.applied_index
+            meta = core.meta_at(index)
+            # The state can have grown by no more than what the log has brought since.
+            bytes_max = self._state_bytes + core.log.size(core.snapshot.index, index)
+            replica_state = await self._replica_state(is_small=bytes_max <= INLINE_BYTES_MAX)
+            parts: dict[str, list[bytes]] = {}
+            for part in self.parts:
+                await part.before_snapshot(index)
+                parts[part.name] = await part.dump()
+            loop = asyncio.get_running_loop()
+            # The slow half runs beside the log's writes, which must not wait for it.
+            staged = await loop.run_in_executor(None, self._stage, meta, replica_state, parts)
+            return await loop.run_in_executor(self._executor, self._commit, staged)
+        except ChildFailed as error:
+            # The log holds everything; it only stays longer than it should.
+            self._failed_at = index
+            log.warning("raft.no_snapshot", why=str(error))
+            return None
+        finally:
+            self._taking = False
+
+    async def _replica_state(self, is_small: bool) -> bytes | Path:
+        """The state's bytes, or the file that has them."""
+        if is_small or not CAN_FORK:
+            state = self._replica.snapshot()
+            self._state_bytes = len(state)
+            return state
+        await write_in_child(self._replica.snapshot, self._child_file)
+        self._state_bytes = self._child_file.stat().st_size
+        return self._child_file
+
+    async def restore(self, meta: SnapshotMeta) -> None:
+        """Replace the whole state by a stored snapshot; the loop has its turns meanwhile, so that heartbeats are answered.
+
+        Raises:
+            StoreDamaged: it is no snapshot of this version.
+        """
+        loop = asyncio.get_running_loop()
+        data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
+        replica_state, parts = _split(data)
+        install = await _in_turns(self._replica.restoring(replica_state))
+        for part in self.parts:
+            part.before_restore()
+        install()
+        self._state_bytes = len(replica_state)
+        for part in self.parts:
+            if part.name in parts:
+                await part.load(parts[part.name])
+
+    @staticmethod
+    def chunk(sender: str, wanted: SnapshotChunkWanted, data: bytes, done: bool) -> InstallSnapshot:
+        """The message that carries one chunk."""
+        return InstallSnapshot(
+            sender=sender,
+            to=wanted.to,
+            term=wanted.term,
+            meta=wanted.meta,
+            offset=wanted.offset,
+            data=data,
+            crc=zlib.crc32(data),
+            done=done,
+        )
+
+    def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> SnapshotMeta:
+        try:
+            return self._store.stage_snapshot(meta, _pieces(replica_state, parts))
+        finally:
+            # Not in the loop: freeing a large file takes a while.
+            self._child_file.unlink(missing_ok=True)
+
+    def _commit(self, staged: SnapshotMeta) -> SnapshotMeta | None:
+        if staged.index <= self._store.snapshot_index:
+            return None  # the leader's newer snapshot was installed while this one was being encoded
+        return self._store.commit_snapshot(staged, self.keep_entries)
+
+
+async def _in_turns(restoring: Restoring) -> Callable[[], None]:
+    """All slices, with a turn of the loop whenever `RESTORE_BUDGET_S` has been used; what puts the result in place."""
+    began = perf_counter()
+    while True:
+        try:
+            next(restoring)
+        except StopIteration as end:
+            install: Callable[[], None] = end.value
+            return install
+        if perf_counter() - began > RESTORE_BUDGET_S:
+            await asyncio.sleep(0)
+            began = perf_counter()
+
+
+def _pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterator[bytes]:
+    """The bytes of a snapshot file, none of them in one large piece: copying that would hold the interpreter's lock."""
+    size = replica_state.stat().st_size if isinstance(replica_state, Path) else len(replica_state)
+    header = msgspec.msgpack.encode(_Header(size, {name: sum(map(len, pieces)) for name, pieces in parts.items()}))
+    yield MAGIC + len(header).to_bytes(4, "big") + header
+    if isinstance(replica_state, Path):
+        with replica_state.open("rb", buffering=0) as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    else:
+        yield replica_state
+    for pieces in parts.values():
+        yield from pieces
+
+
+def _split(data: bytes) -> tuple[memoryview, dict[str, memoryview]]:
+    """The replica's state and the parts in a snapshot file, without copying them.
+
+    Raises:
+        StoreDamaged: it is no snapshot of this version.
+    """
+    view = memoryview(data)
+    start = len(MAGIC) + 4
+    if view[: len(MAGIC)] != MAGIC:
+        raise StoreDamaged("the snapshot was written by another version of this program, which must read it")
+    end = start + int.from_bytes(view[len(MAGIC) : start], "big")
+    header = msgspec.msgpack.decode(view[start:end], type=_Header)
+    sizes = [header.replica, *header.parts.values()]
+    if end + sum(sizes) != len(view):
+        raise StoreDamaged(f"the snapshot has {len(view)} bytes instead of {end + sum(sizes)}")
+    slices = []
+    for size in sizes:
+        slices.append(view[end : end + size])
+        end += size
+    return slices[0], dict(zip(header.parts, slices[1:], strict=True))

@@ -1,0 +1,295 @@
+"""A cluster in one event loop: one log, applied by each node at its own speed, and channels that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dss_api.errors import Refused
+from dss_api.result import Result
+from dss_cache.backing_store import Memory, Stored
+from dss_cache.core.commands import AgreeLease
+from dss_cache.core.directory import Directory
+from dss_cache.service import CacheService
+from dss_raft.replication.machine import Origin
+
+
+class FakeMemory:
+    """A shared memory whose every wish can be held up, or fail."""
+
+    name = "fake"
+    is_shared = True
+
+    def __init__(self) -> None:
+        self.items: dict[str, Stored] = {}
+        self.is_down = False
+        self.reads = 0
+        #: cleared: reads wait
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def check(self) -> None:
+        self._check()
+
+    async def read(self, key: str) -> Stored | None:
+        self.reads += 1
+        self._check()
+        await self.open.wait()
+        return self.items.get(key)
+
+    async def write(self, items: Any) -> None:
+        self._check()
+        for item in items:
+            if item.key not in self.items or self.items[item.key].version < item.version:
+                self.items[item.key] = item
+
+    def _check(self) -> None:
+        if self.is_down:
+            raise Refused("memory_unavailable", "it is down")
+
+    def keep(self, item: Stored) -> None:
+        pass
+
+    async def flush(self) -> None:
+        pass
+
+    async def dump(self) -> list[bytes]:
+        return []
+
+    async def load(self, data: memoryview) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class FakeNode:
+    """What the cache sees of a node."""
+
+    def __init__(self, cluster: FakeCluster, node_id: str, config: Any) -> None:
+        self.cluster = cluster
+        self.node_id = node_id
+        self.config = config
+        self.boot = 1
+        self.directory = Directory()
+        self.applied_index = 0
+        #: applies nothing while true
+        self.is_held = False
+        self.services: dict[str, Any] = {}
+        self._seq = 0
+        self._futures: dict[Origin, asyncio.Future[Result]] = {}
+        self._events: dict[type, list[Any]] = defaultdict(list)
+        self._on_leader: list[Any] = []
+        self._on_tick: list[Any] = []
+        self._on_peer_up: list[Any] = []
+        self._channels: dict[str, Any] = {}
+
+    term = property(lambda self: self.cluster.term)
+    commit_index = property(lambda self: len(self.cluster.log))
+    is_leader = property(lambda self: self.cluster.leader == self.node_id)
+    leader_id = property(lambda self: self.cluster.leader)
+    peers = property(lambda self: [name for name in self.cluster.nodes if name != self.node_id])
+
+    def machine(self, name: str) -> Directory:
+        assert name == "cache"
+        return self.directory
+
+    def attach(self, part: Any) -> None:
+        self.part = part
+
+    def on_event(self, event_type: type, callback: Any) -> None:
+        self._events[event_type].append(callback)
+
+    def on_leader_change(self, callback: Any) -> None:
+        self._on_leader.append(callback)
+
+    def on_tick(self, callback: Any) -> None:
+        self._on_tick.append(callback)
+
+    def on_peer_up(self, callback: Any) -> None:
+        self._on_peer_up.append(callback)
+
+    def on_channel(self, channel: str, callback: Any) -> None:
+        self._channels[channel] = callback
+
+    def send(self, peer_id: str, channel: str, payload: bytes) -> None:
+        if not self.cluster.is_cut(self.node_id, peer_id):
+            receive = self.cluster.nodes[peer_id]._channels[channel]
+            asyncio.get_running_loop().call_soon(receive, self.node_id, payload)
+
+    async def submit(self, command: Any, *, timeout_ms: int | None = None, wait_ms: int = 0) -> Result:
+        if self.cluster.refusal is not None:
+            raise self.cluster.refusal
+        self._seq += 1
+        origin = Origin(self.node_id, self.boot, self._seq)
+        future = self._futures[origin] = asyncio.get_running_loop().create_future()
+        self.cluster.append(command, origin)
+        return await future
+
+    def propose_as_leader(self, command: Any) -> bool:
+        if not self.is_leader:
+            return False
+        self.cluster.append(command, Origin("", 0, 0))
+        return True
+
+    async def confirm_leadership(self) -> int:
+        await asyncio.sleep(0)
+        if not self.is_leader or self.cluster.refusal is not None:
+            raise Refused("no_leader")
+        return self.commit_index
+
+    def apply_all(self) -> None:
+        while not self.is_held and self.applied_index < len(self.cluster.log):
+            command, origin, at_ms = self.cluster.log[self.applied_index]
+            self.applied_index += 1
+            directory, index = self.directory, self.applied_index
+            deadline = directory.next_deadline_ms()
+            if deadline is not None and deadline <= at_ms:
+                directory.expire(at_ms, index)
+            if command is not None:
+                result = directory.apply(command, at_ms, index, origin)
+                assert result is not None
+                if origin.node == self.node_id and (future := self._futures.pop(origin, None)) is not None and not future.done():
+                    future.set_result(Result(result.body, result.code, index))
+            self.tell()
+
+    def tell(self) -> None:
+        for event in self.directory.take_events():
+            for callback in self._events[type(event)]:
+                callback(event, self.applied_index)
+
+    def tick(self) -> None:
+        for callback in self._on_tick:
+            callback()
+
+    def leader_changed(self) -> None:
+        for callback in self._on_leader:
+            callback(self.cluster.leader, self.cluster.term)
+
+    def peer_up(self, peer: str) -> None:
+        for callback in self._on_peer_up:
+            callback(peer)
+
+
+class FakeCluster:
+    """Nodes n1, n2, n3 with a cache each; n1 leads. Time is `now`, and moves when a test says so.
+
+    Args:
+        memory_of: the memory of a node, by its name; by default all share a fake one.
+        settings: other ones than a test usually wants.
+    """
+
+    def __init__(self, size: int = 3, memory_of: Callable[[str], Memory] | None = None, **settings: Any) -> None:
+        self.log: list[tuple[Any, Origin, int]] = []
+        self.leader, self.term = "n1", 1
+        self.now = 1000.0
+        self.refusal: Refused | None = None
+        self.memory = FakeMemory()
+        self._cut: set[frozenset[str]] = set()
+        config = SimpleNamespace(
+            **{
+                "cache_lease_ms": 1000,
+                "cache_max_items": 100,
+                "cache_max_bytes": 1 << 20,
+                "cache_policy": "lru",
+                "cache_write_back_ms": 1,
+                "submit_timeout_ms": 5000,
+                "value_bytes_max": 1000,
+                **settings,
+            }
+        )
+        self.nodes = {f"n{i}": FakeNode(self, f"n{i}", config) for i in range(1, size + 1)}
+        memory_of = memory_of or (lambda name: self.memory)
+        self.caches = {name: CacheService(node, memory_of(name), lambda: self.now) for name, node in self.nodes.items()}
+        for node in self.nodes.values():
+            node.leader_changed()
+        #: its first entry
+        self.log.append((AgreeLease(lease_ms=config.cache_lease_ms, term=1), Origin("", 0, 0), int(self.now * 1000)))
+        #: what a leader before this one may have granted is over
+        self.now += 2
+
+    def elect(self, name: str) -> None:
+        """Another term."""
+        self.leader, self.term = name, self.term + 1
+        for node in self.nodes.values():
+            node.leader_changed()
+
+    def append(self, command: Any, origin: Origin) -> None:
+        self.log.append((command, origin, int(self.now * 1000)))
+        asyncio.get_running_loop().call_soon(self.apply_all)
+
+    def apply_all(self) -> None:
+        for node in self.nodes.values():
+            node.apply_all()
+
+    def pass_s(self, seconds: float) -> None:
+        """Time goes on, and the leader stamps an entry with it."""
+        self.now += seconds
+        self.append(None, Origin("", 0, 0))
+
+    def cut(self, *names: str) -> None:
+        """These nodes hear of nobody, and nobody of them; nor do they apply anything."""
+        for name in names:
+            self.nodes[name].is_held = True
+            self._cut.update(frozenset((name, other)) for other in self.nodes if other != name)
+
+    def heal(self) -> None:
+        self._cut.clear()
+        for node in self.nodes.values():
+            node.is_held = False
+            for peer in node.peers:
+                node.peer_up(peer)
+        self.apply_all()
+
+    def is_cut(self, one: str, other: str) -> bool:
+        return frozenset((one, other)) in self._cut
+
+    def tick(self) -> None:
+        for node in self.nodes.values():
+            if not node.is_held:
+                node.tick()
+
+    async def settle(self, turns: int = 30) -> None:
+        """Let everything happen that can happen without time going on."""
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def make_service():
+    """The cache of a node that nothing happens to; no loop is needed."""
+    return lambda: FakeCluster(1).caches["n1"]
+
+
+@pytest.fixture
+def fake_cluster() -> type[FakeCluster]:
+    """For a test that runs its cluster in a loop of its own."""
+    return FakeCluster
+
+
+@pytest.fixture
+async def make_cluster():
+    clusters: list[FakeCluster] = []
+
+    def make(size: int = 3, **settings: Any) -> FakeCluster:
+        clusters.append(FakeCluster(size, **settings))
+        return clusters[-1]
+
+    yield make
+    for cluster in clusters:
+        for cache in cluster.caches.values():
+            cache.peers.close()
+            cache.reader.close()
+            if cache.write_back._task is not None:
+                cache.write_back._task.cancel()
+
+
+@pytest.fixture
+async def cluster(make_cluster):
+    """Three nodes; nothing is written back unless a test starts that."""
+    return make_cluster()

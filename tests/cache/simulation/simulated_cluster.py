@@ -1,0 +1,352 @@
+"""A cluster's caches without I/O: the real directory, lines, leases and near caches on an adversary's network, clock and log.
+
+Every method of `Simulation` is one step of the adversary; a step that makes no sense at the moment does nothing. Any order of steps
+must keep the promise, which is checked at every answered read (`StaleRead`) against everything that was answered before the read
+began.
+
+Raft is taken as given: there is one log, an entry is committed or lost with its leader, and each node applies the log at its own
+speed. `Flaws` are mistakes one could make; the tests show that each of them is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from simulated_node import SimNode, apply_entry
+from simulated_parts import KEYS, NO_FLAWS, Entry, Flaws, Message, Read, Write
+
+from dss_cache.core.commands import Delete, Put, Revoke, WrittenBack
+from dss_cache.core.directory import Directory, Written
+from dss_raft.replication.machine import Origin
+
+
+@dataclass
+class Simulation:
+    """See the module."""
+
+    flaws: Flaws = NO_FLAWS
+    size: int = 3
+    now: float = 0.0
+    log: list[Entry] = field(default_factory=list)
+    #: proposed to the present leader, not committed yet
+    proposed: list[Entry] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    #: what it has held, latest last
+    memory: dict[str, list[tuple[int, bytes | None]]] = field(default_factory=dict)
+    term: int = 1
+    leader: str = "n1"
+    puts: int = 0
+    reads_answered: int = 0
+    #: a read was stale: nothing else that goes wrong from then on says anything
+    is_broken: bool = False
+
+    def __post_init__(self) -> None:
+        #: the newest version of each key that anybody has been shown
+        self.shown: dict[str, int] = {}
+        #: what each version holds, and when it came about
+        self.values: dict[tuple[str, int], bytes | None] = {}
+        self.history: dict[str, list[tuple[int, int]]] = {key: [] for key in KEYS}
+        #: applies every entry at once: what is true
+        self._truth = Directory()
+        self._sessions: dict[str, int] = {}
+        self.nodes: dict[str, SimNode] = {}
+        for number in range(1, self.size + 1):
+            rate = 1 + 0.004 * (number - 2)
+            self.nodes[f"n{number}"] = SimNode(self, f"n{number}", rate)
+        self._lead()
+
+    # ------------------------------------------------------------ what is true
+
+    def saw(self, key: str, version: int) -> None:
+        self.shown[key] = max(version, self.shown.get(key, 0))
+        self.reads_answered += 1
+
+    def version_at(self, key: str, index: int) -> int:
+        """The key's version after entry `index`."""
+        return max((version for at, version in self.history[key] if at <= index), default=0)
+
+    # ------------------------------------------------------------------- the log
+
+    def propose(self, entry: Entry) -> None:
+        self.proposed.append(entry)
+
+    def commit(self, count: int = 1) -> None:
+        """The next entries are committed; each carries the leader's stamp."""
+        for _ in range(min(count, len(self.proposed))):
+            entry = self.proposed.pop(0)
+            entry.at_ms = max(int(self.now * 1000), self.log[-1].at_ms if self.log else 0)
+            self.log.append(entry)
+            index = len(self.log)
+            deadline = self._truth.next_deadline_ms()
+            if deadline is not None and deadline <= entry.at_ms:
+                self._truth.expire(entry.at_ms, index)
+            apply_entry(self._truth, self._sessions, entry, index)
+            for event in self._truth.take_events():
+                if isinstance(event, Written):
+                    self.values[event.key, event.version] = event.value
+                    self.history[event.key].append((index, event.version))
+
+    def apply(self, node: str, count: int = 1) -> None:
+        """A node applies what is committed."""
+        one = self._awake(node)
+        if one is not None:
+            for _ in range(min(count, len(self.log) - one.applied)):
+                one.apply_next()
+
+    def work(self, connected: list[str], likely: Callable[[], bool] = lambda: True) -> None:
+        """Among the connected nodes everything goes its way, each step of it if it is likely."""
+        if self.leader in connected and likely():
+            self.commit(len(self.proposed))
+        for node in connected:
+            if likely():
+                self.apply(node, len(self.log))
+            if likely():
+                self.tick(node)
+        for _ in range(2):
+            for message in list(self.messages):
+                if message.sender in connected and message.to in connected and likely() and message in self.messages:
+                    self.deliver(self.messages.index(message))
+            for node in connected:
+                if likely():
+                    self.confirm(node)
+        for node in connected:
+            if self.leader in connected and likely():
+                self.learn_leader(node)
+            for step in (self.poke, self.fill, self.land):
+                if likely():
+                    step(node)
+
+    # ------------------------------------------------------------------- clients
+
+    def put(self, node: str, key: str, ttl_ms: int = 0) -> None:
+        one = self._awake(node)
+        if one is not None:
+            self.puts += 1
+            self._write(one, Put(key=key, value=b"%d" % self.puts, ttl_ms=ttl_ms), key)
+
+    def delete(self, node: str, key: str) -> None:
+        one = self._awake(node)
+        if one is not None:
+            self._write(one, Delete(key=key), key)
+
+    def _write(self, node: SimNode, command: Any, key: str) -> None:
+        origin = node.origin()
+        node.writes[origin] = Write(key)
+        self.propose(Entry(command, origin))
+
+    def get(self, node: str, key: str) -> None:
+        """A get begins; a hit ends it at once."""
+        one = self._awake(node)
+        if one is not None:
+            read = Read(key, self.shown.get(key, 0), one.near.flights_begun)
+            one.reads.append(read)
+            one.poke(read)
+
+    def poke(self, node: str) -> None:
+        """Reads that wait look again."""
+        one = self._awake(node)
+        for read in [read for read in one.reads if read.flight is None] if one is not None else []:
+            one.poke(read)
+
+    def fill(self, node: str) -> None:
+        """Values arrive for fetches that were applied."""
+        one = self._awake(node)
+        for airborne in list(one.air.values()) if one is not None else []:
+            if airborne.row is not None and not airborne.has_value:
+                one.look_into_memory(airborne)
+
+    def land(self, node: str) -> None:
+        """Fetches that have their value, and may be shown, end."""
+        one = self._awake(node)
+        for airborne in list(one.air.values()) if one is not None else []:
+            if airborne.row is not None and airborne.has_value:
+                one.land(airborne)
+
+    # -------------------------------------------------------------------- memory
+
+    def write_back(self, node: str, key: str) -> None:
+        """A node brings the value it takes for dirty to the memory, and says so."""
+        one = self._awake(node)
+        record = one.directory.records.get(key) if one is not None else None
+        if one is None or record is None or not record.dirty:
+            return
+        if record.absent and not one.near.acknowledgements.covers(record.must):
+            return
+        held = self.memory.setdefault(key, [(0, None)])
+        if held[-1][0] < record.version:
+            held.append((record.version, record.value))
+        self.propose(Entry(WrittenBack(items=[(key, record.version)]), one.origin()))
+
+    def lose(self, key: str) -> None:
+        """The memory fails over to a replica that lags: what it had before is back."""
+        if len(self.memory.get(key, ())) > 1:
+            self.memory[key].pop()
+
+    # ------------------------------------------------------------------- network
+
+    def send(self, sender: SimNode, to: str, kind: str, content: Any) -> None:
+        self.messages.append(
+            Message(sender.node_id, sender.boot, to, self.nodes[to].boot if to in self.nodes else 1, kind, content)
+        )
+
+    def deliver(self, which: int) -> None:
+        if self.messages:
+            message = self.messages.pop(which % len(self.messages))
+            node = self._awake(message.to)
+            if node is not None and (message.kind == "applied" or message.to_boot == node.boot):
+                node.receive(message.sender, message.kind, message.content)
+
+    def drop(self, which: int) -> None:
+        if self.messages:
+            self.messages.pop(which % len(self.messages))
+
+    def gossip(self, node: str) -> None:
+        one = self._awake(node)
+        if one is not None:
+            one.gossip()
+
+    # -------------------------------------------------------------------- leases
+
+    def renew(self, node: str) -> None:
+        one = self._awake(node)
+        if one is not None:
+            one.ask_lease()
+
+    def confirm(self, node: str) -> None:
+        """Quorum rounds end: they succeed for the leader of the newest term alone."""
+        one = self._awake(node)
+        if one is None:
+            return
+        leads = node == self.leader and one.believes_to_lead == self.term
+        waiting, one.confirming = one.confirming, []
+        if leads or (self.flaws.deposed_leader_grants and one.believes_to_lead):
+            for peer, token in waiting:
+                one.confirmed(peer, token)
+
+    def tick(self, node: str) -> None:
+        """A node that believes to lead revokes whom a write waits for and whose lease is over."""
+        one = self._awake(node)
+        if one is None or not one.believes_to_lead:
+            return
+        if node == self.leader and one.believes_to_lead == self.term:
+            self._agree_lease(one)
+        if self.flaws.revoke_without_waiting:
+            one.granted._first_end = 0
+            one.granted._ends.clear()
+        for overdue in one.granted.overdue(one.directory.awaited, one.near.acknowledgements.applied, one.clock()):
+            if node == self.leader and one.believes_to_lead == self.term:
+                self.propose(Entry(Revoke(node=overdue, term=one.granted.term), Origin("", 0, 0)))
+
+    def _agree_lease(self, leader: SimNode) -> None:
+        command = leader.granted.to_agree(leader.directory.lease_ms, leader.clock())
+        if command is not None:
+            leader.granted.agreeing()
+            self.propose(Entry(command, Origin("", 0, 0)))
+
+    # -------------------------------------------------------------------- faults
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def pause(self, node: str) -> None:
+        self.nodes[node].is_paused = True
+
+    def resume(self, node: str) -> None:
+        self.nodes[node].is_paused = False
+
+    def restart(self, node: str, snapshot_of: str = "") -> None:
+        """kill -9, and a new process; with a snapshot it need not apply the log from its beginning."""
+        one = self.nodes[node]
+        if node == self.leader:
+            self.lead(next(name for name in self.nodes if name != node))
+        one.start()
+        one.is_paused = False
+        self.restore(node, snapshot_of)
+
+    def restore(self, node: str, snapshot_of: str) -> None:
+        """A node gets another one's snapshot in place of the log."""
+        one, other = self._awake(node), self.nodes.get(snapshot_of)
+        if one is None or other is None or other.applied <= one.applied or node == self.leader:
+            return  # a leader has every entry of its own
+        old = one.directory.stamp
+        one.directory.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(other.directory.snapshot())))
+        one.sessions = dict(other.sessions)
+        one.applied = other.applied
+        if self.flaws.snapshot_keeps_lines and old:
+            one.answered(one.near.acknowledgements.advance(node, one.directory.stamp))
+        else:
+            one.answered(one.near.restored(one.directory.stamp, one.directory.voided))
+        # A read or write whose command went by unseen is told so; that is nobody's answer.
+        for airborne in list(one.fetches.values()):
+            for read in airborne.readers:
+                one.reads.remove(read)
+            one.near.end(airborne.flight)
+            del one.air[airborne.flight]
+        one.fetches.clear()
+        one.writes.clear()
+        one.near.lease.applied(one.applied)
+        one.announce()
+
+    def lead(self, node: str, kept: int = 0) -> None:
+        """Another leader: `kept` of the proposed entries were in its log, the others are lost or sent again."""
+        if node == self.leader or self._awake(node) is None:
+            return
+        self.commit(kept)
+        self.proposed = [entry for entry in self.proposed if entry.origin.node]
+        self.leader = node
+        self.term += 1
+        self._lead()
+
+    def learn_leader(self, node: str) -> None:
+        """A node, perhaps a deposed leader, hears who leads."""
+        one = self._awake(node)
+        if one is not None:
+            one.leader = self.leader
+            if node != self.leader:
+                one.believes_to_lead = 0
+
+    def _lead(self) -> None:
+        leader = self.nodes[self.leader]
+        leader.believes_to_lead, leader.leader = self.term, self.leader
+        leader.confirming.clear()
+        leader.granted.lead(self.term, leader.clock())
+        self._agree_lease(leader)
+
+    def _awake(self, node: str) -> SimNode | None:
+        one = self.nodes[node]
+        return None if one.is_paused else one
+
+    # ------------------------------------------------------------------- the end
+
+    def calm_down(self) -> None:
+        """Faults end: everything under way must come to an end."""
+        for node in self.nodes:
+            self.resume(node)
+        for _ in range(200):
+            self.advance(0.05)
+            self.commit(len(self.proposed))
+            for node in self.nodes:
+                self.learn_leader(node)
+                self.apply(node, len(self.log))
+                self.gossip(node)
+                self.tick(node)
+            while self.messages:
+                self.deliver(0)
+            for node in self.nodes:
+                self.confirm(node)
+                self.poke(node)
+                self.fill(node)
+                self.land(node)
+            if self.is_quiet:
+                return
+
+    @property
+    def is_quiet(self) -> bool:
+        """Every read and write is answered."""
+        return all(
+            not node.reads and not node.writes and not any(node.near.acknowledgements.awaited().values())
+            for node in self.nodes.values()
+        )

@@ -1,0 +1,305 @@
+"""One node of the simulation: what stands around a near cache in the running service, without its I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from simulated_parts import LEASES_S, Entry, FlightInAir, Read, StaleRead, Write
+
+from dss_api.result import Result
+from dss_cache.core.coherence import Flight, NearCache, Step
+from dss_cache.core.commands import Fetch, Lost
+from dss_cache.core.directory import Cleaned, Directory, Fetch1, Fetched, LeaseAgreed, Voided, Written
+from dss_cache.core.leases import Acknowledgements, GrantedLeases, HeldLease
+from dss_cache.core.lines import Lines
+from dss_raft.replication.machine import Origin
+
+if TYPE_CHECKING:
+    from simulated_cluster import Simulation
+
+    from dss_cache.core.directory import Stamps
+
+
+class SimNode:
+    """One node: what survives a crash is only its place in the cluster."""
+
+    def __init__(self, simulation: Simulation, node_id: str, rate: float) -> None:
+        self.simulation = simulation
+        self.node_id = node_id
+        #: how fast its clock runs
+        self.rate = rate
+        self.boot = 0
+        self.seq = 0
+        self.is_paused = False
+        self.start()
+
+    def start(self) -> None:
+        flaws = self.simulation.flaws
+        self.boot += 1
+        self.lease_s = LEASES_S[(int(self.node_id[1:]) + self.boot) % len(LEASES_S)]
+        self.is_up = True
+        self.applied = 0
+        self.sessions: dict[str, int] = {}
+        self.directory = _Forgetful() if flaws.writer_not_in_must else Directory()
+        self.lines = Lines(items_max=1, bytes_max=10_000_000, on_change=lambda *_: None)
+        self.near: NearCache[Write] = NearCache(self.node_id, self.boot, self.lines, self.lease_s)
+        if flaws.no_lease_check:
+            self.near.lease = _EndlessLease(self.lease_s)
+        if flaws.answer_before_covered:
+            self.near.acknowledgements = _Careless()
+        self.granted = _Hasty(self.lease_s) if flaws.longer_leases_declared_over_at_once else GrantedLeases(self.lease_s)
+        #: the term it leads in, as far as it knows; 0: it does not lead
+        self.believes_to_lead = 0
+        #: the leader it has heard of
+        self.leader = self.simulation.leader
+        self.writes: dict[Origin, Write] = {}
+        self.fetches: dict[Origin, FlightInAir] = {}
+        self.air: dict[Flight, FlightInAir] = {}
+        self.reads: list[Read] = []
+        self.confirming: list[tuple[str, int]] = []
+        self.simulation.propose(Entry(None, Origin(self.node_id, self.boot, 0)))
+
+    def clock(self) -> float:
+        return 1000 + self.simulation.now * self.rate
+
+    def origin(self) -> Origin:
+        self.seq += 1
+        return Origin(self.node_id, self.boot, self.seq)
+
+    # ------------------------------------------------------------------ applying
+
+    def apply_next(self) -> None:
+        entry = self.simulation.log[self.applied]
+        self.applied += 1
+        directory = self.directory
+        deadline = directory.next_deadline_ms()
+        if deadline is not None and deadline <= entry.at_ms:
+            directory.expire(entry.at_ms, self.applied)
+        result = apply_entry(directory, self.sessions, entry, self.applied)
+        self._events(directory.take_events())
+        write = self.writes.pop(entry.origin, None)
+        if write is not None and result is not None:
+            self._written(write, result.body["version"], result.body["must"])
+        airborne = self.fetches.pop(entry.origin, None)
+        if airborne is not None and result is not None:
+            self._fetched(airborne, result.body)
+        self.near.lease.applied(10**9 if self.simulation.flaws.grant_ignores_index else self.applied)
+        self.announce()
+
+    def _events(self, events: list[Any]) -> None:
+        near, flaws = self.near, self.simulation.flaws
+        for event in events:
+            over: list[Write] = []
+            if isinstance(event, Written):
+                flight = near.flights.get(event.key)
+                over = near.written(event, self.clock())
+                line = self.lines.get(event.key)
+                if flaws.own_line_readable_at_once and line is not None:
+                    line.readable = True
+                if flaws.no_overtaken_guard and flight is not None and flight.overtaken:
+                    flight.overtaken = False
+                    near.flights[event.key] = flight
+            elif isinstance(event, Fetched):
+                over = near.fetched(event)
+            elif isinstance(event, Cleaned):
+                near.cleaned(event)
+            elif isinstance(event, Voided):
+                if flaws.revoked_node_keeps_lines and event.node == self.node_id:
+                    event = msgspec.structs.replace(event, node="nobody")
+                over = near.voided(event)
+                self.granted.voided(event.node, self.granted.term if flaws.any_voiding_ends_revoking else event.term)
+            elif isinstance(event, LeaseAgreed):
+                own_ms = round(self.lease_s * 1000)
+                self.granted.agreed(event.term, own_ms if flaws.new_leader_waits_for_its_own_length else event.lease_ms)
+                if flaws.new_leader_does_not_wait:
+                    self.granted._first_end = 0.0
+            self.answered(over)
+
+    def _written(self, write: Write, version: int, must: Stamps) -> None:
+        write.version = version
+        if not self.near.acknowledgements.wait(must, write):
+            self.answered([write])
+
+    def answered(self, writes: list[Write]) -> None:
+        for write in writes:
+            self.simulation.saw(write.key, write.version)
+
+    def _fetched(self, airborne: FlightInAir, body: dict[str, Any]) -> None:
+        airborne.index = self.applied
+        if "rows" in body:
+            airborne.row = body["rows"][0]
+        elif body["lost"]:
+            airborne.row = Fetch1(body["version"], True, None, "I", 0, body["must"], 0)
+        else:
+            self.fetch(airborne)
+
+    def announce(self) -> None:
+        near = self.near
+        if near.announcement_due or near.announcement_due_later:
+            near.announcement_due = near.announcement_due_later = 0
+            self.gossip()
+
+    def gossip(self) -> None:
+        for peer in self.simulation.nodes:
+            if peer != self.node_id:
+                self.simulation.send(self, peer, "applied", dict(self.near.acknowledgements.applied))
+
+    # ------------------------------------------------------------------- reading
+
+    def poke(self, read: Read) -> None:
+        """Let a read that is under no flight look again."""
+        near, flaws = self.near, self.simulation.flaws
+        now = self.clock()
+        step = near.step(read.key, now, read.begun, read.can_renew)
+        if flaws.join_without_lease and step is Step.AWAIT:
+            step = Step.JOIN
+        if step is Step.HIT:
+            line = near.hit(read.key, now)
+            assert line is not None
+            self._answer(read, line.version, line.value)
+            self.reads.remove(read)
+        elif step is Step.RENEW:
+            self.ask_lease()
+            read.can_renew = False
+        elif step is Step.JOIN:
+            self._board(read, self.air[near.flights[read.key]])
+        elif step is Step.BEGIN:
+            flight = near.begin(read.key)
+            airborne = self.air[flight] = FlightInAir(flight)
+            self._board(read, airborne)
+            self.fetch(airborne)
+
+    def _board(self, read: Read, airborne: FlightInAir) -> None:
+        read.flight = airborne
+        airborne.readers.append(read)
+
+    def fetch(self, airborne: FlightInAir) -> None:
+        self._submit_for(airborne, Fetch(keys=[airborne.flight.key]))
+
+    def _submit_for(self, airborne: FlightInAir, command: Any) -> None:
+        origin = self.origin()
+        airborne.row, airborne.has_value = None, False
+        self.fetches[origin] = airborne
+        self.simulation.propose(Entry(command, origin))
+
+    def look_into_memory(self, airborne: FlightInAir) -> None:
+        """The value arrives: from the directory if it is dirty, else from the memory."""
+        row = airborne.row
+        assert row is not None
+        if row.absent or row.value is not None:
+            airborne.value, airborne.has_value = row.value, True
+            return
+        key = airborne.flight.key
+        version, value = self.simulation.memory.get(key, [(0, None)])[-1]
+        if version > row.version:
+            self.fetch(airborne)
+        elif version < row.version and not (self.simulation.flaws.older_memory_is_good_enough and version):
+            self._submit_for(airborne, Lost(key=key, version=row.version))
+        else:
+            airborne.value, airborne.has_value = value, True
+
+    def land(self, airborne: FlightInAir) -> None:
+        row = airborne.row
+        assert row is not None
+        if not self.near.acknowledgements.covers(row.must):
+            return
+        if not row.absent:
+            assert airborne.value is not None
+            self.near.land(airborne.flight, row, airborne.value, self.clock())
+        self.near.end(airborne.flight)
+        del self.air[airborne.flight]
+        version = self.simulation.version_at(airborne.flight.key, airborne.index) if row.absent else row.version
+        for read in airborne.readers:
+            if self.simulation.flaws.absence_serves_all or self.near.serves(airborne.flight, read.begun, row.absent):
+                self.reads.remove(read)
+                self._answer(read, version, airborne.value)
+            else:
+                read.flight = None
+
+    def _answer(self, read: Read, version: int, value: bytes | None) -> None:
+        if version < read.floor:
+            raise self._stale(f"{self.node_id} read {read.key} at {version}; {read.floor} was answered before the read began")
+        expected = self.simulation.values[read.key, version] if version else None
+        if value != expected:
+            raise self._stale(f"{self.node_id} read {value!r} as version {version} of {read.key}, which is {expected!r}")
+        self.simulation.saw(read.key, version)
+
+    def _stale(self, how: str) -> StaleRead:
+        self.simulation.is_broken = True
+        return StaleRead(how)
+
+    # -------------------------------------------------------------------- leases
+
+    def ask_lease(self) -> None:
+        token = self.near.lease.ask(self.clock())
+        self.simulation.send(self, self.leader, "renew", token)
+
+    def confirmed(self, peer: str, token: int) -> None:
+        """A quorum has confirmed that this node leads, since the request arrived."""
+        flaws, now = self.simulation.flaws, self.clock()
+        if not flaws.grant_while_revoking and not self.granted.may_grant(peer, now):
+            return
+        self.granted.grant(peer, now)
+        self.simulation.send(self, peer, "grant", (token, len(self.simulation.log), self.granted.lease_s))
+
+    def receive(self, sender: str, kind: str, content: Any) -> None:
+        if kind == "applied":
+            self.answered(self.near.acknowledged(content))
+        elif kind == "renew":
+            if self.believes_to_lead:
+                self.confirming.append((sender, content))
+        elif kind == "grant":
+            token, must_apply, lease_s = content
+            if self.simulation.flaws.lease_counts_from_grant:
+                self.near.lease.ask(self.clock())
+                token = self.near.lease._token
+            if self.simulation.flaws.lease_as_long_as_ones_own:
+                lease_s = self.lease_s
+            self.near.lease.granted(token, must_apply, lease_s)
+            self.near.lease.applied(10**9 if self.simulation.flaws.grant_ignores_index else self.applied)
+
+
+class _EndlessLease(HeldLease):
+    @property
+    def valid_until(self) -> float:
+        return 1e18
+
+    @valid_until.setter
+    def valid_until(self, value: float) -> None:
+        pass
+
+
+class _Hasty(GrantedLeases):
+    def longer_are_over(self, now: float) -> bool:
+        return True
+
+
+class _Careless(Acknowledgements[Write]):
+    def covers(self, must: Any) -> bool:
+        return True
+
+    def missing(self, must: Any) -> dict[str, int]:
+        return {}
+
+
+class _Forgetful(Directory):
+    def _write(self, key: str, value: bytes | None, at_ms: int, expires_at_ms: int, origin: Origin, why: str) -> Result:
+        if key in self.records:
+            self.records[key].sharers.pop(origin.node, None)
+        return super()._write(key, value, at_ms, expires_at_ms, origin, why)
+
+
+def apply_entry(directory: Directory, sessions: dict[str, int], entry: Entry, index: int) -> Any:
+    """As a replica does: a boot that is over has no effect, a new one voids the old one."""
+    origin = entry.origin
+    if origin.node:
+        boot = sessions.get(origin.node, 0)
+        if origin.boot < boot:
+            return None
+        if origin.boot > boot:
+            sessions[origin.node] = origin.boot
+            directory.node_restarted(origin.node, entry.at_ms, index)
+    if entry.command is None:
+        return None
+    return directory.apply(entry.command, entry.at_ms, index, origin)

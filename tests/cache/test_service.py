@@ -1,0 +1,498 @@
+"""The promise in the running service: who waits for whom, what a lease is for, what happens when nodes, leaders and memories fail."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from dss_api.errors import Refused
+from dss_cache import operations as ops
+from dss_cache.core.commands import Delete, GetManyRequest, GetRequest, PutRequest
+
+
+class Client:
+    """Calls on the nodes of a cluster."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    async def put(self, node, key, value, **fields):
+        request = PutRequest(key=key, value=msgspec.Raw(msgspec.json.encode(value)), **fields)
+        return (await ops.put(self.cluster.nodes[node], request)).body["version"]
+
+    async def get(self, node, key):
+        body = (await ops.get(self.cluster.nodes[node], GetRequest(key=key))).body
+        return {**body, "value": msgspec.json.decode(body["value"])}
+
+    async def value(self, node, key):
+        return (await self.get(node, key))["value"]
+
+    async def warm(self, node, key):
+        """Read until the node answers from its line."""
+        for _ in range(5):
+            if (await self.get(node, key))["hit"]:
+                return
+            await self.cluster.settle()
+        raise AssertionError("no hit")
+
+
+@pytest.fixture
+def client(cluster):
+    return Client(cluster)
+
+
+async def begin(cluster, coroutine):
+    task = asyncio.create_task(coroutine)
+    await cluster.settle()
+    return task
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110  (there is no event for every condition)
+        await asyncio.sleep(0.001)
+
+
+def record(cluster, key, node="n1"):
+    return cluster.nodes[node].directory.records.get(key)
+
+
+async def bring(cluster, node):
+    await cluster.caches[node].write_back._bring_all()
+    await cluster.settle()
+
+
+# -------------------------------------------------------- sharers and leases
+
+
+async def test_a_put_waits_until_a_sharer_has_dropped_its_line(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.nodes["n3"].is_held = True
+    put = await begin(cluster, client.put("n1", "k", 2))
+    assert not put.done()
+    assert await client.value("n3", "k") == 1, "its lease holds, and nobody was told of the new value"
+    reader = await begin(cluster, client.value("n2", "k"))
+    assert not reader.done(), "nobody reads the new value while somebody reads the old one"
+    writer = await begin(cluster, client.value("n1", "k"))
+    assert not writer.done(), "not even the writer"
+    cluster.nodes["n3"].is_held = False
+    cluster.apply_all()
+    await put
+    assert await reader == await writer == 2
+    assert await client.value("n3", "k") == 2
+
+
+async def test_a_put_without_sharers_waits_for_nobody(cluster, client):
+    cluster.cut("n2", "n3")
+    await client.put("n1", "k", 1)
+    await client.put("n1", "k", 2)
+
+
+async def test_a_sharer_that_is_cut_off_delays_a_put_by_its_lease_once(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.cut("n3")
+    put = await begin(cluster, client.put("n1", "k", 2))
+    cluster.tick()
+    cluster.now += 0.9
+    cluster.tick()
+    await cluster.settle()
+    assert not put.done(), "its lease may still hold"
+    assert await client.value("n3", "k") == 1
+    cluster.now += 0.2
+    cluster.tick()
+    await cluster.settle()
+    await put
+    await asyncio.wait_for(client.put("n1", "k", 3), 1)
+    assert cluster.caches["n3"].hit("k") is None, "without a lease no line answers"
+    cluster.heal()
+    await cluster.settle()
+    assert await client.value("n3", "k") == 3
+
+
+async def test_a_paused_sharer_reads_the_new_value_at_once_when_it_goes_on(cluster, client):
+    """It wakes with a line, an old lease, and a log that it has not applied yet."""
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.cut("n3")
+    put = await begin(cluster, client.put("n1", "k", 2))
+    cluster.tick()
+    cluster.now += 1.5
+    cluster.tick()
+    await put
+    cluster._cut.clear()  # the links are up, nothing has been applied
+    reader = await begin(cluster, client.value("n3", "k"))
+    assert not reader.done()
+    cluster.heal()
+    assert await reader == 2
+
+
+async def test_an_idle_sharer_keeps_its_other_lines(cluster, client):
+    """Its lease has run out because nobody read; it is alive, and says so in time."""
+    await client.put("n1", "k", 1)
+    await client.put("n1", "other", 1)
+    await client.warm("n3", "k")
+    await client.warm("n3", "other")
+    cluster.now += 10
+    cluster.nodes["n3"].is_held = True
+    put = await begin(cluster, client.put("n1", "k", 2))
+    cluster.nodes["n1"].tick()
+    cluster.nodes["n3"].is_held = False
+    cluster.apply_all()
+    await put
+    cluster.now += 0.5
+    cluster.tick()
+    await cluster.settle()
+    assert cluster.caches["n3"].lines.get("other") is not None
+
+
+async def test_a_lapsed_lease_is_renewed_by_the_next_read_and_the_line_is_still_good(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.now += 10
+    entries = len(cluster.log)
+    assert (await client.get("n3", "k"))["hit"]
+    assert len(cluster.log) == entries, "no fetch was needed"
+
+
+async def test_no_lease_without_a_leader(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n1", "k")
+    cluster.leader = ""
+    cluster.refusal = Refused("no_leader")
+    assert (await client.get("n1", "k"))["hit"], "until the lease ends"
+    cluster.now += 2
+    with pytest.raises(Refused, match="no_leader"):
+        await client.get("n1", "k")
+
+
+async def test_leases_are_renewed_while_they_are_used_and_no_longer(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n2", "k")
+    for _ in range(20):
+        cluster.now += 0.2
+        cluster.tick()
+        await cluster.settle()
+        assert cluster.caches["n2"].hit("k") is not None, "renewed in the background"
+    for _ in range(20):
+        cluster.now += 0.2
+        cluster.tick()
+        await cluster.settle()
+    assert cluster.caches["n2"].near.lease.valid_until < cluster.now, "an idle node asks nobody"
+
+
+async def test_nodes_whose_settings_differ_agree_how_long_a_lease_is(make_cluster):
+    """n1 leads and grants for 5 s, to n3 that would grant for 1 s; then n2 leads, that grants for 1 s."""
+    cluster = make_cluster()
+    client = Client(cluster)
+    cluster.caches["n1"].peers.granted.lease_s = 5.0
+    cluster.elect("n1")
+    cluster.tick()
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.cut("n3")
+    cluster.elect("n2")
+    put = await begin(cluster, client.put("n1", "k", 2))
+    for _ in range(23):
+        cluster.now += 0.2
+        cluster.tick()
+        await cluster.settle()
+    assert cluster.caches["n3"].hit("k") is not None
+    assert not put.done()
+    for _ in range(3):
+        cluster.now += 0.2
+        cluster.tick()
+        await cluster.settle()
+    assert cluster.caches["n3"].hit("k") is None
+    await put
+    assert cluster.nodes["n2"].directory.lease_ms == 1000, "from now on leases are shorter"
+
+
+async def test_a_new_leader_waits_for_leases_it_did_not_grant(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.cut("n3")
+    cluster.elect("n2")
+    put = await begin(cluster, client.put("n1", "k", 2))
+    cluster.tick()
+    await cluster.settle()
+    cluster.now += 0.9
+    cluster.tick()
+    await cluster.settle()
+    assert not put.done()
+    cluster.now += 0.2
+    cluster.tick()
+    await put
+
+
+async def test_a_lost_acknowledgement_is_asked_for(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster._cut.add(frozenset(("n1", "n3")))  # the leader n1 hears of n3 through n2 alone
+    put = await begin(cluster, client.put("n2", "k", 2))
+    await put
+    put = await begin(cluster, client.put("n1", "k", 3))
+    await client.warm("n3", "k")
+    put = await begin(cluster, client.put("n1", "k", 4))
+    assert await asyncio.wait_for(put, 2)
+
+
+# -------------------------------------------------------------------- fetches
+
+
+async def test_concurrent_misses_share_one_fetch(cluster, client):
+    await client.put("n1", "k", 1)
+    entries = len(cluster.log)
+    answers = await asyncio.gather(*(client.value("n2", "k") for _ in range(20)))
+    assert answers == [1] * 20
+    assert len(cluster.log) == entries + 1
+
+
+async def test_a_fill_that_a_write_overtook_is_used_once_and_not_installed(cluster, client):
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    cluster.memory.open.clear()
+    early = await begin(cluster, client.value("n2", "k"))
+    assert cluster.memory.reads == 1
+    await client.put("n1", "k", 2)
+    late = await begin(cluster, client.value("n2", "k"))
+    cluster.memory.open.set()
+    assert await early == 1, "it overlaps with the write"
+    assert await late == 2, "it began after the write was answered"
+    assert await client.value("n2", "k") == 2
+    assert cluster.caches["n2"].lines.get("k").value == b"2"
+
+
+async def test_a_reader_that_hangs_up_does_not_break_the_fetch_of_others(cluster, client):
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    cluster.memory.open.clear()
+    first = await begin(cluster, client.value("n2", "k"))
+    second = await begin(cluster, client.value("n2", "k"))
+    first.cancel()
+    await cluster.settle()
+    cluster.memory.open.set()
+    assert await second == 1
+
+
+async def test_a_memory_that_is_ahead_leads_to_another_fetch(cluster, client):
+    """Another node has written a newer version and brought it before this one has applied that write."""
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    cluster.memory.open.clear()
+    reader = await begin(cluster, client.get("n2", "k"))
+    cluster.nodes["n2"].is_held = True
+    put = await begin(cluster, client.put("n1", "k", 2))
+    await bring(cluster, "n1")
+    cluster.memory.open.set()
+    await cluster.settle()
+    assert not reader.done()
+    cluster.nodes["n2"].is_held = False
+    cluster.apply_all()
+    assert (await reader)["value"] == 2
+    await put
+
+
+# --------------------------------------------------------------------- memory
+
+
+async def test_write_back_turns_m_into_e_and_empties_the_directory(cluster, client):
+    version = await client.put("n1", "k", 1)
+    assert cluster.caches["n1"].lines.get("k").state == "M"
+    await bring(cluster, "n1")
+    assert cluster.caches["n1"].lines.get("k").state == "E"
+    assert (record(cluster, "k").value, record(cluster, "k").dirty) == (None, False)
+    assert cluster.memory.items["k"] == ("k", version, b"1")
+    assert await client.value("n3", "k") == 1
+
+
+async def test_only_the_owner_writes_back(cluster, client):
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n2")
+    assert not cluster.memory.items
+    await bring(cluster, "n1")
+    assert cluster.memory.items
+
+
+async def test_a_write_back_overtaken_by_a_write_cleans_nothing(cluster, client):
+    await client.put("n1", "k", 1)
+    newer = await client.put("n2", "k", 2)
+    await bring(cluster, "n1")
+    assert record(cluster, "k").dirty
+    await bring(cluster, "n2")
+    assert cluster.memory.items["k"].version == newer
+
+
+async def test_the_leader_brings_what_a_dead_owner_left(cluster, client):
+    await client.put("n3", "k", 1)
+    cluster.cut("n3")
+    for _ in range(3):
+        cluster.now += 10
+        cluster.tick()
+    await bring(cluster, "n1")
+    assert cluster.memory.items["k"].value == b"1"
+    assert await client.value("n2", "k") == 1
+
+
+async def test_a_deleted_key_leaves_the_directory_when_the_memory_knows(cluster, client):
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    await ops.delete(cluster.nodes["n1"], Delete(key="k"))
+    assert record(cluster, "k").absent
+    await bring(cluster, "n1")
+    assert record(cluster, "k") is None
+    assert cluster.memory.items["k"].value is None
+
+
+async def test_a_deletion_is_kept_while_somebody_may_hold_the_line(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.nodes["n3"].is_held = True
+    deletion = await begin(cluster, ops.delete(cluster.nodes["n1"], Delete(key="k")))
+    await bring(cluster, "n1")
+    assert record(cluster, "k") is not None
+    cluster.nodes["n3"].is_held = False
+    cluster.apply_all()
+    await deletion
+    await bring(cluster, "n1")
+    assert record(cluster, "k") is None
+
+
+async def test_what_the_memory_lost_is_not_found_and_never_old(cluster, client):
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    old = cluster.memory.items["k"]
+    version = await client.put("n1", "k", 2)
+    await bring(cluster, "n1")
+    cluster.memory.items["k"] = old  # a failover to a replica that lagged
+    lost = await client.get("n2", "k")
+    assert (lost["found"], lost["value"]) == (False, None)
+    assert lost["version"] > version
+    assert cluster.caches["n2"].reader.lost == 1
+    assert (await ops.add(cluster.nodes["n3"], PutRequest(key="k", value=msgspec.Raw(b"3")))).code == ""
+    assert await client.value("n1", "k") == 3
+
+
+async def test_the_memory_of_another_life_of_the_cluster_is_no_value(cluster, client):
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    cluster.memory.items["k"] = cluster.memory.items["k"]._replace(version=10**17, value=b"666")
+    assert not (await client.get("n2", "k"))["found"]
+    await client.put("n2", "k", 2)
+    await bring(cluster, "n2")
+    cluster.caches["n1"].lines.flush("test")
+    assert await client.value("n1", "k") == 2, "a new version is newer than what was found there"
+
+
+async def test_without_the_memory_lines_and_dirty_values_are_served_and_misses_refused(cluster, client):
+    await client.put("n1", "at rest", 1)
+    await bring(cluster, "n1")
+    await client.warm("n1", "at rest")
+    cluster.memory.is_down = True
+    await client.put("n1", "dirty", 2)
+    assert await client.value("n1", "at rest") == 1
+    assert await client.value("n2", "dirty") == 2
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await client.get("n2", "at rest")
+    got = asyncio.create_task(ops.mget(cluster.nodes["n2"], GetManyRequest(keys=["at rest", "dirty"])))
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await got
+    cluster.memory.is_down = False
+    assert await client.value("n2", "at rest") == 1
+
+
+async def test_write_back_goes_on_by_itself_when_the_memory_is_back(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    client = Client(cluster)
+    cache = cluster.caches["n1"]
+    cluster.memory.is_down = True
+    await cache.start()
+    await client.put("n1", "k", 1)
+    await until(lambda: cache.write_back.trouble)
+    cluster.memory.is_down = False
+    await until(lambda: not record(cluster, "k").dirty)
+    assert cluster.memory.items["k"].value == b"1"
+    assert cache.write_back.trouble == ""
+
+
+async def test_a_memory_that_is_away_at_start_is_said_and_its_return_noticed(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    cache = cluster.caches["n1"]
+    cluster.memory.is_down = True
+    await cache.start()
+    await until(lambda: cache.write_back.trouble == "it is down")
+    cluster.memory.is_down = False
+    await until(lambda: cache.write_back.trouble == "")
+
+
+async def test_a_miss_that_finds_no_memory_is_said_and_its_return_noticed(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    client, cache = Client(cluster), cluster.caches["n2"]
+    await client.put("n1", "k", 1)
+    await bring(cluster, "n1")
+    await cache.start()
+    cluster.memory.is_down = True
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await client.get("n2", "k")
+    assert cache.write_back.trouble == "it is down"
+    cluster.memory.is_down = False
+    await until(lambda: cache.write_back.trouble == "")
+
+
+async def test_a_cluster_without_a_leader_is_no_trouble_of_the_memory(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    await Client(cluster).put("n1", "k", 1)
+    cache = cluster.caches["n1"]
+    cluster.refusal = Refused("no_leader")
+    await cache.start()
+    await until(lambda: cluster.memory.items)
+    await cluster.settle()
+    assert cache.write_back.trouble == ""
+
+
+async def test_lines_are_bounded_in_bytes_by_a_setting(make_cluster):
+    cluster = make_cluster(cache_max_bytes=10_000)
+    client = Client(cluster)
+    for number in range(30):
+        await client.put("n1", f"k{number}", "x" * 500)
+        await client.value("n2", f"k{number}")
+    lines = cluster.caches["n2"].lines
+    assert (len(lines), lines.bytes <= 10_000) == (11, True)
+
+
+async def test_dirty_values_are_bounded(make_cluster):
+    cluster = make_cluster()
+    client = Client(cluster)
+    for node in cluster.nodes.values():
+        node.directory.limits = type(node.directory.limits)(keys=3, dirty_bytes=10)
+    await client.put("n1", "a", "12345")
+    result = await ops.put(cluster.nodes["n1"], PutRequest(key="b", value=msgspec.Raw(b'"12345"')))
+    assert (result.code, result.body["limit"]) == ("over_limit", "dirty_bytes")
+
+
+async def test_stop_writes_back(cluster, client):
+    await client.put("n1", "k", 1)
+    await cluster.caches["n1"].stop()
+    assert cluster.memory.items["k"].value == b"1"
+
+
+# ------------------------------------------------------------------ snapshots
+
+
+async def test_a_node_that_was_given_a_snapshot_trusts_no_line(cluster, client):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    held = cluster.nodes["n3"]
+    held.is_held = True
+    put = await begin(cluster, client.put("n1", "k", 2))
+    assert not put.done()
+    source = cluster.nodes["n1"]
+    held.part.before_restore()
+    held.directory.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(source.directory.snapshot())))
+    held.applied_index = source.applied_index
+    await held.part.load(memoryview(b""))
+    held.is_held = False
+    await put
+    assert await client.value("n3", "k") == 2

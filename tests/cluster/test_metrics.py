@@ -1,0 +1,167 @@
+"""`GET /metrics`: every name of the design, each one moving when its event happens."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dss_dev.local_cluster import LocalCluster, LocalNode
+
+pytestmark = pytest.mark.cluster
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(node: LocalNode) -> Samples:
+    reply = node.call("GET", "/metrics")
+    assert reply.status == 200
+    assert reply.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(reply.body.decode())
+    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+def value(of: Samples, name: str, **labels: str) -> float:
+    """The sum over the samples with at least these labels."""
+    return sum(number for (found, has), number in of.items() if found == name and has >= frozenset(labels.items()))
+
+
+class Moves:
+    """What the metrics of a node have grown by since the block began."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self.node = node
+
+    def __enter__(self) -> Moves:
+        self.before = samples(self.node)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.after = samples(self.node)
+
+    def by(self, name: str, **labels: str) -> float:
+        return value(self.after, name, **labels) - value(self.before, name, **labels)
+
+
+@pytest.fixture
+def node(shared_cluster: LocalCluster) -> LocalNode:
+    return shared_cluster.followers()[0]
+
+
+def test_every_name_is_there_from_the_start(shared_cluster: LocalCluster) -> None:
+    """A dashboard or an alarm over a counter that has not counted yet must find it; labelled by topic, after the first event."""
+    for each in shared_cluster.nodes:
+        each.call("POST", "/queue/publish", {"topic": "names", "value": 1})
+        each.call("POST", "/queue/consume", {"topic": "names", "group": "g"})
+    for each in shared_cluster.nodes:
+        names = {name for name, _ in samples(each)}
+        assert {
+            "raft_role",
+            "raft_append_entries_total",
+            "raft_request_vote_total",
+            "lock_acquire_total",
+            "lock_release_total",
+            "lock_held",
+            "lock_wait_seconds_count",
+            "lock_held_seconds_count",
+            "lock_expired_total",
+            "lock_deadlock_total",
+            "queue_publish_total",
+            "queue_consume_total",
+            "queue_redeliver_total",
+            "queue_inflight",
+            "cache_get_total",
+            "cache_put_total",
+            "cache_inval_total",
+            "cache_items",
+            "process_resident_memory_bytes",
+            "process_cpu_seconds_total",
+            "raft_fsync_seconds_count",
+            "raft_commit_seconds_count",
+            "raft_apply_seconds_count",
+            "dss_request_seconds_count",
+        } <= names
+
+
+def test_raft(shared_cluster: LocalCluster, wait_until) -> None:
+    leader = shared_cluster.leader()
+    follower = shared_cluster.followers()[0]
+    assert value(samples(leader), "raft_role") == 2
+    assert value(samples(follower), "raft_role") == 0
+    with Moves(follower) as follower_moves, Moves(leader) as leader_moves:
+        assert follower.call("POST", "/lock/acquire", {"key": "raft", "client": "c"}).status == 200
+    assert follower_moves.by("raft_append_entries_total", result="ok") > 0
+    assert follower_moves.by("raft_fsync_seconds_count") > 0
+    assert follower_moves.by("raft_apply_seconds_count") > 0
+    assert leader_moves.by("raft_commit_seconds_count") > 0
+    with Moves(leader) as moves:
+        follower.call("POST", "/raft/start_election", {"force": True})
+        wait_until(lambda: value(samples(follower), "raft_role") == 2, lambda: "the election was not won")
+    assert moves.by("raft_request_vote_total", granted="true") > 0
+    assert moves.after[("raft_role", frozenset())] == 0
+
+
+def test_locks(shared_cluster: LocalCluster, node: LocalNode) -> None:
+    with Moves(node) as moves:
+        for mode in ("exclusive", "shared"):
+            node.call("POST", "/lock/acquire", {"key": mode, "client": "a", "mode": mode})
+        assert node.call("POST", "/lock/acquire", {"key": "exclusive", "client": "b"}).status == 423
+    assert moves.by("lock_acquire_total", mode="exclusive", result="granted") == 1
+    assert moves.by("lock_acquire_total", mode="shared", result="granted") == 1
+    assert moves.by("lock_acquire_total", mode="exclusive", result="held") == 1
+    assert moves.by("lock_held", mode="exclusive") == 1
+    assert moves.by("lock_held", mode="shared") == 1
+    assert moves.by("lock_wait_seconds_count") == 2, "granted at once is a wait, too"
+    with Moves(node) as moves, Moves(shared_cluster.leader()) as leader_moves:
+        for _ in range(2):
+            node.call("POST", "/lock/release", {"key": "exclusive", "client": "a"})
+    assert moves.by("lock_release_total", result="released") == 1
+    assert moves.by("lock_release_total", result="not_held") == 1
+    assert leader_moves.by("lock_held_seconds_count") == 1
+    assert moves.by("lock_held_seconds_count") == 0, "the sum over the nodes is right"
+    assert moves.by("lock_held", mode="exclusive") == -1
+
+
+def test_queue(node: LocalNode) -> None:
+    place = {"topic": "counted", "group": "g"}
+    with Moves(node) as moves:
+        node.call("POST", "/queue/publish", {"topic": "counted", "value": 1})
+        got = node.call("POST", "/queue/consume", place).json
+        assert node.call("POST", "/queue/consume", {**place, "timeout_ms": 0}).json["msg_id"] is None
+    assert moves.by("queue_publish_total", topic="counted") == 1
+    assert moves.by("queue_consume_total", topic="counted", result="message") == 1
+    assert moves.by("queue_consume_total", topic="counted", result="empty") == 1
+    assert moves.by("queue_inflight", topic="counted") == 1
+    with Moves(node) as moves:
+        node.call("POST", "/queue/nack", {**place, "msg_id": got["msg_id"]})
+        assert node.call("POST", "/queue/consume", place).json["attempt"] == 2
+    assert moves.by("queue_redeliver_total", topic="counted") == 1
+    with Moves(node) as moves:
+        node.call("POST", "/queue/ack", {**place, "msg_id": got["msg_id"]})
+    assert moves.by("queue_inflight", topic="counted") == -1
+
+
+def test_topics_cannot_flood_the_metrics(node: LocalNode) -> None:
+    """Whoever makes up topic names must not fill every node's memory, and Prometheus, with label values."""
+    for number in range(300):
+        assert node.call("POST", "/queue/publish", {"topic": f"made-up-{number}", "value": 1}).status == 200
+    topics = {dict(labels)["topic"] for name, labels in samples(node) if name == "queue_publish_total"}
+    assert len(topics) < 300
+    assert value(samples(node), "queue_publish_total") >= 300, "the others are counted together"
+
+
+def test_cache(shared_cluster: LocalCluster, node: LocalNode) -> None:
+    other = next(each for each in shared_cluster.nodes if each is not node)
+    other.call("POST", "/cache/put", {"key": "counted", "value": 1})
+    with Moves(node) as moves:
+        node.call("GET", "/cache/get?key=counted")
+        node.call("GET", "/cache/get?key=counted")
+    assert moves.by("cache_get_total", hit="false") == 1
+    assert moves.by("cache_get_total", hit="true") == 1
+    assert moves.by("cache_items") == 1
+    with Moves(node) as moves:
+        other.call("POST", "/cache/put", {"key": "counted", "value": 2})
+    assert moves.by("cache_inval_total") == 1
+    assert moves.by("cache_items") == -1
+    with Moves(node) as moves:
+        node.call("POST", "/cache/put", {"key": "counted", "value": 3})
+    assert moves.by("cache_put_total") == 1

@@ -1,0 +1,172 @@
+"""`locks.session`: a session that lives as long as its connection."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from dss_api.errors import Refused
+from dss_locks.core.commands import Acquire, CloseSession, KeepSession
+from dss_locks.core.state import Limits
+from dss_locks.subscriptions import SessionEvent, keep_session
+from dss_locks.watching import LockWatchers
+from dss_raft.replication.machine import Origin
+
+LONG_MS = 600_000
+#: Of the connection, not of the call: shorter than the contract allows, so that no test has to wait.
+SHORT_MS = 3
+
+
+class Client:
+    """A Feed whose events can be awaited."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[SessionEvent] = asyncio.Queue()
+
+    def push(self, event) -> None:
+        self.events.put_nowait(msgspec.json.decode(msgspec.json.encode(event), type=SessionEvent))
+
+    async def next(self) -> SessionEvent:
+        async with asyncio.timeout(5):
+            return await self.events.get()
+
+
+@pytest.fixture
+async def begin(node):
+    watchers = LockWatchers(node)
+    tasks = []
+
+    def begin(ttl_ms=LONG_MS):
+        client = Client()
+        tasks.append(asyncio.create_task(keep_session(node, KeepSession(client="a", ttl_ms=ttl_ms), client)))
+        return client, tasks[-1]
+
+    yield begin
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not watchers._sessions
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (what is awaited shows in the table, not in one event)
+            await asyncio.sleep(0)
+
+
+async def test_it_tells_its_name_and_is_renewed_at_a_third_of_its_lease(node, begin):
+    client, _ = begin(SHORT_MS)
+    started = await client.next()
+    assert (started.kind, started.expires_in_ms, started.index) == ("started", SHORT_MS, 1)
+    node.at_ms += 2
+    renewed = [await client.next() for _ in range(3)]
+    assert {(e.kind, e.session, e.expires_in_ms) for e in renewed} == {("renewed", started.session, SHORT_MS)}
+    session = node.table.holdings.sessions.by_id[started.session]
+    assert node.table.holdings.sessions.deadline_ms(session) == node.at_ms + SHORT_MS
+
+
+async def test_when_the_connection_goes_all_locks_are_free_at_once(node, begin):
+    client, task = begin()
+    session = (await client.next()).session
+    await node.submit(Acquire(key="k", client="a", session=session, lock_delay_ms=5000))
+    waiting = asyncio.create_task(node.submit(Acquire(key="k", client="b", wait_ms=1000)))
+    await until(lambda: node.futures)
+    task.cancel()
+    assert (await waiting).code == "", "a proper end leaves no delay behind"
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not node.table.holdings.sessions.by_id
+
+
+async def test_a_client_that_goes_while_the_session_starts_leaves_none(node, begin, monkeypatch):
+    """The command is on its way and will take effect; nobody else would ever close what it starts."""
+    on_its_way, submit = asyncio.Event(), node.submit
+
+    async def slow(command, **fields):
+        await on_its_way.wait()
+        return await submit(command, **fields)
+
+    monkeypatch.setattr(node, "submit", slow)
+    _, task = begin()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    on_its_way.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert node.index == 2, "started and closed"
+    assert not node.table.holdings.sessions.by_id
+
+
+async def test_a_lost_session_ends_it_at_once(node, begin):
+    client, task = begin()
+    session = (await client.next()).session
+    node.pass_ms(LONG_MS)
+    result = await task
+    assert (result.code, result.body) == ("session_lost", {"session": session})
+
+
+async def test_a_session_that_a_call_has_closed(node, begin):
+    client, task = begin()
+    session = (await client.next()).session
+    await node.submit(CloseSession(session=session))
+    result = await task
+    assert (result.code, result.body) == ("", {"session": session, "closed": True})
+
+
+async def test_a_session_that_is_gone_in_a_snapshot(node, begin):
+    client, task = begin()
+    await client.next()
+    node.catch_up_by_snapshot(lambda table, at_ms, index: table.expire(at_ms + LONG_MS, index))
+    assert (await task).code == "session_lost"
+
+
+async def test_a_session_that_is_still_there_in_a_snapshot(node, begin):
+    client, task = begin(SHORT_MS)
+    await client.next()
+    node.catch_up_by_snapshot(
+        lambda table, at_ms, index: table.apply(Acquire(key="k", client="b"), at_ms, index, Origin("n2", 1, 1))
+    )
+    assert (await client.next()).kind == "renewed"
+    assert not task.done()
+
+
+async def test_without_a_majority_it_tries_again(node, begin):
+    client, _ = begin(SHORT_MS)
+    await client.next()
+    refused = 0
+
+    class NoQuorum(Refused):
+        def __init__(self) -> None:
+            nonlocal refused
+            refused += 1
+            super().__init__("no_quorum")
+
+    submit = node.submit
+
+    async def refuse(command, **fields):
+        raise NoQuorum
+
+    node.submit = refuse
+    await until(lambda: refused == 2)
+    node.submit = submit
+    while (event := await client.next()).kind != "renewed":
+        pass
+    assert event.expires_in_ms == SHORT_MS
+
+
+async def test_too_many_sessions(node, begin):
+    node.table.holdings.limits = Limits(sessions_per_client_max=1)
+    client, _ = begin()
+    await client.next()
+    second, task = begin()
+    result = await task
+    assert (result.code, result.body["limit"]) == ("over_limit", "sessions_per_client_max")
+    assert second.events.empty()
+
+
+def test_a_lease_too_short_to_be_kept_is_refused():
+    with pytest.raises(msgspec.ValidationError, match=r">= 1000.*ttl_ms"):
+        msgspec.json.decode(b'{"client": "a", "ttl_ms": 999}', type=KeepSession)

@@ -1,0 +1,58 @@
+"""Taking a lock away: with a reason, audited, and the next in the queue gets it."""
+
+from dss_locks.core import inspection
+from dss_locks.core.table import FORCED_KEPT_MAX
+
+
+def test_the_next_waiter_gets_it_and_the_holder_learns_at_its_next_call(locks):
+    token = locks.acquire("a", "k").body["fencing_token"]
+    waiter = locks.acquire("b", "k", wait_ms=20_000)
+    answer = locks.force("k", reason="node burnt down", by="alice")
+    assert answer.body == {"released": True, "holders": [{"client": "a", "fencing_token": token}]}
+    assert locks.answers[waiter].code == ""
+    assert locks.renew("a", "k").code == "lock_lost"
+    assert locks.release("a", "k", fencing_token=token).code == "not_holder"
+
+
+def test_it_is_kept_in_the_audit_list(locks):
+    token = locks.acquire("a", "k").body["fencing_token"]
+    locks.force("k", reason="node burnt down", by="alice")
+    locks.reload()
+    assert inspection.audit(locks.table) == [
+        {
+            "index": locks.index,
+            "at_ms": locks.at_ms,
+            "key": "k",
+            "client": "a",
+            "fencing_token": token,
+            "reason": "node burnt down",
+            "by": "alice",
+        }
+    ]
+
+
+def test_the_audit_list_is_bounded_and_keeps_the_latest(locks):
+    for number in range(FORCED_KEPT_MAX + 5):
+        locks.acquire("a", f"k{number}")
+        locks.force(f"k{number}")
+    lines = inspection.audit(locks.table)
+    assert len(lines) == FORCED_KEPT_MAX
+    assert lines[0]["key"] == f"k{FORCED_KEPT_MAX + 4}"
+
+
+def test_one_of_several_holders(locks):
+    locks.shared("a", "k")
+    locks.shared("b", "k")
+    locks.force("k", client="a")
+    assert locks.holders("k") == [("b", "shared")]
+
+
+def test_nothing_to_take_away(locks):
+    assert locks.force("k").body == {"released": False, "holders": []}
+    assert locks.table.forced == []
+
+
+def test_watchers_are_told_why(locks):
+    locks.acquire("a", "k")
+    locks.force("k")
+    assert [(c.kind, c.client, c.reason) for c in locks.changes] == [("granted", "a", ""), ("lost", "a", "forced")]

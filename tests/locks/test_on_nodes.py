@@ -1,0 +1,168 @@
+"""The lock manager on three whole nodes in one loop, over real sockets and real stores."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from dss_locks import operations
+from dss_locks.core.commands import Acquire, CheckToken, Release, StatusQuery
+from dss_locks.core.table import LockTable
+from dss_raft.node import Node
+
+IDS = ("a", "b", "c")
+
+
+class Cluster:
+    """Three nodes with nothing but locks."""
+
+    def __init__(self, directory) -> None:
+        self.directory = directory
+        sockets = [socket.socket() for _ in IDS]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        self.ports = {node_id: one.getsockname()[1] for node_id, one in zip(IDS, sockets, strict=True)}
+        for one in sockets:
+            one.close()
+        self.nodes: dict[str, Node] = {}
+
+    def config(self, node_id):
+        peers = [
+            SimpleNamespace(id=peer, url=f"http://127.0.0.1:{port}", host="127.0.0.1", peer_port=port)
+            for peer, port in self.ports.items()
+            if peer != node_id
+        ]
+        return SimpleNamespace(
+            node_id=node_id,
+            url=f"http://127.0.0.1:{self.ports[node_id]}",
+            cluster_id="test",
+            cluster_secret="secret",
+            data_dir=self.directory / node_id,
+            peer_host="127.0.0.1",
+            peer_port=self.ports[node_id],
+            peers=peers,
+            raft_heartbeat_ms=50,
+            raft_election_min_ms=250,
+            raft_election_max_ms=500,
+            pending_commands_max=10_000,
+            submit_timeout_ms=5000,
+            snapshot_entries=1_000_000,
+            snapshot_bytes=1 << 30,
+            peer_port_offset=0,
+            join=False,
+        )
+
+    async def start(self, *node_ids):
+        for node_id in node_ids or IDS:
+            node = self.nodes[node_id] = Node(self.config(node_id), [LockTable()])
+            await node.start()
+
+    async def stop(self, *node_ids):
+        for node_id in node_ids or tuple(self.nodes):
+            await self.nodes.pop(node_id).stop()
+
+    async def until(self, condition):
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110  (what is awaited shows in the state of several nodes, not in one event)
+                await asyncio.sleep(0.005)
+
+    async def leader_and_others(self):
+        def leaders():
+            return [n for n in self.nodes.values() if n.is_leader and n.is_ready]
+
+        await self.until(lambda: leaders() and all(n.leader_id == leaders()[0].node_id for n in self.nodes.values()))
+        leader = leaders()[0]
+        return leader, *(n for n in self.nodes.values() if n is not leader)
+
+    def waiting(self):
+        return [len(node.machine("locks").waits.by_origin) for node in self.nodes.values()]
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    cluster = Cluster(tmp_path)
+    await cluster.start()
+    yield cluster
+    await cluster.stop()
+
+
+async def test_a_lock_goes_from_client_to_client_over_three_nodes(cluster):
+    leader, first, second = await cluster.leader_and_others()
+    held = await operations.acquire(first, Acquire(key="k", client="a"))
+    waiting = asyncio.create_task(operations.acquire(second, Acquire(key="k", client="b", wait_ms=20_000)))
+    await cluster.until(lambda: all(cluster.waiting()))
+    status = await operations.status(leader, StatusQuery(key="k"))
+    assert [w["client"] for w in status.body["waiters"]] == ["b"]
+    await operations.release(leader, Release(key="k", client="a"))
+    granted = await waiting
+    assert granted.body["fencing_token"] == granted.index > held.index == held.body["fencing_token"]
+    for node in cluster.nodes.values():
+        check = await operations.check(node, CheckToken(key="k", fencing_token=held.index))
+        assert check.body == {"valid": False, "current": granted.index}
+
+
+async def test_a_lease_ends_although_nobody_calls(cluster):
+    _, first, second = await cluster.leader_and_others()
+    await operations.acquire(first, Acquire(key="k", client="a", ttl_ms=100))
+    granted = await operations.acquire(second, Acquire(key="k", client="b", wait_ms=20_000))
+    assert granted.code == ""
+
+
+async def test_a_deadlock_over_two_nodes(cluster):
+    _, first, second = await cluster.leader_and_others()
+    await operations.acquire(first, Acquire(key="k1", client="a"))
+    await operations.acquire(second, Acquire(key="k2", client="b"))
+    waiting = asyncio.create_task(operations.acquire(first, Acquire(key="k2", client="a", wait_ms=20_000)))
+    await cluster.until(lambda: all(cluster.waiting()))
+    refused = await operations.acquire(second, Acquire(key="k1", client="b", wait_ms=20_000))
+    assert refused.code == "deadlock"
+    await operations.release(second, Release(key="k2", client="b"))
+    assert (await waiting).code == ""
+
+
+async def test_a_client_that_hangs_up_is_in_nobodys_way(cluster):
+    leader, first, _ = await cluster.leader_and_others()
+    await operations.acquire(leader, Acquire(key="k", client="a"))
+    waiting = asyncio.create_task(operations.acquire(first, Acquire(key="k", client="b", wait_ms=20_000)))
+    await cluster.until(lambda: all(cluster.waiting()))
+    waiting.cancel()
+    await cluster.until(lambda: not any(cluster.waiting()))
+    await operations.release(leader, Release(key="k", client="a"))
+    assert (await operations.acquire(leader, Acquire(key="k", client="c"))).code == ""
+
+
+async def test_what_was_put_off_for_its_token_is_granted_at_once(cluster):
+    """Three calls that reach one entry together: the third has to wait for the next one, and does not wait longer."""
+    _, first, _ = await cluster.leader_and_others()
+    calls = [
+        operations.acquire(first, Acquire(key="k", client="a")),
+        operations.release(first, Release(key="k", client="a")),
+        operations.acquire(first, Acquire(key="k", client="b", wait_ms=0)),
+    ]
+    before, _, after = await asyncio.gather(*calls)
+    assert after.code == ""
+    assert after.body["fencing_token"] > before.body["fencing_token"]
+
+
+async def test_locks_and_waiters_survive_the_leader(cluster):
+    leader, first, second = await cluster.leader_and_others()
+    held = await operations.acquire(leader, Acquire(key="k", client="a", ttl_ms=0))
+    waiting = asyncio.create_task(operations.acquire(first, Acquire(key="k", client="b", wait_ms=20_000)))
+    await cluster.until(lambda: all(cluster.waiting()))
+    await cluster.stop(leader.node_id)
+    assert (await operations.acquire(second, Acquire(key="k", client="c"))).code == "held"
+    await operations.release(second, Release(key="k", client="a", fencing_token=held.index))
+    assert (await waiting).body["fencing_token"] > held.index
+
+
+async def test_locks_survive_the_restart_of_all_nodes(cluster):
+    leader, *_ = await cluster.leader_and_others()
+    held = await operations.acquire(leader, Acquire(key="k", client="a", ttl_ms=0, meta={"pid": 1}))
+    await cluster.stop()
+    await cluster.start()
+    leader, *_ = await cluster.leader_and_others()
+    (holder,) = (await operations.status(leader, StatusQuery(key="k"))).body["holders"]
+    assert (holder["client"], holder["fencing_token"], holder["meta"]) == ("a", held.index, {"pid": 1})

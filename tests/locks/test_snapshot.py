@@ -1,0 +1,191 @@
+"""The same commands lead to the same state, and a snapshot carries all of it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dss_locks.core.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
+from dss_locks.core.table import LockTable
+from dss_raft.replication.machine import Origin, Resolved
+
+clients = st.sampled_from("abcd")
+keys = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, unique=True)
+#: names that the first sessions of a short history may have
+session_names = st.sampled_from(["1.1", "2.1", "2.2", "3.1"])
+acquires = st.builds(
+    lambda client, keys, mode, ttl, wait, session, delay: Acquire(
+        client=client,
+        keys=keys,
+        mode=mode,
+        ttl_ms=ttl,
+        wait_ms=wait,
+        meta={"pid": ttl},
+        session=session,
+        lock_delay_ms=delay,
+    ),
+    clients,
+    keys,
+    st.sampled_from(["shared", "exclusive"]),
+    st.sampled_from([0, 50, 500]),
+    st.sampled_from([0, 100, 1000]),
+    st.one_of(st.just(""), session_names),
+    st.sampled_from([0, 0, 70]),
+)
+sessions = st.one_of(
+    st.builds(lambda client: StartSession(client=client, ttl_ms=100), clients),
+    st.builds(lambda session: RenewSession(session=session), session_names),
+    st.builds(lambda session: CloseSession(session=session), session_names),
+)
+releases = st.builds(lambda client, keys: Release(client=client, keys=keys), clients, keys)
+renewals = st.builds(lambda client, keys: Renew(client=client, keys=keys), clients, keys)
+forced = st.builds(lambda keys: ForceRelease(key=keys[0], reason="test"), keys)
+#: (ms passed, commands of the entry, how many commands ago to cancel)
+entries = st.lists(
+    st.tuples(
+        st.sampled_from([0, 0, 10, 60, 600]),
+        st.lists(st.one_of(acquires, acquires, releases, renewals, forced, sessions), max_size=4),
+        st.integers(0, 20),
+    ),
+    max_size=25,
+)
+
+
+class Player:
+    """Applies entries to a table, and writes down what came out."""
+
+    def __init__(self) -> None:
+        self.table = LockTable()
+        self.at_ms, self.index, self.seq = 1000, 0, 0
+        self.told: list[object] = []
+
+    def play(self, entry) -> None:
+        ms, commands, back = entry
+        table = self.table
+        self.at_ms += ms
+        self.index += 1
+        deadline_ms = table.next_deadline_ms()
+        if deadline_ms is not None and deadline_ms <= self.at_ms:
+            table.expire(self.at_ms, self.index)
+        for command in commands:
+            self.seq += 1
+            self.told.append(table.apply(command, self.at_ms, self.index, Origin("n", 1, self.seq)))
+        if back > 15:
+            table.node_restarted("n", self.at_ms, self.index)
+        elif back:
+            table.cancel(Origin("n", 1, self.seq - back), self.at_ms, self.index)
+        self.told += table.take_events()
+
+
+def encoded(table: LockTable) -> bytes:
+    return msgspec.msgpack.encode(table.snapshot())
+
+
+@settings(max_examples=100, deadline=None)
+@given(entries, entries)
+def test_a_node_that_starts_from_a_snapshot_goes_the_same_way(before, after):
+    """Not only the state: the same answers and events in the same order, or the nodes would drift apart."""
+    first, second = Player(), Player()
+    for entry in before:
+        first.play(entry)
+    second.table.restore(msgspec.msgpack.decode(encoded(first.table)))
+    second.at_ms, second.index, second.seq = first.at_ms, first.index, first.seq
+    assert encoded(second.table) == encoded(first.table)
+    first.told.clear()
+    for entry in after:
+        first.play(entry)
+        second.play(entry)
+    assert second.told == first.told
+    assert encoded(second.table) == encoded(first.table)
+
+
+@settings(max_examples=50, deadline=None)
+@given(entries)
+def test_the_same_commands_lead_to_the_same_bytes(played):
+    first, second = Player(), Player()
+    for entry in played:
+        first.play(entry)
+        second.play(entry)
+        # Asking for the deadline changes nothing that counts.
+        second.table.next_deadline_ms()
+    assert encoded(second.table) == encoded(first.table)
+    assert second.told == first.told
+
+
+def test_a_restored_table_answers_the_waiters_of_the_old_one(locks):
+    locks.acquire("a", "k", ttl_ms=1000)
+    patient = locks.acquire("b", "k", wait_ms=20_000)
+    impatient = locks.acquire("c", "k", wait_ms=500)
+    locks.reload()
+    locks.pass_ms(500)
+    assert locks.answers[impatient].code == "wait_timeout"
+    locks.pass_ms(500)
+    assert locks.answers[patient].code == ""
+
+
+def test_restoring_replaces_what_was_there(locks):
+    locks.acquire("a", "k")
+    locks.acquire("b", "k", wait_ms=1000)
+    locks.table.restore(msgspec.msgpack.decode(encoded(LockTable())))
+    assert encoded(locks.table) == encoded(LockTable())
+    assert locks.table.next_deadline_ms() is None
+    assert not any(isinstance(event, Resolved) for event in locks.table.take_events())
+
+
+@pytest.mark.parametrize("meta", [None, {"pid": 7, "host": "näme", "ok": True, "load": 0.5, "none": None}])
+def test_meta_travels_with_the_lock(locks, meta):
+    locks.acquire("a", "k", meta=meta)
+    locks.reload()
+    assert locks.table.locks["k"].hold_of("a").meta == meta
+
+
+def same_events(locks, act) -> list[object]:
+    """Do `act` to the table and to a copy made from its snapshot: both must tell the same in the same order."""
+    locks.collect()
+    copy = LockTable()
+    copy.restore(msgspec.msgpack.decode(encoded(locks.table)))
+    act(locks.table)
+    act(copy)
+    events = locks.table.take_events()
+    assert copy.take_events() == events
+    assert encoded(copy) == encoded(locks.table)
+    return events
+
+
+def test_leases_that_end_together_end_in_one_order_everywhere(locks):
+    locks.acquire("a", "k1", ttl_ms=2000)
+    locks.acquire("b", "k2", ttl_ms=1000)
+    locks.renew("a", "k1", ttl_ms=1000)
+    assert len(same_events(locks, lambda table: table.expire(locks.at_ms + 1000, 99))) == 2
+
+
+def test_delays_that_end_together_end_in_one_order_everywhere(locks):
+    for client, ttl_ms, delay_ms in (("a", 1000, 1000), ("b", 2000, 3000)):
+        locks.shared(client, "k1", ttl_ms=ttl_ms, lock_delay_ms=delay_ms)
+    locks.acquire("c", "k2", ttl_ms=1000, lock_delay_ms=4000)
+    locks.pass_ms(1000)
+    locks.pass_ms(1000)
+    locks.table.next_deadline_ms()
+    events = same_events(locks, lambda table: table.expire(locks.at_ms + 3000, 99))
+    assert [event.key for event in events] == ["k1", "k2"]
+
+
+def test_a_grant_of_several_keys_is_given_back_in_one_order_everywhere(locks):
+    locks.shared("z", "k1")
+    locks.shared("a", "k2", "k1")
+    origin = Origin("n1", 1, locks.seq)
+    assert len(same_events(locks, lambda table: table.cancel(origin, locks.at_ms, 99))) == 2
+
+
+def test_waiters_of_a_restarted_node_leave_in_one_order_everywhere(locks):
+    for key in ("k1", "k2"):
+        locks.shared("z", key)
+    locks.acquire("a", "k1", wait_ms=1000)
+    locks.acquire("b", "k2", wait_ms=1000)
+    locks.acquire("a", "k1", wait_ms=1000)
+    for key in ("k1", "k2"):
+        locks.shared("y", key, wait_ms=1000, node="n2")
+    events = same_events(locks, lambda table: table.node_restarted("n1", locks.at_ms, 99))
+    assert sum(isinstance(event, Resolved) for event in events) == 2

@@ -1,0 +1,289 @@
+"""A small API of its own behind both doors, over a node that is a loop in a thread and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from django.conf import settings
+from django.test import Client, override_settings
+
+from dss_api import running
+from dss_api.errors import Refused
+from dss_api.fields import Fields, Name, OptionalName, WaitMs, check_name
+from dss_api.guard import Guard
+from dss_api.host_check import HostCheck
+from dss_api.in_progress import InProgress
+from dss_api.json_fast_path import JsonFastPath
+from dss_api.operation import Operation
+from dss_api.result import Result
+from dss_console.browsable_api import views_of
+from dss_console.pages import page_patterns
+from dss_project.http_entry import HttpEntryPoint
+from dss_raft.replication.commands import Command
+
+BODY_BYTES_MAX = 4096
+
+
+class Item(msgspec.Struct, forbid_unknown_fields=True):
+    name: Name
+    size: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Put(Command, tag="demo.put"):
+    key: Name
+    value: msgspec.Raw
+    ttl_ms: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 100
+    force: bool = False
+    note: OptionalName = ""
+    items: Annotated[list[Item], msgspec.Meta(max_length=3)] = []
+
+    def __post_init__(self) -> None:
+        check_name("key", self.key)
+        if self.key == "both" and self.note:
+            raise ValueError("`note` does not go with this `key`")
+
+
+class Get(Fields):
+    key: Name
+    tags: list[str] = []
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10)] = 10
+
+
+class Wait(Fields):
+    wait_ms: WaitMs = 0
+
+
+class Refuse(Fields):
+    code: str
+
+
+class Remove(Fields):
+    id: Name
+
+
+class Answer(msgspec.Struct):
+    key: str = ""
+    value: msgspec.Raw | None = None
+
+
+@dataclass
+class FakeNode:
+    """What the demo operations leave behind."""
+
+    node_id: str = "node-1"
+    cancelled: list[str] = field(default_factory=list)
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def status(self) -> dict[str, Any]:
+        members = [{"id": "node-1", "url": "http://127.0.0.1:8201", "learner": False, "up": True}]
+        state = {"code": 2, "name": "LEADER"}
+        return {
+            "node": "node-1",
+            "term": 3,
+            "state": state,
+            "leader_id": "node-1",
+            "commit_index": 9,
+            "last_applied": 9,
+            "members": members,
+        }
+
+
+async def put(node: FakeNode, request: Put) -> Result:
+    await asyncio.sleep(0)
+    return Result({"key": request.key, "value": request.value, "ttl_ms": request.ttl_ms, "force": request.force}, index=7)
+
+
+async def get(node: FakeNode, request: Get) -> Result:
+    return Result({"key": request.key, "tags": request.tags, "limit": request.limit})
+
+
+async def wait(node: FakeNode, request: Wait) -> Result:
+    node.waiting.set()
+    try:
+        await asyncio.sleep(request.wait_ms / 1000)
+    except asyncio.CancelledError:
+        node.cancelled.append("wait")
+        raise
+    return Result({})
+
+
+async def refuse(node: FakeNode, request: Refuse) -> Result:
+    if request.code == "bug":
+        raise RuntimeError("a bug")
+    if request.code == "held":
+        return Result({"holders": ["a"], "detail": "held by a"}, code="held", index=9)
+    raise Refused(request.code, "as asked", after=3)
+
+
+async def remove(node: FakeNode, request: Remove) -> Result:
+    return Result({"id": request.id}, index=8)
+
+
+def _operation(name: str, method: str, path: str, request: Any, handle: Any, **more: Any) -> Operation:
+    return Operation(
+        name=name,
+        method=method,
+        path=path,
+        request=request,
+        handle=handle,
+        answer=Answer,
+        summary=f"Do {name}",
+        tag="Demo",
+        **more,
+    )
+
+
+DEMO = (
+    _operation("demo.put", "POST", "/demo/put", Put, put, example={"key": "colour", "value": {"is": "blue"}}),
+    _operation("demo.get", "GET", "/demo/get", Get, get, example={"key": "colour"}),
+    _operation("demo.get_post", "POST", "/demo/get", Get, get, example={"key": "colour"}),
+    _operation("demo.wait", "POST", "/demo/wait", Wait, wait),
+    _operation("demo.refuse", "POST", "/demo/refuse", Refuse, refuse, problems=("held",)),
+    _operation("demo.remove", "DELETE", "/demo/things/{id}", Remove, remove),
+    _operation("demo.open", "GET", "/open", Wait, wait, guarded=False),
+)
+
+
+@pytest.fixture
+def demo_operations() -> tuple[Operation, ...]:
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def node_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The loop that a node would run in, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def fake_node(node_loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    node = FakeNode()
+    monkeypatch.setattr(running, "node", lambda: node)
+    monkeypatch.setattr(running, "loop", lambda: node_loop)
+    return node
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def media_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0]
+
+
+def scope_of(method: str, path: str, query: str = "", headers: dict[str, str] | None = None) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("127.0.0.1", 8201),
+    }
+
+
+async def call(application: Any, scope: dict[str, Any], *chunks: bytes) -> Reply:
+    """One request to an ASGI application; the client stays until it is answered."""
+    messages = [
+        {"type": "http.request", "body": chunk, "more_body": number < len(chunks) - 1}
+        for number, chunk in enumerate(chunks or (b"",))
+    ]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await application(scope, receive, send)
+    headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+    return Reply(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+class Doors:
+    """The same request through the lane and through DRF."""
+
+    def __init__(self, lane: JsonFastPath, front: HttpEntryPoint, loop: asyncio.AbstractEventLoop) -> None:
+        self.lane_app = lane
+        self.front_app = front
+        self._loop = loop
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    def lane(self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None) -> Reply:
+        return self.run(call(self.lane_app, scope_of(method, path, query, _with_type(headers, body)), body))
+
+    def front(
+        self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Reply:
+        return self.run(call(self.front_app, scope_of(method, path, query, _with_type(headers, body)), body))
+
+    def drf(self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None) -> Reply:
+        given = _with_type(headers, body)
+        content_type = given.pop("Content-Type", "")
+        response = Client(headers={"Host": "testserver", **given}).generic(
+            method, path + (f"?{query}" if query else ""), body, content_type=content_type
+        )
+        return Reply(response.status_code, {name.lower(): value for name, value in response.items()}, response.content)
+
+    def both(self, method: str, path: str, **request: Any) -> Reply:
+        """Assert that the doors agree in status, media type and document, and return what they say."""
+        lane, drf = self.lane(method, path, **request), self.drf(method, path, **request)
+        assert (lane.status, lane.media_type, lane.body) == (drf.status, drf.media_type, drf.body)
+        for header in ("allow", "retry-after", "www-authenticate"):
+            assert lane.headers.get(header) == drf.headers.get(header)
+        return lane
+
+
+def _with_type(headers: dict[str, str] | None, body: bytes) -> dict[str, str]:
+    return {"Content-Type": "application/json", **(headers or {})} if body else dict(headers or {})
+
+
+@pytest.fixture
+def make_doors(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
+    """Build both doors; `token` as DSS_API_TOKEN."""
+    urls = ModuleType("demo_urls")
+    urls.urlpatterns = [*page_patterns, *views_of(DEMO)]  # type: ignore[attr-defined]
+    with override_settings(ROOT_URLCONF=urls), pytest.MonkeyPatch.context() as patch:
+
+        def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX) -> Doors:
+            config = replace(settings.NODE, api_token=token, body_bytes_max=body_bytes_max)
+            patch.setattr(settings, "NODE", config)
+            lane = JsonFastPath(DEMO, lambda: fake_node, Guard(token), body_bytes_max)
+            return Doors(
+                lane, HttpEntryPoint(lane, HostCheck(["localhost", "testserver"]), InProgress(), body_bytes_max), node_loop
+            )
+
+        yield make
+
+
+@pytest.fixture
+def doors(make_doors: Any) -> Doors:
+    return make_doors()

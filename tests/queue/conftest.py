@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from dss_api.codec import RequestDecoder, encode_refusal, encode_result
+from dss_api.errors import Refused
+from dss_api.result import Result
+from dss_dev.queue_broker import Desk
+from dss_queue.core.broker import Broker
+from dss_queue.operations import OPERATIONS
+from dss_raft.replication.batch import encode_command
+from dss_raft.replication.machine import Origin, Resolved
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+class LocalNode:
+    """What operations need of a node: a broker that applies at once, and time that passes by itself."""
+
+    node_id = "n1"
+    is_leader = True
+
+    def __init__(self) -> None:
+        self.config = SimpleNamespace(queue_num_vnodes=64, queue_visibility_timeout_ms=15_000, value_bytes_max=1000)
+        self.broker = Broker()
+        self.commands = []
+        self.refusal = None
+        self.index = self.seq = 0
+        self.waiting: dict[Origin, asyncio.Future] = {}
+        self.listeners: dict[type, object] = {}
+        self.services: dict[str, object] = {}
+        self.tick_listeners: list = []
+
+    def machine(self, name):
+        assert name == "queue"
+        return self.broker
+
+    def on_event(self, event_type, callback):
+        self.listeners[event_type] = callback
+
+    def now_ms(self):
+        return time.time_ns() // 1_000_000
+
+    def on_tick(self, callback):
+        self.tick_listeners.append(callback)
+
+    async def read_index(self):
+        pass
+
+    async def submit(self, command, *, timeout_ms=None, wait_ms=0):
+        if self.refusal is not None:
+            raise self.refusal
+        encode_command(command)
+        self.commands.append(command)
+        self.tick()
+        self.seq += 1
+        origin = Origin("n1", 1, self.seq)
+        result = self.broker.apply(command, self.at_ms, self.index, origin)
+        if result is None:
+            self.waiting[origin] = asyncio.get_running_loop().create_future()
+        self.collect()
+        if result is None:
+            try:
+                result = await self.waiting[origin]
+            except asyncio.CancelledError:
+                self.broker.cancel(origin, self.at_ms, self.index)
+                self.collect()
+                raise
+        return Result(result.body, result.code, self.index)
+
+    def tick(self):
+        """An entry with the stamp of now."""
+        self.index += 1
+        self.at_ms = self.now_ms()
+        self.broker.expire(self.at_ms, self.index)
+        self.collect()
+        for callback in self.tick_listeners:
+            callback()
+
+    def collect(self):
+        for event in self.broker.take_events():
+            if isinstance(event, Resolved):
+                future = self.waiting.pop(event.waiter)
+                if not future.done():
+                    future.set_result(event.result)
+            elif type(event) in self.listeners:
+                self.listeners[type(event)](event, self.index)
+
+
+@pytest.fixture(scope="session")
+def local_node() -> type[LocalNode]:
+    """For tests that run a loop of their own."""
+    return LocalNode
+
+
+@pytest.fixture
+async def node():
+    node = LocalNode()
+
+    async def tick():
+        while True:
+            await asyncio.sleep(0.005)
+            node.tick()
+
+    ticking = asyncio.create_task(tick())
+    yield node
+    ticking.cancel()
+
+
+class Door:
+    """Just enough of an HTTP server to stand between a client and a LocalNode."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self.node = node
+        self.routes = {op.path: (op, RequestDecoder(op)) for op in OPERATIONS if op.method == "POST"}
+        self.calls: list[str] = []
+        #: drop the connection instead of answering the next so many calls to a path
+        self.lose: dict[str, int] = {}
+        self.authorization: list[str] = []
+
+    async def serve(self, reader, writer):
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                headers = {name.lower(): text for name, text in (line.split(": ", 1) for line in head[1:] if line)}
+                body = await reader.readexactly(int(headers["content-length"]))
+                answer = await self.answer(reader, head[0].split()[1], headers, body)
+                if answer is None:
+                    return
+                writer.write(f"HTTP/1.1 {answer.status} X\r\nContent-Length: {len(answer.body)}\r\n\r\n".encode() + answer.body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def answer(self, reader, path, headers, body):
+        self.calls.append(path)
+        self.authorization.append(headers.get("authorization", ""))
+        operation, decoder = self.routes[path]
+        handling = asyncio.ensure_future(self.handle(operation, decoder, body))
+        hung_up = asyncio.ensure_future(reader.read(1))
+        await asyncio.wait((handling, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        if not handling.done():
+            handling.cancel()
+            return None
+        hung_up.cancel()
+        await asyncio.wait((hung_up,))
+        if self.lose.get(path):
+            self.lose[path] -= 1
+            return None
+        return handling.result()
+
+    async def handle(self, operation, decoder, body):
+        try:
+            return encode_result(await operation.handle(self.node, decoder.body(body)))
+        except Refused as refused:
+            return encode_refusal(refused)
+
+
+@pytest.fixture
+async def door(node):
+    door = Door(node)
+    server = await asyncio.start_server(door.serve, "127.0.0.1", 0)
+    door.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield door
+    server.close()

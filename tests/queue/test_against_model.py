@@ -1,0 +1,522 @@
+"""The broker does what a naive model does, whatever happens in whatever order; and a restored broker is the same broker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import Ack, Consume, Extend, Nack, NewMessage, Publish, Purge, PutTopic, Redrive
+from dss_queue.core.inspection import peek, stats
+from dss_raft.replication.machine import Origin, Resolved
+
+TOPIC = "t"
+MAX_ATTEMPTS = 3
+BACKOFF_MS = 10
+
+GROUPS = st.sampled_from(["g1", "g2", "g3"])
+KEYS = st.sampled_from(["", "", "a", "b"])
+NODES = st.sampled_from(["n1", "n2"])
+ATTEMPTS = st.sampled_from(["", "", "", "x", "y"])
+
+
+@dataclass
+class Entry:
+    """A message in one group."""
+
+    number: int
+    key: str
+    ready_ms: int
+    status: str = "ready"  # ready, flight, waiting, done, dead
+    due_ms: int = 0
+    attempts: int = 0
+    receipt: str | None = None
+    private: bool = False
+    visibility_ms: int = 0
+    handout: Any = None
+
+    @property
+    def open(self) -> bool:
+        return self.status not in ("done", "dead")
+
+
+@dataclass
+class Waiting:
+    origin: Origin
+    group: str
+    due_ms: int
+    visibility_ms: int
+    count: int
+    attempt_id: str
+
+
+@dataclass
+class Handout:
+    origin: Origin
+    attempt_id: str
+    group: str
+    entries: list[Entry] = field(default_factory=list)
+
+
+class NaiveQueue:
+    """Lists and loops: what the broker promises, without a thought for speed."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.numbers: list[tuple[int, str, int]] = []  # retained: number, key, ready_ms
+        self.groups: dict[str, dict[int, Entry]] = {}
+        self.waiters: list[Waiting] = []
+        self.answers: dict[Origin, Any] = {}
+        self.published = 0
+
+    def publish(self, number: int, key: str, delay_ms: int) -> None:
+        ready_ms = self.at + delay_ms if delay_ms else 0
+        self.numbers.append((number, key, ready_ms))
+        self.published += 1
+        for entries in self.groups.values():
+            entries[number] = Entry(number, key, ready_ms)
+
+    def group(self, name: str) -> dict[int, Entry]:
+        if name not in self.groups:
+            self.groups[name] = {n: Entry(n, key, ready_ms) for n, key, ready_ms in self.numbers}
+            self.settle()
+        return self.groups[name]
+
+    def head(self, name: str, key: str) -> Entry | None:
+        """The one message of a key that may be delivered next; None while one is in flight."""
+        entries = [e for e in self.groups[name].values() if e.key == key and e.open]
+        if any(e.status == "flight" for e in entries):
+            return None
+        return min(entries, key=lambda e: (not e.private, e.number), default=None)
+
+    def settle(self) -> None:
+        """A head whose delay is not over waits for it."""
+        for name in self.groups:
+            for key in ("a", "b"):
+                head = self.head(name, key)
+                if head is not None and head.status == "ready" and head.ready_ms > self.at:
+                    head.status, head.due_ms = "waiting", head.ready_ms
+
+    def available(self, name: str) -> list[Entry]:
+        return [
+            e
+            for e in sorted(self.groups[name].values(), key=lambda e: e.number)
+            if e.status == "ready" and e.ready_ms <= self.at and (not e.key or self.head(name, e.key) is e)
+        ]
+
+    def reason(self, name: str) -> str:
+        entries = [e for e in self.groups[name].values() if e.open]
+        flight = sum(e.status == "flight" for e in entries)
+        delayed = self.delayed(name)
+        if flight and len(entries) > flight + delayed:
+            return "key_blocked"
+        return "delayed" if delayed else "all_in_flight" if flight else "no_messages"
+
+    def delayed(self, name: str) -> int:
+        entries = self.groups[name].values()
+        return sum(e.status == "waiting" or (e.status == "ready" and not e.key and e.ready_ms > self.at) for e in entries)
+
+    def hand_out(self, w: Waiting) -> list[Entry]:
+        handout = Handout(w.origin, w.attempt_id, w.group)
+        while len(handout.entries) < w.count and (available := self.available(w.group)):
+            entry = available[0]
+            entry.status, entry.attempts = "flight", entry.attempts + 1
+            entry.due_ms, entry.visibility_ms = self.at + w.visibility_ms, w.visibility_ms
+            entry.handout = handout
+            handout.entries.append(entry)
+        return handout.entries
+
+    def finish(self, name: str, entry: Entry, status: str) -> None:
+        entry.status = status
+        if not entry.private and all(not g[entry.number].open or g[entry.number].private for g in self.groups.values()):
+            self.numbers = [line for line in self.numbers if line[0] != entry.number]
+        self.settle()
+
+    def give_back(self, name: str, entry: Entry, delay_ms: int) -> None:
+        entry.status, entry.due_ms = ("waiting", self.at + delay_ms) if delay_ms else ("ready", 0)
+        self.settle()
+
+    def fail(self, name: str, entry: Entry, delay_ms: int | None = None, rejected: bool = False) -> None:
+        if rejected or entry.attempts >= MAX_ATTEMPTS:
+            self.finish(name, entry, "dead")
+        else:
+            self.give_back(name, entry, BACKOFF_MS << (entry.attempts - 1) if delay_ms is None else delay_ms)
+
+    def serve(self) -> None:
+        for w in list(self.waiters):
+            entries = self.hand_out(w)
+            if entries:
+                self.waiters.remove(w)
+                self.answers[w.origin] = [(e.number, e.attempts) for e in entries]
+
+    def expire(self) -> None:
+        for name, entries in self.groups.items():
+            due = [e for e in entries.values() if e.status in ("flight", "waiting") and e.due_ms <= self.at]
+            for entry in sorted(due, key=lambda e: e.due_ms):
+                if entry.status == "flight":
+                    self.fail(name, entry)
+                else:
+                    entry.status, entry.due_ms = "ready", 0
+                self.settle()
+        self.serve()
+        for w in list(self.waiters):
+            if w.due_ms <= self.at:
+                self.waiters.remove(w)
+                self.answers[w.origin] = self.reason(w.group)
+
+    def held(self, name: str, number: int, receipt: str | None) -> tuple[Entry | None, bool]:
+        entry = self.groups.get(name, {}).get(number)
+        if entry is None or entry.status == "done":
+            return None, False
+        if entry.status == "dead":
+            return None, receipt is not None
+        if entry.receipt is None:
+            return None, False
+        return (entry, False) if receipt in (None, entry.receipt) else (None, True)
+
+
+def number_of(msg_id: str) -> int:
+    index, n = msg_id.split("-")
+    return int(index) << 24 | int(n)
+
+
+class QueueAgainstModel(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        # The twin applies the same entries and is never restored.
+        self.broker, self.twin, self.model = Broker(), Broker(), NaiveQueue()
+        self.at, self.index, self.seq = 1000, 0, 0
+        self.origins: list[Origin] = []
+        self.answered: dict[Origin, Any] = {}
+        self.receipts: list[tuple[str, str, str]] = []
+        self.ids: list[str] = ["1-0"]
+        self.apply(PutTopic(topic=TOPIC, max_attempts=MAX_ATTEMPTS, backoff_ms=BACKOFF_MS, retention_ms=0))
+        for keys, name in ((["", "a", "a"], "g1"), (["b", "", "a", "a"], "g2")):
+            self.publish_all(keys, 0)
+            self.consume_as(name, 2, 0, 10, "x", "n1")
+
+    # -- driving
+
+    def begin(self) -> None:
+        self.index += 1
+        self.model.at = self.at
+        for broker in (self.broker, self.twin):
+            broker.expire(self.at, self.index)
+        self.model.expire()
+
+    def apply(self, command, node="n1"):
+        self.begin()
+        self.seq += 1
+        origin = Origin(node, 1, self.seq)
+        self.origins.append(origin)
+        self.twin.apply(command, self.at, self.index, origin)
+        return self.broker.apply(command, self.at, self.index, origin), origin
+
+    def end(self) -> None:
+        self.model.serve()
+        self.twin.take_events()
+        for event in self.broker.take_events():
+            if isinstance(event, Resolved):
+                assert event.waiter not in self.answered
+                self.answered[event.waiter] = self.told(event.result)
+        assert self.answered == self.model.answers
+
+    def told(self, result):
+        """What an answer says, in the model's words; receipts are the broker's own, so the model takes them over."""
+        for message in result.body["messages"]:
+            number = number_of(message["msg_id"])
+            for entries in self.model.groups.values():
+                entry = entries.get(number)
+                if entry is not None and entry.status == "flight" and self.is_of(entry, message):
+                    entry.receipt = message["receipt"]
+                    self.receipts.append((entry.handout.group, message["msg_id"], message["receipt"]))
+        if not result.body["messages"]:
+            return result.body["empty_reason"]
+        return [(number_of(message["msg_id"]), message["attempt"]) for message in result.body["messages"]]
+
+    def is_of(self, entry, message):
+        group = self.broker.topics[TOPIC].groups[entry.handout.group]
+        delivery = group.in_flight.get(entry.number)
+        return delivery is not None and message["receipt"].endswith(f".{delivery.serial:x}")
+
+    # -- rules
+
+    @rule(keys=st.lists(KEYS, min_size=1, max_size=3), delay=st.sampled_from([0, 0, 0, 5, 40]))
+    def publish(self, keys, delay):
+        self.publish_all(keys, delay)
+
+    def publish_all(self, keys, delay):
+        messages = [NewMessage(TOPIC, b"0", key, 1 if key else -1, delay, "", b"") for key in keys]
+        result, _ = self.apply(Publish(messages=messages))
+        for key, one in zip(keys, result.body["messages"], strict=True):
+            self.ids.append(one["msg_id"])
+            self.model.publish(number_of(one["msg_id"]), key, delay)
+        self.model.settle()
+        self.end()
+
+    @rule(
+        name=GROUPS,
+        count=st.sampled_from([1, 1, 2, 5]),
+        timeout=st.sampled_from([0, 0, 15, 60]),
+        visibility=st.sampled_from([10, 30, 100]),
+        attempt=ATTEMPTS,
+        node=NODES,
+    )
+    def consume(self, name, count, timeout, visibility, attempt, node):
+        self.consume_as(name, count, timeout, visibility, attempt, node)
+
+    @rule(data=st.data(), visibility=st.sampled_from([10, 100]))
+    def repeat_an_attempt(self, data, visibility):
+        attempts = [(o.group, o.attempt_id) for o in self.model.waiters if o.attempt_id]
+        for name, entries in self.model.groups.items():
+            attempts += [(name, e.handout.attempt_id) for e in entries.values() if e.status == "flight" and e.handout.attempt_id]
+        if attempts:
+            name, attempt = data.draw(st.sampled_from(sorted(set(attempts))))
+            self.consume_as(name, 2, 0, visibility, attempt, "n2")
+
+    def consume_as(self, name, count, timeout, visibility, attempt, node):
+        result, origin = self.apply(
+            Consume(
+                topic=TOPIC, group=name, max_messages=count, timeout_ms=timeout, visibility_ms=visibility, attempt_id=attempt
+            ),
+            node,
+        )
+        model = self.model
+        model.group(name)
+        w = Waiting(origin, name, self.at + timeout, visibility, count, attempt)
+        again = []
+        if attempt:
+            for old in [o for o in model.waiters if (o.group, o.attempt_id) == (name, attempt)]:
+                model.waiters.remove(old)
+                model.answers[old.origin] = model.reason(name)
+            again = self.in_flight_of(name, attempt)
+        if again:
+            for entry in again:
+                entry.due_ms, entry.visibility_ms = self.at + visibility, visibility
+            again[0].handout.origin = origin
+            expected = [(e.number, e.attempts) for e in again]
+        elif entries := model.hand_out(w):
+            expected = [(e.number, e.attempts) for e in entries]
+        elif timeout:
+            model.waiters.append(w)
+            expected = None
+        else:
+            expected = model.reason(name)
+        assert (None if result is None else self.told(result)) == expected
+        self.end()
+
+    def in_flight_of(self, name, attempt):
+        entries = [e for e in self.model.groups[name].values() if e.status == "flight" and e.handout.attempt_id == attempt]
+        return [e for e in entries[0].handout.entries if e in entries] if entries else []
+
+    @rule(
+        data=st.data(),
+        status=st.sampled_from(["flight", "flight", "ready", "waiting"]),
+        what=st.sampled_from(["ack", "nack", "transact"]),
+    )
+    def end_a_known_delivery(self, data, status, what):
+        """Aimed: what is in flight, and what has come back and may still be acked by its last consumer."""
+        known = [
+            (name, e.number) for name, g in self.model.groups.items() for e in g.values() if e.status == status and e.receipt
+        ]
+        if known:
+            name, number = data.draw(st.sampled_from(known))
+            getattr(self, what)(data, name, f"{number >> 24}-{number % 2**24}", self.model.groups[name][number].receipt)
+            self.end()
+
+    @rule(
+        data=st.data(),
+        name=GROUPS,
+        with_receipt=st.booleans(),
+        what=st.sampled_from(["ack", "ack", "transact", "nack", "extend"]),
+    )
+    def end_delivery(self, data, name, with_receipt, what):
+        receipt = None
+        if self.receipts and data.draw(st.integers(0, 3)):
+            name, msg_id, receipt = data.draw(st.sampled_from(self.receipts[-6:]))
+            receipt = receipt if with_receipt else None
+        else:
+            msg_id = data.draw(st.sampled_from(self.ids[-6:]))
+        getattr(self, what)(data, name, msg_id, receipt)
+        self.end()
+
+    def ack(self, data, name, msg_id, receipt):
+        result, _ = self.apply(Ack(topic=TOPIC, group=name, msg_id=msg_id, receipt=receipt))
+        entry, is_stale = self.model.held(name, number_of(msg_id), receipt)
+        if is_stale:
+            assert result.code == "stale_receipt"
+            return
+        assert result.body["acked"] == (entry is not None)
+        if entry is not None:
+            self.model.finish(name, entry, "done")
+
+    def transact(self, data, name, msg_id, receipt):
+        """An ack that also publishes."""
+        key = data.draw(KEYS)
+        publish = [NewMessage(TOPIC, b"0", key, 1 if key else -1, 0, "", b"")]
+        result, _ = self.apply(Ack(topic=TOPIC, group=name, msg_id=msg_id, receipt=receipt, publish=publish))
+        entry, is_stale = self.model.held(name, number_of(msg_id), receipt)
+        if is_stale:
+            assert result.code == "stale_receipt"
+            return
+        assert (result.body["acked"], len(result.body["published"])) == (entry is not None, int(entry is not None))
+        if entry is not None:
+            self.ids.append(result.body["published"][0]["msg_id"])
+            self.model.publish(number_of(self.ids[-1]), key, 0)
+            self.model.finish(name, entry, "done")
+            self.model.settle()
+
+    def nack(self, data, name, msg_id, receipt):
+        how = data.draw(st.sampled_from(["plain", "delay", "dead", "silent"]))
+        delay = {"delay": 25, "silent": 0}.get(how)
+        command = Nack(
+            topic=TOPIC, group=name, msg_id=msg_id, receipt=receipt, delay_ms=delay, dead=how == "dead", silent=how == "silent"
+        )
+        result, _ = self.apply(command)
+        entry, is_stale = self.model.held(name, number_of(msg_id), receipt)
+        if is_stale:
+            assert result.code == "stale_receipt"
+            return
+        nacked = entry is not None and entry.status == "flight"
+        assert result.body["nacked"] == nacked
+        if nacked and how == "silent":
+            entry.attempts -= 1
+            self.model.give_back(name, entry, 0)
+        elif nacked:
+            self.model.fail(name, entry, delay, rejected=how == "dead")
+
+    def extend(self, data, name, msg_id, receipt):
+        result, _ = self.apply(Extend(topic=TOPIC, group=name, msg_id=msg_id, receipt=receipt, visibility_ms=50))
+        entry, _ = self.model.held(name, number_of(msg_id), receipt)
+        if entry is None or entry.status != "flight":
+            assert result.code == "stale_receipt"
+        else:
+            entry.due_ms, entry.visibility_ms = self.at + 50, 50
+            assert result.body["visible_until_ms"] == entry.due_ms
+
+    @rule(ms=st.sampled_from([1, 5, 10, 20, 60]))
+    def time_passes(self, ms):
+        self.at += ms
+        self.begin()
+        self.end()
+
+    @rule(data=st.data())
+    def cancel(self, data):
+        origin = data.draw(st.sampled_from(self.origins[-5:]))
+        self.begin()
+        for broker in (self.broker, self.twin):
+            broker.cancel(origin, self.at, self.index)
+        self.model.waiters = [w for w in self.model.waiters if w.origin != origin]
+        for name, entries in self.model.groups.items():
+            for entry in list(entries.values()):
+                if entry.status == "flight" and entry.handout.origin == origin:
+                    entry.attempts -= 1
+                    self.model.give_back(name, entry, 0)
+        self.end()
+
+    @rule(node=NODES)
+    def node_restarts(self, node):
+        self.begin()
+        for broker in (self.broker, self.twin):
+            broker.node_restarted(node, self.at, self.index)
+        self.model.waiters = [w for w in self.model.waiters if w.origin.node != node]
+        self.end()
+
+    @rule()
+    def leader_changes(self):
+        self.index += 1
+        for broker in (self.broker, self.twin):
+            broker.rearm(self.at, self.index)
+        for entries in self.model.groups.values():
+            for entry in entries.values():
+                if entry.status == "flight":
+                    entry.due_ms = self.at + entry.visibility_ms
+
+    @rule(name=GROUPS)
+    def redrive(self, name):
+        result, _ = self.apply(Redrive(topic=TOPIC, group=name))
+        dead = [e for e in self.model.groups.get(name, {}).values() if e.status == "dead"]
+        assert result.body["redriven"] == len(dead)
+        for entry in dead:
+            entry.status, entry.private, entry.attempts, entry.receipt, entry.ready_ms = "ready", True, 0, None, 0
+        self.model.settle()
+        self.end()
+
+    @rule(really=st.integers(0, 9))
+    def purge(self, really):
+        if really:
+            return
+        result, _ = self.apply(Purge(topic=TOPIC))
+        private = sum(e.private and e.open for g in self.model.groups.values() for e in g.values())
+        assert result.body["purged"] == len(self.model.numbers) + private
+        self.model.numbers = []
+        for entries in self.model.groups.values():
+            for entry in entries.values():
+                if entry.status != "dead":
+                    entry.status = "done"
+        self.end()
+
+    @rule()
+    def restore(self):
+        state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.broker.snapshot()))
+        restored = Broker()
+        restored.restore(state)
+        assert restored.snapshot() == self.broker.snapshot()
+        assert restored.next_deadline_ms() == self.broker.next_deadline_ms()
+        assert restored.registry.bytes == self.broker.registry.bytes
+        self.broker = restored
+
+    # -- what always holds
+
+    @invariant()
+    def the_restored_broker_is_the_same(self):
+        assert self.broker.snapshot() == self.twin.snapshot()
+
+    @invariant()
+    def nothing_is_lost(self):
+        topic = stats(self.broker, TOPIC, self.at)
+        assert topic["messages"] == len(self.model.numbers)
+        lines = {line["group"]: line for line in topic["groups"]}
+        assert lines.keys() == self.model.groups.keys()
+        for name, entries in self.model.groups.items():
+            line = lines[name]
+            known = {
+                "in_flight": sum(e.status == "flight" for e in entries.values()),
+                "delayed": self.model.delayed(name),
+                "dead": sum(e.status == "dead" for e in entries.values()),
+            }
+            known["ready"] = sum(e.open for e in entries.values()) - known["in_flight"] - known["delayed"]
+            assert {what: line[what] for what in known} == known
+
+    @invariant()
+    def one_at_a_time_for_a_key(self):
+        for group in self.broker.topics[TOPIC].groups.values():
+            keys = [d.message.key for d in group.in_flight.values() if d.message.key]
+            assert len(keys) == len(set(keys))
+
+    @invariant()
+    def bytes_are_accounted_for(self):
+        topic = self.broker.topics[TOPIC]
+        kept = [*topic.messages.values()]
+        for group in topic.groups.values():
+            kept += [*group.private.values(), *group.dead.values()]
+        assert topic.bytes == self.broker.registry.bytes == sum(one.size for one in kept)
+
+    @invariant()
+    def a_peek_takes_nothing(self):
+        before = self.broker.snapshot()
+        for name in ("", *self.model.groups):
+            peek(self.broker, TOPIC, name, bool(name), 3, self.at)
+            peek(self.broker, TOPIC, name, False, 3, self.at)
+        assert self.broker.snapshot() == before
+
+
+TestQueueAgainstModel = QueueAgainstModel.TestCase
+TestQueueAgainstModel.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)

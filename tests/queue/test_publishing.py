@@ -1,0 +1,150 @@
+"""Delay, duplicates, limits, transactions."""
+
+from __future__ import annotations
+
+import pytest
+
+from dss_queue.core import broker as broker_module
+from dss_queue.core.commands import Publish
+
+
+def publish_result(desk, *messages):
+    return desk.do(Publish(messages=list(messages)))
+
+
+def test_a_delayed_message_is_hidden_from_every_group(desk):
+    desk.publish("a", delay_ms=100)
+    assert desk.why_empty() == "delayed"
+    desk.pass_ms(99)
+    assert desk.why_empty(group="other") == "delayed"
+    desk.pass_ms(1)
+    assert desk.values() == ["a"]
+    assert desk.values(group="other") == ["a"]
+    assert desk.values(group="new") == ["a"]
+
+
+def test_a_dedup_id_is_remembered_for_the_window(desk):
+    desk.settings(dedup_window_ms=1000)
+    (first,) = desk.publish("a", dedup_id="order-1")
+    desk.pass_ms(999)
+    again = publish_result(desk, desk.message("b", dedup_id="order-1")).body["messages"][0]
+    assert (again["msg_id"], again["duplicate"]) == (first, True)
+    desk.pass_ms(1)
+    later = publish_result(desk, desk.message("c", dedup_id="order-1")).body["messages"][0]
+    assert not later["duplicate"]
+    assert desk.values(9) == ["a", "c"]
+
+
+def test_a_duplicate_of_an_acked_message_is_still_one(desk):
+    (msg_id,) = desk.publish("a", dedup_id="x")
+    desk.take()
+    desk.ack(msg_id)
+    assert publish_result(desk, desk.message("a", dedup_id="x")).body["messages"][0]["duplicate"]
+
+
+def test_duplicates_inside_one_call(desk):
+    result = publish_result(desk, desk.message("a", dedup_id="x"), desk.message("b", dedup_id="x"))
+    assert [one["duplicate"] for one in result.body["messages"]] == [False, True]
+
+
+def test_forgotten_dedup_ids_take_no_memory(desk):
+    desk.settings(dedup_window_ms=1000)
+    desk.publish(0, dedup_id="a")
+    desk.pass_ms(500)
+    desk.publish(0, dedup_id="b")
+    desk.pass_ms(3000)
+    desk.pass_ms(3000)
+    assert desk.broker.topics["t"].dedup == {}
+
+
+def test_max_bytes_refuses_and_stores_nothing(desk):
+    desk.settings(max_bytes=30)
+    desk.publish("x" * 8)
+    result = publish_result(desk, desk.message("y" * 8), desk.message("z" * 12))
+    assert result.code == "over_limit"
+    assert desk.values(9) == ["x" * 8]
+    desk.ack("2-0")
+    assert publish_result(desk, desk.message("y" * 8), desk.message("z" * 12)).code == ""
+
+
+def test_a_duplicate_needs_no_room(desk):
+    desk.settings(max_bytes=12)
+    desk.publish("x" * 8, dedup_id="a")
+    assert publish_result(desk, desk.message("x" * 8, dedup_id="a")).body["messages"][0]["duplicate"]
+
+
+def test_dead_letters_count_towards_max_bytes(desk):
+    desk.settings(max_bytes=12)
+    (msg_id,) = desk.publish("x" * 8)
+    desk.take()
+    desk.nack(msg_id, dead=True)
+    assert publish_result(desk, desk.message("y" * 8)).code == "over_limit"
+
+
+def test_topics_and_groups_are_bounded(desk, monkeypatch):
+    monkeypatch.setattr(broker_module, "TOPICS_MAX", 2)
+    monkeypatch.setattr(broker_module, "GROUPS_PER_TOPIC_MAX", 2)
+    desk.publish(0)
+    desk.publish(0, topic="second")
+    assert publish_result(desk, desk.message(0, topic="third")).code == "over_limit"
+    assert desk.consume(topic="third").code == "over_limit"
+    desk.take(group="a")
+    desk.take(group="b")
+    assert desk.consume(group="c").code == "over_limit"
+
+
+def test_all_topics_together_are_bounded(desk, monkeypatch):
+    monkeypatch.setattr(broker_module, "TOTAL_BYTES_MAX", 20)
+    desk.publish("x" * 10)
+    assert publish_result(desk, desk.message("x" * 10, topic="other")).code == "over_limit"
+
+
+@pytest.mark.parametrize("with_receipt", [True, False])
+def test_a_transaction_acks_and_publishes(desk, with_receipt):
+    (msg_id,) = desk.publish("order")
+    (message,) = desk.take()
+    receipt = message["receipt"] if with_receipt else None
+    new = [desk.message("invoice", topic="invoices"), desk.message("parcel", topic="parcels")]
+    result = desk.ack(msg_id, receipt, publish=new)
+    assert result.body["acked"] is True
+    assert len(result.body["published"]) == 2
+    assert desk.values(topic="invoices") == ["invoice"]
+    assert desk.values(topic="parcels") == ["parcel"]
+
+
+def test_a_repeated_transaction_publishes_nothing_more(desk):
+    (msg_id,) = desk.publish("order")
+    desk.take()
+    desk.ack(msg_id, publish=[desk.message("invoice", topic="invoices")])
+    again = desk.ack(msg_id, publish=[desk.message("invoice", topic="invoices")])
+    assert again.body == {"acked": False, "published": [], "released": []}
+    assert desk.values(9, topic="invoices") == ["invoice"]
+
+
+def test_a_transaction_with_a_stale_receipt_does_nothing(desk):
+    (msg_id,) = desk.publish("order")
+    (message,) = desk.take(visibility_ms=10)
+    desk.pass_ms(10)
+    desk.take()
+    result = desk.ack(msg_id, message["receipt"], publish=[desk.message("invoice", topic="invoices")])
+    assert result.code == "stale_receipt"
+    assert "invoices" not in desk.broker.topics
+
+
+def test_a_transaction_without_room_does_not_ack(desk):
+    desk.settings(max_bytes=10)
+    desk.topic, order_topic = "orders", desk.topic
+    (msg_id,) = desk.publish("order")
+    desk.take()
+    result = desk.ack(msg_id, publish=[desk.message("x" * 20, topic=order_topic)])
+    assert result.code == "over_limit"
+    assert desk.ack(msg_id).body == {"acked": True}
+
+
+def test_a_transaction_wakes_who_waits_for_what_it_publishes(desk):
+    assert desk.consume(topic="invoices", timeout_ms=1000) is None
+    waiter = desk.origin
+    (msg_id,) = desk.publish("order")
+    desk.take()
+    desk.ack(msg_id, publish=[desk.message("invoice", topic="invoices")])
+    assert desk.answers[waiter].body["messages"][0]["value"] == b'"invoice"'

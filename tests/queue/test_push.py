@@ -1,0 +1,244 @@
+"""Messages pushed to a subscription: as many as it has credit for, and given back when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from websockets.sync.client import connect
+
+from dss_api.errors import Refused
+from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, free_ports
+from dss_queue.core.commands import AckRequest, ConsumeRequest, Nack, PublishRequest, Subscribe
+from dss_queue.operations import ack, consume, nack, publish
+from dss_queue.push import Subscribers, subscribe
+
+README = Path(__file__).parents[2] / "queue" / "README.md"
+
+
+class Feed:
+    """A client that reads everything at once."""
+
+    backlog = 0
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def push(self, event: Any) -> None:
+        self.events.put_nowait(event)
+
+    async def drained(self) -> None: ...
+
+    async def value(self) -> Any:
+        async with asyncio.timeout(5):
+            event = await self.events.get()
+        return json.loads(bytes(event["value"])), event
+
+
+@pytest.fixture
+def subscribed(node):
+    """`async with subscribed(credit=2) as feed`."""
+    Subscribers(node)
+
+    @asynccontextmanager
+    async def open_(**fields: Any):
+        feed = Feed()
+        request = Subscribe(topic="t", group="g", **fields)
+        task = asyncio.create_task(subscribe(node, request, feed))
+        await asyncio.sleep(0)
+        feed.task = task
+        yield feed
+        task.cancel()
+        await asyncio.wait((task,))
+
+    return open_
+
+
+async def put(node, *values: Any, **fields: Any) -> None:
+    for value in values:
+        await publish(node, PublishRequest(topic="t", value=msgspec.Raw(msgspec.json.encode(value)), **fields))
+
+
+async def nothing_comes(node, feed: Feed) -> None:
+    """Not within some entries of the log."""
+    index = node.index
+    while node.index < index + 5:  # noqa: ASYNC110  (the log of this double grows by itself)
+        await asyncio.sleep(0.001)
+    assert feed.events.empty()
+
+
+async def test_messages_come_as_they_are_published_up_to_the_credit(node, subscribed):
+    async with subscribed(credit=2) as feed:
+        await put(node, 1, 2, 3)
+        (one, first), (two, _) = await feed.value(), await feed.value()
+        assert (one, two) == (1, 2)
+        await nothing_comes(node, feed)
+        await ack(node, AckRequest(topic="t", group="g", msg_id=first["msg_id"], receipt=first["receipt"]))
+        assert (await feed.value())[0] == 3
+
+
+async def test_an_ack_of_several_makes_room_for_as_many(node, subscribed):
+    async with subscribed(credit=3) as feed:
+        await put(node, *range(6))
+        events = [(await feed.value())[1] for _ in range(3)]
+        ids, receipts = [event["msg_id"] for event in events], [event["receipt"] for event in events]
+        await ack(node, AckRequest(topic="t", group="g", msg_ids=ids, receipts=receipts))
+        assert [(await feed.value())[0] for _ in range(3)] == [3, 4, 5]
+
+
+async def test_a_visibility_timeout_makes_room_too(node, subscribed):
+    async with subscribed(credit=1, visibility_ms=50) as feed:
+        await put(node, "slow")
+        _, first = await feed.value()
+        value, again = await feed.value()
+        assert (value, first["attempt"], again["attempt"]) == ("slow", 1, 2)
+
+
+async def test_what_another_node_was_told_makes_room_at_the_next_tick(node, subscribed):
+    async with subscribed(credit=1) as feed:
+        await put(node, 1, 2)
+        _, first = await feed.value()
+        await node.submit(Nack(topic="t", group="g", msg_id=first["msg_id"], receipt=first["receipt"], dead=True))
+        assert (await feed.value())[0] == 2
+
+
+async def test_the_end_gives_back_at_once_and_counts_no_attempt(node, subscribed):
+    async with subscribed(credit=2, visibility_ms=3_600_000) as feed:
+        await put(node, 1, 2, 3)
+        done, _ = (await feed.value())[1], await feed.value()
+        await ack(node, AckRequest(topic="t", group="g", msg_id=done["msg_id"], receipt=done["receipt"]))
+        assert (await feed.value())[0] == 3
+    answer = await consume(node, ConsumeRequest(topic="t", group="g", timeout_ms=0, max_messages=10))
+    assert [(json.loads(bytes(one["value"])), one["attempt"]) for one in answer.body["messages"]] == [(2, 1), (3, 1)]
+    assert not node.services["queue-subscribers"]._by_group, "nothing is left of it"
+
+
+async def test_who_ends_while_waiting_leaves_no_waiter(node, subscribed):
+    async with subscribed() as feed:
+        await put(node, 1)
+        await feed.value()
+    await put(node, 2)
+    assert not node.broker.registry.waiters
+    answer = await consume(node, ConsumeRequest(topic="t", group="g", timeout_ms=0, max_messages=10))
+    assert len(answer.body["messages"]) == 2
+
+
+async def test_a_cluster_without_a_leader_for_a_while_does_not_end_it(node, subscribed):
+    node.refusal = Refused("no_leader", "")
+    original = node.submit
+    tries = []
+
+    async def submit(command, **options):
+        tries.append(command)
+        await asyncio.sleep(0)
+        return await original(command, **options)
+
+    node.submit = submit
+    async with subscribed() as feed:
+        while len(tries) < 3:  # noqa: ASYNC110  (each try is a turn of the loop)
+            await asyncio.sleep(0)
+        node.refusal = None
+        await put(node, 1)
+        assert (await feed.value())[0] == 1
+        node.refusal = Refused("stopping", "")
+        feed.task.cancel()
+        await asyncio.wait((feed.task,))
+        assert feed.task.cancelled(), "a node that stops cannot take back; visibility does"
+
+
+async def test_a_nack_here_makes_room(node, subscribed):
+    async with subscribed(credit=1) as feed:
+        await put(node, 1)
+        _, first = await feed.value()
+        await nack(node, Nack(topic="t", group="g", msg_id=first["msg_id"], receipt=first["receipt"]))
+        assert (await feed.value())[1]["attempt"] == 2
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+def test_over_a_real_websocket(tmp_path, server):
+    """Pushed at one node, acked at another; a closed connection gives back; a node that stops gives back, too."""
+    environment = {"DSS_CLUSTER_SECRET": "test", "DSS_ADMIN_PASSWORD": "test", "DSS_SERVER": server}
+    cluster = LocalCluster(tmp_path, free_ports(3), environment)
+    cluster.start()
+    try:
+        cluster.wait_ready()
+        first, second, third = cluster.nodes
+        subscription = {"topic": "t", "group": "g", "credit": 2, "visibility_ms": 3_600_000}
+        with connect(f"ws://127.0.0.1:{first.port}/ws") as listening:
+            listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
+            messages = [{"value": n} for n in range(4)]
+            assert second.call("POST", "/queue/publish", {"topic": "t", "messages": messages}).status == 200
+            events = [json.loads(listening.recv(timeout=30)) for _ in range(2)]
+            assert [(event["id"], event["event"]["value"]) for event in events] == [(1, 0), (1, 1)]
+            done = {"topic": "t", "group": "g", "msg_id": events[0]["event"]["msg_id"]}
+            assert third.call("POST", "/queue/ack", done).json["acked"]
+            assert json.loads(listening.recv(timeout=30))["event"]["value"] == 2
+        until(second, "t", lambda group: group["in_flight"] == 0)
+        got = second.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 1}).json
+        assert (got["messages"][0]["value"], got["messages"][0]["attempt"]) == (1, 1), "given back, although hidden for an hour"
+
+        with connect(f"ws://127.0.0.1:{third.port}/ws") as listening:
+            listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
+            assert [json.loads(listening.recv(timeout=30))["event"]["value"] for _ in range(2)] == [2, 3]
+            third.stop()
+            got = first.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 2}).json
+            assert [(one["value"], one["attempt"]) for one in got["messages"]] == [(2, 1), (3, 1)]
+
+        # Who calls and hangs up at once gets nothing, and keeps nothing from others.
+        assert first.call("POST", "/queue/publish", {"topic": "t", "value": 9}).status == 200
+        for node in (first, second):
+            hang_up_at_once(node, {"topic": "t", "group": "g", "timeout_ms": 20_000, "visibility_ms": 3_600_000})
+            got = node.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000}).json
+            assert (got["value"], got["attempt"]) == (9, 1)
+            give_back = {
+                "topic": "t",
+                "group": "g",
+                "msg_id": got["msg_id"],
+                "receipt": got["receipt"],
+                "silent": True,
+                "delay_ms": 0,
+            }
+            assert node.call("POST", "/queue/nack", give_back).status == 200
+
+        run_the_readme(first, second)
+    finally:
+        cluster.stop()
+
+
+def until(node: LocalNode, topic: str, holds: Callable[[dict[str, Any]], bool]) -> None:
+    """Until the topic's only group is so."""
+    deadline = time.monotonic() + 60
+    while not ((groups := node.call("GET", f"/queue/stats?topic={topic}").json["groups"]) and holds(groups[0])):
+        assert time.monotonic() < deadline, groups
+        time.sleep(POLL_S)
+
+
+def run_the_readme(publisher: LocalNode, node: LocalNode) -> None:
+    """Its consumer acks what comes, more than its credit, until its node stops."""
+    code = README.read_text().split("```python\n")[1].split("```")[0].replace("127.0.0.1:8101", f"127.0.0.1:{node.port}")
+    consumer = threading.Thread(target=exec, args=(code, {}))
+    consumer.start()
+    messages = [{"value": number} for number in range(25)]
+    assert publisher.call("POST", "/queue/publish", {"topic": "orders", "messages": messages}).status == 200
+    until(publisher, "orders", lambda group: group["acked"] == len(messages))
+    node.stop()
+    consumer.join(60)
+    assert not consumer.is_alive()
+
+
+def hang_up_at_once(node, request) -> None:
+    """A call whose client is gone before it can be answered."""
+    body = json.dumps(request).encode()
+    with socket.create_connection(("127.0.0.1", node.port)) as connection:
+        head = f"POST /queue/consume HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)

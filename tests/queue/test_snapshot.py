@@ -1,0 +1,130 @@
+"""A node that starts from a snapshot goes on exactly like those that applied every entry."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from dss_dev.queue_broker import Desk
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import Ack, Consume, Nack, Publish, Purge, PutTopic, Redrive
+from dss_raft.replication.machine import Origin
+
+
+def random_command(rng, desk):
+    """Everything at once: retention, backoff, dedup, delays, keys, several topics and groups."""
+    topic, group = rng.choice(["t", "t", "u"]), rng.choice(["g", "h"])
+    kind = rng.randrange(100)
+    if kind < 30:
+        fields = {"topic": topic, "delay_ms": rng.choice([0, 0, 0, 30]), "dedup_id": rng.choice(["", "", "x", "y"])}
+        return Publish(messages=[desk.message(rng.randrange(9), rng.choice(["", "a", "b"]), **fields) for _ in range(2)])
+    if kind < 65:
+        timeout_ms = rng.choice([0, 0, 40])
+        visibility_ms = rng.choice([5, 30, 3000])
+        attempt_id = rng.choice(["", "", "p"])
+        return Consume(
+            topic=topic,
+            group=group,
+            timeout_ms=timeout_ms,
+            visibility_ms=visibility_ms,
+            attempt_id=attempt_id,
+            max_messages=rng.choice([1, 3]),
+        )
+    held = [d for t in desk.broker.topics.values() for g in t.groups.values() for d in g.in_flight.values()]
+    if kind < 94 and held:
+        delivery = rng.choice(held)
+        number, g = delivery.message.number, delivery.handout.group
+        named = {"topic": g.topic.name, "group": g.name, "msg_id": f"{number >> 24}-{number % 2**24}"}
+        return Ack(**named) if kind < 82 else Nack(**named, dead=kind > 90)
+    if kind < 98:
+        return Redrive(topic=topic, group=group)
+    if kind < 99:
+        return PutTopic(topic=topic, max_attempts=2, backoff_ms=5, retention_ms=rng.choice([0, 1500]), dedup_window_ms=200)
+    return Purge(topic=topic)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_restored_at_any_time_it_gives_the_same_answers(seed):
+    rng = random.Random(seed)
+    one, other = Desk(), Desk()
+    for desk in (one, other):
+        for topic in "tu":
+            desk.do(PutTopic(topic=topic, max_attempts=2, backoff_ms=5, retention_ms=1500, dedup_window_ms=200))
+    for _ in range(150):
+        command = random_command(rng, one)
+        passed_ms = rng.choice([0, 0, 1, 10, 10, 700])
+        one.at_ms += passed_ms
+        other.at_ms += passed_ms
+        assert one.entry(command) == other.entry(command)
+        assert one.answers == other.answers
+        assert one.broker.next_deadline_ms() == other.broker.next_deadline_ms()
+        if rng.randrange(4) == 0:
+            other.restart()
+        assert one.broker.snapshot() == other.broker.snapshot()
+    check_accounts(one.broker)
+
+
+def check_accounts(broker):
+    """Bytes, counts and timers agree with what is really there."""
+    total = 0
+    for topic in broker.topics.values():
+        kept = [*topic.messages.values()]
+        for group in topic.groups.values():
+            kept += [*group.private.values(), *group.dead.values()]
+            assert group.waiting == sum(returned.due_ms > 0 for returned in group.returned.values())
+            assert group.pending >= len(group.in_flight)
+            assert set(group.private) <= {*group.in_flight, *group.returned}
+        assert topic.bytes == sum(one.size for one in kept)
+        total += topic.bytes
+    assert broker.registry.bytes == total
+    for handout in broker.registry.handouts.values():
+        assert handout.live == sum(
+            number in handout.group.in_flight and handout.group.in_flight[number].handout is handout for number in handout.numbers
+        )
+        assert handout.live > 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost(seed):
+    """For each group: published - acked - dead - still there = 0, whatever happened; and draining brings everything."""
+    rng = random.Random(seed)
+    desk = Desk()
+    desk.do(PutTopic(topic="t", max_attempts=3, retention_ms=0))
+    desk.take(group="g")
+    desk.take(group="h")
+    done = {"g": set(), "h": set()}
+    published = []
+    for _ in range(300):
+        group = rng.choice(["g", "h"])
+        if rng.randrange(3) == 0:
+            published += desk.publish(0, 1, key=rng.choice(["", "a", "b"]), delay_ms=rng.choice([0, 20]))
+        for message in desk.take(rng.randrange(1, 4), group=group, visibility_ms=rng.choice([3, 1000])):
+            what = rng.randrange(4)
+            if what < 2 and desk.ack(message["msg_id"], message["receipt"], group=group).body["acked"]:
+                done[group].add(message["msg_id"])
+            elif what == 2:
+                desk.nack(message["msg_id"], message["receipt"], group=group, delay_ms=rng.choice([0, 15]))
+        if rng.randrange(5) == 0:
+            desk.cancel(Origin("n1", 1, rng.randrange(1, desk.seq + 1)))
+        desk.pass_ms(rng.randrange(4))
+    for group in ("g", "h"):
+        there = desk.broker.topics["t"].groups[group]
+        assert len(published) == len(done[group]) + len(there.dead) + there.pending
+        for _ in range(len(published)):
+            desk.pass_ms(2000)
+            desk.redrive(group=group)
+            for message in desk.take(1000, group=group):
+                assert desk.ack(message["msg_id"], group=group).body["acked"]
+                done[group].add(message["msg_id"])
+        assert done[group] == set(published)
+    assert not desk.broker.topics["t"].messages
+    assert desk.broker.registry.bytes == 0
+
+
+def test_another_format_is_refused():
+    state = msgspec.msgpack.decode(Broker().snapshot())
+    state[0] = 99
+    with pytest.raises(ValueError, match="format 99"):
+        Broker().restore(msgspec.msgpack.encode(state))

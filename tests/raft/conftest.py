@@ -1,0 +1,112 @@
+"""Whole nodes in one loop, over real sockets and real stores, for the tests of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from dss_dev.sum_machine import Sum
+from dss_raft.node import Node
+
+IDS = ("a", "b", "c")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class Cluster:
+    """Nodes that can be stopped and started again on their data."""
+
+    def __init__(self, directory, machine, **settings) -> None:
+        self.directory = directory
+        self.machine = machine
+        self.settings = settings
+        self.ports = dict(zip((*IDS, "d"), free_ports(4), strict=True))
+        self.nodes: dict[str, Node] = {}
+        self.failures: dict[str, BaseException] = {}
+
+    def url(self, node_id: str) -> str:
+        return f"http://127.0.0.1:{self.ports[node_id]}"
+
+    def config(self, node_id: str) -> SimpleNamespace:
+        peers = [
+            SimpleNamespace(id=peer, url=self.url(peer), host="127.0.0.1", peer_port=self.ports[peer])
+            for peer in IDS
+            if peer != node_id
+        ]
+        defaults = {
+            "node_id": node_id,
+            "url": self.url(node_id),
+            "cluster_id": "test",
+            "cluster_secret": "secret",
+            "data_dir": self.directory / node_id,
+            "peer_host": "127.0.0.1",
+            "peer_port": self.ports[node_id],
+            "peers": peers,
+            "raft_heartbeat_ms": 50,
+            "raft_election_min_ms": 250,
+            "raft_election_max_ms": 500,
+            "pending_commands_max": 10_000,
+            "submit_timeout_ms": 5000,
+            "snapshot_entries": 1_000_000,
+            "snapshot_bytes": 1 << 30,
+            "peer_port_offset": 0,
+            "join": node_id not in IDS,
+        }
+        return SimpleNamespace(**{**defaults, **self.settings})
+
+    async def start(self, *node_ids: str) -> None:
+        for node_id in node_ids or IDS:
+            node = self.nodes[node_id] = Node(self.config(node_id), [self.machine()], partial(self.failures.__setitem__, node_id))
+            await node.start()
+
+    async def stop(self, *node_ids: str) -> None:
+        for node_id in node_ids or tuple(self.nodes):
+            await self.nodes.pop(node_id).stop()
+
+    async def until(self, condition) -> None:
+        """Wait for a state that one of the nodes' events brings about."""
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110  (what is awaited shows in the state of several nodes, not in one event)
+                await asyncio.sleep(0.005)
+
+    async def leader(self) -> Node:
+        await self.until(lambda: any(n.is_leader and n.is_ready for n in self.nodes.values()))
+        return next(n for n in self.nodes.values() if n.is_leader)
+
+    async def follower(self) -> Node:
+        leader = await self.leader()
+        followers = [n for n in self.nodes.values() if not n.is_leader]
+        await self.until(lambda: all(n.leader_id == leader.node_id for n in followers))
+        return followers[0]
+
+
+@pytest.fixture
+async def make_cluster(tmp_path):
+    """`make_cluster(setting=value, …)`: nodes that have not been started yet."""
+    made: list[Cluster] = []
+
+    def make(machine=Sum, **settings) -> Cluster:
+        made.append(Cluster(tmp_path, machine, **settings))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        await cluster.stop()
+
+
+@pytest.fixture
+async def cluster(make_cluster):
+    return make_cluster()

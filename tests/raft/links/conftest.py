@@ -1,0 +1,131 @@
+"""Helpers of the peer links' tests: handshakes without a network, and real links on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import pytest
+import uvloop
+from prometheus_client import REGISTRY
+
+from dss_raft import metrics
+from dss_raft.net.handshake import Handshake
+from dss_raft.net.links import PeerLinks
+from dss_raft.net.wire import AnyFrame, Session
+
+SECRET = b"the cluster's secret"
+_nonces = itertools.count(1)
+
+
+class Ends:
+    """Both ends of a connection without a network."""
+
+    @staticmethod
+    def handshake(node_id: str, dials: str | None = None, cluster_id: str = "c", secret: bytes = SECRET, **more) -> Handshake:
+        nonce = next(_nonces).to_bytes(32, "big")
+        return Handshake(node_id=node_id, cluster_id=cluster_id, secret=secret, nonce=nonce, dials=dials, **more)
+
+    @staticmethod
+    def shake(dialer: Handshake, acceptor: Handshake) -> list[bytes]:
+        """Run a handshake to its end; returns what went over the line."""
+        sent = [dialer.greeting()]
+        sides = itertools.cycle((acceptor, dialer))
+        while sent[-1]:
+            sent.append(next(sides).feed(sent[-1]))
+        return sent
+
+    @classmethod
+    def sessions(cls) -> tuple[Session, Session]:
+        dialer, acceptor = cls.handshake("a", dials="b"), cls.handshake("b")
+        cls.shake(dialer, acceptor)
+        assert dialer.session is not None
+        assert acceptor.session is not None
+        return dialer.session, acceptor.session
+
+
+class Node:
+    """Real links with what they reported, to be awaited."""
+
+    def __init__(
+        self, node_id: str, peers: dict[str, tuple[str, int]], listen: tuple[str, int] = ("127.0.0.1", 0), **more
+    ) -> None:
+        self.frames: asyncio.Queue[tuple[str, AnyFrame]] = asyncio.Queue()
+        self.events: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        arguments = {"cluster_id": "c", "secret": SECRET, **more}
+        self.links = PeerLinks(
+            node_id=node_id,
+            listen=listen,
+            peers=peers,
+            on_frame=lambda peer, frame: self.frames.put_nowait((peer, frame)),
+            on_up=lambda peer: self.events.put_nowait(("up", peer)),
+            on_down=lambda peer: self.events.put_nowait(("down", peer)),
+            **arguments,
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.links.port
+
+    async def next_event(self) -> tuple[str, str]:
+        async with asyncio.timeout(10):
+            return await self.events.get()
+
+    async def next_frame(self) -> tuple[str, AnyFrame]:
+        async with asyncio.timeout(10):
+            return await self.frames.get()
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """A node runs on uvloop where it can; the links' tests run on both loops."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def ends() -> type[Ends]:
+    return Ends
+
+
+@pytest.fixture
+async def start_node():
+    """`await start_node("a", {"b": address}, …)` starts links that the test's end stops."""
+    started: list[Node] = []
+
+    async def start(node_id: str, peers: dict[str, tuple[str, int]] | None = None, **more) -> Node:
+        node = Node(node_id, peers or {}, **more)
+        await node.links.start()
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        await node.links.stop()
+
+
+class Refusals:
+    """The counter `raft_peer_refused_total`: `refusals(reason)` reads it, `await refusals.next(…)` waits for one of each."""
+
+    def __init__(self) -> None:
+        self._counted: asyncio.Queue[str] = asyncio.Queue()
+        self._count = metrics.peer_refused
+
+    def count(self, reason: str) -> None:
+        self._count(reason)
+        self._counted.put_nowait(str(reason))
+
+    def __call__(self, reason: str) -> float:
+        return REGISTRY.get_sample_value("raft_peer_refused_total", {"reason": reason}) or 0.0
+
+    async def next(self, *reasons: str) -> None:
+        awaited = set(reasons)
+        async with asyncio.timeout(10):
+            while awaited:
+                awaited.discard(await self._counted.get())
+
+
+@pytest.fixture
+def refusals(monkeypatch) -> Refusals:
+    refusals = Refusals()
+    monkeypatch.setattr(metrics, "peer_refused", refusals.count)
+    return refusals

@@ -1,0 +1,172 @@
+"""Links on loopback: they come up, carry frames both ways, go down, and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from dss_raft.net import links as links_module
+from dss_raft.net.wire import FRAME_BYTES_MAX, AppFrame, ForwardFrame, RaftFrame
+
+NOWHERE = ("127.0.0.1", 1)
+
+
+@pytest.fixture
+def start_pair(start_node):
+    """Two nodes whose link is up; "a" dials."""
+
+    async def start(**more):
+        b = await start_node("b", {"a": NOWHERE}, **more)
+        a = await start_node("a", {"b": b.address}, **more)
+        assert await a.next_event() == ("up", "b")
+        assert await b.next_event() == ("up", "a")
+        return a, b
+
+    return start
+
+
+async def test_frames_go_both_ways_in_order(start_pair):
+    a, b = await start_pair()
+    assert (a.links.up_peers(), b.links.is_up("a"), b.links.is_up("c")) == (["b"], True, False)
+    sent = [ForwardFrame(b"%d" % number) for number in range(1000)]
+    assert all(a.links.send("b", frame) for frame in sent)
+    assert b.links.send("a", AppFrame("cache", b"hello"))
+    assert [await b.next_frame() for _ in sent] == [("a", frame) for frame in sent]
+    assert await a.next_frame() == ("b", AppFrame("cache", b"hello"))
+
+
+async def test_what_is_sent_in_one_turn_goes_out_in_one_write(start_pair, monkeypatch):
+    a, b = await start_pair()
+    writes: list[bytes] = []
+    transport = a.links._links["b"]._transport
+    monkeypatch.setattr(a.links._links["b"], "_transport", Spy(transport, writes))
+    for number in range(50):
+        a.links.send("b", ForwardFrame(b"%d" % number))
+    assert writes == []
+    for _ in range(50):
+        await b.next_frame()
+    assert len(writes) == 1
+
+
+class Spy:
+    """A transport that notes its writes."""
+
+    def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
+        self._transport = transport
+        self._writes = writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+
+async def test_a_frame_of_many_mebibytes_arrives(start_pair):
+    a, b = await start_pair()
+    frame = ForwardFrame(bytes(15 * 1024 * 1024))
+    assert a.links.send("b", frame)
+    assert await b.next_frame() == ("a", frame)
+    assert not a.links.send("b", ForwardFrame(bytes(FRAME_BYTES_MAX)))
+    assert a.links.send("b", ForwardFrame(b"and the link is still good"))
+    assert (await b.next_frame())[1] == ForwardFrame(b"and the link is still good")
+
+
+async def test_a_frame_to_a_peer_that_is_down_or_unknown_is_dropped(start_node):
+    a = await start_node("a", {"b": NOWHERE})
+    assert not a.links.send("b", RaftFrame([]))
+    assert not a.links.send("nobody", RaftFrame([]))
+
+
+async def test_a_peer_that_does_not_read_fills_no_more_than_the_limit(start_pair, monkeypatch):
+    monkeypatch.setattr(links_module, "WRITE_BUFFER_BYTES_MAX", 4 * 1024 * 1024)
+    a, b = await start_pair()
+    b.links._links["a"]._transport.pause_reading()
+    taken = 0
+    while a.links.send("b", ForwardFrame(bytes(256 * 1024))):
+        taken += 1
+        assert taken < 200
+        await asyncio.sleep(0)
+    assert a.links.is_up("b")
+    b.links._links["a"]._transport.resume_reading()
+    for _ in range(taken):
+        await b.next_frame()
+    assert a.links.send("b", ForwardFrame(b"again"))
+
+
+async def test_a_restarted_peer_is_found_again(start_pair, start_node):
+    a, b = await start_pair()
+    port = b.links.port
+    await b.links.stop()
+    assert await b.next_event() == ("down", "a")
+    assert await a.next_event() == ("down", "b")
+    assert not a.links.send("b", RaftFrame([]))
+    again = await start_node("b", {"a": NOWHERE}, listen=("127.0.0.1", port))
+    assert await a.next_event() == ("up", "b")
+    assert await again.next_event() == ("up", "a")
+
+
+async def test_a_node_that_starts_before_its_peer_keeps_dialling(start_node):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = probe.getsockname()
+    a = await start_node("a", {"b": address})
+    await asyncio.sleep(0.2)  # a few refused attempts
+    await start_node("b", {"a": NOWHERE}, listen=address)
+    assert await a.next_event() == ("up", "b")
+
+
+async def test_a_newer_connection_of_the_same_peer_takes_the_place_of_the_older(start_pair, start_node):
+    older, b = await start_pair()
+    newer = await start_node("a", {"b": b.address})
+    assert await newer.next_event() == ("up", "b")
+    assert await older.next_event() == ("down", "b")
+    assert [await b.next_event(), await b.next_event()] == [("down", "a"), ("up", "a")]
+
+
+async def test_members_come_and_go(start_node):
+    b = await start_node("b")
+    a = await start_node("a")
+    a.links.add_peer("b", b.address)
+    b.links.add_peer("a", NOWHERE)
+    assert await a.next_event() == ("up", "b")
+    assert await b.next_event() == ("up", "a")
+    b.links.remove_peer("a")
+    assert not b.links.is_up("a")
+    assert await b.next_event() == ("down", "a")
+    assert await a.next_event() == ("down", "b")
+    b.links.add_peer("a", NOWHERE)
+    assert await a.next_event() == ("up", "b")
+    a.links.remove_peer("b")
+    assert await a.next_event() == ("down", "b")
+
+
+async def test_the_last_words_of_a_node_that_stops_arrive(start_pair):
+    a, b = await start_pair()
+    a.links.send("b", ForwardFrame(b"goodbye"))
+    await a.links.stop()
+    assert await b.next_frame() == ("a", ForwardFrame(b"goodbye"))
+
+
+async def test_a_silent_link_is_kept_alive_by_pings(start_pair):
+    a, b = await start_pair(idle_seconds=0.2)
+    await asyncio.sleep(1.0)
+    assert a.events.empty()
+    assert b.events.empty()
+    assert a.frames.empty(), "pings are the links' own business"
+
+
+async def test_a_peer_that_is_gone_without_a_word_is_dropped(start_pair):
+    a, b = await start_pair(idle_seconds=0.2)
+    b.links._ticker.cancel()  # b stands still: no ping, no close
+    b.links._links["a"]._transport.pause_reading()
+    assert await a.next_event() == ("down", "b")
+
+
+async def test_a_port_in_use_is_an_error_at_start(start_node):
+    b = await start_node("b")
+    with pytest.raises(OSError, match="in use"):
+        await start_node("c", listen=b.address)

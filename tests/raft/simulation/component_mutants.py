@@ -1,0 +1,118 @@
+"""Bugs planted in what stands around the core: the store, the replicated state, the node, locks and queue.
+
+Each is one patch and the tests that are meant for it. They run in a process of their own, in which this module is a pytest plugin that
+gives the patched source at import. The cache's bugs are flaws of its own simulation (tests/cache/test_coherence_simulation.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+#: names the mutant to plant in a process that has this module as a plugin
+VARIABLE = "DSS_COMPONENT_MUTANT"
+TESTS_FAILED = 1
+PATIENCE_S = 120
+
+
+@dataclass(frozen=True)
+class ComponentMutant:
+    """A bug: in `module`, `old` becomes `new`; one of `tests` must fail."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+COMPONENT_MUTANTS = (
+    ComponentMutant(
+        "expires by the local clock while applying",
+        "dss_raft.replication.replica",
+        "at_ms = self.at_ms = max(self.at_ms, batch.at_ms)",
+        "at_ms = self.at_ms = __import__('time').time_ns() // 1_000_000",
+        ("tests/raft/test_replica.py::test_nothing_expires_without_a_later_stamp",),
+    ),
+    ComponentMutant(
+        "stamps with whatever the wall clock says",
+        "dss_raft.replication.clocks",
+        "        if term != self._term:\n",
+        "        if True:\n",
+        (
+            "tests/raft/test_clocks.py::test_a_jump_of_the_wall_clock_ends_nothing_early_and_keeps_nothing_alive",
+            "tests/raft/simulation/test_simulation.py::test_a_wall_clock_that_is_set_harms_nobody",
+        ),
+    ),
+    ComponentMutant(
+        "a fencing token counted by the process",
+        "dss_locks.core.holdings",
+        "hold = Hold(key, client, exclusive, index, at_ms",
+        "hold = Hold(key, client, exclusive, self.__dict__.setdefault('granted', __import__('itertools').count(1)).__next__(), at_ms",
+        ("tests/locks/test_fencing.py::test_check_tells_a_present_holders_token_from_an_old_one",),
+    ),
+    ComponentMutant(
+        "no checksum over the entries of the log",
+        "dss_raft.disk.rows",
+        "return bool(_entry_crc(index, term, kind, data) == crc)",
+        "return bool(_entry_crc(index, term, kind, data) or crc or True)",
+        ("tests/raft/store/test_store_damage.py::test_a_row_that_is_not_what_was_written",),
+    ),
+    ComponentMutant(
+        "damage at the log's end is taken for the torn tail of a crash",
+        "dss_raft.disk.wal",
+        "        if ended:\n",
+        "        if False:\n",
+        (
+            "tests/raft/store/test_store_damage.py::test_garbage_in_the_middle_of_the_write_ahead_log_is_damage_even_without_the_witness",
+        ),
+    ),
+    ComponentMutant(
+        "answers before the commit",
+        "dss_raft.node",
+        "        assert call.future is not None\n",
+        "        assert call.future is not None\n        return Result({'total': 1})\n",
+        ("tests/raft/test_node.py::test_without_a_majority_a_call_is_refused_and_later_goes_on",),
+    ),
+    ComponentMutant(
+        "a snapshot forgets what consumers have in hand",
+        "dss_queue.core.snapshot",
+        "for handout_state in state.handouts:",
+        "for handout_state in state.handouts[:0]:",
+        ("tests/queue/test_snapshot.py",),
+    ),
+)
+
+
+def survived(mutant: ComponentMutant) -> list[str]:
+    """The tests that should have failed and did not; empty when the bug was found."""
+    missing = []
+    for test in mutant.tests:
+        options = ["-x", "-q", "-p", "no:django", "-p", "no:cacheprovider", "-p", Path(__file__).stem]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, test],
+            cwd=ROOT,
+            env=os.environ | {VARIABLE: mutant.name, "PYTHONPATH": str(HERE)},
+            capture_output=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        if done.returncode != TESTS_FAILED:
+            missing.append(f"{test} (exit code {done.returncode})")
+    return missing
+
+
+def _plant(name: str) -> None:
+    from sim_mutants import Patched
+
+    (mutant,) = (mutant for mutant in COMPONENT_MUTANTS if mutant.name == name)
+    sys.meta_path.insert(0, Patched([(mutant.module, mutant.old, mutant.new)]))
+
+
+if name := os.environ.get(VARIABLE):
+    _plant(name)

@@ -1,0 +1,200 @@
+"""What must hold at every moment, whatever the world does. Each check has a name; a `Violation` carries it.
+
+All checks look only at the node that has just moved, so that a step costs the same in a long run as in a short one.
+
+    election_safety      at most one leader per term (paper, figure 3)
+    leader_completeness  a new leader holds every entry committed in an earlier term
+    log_matching         an index and a term name one entry, with one predecessor
+    state_machine_safety one entry is committed at an index, one state follows from it
+    monotone             term, vote, commit index and applied index never go back, across restarts where they are durable
+    promise              no vote, acknowledgement or term leaves before it is durable
+    linearizable_read    a read's index is at least what anybody had applied when it was asked
+    answered             what a proposer was told about its proposal is so, and stays so
+    exactly_once         a session's commands are applied once each, in order, and answered alike by every node
+    time                 applied time never goes back, and within a term it is never faster than time, whoever sets a wall clock
+    progress             once healed, a leader is elected, commits, and everybody catches up
+    core_invariant       the core's own run-time checks
+    crash                an exception that nobody expects
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dss_raft.core import Role
+from dss_raft.core.messages import AppendEntries, AppendReply, Entry, EntryKind, PreVote, PreVoteReply, SnapshotReply, VoteReply
+from dss_raft.replication.clocks import PULL
+
+if TYPE_CHECKING:
+    from sim_node import SimNode
+
+
+class Violation(Exception):
+    """A named check has failed."""
+
+    def __init__(self, check: str, detail: str) -> None:
+        super().__init__(f"{check}: {detail}")
+        self.check = check
+
+
+class Checker:
+    """Knows the whole history, which no node does."""
+
+    def __init__(self) -> None:
+        self.leaders: dict[int, str] = {}
+        #: (voter, term) -> candidate, from the votes that left
+        self.votes: dict[tuple[str, int], str] = {}
+        #: (index, term) -> (entry, term of the entry before)
+        self.entries: dict[tuple[int, int], tuple[Entry, int]] = {}
+        #: index -> entry that somebody committed
+        self.committed: dict[int, Entry] = {}
+        self.commit_max = 0
+        #: term -> highest index that a node in this term knew to be committed
+        self.commit_of_term: dict[int, int] = {}
+        #: index -> hash of the state after it
+        self.states: dict[int, int] = {0: 0}
+        self.applied_max = 0
+        #: context -> what was applied anywhere when it was asked
+        self.floors: dict[int, int] = {}
+        #: (node, boot, seq) -> (index, total) as first answered
+        self.session_answers: dict[tuple[str, int, int], tuple[int, int]] = {}
+        #: (index, term) -> when it was proposed
+        self.proposed_us: dict[tuple[int, int], int] = {}
+        #: index -> (term, when it was proposed, applied time after it)
+        self.stamped: dict[int, tuple[int, int, int]] = {}
+        self.reads_answered = 0
+        self.answered = 0
+
+    # ---- after every event, for the node that moved
+
+    def moved(self, node: SimNode) -> None:
+        core = node.core
+        term = core.term
+        if term != node.seen_term or core.role is not node.seen_role:
+            if term < node.seen_term:
+                raise Violation("monotone", f"{node.id} went from term {node.seen_term} back to {term}")
+            if core.role is Role.LEADER:
+                self._leads(node)
+            node.seen_term = term
+            node.seen_role = core.role
+        commit = core.log.committed
+        if commit != node.seen_commit:
+            self._committed(node, commit)
+
+    def _leads(self, node: SimNode) -> None:
+        core = node.core
+        known = self.leaders.setdefault(core.term, node.id)
+        if known != node.id:
+            raise Violation("election_safety", f"{known} and {node.id} both lead term {core.term}")
+        # a leader of an older term, elected by late votes, is legal: it will commit nothing
+        index = max((last for term, last in self.commit_of_term.items() if term < core.term), default=0)
+        if index > core.log.base_index:
+            wanted = self.committed[index].term
+            if core.log.term(index) != wanted:
+                raise Violation("leader_completeness", f"{node.id} leads term {core.term} without entry {index} of term {wanted}")
+
+    def _committed(self, node: SimNode, commit: int) -> None:
+        core = node.core
+        if commit < node.seen_commit:
+            raise Violation("monotone", f"{node.id}'s commit index went from {node.seen_commit} back to {commit}")
+        first = max(node.seen_commit, core.log.base_index) + 1
+        committed = self.committed
+        for entry in core.log.slice(first, commit):
+            known = committed.setdefault(entry.index, entry)
+            if known is not entry and known != entry:
+                raise Violation(
+                    "state_machine_safety", f"entry {entry.index} is committed with terms {known.term} and {entry.term}"
+                )
+        node.seen_commit = commit
+        self.commit_max = max(self.commit_max, commit)
+        self.commit_of_term[core.term] = max(self.commit_of_term.get(core.term, 0), commit)
+
+    # ---- what leaves a node
+
+    def appended(self, node: SimNode, entries: list[Entry], prev_term: int) -> None:
+        """A write is handed to the disk: every entry of every log passes here."""
+        known = self.entries
+        for entry in entries:
+            other, before = known.setdefault((entry.index, entry.term), (entry, prev_term))
+            if before != prev_term or (other is not entry and other != entry):
+                raise Violation("log_matching", f"two entries ({entry.index}, term {entry.term}), one on {node.id}")
+            prev_term = entry.term
+
+    def leaves(self, node: SimNode, message: Any) -> None:
+        """No promise before its write."""
+        store = node.store
+        kind = type(message)
+        if message.term > store.hard_state.term and kind not in (PreVote, PreVoteReply):
+            raise Violation("promise", f"{node.id} says term {message.term}, durable is {store.hard_state.term}")
+        if kind is AppendReply:
+            if message.ok and message.match > store.last_index:
+                raise Violation("promise", f"{node.id} acknowledges {message.match}, durable is {store.last_index}")
+        elif kind is VoteReply:
+            if message.granted:
+                self._voted(node, message)
+        elif kind is AppendEntries:
+            if self.leaders.get(message.term) != node.id:
+                raise Violation("election_safety", f"{node.id} sends entries of term {message.term} without leading it")
+        elif kind is SnapshotReply and message.done and message.index > store.last_index:
+            raise Violation("promise", f"{node.id} says it has installed {message.index}, durable is {store.last_index}")
+
+    def _voted(self, node: SimNode, message: VoteReply) -> None:
+        hard = node.store.hard_state
+        if hard.term == message.term and hard.vote != message.to:
+            raise Violation("promise", f"{node.id} votes for {message.to} in term {message.term}, durable is {hard.vote!r}")
+        known = self.votes.setdefault((node.id, message.term), message.to)
+        if known != message.to:
+            raise Violation("monotone", f"{node.id} votes for {known} and {message.to} in term {message.term}")
+
+    # ---- state machines, reads, answers
+
+    def applied(self, node: SimNode, index: int, state: int) -> None:
+        known = self.states.setdefault(index, state)
+        if known != state:
+            raise Violation("state_machine_safety", f"{node.id}'s state after {index} differs from another's")
+        if index > self.applied_max:
+            self.applied_max = index
+
+    def proposed(self, node: SimNode, index: int, data: bytes) -> None:
+        node.proposed[index] = (node.core.term, data)
+        self.proposed_us[index, node.core.term] = node.clocks.now_us()
+
+    def delivered(self, node: SimNode, entry: Entry) -> None:
+        """What `propose` returned must be where the entry really is."""
+        term, data = node.proposed.pop(entry.index, (0, b""))
+        if term == entry.term:
+            if entry.kind != EntryKind.COMMANDS or entry.data != data:
+                raise Violation("answered", f"{node.id} was promised {data!r} at {entry.index}, committed is {entry.data!r}")
+            self.answered += 1
+
+    def time_applied(self, entry: Entry, before_ms: int, after_ms: int) -> None:
+        """Applied time never goes back, and within a term it is never faster than time."""
+        if after_ms < before_ms:
+            raise Violation("time", f"entry {entry.index} sets applied time from {before_ms} back to {after_ms}")
+        proposed_us = self.proposed_us.get((entry.index, entry.term))
+        if proposed_us is None or entry.index in self.stamped:
+            return
+        self.stamped[entry.index] = (entry.term, proposed_us, after_ms)
+        term, earlier_us, earlier_ms = self.stamped.get(entry.index - 1, (0, 0, 0))
+        passed_ms = (proposed_us - earlier_us) / 1000
+        if term == entry.term and after_ms - earlier_ms > passed_ms * (1 + PULL) + 2:
+            raise Violation("time", f"entry {entry.index} moves applied time by {after_ms - earlier_ms} ms in {passed_ms:g} ms")
+
+    def session_answered(self, node_id: str, boot: int, seq: int, index: int, total: int) -> None:
+        known = self.session_answers.setdefault((node_id, boot, seq), (index, total))
+        if known != (index, total):
+            raise Violation("exactly_once", f"{node_id}'s command {boot}.{seq} is answered {(index, total)} after {known}")
+
+    def read_asked(self, context: int) -> None:
+        self.floors[context] = self.applied_max
+
+    def read_answered(self, context: int, index: int, ok: bool) -> None:
+        floor = self.floors.pop(context, None)
+        if floor is None:
+            raise Violation("linearizable_read", f"read {context} is answered twice, or was never asked")
+        if ok:
+            self.reads_answered += 1
+            if index < floor:
+                raise Violation(
+                    "linearizable_read", f"read {context} may be answered at {index}, but {floor} was applied before it"
+                )

@@ -1,0 +1,152 @@
+"""Sessions in the simulated world: the real Replica over a state machine that counts, and a client on each node that sends again.
+
+The machine keeps its own list of what it was given, apart from the session table, so that it can tell a repeat, a gap or a
+late command of an earlier boot from the table's being right.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import msgspec
+from sim_check import Checker, Violation
+from sim_clocks import SimClocks
+
+from dss_api.result import Result
+from dss_raft.core.messages import Entry
+from dss_raft.replication.batch import encode_batch, encode_command, encode_group
+from dss_raft.replication.clocks import StampClock
+from dss_raft.replication.commands import Command
+from dss_raft.replication.machine import Event, Origin
+from dss_raft.replication.replica import Replica
+
+
+class Add(Command, tag="sim.add"):
+    """The only command: its effect shows in every later answer."""
+
+    value: int
+
+
+class Forward(msgspec.Struct, frozen=True):
+    """Groups of a node's commands on their way to the leader; any of them may be lost, late or doubled."""
+
+    sender: str
+    to: str
+    groups: list[bytes]
+
+
+class Counter:
+    """A machine whose every answer depends on all that came before."""
+
+    name = "counter"
+    commands: tuple[type[Command], ...] = (Add,)
+
+    def __init__(self, check: Checker) -> None:
+        self.check = check
+        self.total = 0
+        #: node -> [boot, last seq] given to `apply`
+        self.given: dict[str, list[int]] = {}
+
+    def apply(self, command: Any, at_ms: int, index: int, origin: Origin) -> Result | None:
+        boot, last = self.given.get(origin.node, [0, 0])
+        if origin.boot < boot or origin.seq != (last + 1 if origin.boot == boot else 1):
+            raise Violation("exactly_once", f"entry {index} gives {origin} to the machine after boot {boot}, seq {last}")
+        self.given[origin.node] = [origin.boot, origin.seq]
+        self.total = zlib.crc32(b"%d:%d" % (self.total, command.value))
+        return Result({"total": self.total})
+
+    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None: ...
+
+    def expire(self, at_ms: int, index: int) -> None: ...
+
+    def next_deadline_ms(self) -> int | None:
+        return None
+
+    def rearm(self, at_ms: int, index: int) -> None: ...
+
+    def node_restarted(self, node: str, at_ms: int, index: int) -> None: ...
+
+    def take_events(self) -> list[Event]:
+        return []
+
+    def snapshot(self) -> Any:
+        return {"total": self.total, "given": self.given}
+
+    def restore(self, state: Any) -> None:
+        self.total, self.given = state["total"], state["given"]
+
+
+class Sessions:
+    """One node's replica and its own commands in flight; memory only, a restart begins a new boot."""
+
+    def __init__(self, node_id: str, boot: int, check: Checker, clocks: SimClocks) -> None:
+        self.node_id = node_id
+        self.boot = boot
+        self.check = check
+        self.counter = Counter(check)
+        self.replica = Replica(node_id, [self.counter])
+        self.stamps = StampClock(clocks.wall_ms, clocks.steady_s)
+        self.next_seq = 1
+        self.in_flight: dict[int, bytes] = {}
+        self.answered: list[int] = []
+        #: (term, leader) that in-flight commands were last sent to
+        self.sent_to = (0, "")
+
+    # ---- replicated state
+
+    def apply(self, entry: Entry) -> int:
+        """Apply, settle what is this node's, and return a number that stands for the whole state."""
+        before_ms = self.replica.at_ms
+        self.replica.apply(entry)
+        self.check.time_applied(entry, before_ms, self.replica.at_ms)
+        for boot, seq, result in self.replica.take_outcomes():
+            if boot == self.boot:
+                self._settle(seq, result)
+        return self.face()
+
+    def face(self) -> int:
+        given = self.counter.given
+        return zlib.crc32(repr((self.counter.total, self.replica.at_ms, sorted(given.items()))).encode())
+
+    def dump(self) -> bytes:
+        return self.replica.snapshot()
+
+    def load(self, data: bytes) -> int:
+        """A snapshot has replaced the state: answer from its session table what it answers."""
+        self.replica.restore(data)
+        session = self.replica.sessions.get(self.node_id)
+        if session is not None and session.boot == self.boot:
+            for seq in [seq for seq in self.in_flight if seq <= session.last_seq]:
+                if seq not in session.results:
+                    raise Violation("exactly_once", f"{self.node_id}'s command {seq} was applied, but its result is forgotten")
+                self._settle(seq, session.results[seq])
+        return self.replica.applied_index
+
+    def _settle(self, seq: int, result: Result) -> None:
+        self.in_flight.pop(seq, None)
+        self.answered.append(seq)
+        self.check.session_answered(self.node_id, self.boot, seq, result.index, result.body["total"])
+
+    # ---- the node as a client of Raft
+
+    def submit(self, value: int) -> bytes:
+        """A new command, as the group that carries it."""
+        seq = self.next_seq
+        self.next_seq += 1
+        self.in_flight[seq] = encode_command(Add(value=value))
+        return self._group(seq, [self.in_flight[seq]])
+
+    def again(self) -> list[bytes]:
+        """Everything in flight once more, under its old numbers."""
+        if not self.in_flight:
+            return []
+        return [self._group(next(iter(self.in_flight)), list(self.in_flight.values()))]
+
+    def _group(self, first_seq: int, commands: list[bytes]) -> bytes:
+        answered, self.answered = self.answered, []
+        return encode_group(self.node_id, self.boot, first_seq, answered, commands)
+
+    def batch(self, term: int, groups: list[bytes]) -> bytes:
+        """The data of an entry that this node proposes as the leader of `term`."""
+        return encode_batch(self.stamps.now_ms(term, self.replica.at_ms), [], groups)

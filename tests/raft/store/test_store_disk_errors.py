@@ -1,0 +1,92 @@
+"""A disk that fails: the write is reported as failed, nothing is retried, and what was acknowledged before is still there."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import shutil
+import sqlite3
+
+import pytest
+
+from dss_raft.disk.files import Database, Files
+from dss_raft.disk.store import LogStore, StoreFailed
+
+
+def assert_stopped_with_nothing_lost(store: LogStore, directory, make, words: str) -> None:
+    with pytest.raises(StoreFailed, match=f"stopped earlier.*{words}"):
+        store.write(make.persist(make.entries(4, 4)))
+    with pytest.raises(StoreFailed, match="stopped earlier"):
+        store.next_boot()
+    shutil.copytree(directory, directory.with_name("afterwards"), dirs_exist_ok=True)
+    store.close()
+    found = LogStore(directory.with_name("afterwards"), "node-1", "cluster").load()
+    assert found.entries[:3] == make.entries(1, 3)
+    assert len(found.entries) in (3, 103), "the failed write is there as a whole or not at all"
+
+
+def test_a_full_disk(directory, make):
+    store = make.store(directory)
+    store.write(make.persist(make.entries(1, 3)))
+    database = store._database
+    assert database is not None
+    database.connection.execute("PRAGMA max_page_count = 5")  # SQLite's own way to meet SQLITE_FULL
+    with pytest.raises(StoreFailed, match="disk is full"):
+        store.write(make.persist(make.entries(4, 103, size=4000)))
+    assert_stopped_with_nothing_lost(store, directory, make, "full")
+
+
+def test_an_input_output_error(directory, make):
+    store = make.store(directory)
+    store.write(make.persist(make.entries(1, 3)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # writes beyond it fail, in this process, for real
+    try:
+        with pytest.raises(StoreFailed, match="Nothing is retried"):
+            store.write(make.persist(make.entries(4, 103, size=4000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_stopped_with_nothing_lost(store, directory, make, "")
+
+
+def test_a_failed_sync_of_a_commit_is_never_retried(directory, make):
+    """After one failed fsync the kernel may report the next as good although the bytes are lost."""
+
+    class FailsOnce(Database):
+        fails = False
+
+        def transaction(self, steps) -> None:
+            super().transaction(steps)
+            if self.fails:
+                self.fails = False
+                raise sqlite3.OperationalError("disk I/O error")
+
+    databases: list[FailsOnce] = []
+
+    def open_database(path) -> FailsOnce:
+        databases.append(FailsOnce(path))
+        return databases[0]
+
+    store = LogStore(directory, "node-1", "cluster", database=open_database)
+    store.bootstrap(make.configuration)
+    store.write(make.persist(make.entries(1, 3)))
+    databases[0].fails = True
+    with pytest.raises(StoreFailed, match="disk I/O error"):
+        store.write(make.persist(make.entries(4, 103)))
+    assert_stopped_with_nothing_lost(store, directory, make, "disk I/O error")
+
+
+@pytest.mark.parametrize("broken", ["create", "write", "sync", "rename", "sync_directory"])
+def test_a_snapshot_that_cannot_be_stored_stops_the_store(directory, make, broken):
+    files = Files()
+    store = LogStore(directory, "node-1", "cluster", files=files)
+    store.bootstrap(make.configuration)
+    store.write(make.persist(make.entries(1, 3)))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    setattr(files, broken, fail)
+    with pytest.raises(StoreFailed, match="No space left"):
+        store.save_snapshot(make.meta(2, 1), b"state", 0)
+    assert_stopped_with_nothing_lost(store, directory, make, "No space left")

@@ -1,0 +1,161 @@
+"""Snapshots in the store: written, served in chunks, received in chunks."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+
+from dss_raft.disk.store import LogStore, SnapshotGone, StoreDamaged
+
+
+@pytest.fixture
+def store(directory, make):
+    store = make.store(directory)
+    store.write(make.persist(make.entries(1, 20)))
+    yield store
+    store.close()
+
+
+def files(directory) -> list[str]:
+    return sorted(path.name for path in (directory / "snapshots").iterdir())
+
+
+def test_a_snapshot_from_pieces_reads_back_whole(store, make):
+    meta = store.save_snapshot(make.meta(10, 1), iter([b"one ", b"", b"two"]), 0)
+    assert (meta.size, meta.crc) == (7, zlib.crc32(b"one two"))
+    assert store.read_snapshot(meta) == b"one two"
+
+
+def test_chunks_of_it_cover_every_byte(store, make):
+    meta = store.save_snapshot(make.meta(10, 1), b"0123456789", 0)
+    assert store.read_chunk(meta, 0, 4) == (b"0123", False)
+    assert store.read_chunk(meta, 4, 4) == (b"4567", False)
+    assert store.read_chunk(meta, 8, 4) == (b"89", True)
+
+
+def test_the_one_before_is_kept_for_those_who_are_receiving_it_and_older_ones_are_not(store, directory, make):
+    first = store.save_snapshot(make.meta(5, 1), b"first", 0)
+    second = store.save_snapshot(make.meta(6, 1), b"second", 0)
+    assert store.read_chunk(first, 0, 10) == (b"first", True)
+    third = store.save_snapshot(make.meta(7, 1), b"third", 0)
+    with pytest.raises(SnapshotGone):
+        store.read_chunk(first, 0, 10)
+    assert store.read_chunk(second, 0, 10) == (b"second", True)
+    store.close()
+    LogStore(directory, "node-1", "cluster").close()
+    assert len(files(directory)) == 1
+    assert store.read_chunk(third, 0, 10) == (b"third", True)
+
+
+def test_what_was_left_half_written_is_removed_at_the_next_start(store, directory, make):
+    def breaks_off():
+        yield b"half"
+        raise RuntimeError("the state machine failed")
+
+    with pytest.raises(RuntimeError):
+        store.save_snapshot(make.meta(5, 1), breaks_off(), 0)
+    store.write_chunk(make.meta(90, 1, 100, 1), 0, b"half", zlib.crc32(b"half"))
+    assert len(files(directory)) == 2
+    store.write(make.persist(make.entries(21, 21)))  # none of this stops the log
+    store.close()
+    LogStore(directory, "node-1", "cluster").close()
+    assert files(directory) == []
+
+
+class Sender:
+    """The leader's side of a transfer."""
+
+    def __init__(self, make, data: bytes) -> None:
+        self.data = data
+        self.meta = make.meta(50, 2, len(data), zlib.crc32(data))
+
+    def send(self, store, offset: int, length: int = 4, meta=None) -> tuple[int, bool]:
+        chunk = self.data[offset : offset + length]
+        return store.write_chunk(meta or self.meta, offset, chunk, zlib.crc32(chunk))
+
+
+@pytest.fixture
+def sender(make) -> Sender:
+    return Sender(make, b"0123456789")
+
+
+def test_a_received_snapshot_takes_the_place_of_the_log(store, directory, make, sender):
+    assert sender.send(store, 0) == (4, False)
+    assert sender.send(store, 4) == (8, False)
+    assert sender.send(store, 8) == (10, True)
+    store.write(make.persist(make.entries(51, 52, term=2), term=2, snapshot=sender.meta))
+    store.close()
+    again = LogStore(directory, "node-1", "cluster")
+    found = again.load()
+    assert found.snapshot == sender.meta
+    assert found.entries == make.entries(51, 52, term=2)
+    assert again.read_snapshot(sender.meta) == sender.data
+    again.close()
+
+
+def test_repeated_early_and_late_chunks_say_where_to_go_on(store, sender):
+    assert sender.send(store, 4) == (0, False)
+    assert sender.send(store, 0) == (4, False)
+    assert sender.send(store, 0) == (4, False)
+    assert sender.send(store, 8) == (4, False)
+    assert sender.send(store, 4) == (8, False)
+    assert sender.send(store, 8) == (10, True)
+    assert sender.send(store, 8) == (10, True)
+
+
+def test_a_chunk_changed_on_the_way_is_asked_for_again(store, sender):
+    assert store.write_chunk(sender.meta, 0, b"garb", zlib.crc32(b"0123")) == (0, False)
+    assert sender.send(store, 0) == (4, False)
+
+
+@pytest.mark.parametrize("more", [b"89", b"8!", b"89 and more"])
+def test_bytes_that_are_not_the_snapshot_that_was_announced_start_over(store, make, sender, more):
+    meta = make.meta(50, 2, 10, zlib.crc32(b"another 10"))
+    for offset in (0, 4):
+        sender.send(store, offset, meta=meta)
+    assert store.write_chunk(meta, 8, more, zlib.crc32(more)) == (0, False)
+    assert sender.send(store, 0, meta=meta) == (4, False)
+
+
+def test_a_newer_snapshot_takes_the_place_of_one_half_received(store, directory, make, sender):
+    sender.send(store, 0)
+    newer = make.meta(60, 2, 3, zlib.crc32(b"new"))
+    assert store.write_chunk(newer, 0, b"new", zlib.crc32(b"new")) == (3, True)
+    assert len(files(directory)) == 1
+
+
+def test_an_own_snapshot_of_the_same_index_is_not_mixed_up_with_a_received_one(store, directory, make):
+    own = store.save_snapshot(make.meta(10, 1), b"own bytes", 0)
+    theirs = make.meta(10, 1, 5, zlib.crc32(b"their"))
+    assert store.write_chunk(theirs, 0, b"their", zlib.crc32(b"their")) == (5, True)
+    assert store.read_snapshot(own) == b"own bytes"
+    assert store.read_snapshot(theirs) == b"their"
+
+
+def test_an_own_snapshot_that_was_overtaken_by_a_received_one_changes_nothing(store, directory, make, sender):
+    staged = store.stage_snapshot(make.meta(10, 1), b"slowly written")
+    sender.send(store, 0, length=10)
+    store.write(make.persist([], term=2, snapshot=sender.meta))
+    store.commit_snapshot(staged, 0)
+    store.write(make.persist(make.entries(51, 51, term=2), term=2))
+    store.close()
+    again = LogStore(directory, "node-1", "cluster")
+    assert again.load().snapshot == sender.meta
+    assert len(files(directory)) == 1
+    again.close()
+
+
+def test_a_received_snapshot_outlives_own_ones_that_are_taken_before_it_is_installed(store, make, sender):
+    sender.send(store, 0, length=10)
+    for index in (10, 11, 12):
+        store.save_snapshot(make.meta(index, 1), b"own", 0)
+    store.write(make.persist([], term=2, snapshot=sender.meta))
+    assert store.read_snapshot(sender.meta) == sender.data
+
+
+def test_a_snapshot_changed_on_the_disk_is_not_handed_out(store, directory, make):
+    meta = store.save_snapshot(make.meta(10, 1), b"0123456789", 0)
+    (directory / "snapshots" / files(directory)[0]).write_bytes(b"0123456780")
+    with pytest.raises(StoreDamaged, match="fails its checksum"):
+        store.read_snapshot(meta)

@@ -1,0 +1,211 @@
+"""The driver between a core, a store and a state that answer at unlucky moments."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dss_raft.core import InvariantViolation, Role
+from dss_raft.core.messages import AppendReply, Configuration, Entry, EntryKind, Member, SnapshotMeta, VoteReply
+from dss_raft.core.ready import HardState, Persist, Ready, SnapshotChunkWanted
+from dss_raft.disk.store import SnapshotGone
+from dss_raft.driver import Driver
+from dss_raft.replication.snapshot_keeper import SnapshotKeeper
+
+CONFIGURATION = Configuration((Member("a", "http://a:1"),))
+
+
+def snapshot(index: int) -> SnapshotMeta:
+    return SnapshotMeta(index, 1, CONFIGURATION)
+
+
+def ready(**what: Any) -> Ready:
+    nothing: dict[str, Any] = {"persist": None, "messages": [], "committed": [], "read_states": []}
+    return Ready(**{**nothing, "chunks_wanted": [], "chunks_received": [], **what})
+
+
+class Core:
+    """Says what the test puts into `readies`, and notes what it is told."""
+
+    node_id, term, role, leader_id, commit_index, configuration = "a", 1, Role.LEADER, "a", 0, CONFIGURATION
+
+    def __init__(self) -> None:
+        self.readies: deque[Ready] = deque()
+        self.applied_to: list[int] = []
+        self.is_broken = False
+
+    def take_ready(self) -> Ready | None:
+        return self.readies.popleft() if self.readies else None
+
+    def persisted(self, number: int) -> None:
+        if self.is_broken:
+            raise InvariantViolation("nothing was being written")
+
+    def applied(self, index: int) -> None:
+        self.applied_to.append(index)
+
+    def tick(self) -> None: ...
+
+
+class Store:
+    last_index, hard_state = 4, HardState(2, "b")
+
+    def write(self, persist: Persist) -> None: ...
+
+    def read_chunk(self, meta: SnapshotMeta, offset: int, length: int) -> tuple[bytes, bool]:
+        raise SnapshotGone(f"snapshot {meta.index} is no longer kept")
+
+
+class Snapshots:
+    """Restores when the test says so, in the order it says."""
+
+    keep_entries = 0
+
+    def __init__(self) -> None:
+        self.restoring: dict[int, asyncio.Event] = {}
+
+    async def restore(self, meta: SnapshotMeta) -> None:
+        event = self.restoring[meta.index] = asyncio.Event()
+        await event.wait()
+
+    def is_due(self, core: Any) -> bool:
+        return False
+
+
+class Stage:
+    """A driver among doubles."""
+
+    def __init__(self) -> None:
+        self.core, self.store, self.snapshots = Core(), Store(), Snapshots()
+        self.failures: asyncio.Queue[BaseException] = asyncio.Queue()
+        self.sent: list[str] = []
+        self.applied: list[int] = []
+        self.replaced = asyncio.Event()
+        self.executor = ThreadPoolExecutor(1)
+        listener = SimpleNamespace(
+            before_ready=lambda: None,
+            entries_applied=lambda: None,
+            state_replaced=self.replaced.set,
+            read_settled=lambda state: None,
+            role_changed=lambda: None,
+            configuration_changed=lambda: None,
+            failed=self.failures.put_nowait,
+        )
+        links = SimpleNamespace(send=lambda peer, frame: self.sent.append(peer))
+        replica = SimpleNamespace(applied_index=0, apply=lambda entry: self.applied.append(entry.index))
+        parts: Any = (self.core, self.store, links, replica, self.snapshots, self.executor, listener)
+        self.driver = Driver(*parts, tick_s=3600)
+
+    def say(self, **what: Any) -> None:
+        self.core.readies.append(ready(**what))
+        self.driver.wake()
+
+    async def work_is_done(self) -> None:
+        """Until the driver's tasks have ended."""
+        await asyncio.sleep(0)
+        await self.until(lambda: not self.driver._tasks)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Give the loop turns until it is so."""
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110  (doubles have no events of their own)
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def stage():
+    stage = Stage()
+    stage.driver.start()
+    yield stage
+    await stage.driver.stop()
+    stage.executor.shutdown()
+
+
+async def test_a_snapshot_that_went_while_it_was_being_sent_is_no_fault(stage):
+    stage.say(chunks_wanted=[SnapshotChunkWanted("b", 1, snapshot(5), 0)])
+    await stage.work_is_done()
+    assert stage.failures.empty()
+    assert not stage.sent
+
+
+async def test_a_violation_after_a_write_stops_the_node(stage):
+    stage.core.is_broken = True
+    stage.say(persist=Persist(1, HardState(1, "a"), 0, []))
+    async with asyncio.timeout(5):
+        assert isinstance(await stage.failures.get(), InvariantViolation)
+
+
+@pytest.mark.parametrize(
+    ("promise", "is_kept"),
+    [
+        (AppendReply(sender="a", to="b", term=2, ok=True, match=4, prev_index=4), True),
+        (AppendReply(sender="a", to="b", term=2, ok=True, match=5, prev_index=5), False),
+        (VoteReply(sender="a", to="b", term=2, granted=True), True),
+        (VoteReply(sender="a", to="c", term=2, granted=True), False),
+        (VoteReply(sender="a", to="b", term=3, granted=True), False),
+        (VoteReply(sender="a", to="c", term=1, granted=True), True),
+        (VoteReply(sender="a", to="c", term=2, granted=False), True),
+    ],
+)
+async def test_no_acknowledgement_and_no_vote_leaves_that_the_store_does_not_have(stage, promise, is_kept):
+    """Whatever the core believes: the node stops itself."""
+    stage.say(messages=[promise])
+    await stage.work_is_done()
+    assert stage.sent == [promise.to] * is_kept
+    assert stage.failures.empty() == is_kept
+
+
+async def test_the_newest_snapshot_wins_however_long_the_older_one_takes(stage):
+    """One restores after the other, and those overtaken while they waited never. What is committed later waits for the last."""
+    stage.say(restore=snapshot(5))
+    await stage.until(lambda: 5 in stage.snapshots.restoring)
+    stage.say(restore=snapshot(7))
+    await asyncio.sleep(0)
+    stage.say(restore=snapshot(9), committed=[Entry(10, 1, EntryKind.COMMANDS, b"")])
+    await stage.until(lambda: len(stage.driver._tasks) == 3)
+    assert list(stage.snapshots.restoring) == [5], "two at once would mix their states"
+    stage.snapshots.restoring[5].set()
+    await stage.until(lambda: 9 in stage.snapshots.restoring)
+    assert not stage.replaced.is_set()
+    assert not stage.applied
+    stage.snapshots.restoring[9].set()
+    await stage.replaced.wait()
+    await stage.work_is_done()
+    assert list(stage.snapshots.restoring) == [5, 9]
+    assert stage.applied == [10]
+
+
+async def test_an_own_snapshot_that_was_overtaken_by_a_received_one_counts_for_nothing(tmp_path, stage):
+    """The leader's snapshot of index 9 is installed while this node still encodes its own of index 5."""
+    committed: list[int] = []
+    store = SimpleNamespace(
+        snapshot_index=0,
+        stage_snapshot=lambda meta, pieces: meta,
+        commit_snapshot=lambda meta, keep: committed.append(meta.index),
+    )
+    replica = SimpleNamespace(applied_index=5, snapshot=lambda: b"state")
+
+    class Memory:
+        name = "memory"
+
+        async def before_snapshot(self, index: int) -> None:
+            store.snapshot_index = 9
+
+        async def dump(self) -> list[bytes]:
+            return []
+
+    keeper_parts: Any = (replica, store, tmp_path, stage.executor)
+    keeper = SnapshotKeeper(*keeper_parts, entries_max=1, bytes_max=1, keep_entries=0)
+    memory: Any = Memory()
+    keeper.parts = [memory]
+    core: Any = SimpleNamespace(
+        meta_at=snapshot, snapshot=snapshot(0), log=SimpleNamespace(size=lambda after, to: 0), configuration=CONFIGURATION
+    )
+    assert await keeper.take(core) is None
+    assert not committed

@@ -1,0 +1,295 @@
+"""Three whole nodes in one loop, over real sockets and real stores: what a caller may rely on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dss_api.errors import Refused
+from dss_dev.sum_machine import Add, Wait
+from dss_raft import removal
+from dss_raft.disk.forked import ChildFailed
+from dss_raft.disk.store import StoreFailed
+
+IDS = ("a", "b", "c")
+
+
+def totals(cluster) -> set[int]:
+    return {node.machine("sum").total for node in cluster.nodes.values()}
+
+
+async def test_every_node_takes_commands_and_all_agree(cluster):
+    await cluster.start()
+    await cluster.leader()
+    results = await asyncio.gather(*(node.submit(Add(amount=1)) for node in cluster.nodes.values() for _ in range(50)))
+    assert sorted(result.body["total"] for result in results) == list(range(1, 151))
+    await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
+    assert totals(cluster) == {150}
+
+
+async def test_a_read_sees_what_another_node_was_answered(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    for expected in range(1, 20):
+        await leader.submit(Add(amount=1))
+        await follower.read_index()
+        assert follower.machine("sum").total == expected
+
+
+async def test_a_waiting_command_on_one_node_is_answered_by_another(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    waiting = asyncio.create_task(follower.submit(Wait(target=5, lease_ms=60_000), wait_ms=60_000))
+    await cluster.until(lambda: leader.machine("sum").waiters)
+    await leader.submit(Add(amount=5))
+    assert (await waiting).body == {"total": 5}
+
+
+async def test_a_caller_who_hangs_up_leaves_no_waiter_behind(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    waiting = asyncio.create_task(follower.submit(Wait(target=5, lease_ms=60_000), wait_ms=60_000))
+    await cluster.until(lambda: follower.machine("sum").waiters)
+    waiting.cancel()
+    await cluster.until(lambda: not any(node.machine("sum").waiters for node in cluster.nodes.values()))
+
+
+async def test_a_node_that_stops_leaves_no_waiter_behind(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    waiting = asyncio.create_task(follower.submit(Wait(target=5, lease_ms=60_000), wait_ms=60_000))
+    others = [node for node in cluster.nodes.values() if node is not follower]
+    await cluster.until(lambda: all(node.machine("sum").waiters for node in cluster.nodes.values()))
+    await follower.withdraw()
+    with pytest.raises(Refused, match="stopping"):
+        await waiting
+    await cluster.stop(follower.node_id)
+    await cluster.until(lambda: not any(node.machine("sum").waiters for node in others))
+
+
+async def test_a_deadline_passes_although_nobody_calls(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    result = await follower.submit(Wait(target=5, lease_ms=50), wait_ms=5000)
+    assert result.code == "wait_timeout"
+
+
+async def test_commands_survive_the_loss_of_the_leader_exactly_once(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    calls = [asyncio.create_task(follower.submit(Add(amount=1), timeout_ms=20_000)) for _ in range(200)]
+    await asyncio.sleep(0)
+    await cluster.stop((await cluster.leader()).node_id)
+    calls += [asyncio.create_task(follower.submit(Add(amount=1), timeout_ms=20_000)) for _ in range(200)]
+    await asyncio.gather(*calls)
+    await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
+    assert totals(cluster) == {400}
+
+
+async def test_without_a_majority_a_call_is_refused_and_later_goes_on(cluster):
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.submit(Add(amount=1))
+    stopped = [node_id for node_id in IDS if node_id != leader.node_id]
+    await cluster.stop(*stopped)
+    await cluster.until(lambda: not leader.is_leader)
+    with pytest.raises(Refused) as refusal:
+        await leader.submit(Add(amount=10), timeout_ms=300)
+    assert refusal.value.code == "no_quorum"
+    with pytest.raises(Refused) as refusal:
+        await leader.confirm_leadership()
+    assert refusal.value.code == "no_leader"
+    await cluster.start(stopped[0])
+    assert (await leader.submit(Add(amount=1), timeout_ms=20_000)).body == {"total": 2}
+
+
+async def test_all_nodes_find_their_state_again(cluster):
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.submit(Add(amount=7))
+    term = leader.term
+    await cluster.stop()
+    await cluster.start()
+    leader = await cluster.leader()
+    assert leader.term > term
+    await leader.submit(Add(amount=1))
+    await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
+    assert totals(cluster) == {8}
+
+
+async def test_a_node_that_was_away_for_long_is_given_a_snapshot(make_cluster):
+    cluster = make_cluster(snapshot_entries=20)
+    await cluster.start()
+    away = (await cluster.follower()).node_id
+    await cluster.stop(away)
+    leader = await cluster.leader()
+    for _ in range(100):
+        await leader.submit(Add(amount=1))
+    await cluster.until(lambda: leader.status()["snapshot_index"] > 60)
+    await cluster.start(away)
+    late = cluster.nodes[away]
+    await late.read_index()
+    assert late.machine("sum").total == 100
+    assert late.status()["snapshot_index"] > 60
+    assert (await late.submit(Add(amount=1))).body == {"total": 101}
+
+
+async def test_leadership_moves_when_asked_on_any_node(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    assert await follower.transfer(follower.node_id) == {"leader_id": follower.node_id}
+    await cluster.until(lambda: follower.is_leader and not leader.is_leader)
+    assert (await leader.submit(Add(amount=1))).body == {"total": 1}
+
+
+async def test_nobody_is_handed_leadership_who_has_no_vote(cluster):
+    await cluster.start()
+    with pytest.raises(Refused) as refusal:
+        await (await cluster.follower()).transfer("x")
+    assert refusal.value.code == "invalid"
+
+
+async def test_a_fourth_node_joins_gets_a_vote_and_can_be_removed(cluster):
+    await cluster.start()
+    follower = await cluster.follower()
+    for _ in range(20):
+        await follower.submit(Add(amount=1))
+    await cluster.start("d")
+    newcomer = cluster.nodes["d"]
+    answer = await follower.add_member("d", cluster.url("d"))
+    assert "d" in [member["id"] for member in answer["members"]]
+    await cluster.until(lambda: [m.learner for m in newcomer.core.configuration.members] == [False] * 4)
+    await newcomer.read_index()
+    assert newcomer.machine("sum").total == 20
+    assert (await newcomer.submit(Add(amount=1))).body == {"total": 21}
+
+    await newcomer.remove_member("d")
+    await cluster.until(lambda: all(len(n.core.configuration.members) == 3 for i, n in cluster.nodes.items() if i != "d"))
+    with pytest.raises(Refused) as refusal:
+        await newcomer.submit(Add(amount=100), timeout_ms=1500)
+    assert refusal.value.code in {"no_leader", "no_quorum", "unknown_outcome"}
+    assert (await follower.submit(Add(amount=1))).body == {"total": 22}
+
+
+@pytest.fixture
+def quick_removal(monkeypatch):
+    """Ask at once, again and again: what takes seconds in a cluster takes milliseconds here."""
+    monkeypatch.setattr(removal, "ASK_AFTER_S", 0.6)
+    monkeypatch.setattr(removal, "ASK_EVERY_S", 0.1)
+
+
+@pytest.mark.parametrize("gone", ["a", "c"])
+async def test_who_was_removed_while_down_is_told_so(cluster, quick_removal, gone):
+    """ "a" dials the others itself, "c" is dialled by them and has to ask."""
+    await cluster.start()
+    await cluster.leader()
+    await cluster.stop(gone)
+    await (await cluster.leader()).remove_member(gone)
+    await cluster.until(lambda: all(gone not in node.peers for node in cluster.nodes.values()))
+    await cluster.start(gone)
+    await cluster.until(lambda: gone in cluster.failures)
+    assert isinstance(cluster.failures[gone], removal.NodeRemoved)
+    assert str(cluster.directory / gone) in str(cluster.failures[gone])
+    with pytest.raises(Refused) as refusal:
+        await cluster.nodes[gone].submit(Add(amount=1))
+    assert refusal.value.code == "stopping"
+    assert len(cluster.failures) == 1
+
+
+async def test_a_leader_that_was_removed_is_told_so(cluster, quick_removal):
+    await cluster.start()
+    leader = await cluster.leader()
+    await (await cluster.follower()).remove_member(leader.node_id)
+    await cluster.until(lambda: leader.node_id in cluster.failures)
+    assert isinstance(cluster.failures[leader.node_id], removal.NodeRemoved)
+
+
+async def test_who_is_only_alone_is_not_told_so(cluster, quick_removal, monkeypatch):
+    """Neither a member whose peers are down, nor one that waits to be added."""
+    await cluster.start()
+    await cluster.leader()
+    await cluster.stop("a", "b")
+    await cluster.start("d")
+    asked = []
+    monkeypatch.setattr(cluster.nodes["c"]._links, "probe", asked.append)
+    await cluster.until(lambda: len(asked) > 2 * 2 * removal.ROUNDS)
+    assert not cluster.failures
+    await cluster.start("a", "b")
+    await cluster.nodes["c"].submit(Add(amount=1))
+
+
+async def test_a_member_needs_an_address(cluster):
+    await cluster.start()
+    with pytest.raises(Refused) as refusal:
+        await (await cluster.follower()).add_member("d", "nonsense")
+    assert refusal.value.code == "invalid"
+    assert "`url`" in refusal.value.detail
+
+
+async def test_leadership_is_confirmed_only_to_the_leader(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    assert await leader.confirm_leadership() >= 1
+    with pytest.raises(Refused) as refusal:
+        await follower.confirm_leadership()
+    assert refusal.value.code == "no_leader"
+    assert follower.propose_as_leader(Add(amount=1)) is False
+
+
+async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    failures = []
+    leader._on_failure = failures.append
+
+    def fail(persist):
+        raise StoreFailed("no space left on the device")
+
+    leader._store.write = fail
+    call = asyncio.create_task(leader.submit(Add(amount=1)))
+    await cluster.until(lambda: failures)
+    with pytest.raises(Refused) as refusal:
+        await call
+    assert refusal.value.code == "unknown_outcome", "it may have reached the others before the disk failed"
+    assert isinstance(failures[0], StoreFailed)
+    with pytest.raises(Refused) as refusal:
+        await leader.submit(Add(amount=1))
+    assert refusal.value.code == "stopping"
+    await cluster.until(lambda: follower.leader_id not in ("", leader.node_id))
+    assert (await follower.submit(Add(amount=1), timeout_ms=20_000)).code == ""
+
+
+async def test_large_state_is_snapshotted_while_commands_go_on(make_cluster, monkeypatch):
+    monkeypatch.setattr("dss_raft.replication.snapshot_keeper.INLINE_BYTES_MAX", 0)
+    cluster = make_cluster(snapshot_entries=20)
+    await cluster.start()
+    leader = await cluster.leader()
+    for _ in range(100):
+        await leader.submit(Add(amount=1))
+    await cluster.until(lambda: all(node.status()["snapshot_index"] > 60 for node in cluster.nodes.values()))
+    await cluster.stop()
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.read_index()
+    assert leader.machine("sum").total == 100
+
+
+async def test_a_snapshot_that_no_child_can_take_is_left_for_later(make_cluster, monkeypatch):
+    """The log holds everything meanwhile: no reason to stop."""
+    monkeypatch.setattr("dss_raft.replication.snapshot_keeper.INLINE_BYTES_MAX", 0)
+    attempts = []
+
+    async def killed(encode, path):
+        attempts.append(1)
+        raise ChildFailed("the process was killed")
+
+    monkeypatch.setattr("dss_raft.replication.snapshot_keeper.write_in_child", killed)
+    cluster = make_cluster(snapshot_entries=20)
+    await cluster.start()
+    leader = await cluster.leader()
+    for _ in range(70):
+        await leader.submit(Add(amount=1))
+    assert not cluster.failures
+    assert 3 <= len(attempts) <= 3 * 4, "each node tries again after as many entries as between two snapshots"
+    assert leader.status()["snapshot_index"] == 0

@@ -1,0 +1,187 @@
+"""What nodes do when a disk stalls, a link breaks in the middle of a snapshot, a large state is loaded, or too much is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import msgspec
+import pytest
+
+from dss_api.errors import Refused
+from dss_dev.sum_machine import Add, Sum
+from dss_raft import driver
+from dss_raft.replication import snapshot_keeper
+
+
+class Stall:
+    """Holds every write of a node's store until it is told to go on."""
+
+    def __init__(self, node) -> None:
+        self._write = node._store.write
+        self._go_on = threading.Event()
+        node._store.write = self._held
+
+    def _held(self, persist) -> None:
+        self._go_on.wait()
+        self._write(persist)
+
+    def end(self) -> None:
+        self._go_on.set()
+
+
+@pytest.fixture
+def stall():
+    """`stall(node)`; ends with the test at the latest, or the node could not stop."""
+    made: list[Stall] = []
+
+    def make(node) -> Stall:
+        made.append(Stall(node))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+@pytest.fixture
+async def cluster(cluster, stall):
+    """The stalls end before the nodes stop: a node waits for its write."""
+    return cluster
+
+
+async def test_a_leader_whose_disk_stalls_steps_down_and_its_call_takes_effect_once(cluster, stall):
+    """Its heartbeats would keep it in office for ever, and nothing asked of it would be answered (hashicorp/raft#503)."""
+    await cluster.start()
+    leader = await cluster.leader()
+    others = [node for node in cluster.nodes.values() if node is not leader]
+    disk = stall(leader)
+    call = asyncio.create_task(leader.submit(Add(amount=1), timeout_ms=20_000))
+    await cluster.until(lambda: not leader.is_leader)
+    await cluster.until(lambda: any(node.is_leader for node in others))
+    await others[0].submit(Add(amount=10), timeout_ms=20_000)
+    assert not call.done(), "nothing is applied here that is not durable here"
+    disk.end()
+    await call
+    await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
+    assert {node.machine("sum").total for node in cluster.nodes.values()} == {11}
+
+
+async def test_a_follower_whose_disk_stalls_disturbs_nobody(cluster, stall):
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    term = leader.term
+    disk = stall(follower)
+    ticks = leader.core.ticks
+    while leader.core.ticks < ticks + 3 * leader.core.config.election_ticks_max:
+        await leader.submit(Add(amount=1))
+        await asyncio.sleep(0.01)
+    assert (leader.is_leader, leader.term, follower.leader_id) == (True, term, leader.node_id)
+    assert follower.machine("sum").total < leader.machine("sum").total
+    disk.end()
+    await follower.read_index()
+    assert follower.machine("sum").total == leader.machine("sum").total
+
+
+async def test_a_snapshot_goes_on_where_it_was_when_its_link_broke(make_cluster, monkeypatch):
+    """In the middle of it every link of the newcomer is cut; no byte that it has is sent again, and nobody loses his leader."""
+    monkeypatch.setattr(driver, "SNAPSHOT_CHUNK_BYTES", 8)
+    cluster = make_cluster(snapshot_entries=20)
+    await cluster.start()
+    away = (await cluster.follower()).node_id
+    await cluster.stop(away)
+    leader = await cluster.leader()
+    for _ in range(100):
+        await leader.submit(Add(amount=1))
+    await cluster.until(lambda: leader.status()["snapshot_index"] > 60)
+    term = leader.term
+    stored: list[tuple[int, int]] = []
+
+    await cluster.start(away)
+    late = cluster.nodes[away]
+    write_chunk = late._store.write_chunk
+
+    def noted(meta, offset, data, crc):
+        stored.append((meta.index, offset))
+        if len(stored) == 5:
+            late._loop.call_soon_threadsafe(cut)
+        return write_chunk(meta, offset, data, crc)
+
+    def cut() -> None:
+        for peer in late._links.up_peers():
+            late._links._links[peer].abort()
+
+    late._store.write_chunk = noted
+    await late.read_index()
+    assert late.machine("sum").total == 100
+    assert len(stored) > 10
+    first = stored[0][0]
+    offsets = [offset for index, offset in stored if index == first]
+    assert sorted(set(offsets)) == list(range(0, max(offsets) + 1, 8))
+    assert len(offsets) - len(set(offsets)) <= 1, "at most the chunk whose answer was lost comes again"
+    assert leader.term == term
+
+
+class Slow(Sum):
+    """Its state loads in as many slices as the test wants."""
+
+    may_end = True
+    slices = 0
+
+    def snapshot(self) -> bytes:
+        return msgspec.msgpack.encode(super().snapshot())
+
+    def restoring(self, state):
+        Slow.slices += 1
+        yield
+        while not Slow.may_end:
+            Slow.slices += 1
+            yield
+        return lambda: self.restore(msgspec.msgpack.decode(state))
+
+
+async def test_a_leader_outlives_the_loading_of_a_large_state_on_the_only_other_node(make_cluster, monkeypatch):
+    """The loading takes many election timeouts, and the majority hangs on the node that does it."""
+    monkeypatch.setattr(snapshot_keeper, "RESTORE_BUDGET_S", 0)
+    cluster = make_cluster(Slow, snapshot_entries=20)
+    await cluster.start()
+    leader = await cluster.leader()
+    away, down = (node.node_id for node in cluster.nodes.values() if node is not leader)
+    await cluster.stop(away)
+    for _ in range(100):
+        await leader.submit(Add(amount=1))
+    await cluster.until(lambda: leader.status()["snapshot_index"] > 60)
+    monkeypatch.setattr(Slow, "may_end", False)
+    monkeypatch.setattr(Slow, "slices", 0)
+    await cluster.start(away)
+    late = cluster.nodes[away]
+    await cluster.until(lambda: Slow.slices > 0)
+    await cluster.stop(down)
+    term, ticks = leader.term, leader.core.ticks
+    await cluster.until(lambda: leader.core.ticks > ticks + 4 * leader.core.config.election_ticks_max)
+    assert (leader.is_leader, leader.term, late.leader_id) == (True, term, leader.node_id)
+    assert leader.core.status().peers[0].contact_ticks < leader.core.config.election_ticks_min
+    assert late.machine("sum").total == 0, "what is half loaded is not to be seen"
+    assert not late.is_ready
+    monkeypatch.setattr(Slow, "may_end", True)
+    await late.read_index()
+    assert late.machine("sum").total == 100
+    assert (await late.submit(Add(amount=1))).body == {"total": 101}
+
+
+async def test_more_calls_and_reads_than_may_wait_are_refused(make_cluster):
+    """Without a majority nothing ends; what is asked meanwhile must not pile up."""
+    cluster = make_cluster(pending_commands_max=5)
+    await cluster.start("a")
+    node = cluster.nodes["a"]
+    free = node.config.pending_commands_max - 1  # the node's own first command waits, too
+    calls = [asyncio.create_task(node.submit(Add(amount=1), timeout_ms=200)) for _ in range(free)]
+    reads = [asyncio.create_task(node.read_index()) for _ in range(node.config.pending_commands_max)]
+    await asyncio.sleep(0)
+    for one_more in (node.submit(Add(amount=1)), node.read_index()):
+        with pytest.raises(Refused, match="over_limit"):
+            await one_more
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert {error.code for error in ended} == {"no_quorum"}
+    for read in reads:
+        read.cancel()

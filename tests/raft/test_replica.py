@@ -1,0 +1,155 @@
+"""The replica keeps the promises of sessions and of applied time."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from dss_dev.sum_machine import Add, Sum, Wait
+from dss_raft.core.messages import Entry, EntryKind
+from dss_raft.replication.batch import encode_batch, encode_command, encode_group
+from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
+from dss_raft.replication.replica import Replica
+from dss_raft.replication.sessions import RESULTS_KEPT_MAX
+
+
+class Log:
+    """Writes entries for a replica, as a leader would."""
+
+    def __init__(self, *replicas: Replica) -> None:
+        self.replicas = replicas
+        self.index = 0
+
+    def batch(self, *groups: bytes, at_ms: int = 0, term: int = 1) -> None:
+        self.index += 1
+        entry = Entry(self.index, term, EntryKind.COMMANDS, encode_batch(at_ms, [], groups))
+        for replica in self.replicas:
+            replica.apply(entry)
+
+
+def group(first_seq: int, *commands: Command, node: str = "a", boot: int = 1, answered: tuple[int, ...] = ()) -> bytes:
+    return encode_group(node, boot, first_seq, list(answered), [encode_command(c) for c in commands])
+
+
+@pytest.fixture
+def replica() -> Replica:
+    return Replica("a", [Sum()])
+
+
+def total(replica: Replica) -> int:
+    return replica.machines["sum"].total  # type: ignore[attr-defined]
+
+
+def test_a_repeated_command_takes_effect_once(replica):
+    log = Log(replica)
+    log.batch(group(1, Add(amount=5), Add(amount=7)))
+    log.batch(group(1, Add(amount=5), Add(amount=7), Add(amount=1)))
+    assert total(replica) == 13
+    assert [(seq, r.body["total"]) for _, seq, r in replica.take_outcomes()] == [(1, 5), (2, 12), (3, 13)]
+
+
+def test_a_command_after_a_hole_waits_for_what_is_missing(replica):
+    log = Log(replica)
+    log.batch(group(2, Add(amount=7)))
+    assert total(replica) == 0
+    assert replica.take_gap()
+    log.batch(group(1, Add(amount=5), Add(amount=7)))
+    assert total(replica) == 12
+    assert not replica.take_gap()
+
+
+def test_a_hole_in_another_nodes_session_is_not_ours_to_mend(replica):
+    Log(replica).batch(group(2, Add(amount=7), node="b"))
+    assert not replica.take_gap()
+
+
+def test_a_new_boot_closes_the_old_session(replica):
+    log = Log(replica)
+    log.batch(group(1, Add(amount=1), boot=1), group(1, Wait(target=9, lease_ms=60_000), node="b"))
+    log.batch(group(1, OpenSession(), boot=2), group(2, Add(amount=100), boot=1))
+    assert total(replica) == 1
+    assert len(replica.machines["sum"].waiters) == 1, "the waiter of the other node stays"
+    log.batch(group(2, Add(amount=10), boot=2))
+    assert total(replica) == 11
+
+
+def test_results_carry_the_index_of_their_entry(replica):
+    log = Log(replica)
+    log.batch(group(1, Add(amount=1)))
+    log.batch(group(2, Add(amount=1)))
+    assert [r.index for _, _, r in replica.take_outcomes()] == [1, 2]
+
+
+def test_a_waiter_is_answered_by_a_later_command_of_anybody(replica):
+    log = Log(replica)
+    log.batch(group(1, Wait(target=3)))
+    assert replica.take_outcomes() == []
+    log.batch(group(1, Add(amount=3), node="b"))
+    assert [(seq, r.body, r.index) for _, seq, r in replica.take_outcomes()] == [(1, {"total": 3}, 2)]
+
+
+def test_a_cancelled_waiter_is_never_answered(replica):
+    log = Log(replica)
+    log.batch(group(1, Wait(target=3)))
+    log.batch(group(2, Cancel(seq=1)))
+    log.batch(group(3, Add(amount=3)))
+    assert [seq for _, seq, _ in replica.take_outcomes()] == [2, 3]
+
+
+def test_nothing_expires_without_a_later_stamp(replica):
+    log = Log(replica)
+    log.batch(group(1, Wait(target=3, lease_ms=1000)), at_ms=5000)
+    assert replica.next_deadline_ms() == 6000
+    log.batch(at_ms=5999)
+    assert replica.take_outcomes() == []
+    log.batch(at_ms=6000)
+    assert [r.code for _, _, r in replica.take_outcomes()] == ["wait_timeout"]
+
+
+def test_applied_time_never_goes_back(replica):
+    log = Log(replica)
+    log.batch(at_ms=6000)
+    log.batch(at_ms=10)
+    assert replica.at_ms == 6000
+
+
+def test_a_new_leader_re_arms_before_anything_expires(replica):
+    log = Log(replica)
+    log.batch(group(1, Wait(target=3, lease_ms=1000)), at_ms=5000, term=1)
+    log.batch(at_ms=60_000, term=2)
+    assert replica.take_outcomes() == [], "the lease has its full length again from the new leader's first stamp"
+    log.batch(at_ms=61_000, term=2)
+    assert [r.code for _, _, r in replica.take_outcomes()] == ["wait_timeout"]
+
+
+def test_confirmed_results_are_forgotten_and_others_kept(replica):
+    log = Log(replica)
+    log.batch(group(1, Add(amount=1), Add(amount=2), Add(amount=3)))
+    log.batch(group(4, Nothing(), answered=(1, 3)))
+    assert list(replica.sessions.get("a").results) == [2, 4]
+
+
+def test_a_session_keeps_a_bounded_number_of_results(replica):
+    log = Log(replica)
+    log.batch(group(1, *[Add(amount=1)] * (RESULTS_KEPT_MAX + 10)))
+    kept = replica.sessions.get("a").results
+    assert len(kept) == RESULTS_KEPT_MAX
+    assert min(kept) == 11
+
+
+def test_a_snapshot_carries_everything_on():
+    first, second = Replica("a", [Sum()]), Replica("a", [Sum()])
+    log = Log(first)
+    log.batch(group(1, Add(amount=1), Wait(target=9)), at_ms=100, term=3)
+    second.restore(first.snapshot())
+    assert second.snapshot() == first.snapshot()
+    log.replicas = (first, second)
+    log.batch(group(2, Wait(target=9)), group(3, Add(amount=8)), at_ms=200, term=3)
+    assert second.snapshot() == first.snapshot()
+    assert msgspec.msgpack.encode(second.take_outcomes()) != b""
+    assert total(second) == 9
+
+
+def test_an_entry_out_of_order_is_refused(replica):
+    with pytest.raises(ValueError, match="does not follow"):
+        replica.apply(Entry(2, 1, EntryKind.NOOP, b""))
