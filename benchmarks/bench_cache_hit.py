@@ -38,7 +38,7 @@ class LoneNode:
     """As much of a node as a hit sees, and as the service asks for when it is built."""
 
     def __init__(self) -> None:
-        self.node_id, self.boot = "n1", 1
+        self.node_id, self.incarnation = "n1", 1
         self.config = SimpleNamespace(
             cache_lease_ms=1000, cache_max_items=LINES, cache_max_bytes=1 << 30, cache_policy="lru", cache_write_back_ms=1000
         )

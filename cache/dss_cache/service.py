@@ -60,7 +60,7 @@ class CacheService:
             self._line_changed,
             make_policy(config.cache_policy, config.cache_max_items),
         )
-        self.near: NearCache[Waiter] = NearCache(node.node_id, node.boot, self.lines, lease_s)
+        self.near: NearCache[Waiter] = NearCache(node.node_id, node.incarnation, self.lines, lease_s)
         self.peers = Peers(node, self.near, self.directory, lease_s, clock, self.rows)
         delay_s = config.cache_write_back_ms / 1000
         self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.memory, delay_s, clock)
@@ -79,7 +79,7 @@ class CacheService:
 
     async def start(self) -> None:
         """The node runs: begin to write back."""
-        self.near.boot = self.node.boot
+        self.near.incarnation = self.node.incarnation
         self.write_back.start()
 
     async def stop(self) -> None:
@@ -127,7 +127,7 @@ class CacheService:
 
     def _written(self, event: Written, index: int) -> None:
         near = self.near
-        near.boot = self.node.boot
+        near.incarnation = self.node.incarnation
         self.peers.release(near.written(event, self.clock()))
         self.write_back.written(event)
         if self.lines.wants_write_back:
@@ -136,7 +136,7 @@ class CacheService:
         self.peers.entry_applied()
 
     def _fetched(self, event: Fetched, index: int) -> None:
-        self.near.boot = self.node.boot
+        self.near.incarnation = self.node.incarnation
         self.peers.release(self.near.fetched(event))
         self.peers.entry_applied()
 

@@ -29,7 +29,7 @@ from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication.clocks import AppliedClock
 from dss_raft.replication.commands import Command, OpenSession
 from dss_raft.replication.machine import Event, StateMachine
-from dss_raft.replication.pending_commands import Outbox
+from dss_raft.replication.pending_commands import PendingCommands
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.reads import ReadRounds
 from dss_raft.replication.replica import Replica
@@ -60,7 +60,7 @@ class Node:
     ) -> None:
         self.config = config
         self.node_id = config.node_id
-        self.boot = 0
+        self.incarnation = 0
         self._machines = machines
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
@@ -87,7 +87,7 @@ class Node:
         self._store: LogStore
         self._links: PeerLinks
         self._driver: Driver
-        self._outbox: Outbox
+        self._pending: PendingCommands
         self._reads: ReadRounds
         self._proposals: Proposals
         self._removal: RemovalWatch
@@ -111,7 +111,7 @@ class Node:
             heartbeat_ticks=TICKS_PER_HEARTBEAT,
         )
         self.core = RaftCore(core_config, boot_state, random.Random())
-        self._outbox = Outbox(config.node_id, self.boot, self._loop, config.pending_commands_max)
+        self._pending = PendingCommands(config.node_id, self.incarnation, self._loop, config.pending_commands_max)
         self._reads = ReadRounds(self.core, self._loop, config.pending_commands_max)
         self._proposals = Proposals(self.core, self.replica)
         snapshots = SnapshotKeeper(
@@ -142,16 +142,22 @@ class Node:
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         await self._links.start()
         self._running = True
-        self._outbox.add_unattended(OpenSession())
+        self._pending.add_unattended(OpenSession())
         self._driver.start()
-        log.info("raft.started", node=self.node_id, boot=self.boot, term=self.core.term, last_index=self.core.last_index)
+        log.info(
+            "raft.started",
+            node=self.node_id,
+            incarnation=self.incarnation,
+            term=self.core.term,
+            last_index=self.core.last_index,
+        )
 
     async def stop(self) -> None:
         """Stop taking part; everything answered is on disk already."""
         if not self._running:
             return
         self._running = False
-        self._outbox.close()
+        self._pending.close()
         await self._driver.stop()
         await self._links.stop()
         await self._loop.run_in_executor(self._executor, self._store.close)
@@ -163,7 +169,7 @@ class Node:
         self._store = LogStore(self._store_directory, config.node_id, config.cluster_id)
         if self._store.is_new:
             self._store.bootstrap(members.first_configuration(config))
-        self.boot = self._store.next_boot()
+        self.incarnation = self._store.next_incarnation()
         return self._store.load()
 
     # ----------------------------------------------------------------- state
@@ -216,7 +222,7 @@ class Node:
         tick_ms = self.config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
         status = members.status(self.core, self._links, tick_ms)
         status["last_applied"] = self.applied_index
-        status |= {"boot": self.boot, "pending": self._outbox.in_flight, "waiting": self._outbox.parked}
+        status |= {"boot": self.incarnation, "pending": self._pending.in_flight, "waiting": self._pending.parked}
         return status
 
     # ------------------------------------------------------------- submitting
@@ -234,13 +240,13 @@ class Node:
         if not self._running:
             raise Refused("stopping", "this node is not running")
         timeout = self.config.submit_timeout_ms if timeout_ms is None else timeout_ms
-        call = self._outbox.add(command, (timeout + wait_ms) / 1000)
+        call = self._pending.add(command, (timeout + wait_ms) / 1000)
         self._driver.wake()
         assert call.future is not None
         try:
             return await call.future
         except asyncio.CancelledError:
-            self._outbox.abandon(call)
+            self._pending.abandon(call)
             self._driver.wake()
             raise
 
@@ -319,9 +325,9 @@ class Node:
 
     async def withdraw(self) -> None:
         """Before a clean stop: have the cluster forget the commands that wait here, lest it gives to callers who will not hear of it."""
-        if self._running and self._outbox.withdraw():
+        if self._running and self._pending.withdraw():
             self._driver.wake()
-            await self.until(lambda: not self._outbox.has_unsent and not self._outbox.in_flight)
+            await self.until(lambda: not self._pending.has_unsent and not self._pending.in_flight)
 
     async def hand_over(self) -> None:
         """Before a clean stop: leave leadership to somebody who is up, so that nobody has to wait for an election."""
@@ -379,24 +385,24 @@ class Node:
         if not leader:
             return
         if leader != self.node_id:
-            if self._outbox.has_unsent and self._links.is_up(leader):
-                self._hand_on(self._outbox.next_groups())
+            if self._pending.has_unsent and self._links.is_up(leader):
+                self._hand_on(self._pending.next_groups())
         elif not self._driver.is_writing:
-            self._hand_on(self._outbox.next_groups())
+            self._hand_on(self._pending.next_groups())
             self._proposals.propose()
 
     def entries_applied(self) -> None:
         """Entries were applied here: answer callers, tell listeners."""
-        replica, outbox = self.replica, self._outbox
+        replica, pending = self.replica, self._pending
         self._applied_clock.applied(self.replica.at_ms)
         self._proposals.committed(replica.applied_index)
         outcomes = replica.take_outcomes()
-        for boot, seq, result in outcomes:
-            if boot == self.boot:
-                outbox.resolve(seq, result)
+        for incarnation, seq, result in outcomes:
+            if incarnation == self.incarnation:
+                pending.resolve(seq, result)
         session = replica.sessions.get(self.node_id)
-        if session is not None and session.boot == self.boot:
-            outbox.park_applied(session)
+        if session is not None and session.incarnation == self.incarnation:
+            pending.park_applied(session)
             self._last_progress = self._loop.time()
         for event in replica.take_events():
             for callback in self._event_listeners.get(type(event), ()):
@@ -412,7 +418,7 @@ class Node:
     def state_replaced(self) -> None:
         """A snapshot from the leader has replaced the state."""
         self._applied_clock.applied(self.replica.at_ms)
-        self._outbox.adopt(self.replica.sessions.get(self.node_id))
+        self._pending.adopt(self.replica.sessions.get(self.node_id))
         self._reads.release(self.applied_index)
         for callback in self._replacement_listeners:
             callback()
@@ -465,7 +471,7 @@ class Node:
         else:
             log.critical("raft.failed", node=self.node_id, error=f"{type(error).__name__}: {error}", exc_info=error)
         self._running = False
-        self._outbox.close()
+        self._pending.close()
         if self._on_failure is not None:
             self._on_failure(error)
 
@@ -481,8 +487,8 @@ class Node:
 
     def _send_again(self) -> None:
         self._last_progress = self._loop.time()
-        if self.core.leader_id and self._outbox.in_flight:
-            self._hand_on(self._outbox.groups_again())
+        if self.core.leader_id and self._pending.in_flight:
+            self._hand_on(self._pending.groups_again())
             self._driver.wake()
 
     def _ticked(self) -> None:
@@ -492,10 +498,10 @@ class Node:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        self._outbox.sweep(self._why_no_answer)
+        self._pending.sweep(self._why_no_answer)
         now = self._loop.time()
         self._removal.look(now)
-        if self._outbox.in_flight and now - self._last_progress > RESEND_AFTER_S:
+        if self._pending.in_flight and now - self._last_progress > RESEND_AFTER_S:
             self._send_again()
         if self.is_leader:
             self._proposals.stamp_if_due()

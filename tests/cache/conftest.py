@@ -75,7 +75,7 @@ class FakeNode:
         self.cluster = cluster
         self.node_id = node_id
         self.config = config
-        self.boot = 1
+        self.incarnation = 1
         self.directory = Directory()
         self.applied_index = 0
         #: applies nothing while true
@@ -126,7 +126,7 @@ class FakeNode:
         if self.cluster.refusal is not None:
             raise self.cluster.refusal
         self._seq += 1
-        origin = Origin(self.node_id, self.boot, self._seq)
+        origin = Origin(self.node_id, self.incarnation, self._seq)
         future = self._futures[origin] = asyncio.get_running_loop().create_future()
         self.cluster.append(command, origin)
         return await future

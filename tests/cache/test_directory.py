@@ -18,10 +18,10 @@ class Harness:
         self.index, self.at_ms, self.seq = 0, 1000, 0
         self.events = []
 
-    def __call__(self, command, node="n1", boot=1):
-        return self.entry(command, node=node, boot=boot)[0]
+    def __call__(self, command, node="n1", incarnation=1):
+        return self.entry(command, node=node, incarnation=incarnation)[0]
 
-    def entry(self, *commands, node="n1", boot=1):
+    def entry(self, *commands, node="n1", incarnation=1):
         self.index += 1
         deadline = self.directory.next_deadline_ms()
         if deadline is not None and deadline <= self.at_ms:
@@ -29,7 +29,7 @@ class Harness:
         results = []
         for command in commands:
             self.seq += 1
-            results.append(self.directory.apply(command, self.at_ms, self.index, Origin(node, boot, self.seq)))
+            results.append(self.directory.apply(command, self.at_ms, self.index, Origin(node, incarnation, self.seq)))
         self.events = self.directory.take_events()
         return results
 
@@ -97,7 +97,7 @@ def test_a_reader_makes_it_shared(directory):
 def test_a_reader_of_a_key_nobody_holds_gets_it_alone(directory):
     directory.put(node="n1")
     directory.clean()
-    directory(Revoke(node="n1"), node="", boot=0)
+    directory(Revoke(node="n1"), node="", incarnation=0)
     row = directory.fetch(node="n2")
     assert (row.state, row.value) == ("E", None)
 
@@ -125,7 +125,7 @@ def test_who_had_to_drop_a_line_stays_named(directory):
     assert second["must"] == {"n1": second["version"], "n2": first["version"]}
 
 
-@pytest.mark.parametrize("void", [lambda h: h(Revoke(node="n2"), node="", boot=0), lambda h: h.restart("n2")])
+@pytest.mark.parametrize("void", [lambda h: h(Revoke(node="n2"), node="", incarnation=0), lambda h: h.restart("n2")])
 def test_revoked_and_restarted_nodes_hold_nothing(directory, void):
     directory.put(node="n1")
     directory.fetch(node="n2")
@@ -244,7 +244,7 @@ def test_a_new_leader_changes_no_time_to_live(directory):
 
 def test_the_longest_lease_is_known_until_it_is_over(directory):
     def says(lease_ms, term, **fields):
-        directory(AgreeLease(lease_ms=lease_ms, term=term, **fields), node="", boot=0)
+        directory(AgreeLease(lease_ms=lease_ms, term=term, **fields), node="", incarnation=0)
         return directory.directory.lease_ms
 
     assert says(1000, 1) == 1000
@@ -255,14 +255,14 @@ def test_the_longest_lease_is_known_until_it_is_over(directory):
 
 
 def test_whether_longer_leases_are_over_only_the_latest_leader_knows(directory):
-    directory(AgreeLease(lease_ms=5000, term=3), node="", boot=0)
-    directory(AgreeLease(lease_ms=500, term=2, longer_are_over=True), node="", boot=0)
+    directory(AgreeLease(lease_ms=5000, term=3), node="", incarnation=0)
+    directory(AgreeLease(lease_ms=500, term=2, longer_are_over=True), node="", incarnation=0)
     assert directory.directory.lease_ms == 5000
     assert not directory.events
 
 
 def test_a_snapshot_holds_everything(directory):
-    directory(AgreeLease(lease_ms=700, term=2), node="", boot=0)
+    directory(AgreeLease(lease_ms=700, term=2), node="", incarnation=0)
     directory.put("a", ttl_ms=500)
     directory.put("b", b"2")
     directory.fetch("b", node="n2")
@@ -270,7 +270,7 @@ def test_a_snapshot_holds_everything(directory):
     directory.put("c")
     directory.clean("c")
     directory(Delete(key="c"))
-    directory(Revoke(node="n2"), node="", boot=0)
+    directory(Revoke(node="n2"), node="", incarnation=0)
     state = msgspec.msgpack.decode(msgspec.msgpack.encode(directory.directory.snapshot()))
     copy = Harness()
     copy.directory.restore(state)

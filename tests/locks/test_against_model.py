@@ -44,7 +44,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
     def start(self) -> None:
         self.table, self.model = LockTable(), naive_locks.NaiveLocks()
         self.model.at, self.model.index = 10_000, 1
-        self.boots = {"n1": 1, "n2": 1}
+        self.incarnations = {"n1": 1, "n2": 1}
         self.seq = 0
         self.origins: list[Origin] = []
         self.answers: dict[Origin, str] = {}
@@ -122,7 +122,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
     @rule(back=st.integers(0, 6))
     def cancel(self, back):
         origin = self.origins[max(0, len(self.origins) - 1 - back)]
-        if origin.boot != self.boots[origin.node]:
+        if origin.incarnation != self.incarnations[origin.node]:
             return
         self.model.cancel(origin)
         self.table.cancel(origin, self.model.at, self.model.index)
@@ -130,7 +130,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
 
     @rule(node=NODES)
     def restart(self, node):
-        self.boots[node] += 1
+        self.incarnations[node] += 1
         self.model.node_restarted(node)
         self.table.node_restarted(node, self.model.at, self.model.index)
         self.collect()
@@ -220,7 +220,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
 
     def origin(self, node) -> Origin:
         self.seq += 1
-        origin = Origin(node, self.boots[node], self.seq)
+        origin = Origin(node, self.incarnations[node], self.seq)
         self.origins.append(origin)
         return origin
 

@@ -96,7 +96,7 @@ def test_a_restarted_node_loses_its_waiters_and_keeps_its_locks(locks):
     assert locks.answers[kept].code == ""
 
 
-def test_a_new_boot_cannot_cancel_a_grant_of_the_old_one(locks):
+def test_a_new_incarnation_cannot_cancel_a_grant_of_the_old_one(locks):
     locks.acquire("a", "k")
     origin = _origin(locks.seq)
     locks.restart_node("n1")

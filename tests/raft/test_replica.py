@@ -27,8 +27,8 @@ class Log:
             replica.apply(entry)
 
 
-def group(first_seq: int, *commands: Command, node: str = "a", boot: int = 1, answered: tuple[int, ...] = ()) -> bytes:
-    return encode_group(node, boot, first_seq, list(answered), [encode_command(c) for c in commands])
+def group(first_seq: int, *commands: Command, node: str = "a", incarnation: int = 1, answered: tuple[int, ...] = ()) -> bytes:
+    return encode_group(node, incarnation, first_seq, list(answered), [encode_command(c) for c in commands])
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def test_a_hole_in_another_nodes_session_is_not_ours_to_mend(replica):
     assert not replica.take_gap()
 
 
-def test_a_new_boot_closes_the_old_session(replica):
+def test_a_new_incarnation_closes_the_old_session(replica):
     log = Log(replica)
-    log.batch(group(1, Add(amount=1), boot=1), group(1, Wait(target=9, lease_ms=60_000), node="b"))
-    log.batch(group(1, OpenSession(), boot=2), group(2, Add(amount=100), boot=1))
+    log.batch(group(1, Add(amount=1), incarnation=1), group(1, Wait(target=9, lease_ms=60_000), node="b"))
+    log.batch(group(1, OpenSession(), incarnation=2), group(2, Add(amount=100), incarnation=1))
     assert total(replica) == 1
     assert len(replica.machines["sum"].waiters) == 1, "the waiter of the other node stays"
-    log.batch(group(2, Add(amount=10), boot=2))
+    log.batch(group(2, Add(amount=10), incarnation=2))
     assert total(replica) == 11
 
 

@@ -82,12 +82,12 @@ class NearCache(Generic[T]):
     """See the module. T is what waits for acknowledgements: a future, or a test's token.
 
     Args:
-        boot: number of this process among those of the node: writes of an earlier one, replayed at start, are not its own.
+        incarnation: of this node: writes of an earlier one, replayed at start, are not its own.
     """
 
-    def __init__(self, node_id: str, boot: int, lines: Lines, lease_s: float) -> None:
+    def __init__(self, node_id: str, incarnation: int, lines: Lines, lease_s: float) -> None:
         self.node_id = node_id
-        self.boot = boot
+        self.incarnation = incarnation
         self.lines = lines
         self.lease = HeldLease(lease_s)
         self.acknowledgements: Acknowledgements[T] = Acknowledgements()
@@ -168,7 +168,7 @@ class NearCache(Generic[T]):
             flight.overtaken = True
             del self.flights[key]
         over = self.acknowledgements.advance(self.node_id, event.version)
-        is_own = event.node == self.node_id and event.boot == self.boot
+        is_own = event.node == self.node_id and event.incarnation == self.incarnation
         if is_own and event.value is not None:
             readable = self.acknowledgements.covers(event.must)
             self.lines.install(key, MODIFIED, event.version, event.value, event.must, readable, now, event.why)
@@ -185,7 +185,7 @@ class NearCache(Generic[T]):
         """A node has become a sharer."""
         flight = self.flights.get(event.key)
         if event.node == self.node_id:
-            if flight is not None and event.boot == self.boot:
+            if flight is not None and event.incarnation == self.incarnation:
                 flight.registered = True
         else:
             if flight is not None and flight.registered:

@@ -81,9 +81,9 @@ class Written(Event, frozen=True):
     version: int
     #: None: it has no value any more
     value: bytes | None
-    #: the writer and its boot; "" when it expired
+    #: the writer and its incarnation; "" when it expired
     node: str
-    boot: int
+    incarnation: int
     #: "put", "delete", "expired", "lost"
     why: str
     must: Stamps
@@ -94,7 +94,7 @@ class Fetched(Event, frozen=True):
 
     key: str
     node: str
-    boot: int
+    incarnation: int
     stamp: int
 
 
@@ -319,7 +319,7 @@ class Directory:
         stamp = self._next_stamp(at_ms)
         record.sharers = {node: record.sharers[node] for node in self.live_sharers(record)}
         record.sharers[origin.node] = stamp
-        self._events.append(Fetched(key, origin.node, origin.boot, stamp))
+        self._events.append(Fetched(key, origin.node, origin.incarnation, stamp))
         state = self.state_of(record, origin.node)
         return Fetch1(record.version, False, record.value, state, stamp, record.must, record.expires_at_ms)
 
@@ -381,13 +381,13 @@ class Directory:
         record.dirty = True
         record.owner = origin.node
         record.expires_at_ms = expires_at_ms
-        record.sharers = {} if value is None or not origin.boot else {origin.node: stamp}
+        record.sharers = {} if value is None or not origin.incarnation else {origin.node: stamp}
         record.must = must
         self.dirty[key] = None
         self.dirty_bytes += _size(record)
         if expires_at_ms:
             self._add_deadline(expires_at_ms, key)
-        self._events.append(Written(key, stamp, value, origin.node, origin.boot, why, must))
+        self._events.append(Written(key, stamp, value, origin.node, origin.incarnation, why, must))
         return Result({"version": stamp, "must": must})
 
     def _drop_value(self, key: str, record: Record) -> None:

@@ -14,21 +14,21 @@ from dss_raft.replication.machine import Origin
 
 
 class Claims:
-    """Grants by the request (node, boot, seq) that they answered."""
+    """Grants by the request (node, incarnation, seq) that they answered."""
 
     def __init__(self) -> None:
-        self._boots: dict[str, int] = {}
+        self._incarnations: dict[str, int] = {}
         #: node -> seq -> what was granted; a list where one request got several keys
         self._nodes: dict[str, dict[int, Hold | list[Hold]]] = {}
 
     def add(self, origin: Origin, hold: Hold, token_before: int = 0) -> None:
         """`hold` was granted to `origin`. `token_before`: the shared hold's token, when it was an upgrade."""
-        node, boot, seq = origin
+        node, incarnation, seq = origin
         if not seq:
             return
-        if self._boots.get(node) != boot:
+        if self._incarnations.get(node) != incarnation:
             self.forget_node(node)
-            self._boots[node] = boot
+            self._incarnations[node] = incarnation
             self._nodes[node] = {}
         hold.claim_node, hold.claim_seq, hold.token_before = node, seq, token_before
         self._register(self._nodes[node], seq, hold)
@@ -47,8 +47,8 @@ class Claims:
 
     def of(self, origin: Origin) -> list[Hold]:
         """What was granted to `origin` and can be taken back, by key."""
-        node, boot, seq = origin
-        if self._boots.get(node) != boot:
+        node, incarnation, seq = origin
+        if self._incarnations.get(node) != incarnation:
             return []
         claimed = self._nodes[node].get(seq)
         if claimed is None:
@@ -56,20 +56,20 @@ class Claims:
         return sorted(claimed, key=lambda hold: hold.key) if isinstance(claimed, list) else [claimed]
 
     def forget_node(self, node: str) -> None:
-        """The node has a new boot: nobody can cancel requests of the old one."""
+        """The node has a new incarnation: nobody can cancel requests of the old one."""
         for claimed in self._nodes.pop(node, {}).values():
             for hold in claimed if isinstance(claimed, list) else [claimed]:
                 _clear(hold)
-        self._boots.pop(node, None)
+        self._incarnations.pop(node, None)
 
     def snapshot(self) -> dict[str, int]:
-        """The boots; the claims themselves stand in the holds."""
-        return self._boots
+        """The incarnations; the claims themselves stand in the holds."""
+        return self._incarnations
 
-    def restore(self, boots: dict[str, int], holds: Iterable[Hold]) -> None:
+    def restore(self, incarnations: dict[str, int], holds: Iterable[Hold]) -> None:
         """Replace the claims by those in `holds`."""
-        self._boots = dict(boots)
-        self._nodes = {node: {} for node in boots}
+        self._incarnations = dict(incarnations)
+        self._nodes = {node: {} for node in incarnations}
         for hold in holds:
             if hold.claim_seq:
                 self._register(self._nodes[hold.claim_node], hold.claim_seq, hold)

@@ -221,7 +221,7 @@ class Holdings:
         for lock in self.locks.values():
             yield from lock.holds()
 
-    def restore(self, holds_by_key: list[tuple[str, list[Hold]]], boots: dict[str, int], rearmed_ms: int) -> None:
+    def restore(self, holds_by_key: list[tuple[str, list[Hold]]], incarnations: dict[str, int], rearmed_ms: int) -> None:
         """Replace everything but the sessions, which have been restored before."""
         self.rearmed_ms = rearmed_ms
         self.locks, self.clients, self.in_demand, self.held = {}, {}, {}, [0, 0]
@@ -235,7 +235,7 @@ class Holdings:
         for hold in self.all():
             if hold.session:
                 self.sessions.by_id[hold.session].keys[hold.key] = None
-        self.claims.restore(boots, self.all())
+        self.claims.restore(incarnations, self.all())
         self.leases.rebuild(hold for hold in self.all() if hold.ttl_ms)
 
     def _unbind(self, hold: Hold) -> None:

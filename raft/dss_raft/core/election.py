@@ -17,7 +17,7 @@ def campaign(core: CoreState, *, force: bool = False) -> None:
         _become_candidate(core, transfer=True)
         return
     core.role = Role.CANDIDATE
-    core.asking = True
+    core.is_pre_candidate = True
     core.set_leader("")
     core.reset_election_timer()
     core.votes = {core.node_id: True}
@@ -43,7 +43,7 @@ def _become_candidate(core: CoreState, *, transfer: bool) -> None:
         raise InvariantViolation("a leader cannot become a candidate")
     core.set_term(core.term + 1)
     core.role = Role.CANDIDATE
-    core.asking = False
+    core.is_pre_candidate = False
     core.set_leader("")
     core.set_vote(core.node_id)
     core.votes = {}
@@ -78,7 +78,7 @@ def handle_pre_vote(core: CoreState, message: PreVote) -> None:
 
 
 def handle_pre_vote_reply(core: CoreState, message: PreVoteReply) -> None:
-    if core.role is not Role.CANDIDATE or not core.asking:
+    if core.role is not Role.CANDIDATE or not core.is_pre_candidate:
         return
     if message.granted and message.term != core.term + 1:
         return
@@ -104,7 +104,7 @@ def handle_request_vote(core: CoreState, message: RequestVote) -> None:
 
 
 def handle_vote_reply(core: CoreState, message: VoteReply) -> None:
-    if core.role is not Role.CANDIDATE or core.asking:
+    if core.role is not Role.CANDIDATE or core.is_pre_candidate:
         return
     core.votes.setdefault(message.sender, message.granted)
     outcome = tally(core.membership.voters, core.votes)

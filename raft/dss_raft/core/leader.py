@@ -22,7 +22,7 @@ from dss_raft.core.state import CoreState, Role
 
 def become_leader(core: CoreState) -> None:
     """Won: append a no-op, which commits what earlier terms left (paper 8) and opens the door for reads and changes."""
-    if core.role is not Role.CANDIDATE or core.asking:
+    if core.role is not Role.CANDIDATE or core.is_pre_candidate:
         raise InvariantViolation(f"only a candidate becomes leader, not a {core.role.name}")
     core.role = Role.LEADER
     core.set_leader(core.node_id)

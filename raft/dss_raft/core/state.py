@@ -36,7 +36,7 @@ class Rng(Protocol):
 
 
 class Role(IntEnum):
-    """A node asking for pre-votes shows as CANDIDATE."""
+    """A pre-candidate (see `is_pre_candidate`) is a CANDIDATE, too."""
 
     FOLLOWER = 0
     CANDIDATE = 1
@@ -97,8 +97,8 @@ class CoreState:
         #: whom this node voted for in `term`; changes only from "" or together with the term
         self.vote = boot.hard_state.vote
         self.role = Role.FOLLOWER
-        #: CANDIDATE only: still asking for pre-votes, the term is not raised yet
-        self.asking = False
+        #: CANDIDATE only: true while it asks for pre-votes; the term is not raised yet
+        self.is_pre_candidate = False
         #: "" when unknown; at most one value per term
         self.leader_id = ""
         #: the newest snapshot this node has; the log may reach back further than its index
@@ -223,7 +223,7 @@ class CoreState:
         if term != self.term:
             self.set_term(term)
         self.role = Role.LEARNER if self.node_id in self.membership.learners else Role.FOLLOWER
-        self.asking = False
+        self.is_pre_candidate = False
         self.votes.clear()
         self.reset_election_timer()
         self.set_leader(leader_id)

@@ -43,7 +43,7 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     first_index: int = 1
     last_index: int = 0
     #: starts of this node
-    boot: int = 0
+    incarnation: int = 0
     #: transactions so far
     sequence: int = 0
 

@@ -101,7 +101,7 @@ class LogStore:
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
     def load(self) -> BootState:
-        """What the last boot left, verified when the store was opened. To be called once, at start; it gives the entries away."""
+        """What the last run left, verified when the store was opened. Call it once, at start: it hands the entries over."""
         if self._snapshot is None:
             raise StoreError("a new store has nothing to load; call bootstrap first")
         entries, self._entries = self._entries, []
@@ -147,10 +147,10 @@ class LogStore:
         self._snapshot = snapshot
         self.is_new = False
 
-    def next_boot(self) -> int:
+    def next_incarnation(self) -> int:
         """Count a start of this node, durably: 1, 2, 3, …"""
-        self._commit(msgspec.structs.replace(self._state, boot=self._state.boot + 1))
-        return self._state.boot
+        self._commit(msgspec.structs.replace(self._state, incarnation=self._state.incarnation + 1))
+        return self._state.incarnation
 
     def write(self, persist: Persist) -> None:
         """Make one `Persist` durable, in one transaction.
@@ -244,7 +244,7 @@ class LogStore:
             vote=persist.hard_state.vote,
             first_index=first,
             last_index=last + len(entries),
-            boot=state.boot,
+            incarnation=state.incarnation,
             sequence=state.sequence,
         )
         return new, steps

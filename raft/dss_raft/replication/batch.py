@@ -22,7 +22,7 @@ class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):
     """Consecutive commands of one session."""
 
     node: str
-    boot: int
+    incarnation: int
     #: sequence number of `commands[0]`; the others follow without a gap
     first_seq: int
     #: sequence numbers whose results have reached their callers: the session table may forget them
@@ -54,9 +54,9 @@ def encode_command(command: Command) -> bytes:
     return _encoder.encode(command)
 
 
-def encode_group(node: str, boot: int, first_seq: int, answered: list[int], commands: Sequence[bytes]) -> bytes:
+def encode_group(node: str, incarnation: int, first_seq: int, answered: list[int], commands: Sequence[bytes]) -> bytes:
     """A group of encoded commands, ready for the leader."""
-    return _encoder.encode(Group(node, boot, first_seq, answered, [msgspec.Raw(command) for command in commands]))
+    return _encoder.encode(Group(node, incarnation, first_seq, answered, [msgspec.Raw(command) for command in commands]))
 
 
 def encode_batch(at_ms: int, own: Sequence[bytes], groups: Sequence[bytes]) -> bytes:

@@ -35,4 +35,4 @@ class Nothing(Command, tag="session.nothing"):
 
 
 class OpenSession(Command, tag="session.open"):
-    """First command of a node's new boot: closes the session of the boot before."""
+    """First command of a new incarnation of a node: closes the session of the previous one."""

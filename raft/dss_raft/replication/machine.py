@@ -28,9 +28,9 @@ class Origin(NamedTuple):
 
     #: id of the node that holds the client's connection; "" for what a leader proposes on its own account
     node: str
-    #: the node's boot counter: grows with every start of its process
-    boot: int
-    #: position in the session of that boot, from 1
+    #: the node's incarnation: grows with every start of its process
+    incarnation: int
+    #: position in the session of that incarnation, from 1
     seq: int
 
 
@@ -69,7 +69,7 @@ class StateMachine(Protocol):
         """A new leader took over at `at_ms`: give every lease its full length again."""
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
-        """`node` has a new boot: its old connections are gone, so its waiters are, too."""
+        """`node` has a new incarnation: its old connections are gone, and so are its waiters."""
 
     def take_events(self) -> list[Event]:
         """The events since the last call, in order. `Resolved` answers waiters; the rest is for listeners on each node."""

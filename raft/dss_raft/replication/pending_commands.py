@@ -18,7 +18,7 @@ from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_raft.replication.batch import encode_command, encode_group
 from dss_raft.replication.commands import Cancel, Command, Nothing
-from dss_raft.replication.sessions import Session
+from dss_raft.replication.sessions import ClientSession
 
 GROUP_BYTES_MAX = 512 * 1024
 #: Deadlines are swept in lanes of equal length; waits are rounded up to this, so that there are few lanes.
@@ -47,16 +47,16 @@ class Call:
         return self.future is not None and self.future.done()
 
 
-class Outbox:
-    """The calls of one boot of one node.
+class PendingCommands:
+    """The calls of one incarnation of one node.
 
     Args:
         pending_max: calls that may wait at once; one more is refused with `over_limit`.
     """
 
-    def __init__(self, node_id: str, boot: int, loop: asyncio.AbstractEventLoop, pending_max: int) -> None:
+    def __init__(self, node_id: str, incarnation: int, loop: asyncio.AbstractEventLoop, pending_max: int) -> None:
         self.node_id = node_id
-        self.boot = boot
+        self.incarnation = incarnation
         self.pending_max = pending_max
         self._loop = loop
         self._next_seq = 1
@@ -127,7 +127,7 @@ class Outbox:
         if call is not None and call.future is not None and not call.future.done():
             call.future.set_result(result)
 
-    def park_applied(self, session: Session) -> None:
+    def park_applied(self, session: ClientSession) -> None:
         """Move what was applied without a result from in flight to parked. The session is this node's, after an apply."""
         in_flight, last_seq = self._in_flight, session.last_seq
         while in_flight:
@@ -138,9 +138,9 @@ class Outbox:
             if seq in session.waiting and not call.is_over:
                 self._parked[seq] = call
 
-    def adopt(self, session: Session | None) -> None:
+    def adopt(self, session: ClientSession | None) -> None:
         """A snapshot replaced the state: answer from the session table what it answers."""
-        if session is None or session.boot != self.boot:
+        if session is None or session.incarnation != self.incarnation:
             return
         for seq in [*self._parked, *(s for s in self._in_flight if s <= session.last_seq)]:
             if seq in session.results:
@@ -204,7 +204,7 @@ class Outbox:
             if size >= GROUP_BYTES_MAX or position == len(calls) - 1:
                 part = calls[start : position + 1]
                 answered, self._answered = self._answered, []
-                groups.append(encode_group(self.node_id, self.boot, part[0].seq, answered, [c.command for c in part]))
+                groups.append(encode_group(self.node_id, self.incarnation, part[0].seq, answered, [c.command for c in part]))
                 start, size = position + 1, 0
         return groups
 

@@ -21,7 +21,7 @@ from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.batch import batch_decoder
 from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
 from dss_raft.replication.machine import Event, Origin, Resolved, RestoresInSlices, Restoring, StateMachine, all_at_once
-from dss_raft.replication.sessions import Session, SessionTable
+from dss_raft.replication.sessions import ClientSession, SessionTable
 
 _ACCEPTED = Result()
 
@@ -81,7 +81,7 @@ class Replica:
         return min(deadlines) if deadlines else None
 
     def take_outcomes(self) -> list[tuple[int, int, Result]]:
-        """(boot, seq, result) for this node's own commands, since the last call."""
+        """(incarnation, seq, result) for this node's own commands, since the last call."""
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
@@ -152,7 +152,7 @@ class Replica:
         self._collect(index)
 
     def _apply_group(self, group: Any, at_ms: int, index: int) -> None:
-        session, is_new = self.sessions.open(group.node, group.boot)
+        session, is_new = self.sessions.open(group.node, group.incarnation)
         if session is None:
             return
         if is_new:
@@ -168,7 +168,7 @@ class Replica:
         for command in group.commands:
             if seq == session.last_seq + 1:
                 session.last_seq = seq
-                result = self._apply_one(command, at_ms, index, Origin(group.node, group.boot, seq))
+                result = self._apply_one(command, at_ms, index, Origin(group.node, group.incarnation, seq))
                 if result is None:
                     session.waiting[seq] = None
                 else:
@@ -180,7 +180,7 @@ class Replica:
         if apply is not None:
             return apply(command, at_ms, index, origin)
         if isinstance(command, Cancel):
-            self._cancel(Origin(origin.node, origin.boot, command.seq), at_ms, index)
+            self._cancel(Origin(origin.node, origin.incarnation, command.seq), at_ms, index)
         elif not isinstance(command, Nothing | OpenSession):
             raise TypeError(f"no machine applies {type(command).__name__}")
         return _ACCEPTED
@@ -193,10 +193,10 @@ class Replica:
         for machine in self._machines:
             machine.cancel(waiter, at_ms, index)
 
-    def _answer(self, session: Session, seq: int, result: Result, is_ours: bool) -> None:
+    def _answer(self, session: ClientSession, seq: int, result: Result, is_ours: bool) -> None:
         session.keep(seq, result)
         if is_ours:
-            self._outcomes.append((session.boot, seq, result))
+            self._outcomes.append((session.incarnation, seq, result))
 
     def _collect(self, index: int) -> None:
         """Answer the waiters whose turn came, and hand the other events on."""
@@ -207,7 +207,7 @@ class Replica:
                     continue
                 waiter = event.waiter
                 session = self.sessions.get(waiter.node)
-                if session is not None and session.boot == waiter.boot and waiter.seq in session.waiting:
+                if session is not None and session.incarnation == waiter.incarnation and waiter.seq in session.waiting:
                     del session.waiting[waiter.seq]
                     result = Result(event.result.body, event.result.code, index)
                     self._answer(session, waiter.seq, result, waiter.node == self.node_id)

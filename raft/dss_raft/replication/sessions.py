@@ -1,8 +1,8 @@
 """Raft client sessions: each command takes effect exactly once, whatever is sent twice (Raft paper section 8, thesis 6.3).
 
-A session is one boot of one node. Its commands carry sequence numbers without a gap. A command is applied only when its number
-is the next one: a repeat is skipped, and so is everything after a hole, until the node sends what is missing. A new boot
-closes the session of the boot before.
+A session is one incarnation (one run of the process) of one node. Its commands carry sequence numbers without a gap. A command
+is applied only when its number is the next one: a repeat is skipped, and so is everything after a gap, until the node sends what
+is missing. A new incarnation closes the session of the previous one.
 
 The table keeps results until the node says that they have reached their callers, so that a node which was given a
 snapshot in place of the entries can still answer.
@@ -20,10 +20,10 @@ from dss_api.result import Result
 RESULTS_KEPT_MAX = 4096
 
 
-class Session(msgspec.Struct):
+class ClientSession(msgspec.Struct):
     """State of one node's session."""
 
-    boot: int
+    incarnation: int = msgspec.field(name="boot")  # the name in stored snapshots
     #: sequence number of the last command applied
     last_seq: int = 0
     #: results that the node has not confirmed yet, oldest first
@@ -43,24 +43,24 @@ class SessionTable:
     """The sessions of all nodes; part of the replicated state."""
 
     def __init__(self) -> None:
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, ClientSession] = {}
 
-    def get(self, node: str) -> Session | None:
+    def get(self, node: str) -> ClientSession | None:
         """The current session of `node`, if it ever had one."""
         return self.sessions.get(node)
 
-    def open(self, node: str, boot: int) -> tuple[Session | None, bool]:
-        """The session for a group of (`node`, `boot`), and whether it is a new boot. None: that boot is over."""
+    def open(self, node: str, incarnation: int) -> tuple[ClientSession | None, bool]:
+        """The session for (`node`, `incarnation`), and whether it is new. None: that incarnation is over."""
         session = self.sessions.get(node)
-        if session is None or boot > session.boot:
-            session = self.sessions[node] = Session(boot)
+        if session is None or incarnation > session.incarnation:
+            session = self.sessions[node] = ClientSession(incarnation)
             return session, True
-        if boot < session.boot:
+        if incarnation < session.incarnation:
             return None, False
         return session, False
 
-    def snapshot(self) -> dict[str, Session]:
+    def snapshot(self) -> dict[str, ClientSession]:
         return self.sessions
 
     def restore(self, state: Any) -> None:
-        self.sessions = msgspec.convert(state, dict[str, Session], strict=False)
+        self.sessions = msgspec.convert(state, dict[str, ClientSession], strict=False)

@@ -189,14 +189,14 @@ class Simulation:
 
     def send(self, sender: SimNode, to: str, kind: str, content: Any) -> None:
         self.messages.append(
-            Message(sender.node_id, sender.boot, to, self.nodes[to].boot if to in self.nodes else 1, kind, content)
+            Message(sender.node_id, sender.incarnation, to, self.nodes[to].incarnation if to in self.nodes else 1, kind, content)
         )
 
     def deliver(self, which: int) -> None:
         if self.messages:
             message = self.messages.pop(which % len(self.messages))
             node = self._awake(message.to)
-            if node is not None and (message.kind == "applied" or message.to_boot == node.boot):
+            if node is not None and (message.kind == "applied" or message.to_incarnation == node.incarnation):
                 node.receive(message.sender, message.kind, message.content)
 
     def drop(self, which: int) -> None:

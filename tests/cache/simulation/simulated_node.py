@@ -29,21 +29,21 @@ class SimNode:
         self.node_id = node_id
         #: how fast its clock runs
         self.rate = rate
-        self.boot = 0
+        self.incarnation = 0
         self.seq = 0
         self.is_paused = False
         self.start()
 
     def start(self) -> None:
         flaws = self.simulation.flaws
-        self.boot += 1
-        self.lease_s = LEASES_S[(int(self.node_id[1:]) + self.boot) % len(LEASES_S)]
+        self.incarnation += 1
+        self.lease_s = LEASES_S[(int(self.node_id[1:]) + self.incarnation) % len(LEASES_S)]
         self.is_up = True
         self.applied = 0
         self.sessions: dict[str, int] = {}
         self.directory = _Forgetful() if flaws.writer_not_in_must else Directory()
         self.lines = Lines(items_max=1, bytes_max=10_000_000, on_change=lambda *_: None)
-        self.near: NearCache[Write] = NearCache(self.node_id, self.boot, self.lines, self.lease_s)
+        self.near: NearCache[Write] = NearCache(self.node_id, self.incarnation, self.lines, self.lease_s)
         if flaws.no_lease_check:
             self.near.lease = _EndlessLease(self.lease_s)
         if flaws.answer_before_covered:
@@ -58,14 +58,14 @@ class SimNode:
         self.air: dict[Flight, FlightInAir] = {}
         self.reads: list[Read] = []
         self.confirming: list[tuple[str, int]] = []
-        self.simulation.propose(Entry(None, Origin(self.node_id, self.boot, 0)))
+        self.simulation.propose(Entry(None, Origin(self.node_id, self.incarnation, 0)))
 
     def clock(self) -> float:
         return 1000 + self.simulation.now * self.rate
 
     def origin(self) -> Origin:
         self.seq += 1
-        return Origin(self.node_id, self.boot, self.seq)
+        return Origin(self.node_id, self.incarnation, self.seq)
 
     # ------------------------------------------------------------------ applying
 
@@ -291,14 +291,14 @@ class _Forgetful(Directory):
 
 
 def apply_entry(directory: Directory, sessions: dict[str, int], entry: Entry, index: int) -> Any:
-    """As a replica does: a boot that is over has no effect, a new one voids the old one."""
+    """As a replica does: an incarnation that is over has no effect, a new one voids the old one."""
     origin = entry.origin
     if origin.node:
-        boot = sessions.get(origin.node, 0)
-        if origin.boot < boot:
+        incarnation = sessions.get(origin.node, 0)
+        if origin.incarnation < incarnation:
             return None
-        if origin.boot > boot:
-            sessions[origin.node] = origin.boot
+        if origin.incarnation > incarnation:
+            sessions[origin.node] = origin.incarnation
             directory.node_restarted(origin.node, entry.at_ms, index)
     if entry.command is None:
         return None

@@ -81,7 +81,7 @@ class Write:
 
 @dataclass
 class Entry:
-    """A place in the log. `command` None: the node `origin.node` opened the session of a new boot."""
+    """A place in the log. `command` None: the node `origin.node` opened the session of a new incarnation."""
 
     command: Any
     origin: Origin
@@ -92,8 +92,8 @@ class Entry:
 class Message:
     sender: str
     #: what a message of an ended process says of it is still true; what it asks for is not wanted any more
-    boot: int
+    incarnation: int
     to: str
-    to_boot: int
+    to_incarnation: int
     kind: str
     content: Any

@@ -258,7 +258,7 @@ class World:
 def face(node: Node) -> str:
     """What people call a node."""
     core = node.core
-    role = "ASKING" if core.asking else core.role.name
+    role = "PRE-CANDIDATE" if core.is_pre_candidate else core.role.name
     return f"{role} in term {core.term}, leader {core.leader_id or 'unknown'}, members {' '.join(members(core.configuration))}"
 
 

@@ -56,7 +56,7 @@ class Checker:
         self.applied_max = 0
         #: context -> what was applied anywhere when it was asked
         self.floors: dict[int, int] = {}
-        #: (node, boot, seq) -> (index, total) as first answered
+        #: (node, incarnation, seq) -> (index, total) as first answered
         self.session_answers: dict[tuple[str, int, int], tuple[int, int]] = {}
         #: (index, term) -> when it was proposed
         self.proposed_us: dict[tuple[int, int], int] = {}
@@ -180,10 +180,10 @@ class Checker:
         if term == entry.term and after_ms - earlier_ms > passed_ms * (1 + PULL) + 2:
             raise Violation("time", f"entry {entry.index} moves applied time by {after_ms - earlier_ms} ms in {passed_ms:g} ms")
 
-    def session_answered(self, node_id: str, boot: int, seq: int, index: int, total: int) -> None:
-        known = self.session_answers.setdefault((node_id, boot, seq), (index, total))
+    def session_answered(self, node_id: str, incarnation: int, seq: int, index: int, total: int) -> None:
+        known = self.session_answers.setdefault((node_id, incarnation, seq), (index, total))
         if known != (index, total):
-            raise Violation("exactly_once", f"{node_id}'s command {boot}.{seq} is answered {(index, total)} after {known}")
+            raise Violation("exactly_once", f"{node_id}'s command {incarnation}.{seq} is answered {(index, total)} after {known}")
 
     def read_asked(self, context: int) -> None:
         self.floors[context] = self.applied_max

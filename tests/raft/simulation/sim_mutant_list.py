@@ -185,8 +185,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             (
                 "state",
-                ("        self.asking = False\n        self.votes.clear()"),
-                ('        self.asking = False\n        self.vote = ""\n        self.votes.clear()'),
+                ("        self.is_pre_candidate = False\n        self.votes.clear()"),
+                ('        self.is_pre_candidate = False\n        self.vote = ""\n        self.votes.clear()'),
             ),
         ),
         checks=("monotone", "election_safety"),
@@ -371,7 +371,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a snapshot forgets the sessions",
-        (("sessions", "self.sessions = msgspec.convert(state, dict[str, Session], strict=False)", "self.sessions = {}"),),
+        (("sessions", "self.sessions = msgspec.convert(state, dict[str, ClientSession], strict=False)", "self.sessions = {}"),),
         checks=("exactly_once", "state_machine_safety"),
         seeds=(30,),
     ),

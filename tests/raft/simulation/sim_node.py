@@ -73,7 +73,7 @@ class SimNode:
         self.sessions_of = sessions_of
         self.clocks = clocks
         #: starts of this node, durable
-        self.boots = 0
+        self.incarnation = 0
         self.id = node_id
         self.limits = limits
         self.rng = random.Random(seed)
@@ -101,8 +101,10 @@ class SimNode:
         self.alive = True
         self.paused_until = 0
         self.core = RaftCore(config, self.store.boot(), self.rng)
-        self.boots += 1
-        self.sessions = Sessions(self.id, self.boots, self.sessions_of, self.clocks) if self.sessions_of is not None else None
+        self.incarnation += 1
+        self.sessions = (
+            Sessions(self.id, self.incarnation, self.sessions_of, self.clocks) if self.sessions_of is not None else None
+        )
         self.load(self.store.snapshots[self.store.snapshot.index])
         self.seen_role = Role.FOLLOWER
         self.seen_commit = self.core.commit_index

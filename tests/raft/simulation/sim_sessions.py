@@ -1,7 +1,7 @@
 """Sessions in the simulated world: the real Replica over a state machine that counts, and a client on each node that sends again.
 
 The machine keeps its own list of what it was given, apart from the session table, so that it can tell a repeat, a gap or a
-late command of an earlier boot from the table's being right.
+late command of an earlier incarnation from the table's being right.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Counter:
     def __init__(self, check: Checker) -> None:
         self.check = check
         self.total = 0
-        #: node -> [boot, last seq] given to `apply`
+        #: node -> [incarnation, last seq] given to `apply`
         self.given: dict[str, list[int]] = {}
 
     def apply(self, command: Any, at_ms: int, index: int, origin: Origin) -> Result | None:
-        boot, last = self.given.get(origin.node, [0, 0])
-        if origin.boot < boot or origin.seq != (last + 1 if origin.boot == boot else 1):
-            raise Violation("exactly_once", f"entry {index} gives {origin} to the machine after boot {boot}, seq {last}")
-        self.given[origin.node] = [origin.boot, origin.seq]
+        incarnation, last = self.given.get(origin.node, [0, 0])
+        if origin.incarnation < incarnation or origin.seq != (last + 1 if origin.incarnation == incarnation else 1):
+            raise Violation("exactly_once", f"entry {index} gives {origin} to the machine after {incarnation}.{last}")
+        self.given[origin.node] = [origin.incarnation, origin.seq]
         self.total = zlib.crc32(b"%d:%d" % (self.total, command.value))
         return Result({"total": self.total})
 
@@ -78,11 +78,11 @@ class Counter:
 
 
 class Sessions:
-    """One node's replica and its own commands in flight; memory only, a restart begins a new boot."""
+    """One node's replica and its own commands in flight; memory only, a restart begins a new incarnation."""
 
-    def __init__(self, node_id: str, boot: int, check: Checker, clocks: SimClocks) -> None:
+    def __init__(self, node_id: str, incarnation: int, check: Checker, clocks: SimClocks) -> None:
         self.node_id = node_id
-        self.boot = boot
+        self.incarnation = incarnation
         self.check = check
         self.counter = Counter(check)
         self.replica = Replica(node_id, [self.counter])
@@ -100,8 +100,8 @@ class Sessions:
         before_ms = self.replica.at_ms
         self.replica.apply(entry)
         self.check.time_applied(entry, before_ms, self.replica.at_ms)
-        for boot, seq, result in self.replica.take_outcomes():
-            if boot == self.boot:
+        for incarnation, seq, result in self.replica.take_outcomes():
+            if incarnation == self.incarnation:
                 self._settle(seq, result)
         return self.face()
 
@@ -116,7 +116,7 @@ class Sessions:
         """A snapshot has replaced the state: answer from its session table what it answers."""
         self.replica.restore(data)
         session = self.replica.sessions.get(self.node_id)
-        if session is not None and session.boot == self.boot:
+        if session is not None and session.incarnation == self.incarnation:
             for seq in [seq for seq in self.in_flight if seq <= session.last_seq]:
                 if seq not in session.results:
                     raise Violation("exactly_once", f"{self.node_id}'s command {seq} was applied, but its result is forgotten")
@@ -126,7 +126,7 @@ class Sessions:
     def _settle(self, seq: int, result: Result) -> None:
         self.in_flight.pop(seq, None)
         self.answered.append(seq)
-        self.check.session_answered(self.node_id, self.boot, seq, result.index, result.body["total"])
+        self.check.session_answered(self.node_id, self.incarnation, seq, result.index, result.body["total"])
 
     # ---- the node as a client of Raft
 
@@ -145,7 +145,7 @@ class Sessions:
 
     def _group(self, first_seq: int, commands: list[bytes]) -> bytes:
         answered, self.answered = self.answered, []
-        return encode_group(self.node_id, self.boot, first_seq, answered, commands)
+        return encode_group(self.node_id, self.incarnation, first_seq, answered, commands)
 
     def batch(self, term: int, groups: list[bytes]) -> bytes:
         """The data of an entry that this node proposes as the leader of `term`."""

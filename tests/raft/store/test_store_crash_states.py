@@ -30,7 +30,7 @@ class Life:
             files=crash_disk.RecordingFiles(self.disk),
             database=lambda path: crash_disk.RecordingDatabase(self.disk, path),
         )
-        self.boot = 0
+        self.incarnation = 0
         if self.store.is_new:
             self.store.bootstrap(make.configuration)
         else:
@@ -41,7 +41,7 @@ class Life:
 
     def call(self, action) -> None:
         action()
-        self.expected.append((self.model.boot_state(), self.boot))
+        self.expected.append((self.model.boot_state(), self.incarnation))
         self.disk.acknowledged = len(self.expected) - 1
 
     def write(self, persist) -> None:
@@ -51,9 +51,9 @@ class Life:
 
         self.call(action)
 
-    def next_boot(self) -> None:
+    def next_incarnation(self) -> None:
         def action() -> None:
-            self.boot = self.store.next_boot()
+            self.incarnation = self.store.next_incarnation()
 
         self.call(action)
 
@@ -84,8 +84,8 @@ def recover_all(life: Life, crash_disk) -> int:
         allowed = life.expected[state.acknowledged : state.acknowledged + 2]
         store = LogStore(target, "node-1", "cluster")  # a crash alone is never taken for damage
         found = store.load()
-        boot = store.next_boot() - 1
-        assert (found, boot) in allowed, state.label
+        incarnation = store.next_incarnation() - 1
+        assert (found, incarnation) in allowed, state.label
         if found.snapshot.index:
             assert len(store.read_snapshot(found.snapshot)) == found.snapshot.size, state.label
         if len(seen) % 10 == 0:
@@ -116,7 +116,7 @@ def life(directory, crash_disk, new_model, make):
 
 
 def test_appends_votes_and_truncations(life, make, crash_disk):
-    life.next_boot()
+    life.next_incarnation()
     life.write(make.persist(make.entries(1, 3)))
     life.write(make.persist([], term=2, vote="node-2"))
     life.write(make.persist(make.entries(3, 20, term=2, size=300), term=2, vote="node-2", truncate_from=3))

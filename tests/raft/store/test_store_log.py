@@ -1,4 +1,4 @@
-"""What the store keeps: the log, term and vote, the boot counter, and whose directory it is."""
+"""What the store keeps: the log, term and vote, the incarnation counter, and whose directory it is."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_a_new_store_has_the_configuration_it_was_given(directory, make):
     store.close()
 
 
-def test_the_boot_counter_grows_with_each_start(directory, make):
+def test_the_incarnation_grows_with_each_start(directory, make):
     for expected in (1, 2, 3):
         store = make.store(directory)
-        assert store.next_boot() == expected
+        assert store.next_incarnation() == expected
         store.close()
 
 

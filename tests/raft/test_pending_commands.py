@@ -1,0 +1,146 @@
+"""A pending call is answered exactly once, and truthfully."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from dss_api.errors import Refused
+from dss_api.result import Result
+from dss_raft.replication.batch import Group, encode_command
+from dss_raft.replication.commands import Cancel, Nothing, OpenSession
+from dss_raft.replication.pending_commands import PendingCommands
+from dss_raft.replication.sessions import ClientSession
+
+
+@pytest.fixture
+async def pending():
+    return PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=5)
+
+
+def decode(groups: list[bytes]) -> list[Group]:
+    return [msgspec.msgpack.decode(group, type=Group[msgspec.Raw]) for group in groups]
+
+
+def commands(groups: list[bytes]) -> list[bytes]:
+    return [bytes(command) for group in decode(groups) for command in group.commands]
+
+
+async def test_numbers_are_given_when_sent_and_kept_when_sent_again(pending):
+    pending.add(OpenSession(), 5)
+    pending.add(OpenSession(), 5)
+    first = pending.next_groups()
+    pending.add(OpenSession(), 5)
+    second = pending.next_groups()
+    assert [(g.first_seq, len(g.commands)) for g in decode(first + second)] == [(1, 2), (3, 1)]
+    again = decode(pending.groups_again())
+    assert [(g.node, g.incarnation, g.first_seq, len(g.commands)) for g in again] == [("a", 3, 1, 3)]
+
+
+async def test_the_result_reaches_the_caller_and_is_confirmed_with_the_next_group(pending):
+    call = pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.resolve(1, Result({"x": 1}))
+    assert (await call.future).body == {"x": 1}
+    assert pending.in_flight == 0
+    pending.add(OpenSession(), 5)
+    assert decode(pending.next_groups())[0].answered == [1]
+
+
+async def test_a_call_that_was_never_sent_is_refused_and_never_sent(pending):
+    call = pending.add(OpenSession(), 0.0)
+    pending.sweep(lambda: "no_quorum")
+    with pytest.raises(Refused) as refusal:
+        await call.future
+    assert refusal.value.code == "no_quorum"
+    assert pending.next_groups() == []
+
+
+async def test_a_call_that_was_sent_has_an_unknown_outcome_and_no_late_effect(pending):
+    call = pending.add(OpenSession(), 0.0)
+    pending.next_groups()
+    pending.sweep(lambda: "no_quorum")
+    with pytest.raises(Refused) as refusal:
+        await call.future
+    assert refusal.value.code == "unknown_outcome"
+    assert commands(pending.groups_again()) == [encode_command(Nothing())]
+    assert commands(pending.next_groups()) == [encode_command(Cancel(seq=1))]
+
+
+async def test_a_parked_call_waits_for_its_event(pending):
+    call = pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.park_applied(ClientSession(incarnation=3, last_seq=1, waiting={1: None}))
+    assert (pending.in_flight, pending.parked) == (0, 1)
+    assert pending.groups_again() == [], "what was applied is not sent again"
+    pending.resolve(1, Result())
+    assert call.future.done()
+    assert pending.parked == 0
+
+
+async def test_a_caller_who_hangs_up_is_undone_wherever_the_command_is(pending):
+    unsent = pending.add(OpenSession(), 5)
+    pending.abandon(unsent)
+    assert pending.next_groups() == []
+    in_flight = pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.abandon(in_flight)
+    assert commands(pending.next_groups()) == [encode_command(Cancel(seq=1))]
+    parked = pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.park_applied(ClientSession(incarnation=3, last_seq=3, waiting={3: None}))
+    pending.abandon(parked)
+    assert commands(pending.next_groups()) == [encode_command(Cancel(seq=3))]
+    assert pending.parked == 0
+
+
+async def test_a_node_that_stops_takes_back_what_waits_and_takes_no_more(pending):
+    waiting = pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.park_applied(ClientSession(incarnation=3, last_seq=1, waiting={1: None}))
+    in_flight = pending.add(OpenSession(), 5)
+    pending.next_groups()
+    assert pending.withdraw()
+    with pytest.raises(Refused) as refusal:
+        await waiting.future
+    assert refusal.value.code == "stopping"
+    with pytest.raises(Refused) as refusal:
+        pending.add(OpenSession(), 5)
+    assert refusal.value.code == "stopping"
+    assert commands(pending.next_groups()) == [encode_command(Cancel(seq=1))]
+    pending.resolve(2, Result())
+    assert in_flight.future.done(), "what is on its way is answered as ever"
+    assert not pending.withdraw(), "nothing is left to take back"
+
+
+async def test_more_calls_than_the_limit_are_refused(pending):
+    for _ in range(5):
+        pending.add(OpenSession(), 5)
+    with pytest.raises(Refused) as refusal:
+        pending.add(OpenSession(), 5)
+    assert refusal.value.code == "over_limit"
+
+
+async def test_a_snapshot_answers_what_its_session_table_knows(pending):
+    answered, waiting, forgotten, unapplied = (pending.add(OpenSession(), 5) for _ in range(4))
+    pending.next_groups()
+    pending.adopt(ClientSession(incarnation=3, last_seq=3, results={1: Result({"x": 1})}, waiting={2: None}))
+    assert answered.future.result().body == {"x": 1}
+    assert not waiting.future.done()
+    assert pending.parked == 1
+    with pytest.raises(Refused) as refusal:
+        await forgotten.future
+    assert refusal.value.code == "unknown_outcome"
+    assert not unapplied.future.done()
+    assert [g.first_seq for g in decode(pending.groups_again())] == [4]
+
+
+async def test_a_large_backlog_leaves_in_several_groups_without_a_hole(pending):
+    big = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000)
+    for _ in range(3):
+        call = big.add(OpenSession(), 5)
+        call.command = msgspec.msgpack.encode(b"x" * 300_000)
+    groups = decode(big.next_groups())
+    assert [(g.first_seq, len(g.commands)) for g in groups] == [(1, 2), (3, 1)]
