@@ -110,5 +110,5 @@ class ValueLimit:
     """The limit that the queue and the cache share."""
 
     value_bytes_max: int = setting(
-        "DSS_VALUE_BYTES_MAX", 256 * 1024, "Longest encoded value of a message or cache entry.", integer(1, 64 * 1024 * 1024)
+        "DSS_VALUE_BYTES_MAX", 256 * 1024, "Maximum size of an encoded message or cache value.", integer(1, 64 * 1024 * 1024)
     )

@@ -41,34 +41,38 @@ class Setting:
 class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     """The settings of one node. `from_env` is the way to get one; tests may build their own."""
 
-    rpc_host: str = setting("RPC_HOST", "127.0.0.1", "Address the service listens on. `0.0.0.0` is every interface.")
+    rpc_host: str = setting("RPC_HOST", "127.0.0.1", "Listen address of the service. `0.0.0.0` is every interface.")
     rpc_port: int = setting("RPC_PORT", 8201, "Service port: API, admin, metrics.", environment.port)
     allowed_hosts: tuple[str, ...] = setting(
         "DSS_ALLOWED_HOSTS",
         (),
-        "Host names this node answers to, besides any IP address; `*` is all. Keeps other sites' pages out (DNS rebinding).",
+        "Accepted host names, besides any IP address; `*` accepts all. Protects against DNS rebinding.",
         environment.comma_separated,
         shown="`localhost`, `RPC_HOST`, `NODE_ID`, the peers' hosts",
     )
-    api_token: str = setting("DSS_API_TOKEN", "", "When set, calls need `Authorization: Bearer <token>`.")
-    server: str = setting("DSS_SERVER", "daphne", "`daphne` or `uvicorn` (faster).", environment.one_of("daphne", "uvicorn"))
+    api_token: str = setting("DSS_API_TOKEN", "", "If set, calls must send `Authorization: Bearer <token>`.")
+    server: str = setting(
+        "DSS_SERVER", "daphne", "ASGI server: `daphne` or `uvicorn` (faster).", environment.one_of("daphne", "uvicorn")
+    )
     body_bytes_max: int = setting(
-        "DSS_BODY_BYTES_MAX", 4 * 1024 * 1024, "Longest request body.", environment.integer(1024, 256 * 1024 * 1024)
+        "DSS_BODY_BYTES_MAX", 4 * 1024 * 1024, "Maximum size of a request body.", environment.integer(1024, 256 * 1024 * 1024)
     )
     drain_ms: int = setting(
-        "DSS_DRAIN_MS", 5000, "At a stop, calls in flight get this long to finish.", environment.integer(0, HOUR_MS)
+        "DSS_DRAIN_MS", 5000, "How long a stopping node waits for calls in flight.", environment.integer(0, HOUR_MS)
     )
     admin_password: str = setting(
-        "DSS_ADMIN_PASSWORD", "", "Password of the first user, `admin`.", shown="generated, in `<data dir>/admin-password`"
+        "DSS_ADMIN_PASSWORD", "", "Initial password of the user `admin`.", shown="generated, in `<data dir>/admin-password`"
     )
     secret_key: str = setting("DSS_SECRET_KEY", "", "Django's secret key.", shown="generated, in `<data dir>/secret-key`")
     log_format: str = setting(
-        "DSS_LOG_FORMAT", "console", "`console` for people, `json` for collectors.", environment.one_of("console", "json")
+        "DSS_LOG_FORMAT", "console", "`console` for people, `json` for log collectors.", environment.one_of("console", "json")
     )
     log_level: str = setting(
-        "DSS_LOG_LEVEL", "info", "Least level logged.", environment.one_of("debug", "info", "warning", "error", "critical")
+        "DSS_LOG_LEVEL", "info", "Minimum log level.", environment.one_of("debug", "info", "warning", "error", "critical")
     )
-    debug: bool = setting("DSS_DEBUG", False, "Django's debug pages. Never where others can reach it.", environment.boolean)
+    debug: bool = setting(
+        "DSS_DEBUG", False, "Show Django's debug pages. Never enable this on a node that others can reach.", environment.boolean
+    )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> NodeConfig:

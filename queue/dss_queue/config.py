@@ -17,12 +17,12 @@ class QueueConfig(ValueLimit):
     """Settings of the queue."""
 
     queue_num_vnodes: int = setting(
-        "QUEUE_NUM_VNODES", 64, "Points of each partition on the hash ring of routing keys.", environment.integer(1, 4096)
+        "QUEUE_NUM_VNODES", 64, "Virtual nodes of each partition on the hash ring of routing keys.", environment.integer(1, 4096)
     )
     queue_visibility_timeout_ms: int = setting(
         "QUEUE_VISIBILITY_TIMEOUT_MS",
         15_000,
-        "How long a consumed message stays hidden before it is delivered again, unless the call says otherwise.",
+        "Default visibility timeout: an unacknowledged message is delivered again after this time.",
         environment.integer(1, 12 * HOUR_MS),
     )
 

@@ -1,4 +1,4 @@
-"""The settings of a Raft member, read from environment variables by the assembly."""
+"""The settings of a Raft member. `dss_project.config` reads them from the environment."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ NODE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another member of the cluster, as `PEERS` names it."""
+    """Another member of the cluster, from `PEERS`."""
 
     id: str
-    #: its service address, "http://node-2:8102"
+    #: URL of its service, "http://node-2:8102"
     url: str
     host: str
     port: int
-    #: where it listens for other members
+    #: the port on which it listens for other members
     peer_port: int
 
 
 def read_node_id(value: str) -> str:
     """Raises:
-    ValueError: says what an id must look like.
+    ValueError: the text says what an id must look like.
     """
     if not NODE_ID_PATTERN.fullmatch(value):
         raise ValueError(f"must be 1 to 64 letters, digits, '.', '_' or '-', not {value!r}")
@@ -37,51 +37,63 @@ def read_node_id(value: str) -> str:
 class RaftConfig:
     """Settings of a Raft member."""
 
-    node_id: str = setting("NODE_ID", "node-1", "This node's name, unique in the cluster and kept for life.", read_node_id)
+    node_id: str = setting(
+        "NODE_ID", "node-1", "Name of this node. Must be unique in the cluster and must not change.", read_node_id
+    )
     peers: tuple[Peer, ...] = setting(
-        "PEERS", (), "The other members: `http://node-2:8102/node-2,http://node-3:8103/node-3`. None: a cluster of one."
+        "PEERS", (), "The other members: `http://node-2:8102/node-2,http://node-3:8103/node-3`. Empty: a cluster of one node."
     )
     url: str = setting(
-        "DSS_URL", "", "The address others reach this node's service at.", shown="`http://<RPC_HOST or NODE_ID>:<RPC_PORT>`"
+        "DSS_URL",
+        "",
+        "URL at which the other members reach this node's service.",
+        shown="`http://<RPC_HOST or NODE_ID>:<RPC_PORT>`",
     )
     join: bool = setting(
         "DSS_JOIN",
         False,
-        "Start without members of its own and wait to be added to a running cluster (`POST /raft/members`).",
+        "Start without members and wait to be added to a running cluster (`POST /raft/members`).",
         environment.boolean,
     )
-    peer_host: str = setting("DSS_PEER_HOST", "", "Address the peer port listens on.", shown="`RPC_HOST`")
-    peer_port: int = setting("DSS_PEER_PORT", 0, "Port for the other members.", environment.port, shown="`RPC_PORT` + offset")
+    peer_host: str = setting("DSS_PEER_HOST", "", "Listen address of the peer port.", shown="`RPC_HOST`")
+    peer_port: int = setting(
+        "DSS_PEER_PORT", 0, "Port on which the other members connect.", environment.port, shown="`RPC_PORT` + offset"
+    )
     peer_port_offset: int = setting(
-        "DSS_PEER_PORT_OFFSET", 1000, "From a member's service port to its peer port.", environment.integer(1, 60_000)
+        "DSS_PEER_PORT_OFFSET",
+        1000,
+        "Difference between the service port and the peer port of every member.",
+        environment.integer(1, 60_000),
     )
-    cluster_id: str = setting(
-        "DSS_CLUSTER_ID", "dss", "Name of the cluster; members of another one are turned away.", read_node_id
-    )
+    cluster_id: str = setting("DSS_CLUSTER_ID", "dss", "Name of the cluster. Nodes of other clusters are refused.", read_node_id)
     cluster_secret: str = setting(
-        "DSS_CLUSTER_SECRET", "", "Shared by the members: opens the peer port. Required to listen beyond loopback."
+        "DSS_CLUSTER_SECRET",
+        "",
+        "Secret with which members authenticate to each other. Required unless the node listens on loopback only.",
     )
-    data_dir: str = setting("DSS_DATA_DIR", "", "Where this node keeps everything.", shown="`.dss/<NODE_ID>`")
+    data_dir: str = setting("DSS_DATA_DIR", "", "Directory for all data of this node.", shown="`.dss/<NODE_ID>`")
     raft_election_min_ms: int = setting(
-        "RAFT_ELECTION_MIN_MS", 500, "Shortest time without a leader before a node campaigns.", environment.integer(20, HOUR_MS)
+        "RAFT_ELECTION_MIN_MS", 500, "Minimum election timeout.", environment.integer(20, HOUR_MS)
     )
-    raft_election_max_ms: int = setting("RAFT_ELECTION_MAX_MS", 1000, "Longest such time.", environment.integer(20, HOUR_MS))
-    raft_heartbeat_ms: int = setting("RAFT_HEARTBEAT_MS", 100, "How often a leader is heard of.", environment.integer(5, HOUR_MS))
+    raft_election_max_ms: int = setting(
+        "RAFT_ELECTION_MAX_MS", 1000, "Maximum election timeout.", environment.integer(20, HOUR_MS)
+    )
+    raft_heartbeat_ms: int = setting("RAFT_HEARTBEAT_MS", 100, "Heartbeat interval.", environment.integer(5, HOUR_MS))
     submit_timeout_ms: int = setting(
         "DSS_SUBMIT_TIMEOUT_MS",
         5000,
-        "How long a call tries to reach a majority before it is answered 503.",
+        "How long a call waits for a majority before it fails with 503.",
         environment.integer(50, HOUR_MS),
     )
     pending_commands_max: int = setting(
         "DSS_PENDING_COMMANDS_MAX",
         10_000,
-        "Calls in flight on this node before it answers 429.",
+        "Maximum number of calls in flight on this node. Further calls fail with 429.",
         environment.integer(1, 1_000_000),
     )
     snapshot_entries: int = setting(
-        "DSS_SNAPSHOT_ENTRIES", 10_000, "Log entries after which a snapshot is taken.", environment.integer(4, 100_000_000)
+        "DSS_SNAPSHOT_ENTRIES", 10_000, "Take a snapshot after this many log entries.", environment.integer(4, 100_000_000)
     )
     snapshot_bytes: int = setting(
-        "DSS_SNAPSHOT_BYTES", 64 * 1024 * 1024, "Log bytes after which a snapshot is taken.", environment.integer(1024, 2**40)
+        "DSS_SNAPSHOT_BYTES", 64 * 1024 * 1024, "Take a snapshot after this many bytes of log.", environment.integer(1024, 2**40)
     )
