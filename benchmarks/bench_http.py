@@ -191,12 +191,17 @@ def put_keys(node: LocalNode) -> None:
         node.call("POST", "/cache/put", {"key": f"hit-{key}", "value": VALUE})
 
 
-def measure(node: LocalNode, server: str, name: str, connections: int, seconds: float) -> Row:
-    scenario = SCENARIOS[name]
+def prepare(node: LocalNode, name: str, connections: int, seconds: float) -> None:
+    """Write what the scenario `name` reads in `seconds` of load."""
     if name == "get":
         put_keys(node)
     elif name == "consume-100":
         uvloop.run(run(node.port, publish_batches, connections, seconds))
+
+
+def measure(node: LocalNode, server: str, name: str, connections: int, seconds: float) -> Row:
+    scenario = SCENARIOS[name]
+    prepare(node, name, connections, seconds)
     uvloop.run(run(node.port, scenario.calls, connections, min(1.0, seconds)))
     load, elapsed = uvloop.run(run(node.port, scenario.calls, connections, seconds))
     latencies = sorted(load.latencies)

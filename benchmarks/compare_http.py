@@ -1,138 +1,384 @@
-"""Is this checkout slower than another one? `python benchmarks/compare_http.py OTHER_CHECKOUT [--servers daphne uvicorn]`
+"""Does this checkout use more CPU time per call than another one?
 
-A machine's speed changes from hour to hour by more than most changes of the program. So three nodes of each checkout run at the same
-time, and the load goes to one and then to the other, a second each, again and again. Each checkout is started twice: how far its two rows
-lie apart is how much the others say.
+    python benchmarks/compare_http.py OTHER_CHECKOUT
+    python benchmarks/compare_http.py OTHER_CHECKOUT --servers uvicorn --scenarios put get --seconds 6
+    python benchmarks/compare_http.py OTHER_CHECKOUT --together      # on a busy machine
 
-The other checkout needs its own `.venv` (`make .venv/.ready` there).
+The speed of a machine changes from hour to hour by more than most changes of the program, so the checkouts run side by side. Each
+alternation starts three nodes of each checkout, and sends the load to one cluster and then to the other, a second each. Odd alternations
+begin with this checkout, even ones with the other. An alternation gives one ratio for each row. New processes for each alternation make
+the interval include the differences between two starts of the same code.
+
+On a busy machine, CPU time per call changes within seconds: calls that arrive together share work. `--together` loads both clusters at
+the same moment, so that they meet the same machine. Calls per second are then those of two clusters that share the machine.
+
+CPU time is the user and system time of the three nodes that get the load. The other cluster and the load itself do not count.
+
+Each checkout runs its own code with its own `.venv` (`make .venv/.ready` there), or with the Python that you give.
+
+Exit code: 0 when no row's interval lies wholly above the limit, or without a verdict; 1 when one does; 2 when the measurement failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import asyncio
+import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import bench_http
 import psutil
 import uvloop
 
-from dss_dev.local_cluster import LocalCluster, free_ports
+from dss_dev.local_cluster import LocalCluster, LocalNode, NotReady, free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
-CONNECTIONS = 64
+NODES = 3
+#: load on one cluster before it goes to the other, s
+SLICE_S = 1.0
+#: load that does not count, for each row and cluster, s
+WARM_UP_S = 1.0
+#: a row whose interval lies wholly above this ratio is slower
+LIMIT = 1.05
+CONFIDENCE = 0.95
+#: with fewer, the interval says too little for a verdict
+ALTERNATIONS_FOR_VERDICT = 5
+#: share of calls that may fail
+FAILED_SHARE = 0.01
+#: settings of the caller's Python that must not reach the nodes
+PYTHON_SETTINGS = ("DJANGO_SETTINGS_MODULE", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
 
 
-class Running(NamedTuple):
-    """Three nodes of a checkout."""
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the project, and the Python that runs it."""
 
-    name: str
-    port: int
-    processes: list[psutil.Process]
+    path: Path
+    python: Path
 
-    def cpu_s(self) -> float:
-        """Processor time that the three nodes have used."""
-        return sum(sum(process.cpu_times()[:2]) for process in self.processes)
+    def import_path(self) -> str:
+        """The folders that hold its packages, as `PYTHONPATH`.
+
+        They come before what is installed: a `.venv` that was copied from another checkout would import that one's code.
+        """
+        project = tomllib.loads((self.path / "pyproject.toml").read_text())
+        folders = project.get("tool", {}).get("hatch", {}).get("build", {}).get("dev-mode-dirs", ["."])
+        return os.pathsep.join(str(self.path / folder) for folder in folders)
 
 
-def serve(server: str) -> None:
-    """Run three nodes of the checkout whose Python this is, until standard input ends."""
+@dataclass
+class Tally:
+    """What the load on one cluster has measured."""
+
+    #: answers with status 200
+    calls: int = 0
+    #: other answers, and lost connections
+    errors: int = 0
+    #: duration of the load, s
+    seconds: float = 0.0
+    #: user and system time of the nodes during the load, s
+    cpu_s: float = 0.0
+
+    @property
+    def per_s(self) -> float:
+        """Calls per second."""
+        return self.calls / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU time per call, µs."""
+        return self.cpu_s / self.calls * 1e6
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of one alternation."""
+
+    this: Tally
+    other: Tally
+
+    @property
+    def ratio(self) -> float:
+        """CPU time per call, this / other."""
+        return self.this.cpu_us / self.other.cpu_us
+
+
+@dataclass
+class Row:
+    """One line of the table: a scenario on a server, in all alternations."""
+
+    scenario: str
+    server: str
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.scenario} ({self.server})"
+
+    @property
+    def errors(self) -> int:
+        return sum(pair.this.errors + pair.other.errors for pair in self.pairs)
+
+    @property
+    def calls(self) -> int:
+        return sum(pair.this.calls + pair.other.calls for pair in self.pairs)
+
+    def estimate(self) -> Estimate:
+        return estimate([pair.ratio for pair in self.pairs])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A ratio, and the interval that holds the true one with probability `CONFIDENCE`."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def t_quantile(freedom: int) -> float:
+    """The t for which Student's distribution lies between -t and t with probability `CONFIDENCE`.
+
+    Args:
+        freedom: degrees of freedom, 1 or more.
+
+    For t = √freedom · tan θ, the density of θ is proportional to cos θ to the power of `freedom` - 1. The function adds up that density
+    from 0 until it has the share `CONFIDENCE` of the sum up to π/2.
+    """
+    steps = 50_000
+    step = math.pi / 2 / steps
+    density = [math.cos((number + 0.5) * step) ** (freedom - 1) for number in range(steps)]
+    missing = CONFIDENCE * sum(density)
+    number = 0
+    while missing > density[number]:
+        missing -= density[number]
+        number += 1
+    return math.sqrt(freedom) * math.tan((number + missing / density[number]) * step)
+
+
+def estimate(ratios: Sequence[float]) -> Estimate:
+    """Geometric mean of the ratios, and its interval from Student's t on their logarithms; of one ratio, the interval has no bounds."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return Estimate(math.exp(mean), 0.0, math.inf)
+    half = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def start_node(checkout: Checkout, node: LocalNode) -> None:
+    """Start the node with the checkout's code; the two share nothing but environment variables."""
+    inherited = {name: value for name, value in os.environ.items() if name not in PYTHON_SETTINGS}
+    node.log_path.parent.mkdir(parents=True, exist_ok=True)
+    with node.log_path.open("ab") as log:
+        node.process = subprocess.Popen(
+            [checkout.python, "manage.py", "node"],
+            cwd=checkout.path,
+            env={**inherited, **node.environment, "PYTHONPATH": checkout.import_path()},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def started(checkout: Checkout, server: str, ports: Sequence[int]) -> Iterator[LocalCluster]:
+    """A node of the checkout for each port, with new data; they may not be ready yet."""
     with tempfile.TemporaryDirectory() as name:
-        cluster = LocalCluster(Path(name), free_ports(3), {"DSS_SERVER": server, "DSS_CLUSTER_SECRET": "compare"})
-        cluster.start()
+        cluster = LocalCluster(Path(name), ports, {"DSS_SERVER": server, "DSS_CLUSTER_SECRET": "compare"})
         try:
-            cluster.wait_ready()
-            follower = cluster.followers()[0]
-            bench_http.put_keys(follower)
-            pids = [node.process.pid for node in cluster.nodes if node.process]
-            print(json.dumps([follower.port, pids]), flush=True)
-            sys.stdin.read()
+            for node in cluster.nodes:
+                start_node(checkout, node)
+            yield cluster
         finally:
             cluster.stop()
 
 
-@contextmanager
-def running(name: str, checkout: Path, server: str) -> Iterator[Running]:
-    command = [str(checkout / ".venv/bin/python"), __file__, "--serve", server]
-    with subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        try:
-            line = process.stdout.readline()
-            if not line:
-                sys.exit(f"the nodes of {checkout} did not start")
-            port, pids = json.loads(line)
-            yield Running(name, port, [psutil.Process(pid) for pid in pids])
-        finally:
-            process.stdin.close()
+def node_processes(cluster: LocalCluster) -> list[psutil.Process]:
+    """The processes of the nodes, and those that they have started."""
+    nodes = [psutil.Process(node.process.pid) for node in cluster.nodes if node.process]
+    return [process for node in nodes for process in (node, *node.children(recursive=True))]
 
 
-def compare(clusters: list[Running], scenario: str, rounds: int) -> Iterator[dict[str, Any]]:
-    """One row for each cluster: calls a second, and processor time of the three nodes for a call."""
-
-    def load(cluster: Running) -> tuple[float, float, int]:
-        before = cluster.cpu_s()
-        calls = bench_http.SCENARIOS[scenario].calls
-        result, elapsed_s = uvloop.run(bench_http.run(cluster.port, calls, CONNECTIONS, 1.0))
-        count = len(result.latencies)
-        return count / elapsed_s, (cluster.cpu_s() - before) / count * 1e6, result.errors
-
-    seen: list[list[tuple[float, float, int]]] = [[] for _ in clusters]
-    for cluster in clusters:
-        load(cluster)
-    for number in range(rounds):
-        order = list(range(len(clusters)))
-        for position in reversed(order) if number % 2 else order:
-            seen[position].append(load(clusters[position]))
-    for cluster, rows in zip(clusters, seen, strict=True):
-        per_s, cpu_us, errors = zip(*rows, strict=True)
-        yield {
-            "checkout": cluster.name,
-            "per_s": statistics.median(per_s),
-            "best_per_s": max(per_s),
-            "cpu_us": statistics.median(cpu_us),
-            "least_cpu_us": min(cpu_us),
-            "errors": sum(errors),
-        }
+def cpu_time_s(processes: Sequence[psutil.Process]) -> float:
+    """User and system time that the processes have used since they started, s."""
+    times = [process.cpu_times() for process in processes]
+    return sum(each.user + each.system for each in times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("other", type=Path, nargs="?", help="the checkout to compare with")
-    parser.add_argument("--servers", nargs="+", default=["daphne"], choices=["daphne", "uvicorn"])
-    parser.add_argument("--scenarios", nargs="+", default=["lock", "publish", "put", "get"])
-    parser.add_argument("--rounds", type=int, default=12, help="seconds of load for each row")
-    parser.add_argument("--serve", metavar="SERVER", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        return serve(options.serve)
-    if options.other is None:
-        parser.error("name the checkout to compare with")
-    print(f"{'server':8} {'calls':10} {'checkout':9} {'per s':>8} {'best':>8} {'cpu µs a call':>14} {'least':>7} {'errors':>7}")
+class Target:
+    """A follower that gets the load of one row, and the processes that count."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.node = cluster.followers()[0]
+        self.processes = node_processes(cluster)
+        self.tally = Tally()
+
+
+def load(targets: Sequence[Target], scenario: str, connections: int, seconds: float) -> None:
+    """Send load to all of the targets at once, and add what it measures to their tallies.
+
+    Args:
+        connections: to each target, with one call at a time.
+        seconds: duration of the load.
+    """
+    calls = bench_http.SCENARIOS[scenario].calls
+
+    async def send() -> list[tuple[bench_http.Load, float]]:
+        return await asyncio.gather(*(bench_http.run(target.node.port, calls, connections, seconds) for target in targets))
+
+    before_s = [cpu_time_s(target.processes) for target in targets]
+    results = uvloop.run(send())
+    for target, cpu_s, (result, elapsed_s) in zip(targets, before_s, results, strict=True):
+        target.tally.cpu_s += cpu_time_s(target.processes) - cpu_s
+        target.tally.seconds += elapsed_s
+        target.tally.errors += result.errors
+        target.tally.calls += max(len(result.latencies) - result.errors, 0)
+
+
+def warm_up(target: Target, scenario: str, options: argparse.Namespace) -> None:
+    """Write what the row will read, and send load that does not count."""
+    bench_http.prepare(target.node, scenario, options.connections, WARM_UP_S + options.seconds)
+    load([target], scenario, options.connections, WARM_UP_S)
+    target.tally = Tally()
+
+
+def measure_pair(clusters: Sequence[LocalCluster], scenario: str, first: int, options: argparse.Namespace) -> Pair:
+    """Send the load to both clusters in turn, a slice each: A B, B A, A B …; or to both at once.
+
+    Args:
+        clusters: of this checkout and of the other.
+        first: which of the two begins, 0 or 1.
+    """
+    targets = [Target(cluster) for cluster in clusters]
+    for target in targets:
+        warm_up(target, scenario, options)
+    slices = max(1, round(options.seconds / SLICE_S))
+    for number in range(slices):
+        order = targets if (number + first) % 2 == 0 else targets[::-1]
+        for turn in [order] if options.together else [[target] for target in order]:
+            load(turn, scenario, options.connections, options.seconds / slices)
+    this, other = (target.tally for target in targets)
+    if not this.calls or not other.calls:
+        raise NotReady(f"no call of {scenario} succeeded")
+    return Pair(this, other)
+
+
+def measure_server(server: str, checkouts: Sequence[Checkout], options: argparse.Namespace) -> list[Row]:
+    """All rows of a server; each alternation starts new clusters."""
+    rows = [Row(scenario, server) for scenario in options.scenarios]
+    for number in range(options.alternations):
+        progress(f"{server}: alternation {number + 1} of {options.alternations}")
+        ports = free_ports(2 * NODES)
+        with started(checkouts[0], server, ports[:NODES]) as this, started(checkouts[1], server, ports[NODES:]) as other:
+            for cluster in (this, other):
+                cluster.wait_ready()
+            for row in rows:
+                row.pairs.append(measure_pair([this, other], row.scenario, number % 2, options))
+    progress("")
+    return rows
+
+
+def progress(text: str) -> None:
+    """Show the text in place of the last one, to a person only."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def print_head() -> None:
+    print(f"{'':21} {'CPU µs per call':^15}   {'this / other':^23}   {'calls per s':^15}")
+    print(
+        f"{'row':12} {'server':8} {'this':>7} {'other':>7}   {'ratio':>6} {'95 % interval':>16}   {'this':>7} {'other':>7} {'errors':>7}"
+    )
+
+
+def print_row(row: Row) -> None:
+    """Medians of the alternations for each checkout; the geometric mean of their ratios, with its interval."""
+    found = row.estimate()
+    this, other = [pair.this for pair in row.pairs], [pair.other for pair in row.pairs]
+    cpu = " ".join(f"{statistics.median(tally.cpu_us for tally in each):>7,.0f}" for each in (this, other))
+    speed = " ".join(f"{statistics.median(tally.per_s for tally in each):>7,.0f}" for each in (this, other))
+    interval = f"{found.low:.3f} .. {found.high:.3f}"
+    print(f"{row.scenario:12} {row.server:8} {cpu}   {found.ratio:>6.3f} {interval:>16}   {speed} {row.errors:>7}", flush=True)
+
+
+def verdict(rows: Sequence[Row], alternations: int) -> tuple[str, int]:
+    """The last line of the output, and the exit code."""
+    failed = [row.name for row in rows if row.errors > FAILED_SHARE * row.calls]
+    if failed:
+        return f"no verdict: more than {FAILED_SHARE:.0%} of the calls failed in {', '.join(failed)}", 2
+    if alternations < ALTERNATIONS_FOR_VERDICT:
+        return f"no verdict: it needs {ALTERNATIONS_FOR_VERDICT} alternations or more, not {alternations}", 0
+    slower = [row.name for row in rows if row.estimate().low > LIMIT]
+    if slower:
+        return f"slower: the interval lies wholly above {LIMIT} in {', '.join(slower)}", 1
+    return f"not slower: no row's interval lies wholly above {LIMIT}", 0
+
+
+def compare(checkouts: Sequence[Checkout], options: argparse.Namespace) -> int:
+    """Print the table and the verdict; the exit code."""
+    began = time.monotonic()
+    print_head()
+    rows: list[Row] = []
     for server in options.servers:
-        other = options.other.resolve()
-        with (
-            running("this", ROOT, server) as first,
-            running("other", other, server) as second,
-            running("this", ROOT, server) as third,
-            running("other", other, server) as fourth,
-        ):
-            for scenario in options.scenarios:
-                for row in compare([first, second, third, fourth], scenario, options.rounds):
-                    print(
-                        f"{server:8} {scenario:10} {row['checkout']:9} {row['per_s']:>8,.0f} {row['best_per_s']:>8,.0f} "
-                        f"{row['cpu_us']:>14.0f} {row['least_cpu_us']:>7.0f} {row['errors']:>7}",
-                        flush=True,
-                    )
-    return None
+        found = measure_server(server, checkouts, options)
+        for row in found:
+            print_row(row)
+        rows += found
+    text, code = verdict(rows, options.alternations)
+    print(
+        f"\n{options.alternations} alternations of {options.seconds:g} s a row and checkout, {time.monotonic() - began:.0f} s in all"
+    )
+    print(text)
+    return code
+
+
+def checkout_of(path: Path, python: Path | None) -> Checkout:
+    # A .venv's Python is a link: resolved, it would leave the .venv.
+    return Checkout(path, (python or path / ".venv/bin/python").absolute())
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("other", type=Path, help="the checkout to compare with")
+    parser.add_argument("--servers", nargs="+", default=["daphne", "uvicorn"], choices=["daphne", "uvicorn"])
+    parser.add_argument("--scenarios", nargs="+", default=["lock", "publish", "put", "get"], choices=list(bench_http.SCENARIOS))
+    parser.add_argument("--alternations", type=positive, default=5, help="ratios for each row; a verdict needs 5 or more")
+    parser.add_argument("--seconds", type=float, default=4.0, help="load for each row, checkout and alternation")
+    parser.add_argument("--together", action="store_true", help="load both clusters at the same moment")
+    parser.add_argument("--connections", type=positive, default=64)
+    parser.add_argument("--python", type=Path, help="runs this checkout's nodes, instead of its .venv")
+    parser.add_argument("--other-python", type=Path, help="runs the other checkout's nodes, instead of its .venv")
+    options = parser.parse_args()
+    checkouts = [checkout_of(ROOT, options.python), checkout_of(options.other.resolve(), options.other_python)]
+    for checkout in checkouts:
+        for needed in (checkout.path / "manage.py", checkout.python):
+            if not needed.is_file():
+                parser.error(f"there is no {needed}")
+    try:
+        return compare(checkouts, options)
+    except (NotReady, OSError, psutil.Error) as error:
+        print(f"no verdict: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
