@@ -4,11 +4,12 @@ PYTHON ?= python3
 NODES ?= 3
 BIN := .venv/bin
 READY := .venv/.ready
+PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev
 COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run join test lint format bench bench-raft load postman sim mutants model chaos lock clean
+.PHONY: help run join test lint format docs architecture bench bench-raft load postman sim mutants model chaos lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +41,14 @@ format: $(READY) ## put the code in order
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
+docs: $(READY) ## build the documentation into docs/_build, and check its links
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
+architecture: $(READY) ## draw the imports between packages into docs/imports.svg (needs Graphviz's dot)
+	@$(BIN)/import-linter drawgraph $(PACKAGES) | dot -Tsvg -o docs/imports.svg
+	@$(BIN)/import-linter drawgraph dss_raft | dot -Tsvg -o docs/imports-raft.svg
+
 bench: $(READY) ## measure three nodes over HTTP, with Daphne and with uvicorn
 	@$(BIN)/python benchmarks/bench_http.py $(ARGS)
 
@@ -69,7 +78,7 @@ chaos: $(READY) ## 100,000 messages, 200,000 cache operations, 10 rounds of lock
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
 
-lock: ## pin the dependencies of pyproject.toml anew (needs pip-tools)
+lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
 	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
 
