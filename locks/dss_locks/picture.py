@@ -1,11 +1,15 @@
-"""The waits-for graph as a picture: an SVG without script, that a page takes in as it is. Pure.
+"""Draws the waits-for graph as an SVG without scripts, to be embedded in a page. Pure.
 
-Whoever waits stands below those it waits for; at the top are those who wait for nobody. In a queue everybody waits for the holder
-and for the one ahead; only the arrow to the one ahead is drawn.
+A client is drawn below the clients it waits for; clients that wait for no one are at the top. In a queue, each client waits for the
+holder and for the client ahead of it. Only the arrow to the client ahead is drawn.
+
+We keep our own layout. Graphviz needs the `dot` program at run time. A layout library would replace only `_levels` and `_corners`:
+grandalf draws 200 clients 65,000 pixels wide in seconds, and igraph is a 6 MB binary. The standard library sorts the levels.
 """
 
 from __future__ import annotations
 
+from graphlib import TopologicalSorter
 from html import escape
 from typing import Any
 
@@ -24,12 +28,12 @@ _ARROW = (
 
 
 def draw(graph: dict[str, Any]) -> str:
-    """The picture of `inspection.graph`, of its first `CLIENTS_MAX` clients; "" when nobody waits."""
+    """The SVG of the first `CLIENTS_MAX` clients of `inspection.graph`; "" if no client waits."""
     nodes = {node["client"]: node for node in graph["nodes"][:CLIENTS_MAX]}
     edges = [edge for edge in _shortest(graph["edges"]) if edge["from"] in nodes and edge["to"] in nodes]
     if not nodes:
         return ""
-    boxes, height = _places(_levels(list(nodes), edges))
+    boxes, height = _corners(_levels(list(nodes), edges))
     width = MARGIN * 2 + PER_LINE * (BOX_WIDTH + GAP_X) - GAP_X
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="Who waits for whom" width="{width}" height="{height}" '
@@ -43,12 +47,12 @@ def draw(graph: dict[str, Any]) -> str:
 
 
 def is_cut(graph: dict[str, Any]) -> bool:
-    """True when the picture does not show all."""
+    """Whether the picture leaves out part of the graph."""
     return bool(graph["truncated"]) or len(graph["nodes"]) > CLIENTS_MAX
 
 
 def _shortest(edges: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the arrows past somebody: a waits for b and c at a key, and b for c at the same key."""
+    """Leave out edges that another client leads to: if a waits for b and c at a key, and b for c, then a to c is left out."""
     pairs = {(edge["from"], edge["key"], edge["to"]) for edge in edges}
     ahead = {(edge["from"], edge["key"]): edge["to"] for edge in edges if edge["because"] == "waits"}
 
@@ -60,22 +64,22 @@ def _shortest(edges: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _levels(clients: list[str], edges: list[dict[str, Any]]) -> list[list[str]]:
-    """The clients by the length of their longest way to somebody who waits for nobody."""
-    level = dict.fromkeys(clients, 0)
-    # There is no cycle, so no way is longer than the number of clients; one round for each step of the longest.
-    for _ in clients:
-        changed = False
-        for edge in edges:
-            if level[edge["from"]] <= level[edge["to"]] < len(clients):
-                level[edge["from"]] = level[edge["to"]] + 1
-                changed = True
-        if not changed:
-            break
-    return [[client for client in clients if level[client] == number] for number in sorted(set(level.values()))]
+    """The clients by the length of their longest path to a client that does not wait."""
+    waits_for: dict[str, list[str]] = {client: [] for client in clients}
+    for edge in edges:
+        waits_for[edge["from"]].append(edge["to"])
+    sorter = TopologicalSorter(waits_for)
+    sorter.prepare()
+    order = {client: number for number, client in enumerate(clients)}
+    levels = []
+    while ready := sorter.get_ready():
+        levels.append(sorted(ready, key=order.__getitem__))
+        sorter.done(*ready)
+    return levels
 
 
-def _places(levels: list[list[str]]) -> tuple[dict[str, tuple[int, int]], int]:
-    """Left upper corners, and the height of it all. A level with many clients has several lines."""
+def _corners(levels: list[list[str]]) -> tuple[dict[str, tuple[int, int]], int]:
+    """The upper left corner of each box, and the height of the picture. A level with many clients takes several lines."""
     corners: dict[str, tuple[int, int]] = {}
     y = MARGIN
     for level in levels:
@@ -103,7 +107,7 @@ def _arrow(edge: dict[str, Any], waiter: tuple[int, int], other: tuple[int, int]
     (x1, y1), (x2, y2) = waiter, other
     x1, x2, y2 = x1 + BOX_WIDTH // 2, x2 + BOX_WIDTH // 2, y2 + BOX_HEIGHT
     dashes = ' stroke-dasharray="5 4"' if edge["because"] == "waits" else ""
-    what = "holds it" if edge["because"] == "holds" else "is ahead in its queue"
+    what = "holds it" if edge["because"] == "holds" else "is ahead in the queue"
     title = f"{edge['from']} waits for {edge['key']} ({edge['mode']}): {edge['to']} {what}"
     return (
         f'<g><title>{escape(title)}</title><path d="M{x1},{y1} C{x1},{y1 - 40} {x2},{y2 + 40} {x2},{y2}" fill="none" '

@@ -45,8 +45,8 @@ def test_a_queue_is_drawn_as_a_line(locks):
         locks.acquire(client, "k", wait_ms=20_000)
     assert arrows(drawn(locks)) == [
         "b waits for k (exclusive): a holds it",
-        "c waits for k (exclusive): b is ahead in its queue",
-        "d waits for k (exclusive): c is ahead in its queue",
+        "c waits for k (exclusive): b is ahead in the queue",
+        "d waits for k (exclusive): c is ahead in the queue",
     ]
 
 
