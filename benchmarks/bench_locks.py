@@ -17,7 +17,7 @@ import tracemalloc
 from collections.abc import Callable
 
 from dss_locks.core.commands import Acquire, Release, Watch
-from dss_locks.core.state import Limits, LockChanged
+from dss_locks.core.state import LockChanged, LockLimits
 from dss_locks.core.table import LockTable
 from dss_locks.watching import LockWatchers
 from dss_raft.replication.machine import Origin
@@ -68,7 +68,7 @@ def contended(waiters: int, pairs: int, nested: bool = False) -> float:
 
     `nested`: each of them holds another lock, nobody else's business, all the time.
     """
-    table = LockTable(Limits(waiters_per_key_max=waiters + 1))
+    table = LockTable(LockLimits(waiters_per_key_max=waiters + 1))
     clients = [f"worker-{n}" for n in range(waiters + 1)]
     index, seq = 1, 0
     for client in clients:
@@ -210,7 +210,7 @@ def told(watches: int, events: int) -> float:
     async def run() -> float:
         contexts = [watchers.watch(Watch(key="orders/1"), sink) for _ in range(watches)]  # type: ignore[arg-type]
         for context in contexts:
-            await context.__enter__().tell_state("state", lambda: AT_MS)
+            await context.__enter__().send_state("state", lambda: AT_MS)
         started = time.process_time()
         for _ in range(events):
             node.changed(event, 7)
@@ -234,7 +234,7 @@ def begin_to_watch(locks: int) -> tuple[float, float]:
 
     async def run() -> float:
         with watchers.watch(Watch(prefix="orders/7/"), sink) as watch:  # type: ignore[arg-type]
-            task = asyncio.ensure_future(watch.tell_state("state", lambda: AT_MS))
+            task = asyncio.ensure_future(watch.send_state("state", lambda: AT_MS))
             began = time.perf_counter()
             while not task.done():
                 turn = time.perf_counter()

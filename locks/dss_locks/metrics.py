@@ -1,8 +1,8 @@
-"""What the lock manager counts.
+"""The lock manager's metrics.
 
-Calls are counted where they are made. What need not be a call (a hold ends: with its lease or session, by an ack of the queue) is
-counted by the leader only: every node applies it, and a node that starts applies old entries again. The sum over the nodes is right
-in both cases.
+Calls are counted by the node that receives them. Ends of holds are counted by the leader only, because a hold can end without a
+call (with its lease or session, or by an ack of the queue): every node applies that entry, and a restarted node applies it again.
+In both cases, the sum over all nodes is correct.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ ACQUIRE_RESULTS = (
 )
 RELEASE_RESULTS = ("released", "not_held", "not_holder", "forced", "failed")
 
-lock_acquire_total = Counter("lock_acquire_total", "Answers to acquire calls at this node", ["mode", "result"])
-lock_release_total = Counter("lock_release_total", "Answers to release calls at this node", ["result"])
-lock_held = Gauge("lock_held", "Locks held in the cluster, as this node knows it", ["mode"])
-lock_delayed = Gauge("lock_delayed", "Keys kept back after their holder lost them, as this node knows it")
-lock_waiting = Gauge("lock_waiting", "Calls that wait for a lock in the cluster, as this node knows it")
-lock_wait_seconds = Histogram("lock_wait_seconds", "How long granted requests had waited", buckets=_SECONDS)
-lock_held_seconds = Histogram("lock_held_seconds", "How long locks were held, counted by the leader", buckets=_HELD_SECONDS)
-lock_expired_total = Counter("lock_expired_total", "Leases that ran out, counted by the leader")
-lock_deadlock_total = Counter("lock_deadlock_total", "Acquire calls at this node refused because they would close a cycle")
+lock_acquire_total = Counter("lock_acquire_total", "Acquire calls at this node, by result", ["mode", "result"])
+lock_release_total = Counter("lock_release_total", "Release calls at this node, by result", ["result"])
+lock_held = Gauge("lock_held", "Locks held in the cluster, as seen by this node", ["mode"])
+lock_delayed = Gauge("lock_delayed", "Keys with a lock delay after their lock was lost, as seen by this node")
+lock_waiting = Gauge("lock_waiting", "Calls waiting for a lock in the cluster, as seen by this node")
+lock_wait_seconds = Histogram("lock_wait_seconds", "Time that granted requests waited", buckets=_SECONDS)
+lock_held_seconds = Histogram("lock_held_seconds", "Time that locks were held, counted by the leader", buckets=_HELD_SECONDS)
+lock_expired_total = Counter("lock_expired_total", "Locks lost because their lease or session expired, counted by the leader")
+lock_deadlock_total = Counter("lock_deadlock_total", "Acquire calls at this node refused because of a deadlock")
 
 acquire_counters = {
     (mode, result): lock_acquire_total.labels(mode, result) for mode in ("exclusive", "shared") for result in ACQUIRE_RESULTS
@@ -52,12 +52,12 @@ release_counters = {result: lock_release_total.labels(result) for result in RELE
 
 
 def attach(node: Node) -> None:
-    """Let the gauges show this node's table, and count the ends of holds while it leads. Once, when the node is built."""
+    """Connect the gauges to this node's table, and count ends of holds while it leads. Call it once, when the node is built."""
     table = cast(LockTable, node.machine("locks"))
     lock_held.labels("shared").set_function(lambda: table.holdings.held[0])
     lock_held.labels("exclusive").set_function(lambda: table.holdings.held[1])
     lock_delayed.set_function(lambda: len(table.holdings.delays.by_key))
-    lock_waiting.set_function(lambda: len(table.waits.by_origin))
+    lock_waiting.set_function(lambda: len(table.waiters.by_origin))
 
     def count(event: LockChanged, index: int) -> None:
         kind = event.kind

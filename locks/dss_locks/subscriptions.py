@@ -1,4 +1,4 @@
-"""What the WebSocket door offers of the lock manager beyond its operations: watching, and a connection that is a session."""
+"""The lock manager's WebSocket subscriptions: `locks.watch`, and `locks.session`, which makes a connection a session."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from dss_locks.watching import SERVICE, LockEvent, LockWatchers, StateKind
 if TYPE_CHECKING:
     from dss_raft.node import Node
 
-#: A session is renewed when a third of its lease has passed: two attempts may fail.
+#: A session is renewed after a third of its lease, so two attempts may fail.
 RENEWALS_PER_LEASE = 3
 
 
 class SessionEvent(msgspec.Struct, omit_defaults=True):
-    """What a kept session tells. A client that has heard of no renewal for `expires_in_ms` must take its locks for lost."""
+    """Sent when the session starts and at each renewal. If none arrives for `expires_in_ms`, assume that the locks are lost."""
 
     kind: Literal["started", "renewed"]
-    #: give it to `locks.acquire`
+    #: pass it to `locks.acquire`
     session: str
     expires_in_ms: int
     index: int
 
 
 async def watch(node: Node, request: Watch, feed: Feed) -> Result:
-    """Tells the state, then every change, until it is cancelled."""
+    """Send the state, then every change, until cancelled."""
     if request.consistency == "linearizable":
         await node.read_index()
     kind: StateKind = "state"
     with _watchers(node).watch(request, feed) as lock_watch:
         while True:
-            await lock_watch.tell_state(kind, node.now_ms)
-            await lock_watch.until_anew()
+            await lock_watch.send_state(kind, node.now_ms)
+            await lock_watch.wait_for_restart()
             kind = "resync"
 
 
 async def keep_session(node: Node, request: KeepSession, feed: Feed) -> Result:
-    """Keeps a session for as long as the connection lives, and closes it then."""
+    """Renew a session while the connection is open, then close it."""
     command = StartSession(client=request.client, ttl_ms=request.ttl_ms)
     starting = asyncio.ensure_future(node.submit(command))
     try:
-        # When the client goes now the session starts nevertheless, and is closed below.
+        # If the client disconnects now, the session still starts. It is closed below.
         started = await asyncio.shield(starting)
         return started if started.code else await _keep(node, started, request.ttl_ms, feed)
     finally:
@@ -64,7 +64,7 @@ async def _keep(node: Node, started: Result, ttl_ms: int, feed: Feed) -> Result:
             await asyncio.wait((ended,), timeout=interval_ms / 1000)
             if ended.done():
                 break
-            with suppress(Refused):  # no majority just now: the lease says for how long that may go on
+            with suppress(Refused):  # no majority at the moment: the session may still be alive, try again
                 renewed = await node.submit(RenewSession(session=session), timeout_ms=interval_ms)
                 if not renewed.code:
                     feed.push(SessionEvent("renewed", session, renewed.body["expires_in_ms"], renewed.index))
@@ -74,7 +74,7 @@ async def _keep(node: Node, started: Result, ttl_ms: int, feed: Feed) -> Result:
 
 
 async def _close(node: Node, starting: asyncio.Future[Result]) -> None:
-    # Without a majority it cannot be closed: its lease then ends it.
+    # Without a majority it cannot be closed; it ends with its lease.
     with suppress(Refused):
         started = await starting
         if not started.code:
@@ -95,10 +95,10 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         event=LockEvent,
         summary="Watch locks as they change hands",
         description=(
-            "Of one key, several, all that begin with a prefix, or one client's. First comes the state (`kind: state`, in parts "
-            "while `more`), then every later change with the `index` of its entry: `queued` and `dequeued` for each place in a "
-            "queue, `granted`, `released`, `lost`, `delay_ended`, and `refused` for a deadlock. After a `resync`, which tells the "
-            "state anew, what was known before no longer counts."
+            "Watches one key, several keys, all keys with a prefix, or the keys of one client. The first event is the state "
+            "(`kind: state`, in parts while `more` is true). Every later change follows with its log `index`: `queued` and "
+            "`dequeued` for each queue entry, `granted`, `released`, `lost`, `delay_ended`, and `refused` for a deadlock. A "
+            "`resync` sends the state again and replaces everything that was sent before."
         ),
         tag="Locks",
         example=_WATCH,
@@ -111,8 +111,8 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         event=SessionEvent,
         summary="Make this connection a session",
         description=(
-            "Starts a session, tells its name, and renews it while the connection lives. When the connection closes all its locks "
-            "are free at once; when its node dies, after `ttl_ms`. Ends with `session_lost` when the session was lost."
+            "Starts a session, sends its id, and renews it while the connection is open. Its locks are released immediately when "
+            "the connection closes, or after `ttl_ms` if the node fails. Ends with `session_lost` if the session is lost."
         ),
         tag="Locks",
         example={"client": "worker-1", "ttl_ms": 30000},

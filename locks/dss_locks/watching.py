@@ -1,10 +1,11 @@
-"""Who listens to the lock table on this node, and who is told of what.
+"""The watches of one node: who is sent which changes of the lock table.
 
-The table tells of every change with the index of its entry (`state.LockChanged`). A watch first tells the state at an index, and then
-every later change: nothing in between is missed, and nothing is told twice. Reading the state of a large table takes more than
-one turn of the loop; keys that change in the meantime are read again at the end, in the turn in which the state is told.
+The table emits every change with its log index (`state.LockChanged`). A watch first sends the state at an index and then every
+later change, each exactly once. Reading the state of a large table takes more than one turn of the event loop. Keys that change in
+the meantime are read again at the end, in the same turn in which the state is sent.
 
-When a leader's snapshot has replaced the entries, there are no events of what they did. Watches then tell the state anew.
+If the node catches up from a leader's snapshot, there are no events for the entries that it replaces. Watches then send the state
+again (`resync`).
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ if TYPE_CHECKING:
 SERVICE = "lock-watchers"
 #: Watches on one node.
 WATCHES_MAX = 10_000
-#: Keys, holders and waiters that a watch may begin with, counted together: its client gets them all at once.
+#: Keys, holders and waiters in the initial state of a watch, counted together. They are sent all at once.
 STATE_ROWS_MAX = 25_000
-#: The state is sent in parts of about so many of them.
+#: The approximate number of them in one part of the state.
 PART_ROWS = 500
-#: Keys that are looked at in one turn of the loop, for a prefix or a client.
+#: Keys that are scanned in one turn of the event loop, for a prefix or a client.
 SCAN_KEYS = 20_000
 
 StateKind = Literal["state", "resync"]
 
 
 class LockEvent(msgspec.Struct, omit_defaults=True):
-    """What a watch tells. A change has the fields of `state.LockChanged`; "state" and "resync" have `locks` and `more`."""
+    """What a watch sends. A change has the fields of `state.LockChanged`; "state" and "resync" have `locks` and `more`."""
 
-    #: "state": what is so at the beginning; "resync": forget everything, this is what is so now
+    #: "state": the state at the beginning; "resync": the state now, which replaces everything that was sent before
     kind: LockEventKind | StateKind
-    #: the Raft index at which it happened, or up to which the state goes
+    #: the Raft index of the change or of the state
     index: int
     key: str = ""
     client: str = ""
     mode: str = ""
     fencing_token: int = 0
-    #: names a place in a queue: the same in `queued`, `dequeued` and a state's waiters
+    #: identifies a queue entry: the same in `queued`, `dequeued` and the waiters of a state
     place: int = 0
     #: granted: "", "upgraded", "downgraded", "cancelled"; dequeued: "granted" or why not; refused: "deadlock";
     #: released: "", "session_closed", "cancelled"; lost: "expired", "session_lost", "forced"
@@ -58,16 +59,16 @@ class LockEvent(msgspec.Struct, omit_defaults=True):
     #: the reason given for a forced release
     detail: str = ""
     held_ms: int = 0
-    #: how long a lost key is kept back
+    #: the lock delay of a lost key
     delay_ms: int = 0
-    #: as `GET /lock/status` shows them
+    #: in the format of `GET /lock/status`
     locks: list[dict[str, Any]] | None = None
-    #: the state goes on in the next event
+    #: the state continues in the next event
     more: bool = False
 
 
 class LockWatchers:
-    """All watches of one node, and the sessions that connections keep. One for each node, made before it starts."""
+    """All watches of one node, and the sessions of its connections. Create it before the node starts."""
 
     def __init__(self, node: Node) -> None:
         self.table = cast(LockTable, node.machine("locks"))
@@ -86,13 +87,13 @@ class LockWatchers:
 
     @contextmanager
     def watch(self, request: Watch, feed: Feed) -> Iterator[LockWatch]:
-        """A new watch, for as long as the context lasts.
+        """Register a watch for the duration of the context.
 
         Raises:
             Refused: `over_limit`.
         """
         if len(self._watches) >= WATCHES_MAX:
-            raise Refused("over_limit", f"this node has {WATCHES_MAX} watches", limit="watches_max", maximum=WATCHES_MAX)
+            raise Refused("over_limit", f"this node already has {WATCHES_MAX} watches", limit="watches_max", maximum=WATCHES_MAX)
         watch = LockWatch(self, request, feed)
         indexes = list(self._indexes(request))
         self._watches[watch] = None
@@ -111,10 +112,10 @@ class LockWatchers:
 
     @contextmanager
     def session(self, session: str) -> Iterator[asyncio.Future[str]]:
-        """A future that gets the reason when this session ends: "expired" or "closed"."""
+        """A future that is set to the reason when this session ends: "expired" or "closed"."""
         ended = self._sessions[session] = asyncio.get_running_loop().create_future()
         try:
-            self._look_after(session)
+            self._check_session(session)
             yield ended
         finally:
             del self._sessions[session]
@@ -147,69 +148,69 @@ class LockWatchers:
 
     def _state_replaced(self) -> None:
         for watch in self._watches:
-            watch.begin_anew()
+            watch.restart()
         for session in self._sessions:
-            self._look_after(session)
+            self._check_session(session)
 
-    def _look_after(self, session: str) -> None:
+    def _check_session(self, session: str) -> None:
         ended = self._sessions[session]
         if session not in self.table.holdings.sessions.by_id and not ended.done():
             ended.set_result("expired")
 
 
 class LockWatch:
-    """One watch and where it tells."""
+    """One watch and the feed that it sends to."""
 
     def __init__(self, watchers: LockWatchers, request: Watch, feed: Feed) -> None:
         self._watchers = watchers
         self._table = watchers.table
         self._request = request
         self._feed = feed
-        #: what changed while the state is being read; None once it has been told
-        self._touched: dict[str, None] | None = {}
-        self._anew = asyncio.Event()
+        #: the keys that have changed while the state is being read; None once it has been sent
+        self._changed_keys: dict[str, None] | None = {}
+        self._restart = asyncio.Event()
 
     def changed(self, event: LockChanged) -> None:
-        """Something happened to what is watched."""
-        if self._touched is None:
+        """Handle a change of what is watched."""
+        if self._changed_keys is None:
             self._feed.push(event)
         else:
-            self._touched[event.key] = None
+            self._changed_keys[event.key] = None
 
-    def begin_anew(self) -> None:
-        """Events are missing from here on: the state has to be told again."""
-        self._touched = {}
-        self._anew.set()
+    def restart(self) -> None:
+        """Have the state sent again, because events are missing."""
+        self._changed_keys = {}
+        self._restart.set()
 
-    async def until_anew(self) -> None:
-        """Wait for that."""
-        await self._anew.wait()
+    async def wait_for_restart(self) -> None:
+        """Wait until the state has to be sent again."""
+        await self._restart.wait()
 
-    async def tell_state(self, kind: StateKind, now_ms: Callable[[], int]) -> None:
-        """Read the state and push it, all of it in one turn of the loop.
+    async def send_state(self, kind: StateKind, now_ms: Callable[[], int]) -> None:
+        """Read the state, then push all of it in one turn of the event loop.
 
         Raises:
-            Refused: `over_limit` when it is too much.
+            Refused: `over_limit` if it is too large.
         """
         while True:
-            self._anew.clear()
-            self._touched = {}
+            self._restart.clear()
+            self._changed_keys = {}
             found = await self._keys()
-            if not self._anew.is_set():
+            if not self._restart.is_set():
                 break
-        found.update(self._touched)
+        found.update(self._changed_keys)
         index = self._watchers.node.applied_index
         for part, more in self._parts(found, now_ms()):
             self._feed.push(LockEvent(kind, index, locks=part, more=more))
-        self._touched = None
+        self._changed_keys = None
 
     async def _keys(self) -> dict[str, None]:
-        """The keys that may have something to tell."""
+        """The keys that may belong to the state."""
         table, prefix, client = self._table, self._request.prefix, self._request.client
         found: dict[str, None] = {}
         if client is not None:
-            for place in table.waits.of_client.get(client, {}).values():
-                found.update(dict.fromkeys(place.keys))
+            for waiter in table.waiters.of_client.get(client, {}).values():
+                found.update(dict.fromkeys(waiter.keys))
             if client not in table.holdings.clients:
                 return found
         elif prefix is None:
@@ -236,7 +237,7 @@ class LockWatch:
             size = 1 + len(lock["holders"]) + len(lock["waiters"])
             rows += size
             if rows > STATE_ROWS_MAX:
-                detail = f"there are more than {STATE_ROWS_MAX} locks, holders and waiters to begin with: watch less at once"
+                detail = f"the initial state has more than {STATE_ROWS_MAX} locks, holders and waiters; watch fewer keys"
                 raise Refused("over_limit", detail, limit="state_rows_max", maximum=STATE_ROWS_MAX)
             if in_part and in_part + size > PART_ROWS:
                 part, in_part = [], 0
@@ -246,7 +247,7 @@ class LockWatch:
         return ((part, number < len(parts)) for number, part in enumerate(parts, 1))
 
     def _row(self, key: str, now_ms: int) -> dict[str, Any] | None:
-        """The key as status shows it; None when there is nothing to tell of it."""
+        """The key in the format of `status`; None if it is not part of the state."""
         row = inspection.status(self._table, key, now_ms, rows_max=STATE_ROWS_MAX)
         client = self._request.client
         if client is not None:
@@ -258,5 +259,5 @@ class LockWatch:
 
 
 def named_keys(request: Watch) -> list[str]:
-    """The keys that a watch names itself."""
+    """The keys that a watch names explicitly."""
     return [request.key] if request.key is not None else request.keys or []

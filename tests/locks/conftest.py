@@ -14,7 +14,7 @@ from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_locks.core import answers
 from dss_locks.core.commands import Acquire, ForceRelease, Release, Renew
-from dss_locks.core.state import Limits, LockChanged
+from dss_locks.core.state import LockChanged, LockLimits
 from dss_locks.core.table import LockTable
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin, Resolved
@@ -26,7 +26,7 @@ class Harness:
     `at_ms` stands still unless a test moves it; the index grows with every entry.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: LockLimits | None = None) -> None:
         self.table = LockTable(limits)
         self.index = 0
         self.at_ms = 1_000_000
@@ -111,7 +111,7 @@ class Harness:
 
     def queue(self, key: str) -> list[str]:
         lock = self.table.locks.get(key)
-        return [place.client for place in (lock.queue or {}).values()] if lock is not None else []
+        return [waiter.client for waiter in (lock.queue or {}).values()] if lock is not None else []
 
     def reload(self) -> None:
         """Go on from a snapshot, as a node does that was far behind."""
@@ -225,4 +225,4 @@ def locks() -> Harness:
 
 @pytest.fixture
 def limited() -> Callable[..., Harness]:
-    return lambda **limits: Harness(Limits(**limits))
+    return lambda **limits: Harness(LockLimits(**limits))

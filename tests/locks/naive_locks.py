@@ -25,7 +25,7 @@ class NaiveRequest:
     client: str
     keys: list[str]
     exclusive: bool
-    counts_on: list[str]
+    depends_on: list[str]
     upgrades: list[str]
     #: (origin, deadline, terms)
     callers: list[tuple[Any, int, tuple[int, str, int]]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class NaiveLocks:
         """Clients that `request` waits for at `key`."""
         before = self.requests[: self.requests.index(request)] if request in self.requests else self.requests
         found = [h.client for h in self.holds if h.key == key and (h.exclusive or request.exclusive)]
-        if key not in request.counts_on:
+        if key not in request.depends_on:
             found += [r.client for r in self.requests if key in r.upgrades]
             found += [r.client for r in before if key in r.keys and (r.exclusive or request.exclusive)]
         return [client for client in found if client != request.client]
@@ -95,9 +95,9 @@ class NaiveLocks:
             if self.sessions[session][0] != client:
                 return "invalid"
         terms = (0 if session else ttl, session, delay)
-        counts_on = [k for k in keys if self.hold(k, client)]
-        upgrades = [k for k in counts_on if exclusive and not self.hold(k, client).exclusive]
-        request = NaiveRequest(client, keys, exclusive, counts_on, upgrades)
+        depends_on = [k for k in keys if self.hold(k, client)]
+        upgrades = [k for k in depends_on if exclusive and not self.hold(k, client).exclusive]
+        request = NaiveRequest(client, keys, exclusive, depends_on, upgrades)
         blocked = self.must_wait(request)
         if blocked and not wait:
             return "held"
@@ -140,7 +140,7 @@ class NaiveLocks:
 
     def lose(self, client, key, only_exclusive=False):
         for request in self.requests[:]:
-            if request.client == client and key in request.counts_on:
+            if request.client == client and key in request.depends_on:
                 if only_exclusive and (not request.exclusive or key in request.upgrades):
                     continue
                 self.requests.remove(request)

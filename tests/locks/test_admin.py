@@ -106,7 +106,7 @@ def test_a_lock_is_taken_away_with_a_reason(boss, busy):
     response = boss.post("/admin/dss_locks/lockrow/", {**form, "reason": "hangs"}, follow=True)
     assert "1 released" in response.content.decode()
     assert busy.holders("k1") == [("b", "exclusive")], "who waited for it has it now"
-    (forced,) = busy.table.forced
+    (forced,) = busy.table.forced_releases
     assert (forced.reason, forced.by, forced.client) == ("hangs", "boss", "a")
 
 
@@ -137,7 +137,7 @@ def test_the_picture_stands_below_the_waiting_requests(boss, busy):
     assert "c waits for k2 (shared): b holds it" in page
     assert "&lt;script&gt; waits for k1" in page
     assert "<script> waits" not in page
-    assert "clients are drawn" not in page
+    assert "clients are shown" not in page
 
 
 def test_nobody_waits(boss, busy):

@@ -27,7 +27,7 @@ def beside(name):
     return module
 
 
-naive_locks, onlooker = beside("naive_locks"), beside("onlooker")
+naive_locks, observer = beside("naive_locks"), beside("observer")
 
 CLIENTS = st.sampled_from(["a", "b", "c", "d"])
 KEYS = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, unique=True)
@@ -49,7 +49,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.origins: list[Origin] = []
         self.answers: dict[Origin, str] = {}
         self.sessions: list[tuple[str, str]] = []
-        self.seen = onlooker.Onlooker()
+        self.seen = observer.Observer()
         self.last_grant: dict[str, tuple[int, str, str]] = {}
 
     # -- commands
@@ -169,7 +169,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         delays = {d.key: (d.since_ms, d.length_ms, d.exclusive) for d in table.holdings.delays.by_key.values()}
         assert delays == model.delays
         assert table.holdings.sessions.by_id.keys() == model.sessions.keys()
-        assert [(p.client, p.keys, p.exclusive) for p in table.waits.places()] == [
+        assert [(p.client, p.keys, p.exclusive) for p in table.waiters.all()] == [
             (r.client, r.keys, r.exclusive) for r in model.requests
         ]
         assert self.answers == model.answers
@@ -177,7 +177,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         deadlines += [model.ends(since, ttl) for _, since, ttl in model.sessions.values()]
         deadlines += [model.ends(since, length) for since, length, _ in model.delays.values()]
         deadlines += [deadline for r in model.requests for _, deadline, _ in r.callers]
-        if not table._deferred:
+        if not table.scheduler.deferred:
             assert table.next_deadline_ms() == min(deadlines, default=None)
 
     @invariant()
@@ -189,27 +189,27 @@ class LocksAgainstModel(RuleBasedStateMachine):
     def bookkeeping_adds_up(self):
         if not hasattr(self, "table"):
             return
-        holdings, waits = self.table.holdings, self.table.waits
+        holdings, waiters = self.table.holdings, self.table.waiters
         holds = list(holdings.all())
         assert holdings.held == [sum(not h.exclusive for h in holds), sum(h.exclusive for h in holds)]
         assert holdings.clients == {c: n for c in "abcd" if (n := sum(h.client == c for h in holds))}
         names = [session.client for session in holdings.sessions.by_id.values()]
         assert holdings.sessions.of_client == {c: n for c in "abcd" if (n := names.count(c))}
-        queued = {key for p in waits.places() for key in p.keys}
-        assert holdings.in_demand == {c: n for c in "abcd" if (n := sum(h.client == c and h.key in queued for h in holds))}
+        queued = {key for p in waiters.all() for key in p.keys}
+        assert holdings.contended == {c: n for c in "abcd" if (n := sum(h.client == c and h.key in queued for h in holds))}
         for key, lock in holdings.locks.items():
             assert lock.holder_count() or lock.queue, f"{key} is empty"
             assert list(lock.exclusives or {}) == [r for r, p in (lock.queue or {}).items() if p.exclusive]
             assert sum(h.exclusive for h in lock.holds()) == 0 or lock.holder_count() == 1
             assert list(lock.upgraders or {}) == [r for r, p in (lock.queue or {}).items() if key in p.upgrades]
-        for client in waits.of_client:
-            assert not find_cycle(holdings.locks, waits.of_client, client), "a cycle that nobody was refused for"
+        for client in waiters.of_client:
+            assert not find_cycle(holdings.locks, waiters.of_client, client), "a cycle that nobody was refused for"
             assert not self.model.waits_for_itself(client)
         graph = inspection.graph(self.table)
         nodes = {row["client"] for row in graph["nodes"]}
-        assert nodes == {name for waiter, _, other in self.model.edges() for name in (waiter, other)} | set(waits.of_client)
+        assert nodes == {name for waiter, _, other in self.model.edges() for name in (waiter, other)} | set(waiters.of_client)
         nearest = set()
-        for place in waits.places():
+        for place in waiters.all():
             for key in place.keys:
                 blockers = list(holdings.locks[key].blockers(place, key))
                 nearest |= {(place.client, key, b.client) for b in blockers if b.because == "holds"}

@@ -9,7 +9,7 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_locks.core.commands import Acquire, CloseSession, KeepSession
-from dss_locks.core.state import Limits
+from dss_locks.core.state import LockLimits
 from dss_locks.subscriptions import SessionEvent, keep_session
 from dss_locks.watching import LockWatchers
 from dss_raft.replication.machine import Origin
@@ -158,7 +158,7 @@ async def test_without_a_majority_it_tries_again(node, begin):
 
 
 async def test_too_many_sessions(node, begin):
-    node.table.holdings.limits = Limits(sessions_per_client_max=1)
+    node.table.holdings.limits = LockLimits(sessions_per_client_max=1)
     client, _ = begin()
     await client.next()
     second, task = begin()

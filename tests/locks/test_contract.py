@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dss_dev.entry_points import DOORS, opened
-from dss_locks.core.state import Limits
+from dss_locks.core.state import LockLimits
 from dss_locks.operations import OPERATIONS
 
 
@@ -163,7 +163,7 @@ def test_bad_input_is_refused_by_the_name_of_the_field(door, fields, field):
 
 
 def test_over_a_limit(door):
-    door.node.table.holdings.limits = Limits(holds_max=1, sessions_max=1)
+    door.node.table.holdings.limits = LockLimits(holds_max=1, sessions_max=1)
     door.post("/lock/acquire", key="k", client="a")
     status, answer, headers = door.post("/lock/acquire", key="k2", client="a")
     assert (status, answer["code"], answer["limit"], answer["maximum"]) == (429, "over_limit", "holds_max", 1)

@@ -72,7 +72,7 @@ def test_without_the_fence_the_other_write_is_lost(locks):
 def test_the_example_in_the_readme(capsys):
     exec(README_PAUSE, readme)
     refusal, balance = capsys.readouterr().out.splitlines()
-    assert refusal == "dss_locks.Account 7: fencing token 33 is too old, the row was written with 34"
+    assert refusal == "dss_locks.Account 7: fencing token 33 is too old; the row was written with 34"
     assert balance == "70"
 
 
@@ -125,7 +125,7 @@ def test_an_existing_row_is_not_saved_without_a_token():
 def test_a_row_that_is_gone_is_not_written_anew():
     account = FencedAccount.objects.create(balance=1)
     FencedAccount.objects.all().delete()
-    with pytest.raises(StaleToken, match="gone"):
+    with pytest.raises(StaleToken, match="no longer exists"):
         account.save(fencing_token=9)
     assert not FencedAccount.objects.exists()
 

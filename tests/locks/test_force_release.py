@@ -1,7 +1,7 @@
 """Taking a lock away: with a reason, audited, and the next in the queue gets it."""
 
 from dss_locks.core import inspection
-from dss_locks.core.table import FORCED_KEPT_MAX
+from dss_locks.core.table import FORCED_RELEASES_MAX
 
 
 def test_the_next_waiter_gets_it_and_the_holder_learns_at_its_next_call(locks):
@@ -32,12 +32,12 @@ def test_it_is_kept_in_the_audit_list(locks):
 
 
 def test_the_audit_list_is_bounded_and_keeps_the_latest(locks):
-    for number in range(FORCED_KEPT_MAX + 5):
+    for number in range(FORCED_RELEASES_MAX + 5):
         locks.acquire("a", f"k{number}")
         locks.force(f"k{number}")
     lines = inspection.audit(locks.table)
-    assert len(lines) == FORCED_KEPT_MAX
-    assert lines[0]["key"] == f"k{FORCED_KEPT_MAX + 4}"
+    assert len(lines) == FORCED_RELEASES_MAX
+    assert lines[0]["key"] == f"k{FORCED_RELEASES_MAX + 4}"
 
 
 def test_one_of_several_holders(locks):
@@ -49,7 +49,7 @@ def test_one_of_several_holders(locks):
 
 def test_nothing_to_take_away(locks):
     assert locks.force("k").body == {"released": False, "holders": []}
-    assert locks.table.forced == []
+    assert locks.table.forced_releases == []
 
 
 def test_watchers_are_told_why(locks):

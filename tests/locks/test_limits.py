@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dss_locks.core.commands import Acquire, CloseSession, ForceRelease, Release, StartSession
-from dss_locks.core.state import Limits
+from dss_locks.core.state import LockLimits
 
 
 def over(answer):
@@ -95,7 +95,7 @@ def test_sessions_of_one_client(limited):
     assert locks.entry(StartSession(client="a"))[0].code == ""
 
 
-SMALL = Limits(
+SMALL = LockLimits(
     holds_max=6,
     holds_per_client_max=3,
     holders_per_key_max=2,
@@ -150,7 +150,7 @@ def test_no_history_breaks_a_limit(history, harness):
 
 def usage(table) -> dict[str, int]:
     """How far each limit is used, counted one by one."""
-    holds, places = list(table.holdings.all()), table.waits.places()
+    holds, places = list(table.holdings.all()), table.waiters.all()
     sessions = list(table.holdings.sessions.by_id.values())
 
     def most(names) -> int:

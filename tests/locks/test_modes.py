@@ -38,5 +38,5 @@ def test_a_released_key_leaves_nothing_behind(locks):
     locks.release("b", "k")
     assert locks.table.locks == {}
     assert locks.table.holdings.clients == {}
-    assert locks.table.waits.of_client == {}
+    assert locks.table.waiters.of_client == {}
     assert locks.table.holdings.held == [0, 0]

@@ -78,7 +78,7 @@ class Cluster:
         return leader, *(n for n in self.nodes.values() if n is not leader)
 
     def waiting(self):
-        return [len(node.machine("locks").waits.by_origin) for node in self.nodes.values()]
+        return [len(node.machine("locks").waiters.by_origin) for node in self.nodes.values()]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Waits end: with the lock, with their own deadline, or with their caller."""
+"""Waiters end: with the lock, with their own deadline, or with their caller."""
 
 from dss_raft.replication.machine import Origin
 

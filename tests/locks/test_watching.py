@@ -20,9 +20,9 @@ from dss_locks.subscriptions import watch
 from dss_locks.watching import LockEvent, LockWatchers
 from dss_raft.replication.machine import Origin
 
-_spec = importlib.util.spec_from_file_location("onlooker", Path(__file__).with_name("onlooker.py"))
-onlooker = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(onlooker)
+_spec = importlib.util.spec_from_file_location("observer", Path(__file__).with_name("observer.py"))
+observer = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(observer)
 
 
 class Client:
@@ -30,7 +30,7 @@ class Client:
 
     def __init__(self) -> None:
         self.events: list[LockEvent] = []
-        self.knows = onlooker.Onlooker()
+        self.knows = observer.Observer()
         self.state: list[dict] | None = None
         self.index = 0
         self.resyncs = 0
@@ -357,7 +357,7 @@ def check(table, request, knows) -> None:
     assert knows.holders == holders
     assert knows.waiters == {
         (key, place.rank): (place.client, MODES[place.exclusive])
-        for place in table.waits.places()
+        for place in table.waiters.all()
         for key in place.keys
         if is_watched(key, place.client)
     }

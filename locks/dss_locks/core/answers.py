@@ -7,8 +7,8 @@ from typing import Any
 
 from dss_api.result import Result
 from dss_locks.core.holdings import MODES, Holdings
-from dss_locks.core.state import Hold, Limits, Place
-from dss_locks.core.waits import Positions
+from dss_locks.core.state import Hold, LockLimits, LockWaiter
+from dss_locks.core.waiters import Positions
 
 #: A refusal names at most so many holders of a key.
 HOLDERS_SHOWN_MAX = 16
@@ -29,11 +29,11 @@ def holders(holdings: Holdings, key: str, at_ms: int, at_most: int = HOLDERS_SHO
     ]
 
 
-def not_granted(code: str, holdings: Holdings, positions: Positions, place: Place, at_ms: int) -> Result:
+def not_granted(code: str, holdings: Holdings, positions: Positions, waiter: LockWaiter, at_ms: int) -> Result:
     """`held` and `wait_timeout`: who is in the way, and how long the keys are still kept back, if they are."""
-    others = [h for key in place.keys for h in holders(holdings, key, at_ms) if h["client"] != place.client]
-    body: dict[str, Any] = {"holders": others, "position": positions.of(place)}
-    delayed = [key for key in place.keys if holdings.delays.blocks(key, place.exclusive)] if holdings.delays.by_key else []
+    others = [h for key in waiter.keys for h in holders(holdings, key, at_ms) if h["client"] != waiter.client]
+    body: dict[str, Any] = {"holders": others, "position": positions.of(waiter)}
+    delayed = [key for key in waiter.keys if holdings.delays.blocks(key, waiter.exclusive)] if holdings.delays.by_key else []
     if delayed:
         left_ms = max(holdings.delays.left_ms(key, at_ms) for key in delayed)
         body["delayed_ms"] = left_ms
@@ -46,7 +46,7 @@ def deadlock(cycle: list[dict[str, Any]]) -> Result:
     return Result({"deadlock": True, "cycle": cycle}, "deadlock")
 
 
-def over_limit(limits: Limits, limit: str) -> Result:
+def over_limit(limits: LockLimits, limit: str) -> Result:
     """`over_limit`, with the limit's name."""
     maximum = getattr(limits, limit)
     return Result({"limit": limit, "maximum": maximum, "detail": f"the lock manager's limit {limit} is {maximum}"}, "over_limit")

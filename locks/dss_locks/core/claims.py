@@ -1,8 +1,8 @@
-"""Which request a grant was made to, as long as it may still be taken back.
+"""Which request each grant answered, while that request can still be cancelled.
 
-A caller may hang up while its grant is on the way; its node then cancels the request, and the lock goes back. That is over when
-the client acts on the lock again, with another request: it may have learnt of the grant, so the lock is its own from then on, and
-only a release or the lease ends it.
+A caller may disconnect while its grant is on the way. Its node then cancels the request, and the grant is undone. This is no
+longer possible once the client has acted on the lock with another request: it may know of the grant. From then on only a release
+or the end of the lease ends the lock.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class Claims:
 
     def __init__(self) -> None:
         self._incarnations: dict[str, int] = {}
-        #: node -> seq -> what was granted; a list where one request got several keys
+        #: node -> seq -> the hold; a list if the request was granted several keys
         self._nodes: dict[str, dict[int, Hold | list[Hold]]] = {}
 
     def add(self, origin: Origin, hold: Hold, token_before: int = 0) -> None:
-        """`hold` was granted to `origin`. `token_before`: the shared hold's token, when it was an upgrade."""
+        """Record that `hold` was granted to `origin`. `token_before`: for an upgrade, the token of the shared hold."""
         node, incarnation, seq = origin
         if not seq:
             return
@@ -34,7 +34,7 @@ class Claims:
         self._register(self._nodes[node], seq, hold)
 
     def drop(self, hold: Hold) -> None:
-        """The grant can no longer be taken back."""
+        """Forget a claim: its grant can no longer be cancelled."""
         by_seq, seq = self._nodes[hold.claim_node], hold.claim_seq
         claimed = by_seq[seq]
         if isinstance(claimed, list):
@@ -46,7 +46,7 @@ class Claims:
         _clear(hold)
 
     def of(self, origin: Origin) -> list[Hold]:
-        """What was granted to `origin` and can be taken back, by key."""
+        """The holds that were granted to `origin` and can still be cancelled, sorted by key."""
         node, incarnation, seq = origin
         if self._incarnations.get(node) != incarnation:
             return []
@@ -56,18 +56,18 @@ class Claims:
         return sorted(claimed, key=lambda hold: hold.key) if isinstance(claimed, list) else [claimed]
 
     def forget_node(self, node: str) -> None:
-        """The node has a new incarnation: nobody can cancel requests of the old one."""
+        """Forget the claims of a node that has restarted: requests of an old incarnation cannot be cancelled."""
         for claimed in self._nodes.pop(node, {}).values():
             for hold in claimed if isinstance(claimed, list) else [claimed]:
                 _clear(hold)
         self._incarnations.pop(node, None)
 
     def snapshot(self) -> dict[str, int]:
-        """The incarnations; the claims themselves stand in the holds."""
+        """The incarnations. The claims themselves are in the holds."""
         return self._incarnations
 
     def restore(self, incarnations: dict[str, int], holds: Iterable[Hold]) -> None:
-        """Replace the claims by those in `holds`."""
+        """Replace the claims with those in `holds`."""
         self._incarnations = dict(incarnations)
         self._nodes = {node: {} for node in incarnations}
         for hold in holds:

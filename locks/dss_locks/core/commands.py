@@ -1,4 +1,4 @@
-"""What clients of the lock manager may ask: field names, limits and defaults, defined here and nowhere else."""
+"""The requests of the lock manager: field names, limits and defaults. They are defined only here."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ KEYS_PER_CALL_MAX = 64
 META_MEMBERS_MAX = 16
 REASON_LENGTH_MAX = 512
 TTL_MS_DEFAULT = 30_000
-#: A connection's session is renewed by its node at a third of this: not more often than a heartbeat or two.
+#: The node renews a connection's session at a third of its lease. With this minimum, that is about once every few heartbeats.
 CONNECTION_TTL_MS_MIN = 1_000
-#: as Consul and Chubby have it: longer than any request in flight should live, short enough to wait for
+#: As in Consul and Chubby: longer than a request should be in flight, and short enough to wait for.
 LOCK_DELAY_MS_MAX = 60_000
 
 Mode = Literal["exclusive", "shared"]
 Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
-#: The log's encoding knows 64-bit integers only.
+#: The log's encoding has only 64-bit integers.
 MetaInteger = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 MetaValue = OptionalName | MetaInteger | float | bool | None
 LockDelayMs = Annotated[int, msgspec.Meta(ge=0, le=LOCK_DELAY_MS_MAX)]
@@ -28,7 +28,7 @@ Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=REASON_LENGTH_MAX)
 
 
 class KeyFields(Fields, kw_only=True):
-    """One key or several: exactly one of the two fields is given."""
+    """One key or several. Exactly one of the two fields must be given."""
 
     key: Name | None = None
     keys: Keys | None = None
@@ -46,22 +46,22 @@ class KeyFields(Fields, kw_only=True):
             for key in self.keys:
                 check_name("keys", key)
             if len(dict.fromkeys(self.keys)) != len(self.keys):
-                raise ValueError("`keys` names a key twice")
+                raise ValueError("`keys` contains a key twice")
 
 
 class Acquire(KeyFields, Command, tag="locks.acquire", kw_only=True):
-    """Lock a key, or several all or nothing. A client is one owner: what it holds it may acquire again."""
+    """Lock a key, or several keys all or nothing. A client may acquire again a key that it already holds."""
 
     mode: Mode = "exclusive"
     #: length of the lease; 0: until released
     ttl_ms: DurationMs = TTL_MS_DEFAULT
-    #: the lock ends with this session (`POST /session`), and has no lease of its own; empty: no session
+    #: the lock has the lease of this session (`POST /session`) instead of its own; empty: no session
     session: OptionalName = ""
-    #: how long to queue when it is held; 0: answer at once
+    #: how long to wait in the queue if it is held; 0: answer immediately
     wait_ms: WaitMs = 0
-    #: when this lock is lost (lease or session ended, taken away; not when it is released), nobody is granted the key for so long
+    #: after this lock is lost (its lease or session expires, or it is force-released), the key is not granted for this long
     lock_delay_ms: LockDelayMs = 0
-    #: shown to whoever asks who holds the lock; not interpreted
+    #: shown with the lock's holder; not interpreted
     meta: dict[Name, MetaValue] | None = None
 
     def __post_init__(self) -> None:
@@ -71,27 +71,27 @@ class Acquire(KeyFields, Command, tag="locks.acquire", kw_only=True):
 
 
 class Release(KeyFields, Command, tag="locks.release", kw_only=True):
-    """Give back. With `fencing_token` only if that is still the holder's."""
+    """Release a lock. With `fencing_token`, only if it is still the holder's token."""
 
     fencing_token: Index | None = None
 
 
 class Renew(KeyFields, Command, tag="locks.renew", kw_only=True):
-    """Start the lease anew."""
+    """Renew the lease."""
 
     fencing_token: Index | None = None
-    #: None: as long as before
+    #: None: the same length as before
     ttl_ms: DurationMs | None = None
 
 
 class ForceRelease(Command, tag="locks.force_release", kw_only=True):
-    """Take a lock away from its holder; kept in the audit list with who and why."""
+    """Take a lock away from its holder. Recorded in the audit list with who did it and why."""
 
     key: Name
     reason: Reason
-    #: who decided it
+    #: who ordered it
     by: OptionalName = ""
-    #: only this holder; empty: all of them
+    #: only this holder; empty: all holders
     client: OptionalName = ""
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class ForceRelease(Command, tag="locks.force_release", kw_only=True):
 
 
 class StartSession(Command, tag="locks.session.start", kw_only=True):
-    """One lease for all the locks that are acquired in it."""
+    """Start a session: one lease for all locks that are acquired in it."""
 
     client: Name
     ttl_ms: PositiveDurationMs = TTL_MS_DEFAULT
@@ -111,21 +111,21 @@ class StartSession(Command, tag="locks.session.start", kw_only=True):
 
 
 class RenewSession(Command, tag="locks.session.renew", kw_only=True):
-    """Start the session's lease anew."""
+    """Renew the lease of a session."""
 
     session: Name
-    #: None: as long as before
+    #: None: the same length as before
     ttl_ms: PositiveDurationMs | None = None
 
 
 class CloseSession(Command, tag="locks.session.close", kw_only=True):
-    """End the session and release all its locks."""
+    """End a session and release all its locks."""
 
     session: Name
 
 
 class CheckToken(Fields):
-    """Asked by a protected resource before it writes."""
+    """Check a fencing token. For a protected resource, before it writes."""
 
     key: Name
     fencing_token: Index
@@ -135,9 +135,10 @@ Consistency = Literal["linearizable", "local"]
 
 
 class StatusQuery(Fields):
-    """`client`: why that client is waiting for the key."""
+    """Who holds a key and who waits for it."""
 
     key: Name
+    #: also tell why this client waits for the key
     client: OptionalName = ""
     consistency: Consistency = "linearizable"
 
@@ -149,30 +150,30 @@ class GraphQuery(Fields):
 
 
 class Watch(Fields):
-    """What to be told of: exactly one of the first four. A prefix watches every key that begins with it, "" every key."""
+    """What to watch: exactly one of the first four fields. A prefix watches every key that begins with it; "" watches all keys."""
 
     key: Name | None = None
     keys: Keys | None = None
     prefix: OptionalName | None = None
-    #: what this client holds and waits for
+    #: the keys that this client holds and waits for
     client: Name | None = None
-    #: how recent the state is that comes first
+    #: the consistency of the initial state
     consistency: Consistency = "linearizable"
 
     def __post_init__(self) -> None:
         given = [name for name in ("key", "keys", "prefix", "client") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give one of `key`, `keys`, `prefix` and `client`, not {' and '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of `key`, `keys`, `prefix` and `client`, not {' and '.join(given) or 'none'}")
         for name in given:
             for text in self.keys if self.keys is not None else [getattr(self, name)]:
                 check_name(name, text)
 
 
 class KeepSession(Fields):
-    """A session that lives as long as its connection."""
+    """Make this connection a session."""
 
     client: Name
-    #: the locks are free so long after the node of this connection was lost; a lost connection frees them at once
+    #: if the node of this connection is lost, the locks are free after this time; if the connection closes, immediately
     ttl_ms: Annotated[int, msgspec.Meta(ge=CONNECTION_TTL_MS_MIN, le=DURATION_MS_MAX)] = TTL_MS_DEFAULT
 
     def __post_init__(self) -> None:
@@ -180,6 +181,6 @@ class KeepSession(Fields):
 
 
 class AuditQuery(Fields):
-    """The forced releases."""
+    """The audit list of forced releases."""
 
     consistency: Consistency = "linearizable"

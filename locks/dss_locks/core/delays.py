@@ -1,8 +1,8 @@
-"""Keys that are kept back for a while after their holder lost them (`lock_delay_ms`).
+"""Lock delays: after a lock is lost, its key is not granted for `lock_delay_ms`.
 
-A client that lost its lock without knowing may still be at work. A delay is what is left of its hold: the key stays held, in the
-mode of the lost hold, by nobody. So after an exclusive lock nobody gets the key, and after a shared one others may still share it.
-It counts as a lease does, and begins anew with a new leader: time in which there was none tells nothing about the client.
+A client that lost its lock without noticing may still be working. During the delay the key behaves as if it were still held in the
+mode of the lost hold, but by no client: after an exclusive lock it is granted to no one, after a shared lock it can still be
+shared. A delay works as a lease and starts again with a new leader, because clients could not call while there was no leader.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dss_locks.core.deadlines import NO_TIMER, Deadlines
 
 
 class Delay(msgspec.Struct):
-    """A key that is kept back."""
+    """The lock delay of one key."""
 
     key: str
-    #: who lost it last
+    #: the client that lost it last
     client: str
-    #: the mode of the lost hold. All holds lost during one delay had the same: neither mode lets the other in.
+    #: the mode of the lost hold. It is the same for all holds lost during one delay, because the modes exclude each other.
     exclusive: bool
     #: when it was lost, ms
     since_ms: int
@@ -29,7 +29,7 @@ class Delay(msgspec.Struct):
 
 
 class Delays:
-    """The delays of all keys. Most of the time there is none."""
+    """The lock delays of all keys. Most of the time there are none."""
 
     def __init__(self) -> None:
         self.by_key: dict[str, Delay] = {}
@@ -42,17 +42,17 @@ class Delays:
         return max(delay.since_ms, self.rearmed_ms) + delay.length_ms
 
     def left_ms(self, key: str, at_ms: int) -> int:
-        """How long the key is still kept back; 0: it is not."""
+        """The remaining delay of `key`; 0 if it has none."""
         delay = self.by_key.get(key)
         return max(0, self.deadline_ms(delay) - at_ms) if delay is not None else 0
 
     def blocks(self, key: str, exclusive: bool) -> bool:
-        """True while a request of this mode has to wait for the delay of `key`."""
+        """Whether a request of this mode has to wait for the delay of `key`."""
         delay = self.by_key.get(key)
         return delay is not None and (exclusive or delay.exclusive)
 
     def add(self, key: str, client: str, exclusive: bool, at_ms: int, length_ms: int) -> None:
-        """A hold was lost. Of two delays of one key the one that ends later stays."""
+        """Start a delay after a hold was lost. If the key already has one, the one that ends later is kept."""
         delay = self.by_key.get(key)
         if delay is None:
             delay = self.by_key[key] = Delay(key, client, exclusive, at_ms, length_ms)
@@ -60,13 +60,13 @@ class Delays:
         elif at_ms + length_ms > self.deadline_ms(delay):
             delay.client, delay.since_ms, delay.length_ms = client, at_ms, length_ms
 
-    def take_over(self, at_ms: int) -> list[Delay]:
-        """The delays that are over, in an order that is the same everywhere."""
-        over = self.deadlines.pop_due(at_ms)
-        over.sort(key=lambda delay: (self.deadline_ms(delay), delay.key))
-        for delay in over:
+    def pop_expired(self, at_ms: int) -> list[Delay]:
+        """Remove the delays that have ended. Returns them in an order that is the same on every node."""
+        ended = self.deadlines.pop_due(at_ms)
+        ended.sort(key=lambda delay: (self.deadline_ms(delay), delay.key))
+        for delay in ended:
             del self.by_key[delay.key]
-        return over
+        return ended
 
     def snapshot(self) -> dict[str, Any]:
         """Everything."""

@@ -1,10 +1,10 @@
-"""Who holds what: grants, leases and fencing tokens. It knows nothing of queues.
+"""Who holds what: grants, leases and fencing tokens. Queues are elsewhere (`waiters.py`).
 
-A lease counts from its last grant or renewal, or from the last change of leader if that was later: so `rearm` is one assignment.
+A lease starts at its last grant or renewal, or at the last change of leader if that was later. So `rearm` is one assignment.
 
-Fencing tokens are Raft indexes, and an entry holds many commands. Shared holders of one entry may have the same token. Any other
-second grant of a key within one entry would repeat a token, or let it run ahead of the index; such a grant is put off to the next
-entry (`must_defer`), which the leader proposes at once.
+A fencing token is a Raft index, and one log entry contains many commands. Shared holders granted in the same entry may have the
+same token. Any other second grant of a key in one entry would repeat a token, or need one that is not the index. Such a grant is
+deferred to the next entry (`must_defer`), which the leader proposes immediately.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from dss_locks.core.claims import Claims
 from dss_locks.core.deadlines import Deadlines
 from dss_locks.core.delays import Delays
-from dss_locks.core.sessions import Session, Sessions, count_down
-from dss_locks.core.state import Hold, KeyLock, Limits, LockChanged
+from dss_locks.core.sessions import LockSession, Sessions, count_down
+from dss_locks.core.state import Hold, KeyLock, LockChanged, LockLimits
 from dss_raft.replication.machine import Event, Origin
 
 MODES = ("shared", "exclusive")
@@ -25,14 +25,14 @@ MODES = ("shared", "exclusive")
 class Holdings:
     """The holds of all keys."""
 
-    def __init__(self, limits: Limits, events: list[Event]) -> None:
+    def __init__(self, limits: LockLimits, events: list[Event]) -> None:
         self.limits = limits
         self.locks: dict[str, KeyLock] = {}
-        #: keys held, by client
+        #: client -> number of keys that it holds
         self.clients: dict[str, int] = {}
-        #: client -> how many of the keys it holds have a queue; nobody waits for the holds of a client that is not in it
-        self.in_demand: dict[str, int] = {}
-        #: holds: shared, exclusive
+        #: client -> number of keys it holds that have a queue; no one waits for the holds of a client that is not in it
+        self.contended: dict[str, int] = {}
+        #: number of holds: shared, exclusive
         self.held = [0, 0]
         self.claims = Claims()
         self.sessions = Sessions()
@@ -41,17 +41,17 @@ class Holdings:
         #: when the present leader took over
         self.rearmed_ms = 0
         self.events = events
-        #: keys whose grant in entry `_spent_index` is over already -> whether it was exclusive
+        #: keys that were granted and ended in the entry `_spent_index` -> whether one of these holds was exclusive
         self._spent: dict[str, bool] = {}
         self._spent_index = 0
 
     def deadline_ms(self, hold: Hold) -> int:
-        """When the lease ends (only for a hold with `ttl_ms` > 0)."""
+        """When the lease ends. Only for a hold with `ttl_ms` > 0."""
         since_ms, rearmed_ms = hold.since_ms, self.rearmed_ms
         return (since_ms if since_ms > rearmed_ms else rearmed_ms) + hold.ttl_ms
 
     def expires_in_ms(self, hold: Hold, at_ms: int) -> int | None:
-        """What is left of the lease, its own or its session's; None: until released."""
+        """The remaining lease, its own or that of its session; None: held until released."""
         if hold.session:
             return self.sessions.expires_in_ms(hold.session, at_ms)
         return max(0, self.deadline_ms(hold) - at_ms) if hold.ttl_ms else None
@@ -69,10 +69,10 @@ class Holdings:
         index: int,
         ttl_ms: int,
         meta: Any,
-        session: Session | None,
+        session: LockSession | None,
         claimant: Origin | None,
     ) -> Hold:
-        """A new holder. That it may have the key, the caller has made sure of. In a session it has no lease of its own."""
+        """Add a holder. The caller has checked that nothing blocks it. In a session it has no lease of its own."""
         if session is None:
             hold = Hold(key, client, exclusive, index, at_ms, ttl_ms, at_ms, meta)
         else:
@@ -85,11 +85,11 @@ class Holdings:
         else:
             lock.add(hold)
             if lock.queue is not None:
-                self.in_demand[client] = self.in_demand.get(client, 0) + 1
+                self.contended[client] = self.contended.get(client, 0) + 1
         self.clients[client] = self.clients.get(client, 0) + 1
         self.held[exclusive] += 1
         if ttl_ms:
-            # Its `deadline_ms`: no leader took over later than now.
+            # This is its `deadline_ms`, as `rearmed_ms` is not later than now.
             self.leases.add(hold, at_ms + ttl_ms)
         if claimant is not None:
             self.claims.add(claimant, hold)
@@ -97,7 +97,7 @@ class Holdings:
         return hold
 
     def upgrade(self, hold: Hold, index: int, claimant: Origin | None) -> None:
-        """Shared to exclusive, with a new token: other shared holders may have had a later one than this."""
+        """From shared to exclusive, with a new token: other shared holders may have had a higher token than this one."""
         token_before, hold.token = hold.token, index
         self._set_mode(hold, True)
         if claimant is not None:
@@ -105,21 +105,21 @@ class Holdings:
         self.events.append(LockChanged("granted", hold.key, hold.client, "exclusive", index, index, reason="upgraded"))
 
     def downgrade(self, hold: Hold, index: int, reason: str = "downgraded") -> None:
-        """Exclusive to shared, with the same token."""
+        """From exclusive to shared, with the same token."""
         if hold.token == index:
             self._spend(hold, index)
         self._set_mode(hold, False)
         self.events.append(LockChanged("granted", hold.key, hold.client, "shared", hold.token, index, reason=reason))
 
-    def bind(self, hold: Hold, session: Session | None) -> None:
-        """From now on it ends with `session`; None: it has a lease of its own."""
+    def bind(self, hold: Hold, session: LockSession | None) -> None:
+        """Move the hold into `session`; None: out of any session."""
         self._unbind(hold)
         if session is not None:
             hold.session = session.id
             session.keys[hold.key] = None
 
     def renew(self, hold: Hold, at_ms: int, ttl_ms: int) -> None:
-        """Start the lease anew. The client has acted on the lock, so its grant is not taken back any more."""
+        """Renew the lease. The client has acted on the lock, so the grant can no longer be cancelled."""
         if hold.claim_seq:
             self.claims.drop(hold)
         if hold.session:
@@ -135,7 +135,7 @@ class Holdings:
             self.leases.moved_forward(hold, self.deadline_ms(hold))
 
     def remove(self, hold: Hold, index: int) -> KeyLock:
-        """The end of a hold."""
+        """Remove a hold. Returns the state of its key."""
         key, client = hold.key, hold.client
         lock = self.locks[key]
         lock.remove(hold)
@@ -150,37 +150,37 @@ class Holdings:
         if hold.token == index:
             self._spend(hold, index)
         if lock.queue is not None:
-            count_down(self.in_demand, client)
+            count_down(self.contended, client)
         elif lock.holder is None and lock.sharers is None:
             del self.locks[key]
         return lock
 
     def queue_began(self, lock: KeyLock) -> None:
-        """A key has its first waiter."""
+        """Count a key that now has a queue."""
         for hold in lock.holds():
-            self.in_demand[hold.client] = self.in_demand.get(hold.client, 0) + 1
+            self.contended[hold.client] = self.contended.get(hold.client, 0) + 1
 
     def queue_ended(self, lock: KeyLock) -> None:
-        """A key has no waiter any more."""
+        """Discount a key that no longer has a queue."""
         for hold in lock.holds():
-            count_down(self.in_demand, hold.client)
+            count_down(self.contended, hold.client)
 
-    def take_back_upgrade(self, hold: Hold, index: int) -> None:
-        """Undo an upgrade: the client holds the key as it did before, with the token it had."""
+    def undo_upgrade(self, hold: Hold, index: int) -> None:
+        """Undo an upgrade: the client holds the key shared again, with its previous token."""
         if hold.token == index:
             self._spend(hold, index)
         hold.token = hold.token_before
         self.claims.drop(hold)
         self.downgrade(hold, index, "cancelled")
 
-    def take_overdue(self, at_ms: int) -> list[Hold]:
-        """The holds whose lease has run out, in an order that is the same everywhere. They are to be removed."""
+    def pop_expired(self, at_ms: int) -> list[Hold]:
+        """The holds whose lease has expired, in an order that is the same on every node. The caller must remove them."""
         holds = self.leases.pop_due(at_ms)
         holds.sort(key=lambda hold: (self.deadline_ms(hold), hold.token, hold.key, hold.client))
         return holds
 
     def must_defer(self, keys: Sequence[str], client: str, exclusive: bool, index: int) -> bool:
-        """True when granting these keys in this entry would give a key's token to two grants that exclude each other."""
+        """Whether granting these keys in this entry would give the same token to two grants that exclude each other."""
         spent = self._spent
         if spent and self._spent_index != index:
             spent.clear()
@@ -196,11 +196,11 @@ class Holdings:
         return False
 
     def has_spent(self) -> bool:
-        """False: no grant of the present entry is over, so only an upgrade may have to be deferred."""
+        """False if no hold of this entry has ended in it: then only an upgrade may have to be deferred."""
         return bool(self._spent)
 
     def over_limit(self, keys: Sequence[str], client: str) -> str:
-        """The name of the limit that granting `keys` would break; "" when none."""
+        """The name of the limit that granting `keys` would exceed; "" if none."""
         limits, locks = self.limits, self.locks
         for key in keys:
             lock = locks.get(key)
@@ -217,14 +217,14 @@ class Holdings:
         return "holds_per_client_max" if own + new > limits.holds_per_client_max else ""
 
     def all(self) -> Iterator[Hold]:
-        """Every hold, in the order of the table."""
+        """All holds, in the order of the table."""
         for lock in self.locks.values():
             yield from lock.holds()
 
     def restore(self, holds_by_key: list[tuple[str, list[Hold]]], incarnations: dict[str, int], rearmed_ms: int) -> None:
-        """Replace everything but the sessions, which have been restored before."""
+        """Replace everything except the sessions, which must have been restored before."""
         self.rearmed_ms = rearmed_ms
-        self.locks, self.clients, self.in_demand, self.held = {}, {}, {}, [0, 0]
+        self.locks, self.clients, self.contended, self.held = {}, {}, {}, [0, 0]
         self._spent.clear()
         for key, holds in holds_by_key:
             lock = self.locks[key] = KeyLock()

@@ -1,6 +1,6 @@
-"""Answers to "who holds this, who waits, and why am I waiting": read-only views of the table. Pure, as the table is.
+"""Read-only views of the lock table: who holds a key, who waits for it, and why a client is waiting. Pure, as the table is.
 
-Times are relative to `now_ms`, applied time as the asking node knows it.
+Times are relative to `now_ms`, the applied time as estimated by this node.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from dss_locks.core.holdings import MODES
-from dss_locks.core.state import Hold, KeyLock, Place
+from dss_locks.core.state import Hold, KeyLock, LockWaiter
 from dss_locks.core.table import LockTable
-from dss_locks.core.waits import Positions
+from dss_locks.core.waiters import Positions
 
 ROWS_SHOWN_MAX = 1_000
 EDGES_SHOWN_MAX = 10_000
@@ -18,7 +18,7 @@ CHAIN_SHOWN_MAX = 100
 
 
 def status(table: LockTable, key: str, now_ms: int, client: str = "", rows_max: int = ROWS_SHOWN_MAX) -> dict[str, Any]:
-    """Holders and waiters of a key, in order, the first `rows_max` of each; with `client`, why that one waits."""
+    """Holders and waiters of a key, in order, the first `rows_max` of each. With `client`: why that client waits."""
     lock = table.locks.get(key)
     holds = lock.holds() if lock is not None else []
     queue = list(lock.queue.values()) if lock is not None and lock.queue is not None else []
@@ -29,7 +29,7 @@ def status(table: LockTable, key: str, now_ms: int, client: str = "", rows_max: 
         "mode": MODES[holds[0].exclusive] if holds else None,
         "holders": [hold_row(table, hold, now_ms) for hold in holds[:rows_max]],
         "holder_count": len(holds),
-        "waiters": [waiter_row(place, number, now_ms) for number, place in enumerate(ordered[:rows_max], 1)],
+        "waiters": [waiter_row(waiter, number, now_ms) for number, waiter in enumerate(ordered[:rows_max], 1)],
         "waiter_count": len(queue),
         "delay": delay_row(table, key, now_ms),
     }
@@ -39,7 +39,7 @@ def status(table: LockTable, key: str, now_ms: int, client: str = "", rows_max: 
 
 
 def hold_row(table: LockTable, hold: Hold, now_ms: int) -> dict[str, Any]:
-    """A holder, as status shows it."""
+    """A holder in the answer of `status`."""
     return {
         "client": hold.client,
         "mode": MODES[hold.exclusive],
@@ -54,7 +54,7 @@ def hold_row(table: LockTable, hold: Hold, now_ms: int) -> dict[str, Any]:
 
 
 def delay_row(table: LockTable, key: str, now_ms: int) -> dict[str, Any] | None:
-    """Who lost the key, and how long it is still kept back from requests of which mode; None: it is not."""
+    """The lock delay of a key: who lost the lock, which requests have to wait, and for how long. None if it has none."""
     delay = table.holdings.delays.by_key.get(key)
     if delay is None:
         return None
@@ -66,121 +66,123 @@ def delay_row(table: LockTable, key: str, now_ms: int) -> dict[str, Any] | None:
     }
 
 
-def waiter_row(place: Place, position: int, now_ms: int) -> dict[str, Any]:
-    """A waiter, as status shows it."""
-    first = place.callers[0]
+def waiter_row(waiter: LockWaiter, position: int, now_ms: int) -> dict[str, Any]:
+    """A waiter in the answer of `status`."""
+    first = waiter.callers[0]
     return {
         "position": position,
-        "place": place.rank,
-        "client": place.client,
-        "mode": MODES[place.exclusive],
-        "keys": place.keys,
-        "upgrade": bool(place.upgrades),
+        "place": waiter.rank,
+        "client": waiter.client,
+        "mode": MODES[waiter.exclusive],
+        "keys": waiter.keys,
+        "upgrade": bool(waiter.upgrades),
         "age_ms": max(0, now_ms - first.since_ms),
-        "gives_up_in_ms": max(0, max(caller.deadline_ms for caller in place.callers) - now_ms),
+        "gives_up_in_ms": max(0, max(caller.deadline_ms for caller in waiter.callers) - now_ms),
         "meta": first.meta,
     }
 
 
 def why(table: LockTable, key: str, client: str, now_ms: int) -> dict[str, Any] | None:
-    """Why `client` waits for `key`: its position, who is in the way, how long the key is kept back if that is the reason, and
-    the chain from there to one who does not wait.
+    """Why `client` waits for `key`: its position, the holders, the lock delay if that blocks it, and the chain of clients.
 
     None: it does not wait for this key.
     """
     lock = table.locks.get(key)
-    place = next((p for p in table.waits.of_client.get(client, {}).values() if key in p.keys), None)
-    if lock is None or place is None:
+    waiter = next((p for p in table.waiters.of_client.get(client, {}).values() if key in p.keys), None)
+    if lock is None or waiter is None:
         return None
     return {
-        "position": Positions(table.locks).at(place, key) or 1,
+        "position": Positions(table.locks).at(waiter, key) or 1,
         "holders": [hold_row(table, hold, now_ms) for hold in lock.holds()[:ROWS_SHOWN_MAX] if hold.client != client],
-        "delay": delay_row(table, key, now_ms) if table.holdings.delays.blocks(key, place.exclusive) else None,
-        "chain": chain(table, place),
+        "delay": delay_row(table, key, now_ms) if table.holdings.delays.blocks(key, waiter.exclusive) else None,
+        "chain": chain(table, waiter),
     }
 
 
-def chain(table: LockTable, place: Place, steps_max: int = CHAIN_SHOWN_MAX) -> list[dict[str, Any]]:
-    """Who waits for whom, from `place` on, following the first in the way each time, up to somebody who does not wait."""
+def chain(table: LockTable, waiter: LockWaiter, steps_max: int = CHAIN_SHOWN_MAX) -> list[dict[str, Any]]:
+    """Who waits for whom: follow the first blocker from `waiter` on, until a client that is not waiting."""
     steps: list[dict[str, Any]] = []
     seen: dict[str, None] = {}
-    current: Place | None = place
+    current: LockWaiter | None = waiter
     while current is not None and current.client not in seen and len(steps) < steps_max:
         seen[current.client] = None
         step = _first_step(table, current)
         if step is None:
             break
         steps.append(step)
-        current = next(iter(table.waits.of_client.get(step["held_by"], {}).values()), None)
+        current = next(iter(table.waiters.of_client.get(step["held_by"], {}).values()), None)
     return steps
 
 
-def _first_step(table: LockTable, place: Place) -> dict[str, Any] | None:
-    for key in place.keys:
-        blocker = next(table.locks[key].blockers(place, key), None)
+def _first_step(table: LockTable, waiter: LockWaiter) -> dict[str, Any] | None:
+    for key in waiter.keys:
+        blocker = next(table.locks[key].blockers(waiter, key), None)
         if blocker is not None:
-            return {"client": place.client, "waits_for": key, "held_by": blocker.client, "because": blocker.because}
+            return {"client": waiter.client, "waits_for": key, "held_by": blocker.client, "because": blocker.because}
     return None
 
 
 def graph(table: LockTable, edges_max: int = EDGES_SHOWN_MAX) -> dict[str, Any]:
     """The waits-for graph: the clients that wait or are waited for, and who waits for whom.
 
-    In a queue, only the edge to the nearest place in the way is shown: that one leads on to those before it.
+    In a queue, only the edge to the nearest blocking waiter is shown. The edges to those before it follow from there.
     """
     edges: list[dict[str, Any]] = []
     nodes: dict[str, bool] = {}
     nearest: dict[str, dict[int, str]] = {}
-    for place in table.waits.places():
-        nodes[place.client] = True
-        for key in place.keys:
+    for waiter in table.waiters.all():
+        nodes[waiter.client] = True
+        for key in waiter.keys:
             lock = table.locks[key]
             if key not in nearest:
-                nearest[key] = _nearest_places(lock, key)
-            for client, because in _in_the_way(lock, place, key, nearest[key][place.rank]):
+                nearest[key] = _nearest_waiters(lock, key)
+            for client, because in _edges_from(lock, waiter, key, nearest[key][waiter.rank]):
                 nodes.setdefault(client, False)
                 if len(edges) >= edges_max:
                     return _graph(table, nodes, edges, truncated=True)
-                edges.append({"from": place.client, "to": client, "key": key, "mode": MODES[place.exclusive], "because": because})
+                edges.append(
+                    {"from": waiter.client, "to": client, "key": key, "mode": MODES[waiter.exclusive], "because": because}
+                )
     return _graph(table, nodes, edges, truncated=False)
 
 
 class _Nearest:
-    """The client of the place seen last, and of the one seen last of somebody else."""
+    """The client of the last waiter added, and the last client other than that one."""
 
     def __init__(self) -> None:
         self._client = self._other = ""
 
-    def saw(self, place: Place) -> None:
-        if place.client != self._client:
-            self._other, self._client = self._client, place.client
+    def add(self, waiter: LockWaiter) -> None:
+        if waiter.client != self._client:
+            self._other, self._client = self._client, waiter.client
 
-    def to(self, place: Place) -> str:
-        return self._other if place.client == self._client else self._client
+    def before(self, waiter: LockWaiter) -> str:
+        """The client of the last waiter that does not belong to the client of `waiter`; "" if there is none."""
+        return self._other if waiter.client == self._client else self._client
 
 
-def _nearest_places(lock: KeyLock, key: str) -> dict[int, str]:
-    """Rank -> the client of the nearest place that the place of this rank waits for at the key; "": there is none.
+def _nearest_waiters(lock: KeyLock, key: str) -> dict[int, str]:
+    """Rank -> the client of the nearest waiter that the waiter of this rank waits for at the key; "" if there is none.
 
-    As the last of `KeyLock.blockers`, for the whole queue in one pass.
+    This is the last of `KeyLock.blockers`, for the whole queue in one pass.
     """
     any_mode, exclusive, upgrading = _Nearest(), _Nearest(), _Nearest()
-    for place in (lock.upgraders or {}).values():
-        upgrading.saw(place)
+    for waiter in (lock.upgraders or {}).values():
+        upgrading.add(waiter)
     found: dict[int, str] = {}
-    for rank, place in (lock.queue or {}).items():
-        ahead = any_mode if place.exclusive else exclusive
-        found[rank] = "" if key in place.counts_on else ahead.to(place) or upgrading.to(place)
-        any_mode.saw(place)
-        if place.exclusive:
-            exclusive.saw(place)
+    for rank, waiter in (lock.queue or {}).items():
+        ahead = any_mode if waiter.exclusive else exclusive
+        found[rank] = "" if key in waiter.depends_on else ahead.before(waiter) or upgrading.before(waiter)
+        any_mode.add(waiter)
+        if waiter.exclusive:
+            exclusive.add(waiter)
     return found
 
 
-def _in_the_way(lock: KeyLock, place: Place, key: str, nearest: str) -> list[tuple[str, str]]:
-    """Holders in the way, and the nearest of the places in the way."""
+def _edges_from(lock: KeyLock, waiter: LockWaiter, key: str, nearest: str) -> list[tuple[str, str]]:
+    """The clients that block `waiter` at a key: the holders and the nearest waiter."""
     edges: dict[str, str] = {}
-    for blocker in lock.blockers(place, key):
+    for blocker in lock.blockers(waiter, key):
         if blocker.because != "holds":
             break
         edges[blocker.client] = "holds"
@@ -198,7 +200,7 @@ def _graph(table: LockTable, nodes: dict[str, bool], edges: list[dict[str, Any]]
 
 
 def check(table: LockTable, key: str, token: int) -> dict[str, Any]:
-    """Whether `token` is a present holder's, and the highest token of the present holders (0: nobody holds it)."""
+    """Whether `token` belongs to a current holder, and the highest token of the current holders (0 if there are none)."""
     lock = table.locks.get(key)
     tokens = [hold.token for hold in lock.holds()] if lock is not None else []
     return {"valid": token in tokens, "current": max(tokens, default=0)}
@@ -216,5 +218,5 @@ def audit(table: LockTable) -> list[dict[str, Any]]:
             "reason": forced.reason,
             "by": forced.by,
         }
-        for forced in reversed(table.forced)
+        for forced in reversed(table.forced_releases)
     ]

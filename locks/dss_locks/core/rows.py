@@ -1,31 +1,31 @@
-"""Holds and places as they stand in a snapshot."""
+"""Holds and waiters as rows of a snapshot."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dss_locks.core.state import Caller, Hold, Place
+from dss_locks.core.state import Caller, Hold, LockWaiter
 from dss_raft.replication.machine import Origin
 
-#: `timer` says where the entry is in this node's list of deadlines: not part of the state.
+#: `timer` refers to this node's list of deadlines. It is not part of the replicated state.
 _HOLD_FIELDS = tuple(field for field in Hold.__struct_fields__ if field not in ("key", "timer"))
 
 
-def hold_row(hold: Hold) -> list[Any]:
+def encode_hold(hold: Hold) -> list[Any]:
     return [getattr(hold, field) for field in _HOLD_FIELDS]
 
 
-def hold_from(key: str, row: list[Any]) -> Hold:
+def decode_hold(key: str, row: list[Any]) -> Hold:
     return Hold(key, *row)
 
 
-def place_row(place: Place) -> list[Any]:
-    callers = [[list(c.origin), c.since_ms, c.deadline_ms, c.ttl_ms, c.meta, c.session, c.lock_delay_ms] for c in place.callers]
-    return [place.rank, place.client, place.exclusive, place.keys, place.counts_on, place.upgrades, callers]
+def encode_waiter(waiter: LockWaiter) -> list[Any]:
+    callers = [[list(c.origin), c.since_ms, c.deadline_ms, c.ttl_ms, c.meta, c.session, c.lock_delay_ms] for c in waiter.callers]
+    return [waiter.rank, waiter.client, waiter.exclusive, waiter.keys, waiter.depends_on, waiter.upgrades, callers]
 
 
-def place_from(row: list[Any]) -> Place:
+def decode_waiter(row: list[Any]) -> LockWaiter:
     *fields, callers = row
-    place = Place(*fields)
-    place.callers = [Caller(Origin(*origin), place, *rest) for origin, *rest in callers]
-    return place
+    waiter = LockWaiter(*fields)
+    waiter.callers = [Caller(Origin(*origin), waiter, *rest) for origin, *rest in callers]
+    return waiter

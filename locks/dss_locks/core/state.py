@@ -1,7 +1,7 @@
-"""The nouns of the lock table: who holds a key, who stands in its queue, and what blocks whom.
+"""The records of the lock table: who holds a key, who waits in its queue, and who blocks whom.
 
-`Hold` and `KeyLock` exist once for each held lock, perhaps a million times. They are kept out of Python's garbage
-collector (`gc=False`), so they must never be part of a reference cycle: they name clients, keys and nodes, and point at none.
+There can be a million `Hold`s and `KeyLock`s, one for each held lock. They are kept out of Python's garbage collector (`gc=False`),
+so they must never be part of a reference cycle. They refer to clients, other keys and nodes by name only.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dss_raft.replication.machine import Event, Origin
 LockEventKind = Literal["queued", "dequeued", "refused", "granted", "released", "lost", "delay_ended"]
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """Upper bounds of the table. They decide what a command does, so they are the same on every node and not a setting."""
+class LockLimits(msgspec.Struct, frozen=True):
+    """Upper bounds of the table. They decide what a command does, so every node has the same ones. They are not settings."""
 
-    #: keys that are kept back (`lock_delay_ms`) count as held
+    #: a key with a lock delay counts as held
     holds_max: int = 2_000_000
     holds_per_client_max: int = 100_000
     holders_per_key_max: int = 10_000
     sessions_max: int = 100_000
     sessions_per_client_max: int = 1_000
     waiters_max: int = 100_000
-    #: places in queues: a request has one for each of its keys, whether or not somebody holds them
+    #: queue entries: a waiting request has one for each of its keys, held or not
     places_max: int = 1_000_000
     waiters_per_client_max: int = 1_000
     waiters_per_key_max: int = 20_000
@@ -42,45 +42,45 @@ class Hold(msgspec.Struct, gc=False):
     exclusive: bool
     #: fencing token: the Raft index of the grant
     token: int
-    #: the lease counts from here: the last grant or renewal, ms
+    #: start of the lease: the last grant or renewal, ms
     since_ms: int
     #: length of the lease; 0: until released
     ttl_ms: int
     granted_ms: int
     meta: Any
-    #: the session it ends with; "": it has a lease of its own
+    #: the session whose lease it has; "": a lease of its own
     session: str = ""
-    #: the grant can still be cancelled under the name of this request (node, seq); seq 0: its client has acted on it since
+    #: the request (node, seq) that can still cancel the grant; seq 0: none, the client has acted on the lock since
     claim_node: str = ""
     claim_seq: int = 0
-    #: token of the shared hold that the claim's upgrade took the place of; 0: there was none
+    #: token of the shared hold before the claim's upgrade; 0: the claim is not an upgrade
     token_before: int = 0
-    #: how long the key is kept back when this hold is lost
+    #: the lock delay of the key after this hold is lost
     lock_delay_ms: int = 0
     timer: int = NO_TIMER
 
 
-class Place(msgspec.Struct):
-    """A request that waits: one place in the queue of each of its keys."""
+class LockWaiter(msgspec.Struct):
+    """A waiting request. It is in the queue of each of its keys."""
 
-    #: order of arrival over all keys
+    #: order of arrival, over all keys
     rank: int
     client: str
     exclusive: bool
     keys: list[str]
-    #: keys that the client held when it came, and counts on: when one is lost, so is the request
-    counts_on: list[str]
-    #: those of them that it holds shared and wants exclusive
+    #: the keys that the client already held when it queued. If it loses one of them, the request is refused.
+    depends_on: list[str]
+    #: those of them that it holds shared and requests exclusive
     upgrades: list[str]
-    #: the request, and repeats of it by the same client, in order of arrival; never empty
+    #: the call that made the request, and repeats by the same client, in order of arrival; not empty while it is queued
     callers: list[Caller] = []
 
 
 class Caller(msgspec.Struct):
-    """A waiting call: it is answered when its place is granted, or when its own wait runs out."""
+    """A waiting call. It is answered when its request is granted or when its own wait times out."""
 
     origin: Origin
-    place: Place
+    waiter: LockWaiter
     since_ms: int
     deadline_ms: int
     ttl_ms: int
@@ -90,21 +90,21 @@ class Caller(msgspec.Struct):
     timer: int = NO_TIMER
 
 
-Queue = OrderedDict[int, Place]
+Queue = OrderedDict[int, LockWaiter]
 
 
 class KeyLock(msgspec.Struct, gc=False):
-    """What is known of one key. A key without holder and queue is not in the table at all."""
+    """The holders and the queue of one key. A key with neither is not in the table."""
 
-    #: the holder when there is exactly one
+    #: the holder if there is exactly one
     holder: Hold | None = None
-    #: the holders by client when there are several: all of them shared
+    #: the holders by client if there are several, all of them shared
     sharers: dict[str, Hold] | None = None
-    #: rank -> place, in order of arrival
+    #: rank -> waiter, in order of arrival
     queue: Queue | None = None
-    #: the places in `queue` that want it exclusive: all that a shared request may have to wait for there
+    #: the waiters in `queue` that request it exclusive: the only ones a shared request may have to wait for
     exclusives: Queue | None = None
-    #: the places in `queue` that upgrade this key. They go before the others, who wait for their shared hold anyway.
+    #: the waiters in `queue` that upgrade this key. They go first: the others have to wait for their shared hold anyway.
     upgraders: Queue | None = None
 
     def hold_of(self, client: str) -> Hold | None:
@@ -115,13 +115,13 @@ class KeyLock(msgspec.Struct, gc=False):
         return holder if holder is not None and holder.client == client else None
 
     def holds(self) -> list[Hold]:
-        """All holds, in the order granted."""
+        """All holds, in the order in which they were granted."""
         if self.sharers is not None:
             return list(self.sharers.values())
         return [self.holder] if self.holder is not None else []
 
     def add(self, hold: Hold) -> None:
-        """One more holder."""
+        """Add a holder."""
         if self.sharers is not None:
             self.sharers[hold.client] = hold
         elif self.holder is None:
@@ -131,7 +131,7 @@ class KeyLock(msgspec.Struct, gc=False):
             self.holder = None
 
     def remove(self, hold: Hold) -> None:
-        """One holder less."""
+        """Remove a holder."""
         if self.sharers is None:
             self.holder = None
             return
@@ -145,43 +145,43 @@ class KeyLock(msgspec.Struct, gc=False):
             return len(self.sharers)
         return 0 if self.holder is None else 1
 
-    def enqueue(self, place: Place, key: str) -> None:
-        """Append a place to the queue."""
+    def enqueue(self, waiter: LockWaiter, key: str) -> None:
+        """Append a waiter to the queue."""
         if self.queue is None:
             self.queue = OrderedDict()
-        self.queue[place.rank] = place
-        if place.exclusive:
+        self.queue[waiter.rank] = waiter
+        if waiter.exclusive:
             if self.exclusives is None:
                 self.exclusives = OrderedDict()
-            self.exclusives[place.rank] = place
-        if key in place.upgrades:
+            self.exclusives[waiter.rank] = waiter
+        if key in waiter.upgrades:
             if self.upgraders is None:
                 self.upgraders = OrderedDict()
-            self.upgraders[place.rank] = place
+            self.upgraders[waiter.rank] = waiter
 
-    def dequeue(self, place: Place) -> None:
-        """Take a place out of the queue."""
+    def dequeue(self, waiter: LockWaiter) -> None:
+        """Remove a waiter from the queue."""
         assert self.queue is not None
-        del self.queue[place.rank]
+        del self.queue[waiter.rank]
         if not self.queue:
             self.queue = self.exclusives = None
-        elif place.exclusive:
+        elif waiter.exclusive:
             assert self.exclusives is not None
-            del self.exclusives[place.rank]
+            del self.exclusives[waiter.rank]
             if not self.exclusives:
                 self.exclusives = None
-        if self.upgraders is not None and place.rank in self.upgraders:
-            del self.upgraders[place.rank]
+        if self.upgraders is not None and waiter.rank in self.upgraders:
+            del self.upgraders[waiter.rank]
             if not self.upgraders:
                 self.upgraders = None
 
-    def blockers(self, place: Place, key: str) -> Iterator[Blocker]:
-        """Whom `place` (in the queue, or about to join its end) waits for at this key; nothing: its turn has come here.
+    def blockers(self, waiter: LockWaiter, key: str) -> Iterator[Blocker]:
+        """Whom `waiter`, in the queue or about to join its end, waits for at this key. Nothing when it is not blocked here.
 
-        A client never waits for itself. An upgrade waits for holders only. Everybody else also waits for those who upgrade,
-        and for earlier places with which they could not share the key.
+        A client never waits for itself. An upgrade waits for holders only. Every other waiter also waits for upgrades and for
+        earlier waiters that it cannot share the key with.
         """
-        client, exclusive = place.client, place.exclusive
+        client, exclusive = waiter.client, waiter.exclusive
         if self.sharers is not None:
             if exclusive:
                 for hold in self.sharers.values():
@@ -189,32 +189,32 @@ class KeyLock(msgspec.Struct, gc=False):
                         yield Blocker(hold.client, "holds")
         elif self.holder is not None and (exclusive or self.holder.exclusive) and self.holder.client != client:
             yield Blocker(self.holder.client, "holds")
-        if self.queue is None or key in place.counts_on:
+        if self.queue is None or key in waiter.depends_on:
             return
         if self.upgraders is not None:
             for other in self.upgraders.values():
                 if other.client != client:
                     yield Blocker(other.client, "waits")
-        in_the_way = self.queue if exclusive else self.exclusives
-        if in_the_way is None:
+        earlier = self.queue if exclusive else self.exclusives
+        if earlier is None:
             return
-        for other in in_the_way.values():
-            if other.rank >= place.rank:
+        for other in earlier.values():
+            if other.rank >= waiter.rank:
                 return
             if other.client != client:
                 yield Blocker(other.client, "waits")
 
 
 class Blocker(NamedTuple):
-    """Somebody in the way."""
+    """A client that another one waits for."""
 
     client: str
-    #: because it holds the key, or because it waits for it and came first
+    #: it holds the key, or waits for it and is ahead in the queue
     because: Literal["holds", "waits"]
 
 
-class Forced(msgspec.Struct, frozen=True, array_like=True):
-    """A line of the audit list: a lock that was taken away."""
+class ForcedRelease(msgspec.Struct, frozen=True, array_like=True):
+    """An entry of the audit list."""
 
     index: int
     at_ms: int
@@ -226,37 +226,37 @@ class Forced(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LockChanged(Event, frozen=True, gc=False, omit_defaults=True):
-    """Something happened to a key, for whoever watches it.
+    """A change at a key, for those who watch it.
 
-    Who holds a key follows from granted, released and lost; who waits for it from queued and dequeued, one pair for each place
-    in a queue, whatever becomes of it. A lease that starts anew and a call that is refused at once change neither, with one
-    exception: a refused deadlock is told.
+    The holders of a key follow from granted, released and lost. Its waiters follow from queued and dequeued: one pair for each
+    queue entry, however it ends. There is no event for a renewed lease or for a call that is refused immediately, because they
+    change neither. The one exception is a refused deadlock.
     """
 
     kind: LockEventKind
     key: str
     client: str
     mode: str
-    #: of the hold; 0 for a request that waits
+    #: of the hold; 0 for a waiting request
     fencing_token: int
-    #: of the entry in which it happened
+    #: the log index at which it happened
     index: int
-    #: the place in the queue, for queued and dequeued: grows with every request that has to wait
+    #: identifies the queue entry, for queued and dequeued; grows with every request that has to wait
     place: int = 0
-    #: granted: "", "upgraded", "downgraded" or "cancelled" (an upgrade whose caller went away: shared again);
-    #: dequeued: "granted" or the code of the refusal, "cancelled" or "node_restarted" when the caller has gone;
+    #: granted: "", "upgraded", "downgraded" or "cancelled" (an upgrade whose caller disconnected: shared again);
+    #: dequeued: "granted" or the code of the refusal, "cancelled" or "node_restarted" if the caller is gone;
     #: refused: "deadlock"; released: "", "session_closed" or "cancelled"; lost: "expired", "session_lost" or "forced"
     reason: str = ""
-    #: what a person gave as the reason of a forced release
+    #: the reason given for a forced release
     detail: str = ""
     #: how long it was held, for released and lost
     held_ms: int = 0
-    #: how long the key is kept back from now on, for lost
+    #: the lock delay that begins now, for lost
     delay_ms: int = 0
 
 
 class SessionEnded(Event, frozen=True, gc=False):
-    """A client's session is over, and with it all its locks."""
+    """A client's session ended, and with it all its locks."""
 
     session: str
     client: str

@@ -1,4 +1,4 @@
-"""The admin's view of the lock table: who holds what, who waits for whom, and what was taken away by hand."""
+"""The lock table in the admin: locks, waiting requests, lock delays and forced releases."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dss_locks import operations, picture
 from dss_locks.core import inspection
 from dss_locks.core.commands import REASON_LENGTH_MAX, ForceRelease
 from dss_locks.core.table import LockTable
-from dss_locks.core.waits import Positions
+from dss_locks.core.waiters import Positions
 from dss_locks.django_app.models import DelayRow, ForcedRow, LockRow, WaiterRow
 
-#: A list shows so many rows at most: the snapshot is taken between two calls that others wait for.
+#: Maximum rows of a list. They are read in the node's event loop, while other calls wait.
 ROWS_MAX = 1_000
-#: Steps of a waiting request's chain in the list; `GET /lock/status` tells more.
+#: Maximum steps of a request's chain in the list. `GET /lock/status` shows more.
 CHAIN_STEPS_MAX = 10
-#: Edges that the picture is made from.
+#: Maximum edges in the picture.
 EDGES_MAX = 1_000
 
 
@@ -65,19 +65,19 @@ def waiter_rows(table: LockTable, now_ms: int) -> list[WaiterRow]:
     """The first waiting requests, in order of arrival."""
     rows = []
     positions = Positions(table.locks)
-    for place in table.waits.places()[:ROWS_MAX]:
-        position = positions.of(place)
-        shown = inspection.waiter_row(place, position, now_ms)
-        chain = inspection.chain(table, place, CHAIN_STEPS_MAX)
+    for waiter in table.waiters.all()[:ROWS_MAX]:
+        position = positions.of(waiter)
+        shown = inspection.waiter_row(waiter, position, now_ms)
+        chain = inspection.chain(table, waiter, CHAIN_STEPS_MAX)
         rows.append(
             WaiterRow(
-                row_id=str(place.rank),
-                client=place.client,
-                keys=", ".join(place.keys),
+                row_id=str(waiter.rank),
+                client=waiter.client,
+                keys=", ".join(waiter.keys),
                 mode=shown["mode"],
                 position=position,
                 waits_for=chain[0]["held_by"] if chain else "",
-                chain=" → ".join([place.client, *(step["held_by"] for step in chain)]),
+                chain=" → ".join([waiter.client, *(step["held_by"] for step in chain)]),
                 age_ms=shown["age_ms"],
                 gives_up_in_ms=shown["gives_up_in_ms"],
             )
@@ -86,7 +86,7 @@ def waiter_rows(table: LockTable, now_ms: int) -> list[WaiterRow]:
 
 
 def delay_rows(table: LockTable, now_ms: int) -> list[DelayRow]:
-    """The first keys that are kept back."""
+    """The first lock delays."""
     keys = list(islice(table.holdings.delays.by_key, ROWS_MAX))
     return [DelayRow(key=key, **(inspection.delay_row(table, key, now_ms) or {})) for key in keys]
 
@@ -104,13 +104,13 @@ def forced_rows(table: LockTable) -> list[ForcedRow]:
 
 
 class ForceReleaseForm(ActionForm):
-    """The action's menu, with a field for the reason."""
+    """The action form, with a field for the reason."""
 
     reason = forms.CharField(required=False, max_length=REASON_LENGTH_MAX, label="Reason")
 
 
 class LockAdmin(LiveAdmin):
-    """A list of a part of the lock table."""
+    """A list of one part of the lock table."""
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         response = super().changelist_view(request, extra_context)
@@ -121,11 +121,11 @@ class LockAdmin(LiveAdmin):
 
 @admin.register(LockRow)
 class LockRowAdmin(LockAdmin):
-    """Locks that are held."""
+    """Held locks."""
 
     expires_in = duration("expires_in_ms", "expires in", none="until released")
     held_for = duration("age_ms", "held for")
-    lock_delay = duration("lock_delay_ms", "kept back after a loss for")
+    lock_delay = duration("lock_delay_ms", "lock delay")
 
     list_display = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting")
     fields = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting", "session", lock_delay, "meta")
@@ -138,11 +138,11 @@ class LockRowAdmin(LockAdmin):
     def rows(self) -> list[LockRow]:
         return rows_from_loop(lambda: lock_rows(_table(), running.node().now_ms()))
 
-    @admin.action(description="Force the release (with a reason)", permissions=["operate"])
+    @admin.action(description="Force release (needs a reason)", permissions=["operate"])
     def force_release(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         reason = request.POST.get("reason", "").strip()[:REASON_LENGTH_MAX]
         if not reason:
-            self.message_user(request, "Give a reason: it is kept in the audit list.", messages.ERROR)
+            self.message_user(request, "Enter a reason. It is recorded in the audit list.", messages.ERROR)
             return
         by = request.user.get_username()
 
@@ -150,12 +150,12 @@ class LockRowAdmin(LockAdmin):
             return operations.force_release(running.node(), ForceRelease(key=row.key, client=row.client, reason=reason, by=by))
 
         released = sum(bool(result.body["released"]) for result in self.do_each(request, queryset, release))
-        self.message_user(request, f"{released} released. A holder that still runs is stopped only by its fencing token.")
+        self.message_user(request, f"{released} released. If a holder is still running, only its fencing token can stop it.")
 
 
 @admin.register(WaiterRow)
 class WaiterRowAdmin(LockAdmin):
-    """Requests that wait, the oldest first, and the picture of who waits for whom."""
+    """Waiting requests, oldest first, and the picture of the waits-for graph."""
 
     waiting_for = duration("age_ms", "waiting for")
     gives_up_in = duration("gives_up_in_ms", "gives up in")
@@ -172,19 +172,19 @@ class WaiterRowAdmin(LockAdmin):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         context = {**(extra_context or {}), "clients_max": picture.CLIENTS_MAX}
-        with suppress(Refused):  # the list tells why there is nothing to see
+        with suppress(Refused):  # the list shows the reason
             graph = rows_from_loop(lambda: inspection.graph(_table(), EDGES_MAX))
-            # `draw` escapes whatever comes from clients.
+            # `draw` escapes all text that comes from clients.
             context |= {"picture": mark_safe(picture.draw(graph)), "is_cut": picture.is_cut(graph)}
         return super().changelist_view(request, context)
 
 
 @admin.register(DelayRow)
 class DelayRowAdmin(LockAdmin):
-    """Keys that are kept back after their holders lost them."""
+    """Lock delays of keys whose lock was lost."""
 
-    left = duration("left_ms", "free in")
-    delay = duration("delay_ms", "kept back for")
+    left = duration("left_ms", "ends in")
+    delay = duration("delay_ms", "length")
 
     list_display = ("key", "lost_by", "keeps_out", left, delay)
     fields = list_display

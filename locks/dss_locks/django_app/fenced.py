@@ -1,8 +1,8 @@
 """Django models that refuse writes under an old lock.
 
-A lease cannot stop a client that was paused and does not know that its lock is gone. The database can: every write carries the
-fencing token of the lock it was made under, and the row remembers the highest. The check and the write are one SQL statement, so
-nothing comes in between.
+A lease cannot stop a client that was paused and does not know that it has lost its lock. The database can: every write carries the
+fencing token of its lock, and the row remembers the highest token. The check and the write are one SQL statement, so no other write
+can happen between them.
 
     class Account(FencedModel):
         balance = models.IntegerField()
@@ -10,7 +10,7 @@ nothing comes in between.
     token = acquire("account/7")["fencing_token"]
     account = Account.objects.get(pk=7)
     account.balance -= 100
-    account.save(fencing_token=token)      # raises StaleToken if somebody wrote under a later lock
+    account.save(fencing_token=token)      # raises StaleToken if the row was written under a later lock
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from django.db import models
 
 
 class StaleToken(Exception):
-    """A write was refused: the row was written under a later lock than this one, or it is gone.
+    """A write was refused: the row has been written under a later lock, or it no longer exists.
 
     Args:
         token: the token of the refused write.
-        current: the token that the row has now; None: there is no such row any more.
+        current: the token that the row has now; None: the row no longer exists.
     """
 
     def __init__(self, model: type[models.Model], pk: Any, token: int, current: int | None) -> None:
-        found = "the row is gone" if current is None else f"the row was written with {current}"
-        super().__init__(f"{model._meta.label} {pk}: fencing token {token} is too old, {found}")
+        found = "the row no longer exists" if current is None else f"the row was written with {current}"
+        super().__init__(f"{model._meta.label} {pk}: fencing token {token} is too old; {found}")
         self.token = token
         self.current = current
 
@@ -40,15 +40,15 @@ class FencedQuerySet(models.QuerySet):
     """Writes with a fencing token."""
 
     def fenced_update(self, fencing_token: int, **values: Any) -> int:
-        """As `update`, for those of the rows that no later lock has written. Returns how many there were."""
+        """As `update`, but skip rows written under a later lock. Returns the number of rows updated."""
         return self.filter(fencing_token__lte=fencing_token).update(fencing_token=fencing_token, **values)
 
 
 class FencedModel(models.Model):
-    """A row that remembers the highest fencing token it was written with.
+    """A row that remembers the highest fencing token that it was written with.
 
-    An existing row is saved with a token only, by one UPDATE that sends no `pre_save` or `post_save` signal. `QuerySet.update`
-    and `delete` are not fenced. Protect a row by one key: the tokens of different keys say nothing about each other.
+    Saving an existing row requires a token. It is one UPDATE, without `pre_save` and `post_save` signals. `QuerySet.update` and
+    `delete` are not fenced. Always protect a row with the same key: tokens of different keys cannot be compared.
     """
 
     fencing_token = models.BigIntegerField(default=0, editable=False)
@@ -59,15 +59,15 @@ class FencedModel(models.Model):
         abstract = True
 
     def save(self, *args: Any, fencing_token: int | None = None, update_fields: Any = None, **kwargs: Any) -> None:
-        """Insert a new row, or write an existing one if no later lock has written it.
+        """Insert a new row, or update an existing one unless it was written under a later lock.
 
         Args:
-            fencing_token: of the lock that protects this row. A new row may do without.
-            update_fields: names of the fields to write; None: all of them.
+            fencing_token: the token of the lock that protects this row. Optional for a new row.
+            update_fields: the names of the fields to write; None: all fields.
 
         Raises:
-            StaleToken: a later lock has written the row, or it is gone. Nothing was written.
-            TypeError: an existing row is to be saved without a token.
+            StaleToken: the row was written under a later lock, or it no longer exists. Nothing was written.
+            TypeError: there is no token for an existing row.
         """
         if self._state.adding:
             if fencing_token is not None:
@@ -75,7 +75,7 @@ class FencedModel(models.Model):
             super().save(*args, update_fields=update_fields, **kwargs)
             return
         if fencing_token is None:
-            raise TypeError(f"save {self._meta.label} with the `fencing_token` of the lock that protects it")
+            raise TypeError(f"{self._meta.label}.save() needs the `fencing_token` of the lock that protects the row")
         using = kwargs.get("using") or self._state.db
         rows = FencedQuerySet(type(self), using=using).filter(pk=self.pk)
         if not rows.fenced_update(fencing_token, **self._values(update_fields)):

@@ -1,4 +1,4 @@
-"""Rows of the admin's lists. They are taken from the lock table in memory; no database table stands behind them."""
+"""Rows of the admin's lists. They come from the lock table in memory and have no database table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LockRow(models.Model):
     expires_in_ms = models.BigIntegerField(null=True)
     age_ms = models.BigIntegerField()
     waiting = models.IntegerField("waiters", help_text="Requests in this key's queue")
-    session = models.CharField(max_length=64, help_text="Whose lease it has; empty: its own")
+    session = models.CharField(max_length=64, help_text="The session whose lease it has; empty: a lease of its own")
     lock_delay_ms = models.BigIntegerField()
     meta = models.TextField(blank=True)
 
@@ -30,15 +30,15 @@ class LockRow(models.Model):
 
 
 class WaiterRow(models.Model):
-    """A request that waits."""
+    """A waiting request."""
 
     row_id = models.CharField(primary_key=True, max_length=32)
     client = models.CharField(max_length=512)
     keys = models.TextField()
     mode = models.CharField(max_length=9)
-    position = models.IntegerField(help_text="In the longest of its queues; 1 is next")
-    waits_for = models.CharField("waits for", max_length=512, help_text="The first client in the way")
-    chain = models.TextField(help_text="From this client to one who does not wait")
+    position = models.IntegerField(help_text="In the queue where it is furthest behind; 1 is next")
+    waits_for = models.CharField("waits for", max_length=512, help_text="The first client that blocks it")
+    chain = models.TextField(help_text="From this client to the first one that is not waiting")
     age_ms = models.BigIntegerField()
     gives_up_in_ms = models.BigIntegerField()
 
@@ -52,32 +52,34 @@ class WaiterRow(models.Model):
 
 
 class DelayRow(models.Model):
-    """A key that is kept back after its holder lost it."""
+    """The lock delay of a key."""
 
     key = models.CharField(primary_key=True, max_length=512)
     lost_by = models.CharField("lost by", max_length=512)
-    keeps_out = models.CharField("keeps out", max_length=9, help_text="Requests of this mode have to wait")
+    keeps_out = models.CharField(
+        "blocks", max_length=9, help_text="Requests that have to wait: everybody, or exclusive ones only"
+    )
     left_ms = models.BigIntegerField()
     delay_ms = models.BigIntegerField()
 
     class Meta:
         managed = False
-        verbose_name = "key kept back"
-        verbose_name_plural = "keys kept back"
+        verbose_name = "lock delay"
+        verbose_name_plural = "lock delays"
 
     def __str__(self) -> str:
         return f"{self.key}, lost by {self.lost_by}"
 
 
 class ForcedRow(models.Model):
-    """A lock that was taken away."""
+    """A forced release."""
 
     row_id = models.CharField(primary_key=True, max_length=1100)
     at = models.DateTimeField()
     key = models.CharField(max_length=512)
     client = models.CharField(max_length=512)
     fencing_token = models.BigIntegerField()
-    by = models.CharField("taken by", max_length=512)
+    by = models.CharField("released by", max_length=512)
     reason = models.CharField(max_length=512)
 
     class Meta:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dss_locks.core.holdings import MODES
 
 
-class Onlooker:
+class Observer:
     def __init__(self) -> None:
         #: (key, client) -> mode, token
         self.holders: dict[tuple[str, str], tuple[str, int]] = {}
@@ -43,6 +43,6 @@ class Onlooker:
     def check(self, table) -> None:
         """Compare with the table itself."""
         assert self.holders == {(h.key, h.client): (MODES[h.exclusive], h.token) for h in table.holdings.all()}
-        places = {(key, p.rank): (p.client, MODES[p.exclusive]) for p in table.waits.places() for key in p.keys}
+        places = {(key, p.rank): (p.client, MODES[p.exclusive]) for p in table.waiters.all() for key in p.keys}
         assert self.waiters == places
         assert self.delayed == set(table.holdings.delays.by_key)
