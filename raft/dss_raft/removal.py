@@ -35,7 +35,7 @@ class RemovalWatch:
         self._ask_at_s = 0.0
         self._rounds = 0
 
-    def look(self, now_s: float) -> None:
+    def check(self, now_s: float) -> None:
         """To be called every tick.
 
         Args:

@@ -78,7 +78,7 @@ def test_a_node_stops_cleanly_and_finds_its_data_again(make_cluster):
 def test_a_leader_that_stops_hands_over_first(cluster: LocalCluster):
     leader = cluster.leader()
     assert leader.stop() == 0
-    assert "raft.not_handed_over" not in leader.log_tail(50)
+    assert "raft.transfer_failed" not in leader.log_tail(50)
     others = [node for node in cluster.nodes if node is not leader]
     cluster.wait_ready(nodes=others)
     assert others[0].call("POST", "/lock/acquire", {"key": "a", "client": "c"}).status == 200

@@ -127,7 +127,7 @@ class SnapshotKeeper:
         except ChildFailed as error:
             # The log holds everything; it only stays longer than it should.
             self._failed_at = index
-            log.warning("raft.no_snapshot", why=str(error))
+            log.warning("raft.no_snapshot", reason=str(error))
             return None
         finally:
             self._taking = False

@@ -74,7 +74,7 @@ COMPONENT_MUTANTS = (
     ),
     ComponentMutant(
         "answers before the commit",
-        "dss_raft.node",
+        "dss_raft.calls",
         "        assert call.future is not None\n",
         "        assert call.future is not None\n        return Result({'total': 1})\n",
         ("tests/raft/test_node.py::test_without_a_majority_a_call_is_refused_and_later_goes_on",),

@@ -1,0 +1,227 @@
+"""The calls of one node: from the call, through the leader's log, to the answer.
+
+A node that leads appends its callers' commands to its own log. Any other node forwards them to the leader over the peer link. The
+call is answered when this node applies the entry. After a change of leader, a gap or a second without progress, everything in
+flight is sent again; sequence numbers make the repeat harmless (see `replication.sessions`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from dss_api.errors import Refused
+from dss_api.result import Result
+from dss_raft.core import RaftCore, Role
+from dss_raft.core.ready import ReadState
+from dss_raft.driver import Driver
+from dss_raft.net.links import PeerLinks
+from dss_raft.net.wire import ForwardFrame
+from dss_raft.replication.commands import Command, OpenSession
+from dss_raft.replication.pending_commands import PendingCommands
+from dss_raft.replication.proposals import Proposals
+from dss_raft.replication.reads import ReadRounds
+from dss_raft.replication.replica import Replica
+
+#: Commands in flight are sent to the leader again after this time without progress.
+RESEND_AFTER_S = 1.0
+
+
+class Calls:
+    """The calls of one incarnation of one node.
+
+    Args:
+        timeout_ms: how long a read may wait for a confirmed leader.
+        waiting_max: limit of the commands in flight, and of the reads that wait.
+    """
+
+    def __init__(
+        self,
+        core: RaftCore,
+        replica: Replica,
+        links: PeerLinks,
+        driver: Driver,
+        *,
+        incarnation: int,
+        timeout_ms: int,
+        waiting_max: int,
+    ) -> None:
+        self.core = core
+        self.incarnation = incarnation
+        self._replica = replica
+        self._links = links
+        self._driver = driver
+        self._loop = asyncio.get_running_loop()
+        self._timeout_ms = timeout_ms
+        self._pending = PendingCommands(core.node_id, incarnation, self._loop, waiting_max)
+        self._reads = ReadRounds(core, self._loop, waiting_max)
+        self._proposals = Proposals(core, replica)
+        self._last_progress = 0.0
+
+    @property
+    def is_leader(self) -> bool:
+        return self.core.role == Role.LEADER
+
+    @property
+    def in_flight(self) -> int:
+        """Commands sent and not yet applied here."""
+        return self._pending.in_flight
+
+    @property
+    def parked(self) -> int:
+        """Commands applied here that wait for an event."""
+        return self._pending.parked
+
+    @property
+    def are_settled(self) -> bool:
+        """True when every command has been sent and applied here."""
+        return not self._pending.has_unsent and not self._pending.in_flight
+
+    # ------------------------------------------------------------- the callers
+
+    def open_session(self) -> None:
+        """Queue the first command of this incarnation."""
+        self._pending.add_unattended(OpenSession())
+
+    async def submit(self, command: Command, timeout_ms: int) -> Result:
+        """See `Node.submit`."""
+        call = self._pending.add(command, timeout_ms / 1000)
+        self._driver.wake()
+        assert call.future is not None
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            self._pending.abandon(call)
+            self._driver.wake()
+            raise
+
+    def propose_as_leader(self, command: Command) -> bool:
+        """See `Node.propose_as_leader`."""
+        if not self.is_leader or not self._proposals.add_own(command):
+            return False
+        self._driver.wake()
+        return True
+
+    async def read_index(self) -> None:
+        """See `Node.read_index`."""
+        future = self._reads.read()
+        self._driver.wake()
+        await self._within_deadline(future)
+
+    async def confirm_leadership(self) -> int:
+        """See `Node.confirm_leadership`."""
+        future = self._reads.confirm()
+        self._driver.wake()
+        return await self._within_deadline(future)
+
+    def withdraw(self) -> bool:
+        """The node is about to stop: accept no more commands, and cancel those that wait. False when none does."""
+        if not self._pending.withdraw():
+            return False
+        self._driver.wake()
+        return True
+
+    def close(self) -> None:
+        """The node stops: refuse everything that has no answer yet."""
+        self._pending.close()
+
+    async def _within_deadline(self, future: asyncio.Future[int]) -> int:
+        try:
+            async with asyncio.timeout(self._timeout_ms / 1000):
+                return await future
+        except TimeoutError:
+            raise Refused(self._why_no_answer(), "no leader confirmed the read in time") from None
+
+    def _why_no_answer(self) -> str:
+        voters = [member.id for member in self.core.configuration.members if not member.learner]
+        reachable = sum(1 for voter in voters if voter == self.core.node_id or self._links.is_up(voter))
+        return "no_leader" if reachable * 2 > len(voters) else "no_quorum"
+
+    # ------------------------------------------------------- the turns of the loop
+
+    def begin_turn(self) -> None:
+        """Propose or forward what has been gathered."""
+        self._reads.begin_round()
+        leader = self.core.leader_id
+        if not leader:
+            return
+        if leader != self.core.node_id:
+            if self._pending.has_unsent and self._links.is_up(leader):
+                self._send(self._pending.next_groups())
+        elif not self._driver.is_writing:
+            self._send(self._pending.next_groups())
+            self._proposals.propose()
+
+    def answer_commands(self) -> None:
+        """Entries were applied here: answer the callers whose results are known now."""
+        replica, pending = self._replica, self._pending
+        self._proposals.committed(replica.applied_index)
+        for incarnation, seq, result in replica.take_outcomes():
+            if incarnation == self.incarnation:
+                pending.resolve(seq, result)
+        session = replica.sessions.get(self.core.node_id)
+        if session is not None and session.incarnation == self.incarnation:
+            pending.park_applied(session)
+            self._last_progress = self._loop.time()
+
+    def end_apply(self) -> None:
+        """The events of the applied entries have been handled: answer reads, and go on with what is still due."""
+        replica = self._replica
+        self._reads.release(replica.applied_index)
+        if replica.take_gap():
+            self._send_again()
+        deadline = replica.next_deadline_ms() if self.is_leader else None
+        if deadline is not None and deadline <= replica.at_ms:
+            self._proposals.stamp()
+            self._driver.wake()
+
+    def state_replaced(self) -> None:
+        """A snapshot from the leader has replaced the state."""
+        self._pending.adopt(self._replica.sessions.get(self.core.node_id))
+        self._reads.release(self._replica.applied_index)
+
+    def read_settled(self, state: ReadState) -> None:
+        """A ReadIndex round has been answered."""
+        self._reads.settle(state)
+        self._reads.release(self._replica.applied_index)
+
+    def leader_changed(self) -> None:
+        """Another leader or another term is known."""
+        if self.core.leader_id == self.core.node_id:
+            # The first stamped batch of a term re-arms every lease.
+            self._proposals.stamp()
+        self._send_again()
+
+    def ticked(self) -> None:
+        """A tick has passed: refuse calls whose deadline has passed, and send again what makes no progress."""
+        self._pending.sweep(self._why_no_answer)
+        if self._pending.in_flight and self._loop.time() - self._last_progress > RESEND_AFTER_S:
+            self._send_again()
+        if self.is_leader:
+            self._proposals.stamp_if_due()
+
+    # ---------------------------------------------------------------- the peers
+
+    def peer_is_up(self, peer: str) -> None:
+        """A link has come up."""
+        if peer == self.core.leader_id:
+            self._send_again()
+
+    def forwarded(self, peer: str, group: bytes) -> None:
+        """`peer` has forwarded its callers' commands. Only a leader accepts them, and only from a member."""
+        if self.is_leader and peer in self.core.progress:
+            self._proposals.add_groups([group])
+            self._driver.wake()
+
+    def _send(self, groups: list[bytes]) -> None:
+        leader = self.core.leader_id
+        if leader == self.core.node_id:
+            self._proposals.add_groups(groups)
+            return
+        for group in groups:
+            self._links.send(leader, ForwardFrame(group))
+
+    def _send_again(self) -> None:
+        self._last_progress = self._loop.time()
+        if self.core.leader_id and self._pending.in_flight:
+            self._send(self._pending.groups_again())
+            self._driver.wake()

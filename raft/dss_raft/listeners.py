@@ -1,0 +1,61 @@
+"""What subsystems can be told about: the callbacks of one node."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from dss_raft.replication.machine import Event
+
+
+class Listeners:
+    """The base of `Node` that registers callbacks and calls them, in the order of their registration, in the loop's thread."""
+
+    def __init__(self) -> None:
+        self._event_listeners: dict[type[Event], list[Callable[[Any, int], None]]] = defaultdict(list)
+        self._leader_listeners: list[Callable[[str, int], None]] = []
+        self._tick_listeners: list[Callable[[], None]] = []
+        self._peer_listeners: list[Callable[[str], None]] = []
+        self._replacement_listeners: list[Callable[[], None]] = []
+
+    def on_event(self, event_type: type[Event], callback: Callable[[Any, int], None]) -> None:
+        """Call `callback(event, index)` for each event of this type, right after the entry was applied here."""
+        self._event_listeners[event_type].append(callback)
+
+    def on_leader_change(self, callback: Callable[[str, int], None]) -> None:
+        """Call `callback(leader_id, term)` when this node learns of another leader or term."""
+        self._leader_listeners.append(callback)
+
+    def on_tick(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` every tick (a fifth of a heartbeat)."""
+        self._tick_listeners.append(callback)
+
+    def on_state_replaced(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` when a leader's snapshot has replaced the state. The events of the entries in it are not reported."""
+        self._replacement_listeners.append(callback)
+
+    def on_peer_up(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(peer_id)` when a link comes up."""
+        self._peer_listeners.append(callback)
+
+    def _notify_events(self, events: list[Event], index: int) -> None:
+        for event in events:
+            for callback in self._event_listeners.get(type(event), ()):
+                callback(event, index)
+
+    def _notify_leader_change(self, leader_id: str, term: int) -> None:
+        for callback in self._leader_listeners:
+            callback(leader_id, term)
+
+    def _notify_tick(self) -> None:
+        for callback in self._tick_listeners:
+            callback()
+
+    def _notify_state_replaced(self) -> None:
+        for callback in self._replacement_listeners:
+            callback()
+
+    def _notify_peer_up(self, peer_id: str) -> None:
+        for callback in self._peer_listeners:
+            callback(peer_id)
