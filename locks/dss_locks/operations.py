@@ -1,4 +1,4 @@
-"""What the doors offer of the lock manager."""
+"""The operations of the lock manager."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class AuditAnswer(msgspec.Struct):
 
 
 async def acquire(node: Node, request: Acquire) -> Result:
-    """Answers at once, or when the lock is granted, refused, or the wait has run out."""
+    """Answer immediately or, if the request has to wait, when it is granted, refused or timed out."""
     outcome = "failed"
     try:
         result = await node.submit(request, wait_ms=request.wait_ms)
@@ -133,7 +133,7 @@ async def acquire(node: Node, request: Acquire) -> Result:
 
 
 async def release(node: Node, request: Release) -> Result:
-    """May be repeated without harm."""
+    """Release a lock. A repeat has no effect."""
     outcome = "failed"
     try:
         result = await node.submit(request)
@@ -205,12 +205,12 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=AcquireAnswer,
         summary="Acquire a lock",
         description=(
-            "Locks `key`, or all of `keys` or none, `exclusive` or `shared`, first come first served. What `client` holds "
-            "already is renewed (same token); shared to exclusive upgrades.\n\n"
-            "With `wait_ms` the call queues; it is refused with the cycle if it could never be granted because of a deadlock. "
-            "A lease of `ttl_ms` ends by itself unless it is renewed. After a lock with `lock_delay_ms` was lost, not released, "
-            "its key is kept back for so long: what its holder had sent before it died has time to arrive. "
-            "A lease cannot stop a paused client: pass the `fencing_token` to the resource and let it refuse older ones."
+            "Locks `key`, or all of `keys` or none, in mode `exclusive` or `shared`, first come, first served. A lock that "
+            "`client` already holds is renewed and keeps its token. Asking for exclusive while holding shared is an upgrade.\n\n"
+            "With `wait_ms` the call waits in the queue. If waiting would cause a deadlock, it is refused with the cycle. "
+            "The lease ends after `ttl_ms` unless it is renewed. If a lock with `lock_delay_ms` is lost (not released), its key "
+            "is not granted for that time, so that requests its holder sent earlier can arrive. "
+            "A lease cannot stop a paused client: pass the `fencing_token` to the resource, which must refuse older tokens."
         ),
         tag="Locks",
         example={"key": "orders/42", "mode": "exclusive", "client": "worker-1", "ttl_ms": 30000, "wait_ms": 1000},
@@ -224,7 +224,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=release,
         answer=ReleaseAnswer,
         summary="Release a lock",
-        description="A repeat is harmless (`released: false`). With `fencing_token`, only that grant is released.",
+        description="A repeat has no effect (`released: false`). With `fencing_token`, only that grant is released.",
         tag="Locks",
         example={"key": "orders/42", "client": "worker-1"},
         problems=("not_holder",),
@@ -237,7 +237,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=renew,
         answer=RenewAnswer,
         summary="Renew a lease",
-        description="Starts the lease anew, with the length it had or with `ttl_ms`. A third of the lease is a good interval.",
+        description="Restarts the lease with its current length, or with `ttl_ms`. Renew after about a third of the lease.",
         tag="Locks",
         example={"key": "orders/42", "client": "worker-1"},
         problems=("lock_lost",),
@@ -251,8 +251,8 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=SessionAnswer,
         summary="Start a client session",
         description=(
-            "One lease for all the locks that are acquired with this `session`: one keepalive keeps them, "
-            "and when the client is silent for `ttl_ms` all of them end."
+            "One lease for all locks that are acquired with this `session`. One call renews all of them; if the client does not "
+            "renew for `ttl_ms`, all of them are lost."
         ),
         tag="Locks",
         example={"client": "worker-1", "ttl_ms": 30000},
@@ -265,7 +265,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=renew_session,
         answer=SessionRenewAnswer,
         summary="Renew a session and all its locks",
-        description="A third of the lease is a good interval.",
+        description="Renew after about a third of the lease.",
         tag="Locks",
         example={"session": "7.1"},
         problems=("session_lost",),
@@ -278,7 +278,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=close_session,
         answer=SessionCloseAnswer,
         summary="Close a session and release all its locks",
-        description="A repeat is harmless (`closed: false`).",
+        description="A repeat has no effect (`closed: false`).",
         tag="Locks",
         example={"session": "7.1"},
     ),
@@ -290,7 +290,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=check,
         answer=CheckAnswer,
         summary="Check a fencing token",
-        description="What a protected resource asks before it writes, when it cannot remember the highest token itself.",
+        description="For a protected resource that cannot remember the highest token itself: check the token before each write.",
         tag="Locks",
         example={"key": "orders/42", "fencing_token": 17},
     ),
@@ -302,7 +302,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=status,
         answer=StatusAnswer,
         summary="Who holds a key, who waits for it, and why",
-        description="Linearizable unless `consistency=local`. With `client`: why that client waits.",
+        description="Linearizable unless `consistency=local`. With `client`: why that client is waiting.",
         tag="Locks",
         example={"key": "orders/42"},
     ),
@@ -314,7 +314,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=graph,
         answer=GraphAnswer,
         summary="The waits-for graph",
-        description="Clients that wait or are waited for, and who waits for whom. Linearizable unless `consistency=local`.",
+        description="The clients that wait or are waited for, and who waits for whom. Linearizable unless `consistency=local`.",
         tag="Locks",
     ),
     Operation(
@@ -324,8 +324,11 @@ OPERATIONS: tuple[Operation, ...] = (
         request=ForceRelease,
         handle=force_release,
         answer=ForceReleaseAnswer,
-        summary="Take a lock away from its holder",
-        description="The holder is not asked and cannot be stopped: its fencing token is what protects the resource. Audited.",
+        summary="Force the release of a lock",
+        description=(
+            "Takes the lock away without asking its holder, who may still be running: only the fencing token protects the "
+            "resource. Recorded in the audit list."
+        ),
         tag="Locks",
         example={"key": "orders/42", "reason": "worker-1 is gone", "by": "alice"},
     ),
@@ -337,7 +340,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=audit,
         answer=AuditAnswer,
         summary="Forced releases, latest first",
-        description="The last 1,000. Linearizable unless `consistency=local`.",
+        description="The last 1,000 forced releases. Linearizable unless `consistency=local`.",
         tag="Locks",
     ),
 )
