@@ -139,7 +139,7 @@ def _without_must(result: Result) -> Result:
 async def get(node: Node, request: GetRequest) -> Result:
     """A hit waits for nothing."""
     service: CacheService = node.services["cache"]
-    line = service.hit(request.key)
+    line = service.near.hit(request.key, service.clock())
     if line is not None:
         service.hits += 1
         if line.answer is None:
@@ -155,7 +155,7 @@ async def mget(node: Node, request: GetManyRequest) -> Result:
     items: dict[str, dict[str, Any]] = {}
     missing = []
     for key in dict.fromkeys(request.keys):
-        line = service.hit(key)
+        line = service.near.hit(key, service.clock())
         if line is None:
             missing.append(key)
         else:

@@ -65,7 +65,6 @@ class CacheService:
         delay_s = config.cache_write_back_ms / 1000
         self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.memory, delay_s, clock)
         self.reader = Reader(node, self.near, self.directory, self.memory, self.peers, clock, self.write_back.doubt)
-        self.used_at = 0.0
         #: counted by the operations
         self.hits = self.misses = self.puts = 0
         node.on_event(Written, self._written)
@@ -91,24 +90,13 @@ class CacheService:
 
     # ---------------------------------------------------------- reading, writing
 
-    def hit(self, key: str) -> Line | None:
-        """The line, when it may be read now. Nothing here waits: this is the path of most reads."""
-        now = self.clock()
-        near = self.near
-        line = near.lines.by_key.get(key)
-        if line is not None and line.readable and now < near.lease.valid_until:
-            near.lines.used(key)
-            self.used_at = now
-            return line
-        return None
-
     async def read_many(self, keys: list[str]) -> list[Found]:
         """The slow path.
 
         Raises:
             Refused: see `Reader`.
         """
-        self.used_at = self.clock()
+        self.near.used_at = self.clock()
         return await self.reader.read_many(keys)
 
     async def write(self, command: Command) -> Result:
@@ -157,7 +145,7 @@ class CacheService:
         near.lease.applied(self.node.applied_index)
         self.peers.tick()
         self.write_back.tick()
-        if near.lines.by_key and near.wants_lease(self.clock(), self.used_at):
+        if near.lines.by_key and near.wants_lease(self.clock()):
             self.peers.renew_soon()
 
     def _line_changed(self, key: str, came_from: str, went_to: str, why: str, version: int) -> None:

@@ -106,7 +106,7 @@ async def test_a_sharer_that_is_cut_off_delays_a_put_by_its_lease_once(cluster, 
     await cluster.settle()
     await put
     await asyncio.wait_for(client.put("n1", "k", 3), 1)
-    assert cluster.caches["n3"].hit("k") is None, "without a lease no line answers"
+    assert cluster.caches["n3"].near.hit("k", cluster.now) is None, "without a lease no line answers"
     cluster.heal()
     await cluster.settle()
     assert await client.value("n3", "k") == 3
@@ -175,7 +175,7 @@ async def test_leases_are_renewed_while_they_are_used_and_no_longer(cluster, cli
         cluster.now += 0.2
         cluster.tick()
         await cluster.settle()
-        assert cluster.caches["n2"].hit("k") is not None, "renewed in the background"
+        assert cluster.caches["n2"].near.hit("k", cluster.now) is not None, "renewed in the background"
     for _ in range(20):
         cluster.now += 0.2
         cluster.tick()
@@ -199,13 +199,13 @@ async def test_nodes_whose_settings_differ_agree_how_long_a_lease_is(make_cluste
         cluster.now += 0.2
         cluster.tick()
         await cluster.settle()
-    assert cluster.caches["n3"].hit("k") is not None
+    assert cluster.caches["n3"].near.hit("k", cluster.now) is not None
     assert not put.done()
     for _ in range(3):
         cluster.now += 0.2
         cluster.tick()
         await cluster.settle()
-    assert cluster.caches["n3"].hit("k") is None
+    assert cluster.caches["n3"].near.hit("k", cluster.now) is None
     await put
     assert cluster.nodes["n2"].directory.lease_ms == 1000, "from now on leases are shorter"
 

@@ -94,6 +94,8 @@ class NearCache(Generic[T]):
         self.flights: dict[str, Flight] = {}
         self.flights_begun = 0
         self.invalidations = 0
+        #: when a client last read here
+        self.used_at = 0.0
         #: the stamp that others wait to see applied here; 0: nobody waits
         self.announcement_due = 0
         #: the same, for writes of this node: only a reader elsewhere may wait, and asks if it does
@@ -102,10 +104,11 @@ class NearCache(Generic[T]):
     # ------------------------------------------------------------------ reading
 
     def hit(self, key: str, now: float) -> Line | None:
-        """The line, when it may be read now. Counts as a use."""
+        """The line if it may be read now. Counts as a use. Nothing here waits: this is the path of most reads."""
         line = self.lines.by_key.get(key)
         if line is not None and line.readable and now < self.lease.valid_until:
             self.lines.used(key)
+            self.used_at = now
             return line
         return None
 
@@ -241,7 +244,7 @@ class NearCache(Generic[T]):
 
     # -------------------------------------------------------------------- lease
 
-    def wants_lease(self, now: float, used_at: float) -> bool:
+    def wants_lease(self, now: float) -> bool:
         """True when a node that is in use should renew: two thirds of its lease are left at most."""
         lease_s = self.lease.length_s
-        return bool(self.lines) and now - used_at < lease_s and self.lease.valid_until - now < lease_s * 2 / 3
+        return bool(self.lines) and now - self.used_at < lease_s and self.lease.valid_until - now < lease_s * 2 / 3
