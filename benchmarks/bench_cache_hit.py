@@ -26,7 +26,7 @@ import uvloop
 from dss_cache import operations
 from dss_cache.core.commands import GetRequest
 from dss_cache.core.directory import Directory
-from dss_cache.redis_store import RedisMemory
+from dss_cache.redis_store import RedisStore
 from dss_cache.service import CacheService
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
@@ -57,12 +57,12 @@ class LoneNode:
 async def hit_ns(reads: int) -> dict[str, float]:
     """Nanoseconds for a hit, awaited as a door awaits it; the clock's own cost is taken off."""
     node: Any = LoneNode()
-    service = CacheService(node, RedisMemory("redis://localhost:1", "kv:"))
+    service = CacheService(node, RedisStore("redis://localhost:1", "kv:"))
     for number in range(LINES):
         service.lines.install(f"user/{number}", "S", 1, b'{"name":"Ada"}', {}, True, 0.0, "bench")
     service.near.lease.valid_until = service.clock() + 3600
-    dice = random.Random(1)
-    requests = [GetRequest(key=f"user/{dice.randrange(LINES)}") for _ in range(reads)]
+    rng = random.Random(1)
+    requests = [GetRequest(key=f"user/{rng.randrange(LINES)}") for _ in range(reads)]
     get, clock = operations.get, time.perf_counter_ns
     for request in requests:
         assert (await get(node, request)).body["hit"]

@@ -35,17 +35,17 @@ LENGTH = 1_000_000
 
 def zipf(length: int, keys: int = 100_000, exponent: float = 0.9, seed: int = 1) -> Iterator[str]:
     """A few keys are used much, many a little, independently of each other."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     weights = list(accumulate(1 / rank**exponent for rank in range(1, keys + 1)))
-    for number in dice.choices(range(keys), cum_weights=weights, k=length):
+    for number in rng.choices(range(keys), cum_weights=weights, k=length):
         yield f"user/{number}"
 
 
 def zipf_with_scans(length: int) -> Iterator[str]:
     """The same, and one use in five belongs to a report that reads everything once."""
-    dice, scanned = random.Random(2), 0
+    rng, scanned = random.Random(2), 0
     for key in zipf(length):
-        if dice.random() < 0.2:
+        if rng.random() < 0.2:
             scanned += 1
             yield f"report/{scanned}"
         else:
@@ -59,9 +59,9 @@ def loop(length: int, keys: int) -> Iterator[str]:
 
 def shifting(length: int) -> Iterator[str]:
     """What is popular moves on: mostly the latest keys are used."""
-    dice = random.Random(3)
+    rng = random.Random(3)
     for number in range(length):
-        yield f"news/{max(0, number // 20 - int(dice.expovariate(1 / 2000)))}"
+        yield f"news/{max(0, number // 20 - int(rng.expovariate(1 / 2000)))}"
 
 
 def names_in_source(length: int, times: int = 1) -> Iterator[str]:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from dss_api import running
 from dss_cache import metrics as cache_metrics
-from dss_cache.backing_store import Memory
+from dss_cache.backing_store import BackingStore
 from dss_cache.core.directory import Directory
-from dss_cache.django_app.backing_store import DjangoMemory
-from dss_cache.redis_store import RedisMemory
+from dss_cache.django_app.django_store import DjangoStore
+from dss_cache.redis_store import RedisStore
 from dss_cache.service import CacheService
 from dss_locks import metrics as lock_metrics
 from dss_locks.core.table import LockTable
@@ -70,8 +70,8 @@ async def stop() -> None:
     await node.stop()
 
 
-def _backing_store(config: NodeConfig) -> Memory:
+def _backing_store(config: NodeConfig) -> BackingStore:
     """The backing store that the settings name."""
     if config.cache_memory == "redis":
-        return RedisMemory(config.redis_url, config.cache_backing_prefix)
-    return DjangoMemory()
+        return RedisStore(config.redis_url, config.cache_backing_prefix)
+    return DjangoStore()

@@ -1,8 +1,8 @@
-"""What stands behind the cache (MESI calls it main memory): it keeps the values at rest, each with its version.
+"""The backing store of the cache (in MESI, main memory): it keeps the clean values, each with its version.
 
-A memory never decides what is current; the directory does. It promises two things: a version that `write` has returned for is
-there until a newer one takes its place, and an older version never takes the place of a newer one. A memory that breaks the
-first promise (a Redis that evicts, or fails over) makes the cache forget, never answer an old value: the reader compares
+A backing store never decides which version is current; the directory does. It makes two promises: a version stays after `write`
+has returned until a newer one replaces it, and an older version never replaces a newer one. If a store breaks the first promise
+(a Redis that evicts or fails over), the cache forgets the value. It never answers an old value, because the reader compares
 versions.
 """
 
@@ -24,64 +24,64 @@ class Stored(NamedTuple):
     value: bytes | None
 
 
-class Memory(Protocol):
-    """Behind one node's cache."""
+class BackingStore(Protocol):
+    """The backing store of one node's cache."""
 
     name: str
-    #: one for all nodes: whoever writes back does it for all
+    #: all nodes use the same one, so one node's write-back serves all
     is_shared: bool
 
     async def check(self) -> None:
-        """Do nothing, if it can be reached.
+        """Check that the store can be reached.
 
         Raises:
             Refused: `memory_unavailable`.
         """
 
     async def read(self, key: str) -> Stored | None:
-        """What is there for the key.
+        """The version that the store has for the key.
 
         Raises:
             Refused: `memory_unavailable`.
         """
 
     async def write(self, items: Sequence[Stored]) -> None:
-        """Keep these versions, each unless there is a newer one.
+        """Store these versions, each unless there is a newer one.
 
         Raises:
             Refused: `memory_unavailable`; some of them may have been written.
         """
 
     def keep(self, item: Stored) -> None:
-        """A version was written in the cluster. A memory of this node alone must have it sooner or later; a shared one ignores it."""
+        """A version was written in the cluster. A store of this node alone buffers it; a shared one ignores it."""
 
     async def flush(self) -> None:
-        """Make everything kept so far durable.
+        """Make everything durable that was given to `keep`.
 
         Raises:
             Refused: `memory_unavailable`.
         """
 
     async def dump(self) -> list[bytes]:
-        """All that a lagging node must be given, in pieces; empty for a shared memory.
+        """Everything that a lagging node needs, in pieces; empty for a shared store.
 
         Raises:
             Refused: `memory_unavailable`.
         """
 
     async def load(self, data: memoryview) -> None:
-        """Take in what another node dumped, its pieces joined, unless it is older than what is here.
+        """Add what another node dumped, with the pieces joined; newer versions that are here stay.
 
         Raises:
             Refused: `memory_unavailable`.
         """
 
     async def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
 
 
 class BatchedReads:
-    """Turns the reads of one turn of the loop into one call of `_read_batch`."""
+    """Combines the reads of one turn of the event loop into one call of `_read_batch`."""
 
     def __init__(self) -> None:
         self._wanted: dict[str, asyncio.Future[Stored | None]] = {}
@@ -112,7 +112,7 @@ class BatchedReads:
             for future in wanted.values():
                 if not future.done():
                     future.set_exception(Refused(refusal.code, refusal.detail))
-                    future.exception()  # whoever waited may have gone
+                    future.exception()  # retrieved: the reader may have gone
             return
         for key, future in wanted.items():
             if not future.done():

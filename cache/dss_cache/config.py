@@ -55,5 +55,5 @@ class CacheConfig(ValueLimit):
 
 
 def config_of(node: Node) -> CacheConfig:
-    """The cache's settings. The assembly gives the node one configuration, which is that of every subsystem."""
+    """The cache's settings. The node has one configuration, which contains those of every subsystem."""
     return cast("CacheConfig", node.config)

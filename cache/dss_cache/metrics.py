@@ -1,4 +1,4 @@
-"""What the cache counts, read from the running service when somebody asks: counting itself costs a hit nothing but an addition."""
+"""Metrics of the cache, read from the running service on each scrape: for a hit, counting costs one addition."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ _service: CacheService | None = None
 
 
 def show(service: CacheService) -> None:
-    """Let the metrics show this service: a process has one."""
+    """Show this service in the metrics; a process has only one."""
     global _service
     _service = service
 
 
 class CacheCollector(Collector):
-    """The metrics of the running cache; zeros while there is none."""
+    """The metrics of the running cache; zeros if there is none."""
 
     def collect(self) -> Iterator[Any]:
         service = _service
-        gets = CounterMetricFamily("cache_get_total", "Reads at this node, by whether a line answered", labels=["hit"])
+        gets = CounterMetricFamily("cache_get_total", "Reads on this node, by whether a line answered", labels=["hit"])
         gets.add_metric(["true"], service.hits if service else 0)
         gets.add_metric(["false"], service.misses if service else 0)
         yield gets
         for name, text, value in (
             ("cache_put_total", "Values written through this node", service.puts if service else 0),
-            ("cache_inval_total", "Lines of this node ended by writes elsewhere", service.near.invalidations if service else 0),
+            (
+                "cache_inval_total",
+                "Lines of this node invalidated by writes on other nodes",
+                service.near.invalidations if service else 0,
+            ),
             ("cache_evict_total", "Lines of this node evicted", service.lines.evictions if service else 0),
-            ("cache_write_back_total", "Values this node brought to the memory", service.write_back.count if service else 0),
+            ("cache_write_back_total", "Values this node wrote to the backing store", service.write_back.count if service else 0),
             (
                 "cache_memory_lost_total",
-                "Values that the memory had lost when they were read",
+                "Values that the backing store had lost when they were read",
                 service.reader.lost if service else 0,
             ),
         ):
@@ -45,10 +49,10 @@ class CacheCollector(Collector):
         for name, text, value in (
             ("cache_items", "Lines of this node", len(service.lines) if service else 0),
             ("cache_keys", "Keys in the directory", len(service.directory.records) if service else 0),
-            ("cache_dirty_items", "Values not yet in the memory", len(service.directory.dirty) if service else 0),
+            ("cache_dirty_items", "Values not yet in the backing store", len(service.directory.dirty) if service else 0),
             (
                 "cache_memory_up",
-                "0 when the memory did not take the last write-back",
+                "0 if the backing store could not be used last time",
                 0 if service and service.write_back.trouble else 1,
             ),
         ):

@@ -39,6 +39,7 @@ from dss_cache.core.commands import (
     StatsQuery,
     TraceQuery,
 )
+from dss_cache.core.directory import PENDING_KEY
 from dss_cache.reading import Found
 from dss_cache.service import CacheService, service_of
 
@@ -89,7 +90,7 @@ async def incr(node: Node, request: IncrRequest) -> Result:
 async def delete(node: Node, request: Delete) -> Result:
     """Answered when nobody can read the value any more. A repeat is harmless."""
     result = await service_of(node).write(request)
-    return _without_must(result)
+    return _without_pending(result)
 
 
 async def mput(node: Node, request: PutManyRequest) -> Result:
@@ -120,7 +121,7 @@ def _value(node: Node, raw: msgspec.Raw) -> bytes:
 
 def _written(service: CacheService, key: str, result: Result) -> Result:
     if result.code:
-        return _without_must(result)
+        return _without_pending(result)
     service.puts += 1
     line = service.lines.get(key)
     body: dict[str, Any] = {"version": result.body["version"], "state": "I" if line is None else line.state}
@@ -129,8 +130,8 @@ def _written(service: CacheService, key: str, result: Result) -> Result:
     return Result(body, "", result.index)
 
 
-def _without_must(result: Result) -> Result:
-    return Result({name: value for name, value in result.body.items() if name != "must"}, result.code, result.index)
+def _without_pending(result: Result) -> Result:
+    return Result({name: value for name, value in result.body.items() if name != PENDING_KEY}, result.code, result.index)
 
 
 # ------------------------------------------------------------------ reading
@@ -191,7 +192,7 @@ async def evict(node: Node, request: EvictRequest) -> Result:
     line = service.lines.get(request.key)
     written_back = line is not None and line.state == "M"
     if written_back:
-        await service.write_back.bring_now(request.key)
+        await service.write_back.write_now(request.key)
     return Result({"evicted": service.lines.drop(request.key, "evicted"), "written_back": written_back})
 
 
@@ -205,7 +206,7 @@ async def lines(node: Node, request: LinesQuery) -> Result:
                 break
             rows.append(service.line_row(key, line))
     else:
-        by_node, unreachable = await service.peers.ask_everybody("line", request.key, 1)
+        by_node, unreachable = await service.peers.ask_all_nodes("line", request.key, 1)
         rows = [by_node[name][0] if by_node[name] else _no_line(name, request.key) for name in sorted(by_node)]
     return Result({"node": node.node_id, "count": len(service.lines), "lines": rows, "unreachable": unreachable})
 
@@ -216,7 +217,7 @@ def _no_line(node_id: str, key: str) -> dict[str, Any]:
 
 async def trace(node: Node, request: TraceQuery) -> Result:
     service = service_of(node)
-    by_node, unreachable = await service.peers.ask_everybody("trace", request.key, request.limit)
+    by_node, unreachable = await service.peers.ask_all_nodes("trace", request.key, request.limit)
     rows = sorted((row for rows in by_node.values() for row in rows), key=lambda row: (-row["at_ms"], row["node"]))
     return Result({"key": request.key, "transitions": rows[: request.limit], "unreachable": unreachable})
 
@@ -238,7 +239,7 @@ async def stats(node: Node, request: StatsQuery) -> Result:
         bytes=service.lines.bytes,
         keys=len(service.directory.records),
         dirty=len(service.directory.dirty),
-        memory=service.memory.name,
+        memory=service.store.name,
         memory_trouble=service.write_back.trouble,
         memory_lost=service.reader.lost,
         lease_ms=max(0, int(remaining_s * 1000)),

@@ -1,6 +1,6 @@
-"""What the caches of different nodes say to each other, best effort: who has applied what, leases, and questions from people.
+"""Messages between the caches of different nodes, best effort: acknowledgements, leases, and questions for diagnostics.
 
-Every message may get lost. Acknowledgements are asked for again while somebody waits, lease requests are made again by the
+Every message may be lost. Acknowledgements are requested again while a call waits for them; lease requests are repeated by the
 next read.
 """
 
@@ -16,17 +16,18 @@ from dss_api.errors import Refused
 from dss_cache.config import config_of
 from dss_cache.core.coherence import NearCache
 from dss_cache.core.commands import Revoke
-from dss_cache.core.directory import Directory, Stamps
+from dss_cache.core.directory import Directory
+from dss_cache.core.events import Stamps
 from dss_cache.core.leases import GrantedLeases
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
 
 CHANNEL = "cache"
-#: Who waits for acknowledgements asks for them again after this.
+#: While a call waits for acknowledgements, they are requested again at this interval.
 ASK_AGAIN_S = 0.1
 RENEWAL_TIMEOUT_S = 0.5
-#: After a renewal in vain reads go to the log for so long before they try another one.
+#: After a failed renewal, reads use the log for this long before they try to renew again.
 RENEWAL_PAUSE_S = 0.1
 APPLIED_POLL_S = 0.002
 QUESTION_TIMEOUT_S = 1.0
@@ -36,29 +37,29 @@ Rows = list[dict[str, Any]]
 
 
 class PeerMessage(msgspec.Struct, array_like=True, frozen=True):
-    """Base of what goes over the channel."""
+    """Base of the messages on the channel."""
 
 
 class Applied(PeerMessage, frozen=True, tag=1):
-    """What the sender knows of who has applied what."""
+    """Up to which stamp each node has applied the log, as far as the sender knows."""
 
     stamps: Stamps
 
 
 class Wanted(PeerMessage, frozen=True, tag=2):
-    """Somebody waits for these: answer with `Applied` now, and again when you have applied your own."""
+    """The sender waits for these: answer with `Applied` now, and again when your own stamp is applied."""
 
     stamps: Stamps
 
 
 class Renew(PeerMessage, frozen=True, tag=3):
-    """To the leader: grant me a lease."""
+    """To the leader: a request for a lease."""
 
     token: int
 
 
 class Grant(PeerMessage, frozen=True, tag=4):
-    """For `lease_ms`, from when the holder asked. Of use when the holder has applied `must_apply`; negative: not granted."""
+    """A lease of `lease_ms` since the request. Usable when the holder has applied `must_apply`; negative: not granted."""
 
     token: int
     must_apply: int
@@ -66,7 +67,7 @@ class Grant(PeerMessage, frozen=True, tag=4):
 
 
 class Question(PeerMessage, frozen=True, tag=5):
-    """Something a person wants to know of every node."""
+    """A diagnostic question to every node."""
 
     number: int
     what: str
@@ -84,11 +85,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Peers:
-    """The talk of one node's cache.
+    """One node's messages to the other caches.
 
     Args:
-        clock: seconds; goes on while the machine sleeps.
-        answer: rows for a question (what, key, limit).
+        clock: in seconds; it keeps running while the machine sleeps.
+        answer: returns the rows for a question (what, key, limit).
     """
 
     def __init__(
@@ -107,10 +108,10 @@ class Peers:
         self._answer = answer
         self.granted = GrantedLeases(lease_s)
         self._announcing = False
-        self._askers: Stamps = {}
+        self._requested_by: Stamps = {}
         self._renewal: asyncio.Task[bool] | None = None
         self._no_renewal_before = 0.0
-        self._grants_awaited: dict[int, asyncio.Future[Grant]] = {}
+        self._grant_futures: dict[int, asyncio.Future[Grant]] = {}
         self._questions: dict[int, tuple[set[str], asyncio.Event, dict[str, Rows]]] = {}
         self._question_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -120,39 +121,41 @@ class Peers:
 
     # --------------------------------------------------------- acknowledgements
 
-    async def covered(self, must: Mapping[str, int], ask_now: bool) -> None:
-        """Wait until every node in `must` has dropped its older line, or can hold none any more.
+    async def wait_for_invalidations(self, pending: Mapping[str, int], ask_now: bool) -> None:
+        """Wait until every node in `pending` has dropped its older line, or cannot hold one any more.
 
         Args:
-            ask_now: nobody will tell this node unasked.
+            ask_now: the nodes will not report to this node without being asked.
 
         Raises:
-            Refused: `unknown_outcome` when that takes longer than a lease and the usual deadline.
+            Refused: `unknown_outcome` if that takes longer than a lease and the usual deadline.
         """
         waiter = asyncio.get_running_loop().create_future()
         acknowledgements = self._near.acknowledgements
-        if not acknowledgements.wait(must, waiter):
+        if not acknowledgements.wait(pending, waiter):
             return
         lease_ms = max(config_of(self._node).cache_lease_ms, self._directory.lease_ms)
         deadline = self._clock() + (self._node.config.submit_timeout_ms + 2 * lease_ms) / 1000
         if ask_now:
-            self._ask_for(acknowledgements.missing(must), everybody=False)
+            self._request_acknowledgements(acknowledgements.missing(pending), to_all=False)
         while not (await asyncio.wait([waiter], timeout=ASK_AGAIN_S))[0]:
-            missing = acknowledgements.missing(must)
+            missing = acknowledgements.missing(pending)
             if self._clock() > deadline:
-                raise Refused("unknown_outcome", f"{', '.join(missing)} may hold an older value, and no leader rules it out")
-            self._ask_for(missing, everybody=True)
+                raise Refused(
+                    "unknown_outcome", f"{', '.join(missing)} may hold an older value, and no leader could rule that out"
+                )
+            self._request_acknowledgements(missing, to_all=True)
 
     def release(self, waiters: list[Waiter]) -> None:
-        """Their wait is over."""
+        """Wake these waiters."""
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def entry_applied(self) -> None:
-        """This node has applied something: announce it, once a turn of the loop, if others wait for it."""
+        """This node has applied something: announce it if other nodes wait for it, at most once in a turn of the event loop."""
         near = self._near
-        if (near.announcement_due or self._askers) and not self._announcing:
+        if (near.announcement_due or self._requested_by) and not self._announcing:
             self._announcing = True
             asyncio.get_running_loop().call_soon(self._announce)
 
@@ -161,32 +164,32 @@ class Peers:
         near = self._near
         own = near.acknowledgements.applied.get(self._node.node_id, 0)
         message = Applied({self._node.node_id: own})
-        satisfied = [peer for peer, stamp in self._askers.items() if stamp <= own]
+        satisfied = [peer for peer, stamp in self._requested_by.items() if stamp <= own]
         for peer in satisfied:
-            del self._askers[peer]
+            del self._requested_by[peer]
         if near.announcement_due:
             near.announcement_due = near.announcement_due_later = 0
             satisfied = self._node.peers
         for peer in satisfied:
-            self._tell(peer, message)
+            self._send(peer, message)
 
-    def _ask_for(self, missing: Mapping[str, int], everybody: bool) -> None:
+    def _request_acknowledgements(self, missing: Mapping[str, int], to_all: bool) -> None:
         message = Wanted(dict(missing))
         for peer in self._node.peers:
-            if everybody or peer in missing:
-                self._tell(peer, message)
+            if to_all or peer in missing:
+                self._send(peer, message)
 
     def _wanted(self, peer: str, stamps: Stamps) -> None:
         applied = self._near.acknowledgements.applied
-        self._tell(peer, Applied(dict(applied)))
+        self._send(peer, Applied(dict(applied)))
         own = stamps.get(self._node.node_id, 0)
         if own > applied.get(self._node.node_id, 0):
-            self._askers[peer] = max(own, self._askers.get(peer, 0))
+            self._requested_by[peer] = max(own, self._requested_by.get(peer, 0))
 
     # -------------------------------------------------------------------- lease
 
     async def renew(self) -> bool:
-        """Get a lease, together with everybody who wants one now. False: in vain."""
+        """Get a lease; concurrent calls share one request. False: no lease was granted."""
         if self._renewal is None:
             if self._clock() < self._no_renewal_before:
                 return False
@@ -195,7 +198,7 @@ class Peers:
         return await asyncio.shield(self._renewal)
 
     def renew_soon(self) -> None:
-        """Begin a renewal, unless one is under way or has just failed."""
+        """Begin a renewal, unless one is in progress or has just failed."""
         if self._renewal is None and self._clock() >= self._no_renewal_before:
             self._renewal = self._spawn(self._renew())
             self._renewal.add_done_callback(self._renewal_ended)
@@ -207,30 +210,30 @@ class Peers:
 
     async def _renew(self) -> bool:
         node, lease = self._node, self._near.lease
-        token = lease.ask(self._clock())
+        token = lease.request(self._clock())
         try:
             async with asyncio.timeout(RENEWAL_TIMEOUT_S):
-                grant = await self._ask_leader(token)
+                grant = await self._request_from_leader(token)
                 if grant.must_apply < 0:
                     return False
                 lease.granted(token, grant.must_apply, grant.lease_ms / 1000)
-                while node.applied_index < grant.must_apply:  # noqa: ASYNC110  (the node tells nobody how far it is)
+                while node.applied_index < grant.must_apply:  # noqa: ASYNC110  (the node has no event for its applied index)
                     await asyncio.sleep(APPLIED_POLL_S)
         except (TimeoutError, Refused):
             return False
         finally:
-            self._grants_awaited.pop(token, None)
+            self._grant_futures.pop(token, None)
             lease.applied(node.applied_index)
         return self._clock() < lease.valid_until
 
-    async def _ask_leader(self, token: int) -> Grant:
+    async def _request_from_leader(self, token: int) -> Grant:
         node = self._node
         if node.is_leader:
             return await self._grant(node.node_id, token)
         if not node.leader_id:
             return _refusal(token)
-        future = self._grants_awaited[token] = asyncio.get_running_loop().create_future()
-        self._tell(node.leader_id, Renew(token))
+        future = self._grant_futures[token] = asyncio.get_running_loop().create_future()
+        self._send(node.leader_id, Renew(token))
         return await future
 
     async def _grant(self, holder: str, token: int) -> Grant:
@@ -252,25 +255,25 @@ class Peers:
             grant = await self._grant(peer, token)
         except Refused:
             grant = _refusal(token)
-        self._tell(peer, grant)
+        self._send(peer, grant)
 
     def tick(self) -> None:
-        """About every 20 ms: what a leader owes those who wait for a node that is gone; announcements nobody was in a hurry for."""
+        """About every 20 ms: send deferred announcements. As leader, agree on the lease and revoke nodes that block a write."""
         node, near = self._node, self._near
         if near.announcement_due_later:
             near.announcement_due = max(near.announcement_due, near.announcement_due_later)
             self.entry_applied()
         if not node.is_leader or self.granted.term != node.term:
             return
-        to_agree = self.granted.to_agree(self._directory.lease_ms, self._clock())
-        if to_agree is not None and node.propose_as_leader(to_agree):
-            self.granted.agreeing()
+        next_proposal = self.granted.next_proposal(self._directory.lease_ms, self._clock())
+        if next_proposal is not None and node.propose_as_leader(next_proposal):
+            self.granted.proposed()
         applied = near.acknowledgements.applied
         for overdue in self.granted.overdue(self._directory.awaited, applied, self._clock()):
             if not node.propose_as_leader(Revoke(node=overdue, term=self.granted.term)):
                 self.granted.voided(overdue, self.granted.term)
         for peer, stamp in self.granted.behind.items():
-            self._tell(peer, Wanted({peer: stamp}))
+            self._send(peer, Wanted({peer: stamp}))
 
     def _leader_changed(self, leader_id: str, term: int) -> None:
         if leader_id == self._node.node_id:
@@ -278,21 +281,21 @@ class Peers:
 
     # ---------------------------------------------------------------- questions
 
-    async def ask_everybody(self, what: str, key: str, limit: int) -> tuple[dict[str, Rows], list[str]]:
-        """Rows of every node, and the nodes that did not answer."""
+    async def ask_all_nodes(self, what: str, key: str, limit: int) -> tuple[dict[str, Rows], list[str]]:
+        """Ask every node. Returns the rows of each node, and the nodes that did not answer."""
         self._question_number += 1
         number = self._question_number
         peers = list(self._node.peers)
-        all_here = asyncio.Event()
+        all_replied = asyncio.Event()
         replies: dict[str, Rows] = {}
-        self._questions[number] = (set(peers), all_here, replies)
+        self._questions[number] = (set(peers), all_replied, replies)
         for peer in peers:
-            self._tell(peer, Question(number, what, key, limit))
+            self._send(peer, Question(number, what, key, limit))
         own = await self._answer(what, key, limit)
         try:
             if peers:
                 async with asyncio.timeout(QUESTION_TIMEOUT_S):
-                    await all_here.wait()
+                    await all_replied.wait()
         except TimeoutError:
             pass
         finally:
@@ -300,15 +303,15 @@ class Peers:
         return {self._node.node_id: own, **replies}, [peer for peer in peers if peer not in replies]
 
     async def _answer_question(self, peer: str, question: Question) -> None:
-        self._tell(peer, Reply(question.number, await self._answer(question.what, question.key, question.limit)))
+        self._send(peer, Reply(question.number, await self._answer(question.what, question.key, question.limit)))
 
     def _replied(self, peer: str, reply: Reply) -> None:
         question = self._questions.get(reply.number)
         if question is not None:
-            asked, all_here, replies = question
+            asked, all_replied, replies = question
             replies[peer] = reply.rows
             if asked <= replies.keys():
-                all_here.set()
+                all_replied.set()
 
     # -------------------------------------------------------------------- links
 
@@ -320,7 +323,7 @@ class Peers:
         try:
             message = _decode(data)
         except msgspec.DecodeError:
-            return  # from a node of another version: as good as lost
+            return  # from a node of another version: treated as lost
         if isinstance(message, Applied):
             self.release(self._near.acknowledged(message.stamps))
         elif isinstance(message, Wanted):
@@ -328,7 +331,7 @@ class Peers:
         elif isinstance(message, Renew):
             self._spawn(self._answer_renewal(peer, message.token))
         elif isinstance(message, Grant):
-            future = self._grants_awaited.get(message.token)
+            future = self._grant_futures.get(message.token)
             if future is not None and not future.done():
                 future.set_result(message)
         elif isinstance(message, Question):
@@ -337,9 +340,9 @@ class Peers:
             self._replied(peer, message)
 
     def _peer_is_up(self, peer: str) -> None:
-        self._tell(peer, Applied(dict(self._near.acknowledgements.applied)))
+        self._send(peer, Applied(dict(self._near.acknowledgements.applied)))
 
-    def _tell(self, peer: str, message: PeerMessage) -> None:
+    def _send(self, peer: str, message: PeerMessage) -> None:
         self._node.send(peer, CHANNEL, _encode(message))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -1,4 +1,4 @@
-"""How a read that does not hit gets its answer: fetches shared by their readers, values from the memory."""
+"""Reads that miss: fetches that are shared by their readers, and values from the backing store."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from dss_api.errors import Refused
-from dss_cache.backing_store import Memory, Stored
+from dss_cache.backing_store import BackingStore, Stored
 from dss_cache.core.coherence import Flight, NearCache, Step
 from dss_cache.core.commands import Fetch, Lost
-from dss_cache.core.directory import Directory, Fetch1
+from dss_cache.core.directory import PENDING_KEY, Directory, FetchRow
 from dss_cache.peers import Peers, Waiter
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
 
-#: A memory that is ahead of the fetch belongs to a write that came after it; so often in a row it is another cluster's memory.
+#: If the store is ahead of the fetch, there was a later write: fetch again. After this many times it is another cluster's store.
 FETCHES_MAX = 5
 
 
 class Found(NamedTuple):
-    """What a read is answered with."""
+    """The result of a read."""
 
     #: JSON; None: the key has no value
     value: bytes | None
     version: int
-    #: the line it was read from, or that was installed
+    #: of the line that was read or installed
     state: str
     hit: bool = False
 
@@ -37,10 +37,10 @@ FoundWaiter = asyncio.Future[Found]
 
 
 class Reader:
-    """The slow path of reads; a hit never comes here.
+    """The slow path of reads; hits do not come here.
 
     Args:
-        memory_failed: told why a fetch came to nothing; the memory may be the reason.
+        store_failed: called with the refusal of a failed fetch; the backing store may be the reason.
     """
 
     def __init__(
@@ -48,22 +48,22 @@ class Reader:
         node: Node,
         near: NearCache[Waiter],
         directory: Directory,
-        memory: Memory,
+        store: BackingStore,
         peers: Peers,
         clock: Callable[[], float],
-        memory_failed: Callable[[Refused], None],
+        store_failed: Callable[[Refused], None],
     ) -> None:
         self._node = node
         self._near = near
         self._directory = directory
-        self._memory = memory
+        self._store = store
         self._peers = peers
         self._clock = clock
-        self._memory_failed = memory_failed
+        self._memory_failed = store_failed
         self._tasks: set[asyncio.Task[None]] = set()
-        #: the landing places of the flights under way
+        #: the results of the flights in progress
         self._results: dict[Flight, FoundWaiter] = {}
-        #: values that the memory had lost
+        #: values that the backing store had lost
         self.lost = 0
 
     async def read(self, key: str) -> Found:
@@ -75,7 +75,7 @@ class Reader:
         return (await self.read_many([key]))[0]
 
     async def read_many(self, keys: Sequence[str]) -> list[Found]:
-        """Several keys, missing ones fetched by one command.
+        """Several keys; the missing ones are fetched by one command.
 
         Raises:
             Refused: as `read`.
@@ -100,7 +100,7 @@ class Reader:
             if step is Step.COVER:
                 line = near.lines.get(key)
                 assert line is not None
-                await self._peers.covered(line.must, ask_now=True)
+                await self._peers.wait_for_invalidations(line.pending_invalidations, ask_now=True)
             elif step is Step.RENEW:
                 can_renew = await self._peers.renew()
             elif step is Step.AWAIT:
@@ -116,23 +116,23 @@ class Reader:
     # ------------------------------------------------------------------ flights
 
     def _begin(self, key: str, gathered: list[Flight]) -> Flight:
-        """Begin a flight; those of one call that begin in the same turn of the loop share a command."""
+        """Begin a flight. Flights of one call that begin in the same turn of the event loop share a command."""
         flight = self._near.begin(key)
         loop = asyncio.get_running_loop()
         self._results[flight] = loop.create_future()
         if not gathered:
-            loop.call_soon(self._depart, gathered)
+            loop.call_soon(self._start_fetch, gathered)
         gathered.append(flight)
         return flight
 
-    def _depart(self, gathered: list[Flight]) -> None:
+    def _start_fetch(self, gathered: list[Flight]) -> None:
         flights = list(gathered)
         gathered.clear()
-        task = asyncio.get_running_loop().create_task(self._fly(flights))
+        task = asyncio.get_running_loop().create_task(self._run_fetch(flights))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _fly(self, flights: list[Flight]) -> None:
+    async def _run_fetch(self, flights: list[Flight]) -> None:
         try:
             rows = await self._fetch([flight.key for flight in flights])
             if len(flights) == 1:
@@ -140,37 +140,37 @@ class Reader:
             else:
                 await asyncio.gather(*(self._finish(flight, row) for flight, row in zip(flights, rows, strict=True)))
         except BaseException as error:
-            refusal = error if isinstance(error, Refused) else Refused("unknown_outcome", "the read was broken off")
+            refusal = error if isinstance(error, Refused) else Refused("unknown_outcome", "the read was interrupted")
             for flight in flights:
                 self._refuse(flight, refusal)
             if not isinstance(error, Refused):
                 raise
 
-    async def _fetch(self, keys: list[str]) -> list[Fetch1]:
+    async def _fetch(self, keys: list[str]) -> list[FetchRow]:
         result = await self._node.submit(Fetch(keys=keys))
-        return [msgspec.convert(row, Fetch1) for row in result.body["rows"]]
+        return [msgspec.convert(row, FetchRow) for row in result.body["rows"]]
 
-    async def _finish(self, flight: Flight, row: Fetch1) -> None:
-        """From a fetch that was applied to an answer."""
+    async def _finish(self, flight: Flight, row: FetchRow) -> None:
+        """Get the value for a fetch that was applied, install it, and answer the readers."""
         try:
             value, row = await self._value(flight.key, row)
-            if not self._near.acknowledgements.covers(row.must):
-                await self._peers.covered(row.must, ask_now=True)
+            if not self._near.acknowledgements.covers(row.pending_invalidations):
+                await self._peers.wait_for_invalidations(row.pending_invalidations, ask_now=True)
         except Refused as refusal:
             self._memory_failed(refusal)
             self._refuse(flight, refusal)
             return
-        state = "I" if value is None else self._near.land(flight, row, value, self._clock())
+        state = "I" if value is None else self._near.install(flight, row, value, self._clock())
         self._near.end(flight)
         self._results.pop(flight).set_result(Found(value, row.version, state))
 
-    async def _value(self, key: str, row: Fetch1) -> tuple[bytes | None, Fetch1]:
-        """The value of the version that was fetched; a newer one's if it was overtaken meanwhile."""
+    async def _value(self, key: str, row: FetchRow) -> tuple[bytes | None, FetchRow]:
+        """The value of the fetched version, or of a newer one if a write came in between. Also returns the row it belongs to."""
         stored: Stored | None = None
         for _ in range(FETCHES_MAX):
             if row.absent or row.value is not None:
                 return row.value, row
-            stored = await self._memory.read(key)
+            stored = await self._store.read(key)
             if stored is None or stored.version <= row.version:
                 break
             row = (await self._fetch([key]))[0]
@@ -178,31 +178,31 @@ class Reader:
             return stored.value, row
         return await self._missing(key, row, stored)
 
-    async def _missing(self, key: str, row: Fetch1, found: Stored | None) -> tuple[bytes | None, Fetch1]:
-        """The memory has lost the version. Another node's own memory may have it; else the key has no value any more."""
+    async def _missing(self, key: str, row: FetchRow, found: Stored | None) -> tuple[bytes | None, FetchRow]:
+        """The backing store has lost the version. Look in the other nodes' own stores; if none has it, the value is gone."""
         unreachable: list[str] = []
-        if not self._memory.is_shared:
-            replies, unreachable = await self._peers.ask_everybody("stored", key, 1)
+        if not self._store.is_shared:
+            replies, unreachable = await self._peers.ask_all_nodes("stored", key, 1)
             for rows in replies.values():
                 for one in rows:
                     if one["version"] == row.version:
-                        self._memory.keep(Stored(key, row.version, one["value"]))
+                        self._store.keep(Stored(key, row.version, one["value"]))
                         return one["value"], row
         self.lost += 1
         if unreachable:
-            return None, Fetch1(row.version, True, None, "I", row.stamp, row.must, 0)
+            return None, FetchRow(row.version, True, None, "I", row.stamp, row.pending_invalidations, 0)
         found_version = found.version if found is not None else 0
         result = await self._node.submit(Lost(key=key, version=row.version, found_version=found_version))
-        if not result.body["lost"]:  # it was written again meanwhile
+        if not result.body["lost"]:  # the key was written again in the meantime
             return await self._value(key, (await self._fetch([key]))[0])
-        return None, Fetch1(result.body["version"], True, None, "I", row.stamp, result.body["must"], 0)
+        return None, FetchRow(result.body["version"], True, None, "I", row.stamp, result.body[PENDING_KEY], 0)
 
     def _refuse(self, flight: Flight, refusal: Refused) -> None:
         self._near.end(flight)
         result = self._results.pop(flight, None)
         if result is not None and not result.done():
             result.set_exception(Refused(refusal.code, refusal.detail))
-            result.exception()  # whoever waited may have gone
+            result.exception()  # retrieved: the reader may have gone
 
     def close(self) -> None:
         for task in self._tasks:

@@ -1,7 +1,7 @@
-"""Memory `redis`: one Redis, or Valkey, for all nodes.
+"""Backing store `redis`: one Redis or Valkey for all nodes.
 
-A key is a hash `<prefix><key>` with the fields `version` and `value` (the JSON), so that people can look at it. A deleted key
-stays for a while as a version without a value, so that a late write of an older version cannot bring it back.
+A key is a hash `<prefix><key>` with the fields `version` and `value` (JSON), so that people can read it. A deleted key stays
+for a while as a version without a value, so that a late write of an older version cannot restore it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dss_api.errors import Refused
 from dss_cache.backing_store import BatchedReads, Stored
 
 TIMEOUT_S = 1.0
-#: Longer than any write-back can be late, short enough that deleted keys do not pile up.
+#: Longer than any write-back can be late, but short enough that deleted keys do not accumulate.
 TOMBSTONE_MS = 3600 * 1000
 
 # Versions are below 2^53, so Lua's numbers hold them exactly.
@@ -35,12 +35,12 @@ return 1
 """.replace("TOMBSTONE_MS", str(TOMBSTONE_MS))
 
 
-class RedisMemory(BatchedReads):
-    """See the module. It connects when it is first used, and again whenever the connection is gone.
+class RedisStore(BatchedReads):
+    """See the module's docstring. It connects on first use and reconnects when the connection is lost.
 
     Args:
         url: `redis://host:port/db`.
-        prefix: of every key.
+        prefix: prefix of every key.
     """
 
     name = "redis"
@@ -85,16 +85,16 @@ class RedisMemory(BatchedReads):
             raise _unavailable(error) from None
 
     def keep(self, item: Stored) -> None:
-        """The owner of a dirty value writes it for all."""
+        """Nothing to do: the owner of a dirty value writes it for all nodes."""
 
     async def flush(self) -> None:
-        """Nothing is kept here."""
+        """Nothing is buffered here."""
 
     async def dump(self) -> list[bytes]:
         return []
 
     async def load(self, data: memoryview) -> None:
-        """Every node uses the same Redis."""
+        """Nothing to do: every node uses the same Redis."""
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -1,7 +1,7 @@
-"""The cache of one node: its parts put together, and wired to the node.
+"""The cache of one node: assembles its parts and connects them to the node.
 
     directory (replicated) ── events ──> near cache (lines, lease, flights) <── peers (acknowledgements, leases)
-                                         reader ──> memory <── write-back
+                                         reader ──> backing store <── write-back
 
 Everything runs in the node's event loop.
 """
@@ -15,10 +15,11 @@ import msgspec
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_cache.backing_store import Memory
+from dss_cache.backing_store import BackingStore
 from dss_cache.config import config_of
 from dss_cache.core.coherence import NearCache
-from dss_cache.core.directory import Cleaned, Directory, Fetched, LeaseAgreed, Voided, Written
+from dss_cache.core.directory import PENDING_KEY, Directory
+from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Voided, Written
 from dss_cache.core.lines import Line, Lines
 from dss_cache.core.policy import make_policy
 from dss_cache.peers import Peers, Rows, Waiter
@@ -39,20 +40,20 @@ class CacheService:
     """The cache of one node. Build it before the node starts, `start` it afterwards.
 
     Args:
-        memory: the backing store.
-        clock: in place of `boot_time`.
+        store: the backing store.
+        clock: replaces `boot_time` in tests.
     """
 
-    #: its part of the node's snapshots
+    #: name of its part in the node's snapshots; a stored format
     name = "cache-memory"
 
-    def __init__(self, node: Node, memory: Memory, clock: Any = boot_time) -> None:
+    def __init__(self, node: Node, store: BackingStore, clock: Any = boot_time) -> None:
         config = config_of(node)
         lease_s = config.cache_lease_ms / 1000
         self.node = node
         self.clock = clock
         self.directory = cast(Directory, node.machine("cache"))
-        self.memory = memory
+        self.store = store
         self.trace = Trace()
         self.lines = Lines(
             config.cache_max_items,
@@ -63,8 +64,8 @@ class CacheService:
         self.near: NearCache[Waiter] = NearCache(node.node_id, node.incarnation, self.lines, lease_s)
         self.peers = Peers(node, self.near, self.directory, lease_s, clock, self.rows)
         delay_s = config.cache_write_back_ms / 1000
-        self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.memory, delay_s, clock)
-        self.reader = Reader(node, self.near, self.directory, self.memory, self.peers, clock, self.write_back.doubt)
+        self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.store, delay_s, clock)
+        self.reader = Reader(node, self.near, self.directory, self.store, self.peers, clock, self.write_back.store_failed)
         #: counted by the operations
         self.hits = self.misses = self.puts = 0
         node.on_event(Written, self._written)
@@ -77,7 +78,7 @@ class CacheService:
         node.services[SERVICE] = self
 
     async def start(self) -> None:
-        """The node runs: begin to write back."""
+        """Start the write-back; the node is running."""
         self.near.incarnation = self.node.incarnation
         self.write_back.start()
 
@@ -86,7 +87,7 @@ class CacheService:
         await self.write_back.stop(WRITE_BACK_AT_STOP_S)
         self.peers.close()
         self.reader.close()
-        await self.memory.close()
+        await self.store.close()
 
     # ---------------------------------------------------------- reading, writing
 
@@ -100,15 +101,15 @@ class CacheService:
         return await self.reader.read_many(keys)
 
     async def write(self, command: Command) -> Result:
-        """Submit a command and wait until what it did, or what it found, may be shown.
+        """Submit a command and wait until its effect, or the version it found, may be shown.
 
         Raises:
-            Refused: what `submit` raises; `unknown_outcome` when a node that may hold an older line cannot be ruled out.
+            Refused: what `submit` raises; `unknown_outcome` if a node may still hold an older line.
         """
         result = await self.node.submit(command)
-        must = result.body.get("must")
-        if must and not self.near.acknowledgements.covers(must):
-            await self.peers.covered(must, ask_now=False)
+        pending = result.body.get(PENDING_KEY)
+        if pending and not self.near.acknowledgements.covers(pending):
+            await self.peers.wait_for_invalidations(pending, ask_now=False)
         return result
 
     # ------------------------------------------- what the directory has applied
@@ -120,7 +121,7 @@ class CacheService:
         self.write_back.written(event)
         if self.lines.wants_write_back:
             self.lines.wants_write_back = False
-            self.write_back.hurry()
+            self.write_back.write_soon()
         self.peers.entry_applied()
 
     def _fetched(self, event: Fetched, index: int) -> None:
@@ -148,47 +149,47 @@ class CacheService:
         if near.lines.by_key and near.wants_lease(self.clock()):
             self.peers.renew_soon()
 
-    def _line_changed(self, key: str, came_from: str, went_to: str, why: str, version: int) -> None:
-        self.trace.add(Transition(wall_clock_ms(), key, came_from, went_to, why, version))
+    def _line_changed(self, key: str, old_state: str, new_state: str, why: str, version: int) -> None:
+        self.trace.add(Transition(wall_clock_ms(), key, old_state, new_state, why, version))
 
     # ---------------------------------------------------------------- snapshots
 
     async def before_snapshot(self, index: int) -> None:
-        """The log may go once this node's own memory has what it said."""
+        """The log may be compacted when this node's own backing store has its values."""
         while True:
             try:
-                await self.memory.flush()
+                await self.store.flush()
                 return
             except Refused as refusal:
                 # A longer log is better than a lost value.
-                self.write_back.doubt(refusal)
+                self.write_back.store_failed(refusal)
                 await asyncio.sleep(1)
 
     async def dump(self) -> list[bytes]:
-        return await self.memory.dump()
+        return await self.store.dump()
 
     def before_restore(self) -> None:
-        """The directory is about to be replaced. No line may outlive the jump: the writes in between are not heard of here."""
+        """The directory is about to be replaced. All lines are dropped, because this node does not see the writes in between."""
         self.near.flush("restoring")
 
     async def load(self, data: memoryview) -> None:
-        """The directory was replaced by a snapshot's: nothing that was known of lines holds any more."""
+        """The directory was replaced by that of a snapshot: nothing known about lines is valid any more."""
         self.peers.release(self.near.restored(self.directory.stamp, self.directory.voided))
         self.write_back.restored()
         self.peers.entry_applied()
-        await self.memory.load(data)
+        await self.store.load(data)
 
-    # --------------------------------------------------------------- for people
+    # -------------------------------------------------------------- diagnostics
 
     async def rows(self, what: str, key: str, limit: int) -> Rows:
-        """What this node answers when another one asks."""
+        """This node's answer to another node's question."""
         if what == "line":
             line = self.lines.get(key)
             return [] if line is None else [self.line_row(key, line)]
         if what == "trace":
             return self.trace.of_key(key, self.node.node_id, limit)
         if what == "stored":
-            stored = await self.memory.read(key)
+            stored = await self.store.read(key)
             return [] if stored is None or stored.value is None else [{"version": stored.version, "value": stored.value}]
         return []
 
@@ -198,13 +199,13 @@ class CacheService:
             "key": key,
             "state": line.state,
             "version": line.version,
-            "readable": line.readable or self.near.acknowledgements.covers(line.must),
+            "readable": line.readable or self.near.acknowledgements.covers(line.pending_invalidations),
             "bytes": len(line.value),
             "age_ms": int((self.clock() - line.installed_at) * 1000),
         }
 
     def hit_body(self, line: Line) -> dict[str, Any]:
-        """The answer's fields for a hit."""
+        """The fields of the answer to a hit."""
         return {
             "value": msgspec.Raw(line.value),
             "found": True,
@@ -216,5 +217,5 @@ class CacheService:
 
 
 def service_of(node: Node) -> CacheService:
-    """The cache that runs on the node."""
+    """The cache of this node."""
     return cast(CacheService, node.services[SERVICE])

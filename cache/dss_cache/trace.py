@@ -1,27 +1,27 @@
-"""What happened to this node's lines lately, for people."""
+"""The recent transitions of this node's lines, for people."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any, NamedTuple
 
-#: Transitions a node remembers, of all keys together.
+#: Transitions that a node keeps, of all keys together.
 TRANSITIONS_MAX = 10_000
 
 
 class Transition(NamedTuple):
-    """A line went from one state to another."""
+    """A line changed from one state to another."""
 
     at_ms: int
     key: str
-    came_from: str
-    went_to: str
+    old_state: str
+    new_state: str
     why: str
     version: int
 
 
 class Trace:
-    """The last transitions of a node, in a ring."""
+    """The last transitions of a node, in a ring buffer."""
 
     def __init__(self) -> None:
         self._ring: deque[Transition] = deque(maxlen=TRANSITIONS_MAX)
@@ -38,8 +38,8 @@ class Trace:
                     {
                         "at_ms": one.at_ms,
                         "node": node,
-                        "from": one.came_from,
-                        "to": one.went_to,
+                        "from": one.old_state,
+                        "to": one.new_state,
                         "why": one.why,
                         "version": one.version,
                     }

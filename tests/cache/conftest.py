@@ -12,15 +12,15 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_cache.backing_store import Memory, Stored
+from dss_cache.backing_store import BackingStore, Stored
 from dss_cache.core.commands import AgreeLease
 from dss_cache.core.directory import Directory
 from dss_cache.service import CacheService
 from dss_raft.replication.machine import Origin
 
 
-class FakeMemory:
-    """A shared memory whose every wish can be held up, or fail."""
+class FakeStore:
+    """A shared backing store whose calls can be delayed or fail."""
 
     name = "fake"
     is_shared = True
@@ -69,7 +69,7 @@ class FakeMemory:
 
 
 class FakeNode:
-    """What the cache sees of a node."""
+    """The part of a node that the cache uses."""
 
     def __init__(self, cluster: FakeCluster, node_id: str, config: Any) -> None:
         self.cluster = cluster
@@ -177,19 +177,19 @@ class FakeNode:
 
 
 class FakeCluster:
-    """Nodes n1, n2, n3 with a cache each; n1 leads. Time is `now`, and moves when a test says so.
+    """Nodes n1, n2, n3 with a cache each; n1 leads. The time is `now`; only the test advances it.
 
     Args:
-        memory_of: the memory of a node, by its name; by default all share a fake one.
-        settings: other ones than a test usually wants.
+        store_of: returns the backing store of a node, by name; by default all nodes share a fake one.
+        settings: override the defaults.
     """
 
-    def __init__(self, size: int = 3, memory_of: Callable[[str], Memory] | None = None, **settings: Any) -> None:
+    def __init__(self, size: int = 3, store_of: Callable[[str], BackingStore] | None = None, **settings: Any) -> None:
         self.log: list[tuple[Any, Origin, int]] = []
         self.leader, self.term = "n1", 1
         self.now = 1000.0
         self.refusal: Refused | None = None
-        self.memory = FakeMemory()
+        self.store = FakeStore()
         self._cut: set[frozenset[str]] = set()
         config = SimpleNamespace(
             **{
@@ -204,13 +204,13 @@ class FakeCluster:
             }
         )
         self.nodes = {f"n{i}": FakeNode(self, f"n{i}", config) for i in range(1, size + 1)}
-        memory_of = memory_of or (lambda name: self.memory)
-        self.caches = {name: CacheService(node, memory_of(name), lambda: self.now) for name, node in self.nodes.items()}
+        store_of = store_of or (lambda name: self.store)
+        self.caches = {name: CacheService(node, store_of(name), lambda: self.now) for name, node in self.nodes.items()}
         for node in self.nodes.values():
             node.leader_changed()
         #: its first entry
         self.log.append((AgreeLease(lease_ms=config.cache_lease_ms, term=1), Origin("", 0, 0), int(self.now * 1000)))
-        #: what a leader before this one may have granted is over
+        # All leases that an earlier leader may have granted are over.
         self.now += 2
 
     def elect(self, name: str) -> None:
@@ -228,12 +228,12 @@ class FakeCluster:
             node.apply_all()
 
     def pass_s(self, seconds: float) -> None:
-        """Time goes on, and the leader stamps an entry with it."""
+        """Advance the time and append an entry with it."""
         self.now += seconds
         self.append(None, Origin("", 0, 0))
 
     def cut(self, *names: str) -> None:
-        """These nodes hear of nobody, and nobody of them; nor do they apply anything."""
+        """Disconnect these nodes; they apply nothing either."""
         for name in names:
             self.nodes[name].is_held = True
             self._cut.update(frozenset((name, other)) for other in self.nodes if other != name)
@@ -255,20 +255,20 @@ class FakeCluster:
                 node.tick()
 
     async def settle(self, turns: int = 30) -> None:
-        """Let everything happen that can happen without time going on."""
+        """Let everything happen that needs no time."""
         for _ in range(turns):
             await asyncio.sleep(0)
 
 
 @pytest.fixture
 def make_service():
-    """The cache of a node that nothing happens to; no loop is needed."""
+    """The cache of a single idle node; needs no event loop."""
     return lambda: FakeCluster(1).caches["n1"]
 
 
 @pytest.fixture
 def fake_cluster() -> type[FakeCluster]:
-    """For a test that runs its cluster in a loop of its own."""
+    """For tests that run their cluster in an event loop of their own."""
     return FakeCluster
 
 
@@ -291,5 +291,5 @@ async def make_cluster():
 
 @pytest.fixture
 async def cluster(make_cluster):
-    """Three nodes; nothing is written back unless a test starts that."""
+    """Three nodes; nothing is written back unless the test starts it."""
     return make_cluster()

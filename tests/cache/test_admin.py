@@ -1,4 +1,4 @@
-"""The admin's list is this node's lines, and the metrics are this node's counts."""
+"""The admin's list of this node's lines, and this node's metrics."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ async def test_every_metric_moves(make_cluster, monkeypatch):
     assert (value("cache_get_total", hit="true"), value("cache_get_total", hit="false")) == (1, 1)
     await put("n2", "b")
     assert (value("cache_inval_total"), value("cache_items")) == (1, 1)
-    await service.write_back._bring_all()
+    await service.write_back._write_due()
     assert (value("cache_write_back_total"), value("cache_dirty_items")) == (1, 1)
     for key in "cd":
         await put("n2", key)
         await get("n1", key)
     assert value("cache_evict_total") == 1
     assert value("cache_memory_up") == 1
-    service.write_back.trouble = "it is away"
+    service.write_back.trouble = "it is down"
     assert value("cache_memory_up") == 0
 
 

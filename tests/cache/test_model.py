@@ -1,6 +1,6 @@
-"""The Spin model of the coherence protocol: the small configuration holds, and every mistake is found by the invariant meant for it.
+"""The Spin model of the coherence protocol: the small configuration has no violation, and every mistake violates its invariant.
 
-The large configurations are searched by `make model`.
+`make model` searches the large configurations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pan: elapsed time 0.2 seconds
 
 
 @needs_spin
-def test_one_put_is_searched_to_the_end_without_a_violation():
+def test_a_full_search_with_one_put_finds_no_violation():
     result = check.check_configuration(check.QUICK)
     assert result.result == "no violation"
     assert result.states > 10_000, "the model does too little"
@@ -47,12 +47,12 @@ def test_one_put_is_searched_to_the_end_without_a_violation():
 
 @needs_spin
 @pytest.mark.parametrize("name", check.MUTANTS)
-def test_every_mistake_is_found_by_the_invariant_meant_for_it(name):
+def test_every_mistake_violates_its_invariant(name):
     invariant, _ = check.MUTANTS[name]
     assert check.check_mutant(name).violated == invariant
 
 
-def test_a_report_of_a_whole_search_is_believed():
+def test_a_report_of_a_full_search_is_accepted():
     result = check.read_report(REPORT, 0)
     assert (result.result, result.states, result.depth) == ("no violation", 34797, 12)
     assert result.unreached == {(17, 690)}
@@ -71,7 +71,7 @@ def test_a_report_of_a_whole_search_is_believed():
     ],
     ids=["depth", "memory", "limit", "not completed", "bits", "killed", "silent"],
 )
-def test_a_search_that_was_cut_short_is_not_believed(report, return_code):
+def test_a_search_that_was_cut_short_is_not_accepted(report, return_code):
     assert check.read_report(report, return_code).result.startswith("CUT SHORT")
 
 
@@ -80,7 +80,7 @@ def test_a_violation_is_named():
     assert check.read_report(report, 0).violated == "no_stale_read"
 
 
-def test_without_spin_it_says_how_to_get_it(monkeypatch, capsys):
+def test_without_spin_it_explains_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setattr(check.shutil, "which", lambda tool: None if tool == "spin" else f"/usr/bin/{tool}")
     monkeypatch.setattr(sys, "argv", ["check.py"])
     assert check.main() == 2

@@ -1,4 +1,4 @@
-"""What clients get: put, get, delete, add, incr, several keys at once, and what shows the inside."""
+"""The operations: put, get, delete, add, incr, several keys in one call, and diagnostics."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def three(cluster):
 
 async def written_back(cluster):
     for cache in cluster.caches.values():
-        await cache.write_back._bring_all()
+        await cache.write_back._write_due()
     await cluster.settle()
 
 
@@ -93,7 +93,7 @@ async def test_the_writer_hits_its_own_line(one, cluster):
 async def test_a_key_without_a_value(one, cluster):
     nothing = await one.get("nobody")
     assert (nothing["value"], nothing["found"], nothing["version"], nothing["state"]) == (None, False, 0, "I")
-    assert not cluster.nodes["n1"].directory.records, "a read of an unknown key leaves nothing behind"
+    assert not cluster.nodes["n1"].directory.records, "a read of an unknown key leaves no record"
 
 
 async def test_versions_grow_through_a_delete(one, two):
@@ -118,12 +118,12 @@ async def test_compare_and_set(one, two):
     assert (await one.get("k"))["value"] == 2
 
 
-async def test_compare_and_set_of_a_key_that_never_was(one):
+async def test_compare_and_set_of_a_key_that_was_never_written(one):
     assert (await one.put("k", 1, if_version=7)).code == "version_conflict"
     assert (await one.put("k", 1, if_version=0)).code == ""
     assert (await one.put("k", 1, if_version=0)).code == "version_conflict"
     await one.delete("k")
-    assert (await one.put("k", 1, if_version=0)).code == "", "0 means: there is no value"
+    assert (await one.put("k", 1, if_version=0)).code == "", "0: the key has no value"
 
 
 async def test_delete_if_version(one):
@@ -140,14 +140,14 @@ async def test_add(one, two):
     assert (await two.add("k", 3)).code == ""
 
 
-async def test_incr_from_several_nodes_at_once(cluster):
+async def test_concurrent_incr_from_several_nodes(cluster):
     clients = [Client(cluster, name) for name in cluster.nodes]
     answers = await asyncio.gather(*(clients[i % 3].incr("n", 2) for i in range(30)))
     assert sorted(answer.body["value"] for answer in answers) == list(range(2, 61, 2))
     assert (await clients[0].get("n"))["value"] == 60
 
 
-async def test_incr_of_a_value_at_rest(one, two, cluster):
+async def test_incr_of_a_clean_value(one, two, cluster):
     await one.put("n", 40)
     await written_back(cluster)
     assert cluster.nodes["n1"].directory.records["n"].value is None
@@ -155,7 +155,7 @@ async def test_incr_of_a_value_at_rest(one, two, cluster):
     assert (await two.incr("n", 2)).body["value"] == 42
 
 
-async def test_incr_of_something_else(one, cluster):
+async def test_incr_of_a_value_that_is_not_an_integer(one, cluster):
     await one.put("n", "text")
     assert (await one.incr("n")).code == "invalid"
     await written_back(cluster)
@@ -163,7 +163,7 @@ async def test_incr_of_something_else(one, cluster):
         await one.incr("n")
 
 
-async def test_incr_stays_inside_64_bits(one):
+async def test_incr_stays_within_64_bits(one):
     await one.put("n", 2**63 - 1)
     assert (await one.incr("n")).code == "invalid"
     assert (await one.get("n"))["value"] == 2**63 - 1
@@ -181,7 +181,7 @@ async def test_time_to_live(one, two, cluster):
     assert not (await one.get("k"))["found"]
 
 
-async def test_a_put_without_ttl_takes_the_old_one_away(one, cluster):
+async def test_a_put_without_ttl_removes_the_old_ttl(one, cluster):
     await one.put("k", 1, ttl_ms=500)
     await one.put("k", 2)
     cluster.pass_s(1)
@@ -197,7 +197,7 @@ async def test_incr_keeps_the_time_to_live(one, cluster):
     assert (await one.incr("n")).body["value"] == 1
 
 
-async def test_several_keys_at_once(cluster, one, two):
+async def test_several_keys_in_one_call(cluster, one, two):
     items = [PutRequest(key=f"k{i}", value=msgspec.Raw(b"%d" % i)) for i in range(5)]
     items.append(PutRequest(key="k0", value=msgspec.Raw(b"9"), if_version=1))
     result = await ops.mput(one.node, PutManyRequest(items=items))

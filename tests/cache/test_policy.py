@@ -1,4 +1,4 @@
-"""Policies: what goes first, compared with plain models; what is used much survives what is used once."""
+"""Eviction policies, compared with simple models; keys in frequent use survive a scan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def install(lines, key, state="S"):
 
 
 def read(lines, key) -> bool:
-    """As a cache does; true for a hit."""
+    """Read like a cache does. True for a hit."""
     if lines.get(key) is not None:
         lines.used(key)
         return True
@@ -42,7 +42,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["read", "read", "write", "clean", "d
 
 
 @given(STEPS)
-def test_lru_is_what_everybody_takes_it_for(steps):
+def test_lru_equals_a_simple_model(steps):
     lines, model = make_lines("lru", 6), []
     for what, number in steps:
         key = str(number)
@@ -57,7 +57,7 @@ def test_lru_is_what_everybody_takes_it_for(steps):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(steps=STEPS)
-def test_bounds_and_pinned_lines_whatever_happens(policy, steps):
+def test_limits_and_pinned_lines_in_any_sequence(policy, steps):
     lines, modified = make_lines(policy, 6), set()
     for what, number in steps:
         key = str(number)
@@ -120,7 +120,7 @@ class PlainTinyLfu:
 
 
 class ExactCounts(Counter[str]):
-    """In the sketch's place."""
+    """Replaces the sketch."""
 
     def add(self, key: str) -> None:
         self[key] = min(COUNT_MAX, self[key] + 1)
@@ -130,14 +130,14 @@ class ExactCounts(Counter[str]):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_w_tinylfu_keeps_what_a_plain_model_keeps(seed):
+def test_w_tinylfu_equals_a_simple_model(seed):
     items_max = 40
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     policy, model = WTinyLfu(items_max), PlainTinyLfu(items_max)
     policy._sketch = ExactCounts()
     lines = Lines(items_max, 1 << 40, lambda *_: None, policy)
     for _ in range(3000):
-        key = f"k{int(dice.expovariate(1 / 30))}"
+        key = f"k{int(rng.expovariate(1 / 30))}"
         read(lines, key)
         model.read(key)
         assert lines.by_key.keys() == model.lines
@@ -145,7 +145,7 @@ def test_w_tinylfu_keeps_what_a_plain_model_keeps(seed):
     assert len(model.protected) == model.protected_max
 
 
-def test_a_scan_does_not_drive_out_what_is_used_all_the_time():
+def test_a_scan_does_not_evict_keys_in_frequent_use():
     kept = {}
     for policy in POLICIES:
         lines = make_lines(policy, 100)
@@ -159,7 +159,7 @@ def test_a_scan_does_not_drive_out_what_is_used_all_the_time():
     assert kept["w-tinylfu"] > 80
 
 
-def test_a_new_favourite_gets_in():
+def test_a_new_frequent_key_is_kept():
     lines = make_lines("w-tinylfu", 100)
     for _ in range(3):
         for number in range(100):
@@ -171,7 +171,7 @@ def test_a_new_favourite_gets_in():
     assert "favourite" in lines.by_key
 
 
-def test_hits_without_end_take_no_room():
+def test_the_buffer_of_hits_is_limited():
     policy = WTinyLfu(10)
     lines = Lines(10, 1 << 40, lambda *_: None, policy)
     install(lines, "a")
@@ -181,7 +181,7 @@ def test_hits_without_end_take_no_room():
     assert [key for key, _ in lines.recent_first()] == ["a"]
 
 
-def test_a_use_of_a_line_that_has_gone_since_counts_for_nothing():
+def test_uses_of_a_removed_line_are_ignored():
     lines = make_lines("w-tinylfu")
     install(lines, "a")
     lines.used("a")
@@ -202,7 +202,7 @@ def test_counts_are_never_too_low(numbers):
         assert sketch.count(key) >= min(count, COUNT_MAX)
 
 
-def test_most_counts_are_exact_even_with_ten_keys_for_each_line():
+def test_most_counts_are_exact_even_with_many_keys():
     sketch = FrequencySketch(1000)
     for number in range(5000):
         sketch.add(f"once/{number}")
@@ -213,7 +213,7 @@ def test_most_counts_are_exact_even_with_ten_keys_for_each_line():
     assert sum(sketch.count(f"once/{number}") > 2 for number in range(1000)) < 50
 
 
-def test_what_was_popular_is_forgotten():
+def test_old_popularity_fades():
     sketch = FrequencySketch(WIDTH_MIN)
     for _ in range(COUNT_MAX * 2):
         sketch.add("once popular")
@@ -224,7 +224,7 @@ def test_what_was_popular_is_forgotten():
 
 
 @pytest.mark.parametrize("items_max", [1, 2, 10_000_000])
-def test_the_smallest_and_the_largest(items_max):
+def test_the_smallest_and_the_largest_capacity(items_max):
     lines = make_lines("w-tinylfu", items_max)
     for number in range(50):
         read(lines, str(number % 3))

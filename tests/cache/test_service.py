@@ -1,4 +1,4 @@
-"""The promise in the running service: who waits for whom, what a lease is for, what happens when nodes, leaders and memories fail."""
+"""The promise in the running service: which calls wait, what leases prevent, and failures of nodes, leaders and backing stores."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def record(cluster, key, node="n1"):
     return cluster.nodes[node].directory.records.get(key)
 
 
-async def bring(cluster, node):
-    await cluster.caches[node].write_back._bring_all()
+async def write_back(cluster, node):
+    await cluster.caches[node].write_back._write_due()
     await cluster.settle()
 
 
@@ -72,9 +72,9 @@ async def test_a_put_waits_until_a_sharer_has_dropped_its_line(cluster, client):
     cluster.nodes["n3"].is_held = True
     put = await begin(cluster, client.put("n1", "k", 2))
     assert not put.done()
-    assert await client.value("n3", "k") == 1, "its lease holds, and nobody was told of the new value"
+    assert await client.value("n3", "k") == 1, "its lease is valid, and no client has seen the new value"
     reader = await begin(cluster, client.value("n2", "k"))
-    assert not reader.done(), "nobody reads the new value while somebody reads the old one"
+    assert not reader.done(), "the new value is not shown while n3 may show the old one"
     writer = await begin(cluster, client.value("n1", "k"))
     assert not writer.done(), "not even the writer"
     cluster.nodes["n3"].is_held = False
@@ -84,7 +84,7 @@ async def test_a_put_waits_until_a_sharer_has_dropped_its_line(cluster, client):
     assert await client.value("n3", "k") == 2
 
 
-async def test_a_put_without_sharers_waits_for_nobody(cluster, client):
+async def test_a_put_without_sharers_does_not_wait(cluster, client):
     cluster.cut("n2", "n3")
     await client.put("n1", "k", 1)
     await client.put("n1", "k", 2)
@@ -99,7 +99,7 @@ async def test_a_sharer_that_is_cut_off_delays_a_put_by_its_lease_once(cluster, 
     cluster.now += 0.9
     cluster.tick()
     await cluster.settle()
-    assert not put.done(), "its lease may still hold"
+    assert not put.done(), "its lease may still be valid"
     assert await client.value("n3", "k") == 1
     cluster.now += 0.2
     cluster.tick()
@@ -112,8 +112,8 @@ async def test_a_sharer_that_is_cut_off_delays_a_put_by_its_lease_once(cluster, 
     assert await client.value("n3", "k") == 3
 
 
-async def test_a_paused_sharer_reads_the_new_value_at_once_when_it_goes_on(cluster, client):
-    """It wakes with a line, an old lease, and a log that it has not applied yet."""
+async def test_a_paused_sharer_reads_the_new_value_when_it_resumes(cluster, client):
+    """It resumes with a line, an expired lease, and entries that it has not applied yet."""
     await client.put("n1", "k", 1)
     await client.warm("n3", "k")
     cluster.cut("n3")
@@ -130,7 +130,7 @@ async def test_a_paused_sharer_reads_the_new_value_at_once_when_it_goes_on(clust
 
 
 async def test_an_idle_sharer_keeps_its_other_lines(cluster, client):
-    """Its lease has run out because nobody read; it is alive, and says so in time."""
+    """Its lease has expired because no client read; it acknowledges the write in time."""
     await client.put("n1", "k", 1)
     await client.put("n1", "other", 1)
     await client.warm("n3", "k")
@@ -148,7 +148,7 @@ async def test_an_idle_sharer_keeps_its_other_lines(cluster, client):
     assert cluster.caches["n3"].lines.get("other") is not None
 
 
-async def test_a_lapsed_lease_is_renewed_by_the_next_read_and_the_line_is_still_good(cluster, client):
+async def test_the_next_read_renews_an_expired_lease_and_uses_the_line(cluster, client):
     await client.put("n1", "k", 1)
     await client.warm("n3", "k")
     cluster.now += 10
@@ -168,7 +168,7 @@ async def test_no_lease_without_a_leader(cluster, client):
         await client.get("n1", "k")
 
 
-async def test_leases_are_renewed_while_they_are_used_and_no_longer(cluster, client):
+async def test_leases_are_renewed_only_while_the_node_is_in_use(cluster, client):
     await client.put("n1", "k", 1)
     await client.warm("n2", "k")
     for _ in range(20):
@@ -180,11 +180,11 @@ async def test_leases_are_renewed_while_they_are_used_and_no_longer(cluster, cli
         cluster.now += 0.2
         cluster.tick()
         await cluster.settle()
-    assert cluster.caches["n2"].near.lease.valid_until < cluster.now, "an idle node asks nobody"
+    assert cluster.caches["n2"].near.lease.valid_until < cluster.now, "an idle node does not renew"
 
 
-async def test_nodes_whose_settings_differ_agree_how_long_a_lease_is(make_cluster):
-    """n1 leads and grants for 5 s, to n3 that would grant for 1 s; then n2 leads, that grants for 1 s."""
+async def test_nodes_with_different_settings_agree_on_the_length_of_leases(make_cluster):
+    """n1 leads and grants n3 a lease of 5 s. Then n2 leads, which grants leases of 1 s."""
     cluster = make_cluster()
     client = Client(cluster)
     cluster.caches["n1"].peers.granted.lease_s = 5.0
@@ -227,10 +227,10 @@ async def test_a_new_leader_waits_for_leases_it_did_not_grant(cluster, client):
     await put
 
 
-async def test_a_lost_acknowledgement_is_asked_for(cluster, client):
+async def test_a_lost_acknowledgement_is_requested_again(cluster, client):
     await client.put("n1", "k", 1)
     await client.warm("n3", "k")
-    cluster._cut.add(frozenset(("n1", "n3")))  # the leader n1 hears of n3 through n2 alone
+    cluster._cut.add(frozenset(("n1", "n3")))  # the leader n1 is connected to n3 only through n2
     put = await begin(cluster, client.put("n2", "k", 2))
     await put
     put = await begin(cluster, client.put("n1", "k", 3))
@@ -250,43 +250,43 @@ async def test_concurrent_misses_share_one_fetch(cluster, client):
     assert len(cluster.log) == entries + 1
 
 
-async def test_a_fill_that_a_write_overtook_is_used_once_and_not_installed(cluster, client):
+async def test_an_overtaken_fetch_is_used_once_and_not_installed(cluster, client):
     await client.put("n1", "k", 1)
-    await bring(cluster, "n1")
-    cluster.memory.open.clear()
+    await write_back(cluster, "n1")
+    cluster.store.open.clear()
     early = await begin(cluster, client.value("n2", "k"))
-    assert cluster.memory.reads == 1
+    assert cluster.store.reads == 1
     await client.put("n1", "k", 2)
     late = await begin(cluster, client.value("n2", "k"))
-    cluster.memory.open.set()
+    cluster.store.open.set()
     assert await early == 1, "it overlaps with the write"
     assert await late == 2, "it began after the write was answered"
     assert await client.value("n2", "k") == 2
     assert cluster.caches["n2"].lines.get("k").value == b"2"
 
 
-async def test_a_reader_that_hangs_up_does_not_break_the_fetch_of_others(cluster, client):
+async def test_a_cancelled_reader_does_not_break_the_fetch_of_others(cluster, client):
     await client.put("n1", "k", 1)
-    await bring(cluster, "n1")
-    cluster.memory.open.clear()
+    await write_back(cluster, "n1")
+    cluster.store.open.clear()
     first = await begin(cluster, client.value("n2", "k"))
     second = await begin(cluster, client.value("n2", "k"))
     first.cancel()
     await cluster.settle()
-    cluster.memory.open.set()
+    cluster.store.open.set()
     assert await second == 1
 
 
-async def test_a_memory_that_is_ahead_leads_to_another_fetch(cluster, client):
-    """Another node has written a newer version and brought it before this one has applied that write."""
+async def test_a_store_that_is_ahead_leads_to_another_fetch(cluster, client):
+    """Another node has written back a newer version before this node has applied that write."""
     await client.put("n1", "k", 1)
-    await bring(cluster, "n1")
-    cluster.memory.open.clear()
+    await write_back(cluster, "n1")
+    cluster.store.open.clear()
     reader = await begin(cluster, client.get("n2", "k"))
     cluster.nodes["n2"].is_held = True
     put = await begin(cluster, client.put("n1", "k", 2))
-    await bring(cluster, "n1")
-    cluster.memory.open.set()
+    await write_back(cluster, "n1")
+    cluster.store.open.set()
     await cluster.settle()
     assert not reader.done()
     cluster.nodes["n2"].is_held = False
@@ -295,78 +295,78 @@ async def test_a_memory_that_is_ahead_leads_to_another_fetch(cluster, client):
     await put
 
 
-# --------------------------------------------------------------------- memory
+# -------------------------------------------------------------- backing store
 
 
-async def test_write_back_turns_m_into_e_and_empties_the_directory(cluster, client):
+async def test_write_back_changes_m_to_e_and_drops_the_value_from_the_directory(cluster, client):
     version = await client.put("n1", "k", 1)
     assert cluster.caches["n1"].lines.get("k").state == "M"
-    await bring(cluster, "n1")
+    await write_back(cluster, "n1")
     assert cluster.caches["n1"].lines.get("k").state == "E"
     assert (record(cluster, "k").value, record(cluster, "k").dirty) == (None, False)
-    assert cluster.memory.items["k"] == ("k", version, b"1")
+    assert cluster.store.items["k"] == ("k", version, b"1")
     assert await client.value("n3", "k") == 1
 
 
 async def test_only_the_owner_writes_back(cluster, client):
     await client.put("n1", "k", 1)
-    await bring(cluster, "n2")
-    assert not cluster.memory.items
-    await bring(cluster, "n1")
-    assert cluster.memory.items
+    await write_back(cluster, "n2")
+    assert not cluster.store.items
+    await write_back(cluster, "n1")
+    assert cluster.store.items
 
 
-async def test_a_write_back_overtaken_by_a_write_cleans_nothing(cluster, client):
+async def test_a_write_back_that_a_write_overtook_cleans_nothing(cluster, client):
     await client.put("n1", "k", 1)
     newer = await client.put("n2", "k", 2)
-    await bring(cluster, "n1")
+    await write_back(cluster, "n1")
     assert record(cluster, "k").dirty
-    await bring(cluster, "n2")
-    assert cluster.memory.items["k"].version == newer
+    await write_back(cluster, "n2")
+    assert cluster.store.items["k"].version == newer
 
 
-async def test_the_leader_brings_what_a_dead_owner_left(cluster, client):
+async def test_the_leader_writes_back_for_a_dead_owner(cluster, client):
     await client.put("n3", "k", 1)
     cluster.cut("n3")
     for _ in range(3):
         cluster.now += 10
         cluster.tick()
-    await bring(cluster, "n1")
-    assert cluster.memory.items["k"].value == b"1"
+    await write_back(cluster, "n1")
+    assert cluster.store.items["k"].value == b"1"
     assert await client.value("n2", "k") == 1
 
 
-async def test_a_deleted_key_leaves_the_directory_when_the_memory_knows(cluster, client):
+async def test_a_deleted_key_leaves_the_directory_when_the_store_has_the_deletion(cluster, client):
     await client.put("n1", "k", 1)
-    await bring(cluster, "n1")
+    await write_back(cluster, "n1")
     await ops.delete(cluster.nodes["n1"], Delete(key="k"))
     assert record(cluster, "k").absent
-    await bring(cluster, "n1")
+    await write_back(cluster, "n1")
     assert record(cluster, "k") is None
-    assert cluster.memory.items["k"].value is None
+    assert cluster.store.items["k"].value is None
 
 
-async def test_a_deletion_is_kept_while_somebody_may_hold_the_line(cluster, client):
+async def test_a_deletion_is_kept_while_a_node_may_hold_the_line(cluster, client):
     await client.put("n1", "k", 1)
     await client.warm("n3", "k")
     cluster.nodes["n3"].is_held = True
     deletion = await begin(cluster, ops.delete(cluster.nodes["n1"], Delete(key="k")))
-    await bring(cluster, "n1")
+    await write_back(cluster, "n1")
     assert record(cluster, "k") is not None
     cluster.nodes["n3"].is_held = False
     cluster.apply_all()
     await deletion
-    await bring(cluster, "n1")
+    await write_back(cluster, "n1")
     assert record(cluster, "k") is None
 
 
-async def test_what_the_memory_lost_is_not_found_and_never_old(cluster, client):
+async def test_a_lost_value_is_not_found_and_never_old(cluster, client):
     await client.put("n1", "k", 1)
-    await bring(cluster, "n1")
-    old = cluster.memory.items["k"]
+    await write_back(cluster, "n1")
+    old = cluster.store.items["k"]
     version = await client.put("n1", "k", 2)
-    await bring(cluster, "n1")
-    cluster.memory.items["k"] = old  # a failover to a replica that lagged
+    await write_back(cluster, "n1")
+    cluster.store.items["k"] = old  # a failover to a replica that lagged
     lost = await client.get("n2", "k")
     assert (lost["found"], lost["value"]) == (False, None)
     assert lost["version"] > version
@@ -375,84 +375,84 @@ async def test_what_the_memory_lost_is_not_found_and_never_old(cluster, client):
     assert await client.value("n1", "k") == 3
 
 
-async def test_the_memory_of_another_life_of_the_cluster_is_no_value(cluster, client):
+async def test_a_value_of_an_earlier_cluster_is_not_used(cluster, client):
     await client.put("n1", "k", 1)
-    await bring(cluster, "n1")
-    cluster.memory.items["k"] = cluster.memory.items["k"]._replace(version=10**17, value=b"666")
+    await write_back(cluster, "n1")
+    cluster.store.items["k"] = cluster.store.items["k"]._replace(version=10**17, value=b"666")
     assert not (await client.get("n2", "k"))["found"]
     await client.put("n2", "k", 2)
-    await bring(cluster, "n2")
+    await write_back(cluster, "n2")
     cluster.caches["n1"].lines.flush("test")
-    assert await client.value("n1", "k") == 2, "a new version is newer than what was found there"
+    assert await client.value("n1", "k") == 2, "the new version is above the one that was found"
 
 
-async def test_without_the_memory_lines_and_dirty_values_are_served_and_misses_refused(cluster, client):
-    await client.put("n1", "at rest", 1)
-    await bring(cluster, "n1")
-    await client.warm("n1", "at rest")
-    cluster.memory.is_down = True
+async def test_without_the_store_lines_and_dirty_values_are_served_and_misses_refused(cluster, client):
+    await client.put("n1", "clean", 1)
+    await write_back(cluster, "n1")
+    await client.warm("n1", "clean")
+    cluster.store.is_down = True
     await client.put("n1", "dirty", 2)
-    assert await client.value("n1", "at rest") == 1
+    assert await client.value("n1", "clean") == 1
     assert await client.value("n2", "dirty") == 2
     with pytest.raises(Refused, match="memory_unavailable"):
-        await client.get("n2", "at rest")
-    got = asyncio.create_task(ops.mget(cluster.nodes["n2"], GetManyRequest(keys=["at rest", "dirty"])))
+        await client.get("n2", "clean")
+    got = asyncio.create_task(ops.mget(cluster.nodes["n2"], GetManyRequest(keys=["clean", "dirty"])))
     with pytest.raises(Refused, match="memory_unavailable"):
         await got
-    cluster.memory.is_down = False
-    assert await client.value("n2", "at rest") == 1
+    cluster.store.is_down = False
+    assert await client.value("n2", "clean") == 1
 
 
-async def test_write_back_goes_on_by_itself_when_the_memory_is_back(make_cluster):
+async def test_write_back_continues_when_the_store_is_back(make_cluster):
     cluster = make_cluster(cache_write_back_ms=1)
     client = Client(cluster)
     cache = cluster.caches["n1"]
-    cluster.memory.is_down = True
+    cluster.store.is_down = True
     await cache.start()
     await client.put("n1", "k", 1)
     await until(lambda: cache.write_back.trouble)
-    cluster.memory.is_down = False
+    cluster.store.is_down = False
     await until(lambda: not record(cluster, "k").dirty)
-    assert cluster.memory.items["k"].value == b"1"
+    assert cluster.store.items["k"].value == b"1"
     assert cache.write_back.trouble == ""
 
 
-async def test_a_memory_that_is_away_at_start_is_said_and_its_return_noticed(make_cluster):
+async def test_a_store_that_is_down_at_start_is_reported_until_it_is_back(make_cluster):
     cluster = make_cluster(cache_write_back_ms=1)
     cache = cluster.caches["n1"]
-    cluster.memory.is_down = True
+    cluster.store.is_down = True
     await cache.start()
     await until(lambda: cache.write_back.trouble == "it is down")
-    cluster.memory.is_down = False
+    cluster.store.is_down = False
     await until(lambda: cache.write_back.trouble == "")
 
 
-async def test_a_miss_that_finds_no_memory_is_said_and_its_return_noticed(make_cluster):
+async def test_a_miss_without_a_store_is_reported_until_the_store_is_back(make_cluster):
     cluster = make_cluster(cache_write_back_ms=1)
     client, cache = Client(cluster), cluster.caches["n2"]
     await client.put("n1", "k", 1)
-    await bring(cluster, "n1")
+    await write_back(cluster, "n1")
     await cache.start()
-    cluster.memory.is_down = True
+    cluster.store.is_down = True
     with pytest.raises(Refused, match="memory_unavailable"):
         await client.get("n2", "k")
     assert cache.write_back.trouble == "it is down"
-    cluster.memory.is_down = False
+    cluster.store.is_down = False
     await until(lambda: cache.write_back.trouble == "")
 
 
-async def test_a_cluster_without_a_leader_is_no_trouble_of_the_memory(make_cluster):
+async def test_a_missing_leader_is_not_reported_as_a_failure_of_the_store(make_cluster):
     cluster = make_cluster(cache_write_back_ms=1)
     await Client(cluster).put("n1", "k", 1)
     cache = cluster.caches["n1"]
     cluster.refusal = Refused("no_leader")
     await cache.start()
-    await until(lambda: cluster.memory.items)
+    await until(lambda: cluster.store.items)
     await cluster.settle()
     assert cache.write_back.trouble == ""
 
 
-async def test_lines_are_bounded_in_bytes_by_a_setting(make_cluster):
+async def test_a_setting_limits_the_bytes_of_lines(make_cluster):
     cluster = make_cluster(cache_max_bytes=10_000)
     client = Client(cluster)
     for number in range(30):
@@ -462,7 +462,7 @@ async def test_lines_are_bounded_in_bytes_by_a_setting(make_cluster):
     assert (len(lines), lines.bytes <= 10_000) == (11, True)
 
 
-async def test_dirty_values_are_bounded(make_cluster):
+async def test_dirty_values_are_limited(make_cluster):
     cluster = make_cluster()
     client = Client(cluster)
     for node in cluster.nodes.values():
@@ -475,13 +475,13 @@ async def test_dirty_values_are_bounded(make_cluster):
 async def test_stop_writes_back(cluster, client):
     await client.put("n1", "k", 1)
     await cluster.caches["n1"].stop()
-    assert cluster.memory.items["k"].value == b"1"
+    assert cluster.store.items["k"].value == b"1"
 
 
 # ------------------------------------------------------------------ snapshots
 
 
-async def test_a_node_that_was_given_a_snapshot_trusts_no_line(cluster, client):
+async def test_a_node_that_restored_a_snapshot_trusts_no_line(cluster, client):
     await client.put("n1", "k", 1)
     await client.warm("n3", "k")
     held = cluster.nodes["n3"]

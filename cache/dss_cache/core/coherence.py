@@ -1,33 +1,34 @@
-"""A node's side of the protocol: its lines, its lease, its fetches in flight, and what it knows of the others.
+"""A node's side of the protocol: its lines, its lease, its fetches in progress, and what it knows about the other nodes.
 
-Theory of operation. The promise: a get that starts, on any node, after a put was answered never returns an older value, and no
+Theory of operation. The promise: a get that starts on any node after a put was answered never returns an older value, and no
 read returns an older value than a read that ended before it began.
 
-A read is answered from a line, or by a fetch.
+A read is answered from a line or by a fetch.
 
-*From a line* while the node's lease holds and the line is readable. Whoever wrote a newer version, and showed it to anybody,
-has waited until this node applied that write (then the line is gone), or until it was revoked (then its lease had run out
-before, and the next one is of no use until the node has applied the revocation and so has flushed its lines).
+*From a line*, while the node's lease is valid and the line is readable. Before a newer version was shown to any client, its
+writer waited until this node had applied the write (then the line is gone) or was revoked (then its lease had expired before,
+and its next lease cannot be used until the node has applied the revocation, which flushes its lines).
 
-*By a fetch*, a command in the log. What it finds is what everybody agreed on after the read began; it may be used as soon as
-the nodes in the version's `must` have dropped their older lines. The node is a sharer from then on, so from the same moment on
-it will hear of writes.
+*By a fetch*, a command in the log. A fetch returns the version that is current at its place in the log, after the read began.
+The version may be used as soon as its pending invalidations are done. The fetch makes the node a sharer, so from then on every
+write of the key names this node.
 
 The delicate points, each with a case in the tests:
 
-1. A fill that is overtaken. Between the fetch and the value's arrival from the memory another write is applied here. The reads
-   that wait for this fill may have it (they overlap with the write); it is not installed, and no later read may join it.
-2. Joining a fetch that is under way (one fetch for many readers). It may have been ordered before a write that was answered before
-   the joiner began. Two cases are safe: the fetch was begun after the joiner; or the joiner's node holds its lease, for then
-   such a write would have been applied here and would have overtaken the fetch. Any other reader waits until that fetch is over, and
-   looks again. The second case rests on the fetch having made this node a sharer, so it does not hold for a fetch that
-   finds no value: who joined by virtue of the lease then looks again, too (`serves`).
-3. A put returns on the writer's node, and its line (M) is there, before the others have dropped theirs: it becomes readable
-   when `must` is covered.
-4. The writer itself is in `must` if it held a line: others must not show the new version while the writer still reads its old
-   line.
-5. A line without a lease stays, and may be used again under a new lease: writes that were not answered yet are in the log
-   behind it.
+1. An overtaken fetch. Between the fetch and the arrival of the value from the backing store, another write is applied here. The
+   reads that wait for this fetch may have its value (they overlap with the write). It is not installed, and no later read may
+   join the fetch.
+2. Joining a fetch in progress (one fetch for many readers). It may be ordered before a write that was answered before the
+   joining read began. Joining is safe in two cases: the fetch began after the read; or the node holds its lease, because then
+   such a write would have been applied here and would have overtaken the fetch. Any other read waits until the fetch has
+   ended, and looks again. The second case relies on the fetch having made this node a sharer. It does not hold for a fetch that
+   finds no value: then a read that joined because of the lease looks again, too (`serves`).
+3. A put returns on the writer's node, and its line (M) is installed, before the other nodes have dropped theirs. The line
+   becomes readable when its pending invalidations are done.
+4. The writer itself is among the pending invalidations if it held a line: other nodes must not show the new version while the
+   writer still reads its old line.
+5. A line outlives its lease and may be used again under a new one. A write that this node has not applied was not answered yet,
+   or this node was revoked for it; then the new lease cannot be used before the lines are flushed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Generic, TypeVar
 
-from dss_cache.core.directory import Cleaned, Fetch1, Fetched, Stamps, Voided, Written
+from dss_cache.core.directory import FetchRow
+from dss_cache.core.events import Cleaned, Fetched, Stamps, Voided, Written
 from dss_cache.core.leases import Acknowledgements, HeldLease
 from dss_cache.core.lines import EXCLUSIVE, INVALID, MODIFIED, SHARED, Line, Lines
 
@@ -43,34 +45,34 @@ T = TypeVar("T")
 
 
 class Step(Enum):
-    """What a read that did not hit does next."""
+    """What a read that missed does next."""
 
-    #: a line is there now
+    #: the line can be read now
     HIT = "hit"
-    #: wait until the line's `must` is covered, look again
+    #: wait for the line's pending invalidations, then look again
     COVER = "cover"
-    #: there is a line and no lease: renew it, look again
+    #: there is a line but no lease: renew the lease, then look again
     RENEW = "renew"
     #: begin a fetch
     BEGIN = "begin"
-    #: take the answer of the fetch under way
+    #: take the result of the fetch in progress
     JOIN = "join"
-    #: wait for the end of the fetch under way, look again
+    #: wait until the fetch in progress has ended, then look again
     AWAIT = "await"
 
 
 class Flight:
-    """A fetch of one key under way, and the reads that wait for it."""
+    """A fetch of one key in progress, shared by the reads that wait for it."""
 
     __slots__ = ("cleaned", "key", "number", "overtaken", "registered", "shared")
 
     def __init__(self, key: str, number: int) -> None:
         self.key = key
-        #: counts the node's flights
+        #: position among the node's flights, from 1
         self.number = number
-        #: the fetch was applied here: this node is a sharer
+        #: the fetch has been applied here: this node is a sharer
         self.registered = False
-        #: a write came after that: use once, do not install
+        #: a write was applied after that: use the value once, do not install it
         self.overtaken = False
         #: another node fetched after that
         self.shared = False
@@ -79,10 +81,10 @@ class Flight:
 
 
 class NearCache(Generic[T]):
-    """See the module. T is what waits for acknowledgements: a future, or a test's token.
+    """See the module's docstring. T is the type of a waiter for acknowledgements: a future, or a token in tests.
 
     Args:
-        incarnation: of this node: writes of an earlier one, replayed at start, are not its own.
+        incarnation: of this process. Writes of an earlier incarnation, replayed at start, are not its own.
     """
 
     def __init__(self, node_id: str, incarnation: int, lines: Lines, lease_s: float) -> None:
@@ -94,11 +96,11 @@ class NearCache(Generic[T]):
         self.flights: dict[str, Flight] = {}
         self.flights_begun = 0
         self.invalidations = 0
-        #: when a client last read here
+        #: time of the last read on this node
         self.used_at = 0.0
-        #: the stamp that others wait to see applied here; 0: nobody waits
+        #: other nodes wait until this node has applied this stamp; 0: none waits
         self.announcement_due = 0
-        #: the same, for writes of this node: only a reader elsewhere may wait, and asks if it does
+        #: the same for writes of this node: only a reader on another node may wait, and that node asks
         self.announcement_due_later = 0
 
     # ------------------------------------------------------------------ reading
@@ -113,17 +115,17 @@ class NearCache(Generic[T]):
         return None
 
     def step(self, key: str, now: float, begun: int, can_renew: bool) -> Step:
-        """What a read does that did not hit.
+        """What a read that missed does next.
 
         Args:
             begun: `flights_begun` when the read began.
-            can_renew: false when a renewal was tried in vain.
+            can_renew: false when a renewal has failed.
         """
         leased = now < self.lease.valid_until
         line = self.lines.get(key)
         if line is not None:
             if leased:
-                line.readable = line.readable or self.acknowledgements.covers(line.must)
+                line.readable = line.readable or self.acknowledgements.covers(line.pending_invalidations)
                 return Step.HIT if line.readable else Step.COVER
             if can_renew:
                 return Step.RENEW
@@ -133,7 +135,7 @@ class NearCache(Generic[T]):
         return Step.JOIN if leased or flight.number > begun else Step.AWAIT
 
     def begin(self, key: str) -> Flight:
-        """A fetch is proposed now."""
+        """Start a fetch; call it before the command is submitted."""
         self.flights_begun += 1
         flight: Flight = Flight(key, self.flights_begun)
         self.flights[key] = flight
@@ -141,16 +143,16 @@ class NearCache(Generic[T]):
 
     @staticmethod
     def serves(flight: Flight, begun: int, is_absent: bool) -> bool:
-        """True when a reader that joined the flight may have what it found; else it looks again."""
+        """True if a reader that joined the flight may use its result; if not, it looks again."""
         return flight.number > begun or not is_absent
 
     def end(self, flight: Flight) -> None:
-        """Nobody can join the flight any more."""
+        """No read can join the flight from now on."""
         if self.flights.get(flight.key) is flight:
             del self.flights[flight.key]
 
-    def land(self, flight: Flight, row: Fetch1, value: bytes, now: float) -> str:
-        """The value is here and its `must` is covered: install it unless it was overtaken. Returns the line's state."""
+    def install(self, flight: Flight, row: FetchRow, value: bytes, now: float) -> str:
+        """Install the fetched value unless it was overtaken. Its pending invalidations are done. Returns the line's state."""
         if flight.overtaken or row.state == INVALID:
             return INVALID
         state = row.state
@@ -158,31 +160,31 @@ class NearCache(Generic[T]):
             state = SHARED
         elif flight.cleaned and state == MODIFIED:
             state = EXCLUSIVE
-        line = self.lines.install(flight.key, state, row.version, value, row.must, True, now, "fetched")
+        line = self.lines.install(flight.key, state, row.version, value, row.pending_invalidations, True, now, "fetched")
         return state if line is not None else INVALID
 
     # ------------------------------------------- what the directory has applied
 
     def written(self, event: Written, now: float) -> list[T]:
-        """A key has a new version. Returns whose wait for acknowledgements is over."""
+        """A key has a new version. Returns the waiters that are done."""
         key = event.key
         flight = self.flights.get(key)
         if flight is not None and flight.registered:
             flight.overtaken = True
             del self.flights[key]
-        over = self.acknowledgements.advance(self.node_id, event.version)
+        done = self.acknowledgements.advance(self.node_id, event.version)
         is_own = event.node == self.node_id and event.incarnation == self.incarnation
         if is_own and event.value is not None:
-            readable = self.acknowledgements.covers(event.must)
-            self.lines.install(key, MODIFIED, event.version, event.value, event.must, readable, now, event.why)
+            readable = self.acknowledgements.covers(event.pending_invalidations)
+            self.lines.install(key, MODIFIED, event.version, event.value, event.pending_invalidations, readable, now, event.why)
         elif self.lines.drop(key, event.why if is_own else f"{event.why} on {event.node}" if event.node else event.why):
             self.invalidations += not is_own
-        if self.node_id in event.must:
+        if self.node_id in event.pending_invalidations:
             if is_own:
                 self.announcement_due_later = event.version
             else:
                 self.announcement_due = event.version
-        return over
+        return done
 
     def fetched(self, event: Fetched) -> list[T]:
         """A node has become a sharer."""
@@ -199,7 +201,7 @@ class NearCache(Generic[T]):
         return self.acknowledgements.advance(self.node_id, event.stamp)
 
     def cleaned(self, event: Cleaned) -> None:
-        """Values are at rest in the memory."""
+        """The backing store has these versions."""
         for key, version in event.items:
             flight = self.flights.get(key)
             if flight is not None and flight.registered:
@@ -209,33 +211,33 @@ class NearCache(Generic[T]):
                 self.lines.change(key, line, EXCLUSIVE, "written back")
 
     def voided(self, event: Voided) -> list[T]:
-        """A node's registrations are void: what it held before is gone, or of no use to it."""
+        """A node's registrations are void: its earlier lines are gone, or it cannot use them."""
         if event.node == self.node_id:
             self.flush(event.why)
-        over = self.acknowledgements.advance(event.node, event.stamp)
+        done = self.acknowledgements.advance(event.node, event.stamp)
         if event.node != self.node_id:
-            over += self.acknowledgements.advance(self.node_id, event.stamp)
-        return over
+            done += self.acknowledgements.advance(self.node_id, event.stamp)
+        return done
 
     def restored(self, stamp: int, voided: Stamps) -> list[T]:
-        """A snapshot took the place of the directory: whatever was written in between was not heard of here."""
+        """A snapshot replaced the directory: this node did not see the writes in between."""
         self.flush("restored")
-        over = self.acknowledgements.advance(self.node_id, stamp)
+        done = self.acknowledgements.advance(self.node_id, stamp)
         for node, voided_at in voided.items():
-            over += self.acknowledgements.advance(node, voided_at)
+            done += self.acknowledgements.advance(node, voided_at)
         self.announcement_due = stamp
-        return over
+        return done
 
     def acknowledged(self, applied: Stamps) -> list[T]:
-        """News of who has applied what, from another node."""
-        over: list[T] = []
+        """Another node reports which stamps the nodes have applied."""
+        done: list[T] = []
         for node, stamp in applied.items():
             if node != self.node_id:
-                over += self.acknowledgements.advance(node, stamp)
-        return over
+                done += self.acknowledgements.advance(node, stamp)
+        return done
 
     def flush(self, why: str) -> None:
-        """Give up all lines, the lease, and the right to install what is under way."""
+        """Drop all lines, the lease, and the right to install the fetches in progress."""
         self.invalidations += self.lines.flush(why)
         for flight in self.flights.values():
             flight.overtaken = True
@@ -245,6 +247,6 @@ class NearCache(Generic[T]):
     # -------------------------------------------------------------------- lease
 
     def wants_lease(self, now: float) -> bool:
-        """True when a node that is in use should renew: two thirds of its lease are left at most."""
+        """True if the node should renew: it is in use, and at most two thirds of its lease are left."""
         lease_s = self.lease.length_s
         return bool(self.lines) and now - self.used_at < lease_s and self.lease.valid_until - now < lease_s * 2 / 3

@@ -1,7 +1,7 @@
-"""What clients of the cache may ask, and what nodes tell the directory: field names, limits and defaults, defined here and nowhere else.
+"""Requests of clients and commands of the log: the only definition of field names, limits and defaults.
 
-A value is JSON to the client and encoded bytes to the log: the types that end in `Request` are what the doors decode, and the
-command of the same name is what the log holds.
+A value is JSON for the client and encoded bytes in the log. Types that end in `Request` are decoded by the entry points; the
+command of the same name is stored in the log.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dss_api.fields import DurationMs, Fields, Index, Name, PositiveDurationMs, 
 from dss_raft.replication.commands import Command
 
 KEYS_PER_CALL_MAX = 1000
-#: Counters stay inside 64 bits, so that every client can read them.
+#: Counters stay within 64 bits, so that every client can read them.
 INTEGER_MAX = 2**63 - 1
 
 Version = Index
@@ -38,7 +38,7 @@ class KeyFields(Fields, kw_only=True):
 class AddFields(KeyFields, kw_only=True):
     """Store a value for a key that has none."""
 
-    #: the value is gone after so long; 0: it stays
+    #: time to live of the value; 0: unlimited
     ttl_ms: DurationMs = 0
 
 
@@ -68,13 +68,13 @@ class Put(PutFields, Command, tag="cache.put", kw_only=True):
 
 
 class PutManyRequest(Fields):
-    """Store several values, each on its own account."""
+    """Store several values, each independently of the others."""
 
     items: Annotated[list[PutRequest], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
 
 
 class Delete(KeyFields, Command, tag="cache.delete", kw_only=True):
-    """Take a key's value away."""
+    """Delete a key's value."""
 
     #: only if this is the key's version
     if_version: Version | None = None
@@ -84,7 +84,7 @@ class IncrFields(KeyFields, kw_only=True):
     """Add to an integer; a key without a value counts as 0."""
 
     delta: Integer = 1
-    #: the value is gone after so long; 0: whatever was said before stays
+    #: time to live of the value; 0: keeps the one set before
     ttl_ms: DurationMs = 0
 
 
@@ -93,7 +93,7 @@ class IncrRequest(IncrFields, kw_only=True):
 
 
 class Incr(IncrFields, Command, tag="cache.incr", kw_only=True):
-    """Where the directory has only the version, the value at rest comes with the command: `base` as of `base_version`."""
+    """If the directory does not have the value, the command brings it: `base` is the value of `base_version`."""
 
     base: Integer = 0
     base_version: Version = 0
@@ -107,7 +107,7 @@ class GetRequest(KeyFields, kw_only=True):
 
 
 class GetManyRequest(Fields):
-    """Read several keys, each on its own account."""
+    """Read several keys, each independently of the others."""
 
     keys: Keys
 
@@ -117,7 +117,7 @@ class GetManyRequest(Fields):
 
 
 class EvictRequest(KeyFields, kw_only=True):
-    """Give up this node's line."""
+    """Drop this node's line."""
 
 
 class LinesQuery(Fields):
@@ -135,48 +135,48 @@ class TraceQuery(Fields):
 
 
 class StatsQuery(Fields):
-    """What this node's cache has done since it started."""
+    """Statistics of this node's cache since it started."""
 
 
-# ------------------------------------------- what nodes say to the directory
+# ------------------------------------------------------- commands of nodes
 
 
 class Fetch(Command, tag="cache.fetch", kw_only=True):
-    """A miss: register this node as a sharer of the keys, and say which version it must read."""
+    """A miss: registers this node as a sharer of the keys and returns the current versions."""
 
     keys: Keys
 
 
 class WrittenBack(Command, tag="cache.written_back", kw_only=True):
-    """These versions are at rest in the memory: the directory need not keep their values.
+    """The backing store has these versions: the directory need not keep their values.
 
-    For a key without a value it is proposed only when every node has dropped its line, because the record goes with it.
+    For a deleted key it is proposed only when every node has dropped its line, because it removes the record.
     """
 
     items: list[tuple[Name, Version]]
 
 
 class Lost(Command, tag="cache.lost", kw_only=True):
-    """The memory no longer has this version: the key has no value any more."""
+    """The backing store no longer has this version: the key has no value any more."""
 
     key: Name
     version: Version
-    #: what the memory had in its place, of another life of this cluster; 0: nothing
+    #: the version that the backing store has instead, from an earlier cluster; 0: none
     found_version: Version = 0
 
 
 class Revoke(Command, tag="cache.revoke", kw_only=True):
-    """By the leader: the coherence lease of `node` has run out while a write waits for it. Its registrations are void."""
+    """By the leader: the coherence lease of `node` has expired while a write waits for it. Its registrations are void."""
 
     node: Name
-    #: of the leader: it waits for its own revocation, not for another one
+    #: term of the leader, which waits for its own revocation only
     term: int = 0
 
 
 class AgreeLease(Command, tag="cache.agree_lease", kw_only=True):
-    """By the leader of `term`, before it grants any lease: mine are so long. Settings may differ; the next leader learns it here."""
+    """By the leader of `term`, before its first grant: the length of its leases. Settings may differ; later leaders read it here."""
 
     lease_ms: PositiveDurationMs
     term: int
-    #: whatever was granted for longer is over
+    #: all leases that were granted for longer are over
     longer_are_over: bool = False

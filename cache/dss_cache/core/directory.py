@@ -1,32 +1,33 @@
-"""The directory: which version of a key is the current one, which nodes may hold a line for it, and its value while that is dirty.
+"""The directory: the current version of each key, the nodes that may hold a line for it, and its value while that is dirty.
 
 Theory of operation. Every node applies the same commands in the same order and so has the same directory. It holds one record
-for each key that has a value. A record says
+for each key that has a value. A record contains
 
 - the *version*: the directory's stamp at the write;
-- the *value*, while it is dirty: not yet known to be in the memory. A dirty value is replicated, so no crash can lose it;
-- the *sharers*: nodes that may hold a line of this version, each with the stamp at which it registered (by a fetch, or by
+- the *value*, while it is dirty, that is, not yet known to be in the backing store. A dirty value is replicated, so no crash can
+  lose it;
+- the *sharers*: nodes that may hold a line of this version, each with the stamp at which it registered (by a fetch or by
   writing);
-- *must*: nodes that may still hold a line of an older version, each with the stamp of the write that ended it. The new version
-  may be shown to nobody before each of them has dropped its line. A node drops it when it applies that write, so "has dropped"
-  is "has applied up to that stamp", or "can hold no line any more": its process has ended, or its coherence lease has run out
-  and a `Revoke` was committed.
+- the *pending invalidations*: nodes that may still hold a line of an older version, each with the stamp of the write that
+  invalidated it. The new version may not be shown before each of them has dropped its line. A node drops its line when it
+  applies that write. So a node is no longer pending when it has applied the log up to that stamp, or when it can no longer hold
+  a line because its process has ended or because its coherence lease has expired and a `Revoke` was committed.
 
-Who has applied what is not known here; `coherence.py` keeps count of it on every node.
+The directory does not know which node has applied what; `leases.Acknowledgements` counts that on every node.
 
-A *stamp* is the directory's own time: it grows with every command that changes who may read what, also inside one log entry.
-It is kept above the applied time in microseconds, so that a new cluster on an old memory does not take that memory's values
-for newer ones.
+A *stamp* is the directory's logical time. It grows with every command that changes who may read what, also within one log
+entry. It never falls behind the applied time in microseconds, so a new cluster on an old backing store does not take old
+values for newer ones.
 
-The writer is in *must*, too, if it held a line: it knows about its write only when it has applied it, and until then reads the
-old line.
+The writer is among the pending invalidations, too, if it held a line: it learns of its own write only by applying it, and reads
+the old line until then.
 
-A node is never a sharer of a key without a value: absence is not cached. So a read of any number of unknown keys leaves no
-trace here, and the record of a deleted key (a tombstone) can go as soon as the memory knows of the deletion and every node in
-*must* has applied it.
+A node is never a sharer of a key without a value: absence is not cached. So reads of unknown keys leave no trace here, and the
+record of a deleted key (a tombstone) can be removed when the backing store has the deletion and every node has dropped its
+line.
 
-Voiding. `Revoke(node)` and the node's own restart void all its registrations at once, by comparing stamps: `voided[node]` is
-the stamp before which nothing of that node counts.
+Voiding. `Revoke(node)` and a restart of the node void all its registrations in one step, by comparing stamps: registrations of
+the node up to `voided[node]` do not count.
 """
 
 from __future__ import annotations
@@ -39,123 +40,76 @@ import msgspec
 
 from dss_api.result import Result
 from dss_cache.core.commands import INTEGER_MAX, Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
+from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Stamps, Voided, Written
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin
 
-#: stamps for nodes: {node: stamp}
-Stamps = dict[str, int]
+#: Key of the pending invalidations in a result's body. Results are stored with the client sessions, so its value does not change.
+PENDING_KEY = "must"
 
 _decode_integer = msgspec.json.Decoder(int).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """What the directory holds at most."""
+class DirectoryLimits(msgspec.Struct, frozen=True):
+    """Limits of the directory."""
 
     keys: int = 5_000_000
-    #: values that the memory has not taken yet
+    #: bytes of the values that are not in the backing store yet
     dirty_bytes: int = 512 * 1024 * 1024
 
 
 class Record(msgspec.Struct, array_like=True, gc=False):
-    """What the directory knows of one key."""
+    """What the directory knows about one key."""
 
     version: int = 0
-    #: the JSON while it is dirty; None: at rest in the memory, or no value at all
+    #: JSON; None: clean (the backing store has it), or absent
     value: bytes | None = None
-    #: true: deleted or expired (a tombstone)
+    #: deleted or expired (a tombstone)
     absent: bool = True
-    #: the memory is not known to have this version
+    #: the backing store is not known to have this version
     dirty: bool = False
-    #: the node that brings a dirty value to the memory: the writer
+    #: the node that writes a dirty value back: the writer
     owner: str = ""
     expires_at_ms: int = 0
     sharers: Stamps = {}
-    must: Stamps = {}
+    pending_invalidations: Stamps = {}
 
 
-class Written(Event, frozen=True):
-    """A key has a new version: everybody else's line is invalid."""
-
-    key: str
-    version: int
-    #: None: it has no value any more
-    value: bytes | None
-    #: the writer and its incarnation; "" when it expired
-    node: str
-    incarnation: int
-    #: "put", "delete", "expired", "lost"
-    why: str
-    must: Stamps
-
-
-class Fetched(Event, frozen=True):
-    """A node registered as a sharer: nobody else holds the key alone any more."""
-
-    key: str
-    node: str
-    incarnation: int
-    stamp: int
-
-
-class Cleaned(Event, frozen=True):
-    """These versions are at rest in the memory."""
-
-    items: list[tuple[str, int]]
-
-
-class Voided(Event, frozen=True):
-    """All registrations of the node up to the stamp are void, and it holds no line from before."""
-
-    node: str
-    stamp: int
-    #: "revoked", "restarted"
-    why: str
-    #: of the leader that revoked; 0: a restart
-    term: int
-
-
-class LeaseAgreed(Event, frozen=True):
-    """The leader of `term` may grant leases, and no lease of any leader, at the moment, is longer than `lease_ms`."""
-
-    term: int
-    lease_ms: int
-
-
-class Fetch1(msgspec.Struct, array_like=True, frozen=True):
-    """What a fetch learned about one key."""
+class FetchRow(msgspec.Struct, array_like=True, frozen=True):
+    """The result of a fetch for one key."""
 
     version: int
     absent: bool
-    #: None: at rest in the memory (or absent)
+    #: None: clean (read it from the backing store), or absent
     value: bytes | None
-    #: which line the node may install: "M", "E", "S"; "I" for an absent key
+    #: state of the line that the node may install: "M", "E", "S"; "I" for an absent key
     state: str
-    #: when it registered
+    #: the stamp at which the node registered
     stamp: int
-    must: Stamps
+    pending_invalidations: Stamps
     expires_at_ms: int
 
 
 class Directory:
-    """The state machine. See the module."""
+    """The state machine. See the module's docstring."""
 
     name = "cache"
     commands: tuple[type[Command], ...] = (Put, Add, Incr, Delete, Fetch, WrittenBack, Lost, Revoke, AgreeLease)
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, limits: DirectoryLimits | None = None) -> None:
+        self.limits = limits or DirectoryLimits()
         self.records: dict[str, Record] = {}
-        #: keys with a dirty record, oldest write first (None stands for "no value": an ordered set)
+        #: keys with a dirty record, oldest write first (a dict used as an ordered set)
         self.dirty: dict[str, None] = {}
         self.dirty_bytes = 0
         self.stamp = 0
         self.voided: Stamps = {}
-        #: the latest stamp at which a node came into some record's `must`
+        #: for each node, the latest stamp at which it became pending in some record
         self.awaited: Stamps = {}
-        #: no coherence lease is longer; 0: no leader has said yet
+        #: the longest coherence lease; 0: no leader has agreed on one yet
         self.lease_ms = 0
-        #: of the leader that agreed upon it
+        #: term of the leader that agreed on it
         self.lease_term = 0
         self._deadlines: list[tuple[int, str]] = []
         self._events: list[Event] = []
@@ -174,14 +128,14 @@ class Directory:
     # ------------------------------------------------------- the machine's contract
 
     def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
-        """Apply one command. Nothing waits here: a caller waits, outside, for the nodes in `must`."""
+        """Apply one command. Nothing waits here: the caller waits for the pending invalidations."""
         return self._apply[type(command)](command, at_ms, origin)
 
     def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
-        """No command waits, and a write whose caller has gone stays written."""
+        """Nothing to do: no command waits, and a write stays even if its caller has gone."""
 
     def expire(self, at_ms: int, index: int) -> None:
-        """Values whose time is over are deleted."""
+        """Delete values whose time to live has ended."""
         while self._deadlines and self._deadlines[0][0] <= at_ms:
             deadline, key = heapq.heappop(self._deadlines)
             record = self.records.get(key)
@@ -200,10 +154,10 @@ class Directory:
         return None
 
     def rearm(self, at_ms: int, index: int) -> None:
-        """A time to live is no lease that somebody has to renew: it goes on through a change of leaders."""
+        """Nothing to do: nobody renews a time to live, so a change of leader does not extend it."""
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
-        """The node's old process has ended, and its lines with it; the new one has fetched nothing yet."""
+        """The node's old process has ended, and its lines are gone."""
         self._void(node, at_ms, "restarted", 0)
 
     def take_events(self) -> list[Event]:
@@ -228,7 +182,7 @@ class Directory:
         self.stamp = state["stamp"]
         self.voided = state["voided"]
         self.awaited = state["awaited"]
-        # Snapshots from before leases were agreed upon have none.
+        # Older snapshots do not have these.
         self.lease_ms = state.get("lease_ms", 0)
         self.lease_term = state.get("lease_term", 0)
         self._rebuild_deadlines()
@@ -237,7 +191,7 @@ class Directory:
     # ------------------------------------------------------------------ reading
 
     def live_sharers(self, record: Record) -> list[str]:
-        """Nodes whose registration still counts."""
+        """Nodes whose registration has not been voided."""
         voided = self.voided
         return [node for node, stamp in record.sharers.items() if stamp > voided.get(node, 0)]
 
@@ -261,14 +215,14 @@ class Directory:
     def _add(self, command: Add, at_ms: int, origin: Origin) -> Result:
         record = self.records.get(command.key)
         if record is not None and not record.absent:
-            return Result({"version": record.version, "must": record.must}, "exists")
+            return Result({"version": record.version, PENDING_KEY: record.pending_invalidations}, "exists")
         refusal = self._no_room(command.key, len(command.value))
         if refusal is not None:
             return refusal
         return self._write(command.key, command.value, at_ms, _expiry(at_ms, command.ttl_ms), origin, "put")
 
     def _incr(self, command: Incr, at_ms: int, origin: Origin) -> Result:
-        """Without the value at hand the answer is `wanted`: the version whose value must come with the command."""
+        """If the directory does not have the value, the answer is `wanted`: the version whose value must come with the command."""
         record = self.records.get(command.key)
         expires_at_ms = _expiry(at_ms, command.ttl_ms)
         if record is None or record.absent:
@@ -279,14 +233,17 @@ class Directory:
                 try:
                     base = _decode_integer(record.value)
                 except msgspec.DecodeError:
-                    return Result({"detail": "the value is not an integer", "must": record.must}, "invalid")
+                    return Result({"detail": "the value is not an integer", PENDING_KEY: record.pending_invalidations}, "invalid")
             elif command.base_version == record.version:
                 base = command.base
             else:
                 return Result({"wanted": record.version})
         value = base + command.delta
         if abs(value) > INTEGER_MAX:
-            return Result({"detail": "the sum is outside 64 bits", "must": record.must if record is not None else {}}, "invalid")
+            return Result(
+                {"detail": "the sum is outside 64 bits", PENDING_KEY: record.pending_invalidations if record is not None else {}},
+                "invalid",
+            )
         encoded = _encode(value)
         refusal = self._no_room(command.key, len(encoded))
         if refusal is not None:
@@ -301,8 +258,8 @@ class Directory:
             return refusal
         record = self.records.get(command.key)
         if record is None or record.absent:
-            version, must = (record.version, record.must) if record is not None else (0, {})
-            return Result({"deleted": False, "version": version, "must": must})
+            version, pending = (record.version, record.pending_invalidations) if record is not None else (0, {})
+            return Result({"deleted": False, "version": version, PENDING_KEY: pending})
         result = self._write(command.key, None, at_ms, 0, origin, "delete")
         result.body["deleted"] = True
         return result
@@ -310,18 +267,18 @@ class Directory:
     def _fetch(self, command: Fetch, at_ms: int, origin: Origin) -> Result:
         return Result({"rows": [self._fetch_one(key, at_ms, origin) for key in command.keys]})
 
-    def _fetch_one(self, key: str, at_ms: int, origin: Origin) -> Fetch1:
+    def _fetch_one(self, key: str, at_ms: int, origin: Origin) -> FetchRow:
         record = self.records.get(key)
         if record is None:
-            return Fetch1(0, True, None, "I", self.stamp, {}, 0)
+            return FetchRow(0, True, None, "I", self.stamp, {}, 0)
         if record.absent:
-            return Fetch1(record.version, True, None, "I", self.stamp, record.must, 0)
+            return FetchRow(record.version, True, None, "I", self.stamp, record.pending_invalidations, 0)
         stamp = self._next_stamp(at_ms)
         record.sharers = {node: record.sharers[node] for node in self.live_sharers(record)}
         record.sharers[origin.node] = stamp
         self._events.append(Fetched(key, origin.node, origin.incarnation, stamp))
         state = self.state_of(record, origin.node)
-        return Fetch1(record.version, False, record.value, state, stamp, record.must, record.expires_at_ms)
+        return FetchRow(record.version, False, record.value, state, stamp, record.pending_invalidations, record.expires_at_ms)
 
     def _written_back(self, command: WrittenBack, at_ms: int, origin: Origin) -> Result:
         cleaned = []
@@ -354,7 +311,7 @@ class Directory:
         if command.term < self.lease_term:
             return Result()
         if command.longer_are_over:
-            # Unless another leader has agreed upon its own meanwhile.
+            # Unless another leader has agreed on its own in the meantime.
             if command.term == self.lease_term:
                 self.lease_ms = command.lease_ms
         else:
@@ -366,15 +323,15 @@ class Directory:
     # ------------------------------------------------------------------ changes
 
     def _write(self, key: str, value: bytes | None, at_ms: int, expires_at_ms: int, origin: Origin, why: str) -> Result:
-        """The one way a key gets a new version. Every holder of an older line, the writer too, must drop it first."""
+        """Give a key a new version; there is no other way. All holders of an older line become pending, the writer too."""
         record = self.records.get(key)
         if record is None:
             record = self.records[key] = Record()
         self._drop_value(key, record)
         stamp = self._next_stamp(at_ms)
-        must = {node: since for node, since in record.must.items() if since > self.voided.get(node, 0)}
+        pending = {node: since for node, since in record.pending_invalidations.items() if since > self.voided.get(node, 0)}
         for node in self.live_sharers(record):
-            must[node] = self.awaited[node] = stamp
+            pending[node] = self.awaited[node] = stamp
         record.version = stamp
         record.value = value
         record.absent = value is None
@@ -382,16 +339,16 @@ class Directory:
         record.owner = origin.node
         record.expires_at_ms = expires_at_ms
         record.sharers = {} if value is None or not origin.incarnation else {origin.node: stamp}
-        record.must = must
+        record.pending_invalidations = pending
         self.dirty[key] = None
         self.dirty_bytes += _size(record)
         if expires_at_ms:
             self._add_deadline(expires_at_ms, key)
-        self._events.append(Written(key, stamp, value, origin.node, origin.incarnation, why, must))
-        return Result({"version": stamp, "must": must})
+        self._events.append(Written(key, stamp, value, origin.node, origin.incarnation, why, pending))
+        return Result({"version": stamp, PENDING_KEY: pending})
 
     def _drop_value(self, key: str, record: Record) -> None:
-        """The record is dirty no more."""
+        """Make the record clean."""
         if record.dirty:
             del self.dirty[key]
             self.dirty_bytes -= _size(record)
@@ -413,17 +370,17 @@ class Directory:
             return None
         record = self.records.get(key)
         if record is None:
-            version, is_wanted, must = 0, if_version == 0, {}
+            version, is_wanted, pending = 0, if_version == 0, {}
         else:
-            version, must = record.version, record.must
+            version, pending = record.version, record.pending_invalidations
             is_wanted = if_version == version or (record.absent and if_version == 0)
-        return None if is_wanted else Result({"version": version, "must": must}, "version_conflict")
+        return None if is_wanted else Result({"version": version, PENDING_KEY: pending}, "version_conflict")
 
     def _no_room(self, key: str, value_bytes: int) -> Result | None:
         if key not in self.records and len(self.records) >= self.limits.keys:
-            return Result({"limit": "keys", "detail": f"the cache holds {self.limits.keys} keys already"}, "over_limit")
+            return Result({"limit": "keys", "detail": f"the cache already holds {self.limits.keys} keys"}, "over_limit")
         if self.dirty_bytes + value_bytes > self.limits.dirty_bytes:
-            detail = "too much waits to be taken by the cache's memory; is it reachable?"
+            detail = "too many values wait to be written to the backing store; is it reachable?"
             return Result({"limit": "dirty_bytes", "detail": detail}, "over_limit")
         return None
 
@@ -431,7 +388,7 @@ class Directory:
 
     def _add_deadline(self, deadline_ms: int, key: str) -> None:
         heapq.heappush(self._deadlines, (deadline_ms, key))
-        # A key that is written again leaves its old deadline behind: sweep before those are the most.
+        # A key that is written again leaves its old deadline behind: rebuild before most of them are old.
         if len(self._deadlines) > 2 * len(self.records) + 1000:
             self._rebuild_deadlines()
 

@@ -1,10 +1,11 @@
-"""A node's lines: what it may answer without asking anybody. Bounded in number and bytes; a policy says which goes first.
+"""A node's lines: values that it may answer without asking another node. They are limited in number and bytes.
 
-States are those of MESI. M: this node wrote the value, and the memory does not have it yet. E: nobody else has a line. S:
-others may. I is the state of a key without a line. A line is *readable* once every node in the `must` of its version has
-dropped its older line.
+The states are those of MESI. M: this node wrote the value, and the backing store does not have it yet. E: no other node has a
+line. S: other nodes may have one. I: there is no line. A line is *readable* once the pending invalidations of its version are
+done.
 
-An M line is pinned: eviction passes it over and asks for its value to be written back early, after which it is like any other.
+A policy selects the line to evict. An M line is pinned: eviction skips it and requests an early write-back, after which it is
+like any other line.
 """
 
 from __future__ import annotations
@@ -12,36 +13,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dss_cache.core.directory import Stamps
+from dss_cache.core.events import Stamps
 from dss_cache.core.policy import Lru, Policy
 
 MODIFIED, EXCLUSIVE, SHARED, INVALID = "M", "E", "S", "I"
 
-#: What a line costs beside its key and value, for the bound in bytes.
+#: Bytes that a line takes in addition to its key and value.
 LINE_OVERHEAD_BYTES = 400
-#: Eviction looks at so many lines before it lets the cache grow until the pinned ones are written back.
+#: Pinned lines that eviction skips before it lets the cache grow until they are written back.
 EVICTION_SCAN_MAX = 16
 
-#: (key, from, to, why, version)
+#: (key, old state, new state, reason, version)
 OnChange = Callable[[str, str, str, str, int], None]
 
 
 class Line:
-    """One line. `state` is changed by `Lines` only."""
+    """One line. Only `Lines` changes its `state`."""
 
-    __slots__ = ("answer", "installed_at", "must", "readable", "size", "state", "value", "version")
+    __slots__ = ("answer", "installed_at", "pending_invalidations", "readable", "size", "state", "value", "version")
 
-    def __init__(self, state: str, version: int, value: bytes, must: Stamps, installed_at: float, size: int) -> None:
+    def __init__(
+        self, state: str, version: int, value: bytes, pending_invalidations: Stamps, installed_at: float, size: int
+    ) -> None:
         self.state = state
         self.version = version
         self.value = value
-        #: who must have dropped an older line before this one may be read
-        self.must = must
+        #: nodes that must have dropped an older line before this one may be read
+        self.pending_invalidations = pending_invalidations
         self.readable = False
-        #: the caller's clock, seconds
+        #: by the caller's clock, in seconds
         self.installed_at = installed_at
         self.size = size
-        #: what the doors answer for a hit; made once, at the first hit after a change
+        #: the answer for a hit, built at the first hit after a change
         self.answer: Any = None
 
 
@@ -49,9 +52,9 @@ class Lines:
     """The lines of a node.
 
     Args:
-        items_max, bytes_max: bounds; only pinned lines may exceed them, for a moment.
-        on_change: told of every transition, with its reason.
-        policy: which line goes when there is no room; by default the least recently used.
+        items_max, bytes_max: limits; only pinned lines may exceed them temporarily.
+        on_change: called for every transition, with its reason.
+        policy: selects the line to evict; by default the least recently used.
     """
 
     def __init__(self, items_max: int, bytes_max: int, on_change: OnChange, policy: Policy | None = None) -> None:
@@ -59,11 +62,11 @@ class Lines:
         self.bytes_max = bytes_max
         self.bytes = 0
         self.evictions = 0
-        #: eviction met a pinned line: write back soon
+        #: eviction skipped a pinned line: write back soon
         self.wants_write_back = False
         self.by_key: dict[str, Line] = {}
         self._policy = policy if policy is not None else Lru()
-        #: the line was used; called for every hit
+        #: records a use of the line; called for every hit
         self.used: Callable[[str], None] = self._policy.used
         self._on_change = on_change
 
@@ -71,17 +74,25 @@ class Lines:
         return len(self.by_key)
 
     def get(self, key: str) -> Line | None:
-        """The line, without counting as a use."""
+        """The line. Does not count as a use."""
         return self.by_key.get(key)
 
     def recent_first(self) -> Iterator[tuple[str, Line]]:
-        """Most recently used first."""
+        """All lines, the most recently used first."""
         return ((key, self.by_key[key]) for key in self._policy.recent_first())
 
     def install(
-        self, key: str, state: str, version: int, value: bytes, must: Stamps, readable: bool, now: float, why: str
+        self,
+        key: str,
+        state: str,
+        version: int,
+        value: bytes,
+        pending_invalidations: Stamps,
+        readable: bool,
+        now: float,
+        why: str,
     ) -> Line | None:
-        """Put a line in the place of whatever was there, then evict. None when the line itself had no room."""
+        """Add or replace a line, then evict. None if the line itself was evicted."""
         old = self.by_key.get(key)
         if old is None:
             self._policy.added(key)
@@ -89,7 +100,7 @@ class Lines:
             self.bytes -= old.size
             self._policy.used(key)
         size = LINE_OVERHEAD_BYTES + len(key) + len(value)
-        line = self.by_key[key] = Line(state, version, value, must, now, size)
+        line = self.by_key[key] = Line(state, version, value, pending_invalidations, now, size)
         line.readable = readable
         self.bytes += size
         self._on_change(key, old.state if old is not None else INVALID, state, why, version)
@@ -103,7 +114,7 @@ class Lines:
             self._on_change(key, old, state, why, line.version)
 
     def drop(self, key: str, why: str) -> bool:
-        """Invalidate a line; False when there is none."""
+        """Invalidate a line; False if there is none."""
         line = self.by_key.pop(key, None)
         if line is None:
             return False
@@ -113,7 +124,7 @@ class Lines:
         return True
 
     def flush(self, why: str) -> int:
-        """Invalidate all lines, and say how many there were."""
+        """Invalidate all lines. Returns how many there were."""
         count = len(self.by_key)
         for key in list(self.by_key):
             self.drop(key, why)
@@ -128,10 +139,10 @@ class Lines:
             self.evictions += 1
 
     def _victim(self) -> str | None:
-        for looked_at, key in enumerate(self._policy.victims()):
+        for skipped, key in enumerate(self._policy.victims()):
             if self.by_key[key].state != MODIFIED:
                 return key
             self.wants_write_back = True
-            if looked_at >= EVICTION_SCAN_MAX:
+            if skipped >= EVICTION_SCAN_MAX:
                 break
         return None

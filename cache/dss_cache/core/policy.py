@@ -1,15 +1,15 @@
-"""Which line goes when there is no room: the least recently used (LRU), or W-TinyLFU (Einziger, Friedman, Manes 2017).
+"""Eviction policies: least recently used (LRU) and W-TinyLFU (Einziger, Friedman, Manes 2017).
 
-W-TinyLFU keeps a count of recent uses for every key, also for keys without a line, and lets a new line stay only if it is used more
-often than the one that would have to go. So one pass over many keys does not drive out what is used all the time.
+W-TinyLFU counts the recent uses of every key, also of keys without a line. A new line stays only if its key is used more often
+than that of the line that would be evicted instead. So a single scan over many keys does not evict the keys in constant use.
 
     new ──> window ──> probation <──> protected
-             (LRU)      the oldest of probation and the newcomer from the window compare counts; the loser goes
+             (LRU)      the oldest line of probation competes with the newcomer from the window: the lower count is evicted
 
-The window is a fixed share of the lines. One that adapts itself (Einziger et al. 2018) was tried: on the traces of
+The window is a fixed share of the lines. An adaptive window (Einziger et al. 2018) was tried: on the traces of
 `benchmarks/bench_cache_policies.py` it gained at most one point where only recency counts, and lost one or two elsewhere.
 
-A policy knows keys, not lines. It may name a line that has to stay; `Lines` then takes the next.
+A policy knows keys, not lines. It may select a pinned line; `Lines` then takes the next one.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from typing import Protocol
 
 from dss_cache.core.sketch import FrequencySketch
 
-#: The share of the lines that is protected against newcomers, once used a second time.
+#: Share of the lines outside the window that is protected; a line enters it with its second use.
 PROTECTED_SHARE = 0.8
-#: The share of the lines that newcomers have for themselves: more of it is better when mostly the latest keys are used.
+#: Share of the lines reserved for newcomers. A larger one is better if mostly the latest keys are used.
 WINDOW_SHARE = 0.05
-#: Uses that are remembered until the next line comes; of more than that the oldest are forgotten.
+#: Uses that are buffered until the next line is added; older ones are dropped.
 USES_BUFFERED_MAX = 256
 
 
 class Policy(Protocol):
-    """Told of every line that comes, is used and goes."""
+    """Follows which lines are added, used and removed, and selects the lines to evict."""
 
     def added(self, key: str) -> None:
-        """A key without a line has one."""
+        """A line was added."""
 
     @property
     def used(self) -> Callable[[str], None]:
         """A line was read or replaced."""
 
     def removed(self, key: str) -> None:
-        """A line is gone, whatever for."""
+        """A line was removed, for any reason."""
 
     def victims(self) -> Iterator[str]:
-        """All lines, the one that should go first ahead. Nothing may change while it is read."""
+        """All keys in the order of eviction. No line may change during the iteration."""
 
     def recent_first(self) -> Iterator[str]:
-        """All lines, the most recently used ahead."""
+        """All keys, the most recently used first."""
 
 
 class Lru:
-    """The least recently used goes first."""
+    """Evicts the least recently used line first."""
 
     def __init__(self) -> None:
         self._order: OrderedDict[str, None] = OrderedDict()
-        #: called for every hit: nothing in between
+        #: called for every hit, so it is the dictionary's own method
         self.used: Callable[[str], None] = self._order.move_to_end
         self.removed: Callable[[str], None] = self._order.__delitem__
 
@@ -69,10 +69,10 @@ class Lru:
 
 
 class WTinyLfu:
-    """See the module.
+    """See the module's docstring.
 
     Args:
-        items_max: lines there is room for.
+        items_max: capacity in lines.
     """
 
     def __init__(self, items_max: int) -> None:
@@ -84,9 +84,9 @@ class WTinyLfu:
         self._protected: OrderedDict[str, None] = OrderedDict()
         self._by_use: OrderedDict[str, None] = OrderedDict()
         self._buffer: deque[str] = deque(maxlen=USES_BUFFERED_MAX)
-        #: called for every hit, so it only takes a note: where a line stands matters when another one comes
+        #: called for every hit, so it only buffers the key: the order matters when a line is added
         self.used: Callable[[str], None] = self._buffer.append
-        #: the newcomer in probation that has not been compared yet; "": none
+        #: the newcomer in probation that has not competed yet; "": none
         self._candidate = ""
 
     def added(self, key: str) -> None:
@@ -117,7 +117,7 @@ class WTinyLfu:
         return reversed(self._by_use)
 
     def _catch_up(self) -> None:
-        """Move what was used since the last line came."""
+        """Apply the uses since the last line was added."""
         by_use, window, probation, protected = self._by_use, self._window, self._probation, self._protected
         for key in self._buffer:
             if key not in by_use:
@@ -137,5 +137,5 @@ class WTinyLfu:
 
 
 def make_policy(name: str, items_max: int) -> Policy:
-    """The policy that the settings name."""
+    """The policy with this name in the settings."""
     return WTinyLfu(items_max) if name == "w-tinylfu" else Lru()

@@ -1,26 +1,26 @@
-"""How often keys were used lately, for very many keys in little room: a count-min sketch (Cormode, Muthukrishnan 2005) that ages.
+"""Approximate counts of recent uses for very many keys in little memory: a count-min sketch (Cormode, Muthukrishnan 2005).
 
-After some number of uses all counts are halved, so that what was popular once does not stay so (Einziger, Friedman, Manes 2017).
+After a number of uses all counts are halved, so that old popularity fades (Einziger, Friedman, Manes 2017).
 """
 
 from __future__ import annotations
 
 from zlib import crc32
 
-#: Counts stop here: what matters is which is higher, not by how much.
+#: Counts stop here: only which count is higher matters, not by how much.
 COUNT_MAX = 15
 ROWS = 4
 WIDTH_MIN, WIDTH_MAX = 64, 1 << 22
-#: Uses between two halvings, for each line there is room for.
+#: Uses between two halvings, for each line of the capacity.
 USES_PER_ITEM = 10
 _HALVED = bytes(count >> 1 for count in range(256))
 
 
 class FrequencySketch:
-    """About how often a key was used lately, in a few bytes for each line (a count-min sketch, halved now and then).
+    """About how often a key was used recently, in a few bytes for each line.
 
     Args:
-        items_max: lines there is room for.
+        items_max: capacity in lines.
     """
 
     def __init__(self, items_max: int) -> None:
@@ -33,9 +33,9 @@ class FrequencySketch:
 
     def add(self, key: str) -> None:
         counts = self._counts
-        for place in self._places(key):
-            if counts[place] < COUNT_MAX:
-                counts[place] += 1
+        for position in self._positions(key):
+            if counts[position] < COUNT_MAX:
+                counts[position] += 1
         self._uses += 1
         if self._uses >= self._uses_max:
             self._uses //= 2
@@ -43,10 +43,10 @@ class FrequencySketch:
 
     def count(self, key: str) -> int:
         counts = self._counts
-        return min([counts[place] for place in self._places(key)])
+        return min([counts[position] for position in self._positions(key)])
 
-    def _places(self, key: str) -> tuple[int, int, int, int]:
-        """Where the key counts: one place in each row, by double hashing."""
+    def _positions(self, key: str) -> tuple[int, int, int, int]:
+        """The key's counters: one in each row, by double hashing."""
         width, mask = self._width, self._mask
         first = crc32(key.encode())
         step = (first * 0x9E3779B1 >> 13) | 1

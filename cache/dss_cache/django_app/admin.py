@@ -1,4 +1,4 @@
-"""The admin's view of this node's lines, live, and of the embedded memory's table."""
+"""The admin's live list of this node's lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dss_api import running
 from dss_cache.django_app.models import LineRow
 from dss_cache.service import CacheService, service_of
 
-#: A list shows so many rows at most: the snapshot is taken between two calls that others wait for.
+#: Rows in a list at most: they are copied in the event loop, while other calls wait.
 ROWS_MAX = 5_000
 VALUE_LENGTH_SHOWN = 200
 

@@ -1,4 +1,4 @@
-"""Django's entry for the cache."""
+"""Django's app configuration of the cache."""
 
 from __future__ import annotations
 

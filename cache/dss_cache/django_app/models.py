@@ -1,4 +1,4 @@
-"""The embedded memory's table, and the rows of the admin's list."""
+"""The table of the backing store `django`, and the rows of the admin's list."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.db import models
 
 
 class StoredValue(models.Model):
-    """A value at rest in this node's own memory (`dss_cache/memory_django.py` reads and writes it in SQL)."""
+    """A value in this node's own backing store. `django_store.py` reads and writes it in SQL."""
 
     key = models.CharField(primary_key=True, max_length=512)
     version = models.BigIntegerField()
@@ -21,12 +21,14 @@ class StoredValue(models.Model):
 
 
 class LineRow(models.Model):
-    """A line of this node. It is taken from memory; no database table stands behind it."""
+    """A line of this node. The rows come from the running node; there is no database table."""
 
     key = models.CharField(primary_key=True, max_length=512)
-    state = models.CharField(max_length=1, help_text="M: written here, not yet in the memory; E: alone; S: others may have it")
+    state = models.CharField(
+        max_length=1, help_text="M: written here, not yet in the backing store; E: only here; S: other nodes may have it"
+    )
     version = models.BigIntegerField()
-    readable = models.BooleanField(help_text="Every other node has dropped its older line")
+    readable = models.BooleanField(help_text="All other nodes have dropped their older lines")
     bytes = models.IntegerField()
     age_ms = models.BigIntegerField("age (ms)")
     value = models.TextField()

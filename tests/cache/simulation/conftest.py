@@ -1,4 +1,4 @@
-"""The simulation is a set of modules beside each other; its tests import them as such."""
+"""Makes the simulation's modules importable for its tests."""
 
 import sys
 from pathlib import Path

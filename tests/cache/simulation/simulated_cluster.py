@@ -1,11 +1,10 @@
-"""A cluster's caches without I/O: the real directory, lines, leases and near caches on an adversary's network, clock and log.
+"""The caches of a cluster without I/O: the real directory, lines, leases and near caches; an adversary controls network, clock, log.
 
-Every method of `Simulation` is one step of the adversary; a step that makes no sense at the moment does nothing. Any order of steps
-must keep the promise, which is checked at every answered read (`StaleRead`) against everything that was answered before the read
-began.
+Every method of `Simulation` is one step of the adversary. A step that is not possible at the moment does nothing. The promise must
+hold for any order of steps. Every answered read is checked (`StaleRead`) against everything that was answered before it began.
 
-Raft is taken as given: there is one log, an entry is committed or lost with its leader, and each node applies the log at its own
-speed. `Flaws` are mistakes one could make; the tests show that each of them is found.
+Raft is assumed to be correct: there is one log, an entry is committed or lost with its leader, and each node applies the log at
+its own speed. `Flaws` are possible mistakes; the tests show that the simulation finds each of them.
 """
 
 from __future__ import annotations
@@ -16,40 +15,41 @@ from typing import Any
 
 import msgspec
 from simulated_node import SimNode, apply_entry
-from simulated_parts import KEYS, NO_FLAWS, Entry, Flaws, Message, Read, Write
+from simulated_parts import KEYS, NO_FLAWS, Entry, Flaws, Read, SimMessage, Write
 
 from dss_cache.core.commands import Delete, Put, Revoke, WrittenBack
-from dss_cache.core.directory import Directory, Written
+from dss_cache.core.directory import Directory
+from dss_cache.core.events import Written
 from dss_raft.replication.machine import Origin
 
 
 @dataclass
 class Simulation:
-    """See the module."""
+    """See the module's docstring."""
 
     flaws: Flaws = NO_FLAWS
     size: int = 3
     now: float = 0.0
     log: list[Entry] = field(default_factory=list)
-    #: proposed to the present leader, not committed yet
+    #: proposed to the current leader, not committed yet
     proposed: list[Entry] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    #: what it has held, latest last
-    memory: dict[str, list[tuple[int, bytes | None]]] = field(default_factory=dict)
+    messages: list[SimMessage] = field(default_factory=list)
+    #: the versions that the backing store has had, latest last
+    store: dict[str, list[tuple[int, bytes | None]]] = field(default_factory=dict)
     term: int = 1
     leader: str = "n1"
     puts: int = 0
     reads_answered: int = 0
-    #: a read was stale: nothing else that goes wrong from then on says anything
+    #: a read was stale: later errors mean nothing
     is_broken: bool = False
 
     def __post_init__(self) -> None:
-        #: the newest version of each key that anybody has been shown
+        #: the newest version of each key that a client has been shown
         self.shown: dict[str, int] = {}
-        #: what each version holds, and when it came about
+        #: the value of each version, and the index at which it was written
         self.values: dict[tuple[str, int], bytes | None] = {}
         self.history: dict[str, list[tuple[int, int]]] = {key: [] for key in KEYS}
-        #: applies every entry at once: what is true
+        #: applies every entry immediately: the true state
         self._truth = Directory()
         self._sessions: dict[str, int] = {}
         self.nodes: dict[str, SimNode] = {}
@@ -58,7 +58,7 @@ class Simulation:
             self.nodes[f"n{number}"] = SimNode(self, f"n{number}", rate)
         self._lead()
 
-    # ------------------------------------------------------------ what is true
+    # ----------------------------------------------------------- the true state
 
     def saw(self, key: str, version: int) -> None:
         self.shown[key] = max(version, self.shown.get(key, 0))
@@ -74,7 +74,7 @@ class Simulation:
         self.proposed.append(entry)
 
     def commit(self, count: int = 1) -> None:
-        """The next entries are committed; each carries the leader's stamp."""
+        """Commit the next entries, each with the leader's time."""
         for _ in range(min(count, len(self.proposed))):
             entry = self.proposed.pop(0)
             entry.at_ms = max(int(self.now * 1000), self.log[-1].at_ms if self.log else 0)
@@ -90,14 +90,14 @@ class Simulation:
                     self.history[event.key].append((index, event.version))
 
     def apply(self, node: str, count: int = 1) -> None:
-        """A node applies what is committed."""
+        """A node applies committed entries."""
         one = self._awake(node)
         if one is not None:
             for _ in range(min(count, len(self.log) - one.applied)):
                 one.apply_next()
 
     def work(self, connected: list[str], likely: Callable[[], bool] = lambda: True) -> None:
-        """Among the connected nodes everything goes its way, each step of it if it is likely."""
+        """The connected nodes make all the steps they can, each with the probability of `likely`."""
         if self.leader in connected and likely():
             self.commit(len(self.proposed))
         for node in connected:
@@ -115,7 +115,7 @@ class Simulation:
         for node in connected:
             if self.leader in connected and likely():
                 self.learn_leader(node)
-            for step in (self.poke, self.fill, self.land):
+            for step in (self.poke, self.fill, self.finish):
                 if likely():
                     step(node)
 
@@ -138,7 +138,7 @@ class Simulation:
         self.propose(Entry(command, origin))
 
     def get(self, node: str, key: str) -> None:
-        """A get begins; a hit ends it at once."""
+        """Begin a get. A hit ends it immediately."""
         one = self._awake(node)
         if one is not None:
             read = Read(key, self.shown.get(key, 0), one.near.flights_begun)
@@ -146,50 +146,52 @@ class Simulation:
             one.poke(read)
 
     def poke(self, node: str) -> None:
-        """Reads that wait look again."""
+        """Waiting reads look again."""
         one = self._awake(node)
         for read in [read for read in one.reads if read.flight is None] if one is not None else []:
             one.poke(read)
 
     def fill(self, node: str) -> None:
-        """Values arrive for fetches that were applied."""
+        """The values of applied fetches arrive."""
         one = self._awake(node)
-        for airborne in list(one.air.values()) if one is not None else []:
-            if airborne.row is not None and not airborne.has_value:
-                one.look_into_memory(airborne)
+        for fetch in list(one.flights.values()) if one is not None else []:
+            if fetch.row is not None and not fetch.has_value:
+                one.read_store(fetch)
 
-    def land(self, node: str) -> None:
-        """Fetches that have their value, and may be shown, end."""
+    def finish(self, node: str) -> None:
+        """Finish the fetches that have their value and may be shown."""
         one = self._awake(node)
-        for airborne in list(one.air.values()) if one is not None else []:
-            if airborne.row is not None and airborne.has_value:
-                one.land(airborne)
+        for fetch in list(one.flights.values()) if one is not None else []:
+            if fetch.row is not None and fetch.has_value:
+                one.finish(fetch)
 
-    # -------------------------------------------------------------------- memory
+    # ------------------------------------------------------------- backing store
 
     def write_back(self, node: str, key: str) -> None:
-        """A node brings the value it takes for dirty to the memory, and says so."""
+        """A node writes back a value that is dirty in its directory, and reports it."""
         one = self._awake(node)
         record = one.directory.records.get(key) if one is not None else None
         if one is None or record is None or not record.dirty:
             return
-        if record.absent and not one.near.acknowledgements.covers(record.must):
+        if record.absent and not one.near.acknowledgements.covers(record.pending_invalidations):
             return
-        held = self.memory.setdefault(key, [(0, None)])
+        held = self.store.setdefault(key, [(0, None)])
         if held[-1][0] < record.version:
             held.append((record.version, record.value))
         self.propose(Entry(WrittenBack(items=[(key, record.version)]), one.origin()))
 
     def lose(self, key: str) -> None:
-        """The memory fails over to a replica that lags: what it had before is back."""
-        if len(self.memory.get(key, ())) > 1:
-            self.memory[key].pop()
+        """The backing store fails over to a replica that lags: its previous version is back."""
+        if len(self.store.get(key, ())) > 1:
+            self.store[key].pop()
 
     # ------------------------------------------------------------------- network
 
     def send(self, sender: SimNode, to: str, kind: str, content: Any) -> None:
         self.messages.append(
-            Message(sender.node_id, sender.incarnation, to, self.nodes[to].incarnation if to in self.nodes else 1, kind, content)
+            SimMessage(
+                sender.node_id, sender.incarnation, to, self.nodes[to].incarnation if to in self.nodes else 1, kind, content
+            )
         )
 
     def deliver(self, which: int) -> None:
@@ -216,7 +218,7 @@ class Simulation:
             one.ask_lease()
 
     def confirm(self, node: str) -> None:
-        """Quorum rounds end: they succeed for the leader of the newest term alone."""
+        """Quorum rounds end. They succeed only for the leader of the newest term."""
         one = self._awake(node)
         if one is None:
             return
@@ -227,23 +229,23 @@ class Simulation:
                 one.confirmed(peer, token)
 
     def tick(self, node: str) -> None:
-        """A node that believes to lead revokes whom a write waits for and whose lease is over."""
+        """A node that believes to lead revokes the nodes that a write waits for and whose lease is over."""
         one = self._awake(node)
         if one is None or not one.believes_to_lead:
             return
         if node == self.leader and one.believes_to_lead == self.term:
             self._agree_lease(one)
         if self.flaws.revoke_without_waiting:
-            one.granted._first_end = 0
+            one.granted._earlier_end = 0
             one.granted._ends.clear()
         for overdue in one.granted.overdue(one.directory.awaited, one.near.acknowledgements.applied, one.clock()):
             if node == self.leader and one.believes_to_lead == self.term:
                 self.propose(Entry(Revoke(node=overdue, term=one.granted.term), Origin("", 0, 0)))
 
     def _agree_lease(self, leader: SimNode) -> None:
-        command = leader.granted.to_agree(leader.directory.lease_ms, leader.clock())
+        command = leader.granted.next_proposal(leader.directory.lease_ms, leader.clock())
         if command is not None:
-            leader.granted.agreeing()
+            leader.granted.proposed()
             self.propose(Entry(command, Origin("", 0, 0)))
 
     # -------------------------------------------------------------------- faults
@@ -258,7 +260,7 @@ class Simulation:
         self.nodes[node].is_paused = False
 
     def restart(self, node: str, snapshot_of: str = "") -> None:
-        """kill -9, and a new process; with a snapshot it need not apply the log from its beginning."""
+        """kill -9 and a new process. With a snapshot it need not apply the log from the beginning."""
         one = self.nodes[node]
         if node == self.leader:
             self.lead(next(name for name in self.nodes if name != node))
@@ -267,10 +269,10 @@ class Simulation:
         self.restore(node, snapshot_of)
 
     def restore(self, node: str, snapshot_of: str) -> None:
-        """A node gets another one's snapshot in place of the log."""
+        """A node gets another node's snapshot instead of the log."""
         one, other = self._awake(node), self.nodes.get(snapshot_of)
         if one is None or other is None or other.applied <= one.applied or node == self.leader:
-            return  # a leader has every entry of its own
+            return  # a leader has all entries itself
         old = one.directory.stamp
         one.directory.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(other.directory.snapshot())))
         one.sessions = dict(other.sessions)
@@ -279,19 +281,19 @@ class Simulation:
             one.answered(one.near.acknowledgements.advance(node, one.directory.stamp))
         else:
             one.answered(one.near.restored(one.directory.stamp, one.directory.voided))
-        # A read or write whose command went by unseen is told so; that is nobody's answer.
-        for airborne in list(one.fetches.values()):
-            for read in airborne.readers:
+        # Reads and writes whose command is in the snapshot get no answer: they are dropped.
+        for fetch in list(one.submitted.values()):
+            for read in fetch.readers:
                 one.reads.remove(read)
-            one.near.end(airborne.flight)
-            del one.air[airborne.flight]
-        one.fetches.clear()
+            one.near.end(fetch.flight)
+            del one.flights[fetch.flight]
+        one.submitted.clear()
         one.writes.clear()
         one.near.lease.applied(one.applied)
         one.announce()
 
     def lead(self, node: str, kept: int = 0) -> None:
-        """Another leader: `kept` of the proposed entries were in its log, the others are lost or sent again."""
+        """Elect another leader. It has `kept` of the proposed entries in its log; the others are lost or sent again."""
         if node == self.leader or self._awake(node) is None:
             return
         self.commit(kept)
@@ -301,7 +303,7 @@ class Simulation:
         self._lead()
 
     def learn_leader(self, node: str) -> None:
-        """A node, perhaps a deposed leader, hears who leads."""
+        """A node, perhaps a deposed leader, learns who leads."""
         one = self._awake(node)
         if one is not None:
             one.leader = self.leader
@@ -319,10 +321,10 @@ class Simulation:
         one = self.nodes[node]
         return None if one.is_paused else one
 
-    # ------------------------------------------------------------------- the end
+    # ------------------------------------------------------------------ quiescence
 
     def calm_down(self) -> None:
-        """Faults end: everything under way must come to an end."""
+        """Faults end: everything in progress must finish."""
         for node in self.nodes:
             self.resume(node)
         for _ in range(200):
@@ -339,13 +341,13 @@ class Simulation:
                 self.confirm(node)
                 self.poke(node)
                 self.fill(node)
-                self.land(node)
+                self.finish(node)
             if self.is_quiet:
                 return
 
     @property
     def is_quiet(self) -> bool:
-        """Every read and write is answered."""
+        """All reads and writes are answered."""
         return all(
             not node.reads and not node.writes and not any(node.near.acknowledgements.awaited().values())
             for node in self.nodes.values()

@@ -1,16 +1,17 @@
-"""One node of the simulation: what stands around a near cache in the running service, without its I/O."""
+"""One node of the simulation: the near cache and what the running service has around it, without I/O."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from simulated_parts import LEASES_S, Entry, FlightInAir, Read, StaleRead, Write
+from simulated_parts import LEASES_S, Entry, Read, SimFetch, StaleRead, Write
 
 from dss_api.result import Result
 from dss_cache.core.coherence import Flight, NearCache, Step
 from dss_cache.core.commands import Fetch, Lost
-from dss_cache.core.directory import Cleaned, Directory, Fetch1, Fetched, LeaseAgreed, Voided, Written
+from dss_cache.core.directory import Directory, FetchRow
+from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Voided, Written
 from dss_cache.core.leases import Acknowledgements, GrantedLeases, HeldLease
 from dss_cache.core.lines import Lines
 from dss_raft.replication.machine import Origin
@@ -18,16 +19,16 @@ from dss_raft.replication.machine import Origin
 if TYPE_CHECKING:
     from simulated_cluster import Simulation
 
-    from dss_cache.core.directory import Stamps
+    from dss_cache.core.events import Stamps
 
 
 class SimNode:
-    """One node: what survives a crash is only its place in the cluster."""
+    """One node. Nothing in it survives a crash."""
 
     def __init__(self, simulation: Simulation, node_id: str, rate: float) -> None:
         self.simulation = simulation
         self.node_id = node_id
-        #: how fast its clock runs
+        #: rate of its clock
         self.rate = rate
         self.incarnation = 0
         self.seq = 0
@@ -41,7 +42,7 @@ class SimNode:
         self.is_up = True
         self.applied = 0
         self.sessions: dict[str, int] = {}
-        self.directory = _Forgetful() if flaws.writer_not_in_must else Directory()
+        self.directory = _Forgetful() if flaws.writer_not_in_pending else Directory()
         self.lines = Lines(items_max=1, bytes_max=10_000_000, on_change=lambda *_: None)
         self.near: NearCache[Write] = NearCache(self.node_id, self.incarnation, self.lines, self.lease_s)
         if flaws.no_lease_check:
@@ -49,13 +50,13 @@ class SimNode:
         if flaws.answer_before_covered:
             self.near.acknowledgements = _Careless()
         self.granted = _Hasty(self.lease_s) if flaws.longer_leases_declared_over_at_once else GrantedLeases(self.lease_s)
-        #: the term it leads in, as far as it knows; 0: it does not lead
+        #: the term in which it believes to lead; 0: it does not
         self.believes_to_lead = 0
-        #: the leader it has heard of
+        #: the leader, as far as it knows
         self.leader = self.simulation.leader
         self.writes: dict[Origin, Write] = {}
-        self.fetches: dict[Origin, FlightInAir] = {}
-        self.air: dict[Flight, FlightInAir] = {}
+        self.submitted: dict[Origin, SimFetch] = {}
+        self.flights: dict[Flight, SimFetch] = {}
         self.reads: list[Read] = []
         self.confirming: list[tuple[str, int]] = []
         self.simulation.propose(Entry(None, Origin(self.node_id, self.incarnation, 0)))
@@ -81,19 +82,19 @@ class SimNode:
         write = self.writes.pop(entry.origin, None)
         if write is not None and result is not None:
             self._written(write, result.body["version"], result.body["must"])
-        airborne = self.fetches.pop(entry.origin, None)
-        if airborne is not None and result is not None:
-            self._fetched(airborne, result.body)
+        fetch = self.submitted.pop(entry.origin, None)
+        if fetch is not None and result is not None:
+            self._fetched(fetch, result.body)
         self.near.lease.applied(10**9 if self.simulation.flaws.grant_ignores_index else self.applied)
         self.announce()
 
     def _events(self, events: list[Any]) -> None:
         near, flaws = self.near, self.simulation.flaws
         for event in events:
-            over: list[Write] = []
+            done: list[Write] = []
             if isinstance(event, Written):
                 flight = near.flights.get(event.key)
-                over = near.written(event, self.clock())
+                done = near.written(event, self.clock())
                 line = self.lines.get(event.key)
                 if flaws.own_line_readable_at_once and line is not None:
                     line.readable = True
@@ -101,38 +102,38 @@ class SimNode:
                     flight.overtaken = False
                     near.flights[event.key] = flight
             elif isinstance(event, Fetched):
-                over = near.fetched(event)
+                done = near.fetched(event)
             elif isinstance(event, Cleaned):
                 near.cleaned(event)
             elif isinstance(event, Voided):
                 if flaws.revoked_node_keeps_lines and event.node == self.node_id:
                     event = msgspec.structs.replace(event, node="nobody")
-                over = near.voided(event)
+                done = near.voided(event)
                 self.granted.voided(event.node, self.granted.term if flaws.any_voiding_ends_revoking else event.term)
             elif isinstance(event, LeaseAgreed):
                 own_ms = round(self.lease_s * 1000)
                 self.granted.agreed(event.term, own_ms if flaws.new_leader_waits_for_its_own_length else event.lease_ms)
                 if flaws.new_leader_does_not_wait:
-                    self.granted._first_end = 0.0
-            self.answered(over)
+                    self.granted._earlier_end = 0.0
+            self.answered(done)
 
-    def _written(self, write: Write, version: int, must: Stamps) -> None:
+    def _written(self, write: Write, version: int, pending: Stamps) -> None:
         write.version = version
-        if not self.near.acknowledgements.wait(must, write):
+        if not self.near.acknowledgements.wait(pending, write):
             self.answered([write])
 
     def answered(self, writes: list[Write]) -> None:
         for write in writes:
             self.simulation.saw(write.key, write.version)
 
-    def _fetched(self, airborne: FlightInAir, body: dict[str, Any]) -> None:
-        airborne.index = self.applied
+    def _fetched(self, fetch: SimFetch, body: dict[str, Any]) -> None:
+        fetch.index = self.applied
         if "rows" in body:
-            airborne.row = body["rows"][0]
+            fetch.row = body["rows"][0]
         elif body["lost"]:
-            airborne.row = Fetch1(body["version"], True, None, "I", 0, body["must"], 0)
+            fetch.row = FetchRow(body["version"], True, None, "I", 0, body["must"], 0)
         else:
-            self.fetch(airborne)
+            self.submit_fetch(fetch)
 
     def announce(self) -> None:
         near = self.near
@@ -148,7 +149,7 @@ class SimNode:
     # ------------------------------------------------------------------- reading
 
     def poke(self, read: Read) -> None:
-        """Let a read that is under no flight look again."""
+        """Let a read that waits for no fetch look again."""
         near, flaws = self.near, self.simulation.flaws
         now = self.clock()
         step = near.step(read.key, now, read.begun, read.can_renew)
@@ -163,57 +164,57 @@ class SimNode:
             self.ask_lease()
             read.can_renew = False
         elif step is Step.JOIN:
-            self._board(read, self.air[near.flights[read.key]])
+            self._join(read, self.flights[near.flights[read.key]])
         elif step is Step.BEGIN:
             flight = near.begin(read.key)
-            airborne = self.air[flight] = FlightInAir(flight)
-            self._board(read, airborne)
-            self.fetch(airborne)
+            fetch = self.flights[flight] = SimFetch(flight)
+            self._join(read, fetch)
+            self.submit_fetch(fetch)
 
-    def _board(self, read: Read, airborne: FlightInAir) -> None:
-        read.flight = airborne
-        airborne.readers.append(read)
+    def _join(self, read: Read, fetch: SimFetch) -> None:
+        read.flight = fetch
+        fetch.readers.append(read)
 
-    def fetch(self, airborne: FlightInAir) -> None:
-        self._submit_for(airborne, Fetch(keys=[airborne.flight.key]))
+    def submit_fetch(self, fetch: SimFetch) -> None:
+        self._submit_for(fetch, Fetch(keys=[fetch.flight.key]))
 
-    def _submit_for(self, airborne: FlightInAir, command: Any) -> None:
+    def _submit_for(self, fetch: SimFetch, command: Any) -> None:
         origin = self.origin()
-        airborne.row, airborne.has_value = None, False
-        self.fetches[origin] = airborne
+        fetch.row, fetch.has_value = None, False
+        self.submitted[origin] = fetch
         self.simulation.propose(Entry(command, origin))
 
-    def look_into_memory(self, airborne: FlightInAir) -> None:
-        """The value arrives: from the directory if it is dirty, else from the memory."""
-        row = airborne.row
+    def read_store(self, fetch: SimFetch) -> None:
+        """The value arrives: from the directory if it is dirty, else from the backing store."""
+        row = fetch.row
         assert row is not None
         if row.absent or row.value is not None:
-            airborne.value, airborne.has_value = row.value, True
+            fetch.value, fetch.has_value = row.value, True
             return
-        key = airborne.flight.key
-        version, value = self.simulation.memory.get(key, [(0, None)])[-1]
+        key = fetch.flight.key
+        version, value = self.simulation.store.get(key, [(0, None)])[-1]
         if version > row.version:
-            self.fetch(airborne)
-        elif version < row.version and not (self.simulation.flaws.older_memory_is_good_enough and version):
-            self._submit_for(airborne, Lost(key=key, version=row.version))
+            self.submit_fetch(fetch)
+        elif version < row.version and not (self.simulation.flaws.older_stored_version_accepted and version):
+            self._submit_for(fetch, Lost(key=key, version=row.version))
         else:
-            airborne.value, airborne.has_value = value, True
+            fetch.value, fetch.has_value = value, True
 
-    def land(self, airborne: FlightInAir) -> None:
-        row = airborne.row
+    def finish(self, fetch: SimFetch) -> None:
+        row = fetch.row
         assert row is not None
-        if not self.near.acknowledgements.covers(row.must):
+        if not self.near.acknowledgements.covers(row.pending_invalidations):
             return
         if not row.absent:
-            assert airborne.value is not None
-            self.near.land(airborne.flight, row, airborne.value, self.clock())
-        self.near.end(airborne.flight)
-        del self.air[airborne.flight]
-        version = self.simulation.version_at(airborne.flight.key, airborne.index) if row.absent else row.version
-        for read in airborne.readers:
-            if self.simulation.flaws.absence_serves_all or self.near.serves(airborne.flight, read.begun, row.absent):
+            assert fetch.value is not None
+            self.near.install(fetch.flight, row, fetch.value, self.clock())
+        self.near.end(fetch.flight)
+        del self.flights[fetch.flight]
+        version = self.simulation.version_at(fetch.flight.key, fetch.index) if row.absent else row.version
+        for read in fetch.readers:
+            if self.simulation.flaws.absence_serves_all or self.near.serves(fetch.flight, read.begun, row.absent):
                 self.reads.remove(read)
-                self._answer(read, version, airborne.value)
+                self._answer(read, version, fetch.value)
             else:
                 read.flight = None
 
@@ -232,11 +233,11 @@ class SimNode:
     # -------------------------------------------------------------------- leases
 
     def ask_lease(self) -> None:
-        token = self.near.lease.ask(self.clock())
+        token = self.near.lease.request(self.clock())
         self.simulation.send(self, self.leader, "renew", token)
 
     def confirmed(self, peer: str, token: int) -> None:
-        """A quorum has confirmed that this node leads, since the request arrived."""
+        """A quorum has confirmed this node's leadership since the request arrived."""
         flaws, now = self.simulation.flaws, self.clock()
         if not flaws.grant_while_revoking and not self.granted.may_grant(peer, now):
             return
@@ -252,7 +253,7 @@ class SimNode:
         elif kind == "grant":
             token, must_apply, lease_s = content
             if self.simulation.flaws.lease_counts_from_grant:
-                self.near.lease.ask(self.clock())
+                self.near.lease.request(self.clock())
                 token = self.near.lease._token
             if self.simulation.flaws.lease_as_long_as_ones_own:
                 lease_s = self.lease_s
@@ -276,10 +277,10 @@ class _Hasty(GrantedLeases):
 
 
 class _Careless(Acknowledgements[Write]):
-    def covers(self, must: Any) -> bool:
+    def covers(self, pending: Any) -> bool:
         return True
 
-    def missing(self, must: Any) -> dict[str, int]:
+    def missing(self, pending: Any) -> dict[str, int]:
         return {}
 
 
@@ -291,7 +292,7 @@ class _Forgetful(Directory):
 
 
 def apply_entry(directory: Directory, sessions: dict[str, int], entry: Entry, index: int) -> Any:
-    """As a replica does: an incarnation that is over has no effect, a new one voids the old one."""
+    """Apply like a replica: commands of an ended incarnation have no effect; a new incarnation voids the old one."""
     origin = entry.origin
     if origin.node:
         incarnation = sessions.get(origin.node, 0)

@@ -1,4 +1,4 @@
-"""What the simulation is made of, and the mistakes it can make on purpose."""
+"""The parts of the simulation, and the flaws that it can have on purpose."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dss_cache.core.coherence import Flight
-from dss_cache.core.directory import Fetch1
+from dss_cache.core.directory import FetchRow
 from dss_raft.replication.machine import Origin
 
-#: Settings of the nodes differ, and change with a restart.
+#: Lease lengths of the nodes, in seconds: the settings differ, and change with a restart.
 LEASES_S = (1.0, 0.5, 1.4)
 KEYS = ("a", "b")
 
@@ -20,7 +20,7 @@ class StaleRead(AssertionError):
 
 @dataclass(frozen=True)
 class Flaws:
-    """Mistakes of an implementation, each to be found."""
+    """Mistakes that an implementation could make; the simulation must find each."""
 
     no_lease_check: bool = False
     answer_before_covered: bool = False
@@ -32,7 +32,7 @@ class Flaws:
     grant_while_revoking: bool = False
     any_voiding_ends_revoking: bool = False
     join_without_lease: bool = False
-    writer_not_in_must: bool = False
+    writer_not_in_pending: bool = False
     own_line_readable_at_once: bool = False
     revoked_node_keeps_lines: bool = False
     snapshot_keeps_lines: bool = False
@@ -40,7 +40,7 @@ class Flaws:
     lease_as_long_as_ones_own: bool = False
     new_leader_waits_for_its_own_length: bool = False
     longer_leases_declared_over_at_once: bool = False
-    older_memory_is_good_enough: bool = False
+    older_stored_version_accepted: bool = False
     absence_serves_all: bool = False
 
 
@@ -48,31 +48,31 @@ NO_FLAWS = Flaws()
 
 
 class Read:
-    """A get under way, and what it may not be older than."""
+    """A get in progress. `floor` is the oldest version that it may return."""
 
     def __init__(self, key: str, floor: int, begun: int) -> None:
         self.key = key
         self.floor = floor
         self.begun = begun
-        #: 0: it looks again when it is poked
-        self.flight: FlightInAir | None = None
+        #: None: it looks again when it is poked
+        self.flight: SimFetch | None = None
         self.can_renew = True
 
 
-class FlightInAir:
-    """A fetch under way: its command, then its row, then its value."""
+class SimFetch:
+    """A fetch in progress: its command is submitted, then its row is known, then its value."""
 
     def __init__(self, flight: Flight) -> None:
         self.flight = flight
         self.index = 0
-        self.row: Fetch1 | None = None
+        self.row: FetchRow | None = None
         self.value: bytes | None = None
         self.has_value = False
         self.readers: list[Read] = []
 
 
 class Write:
-    """A put or delete under way."""
+    """A put or delete in progress."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -81,7 +81,7 @@ class Write:
 
 @dataclass
 class Entry:
-    """A place in the log. `command` None: the node `origin.node` opened the session of a new incarnation."""
+    """A log entry. `command` None: the node `origin.node` opened the session of a new incarnation."""
 
     command: Any
     origin: Origin
@@ -89,9 +89,9 @@ class Entry:
 
 
 @dataclass(eq=False)
-class Message:
+class SimMessage:
     sender: str
-    #: what a message of an ended process says of it is still true; what it asks for is not wanted any more
+    #: of the sender; acknowledgements of an ended process are still true, its requests are not answered
     incarnation: int
     to: str
     to_incarnation: int

@@ -1,7 +1,7 @@
 """The promise under an adversary: a get that starts after an answered put never returns an older value, and no read goes back.
 
-The simulated cluster runs the real directory, lines, leases and near caches. Every flaw that the design guards against is put back in,
-one at a time, and must be found: otherwise the simulation would prove nothing.
+The simulated cluster runs the real directory, lines, leases and near caches. Every flaw that the design prevents is put in, one
+at a time, and must be found: otherwise the simulation would prove nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from simulated_parts import KEYS, Flaws, StaleRead
 from dss_cache.core.commands import Fetch, Revoke
 
 STEPS = 200
-#: For each flaw, a seed with which the adversary finds it: a search from there on ends soon.
+#: For each flaw, a seed that finds it: a search that starts there ends soon.
 FOUND_WITH = {
     "no_lease_check": 29,
     "deposed_leader_grants": 1496,
@@ -28,7 +28,7 @@ FOUND_WITH = {
     "grant_ignores_index": 302,
     "grant_while_revoking": 1351,
     "join_without_lease": 7,
-    "writer_not_in_must": 39,
+    "writer_not_in_pending": 39,
     "own_line_readable_at_once": 17,
     "revoked_node_keeps_lines": 1547,
     "snapshot_keeps_lines": 997,
@@ -36,11 +36,11 @@ FOUND_WITH = {
     "lease_as_long_as_ones_own": 391,
     "new_leader_waits_for_its_own_length": 96,
     "longer_leases_declared_over_at_once": 96,
-    "older_memory_is_good_enough": 885,
+    "older_stored_version_accepted": 885,
 }
 SEEDS_MAX = 4000
-#: The dice do not find it in 20,000 seeds; it has a scene of its own below.
-SCENE = "any_voiding_ends_revoking"
+#: 20,000 seeds do not find it; it has a scenario of its own below.
+SCENARIO = "any_voiding_ends_revoking"
 
 
 @pytest.mark.parametrize("start", range(0, 600, 100))
@@ -50,12 +50,12 @@ def test_no_read_is_stale_and_all_calls_end(start):
         simulation = Simulation()
         Adversary(simulation, seed).run(STEPS)
         simulation.calm_down()
-        assert simulation.is_quiet, f"seed {seed}: something waits for ever"
+        assert simulation.is_quiet, f"seed {seed}: something waits forever"
         answered += simulation.reads_answered
-    assert answered > 4000, "the adversary lets too little happen"
+    assert answered > 4000, "the adversary does too little"
 
 
-@pytest.mark.parametrize("flaw", [field.name for field in dataclasses.fields(Flaws) if field.name != SCENE])
+@pytest.mark.parametrize("flaw", [field.name for field in dataclasses.fields(Flaws) if field.name != SCENARIO])
 def test_every_flaw_is_found(flaw):
     first = FOUND_WITH.get(flaw, 0)
     for seed in [*range(first, first + 20), *range(SEEDS_MAX)]:
@@ -68,15 +68,15 @@ def test_every_flaw_is_found(flaw):
 
 
 NODES = st.sampled_from(["n1", "n2", "n3"])
-#: who can talk to whom for a moment; all of them first, because that is what a shortened example should show
+#: the nodes that are connected; all of them first, because examples are shortened towards the first
 CONNECTED = st.sampled_from([["n1", "n2", "n3"], ["n1", "n2"], ["n2", "n3"], ["n1", "n3"]])
 KEY = st.sampled_from(KEYS)
-#: the longer ones outlast a lease
+#: the longest is longer than a lease
 MILLISECONDS = st.sampled_from([0, 0, 20, 300, 1500])
 
 
 class Promise(RuleBasedStateMachine):
-    """The same steps in an order that Hypothesis chooses, and shortens when it finds something."""
+    """The same steps in an order that Hypothesis chooses. It shortens a sequence that fails."""
 
     flaws = Flaws()
 
@@ -103,25 +103,26 @@ class Promise(RuleBasedStateMachine):
 
     @rule(nodes=CONNECTED, key=KEY)
     def begin_to_read(self, nodes, key):
-        """A read from a line ends at once."""
+        """A read from a line ends immediately."""
         for node in nodes:
             self.simulation.get(node, key)
 
     @rule(node=NODES, key=KEY)
     def reads(self, node, key):
-        """A get, and all goes its way."""
+        """A get on a connected cluster."""
         self.simulation.get(node, key)
         self.work(list(self.simulation.nodes), 0)
 
     @rule(connected=CONNECTED, milliseconds=MILLISECONDS)
     def work(self, connected, milliseconds):
-        """Among some nodes everything goes its way for a while."""
+        """Some nodes are connected and work for a while."""
         for part_ms in (0, milliseconds / 2, milliseconds / 2, 0, 0):
             self.simulation.advance(part_ms / 1000)
             self.simulation.work(connected)
 
     @rule(
-        node=NODES, step=st.sampled_from(["apply", "poke", "fill", "land", "renew", "confirm", "tick", "gossip", "learn_leader"])
+        node=NODES,
+        step=st.sampled_from(["apply", "poke", "fill", "finish", "renew", "confirm", "tick", "gossip", "learn_leader"]),
     )
     def one_step(self, node, step):
         getattr(self.simulation, step)(node)
@@ -129,7 +130,7 @@ class Promise(RuleBasedStateMachine):
     @rule(what=st.sampled_from(["deliver", "drop"]), which=st.integers(0, 20))
     @precondition(lambda self: self.simulation.messages)
     def message(self, what, which):
-        """Any of those under way: not in their order."""
+        """Deliver or drop any message, in any order."""
         getattr(self.simulation, what)(which)
 
     @rule(count=st.integers(1, 8))
@@ -138,8 +139,8 @@ class Promise(RuleBasedStateMachine):
         self.simulation.commit(count)
 
     @rule(node=NODES, key=KEY, loses=st.booleans())
-    def memory(self, node, key, loses):
-        """A value is brought to it; or it forgets one."""
+    def store(self, node, key, loses):
+        """A value is written back, or the backing store loses one."""
         if loses:
             self.simulation.lose(key)
         else:
@@ -156,7 +157,7 @@ class Promise(RuleBasedStateMachine):
     def teardown(self):
         if not self.simulation.is_broken:
             self.simulation.calm_down()
-            assert self.simulation.is_quiet, "something waits for ever"
+            assert self.simulation.is_quiet, "something waits forever"
 
 
 SETTINGS = settings(
@@ -167,7 +168,7 @@ test_the_promise = Promise.TestCase
 
 
 @pytest.mark.parametrize("flaw", ["answer_before_covered", "no_overtaken_guard"])
-def test_hypothesis_finds_plain_flaws_too(flaw):
+def test_hypothesis_finds_simple_flaws_too(flaw):
     class Broken(Promise):
         flaws = Flaws(**{flaw: True})
 
@@ -176,12 +177,12 @@ def test_hypothesis_finds_plain_flaws_too(flaw):
         run_state_machine_as_test(Broken, settings=search)
 
 
-@pytest.mark.parametrize("flaws", [Flaws(), Flaws(**{SCENE: True})], ids=["as built", "broken"])
-def test_a_revocation_that_is_overtaken_by_the_nodes_restart(flaws):
-    """Found by the Spin model: n3 restarts and fetches just before it is revoked, by a leader that lags, for what its old process held."""
+@pytest.mark.parametrize("flaws", [Flaws(), Flaws(**{SCENARIO: True})], ids=["as built", "broken"])
+def test_a_restart_overtakes_the_revocation_of_the_node(flaws):
+    """Found by the Spin model: n3 restarts and fetches just before a lagging leader revokes it for a line of its old process."""
     simulation = Simulation(flaws)
 
-    def go_on(*nodes, commit=9):
+    def work(*nodes, commit=9):
         simulation.commit(commit)
         for _ in range(2):
             for node in nodes:
@@ -193,28 +194,28 @@ def test_a_revocation_that_is_overtaken_by_the_nodes_restart(flaws):
             simulation.confirm(simulation.leader)
         for node in nodes:
             simulation.fill(node)
-            simulation.land(node)
+            simulation.finish(node)
 
     simulation.put("n1", "a")
-    go_on("n1", "n2", "n3")
+    work("n1", "n2", "n3")
     simulation.get("n3", "a")
-    go_on("n1", "n2", "n3")
+    work("n1", "n2", "n3")
     assert simulation.nodes["n3"].lines.get("a")
     simulation.put("n1", "a")  # waits for n3, which dies
-    go_on("n1", "n2")
+    work("n1", "n2")
     simulation.tick("n1")
     simulation.advance(2)
     simulation.restart("n3")
-    go_on("n2", "n3")  # the leader lags: it has not applied the restart yet, nor heard of it
+    work("n2", "n3")  # the leader lags: it has not applied the restart yet
     simulation.get("n3", "a")
     simulation.tick("n1")
     assert [type(entry.command) for entry in simulation.proposed] == [Fetch, Revoke]
-    go_on("n1", "n2", "n3", commit=1)
+    work("n1", "n2", "n3", commit=1)
     assert simulation.nodes["n3"].lines.get("a")
     simulation.renew("n3")
-    go_on("n1", "n2", "n3", commit=0)
+    work("n1", "n2", "n3", commit=0)
     simulation.put("n1", "a")
-    go_on("n1", "n2")  # the Revoke, and the put, which is answered without n3
+    work("n1", "n2")  # the Revoke, and the put, which is answered without n3
     assert simulation.shown["a"] == simulation.history["a"][-1][1]
     if flaws.any_voiding_ends_revoking:
         with pytest.raises(StaleRead):

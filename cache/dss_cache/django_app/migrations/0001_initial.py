@@ -16,11 +16,12 @@ class Migration(migrations.Migration):
                 (
                     "state",
                     models.CharField(
-                        help_text="M: written here, not yet in the memory; E: alone; S: others may have it", max_length=1
+                        help_text="M: written here, not yet in the backing store; E: only here; S: other nodes may have it",
+                        max_length=1,
                     ),
                 ),
                 ("version", models.BigIntegerField()),
-                ("readable", models.BooleanField(help_text="Every other node has dropped its older line")),
+                ("readable", models.BooleanField(help_text="All other nodes have dropped their older lines")),
                 ("bytes", models.IntegerField()),
                 ("age_ms", models.BigIntegerField(verbose_name="age (ms)")),
                 ("value", models.TextField()),

@@ -1,4 +1,4 @@
-"""`manage.py mesi KEY`: plays a scene on a running cluster and shows the key's line on every node after each step."""
+"""`manage.py mesi KEY`: runs a demonstration on a running cluster and shows the key's line on every node after each step."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Cluster:
         self._token = token
 
     def call(self, number: int, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A call to node `number`, from 1; its answer.
+        """Call node `number`, counted from 1. Returns the answer.
 
         Raises:
-            CommandError: it was refused, or nobody answered.
+            CommandError: the call was refused, or the node did not answer.
         """
         url = self.urls[(number - 1) % len(self.urls)] + path
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
@@ -47,20 +47,22 @@ class Cluster:
 
 
 class Command(BaseCommand):
-    """The scene."""
+    """The command."""
 
-    help = "Play a scene on a running cluster and show the line of KEY on every node after each step. The key's value is overwritten."
+    help = "Run a demonstration on a running cluster: show the line of KEY on every node after each step. Overwrites the value of KEY."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("key")
-        parser.add_argument("--urls", default=DEFAULT_URLS, help=f"the nodes, separated by commas ({DEFAULT_URLS})")
-        parser.add_argument("--token", default=settings.NODE.api_token, help="the API's token, where one is set")
+        parser.add_argument(
+            "--urls", default=DEFAULT_URLS, help=f"base URLs of the nodes, separated by commas (default: {DEFAULT_URLS})"
+        )
+        parser.add_argument("--token", default=settings.NODE.api_token, help="the API token, if one is set")
 
     def handle(self, *args: Any, **options: Any) -> None:
         key = options["key"]
         cluster = Cluster([url.strip().rstrip("/") for url in options["urls"].split(",") if url.strip()], options["token"])
         if not cluster.urls:
-            raise CommandError("--urls names no node")
+            raise CommandError("--urls contains no URL")
 
         def get(number: int) -> Callable[[], str]:
             def step() -> str:
@@ -84,19 +86,19 @@ class Command(BaseCommand):
             return step
 
         def delete() -> str:
-            return "deleted" if cluster.call(1, "/cache/delete", {"key": key})["deleted"] else "there was none"
+            return "deleted" if cluster.call(1, "/cache/delete", {"key": key})["deleted"] else "there was no value"
 
         def wait_for_write_back() -> str:
             deadline = time.monotonic() + WRITE_BACK_TIMEOUT_S
             while any(row["state"] == "M" for row in cluster.call(1, f"/cache/lines?key={quoted}")["lines"]):
                 if time.monotonic() > deadline:
-                    return "not yet: is the memory there?"
+                    return "not yet: is the backing store available?"
                 time.sleep(0.05)
-            return "the memory has the value"
+            return "the backing store has the value"
 
         quoted = quote(key, safe="")
         second, third = min(2, len(cluster.urls)), min(3, len(cluster.urls))
-        scene: list[tuple[str, Callable[[], str]]] = [
+        steps: list[tuple[str, Callable[[], str]]] = [
             ("start: delete it", delete),
             ("put on 1", put(1, "first")),
             ("read on 1", get(1)),
@@ -112,9 +114,11 @@ class Command(BaseCommand):
         names = sorted(row["node"] for row in cluster.call(1, f"/cache/lines?key={quoted}")["lines"])
         width = max(8, *(len(name) for name in names))
         self.stdout.write(f"{'step':20}" + "".join(f"{name:>{width + 2}}" for name in names) + "   result")
-        for title, step in scene:
+        for title, step in steps:
             result = step()
             rows = {row["node"]: row for row in cluster.call(1, f"/cache/lines?key={quoted}")["lines"]}
             states = "".join(f"{rows[name]['state'] if name in rows else '?':>{width + 2}}" for name in names)
             self.stdout.write(f"{title:20}{states}   {result}")
-        self.stdout.write("\nM: written here, not yet in the memory.  E: this node alone has it.  S: others may.  I: no line.")
+        self.stdout.write(
+            "\nM: written here, not yet in the backing store.  E: only here.  S: other nodes may have it.  I: no line."
+        )

@@ -1,4 +1,4 @@
-"""Redis as the memory behind the cache: values reach it, come back from it, and its absence harms nobody else."""
+"""Redis as the backing store of the cache: values are written to it and read from it; its outage affects nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_written_values_reach_redis_and_deleted_ones_leave_it(with_redis, redis_
     assert redis_client.hget("kv:a", "version") == str(version).encode()
     assert third.call("POST", "/cache/delete", {"key": "a"}).json["deleted"] is True
     wait_until(lambda: stored(redis_client, "a") is None, lambda: "the deleted value is still in Redis")
-    assert redis_client.ttl("kv:a") > 0, "what is left of it goes by itself"
+    assert redis_client.ttl("kv:a") > 0, "the tombstone expires"
     assert first.call("GET", "/cache/get?key=a").json["found"] is False
 
 
@@ -57,8 +57,8 @@ def test_values_come_back_from_redis_after_all_nodes_were_killed(with_redis, red
         assert (got["value"], got["version"]) == (number, version)
 
 
-def test_a_redis_that_is_not_there_at_start(make_cluster, redis_server, wait_until) -> None:
-    """The node starts, says so, and serves what it can; when Redis comes it is used without being told."""
+def test_redis_is_down_at_start(make_cluster, redis_server, wait_until) -> None:
+    """The node starts, reports it, and serves what it can. When Redis becomes available, the node uses it."""
     port, url = redis_server.port, redis_server.connection_url
     redis_server.stop()
     cluster = make_cluster(REDIS_URL=url, DSS_CACHE_WRITE_BACK_MS="50")
@@ -67,8 +67,8 @@ def test_a_redis_that_is_not_there_at_start(make_cluster, redis_server, wait_unt
     def trouble() -> str:
         return first.call("GET", "/cache/stats").json["memory_trouble"]
 
-    wait_until(trouble, lambda: "the node does not say that Redis is away")
-    assert "cache.memory_unavailable" in first.log_tail(200)
+    wait_until(trouble, lambda: "the node does not report that Redis is down")
+    assert "cache.backing_store_unavailable" in first.log_tail(200)
     assert b"cache_memory_up 0.0" in first.call("GET", "/metrics").body
     assert first.call("POST", "/cache/put", {"key": "a", "value": 1}).status == 200
     assert second.call("GET", "/cache/get?key=a").json["value"] == 1
@@ -78,9 +78,9 @@ def test_a_redis_that_is_not_there_at_start(make_cluster, redis_server, wait_unt
 
 
 def test_while_redis_is_down(with_redis, redis_server, redis_client, wait_until) -> None:
-    """Writes are kept in the replicated log until Redis is back; what is only in Redis says so; nothing else notices."""
+    """Writes stay in the replicated log until Redis is back. Values that only Redis has are refused. Nothing else is affected."""
     first, second, third = with_redis.nodes
-    # A value at rest, with no line of it on any node: each has been invalidated but the writer's, and that one has ended.
+    # A clean value of which no node has a line: only the writer had one, and that process is killed.
     first.call("POST", "/cache/put", {"key": "rest", "value": 1})
     wait_until(lambda: stored(redis_client, "rest") == 1, lambda: "the value was not written back")
     port = redis_server.port
@@ -96,7 +96,7 @@ def test_while_redis_is_down(with_redis, redis_server, redis_client, wait_until)
     assert second.call("GET", "/ready").status == 200
 
     with ValkeyServer(port=port, data_dir=redis_server.data_dir):
-        wait_until(lambda: stored(redis_client, "new") == 2, lambda: "what was written meanwhile did not reach Redis")
+        wait_until(lambda: stored(redis_client, "new") == 2, lambda: "the value written during the outage did not reach Redis")
         first.start()
         with_redis.wait_ready()
         assert first.call("GET", "/cache/get?key=new").json["value"] == 2

@@ -47,7 +47,7 @@ async def measure(lines: int, size: int) -> dict[str, Any]:
     from django.db import connections
 
     from dss_cache.backing_store import Stored
-    from dss_cache.django_app.backing_store import DjangoMemory
+    from dss_cache.django_app.django_store import DjangoStore
     from dss_cache.django_app.models import StoredValue
 
     def make_table(alias: str) -> None:
@@ -58,7 +58,7 @@ async def measure(lines: int, size: int) -> dict[str, Any]:
     memories = {}
     for alias in ("source", "target"):
         await asyncio.to_thread(make_table, alias)
-        memories[alias] = DjangoMemory(alias)
+        memories[alias] = DjangoStore(alias)
     value = b'"' + b"x" * (size - 2) + b'"'
     for start in range(0, lines, BATCH):
         await memories["source"].write([Stored(f"user/{number}", number + 1, value) for number in range(start, start + BATCH)])

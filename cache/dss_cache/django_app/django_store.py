@@ -1,11 +1,11 @@
-"""Memory `django`: a table in this node's own SQLite, the embedded default.
+"""Backing store `django`: a table in this node's own SQLite, the embedded default.
 
-Every node keeps every value. What is written in the cluster is applied here from the log and gathers in a buffer, which goes
-to the table in one transaction now and then. That is safe because the log can repeat it: before the log is compacted the
-buffer is flushed. The whole table travels in the node's snapshots, for a node that was away for too long to catch up from the
-log; in pieces, so that neither the loop nor a reader of one value waits long for it.
+Every node stores every value. Writes in the cluster are applied here from the log and collected in a buffer, which is flushed
+to the table from time to time, in one transaction. That is safe because the log can be replayed: the buffer is flushed before
+the log is compacted. The node's snapshots contain the whole table, for nodes that cannot catch up from the log. The table is
+dumped in pieces, so that neither the event loop nor a reader of one value waits long for it.
 
-A deleted key has no row: the directory, which is just as local, knows what is deleted.
+A deleted key has no row: the directory, which every node has, knows that it is deleted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 TABLE = "dss_cache_storedvalue"
 #: SQLite takes at most 999 parameters in older builds.
 KEYS_PER_QUERY = 500
-#: A dump's piece ends after so many rows, or bytes of values; its length stands before it.
+#: Size of a dump's piece, in rows and in bytes of values. Each piece is preceded by its length.
 PIECE_ROWS_MAX, PIECE_BYTES = 2000, 512 * 1024
 PIECE_LENGTH_BYTES = 4
 
@@ -42,11 +42,11 @@ _encode_rows = msgspec.msgpack.Encoder().encode
 _decode_rows = msgspec.msgpack.Decoder(_Rows).decode
 
 
-class DjangoMemory(BatchedReads):
-    """See the module. All access to the database is in one thread.
+class DjangoStore(BatchedReads):
+    """See the module's docstring. One thread makes all accesses to the database.
 
     Args:
-        alias: of the Django database.
+        alias: alias of the Django database.
     """
 
     name = "django"
@@ -55,15 +55,15 @@ class DjangoMemory(BatchedReads):
     def __init__(self, alias: str = "default") -> None:
         super().__init__()
         self._alias = alias
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache-memory")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cache-store")
         self._buffer: dict[str, Stored] = {}
-        #: on its way to the table
+        #: being written to the table
         self._flushing: dict[str, Stored] = {}
         self._flush_lock = asyncio.Lock()
 
     @property
     def buffered(self) -> int:
-        """Versions that only the log keeps."""
+        """Number of versions that are not in the table yet."""
         return len(self._buffer) + len(self._flushing)
 
     async def check(self) -> None:
@@ -85,7 +85,7 @@ class DjangoMemory(BatchedReads):
                 return
             self._flushing, self._buffer = self._buffer, {}
             try:
-                await self._in_thread(lambda: self._store(self._flushing.values()))
+                await self._in_thread(lambda: self._upsert(self._flushing.values()))
             except BaseException:
                 self._buffer = {**self._flushing, **self._buffer}
                 raise
@@ -107,7 +107,7 @@ class DjangoMemory(BatchedReads):
         return found
 
     async def dump(self) -> list[bytes]:
-        """Not of one moment: what is written meanwhile may be in it, and is in the log anyway."""
+        """Not a consistent view: it may contain versions that are written meanwhile. They are in the log, too."""
         pieces: list[bytes] = []
         last = ""
         while True:
@@ -119,13 +119,13 @@ class DjangoMemory(BatchedReads):
             pieces.append(len(data).to_bytes(PIECE_LENGTH_BYTES, "big") + data)
 
     async def load(self, data: memoryview) -> None:
-        """What is here and not in `data` may stay: the directory does not ask for what was deleted."""
+        """Keys that are here and not in `data` may stay: the directory does not ask for deleted keys."""
         start = 0
         while start < len(data):
             begin = start + PIECE_LENGTH_BYTES
             start = begin + int.from_bytes(data[start:begin], "big")
             rows = _decode_rows(data[begin:start])
-            await self._in_thread(partial(self._store, [Stored(*row) for row in rows]))
+            await self._in_thread(partial(self._upsert, [Stored(*row) for row in rows]))
 
     async def close(self) -> None:
         await self._in_thread(lambda: connections[self._alias].close())
@@ -150,7 +150,7 @@ class DjangoMemory(BatchedReads):
         return rows
 
     def _select_after(self, last: str) -> _Rows:
-        """A piece of the table, in the order of the keys."""
+        """The piece of the table after the key `last`, ordered by key."""
         rows: _Rows = []
         size = 0
         with connections[self._alias].cursor() as cursor:
@@ -164,7 +164,7 @@ class DjangoMemory(BatchedReads):
                     break
         return rows
 
-    def _store(self, items: Iterable[Stored]) -> None:
+    def _upsert(self, items: Iterable[Stored]) -> None:
         upserts, deletes = [], []
         for item in items:
             if item.value is None:
