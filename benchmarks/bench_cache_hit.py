@@ -1,9 +1,9 @@
 """What does coherence cost? `python benchmarks/bench_cache_hit.py [--quick]`
 
-1. A hit inside the node: the operation `get` alone, without HTTP, on a cache with 10,000 lines.
-2. A put with two sharers, one client, three nodes over HTTP: each put follows a read on both other nodes. For comparison a put of a
-   key that only its writer has.
-3. The first put after a sharer was killed, and the hundred after it.
+1. A hit inside the node: only the operation `get`, without HTTP, on a cache with 10,000 lines.
+2. A put with two sharers: one client, three nodes, over HTTP. Both other nodes read the key before each put. For comparison, a put of
+   a key that only its writer has.
+3. The first put after a sharer was killed, and the next hundred puts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LINES = 10_000
 
 
 class LoneNode:
-    """As much of a node as a hit sees, and as the service asks for when it is built."""
+    """The part of a node that a hit and the constructor of the service use."""
 
     def __init__(self) -> None:
         self.node_id, self.incarnation = "n1", 1
@@ -55,7 +55,7 @@ class LoneNode:
 
 
 async def hit_ns(reads: int) -> dict[str, float]:
-    """Nanoseconds for a hit, awaited as a door awaits it; the clock's own cost is taken off."""
+    """Nanoseconds for a hit, awaited like in an entry point; the cost of the clock is subtracted."""
     node: Any = LoneNode()
     service = CacheService(node, RedisStore("redis://localhost:1", "kv:"))
     for number in range(LINES):
@@ -85,7 +85,7 @@ async def hit_ns(reads: int) -> dict[str, float]:
 
 
 class Client:
-    """One client of one node, on one connection."""
+    """One client of one node, with one connection."""
 
     def __init__(self, node: LocalNode) -> None:
         self._connection = http.client.HTTPConnection(node.host, node.port, timeout=30)
@@ -115,7 +115,7 @@ def percentiles_ms(spent: list[float]) -> dict[str, float]:
 
 
 def put_ms(writer: LocalNode, readers: list[LocalNode], puts: int) -> dict[str, float]:
-    """A put by one client after each reader has read the key."""
+    """Puts by one client, each after every reader has read the key."""
     write, read = Client(writer), [Client(node) for node in readers]
     spent = []
     for number in range(puts):
@@ -126,7 +126,7 @@ def put_ms(writer: LocalNode, readers: list[LocalNode], puts: int) -> dict[str, 
 
 
 def put_after_kill_ms(cluster: LocalCluster, rounds: int) -> dict[str, Any]:
-    """The first put of a key whose sharer, a follower, has just been killed, and the hundred after it."""
+    """The first put of a key whose sharer, a follower, has just been killed, and the next hundred puts."""
     first, later = [], []
     for _ in range(rounds):
         victim = cluster.followers()[0]
@@ -144,7 +144,7 @@ def put_after_kill_ms(cluster: LocalCluster, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="run fewer rounds and write no results")
     arguments = parser.parse_args()
     puts, rounds = (100, 1) if arguments.quick else (1000, 5)
     figures: dict[str, Any] = {"python": platform.python_version(), "cpus": os.cpu_count()}

@@ -1,12 +1,12 @@
-"""Which lines should a node keep? Hit ratios and cost of the cache's two policies on six traces.
+"""Hit ratios and cost of the cache's two eviction policies on six traces.
 
     python benchmarks/bench_cache_policies.py [--quick]
 
-The traces are made here, with fixed seeds, but for the last two, which are real sequences found on every machine with Python: the
-names in the source of the standard library in reading order, and the same with each file read twice, as a program that works file by
-file would. No production trace of a cache was at hand; expect other figures there.
+Four traces are generated with fixed seeds. The last two are real sequences that are available on every machine with Python: the names
+in the source of the standard library in reading order, and the same with each file read twice, like a program that works file by file.
+No production trace of a cache was available; expect other figures there.
 
-Every trace runs through `Lines`, the code that a node runs: a key without a line is installed (a miss), one with a line is used.
+Every trace runs through `Lines`, like in a node: a key without a line is installed (a miss), a key with a line is used (a hit).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LENGTH = 1_000_000
 
 
 def zipf(length: int, keys: int = 100_000, exponent: float = 0.9, seed: int = 1) -> Iterator[str]:
-    """A few keys are used much, many a little, independently of each other."""
+    """A few keys are used often, many rarely, independently of each other."""
     rng = random.Random(seed)
     weights = list(accumulate(1 / rank**exponent for rank in range(1, keys + 1)))
     for number in rng.choices(range(keys), cum_weights=weights, k=length):
@@ -42,7 +42,7 @@ def zipf(length: int, keys: int = 100_000, exponent: float = 0.9, seed: int = 1)
 
 
 def zipf_with_scans(length: int) -> Iterator[str]:
-    """The same, and one use in five belongs to a report that reads everything once."""
+    """The same, but one use in five belongs to a report that reads every key once."""
     rng, scanned = random.Random(2), 0
     for key in zipf(length):
         if rng.random() < 0.2:
@@ -53,19 +53,19 @@ def zipf_with_scans(length: int) -> Iterator[str]:
 
 
 def loop(length: int, keys: int) -> Iterator[str]:
-    """The same keys in the same order, again and again: twice as many as there is room for."""
+    """The same keys in the same order, repeatedly: twice as many as the capacity."""
     return islice(cycle([f"row/{number}" for number in range(keys)]), length)
 
 
 def shifting(length: int) -> Iterator[str]:
-    """What is popular moves on: mostly the latest keys are used."""
+    """Popularity shifts: mostly the latest keys are used."""
     rng = random.Random(3)
     for number in range(length):
         yield f"news/{max(0, number // 20 - int(rng.expovariate(1 / 2000)))}"
 
 
 def names_in_source(length: int, times: int = 1) -> Iterator[str]:
-    """Names in the standard library's source."""
+    """Names in the source of the standard library."""
     return islice(_names(times), length)
 
 
@@ -77,13 +77,13 @@ def _names(times: int) -> Iterator[str]:
             with tokenize.open(path) as file:
                 names = [token.string for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.NAME]
         except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):
-            continue  # test data that is wrong on purpose
+            continue  # test data that is invalid on purpose
         for _ in range(times):
             yield from names
 
 
 def run(trace: list[str], policy: str, capacity: int) -> dict[str, float]:
-    """The hit ratio, and the time for a use."""
+    """The hit ratio and the time for each use."""
     lines = Lines(capacity, 1 << 40, lambda *_: None, make_policy(policy, capacity))
     hits = 0
     began = time.perf_counter()
@@ -99,7 +99,7 @@ def run(trace: list[str], policy: str, capacity: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="shorter traces, nothing written")
+    parser.add_argument("--quick", action="store_true", help="use shorter traces and write no results")
     arguments = parser.parse_args()
     length = LENGTH // 10 if arguments.quick else LENGTH
     rows = []

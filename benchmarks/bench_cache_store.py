@@ -1,7 +1,7 @@
-"""What the embedded memory costs the loop when all of it travels in a snapshot: `python benchmarks/bench_cache_memory.py [--lines 200000]`
+"""How long do snapshots of the backing store `django` block the event loop? `python benchmarks/bench_cache_store.py [--lines 200000]`
 
-A table of so many values is dumped, and loaded into an empty one, while a timer that is due every millisecond runs in the loop: how
-late it comes is the pause that every other call would have had.
+A table with that many values is dumped and loaded into an empty one while a timer with a period of one millisecond runs in the event
+loop. The delay of the timer is the pause that any other call would have seen.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 import django
 import uvloop
 
-RESULTS = Path(__file__).parent / "results" / "bench_cache_memory.json"
+RESULTS = Path(__file__).parent / "results" / "bench_cache_store.json"
 PERIOD_S = 0.001
 BATCH = 10_000
 
 
 async def paused_ms(work: Awaitable[Any], pauses: list[float]) -> Any:
-    """The result of `work`; the timer's delays go to `pauses`."""
+    """The result of `work`. The delays of the timer are added to `pauses`."""
 
     async def watch() -> None:
         while True:
@@ -55,13 +55,13 @@ async def measure(lines: int, size: int) -> dict[str, Any]:
             editor.create_model(StoredValue)
         connections[alias].close()
 
-    memories = {}
+    stores = {}
     for alias in ("source", "target"):
         await asyncio.to_thread(make_table, alias)
-        memories[alias] = DjangoStore(alias)
+        stores[alias] = DjangoStore(alias)
     value = b'"' + b"x" * (size - 2) + b'"'
     for start in range(0, lines, BATCH):
-        await memories["source"].write([Stored(f"user/{number}", number + 1, value) for number in range(start, start + BATCH)])
+        await stores["source"].write([Stored(f"user/{number}", number + 1, value) for number in range(start, start + BATCH)])
     figures: dict[str, Any] = {"lines": lines, "bytes_a_value": size}
 
     async def timed(name: str, work: Awaitable[Any]) -> Any:
@@ -81,15 +81,15 @@ async def measure(lines: int, size: int) -> dict[str, Any]:
         await asyncio.sleep(0.5)
 
     await timed("nothing", nothing())
-    data = memoryview(b"".join(await timed("dump", memories["source"].dump())))
+    data = memoryview(b"".join(await timed("dump", stores["source"].dump())))
     figures["dump_bytes"] = len(data)
-    await timed("load", memories["target"].load(data))
-    await timed("load again", memories["target"].load(data))
-    last = await memories["target"].read(f"user/{lines - 1}")
+    await timed("load", stores["target"].load(data))
+    await timed("load again", stores["target"].load(data))
+    last = await stores["target"].read(f"user/{lines - 1}")
     assert last is not None
     assert last.version == lines
-    for memory in memories.values():
-        await memory.close()
+    for store in stores.values():
+        await store.close()
     return figures
 
 

@@ -35,7 +35,7 @@ PROBLEMS: dict[str, Problem] = {
     "no_leader": Problem(503, "No leader is known", retry_after_s=1),
     "no_quorum": Problem(503, "A majority of the nodes is not reachable", retry_after_s=1),
     "unknown_outcome": Problem(503, "The outcome of the call is not known", retry_after_s=1),
-    "memory_unavailable": Problem(503, "The cache's memory does not answer", retry_after_s=1),
+    "memory_unavailable": Problem(503, "The cache's backing store does not answer", retry_after_s=1),
     "not_ready": Problem(503, "This node is not ready", retry_after_s=1),
     "stopping": Problem(503, "This node is stopping", retry_after_s=1),
 }

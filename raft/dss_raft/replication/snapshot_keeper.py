@@ -35,7 +35,7 @@ RESTORE_BUDGET_S = 0.005
 
 
 class SnapshotPart(Protocol):
-    """State outside the replica that a lagging node must be given, too (the cache's memory at rest)."""
+    """State outside the replica that a lagging node must be given, too (the cache's backing store)."""
 
     name: str
 
