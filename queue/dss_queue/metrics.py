@@ -94,7 +94,7 @@ class StateCollector(Collector):
             label = topic.name if len(totals) < TOPIC_LABELS_MAX else OTHER
             total = totals.setdefault(label, [0, 0, 0])
             total[0] += sum(len(group.in_flight) for group in topic.groups.values())
-            total[1] += len(topic.messages)
+            total[1] += len(topic.messages.by_number)
             total[2] = max(total[2], oldest_age_ms(topic, now_ms) / 1000)
         for label, values in totals.items():
             for family, value in zip((in_flight, depth, oldest), values, strict=True):

@@ -26,7 +26,7 @@ def test_a_new_group_starts_at_the_oldest_retained_message(desk):
     desk.ack(ids[0])
     desk.nack(ids[2])
     assert desk.values(9, group="late") == ["in flight", "returned", "fresh"]
-    assert len(desk.broker.topics["t"].messages) == 3
+    assert len(desk.broker.topics["t"].messages.by_number) == 3
 
 
 def test_a_new_group_gets_each_message_once_beside_a_quick_and_a_slow_one(desk):
@@ -42,10 +42,10 @@ def test_a_message_goes_when_its_last_group_has_acked_it(desk):
     desk.take(group="two")
     (msg_id,) = desk.publish("a")
     for group in ("one", "two"):
-        assert len(desk.broker.topics["t"].messages) == 1
+        assert len(desk.broker.topics["t"].messages.by_number) == 1
         desk.take(group=group)
         desk.ack(msg_id, group=group)
-    assert not desk.broker.topics["t"].messages
+    assert not desk.broker.topics["t"].messages.by_number
     assert desk.broker.registry.bytes == 0
 
 

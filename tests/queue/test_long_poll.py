@@ -135,7 +135,7 @@ def test_ten_thousand_idle_polls(desk):
     assert len(desk.answers) == 5000
     desk.pass_ms(20_000)
     assert len(desk.answers) == 10_000
-    assert not desk.broker.registry.waiters
+    assert not desk.broker.callers.waiters
 
 
 def test_waits_that_end_leave_nothing_behind(desk):
@@ -147,7 +147,7 @@ def test_waits_that_end_leave_nothing_behind(desk):
             wait(desk, timeout_ms=10)
         desk.cancel(gone)
         desk.pass_ms(10)
-        assert round_ < 4 or desk.broker.registry.waiters.keys() == {held}
+        assert round_ < 4 or desk.broker.callers.waiters.keys() == {held}
     desk.pass_ms(1000)
     [group] = desk.broker.topics["t"].groups.values()
     assert not group.waiters, "a topic that nobody publishes to does not grow with every long poll"

@@ -141,7 +141,7 @@ async def test_over_limit_is_answered_and_takes_nothing(node):
     await call(node, "/queue/topic", {"topic": "t", "max_bytes": 3}, method="PUT")
     problem = await call(node, "/queue/publish", {"topic": "t", "value": 12345})
     assert (problem["status"], problem["code"]) == (429, "over_limit")
-    assert not node.broker.topics["t"].messages
+    assert not node.broker.topics["t"].messages.by_number
 
 
 async def test_settings_are_replaced_as_a_whole(node):

@@ -127,7 +127,7 @@ async def test_who_ends_while_waiting_leaves_no_waiter(node, subscribed):
         await put(node, 1)
         await feed.value()
     await put(node, 2)
-    assert not node.broker.registry.waiters
+    assert not node.broker.callers.waiters
     answer = await consume(node, ConsumeRequest(topic="t", group="g", timeout_ms=0, max_messages=10))
     assert len(answer.body["messages"]) == 2
 

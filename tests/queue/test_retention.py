@@ -36,7 +36,7 @@ def test_a_known_group_finds_them_among_its_dead_letters(desk):
     assert dead(desk) == [(b'"a"', "expired"), (b'"b"', "expired")]
     assert dead(desk, "quick") == []
     assert desk.why_empty() == "no_messages"
-    assert not desk.broker.topics["t"].messages
+    assert not desk.broker.topics["t"].messages.by_number
 
 
 def test_what_came_back_dies_with_its_history(desk):
@@ -94,7 +94,7 @@ def test_a_shorter_retention_holds_at_once(desk):
     desk.pass_ms(20_000)
     desk.settings(retention_ms=10_000)
     desk.pass_ms(1000)
-    assert not desk.broker.topics["t"].messages
+    assert not desk.broker.topics["t"].messages.by_number
 
 
 def test_retention_of_many_goes_on_in_steps(desk):
@@ -102,10 +102,10 @@ def test_retention_of_many_goes_on_in_steps(desk):
     for _ in range(25):
         desk.publish(*range(1000))
     desk.pass_ms(11_000)
-    left = [len(desk.broker.topics["t"].messages)]
+    left = [len(desk.broker.topics["t"].messages.by_number)]
     for _ in range(3):
         desk.pass_ms(1000)
-        left.append(len(desk.broker.topics["t"].messages))
+        left.append(len(desk.broker.topics["t"].messages.by_number))
     assert left == [15_000, 5_000, 0, 0]
 
 

@@ -82,8 +82,8 @@ def test_keys_that_are_done_take_no_memory(desk):
             desk.ack(message["msg_id"], group=group)
     topic = desk.broker.topics["t"]
     assert len(ids) == 10
-    assert not topic.chains
-    assert not any(group.keys for group in topic.groups.values())
+    assert not topic.messages.chains
+    assert not any(group.backlog.keys for group in topic.groups.values())
 
 
 def test_a_late_ack_leaves_no_second_chance_in_the_queue(desk):
@@ -110,7 +110,7 @@ def test_first_deliveries_of_a_key_are_in_publish_order(seed, keys):
     desk = Desk()
     desk.settings(max_attempts=2)
     held, seen, published, steps = [], {}, 0, 0
-    while published < 40 or held or desk.broker.topics["t"].groups["g"].pending:
+    while published < 40 or held or desk.broker.topics["t"].groups["g"].backlog.pending:
         step = rng.randrange(10)
         steps += 1
         assert steps < 20_000, "it never comes to an end"

@@ -36,7 +36,7 @@ def random_command(rng, desk):
     if kind < 94 and held:
         delivery = rng.choice(held)
         number, g = delivery.message.number, delivery.handout.group
-        named = {"topic": g.topic.name, "group": g.name, "msg_id": f"{number >> 24}-{number % 2**24}"}
+        named = {"topic": g.messages.topic, "group": g.name, "msg_id": f"{number >> 24}-{number % 2**24}"}
         return Ack(**named) if kind < 82 else Nack(**named, dead=kind > 90)
     if kind < 98:
         return Redrive(topic=topic, group=group)
@@ -70,16 +70,16 @@ def check_accounts(broker):
     """Bytes, counts and timers agree with what is really there."""
     total = 0
     for topic in broker.topics.values():
-        kept = [*topic.messages.values()]
+        kept = [*topic.messages.by_number.values()]
         for group in topic.groups.values():
-            kept += [*group.private.values(), *group.dead.values()]
-            assert group.waiting == sum(returned.due_ms > 0 for returned in group.returned.values())
-            assert group.pending >= len(group.in_flight)
-            assert set(group.private) <= {*group.in_flight, *group.returned}
-        assert topic.bytes == sum(one.size for one in kept)
-        total += topic.bytes
+            kept += [*group.backlog.private.values(), *group.dead.values()]
+            assert group.backlog.waiting == sum(returned.due_ms > 0 for returned in group.backlog.returned.values())
+            assert group.backlog.pending >= len(group.in_flight)
+            assert set(group.backlog.private) <= {*group.in_flight, *group.backlog.returned}
+        assert topic.messages.bytes == sum(one.size for one in kept)
+        total += topic.messages.bytes
     assert broker.registry.bytes == total
-    for handout in broker.registry.handouts.values():
+    for handout in broker.callers.handouts.values():
         assert handout.live == sum(
             number in handout.group.in_flight and handout.group.in_flight[number].handout is handout for number in handout.numbers
         )
@@ -111,7 +111,7 @@ def test_nothing_is_lost(seed):
         desk.pass_ms(rng.randrange(4))
     for group in ("g", "h"):
         there = desk.broker.topics["t"].groups[group]
-        assert len(published) == len(done[group]) + len(there.dead) + there.pending
+        assert len(published) == len(done[group]) + len(there.dead) + there.backlog.pending
         for _ in range(len(published)):
             desk.pass_ms(2000)
             desk.redrive(group=group)
@@ -119,7 +119,7 @@ def test_nothing_is_lost(seed):
                 assert desk.ack(message["msg_id"], group=group).body["acked"]
                 done[group].add(message["msg_id"])
         assert done[group] == set(published)
-    assert not desk.broker.topics["t"].messages
+    assert not desk.broker.topics["t"].messages.by_number
     assert desk.broker.registry.bytes == 0
 
 

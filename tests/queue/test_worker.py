@@ -65,7 +65,7 @@ open({str(tmp_path)!r} + "/" + os.environ["DSS_MESSAGE_KEY"], "w").write(sys.std
     assert (tmp_path / "k1").read_text() == '{"a":[1,"é"]}1'
     assert (tmp_path / "k2").read_text() == '"plain"1'
     assert (worker.done, worker.failed) == (2, 0)
-    assert not node.broker.topics["t"].messages
+    assert not node.broker.topics["t"].messages.by_number
 
 
 async def test_a_failure_brings_the_message_back_later(door, node, start):
@@ -73,7 +73,7 @@ async def test_a_failure_brings_the_message_back_later(door, node, start):
     worker = start("raise SystemExit(3)", limit=2, backoff_ms=20)
     await worker.running
     assert worker.failed == 2
-    (returned,) = group_of(node).returned.values()
+    (returned,) = group_of(node).backlog.returned.values()
     assert returned.attempts == 2
     assert [ending.reason for ending in returned.history] == ["nack", "nack"]
     assert "ended with 3; again in 20 ms" in worker.reports[0]
@@ -113,16 +113,16 @@ async def test_after_the_grace_the_command_is_ended_and_the_attempt_does_not_cou
     await until(started.exists)
     worker.stop()
     await worker.running
-    (returned,) = group_of(node).returned.values()
+    (returned,) = group_of(node).backlog.returned.values()
     assert (returned.attempts, returned.history[-1].reason) == (0, "silent")
 
 
 async def test_a_stop_ends_the_waiting_call_and_the_node_forgets_it(door, node, start):
     worker = start("", timeout_ms=20_000)
-    await until(lambda: node.broker.registry.waiters)
+    await until(lambda: node.broker.callers.waiters)
     worker.stop()
     await worker.running
-    await until(lambda: not node.broker.registry.waiters)
+    await until(lambda: not node.broker.callers.waiters)
 
 
 async def test_lost_answers_cost_neither_messages_nor_attempts(door, node, start):
@@ -133,7 +133,7 @@ async def test_lost_answers_cost_neither_messages_nor_attempts(door, node, start
     await worker.running
     assert worker.done == 5
     assert group_of(node).counters.redelivered == 0
-    assert not node.broker.topics["t"].messages
+    assert not node.broker.topics["t"].messages.by_number
 
 
 async def test_several_at_a_time(door, node, start, tmp_path):

@@ -13,7 +13,7 @@ in the sense of the topic (group.py). Nothing else makes a message disappear but
                         returned ──attempts used up, retention──▶ dead ──redrive──▶ returned
 
 A consume that finds nothing waits in the group's queue of waiters, first come first served, until something becomes ready or its
-own deadline passes. Whatever makes a message ready ends with `_serve`.
+own deadline passes. Whatever makes a message ready ends with `Group.serve`.
 
 All of it costs O(log n) in the size of the backlog, but for what looks at everything by its nature: a new group looks at every
 routing key once, `purge` and `rearm` at what they change.
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from dss_api.result import Result
+from dss_queue.core.backlog import Returned
 from dss_queue.core.commands import (
     GROUPS_PER_TOPIC_MAX,
     TOPICS_MAX,
@@ -41,11 +42,11 @@ from dss_queue.core.commands import (
     Redrive,
     TopicSettings,
 )
-from dss_queue.core.group import Group
-from dss_queue.core.records import COUNT_BITS, Delivery, Message, Returned, Waiter, message_id, message_number, receipt_of
-from dss_queue.core.registry import Registry, TopicTimer
+from dss_queue.core.group import Callers, Delivery, Group, Waiter
+from dss_queue.core.records import COUNT_BITS, Message, message_id, message_number, receipt_of
+from dss_queue.core.registry import Registry
 from dss_queue.core.snapshot import decode_state, encode_state
-from dss_queue.core.topic import TIMERS, Topic
+from dss_queue.core.topic import TIMERS, Topic, TopicTimer
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
 
@@ -86,6 +87,7 @@ class Broker:
         self._locks = locks or NoLocks()
         self.topics: dict[str, Topic] = {}
         self.registry = Registry()
+        self.callers = Callers()
         #: the highest stamp seen
         self.at_ms = 0
         self._entry_index = 0
@@ -110,10 +112,10 @@ class Broker:
 
     def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
         """The consumer has hung up: it waits no longer, and what it was given is given back, without counting an attempt."""
-        waiting = self.registry.waiters.get(waiter)
+        waiting = self.callers.waiters.get(waiter)
         if waiting is not None:
-            self.registry.forget_waiter(waiting)
-        handout = self.registry.handouts.get(waiter)
+            waiting.group.forget_waiter(waiting)
+        handout = self.callers.handouts.get(waiter)
         if handout is None:
             return
         group = handout.group
@@ -121,7 +123,7 @@ class Broker:
             delivery = group.in_flight.get(number)
             if delivery is not None and delivery.handout is handout:
                 group.gave_back(delivery, "gone", at_ms)
-        self._serve(group, at_ms)
+        group.serve(at_ms)
 
     def expire(self, at_ms: int, index: int) -> None:
         """Visibility timeouts, delays, retention, and at last the waiters whose time is up."""
@@ -137,18 +139,19 @@ class Broker:
                 group.failed(item, "timeout", at_ms)
                 changed[id(group)] = group
             elif isinstance(item, Returned):
-                item.group.wait_is_over(item, at_ms)
-                changed[id(item.group)] = item.group
+                item.backlog.wait_is_over(item, at_ms)
+                group = self.topics[item.backlog.messages.topic].groups[item.backlog.group]
+                changed[id(group)] = group
             elif isinstance(item, Waiter):
                 late.append(item)
-            else:
-                self._upkeep(item, at_ms)
+            elif isinstance(item, TopicTimer):
+                item.topic.timer_is_due(item, at_ms)
                 changed.update((id(group), group) for group in item.topic.groups.values())
         for group in changed.values():
-            self._serve(group, at_ms)
+            group.serve(at_ms)
         for waiter in late:
             if waiter.live:
-                self.registry.answer(waiter, _nothing(waiter.group))
+                waiter.group.answer(waiter, _nothing(waiter.group))
 
     def next_deadline_ms(self) -> int | None:
         return self.registry.timers.next_ms()
@@ -162,9 +165,9 @@ class Broker:
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """Its connections are gone, so are the consumes that waited. What it had handed out comes back by its timeout."""
-        for waiter in list(self.registry.waiters.values()):
+        for waiter in list(self.callers.waiters.values()):
             if waiter.origin.node == node:
-                self.registry.forget_waiter(waiter)
+                waiter.group.forget_waiter(waiter)
 
     def take_events(self) -> list[Event]:
         events, self.registry.events = self.registry.events, []
@@ -172,18 +175,19 @@ class Broker:
 
     def snapshot(self) -> Any:
         """The whole state as one binary: a million messages are encoded and decoded without a Python object for each field."""
-        return encode_state(self)
+        return encode_state(self.at_ms, self.registry, self.callers, self.topics)
 
     def restore(self, state: Any) -> None:
         all_at_once(self.restoring(state))
 
     def restoring(self, state: bytes | memoryview) -> Restoring:
         """See `dss_raft.replication.machine.RestoresInSlices`: until it is installed, what was there before stays to be looked at."""
-        fresh = Broker()
-        yield from decode_state(fresh, state)
+        registry, callers = Registry(), Callers()
+        topics: dict[str, Topic] = {}
+        at_ms = yield from decode_state(state, registry, callers, topics)
 
         def install() -> None:
-            self.topics, self.registry, self.at_ms = fresh.topics, fresh.registry, fresh.at_ms
+            self.at_ms, self.registry, self.callers, self.topics = at_ms, registry, callers, topics
 
         return install
 
@@ -231,8 +235,8 @@ class Broker:
             topic = topics.get(name)
             if topic is None:
                 new_topics += 1
-            elif topic.settings.max_bytes and topic.bytes + size > topic.settings.max_bytes:
-                return _over_limit(f"topic {name!r} holds {topic.bytes} of {topic.settings.max_bytes} bytes")
+            elif (limit := topic.messages.settings.max_bytes) and topic.messages.bytes + size > limit:
+                return _over_limit(f"topic {name!r} holds {topic.messages.bytes} of {limit} bytes")
         if total > TOTAL_BYTES_MAX:
             return _over_limit(f"all topics hold {self.registry.bytes} of {TOTAL_BYTES_MAX} bytes")
         if new_topics and len(topics) + new_topics > TOPICS_MAX:
@@ -242,7 +246,7 @@ class Broker:
     def _new_topic(self, name: str) -> Topic:
         first = self.registry.next_serial()
         self.registry.serial += TIMERS - 1
-        topic = self.topics[name] = Topic(name, self.registry, first)
+        topic = self.topics[name] = Topic(name, self.registry, self.callers, first)
         return topic
 
     # ------------------------------------------------------------------- consume
@@ -263,7 +267,7 @@ class Broker:
             waiting = group.waiting_attempts.get(attempt_id)
             if waiting is not None:
                 # A client that repeats an attempt no longer listens to the call before.
-                self.registry.answer(waiting, _nothing(group))
+                group.answer(waiting, _nothing(group))
             handout = group.replays.get(attempt_id)
             if handout is not None:
                 return Result({"messages": group.hand_out_again(handout, origin, visibility_ms, at_ms)})
@@ -273,18 +277,8 @@ class Broker:
         if not command.timeout_ms:
             return _nothing(group)
         waiter = Waiter(origin, group, self.registry.next_serial(), visibility_ms, command.max_messages, attempt_id)
-        self.registry.add_waiter(waiter, at_ms + command.timeout_ms)
+        group.add_waiter(waiter, at_ms + command.timeout_ms)
         return None
-
-    def _serve(self, group: Group, at_ms: int) -> None:
-        """Give what is ready to who waits."""
-        waiters = group.waiters
-        while waiters:
-            waiter = waiters[0]
-            answers = group.hand_out(waiter.origin, waiter.attempt_id, waiter.messages_max, waiter.visibility_ms, at_ms)
-            if not answers:
-                return
-            self.registry.answer(waiter, Result({"messages": answers}))
 
     def _serve_topics_of(self, messages: list[NewMessage], at_ms: int) -> None:
         served = ""
@@ -293,7 +287,7 @@ class Broker:
                 served = new.topic
                 for group in self.topics[served].groups.values():
                     if group.waiters:
-                        self._serve(group, at_ms)
+                        group.serve(at_ms)
 
     def _group(self, topic_name: str, group_name: str) -> Group | None:
         topic = self.topics.get(topic_name)
@@ -309,9 +303,9 @@ class Broker:
                 return _stale(command.msg_id)
             if held is None or group is None:
                 return Result({"acked": False})
-            _finish(group, held, at_ms)
+            group.acked(held, at_ms)
             if group.waiters:
-                self._serve(group, at_ms)
+                group.serve(at_ms)
             return Result({"acked": True})
         return self._ack_many(group, command, at_ms, index)
 
@@ -339,14 +333,14 @@ class Broker:
             answers["released"] = [self._locks.release(one.key, one.client, at_ms, index) for one in command.release]
         for _, held, _ in found:
             if held is not None and group is not None:
-                _finish(group, held, at_ms)
+                group.acked(held, at_ms)
         if command.msg_ids is not None:
             answers["results"] = [
                 {"msg_id": msg_id, "acked": held is not None, **({"code": _STALE} if is_stale else {})}
                 for msg_id, held, is_stale in found
             ]
         if group is not None:
-            self._serve(group, at_ms)
+            group.serve(at_ms)
         self._serve_topics_of(command.publish, at_ms)
         return Result({"acked": held_count == len(found), **answers})
 
@@ -376,7 +370,7 @@ class Broker:
         else:
             group.failed(held, "rejected" if command.dead else "nack", at_ms, command.delay_ms)
         is_dead = number in group.dead
-        self._serve(group, at_ms)
+        group.serve(at_ms)
         return Result({"nacked": True, "dead": is_dead})
 
     def _extend(self, command: Extend, at_ms: int, index: int, origin: Origin) -> Result:
@@ -407,7 +401,7 @@ class Broker:
         numbers = [number for number in numbers if number in group.dead]
         for number in numbers:
             group.redrive(number, at_ms)
-        self._serve(group, at_ms)
+        group.serve(at_ms)
         return Result({"redriven": len(numbers)})
 
     def _purge(self, command: Purge, at_ms: int, index: int, origin: Origin) -> Result:
@@ -418,16 +412,6 @@ class Broker:
             return Result({"purged": topic.purge()})
         groups = [group for group in topic.groups.values() if command.group in ("", group.name)]
         return Result({"purged": sum(group.forget_dead() for group in groups)})
-
-    @staticmethod
-    def _upkeep(timer: TopicTimer, at_ms: int) -> None:
-        topic = timer.topic
-        if timer.kind == "delay":
-            topic.release_due(at_ms)
-        elif timer.kind == "retention":
-            topic.let_go_of_old(at_ms)
-        else:
-            topic.forget_dedup(at_ms)
 
 
 def _held(group: Group | None, msg_id: str, receipt: str | None) -> tuple[Delivery | Returned | None, bool]:
@@ -442,19 +426,12 @@ def _held(group: Group | None, msg_id: str, receipt: str | None) -> tuple[Delive
         if receipt is None or receipt == receipt_of(msg_id, delivery.serial):
             return delivery, False
         return None, True
-    returned = group.returned.get(number)
+    returned = group.backlog.returned.get(number)
     if returned is not None and returned.last_serial:
         if receipt is None or receipt == receipt_of(msg_id, returned.last_serial):
             return returned, False
         return None, True
     return None, receipt is not None and number in group.dead
-
-
-def _finish(group: Group, held: Delivery | Returned, at_ms: int) -> None:
-    if isinstance(held, Delivery):
-        group.acked(held, at_ms)
-    else:
-        group.acked_late(held, at_ms)
 
 
 def _nothing(group: Group) -> Result:

@@ -11,8 +11,8 @@ import msgspec
 
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import TopicSettings
-from dss_queue.core.group import Group
-from dss_queue.core.records import Dead, Delivery, Ending, Message, message_id
+from dss_queue.core.group import Delivery, Group
+from dss_queue.core.records import Dead, Ending, Message, message_id
 from dss_queue.core.topic import Topic
 
 #: Topics in an answer that names none.
@@ -27,7 +27,7 @@ def stats(broker: Broker, topic_name: str, now_ms: int) -> dict[str, Any]:
     topic = broker.topics.get(topic_name)
     if topic is None:
         return {"topic": topic_name, "exists": False, "messages": 0, "groups": []}
-    settings = {name: getattr(topic.settings, name) for name in TopicSettings.__struct_fields__}
+    settings = {name: getattr(topic.messages.settings, name) for name in TopicSettings.__struct_fields__}
     return {
         **_topic_line(topic, now_ms),
         "exists": True,
@@ -41,8 +41,8 @@ def stats(broker: Broker, topic_name: str, now_ms: int) -> dict[str, Any]:
 def _topic_line(topic: Topic, now_ms: int) -> dict[str, Any]:
     return {
         "topic": topic.name,
-        "messages": len(topic.messages),
-        "bytes": topic.bytes,
+        "messages": len(topic.messages.by_number),
+        "bytes": topic.messages.bytes,
         "published": topic.published,
         "oldest_age_ms": oldest_age_ms(topic, now_ms),
         "dead": sum(len(group.dead) for group in topic.groups.values()),
@@ -51,10 +51,10 @@ def _topic_line(topic: Topic, now_ms: int) -> dict[str, Any]:
 
 
 def _group_line(group: Group, now_ms: int) -> dict[str, Any]:
-    counters, in_flight, delayed = group.counters, len(group.in_flight), group.delayed
+    counters, in_flight, delayed = group.counters, len(group.in_flight), group.backlog.delayed
     return {
         "group": group.name,
-        "ready": group.pending - in_flight - delayed,
+        "ready": group.backlog.pending - in_flight - delayed,
         "delayed": delayed,
         "in_flight": in_flight,
         "dead": len(group.dead),
@@ -71,18 +71,18 @@ def _group_line(group: Group, now_ms: int) -> dict[str, Any]:
 
 def oldest_age_ms(topic: Topic, now_ms: int) -> int:
     """Age of the oldest retained message; 0 when there is none."""
-    for message in topic.messages.values():
+    for message in topic.messages.by_number.values():
         return max(0, now_ms - message.published_ms)
     return 0
 
 
 def _group_age_ms(group: Group, now_ms: int) -> int:
     """Age of the oldest message that the group is not finished with."""
-    if not group.pending:
+    if not group.backlog.pending:
         return 0
-    numbers = group.unmet(1)
-    numbers += [min(numbers_of) for numbers_of in (group.in_flight, group.returned) if numbers_of]
-    ages = [now_ms - message.published_ms for number in numbers if (message := group.find(number)) is not None]
+    numbers = group.backlog.unmet(1)
+    numbers += [min(numbers_of) for numbers_of in (group.in_flight, group.backlog.returned) if numbers_of]
+    ages = [now_ms - message.published_ms for number in numbers if (message := group.backlog.find(number)) is not None]
     return max(0, *ages) if ages else 0
 
 
@@ -95,16 +95,16 @@ def peek(broker: Broker, topic_name: str, group_name: str, dead: bool, limit: in
     if topic is None:
         return []
     if not group_name:
-        return [_message_line(message, now_ms) for message in islice(topic.messages.values(), limit)]
+        return [_message_line(message, now_ms) for message in islice(topic.messages.by_number.values(), limit)]
     group = topic.groups.get(group_name)
     if group is None:
         return []
     if dead:
         return [dead_line(one) for one in islice(group.dead.values(), limit)]
-    numbers = nsmallest(limit, {*group.in_flight, *group.returned, *group.unmet(limit)})
+    numbers = nsmallest(limit, {*group.in_flight, *group.backlog.returned, *group.backlog.unmet(limit)})
     lines = []
     for number in numbers:
-        message = group.find(number)
+        message = group.backlog.find(number)
         if message is not None:
             lines.append({**_message_line(message, now_ms), **_state_in(group, number)})
     return lines
@@ -132,7 +132,7 @@ def _state_in(group: Group, number: int) -> dict[str, Any]:
             "node": delivery.handout.origin.node,
             "history": history_lines(delivery.history),
         }
-    returned = group.returned.get(number)
+    returned = group.backlog.returned.get(number)
     if returned is None:
         return {"state": "ready", "attempt": 0}
     state = "delayed" if returned.due_ms else "ready"
@@ -174,7 +174,7 @@ def backlogs(broker: Broker, now_ms: int) -> Iterator[dict[str, Any]]:
     for topic in broker.topics.values():
         of_topic = {
             "topic": topic.name,
-            "bytes": topic.bytes,
+            "bytes": topic.messages.bytes,
             "published_per_s": topic.publish_rate.per_second(now_ms),
         }
         for group in topic.groups.values():
@@ -187,8 +187,8 @@ def backlogs(broker: Broker, now_ms: int) -> Iterator[dict[str, Any]]:
             }
         if not topic.groups:
             counts = {
-                "ready": len(topic.messages) - topic.hidden,
-                "delayed": topic.hidden,
+                "ready": len(topic.messages.by_number) - topic.messages.hidden,
+                "delayed": topic.messages.hidden,
                 "in_flight": 0,
                 "dead": 0,
                 "waiting": 0,

@@ -1,15 +1,12 @@
-"""What the broker keeps about messages and deliveries: small Structs, and how ids and receipts are written."""
+"""Messages and dead letters as Structs, and the format of message ids and receipts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from dss_raft.replication.machine import Event, Origin
-
-if TYPE_CHECKING:
-    from dss_queue.core.group import Group
+from dss_raft.replication.machine import Event
 
 #: A number is a Raft index and a count inside that entry, so that numbers grow in publish order.
 COUNT_BITS = 24
@@ -72,45 +69,6 @@ class Ending(NamedTuple):
     node: str
 
 
-class Handout(msgspec.Struct, kw_only=True):
-    """What one consume call got. It lives until the last of its deliveries has ended."""
-
-    origin: Origin
-    attempt_id: str
-    group: Group
-    numbers: list[int]
-    live: int
-
-
-class Delivery(msgspec.Struct):
-    """A message in the hands of a consumer. `due_ms`: it comes back unless it is acked by then."""
-
-    message: Message
-    #: the delivery number in the receipt: unique in the broker
-    serial: int
-    attempt: int
-    delivered_ms: int
-    visibility_ms: int
-    handout: Handout
-    #: of earlier deliveries
-    history: tuple[Ending, ...]
-    due_ms: int = 0
-
-
-class Returned(msgspec.Struct):
-    """A message that a group has met and must deliver (again). `due_ms`: not before then; 0: it is in the ready heap."""
-
-    message: Message
-    group: Group
-    #: deliveries that count
-    attempts: int
-    history: tuple[Ending, ...]
-    serial: int
-    #: serial of the last delivery: its consumer may still ack as long as nobody else has the message; 0: there was none
-    last_serial: int
-    due_ms: int = 0
-
-
 class Dead(msgspec.Struct, array_like=True):
     """A dead letter of a group."""
 
@@ -138,20 +96,6 @@ class DeadLettered(Event, frozen=True):
     topic: str
     group: str
     reason: str
-
-
-class Waiter(msgspec.Struct):
-    """A consume that waits. `due_ms`: answered empty then."""
-
-    origin: Origin
-    group: Group
-    serial: int
-    visibility_ms: int
-    messages_max: int
-    attempt_id: str
-    #: False once answered or cancelled; the queue of waiters then forgets it when it stands first
-    live: bool = True
-    due_ms: int = 0
 
 
 class Rate(msgspec.Struct, array_like=True):

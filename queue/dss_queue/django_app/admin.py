@@ -44,8 +44,8 @@ def in_flight_rows(broker: Broker, now_ms: int) -> list[InFlightRow]:
         msg_id = message_id(message.number)
         rows.append(
             InFlightRow(
-                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.topic.name}",
-                topic=group.topic.name,
+                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.messages.topic}",
+                topic=group.messages.topic,
                 group=group.name,
                 msg_id=msg_id,
                 key=message.key,
@@ -68,8 +68,8 @@ def dead_letter_rows(broker: Broker) -> list[DeadLetterRow]:
         msg_id = message_id(dead.number)
         rows.append(
             DeadLetterRow(
-                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.topic.name}",
-                topic=group.topic.name,
+                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.messages.topic}",
+                topic=group.messages.topic,
                 group=group.name,
                 msg_id=msg_id,
                 key=dead.key,

@@ -1,0 +1,296 @@
+"""A group's backlog: the messages it has still to finish, and which of them it can deliver next.
+
+The topic holds the messages; a backlog holds a position in them and the exceptions. `cursor` is the position of the first unkeyed
+message that the group has not met. Messages with a key are in one chain per key, of which a group sees only the head: one is in
+flight at a time, in publish order. Everything else that can be delivered is in the heap `ready`, by number: heads of chains, and
+messages that came back. An entry of the heap is a hint that is checked when it is popped, so nothing is ever searched and removed.
+Every step costs at most O(log n).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from heapq import heappop, heappush, nsmallest
+
+import msgspec
+
+from dss_queue.core.records import Ending, Message
+from dss_queue.core.registry import Registry
+from dss_queue.core.topic_messages import TopicMessages
+
+#: States of a key in a group. Without a record the head of the key's chain is ready.
+IDLE, READY, BUSY, WAITING = range(4)
+#: Unkeyed messages are trimmed after so many steps of a cursor.
+STEPS_PER_TRIM = 64
+
+
+class KeyState(msgspec.Struct, array_like=True):
+    """A routing key in a group that has met it."""
+
+    #: position in the key's chain of the first message that the group is not finished with
+    position: int
+    #: IDLE (no message), READY (its head is in the heap), BUSY (in flight), WAITING (its head has a delay)
+    state: int
+    #: redriven messages of this group alone, delivered before the chain's
+    extra: list[int] = []
+
+
+class Returned(msgspec.Struct):
+    """A message that a group has met and must deliver (again). `due_ms`: not before then; 0: it is in the ready heap."""
+
+    message: Message
+    backlog: Backlog
+    #: deliveries that count
+    attempts: int
+    history: tuple[Ending, ...]
+    serial: int
+    #: serial of the last delivery: its consumer may still ack until another one has the message; 0: there was none
+    last_serial: int
+    due_ms: int = 0
+
+
+class Backlog:
+    """See the module."""
+
+    def __init__(self, messages: TopicMessages, group: str, registry: Registry, cursor: int) -> None:
+        self.messages = messages
+        #: the group's name
+        self.group = group
+        self.cursor = cursor
+        self.ready: list[int] = []
+        self.keys: dict[str, KeyState] = {}
+        self.returned: dict[int, Returned] = {}
+        #: messages that the topic has dropped and this group still delivers (redriven, or in flight when retention ended)
+        self.private: dict[int, Message] = {}
+        #: messages the group is not finished with
+        self.pending = len(messages.by_number)
+        #: of `returned`, those with a delay
+        self.waiting = 0
+        self._registry = registry
+
+    @property
+    def delayed(self) -> int:
+        """Messages that become ready by themselves, later."""
+        return self.waiting + self.messages.hidden
+
+    # -------------------------------------------------------------- delivering
+
+    def take(self) -> Message | None:
+        """Take the first message that can be delivered; None when nothing is ready."""
+        ready, messages = self.ready, self.messages
+        while True:
+            fresh = messages.unkeyed.get(self.cursor)
+            if ready and (fresh is None or ready[0] < fresh):
+                message = self._claim(heappop(ready))
+            elif fresh is not None:
+                self.cursor += 1
+                if not self.cursor % STEPS_PER_TRIM:
+                    messages.trim_unkeyed()
+                message = messages.by_number.get(fresh)
+            else:
+                return None
+            if message is not None:
+                return message
+
+    def _claim(self, number: int) -> Message | None:
+        """Check an entry of the heap; None when it is outdated. Its key is busy from now on."""
+        message = self.find(number)
+        if message is None:
+            return None
+        if not message.key:
+            returned = self.returned.get(number)
+            return None if returned is None or returned.due_ms else message
+        state = self.keys.get(message.key)
+        if state is None:
+            chain = self.messages.chains[message.key]
+            if chain.get(chain.start) != number:
+                return None
+            self.keys[message.key] = KeyState(chain.start, BUSY)
+            return message
+        if state.state != READY or self.head(message.key, state) != number:
+            return None
+        state.state = BUSY
+        return message
+
+    def find(self, number: int) -> Message | None:
+        """The message, retained by the topic or private."""
+        if self.private and (message := self.private.get(number)) is not None:
+            return message
+        return self.messages.by_number.get(number)
+
+    def unmet(self, limit: int) -> list[int]:
+        """Some of the messages that the group has not met: the first unkeyed ones, and the first heads of chains."""
+        return [*self.messages.unkeyed.following(self.cursor, limit), *nsmallest(limit, self.ready)]
+
+    # ------------------------------------------------------ back, or finished
+
+    def take_back(
+        self, message: Message, attempts: int, history: tuple[Ending, ...], last_serial: int, at_ms: int, delay_ms: int
+    ) -> None:
+        """A delivery has ended without an ack: deliver the message again, not before `delay_ms` from now."""
+        self._hold(message, attempts, history, last_serial, at_ms + delay_ms if delay_ms else 0)
+        if message.key:
+            self._offer_head(message.key, self.keys[message.key], at_ms)
+        elif not delay_ms:
+            heappush(self.ready, message.number)
+
+    def wait_is_over(self, returned: Returned, at_ms: int) -> None:
+        """The delay of a message has passed."""
+        self.waiting -= 1
+        key = returned.message.key
+        if key:
+            self._offer_head(key, self.keys[key], at_ms)
+        else:
+            heappush(self.ready, returned.message.number)
+
+    def meet(self, message: Message) -> None:
+        """A message without a key that the cursor does not come to is ready."""
+        self._hold(message, 0, (), 0, 0)
+        heappush(self.ready, message.number)
+
+    def redriven(self, message: Message, history: tuple[Ending, ...], at_ms: int) -> None:
+        """A dead letter is a message of this group again: before everything else of its key, of which one is in flight at a time."""
+        number, key = message.number, message.key
+        self.private[number] = message
+        self.pending += 1
+        self._hold(message, 0, history, 0, 0)
+        if not key:
+            heappush(self.ready, number)
+            return
+        state = self.keys.get(key)
+        if state is None:
+            chain = self.messages.chains.get(key)
+            state = self.keys[key] = KeyState(0, IDLE) if chain is None else KeyState(chain.start, READY)
+        insort(state.extra, number)
+        self._offer_head(key, state, at_ms)
+
+    def finish(self, message: Message, at_ms: int) -> None:
+        """The group is finished with a message: the next one of its key has its turn."""
+        number, key = message.number, message.key
+        self.pending -= 1
+        if key:
+            state = self.keys.get(key)
+            if state is None:
+                state = self.keys[key] = KeyState(self.messages.chains[key].start, READY)
+            if self.private and number in self.private:
+                state.extra.remove(number)
+            else:
+                state.position += 1
+            self._offer_head(key, state, at_ms)
+        if self.private and number in self.private:
+            del self.private[number]
+            self.messages.add_bytes(-message.size)
+        else:
+            self.messages.finished_by_one_more(message)
+
+    def make_private(self, message: Message) -> None:
+        """The topic drops a message that is in flight: from now on it is this group's alone."""
+        number, key = message.number, message.key
+        # The topic's bytes no longer count it, this group's private copy does.
+        self.private[number] = message
+        self.messages.add_bytes(message.size)
+        if key:
+            state = self.keys[key]
+            state.position += 1
+            state.extra.insert(0, number)
+        self.messages.finished_by_one_more(message)
+
+    def forget_returned(self, returned: Returned) -> None:
+        """The message is finished or dead, and not delivered again."""
+        del self.returned[returned.message.number]
+        if returned.due_ms:
+            self.waiting -= 1
+            self._registry.timers.disarm(returned)
+
+    def is_past(self, message: Message) -> bool:
+        """Whether the group has met and finished a message that is neither in flight nor returned.
+
+        For a message without a key, or at the head of its key's chain.
+        """
+        key = message.key
+        if key:
+            state = self.keys.get(key)
+            return state is not None and state.position > self.messages.chains[key].start
+        if message.ready_ms:
+            return message.number in self.messages.released
+        fresh = self.messages.unkeyed.get(self.cursor)
+        return fresh is None or message.number < fresh
+
+    def reset(self, cursor: int) -> None:
+        """All messages are gone."""
+        for returned in self.returned.values():
+            self._registry.timers.disarm(returned)
+        self.messages.add_bytes(-sum(message.size for message in self.private.values()))
+        self.ready, self.keys, self.returned, self.private = [], {}, {}, {}
+        self.pending = self.waiting = 0
+        self.cursor = cursor
+
+    def _hold(self, message: Message, attempts: int, history: tuple[Ending, ...], last_serial: int, due_ms: int) -> None:
+        """Remember what is special about a message that is to be delivered (again)."""
+        registry = self._registry
+        returned = Returned(message, self, attempts, history, registry.next_serial(), last_serial)
+        self.returned[message.number] = returned
+        if due_ms:
+            self.waiting += 1
+            registry.timers.arm(returned, due_ms)
+
+    # --------------------------------------------------------------------- keys
+
+    def head(self, key: str, state: KeyState) -> int | None:
+        """Number of the key's first message that the group is not finished with."""
+        if state.extra:
+            return state.extra[0]
+        chain = self.messages.chains.get(key)
+        return None if chain is None else chain.get(state.position)
+
+    def free_key(self, key: str) -> None:
+        """The message of this key is no longer in flight."""
+        self.keys[key].state = IDLE
+
+    def _offer_head(self, key: str, state: KeyState, at_ms: int) -> None:
+        """Put the first message of a key into the heap, or let it wait for its delay; leave a busy key alone."""
+        if state.state == BUSY:
+            return
+        number = self.head(key, state)
+        if number is None:
+            state.state = IDLE
+            if key not in self.messages.chains:
+                del self.keys[key]
+            return
+        message = self.find(number)
+        assert message is not None
+        returned = self.returned.get(number)
+        if returned is None and message.ready_ms > at_ms:
+            self._hold(message, 0, (), 0, message.ready_ms)
+            state.state = WAITING
+        elif returned is not None and returned.due_ms:
+            state.state = WAITING
+        else:
+            state.state = READY
+            heappush(self.ready, number)
+
+    def chain_begins(self, message: Message, at_ms: int) -> None:
+        """The first message of a key that has no other in the topic."""
+        key = message.key
+        state = self.keys.get(key)
+        if state is not None:
+            state.position = self.messages.chains[key].start
+            if state.state == IDLE:
+                self._offer_head(key, state, at_ms)
+        elif message.ready_ms > at_ms:
+            self.keys[key] = state = KeyState(self.messages.chains[key].start, IDLE)
+            self._offer_head(key, state, at_ms)
+        else:
+            heappush(self.ready, message.number)
+
+    def chain_grows(self, key: str, at_ms: int) -> None:
+        """One more message of a key that has others."""
+        state = self.keys.get(key)
+        if state is not None and state.state == IDLE:
+            self._offer_head(key, state, at_ms)
+
+    def chain_ends(self, key: str) -> None:
+        """All groups are finished with all messages of a key."""
+        state = self.keys.get(key)
+        if state is not None and state.state == IDLE:
+            del self.keys[key]
