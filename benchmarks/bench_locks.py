@@ -1,7 +1,7 @@
-"""How fast and how small is the lock table alone? `python benchmarks/bench_locks.py [--json FILE] [--quick]`
+"""Speed and memory of the lock table alone: `python benchmarks/bench_locks.py [--json FILE] [--quick]`
 
-No node, no disk, no network: commands go straight into the state machine, as they do when an entry is applied. Each figure is the
-best of some rounds, in seconds of processor time, for the machine may have other work.
+There is no node, disk or network: commands go directly into the state machine, as when an entry is applied. Each figure is the best
+of several rounds, in processor time, because the machine may be busy.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dss_raft.replication.machine import Origin
 
 COMMANDS_PER_ENTRY = 64
 AT_MS = 1_700_000_000_000
-NOBODY = Origin("", 0, 0)
+NO_ORIGIN = Origin("", 0, 0)
 
 
 def best_of(rounds: int, run: Callable[[], float]) -> float:
-    """The highest rate of some rounds, with the collector in the state a node has it in."""
+    """The highest rate of several rounds, with a garbage collection before each."""
     rates = []
     for _ in range(rounds):
         gc.collect()
@@ -37,7 +37,7 @@ def best_of(rounds: int, run: Callable[[], float]) -> float:
 
 
 def uncontended(pairs: int) -> float:
-    """Acquire+release pairs a second, each on a key of its own, of 1,000 clients."""
+    """Acquire+release pairs per second by 1,000 clients, each pair on a key of its own."""
     table = LockTable()
     commands = [
         (Acquire(key=f"orders/{n}", client=f"worker-{n % 1000}"), Release(key=f"orders/{n}", client=f"worker-{n % 1000}"))
@@ -64,9 +64,9 @@ def uncontended(pairs: int) -> float:
 
 
 def contended(waiters: int, pairs: int, nested: bool = False) -> float:
-    """Release+acquire pairs a second on one key with so many waiters: the holder leaves and queues again at the end.
+    """Release+acquire pairs per second on one key: the holder releases the key and joins the end of the queue.
 
-    `nested`: each of them holds another lock, nobody else's business, all the time.
+    `nested`: each client also holds a lock of its own, which no other client requests.
     """
     table = LockTable(LockLimits(waiters_per_key_max=waiters + 1))
     clients = [f"worker-{n}" for n in range(waiters + 1)]
@@ -100,7 +100,7 @@ def contended(waiters: int, pairs: int, nested: bool = False) -> float:
 
 
 def bytes_per_lock(locks: int, mode: str, ttl_ms: int) -> float:
-    """Bytes a held lock takes, without the strings of its key and client, which are made before."""
+    """Bytes per held lock, without the strings of its key and client."""
     keys = [f"orders/{n}" for n in range(locks)]
     clients = [f"worker-{n}" for n in range(locks)]
     table = LockTable()
@@ -125,7 +125,7 @@ def bytes_per_lock(locks: int, mode: str, ttl_ms: int) -> float:
 
 
 def deadlock_ring(clients: int) -> float:
-    """Milliseconds to find a cycle of so many clients, each holding one key and waiting for the next one's."""
+    """Milliseconds to find a cycle of clients that each hold one key and wait for the key of the next client."""
     table = LockTable()
     for n in range(clients):
         table.apply(Acquire(key=f"k{n}", client=f"c{n}"), AT_MS, n + 1, Origin("node-1", 1, n + 1))
@@ -142,9 +142,9 @@ def deadlock_ring(clients: int) -> float:
 
 
 def deadlock_crowd(clients: int) -> float:
-    """Milliseconds to search in vain from the far end of a queue of so many, all of whom hold other locks.
+    """Milliseconds to find no cycle from the end of a queue of clients that all hold other locks.
 
-    Somebody outside waits for the one at the end, or there would be no search.
+    Another client waits for the last one, because otherwise there would be no search.
     """
     table = LockTable()
     for n in range(clients):
@@ -160,7 +160,7 @@ def deadlock_crowd(clients: int) -> float:
 
 
 def expire_all(locks: int) -> float:
-    """Leases a second when all of them end at once."""
+    """Leases per second if all of them expire at the same time."""
     table = LockTable()
     for n in range(locks):
         table.apply(Acquire(key=f"k{n}", client=f"c{n}", ttl_ms=1000), AT_MS + n // 1000, n + 1, Origin("node-1", 1, n + 1))
@@ -173,7 +173,7 @@ def expire_all(locks: int) -> float:
 
 
 class Listening:
-    """What a node is to its watchers."""
+    """The part of a node that `LockWatchers` uses."""
 
     applied_index = 1
 
@@ -193,7 +193,7 @@ class Listening:
 
 
 class Sink:
-    """A client that takes everything. What it costs to encode and send an event is the door's business."""
+    """A feed that only counts events. Encoding and sending them is not measured."""
 
     pushed = 0
 
@@ -201,8 +201,8 @@ class Sink:
         self.pushed += 1
 
 
-def told(watches: int, events: int) -> float:
-    """Nanoseconds an event of a key costs a node that has so many watches of this key."""
+def event_ns(watches: int, events: int) -> float:
+    """Nanoseconds per event at a node with a number of watches of its key."""
     node = Listening(LockTable())
     watchers, sink = LockWatchers(node), Sink()  # type: ignore[arg-type]
     event = LockChanged("granted", "orders/1", "worker-1", "exclusive", 7, 7)
@@ -224,11 +224,11 @@ def told(watches: int, events: int) -> float:
     return took_ns
 
 
-def begin_to_watch(locks: int) -> tuple[float, float]:
-    """Milliseconds to find and tell one key in a thousand of so many held locks: in all, and in the longest turn of the loop."""
+def start_watching(locks: int) -> tuple[float, float]:
+    """Milliseconds to find and send one in a thousand held locks: in total, and in the longest turn of the event loop."""
     table = LockTable()
     for n in range(locks):
-        table.apply(Acquire(key=f"orders/{n % 1000}/{n}", client=f"worker-{n}", ttl_ms=0), AT_MS, 1, NOBODY)
+        table.apply(Acquire(key=f"orders/{n % 1000}/{n}", client=f"worker-{n}", ttl_ms=0), AT_MS, 1, NO_ORIGIN)
     watchers, sink = LockWatchers(Listening(table)), Sink()  # type: ignore[arg-type]
     turns: list[float] = []
 
@@ -250,7 +250,7 @@ def begin_to_watch(locks: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="do a tenth of the work, to check that it runs")
     options = parser.parse_args()
     scale = 10 if options.quick else 1
     held = 1_000_000 // scale
@@ -267,9 +267,9 @@ def main() -> None:
         "ms to find a cycle of 10,000 waiting clients": min(deadlock_ring(10_000 // scale) for _ in range(3)),
     }
     figures["ms to find none among 10,000 in one exclusive queue"] = deadlock_crowd(10_000 // scale)
-    figures["ns an event costs a node without watches"] = min(told(0, 200_000 // scale) for _ in range(3))
-    figures["ns an event costs with 1,000 watches of its key"] = min(told(1000, 1000 // scale) for _ in range(3))
-    in_all_ms, longest_ms = begin_to_watch(held)
+    figures["ns an event costs a node without watches"] = min(event_ns(0, 200_000 // scale) for _ in range(3))
+    figures["ns an event costs with 1,000 watches of its key"] = min(event_ns(1000, 1000 // scale) for _ in range(3))
+    in_all_ms, longest_ms = start_watching(held)
     figures[f"ms to begin watching a prefix (one in a thousand of {held:,})"] = in_all_ms
     figures["of these, ms in the longest turn of the loop"] = longest_ms
     for name, value in figures.items():

@@ -1,4 +1,4 @@
-"""A lock table with a log in front of it, as a test writes it down."""
+"""A lock table driven by log entries, and a fake node."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dss_raft.replication.machine import Event, Origin, Resolved
 
 
 class Harness:
-    """Applies one entry a call, as the replica would, and remembers what was answered.
+    """Applies one entry per call, as the replica would, and records the answers.
 
-    `at_ms` stands still unless a test moves it; the index grows with every entry.
+    `at_ms` changes only when a test changes it. The index grows with every entry.
     """
 
     def __init__(self, limits: LockLimits | None = None) -> None:
@@ -31,13 +31,13 @@ class Harness:
         self.index = 0
         self.at_ms = 1_000_000
         self.seq = 0
-        #: the answers to calls that waited
+        #: the answers to calls that have waited
         self.answers: dict[Origin, Result] = {}
         self.changes: list[LockChanged] = []
         self.events: list[Event] = []
 
     def entry(self, *commands: Command, node: str = "n1") -> list[Result | Origin]:
-        """One entry with several commands. A command that waits gives its origin."""
+        """Apply one entry with several commands. The outcome of a command that waits is its origin."""
         self.index += 1
         deadline_ms = self.table.next_deadline_ms()
         if deadline_ms is not None and deadline_ms <= self.at_ms:
@@ -102,7 +102,7 @@ class Harness:
         self.collect()
 
     def pass_ms(self, ms: int) -> None:
-        """Time goes on: the leader proposes an empty entry."""
+        """Let time pass: the leader proposes an empty entry."""
         self.at_ms += ms
         self.entry()
 
@@ -114,14 +114,14 @@ class Harness:
         return [waiter.client for waiter in (lock.queue or {}).values()] if lock is not None else []
 
     def reload(self) -> None:
-        """Go on from a snapshot, as a node does that was far behind."""
+        """Continue from a snapshot, as a node that was far behind does."""
         state = encoded(self.table)
         self.table = LockTable(self.table.holdings.limits)
         self.table.restore(state)
 
 
 class FakeNode:
-    """A cluster of one: a command is an entry."""
+    """A cluster of one node, where each command is an entry."""
 
     def __init__(self) -> None:
         self.table = LockTable()
@@ -160,7 +160,7 @@ class FakeNode:
         self.index += 1
         origin = Origin("n1", 1, self.index)
         result = self.table.apply(command, self.at_ms, self.index, origin)
-        self.tell()
+        self.publish()
         if result is not None:
             return Result(result.body, result.code, self.index)
         future = self.futures[origin] = asyncio.get_running_loop().create_future()
@@ -169,17 +169,17 @@ class FakeNode:
         except asyncio.CancelledError:
             self.index += 1
             self.table.cancel(origin, self.at_ms, self.index)
-            self.tell()
+            self.publish()
             raise
 
     def pass_ms(self, ms):
         self.at_ms += ms
         self.index += 1
         self.table.expire(self.at_ms, self.index)
-        self.tell()
+        self.publish()
 
     def catch_up_by_snapshot(self, act):
-        """What `act` does to the table happens elsewhere; here a snapshot of it arrives."""
+        """Receive a snapshot of the table after `act`, instead of the entries of `act`."""
         copy = LockTable()
         copy.restore(encoded(self.table))
         self.index += 1
@@ -188,7 +188,7 @@ class FakeNode:
         for listener in self.replacement_listeners:
             listener()
 
-    def tell(self):
+    def publish(self):
         for event in self.table.take_events():
             if isinstance(event, Resolved):
                 self.futures.pop(event.waiter).set_result(event.result)
@@ -197,13 +197,13 @@ class FakeNode:
 
 
 def encoded(table: LockTable) -> Any:
-    """As a snapshot carries it."""
+    """The snapshot, encoded and decoded."""
     return msgspec.msgpack.decode(msgspec.msgpack.encode(table.snapshot()))
 
 
 @pytest.fixture(scope="session")
 def fake_node() -> type[FakeNode]:
-    """For tests that run a loop of their own."""
+    """For tests that run their own event loop."""
     return FakeNode
 
 
@@ -214,7 +214,7 @@ async def node() -> FakeNode:
 
 @pytest.fixture(scope="session")
 def harness() -> type[Harness]:
-    """For tests that make many tables."""
+    """For tests that create many tables."""
     return Harness
 
 

@@ -1,4 +1,4 @@
-"""The lock table's rules, as plainly as possible: lists, and loops over everything. The oracle of the state machine test."""
+"""The rules of the lock table, as simply as possible: lists, and loops over everything. The oracle of the state machine test."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class NaiveLocks:
         self.rearmed = 0
         self.at = self.index = 0
 
-    # what is so
+    # state
 
     def hold(self, key, client):
         return next((h for h in self.holds if (h.key, h.client) == (key, client)), None)
 
     def blockers(self, request, key):
-        """Clients that `request` waits for at `key`."""
+        """The clients that `request` waits for at `key`."""
         before = self.requests[: self.requests.index(request)] if request in self.requests else self.requests
         found = [h.client for h in self.holds if h.key == key and (h.exclusive or request.exclusive)]
         if key not in request.depends_on:
@@ -86,7 +86,7 @@ class NaiveLocks:
             for granted, index, exclusive in self.grants
         )
 
-    # what happens
+    # commands and events
 
     def acquire(self, origin, client, keys, exclusive, ttl, wait, session, delay):
         if session:

@@ -1,4 +1,4 @@
-"""What somebody knows who sees every event of the lock table and nothing else. If it is the truth, no event is missing or told twice."""
+"""Rebuilds the lock table from its events. If the result matches the table, no event is missing or sent twice."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ class Observer:
     def __init__(self) -> None:
         #: (key, client) -> mode, token
         self.holders: dict[tuple[str, str], tuple[str, int]] = {}
-        #: (key, place) -> client, mode
+        #: (key, id of the queue entry) -> client, mode
         self.waiters: dict[tuple[str, int], tuple[str, str]] = {}
         self.delayed: set[str] = set()
 
     def see(self, event) -> None:
-        hold, place = (event.key, event.client), (event.key, event.place)
+        hold, entry = (event.key, event.client), (event.key, event.place)
         if event.kind == "queued":
-            assert place not in self.waiters
-            self.waiters[place] = (event.client, event.mode)
+            assert entry not in self.waiters
+            self.waiters[entry] = (event.client, event.mode)
         elif event.kind == "dequeued":
-            assert self.waiters.pop(place) == (event.client, event.mode)
+            assert self.waiters.pop(entry) == (event.client, event.mode)
             assert event.reason
         elif event.kind == "granted":
             assert (hold in self.holders) == (event.reason != "")
@@ -35,14 +35,14 @@ class Observer:
             assert (event.kind, event.reason) == ("refused", "deadlock")
 
     def begin(self, locks) -> None:
-        """Forget everything, and go on from this state (`LockEvent.locks`)."""
+        """Forget everything, and continue from this state (`LockEvent.locks`)."""
         self.holders = {(lock["key"], h["client"]): (h["mode"], h["fencing_token"]) for lock in locks for h in lock["holders"]}
         self.waiters = {(lock["key"], w["place"]): (w["client"], w["mode"]) for lock in locks for w in lock["waiters"]}
         self.delayed = {lock["key"] for lock in locks if lock["delay"]}
 
     def check(self, table) -> None:
-        """Compare with the table itself."""
+        """Compare with the table."""
         assert self.holders == {(h.key, h.client): (MODES[h.exclusive], h.token) for h in table.holdings.all()}
-        places = {(key, p.rank): (p.client, MODES[p.exclusive]) for p in table.waiters.all() for key in p.keys}
-        assert self.waiters == places
+        waiters = {(key, w.rank): (w.client, MODES[w.exclusive]) for w in table.waiters.all() for key in w.keys}
+        assert self.waiters == waiters
         assert self.delayed == set(table.holdings.delays.by_key)

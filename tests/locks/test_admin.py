@@ -1,4 +1,4 @@
-"""The admin's rows come from the live table."""
+"""The admin shows the live lock table."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_locks_with_their_leases(busy):
     assert rows["k2"].expires_in_ms is None
 
 
-def test_waiting_requests_with_whom_they_wait_for(busy):
+def test_waiting_requests_show_whom_they_wait_for(busy):
     first, second = admin.waiter_rows(busy.table, busy.at_ms)
     assert (first.client, first.keys, first.waits_for, first.gives_up_in_ms) == ("b", "k1", "a", 19_000)
     assert (second.client, second.keys, second.mode, second.chain) == ("c", "k2, k3", "shared", "c → b → a")
 
 
-def test_keys_kept_back(busy):
+def test_lock_delays(busy):
     busy.pass_ms(2500)
     (row,) = admin.delay_rows(busy.table, busy.at_ms)
     assert (row.key, row.lost_by, row.keeps_out, row.left_ms, row.delay_ms) == ("k4", "gone", "everybody", 7500, 10_000)
@@ -53,8 +53,8 @@ def test_forced_releases(busy):
     assert (row.key, row.client, row.reason, row.by) == ("k2", "b", "hangs", "alice")
 
 
-def test_rows_have_names_of_their_own(busy):
-    """The admin finds a row again by its primary key; names may hold any character."""
+def test_rows_have_unique_primary_keys(busy):
+    """The admin finds a row by its primary key. Names may contain any character."""
     busy.shared("x.y", "z")
     busy.shared("x", "y.z")
     ids = [row.pk for row in admin.lock_rows(busy.table, busy.at_ms)]
@@ -62,7 +62,7 @@ def test_rows_have_names_of_their_own(busy):
 
 
 class Cluster:
-    """A node whose every command is applied at once, in the thread of the test."""
+    """A node that applies every command immediately, in the thread of the test."""
 
     def __init__(self, locks):
         self.locks = locks
@@ -98,19 +98,19 @@ def test_the_lists_are_shown(boss, model, count):
     assert boss.get(f"/admin/dss_locks/{model}/", {"q": "nobody"}).status_code == 200
 
 
-def test_a_lock_is_taken_away_with_a_reason(boss, busy):
+def test_a_forced_release_needs_a_reason(boss, busy):
     row = next(row for row in admin.lock_rows(busy.table, busy.at_ms) if row.key == "k1")
     form = {"action": "force_release", "_selected_action": [row.pk]}
     boss.post("/admin/dss_locks/lockrow/", {**form, "reason": " "})
-    assert busy.holders("k1") == [("a", "exclusive")], "not without a reason"
+    assert busy.holders("k1") == [("a", "exclusive")], "released without a reason"
     response = boss.post("/admin/dss_locks/lockrow/", {**form, "reason": "hangs"}, follow=True)
     assert "1 released" in response.content.decode()
-    assert busy.holders("k1") == [("b", "exclusive")], "who waited for it has it now"
+    assert busy.holders("k1") == [("b", "exclusive")], "not granted to the next waiter"
     (forced,) = busy.table.forced_releases
     assert (forced.reason, forced.by, forced.client) == ("hangs", "boss", "a")
 
 
-def test_one_may_look_without_being_allowed_to_act(boss, busy, client):
+def test_a_viewer_cannot_force_a_release(boss, busy, client):
     viewer = User.objects.create_user("viewer", password="x", is_staff=True)
     viewer.user_permissions.add(*Permission.objects.filter(codename__in=["view_lockrow"]))
     client.force_login(viewer)
@@ -119,7 +119,7 @@ def test_one_may_look_without_being_allowed_to_act(boss, busy, client):
     assert b"force_release" not in response.content
 
 
-def test_people_read_durations_and_each_filter_choice_once(boss, busy):
+def test_durations_are_readable_and_filter_choices_unique(boss, busy):
     page = boss.get("/admin/dss_locks/lockrow/").content.decode()
     assert '<td class="field-expires_in_ms">4 s</td>' in page
     assert "until released" in page
@@ -130,7 +130,7 @@ def test_people_read_durations_and_each_filter_choice_once(boss, busy):
     assert "pid" in detail
 
 
-def test_the_picture_stands_below_the_waiting_requests(boss, busy):
+def test_the_picture_is_below_the_waiting_requests(boss, busy):
     busy.acquire("<script>", "k1", wait_ms=20_000)
     page = boss.get("/admin/dss_locks/waiterrow/").content.decode()
     assert "Who waits for whom" in page
@@ -140,13 +140,13 @@ def test_the_picture_stands_below_the_waiting_requests(boss, busy):
     assert "clients are shown" not in page
 
 
-def test_nobody_waits(boss, busy):
+def test_no_picture_if_no_client_waits(boss, busy):
     busy.release("a", "k1")
     busy.release("b", "k2")
     assert "Who waits for whom" not in boss.get("/admin/dss_locks/waiterrow/").content.decode()
 
 
-def test_a_list_that_is_cut_says_so(boss, monkeypatch):
+def test_a_truncated_list_says_so(boss, monkeypatch):
     assert "Only the first" not in boss.get("/admin/dss_locks/lockrow/").content.decode()
     monkeypatch.setattr(admin, "ROWS_MAX", 1)
     assert "Only the first 1 are shown" in boss.get("/admin/dss_locks/lockrow/").content.decode()

@@ -1,4 +1,4 @@
-"""The table does what the naive model does, whatever happens in whatever order."""
+"""The table behaves as the naive model does, for random sequences of commands and events."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from dss_locks.core.table import LockTable
 from dss_raft.replication.machine import Origin, Resolved
 
 
-def beside(name):
-    """The folder is no package: what stands beside a test is loaded from its file."""
+def load_sibling(name):
+    """Load a module of this folder from its file. The folder is not a package."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-naive_locks, observer = beside("naive_locks"), beside("observer")
+naive_locks, observer = load_sibling("naive_locks"), load_sibling("observer")
 
 CLIENTS = st.sampled_from(["a", "b", "c", "d"])
 KEYS = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, unique=True)
 TTLS = st.sampled_from([0, 60, 300])
 DELAYS = st.sampled_from([0, 0, 40, 300])
-#: which of the sessions that there have been; most calls are in none
+#: which of the latest sessions; None: no session
 SESSIONS = st.sampled_from([None, None, None, 0, 1, 2])
 NODES = st.sampled_from(["n1", "n2"])
 MODES = st.sampled_from(["exclusive", "shared"])
@@ -49,7 +49,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         self.origins: list[Origin] = []
         self.answers: dict[Origin, str] = {}
         self.sessions: list[tuple[str, str]] = []
-        self.seen = observer.Observer()
+        self.observer = observer.Observer()
         self.last_grant: dict[str, tuple[int, str, str]] = {}
 
     # -- commands
@@ -157,7 +157,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
             self.table.expire(model.at, model.index)
         self.collect()
 
-    # -- what must always hold
+    # -- invariants
 
     @invariant()
     def same_state(self):
@@ -181,12 +181,12 @@ class LocksAgainstModel(RuleBasedStateMachine):
             assert table.next_deadline_ms() == min(deadlines, default=None)
 
     @invariant()
-    def who_only_watches_knows_it_all(self):
+    def the_observer_matches_the_table(self):
         if hasattr(self, "table"):
-            self.seen.check(self.table)
+            self.observer.check(self.table)
 
     @invariant()
-    def bookkeeping_adds_up(self):
+    def the_counters_add_up(self):
         if not hasattr(self, "table"):
             return
         holdings, waiters = self.table.holdings, self.table.waiters
@@ -203,17 +203,17 @@ class LocksAgainstModel(RuleBasedStateMachine):
             assert sum(h.exclusive for h in lock.holds()) == 0 or lock.holder_count() == 1
             assert list(lock.upgraders or {}) == [r for r, p in (lock.queue or {}).items() if key in p.upgrades]
         for client in waiters.of_client:
-            assert not find_cycle(holdings.locks, waiters.of_client, client), "a cycle that nobody was refused for"
+            assert not find_cycle(holdings.locks, waiters.of_client, client), "a cycle that was not refused"
             assert not self.model.waits_for_itself(client)
         graph = inspection.graph(self.table)
         nodes = {row["client"] for row in graph["nodes"]}
         assert nodes == {name for waiter, _, other in self.model.edges() for name in (waiter, other)} | set(waiters.of_client)
         nearest = set()
-        for place in waiters.all():
-            for key in place.keys:
-                blockers = list(holdings.locks[key].blockers(place, key))
-                nearest |= {(place.client, key, b.client) for b in blockers if b.because == "holds"}
-                nearest |= {(place.client, key, b.client) for b in blockers[-1:]}
+        for waiter in waiters.all():
+            for key in waiter.keys:
+                blockers = list(holdings.locks[key].blockers(waiter, key))
+                nearest |= {(waiter.client, key, b.client) for b in blockers if b.because == "holds"}
+                nearest |= {(waiter.client, key, b.client) for b in blockers[-1:]}
         assert {(edge["from"], edge["key"], edge["to"]) for edge in graph["edges"]} == nearest
 
     # -- helpers
@@ -225,7 +225,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
         return origin
 
     def session(self, back):
-        """(name, client) of one of the latest sessions, which may be over; ("", "") for none."""
+        """(id, client) of one of the latest sessions, which may have ended; ("", "") for none."""
         return self.sessions[-1 - back % len(self.sessions)] if self.sessions and back is not None else ("", "")
 
     @staticmethod
@@ -249,14 +249,14 @@ class LocksAgainstModel(RuleBasedStateMachine):
                 self.answers[event.waiter] = event.result.code
             elif isinstance(event, LockChanged):
                 assert event.index == self.model.index
-                self.seen.see(event)
+                self.observer.see(event)
                 if event.kind == "granted":
                     self.check_token(event)
             elif isinstance(event, SessionEnded):
                 assert event.session not in self.table.holdings.sessions.by_id
 
     def check_token(self, event):
-        """Tokens of a key grow from each grant to the next, and stand still only among shared holders."""
+        """The tokens of a key grow from each grant to the next. Only shared holders may have the same token."""
         token, mode = event.fencing_token, event.mode
         last_token, last_mode, last_client = self.last_grant.get(event.key, (0, "shared", ""))
         downgraded = last_mode == "exclusive" and last_client == event.client

@@ -1,4 +1,4 @@
-"""What a request must look like: every refusal names its field."""
+"""Validation of requests: every refusal names the field."""
 
 import msgspec
 import pytest
@@ -10,7 +10,7 @@ def decode(type_, **fields):
     return msgspec.convert(fields, type_, strict=False)
 
 
-def test_the_bold_fields_are_enough():
+def test_the_required_fields_are_enough():
     command = decode(Acquire, key="k", client="a")
     assert (command.mode, command.ttl_ms, command.wait_ms, command.meta) == ("exclusive", 30_000, 0, None)
 
@@ -46,13 +46,13 @@ def test_a_bad_request_is_refused_by_name(fields, named):
 
 
 @pytest.mark.parametrize("number", ["123456789012345678901234567890", "-9223372036854775809"])
-def test_a_number_that_the_log_cannot_hold_is_refused(number):
+def test_an_integer_beyond_64_bits_is_refused(number):
     with pytest.raises(msgspec.ValidationError, match="meta"):
         msgspec.json.decode(f'{{"op": "locks.acquire", "key": "k", "client": "a", "meta": {{"n": {number}}}}}', type=Acquire)
 
 
 @pytest.mark.parametrize("type_", [Release, Renew])
-def test_release_and_renew_name_their_keys_likewise(type_):
+def test_release_and_renew_name_their_keys_in_the_same_way(type_):
     assert decode(type_, keys=["k1", "k2"], client="a").key is None
     with pytest.raises(msgspec.ValidationError, match="`key`"):
         decode(type_, client="a")
@@ -74,6 +74,6 @@ def test_a_forced_release_needs_a_reason():
         ForceRelease(key="k", reason="why", by="alice"),
     ],
 )
-def test_a_command_survives_the_log(command):
+def test_a_command_survives_encoding(command):
     types = Acquire | Release | Renew | ForceRelease
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(command), type=types) == command

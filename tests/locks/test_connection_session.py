@@ -1,4 +1,4 @@
-"""`locks.session`: a session that lives as long as its connection."""
+"""`locks.session`: a session that lasts as long as its connection."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dss_locks.watching import LockWatchers
 from dss_raft.replication.machine import Origin
 
 LONG_MS = 600_000
-#: Of the connection, not of the call: shorter than the contract allows, so that no test has to wait.
+#: Shorter than the contract allows, so that the tests need not wait.
 SHORT_MS = 3
 
 
 class Client:
-    """A Feed whose events can be awaited."""
+    """A feed whose events can be awaited."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[SessionEvent] = asyncio.Queue()
@@ -52,11 +52,11 @@ async def begin(node):
 
 async def until(condition) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  (what is awaited shows in the table, not in one event)
+        while not condition():  # noqa: ASYNC110  (the condition is in the table, there is no single event for it)
             await asyncio.sleep(0)
 
 
-async def test_it_tells_its_name_and_is_renewed_at_a_third_of_its_lease(node, begin):
+async def test_it_sends_its_id_and_is_renewed_at_a_third_of_its_lease(node, begin):
     client, _ = begin(SHORT_MS)
     started = await client.next()
     assert (started.kind, started.expires_in_ms, started.index) == ("started", SHORT_MS, 1)
@@ -67,25 +67,25 @@ async def test_it_tells_its_name_and_is_renewed_at_a_third_of_its_lease(node, be
     assert node.table.holdings.sessions.deadline_ms(session) == node.at_ms + SHORT_MS
 
 
-async def test_when_the_connection_goes_all_locks_are_free_at_once(node, begin):
+async def test_all_locks_are_released_when_the_connection_closes(node, begin):
     client, task = begin()
     session = (await client.next()).session
     await node.submit(Acquire(key="k", client="a", session=session, lock_delay_ms=5000))
     waiting = asyncio.create_task(node.submit(Acquire(key="k", client="b", wait_ms=1000)))
     await until(lambda: node.futures)
     task.cancel()
-    assert (await waiting).code == "", "a proper end leaves no delay behind"
+    assert (await waiting).code == "", "a closed session must not start a lock delay"
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not node.table.holdings.sessions.by_id
 
 
-async def test_a_client_that_goes_while_the_session_starts_leaves_none(node, begin, monkeypatch):
-    """The command is on its way and will take effect; nobody else would ever close what it starts."""
-    on_its_way, submit = asyncio.Event(), node.submit
+async def test_a_client_that_disconnects_while_the_session_starts_leaves_no_session(node, begin, monkeypatch):
+    """The command is on its way and takes effect. No one else would close the session that it starts."""
+    may_proceed, submit = asyncio.Event(), node.submit
 
     async def slow(command, **fields):
-        await on_its_way.wait()
+        await may_proceed.wait()
         return await submit(command, **fields)
 
     monkeypatch.setattr(node, "submit", slow)
@@ -93,14 +93,14 @@ async def test_a_client_that_goes_while_the_session_starts_leaves_none(node, beg
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)
-    on_its_way.set()
+    may_proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert node.index == 2, "started and closed"
     assert not node.table.holdings.sessions.by_id
 
 
-async def test_a_lost_session_ends_it_at_once(node, begin):
+async def test_it_ends_with_session_lost(node, begin):
     client, task = begin()
     session = (await client.next()).session
     node.pass_ms(LONG_MS)
@@ -108,7 +108,7 @@ async def test_a_lost_session_ends_it_at_once(node, begin):
     assert (result.code, result.body) == ("session_lost", {"session": session})
 
 
-async def test_a_session_that_a_call_has_closed(node, begin):
+async def test_it_ends_if_another_call_closes_the_session(node, begin):
     client, task = begin()
     session = (await client.next()).session
     await node.submit(CloseSession(session=session))
@@ -116,14 +116,14 @@ async def test_a_session_that_a_call_has_closed(node, begin):
     assert (result.code, result.body) == ("", {"session": session, "closed": True})
 
 
-async def test_a_session_that_is_gone_in_a_snapshot(node, begin):
+async def test_it_ends_if_a_snapshot_no_longer_has_the_session(node, begin):
     client, task = begin()
     await client.next()
     node.catch_up_by_snapshot(lambda table, at_ms, index: table.expire(at_ms + LONG_MS, index))
     assert (await task).code == "session_lost"
 
 
-async def test_a_session_that_is_still_there_in_a_snapshot(node, begin):
+async def test_it_continues_if_a_snapshot_has_the_session(node, begin):
     client, task = begin(SHORT_MS)
     await client.next()
     node.catch_up_by_snapshot(
@@ -133,7 +133,7 @@ async def test_a_session_that_is_still_there_in_a_snapshot(node, begin):
     assert not task.done()
 
 
-async def test_without_a_majority_it_tries_again(node, begin):
+async def test_it_retries_without_a_majority(node, begin):
     client, _ = begin(SHORT_MS)
     await client.next()
     refused = 0
@@ -167,6 +167,6 @@ async def test_too_many_sessions(node, begin):
     assert second.events.empty()
 
 
-def test_a_lease_too_short_to_be_kept_is_refused():
+def test_a_too_short_lease_is_refused():
     with pytest.raises(msgspec.ValidationError, match=r">= 1000.*ttl_ms"):
         msgspec.json.decode(b'{"client": "a", "ttl_ms": 999}', type=KeepSession)

@@ -1,4 +1,4 @@
-"""Every line of the lock section of the HTTP contract, through the fast lane and through DRF."""
+"""Every line of the lock section of the HTTP contract, through the JSON fast path and through DRF."""
 
 from __future__ import annotations
 
@@ -10,108 +10,108 @@ from dss_locks.operations import OPERATIONS
 
 
 @pytest.fixture(params=DOORS)
-def door(request, fake_node):
-    with opened(request.param, fake_node, OPERATIONS, lambda node: len(node.futures)) as door:
-        yield door
+def api(request, fake_node):
+    with opened(request.param, fake_node, OPERATIONS, lambda node: len(node.futures)) as api:
+        yield api
 
 
-def pass_ms(door, ms):
-    door.run(lambda: door.node.pass_ms(ms))
+def pass_ms(api, ms):
+    api.run(lambda: api.node.pass_ms(ms))
 
 
-def test_acquire(door):
-    status, answer, _ = door.post("/lock/acquire", key="k", client="a")
+def test_acquire(api):
+    status, answer, _ = api.post("/lock/acquire", key="k", client="a")
     assert status == 200
     assert answer == {"ok": True, "fencing_token": 1, "expires_in_ms": 30_000, "reentrant": False, "index": 1}
-    _, again, _ = door.post("/lock/acquire", key="k", client="a", ttl_ms="1000", mode="exclusive")
+    _, again, _ = api.post("/lock/acquire", key="k", client="a", ttl_ms="1000", mode="exclusive")
     assert (again["fencing_token"], again["expires_in_ms"], again["reentrant"], again["index"]) == (1, 1000, True, 2)
-    _, forever, _ = door.post("/lock/acquire", keys=["k2", "k3"], client="a", ttl_ms=0, meta={"pid": 7})
+    _, forever, _ = api.post("/lock/acquire", keys=["k2", "k3"], client="a", ttl_ms=0, meta={"pid": 7})
     assert (forever["expires_in_ms"], forever["fencing_tokens"]) == (None, {"k2": 3, "k3": 3})
 
 
-def test_held(door):
-    door.post("/lock/acquire", key="k", client="a")
-    status, answer, _ = door.post("/lock/acquire", key="k", client="b", mode="shared")
+def test_held(api):
+    api.post("/lock/acquire", key="k", client="a")
+    status, answer, _ = api.post("/lock/acquire", key="k", client="b", mode="shared")
     assert (status, answer["ok"], answer["code"], answer["position"], answer["index"]) == (423, False, "held", 1, 2)
     holder = {"key": "k", "client": "a", "mode": "exclusive", "fencing_token": 1, "expires_in_ms": 30_000}
     assert answer["holders"] == [holder]
 
 
-def test_a_wait_that_runs_out_and_one_that_is_granted(door):
-    door.post("/lock/acquire", key="k", client="a", ttl_ms=2000)
-    impatient = door.later("/lock/acquire", key="k", client="b", wait_ms=1000)
-    patient = door.later("/lock/acquire", key="k", client="c", wait_ms=20_000)
-    pass_ms(door, 1000)
-    pass_ms(door, 1000)
-    door.join()
+def test_a_wait_that_times_out_and_one_that_is_granted(api):
+    api.post("/lock/acquire", key="k", client="a", ttl_ms=2000)
+    impatient = api.later("/lock/acquire", key="k", client="b", wait_ms=1000)
+    patient = api.later("/lock/acquire", key="k", client="c", wait_ms=20_000)
+    pass_ms(api, 1000)
+    pass_ms(api, 1000)
+    api.join()
     ((status, answer, _),) = impatient
     assert (status, answer["ok"], answer["code"]) == (423, False, "wait_timeout")
     ((status, answer, _),) = patient
     assert (status, answer["waited_ms"]) == (200, 2000)
 
 
-def test_a_deadlock_names_its_cycle(door):
-    door.post("/lock/acquire", key="k1", client="a")
-    door.post("/lock/acquire", key="k2", client="b")
-    waiting = door.later("/lock/acquire", key="k2", client="a", wait_ms=1000)
-    status, answer, _ = door.post("/lock/acquire", key="k1", client="b", wait_ms=1000)
+def test_a_deadlock_names_its_cycle(api):
+    api.post("/lock/acquire", key="k1", client="a")
+    api.post("/lock/acquire", key="k2", client="b")
+    waiting = api.later("/lock/acquire", key="k2", client="a", wait_ms=1000)
+    status, answer, _ = api.post("/lock/acquire", key="k1", client="b", wait_ms=1000)
     assert (status, answer["ok"], answer["code"], answer["deadlock"]) == (409, False, "deadlock", True)
     cycle = [(step["client"], step["waits_for"], step["held_by"]) for step in answer["cycle"]]
     assert cycle == [("b", "k1", "a"), ("a", "k2", "b")]
-    _, graph, _ = door.get("/lock/graph")
+    _, graph, _ = api.get("/lock/graph")
     assert [(e["from"], e["to"], e["key"]) for e in graph["edges"]] == [("a", "b", "k2")]
     assert {node["client"] for node in graph["nodes"]} == {"a", "b"}
-    door.post("/lock/release", key="k2", client="b")
-    door.join()
+    api.post("/lock/release", key="k2", client="b")
+    api.join()
     assert waiting[0][0] == 200
 
 
-def test_two_upgraders_are_a_deadlock_and_one_alone_upgrades_in_place(door):
-    door.post("/lock/acquire", key="k", client="a", mode="shared")
-    _, answer, _ = door.post("/lock/acquire", key="k", client="a")
+def test_two_upgraders_are_a_deadlock_and_one_alone_upgrades_in_place(api):
+    api.post("/lock/acquire", key="k", client="a", mode="shared")
+    _, answer, _ = api.post("/lock/acquire", key="k", client="a")
     assert (answer["fencing_token"], answer["reentrant"]) == (2, False)
-    door.post("/lock/acquire", key="k", client="a", mode="shared")
-    door.post("/lock/acquire", key="k", client="b", mode="shared")
-    waiting = door.later("/lock/acquire", key="k", client="a", wait_ms=1000)
-    assert door.post("/lock/acquire", key="k", client="b", wait_ms=1000)[1]["code"] == "deadlock"
-    door.post("/lock/release", key="k", client="b")
-    door.join()
+    api.post("/lock/acquire", key="k", client="a", mode="shared")
+    api.post("/lock/acquire", key="k", client="b", mode="shared")
+    waiting = api.later("/lock/acquire", key="k", client="a", wait_ms=1000)
+    assert api.post("/lock/acquire", key="k", client="b", wait_ms=1000)[1]["code"] == "deadlock"
+    api.post("/lock/release", key="k", client="b")
+    api.join()
     assert waiting[0][0] == 200
 
 
-def test_release(door):
-    door.post("/lock/acquire", key="k", client="a")
-    status, answer, _ = door.post("/lock/release", key="k", client="a", fencing_token=1)
+def test_release(api):
+    api.post("/lock/acquire", key="k", client="a")
+    status, answer, _ = api.post("/lock/release", key="k", client="a", fencing_token=1)
     assert (status, answer) == (200, {"ok": True, "released": True, "held_ms": 0, "index": 2})
-    assert door.post("/lock/release", key="k", client="a")[1] == {"ok": True, "released": False, "index": 3}
-    door.post("/lock/acquire", key="k", client="b")
-    status, answer, _ = door.post("/lock/release", key="k", client="a", fencing_token=1)
+    assert api.post("/lock/release", key="k", client="a")[1] == {"ok": True, "released": False, "index": 3}
+    api.post("/lock/acquire", key="k", client="b")
+    status, answer, _ = api.post("/lock/release", key="k", client="a", fencing_token=1)
     assert (status, answer["code"], answer["current"]) == (409, "not_holder", 4)
-    door.post("/lock/acquire", keys=["k2", "k3"], client="a")
-    assert door.post("/lock/release", keys=["k2", "k3"], client="a")[1]["released_keys"] == ["k2", "k3"]
+    api.post("/lock/acquire", keys=["k2", "k3"], client="a")
+    assert api.post("/lock/release", keys=["k2", "k3"], client="a")[1]["released_keys"] == ["k2", "k3"]
 
 
-def test_renew(door):
-    door.post("/lock/acquire", key="k", client="a", ttl_ms=1000)
-    pass_ms(door, 900)
-    status, answer, _ = door.post("/lock/renew", key="k", client="a", fencing_token=1)
+def test_renew(api):
+    api.post("/lock/acquire", key="k", client="a", ttl_ms=1000)
+    pass_ms(api, 900)
+    status, answer, _ = api.post("/lock/renew", key="k", client="a", fencing_token=1)
     assert (status, answer["expires_in_ms"]) == (200, 1000)
-    assert door.post("/lock/renew", key="k", client="a", ttl_ms=5000)[1]["expires_in_ms"] == 5000
-    pass_ms(door, 5000)
-    status, answer, _ = door.post("/lock/renew", keys=["k"], client="a")
+    assert api.post("/lock/renew", key="k", client="a", ttl_ms=5000)[1]["expires_in_ms"] == 5000
+    pass_ms(api, 5000)
+    status, answer, _ = api.post("/lock/renew", keys=["k"], client="a")
     assert (status, answer["code"]) == (409, "lock_lost")
 
 
-def test_check(door):
-    door.post("/lock/acquire", key="k", client="a")
-    assert door.post("/lock/check", key="k", fencing_token=1)[1] == {"ok": True, "valid": True, "current": 1}
-    assert door.post("/lock/check", key="k", fencing_token=2)[1] == {"ok": True, "valid": False, "current": 1}
+def test_check(api):
+    api.post("/lock/acquire", key="k", client="a")
+    assert api.post("/lock/check", key="k", fencing_token=1)[1] == {"ok": True, "valid": True, "current": 1}
+    assert api.post("/lock/check", key="k", fencing_token=2)[1] == {"ok": True, "valid": False, "current": 1}
 
 
-def test_status(door):
-    door.post("/lock/acquire", key="k", client="a", ttl_ms=1000, lock_delay_ms=700)
-    waiting = [door.later("/lock/acquire", key="k", client=client, wait_ms=20_000) for client in ("b", "c")]
-    status, answer, _ = door.get("/lock/status?key=k&client=c")
+def test_status(api):
+    api.post("/lock/acquire", key="k", client="a", ttl_ms=1000, lock_delay_ms=700)
+    waiting = [api.later("/lock/acquire", key="k", client=client, wait_ms=20_000) for client in ("b", "c")]
+    status, answer, _ = api.get("/lock/status?key=k&client=c")
     assert status == 200
     (holder,) = answer["holders"]
     assert (holder["client"], holder["mode"], holder["fencing_token"], holder["lock_delay_ms"]) == ("a", "exclusive", 1, 700)
@@ -119,22 +119,22 @@ def test_status(door):
     assert [(w["client"], w["position"]) for w in answer["waiters"]] == [("b", 1), ("c", 2)]
     assert all("age_ms" in waiter for waiter in answer["waiters"])
     assert answer["why"]["position"] == 2
-    pass_ms(door, 1000)
-    assert door.get("/lock/status?key=k")[1]["delay"]["lost_by"] == "a"
-    pass_ms(door, 700)
-    door.post("/lock/release", key="k", client="b")
-    door.join()
+    pass_ms(api, 1000)
+    assert api.get("/lock/status?key=k")[1]["delay"]["lost_by"] == "a"
+    pass_ms(api, 700)
+    api.post("/lock/release", key="k", client="b")
+    api.join()
     assert [answers[0][0] for answers in waiting] == [200, 200]
 
 
-def test_sessions_and_forced_releases(door):
-    session = door.post("/session", client="a", ttl_ms=5000)[1]["session"]
-    assert door.post("/lock/acquire", key="k", client="a", session=session)[1]["expires_in_ms"] == 5000
-    assert door.post("/session/renew", session=session)[1]["keys_held"] == 1
-    assert door.post("/lock/force_release", key="k", reason="test")[1]["released"]
-    assert door.get("/lock/audit")[1]["forced"][0]["reason"] == "test"
-    assert door.post("/session/close", session=session)[1]["closed"]
-    assert door.post("/session/renew", session=session)[0] == 409
+def test_sessions_and_forced_releases(api):
+    session = api.post("/session", client="a", ttl_ms=5000)[1]["session"]
+    assert api.post("/lock/acquire", key="k", client="a", session=session)[1]["expires_in_ms"] == 5000
+    assert api.post("/session/renew", session=session)[1]["keys_held"] == 1
+    assert api.post("/lock/force_release", key="k", reason="test")[1]["released"]
+    assert api.get("/lock/audit")[1]["forced"][0]["reason"] == "test"
+    assert api.post("/session/close", session=session)[1]["closed"]
+    assert api.post("/session/renew", session=session)[0] == 409
 
 
 @pytest.mark.parametrize(
@@ -155,19 +155,19 @@ def test_sessions_and_forced_releases(door):
         ({"key": "k", "client": "a", "colour": "red"}, "colour"),
     ],
 )
-def test_bad_input_is_refused_by_the_name_of_the_field(door, fields, field):
-    status, answer, headers = door.post("/lock/acquire", **fields)
+def test_a_refusal_of_bad_input_names_the_field(api, fields, field):
+    status, answer, headers = api.post("/lock/acquire", **fields)
     assert (status, answer["ok"], answer["code"], answer["field"]) == (400, False, "invalid", field)
     assert headers["content-type"].startswith("application/problem+json")
-    assert door.node.index == 0, "nothing was proposed"
+    assert api.node.index == 0, "nothing was proposed"
 
 
-def test_over_a_limit(door):
-    door.node.table.holdings.limits = LockLimits(holds_max=1, sessions_max=1)
-    door.post("/lock/acquire", key="k", client="a")
-    status, answer, headers = door.post("/lock/acquire", key="k2", client="a")
+def test_over_a_limit(api):
+    api.node.table.holdings.limits = LockLimits(holds_max=1, sessions_max=1)
+    api.post("/lock/acquire", key="k", client="a")
+    status, answer, headers = api.post("/lock/acquire", key="k2", client="a")
     assert (status, answer["code"], answer["limit"], answer["maximum"]) == (429, "over_limit", "holds_max", 1)
     assert "holds_max is 1" in answer["detail"]
     assert int(headers["retry-after"]) >= 1
-    door.post("/session", client="a")
-    assert door.post("/session", client="b")[1]["limit"] == "sessions_max"
+    api.post("/session", client="a")
+    assert api.post("/session", client="b")[1]["limit"] == "sessions_max"

@@ -1,6 +1,6 @@
-"""No crowd at one key makes a step of the table cost the square of its size: the node has nothing else to do meanwhile.
+"""The cost of one step of the table is at most linear in the number of clients at a key, because it blocks the node.
 
-The cost is counted in lines of Python that were run, which is the same on every machine and every day.
+The cost is the number of executed lines of Python, which is the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dss_locks.core.commands import Acquire, Release
 from dss_locks.django_app import admin
 
 FEW, MANY = 60, 240
-#: a cost in proportion to the size would be 4 times as much, one in proportion to its square 16 times
+#: a linear cost grows by a factor of 4, a quadratic one by 16
 ALLOWED = 5.5
 
 
 def lines_run(act: Callable[[], Any]) -> int:
-    """How many lines the call runs, loops counted once each time round."""
+    """The number of lines that the call executes. Lines in a loop count in each iteration."""
     count = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
@@ -43,8 +43,8 @@ def crowd(locks, size, **fields):
         locks.acquire(f"c{number}", "k", wait_ms=20_000, **fields)
 
 
-def a_client_with_many_places_asks_again(limited, size):
-    """It stands in the queue many times itself, which is what each of its requests searches first."""
+def a_client_with_many_waiting_requests_acquires_again(limited, size):
+    """Each request of a client first searches that client's own entries in the queue."""
     locks = limited()
     locks.acquire("holder", "k")
     crowd(locks, size)
@@ -84,14 +84,14 @@ def a_ring_closes(limited, size):
     return lambda: locks.acquire(f"c{size - 1}", "k0", wait_ms=20_000)
 
 
-def half_of_them_are_one_too_many(limited, size):
+def half_of_them_exceed_a_limit(limited, size):
     locks = limited(holders_per_key_max=size // 2)
     locks.acquire("holder", "k")
     crowd(locks, size, mode="shared")
     return lambda: locks.release("holder", "k")
 
 
-def they_give_up_from_the_back(limited, size):
+def they_time_out_from_the_back(limited, size):
     locks = limited()
     locks.acquire("holder", "k", ttl_ms=0)
     for number in range(size):
@@ -99,7 +99,7 @@ def they_give_up_from_the_back(limited, size):
     return lambda: locks.pass_ms(20_000)
 
 
-def shared_requests_wait_for_another_key_in_front_of_an_exclusive_one(limited, size):
+def shared_requests_wait_for_another_key_ahead_of_an_exclusive_one(limited, size):
     locks = limited()
     locks.acquire("holder", "other")
     locks.shared("s", "k")
@@ -110,7 +110,7 @@ def shared_requests_wait_for_another_key_in_front_of_an_exclusive_one(limited, s
     return lambda: locks.release("s", "k")
 
 
-def many_locks_of_a_client_that_waits_for_much_end(limited, size):
+def many_locks_of_a_client_with_many_waiting_requests_end(limited, size):
     locks = limited()
     locks.acquire("holder", "k", ttl_ms=0)
     for number in range(size):
@@ -136,24 +136,24 @@ def the_waiting_requests_are_shown(limited, size):
 @pytest.mark.parametrize(
     "scene",
     [
-        a_client_with_many_places_asks_again,
+        a_client_with_many_waiting_requests_acquires_again,
         a_search_past_many_upgrades,
         a_search_among_many_shared_holders,
         a_ring_closes,
-        half_of_them_are_one_too_many,
-        they_give_up_from_the_back,
-        shared_requests_wait_for_another_key_in_front_of_an_exclusive_one,
-        many_locks_of_a_client_that_waits_for_much_end,
+        half_of_them_exceed_a_limit,
+        they_time_out_from_the_back,
+        shared_requests_wait_for_another_key_ahead_of_an_exclusive_one,
+        many_locks_of_a_client_with_many_waiting_requests_end,
         the_graph_is_shown,
         the_waiting_requests_are_shown,
     ],
 )
-def test_the_cost_grows_with_the_size_and_not_with_its_square(scene, limited):
+def test_the_cost_is_linear_in_the_size(scene, limited):
     few, many = (lines_run(scene(limited, size)) for size in (FEW, MANY))
     assert many < ALLOWED * few
 
 
-def test_an_uncontended_pair_costs_the_same_among_many_locks(limited):
+def test_an_uncontended_pair_costs_the_same_with_many_other_locks(limited):
     def pair(size):
         locks = limited()
         crowd(locks, size)
@@ -164,15 +164,15 @@ def test_an_uncontended_pair_costs_the_same_among_many_locks(limited):
     assert lines_run(pair(MANY)) == lines_run(pair(FEW))
 
 
-def test_the_position_of_one_who_gave_up_is_the_one_it_had(locks):
+def test_a_timeout_reports_the_position_at_the_time(locks):
     locks.acquire("a", "k", ttl_ms=0)
     origins = [locks.acquire(client, "k", wait_ms=1000) for client in "bcd"]
     locks.pass_ms(1000)
     assert [locks.answers[origin].body["position"] for origin in origins] == [1, 2, 3]
 
 
-def test_a_refused_waiter_makes_room_in_the_order_of_arrival(limited):
-    """b is refused at its turn; c, who waited behind b elsewhere, still comes before d, who came later."""
+def test_waiters_behind_a_refused_one_are_granted_in_order_of_arrival(limited):
+    """b is refused when its keys are free. c, which waited behind b at k2, is still granted before d, which came later."""
     locks = limited(holds_per_client_max=1)
     locks.acquire("a", "k1")
     first = locks.acquire("b", "k1", "k2", wait_ms=20_000)

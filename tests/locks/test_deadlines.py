@@ -54,7 +54,7 @@ def test_it_agrees_with_a_plain_list(steps):
         assert deadlines.next_ms() == min((item.deadline_ms for item in live), default=None)
 
 
-def test_what_is_removed_does_not_pile_up(locks):
+def test_removed_items_do_not_accumulate(locks):
     """One lease stays for long; many come and go behind it."""
     locks.acquire("keeper", "kept", ttl_ms=3_600_000)
     for _ in range(20_000):
@@ -65,7 +65,7 @@ def test_what_is_removed_does_not_pile_up(locks):
     assert filed < 10_000
 
 
-def test_renewing_shorter_again_and_again_does_not_pile_up(locks):
+def test_repeated_shorter_renewals_do_not_accumulate(locks):
     locks.acquire("keeper", "kept", ttl_ms=1000)
     locks.acquire("a", "k")
     for _ in range(10_000):

@@ -1,4 +1,4 @@
-"""A wait that could never end is refused at once, and the answer names everybody in it."""
+"""A request that would close a cycle is refused immediately, and the answer names all clients in the cycle."""
 
 
 def members(answer):
@@ -7,12 +7,12 @@ def members(answer):
     return [(step["client"], step["waits_for"], step["held_by"]) for step in answer.body["cycle"]]
 
 
-def test_two_clients_that_want_each_others_lock(locks):
+def test_two_clients_that_request_each_others_lock(locks):
     locks.acquire("a", "k1")
     locks.acquire("b", "k2")
     first = locks.acquire("a", "k2", wait_ms=20_000)
     assert members(locks.acquire("b", "k1", wait_ms=20_000)) == [("b", "k1", "a"), ("a", "k2", "b")]
-    assert first not in locks.answers, "the victim is the request that closes the cycle, nobody else"
+    assert first not in locks.answers, "the victim must be the request that closes the cycle"
     locks.release("b", "k2")
     assert locks.answers[first].code == ""
 
@@ -28,7 +28,7 @@ def test_a_ring_of_five_is_named_in_order(locks):
     ]  # fmt: skip
 
 
-def test_a_refusal_leaves_no_trace(locks):
+def test_a_refusal_does_not_change_the_table(locks):
     locks.acquire("a", "k1")
     locks.acquire("b", "k2")
     locks.acquire("a", "k2", wait_ms=20_000)
@@ -46,7 +46,7 @@ def test_two_upgraders(locks):
     assert locks.answers[first].code == ""
 
 
-def test_one_of_many_shared_holders_is_enough(locks):
+def test_a_cycle_through_one_of_many_shared_holders(locks):
     for client in "abcd":
         locks.shared(client, "k1")
     locks.acquire("w", "k2")
@@ -54,14 +54,14 @@ def test_one_of_many_shared_holders_is_enough(locks):
     assert members(locks.acquire("w", "k1", wait_ms=20_000)) == [("w", "k1", "c"), ("c", "k2", "w")]
 
 
-def test_several_keys_at_once(locks):
+def test_a_cycle_through_requests_for_several_keys(locks):
     locks.acquire("a", "k3")
     locks.acquire("b", "k1")
     locks.acquire("a", "k1", "k2", wait_ms=20_000)
     assert members(locks.acquire("b", "k2", "k3", wait_ms=20_000)) == [("b", "k2", "a"), ("a", "k1", "b")]
 
 
-def test_a_place_in_a_queue_is_waited_for_like_a_lock(locks):
+def test_a_client_ahead_in_the_queue_is_waited_for_like_a_holder(locks):
     """b holds k2. c waits for k1 behind b's own request, and now b would wait for what c holds."""
     locks.acquire("a", "k1")
     locks.acquire("c", "k2")
@@ -72,7 +72,7 @@ def test_a_place_in_a_queue_is_waited_for_like_a_lock(locks):
     assert [step["because"] for step in answer.body["cycle"]] == ["holds", "waits"]
 
 
-def test_a_shared_request_that_queues_behind_an_exclusive_one(locks):
+def test_a_cycle_while_a_shared_request_queues_behind_an_exclusive_one(locks):
     locks.shared("a", "k")
     locks.acquire("b", "k2")
     locks.acquire("b", "k", wait_ms=20_000)
@@ -81,8 +81,8 @@ def test_a_shared_request_that_queues_behind_an_exclusive_one(locks):
     assert members(locks.acquire("a", "k2", wait_ms=20_000)) == [("a", "k2", "b"), ("b", "k", "a")]
 
 
-def test_an_upgrade_granted_at_once_closes_no_cycle_unseen(locks):
-    """w shares k and would follow with k2 only after d; c, who waits for w, now wants k for itself alone."""
+def test_an_upgrade_that_would_be_granted_immediately_is_checked_for_a_cycle(locks):
+    """w waits to share k and k2; d holds k2. c waits for w, and would upgrade k, which w waits for."""
     locks.acquire("d", "k2")
     locks.shared("c", "k")
     locks.acquire("w", "k3")
@@ -91,8 +91,8 @@ def test_an_upgrade_granted_at_once_closes_no_cycle_unseen(locks):
     assert members(locks.acquire("c", "k", wait_ms=20_000)) == [("c", "k3", "w"), ("w", "k", "c")]
 
 
-def test_a_request_that_counts_on_its_hold_does_not_hide_those_ahead_of_it(locks):
-    """Found by the state machine test: the search took an upgrade in a queue for a member of it."""
+def test_a_request_that_depends_on_its_hold_does_not_hide_requests_ahead_of_it(locks):
+    """Found by the state machine test: the search treated an upgrade in the queue as an ordinary waiter."""
     locks.shared("a", "k")
     locks.shared("z", "k")
     locks.acquire("c", "k", wait_ms=20_000)
@@ -101,14 +101,14 @@ def test_a_request_that_counts_on_its_hold_does_not_hide_those_ahead_of_it(locks
     assert members(locks.acquire("c", "k", "k2", wait_ms=20_000)) == [("c", "k", "b"), ("b", "k", "c")]
 
 
-def test_no_deadlock_without_waiting(locks):
+def test_a_request_that_does_not_wait_is_no_deadlock(locks):
     locks.acquire("a", "k1")
     locks.acquire("b", "k2")
     locks.acquire("a", "k2", wait_ms=20_000)
     assert locks.acquire("b", "k1").code == "held"
 
 
-def test_a_wait_that_is_over_is_in_no_cycle(locks):
+def test_a_wait_that_has_ended_is_in_no_cycle(locks):
     locks.acquire("a", "k1")
     locks.acquire("b", "k2")
     locks.acquire("a", "k2", wait_ms=100)

@@ -1,6 +1,6 @@
-"""What watchers are told: everything that changes who holds a key or who waits for it, once, and why.
+"""Events: every change of the holders or waiters of a key is emitted once, with its reason.
 
-That nothing is missing in any history is for `test_against_model.py`; here are the reasons, one by one.
+`test_against_model.py` checks that no event is missing in any history. These tests check the reasons.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from dss_locks.core.state import SessionEnded
 from dss_raft.replication.machine import Origin
 
 
-def told(locks, since=0):
+def emitted(locks, since=0):
     return [(c.kind, c.key, c.client, c.reason) for c in locks.changes[since:]]
 
 
@@ -20,7 +20,7 @@ def session_of(locks, client, ttl_ms=1000):
 
 
 def wait(locks, **fields):
-    """b waits for k, which a holds; returns the waiting call."""
+    """Let b wait for k, which a holds. Returns the waiting call."""
     locks.acquire("a", "k", ttl_ms=0)
     waiter = locks.acquire("b", "k", wait_ms=1000, **fields)
     locks.changes.clear()
@@ -39,24 +39,24 @@ def test_an_event_names_its_entry_token_and_mode(locks):
     assert (lost.fencing_token, lost.index) == (token, 4)
 
 
-def test_a_queue_that_moves(locks):
+def test_events_when_a_waiter_is_granted(locks):
     wait(locks)
     locks.release("a", "k")
-    assert told(locks) == [
+    assert emitted(locks) == [
         ("released", "k", "a", ""),
         ("dequeued", "k", "b", "granted"),
         ("granted", "k", "b", ""),
     ]
 
 
-def test_a_repeat_of_a_waiting_call_is_told_once(locks):
+def test_a_repeat_of_a_waiting_call_is_no_event(locks):
     wait(locks)
     locks.acquire("b", "k", wait_ms=1000)
-    assert told(locks) == []
+    assert emitted(locks) == []
 
 
 @pytest.mark.parametrize("reason", ["wait_timeout", "cancelled", "node_restarted", "session_lost", "lock_lost", "over_limit"])
-def test_a_wait_that_ends_without_a_grant(locks, limited, reason):
+def test_dequeued_has_the_reason_why_a_wait_was_not_granted(locks, limited, reason):
     if reason == "over_limit":
         locks = limited(holds_per_client_max=1)
     session = session_of(locks, "b", ttl_ms=500) if reason == "session_lost" else ""
@@ -66,7 +66,7 @@ def test_a_wait_that_ends_without_a_grant(locks, limited, reason):
         locks.acquire("b", "k2", wait_ms=1000)
         locks.changes.clear()
         locks.pass_ms(500)
-        assert told(locks) == [("lost", "k2", "b", "expired"), ("dequeued", "k2", "b", "lock_lost")]
+        assert emitted(locks) == [("lost", "k2", "b", "expired"), ("dequeued", "k2", "b", "lock_lost")]
         return
     waiter = wait(locks, session=session)
     if reason == "wait_timeout":
@@ -82,60 +82,60 @@ def test_a_wait_that_ends_without_a_grant(locks, limited, reason):
         locks.changes.clear()
         locks.release("a", "k")
         locks.changes.pop(0)
-    assert told(locks) == [("dequeued", "k", "b", reason)]
+    assert emitted(locks) == [("dequeued", "k", "b", reason)]
 
 
-def test_a_refused_deadlock_is_told_at_each_key(locks):
+def test_a_refused_deadlock_is_an_event_at_each_key(locks):
     locks.acquire("a", "k1")
     locks.acquire("b", "k2")
     locks.acquire("a", "k2", wait_ms=1000)
     locks.changes.clear()
     locks.acquire("b", "k1", "k3", wait_ms=1000)
-    assert told(locks) == [("refused", "k1", "b", "deadlock"), ("refused", "k3", "b", "deadlock")]
+    assert emitted(locks) == [("refused", "k1", "b", "deadlock"), ("refused", "k3", "b", "deadlock")]
 
 
-def test_a_call_that_is_refused_at_once_is_no_event(locks):
+def test_a_call_that_is_refused_immediately_is_no_event(locks):
     locks.acquire("a", "k")
     locks.changes.clear()
     assert locks.acquire("b", "k").code == "held"
     locks.acquire("a", "k")
     locks.renew("a", "k")
-    assert told(locks) == []
+    assert emitted(locks) == []
 
 
-def test_upgrades_and_downgrades(locks):
+def test_events_of_upgrades_and_downgrades(locks):
     locks.shared("a", "k")
     locks.acquire("a", "k")
     locks.shared("a", "k")
-    assert told(locks) == [("granted", "k", "a", reason) for reason in ("", "upgraded", "downgraded")]
+    assert emitted(locks) == [("granted", "k", "a", reason) for reason in ("", "upgraded", "downgraded")]
     locks.acquire("a", "k")
     locks.changes.clear()
     locks.cancel(Origin("n1", 1, locks.seq))
-    assert told(locks) == [("granted", "k", "a", "cancelled")]
+    assert emitted(locks) == [("granted", "k", "a", "cancelled")]
     assert [c.mode for c in locks.changes] == ["shared"]
 
 
-def test_the_ends_of_a_session(locks):
+def test_events_when_a_session_ends(locks):
     closed, lost = session_of(locks, "a"), session_of(locks, "b")
     locks.acquire("a", "k1", session=closed)
     locks.acquire("b", "k2", session=lost)
     locks.changes.clear()
     locks.entry(CloseSession(session=closed))
     locks.pass_ms(1000)
-    assert told(locks) == [("released", "k1", "a", "session_closed"), ("lost", "k2", "b", "session_lost")]
+    assert emitted(locks) == [("released", "k1", "a", "session_closed"), ("lost", "k2", "b", "session_lost")]
     ends = [(e.session, e.client, e.reason) for e in locks.events if isinstance(e, SessionEnded)]
     assert ends == [(closed, "a", "closed"), (lost, "b", "expired")]
 
 
-def test_a_delay_that_is_over(locks):
+def test_an_event_when_a_lock_delay_ends(locks):
     locks.acquire("a", "k", ttl_ms=1000, lock_delay_ms=500)
     locks.pass_ms(1000)
     locks.changes.clear()
     locks.pass_ms(500)
-    assert told(locks) == [("delay_ended", "k", "a", "")]
+    assert emitted(locks) == [("delay_ended", "k", "a", "")]
 
 
-def test_a_grant_put_off_to_the_next_entry_waits_in_the_meantime(locks):
+def test_a_deferred_grant_is_queued_until_the_next_entry(locks):
     locks.entry(Acquire(key="k", client="a"), Release(key="k", client="a"), Acquire(key="k", client="b"))
     locks.entry()
     kinds = [(c.kind, c.client, c.index) for c in locks.changes]

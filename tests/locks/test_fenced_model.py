@@ -1,4 +1,4 @@
-"""A paused client's write is refused by the database; without the fence it destroys somebody else's."""
+"""The database refuses the write of a paused client. Without fencing, it would overwrite another client's write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FencedAccount(FencedModel):
         app_label = "dss_locks"
 
 
-#: What the README shows: a model, and a client that is paused.
+#: The examples in the README: a model, and a client that is paused.
 README_MODEL, README_PAUSE = [
     block.split("```")[0]
     for block in (Path(__file__).parents[2] / "locks" / "README.md").read_text().split("```python\n")
@@ -43,7 +43,7 @@ class PlainAccount(models.Model):
 
 
 def withdraw_while_paused(locks, model, save):
-    """a reads under its lock and is paused; its lease ends; b withdraws 30; a wakes up and withdraws 50. 100 were there."""
+    """The balance is 100. a reads it under its lock and is paused. Its lease ends. b withdraws 30. a resumes and withdraws 50."""
     model.objects.create(pk=1, balance=100)
     old = locks.acquire("a", "account/1", ttl_ms=1000).body["fencing_token"]
     paused = model.objects.get(pk=1)
@@ -56,15 +56,15 @@ def withdraw_while_paused(locks, model, save):
     save(paused, old)
 
 
-def test_the_paused_clients_write_is_refused(locks):
+def test_the_write_of_the_paused_client_is_refused(locks):
     with pytest.raises(StaleToken) as refused:
         withdraw_while_paused(locks, FencedAccount, lambda row, token: row.save(fencing_token=token))
     assert refused.value.current > refused.value.token
     assert FencedAccount.objects.get(pk=1).balance == 70
 
 
-def test_without_the_fence_the_other_write_is_lost(locks):
-    """Or the test above would prove nothing."""
+def test_without_fencing_the_other_write_is_lost(locks):
+    """Otherwise the test above would prove nothing."""
     withdraw_while_paused(locks, PlainAccount, lambda row, token: row.save())
     assert PlainAccount.objects.get(pk=1).balance == 50
 
@@ -76,7 +76,7 @@ def test_the_example_in_the_readme(capsys):
     assert balance == "70"
 
 
-def test_saving_in_a_coroutine():
+def test_asave_checks_the_token():
     async def scene():
         account = await FencedAccount.objects.acreate(balance=1)
         account.balance = 2
@@ -85,7 +85,7 @@ def test_saving_in_a_coroutine():
             await account.asave(fencing_token=4)
         assert (await FencedAccount.objects.aget()).balance == 2
 
-    # In this thread: another one would keep a connection that no later test may look at.
+    # In this thread: another thread would keep a database connection open after the test.
     async_to_sync(scene)()
 
 
@@ -100,7 +100,7 @@ def test_check_and_write_are_one_statement():
     assert '"fencing_token" <= 5' in query["sql"]
 
 
-def test_the_holder_may_write_again_and_again():
+def test_the_holder_may_write_repeatedly():
     account = FencedAccount.objects.create(balance=1, fencing_token=3)
     for balance in (2, 3):
         account.balance = balance
@@ -116,13 +116,13 @@ def test_only_the_named_fields_are_written():
     assert (account.balance, account.note, account.fencing_token) == (1, "changed", 1)
 
 
-def test_an_existing_row_is_not_saved_without_a_token():
+def test_saving_an_existing_row_requires_a_token():
     account = FencedAccount.objects.create(balance=1)
     with pytest.raises(TypeError, match="fencing_token"):
         account.save()
 
 
-def test_a_row_that_is_gone_is_not_written_anew():
+def test_a_deleted_row_is_not_inserted_again():
     account = FencedAccount.objects.create(balance=1)
     FencedAccount.objects.all().delete()
     with pytest.raises(StaleToken, match="no longer exists"):
@@ -130,7 +130,7 @@ def test_a_row_that_is_gone_is_not_written_anew():
     assert not FencedAccount.objects.exists()
 
 
-def test_updating_many_rows_passes_over_those_of_later_locks():
+def test_fenced_update_skips_rows_written_under_later_locks():
     FencedAccount.objects.create(balance=1, fencing_token=5)
     FencedAccount.objects.create(balance=1, fencing_token=9)
     assert FencedAccount.objects.fenced_update(7, balance=models.F("balance") + 1) == 1

@@ -1,4 +1,4 @@
-"""First come, first served, and nobody starves."""
+"""First come, first served, without starvation."""
 
 
 def test_waiters_are_granted_in_the_order_of_arrival(locks):
@@ -13,7 +13,7 @@ def test_waiters_are_granted_in_the_order_of_arrival(locks):
 def test_a_shared_request_does_not_overtake_a_waiting_exclusive_one(locks):
     locks.shared("reader", "k")
     writer = locks.acquire("writer", "k", wait_ms=20_000)
-    assert locks.shared("late", "k").code == "held", "else a stream of readers would keep the writer out for ever"
+    assert locks.shared("late", "k").code == "held", "otherwise readers could block the writer permanently"
     late = locks.shared("late", "k", wait_ms=20_000)
     locks.release("reader", "k")
     assert locks.answers[writer].code == ""
@@ -33,15 +33,15 @@ def test_shared_waiters_next_to_each_other_are_granted_together(locks):
     assert locks.queue("k") == ["d", "e"]
 
 
-def test_a_free_key_with_a_queue_is_not_snatched(locks):
-    """The first waiter wants another key as well: what comes later waits behind it."""
+def test_a_free_key_with_a_queue_is_not_granted_to_a_newcomer(locks):
+    """The first waiter also needs another key. Later requests wait behind it."""
     locks.acquire("a", "k2")
     locks.acquire("b", "k1", "k2", wait_ms=20_000)
     assert locks.acquire("c", "k1").code == "held"
     assert locks.acquire("c", "k1").body == {"holders": [], "position": 2}
 
 
-def test_a_waiter_that_leaves_lets_those_behind_it_pass(locks):
+def test_a_cancelled_waiter_no_longer_blocks_those_behind_it(locks):
     locks.shared("a", "k")
     writer = locks.acquire("b", "k", wait_ms=20_000)
     reader = locks.shared("c", "k", wait_ms=20_000)
@@ -49,7 +49,7 @@ def test_a_waiter_that_leaves_lets_those_behind_it_pass(locks):
     assert locks.answers[reader].code == ""
 
 
-def test_a_repeat_of_a_waiting_request_keeps_its_place(locks):
+def test_a_repeat_of_a_waiting_request_keeps_its_position(locks):
     locks.acquire("a", "k")
     first = locks.acquire("b", "k", wait_ms=1000)
     locks.acquire("c", "k", wait_ms=20_000)
@@ -62,7 +62,7 @@ def test_a_repeat_of_a_waiting_request_keeps_its_place(locks):
     assert locks.holders("k") == [("b", "exclusive")]
 
 
-def test_a_repeat_and_its_first_are_both_answered(locks):
+def test_a_waiting_call_and_its_repeat_are_both_answered(locks):
     locks.acquire("a", "k")
     first = locks.acquire("b", "k", wait_ms=20_000)
     second = locks.acquire("b", "k", wait_ms=20_000)
@@ -72,7 +72,7 @@ def test_a_repeat_and_its_first_are_both_answered(locks):
     assert [locks.answers[origin].body["reentrant"] for origin in (first, second)] == [False, True]
 
 
-def test_the_answer_to_a_waiter_says_how_long_it_waited(locks):
+def test_the_answer_says_how_long_the_call_waited(locks):
     locks.acquire("a", "k")
     waiter = locks.acquire("b", "k", wait_ms=20_000)
     locks.pass_ms(700)

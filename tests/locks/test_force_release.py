@@ -1,10 +1,10 @@
-"""Taking a lock away: with a reason, audited, and the next in the queue gets it."""
+"""Forced releases: they need a reason, are recorded in the audit list, and grant the next waiter."""
 
 from dss_locks.core import inspection
 from dss_locks.core.table import FORCED_RELEASES_MAX
 
 
-def test_the_next_waiter_gets_it_and_the_holder_learns_at_its_next_call(locks):
+def test_the_next_waiter_is_granted_and_the_holder_is_told_at_its_next_call(locks):
     token = locks.acquire("a", "k").body["fencing_token"]
     waiter = locks.acquire("b", "k", wait_ms=20_000)
     answer = locks.force("k", reason="node burnt down", by="alice")
@@ -14,7 +14,7 @@ def test_the_next_waiter_gets_it_and_the_holder_learns_at_its_next_call(locks):
     assert locks.release("a", "k", fencing_token=token).code == "not_holder"
 
 
-def test_it_is_kept_in_the_audit_list(locks):
+def test_it_is_recorded_in_the_audit_list(locks):
     token = locks.acquire("a", "k").body["fencing_token"]
     locks.force("k", reason="node burnt down", by="alice")
     locks.reload()
@@ -47,12 +47,12 @@ def test_one_of_several_holders(locks):
     assert locks.holders("k") == [("b", "shared")]
 
 
-def test_nothing_to_take_away(locks):
+def test_a_free_key_has_nothing_to_release(locks):
     assert locks.force("k").body == {"released": False, "holders": []}
     assert locks.table.forced_releases == []
 
 
-def test_watchers_are_told_why(locks):
+def test_the_event_has_the_reason(locks):
     locks.acquire("a", "k")
     locks.force("k")
     assert [(c.kind, c.client, c.reason) for c in locks.changes] == [("granted", "a", ""), ("lost", "a", "forced")]

@@ -1,4 +1,4 @@
-"""Who holds it, who waits, and why am I waiting."""
+"""Status: who holds a key, who waits for it, and why."""
 
 from dss_locks.core import inspection
 
@@ -43,7 +43,7 @@ def test_status_shows_holders_with_their_leases_and_waiters_in_order(locks):
     ]
 
 
-def test_an_upgrade_stands_first(locks):
+def test_an_upgrade_is_first_in_the_queue(locks):
     locks.shared("a", "k")
     locks.shared("b", "k")
     locks.acquire("c", "k", wait_ms=20_000)
@@ -52,7 +52,7 @@ def test_an_upgrade_stands_first(locks):
     assert [(w["position"], w["client"], w["upgrade"]) for w in waiters] == [(1, "b", True), (2, "c", False)]
 
 
-def test_why_follows_the_chain_to_one_who_does_not_wait(locks):
+def test_why_follows_the_chain_to_a_client_that_is_not_waiting(locks):
     locks.acquire("a", "k1", ttl_ms=9000)
     locks.acquire("b", "k2")
     locks.acquire("b", "k1", wait_ms=20_000)
@@ -67,12 +67,12 @@ def test_why_follows_the_chain_to_one_who_does_not_wait(locks):
     ]
 
 
-def test_why_of_somebody_who_does_not_wait(locks):
+def test_why_is_null_for_a_client_that_is_not_waiting(locks):
     locks.acquire("a", "k")
     assert inspection.status(locks.table, "k", locks.at_ms, "a")["why"] is None
 
 
-def test_the_graph_names_who_waits_for_whom(locks):
+def test_the_graph_shows_who_waits_for_whom(locks):
     locks.acquire("a", "k1")
     locks.acquire("b", "k1", wait_ms=20_000)
     locks.acquire("c", "k1", wait_ms=20_000)
@@ -90,7 +90,7 @@ def test_the_graph_names_who_waits_for_whom(locks):
     assert graph["truncated"] is False
 
 
-def test_a_refusal_shows_at_most_so_many_holders(locks):
+def test_the_holders_in_a_refusal_are_limited(locks):
     for number in range(40):
         locks.shared(f"c{number}", "k")
     assert len(locks.acquire("w", "k").body["holders"]) == 16

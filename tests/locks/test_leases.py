@@ -1,4 +1,4 @@
-"""Leases: they end by themselves, in applied time, and only there."""
+"""Leases end in applied time."""
 
 
 def test_a_lease_ends_after_its_ttl_and_the_next_is_granted(locks):
@@ -13,7 +13,7 @@ def test_a_lease_ends_after_its_ttl_and_the_next_is_granted(locks):
     assert [(change.client, change.reason, change.held_ms) for change in lost] == [("a", "expired", 1000)]
 
 
-def test_a_lock_without_a_lease_stays(locks):
+def test_a_lock_without_a_lease_is_held_until_released(locks):
     answer = locks.acquire("a", "k", ttl_ms=0)
     assert answer.body["expires_in_ms"] is None
     assert locks.table.next_deadline_ms() is None
@@ -21,7 +21,7 @@ def test_a_lock_without_a_lease_stays(locks):
     assert locks.holders("k") == [("a", "exclusive")]
 
 
-def test_the_lease_of_a_waiter_begins_with_its_grant(locks):
+def test_the_lease_of_a_waiter_starts_with_its_grant(locks):
     locks.acquire("a", "k")
     locks.acquire("b", "k", ttl_ms=1000, wait_ms=20_000)
     locks.pass_ms(5000)
@@ -29,7 +29,7 @@ def test_the_lease_of_a_waiter_begins_with_its_grant(locks):
     assert locks.table.next_deadline_ms() == locks.at_ms + 1000
 
 
-def test_renewing_starts_the_lease_anew(locks):
+def test_renewing_restarts_the_lease(locks):
     token = locks.acquire("a", "k", ttl_ms=1000).body["fencing_token"]
     locks.pass_ms(900)
     answer = locks.renew("a", "k")
@@ -50,12 +50,12 @@ def test_a_renewal_may_shorten_lengthen_and_remove_the_lease(locks):
     assert locks.table.next_deadline_ms() == locks.at_ms + 60_000
 
 
-def test_renewing_what_one_does_not_hold_is_lock_lost(locks):
+def test_renewing_a_lock_that_is_not_held_is_lock_lost(locks):
     assert locks.renew("a", "k").code == "lock_lost"
     token = locks.acquire("a", "k", ttl_ms=100).body["fencing_token"]
     locks.pass_ms(100)
     locks.acquire("a", "k")
-    assert locks.renew("a", "k", fencing_token=token).code == "lock_lost", "that grant is over, even for the same client"
+    assert locks.renew("a", "k", fencing_token=token).code == "lock_lost", "that grant has ended, even for the same client"
 
 
 def test_renewing_several_keys_is_all_or_nothing(locks):
@@ -68,7 +68,7 @@ def test_renewing_several_keys_is_all_or_nothing(locks):
 
 
 def test_a_new_leader_gives_every_lease_its_full_length_again(locks):
-    """Clients could not renew while there was none (consul 912: an election cost every lock)."""
+    """Clients could not renew while there was no leader (consul 912: an election lost all locks)."""
     locks.acquire("a", "k", ttl_ms=1000)
     locks.acquire("b", "forever", ttl_ms=0)
     locks.new_leader(after_ms=60_000)
@@ -85,7 +85,7 @@ def test_a_new_leader_does_not_prolong_waits(locks):
     assert locks.answers[waiter].code == "wait_timeout"
 
 
-def test_many_leases_that_end_together_let_in_everybody_who_may(locks):
+def test_a_request_for_many_keys_is_granted_when_their_leases_have_ended(locks):
     for number in range(50):
         locks.acquire(f"c{number}", f"k{number}", ttl_ms=1000 + number % 3)
     waiter = locks.acquire("w", *(f"k{number}" for number in range(50)), wait_ms=20_000)

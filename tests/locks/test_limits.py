@@ -1,4 +1,4 @@
-"""Every table is bounded, and says so by name."""
+"""Every limit is enforced, and the refusal names it."""
 
 import pytest
 from hypothesis import given, settings
@@ -13,17 +13,17 @@ def over(answer):
     return answer.body["limit"]
 
 
-def test_keys_of_one_client(limited):
+def test_locks_of_one_client(limited):
     locks = limited(holds_per_client_max=2)
     locks.acquire("a", "k1")
     assert over(locks.acquire("a", "k2", "k3")) == "holds_per_client_max"
-    assert locks.acquire("a", "k1", "k2").code == "", "what it holds already does not count twice"
+    assert locks.acquire("a", "k1", "k2").code == "", "a key that it already holds must not count twice"
     assert over(locks.acquire("a", "k3")) == "holds_per_client_max"
     locks.release("a", "k1")
     assert locks.acquire("a", "k3").code == ""
 
 
-def test_locks_in_all(limited):
+def test_total_locks(limited):
     locks = limited(holds_max=2)
     locks.acquire("a", "k1")
     locks.acquire("b", "k2")
@@ -51,20 +51,20 @@ def test_waiters(limited, limit):
     assert not hasattr(locks.acquire("d", "k", wait_ms=1000), "code")
 
 
-def test_places_in_queues_of_keys_that_nobody_holds_too(limited):
+def test_queue_entries_count_for_free_keys_too(limited):
     locks = limited(places_max=5)
     locks.acquire("a", "k")
     waiter = locks.acquire("b", "k", "k2", "k3", wait_ms=1000)
     assert over(locks.acquire("c", "k", "k4", "k5", wait_ms=1000)) == "places_max"
     locks.reload()
     assert over(locks.acquire("c", "k", "k4", "k5", wait_ms=1000)) == "places_max"
-    assert not hasattr(locks.acquire("b", "k", "k2", "k3", wait_ms=1000), "code"), "a repeat has the same place"
+    assert not hasattr(locks.acquire("b", "k", "k2", "k3", wait_ms=1000), "code"), "a repeat must not count as a new queue entry"
     locks.cancel(waiter)
     locks.pass_ms(1000)
     assert not hasattr(locks.acquire("c", "k", "k4", "k5", wait_ms=1000), "code")
 
 
-def test_waiting_calls_of_one_client_repeats_included(limited):
+def test_waiting_calls_of_one_client_including_repeats(limited):
     locks = limited(waiters_per_client_max=2)
     locks.acquire("a", "k1", ttl_ms=0)
     locks.acquire("b", "k1", wait_ms=1000)
@@ -72,7 +72,7 @@ def test_waiting_calls_of_one_client_repeats_included(limited):
     assert over(locks.acquire("b", "k1", wait_ms=1000)) == "waiters_per_client_max"
 
 
-def test_a_waiter_over_a_limit_when_its_turn_comes_is_told_so_and_the_next_goes_on(limited):
+def test_a_waiter_that_exceeds_a_limit_is_refused_and_the_next_is_granted(limited):
     locks = limited(holds_per_client_max=1)
     locks.acquire("a", "k1")
     first = locks.acquire("b", "k1", wait_ms=1000)
@@ -131,8 +131,8 @@ histories = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(history=histories)
-def test_no_history_breaks_a_limit(history, harness):
-    """And a refusal is only ever for a limit that is reached, or would be passed by what was asked for."""
+def test_no_history_exceeds_a_limit(history, harness):
+    """Also, a request is refused only if it would exceed the limit."""
     locks = harness(SMALL)
     for step in history:
         if isinstance(step, int):
@@ -149,8 +149,8 @@ def test_no_history_breaks_a_limit(history, harness):
 
 
 def usage(table) -> dict[str, int]:
-    """How far each limit is used, counted one by one."""
-    holds, places = list(table.holdings.all()), table.waiters.all()
+    """The current value for each limit."""
+    holds, waiters = list(table.holdings.all()), table.waiters.all()
     sessions = list(table.holdings.sessions.by_id.values())
 
     def most(names) -> int:
@@ -163,8 +163,8 @@ def usage(table) -> dict[str, int]:
         "holders_per_key_max": most(hold.key for hold in holds),
         "sessions_max": len(sessions),
         "sessions_per_client_max": most(session.client for session in sessions),
-        "waiters_max": sum(len(place.callers) for place in places),
-        "places_max": sum(len(place.keys) for place in places),
-        "waiters_per_client_max": most(place.client for place in places for _ in place.callers),
-        "waiters_per_key_max": most(key for place in places for key in place.keys),
+        "waiters_max": sum(len(waiter.callers) for waiter in waiters),
+        "places_max": sum(len(waiter.keys) for waiter in waiters),
+        "waiters_per_client_max": most(waiter.client for waiter in waiters for _ in waiter.callers),
+        "waiters_per_key_max": most(key for waiter in waiters for key in waiter.keys),
     }

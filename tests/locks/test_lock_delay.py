@@ -1,4 +1,4 @@
-"""A key whose holder lost it is kept back for a while: whoever lost it may still be at work."""
+"""Lock delays: after a lock is lost, its key is not granted for a while, because its holder may still be working."""
 
 import pytest
 
@@ -27,12 +27,12 @@ def lose_by_force(locks):
 
 
 @pytest.mark.parametrize("lose", [lose_by_lease, lose_by_session, lose_by_force])
-def test_after_a_loss_nobody_gets_the_key_for_so_long(locks, lose):
+def test_after_a_loss_the_key_is_not_granted_during_the_delay(locks, lose):
     lose(locks)
     refused = locks.acquire("b", "k")
     assert (refused.code, refused.body["holders"], refused.body["delayed_ms"]) == ("held", [], 5000)
     assert "k was lost by its holder" in refused.body["detail"]
-    assert locks.acquire("a", "k").code == "held", "who lost it may be another process of the same name"
+    assert locks.acquire("a", "k").code == "held", "the client that lost it may be another process with the same name"
     waiter = locks.acquire("b", "k", wait_ms=20_000)
     assert locks.table.next_deadline_ms() == locks.at_ms + 5000
     locks.pass_ms(4999)
@@ -42,7 +42,7 @@ def test_after_a_loss_nobody_gets_the_key_for_so_long(locks, lose):
     assert locks.answers[waiter].body["waited_ms"] == 5000
 
 
-def test_a_release_is_no_loss(locks):
+def test_a_release_starts_no_delay(locks):
     session = session_of(locks, "a", 1000)
     locks.acquire("a", "k1", lock_delay_ms=5000)
     locks.release("a", "k1")
@@ -55,7 +55,7 @@ def test_a_release_is_no_loss(locks):
     assert all(locks.acquire("b", key).code == "" for key in ("k1", "k2", "k3"))
 
 
-def test_a_wait_runs_out_during_the_delay_and_says_why(locks):
+def test_a_wait_that_times_out_reports_the_delay(locks):
     lose_by_lease(locks)
     waiter = locks.acquire("b", "k", wait_ms=2000)
     locks.pass_ms(2000)
@@ -63,18 +63,18 @@ def test_a_wait_runs_out_during_the_delay_and_says_why(locks):
     assert (answer.code, answer.body["delayed_ms"]) == ("wait_timeout", 3000)
 
 
-def test_who_waits_for_a_holder_is_not_told_of_a_delay(locks):
+def test_a_request_blocked_by_a_holder_reports_no_delay(locks):
     lose_by_lease(locks)
     locks.acquire("a", "held")
     assert "delayed_ms" not in locks.acquire("b", "held").body
 
 
-def test_a_lost_shared_lock_keeps_only_exclusive_requests_out(locks):
+def test_after_a_lost_shared_lock_only_exclusive_requests_wait(locks):
     locks.shared("a", "k", ttl_ms=1000, lock_delay_ms=5000)
     locks.shared("b", "k", ttl_ms=0)
     locks.pass_ms(1000)
     assert locks.shared("c", "k").code == ""
-    assert locks.acquire("b", "k").code == "held", "an upgrade would exclude the reader that may still be at work"
+    assert locks.acquire("b", "k").code == "held", "an upgrade must wait: the reader may still be working"
     locks.release("c", "k")
     waiter = locks.acquire("b", "k", wait_ms=20_000)
     locks.pass_ms(5000)
@@ -82,7 +82,7 @@ def test_a_lost_shared_lock_keeps_only_exclusive_requests_out(locks):
 
 
 @pytest.mark.parametrize("keys", [("k", "other"), ("other", "k")])
-def test_one_delayed_key_keeps_a_request_for_several_waiting_and_the_others_free(locks, keys):
+def test_one_delayed_key_blocks_a_request_for_several_keys(locks, keys):
     lose_by_lease(locks)
     waiter = locks.acquire("b", *keys, wait_ms=20_000)
     assert locks.acquire("c", "free").code == ""
@@ -102,8 +102,8 @@ def test_of_two_delays_the_later_end_counts(locks):
     assert locks.table.holdings.delays.left_ms("k", locks.at_ms) == 4000
 
 
-def test_a_new_leader_begins_the_delay_anew(locks):
-    """As with leases: while there was no leader nothing is known of the client."""
+def test_a_new_leader_restarts_the_delay(locks):
+    """As with leases: clients could not call while there was no leader."""
     lose_by_lease(locks)
     locks.new_leader(after_ms=60_000)
     assert locks.acquire("b", "k").code == "held"
@@ -111,7 +111,7 @@ def test_a_new_leader_begins_the_delay_anew(locks):
     assert locks.acquire("b", "k").code == ""
 
 
-def test_it_goes_on_from_a_snapshot(locks):
+def test_a_snapshot_has_the_delays(locks):
     lose_by_lease(locks)
     locks.acquire("c", "held", lock_delay_ms=700)
     waiter = locks.acquire("b", "k", wait_ms=20_000, lock_delay_ms=900)
@@ -136,7 +136,7 @@ def test_a_snapshot_from_before_there_were_delays(locks):
     assert locks.acquire("b", "k").code == ""
 
 
-def test_acquiring_again_sets_it_anew(locks):
+def test_acquiring_again_replaces_the_lock_delay(locks):
     locks.acquire("a", "k", lock_delay_ms=5000)
     locks.acquire("a", "k")
     locks.force("k")
@@ -153,8 +153,8 @@ def test_status_and_why_show_it(locks):
     assert status["why"] == {"position": 1, "holders": [], "delay": delay, "chain": []}
 
 
-def test_keys_kept_back_count_as_held(limited):
-    """Or locks with a short lease and a long delay could fill the table without end."""
+def test_delayed_keys_count_as_held(limited):
+    """Otherwise locks with a short lease and a long delay could fill the table without limit."""
     locks = limited(holds_max=2)
     lose_by_lease(locks)
     assert locks.acquire("b", "k2").code == ""

@@ -1,4 +1,4 @@
-"""Shared and exclusive: who may hold a key together."""
+"""Shared and exclusive locks."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_an_exclusive_lock_is_alone(locks, first, second):
     assert answer.body["holders"] == [{"key": "k", "client": "a", "mode": first, "fencing_token": token, "expires_in_ms": 30_000}]
 
 
-def test_shared_holders_are_many(locks):
+def test_a_key_may_have_many_shared_holders(locks):
     for client in "abc":
         assert locks.shared(client, "k").code == ""
     assert locks.holders("k") == [("a", "shared"), ("b", "shared"), ("c", "shared")]
@@ -26,7 +26,7 @@ def test_shared_holders_are_many(locks):
     assert locks.holders("k") == [("a", "shared"), ("c", "shared")]
 
 
-def test_keys_do_not_know_each_other(locks):
+def test_keys_are_independent(locks):
     locks.acquire("a", "k1")
     assert locks.acquire("b", "k2").code == ""
 

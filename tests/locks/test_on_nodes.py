@@ -1,4 +1,4 @@
-"""The lock manager on three whole nodes in one loop, over real sockets and real stores."""
+"""The lock manager on three complete nodes in one event loop, with real sockets and stores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS = ("a", "b", "c")
 
 
 class Cluster:
-    """Three nodes with nothing but locks."""
+    """Three nodes that run only the lock table."""
 
     def __init__(self, directory) -> None:
         self.directory = directory
@@ -66,7 +66,7 @@ class Cluster:
 
     async def until(self, condition):
         async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  (what is awaited shows in the state of several nodes, not in one event)
+            while not condition():  # noqa: ASYNC110  (the condition concerns several nodes, there is no single event for it)
                 await asyncio.sleep(0.005)
 
     async def leader_and_others(self):
@@ -89,7 +89,7 @@ async def cluster(tmp_path):
     await cluster.stop()
 
 
-async def test_a_lock_goes_from_client_to_client_over_three_nodes(cluster):
+async def test_a_lock_changes_hands_across_three_nodes(cluster):
     leader, first, second = await cluster.leader_and_others()
     held = await operations.acquire(first, Acquire(key="k", client="a"))
     waiting = asyncio.create_task(operations.acquire(second, Acquire(key="k", client="b", wait_ms=20_000)))
@@ -104,7 +104,7 @@ async def test_a_lock_goes_from_client_to_client_over_three_nodes(cluster):
         assert check.body == {"valid": False, "current": granted.index}
 
 
-async def test_a_lease_ends_although_nobody_calls(cluster):
+async def test_a_lease_ends_without_further_calls(cluster):
     _, first, second = await cluster.leader_and_others()
     await operations.acquire(first, Acquire(key="k", client="a", ttl_ms=100))
     granted = await operations.acquire(second, Acquire(key="k", client="b", wait_ms=20_000))
@@ -123,7 +123,7 @@ async def test_a_deadlock_over_two_nodes(cluster):
     assert (await waiting).code == ""
 
 
-async def test_a_client_that_hangs_up_is_in_nobodys_way(cluster):
+async def test_a_client_that_disconnects_does_not_block_others(cluster):
     leader, first, _ = await cluster.leader_and_others()
     await operations.acquire(leader, Acquire(key="k", client="a"))
     waiting = asyncio.create_task(operations.acquire(first, Acquire(key="k", client="b", wait_ms=20_000)))
@@ -134,8 +134,8 @@ async def test_a_client_that_hangs_up_is_in_nobodys_way(cluster):
     assert (await operations.acquire(leader, Acquire(key="k", client="c"))).code == ""
 
 
-async def test_what_was_put_off_for_its_token_is_granted_at_once(cluster):
-    """Three calls that reach one entry together: the third has to wait for the next one, and does not wait longer."""
+async def test_a_deferred_grant_is_made_immediately(cluster):
+    """Three calls in one entry: the third has to wait for the next entry, but no longer."""
     _, first, _ = await cluster.leader_and_others()
     calls = [
         operations.acquire(first, Acquire(key="k", client="a")),

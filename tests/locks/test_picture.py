@@ -1,4 +1,4 @@
-"""The waits-for graph drawn: well-formed, bounded, and nothing that a client is called becomes markup."""
+"""The drawing of the waits-for graph is well-formed and bounded, and names of clients never become markup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def drawn(locks):
 
 
 def boxes(root):
-    """Client -> how far down it stands."""
+    """Client -> the y coordinate of its box."""
     return {
         group.find(f"{SVG}title").text: int(group.find(f"{SVG}rect").get("y"))
         for group in root.iter(f"{SVG}g")
@@ -27,7 +27,7 @@ def arrows(root):
     return [g.find(f"{SVG}title").text for g in root.iter(f"{SVG}g") if g.find(f"{SVG}path") is not None]
 
 
-def test_who_waits_stands_below_whom_it_waits_for(locks):
+def test_a_client_is_drawn_below_the_clients_it_waits_for(locks):
     locks.acquire("a", "k1")
     locks.acquire("b", "k2")
     locks.acquire("b", "k1", wait_ms=20_000)
@@ -39,7 +39,7 @@ def test_who_waits_stands_below_whom_it_waits_for(locks):
 
 
 def test_a_queue_is_drawn_as_a_line(locks):
-    """Everybody in it waits for the holder, too; that many arrows would hide the line."""
+    """Every client in the queue also waits for the holder, but those arrows would hide the line."""
     locks.acquire("a", "k")
     for client in "bcd":
         locks.acquire(client, "k", wait_ms=20_000)
@@ -50,8 +50,8 @@ def test_a_queue_is_drawn_as_a_line(locks):
     ]
 
 
-def test_a_holder_that_those_ahead_do_not_wait_for_keeps_its_arrow(locks):
-    """t upgrades, so it does not wait for its own hold; c waits for both holders, and no arrow leads from t to t."""
+def test_a_holder_that_no_client_ahead_waits_for_keeps_its_arrow(locks):
+    """t upgrades, so it does not wait for its own hold. c waits for both holders, so both arrows are drawn."""
     locks.shared("s", "k")
     locks.shared("t", "k")
     locks.acquire("t", "k", wait_ms=20_000)
@@ -63,7 +63,7 @@ def test_a_holder_that_those_ahead_do_not_wait_for_keeps_its_arrow(locks):
     ]
 
 
-def test_names_are_text(locks):
+def test_names_are_escaped(locks):
     hostile = "</title><script>alert('\"&')</script>"
     locks.acquire(hostile, hostile)
     locks.acquire("b", hostile, wait_ms=20_000)
@@ -74,12 +74,12 @@ def test_names_are_text(locks):
     }  # fmt: skip
 
 
-def test_nobody_waits(locks):
+def test_no_picture_if_no_client_waits(locks):
     locks.acquire("a", "k")
     assert picture.draw(inspection.graph(locks.table)) == ""
 
 
-def test_a_crowd_is_cut_and_says_so(locks):
+def test_a_large_graph_is_truncated(locks):
     locks.acquire("holder", "k")
     for number in range(picture.CLIENTS_MAX - 1):
         locks.acquire(f"c{number}", "k", wait_ms=20_000)
@@ -91,7 +91,7 @@ def test_a_crowd_is_cut_and_says_so(locks):
     assert picture.is_cut(inspection.graph(locks.table, edges_max=10))
 
 
-def test_a_wide_level_goes_on_in_the_next_line(locks):
+def test_a_wide_level_takes_several_lines(locks):
     for number in range(picture.PER_LINE + 1):
         locks.acquire(f"h{number}", f"k{number}")
         locks.acquire(f"w{number}", f"k{number}", wait_ms=20_000)

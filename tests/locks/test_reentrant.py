@@ -1,4 +1,4 @@
-"""What a client holds it may acquire again, upgrade and downgrade."""
+"""A client may acquire again, upgrade and downgrade a lock that it holds."""
 
 
 def test_acquiring_again_renews_the_lease_and_keeps_the_token(locks):
@@ -50,8 +50,8 @@ def test_an_upgrade_that_cannot_wait_is_held_by_the_others(locks):
     assert [holder["client"] for holder in answer.body["holders"]] == ["b"]
 
 
-def test_an_upgrade_is_lost_with_the_lock_it_upgrades(locks):
-    """What was read under the shared lock may have changed: going on as if nothing had happened would be wrong."""
+def test_a_waiting_upgrade_is_refused_when_its_shared_lock_ends(locks):
+    """The data read under the shared lock may have changed."""
     locks.shared("b", "k", ttl_ms=0)
     locks.shared("a", "k", ttl_ms=1000)
     upgrade = locks.acquire("a", "k", wait_ms=20_000)
@@ -60,7 +60,7 @@ def test_an_upgrade_is_lost_with_the_lock_it_upgrades(locks):
     assert locks.answers[upgrade].body == {"keys": ["k"]}
 
 
-def test_a_downgrade_lets_shared_waiters_in_and_keeps_the_token(locks):
+def test_a_downgrade_admits_shared_waiters_and_keeps_the_token(locks):
     token = locks.acquire("a", "k").body["fencing_token"]
     reader = locks.shared("b", "k", wait_ms=20_000)
     answer = locks.shared("a", "k")

@@ -1,4 +1,4 @@
-"""Releasing can be repeated, and never takes what belongs to another grant."""
+"""A release can be repeated, and never ends another grant."""
 
 
 def test_a_repeat_is_harmless(locks):
@@ -9,14 +9,14 @@ def test_a_repeat_is_harmless(locks):
     assert (again.code, again.body) == ("", {"released": False})
 
 
-def test_somebody_elses_lock_is_not_released(locks):
+def test_a_lock_of_another_client_is_not_released(locks):
     locks.acquire("a", "k")
     answer = locks.release("b", "k")
     assert (answer.code, answer.body) == ("", {"released": False})
     assert locks.holders("k") == [("a", "exclusive")]
 
 
-def test_a_token_that_went_to_another_client_is_not_holder(locks):
+def test_a_token_from_before_another_clients_grant_is_not_holder(locks):
     old = locks.acquire("a", "k", ttl_ms=100).body["fencing_token"]
     locks.pass_ms(100)
     new = locks.acquire("b", "k").body["fencing_token"]

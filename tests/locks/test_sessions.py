@@ -1,4 +1,4 @@
-"""One keepalive for all locks of a client, and one silence frees them."""
+"""Sessions: one lease for many locks of a client."""
 
 import msgspec
 import pytest
@@ -31,7 +31,7 @@ def test_one_renewal_keeps_all_locks(locks):
     assert all(locks.holders(key) for key in ("k1", "k2", "k3"))
 
 
-def test_silence_frees_all_locks(locks):
+def test_all_locks_are_lost_if_the_session_is_not_renewed(locks):
     session = start(locks, ttl_ms=1000)
     locks.acquire("a", "k1", "k2", session=session)
     waiter = locks.acquire("b", "k1", "k2", wait_ms=20_000)
@@ -52,11 +52,11 @@ def test_closing_releases_everything_and_may_be_repeated(locks):
     locks.acquire("a", "k1", session=session)
     locks.acquire("a", "own")
     assert close(locks, session).body == {"closed": True, "released_keys": ["k1", "k2"]}
-    assert locks.holders("own") == [("a", "exclusive")], "a lock with a lease of its own is not the session's"
+    assert locks.holders("own") == [("a", "exclusive")], "a lock with a lease of its own must not end with the session"
     assert close(locks, session).body == {"closed": False, "released_keys": []}
 
 
-def test_calls_that_wait_in_a_session_end_with_it(locks):
+def test_waiting_calls_end_with_their_session(locks):
     session = start(locks, ttl_ms=1000)
     locks.acquire("b", "k", ttl_ms=0)
     waiter = locks.acquire("a", "k", session=session, wait_ms=20_000)
@@ -64,7 +64,7 @@ def test_calls_that_wait_in_a_session_end_with_it(locks):
     assert locks.answers[waiter].code == "session_lost"
 
 
-def test_a_waiter_is_granted_in_its_session(locks):
+def test_a_waiting_call_is_granted_in_its_session(locks):
     session = start(locks, ttl_ms=5000)
     locks.acquire("b", "k")
     waiter = locks.acquire("a", "k", session=session, wait_ms=20_000)
@@ -75,7 +75,7 @@ def test_a_waiter_is_granted_in_its_session(locks):
     assert locks.holders("k") == []
 
 
-def test_a_released_lock_is_not_the_sessions_any_more(locks):
+def test_a_released_lock_leaves_its_session(locks):
     session = start(locks)
     locks.acquire("a", "k", session=session)
     locks.release("a", "k")
@@ -93,7 +93,7 @@ def test_acquiring_again_moves_a_lock_in_and_out_of_a_session(locks):
     assert locks.holders("k") == [("a", "exclusive")]
 
 
-def test_renewing_a_lock_does_not_give_it_a_lease_beside_its_session(locks):
+def test_renewing_a_lock_in_a_session_gives_it_no_lease_of_its_own(locks):
     session = start(locks, ttl_ms=5000)
     locks.acquire("a", "k", session=session)
     assert locks.renew("a", "k", ttl_ms=10).body["expires_in_ms"] == 5000
@@ -101,14 +101,14 @@ def test_renewing_a_lock_does_not_give_it_a_lease_beside_its_session(locks):
     assert locks.holders("k") == [("a", "exclusive")]
 
 
-def test_a_session_is_its_clients_alone(locks):
+def test_a_session_belongs_to_one_client(locks):
     session = start(locks, client="a")
     answer = locks.acquire("b", "k", session=session)
     assert answer.code == "invalid"
     assert answer.body["field"] == "session"
 
 
-def test_two_sessions_of_one_entry_are_two(locks):
+def test_two_sessions_of_one_entry_have_different_ids(locks):
     first, second = locks.entry(StartSession(client="a"), StartSession(client="a"))
     assert first.body["session"] != second.body["session"]
 
@@ -132,10 +132,10 @@ def test_a_session_survives_a_snapshot_with_its_locks(locks):
     assert renew(locks, session).body["keys_held"] == 2
     locks.pass_ms(1000)
     assert locks.table.locks == {}
-    assert start(locks) != session, "no name is given twice"
+    assert start(locks) != session, "an id must not be used twice"
 
 
-def test_a_grant_in_a_session_can_be_given_back(locks):
+def test_a_grant_in_a_session_can_be_cancelled(locks):
     session = start(locks)
     locks.acquire("b", "k")
     waiter = locks.acquire("a", "k", session=session, wait_ms=1000)
@@ -160,7 +160,7 @@ def test_a_renewal_may_change_the_length(locks, ttl_ms):
     assert locks.table.next_deadline_ms() == locks.at_ms + ttl_ms
 
 
-def test_a_grant_that_was_put_off_ends_with_its_session(locks):
+def test_a_deferred_grant_ends_with_its_session(locks):
     session = start(locks)
     _, _, waiter = locks.entry(
         Acquire(key="k", client="b"), Release(key="k", client="b"), Acquire(key="k", client="a", session=session)

@@ -1,4 +1,4 @@
-"""The same commands lead to the same state, and a snapshot carries all of it."""
+"""The same commands lead to the same state, and a snapshot contains all of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dss_raft.replication.machine import Origin, Resolved
 
 clients = st.sampled_from("abcd")
 keys = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, unique=True)
-#: names that the first sessions of a short history may have
+#: ids that the first sessions of a short history may have
 session_names = st.sampled_from(["1.1", "2.1", "2.2", "3.1"])
 acquires = st.builds(
     lambda client, keys, mode, ttl, wait, session, delay: Acquire(
@@ -54,12 +54,12 @@ entries = st.lists(
 
 
 class Player:
-    """Applies entries to a table, and writes down what came out."""
+    """Applies entries to a table, and records the results and events."""
 
     def __init__(self) -> None:
         self.table = LockTable()
         self.at_ms, self.index, self.seq = 1000, 0, 0
-        self.told: list[object] = []
+        self.output: list[object] = []
 
     def play(self, entry) -> None:
         ms, commands, back = entry
@@ -71,12 +71,12 @@ class Player:
             table.expire(self.at_ms, self.index)
         for command in commands:
             self.seq += 1
-            self.told.append(table.apply(command, self.at_ms, self.index, Origin("n", 1, self.seq)))
+            self.output.append(table.apply(command, self.at_ms, self.index, Origin("n", 1, self.seq)))
         if back > 15:
             table.node_restarted("n", self.at_ms, self.index)
         elif back:
             table.cancel(Origin("n", 1, self.seq - back), self.at_ms, self.index)
-        self.told += table.take_events()
+        self.output += table.take_events()
 
 
 def encoded(table: LockTable) -> bytes:
@@ -85,19 +85,19 @@ def encoded(table: LockTable) -> bytes:
 
 @settings(max_examples=100, deadline=None)
 @given(entries, entries)
-def test_a_node_that_starts_from_a_snapshot_goes_the_same_way(before, after):
-    """Not only the state: the same answers and events in the same order, or the nodes would drift apart."""
+def test_a_node_restored_from_a_snapshot_behaves_the_same(before, after):
+    """The same state, and the same answers and events in the same order."""
     first, second = Player(), Player()
     for entry in before:
         first.play(entry)
     second.table.restore(msgspec.msgpack.decode(encoded(first.table)))
     second.at_ms, second.index, second.seq = first.at_ms, first.index, first.seq
     assert encoded(second.table) == encoded(first.table)
-    first.told.clear()
+    first.output.clear()
     for entry in after:
         first.play(entry)
         second.play(entry)
-    assert second.told == first.told
+    assert second.output == first.output
     assert encoded(second.table) == encoded(first.table)
 
 
@@ -108,10 +108,10 @@ def test_the_same_commands_lead_to_the_same_bytes(played):
     for entry in played:
         first.play(entry)
         second.play(entry)
-        # Asking for the deadline changes nothing that counts.
+        # Reading the deadline must not change the state.
         second.table.next_deadline_ms()
     assert encoded(second.table) == encoded(first.table)
-    assert second.told == first.told
+    assert second.output == first.output
 
 
 def test_a_restored_table_answers_the_waiters_of_the_old_one(locks):
@@ -125,7 +125,7 @@ def test_a_restored_table_answers_the_waiters_of_the_old_one(locks):
     assert locks.answers[patient].code == ""
 
 
-def test_restoring_replaces_what_was_there(locks):
+def test_restoring_replaces_the_previous_state(locks):
     locks.acquire("a", "k")
     locks.acquire("b", "k", wait_ms=1000)
     locks.table.restore(msgspec.msgpack.decode(encoded(LockTable())))
@@ -135,14 +135,14 @@ def test_restoring_replaces_what_was_there(locks):
 
 
 @pytest.mark.parametrize("meta", [None, {"pid": 7, "host": "näme", "ok": True, "load": 0.5, "none": None}])
-def test_meta_travels_with_the_lock(locks, meta):
+def test_a_snapshot_has_the_metadata(locks, meta):
     locks.acquire("a", "k", meta=meta)
     locks.reload()
     assert locks.table.locks["k"].hold_of("a").meta == meta
 
 
 def same_events(locks, act) -> list[object]:
-    """Do `act` to the table and to a copy made from its snapshot: both must tell the same in the same order."""
+    """Apply `act` to the table and to a copy restored from its snapshot: both must emit the same events in the same order."""
     locks.collect()
     copy = LockTable()
     copy.restore(msgspec.msgpack.decode(encoded(locks.table)))
@@ -154,14 +154,14 @@ def same_events(locks, act) -> list[object]:
     return events
 
 
-def test_leases_that_end_together_end_in_one_order_everywhere(locks):
+def test_leases_that_end_together_end_in_the_same_order_on_every_node(locks):
     locks.acquire("a", "k1", ttl_ms=2000)
     locks.acquire("b", "k2", ttl_ms=1000)
     locks.renew("a", "k1", ttl_ms=1000)
     assert len(same_events(locks, lambda table: table.expire(locks.at_ms + 1000, 99))) == 2
 
 
-def test_delays_that_end_together_end_in_one_order_everywhere(locks):
+def test_delays_that_end_together_end_in_the_same_order_on_every_node(locks):
     for client, ttl_ms, delay_ms in (("a", 1000, 1000), ("b", 2000, 3000)):
         locks.shared(client, "k1", ttl_ms=ttl_ms, lock_delay_ms=delay_ms)
     locks.acquire("c", "k2", ttl_ms=1000, lock_delay_ms=4000)
@@ -172,14 +172,14 @@ def test_delays_that_end_together_end_in_one_order_everywhere(locks):
     assert [event.key for event in events] == ["k1", "k2"]
 
 
-def test_a_grant_of_several_keys_is_given_back_in_one_order_everywhere(locks):
+def test_a_grant_of_several_keys_is_undone_in_the_same_order_on_every_node(locks):
     locks.shared("z", "k1")
     locks.shared("a", "k2", "k1")
     origin = Origin("n1", 1, locks.seq)
     assert len(same_events(locks, lambda table: table.cancel(origin, locks.at_ms, 99))) == 2
 
 
-def test_waiters_of_a_restarted_node_leave_in_one_order_everywhere(locks):
+def test_waiters_of_a_restarted_node_leave_in_the_same_order_on_every_node(locks):
     for key in ("k1", "k2"):
         locks.shared("z", key)
     locks.acquire("a", "k1", wait_ms=1000)

@@ -1,9 +1,9 @@
-"""Waiters end: with the lock, with their own deadline, or with their caller."""
+"""A wait ends with a grant, with its own timeout, or with its caller."""
 
 from dss_raft.replication.machine import Origin
 
 
-def test_a_wait_that_runs_out_is_refused_with_the_holders(locks):
+def test_a_wait_that_times_out_is_refused_with_the_holders(locks):
     locks.acquire("a", "k")
     locks.acquire("b", "k", wait_ms=20_000)
     waiter = locks.acquire("c", "k", wait_ms=500)
@@ -17,8 +17,8 @@ def test_a_wait_that_runs_out_is_refused_with_the_holders(locks):
     assert locks.queue("k") == ["b"]
 
 
-def test_a_waiter_is_not_granted_after_its_own_wait(locks):
-    """The lease ends at the same stamp, or before it: the wait was over first (etcd 11456: granted to somebody long gone)."""
+def test_a_waiter_is_not_granted_after_its_timeout(locks):
+    """The lease and the wait end before the same entry. The timeout comes first (etcd 11456: a grant to a caller that had gone)."""
     locks.acquire("a", "k", ttl_ms=1000)
     waiter = locks.acquire("b", "k", wait_ms=1000)
     patient = locks.acquire("c", "k", wait_ms=1500)
@@ -27,7 +27,7 @@ def test_a_waiter_is_not_granted_after_its_own_wait(locks):
     assert locks.answers[patient].code == ""
 
 
-def test_a_cancelled_waiter_is_gone_and_gets_no_answer(locks):
+def test_a_cancelled_waiter_is_removed_and_gets_no_answer(locks):
     locks.acquire("a", "k")
     waiter = locks.acquire("b", "k", wait_ms=20_000)
     locks.cancel(waiter)
@@ -37,7 +37,7 @@ def test_a_cancelled_waiter_is_gone_and_gets_no_answer(locks):
     assert locks.table.locks == {}
 
 
-def test_a_grant_whose_caller_has_gone_is_given_back(locks):
+def test_a_grant_whose_caller_disconnected_is_undone(locks):
     locks.acquire("a", "k")
     waiter = locks.acquire("b", "k", wait_ms=20_000)
     patient = locks.acquire("c", "k", wait_ms=20_000)
@@ -47,7 +47,7 @@ def test_a_grant_whose_caller_has_gone_is_given_back(locks):
     assert locks.holders("k") == [("c", "exclusive")]
 
 
-def test_a_grant_of_several_keys_is_given_back_whole(locks):
+def test_a_grant_of_several_keys_is_undone_completely(locks):
     locks.acquire("a", "k1")
     waiter = locks.acquire("b", "k1", "k2", "k3", wait_ms=20_000)
     locks.release("a", "k1")
@@ -55,15 +55,15 @@ def test_a_grant_of_several_keys_is_given_back_whole(locks):
     assert locks.table.locks == {}
 
 
-def test_a_cancelled_repeat_does_not_take_away_what_the_client_has(locks):
-    """The first call was answered: the client is at work."""
+def test_a_cancelled_repeat_does_not_end_the_lock(locks):
+    """The first call was answered, so the client is using the lock."""
     locks.acquire("a", "k")
     locks.acquire("a", "k")
     locks.cancel(_origin(locks.seq))
     assert locks.holders("k") == [("a", "exclusive")]
 
 
-def test_the_first_call_cannot_be_cancelled_once_a_repeat_was_answered(locks):
+def test_the_first_call_cannot_be_cancelled_after_a_repeat_was_answered(locks):
     locks.acquire("a", "k")
     first = locks.seq
     locks.acquire("a", "k")
@@ -79,13 +79,13 @@ def test_a_cancelled_upgrade_leaves_the_shared_lock_with_its_token(locks):
     assert locks.release("a", "k", fencing_token=token).body["released"]
 
 
-def test_cancelling_something_unknown_has_no_effect(locks):
+def test_cancelling_an_unknown_call_has_no_effect(locks):
     locks.acquire("a", "k")
     locks.cancel(_origin(999))
     assert locks.holders("k") == [("a", "exclusive")]
 
 
-def test_a_restarted_node_loses_its_waiters_and_keeps_its_locks(locks):
+def test_the_waiters_of_a_restarted_node_are_removed_but_not_its_locks(locks):
     locks.acquire("a", "k", node="n1")
     lost = locks.acquire("b", "k", wait_ms=20_000, node="n1")
     kept = locks.acquire("c", "k", wait_ms=20_000, node="n2")
@@ -109,8 +109,8 @@ def _origin(seq):
     return Origin("n1", 1, seq)
 
 
-def test_a_grant_to_two_calls_is_not_taken_back_when_one_hangs_up(locks):
-    """Both were one request, sent twice: the other call was answered, and its client is at work."""
+def test_a_grant_to_two_calls_is_not_undone_when_one_disconnects(locks):
+    """The request was sent twice. The other call was answered, so the client is using the lock."""
     locks.acquire("a", "k")
     calls = [locks.acquire("b", "k", wait_ms=20_000) for _ in range(2)]
     locks.release("a", "k")

@@ -1,4 +1,4 @@
-"""`locks.watch`: the state at an index, then every change after it, whatever happens meanwhile."""
+"""`locks.watch`: the state at an index, then every later change."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _spec.loader.exec_module(observer)
 
 
 class Client:
-    """A Feed, and what a client makes of it."""
+    """A feed, and the state that a client builds from it."""
 
     def __init__(self) -> None:
         self.events: list[LockEvent] = []
-        self.knows = observer.Observer()
+        self.view = observer.Observer()
         self.state: list[dict] | None = None
         self.index = 0
         self.resyncs = 0
@@ -40,24 +40,24 @@ class Client:
         try:
             self.take(event)
         except AssertionError as error:
-            # Raised here it would end the call that changed the table, and nobody would hear of it.
+            # If it were raised here, it would end the call that changed the table, and the test would not see it.
             self.errors.append(error)
 
     def take(self, event) -> None:
         event = msgspec.json.decode(msgspec.json.encode(event), type=LockEvent)
         self.events.append(event)
         if event.kind not in ("state", "resync"):
-            assert self.state is None, "a change amid the state"
+            assert self.state is None, "a change between two parts of the state"
             assert event.index > self.index, "older than the state"
-            self.knows.see(event)
+            self.view.see(event)
             return
         self.state = [*(self.state or []), *event.locks]
         if not event.more:
-            self.knows.begin(self.state)
+            self.view.begin(self.state)
             self.index, self.state = event.index, None
             self.resyncs += event.kind == "resync"
 
-    def told(self):
+    def changes(self):
         return [(e.kind, e.key, e.client, e.reason) for e in self.events if e.kind not in ("state", "resync")]
 
 
@@ -85,7 +85,7 @@ async def begin(node, watchers):
     await asyncio.gather(*tasks, return_exceptions=True)
     assert not watchers._watches
     for index in (watchers._by_key, watchers._by_client, watchers._by_prefix, watchers._lengths):
-        assert not index, "something is left behind"
+        assert not index, "not cleaned up"
 
 
 async def turns(number: int = 5) -> None:
@@ -93,7 +93,7 @@ async def turns(number: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_state_comes_first_and_then_what_changes(node, begin):
+async def test_the_state_comes_first_and_then_the_changes(node, begin):
     granted = await node.submit(Acquire(key="k", client="a"))
     waiting = asyncio.create_task(node.submit(Acquire(key="k", client="b", wait_ms=1000)))
     await turns()
@@ -104,17 +104,17 @@ async def test_the_state_comes_first_and_then_what_changes(node, begin):
     assert [(h["client"], h["fencing_token"]) for h in lock["holders"]] == [("a", granted.index)]
     assert [(w["client"], w["place"]) for w in lock["waiters"]] == [("b", 1)]
     await node.submit(Release(key="k", client="a"))
-    assert client.told() == [("released", "k", "a", ""), ("dequeued", "k", "b", "granted"), ("granted", "k", "b", "")]
+    assert client.changes() == [("released", "k", "a", ""), ("dequeued", "k", "b", "granted"), ("granted", "k", "b", "")]
     assert [e.index for e in client.events[1:]] == [node.index] * 3
     await waiting
 
 
-async def test_a_key_that_nobody_has_is_told_too(begin):
+async def test_the_state_includes_named_keys_that_are_free(begin):
     client = await begin(keys=["k1", "k2"])
     assert [(lock["key"], lock["locked"]) for lock in client.events[0].locks] == [("k1", False), ("k2", False)]
 
 
-async def test_each_is_told_what_it_watches_and_nothing_else(node, begin):
+async def test_a_watch_gets_only_the_changes_that_it_watches(node, begin):
     clients = {
         "key": await begin(key="orders/1"),
         "keys": await begin(keys=["orders/2", "bills/1"]),
@@ -124,8 +124,8 @@ async def test_each_is_told_what_it_watches_and_nothing_else(node, begin):
     }
     for key, client in (("orders/1", "a"), ("orders/2", "b"), ("bills/1", "a"), ("bills/2", "b"), ("orders", "a")):
         await node.submit(Acquire(key=key, client=client))
-    told = {name: [e.key for e in client.events[1:]] for name, client in clients.items()}
-    assert told == {
+    changed = {name: [e.key for e in client.events[1:]] for name, client in clients.items()}
+    assert changed == {
         "key": ["orders/1"],
         "keys": ["orders/2", "bills/1"],
         "prefix": ["orders/1", "orders/2"],
@@ -134,21 +134,21 @@ async def test_each_is_told_what_it_watches_and_nothing_else(node, begin):
     }
 
 
-async def test_a_clients_state_is_what_it_holds_and_waits_for(node, begin):
+async def test_the_state_of_a_client_is_what_it_holds_and_waits_for(node, begin):
     await node.submit(Acquire(key="k1", client="a", mode="shared"))
     await node.submit(Acquire(key="k1", client="b", mode="shared"))
     await node.submit(Acquire(key="k2", client="b"))
     waiting = asyncio.create_task(node.submit(Acquire(key="k2", client="a", wait_ms=1000)))
     await turns()
     client = await begin(client="a")
-    assert client.knows.holders.keys() == {("k1", "a")}
-    assert list(client.knows.waiters.values()) == [("a", "exclusive")]
+    assert client.view.holders.keys() == {("k1", "a")}
+    assert list(client.view.waiters.values()) == [("a", "exclusive")]
     waiting.cancel()
     await turns()
-    assert client.told() == [("dequeued", "k2", "a", "cancelled")]
+    assert client.changes() == [("dequeued", "k2", "a", "cancelled")]
 
 
-async def test_a_forced_release_is_told_with_its_reason(node, begin):
+async def test_the_event_of_a_forced_release_has_its_reason(node, begin):
     await node.submit(Acquire(key="k", client="a", lock_delay_ms=500))
     client = await begin(client="a")
     await node.submit(ForceRelease(key="k", reason="it hangs"))
@@ -156,31 +156,31 @@ async def test_a_forced_release_is_told_with_its_reason(node, begin):
     assert (event.kind, event.reason, event.detail, event.delay_ms) == ("lost", "forced", "it hangs", 500)
 
 
-async def test_a_snapshot_in_place_of_entries_is_told_as_a_resync(node, begin):
+async def test_catching_up_from_a_snapshot_is_a_resync(node, begin):
     await node.submit(Acquire(key="k1", client="a"))
     client = await begin(prefix="k")
     other = await begin(key="other")
     node.catch_up_by_snapshot(
         lambda table, at_ms, index: table.apply(Acquire(key="k2", client="b"), at_ms, index, Origin("n2", 1, 1))
     )
-    # The next entry follows at once: it must not be told before the state that it changes.
+    # The next entry follows immediately. Its event must not be sent before the state.
     await node.submit(Release(key="k2", client="b"))
     await turns()
     assert [e.kind for e in client.events] == ["state", "resync"]
-    assert client.knows.holders.keys() == {("k1", "a")}
+    assert client.view.holders.keys() == {("k1", "a")}
     assert other.resyncs == 1
     await node.submit(Release(key="k1", client="a"))
-    assert client.knows.holders == {}
+    assert client.view.holders == {}
 
 
 @pytest.fixture
-async def begin_slowly(node, watchers, begin, monkeypatch):
-    """Begin to watch a table of three keys so that its state has been read in part only."""
+async def watch_slowly(node, watchers, begin, monkeypatch):
+    """Start to watch a table of three keys, and stop while its state has been read only in part."""
     monkeypatch.setattr(watching, "SCAN_KEYS", 1)
     for key in ("k1", "k2", "k3"):
         await node.submit(Acquire(key=key, client="a"))
 
-    async def begin_slowly(**fields) -> Client:
+    async def watch_slowly(**fields) -> Client:
         client = Client()
         begin.clients.append(client)
         begin.tasks.append(asyncio.create_task(watch(node, Watch(**fields), client)))
@@ -188,43 +188,43 @@ async def begin_slowly(node, watchers, begin, monkeypatch):
         assert client.events == []
         return client
 
-    return begin_slowly
+    return watch_slowly
 
 
 @pytest.mark.parametrize("what", [{"prefix": "k"}, {"client": "b"}])
-async def test_a_key_that_is_new_while_the_state_is_read_is_in_it(node, begin_slowly, what):
+async def test_a_key_acquired_while_the_state_is_read_is_in_it(node, watch_slowly, what):
     await node.submit(Acquire(key="k0", client="b"))
-    client = await begin_slowly(**what)
+    client = await watch_slowly(**what)
     await node.submit(Acquire(key="k9", client="b"))
     await turns()
     assert [e.kind for e in client.events] == ["state"]
-    assert {("k0", "b"), ("k9", "b")} <= client.knows.holders.keys()
+    assert {("k0", "b"), ("k9", "b")} <= client.view.holders.keys()
 
 
-async def test_a_key_that_is_gone_while_the_state_is_read_is_not_in_it(node, begin_slowly):
-    client = await begin_slowly(prefix="k")
+async def test_a_key_released_while_the_state_is_read_is_not_in_it(node, watch_slowly):
+    client = await watch_slowly(prefix="k")
     await node.submit(Release(key="k1", client="a"))
     await turns()
     assert [lock["key"] for lock in client.events[0].locks] == ["k2", "k3"]
 
 
-async def test_a_snapshot_that_comes_while_the_state_is_read(node, begin_slowly):
-    client = await begin_slowly(prefix="k")
+async def test_a_snapshot_that_arrives_while_the_state_is_read(node, watch_slowly):
+    client = await watch_slowly(prefix="k")
     node.catch_up_by_snapshot(
         lambda table, at_ms, index: table.apply(Acquire(key="k9", client="b"), at_ms, index, Origin("n2", 1, 1))
     )
     await turns()
     assert [e.kind for e in client.events] == ["state"]
-    assert ("k9", "b") in client.knows.holders
+    assert ("k9", "b") in client.view.holders
 
 
-async def test_a_key_that_is_only_kept_back_is_told(node, begin):
+async def test_the_state_includes_keys_with_a_lock_delay(node, begin):
     await node.submit(Acquire(key="k", client="a", lock_delay_ms=500))
     await node.submit(ForceRelease(key="k", reason="test"))
     client = await begin(prefix="k")
-    assert client.knows.delayed == {"k"}
+    assert client.view.delayed == {"k"}
     node.pass_ms(500)
-    assert client.told() == [("delay_ended", "k", "a", "")]
+    assert client.changes() == [("delay_ended", "k", "a", "")]
 
 
 async def test_the_state_is_linearizable_unless_local_is_asked_for(node, begin):
@@ -240,7 +240,7 @@ async def test_a_large_state_comes_in_parts(node, begin, monkeypatch):
         await node.submit(Acquire(key=f"k{number}", client="a"))
     client = await begin(prefix="k")
     assert [(len(e.locks), e.more) for e in client.events] == [(2, True), (2, True), (1, False)]
-    assert len(client.knows.holders) == 5
+    assert len(client.view.holders) == 5
 
 
 async def test_too_much_to_begin_with_is_refused(node, watchers, monkeypatch):
@@ -274,7 +274,7 @@ def test_the_documented_event_has_every_field_of_the_pushed_one():
         ({"client": "x" * 129 + "ä" * 200}, "`client` is longer than 512 bytes"),
     ],
 )
-def test_what_to_watch_is_said_in_one_way(fields, words):
+def test_a_watch_names_exactly_one_thing(fields, words):
     with pytest.raises(ValueError, match=words):
         Watch(**fields)
 
@@ -312,8 +312,8 @@ steps = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(steps=steps)
-def test_whoever_watches_knows_what_is_so_at_any_time(fake_node, steps):
-    """State and changes together are the truth: nothing missing, nothing twice, in whatever turn of the loop it happens."""
+def test_state_and_changes_together_are_always_the_truth(fake_node, steps):
+    """No change is missing or sent twice, in whatever turn of the event loop it happens."""
 
     async def scene(node) -> None:
         LockWatchers(node)
@@ -336,7 +336,7 @@ def test_whoever_watches_knows_what_is_so_at_any_time(fake_node, steps):
         await turns(20)
         for request, client, _ in watching_clients:
             assert not client.errors
-            check(node.table, request, client.knows)
+            check(node.table, request, client.view)
         for task in [task for *_, task in watching_clients] + calls:
             task.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -347,19 +347,19 @@ def test_whoever_watches_knows_what_is_so_at_any_time(fake_node, steps):
         asyncio.run(scene(fake_node()))
 
 
-def check(table, request, knows) -> None:
+def check(table, request, view) -> None:
     def is_watched(key, client) -> bool:
         if request.prefix is not None:
             return key.startswith(request.prefix)
         return client == request.client if request.client is not None else key == request.key
 
     holders = {(h.key, h.client): (MODES[h.exclusive], h.token) for h in table.holdings.all() if is_watched(h.key, h.client)}
-    assert knows.holders == holders
-    assert knows.waiters == {
-        (key, place.rank): (place.client, MODES[place.exclusive])
-        for place in table.waiters.all()
-        for key in place.keys
-        if is_watched(key, place.client)
+    assert view.holders == holders
+    assert view.waiters == {
+        (key, waiter.rank): (waiter.client, MODES[waiter.exclusive])
+        for waiter in table.waiters.all()
+        for key in waiter.keys
+        if is_watched(key, waiter.client)
     }
     if request.client is None:
-        assert knows.delayed == {key for key in table.holdings.delays.by_key if is_watched(key, "")}
+        assert view.delayed == {key for key in table.holdings.delays.by_key if is_watched(key, "")}

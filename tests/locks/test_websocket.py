@@ -1,4 +1,4 @@
-"""Watching and sessions over real WebSockets, at real nodes."""
+"""Watches and sessions over real WebSockets, on real nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ README = Path(__file__).parents[2] / "locks" / "README.md"
 
 
 class Connection:
-    """One connection. Frames of different calls come in any order."""
+    """A connection. Frames of different calls may arrive in any order."""
 
     def __init__(self, node) -> None:
         self._open = ExitStack()
@@ -31,14 +31,14 @@ class Connection:
     def call(self, id, op, **request) -> None:
         self.socket.send(json.dumps({"id": id, "op": op, "request": request}))
 
-    def hear(self, id) -> dict:
+    def receive(self, id) -> dict:
         while not self.frames[id]:
             frame = json.loads(self.socket.recv(timeout=PATIENCE_S))
             self.frames[frame["id"]].append(frame)
         return self.frames[id].popleft()
 
     def event(self, id) -> dict:
-        return self.hear(id)["event"]
+        return self.receive(id)["event"]
 
     def close(self) -> None:
         self._open.close()
@@ -59,8 +59,8 @@ def cluster(tmp_path, request) -> Iterator[LocalCluster]:
                 print(f"----- log of {node.id}\n{node.log_tail(60)}")
 
 
-def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(cluster, capsys):
-    """One cluster for the whole story: starting three processes is what costs."""
+def test_locks_of_a_connection_are_freed_when_it_closes_or_its_node_fails(cluster, capsys):
+    """One cluster for all steps, because starting three processes is slow."""
     leader, (first, second) = cluster.leader(), cluster.followers()
     with closing(Connection(leader)) as watching:
         watching.call("w", "locks.watch", prefix="jobs/")
@@ -70,7 +70,7 @@ def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(clu
         worker.call("s", "locks.session", client="worker", ttl_ms=600_000)
         started = worker.event("s")
         worker.call(1, "locks.acquire", key="jobs/1", client="worker", session=started["session"])
-        granted = worker.hear(1)
+        granted = worker.receive(1)
         event = watching.event("w")
         assert (event["kind"], event["client"]) == ("granted", "worker")
         assert event["fencing_token"] == event["index"] == granted["fencing_token"]
@@ -80,30 +80,30 @@ def test_locks_of_a_connection_are_watched_and_free_when_it_or_its_node_goes(clu
         event = watching.event("w")
         assert (event["kind"], event["reason"]) == ("released", "session_closed")
 
-        # A killed node cannot close anything: the lease does.
+        # A killed node cannot close the session. The lease ends it.
         worker = Connection(second)
         worker.call("s", "locks.session", client="worker", ttl_ms=2000)
         worker.call(1, "locks.watch", client="worker")
         session = worker.event("s")["session"]
         assert worker.event(1)["kind"] == "state"
         watching.call(2, "locks.acquire", key="jobs/2", client="worker", session=session, lock_delay_ms=100)
-        assert watching.hear(2)["ok"]
+        assert watching.receive(2)["ok"]
         assert watching.event("w")["kind"] == "granted"
         second.kill()
         event = watching.event("w")
         assert (event["kind"], event["reason"], event["delay_ms"]) == ("lost", "session_lost", 100)
         assert watching.event("w")["kind"] == "delay_ended"
 
-        # What the README shows.
+        # The example in the README.
         blocks = [block.split("```")[0] for block in README.read_text().split("```python\n")[1:]]
         (code,) = [block for block in blocks if "locks.session" in block]
         exec(code.replace("127.0.0.1:8101", f"127.0.0.1:{first.port}"), {})
         assert capsys.readouterr().out.splitlines() == ["state", "['2', '3']"]
 
-        # Cancelled by its id, a watch ends; the connection goes on.
+        # Cancelling a watch by its id ends it. The connection stays open.
         watching.call("c", "cancel", call="w")
-        assert watching.hear("c")["cancelled"]
-        assert watching.hear("w")["code"] == "cancelled"
+        assert watching.receive("c")["cancelled"]
+        assert watching.receive("w")["code"] == "cancelled"
         watching.call(3, "locks.watch", key="k", prefix="p")
-        refused = watching.hear(3)
+        refused = watching.receive(3)
         assert (refused["status"], refused["code"]) == (400, "invalid")

@@ -54,7 +54,7 @@ COMPONENT_MUTANTS = (
         "dss_locks.core.holdings",
         "hold = Hold(key, client, exclusive, index, at_ms",
         "hold = Hold(key, client, exclusive, self.__dict__.setdefault('granted', __import__('itertools').count(1)).__next__(), at_ms",
-        ("tests/locks/test_fencing.py::test_check_tells_a_present_holders_token_from_an_old_one",),
+        ("tests/locks/test_fencing.py::test_check_distinguishes_the_current_token_from_old_ones",),
     ),
     ComponentMutant(
         "no checksum over the entries of the log",
