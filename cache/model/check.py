@@ -1,10 +1,10 @@
-"""Check the model of the coherence protocol with Spin: every configuration holds, every mistake is found.
+"""Check the model of the coherence protocol with Spin: no configuration has a violation, and every mistake causes one.
 
-    python check.py            everything: some minutes on one core, within MEMORY_MB_MAX
+    python check.py            everything: several minutes on one core, within MEMORY_MB_MAX
     python check.py --quick    the small configuration and the mistakes
 
-Spin is told to be exhaustive, and is not believed without proof: a search that was cut short by its depth, its memory or a
-signal, and code that no configuration reaches, are errors.
+The searches are exhaustive, and that is verified: a search that was cut short by its depth, its memory or a signal is an error,
+and so is a statement that no configuration reaches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEPTH_MAX = 100_000
 
 INVARIANTS = ("no_stale_read", "monotone_reads", "single_version", "exclusive", "data_value")
 
-#: What is searched to the end. Values stay dirty where the write-back would make a search several times as long.
+#: Searched completely. Values stay dirty where write-back would make the search several times as long.
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "two puts": (),
     "two puts, another leader": ("LEADS=1", "ALL_STAYS_DIRTY"),
@@ -37,7 +37,7 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "no value at first, deletions": ("ABSENT",),
     "one put, three entries behind": ("PUTS=1", "WINDOW=3"),
 }
-#: Small ones, whose statements are counted: each must be reached in one of them.
+#: Small configurations whose statements are counted: each statement must be reached in one of them.
 COVERAGE: dict[str, tuple[str, ...]] = {
     "one put": ("PUTS=1", "RESTARTS=1", "RESTORES=1"),
     "one put, another leader": ("PUTS=1", "LEADS=1", "WINDOW=1"),
@@ -45,11 +45,11 @@ COVERAGE: dict[str, tuple[str, ...]] = {
 }
 QUICK = ("PUTS=1",)
 
-#: Each mistake, the invariant that must find it, and the configuration it needs.
+#: Each mistake, the invariant that it must violate, and the configuration it needs.
 MUTANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "NO_LEASE": ("no_stale_read", ()),
     "FROM_RECEIPT": ("no_stale_read", ()),
-    "IMPATIENT": ("no_stale_read", ()),
+    "REVOKES_EARLY": ("no_stale_read", ()),
     "NEW_LEADER_DOES_NOT_WAIT": ("no_stale_read", ("LEADS=1",)),
     "DEPOSED_LEADER_GRANTS": ("no_stale_read", ("LEADS=1",)),
     "GRANT_IGNORES_INDEX": ("no_stale_read", ()),
@@ -61,32 +61,32 @@ MUTANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "OLD_PROCESS_IS_OWN": ("no_stale_read", ("RESTARTS=1",)),
     "ANSWER_EARLY": ("no_stale_read", ()),
     "SHOW_EARLY": ("single_version", ()),
-    "WRITER_IS_FREE": ("monotone_reads", ()),
+    "WRITER_NOT_PENDING": ("monotone_reads", ()),
     "INSTALLS_OVERTAKEN": ("no_stale_read", ()),
     "JOIN_WITHOUT_LEASE": ("no_stale_read", ()),
     "ABSENCE_SERVES_ALL": ("no_stale_read", ("ABSENT",)),
     "DELETION_REPORTED_EARLY": ("no_stale_read", ("ABSENT",)),
     "STAYS_EXCLUSIVE": ("exclusive", ()),
-    "MEMORY_TAKES_OLDER": ("data_value", ()),
+    "STORE_TAKES_OLDER": ("data_value", ()),
 }
-#: Breadth first finds the shortest way to a mistake. These ways are too long for it: depth first, with dice.
-LONG_WAYS = {"ANY_VOIDING_ENDS_REVOKING": ("-RS1", "-m30")}
-DICE = ("-DP_RAND", "-DT_RAND")
+#: A breadth-first search finds the shortest way to a mistake. It takes too long for these: they need a random depth-first search.
+DEEP_MISTAKES = {"ANY_VOIDING_ENDS_REVOKING": ("-RS1", "-m30")}
+RANDOM = ("-DP_RAND", "-DT_RAND")
 
 
 class Search(NamedTuple):
-    """What one run of Spin's verifier said."""
+    """The result of one run of Spin's verifier."""
 
     states: int
     depth: int
     seconds: float
-    #: the invariant that was violated; "": none
+    #: the violated invariant; "": none
     violated: str
-    #: why the search says nothing about what it did not visit; "": it visited everything
+    #: why the search is incomplete; "": it is complete
     cut_short: str
-    #: (line of the model, state of Spin's) of statements that were not reached; an inline's line has a state for each use
+    #: (line of the model, state of Spin) of statements that were not reached; a line of an inline has a state for each use
     unreached: frozenset[tuple[int, int]]
-    #: lines of which at least one statement was reached; known only where they are counted
+    #: lines of which at least one statement was reached; known only if they are counted
     reached_lines: frozenset[int] = frozenset()
 
     @property
@@ -104,28 +104,28 @@ def find_compiler() -> str:
     """The C compiler.
 
     Raises:
-        ToolMissing: it, or Spin, is not there.
+        ToolMissing: the compiler or Spin is not installed.
     """
     compiler = shutil.which("gcc") or shutil.which("cc")
     if shutil.which("spin") is None or compiler is None:
         missing = "Spin" if compiler else "a C compiler"
-        raise ToolMissing(f"{missing} is not installed; get both with: {INSTALL}")
+        raise ToolMissing(f"{missing} is not installed; install both with: {INSTALL}")
     return compiler
 
 
 def search(
     defines: Iterable[str], *, spin: tuple[str, ...] = (), compiler: tuple[str, ...] = ("-O2",), pan: tuple[str, ...] = ("-w26",)
 ) -> Search:
-    """Build the model's verifier with these defines, and run it."""
-    with tempfile.TemporaryDirectory(prefix="coherence-model-") as place:
-        _run(["spin", *spin, "-a", *(f"-D{define}" for define in defines), str(MODEL)], place)
+    """Build the model's verifier with these definitions and run it."""
+    with tempfile.TemporaryDirectory(prefix="coherence-model-") as directory:
+        _run(["spin", *spin, "-a", *(f"-D{define}" for define in defines), str(MODEL)], directory)
         flags = ["-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_MB_MAX}", *compiler]
-        _run([find_compiler(), "-w", *flags, "-o", "pan", "pan.c"], place)
-        # -E: a state without a next step is none of this model's errors
-        run = subprocess.run(["./pan", "-E", f"-m{DEPTH_MAX}", *pan], cwd=place, capture_output=True, text=True)
+        _run([find_compiler(), "-w", *flags, "-o", "pan", "pan.c"], directory)
+        # -E: a state without a next step is not an error in this model
+        run = subprocess.run(["./pan", "-E", f"-m{DEPTH_MAX}", *pan], cwd=directory, capture_output=True, text=True)
         found = read_report(run.stdout + run.stderr, run.returncode)
         if "-o3" in spin:
-            listing = subprocess.run(["./pan", "-d"], cwd=place, capture_output=True, text=True).stdout.partition(
+            listing = subprocess.run(["./pan", "-d"], cwd=directory, capture_output=True, text=True).stdout.partition(
                 "proctype :init:"
             )[0]
             states = re.findall(r"state +(\d+) -\(tr.*?coherence\.pml:(\d+) =>", listing)
@@ -134,14 +134,14 @@ def search(
         return found
 
 
-def _run(command: list[str], place: str) -> None:
-    run = subprocess.run(command, cwd=place, capture_output=True, text=True)
+def _run(command: list[str], directory: str) -> None:
+    run = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}\n{run.stdout}{run.stderr}")
 
 
 def read_report(report: str, return_code: int) -> Search:
-    """Make out what the verifier says. What it does not say is taken for bad."""
+    """Parse the verifier's report. Missing information counts as a failure."""
     found = re.search(r"assertion violated (.+?) \(at depth", report)
     violated = "" if found is None else found[1].strip("() ")
     errors = re.search(r"errors: (\d+)", report)
@@ -173,32 +173,32 @@ def _number(pattern: str, report: str) -> str:
 
 
 def _of_node(report: str) -> str:
-    """The list of unreached statements, without the end of the endless loop."""
+    """The list of unreached statements, without the end of the infinite loop."""
     return "\n".join(line for line in report.partition("unreached in proctype Node")[2].splitlines() if '"-end-"' not in line)
 
 
 def check_configuration(defines: tuple[str, ...]) -> Search:
-    """Search to the end."""
+    """Search completely."""
     return search(defines)
 
 
 def check_mutant(name: str) -> Search:
-    """Search until the invariant meant for the mistake is violated; no other one is looked at."""
+    """Search until the mistake violates its invariant; no other invariant is checked."""
     invariant, defines = MUTANTS[name]
     model = (f"BROKEN_{name}", f"ONLY={INVARIANTS.index(invariant) + 1}", *defines)
-    if name in LONG_WAYS:
-        return search(model, compiler=("-O1", *DICE), pan=LONG_WAYS[name])
+    if name in DEEP_MISTAKES:
+        return search(model, compiler=("-O1", *RANDOM), pan=DEEP_MISTAKES[name])
     return search(model, compiler=("-O0", "-DBFS"), pan=())
 
 
 def check_coverage(defines: tuple[str, ...]) -> Search:
-    """Search to the end, and count the statements: Spin does so only where it neither merges nor folds them."""
+    """Search completely and count the statements. Spin counts them only if it neither merges nor folds them."""
     return search(("STEP=atomic", *defines), spin=("-o3",))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check the model of the coherence protocol with Spin.")
-    parser.add_argument("--quick", action="store_true", help="the small configuration and the mistakes only")
+    parser.add_argument("--quick", action="store_true", help="only the small configuration and the mistakes")
     quick = parser.parse_args().quick
     try:
         find_compiler()
@@ -220,11 +220,11 @@ def main() -> int:
         dead = sorted(unreached - reached)
         if dead:
             failures.append(f"never reached: lines {', '.join(map(str, dead))} of {MODEL.name}")
-    mutants = [("mistake", "states", "depth", "seconds", "found by")]
+    mutants = [("mistake", "states", "depth", "seconds", "violates")]
     for name, (invariant, _) in MUTANTS.items():
         one = _shown(name, check_mutant, name)
         if one.violated != invariant:
-            failures.append(f"{name} is not found by {invariant}")
+            failures.append(f"{name} does not violate {invariant}")
         mutants.append((name, f"{one.states:,}", str(one.depth), f"{one.seconds:.1f}", one.violated or "NOT FOUND"))
     for table in (rows, mutants):
         _print_table(table)

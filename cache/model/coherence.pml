@@ -1,59 +1,59 @@
-/* The coherence protocol of the cache as built: one key, two nodes with lines, a third voter without any.
+/* The coherence protocol of the cache as implemented: one key, two nodes with lines, a third voter without lines.
 
    Theory of operation
 
-   The log. Every node applies the same entries in the same order, so what an entry does to the directory is settled when it is
-   committed. The model keeps one directory, as of the end of the log, and writes into each entry what applying it tells a node.
-   `entry` holds what some node has not applied yet; `applied[n]` is how far n is; what both have applied is forgotten. A node may
-   lag, or stand still, for as long as the window (WINDOW entries) lasts: a paused node is one that makes no step.
+   The log. Every node applies the same entries in the same order, so the effect of an entry on the directory is determined when it
+   is committed. The model keeps one directory, as of the end of the log, and each entry contains what a node learns by applying it.
+   `entry` holds the entries that some node has not applied yet; `applied[n]` counts those that n has applied; entries that both have
+   applied are removed. A node may lag, or stop, for as long as the window (WINDOW entries) allows: a paused node makes no step.
 
-   Stamps. Only the stamps of writes are ever compared with what a node has applied, so writes are counted 1, 2, … and version,
-   stamp, acknowledgement and `must` are such numbers; 0 is the value from before. `must[VN(v, n)]` is the stamp up to which
-   n must have applied before version v may be shown.
+   Stamps. Only the stamps of writes are ever compared with what a node has applied, so writes are numbered 1, 2, … Versions, stamps,
+   acknowledgements and `pending` are such numbers; 0 is the initial value. `pending[VN(v, n)]` is the stamp up to which n must have
+   applied the log before version v may be shown (the pending invalidations of v).
 
-   Clocks. Time passes by EXPIRE (the holder's lease is over by its clock) and LOSE (a grant on its way is lost, or no longer worth
-   anything by the holder's clock). A leader takes a lease for over only when the holder's is over and no grant of it is on its way:
-   the holder counts from when it asked, the leader from when it granted, a new leader from its election.
+   Clocks. Time passes by EXPIRE (the holder's lease is over by its own clock) and LOSE (a grant is lost in transit, or is over by the
+   holder's clock when it arrives). A leader regards a lease as over only if the holder's is over and no grant for it is in transit:
+   the holder counts from its request, the leader from its grant, a new leader from its election.
 
-   What a step is called here, and where it is in the code:
+   Names of steps, and where they are in the code:
 
      WRITE, DELETE        Directory._write; put by an Operation, without if_version
-     FETCH                Directory._fetch_one; Reader._fetch, again when the memory is ahead (Reader._value)
-     CLEAN                Directory._written_back; WriteBack._bring
-     REVOKE, REBORN       Directory._revoke, node_restarted -> _void
+     FETCH                Directory._fetch_one; Reader._fetch, again if the backing store is ahead (Reader._value)
+     CLEAN                Directory._written_back; WriteBack._write_batch
+     REVOKE, RESTARTED    Directory._revoke, node_restarted -> _void
      APPLY                NearCache.written, fetched, cleaned, voided
-     RESTORE              CacheService.load -> NearCache.restored: another node's snapshot in place of the log
-     LEARN                NearCache.acknowledged: facts about the past, late, lost, repeated or in any order
-     ANSWER (in `settle`) CacheService.write: a put is answered when its `must` is covered
-     JOIN                 NearCache.step: JOIN (BEGIN is one step with FETCH: a fetch is ordered after its first reader came, so what
-                          that reader wants is never newer than the row; COVER is waiting for HIT)
-     LAND                 NearCache.land, serves; Reader._finish
-     LAND_OVERTAKEN       a fetch that a write overtook after its value was here: used once, not installed
-     HIT, EVICT           CacheService.hit; Lines._evict (silent for S and E, M is pinned)
-     WRITE_BACK           WriteBack._item, Memory.write: by whoever takes the value for dirty
-     GRANT                Peers._grant: a quorum has confirmed the leader; the lease is granted with the commit index, and is of use
-                          when so much is applied (HeldLease.granted, applied). What a deposed leader grants late, for a request
-                          confirmed before, is a grant made before and on its way for long
-     CONCLUDE             GrantedLeases.overdue, may_grant, voided: the leader proposes a Revoke, and grants nothing until it is applied
+     RESTORE              CacheService.load -> NearCache.restored: another node's snapshot replaces the log
+     LEARN                NearCache.acknowledged: facts about the past, which may be late, lost, repeated or out of order
+     ANSWER (in `settle`) CacheService.write: a put is answered when its pending invalidations are done
+     JOIN                 NearCache.step: JOIN (BEGIN is one step with FETCH: a fetch is ordered after its first reader began, so that
+                          reader never needs anything newer than the row; COVER is waiting for HIT)
+     FINISH               NearCache.install, serves; Reader._finish
+     FINISH_OVERTAKEN     a fetch that a write overtook after its value had arrived: used once, not installed
+     HIT, EVICT           NearCache.hit; Lines._evict (silent for S and E; M is pinned)
+     WRITE_BACK           WriteBack._item, BackingStore.write: by any node in whose directory the value is dirty
+     GRANT                Peers._grant: a quorum has confirmed the leader; the lease is granted with the commit index, and is usable
+                          when the holder has applied that far (HeldLease.granted, applied). If a deposed leader grants late, for a
+                          request confirmed before, that is a grant made before that was in transit for long
+     OVERDUE              GrantedLeases.overdue, may_grant, voided: the leader proposes a Revoke, and grants nothing until it is applied
      LEAD                 GrantedLeases.lead; proposals of the old leader are lost, or were committed before
-     RESTART              kill -9 and a new process; what it had applied it applies again
+     RESTART              kill -9 and a new process, which applies again what the old one had applied
 
-   Invariants, each checked after every step over the *usable* lines (lease valid, `must` covered):
+   Invariants, each checked after every step for the *usable* lines (the lease is valid, the pending invalidations are done):
 
-     single_version   single writer or many readers: two usable lines never differ in version
-     exclusive        E and M: no other node has a usable line, unless it became a sharer by an entry not applied here yet
-     data_value       a value at rest is in the memory, in the version that the directory names
-     no_stale_read    nothing older than a put that was answered before the read began
-     monotone_reads   nothing older than what a read that ended before had returned
+     single_version   single writer or multiple readers: two usable lines never have different versions
+     exclusive        E and M: no other node has a usable line, unless it became a sharer by an entry that is not applied here yet
+     data_value       if the value is clean, the backing store has the version that the directory names
+     no_stale_read    no read is older than a put that was answered before the read began
+     monotone_reads   no read is older than a read that ended before it began
 
-   A reader that joins a flight is remembered only when it wants something newer than the row: the flight must not serve it then.
+   A reader that joins a flight is remembered only if it needs something newer than the row: the flight must not serve it then.
 
-   What bounds the model: PUTS writes (2 at most), WINDOW entries that somebody has not applied, LEADS changes of leader, RESTARTS.
-   Reads, fetches, evictions, leases, revocations, write-backs, snapshots are not counted. It ends when both nodes have applied the
-   last write and nothing older is under way: what can happen then happened after the first write, too.
+   Limits of the model: PUTS writes (2 at most), WINDOW entries that some node has not applied, LEADS changes of leader, RESTARTS.
+   Reads, fetches, evictions, leases, revocations, write-backs and snapshots are not limited. The model ends when both nodes have
+   applied the last write and nothing older is in progress: what can happen then can happen after the first write, too.
    ABSENT: no value at first, and deletions. RESTORES: with snapshots. ALL_STAYS_DIRTY: without write-back.
 
-   -DBROKEN_… each put one mistake in. */
+   Each -DBROKEN_… adds one mistake. */
 
 #ifndef PUTS
 #define PUTS 2
@@ -82,20 +82,20 @@
 #define HOLDS_LEASE(n) holds[n]
 #endif
 
-#ifdef BROKEN_IMPATIENT
+#ifdef BROKEN_REVOKES_EARLY
 #define IS_OVER(n) true
 #elif defined(BROKEN_FROM_RECEIPT)
 #define IS_OVER(n) (!holds[n])
 #elif defined(BROKEN_NEW_LEADER_DOES_NOT_WAIT)
-#define IS_OVER(n) (unheard[n] || (!holds[n] && !must_apply[n]))
+#define IS_OVER(n) (uncounted[n] || (!holds[n] && !must_apply[n]))
 #elif defined(BROKEN_DEPOSED_LEADER_GRANTS)
-#define IS_OVER(n) (unheard[n] || (!holds[n] && !must_apply[n]))
+#define IS_OVER(n) (uncounted[n] || (!holds[n] && !must_apply[n]))
 #else
 #define IS_OVER(n) (!holds[n] && !must_apply[n])
 #endif
 
 #if defined(BROKEN_NEW_LEADER_DOES_NOT_WAIT) || defined(BROKEN_DEPOSED_LEADER_GRANTS)
-#define COUNTED(n) unheard[n] = 0
+#define COUNTED(n) uncounted[n] = 0
 #else
 #define COUNTED(n) skip
 #endif
@@ -124,12 +124,12 @@
 #define SERVES_JOINED(n) (!row_absent[n])
 #endif
 
-/* ---- words ---- */
+/* ---- definitions ---- */
 
 #define VN(v, n) ((v) * 2 + (n))
 #define OTHER(n) (1 - (n))
 
-/* a line's state, in the order of strength */
+/* a line's state, from weak to strong */
 #define I 0
 #define S 1
 #define E 2
@@ -142,7 +142,7 @@
 #define REVOKED 4
 #define RESTARTED 5
 
-/* a flight: none; its fetch is in the log; its row is here, its value is not; all is here */
+/* a flight: none; its fetch is in the log; its row has arrived; its value has arrived, too */
 #define NONE 0
 #define ORDERED 1
 #define ROW 2
@@ -151,11 +151,11 @@
 typedef Entry {
 	unsigned kind : 3;
 	bit node;
-	bit old;			/* of a process that has ended, or of a fetch nobody waits for */
+	bit old;			/* of a process that has ended, or of a fetch that no read waits for */
 	unsigned version : 2;
-	unsigned state : 2;		/* a fetch's row: which line may be installed */
+	unsigned state : 2;		/* a fetch's row: state of the line that may be installed */
 	bit absent;
-	bit dirty			/* a fetch's row: the value comes with it */
+	bit dirty			/* a fetch's row: it contains the value */
 }
 
 /* ---- the log ---- */
@@ -171,59 +171,59 @@ bit absent;
 bit dirty;
 bit owner;
 bit sharer[2];
-byte must[6];
-byte awaited_now[2];			/* the part of the record's `must` that no voiding has ended */
+byte pending[6];
+byte awaited_now[2];			/* the pending invalidations that no voiding has ended */
 
-/* ---- the memory ---- */
+/* ---- the backing store ---- */
 
-byte memory;
+byte stored;				/* the version in the backing store */
 
 /* ---- a node ---- */
 
 byte line[2];
 byte line_version[2];
-byte known[4];				/* VN(n, m): how many writes n knows m to have applied; VN(n, n): has applied */
-bit locally_dirty[2];			/* its own directory says so */
+byte known[4];				/* VN(n, m): writes that m has applied, as far as n knows */
+bit locally_dirty[2];			/* according to its own directory */
 bit locally_absent[2];
-bit puts_for[6];			/* VN(v, n): the put of v waits at n */
+bit puts_for[6];			/* VN(v, n): the put of v waits on n */
 
 byte flight[2];
 bit registered[2];
 bit shared[2];
 bit cleaned[2];
-bit joined_older[2];			/* who joined wants newer than this row, for a put was answered … */
-bit joined_unseen[2];			/* … or for a newer value was read */
+bit joined_older[2];			/* a reader that joined needs newer than this row: a newer put was answered … */
+bit joined_unseen[2];			/* … or a newer value was read */
 byte row_version[2];
 byte row_state[2];
 bit row_absent[2];
-byte overtaken[2];			/* what a fetch had found when a write overtook it; its readers are not answered yet */
+byte overtaken[2];			/* version of a fetch that a write overtook and whose readers are not answered yet */
 
 /* ---- leases ---- */
 
 bit leader;
 bit holds[2];
-byte must_apply[2];			/* a grant is of use when n has applied so much; 0: none is waiting */
+byte must_apply[2];			/* a grant becomes usable when n has applied that far; 0: there is none */
 #ifdef BROKEN_INDEX_OF_CONFIRMATION
 bit confirmed[2];
 byte confirmed_index[2];
 #endif
-bit revoking[2];			/* by the present leader */
+bit revoking[2];			/* by the current leader */
 bit revoke_proposed[2];
-bit reborn[2];				/* a new process whose session is not open yet */
+bit restarted[2];				/* a new process whose session is not open yet */
 byte leads, restarts;
 #if defined(BROKEN_NEW_LEADER_DOES_NOT_WAIT) || defined(BROKEN_DEPOSED_LEADER_GRANTS)
-bit unheard[2];				/* its lease is none that the leader counts */
-byte deposed_index;			/* as far as the deposed leader has committed */
+bit uncounted[2];				/* the leader does not know of its lease */
+byte deposed_index;			/* commit index of the deposed leader */
 #endif
 
-/* ---- what was promised ---- */
+/* ---- the promises ---- */
 
-byte answered, seen;			/* the newest version of an answered put; of a read */
+byte answered, seen;			/* the newest version of an answered put; of a finished read */
 
 bool single_version = true, exclusive = true, data_value = true, no_stale_read = true, monotone_reads = true;
-byte i;					/* counts within a step; 0 between steps */
+byte i;					/* a counter within a step; 0 between steps */
 
-#define COVERED(n, v) (known[VN(n, 0)] >= must[VN(v, 0)] && known[VN(n, 1)] >= must[VN(v, 1)])
+#define COVERED(n, v) (known[VN(n, 0)] >= pending[VN(v, 0)] && known[VN(n, 1)] >= pending[VN(v, 1)])
 #ifdef BROKEN_SHOW_EARLY
 #define MAY_SHOW(n, v) true
 #else
@@ -247,11 +247,11 @@ inline check_promises() {
 	PROMISE(3, single_version);
 	exclusive = !(USABLE(0) && USABLE(1)) || ((line[0] == S || applied[0] < applied[1]) && (line[1] == S || applied[1] < applied[0]));
 	PROMISE(4, exclusive);
-	data_value = dirty || memory == version;
+	data_value = dirty || stored == version;
 	PROMISE(5, data_value)
 }
 
-/* n knows more: a put that waits here may be answered. */
+/* n has learned something: a put that waits here may be answered. */
 inline settle(n) {
 	i = 1;
 	do
@@ -282,7 +282,7 @@ inline append(what, who) {
 	length++
 }
 
-/* What both have applied is needed no more. A grant names an index: it moves along. */
+/* Remove the entry that both have applied. The index in a grant moves along. */
 inline forget_first() {
 	i = 0;
 	do
@@ -312,7 +312,7 @@ inline forget_flight(n) {
 	row_version[n] = 0; row_state[n] = 0; row_absent[n] = 0
 }
 
-/* The row of a fetch that was ordered will come, and nobody waits for it. */
+/* The row of an ordered fetch will arrive, but no read waits for it. */
 inline forget_order(n) {
 	i = applied[n];
 	do
@@ -323,7 +323,7 @@ inline forget_order(n) {
 	od
 }
 
-/* The flight's readers have its row. A row that says "absent" is not for those who joined under a lease: they look again. */
+/* The flight's readers get its row. A reader that joined under a lease does not use an "absent" row, but looks again. */
 inline serve(n) {
 	no_stale_read = !joined_older[n] || !SERVES_JOINED(n);
 	PROMISE(1, no_stale_read);
@@ -333,7 +333,7 @@ inline serve(n) {
 
 inline saw(v) { if :: v > seen -> seen = v :: else fi }
 
-/* Its readers may have what it finds; it is not installed, and nobody joins it any more. Without a value, it is as if it began anew. */
+/* Its readers may use its value. It is not installed, and no read joins it. Without a value yet, it is as if it began again. */
 inline overtake(n) {
 	if
 	:: flight[n] == FILLED ->
@@ -353,24 +353,24 @@ inline grant(n, index) {
 	if :: applied[n] < index -> must_apply[n] = index :: else -> holds[n] = 1 fi
 }
 
-/* ---- what is committed ---- */
+/* ---- commits ---- */
 
 inline write(n, is_delete) {
 	version++;
 	i = 0;
 	do
 	:: i < 2 ->
-#ifdef BROKEN_WRITER_IS_FREE
+#ifdef BROKEN_WRITER_NOT_PENDING
 		if :: sharer[i] && i != n -> awaited_now[i] = version :: else fi;
 #else
 		if :: sharer[i] -> awaited_now[i] = version :: else fi;
 #endif
-		must[VN(version, i)] = awaited_now[i];
+		pending[VN(version, i)] = awaited_now[i];
 		sharer[i] = 0;
 		i++
 	:: else -> break
 	od;
-	if :: version == PUTS -> awaited_now[0] = 0; awaited_now[1] = 0 :: else fi;	/* nobody asks any more */
+	if :: version == PUTS -> awaited_now[0] = 0; awaited_now[1] = 0 :: else fi;	/* not needed any more */
 	absent = is_delete;
 	dirty = 1;
 	owner = n;
@@ -405,8 +405,8 @@ inline clean() {
 	owner = 0;
 	append(CLEANED, 0);
 	if
-	:: absent ->					/* the directory forgets the key */
-		must[VN(version, 0)] = 0; must[VN(version, 1)] = 0; awaited_now[0] = 0; awaited_now[1] = 0
+	:: absent ->					/* the directory removes the record */
+		pending[VN(version, 0)] = 0; pending[VN(version, 1)] = 0; awaited_now[0] = 0; awaited_now[1] = 0
 	:: else
 	fi
 }
@@ -417,7 +417,7 @@ inline void(what, n) {
 	append(what, n)
 }
 
-/* ---- what a node applies ---- */
+/* ---- applying ---- */
 
 #define NEXT entry[applied[n]]
 
@@ -445,7 +445,7 @@ inline apply_fetched(n) {
 		:: !NEXT.old ->
 			if :: !NEXT.absent -> registered[n] = 1 :: else fi;
 			row_state[n] = NEXT.state;
-			if :: NEXT.absent || NEXT.dirty || memory == row_version[n] -> flight[n] = FILLED :: else -> flight[n] = ROW fi
+			if :: NEXT.absent || NEXT.dirty || stored == row_version[n] -> flight[n] = FILLED :: else -> flight[n] = ROW fi
 		:: else
 		fi
 	:: else ->
@@ -472,7 +472,7 @@ inline flush(n) {
 	forget_lease(n)
 }
 
-/* The leader grants again when it has no revocation of the node under way: the next grant names an index behind all of them. */
+/* The leader grants again when no revocation of the node is in progress: the index of the next grant is after all of them. */
 inline note_voided(n, m) {
 #ifdef BROKEN_ANY_VOIDING_ENDS_REVOKING
 	if :: n == leader -> revoking[m] = 0 :: else fi
@@ -544,12 +544,12 @@ inline lead(n) {
 	revoking[0] = 0; revoking[1] = 0;
 	revoke_proposed[0] = 0; revoke_proposed[1] = 0;
 #ifdef BROKEN_NEW_LEADER_DOES_NOT_WAIT
-	unheard[0] = 1; unheard[1] = 1;
+	uncounted[0] = 1; uncounted[1] = 1;
 #endif
 #ifdef BROKEN_DEPOSED_LEADER_GRANTS
 	deposed_index = length;
 #endif
-	skip					/* something must follow the semicolon */
+	skip					/* a statement must follow the semicolon */
 }
 
 inline restart(n, knowledge) {
@@ -563,31 +563,31 @@ inline restart(n, knowledge) {
 	:: i < length -> if :: entry[i].node == n -> entry[i].old = 1 :: else fi; i++
 	:: else -> break
 	od;
-	reborn[n] = 1;
+	restarted[n] = 1;
 	if :: leader == n -> lead(OTHER(n)) :: else fi
 }
 
-#define WAITED_FOR(v, n) (known[VN(leader, leader)] >= v && known[VN(leader, n)] < must[VN(v, n)])
-#define NEEDS(n, stamp) (known[VN(n, OTHER(n))] < stamp && known[VN(OTHER(n), OTHER(n))] >= stamp && (must[VN(1, OTHER(n))] == stamp || must[VN(2, OTHER(n))] == stamp))
-#define IS_PAST (known[VN(0, 0)] == PUTS && known[VN(1, 1)] == PUTS && !overtaken[0] && !overtaken[1])
-#define HAS_ROOM (length < WINDOW && !IS_PAST)
-#define CAN_ASK(n) (!holds[n] && !must_apply[n] && !IS_PAST)
+#define WAITED_FOR(v, n) (known[VN(leader, leader)] >= v && known[VN(leader, n)] < pending[VN(v, n)])
+#define NEEDS(n, stamp) (known[VN(n, OTHER(n))] < stamp && known[VN(OTHER(n), OTHER(n))] >= stamp && (pending[VN(1, OTHER(n))] == stamp || pending[VN(2, OTHER(n))] == stamp))
+#define IS_DONE (known[VN(0, 0)] == PUTS && known[VN(1, 1)] == PUTS && !overtaken[0] && !overtaken[1])
+#define HAS_ROOM (length < WINDOW && !IS_DONE)
+#define CAN_ASK(n) (!holds[n] && !must_apply[n] && !IS_DONE)
 #define CLAIMED(n) (line[n] != I && HOLDS_LEASE(n))
 
-/* ---- what a node does ---- */
+/* ---- the steps of a node ---- */
 
 proctype Node(bit n) {
 	do
 	/* in the log */
-	:: STEP { version < PUTS && HAS_ROOM && !reborn[n] -> write(n, 0); check_promises() }
+	:: STEP { version < PUTS && HAS_ROOM && !restarted[n] -> write(n, 0); check_promises() }
 #ifdef ABSENT
-	:: STEP { version < PUTS && HAS_ROOM && !reborn[n] && !absent -> write(n, 1); check_promises() }
+	:: STEP { version < PUTS && HAS_ROOM && !restarted[n] && !absent -> write(n, 1); check_promises() }
 #endif
-	:: STEP { flight[n] == NONE && HAS_ROOM && !reborn[n] -> fetch(n); check_promises() }
-	:: STEP { flight[n] == ROW && memory > row_version[n] && HAS_ROOM && !reborn[n] -> fetch(n); check_promises() }
-	:: STEP { dirty && memory == version && HAS_ROOM && n == 0 -> clean(); check_promises() }
+	:: STEP { flight[n] == NONE && HAS_ROOM && !restarted[n] -> fetch(n); check_promises() }
+	:: STEP { flight[n] == ROW && stored > row_version[n] && HAS_ROOM && !restarted[n] -> fetch(n); check_promises() }
+	:: STEP { dirty && stored == version && HAS_ROOM && n == 0 -> clean(); check_promises() }
 	:: STEP { revoke_proposed[n] && HAS_ROOM -> revoke_proposed[n] = 0; void(REVOKED, n); check_promises() }
-	:: STEP { reborn[n] && HAS_ROOM -> reborn[n] = 0; void(RESTARTED, n); check_promises() }
+	:: STEP { restarted[n] && HAS_ROOM -> restarted[n] = 0; void(RESTARTED, n); check_promises() }
 
 	/* APPLY, RESTORE, LEARN */
 	:: STEP { applied[n] < length -> apply(n); settle(n); check_promises() }
@@ -601,7 +601,7 @@ proctype Node(bit n) {
 	:: STEP { USABLE(n) && line_version[n] > seen -> saw(line_version[n]); check_promises() }
 	:: STEP { line[n] == S || line[n] == E -> forget_line(n) }
 
-	/* JOIN, READ_MEMORY, LAND, LAND_OVERTAKEN */
+	/* JOIN, FINISH, FINISH_OVERTAKEN */
 	:: STEP { flight[n] != NONE && MAY_JOIN(n) && !CLAIMED(n) && row_version[n] < answered && !joined_older[n] ->
 		joined_older[n] = 1 }
 	:: STEP { flight[n] != NONE && MAY_JOIN(n) && !CLAIMED(n) && row_version[n] < seen && !joined_unseen[n] ->
@@ -626,14 +626,14 @@ proctype Node(bit n) {
 
 	/* WRITE_BACK */
 #ifndef ALL_STAYS_DIRTY
-#ifdef BROKEN_MEMORY_TAKES_OLDER
-	:: STEP { locally_dirty[n] && known[VN(n, n)] != memory ->
+#ifdef BROKEN_STORE_TAKES_OLDER
+	:: STEP { locally_dirty[n] && known[VN(n, n)] != stored ->
 #elif defined(BROKEN_DELETION_REPORTED_EARLY)
-	:: STEP { locally_dirty[n] && known[VN(n, n)] > memory ->
+	:: STEP { locally_dirty[n] && known[VN(n, n)] > stored ->
 #else
-	:: STEP { locally_dirty[n] && known[VN(n, n)] > memory && (!locally_absent[n] || COVERED(n, known[VN(n, n)])) ->
+	:: STEP { locally_dirty[n] && known[VN(n, n)] > stored && (!locally_absent[n] || COVERED(n, known[VN(n, n)])) ->
 #endif
-		memory = known[VN(n, n)]; check_promises() }
+		stored = known[VN(n, n)]; check_promises() }
 #endif
 
 	/* GRANT, LOSE, EXPIRE */
@@ -644,12 +644,12 @@ proctype Node(bit n) {
 	:: STEP { CAN_ASK(n) && MAY_GRANT(n) -> grant(n, MUST_APPLY); COUNTED(n); check_promises() }
 #endif
 #ifdef BROKEN_DEPOSED_LEADER_GRANTS
-	:: STEP { CAN_ASK(n) && leads > 0 -> grant(n, deposed_index); unheard[n] = 1; check_promises() }
+	:: STEP { CAN_ASK(n) && leads > 0 -> grant(n, deposed_index); uncounted[n] = 1; check_promises() }
 #endif
 	:: STEP { must_apply[n] != 0 -> must_apply[n] = 0 }
 	:: STEP { holds[n] -> holds[n] = 0 }
 
-	/* CONCLUDE, LEAD, RESTART */
+	/* OVERDUE, LEAD, RESTART */
 	:: STEP { !revoking[n] && IS_OVER(n) && (WAITED_FOR(1, n) || WAITED_FOR(2, n)) ->
 		revoking[n] = 1; revoke_proposed[n] = 1 }
 #if LEADS
