@@ -1,4 +1,4 @@
-"""What the doors offer of the cache."""
+"""The operations of the cache."""
 
 from __future__ import annotations
 
@@ -253,8 +253,8 @@ _GET: dict[str, Any] = {
     "handle": get,
     "answer": GetAnswer,
     "description": (
-        "Never older than a put that was answered before, on any node, and never older than a value that was read before. "
-        "`hit`: answered from this node's line. A key without a value: `found` is false, `value` null."
+        "The value is never older than one that was put or read before, on any node. "
+        "`hit`: answered from this node's line. If the key has no value, `found` is false and `value` is null."
     ),
     "tag": "Cache",
     "example": {"key": "user/7"},
@@ -271,15 +271,15 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=PutAnswer,
         summary="Store a value",
         description=(
-            "Answered when the value is on a majority's disks and no node can answer an older one. With `ttl_ms` it is gone after that "
-            "time. With `if_version` only if that is the key's version (compare-and-set); 0 means: only if the key has no value."
+            "Answered when the value is on the disks of a majority and no node can return an older one. `ttl_ms` is the time to live. "
+            "With `if_version` the put succeeds only if the key has that version (compare-and-set), or no value if it is 0."
         ),
         tag="Cache",
         example={"key": "user/7", "value": {"name": "Ada"}, "ttl_ms": 60000},
         problems=("version_conflict", "over_limit"),
     ),
     Operation(name="cache.get", method="POST", summary="Read a key", **_GET),
-    Operation(name="cache.get_query", method="GET", summary="Read a key, with a URL", **_GET),
+    Operation(name="cache.get_query", method="GET", summary="Read a key, by query string", **_GET),
     Operation(
         name="cache.delete",
         method="POST",
@@ -288,7 +288,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=delete,
         answer=DeleteAnswer,
         summary="Delete a key's value",
-        description="`deleted` is false when there was none. With `if_version` only if that is the key's version.",
+        description="`deleted` is false if there was no value. With `if_version` only if the key has that version.",
         tag="Cache",
         example={"key": "user/7"},
         problems=("version_conflict",),
@@ -300,7 +300,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=AddRequest,
         handle=add,
         answer=PutAnswer,
-        summary="Store a value unless there is one",
+        summary="Store a value if the key has none",
         tag="Cache",
         example={"key": "user/8", "value": {"name": "Grace"}},
         problems=("exists", "over_limit"),
@@ -313,7 +313,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=incr,
         answer=IncrAnswer,
         summary="Add to an integer",
-        description="Atomic, from any node. A key without a value counts as 0; `delta` may be negative.",
+        description="Atomic, on any node. A key without a value counts as 0; `delta` may be negative.",
         tag="Cache",
         example={"key": "visits", "delta": 1},
         problems=("memory_unavailable", "over_limit"),
@@ -326,7 +326,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=mget,
         answer=GetManyAnswer,
         summary="Read several keys",
-        description="Each as a get of its own; the values need not be of one moment.",
+        description="Each like a separate get; the values need not be from the same moment.",
         tag="Cache",
         example={"keys": ["user/7", "user/8"]},
         problems=("memory_unavailable",),
@@ -339,7 +339,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=mput,
         answer=PutManyAnswer,
         summary="Store several values",
-        description="Each as a put of its own: some may be refused (`ok` false, with the `code`) while others are stored.",
+        description="Each like a separate put: some may be refused (`ok` is false, with the `code`) while others are stored.",
         tag="Cache",
         example={"items": [{"key": "user/7", "value": 1}, {"key": "user/8", "value": 2}]},
     ),
@@ -350,8 +350,8 @@ OPERATIONS: tuple[Operation, ...] = (
         request=EvictRequest,
         handle=evict,
         answer=EvictAnswer,
-        summary="Give up this node's line for a key",
-        description="The value stays: the next read on this node fetches it again.",
+        summary="Drop this node's line for a key",
+        description="The value stays; the next read on this node fetches it again.",
         tag="Cache",
         example={"key": "user/7"},
         problems=("memory_unavailable",),
@@ -363,7 +363,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=LinesQuery,
         handle=lines,
         answer=LinesAnswer,
-        summary="This node's lines; or every node's line for a key",
+        summary="List this node's lines, or every node's line for a key",
         tag="Cache",
         example={"key": "user/7"},
     ),
@@ -374,8 +374,8 @@ OPERATIONS: tuple[Operation, ...] = (
         request=TraceQuery,
         handle=trace,
         answer=TraceAnswer,
-        summary="The last transitions of a key's lines, on every node, with the reason",
-        description="Latest first, by each node's own wall clock.",
+        summary="List the last transitions of a key's lines on every node, with the reasons",
+        description="Latest first, by each node's wall clock.",
         tag="Cache",
         example={"key": "user/7"},
     ),
@@ -386,7 +386,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StatsQuery,
         handle=stats,
         answer=StatsAnswer,
-        summary="What this node's cache has done since it started",
+        summary="Statistics of this node's cache since it started",
         tag="Cache",
     ),
 )

@@ -21,17 +21,17 @@ from dss_dev.entry_points import DOORS, opened
 NODES = ("n1", "n2", "n3")
 
 
-class ClusterDoor:
-    """A door to three nodes: each call goes to the next one, or to the one it is told."""
+class ClusterApi:
+    """The API of three nodes: each call goes to the next node, or to the given one."""
 
-    def __init__(self, door, cluster) -> None:
-        self.door = door
+    def __init__(self, api, cluster) -> None:
+        self.api = api
         self.cluster = cluster
         self.turn = itertools.cycle(NODES)
 
     def at(self, on):
-        self.door.node = self.cluster.nodes[on or next(self.turn)]
-        return self.door
+        self.api.node = self.cluster.nodes[on or next(self.turn)]
+        return self.api
 
     def post(self, path, on="", /, **fields):
         return self.at(on).post(path, **fields)
@@ -43,7 +43,7 @@ class ClusterDoor:
         return self.at(on).call(method, path_and_query, body)
 
     def run(self, act):
-        return self.door.run(act)
+        return self.api.run(act)
 
     def pass_s(self, seconds) -> None:
         async def act() -> None:
@@ -93,152 +93,152 @@ def store_of(request, tmp_path, django_db_blocker):
 
 
 @pytest.fixture(params=DOORS)
-def door(request, fake_cluster, store_of):
-    with opened(request.param, lambda: fake_cluster(store_of=store_of), OPERATIONS, lambda _: 0) as door:
-        cluster = door.node
-        yield ClusterDoor(door, cluster)
+def api(request, fake_cluster, store_of):
+    with opened(request.param, lambda: fake_cluster(store_of=store_of), OPERATIONS, lambda _: 0) as api:
+        cluster = api.node
+        yield ClusterApi(api, cluster)
         for cache in cluster.caches.values():
-            door.run(cache.stop)
+            api.run(cache.stop)
 
 
 pytestmark = pytest.mark.parametrize("store_of", ["django", "redis"], indirect=True)
 
 
-def test_put_and_get_on_every_node(door):
-    status, answer, _ = door.post("/cache/put", "n1", key="k", value={"a": [1, None, "ü"]})
+def test_put_and_get_on_every_node(api):
+    status, answer, _ = api.post("/cache/put", "n1", key="k", value={"a": [1, None, "ü"]})
     assert (status, answer["ok"], answer["state"], answer["index"]) == (200, True, "M", 2)
     version = answer["version"]
     for node in NODES:
-        for status, got, _ in (door.post("/cache/get", node, key="k"), door.get("/cache/get?key=k", on=node)):
+        for status, got, _ in (api.post("/cache/get", node, key="k"), api.get("/cache/get?key=k", on=node)):
             assert status == 200
             assert (got["value"], got["found"], got["version"], got["node"]) == ({"a": [1, None, "ü"]}, True, version, node)
     assert (got["hit"], got["state"]) == (True, "S")
-    newer = door.post("/cache/put", "n2", key="k", value=2)[1]
+    newer = api.post("/cache/put", "n2", key="k", value=2)[1]
     assert newer["version"] > version
-    assert [door.get("/cache/get?key=k", on=node)[1]["value"] for node in NODES] == [2, 2, 2]
+    assert [api.get("/cache/get?key=k", on=node)[1]["value"] for node in NODES] == [2, 2, 2]
 
 
-def test_values_are_read_from_the_backing_store(door):
-    version = door.post("/cache/put", key="k", value={"a": 1})[1]["version"]
-    door.write_back_all()
+def test_values_are_read_from_the_backing_store(api):
+    version = api.post("/cache/put", key="k", value={"a": 1})[1]["version"]
+    api.write_back_all()
     for node in NODES:
-        got = door.get("/cache/get?key=k", on=node)[1]
+        got = api.get("/cache/get?key=k", on=node)[1]
         assert (got["value"], got["version"], got["hit"]) == ({"a": 1}, version, False)
-    door.post("/cache/delete", key="k")
-    door.write_back_all()
-    assert not door.get("/cache/get?key=k")[1]["found"]
+    api.post("/cache/delete", key="k")
+    api.write_back_all()
+    assert not api.get("/cache/get?key=k")[1]["found"]
 
 
-def test_a_key_without_a_value(door):
-    status, answer, _ = door.get("/cache/get?key=nobody", on="n2")
+def test_a_key_without_a_value(api):
+    status, answer, _ = api.get("/cache/get?key=nobody", on="n2")
     expected = {"value": None, "found": False, "hit": False, "version": 0, "state": "I", "node": "n2"}
     assert status == 200
     assert expected.items() <= answer.items()
 
 
-def test_null_is_a_value(door):
-    door.post("/cache/put", key="k", value=None)
-    door.write_back_all()
-    answer = door.get("/cache/get?key=k")[1]
+def test_null_is_a_value(api):
+    api.post("/cache/put", key="k", value=None)
+    api.write_back_all()
+    answer = api.get("/cache/get?key=k")[1]
     assert (answer["value"], answer["found"]) == (None, True)
 
 
-def test_a_ttl_ends_on_every_node(door):
-    door.post("/cache/put", key="k", value=1, ttl_ms="1000")
-    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
-    door.write_back_all()
-    door.pass_s(0.9)
-    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
-    door.pass_s(0.2)
-    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
+def test_a_ttl_ends_on_every_node(api):
+    api.post("/cache/put", key="k", value=1, ttl_ms="1000")
+    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
+    api.write_back_all()
+    api.pass_s(0.9)
+    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
+    api.pass_s(0.2)
+    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
 
 
-def test_compare_and_set(door):
-    version = door.post("/cache/put", key="k", value=1)[1]["version"]
-    newer = door.post("/cache/put", key="k", value=2, if_version=version)[1]["version"]
-    status, answer, headers = door.post("/cache/put", key="k", value=3, if_version=version)
+def test_compare_and_set(api):
+    version = api.post("/cache/put", key="k", value=1)[1]["version"]
+    newer = api.post("/cache/put", key="k", value=2, if_version=version)[1]["version"]
+    status, answer, headers = api.post("/cache/put", key="k", value=3, if_version=version)
     assert (status, answer["ok"], answer["code"], answer["version"]) == (409, False, "version_conflict", newer)
     assert headers["content-type"].startswith("application/problem+json")
-    assert door.get("/cache/get?key=k")[1]["value"] == 2
+    assert api.get("/cache/get?key=k")[1]["value"] == 2
 
 
-def test_if_version_of_a_key_that_was_never_written(door):
-    status, answer, _ = door.post("/cache/put", key="k", value=1, if_version=7)
+def test_if_version_of_a_key_that_was_never_written(api):
+    status, answer, _ = api.post("/cache/put", key="k", value=1, if_version=7)
     assert (status, answer["code"], answer["version"]) == (409, "version_conflict", 0)
-    assert door.post("/cache/delete", key="k", if_version=7)[1]["code"] == "version_conflict"
-    assert door.post("/cache/put", key="k", value=1, if_version="0")[0] == 200
+    assert api.post("/cache/delete", key="k", if_version=7)[1]["code"] == "version_conflict"
+    assert api.post("/cache/put", key="k", value=1, if_version="0")[0] == 200
 
 
-def test_delete(door):
-    version = door.post("/cache/put", key="k", value=1)[1]["version"]
-    assert door.post("/cache/delete", key="k", if_version=version + 1)[0] == 409
-    status, answer, _ = door.post("/cache/delete", key="k", if_version=version)
+def test_delete(api):
+    version = api.post("/cache/put", key="k", value=1)[1]["version"]
+    assert api.post("/cache/delete", key="k", if_version=version + 1)[0] == 409
+    status, answer, _ = api.post("/cache/delete", key="k", if_version=version)
     assert (status, answer["ok"], answer["deleted"], answer["index"]) == (200, True, True, 4)
     assert answer["version"] > version
-    assert [door.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
-    again = door.post("/cache/delete", key="k")[1]
+    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
+    again = api.post("/cache/delete", key="k")[1]
     assert (again["ok"], again["deleted"]) == (True, False)
 
 
-def test_add(door):
-    assert door.post("/cache/add", key="k", value=1, ttl_ms=1000)[1]["ok"]
-    status, answer, _ = door.post("/cache/add", key="k", value=2)
+def test_add(api):
+    assert api.post("/cache/add", key="k", value=1, ttl_ms=1000)[1]["ok"]
+    status, answer, _ = api.post("/cache/add", key="k", value=2)
     assert (status, answer["ok"], answer["code"]) == (409, False, "exists")
-    door.pass_s(1.1)
-    assert door.post("/cache/add", key="k", value=3)[0] == 200
-    assert door.get("/cache/get?key=k")[1]["value"] == 3
+    api.pass_s(1.1)
+    assert api.post("/cache/add", key="k", value=3)[0] == 200
+    assert api.get("/cache/get?key=k")[1]["value"] == 3
 
 
-def test_incr(door):
-    status, answer, _ = door.post("/cache/incr", key="n")
+def test_incr(api):
+    status, answer, _ = api.post("/cache/incr", key="n")
     assert (status, answer["ok"], answer["value"]) == (200, True, 1)
-    door.write_back_all()
-    assert door.post("/cache/incr", key="n", delta="-5")[1]["value"] == -4
-    assert door.get("/cache/get?key=n")[1]["value"] == -4
-    door.post("/cache/put", key="text", value="x")
-    for rest in (lambda: None, door.write_back_all):
+    api.write_back_all()
+    assert api.post("/cache/incr", key="n", delta="-5")[1]["value"] == -4
+    assert api.get("/cache/get?key=n")[1]["value"] == -4
+    api.post("/cache/put", key="text", value="x")
+    for rest in (lambda: None, api.write_back_all):
         rest()
-        status, answer, _ = door.post("/cache/incr", key="text")
+        status, answer, _ = api.post("/cache/incr", key="text")
         assert (status, answer["code"]) == (400, "invalid")
 
 
-def test_mput_and_mget(door):
+def test_mput_and_mget(api):
     items = [{"key": f"k{number}", "value": number} for number in range(3)]
-    status, answer, _ = door.post("/cache/mput", items=[*items, {"key": "k0", "value": 9, "if_version": 1}])
+    status, answer, _ = api.post("/cache/mput", items=[*items, {"key": "k0", "value": 9, "if_version": 1}])
     assert (status, answer["ok"]) == (200, True)
     assert [item["ok"] for item in answer["items"]] == [True, True, True, False]
     assert answer["items"][3]["code"] == "version_conflict"
-    door.write_back_all()
+    api.write_back_all()
     for node in NODES:
-        status, answer, _ = door.post("/cache/mget", node, keys=["k2", "none", "k0"])
+        status, answer, _ = api.post("/cache/mget", node, keys=["k2", "none", "k0"])
         assert [(one["key"], one["value"], one["found"]) for one in answer["items"]] == [
             ("k2", 2, True), ("none", None, False), ("k0", 0, True)
         ]  # fmt: skip
 
 
-def test_lines_and_evict(door):
-    door.post("/cache/put", "n1", key="k", value=1)
+def test_lines_and_evict(api):
+    api.post("/cache/put", "n1", key="k", value=1)
     for _ in range(2):
-        door.get("/cache/get?key=k", on="n2")
+        api.get("/cache/get?key=k", on="n2")
     for node in NODES:
-        answer = door.get("/cache/lines?key=k", on=node)[1]
+        answer = api.get("/cache/lines?key=k", on=node)[1]
         assert [(row["node"], row["state"]) for row in answer["lines"]] == [("n1", "S"), ("n2", "S"), ("n3", "I")]
         assert answer["unreachable"] == []
-    door.post("/cache/put", "n2", key="later", value=1)
-    own = door.get("/cache/lines", on="n2")[1]
+    api.post("/cache/put", "n2", key="later", value=1)
+    own = api.get("/cache/lines", on="n2")[1]
     assert (own["count"], [row["key"] for row in own["lines"]]) == (2, ["later", "k"])
     assert {"key", "state", "version", "age_ms"} <= own["lines"][0].keys()
-    assert door.post("/cache/evict", "n2", key="later")[1] == {"ok": True, "evicted": True, "written_back": True}
-    assert door.post("/cache/evict", "n2", key="k")[1]["written_back"] is False
-    assert door.get("/cache/lines", on="n2")[1]["count"] == 0
+    assert api.post("/cache/evict", "n2", key="later")[1] == {"ok": True, "evicted": True, "written_back": True}
+    assert api.post("/cache/evict", "n2", key="k")[1]["written_back"] is False
+    assert api.get("/cache/lines", on="n2")[1]["count"] == 0
 
 
-def test_trace_on_every_node(door):
-    door.post("/cache/put", "n1", key="k", value=1)
-    door.get("/cache/get?key=k", on="n2")
-    door.post("/cache/put", "n3", key="k", value=2)
+def test_trace_on_every_node(api):
+    api.post("/cache/put", "n1", key="k", value=1)
+    api.get("/cache/get?key=k", on="n2")
+    api.post("/cache/put", "n3", key="k", value=2)
     for node in NODES:
-        rows = door.get("/cache/trace?key=k", on=node)[1]["transitions"]
+        rows = api.get("/cache/trace?key=k", on=node)[1]["transitions"]
         assert {(row["node"], row["from"], row["to"], row["why"]) for row in rows} == {
             ("n1", "I", "M", "put"), ("n1", "M", "S", "fetched by n2"), ("n2", "I", "S", "fetched"),
             ("n1", "S", "I", "put on n3"), ("n2", "S", "I", "put on n3"), ("n3", "I", "M", "put"),
@@ -246,27 +246,27 @@ def test_trace_on_every_node(door):
         assert all(row["at_ms"] > 0 and row["version"] > 0 for row in rows)
 
 
-def test_stats(door):
-    door.post("/cache/put", "n1", key="k", value=1)
+def test_stats(api):
+    api.post("/cache/put", "n1", key="k", value=1)
     for _ in range(4):
-        door.get("/cache/get?key=k", on="n2")
-    door.post("/cache/put", "n1", key="k", value=2)
-    answer = door.get("/cache/stats", on="n2")[1]
+        api.get("/cache/get?key=k", on="n2")
+    api.post("/cache/put", "n1", key="k", value=2)
+    answer = api.get("/cache/stats", on="n2")[1]
     expected = {"hits": 3, "misses": 1, "hit_ratio": 0.75, "invalidations": 1, "evictions": 0, "items": 0, "write_backs": 0}
     assert expected.items() <= answer.items()
-    door.write_back_all()
-    assert door.get("/cache/stats", on="n1")[1]["write_backs"] == 1
+    api.write_back_all()
+    assert api.get("/cache/stats", on="n1")[1]["write_backs"] == 1
 
 
-def test_the_command_mesi(door, monkeypatch):
-    write_back = door.cluster.caches["n1"].write_back
+def test_the_command_mesi(api, monkeypatch):
+    write_back = api.cluster.caches["n1"].write_back
     paths = [""]
 
     def call(_, number, path, body=None):
         if path == paths[-1]:  # it asks for the lines again, so it waits for the write-back
-            door.run(write_back._write_due)
+            api.run(write_back._write_due)
         paths.append(path)
-        status, answer, _ = door.get(path, f"n{number}") if body is None else door.post(path, f"n{number}", **body)
+        status, answer, _ = api.get(path, f"n{number}") if body is None else api.post(path, f"n{number}", **body)
         assert status == 200
         return answer
 
@@ -311,16 +311,16 @@ def test_the_command_mesi(door, monkeypatch):
         ("delete", b"[]", 400, "invalid", None),
     ],
 )
-def test_bad_input_is_refused_and_the_field_is_named(door, path, body, status, code, field):
-    got, answer, headers = door.call("POST", f"/cache/{path}", body)
+def test_bad_input_is_refused_and_the_field_is_named(api, path, body, status, code, field):
+    got, answer, headers = api.call("POST", f"/cache/{path}", body)
     assert (got, answer["ok"], answer["code"]) == (status, False, code)
     if field:
         assert field in (answer["field"], answer["field"].partition("[")[0])
     assert headers["content-type"].startswith("application/problem+json")
-    assert len(door.cluster.log) == 1, "only the leader's own first entry was proposed"
+    assert len(api.cluster.log) == 1, "only the leader's own first entry was proposed"
 
 
 @pytest.mark.parametrize("query", ["get", "lines?key=", "trace", "trace?key=k&limit=0", "lines?limit=x", "stats?colour=red"])
-def test_bad_queries_are_refused(door, query):
-    status, answer, _ = door.get(f"/cache/{query}")
+def test_bad_queries_are_refused(api, query):
+    status, answer, _ = api.get(f"/cache/{query}")
     assert (status, answer["code"]) == (400, "invalid")

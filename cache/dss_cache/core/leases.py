@@ -113,11 +113,6 @@ class HeldLease:
         #: grants that become usable when `must_apply` is applied: (must_apply, until)
         self._not_usable_yet: list[tuple[int, float]] = []
 
-    @property
-    def waits_for_index(self) -> int:
-        """The lowest index at which a grant becomes usable; 0: there is none."""
-        return min((must_apply for must_apply, _ in self._not_usable_yet), default=0)
-
     def request(self, now: float) -> int:
         """A request is sent now. Returns its token."""
         self._token += 1
