@@ -1,4 +1,4 @@
-"""What the operations answer, field by field: the API's documentation is made of these."""
+"""The answers of the operations, field by field: the API's documentation is generated from these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 class PutAnswer(msgspec.Struct):
     #: grows with every write of the key
     version: int
-    #: of this node's line
+    #: state of this node's line
     state: str
 
 
@@ -20,14 +20,14 @@ class PutManyAnswer(msgspec.Struct):
 
 
 class GetAnswer(msgspec.Struct):
-    #: null when there is none
+    #: null if the key has no value
     value: Any
     found: bool
-    #: answered from this node's line, without asking anybody
+    #: answered from this node's line
     hit: bool
-    #: 0: never written, or deleted long ago
+    #: 0: never written, or deleted some time ago
     version: int
-    #: of this node's line: `M`, `E`, `S`; `I`: there is none
+    #: state of this node's line: `M`, `E`, `S`; `I`: there is none
     state: str
     node: str
 
@@ -38,7 +38,7 @@ class GetManyAnswer(msgspec.Struct):
 
 
 class DeleteAnswer(msgspec.Struct):
-    #: false: there was no value
+    #: false: the key had no value
     deleted: bool
     version: int
 
@@ -51,7 +51,7 @@ class IncrAnswer(msgspec.Struct):
 
 class LinesAnswer(msgspec.Struct):
     node: str
-    #: lines of this node
+    #: number of lines of this node
     count: int
     #: `node`, `key`, `state`, `version`, `readable`, `bytes`, `age_ms`
     lines: list[dict[str, Any]]
@@ -62,7 +62,7 @@ class LinesAnswer(msgspec.Struct):
 class EvictAnswer(msgspec.Struct):
     #: false: this node had no line
     evicted: bool
-    #: it was an M line: its value went to the memory first
+    #: the line was in state M, so its value was written back first
     written_back: bool
 
 
@@ -87,13 +87,13 @@ class StatsAnswer(msgspec.Struct):
     bytes: int
     #: keys in the cluster
     keys: int
-    #: values not yet in the memory
+    #: values that are not in the backing store yet
     dirty: int
-    #: "django" or "redis"
+    #: the backing store: "django" or "redis"
     memory: str
-    #: empty: the memory works
+    #: why the backing store cannot be used; empty: it works
     memory_trouble: str
-    #: values that the memory had lost when they were read
+    #: values that the backing store had lost when they were read
     memory_lost: int
-    #: this node may answer from its lines for so long without hearing from the leader
+    #: how long this node may still answer from its lines without hearing from the leader
     lease_ms: int

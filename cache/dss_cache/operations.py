@@ -54,7 +54,7 @@ _decode_integer = msgspec.json.Decoder(int).decode
 
 
 async def put(node: Node, request: PutRequest) -> Result:
-    """Answered when the value is on the disks of a majority and nobody can read an older one."""
+    """Answered when the value is on the disks of a majority and no client can read an older one."""
     service = service_of(node)
     command = Put(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms, if_version=request.if_version)
     result = await service.write(command)
@@ -62,14 +62,14 @@ async def put(node: Node, request: PutRequest) -> Result:
 
 
 async def add(node: Node, request: AddRequest) -> Result:
-    """As put, for a key without a value."""
+    """Like put, for a key without a value."""
     service = service_of(node)
     result = await service.write(Add(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms))
     return _written(service, request.key, result)
 
 
 async def incr(node: Node, request: IncrRequest) -> Result:
-    """Atomic on any number of nodes: the directory adds. Only a value at rest has to be read first."""
+    """Atomic on any number of nodes: the directory adds. Only a clean value has to be read first."""
     service = service_of(node)
     base = base_version = 0
     while True:
@@ -88,13 +88,13 @@ async def incr(node: Node, request: IncrRequest) -> Result:
 
 
 async def delete(node: Node, request: Delete) -> Result:
-    """Answered when nobody can read the value any more. A repeat is harmless."""
+    """Answered when no client can read the value any more. Repeating it is harmless."""
     result = await service_of(node).write(request)
     return _without_pending(result)
 
 
 async def mput(node: Node, request: PutManyRequest) -> Result:
-    """Each item on its own account, all of them under way at once."""
+    """All items concurrently, each independently of the others."""
     answers = await asyncio.gather(*(put(node, item) for item in request.items), return_exceptions=True)
     items: list[dict[str, Any]] = []
     index = 0
@@ -138,7 +138,7 @@ def _without_pending(result: Result) -> Result:
 
 
 async def get(node: Node, request: GetRequest) -> Result:
-    """A hit waits for nothing."""
+    """A hit does not wait for anything."""
     service: CacheService = node.services["cache"]
     line = service.near.hit(request.key, service.clock())
     if line is not None:
@@ -151,7 +151,7 @@ async def get(node: Node, request: GetRequest) -> Result:
 
 
 async def mget(node: Node, request: GetManyRequest) -> Result:
-    """Hits at once, and one fetch for the rest."""
+    """Answers the hits from lines and fetches the rest with one command."""
     service = service_of(node)
     items: dict[str, dict[str, Any]] = {}
     missing = []
@@ -183,11 +183,11 @@ def _read(service: CacheService, found: Found) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------- showing it
+# -------------------------------------------------------------- diagnostics
 
 
 async def evict(node: Node, request: EvictRequest) -> Result:
-    """Give up this node's line, as the LRU would: an M line's value goes to the memory first."""
+    """Drop this node's line like an eviction does: the value of an M line is written back first."""
     service = service_of(node)
     line = service.lines.get(request.key)
     written_back = line is not None and line.state == "M"

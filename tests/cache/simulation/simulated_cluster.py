@@ -148,7 +148,7 @@ class Simulation:
     def poke(self, node: str) -> None:
         """Waiting reads look again."""
         one = self._awake(node)
-        for read in [read for read in one.reads if read.flight is None] if one is not None else []:
+        for read in [read for read in one.reads if read.fetch is None] if one is not None else []:
             one.poke(read)
 
     def fill(self, node: str) -> None:
@@ -222,24 +222,24 @@ class Simulation:
         one = self._awake(node)
         if one is None:
             return
-        leads = node == self.leader and one.believes_to_lead == self.term
+        leads = node == self.leader and one.believed_term == self.term
         waiting, one.confirming = one.confirming, []
-        if leads or (self.flaws.deposed_leader_grants and one.believes_to_lead):
+        if leads or (self.flaws.deposed_leader_grants and one.believed_term):
             for peer, token in waiting:
                 one.confirmed(peer, token)
 
     def tick(self, node: str) -> None:
-        """A node that believes to lead revokes the nodes that a write waits for and whose lease is over."""
+        """A node that believes it is the leader revokes the nodes that a write waits for and whose lease is over."""
         one = self._awake(node)
-        if one is None or not one.believes_to_lead:
+        if one is None or not one.believed_term:
             return
-        if node == self.leader and one.believes_to_lead == self.term:
+        if node == self.leader and one.believed_term == self.term:
             self._agree_lease(one)
         if self.flaws.revoke_without_waiting:
             one.granted._earlier_end = 0
             one.granted._ends.clear()
         for overdue in one.granted.overdue(one.directory.awaited, one.near.acknowledgements.applied, one.clock()):
-            if node == self.leader and one.believes_to_lead == self.term:
+            if node == self.leader and one.believed_term == self.term:
                 self.propose(Entry(Revoke(node=overdue, term=one.granted.term), Origin("", 0, 0)))
 
     def _agree_lease(self, leader: SimNode) -> None:
@@ -308,11 +308,11 @@ class Simulation:
         if one is not None:
             one.leader = self.leader
             if node != self.leader:
-                one.believes_to_lead = 0
+                one.believed_term = 0
 
     def _lead(self) -> None:
         leader = self.nodes[self.leader]
-        leader.believes_to_lead, leader.leader = self.term, self.leader
+        leader.believed_term, leader.leader = self.term, self.leader
         leader.confirming.clear()
         leader.granted.lead(self.term, leader.clock())
         self._agree_lease(leader)

@@ -50,8 +50,8 @@ class SimNode:
         if flaws.answer_before_covered:
             self.near.acknowledgements = _Careless()
         self.granted = _Hasty(self.lease_s) if flaws.longer_leases_declared_over_at_once else GrantedLeases(self.lease_s)
-        #: the term in which it believes to lead; 0: it does not
-        self.believes_to_lead = 0
+        #: the term in which it believes it leads; 0: none
+        self.believed_term = 0
         #: the leader, as far as it knows
         self.leader = self.simulation.leader
         self.writes: dict[Origin, Write] = {}
@@ -172,7 +172,7 @@ class SimNode:
             self.submit_fetch(fetch)
 
     def _join(self, read: Read, fetch: SimFetch) -> None:
-        read.flight = fetch
+        read.fetch = fetch
         fetch.readers.append(read)
 
     def submit_fetch(self, fetch: SimFetch) -> None:
@@ -216,7 +216,7 @@ class SimNode:
                 self.reads.remove(read)
                 self._answer(read, version, fetch.value)
             else:
-                read.flight = None
+                read.fetch = None
 
     def _answer(self, read: Read, version: int, value: bytes | None) -> None:
         if version < read.floor:
@@ -248,7 +248,7 @@ class SimNode:
         if kind == "applied":
             self.answered(self.near.acknowledged(content))
         elif kind == "renew":
-            if self.believes_to_lead:
+            if self.believed_term:
                 self.confirming.append((sender, content))
         elif kind == "grant":
             token, must_apply, lease_s = content

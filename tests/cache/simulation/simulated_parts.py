@@ -55,7 +55,7 @@ class Read:
         self.floor = floor
         self.begun = begun
         #: None: it looks again when it is poked
-        self.flight: SimFetch | None = None
+        self.fetch: SimFetch | None = None
         self.can_renew = True
 
 
