@@ -9,8 +9,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from dss_api.errors import Refused
+
 #: Distinct Host headers whose verdict is remembered.
 REMEMBERED_MAX = 1024
+WRONG_HOST = Refused("invalid", "the Host header does not name this node; see DSS_ALLOWED_HOSTS", field="Host")
 
 
 class HostCheck:
@@ -37,6 +40,8 @@ class HostCheck:
         if "*" in self._names:
             return True
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        # The root of DNS may be written: `localhost.` is localhost.
+        name = name.removesuffix(".")
         if name in self._names or any(name.endswith(domain) or name == domain[1:] for domain in self._domains):
             return True
         try:

@@ -131,7 +131,7 @@ class JsonFastPath:
         method = scope["method"]
         route = methods.get("GET" if method == "HEAD" else method) if methods else None
         if route is None:
-            await send_answer(send, method, _nothing_there(scope["path"], method, methods))
+            await send_answer(send, method, nothing_there(scope["path"], method, methods))
             return
         call = _Call(receive)
         try:
@@ -151,7 +151,7 @@ class JsonFastPath:
 
     async def _answer(self, route: Route, parameter: str, scope: Scope, call: _Call) -> Answer:
         try:
-            content_type = self._check_headers(route, scope)
+            content_type = self.check_headers(route, scope["headers"])
             decoder = route.decoder
             if decoder.reads_query:
                 request = decoder.query(scope["query_string"], {route.path_parameter: parameter} if parameter else None)
@@ -169,10 +169,14 @@ class JsonFastPath:
         call.watch()
         return await route.carry_out(self.find_node, request)
 
-    def _check_headers(self, route: Route, scope: Scope) -> bytes:
-        """Check what headers say, in one pass, and return the content type."""
+    def check_headers(self, route: Route, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Check token, origin and declared length in one pass, and return the content type.
+
+        Raises:
+            Refused: `unauthenticated`, `forbidden`, `too_large`.
+        """
         content_type = authorization = origin = host = b""
-        for name, value in scope["headers"]:
+        for name, value in headers:
             if name == b"content-type":
                 content_type = value
             elif name == b"authorization":
@@ -277,7 +281,7 @@ def too_large(bytes_max: int) -> Refused:
     return Refused("too_large", f"the body is longer than {bytes_max} bytes")
 
 
-def _nothing_there(path: str, method: str, methods: dict[str, Any] | None) -> Answer:
+def nothing_there(path: str, method: str, methods: dict[str, Any] | None) -> Answer:
     if methods is None:
         return encode_refusal(Refused("not_found", f"there is nothing at {path}"))
     return not_allowed(method, methods)

@@ -18,6 +18,7 @@ PROBLEMS: dict[str, Problem] = {
     "forbidden": Problem(403, "Not allowed"),
     "not_found": Problem(404, "Not found"),
     "method_not_allowed": Problem(405, "Method not allowed"),
+    "request_timeout": Problem(408, "The request did not arrive in time"),
     "deadlock": Problem(409, "Waiting would close a cycle"),
     "not_holder": Problem(409, "The fencing token is not the holder's"),
     "lock_lost": Problem(409, "The lock is no longer held by this client"),
@@ -30,6 +31,7 @@ PROBLEMS: dict[str, Problem] = {
     "held": Problem(423, "The lock is held by another client"),
     "wait_timeout": Problem(423, "The wait ran out before the lock was granted"),
     "over_limit": Problem(429, "A limit of this service is reached", retry_after_s=1),
+    "head_too_large": Problem(431, "The request line and headers are too long"),
     "cancelled": Problem(499, "The client has cancelled the call"),
     "internal": Problem(500, "This node has failed at the call"),
     "no_leader": Problem(503, "No leader is known", retry_after_s=1),
@@ -37,6 +39,7 @@ PROBLEMS: dict[str, Problem] = {
     "unknown_outcome": Problem(503, "The outcome of the call is not known", retry_after_s=1),
     "memory_unavailable": Problem(503, "The cache's backing store does not answer", retry_after_s=1),
     "not_ready": Problem(503, "This node is not ready", retry_after_s=1),
+    "overloaded": Problem(503, "This node has no room for more connections or pages", retry_after_s=1),
     "stopping": Problem(503, "This node is stopping", retry_after_s=1),
 }
 

@@ -21,13 +21,16 @@ from django.conf import settings  # noqa: E402
 from dss_api import running  # noqa: E402
 from dss_api.guard import Guard  # noqa: E402
 from dss_api.host_check import HostCheck  # noqa: E402
+from dss_api.http_limits import HttpLimits  # noqa: E402
+from dss_api.http_listener import HttpListener, TakeOver  # noqa: E402
 from dss_api.in_progress import InProgress  # noqa: E402
 from dss_api.json_fast_path import JsonFastPath  # noqa: E402
 from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
-from dss_project.http_entry import HttpEntryPoint  # noqa: E402
+from dss_project.http_entry import WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
 from dss_project.lifespan import Lifespan  # noqa: E402
 from dss_project.raft_worker import RaftConsumer  # noqa: E402
 from dss_project.registry import operations, subscriptions  # noqa: E402
+from dss_project.server import descriptors  # noqa: E402
 
 config = settings.NODE
 in_progress = InProgress()
@@ -42,3 +45,14 @@ application: Any = ProtocolTypeRouter(
         "lifespan": Lifespan(lambda: application),
     }
 )
+
+
+def http_listener(take_over: TakeOver) -> HttpListener:
+    """The listener of `manage.py node`, in front of the web server that takes over what is not a call of the API."""
+    limits = HttpLimits(
+        body_bytes_max=config.body_bytes_max,
+        connections_max=descriptors.connections_max(config.connections_max),
+        connections_per_address_max=config.connections_per_address_max,
+        calls_per_address_max=config.calls_per_address_max,
+    )
+    return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over)

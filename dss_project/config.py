@@ -54,6 +54,21 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     server: str = setting(
         "DSS_SERVER", "daphne", "ASGI server: `daphne` or `uvicorn` (faster).", environment.one_of("daphne", "uvicorn")
     )
+    connections_max: int = setting(
+        "DSS_CONNECTIONS_MAX", 10_000, "Maximum number of open client connections.", environment.integer(16, 1_000_000)
+    )
+    connections_per_address_max: int = setting(
+        "DSS_CONNECTIONS_PER_ADDRESS_MAX",
+        10_000,
+        "Maximum number of open connections from one address.",
+        environment.integer(1, 1_000_000),
+    )
+    calls_per_address_max: int = setting(
+        "DSS_CALLS_PER_ADDRESS_MAX",
+        10_000,
+        "Maximum number of calls in progress from one address.",
+        environment.integer(1, 1_000_000),
+    )
     body_bytes_max: int = setting(
         "DSS_BODY_BYTES_MAX", 4 * 1024 * 1024, "Maximum size of a request body.", environment.integer(1024, 256 * 1024 * 1024)
     )

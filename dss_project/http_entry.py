@@ -11,14 +11,20 @@ from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, gene
 
 from dss_api.codec import Answer, encode_refusal
 from dss_api.errors import Refused
-from dss_api.host_check import HostCheck
+from dss_api.host_check import WRONG_HOST, HostCheck
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer, too_large
+from dss_api.negotiation import is_page
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Django's for every client. What else there is, is the API's: a program that asks for nothing known gets a problem, not a page.
+#: Pages for every client, whatever it accepts.
 PAGES = ("/admin", "/api/", "/favicon.ico")
+#: Paths that the web server answers, not the listener.
+WEB_SERVER_PATHS = (*PAGES, "/metrics", settings.STATIC_URL)
+#: Pages in progress; each takes a thread. A page of a call that waits holds its thread as long.
+PAGES_MAX = 32
+TOO_MANY_PAGES = Refused("overloaded", f"this node already shows {PAGES_MAX} pages")
 # A `_created` beside every counter and histogram doubles the page and tells nobody anything.
 disable_created_metrics()
 METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
@@ -37,6 +43,7 @@ class HttpEntryPoint:
         self._body_bytes_max = body_bytes_max
         self._django: Application = get_asgi_application()
         self._static: Application | None = None
+        self._pages = 0
         self.in_progress = in_progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,30 +54,41 @@ class HttpEntryPoint:
             self.in_progress.calls -= 1
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wants_page = False
-        content_length = host = b""
+        content_length = host = accept = b""
+        from_form = False
         for name, value in scope["headers"]:
             if name == b"host":
                 host = value
             elif name == b"accept":
-                wants_page = b"text/html" in value
+                accept = value
+            elif name == b"x-requested-with":
+                from_form = value == b"XMLHttpRequest"
             elif name == b"content-length":
                 content_length = value
         if host and not self.is_host_allowed(host):
-            refusal = Refused("invalid", "the Host header names no host of this node; see DSS_ALLOWED_HOSTS", field="Host")
-            await send_answer(send, scope["method"], encode_refusal(refusal))
+            await send_answer(send, scope["method"], encode_refusal(WRONG_HOST))
             return
         path = scope["path"]
         if path == "/metrics":
             await send_answer(send, scope["method"], Answer(200, generate_latest(), METRICS_HEADERS))
         elif path.startswith(settings.STATIC_URL):
             await self._static_files()(scope, receive, send)
-        elif not wants_page and path != "/" and not path.startswith(PAGES):
+        elif not is_page(path, accept, from_form, PAGES):
             await self._json(scope, receive, send)
         elif content_length.isdigit() and int(content_length) > self._body_bytes_max:
             await send_answer(send, scope["method"], encode_refusal(too_large(self._body_bytes_max)))
+        elif self._pages >= PAGES_MAX:
+            await send_answer(send, scope["method"], encode_refusal(TOO_MANY_PAGES))
         else:
-            await self._django(scope, _limited(receive, self._body_bytes_max), send)
+            await self._page(scope, _limited(receive, self._body_bytes_max), send)
+
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Django runs each page in a thread of its own."""
+        self._pages += 1
+        try:
+            await self._django(scope, receive, send)
+        finally:
+            self._pages -= 1
 
     def _static_files(self) -> Application:
         if self._static is None:

@@ -35,7 +35,7 @@ class WebServer(Protocol):
     def stop_accepting(self) -> None:
         """Close the listening socket; connections stay."""
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float) -> None:
         """Close the connections."""
 
 
@@ -73,7 +73,7 @@ async def live(config: NodeConfig, application: Any, in_progress: InProgress, se
     await in_progress.close_sockets()
     # As above: written in the next turn.
     await asyncio.sleep(POLL_S)
-    await server.close()
+    await server.close(LAST_ANSWERS_S)
     await _end(stopped)
     log.info("node.stopped")
     return 0 if clean and not has_failed else 1

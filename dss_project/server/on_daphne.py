@@ -3,34 +3,120 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import structlog
 from daphne.server import Server, reactor
+from daphne.ws_protocol import WebSocketProtocol
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
 
-from dss_project.server.quick_request import Inbox, QuickFactory
+from dss_project.config import NodeConfig
 
 log = structlog.get_logger("node")
 
 
-class DaphneServer(Server):  # type: ignore[misc]
-    """Daphne on a socket that is open already, without Daphne's own ideas of how to stop."""
+@implementer(IPushProducer)
+class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
+    """Daphne's WebSocket, with flow control: Twisted pauses it while the client does not read."""
 
-    def __init__(self, application: Any, main: Callable[[DaphneServer], Awaitable[int]]) -> None:
-        super().__init__(application, endpoints=["none yet"], signal_handlers=False, verbosity=0, server_name="")
+    def onOpen(self) -> None:
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self.transport.registerProducer(self, True)
+        super().onOpen()
+
+    def onClose(self, was_clean: bool, code: int, reason: str) -> None:
+        self._can_write.set() if hasattr(self, "_can_write") else None
+        super().onClose(was_clean, code, reason)
+
+    def pauseProducing(self) -> None:
+        self._can_write.clear()
+
+    def resumeProducing(self) -> None:
+        self._can_write.set()
+
+    def stopProducing(self) -> None:
+        self._can_write.set()
+
+    async def writable(self) -> None:
+        """Wait until the client has read what it was sent."""
+        if hasattr(self, "_can_write"):
+            await self._can_write.wait()
+
+    def serverClose(self, code: int | None = None) -> None:
+        # autobahn's sendClose refuses codes such as 1001 and 1008, which RFC 6455 defines for servers.
+        self.sendCloseFrame(code=1000 if code is None else code)
+
+
+class TakenOver:
+    """A connection that Daphne has taken over."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    @property
+    def is_closed(self) -> bool:
+        return not self._transport.connected
+
+    def close(self) -> None:
+        self._transport.loseConnection()
+
+    def abort(self) -> None:
+        self._transport.abortConnection()
+
+
+class DaphneServer(Server):  # type: ignore[misc]
+    """Daphne without endpoints: the listener hands it connections."""
+
+    def __init__(self, application: Any, config: NodeConfig, main: Callable[[DaphneServer], Awaitable[int]]) -> None:
+        super().__init__(
+            application,
+            # Daphne refuses to run without one; none is opened.
+            endpoints=["none"],
+            signal_handlers=False,
+            verbosity=0,
+            server_name="",
+            websocket_timeout=-1,
+            websocket_max_message_size=config.body_bytes_max,
+            websocket_max_frame_size=config.body_bytes_max,
+        )
         self.endpoints: list[str] = []
         self.ready_callable = self._begin
         self.exit_code = 1
         self._main = main
         self._loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
-        self._port: Any = None
         self._task: asyncio.Task[None] | None = None
 
+    def take_over(self, transport: asyncio.Transport, data: bytes) -> TakenOver:
+        """Go on with this connection, beginning with `data`. Twisted gets a descriptor of its own."""
+        transport.pause_reading()
+        connection = transport.get_extra_info("socket")
+        descriptor = os.dup(connection.fileno())
+        try:
+            os.set_blocking(descriptor, False)
+            family = connection.family
+            adopted = reactor.adoptStreamConnection(descriptor, socket.AddressFamily(family), self.http_factory)
+        finally:
+            os.close(descriptor)
+        transport.abort()
+        adopted.protocol.dataReceived(data)
+        return TakenOver(adopted)
+
+    async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
+        """Daphne's, which then waits for a WebSocket's client to read."""
+        await super().handle_reply(protocol, message)
+        if message["type"] == "websocket.send":
+            await protocol.writable()
+
+    def kill_all_applications(self) -> None:
+        """Calls have ended by then; Daphne's own method fails for connections without one."""
+
     def _begin(self) -> None:
+        self.ws_factory.protocol = WritableWebSocket
         self._task = self._loop.create_task(self._run_main())
 
     async def _run_main(self) -> None:
@@ -39,64 +125,9 @@ class DaphneServer(Server):  # type: ignore[misc]
         finally:
             reactor.callLater(0, reactor.stop)
 
-    async def accept(self, listening: socket.socket) -> None:
-        self._port = reactor.adoptStreamPort(listening.fileno(), listening.family, QuickFactory(self))
-        # The reactor has a duplicate of its own.
-        listening.close()
 
-    def stop_accepting(self) -> None:
-        self._port.stopListening()
-
-    async def close(self) -> None:
-        """The reactor closes the connections when it stops."""
-
-    def create_application(self, protocol: Any, scope: dict[str, Any]) -> Inbox:
-        """As Daphne's, but a call is forgotten when it ends: Daphne looks for those once a second, and that is thousands."""
-        inbox = Inbox()
-        scope.setdefault("asgi", {"version": "3.0"})
-        send = partial(self.handle_reply, protocol)
-        call = self._loop.create_task(self.application(scope=scope, receive=inbox.get, send=send))
-        self.connections[protocol]["application_instance"] = call
-        call.add_done_callback(partial(self._ended, protocol))
-        return inbox
-
-    async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
-        details = self.connections.get(protocol)
-        if details is None or "disconnected" in details:
-            return
-        if message["type"] == "websocket.close" and protocol.state != protocol.STATE_CONNECTING:
-            # Daphne's own way refuses codes such as 1001 and 1007.
-            protocol.sendCloseFrame(code=message.get("code", 1000))
-        else:
-            protocol.handle_reply(message)
-
-    def _ended(self, protocol: Any, call: asyncio.Task[None]) -> None:
-        details = self.connections.get(protocol)
-        if details is None:
-            return
-        del details["application_instance"]
-        error = None if call.cancelled() else call.exception()
-        if error is not None:
-            log.error("http.failed", exc_info=error)
-            if "disconnected" not in details:
-                protocol.handle_exception(error)
-        if "disconnected" in details:
-            del self.connections[protocol]
-
-    def protocol_disconnected(self, protocol: Any) -> None:
-        details = self.connections.get(protocol)
-        if details is None:
-            return
-        details.setdefault("disconnected", time.time())
-        if "application_instance" not in details:
-            del self.connections[protocol]
-
-    def kill_all_applications(self) -> None:
-        """Calls have been waited for and ended by then; Daphne's own way trips over a half-sent request."""
-
-
-def run(application: Any, main: Callable[[Any], Awaitable[int]]) -> int:
+def run(application: Any, config: NodeConfig, main: Callable[[Any], Awaitable[int]]) -> int:
     """Run `main(server)` in the reactor's loop and return its result."""
-    server = DaphneServer(application, main)
+    server = DaphneServer(application, config, main)
     server.run()
     return server.exit_code

@@ -1,65 +1,69 @@
-"""uvicorn, the faster server."""
+"""uvicorn, the faster of the two servers for pages and WebSockets."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from dss_project.config import NodeConfig
 
 
-class UvicornServer(uvicorn.Server):
-    """uvicorn in a loop and with signals that are not its own."""
+class TakenOver:
+    """A connection that uvicorn has taken over."""
 
-    def __init__(self, application: Any) -> None:
-        config = uvicorn.Config(
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    @property
+    def is_closed(self) -> bool:
+        return self._transport.is_closing() and not self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+class UvicornServer:
+    """Runs uvicorn's protocols on connections that the listener hands over."""
+
+    def __init__(self, application: Any, config: NodeConfig) -> None:
+        self._config = uvicorn.Config(
             application,
-            http="httptools",
+            http=HttpToolsProtocol,
             ws="websockets-sansio",
+            ws_max_size=config.body_bytes_max,
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,
             proxy_headers=False,
-            # Longer than any client's pool keeps a connection: else a call now and then meets one that is just being closed.
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=1,
         )
-        super().__init__(config)
-        self._task: asyncio.Task[None] | None = None
+        self._config.load()
+        self._state = ServerState()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def accept(self, listening: socket.socket) -> None:
-        self._task = asyncio.create_task(self.serve(sockets=[listening]))
-        while not self.started:  # noqa: ASYNC110 (uvicorn has no event for it)
-            await asyncio.sleep(0)
-
-    def stop_accepting(self) -> None:
-        for server in self.servers:
-            server.close()
-
-    async def close(self) -> None:
-        # A call whose body never came is still waiting for it: to it this is a client that hung up.
-        for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.close()
-        self.should_exit = True
-        if self._task is not None:
-            await self._task
+    def take_over(self, transport: asyncio.Transport, data: bytes) -> TakenOver:
+        """Go on with this connection, beginning with `data`."""
+        protocol = HttpToolsProtocol(self._config, self._state, {})
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(data)
+        return TakenOver(transport)
 
 
-def run(application: Any, main: Callable[[Any], Awaitable[int]]) -> int:
+def run(application: Any, config: NodeConfig, main: Callable[[Any], Awaitable[int]]) -> int:
     """Run `main(server)` in a loop of its own and return its result."""
 
     async def run_main() -> int:
-        return await main(UvicornServer(application))
+        return await main(UvicornServer(application, config))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run_main())

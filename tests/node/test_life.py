@@ -53,7 +53,7 @@ class Stage:
     async def close_sockets(self) -> None:
         self.happened.append("close sockets")
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float) -> None:
         self.happened.append("close")
 
     async def start(self, config: Any, on_failure: Any = None) -> None:

@@ -66,7 +66,10 @@ def _serve(config: NodeConfig, listening: Any) -> int:
         from dss_project.server import on_uvicorn as server
     else:
         from dss_project.server import on_daphne as server  # type: ignore[no-redef]
-    from dss_project.asgi import application, in_progress
+    from dss_project.asgi import application, http_listener, in_progress
     from dss_project.server.life import live
 
-    return server.run(application, lambda web: live(config, application, in_progress, web, listening))
+    def main(web: Any) -> Any:
+        return live(config, application, in_progress, http_listener(web.take_over), listening)
+
+    return server.run(application, config, main)

@@ -1,0 +1,354 @@
+"""One HTTP/1.1 connection: parse, check limits, answer API calls in JSON, hand everything else to the web server.
+
+An API call goes from the parsed bytes to its operation and is answered with one write. Pages, static files, metrics and WebSocket
+upgrades are handed over to the web server with their whole request. Such an answer closes its connection, so that a proxy that pools
+connections does not send its API calls through the slower server afterwards.
+
+Limits come before work: the head, the token and the declared length are checked before a body is read, and a body is counted while it
+arrives. Requests on one connection are served in the order in which they came, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+import httptools
+
+from dss_api.codec import Answer, encode_refusal
+from dss_api.errors import Refused
+from dss_api.http_answers import CONTINUE, encode_answer
+from dss_api.http_limits import HttpLimits
+from dss_api.http_request import HttpRequest
+
+#: Requests that one connection may send ahead; reading pauses beyond that.
+PIPELINED_MAX = 64
+#: A client that has closed its sending side may still read. A call that takes longer than this is cancelled then, and answered.
+HALF_CLOSED_GRACE_S = 0.05
+#: Between the two parts of an answer to such a client: if it has gone, the second part fails.
+HALF_CLOSED_PROBE_S = 0.02
+#: After a refusal so much of a body is read and dropped, so that the client gets to read the answer.
+DISCARDED_BYTES_MAX = 64 * 1024 * 1024
+
+
+class Listener(Protocol):
+    """What a connection needs of its listener."""
+
+    loop: asyncio.AbstractEventLoop
+    limits: HttpLimits
+    is_stopping: bool
+    find_node: Callable[[], Any]
+
+    def opened(self, connection: HttpConnection) -> Refused | None:
+        """Count a connection, or say why it is refused."""
+
+    def closed(self, connection: HttpConnection) -> None:
+        """The connection is gone."""
+
+    def check_head(self, request: HttpRequest) -> Answer | None:
+        """Find what answers the request, and check its headers; a refusal when they do not pass."""
+
+    def call_begins(self, address: str) -> None:
+        """Count a call. Raises `Refused` when its client has too many in progress."""
+
+    def call_ended(self, address: str) -> None:
+        """The call has its answer or was cancelled."""
+
+    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes) -> None:
+        """Let the web server go on with this connection, beginning with `data`."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """See the module. The listener makes one for each connection that it accepts."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._limits = listener.limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._reading: HttpRequest | None = None
+        self._queue: deque[HttpRequest] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._head_bytes = 0
+        self._messages_read = 0
+        self._discarded_bytes = 0
+        #: no further request is read: the connection is handed over, refused or closing
+        self._is_over = False
+        #: a refused request has not arrived whole: its client may still be sending
+        self._lingers = False
+        self._has_hung_up = False
+        self._is_half_closed = False
+        self._is_reading_paused = False
+        self._can_write = True
+        #: bytes behind an upgrade
+        self._rest = b""
+        self.address = ""
+        #: loop time at which the listener ends this connection; 0: never
+        self.deadline = 0.0
+
+    # ------------------------------------------------------------- transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else ""
+        refusal = self._listener.opened(self)
+        if refusal is None:
+            self._set_deadline(self._limits.idle_timeout_s)
+            return
+        self._is_over = True
+        self._transport.write(encode_answer(encode_refusal(refusal), False, False, False))
+        self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_over = self._has_hung_up = True
+        self.deadline = 0.0
+        self._queue.clear()
+        if self._task is not None:
+            self._task.cancel()
+        self._listener.closed(self)
+
+    def eof_received(self) -> bool:
+        """The client sends no more. It may still read, so what it has asked for is answered."""
+        self._is_half_closed = True
+        if self._task is None and not self._queue:
+            return False
+        self._is_over = True
+        self._listener.loop.call_later(HALF_CLOSED_GRACE_S, self._cancel_if_slow, self._task)
+        return True
+
+    def pause_writing(self) -> None:
+        self._can_write = False
+        self._set_deadline(self._limits.write_timeout_s)
+
+    def resume_writing(self) -> None:
+        self._can_write = True
+        self._set_deadline(self._limits.idle_timeout_s)
+        self._serve_next()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            self._discard(data)
+            return
+        if self._is_in_head:
+            if not self._head_bytes:
+                self._set_deadline(self._limits.head_timeout_s)
+            self._head_bytes += len(data)
+        messages_read = self._messages_read
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._rest = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            if not self._is_over:
+                self._refuse(Refused("invalid", f"this is not HTTP/1.1: {error}"))
+            return
+        if self._messages_read != messages_read:
+            # The rest of this chunk belongs to a later request, whose head is counted from the next chunk on.
+            self._head_bytes = 0
+        elif self._is_in_head and self._head_bytes > self._limits.head_bytes_max:
+            self._refuse(self._limits.head_too_large)
+            return
+        self._serve_next()
+
+    @property
+    def _is_in_head(self) -> bool:
+        return self._reading is None or not self._reading.has_head
+
+    # ---------------------------------------------------------------- parser
+
+    def on_message_begin(self) -> None:
+        self._reading = HttpRequest()
+
+    def on_url(self, url: bytes) -> None:
+        if self._reading is not None:
+            self._reading.target += url
+            self._reading.head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers behind a chunked body are not looked at.
+        if self._reading is not None and not self._reading.has_head:
+            self._reading.headers.append((name.lower(), value))
+            self._reading.head_bytes += len(name) + len(value)
+
+    def on_headers_complete(self) -> None:
+        request, parser = self._reading, self._parser
+        if request is None:
+            return
+        request.complete_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive(), parser.should_upgrade())
+        if self._is_over:
+            return
+        self._set_deadline(self._limits.body_timeout_s)
+        if request.head_bytes > self._limits.head_bytes_max:
+            self._end_with(request, encode_refusal(self._limits.head_too_large))
+            return
+        refusal = self._listener.check_head(request)
+        if refusal is not None:
+            self._end_with(request, refusal)
+        elif request.expects_continue and self._task is None and not self._queue:
+            self._transport.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        request = self._reading
+        if request is None or self._is_over:
+            return
+        request.body_bytes += len(body)
+        if request.body_bytes > self._limits.body_bytes_max:
+            self._end_with(request, encode_refusal(self._limits.too_large))
+        else:
+            request.body.append(body)
+
+    def on_message_complete(self) -> None:
+        request, self._reading = self._reading, None
+        self._messages_read += 1
+        if self._is_over:
+            self._lingers = False
+            return
+        if request is None:
+            return
+        self._queue.append(request)
+        self._is_over = request.is_upgrade or not request.keep_alive
+        if len(self._queue) >= PIPELINED_MAX and not self._is_reading_paused:
+            self._is_reading_paused = True
+            self._transport.pause_reading()
+
+    # --------------------------------------------------------------- serving
+
+    def _end_with(self, request: HttpRequest, answer: Answer) -> None:
+        """Answer `request` after those before it, and read no more: the rest of it is not worth reading."""
+        request.answer, request.keep_alive = answer, False
+        self._is_over = self._lingers = True
+        self._queue.append(request)
+
+    def _refuse(self, refusal: Refused) -> None:
+        self._end_with(self._reading or HttpRequest(), encode_refusal(refusal))
+        self._serve_next()
+
+    def _serve_next(self) -> None:
+        """Serve what is queued, in order, until a call has to be waited for."""
+        while self._queue and self._task is None and self._can_write and not self._transport.is_closing():
+            request = self._queue.popleft()
+            if request.answer is not None:
+                self._send(request, request.answer)
+            elif request.route is None:
+                self._is_over = True
+                self._set_deadline(self._limits.write_timeout_s)
+                self._listener.hand_over(self, self._transport, request.replayed() + self._rest)
+                return
+            else:
+                self._begin_call(request)
+        if self._is_reading_paused and not self._queue and not self._transport.is_closing():
+            self._is_reading_paused = False
+            self._transport.resume_reading()
+
+    def _begin_call(self, request: HttpRequest) -> None:
+        try:
+            decoded = request.decode()
+            self._listener.call_begins(self.address)
+        except Refused as refusal:
+            self._send(request, encode_refusal(refusal))
+            return
+        self.deadline = 0.0
+        self._task = self._listener.loop.create_task(self._call(request, decoded))
+
+    async def _call(self, request: HttpRequest, decoded: Any) -> None:
+        route = request.route
+        assert route is not None
+        try:
+            answer = await route.carry_out(self._listener.find_node, decoded)
+        except asyncio.CancelledError:
+            if self._has_hung_up:
+                route.observe(499, perf_counter() - request.started)
+                return
+            if not self._is_half_closed:
+                raise
+            answer = encode_refusal(Refused("cancelled", "the client closed its side of the connection while the call waited"))
+        finally:
+            self._listener.call_ended(self.address)
+        if answer.undo is not None and await self._is_gone(request, answer):
+            route.observe(499, perf_counter() - request.started)
+            await answer.undo()
+            return
+        route.observe(answer.status, perf_counter() - request.started)
+        if not self._is_half_closed or answer.undo is None:
+            self._send(request, answer)
+        self._task = None
+        self._serve_next()
+
+    async def _is_gone(self, request: HttpRequest, answer: Answer) -> bool:
+        """Whether the client has hung up. If it has only closed its sending side, this sends the answer to find out."""
+        await self._pause(0)
+        if self._is_half_closed and not self._has_hung_up:
+            data = encode_answer(answer, request.method == b"HEAD", False, request.is_http_1_0)
+            for part in (data[:1], data[1:]):
+                self._transport.write(part)
+                await self._pause(HALF_CLOSED_PROBE_S)
+            self._transport.close()
+        return self._has_hung_up
+
+    @staticmethod
+    async def _pause(seconds: float) -> None:
+        """Let the loop deliver what has happened to the connection; its loss cancels this task."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(seconds)
+
+    def _cancel_if_slow(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None and task is self._task:
+            task.cancel()
+
+    def _send(self, request: HttpRequest, answer: Answer) -> None:
+        keeps = request.keep_alive and not self._is_half_closed and not self._listener.is_stopping
+        self._transport.write(encode_answer(answer, request.method == b"HEAD", keeps, request.is_http_1_0))
+        self._set_deadline(self._limits.idle_timeout_s)
+        if keeps:
+            return
+        self._is_over = True
+        self._queue.clear()
+        if self._lingers and not self._is_half_closed:
+            # Closed with bytes unread, the connection would be reset, and the client might not read the answer.
+            self._transport.write_eof()
+            self._set_deadline(self._limits.linger_timeout_s)
+        else:
+            self._transport.close()
+
+    # ---------------------------------------------------------------- limits
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded_bytes += len(data)
+        if self._discarded_bytes > DISCARDED_BYTES_MAX:
+            self._transport.abort()
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.deadline = self._listener.loop.time() + seconds
+
+    def time_out(self) -> None:
+        """The deadline has passed: answer a request that has begun, and end the connection."""
+        self.deadline = 0.0
+        if not self._can_write:
+            self._transport.abort()
+        elif self._is_over or (self._reading is None and not self._head_bytes):
+            self._transport.close()
+        else:
+            self._refuse(Refused("request_timeout", "the request did not arrive in time"))
+
+    def close_when_idle(self) -> None:
+        """The node stops: close now, or after the call in progress."""
+        if self._task is None and not self._queue:
+            self._transport.close()
+
+    @property
+    def is_closed(self) -> bool:
+        """The connection is gone."""
+        return self._has_hung_up
+
+    def close(self) -> None:
+        """End the connection when what is unsent has left."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._transport.abort()

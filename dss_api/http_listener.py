@@ -1,0 +1,225 @@
+"""The HTTP listener: accepts connections, counts them, and decides who answers a request.
+
+It stands in front of the web server (Daphne or uvicorn), with the same limits for both. See `http_connection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+from prometheus_client import Gauge
+
+from dss_api import negotiation
+from dss_api.codec import Answer, encode_refusal
+from dss_api.errors import Refused
+from dss_api.host_check import WRONG_HOST, HostCheck
+from dss_api.http_connection import HttpConnection
+from dss_api.http_limits import HttpLimits
+from dss_api.http_request import HttpRequest
+from dss_api.in_progress import InProgress
+from dss_api.json_fast_path import JsonFastPath, nothing_there
+
+log = structlog.get_logger("api")
+
+#: How often deadlines are looked at.
+SWEEP_S = 1.0
+CLOSE_POLL_S = 0.01
+#: A connection is handed over when the answers before it have left; until then it is looked at again after this long.
+FLUSH_POLL_S = 0.01
+CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections")
+
+
+class HandedOver(Protocol):
+    """A connection that the web server has taken over."""
+
+    @property
+    def is_closed(self) -> bool:
+        """The connection is gone."""
+
+    def close(self) -> None:
+        """End it when what is unsent has left."""
+
+    def abort(self) -> None:
+        """End it now."""
+
+
+#: Takes a connection over: the transport, and the bytes that come first.
+TakeOver = Callable[[asyncio.Transport, bytes], HandedOver]
+
+
+class HttpListener:
+    """See the module.
+
+    Args:
+        json: the operations and who may call them.
+        page_prefixes: paths below which the web server answers every request.
+        take_over: hands a connection to the web server.
+    """
+
+    def __init__(
+        self,
+        json: JsonFastPath,
+        is_host_allowed: HostCheck,
+        in_progress: InProgress,
+        page_prefixes: tuple[str, ...],
+        limits: HttpLimits,
+        take_over: TakeOver,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.limits = limits
+        self.find_node = json.find_node
+        self.is_stopping = False
+        self._json = json
+        self._is_host_allowed = is_host_allowed
+        self._in_progress = in_progress
+        self._page_prefixes = page_prefixes
+        self._take_over = take_over
+        self._server: asyncio.Server | None = None
+        self._connections: set[HttpConnection] = set()
+        self._handed_over: dict[HandedOver, str] = {}
+        self._per_address: Counter[str] = Counter()
+        self._calls_per_address: Counter[str] = Counter()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def accept(self, listening: socket.socket) -> None:
+        """Accept connections from this socket."""
+        self._server = await self.loop.create_server(lambda: HttpConnection(self), sock=listening)
+        self._sweep()
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket. Connections stay, and close after the call in progress."""
+        self.is_stopping = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close_when_idle()
+
+    async def close(self, timeout_s: float) -> None:
+        """Close every connection that is left. A client that does not read gets `timeout_s`, then its connection is aborted."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        left: list[HandedOver | HttpConnection] = [*self._handed_over, *self._connections]
+        for one in left:
+            one.close()
+        deadline = self.loop.time() + timeout_s
+        # The web server does not tell when a connection has closed.
+        while any(not one.is_closed for one in left) and self.loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(CLOSE_POLL_S)
+        for one in left:
+            if not one.is_closed:
+                one.abort()
+
+    # ---------------------------------------------- what a connection reports
+
+    def opened(self, connection: HttpConnection) -> Refused | None:
+        """Count the connection, or refuse it."""
+        address, limits = connection.address, self.limits
+        refusal = None
+        if len(self._connections) + len(self._handed_over) >= limits.connections_max:
+            refusal = Refused("overloaded", f"this node already has {limits.connections_max} connections (DSS_CONNECTIONS_MAX)")
+        elif self._per_address[address] >= limits.connections_per_address_max:
+            refusal = Refused(
+                "overloaded",
+                f"{address} already has {limits.connections_per_address_max} connections (DSS_CONNECTIONS_PER_ADDRESS_MAX)",
+            )
+        self._connections.add(connection)
+        self._per_address[address] += 1
+        CONNECTIONS.inc()
+        return refusal
+
+    def closed(self, connection: HttpConnection) -> None:
+        """The connection is gone, or handed over."""
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self._forget_address(connection.address)
+
+    def call_begins(self, address: str) -> None:
+        """Count a call.
+
+        Raises:
+            Refused: `over_limit` when its client has too many calls in progress.
+        """
+        if self._calls_per_address[address] >= self.limits.calls_per_address_max:
+            raise Refused(
+                "over_limit",
+                f"{address} already has {self.limits.calls_per_address_max} calls in progress (DSS_CALLS_PER_ADDRESS_MAX)",
+            )
+        self._calls_per_address[address] += 1
+        self._in_progress.calls += 1
+
+    def call_ended(self, address: str) -> None:
+        """A call has its answer or was cancelled."""
+        self._in_progress.calls -= 1
+        self._calls_per_address[address] -= 1
+        if not self._calls_per_address[address]:
+            del self._calls_per_address[address]
+
+    def check_head(self, request: HttpRequest) -> Answer | None:
+        """Find what answers the request, and check its headers before its body is read."""
+        host = accept = b""
+        length, from_form = 0, False
+        for name, value in request.headers:
+            if name == b"host":
+                host = value
+            elif name == b"accept":
+                accept = value
+            elif name == b"content-type":
+                request.content_type = value
+            elif name == b"content-length":
+                length = int(value) if value.isdigit() else 0
+            elif name == b"expect":
+                request.expects_continue = value.lower() == b"100-continue"
+            elif name == b"x-requested-with":
+                from_form = value == b"XMLHttpRequest"
+        if host and not self._is_host_allowed(host):
+            return encode_refusal(WRONG_HOST)
+        path = request.path
+        if request.is_upgrade or negotiation.is_page(path, accept, from_form, self._page_prefixes):
+            return encode_refusal(self.limits.too_large) if length > self.limits.body_bytes_max else None
+        methods, request.parameter = self._json.routes.find(path)
+        method = request.method.decode("latin-1")
+        route = methods.get("GET" if method == "HEAD" else method) if methods else None
+        if route is None:
+            return nothing_there(path, method, methods)
+        try:
+            self._json.check_headers(route, request.headers)
+        except Refused as refusal:
+            return encode_refusal(refusal)
+        request.route = route
+        return None
+
+    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes) -> None:
+        """The web server goes on with this connection, once the answers that are still due have left."""
+        if transport.is_closing():
+            return
+        if transport.get_write_buffer_size():
+            self.loop.call_later(FLUSH_POLL_S, self.hand_over, connection, transport, data)
+            return
+        self._connections.discard(connection)
+        try:
+            self._handed_over[self._take_over(transport, data)] = connection.address
+        except Exception:
+            log.exception("api.hand_over_failed")
+            self._forget_address(connection.address)
+            transport.abort()
+
+    # ----------------------------------------------------------------- sweep
+
+    def _sweep(self) -> None:
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+        now = self.loop.time()
+        for connection in [one for one in self._connections if 0.0 < one.deadline <= now]:
+            connection.time_out()
+        for handed_over in [one for one in self._handed_over if one.is_closed]:
+            self._forget_address(self._handed_over.pop(handed_over))
+
+    def _forget_address(self, address: str) -> None:
+        CONNECTIONS.dec()
+        self._per_address[address] -= 1
+        if not self._per_address[address]:
+            del self._per_address[address]

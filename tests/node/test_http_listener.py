@@ -1,0 +1,465 @@
+"""The HTTP listener on a real socket: what it answers itself, what it hands over, and what it refuses before doing any work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from dss_api.fields import Fields
+from dss_api.guard import Guard
+from dss_api.host_check import HostCheck
+from dss_api.http_limits import HttpLimits
+from dss_api.http_listener import HttpListener
+from dss_api.in_progress import InProgress
+from dss_api.json_fast_path import JsonFastPath
+from dss_api.operation import Operation
+from dss_api.result import Result
+
+PATIENCE_S = 20
+LIMITS = HttpLimits(body_bytes_max=4096)
+
+
+class Echo(Fields):
+    text: str = ""
+
+
+class Echoed(msgspec.Struct):
+    text: str
+
+
+class Nothing(Fields):
+    pass
+
+
+@dataclass
+class World:
+    """A listener with operations that a test steers, and a web server that only notes what it takes over."""
+
+    port: int = 0
+    listener: Any = None
+    in_progress: InProgress = field(default_factory=InProgress)
+    handled: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
+    handed_over: list[bytes] = field(default_factory=list)
+    #: calls of /wait end when it is set
+    proceed: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    given_back: asyncio.Event = field(default_factory=asyncio.Event)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def echo(self, node: Any, request: Echo) -> Result:
+        self.handled.append(request.text)
+        self.called.set()
+        return Result({"text": request.text})
+
+    async def wait(self, node: Any, request: Echo) -> Result:
+        self.waiting.set()
+        try:
+            await self.proceed.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return Result({"text": request.text})
+
+    async def undo(self, node: Any, request: Echo, result: Result) -> None:
+        self.undone.append(request.text)
+        self.given_back.set()
+
+    def take_over(self, transport: asyncio.Transport, data: bytes) -> Any:
+        self.handed_over.append(data)
+        transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\npage")
+        transport.close()
+        return Taken(transport)
+
+    async def connect(self) -> Client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return Client(reader, writer)
+
+
+class Taken:
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    @property
+    def is_closed(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    def call(self, path: str, body: Any = None, method: str = "POST", **headers: str) -> None:
+        data = b"" if body is None else json.dumps(body).encode()
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+        if data:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+        self.send("\r\n".join([*lines, "", ""]).encode() + data)
+
+    async def answer(self) -> Answer:
+        async with asyncio.timeout(PATIENCE_S):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            status, *lines = head.strip().split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+            body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+            return Answer(int(status.split()[1]), headers, body)
+
+    async def ends(self) -> bytes:
+        """What comes until the server closes the connection."""
+        async with asyncio.timeout(PATIENCE_S):
+            try:
+                return await self.reader.read()
+            except ConnectionResetError:
+                return b""
+
+
+@pytest.fixture
+async def make_world() -> AsyncIterator[Callable[..., Any]]:
+    worlds: list[World] = []
+
+    async def make(limits: HttpLimits = LIMITS, token: str = "") -> World:
+        world = World()
+        operations = [
+            Operation("demo.echo", "POST", "/echo", Echo, world.echo, Echoed, "Echo"),
+            Operation("demo.read", "GET", "/echo", Echo, world.echo, Echoed, "Read"),
+            Operation("demo.wait", "POST", "/wait", Echo, world.wait, Echoed, "Wait", undo=world.undo),
+            Operation("demo.grant", "POST", "/grant", Echo, world.echo, Echoed, "Grant", undo=world.undo),
+        ]
+        fast_path = JsonFastPath(operations, lambda: None, Guard(token), limits.body_bytes_max)
+        hosts = HostCheck(["localhost"])
+        world.listener = HttpListener(fast_path, hosts, world.in_progress, ("/admin", "/metrics"), limits, world.take_over)
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        world.port = listening.getsockname()[1]
+        await world.listener.accept(listening)
+        worlds.append(world)
+        return world
+
+    yield make
+    for world in worlds:
+        world.proceed.set()
+        world.listener.stop_accepting()
+        await world.listener.close(1.0)
+
+
+@pytest.fixture
+async def world(make_world: Any) -> World:
+    made: World = await make_world()
+    return made
+
+
+async def test_calls_on_one_connection_are_answered_in_order_with_one_write_each(world: World) -> None:
+    client = await world.connect()
+    for text in ("a", "b", "c"):
+        client.call("/echo", {"text": text})
+    answers = [await client.answer() for _ in range(3)]
+    assert [one.document for one in answers] == [{"ok": True, "text": text} for text in ("a", "b", "c")]
+    assert all("connection" not in one.headers for one in answers)
+
+
+async def test_a_request_may_arrive_byte_by_byte(world: World) -> None:
+    client = await world.connect()
+    for (
+        byte
+    ) in b'POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n{"text": "x"}':
+        client.send(bytes([byte]))
+        await asyncio.sleep(0)
+    assert (await client.answer()).document["text"] == "x"
+
+
+async def test_a_chunked_body(world: World) -> None:
+    client = await world.connect()
+    client.send(b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+    client.send(b'7\r\n{"text"\r\n6\r\n: "x"}\r\n0\r\n\r\n')
+    assert (await client.answer()).document["text"] == "x"
+
+
+@pytest.mark.parametrize("target", ["/echo?text=x", "http://localhost/echo?text=x", "HTTP://localhost:80/echo?text=x"])
+async def test_both_forms_of_a_target(world: World, target: str) -> None:
+    client = await world.connect()
+    client.call(target, method="GET")
+    assert (await client.answer()).document["text"] == "x"
+
+
+async def test_a_host_name_may_end_with_a_dot(world: World) -> None:
+    client = await world.connect()
+    client.send(b"GET /echo HTTP/1.1\r\nHost: localhost.:80\r\n\r\n")
+    assert (await client.answer()).status == 200
+
+
+async def test_head_has_no_body(world: World) -> None:
+    client = await world.connect()
+    client.call("/echo", method="HEAD")
+    head = (await client.reader.readuntil(b"\r\n\r\n")).decode()
+    assert "200 OK" in head
+    client.call("/echo?text=next", method="GET")
+    assert (await client.answer()).document["text"] == "next"
+
+
+async def test_http_1_0_keeps_the_connection_only_if_asked(world: World) -> None:
+    client = await world.connect()
+    client.send(b"GET /echo HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+    assert (await client.answer()).headers["connection"] == "keep-alive"
+    client.send(b"GET /echo HTTP/1.0\r\n\r\n")
+    assert (await client.answer()).headers["connection"] == "close"
+    assert await client.ends() == b""
+
+
+async def test_a_client_that_waits_for_leave_gets_it_before_it_sends_its_body(world: World) -> None:
+    client = await world.connect()
+    head = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: 13\r\n\r\n"
+    client.send(head)
+    assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.send(b'{"text": "x"}')
+    assert (await client.answer()).document["text"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/", {}),
+        ("/admin/", {}),
+        ("/metrics", {}),
+        ("/echo", {"Accept": "text/html"}),
+        ("/echo", {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}),
+        ("/echo", {"Accept": "text/html; q=1.0, */*", "X_Requested_With": "XMLHttpRequest"}),
+    ],
+)
+async def test_a_page_is_handed_over_whole_and_closes_its_connection(world: World, path: str, headers: dict[str, str]) -> None:
+    client = await world.connect()
+    client.call("/echo", {"text": "before"})
+    client.call(path, {"text": "page"}, Connection="keep-alive", **headers)
+    assert (await client.answer()).document["text"] == "before"
+    page = await client.answer()
+    assert (page.body, page.headers["connection"]) == (b"page", "close")
+    (data,) = world.handed_over
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert head.startswith(f"POST {path} HTTP/1.1\r\n".encode())
+    assert b"connection: close" in head
+    assert b"keep-alive" not in head
+    assert json.loads(body) == {"text": "page"}
+    assert world.handled == ["before"]
+
+
+async def test_a_chunked_body_is_handed_over_with_its_length(world: World) -> None:
+    client = await world.connect()
+    client.send(b"POST /admin/ HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    await client.ends()
+    (data,) = world.handed_over
+    assert b"transfer-encoding" not in data
+    assert data.endswith(b"content-length: 3\r\n\r\nabc")
+
+
+async def test_an_upgrade_is_handed_over_as_it_came(world: World) -> None:
+    client = await world.connect()
+    client.send(
+        b"GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n\x81\x00"
+    )
+    await client.ends()
+    (data,) = world.handed_over
+    assert data == (
+        b"GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n\x81\x00"
+    )
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/html, image/gif, image/jpeg, */*; q=0.2",
+        "application/json, text/html;q=0.5",
+        "text/html;q=0, application/json",
+        "*/*",
+    ],
+)
+async def test_programs_get_json_whatever_their_accept_header_lists(world: World, accept: str) -> None:
+    client = await world.connect()
+    client.call("/echo", {"text": "x"}, Accept=accept)
+    assert (await client.answer()).headers["content-type"] == "application/json"
+    assert not world.handed_over
+
+
+@pytest.mark.parametrize("path", ["/echo", "/admin/", "/nothing"])
+async def test_a_declared_body_over_the_limit_is_refused_before_it_is_sent(world: World, path: str) -> None:
+    client = await world.connect()
+    client.send(b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % (path.encode(), 1 << 40))
+    answer = await client.answer()
+    assert answer.status in (413, 404)
+    assert answer.headers["connection"] == "close"
+    assert not world.handled
+    assert not world.handed_over
+
+
+@pytest.mark.parametrize("path", ["/echo", "/admin/"])
+async def test_a_body_is_counted_while_it_arrives(world: World, path: str) -> None:
+    client = await world.connect()
+    client.send(b"POST %b HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n" % path.encode())
+    for _ in range(5):
+        client.send(b"400\r\n" + b"x" * 1024 + b"\r\n")
+    assert (await client.answer()).status == 413
+    assert not world.handed_over
+
+
+async def test_the_token_is_asked_for_before_the_body_is_read(make_world: Any) -> None:
+    world = await make_world(token="secret")
+    client = await world.connect()
+    client.send(b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 4000\r\n\r\n")
+    assert (await client.answer()).status == 401
+
+
+@pytest.mark.parametrize("complete", [False, True])
+async def test_a_head_over_the_limit_is_refused(world: World, complete: bool) -> None:
+    client = await world.connect()
+    client.send(b"GET /echo HTTP/1.1\r\nhost: localhost\r\nx-long: " + b"x" * 40_000)
+    if complete:
+        client.send(b"\r\n\r\n")
+    answer = await client.answer()
+    assert (answer.status, answer.document["code"]) == (431, "head_too_large")
+    await client.ends()
+
+
+async def test_what_is_not_http_is_refused(world: World) -> None:
+    client = await world.connect()
+    client.send(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
+    answer = await client.answer()
+    assert (answer.status, answer.document["code"]) == (400, "invalid")
+    await client.ends()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /ec", b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{"])
+async def test_a_client_that_dawdles_is_not_waited_for(make_world: Any, sent: bytes) -> None:
+    world = await make_world(
+        replace(LIMITS, head_timeout_s=0.05, body_timeout_s=0.05, idle_timeout_s=0.05, linger_timeout_s=0.05)
+    )
+    client = await world.connect()
+    client.send(sent)
+    answered = await client.ends()
+    assert (b"408" in answered[:12]) == bool(sent)
+
+
+async def test_connections_over_the_limit_are_refused_with_the_reason(make_world: Any) -> None:
+    world = await make_world(replace(LIMITS, connections_max=2, connections_per_address_max=2))
+    first, second = await world.connect(), await world.connect()
+    for client in (first, second):
+        client.call("/echo", {"text": "in"})
+        assert (await client.answer()).status == 200
+    third = await world.connect()
+    answer = await third.answer()
+    assert (answer.status, answer.document["code"]) == (503, "overloaded")
+    assert answer.headers["retry-after"] == "1"
+    first.writer.close()
+    await first.writer.wait_closed()
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            again = await world.connect()
+            again.call("/echo", {"text": "in"})
+            if (await again.answer()).status == 200:
+                break
+
+
+async def test_a_client_with_too_many_calls_in_progress_is_refused(make_world: Any) -> None:
+    world = await make_world(replace(LIMITS, calls_per_address_max=1))
+    waiting = await world.connect()
+    waiting.call("/wait", {})
+    await world.waiting.wait()
+    other = await world.connect()
+    other.call("/echo", {"text": "x"})
+    answer = await other.answer()
+    assert (answer.status, answer.document["code"]) == (429, "over_limit")
+    world.proceed.set()
+    assert (await waiting.answer()).status == 200
+    other.call("/echo", {"text": "x"})
+    assert (await other.answer()).status == 200
+
+
+async def test_a_client_that_hangs_up_has_its_waiting_call_cancelled(world: World) -> None:
+    client = await world.connect()
+    client.call("/wait", {})
+    await world.waiting.wait()
+    client.writer.close()
+    async with asyncio.timeout(PATIENCE_S):
+        await world.cancelled.wait()
+    assert world.in_progress.calls in (0, 1)
+
+
+async def test_a_client_that_has_closed_its_sending_side_gets_its_answer(world: World) -> None:
+    for path in ("/echo", "/grant"):
+        client = await world.connect()
+        client.call(path, {"text": "x"})
+        client.writer.write_eof()
+        assert (await client.answer()).document["text"] == "x"
+        assert await client.ends() == b""
+    assert world.undone == []
+
+
+async def test_a_waiting_call_of_a_half_closed_client_is_cancelled_and_answered(world: World) -> None:
+    client = await world.connect()
+    client.call("/wait", {})
+    await world.waiting.wait()
+    client.writer.write_eof()
+    answer = await client.answer()
+    assert (answer.status, answer.document["code"]) == (499, "cancelled")
+
+
+async def test_what_a_client_got_that_is_gone_is_given_back(world: World) -> None:
+    raw = socket.create_connection(("127.0.0.1", world.port))
+    head = b"POST /grant HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n"
+    raw.sendall(head + b'{"text": "x"}')
+    raw.close()
+    async with asyncio.timeout(PATIENCE_S):
+        await world.given_back.wait()
+    assert world.undone == ["x"]
+
+
+async def test_a_stop_lets_calls_finish_and_closes_idle_connections(world: World) -> None:
+    idle, busy = await world.connect(), await world.connect()
+    idle.call("/echo", {"text": "x"})
+    await idle.answer()
+    busy.call("/wait", {})
+    await world.waiting.wait()
+    world.listener.stop_accepting()
+    assert await idle.ends() == b""
+    world.proceed.set()
+    answer = await busy.answer()
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    with pytest.raises(OSError, match=r"refused|Connect call failed"):
+        await world.connect()
+
+
+async def test_a_client_that_does_not_read_does_not_keep_the_node_from_stopping(make_world: Any) -> None:
+    world = await make_world(replace(LIMITS, body_bytes_max=8 << 20))
+    client = await world.connect()
+    for _ in range(4):
+        client.call("/echo", {"text": "x" * (4 << 20)})
+    async with asyncio.timeout(PATIENCE_S):
+        await world.called.wait()
+    world.listener.stop_accepting()
+    async with asyncio.timeout(PATIENCE_S):
+        await world.listener.close(0.1)
