@@ -1,1 +1,1 @@
-"""Operations and their doors: DRF views for people, the JSON lane for programs."""
+"""Operations and their entry points: DRF views for people, the JSON fast path and the WebSocket for programs."""

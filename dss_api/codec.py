@@ -1,25 +1,31 @@
-"""From a request's bytes to its Struct, and from a Result to an answer's bytes: the same for every door.
+"""From a request's bytes to its Struct, and from an operation's result to an answer's bytes: the same for every entry point.
 
-Decoding is lax about types ("1000" is 1000) and strict about everything else. Whatever is wrong becomes `Refused("invalid")`
-with a detail that names the field.
+Decoding is lax about types ("1000" is 1000) and strict about everything else. Anything wrong becomes `Refused("invalid")` with a
+detail that names the field. Encoding sends what the operation's answer Struct declares, and nothing else.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
+import structlog
 
+from dss_api.answer import Answer
 from dss_api.errors import Refused
 from dss_api.operation import Operation, Subscription
 from dss_api.problems import PROBLEMS, problem_document
 from dss_api.result import Result
 
-#: More parameters than that is no query of ours.
+log = structlog.get_logger("api")
+
+#: Parameters in a query string.
 QUERY_FIELDS_MAX = 64
+#: The text of every `internal` refusal.
+INTERNAL = "internal error; see the node's log"
 
 JSON_HEADERS = ((b"content-type", b"application/json"),)
 PROBLEM_HEADERS = ((b"content-type", b"application/problem+json"),)
@@ -27,13 +33,13 @@ PROBLEM_HEADERS = ((b"content-type", b"application/problem+json"),)
 _encode = msgspec.json.Encoder().encode
 
 
-class Answer(NamedTuple):
-    """What a door sends back. The headers are complete but for Content-Length."""
+class EncodedAnswer(msgspec.Struct, gc=False):
+    """What an entry point sends back. The headers are complete except for Content-Length."""
 
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
-    #: to be called when the client has gone before it could be sent
+    #: called when the client disconnected before the answer could be sent
     undo: Callable[[], Awaitable[None]] | None = None
 
 
@@ -56,7 +62,7 @@ class RequestDecoder:
         """
         try:
             if not body.isascii():
-                # A Raw field is taken over as it stands, so msgspec does not look inside it.
+                # msgspec copies a Raw field without looking inside it.
                 body.decode()
             return self._decode_json(body or b"{}")
         except msgspec.ValidationError as error:
@@ -69,7 +75,7 @@ class RequestDecoder:
             raise Refused("invalid", "the body is nested too deeply") from None
 
     def query(self, query: bytes, path_parameters: dict[str, str] | None = None) -> Any:
-        """Decode a query string, and what the path holds.
+        """Decode a query string, and the parameters that the path contains.
 
         Raises:
             Refused: `invalid`.
@@ -84,7 +90,7 @@ class RequestDecoder:
                 values[name] = value
         for name, value in (path_parameters or {}).items():
             if name in values:
-                raise Refused("invalid", f"`{name}` stands in the path already", field=name)
+                raise Refused("invalid", f"`{name}` is already given in the path", field=name)
             values[name] = value
         try:
             return msgspec.convert(values, self.type, strict=False)
@@ -126,7 +132,7 @@ _OF_MSGSPEC = ("Expected ", "Invalid ", "Object ", "Input ", "JSON ", "Integer "
 
 
 def _invalid(text: str) -> Refused:
-    """Put msgspec's message, or a `__post_init__`'s, in words that name the field."""
+    """Turn the message of msgspec or of a `__post_init__` into a refusal that names the field."""
     match = _AT_PATH.match(text)
     assert match is not None
     what, path = match["what"], (match["path"] or "").lstrip(".")
@@ -148,26 +154,88 @@ def _plain(text: str) -> str:
     return text.replace("`", "").replace("JSON is malformed: ", "")
 
 
-def encode_result(result: Result) -> Answer:
-    """The answer to a call that was carried out, or refused by a state machine."""
-    if result.code:
-        extra = {**result.body, "index": result.index} if result.index else dict(result.body)
-        return _problem(result.code, extra.pop("detail", ""), extra)
-    document = {"ok": True, **result.body}
-    if result.index:
-        document["index"] = result.index
-    return Answer(200, _encode(document), JSON_HEADERS)
+class AnswerEncoder:
+    """Encodes the results of one operation.
+
+    A handler returns the operation's answer Struct, or the `Result` of a state machine, which this makes into the Struct. When a
+    field is not declared, or a declared one is missing, the call is answered `internal`, and the log names the field.
+
+    Args:
+        name: of the operation.
+    """
+
+    def __init__(self, name: str, answer: type[Answer]) -> None:
+        assert issubclass(answer, Answer)
+        self.name = name
+        self.answer = answer
+        _, components = msgspec.json.schema_components([answer])
+        #: Without Structs inside, the constructor checks all names. It is faster than `convert`, which checks types as well.
+        self._is_flat = len(components) == 1
+
+    def encode(self, result: Result | Answer) -> EncodedAnswer:
+        """The answer to a call that was carried out, or refused by a state machine."""
+        if isinstance(result, Result):
+            if result.code:
+                extra = {**result.body, "index": result.index} if result.index else dict(result.body)
+                return _problem(result.code, extra.pop("detail", ""), extra)
+            try:
+                answer = self._build(result.body, result.index)
+            except (TypeError, msgspec.ValidationError) as error:
+                return self._undeclared(str(error))
+        elif type(result) is self.answer:
+            answer = result
+        else:
+            return self._undeclared(f"expected {self.answer.__name__}, got {type(result).__name__}")
+        return EncodedAnswer(200, _encode(answer), JSON_HEADERS)
+
+    def _build(self, body: dict[str, Any], index: int) -> Answer:
+        if self._is_flat:
+            return self.answer(**body, index=index) if index else self.answer(**body)  # type: ignore[call-arg]
+        return msgspec.convert({**body, "index": index} if index else body, self.answer)
+
+    def _undeclared(self, error: str) -> EncodedAnswer:
+        log.error("api.undeclared_answer", operation=self.name, error=error)
+        return encode_refusal(Refused("internal", INTERNAL))
 
 
-def encode_refusal(refusal: Refused, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
-    """The answer to a call that was refused on its way."""
+class EventEncoder:
+    """Encodes the events of one subscription.
+
+    An event is the subscription's event Struct, or a Struct that has only fields of it.
+    """
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._name = subscription.name
+        self._fields = frozenset(subscription.event.__struct_encode_fields__)
+        self._known: set[type[msgspec.Struct]] = {subscription.event}
+
+    def encode(self, event: msgspec.Struct) -> bytes:
+        """Raises:
+        Refused: `internal`; the log names the fields that are not declared.
+        """
+        if type(event) not in self._known:
+            undeclared = sorted(frozenset(event.__struct_encode_fields__) - self._fields)
+            if undeclared:
+                log.error("api.undeclared_event", subscription=self._name, fields=undeclared)
+                raise Refused("internal", INTERNAL)
+            self._known.add(type(event))
+        return _encode(event)
+
+
+def encode_refusal(refusal: Refused, headers: tuple[tuple[bytes, bytes], ...] = ()) -> EncodedAnswer:
+    """The answer to a call that was refused before or while it was carried out."""
     return _problem(refusal.code, refusal.detail, refusal.extra, headers)
 
 
-def _problem(code: str, detail: str, extra: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+def _problem(code: str, detail: str, extra: dict[str, Any], headers: tuple[tuple[bytes, bytes], ...] = ()) -> EncodedAnswer:
     problem = PROBLEMS[code]
     if problem.retry_after_s is not None:
         headers = (*headers, (b"retry-after", str(problem.retry_after_s).encode()))
     if problem.status == 401:
         headers = (*headers, (b"www-authenticate", b"Bearer"))
-    return Answer(problem.status, _encode(problem_document(code, detail, extra)), (*PROBLEM_HEADERS, *headers))
+    body = _encode(problem_document(code, detail, extra))
+    return EncodedAnswer(problem.status, body, (*PROBLEM_HEADERS, *headers))
+
+
+def too_large(bytes_max: int) -> Refused:
+    return Refused("too_large", f"the body is longer than {bytes_max} bytes")

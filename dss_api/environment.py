@@ -1,7 +1,7 @@
 """Settings from environment variables: how a field declares its variable, and readers that check the text.
 
-Every package declares its own settings as fields of a dataclass; the assembly joins them and reads the environment. A reader returns
-a value, or raises ValueError with what is wrong with the text.
+Each package declares its settings as fields of a dataclass; the assembly joins them and reads the environment. A reader returns the
+value, or raises ValueError and says what is wrong with the text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FALSE = frozenset(("0", "false", "no", "off"))
 def raw(environ: Mapping[str, str], name: str) -> str | None:
     """The variable's text; None when it is unset or empty (Compose passes unset variables as empty ones).
 
-    A secret may be handed over as a file instead: `NAME_FILE` names it.
+    A secret may be in a file instead, which `NAME_FILE` names.
 
     Raises:
         ValueError: both are given, or the file cannot be read.
@@ -88,7 +88,7 @@ def comma_separated(value: str) -> tuple[str, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """True when only this machine can connect to `host`. A name other than localhost may mean anything, so it does not."""
+    """Whether only this machine can connect to `host`. False for every name except localhost: a name may mean any machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -98,7 +98,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_wildcard(host: str) -> bool:
-    """True for 0.0.0.0 and ::, which mean every interface and name no machine."""
+    """True for 0.0.0.0 and ::, which mean every interface, not a particular machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_unspecified
     except ValueError:

@@ -1,4 +1,4 @@
-"""The one exception that becomes an answer."""
+"""The exception that becomes a problem document."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 class Refused(Exception):
-    """Raised on a request's way to be answered as a problem; it costs no traceback.
+    """Raised anywhere on a request's path; the entry point answers with a problem document and logs no traceback.
 
     Args:
         code: a stable problem code of the contract ("no_leader", "over_limit", "invalid", …).
         detail: one sentence for a person; names the field when one is at fault.
-        extra: further members of the problem document.
+        extra: further members of the problem document, as `problems.PROBLEMS` declares them.
     """
 
     def __init__(self, code: str, detail: str = "", **extra: Any) -> None:

@@ -9,26 +9,32 @@ from typing import Any
 
 import msgspec
 
+from dss_api.codec import EventEncoder
 from dss_api.errors import Refused
 from dss_api.json_fast_path import Send
 
-#: A client that is so far behind loses its subscription: the node's memory is not its buffer.
+#: Events that wait for a client that does not read; with more of them it loses the subscription.
 BACKLOG_MAX = 10_000
 
 _encode = msgspec.json.Encoder().encode
 
 
-class SocketFeed:
-    """See `operation.Feed`. Nothing runs while there is nothing to send.
+class WebSocketFeed:
+    """See `operation.Feed`. It has a task only while there is something to send.
 
     Args:
-        end_subscription: called once when the client is too far behind; `refusal` then says so.
+        id: of the call.
+        as_text: send text frames, as the client does.
+        end_subscription: called once when the subscription cannot go on; `refusal` then says why.
     """
 
-    def __init__(self, send: Send, id: int | str, as_text: bool, end_subscription: Callable[[], Any]) -> None:
+    def __init__(
+        self, send: Send, id: int | str, as_text: bool, encoder: EventEncoder, end_subscription: Callable[[], Any]
+    ) -> None:
         self._send = send
         self._start = b'{"id":%b,"event":' % _encode(id)
         self._as_text = as_text
+        self._encode_event = encoder.encode
         self._end_subscription = end_subscription
         self._events: deque[bytes] = deque()
         self._sender: asyncio.Task[None] | None = None
@@ -40,16 +46,19 @@ class SocketFeed:
         """Events that the server has not taken yet."""
         return len(self._events)
 
-    def push(self, event: dict[str, Any] | msgspec.Struct) -> None:
-        """Send `event` after those before it. After the end it goes nowhere."""
+    def push(self, event: msgspec.Struct) -> None:
+        """Send `event` after those before it. After the end it is dropped."""
         if self._is_over:
             return
-        if len(self._events) >= BACKLOG_MAX:
+        try:
+            if len(self._events) >= BACKLOG_MAX:
+                raise Refused("over_limit", f"the client is {BACKLOG_MAX} events behind")
+            self._events.append(self._encode_event(event))
+        except Refused as refusal:
             self._is_over = True
-            self.refusal = Refused("over_limit", f"the client is {BACKLOG_MAX} events behind")
+            self.refusal = refusal
             self._end_subscription()
             return
-        self._events.append(_encode(event))
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send_all())
 
@@ -59,7 +68,7 @@ class SocketFeed:
             await asyncio.wait((self._sender,))
 
     def end(self) -> None:
-        """Take no more; what a client that is too far behind has not got yet is dropped."""
+        """Accept no more events; after a refusal, drop those that were not sent."""
         self._is_over = True
         if self.refusal is not None:
             self._events.clear()
@@ -71,7 +80,7 @@ class SocketFeed:
             try:
                 await self._send({"type": "websocket.send", **content})
             except OSError:
-                # The client has gone: the door is about to hear of it.
+                # The client has disconnected; the entry point is about to notice.
                 self._events.clear()
                 return
             if self._events:

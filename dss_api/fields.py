@@ -8,11 +8,11 @@ import msgspec
 
 BYTES_PER_NAME_MAX = 512
 WAIT_MS_MAX = 20_000
-#: A year: long enough for any lease or delay, short enough to stay far from 64-bit overflow.
+#: A year: long enough for any lease or delay, and far from 64-bit overflow.
 DURATION_MS_MAX = 366 * 24 * 3600 * 1000
 INDEX_MAX = 2**63 - 1
 
-# Without the look-ahead, Python's `$` would let a last line feed pass.
+# Python's `$` alone would accept a line feed at the end.
 _NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f-\x9f]*$(?!\n)"
 
 #: `key`, `client`, `topic`, `group`: 1 to 512 bytes of UTF-8 without control characters (bytes: see `check_name`).

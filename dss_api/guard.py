@@ -1,4 +1,4 @@
-"""Who may call: whoever has the token, if there is one, and no page of another site. The same for every door."""
+"""Access checks, the same for every entry point: the bearer token if one is configured, and no pages of other sites."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Guard:
 
     @property
     def is_open(self) -> bool:
-        """True when calls need no token."""
+        """Whether calls need no token."""
         return not self._token
 
     def check_token(self, authorization: bytes) -> None:
@@ -38,12 +38,12 @@ class Guard:
             raise Refused("unauthenticated", "the token is not valid")
 
     def is_token(self, authorization: bytes) -> bool:
-        """True when the header carries the token."""
+        """Whether the header contains the token."""
         return bool(self._token) and hmac.compare_digest(authorization[len(_SCHEME) :].strip(), self._token)
 
 
 def check_origin(origin: bytes, host: bytes) -> None:
-    """Browsers say from which site's page a call comes. Programs send no Origin, and this node's own pages send its own.
+    """Refuse calls that a page of another site makes. Browsers send that site as Origin; programs send none.
 
     Raises:
         Refused: `forbidden`.

@@ -1,7 +1,7 @@
-"""Which Host headers this node answers to.
+"""Which Host headers this node accepts.
 
-A page of another site may point its own name at 127.0.0.1 and then talk to a node as if it were that site (DNS rebinding). It
-cannot do so under an IP address, so those are always welcome: probes and balancers use them.
+Another site can point its own name at 127.0.0.1, so that its pages talk to a node as if the node were that site (DNS rebinding). That
+does not work with an IP address, so addresses are always accepted: probes and load balancers use them.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Iterable
 
 from dss_api.errors import Refused
 
-#: Distinct Host headers whose verdict is remembered.
-REMEMBERED_MAX = 1024
+#: Distinct Host headers whose result is cached.
+CACHED_MAX = 1024
 WRONG_HOST = Refused("invalid", "the Host header does not name this node; see DSS_ALLOWED_HOSTS", field="Host")
 
 
 class HostCheck:
-    """Call it with the Host header's bytes.
+    """Call it with the bytes of the Host header.
 
     Args:
-        allowed: names in lower case without a port; `*` allows everything, `.example.org` that domain and what is below it.
+        allowed: names in lower case without a port; `*` allows everything, `.example.org` that domain and its subdomains.
     """
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._names = frozenset(name.lower() for name in allowed)
         self._domains = tuple(name for name in self._names if name.startswith("."))
-        self._verdicts: dict[bytes, bool] = {}
+        self._results: dict[bytes, bool] = {}
 
     def __call__(self, header: bytes) -> bool:
-        verdict = self._verdicts.get(header)
-        if verdict is None:
-            if len(self._verdicts) >= REMEMBERED_MAX:
-                self._verdicts.clear()
-            verdict = self._verdicts[header] = self._judge(header.decode("latin-1").lower())
-        return verdict
+        result = self._results.get(header)
+        if result is None:
+            if len(self._results) >= CACHED_MAX:
+                self._results.clear()
+            result = self._results[header] = self._check(header.decode("latin-1").lower())
+        return result
 
-    def _judge(self, host: str) -> bool:
+    def _check(self, host: str) -> bool:
         if "*" in self._names:
             return True
         name = host if host.endswith("]") else host.rpartition(":")[0] or host

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from http import HTTPStatus
 
-from dss_api.codec import Answer
+from dss_api.codec import EncodedAnswer
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -28,13 +28,13 @@ def _header_lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
-def encode_answer(answer: Answer, is_head: bool, keeps_alive: bool, is_http_1_0: bool) -> bytes:
+def encode_answer(answer: EncodedAnswer, is_head: bool, keeps_alive: bool, is_http_1_0: bool) -> bytes:
     """The whole answer. `is_head` leaves out the body."""
-    status, body, headers, _ = answer
+    body = answer.body
     connection = _CLOSE if not keeps_alive else _KEEP_ALIVE if is_http_1_0 else b""
     return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
-        _status_line(status),
-        _header_lines(headers),
+        _status_line(answer.status),
+        _header_lines(answer.headers),
         connection,
         len(body),
         b"" if is_head else body,

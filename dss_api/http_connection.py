@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import httptools
 
-from dss_api.codec import Answer, encode_refusal
+from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.http_answers import CONTINUE, encode_answer
 from dss_api.http_limits import HttpLimits
@@ -49,7 +49,7 @@ class Listener(Protocol):
     def closed(self, connection: HttpConnection) -> None:
         """The connection is gone."""
 
-    def check_head(self, request: HttpRequest) -> Answer | None:
+    def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
         """Find what answers the request, and check its headers; a refusal when they do not pass."""
 
     def call_begins(self, address: str) -> None:
@@ -218,7 +218,7 @@ class HttpConnection(asyncio.Protocol):
 
     # --------------------------------------------------------------- serving
 
-    def _end_with(self, request: HttpRequest, answer: Answer) -> None:
+    def _end_with(self, request: HttpRequest, answer: EncodedAnswer) -> None:
         """Answer `request` after those before it, and read no more: the rest of it is not worth reading."""
         request.answer, request.keep_alive = answer, False
         self._is_over = self._lingers = True
@@ -279,7 +279,7 @@ class HttpConnection(asyncio.Protocol):
         self._task = None
         self._serve_next()
 
-    async def _is_gone(self, request: HttpRequest, answer: Answer) -> bool:
+    async def _is_gone(self, request: HttpRequest, answer: EncodedAnswer) -> bool:
         """Whether the client has hung up. If it has only closed its sending side, this sends the answer to find out."""
         await self._pause(0)
         if self._is_half_closed and not self._has_hung_up:
@@ -300,7 +300,7 @@ class HttpConnection(asyncio.Protocol):
         if task is not None and task is self._task:
             task.cancel()
 
-    def _send(self, request: HttpRequest, answer: Answer) -> None:
+    def _send(self, request: HttpRequest, answer: EncodedAnswer) -> None:
         keeps = request.keep_alive and not self._is_half_closed and not self._listener.is_stopping
         self._transport.write(encode_answer(answer, request.method == b"HEAD", keeps, request.is_http_1_0))
         self._set_deadline(self._limits.idle_timeout_s)

@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import Gauge
 
 from dss_api import negotiation
-from dss_api.codec import Answer, encode_refusal
+from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
 from dss_api.http_connection import HttpConnection
@@ -159,7 +159,7 @@ class HttpListener:
         if not self._calls_per_address[address]:
             del self._calls_per_address[address]
 
-    def check_head(self, request: HttpRequest) -> Answer | None:
+    def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
         """Find what answers the request, and check its headers before its body is read."""
         host = accept = b""
         length, from_form = 0, False

@@ -6,9 +6,9 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import unquote
 
-from dss_api.codec import Answer
+from dss_api.codec import EncodedAnswer
 from dss_api.errors import Refused
-from dss_api.json_fast_path import Route
+from dss_api.routes import Route
 
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", b"proxy-connection"))
 
@@ -59,7 +59,7 @@ class HttpRequest:
         #: value of the path's parameter
         self.parameter = ""
         #: an answer that was known before the request was complete
-        self.answer: Answer | None = None
+        self.answer: EncodedAnswer | None = None
 
     def complete_head(self, method: bytes, version: str, keep_alive: bool, is_upgrade: bool) -> None:
         """The request line and the headers are there."""

@@ -1,4 +1,4 @@
-"""What is in progress on this node's entry points, so that a stop can end it in order."""
+"""The calls in progress on this node's entry points, so that the node can end them in order when it stops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class InProgress:
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
 
     async def end_subscriptions(self, timeout_s: float) -> None:
-        """Cancel every subscription, so that it gives back what it holds while the node can still take it."""
+        """Cancel every subscription, so that it gives back what it holds while the node still runs."""
         ending = list(self.subscriptions)
         for task in ending:
             cancel_once(task)
@@ -26,11 +26,11 @@ class InProgress:
             await asyncio.wait(ending, timeout=timeout_s)
 
     async def close_sockets(self) -> None:
-        """Tell WebSocket clients that the node goes away, so that they know why the connection ends."""
+        """Close every WebSocket with a code that says that the node is stopping."""
         await asyncio.gather(*(close() for close in self.sockets), return_exceptions=True)
 
 
 def cancel_once(task: asyncio.Task[None]) -> None:
-    """Cancel `task` unless that was done before: cleanup in its `finally` is not disturbed."""
+    """Cancel `task` unless that was done before: a second cancellation would interrupt the cleanup in its `finally`."""
     if not task.cancelling():
         task.cancel()

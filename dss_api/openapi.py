@@ -1,4 +1,4 @@
-"""The OpenAPI document, from the same Structs that decode the requests."""
+"""The OpenAPI document, from the Structs that decode the requests and make up the answers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ _GUARDED = ("unauthenticated", "forbidden", "over_limit", "no_leader", "no_quoru
 
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",
-    "description": "RFC 9457. Calls may add members of their own.",
+    "description": "RFC 9457",
     "type": "object",
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "one sentence for a person; names the field when one is at fault"},
-        "code": {"type": "string", "enum": sorted(PROBLEMS), "description": "stable: what programs decide by"},
+        "code": {"type": "string", "enum": sorted(PROBLEMS), "description": "stable: programs decide by it"},
         "ok": {"const": False},
-        "field": {"type": "string", "description": "what is at fault, when one field is"},
+        "index": {
+            "type": "integer",
+            "description": "the Raft index at which the call was refused, if a state machine refused it",
+        },
     },
     "required": ["type", "title", "status", "detail", "code", "ok"],
 }
@@ -41,16 +44,27 @@ class OpenApi:
     """
 
     def __init__(self, operations: Iterable[Operation]) -> None:
-        types = list(dict.fromkeys(one for operation in operations for one in (operation.request, operation.answer)))
+        operations = list(operations)
+        requests = dict.fromkeys(operation.request for operation in operations)
+        answers = dict.fromkeys(operation.answer for operation in operations)
+        members = dict.fromkeys(problem.members for problem in PROBLEMS.values() if problem.members is not None)
+        types = [*requests, *answers, *members]
         references, components = msgspec.json.schema_components(types, ref_template=REFERENCE + "{name}")
         self._names = {one: reference["$ref"].removeprefix(REFERENCE) for one, reference in zip(types, references, strict=True)}
         self._components = components
-        for one, name in self._names.items():
+        _, of_requests = msgspec.json.schema_components(list(requests))
+        for name in components.keys() - of_requests.keys():
+            # Later versions add fields to answers: clients must ignore fields they do not know.
+            components[name].pop("additionalProperties", None)
+        for answer in answers:
+            components[self._names[answer]].setdefault("required", []).insert(0, "ok")
+        for one in requests:
             tag_field = one.__struct_config__.tag_field
             if tag_field:
-                # The tag tells commands apart in the log. Clients do not send it.
-                components[name]["properties"].pop(tag_field, None)
-                components[name]["required"] = [field for field in components[name].get("required", ()) if field != tag_field]
+                # The tag identifies commands in the log. Clients do not send it.
+                component = components[self._names[one]]
+                component["properties"].pop(tag_field, None)
+                component["required"] = [field for field in component.get("required", ()) if field != tag_field]
 
     def components(self) -> dict[str, Any]:
         """The `components` object of the document."""
@@ -105,11 +119,7 @@ class OpenApi:
         return parameters
 
     def _responses(self, operation: Operation) -> dict[str, Any]:
-        answer = self._component(operation.answer)
-        properties = {"ok": {"const": True}, **answer.get("properties", {})}
-        if operation.method != "GET":
-            properties["index"] = {"type": "integer", "description": "the Raft index at which the call took effect"}
-        schema = {"type": "object", "properties": properties, "required": ["ok", *answer.get("required", ())]}
+        schema = {"$ref": REFERENCE + self._names[operation.answer]}
         responses: dict[str, Any] = {"200": {"description": "Done", "content": {"application/json": {"schema": schema}}}}
         codes = [*_ALWAYS, *operation.problems]
         codes += _WITH_BODY if operation.method in ("POST", "PUT") else ()
@@ -119,9 +129,19 @@ class OpenApi:
             by_status.setdefault(PROBLEMS[code].status, []).append(code)
         for status in sorted(by_status):
             described = "; ".join(f"`{code}`: {PROBLEMS[code].title}" for code in by_status[status])
-            content = {"application/problem+json": {"schema": {"$ref": f"{REFERENCE}Problem"}}}
-            responses[str(status)] = {"description": described, "content": content}
+            schemas: list[dict[str, Any]] = []
+            for code in by_status[status]:
+                if (schema := self._problem(code)) not in schemas:
+                    schemas.append(schema)
+            schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+            responses[str(status)] = {"description": described, "content": {"application/problem+json": {"schema": schema}}}
         return responses
+
+    def _problem(self, code: str) -> dict[str, Any]:
+        """The schema of a problem document with this code."""
+        members = PROBLEMS[code].members
+        problem = {"$ref": f"{REFERENCE}Problem"}
+        return problem if members is None else {"allOf": [problem, {"$ref": REFERENCE + self._names[members]}]}
 
     def _component(self, struct: type[msgspec.Struct]) -> dict[str, Any]:
         component: dict[str, Any] = self._components[self._names[struct]]

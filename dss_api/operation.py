@@ -1,4 +1,4 @@
-"""What an operation is: defined once by a subsystem, offered by every door."""
+"""What an operation is: defined once by a subsystem, offered by every entry point."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
+from dss_api.answer import Answer
 from dss_api.result import Result
 
 
@@ -15,8 +16,9 @@ from dss_api.result import Result
 class Operation:
     """One call of the contract.
 
-    `handle(node, request)` gets the decoded request and returns a `Result`; it may raise `problems.Refused`.
-    It runs in the node's event loop: it awaits, and never blocks, touches the ORM or a session.
+    `handle(node, request)` gets the decoded request. It returns an instance of `answer`, or the `Result` of a state machine, whose
+    body must have the fields of `answer`. It may raise `Refused`. It runs in the node's event loop: it must not block, and must not
+    use the ORM or a session.
     """
 
     #: "locks.acquire": names it in metrics, logs and the OpenAPI schema
@@ -26,29 +28,29 @@ class Operation:
     path: str
     #: the Struct that defines fields, limits and defaults; for GET its fields are the query's parameters
     request: type[msgspec.Struct]
-    handle: Callable[[Any, Any], Awaitable[Result]]
-    #: the Struct that describes the answer's fields, for OpenAPI
-    answer: type[msgspec.Struct]
+    handle: Callable[[Any, Any], Awaitable[Result | Answer]]
+    #: the Struct that every 200 answer is made of
+    answer: type[Answer]
     #: one line, then the full text in Markdown
     summary: str
     description: str = ""
     #: group in the API docs: "Locks", "Queue", "Cache", "Raft", "Health"
     tag: str = ""
-    #: a request that works as it stands: fills the browsable API's form and the docs
+    #: a request that works unchanged: fills the browsable API's form and the docs
     example: dict[str, Any] = field(default_factory=dict)
     #: problem codes this call can answer, beyond those that any call can
     problems: tuple[str, ...] = ()
-    #: False for what stays open without a token (/health, /ready)
+    #: False for calls that never need a token (/health, /ready)
     guarded: bool = True
-    #: gives back what a client got that had gone before its answer could be sent: called with node, request and result
-    undo: Callable[[Any, Any, Result], Awaitable[None]] | None = None
+    #: gives back what the client got when it disconnected before the answer could be sent: called with node, request and result
+    undo: Callable[[Any, Any, Any], Awaitable[None]] | None = None
 
 
 class Feed(Protocol):
-    """Where a subscription's events go: to one client, in the order pushed."""
+    """The events of a subscription on their way to one client, in the order pushed."""
 
-    def push(self, event: dict[str, Any] | msgspec.Struct) -> None:
-        """Send `event`, soon. Never blocks; a client that does not read loses the subscription (`over_limit`)."""
+    def push(self, event: msgspec.Struct) -> None:
+        """Queue `event` for sending. Never blocks; a client that does not read loses the subscription (`over_limit`)."""
 
     async def drained(self) -> None:
         """Wait until the server has taken everything that was pushed."""
@@ -60,11 +62,11 @@ class Feed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """Something that goes on for as long as a client listens; on the WebSocket door only.
+    """A call that sends events until the client cancels it or disconnects; on the WebSocket entry point only.
 
     `handle(node, request, feed)` is one task of the node's event loop. It pushes events until it returns or raises `Refused`,
-    which becomes the call's last answer. When the client cancels it or goes, it is cancelled, and gives back in a `finally`
-    what it held.
+    which becomes the call's last answer. When the client cancels the call or disconnects, the task is cancelled; it gives back
+    what it held in a `finally`.
     """
 
     #: requests are decoded as a body
@@ -74,8 +76,8 @@ class Subscription:
     name: str
     #: the Struct that defines fields, limits and defaults
     request: type[msgspec.Struct]
-    handle: Callable[[Any, Any, Feed], Awaitable[Result]]
-    #: the Struct that describes what is pushed
+    handle: Callable[[Any, Any, Feed], Awaitable[Result | Answer]]
+    #: declares every field of what is pushed
     event: type[msgspec.Struct]
     summary: str
     description: str = ""
@@ -83,3 +85,5 @@ class Subscription:
     example: dict[str, Any] = field(default_factory=dict)
     #: problem codes that can end it, beyond those of any call
     problems: tuple[str, ...] = ()
+    #: the Struct of its last answer, when it ends without a refusal
+    answer: type[Answer] = Answer

@@ -1,8 +1,93 @@
-"""Every refusal a door can answer: its stable code, HTTP status and title (RFC 9457), in one table."""
+"""Every refusal that an entry point can answer: its stable code, HTTP status, title and members (RFC 9457), in one table."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from dss_api.answer import Part
+
+# ------------------------------------------------- members of their own
+
+
+class Invalid(Part):
+    #: what is at fault, when one field is
+    field: str | UnsetType = UNSET
+
+
+class TooLarge(Part):
+    field: str | UnsetType = UNSET
+
+
+class OverLimit(Part):
+    #: the limit's name
+    limit: str | UnsetType = UNSET
+    maximum: int | UnsetType = UNSET
+
+
+class NotReady(Part):
+    node: str
+
+
+class LockHolder(Part):
+    key: str
+    client: str
+    mode: str
+    fencing_token: int
+    #: null: until released
+    expires_in_ms: int | None
+
+
+class NotGranted(Part):
+    #: the first holders of each key, other clients only
+    holders: list[LockHolder]
+    #: 1: next in line
+    position: int
+    #: the key was lost by its holder and is blocked for this long
+    delayed_ms: int | UnsetType = UNSET
+
+
+class CycleStep(Part):
+    client: str
+    #: a key
+    waits_for: str
+    #: the client that holds it, or waits for it ahead of this one
+    held_by: str
+    #: "holds" or "waits"
+    because: str
+
+
+class Deadlock(Part):
+    deadlock: Annotated[bool, msgspec.Meta(extra_json_schema={"const": True})]
+    #: begins with the client of the call
+    cycle: list[CycleStep]
+
+
+class NotHolder(Part):
+    keys: list[str]
+    #: highest token of the present holders
+    current: int | UnsetType = UNSET
+
+
+class LockLost(Part):
+    keys: list[str]
+
+
+class SessionLost(Part):
+    session: str
+
+
+class StaleReceipt(Part):
+    msg_ids: list[str]
+
+
+class CurrentVersion(Part):
+    version: int
+
+
+# ------------------------------------------------------------- the table
 
 
 class Problem(NamedTuple):
@@ -10,35 +95,37 @@ class Problem(NamedTuple):
     title: str
     #: seconds for the Retry-After header; None: no such header
     retry_after_s: int | None = None
+    #: declares the members of the problem document beyond those that every one has
+    members: type[Part] | None = None
 
 
 PROBLEMS: dict[str, Problem] = {
-    "invalid": Problem(400, "The request is not valid"),
+    "invalid": Problem(400, "The request is not valid", members=Invalid),
     "unauthenticated": Problem(401, "Authentication is required"),
     "forbidden": Problem(403, "Not allowed"),
     "not_found": Problem(404, "Not found"),
     "method_not_allowed": Problem(405, "Method not allowed"),
     "request_timeout": Problem(408, "The request did not arrive in time"),
-    "deadlock": Problem(409, "Waiting would close a cycle"),
-    "not_holder": Problem(409, "The fencing token is not the holder's"),
-    "lock_lost": Problem(409, "The lock is no longer held by this client"),
-    "session_lost": Problem(409, "The client's session is over"),
-    "stale_receipt": Problem(409, "The message has gone to another consumer"),
-    "version_conflict": Problem(409, "The version is not the current one"),
-    "exists": Problem(409, "The key already has a value"),
-    "too_large": Problem(413, "The request is too large"),
+    "deadlock": Problem(409, "Waiting would close a cycle", members=Deadlock),
+    "not_holder": Problem(409, "The fencing token is not the holder's", members=NotHolder),
+    "lock_lost": Problem(409, "The lock is no longer held by this client", members=LockLost),
+    "session_lost": Problem(409, "The client's session is over", members=SessionLost),
+    "stale_receipt": Problem(409, "The message has gone to another consumer", members=StaleReceipt),
+    "version_conflict": Problem(409, "The version is not the current one", members=CurrentVersion),
+    "exists": Problem(409, "The key already has a value", members=CurrentVersion),
+    "too_large": Problem(413, "The request is too large", members=TooLarge),
     "unsupported_media_type": Problem(415, "Send application/json"),
-    "held": Problem(423, "The lock is held by another client"),
-    "wait_timeout": Problem(423, "The wait ran out before the lock was granted"),
-    "over_limit": Problem(429, "A limit of this service is reached", retry_after_s=1),
+    "held": Problem(423, "The lock is held by another client", members=NotGranted),
+    "wait_timeout": Problem(423, "The wait ended before the lock was granted", members=NotGranted),
+    "over_limit": Problem(429, "A limit of this service is reached", retry_after_s=1, members=OverLimit),
     "head_too_large": Problem(431, "The request line and headers are too long"),
     "cancelled": Problem(499, "The client has cancelled the call"),
-    "internal": Problem(500, "This node has failed at the call"),
+    "internal": Problem(500, "The node failed to carry out the call"),
     "no_leader": Problem(503, "No leader is known", retry_after_s=1),
     "no_quorum": Problem(503, "A majority of the nodes is not reachable", retry_after_s=1),
     "unknown_outcome": Problem(503, "The outcome of the call is not known", retry_after_s=1),
     "memory_unavailable": Problem(503, "The cache's backing store does not answer", retry_after_s=1),
-    "not_ready": Problem(503, "This node is not ready", retry_after_s=1),
+    "not_ready": Problem(503, "This node is not ready", retry_after_s=1, members=NotReady),
     "overloaded": Problem(503, "This node has no room for more connections or pages", retry_after_s=1),
     "stopping": Problem(503, "This node is stopping", retry_after_s=1),
 }

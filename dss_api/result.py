@@ -1,4 +1,4 @@
-"""What a call comes to: an answer, or a refusal with a stable code."""
+"""The outcome of a command: accepted, or refused with a stable code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import msgspec
 class Result(msgspec.Struct, frozen=True):
     """The outcome of a command.
 
-    `body` holds the answer's fields, in msgpack-able builtins. A JSON value travels as its encoded bytes. The entry point adds
-    `ok` and `index`.
+    `body` holds the fields of the operation's answer Struct except `ok` and `index`, or the members of a problem document, as
+    builtins that msgpack can encode. A JSON value is kept as its encoded bytes.
     """
 
     body: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""The node that runs in this process, and the way to its event loop from other threads.
+"""The node that runs in this process, and access to its event loop from other threads.
 
-The assembly calls `set_running`; pages and the admin ask here. The node belongs to the thread of its loop: code in any other thread
-reaches it through `call_in_loop` and `await_in_loop` only.
+The assembly calls `set_running`; pages and the admin use the rest. The node belongs to the thread of its loop: code in any other
+thread reaches it only through `call_in_loop` and `await_in_loop`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dss_api.errors import Refused
 
 T = TypeVar("T")
 
-#: The loop answers within milliseconds. If it takes longer, it is gone.
+#: The loop answers within milliseconds. After this long it is assumed to be gone.
 SNAPSHOT_TIMEOUT_S = 5.0
 
 _node: Any = None

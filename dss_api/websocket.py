@@ -1,11 +1,11 @@
-"""The door for programs that call often: a WebSocket, with many calls under way at once.
+"""The entry point for programs that call often: a WebSocket with many concurrent calls.
 
-A frame is `{"id": …, "op": "locks.acquire", "request": {…}}`; `x-op` in the API docs names each operation. Its answer is the
-same document as over HTTP with the call's `id` and `status`, and comes when it is ready: answers overtake each other.
+A frame is `{"id": …, "op": "locks.acquire", "request": {…}}`; `x-op` in the API docs names each operation. The answer is the same
+document as over HTTP with the call's `id` and `status`. Answers are sent as soon as they are ready, in any order.
 
-A subscription is called the same way. It sends `{"id": …, "event": {…}}` as things happen and an answer only when it is over.
-`{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes,
-everything on it is cancelled as if each call's client had hung up.
+A subscription is called the same way. It sends `{"id": …, "event": {…}}` as things happen, and an answer when it ends.
+`{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes, all
+its calls are cancelled, as if each client had hung up.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import msgspec
 import structlog
 from prometheus_client import Gauge
 
-from dss_api.codec import Answer, RequestDecoder, encode_refusal, encode_result
+from dss_api.answer import Answer
+from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, EventEncoder, RequestDecoder, encode_refusal
 from dss_api.errors import Refused
-from dss_api.feed import SocketFeed
+from dss_api.feed import WebSocketFeed
 from dss_api.guard import check_origin
 from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.operation import Subscription
-from dss_api.result import Result
 
 log = structlog.get_logger("api")
 
 PATH = "/ws"
-#: Calls under way on one connection; the next ones are answered `over_limit`.
+#: Calls in progress on one connection; further ones are answered `over_limit`.
 CALLS_PER_CONNECTION_MAX = 1000
 CANCEL = "cancel"
 
-#: Close codes of RFC 6455, and of ours (4000 and up) for what HTTP would answer 401, 403 and 404.
+#: Close codes of RFC 6455, and our own (4000 and up) where HTTP would answer 401, 403 and 404.
 GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1001, 1007, 4401, 4403, 4404
 
 SUBSCRIPTIONS = Gauge("dss_subscriptions", "Subscriptions on this node's WebSocket connections.", ["subscription"])
@@ -51,14 +51,30 @@ class Frame(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Cancel(msgspec.Struct, forbid_unknown_fields=True):
-    """Give up a call of this connection; it is answered `cancelled`."""
+    """Cancel a call of this connection; it is answered `cancelled`."""
 
     call: int | str
+
+
+class CancelAnswer(Answer, kw_only=True):
+    #: false: no such call is in progress
+    cancelled: bool
 
 
 _decode = msgspec.json.Decoder(Frame).decode
 _decode_cancel = msgspec.json.Decoder(Cancel).decode
 _encode = msgspec.json.Encoder().encode
+_cancel_answers = AnswerEncoder(CANCEL, CancelAnswer)
+
+
+class _Subscribable:
+    """One subscription with its codecs."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.handle = subscription.handle
+        self.decoder = RequestDecoder(subscription)
+        self.events = EventEncoder(subscription)
+        self.answers = AnswerEncoder(subscription.name, subscription.answer)
 
 
 class WebSocketEntryPoint:
@@ -70,7 +86,7 @@ class WebSocketEntryPoint:
         self.json = json
         self.is_host_allowed = is_host_allowed
         self.in_progress = in_progress
-        self.subscriptions = {one.name: (one, RequestDecoder(one)) for one in subscriptions}
+        self.subscriptions = {one.name: _Subscribable(one) for one in subscriptions}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -79,7 +95,7 @@ class WebSocketEntryPoint:
             await send({"type": "websocket.close", "code": refused})
             return
         await send({"type": "websocket.accept"})
-        await SocketConnection(self, send).serve(receive)
+        await WebSocketConnection(self, send).serve(receive)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -96,7 +112,7 @@ class WebSocketEntryPoint:
         return 0
 
 
-class SocketConnection:
+class WebSocketConnection:
     """One client's connection and its calls."""
 
     def __init__(self, entry_point: WebSocketEntryPoint, send: Send) -> None:
@@ -108,7 +124,7 @@ class SocketConnection:
         self._is_open = True
 
     async def serve(self, receive: Receive) -> None:
-        """Until the client goes; what was under way has given back what it held by then."""
+        """Serve until the connection closes; cancelled calls have given back what they held when this returns."""
         self._in_progress.sockets.add(self._go_away)
         try:
             while (message := await receive())["type"] == "websocket.receive":
@@ -117,7 +133,7 @@ class SocketConnection:
                 try:
                     frame = _decode(data)
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    # Without an id there is nothing to answer to.
+                    # Without an id there is no call to answer.
                     await self._send({"type": "websocket.close", "code": BAD_FRAME})
                     return
                 await self._begin(frame, text is not None)
@@ -142,9 +158,9 @@ class SocketConnection:
                 await self._reply(frame.id, self._cancel(bytes(frame.request)), as_text)
                 return
             if frame.id in self._calls:
-                raise Refused("invalid", "a call with this `id` is under way", field="id")
+                raise Refused("invalid", "a call with this `id` is in progress", field="id")
             if len(self._calls) >= CALLS_PER_CONNECTION_MAX:
-                raise Refused("over_limit", f"{CALLS_PER_CONNECTION_MAX} calls are under way on this connection")
+                raise Refused("over_limit", f"{CALLS_PER_CONNECTION_MAX} calls are in progress on this connection")
         except Refused as refusal:
             await self._reply(frame.id, encode_refusal(refusal), as_text)
             return
@@ -156,7 +172,7 @@ class SocketConnection:
             self._in_progress.subscriptions.add(task)
             task.add_done_callback(self._in_progress.subscriptions.discard)
 
-    def _cancel(self, request: bytes) -> Answer:
+    def _cancel(self, request: bytes) -> EncodedAnswer:
         try:
             call = _decode_cancel(request).call
         except msgspec.DecodeError as error:
@@ -164,7 +180,7 @@ class SocketConnection:
         task = self._calls.get(call)
         if task is not None:
             cancel_once(task)
-        return encode_result(Result({"cancelled": task is not None}))
+        return _cancel_answers.encode(CancelAnswer(cancelled=task is not None))
 
     async def _call(self, frame: Frame, as_text: bool) -> None:
         started = perf_counter()
@@ -185,43 +201,43 @@ class SocketConnection:
             await answer.undo()
 
     async def _subscribe(self, frame: Frame, as_text: bool) -> None:
-        subscription, decoder = self._entry_point.subscriptions[frame.op]
+        subscription = self._entry_point.subscriptions[frame.op]
         task = asyncio.current_task()
         assert task is not None
-        feed = SocketFeed(self._send, frame.id, as_text, task.cancel)
+        feed = WebSocketFeed(self._send, frame.id, as_text, subscription.events, task.cancel)
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()
         try:
-            request = decoder.body(bytes(frame.request))
-            answer = encode_result(await subscription.handle(self._json.find_node(), request, feed))
+            request = subscription.decoder.body(bytes(frame.request))
+            answer = subscription.answers.encode(await subscription.handle(self._json.find_node(), request, feed))
         except Refused as refusal:
             answer = encode_refusal(refusal)
         except asyncio.CancelledError:
             answer = encode_refusal(feed.refusal) if feed.refusal else self._cancelled()
         except Exception:
             log.exception("api.failed", operation=frame.op)
-            answer = encode_refusal(Refused("internal", "this is a fault of the node; its log says more"))
+            answer = encode_refusal(Refused("internal", INTERNAL))
         finally:
             gauge.dec()
             feed.end()
         await feed.drained()
         await self._reply(frame.id, answer, as_text)
 
-    def _cancelled(self) -> Answer:
-        """The answer to what was cancelled by its client, or because the node stops.
+    def _cancelled(self) -> EncodedAnswer:
+        """The answer to a call that was cancelled by its client, or because the node stops.
 
         Raises:
-            CancelledError: there is nobody left to answer.
+            CancelledError: the connection is closed, so there is no client to answer.
         """
         if not self._is_open:
             raise asyncio.CancelledError
         return encode_refusal(Refused("cancelled", "the call was cancelled"))
 
-    async def _reply(self, id: int | str, answer: Answer, as_text: bool) -> bool:
-        """Send an answer. False: the client has gone."""
+    async def _reply(self, id: int | str, answer: EncodedAnswer, as_text: bool) -> bool:
+        """Send an answer. False: the client has disconnected."""
         if not self._is_open:
             return False
-        # A problem document names its status itself.
+        # A problem document contains its status.
         status = b"" if answer.status >= 400 else b'"status":%d,' % answer.status
         data = b'{"id":%b,%b%b' % (_encode(id), status, answer.body[1:])
         content: dict[str, Any] = {"text": data.decode()} if as_text else {"bytes": data}

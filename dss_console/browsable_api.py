@@ -1,4 +1,4 @@
-"""The door for people: DRF's browsable API over the same operations, the same decoding and the same answers as the lane."""
+"""DRF's browsable API, the entry point for people: the same operations, decoding and answers as the JSON fast path."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from dss_api import running
-from dss_api.codec import Answer, encode_refusal, encode_result
+from dss_api.codec import INTERNAL, EncodedAnswer, encode_refusal, too_large
 from dss_api.errors import Refused
 from dss_api.guard import TOKEN_WANTED, Guard, check_origin
-from dss_api.json_fast_path import Route, not_allowed, split_path, too_large
 from dss_api.operation import Operation
+from dss_api.routes import Route, not_allowed, split_path
 
 log = structlog.get_logger("api")
 
@@ -55,7 +55,7 @@ class SessionOrToken(SessionAuthentication):
 
 
 class MayCall(BasePermission):
-    """Anyone while there is no token; else whoever sent it, and people of the staff."""
+    """Anyone if no token is configured; otherwise callers with the token, and staff users."""
 
     def has_permission(self, request: Any, view: Any) -> bool:
         if request.auth == "token" or Guard(settings.NODE.api_token).is_open:
@@ -65,7 +65,7 @@ class MayCall(BasePermission):
 
 
 class BodyParser(BaseParser):
-    """Hands the JSON body over as it came: the codec decodes it."""
+    """Passes the JSON body on unchanged: the codec decodes it."""
 
     media_type = "application/json"
 
@@ -105,7 +105,7 @@ class BrowsableRenderer(BrowsableAPIRenderer):
 
 
 class HTMLOrDocument(DefaultContentNegotiation):
-    """A page for browsers, the document for everything else: an odd Accept header is no reason to refuse a call."""
+    """A page for browsers, the document for everything else: no Accept header leads to a refusal."""
 
     def select_renderer(self, request: Any, renderers: Any, format_suffix: str | None = None) -> tuple[Any, str]:
         wants_page = "text/html" in request.META.get("HTTP_ACCEPT", "")
@@ -136,10 +136,10 @@ class OperationView(APIView):
     def initial(self, request: Any, *args: Any, **kwargs: Any) -> None:
         self.started = perf_counter()
         self.format_kwarg = None
-        # Before the token is asked for, as in the lane.
+        # Before the token is checked, as in the JSON fast path.
         if request.method.replace("HEAD", "GET") not in self.operations:
-            # The page asks whether to show its form as the form's POST would, which a session may not make without a CSRF token.
-            # Who it is has to be known by then.
+            # To decide whether to show a form, the page checks permissions as for the form's POST, which a session may not make
+            # without a CSRF token. So the user must be authenticated before.
             with suppress(exceptions.APIException):
                 self.perform_authentication(request)
             raise exceptions.MethodNotAllowed(request.method)
@@ -155,7 +155,7 @@ class OperationView(APIView):
         route.observe(answer.status, perf_counter() - self.started)
         return document_response(answer)
 
-    def _answer(self, route: Route, request: Any, path_parameters: dict[str, str]) -> Answer:
+    def _answer(self, route: Route, request: Any, path_parameters: dict[str, str]) -> EncodedAnswer:
         if route.changes:
             headers = request.headers
             check_origin(headers.get("Origin", "").encode("latin-1"), headers.get("Host", "").encode("latin-1"))
@@ -164,13 +164,13 @@ class OperationView(APIView):
         else:
             decoded = route.decoder.body(request.data or b"")
         node = running.node()
-        return encode_result(running.await_in_loop(route.handle(node, decoded)))  # type: ignore[arg-type]
+        return route.encoder.encode(running.await_in_loop(route.handle(node, decoded)))  # type: ignore[arg-type]
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
         if response.status_code >= 400 and isinstance(response.accepted_renderer, DocumentRenderer):
             response.content_type = "application/problem+json"
-        # A refusal is an answer like any other; Django would log each as a warning or an error.
+        # Django would log each refusal as a warning or an error.
         response._has_been_logged = True
         return response
 
@@ -194,17 +194,17 @@ class OperationView(APIView):
 
 
 def _with_code(text: str) -> str:
-    """What stands in backticks is code."""
+    """Text in backticks becomes code."""
     return mark_safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
-def document_response(answer: Answer) -> Response:
+def document_response(answer: EncodedAnswer) -> Response:
     headers = {name.decode(): value.decode() for name, value in answer.headers if name != b"content-type"}
     return Response(answer.body, status=answer.status, headers=headers)
 
 
 def problem_response(error: Exception, context: dict[str, Any]) -> Response:
-    """DRF's exceptions in the words of the contract."""
+    """Turn DRF's exceptions into problem documents."""
     view = context["view"]
     match error:
         case Refused():
@@ -225,7 +225,7 @@ def problem_response(error: Exception, context: dict[str, Any]) -> Response:
             answer = encode_refusal(Refused("not_found"))
         case _:
             log.error("api.failed", view=view.get_view_name(), exc_info=error)
-            answer = encode_refusal(Refused("internal", "this is a fault of the node; its log says more"))
+            answer = encode_refusal(Refused("internal", INTERNAL))
     return document_response(answer)
 
 

@@ -1,7 +1,7 @@
-"""The ASGI application: one door in front of all others. It runs under any ASGI server.
+"""The ASGI application, for any ASGI server.
 
-API calls in JSON go to the lane. Whoever wants a page, of the same URLs too, goes to Django. `manage.py node` starts Raft
-itself; a server that speaks ASGI's lifespan (`uvicorn dss_project.asgi:application`) starts and stops it through that.
+API calls in JSON go to the JSON fast path, requests for pages (of the same URLs too) to Django. `manage.py node` starts Raft itself;
+a server that supports ASGI's lifespan protocol (`uvicorn dss_project.asgi:application`) starts and stops it through that.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
 
-from dss_api.codec import Answer, encode_refusal
+from dss_api.codec import EncodedAnswer, encode_refusal, too_large
 from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
 from dss_api.in_progress import InProgress
-from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer, too_large
+from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer
 from dss_api.negotiation import is_page
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -70,7 +70,7 @@ class HttpEntryPoint:
             return
         path = scope["path"]
         if path == "/metrics":
-            await send_answer(send, scope["method"], Answer(200, generate_latest(), METRICS_HEADERS))
+            await send_answer(send, scope["method"], EncodedAnswer(200, generate_latest(), METRICS_HEADERS))
         elif path.startswith(settings.STATIC_URL):
             await self._static_files()(scope, receive, send)
         elif not is_page(path, accept, from_form, PAGES):

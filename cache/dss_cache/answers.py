@@ -1,27 +1,45 @@
-"""The answers of the operations, field by field: the API's documentation is generated from these."""
+"""The answers of the operations of the cache, field by field."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
+from msgspec import UNSET, UnsetType
+
+from dss_api.answer import Answer, Part, RaftIndex
 
 
-class PutAnswer(msgspec.Struct):
+class PutAnswer(Answer, kw_only=True):
     #: grows with every write of the key
     version: int
     #: state of this node's line
     state: str
+    index: RaftIndex
 
 
-class PutManyAnswer(msgspec.Struct):
-    #: one for each item, in order: `key`, `ok`, `version`, `state`; or `code` and `detail`
-    items: list[dict[str, Any]]
+class PutItem(Part, kw_only=True):
+    """One item of a `mput`: stored, or refused with a problem's code."""
+
+    key: str
+    ok: bool
+    code: str | UnsetType = UNSET
+    #: the new version; with `version_conflict` the current one
+    version: int | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    #: the limit that is reached
+    limit: str | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
 
 
-class GetAnswer(msgspec.Struct):
-    #: null if the key has no value
-    value: Any
+class PutManyAnswer(Answer, kw_only=True):
+    #: one for each item, in order
+    items: list[PutItem]
+    #: of the last item that was stored; absent: none was
+    index: RaftIndex | UnsetType = UNSET
+
+
+class GetAnswer(Answer, kw_only=True):
+    #: any JSON; null if the key has no value
+    value: msgspec.Raw
     found: bool
     #: answered from this node's line
     hit: bool
@@ -32,48 +50,84 @@ class GetAnswer(msgspec.Struct):
     node: str
 
 
-class GetManyAnswer(msgspec.Struct):
-    #: one for each key, in order: `key` and the fields of a get
-    items: list[dict[str, Any]]
+class GetItem(Part):
+    """One key of a `mget`, with the fields of a get."""
+
+    key: str
+    value: msgspec.Raw
+    found: bool
+    hit: bool
+    version: int
+    state: str
+    node: str
 
 
-class DeleteAnswer(msgspec.Struct):
+class GetManyAnswer(Answer, kw_only=True):
+    #: one for each key, in order
+    items: list[GetItem]
+
+
+class DeleteAnswer(Answer, kw_only=True):
     #: false: the key had no value
     deleted: bool
     version: int
+    index: RaftIndex
 
 
-class IncrAnswer(msgspec.Struct):
-    value: int
+class IncrAnswer(Answer, kw_only=True):
     version: int
     state: str
+    value: int
+    index: RaftIndex
 
 
-class LinesAnswer(msgspec.Struct):
+class LineRow(Part):
+    """A line of a node. `state` is `I` when the node has none for the key."""
+
+    node: str
+    key: str
+    state: str
+    version: int
+    #: false: it waits for other nodes to drop older lines
+    readable: bool
+    bytes: int
+    age_ms: int | None
+
+
+class LinesAnswer(Answer, kw_only=True):
     node: str
     #: number of lines of this node
     count: int
-    #: `node`, `key`, `state`, `version`, `readable`, `bytes`, `age_ms`
-    lines: list[dict[str, Any]]
+    lines: list[LineRow]
     #: with `key`: nodes that did not answer
-    unreachable: list[str] = []
+    unreachable: list[str]
 
 
-class EvictAnswer(msgspec.Struct):
+class EvictAnswer(Answer, kw_only=True):
     #: false: this node had no line
     evicted: bool
     #: the line was in state M, so its value was written back first
     written_back: bool
 
 
-class TraceAnswer(msgspec.Struct):
+class TransitionRow(Part):
+    at_ms: int
+    node: str
+    from_: str = msgspec.field(name="from")
+    to: str
+    why: str
+    version: int
+
+
+class TraceAnswer(Answer, kw_only=True):
     key: str
-    #: latest first: `at_ms`, `node`, `from`, `to`, `why`, `version`
-    transitions: list[dict[str, Any]]
-    unreachable: list[str] = []
+    #: latest first
+    transitions: list[TransitionRow]
+    #: nodes that did not answer
+    unreachable: list[str]
 
 
-class StatsAnswer(msgspec.Struct):
+class StatsAnswer(Answer, kw_only=True):
     node: str
     hits: int
     misses: int

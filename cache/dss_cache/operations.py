@@ -14,6 +14,7 @@ from dss_cache.answers import (
     DeleteAnswer,
     EvictAnswer,
     GetAnswer,
+    GetItem,
     GetManyAnswer,
     IncrAnswer,
     LinesAnswer,
@@ -137,23 +138,33 @@ def _without_pending(result: Result) -> Result:
 # ------------------------------------------------------------------ reading
 
 
-async def get(node: Node, request: GetRequest) -> Result:
+async def get(node: Node, request: GetRequest) -> GetAnswer:
     """A hit does not wait for anything."""
     service: CacheService = node.services["cache"]
     line = service.near.hit(request.key, service.clock())
     if line is not None:
         service.hits += 1
         if line.answer is None:
-            line.answer = Result(service.hit_body(line))
+            line.answer = GetAnswer(
+                value=msgspec.Raw(line.value), found=True, hit=True, version=line.version, state=line.state, node=node.node_id
+            )
         return line.answer  # type: ignore[no-any-return]
     (found,) = await service.read_many([request.key])
-    return Result(_read(service, found))
+    _count(service, found)
+    return GetAnswer(
+        value=_json(found.value),
+        found=found.value is not None,
+        hit=found.hit,
+        version=found.version,
+        state=found.state,
+        node=node.node_id,
+    )
 
 
-async def mget(node: Node, request: GetManyRequest) -> Result:
+async def mget(node: Node, request: GetManyRequest) -> GetManyAnswer:
     """Answers the hits from lines and fetches the rest with one command."""
     service = service_of(node)
-    items: dict[str, dict[str, Any]] = {}
+    items: dict[str, GetItem] = {}
     missing = []
     for key in dict.fromkeys(request.keys):
         line = service.near.hit(key, service.clock())
@@ -161,39 +172,37 @@ async def mget(node: Node, request: GetManyRequest) -> Result:
             missing.append(key)
         else:
             service.hits += 1
-            items[key] = {"key": key, **service.hit_body(line)}
+            items[key] = GetItem(key, msgspec.Raw(line.value), True, True, line.version, line.state, node.node_id)
     if missing:
         for key, found in zip(missing, await service.read_many(missing), strict=True):
-            items[key] = {"key": key, **_read(service, found)}
-    return Result({"items": [items[key] for key in request.keys]})
+            _count(service, found)
+            is_found = found.value is not None
+            items[key] = GetItem(key, _json(found.value), is_found, found.hit, found.version, found.state, node.node_id)
+    return GetManyAnswer(items=[items[key] for key in request.keys])
 
 
-def _read(service: CacheService, found: Found) -> dict[str, Any]:
+def _count(service: CacheService, found: Found) -> None:
     if found.hit:
         service.hits += 1
     else:
         service.misses += 1
-    return {
-        "value": _NULL if found.value is None else msgspec.Raw(found.value),
-        "found": found.value is not None,
-        "hit": found.hit,
-        "version": found.version,
-        "state": found.state,
-        "node": service.node.node_id,
-    }
+
+
+def _json(value: bytes | None) -> msgspec.Raw:
+    return _NULL if value is None else msgspec.Raw(value)
 
 
 # -------------------------------------------------------------- diagnostics
 
 
-async def evict(node: Node, request: EvictRequest) -> Result:
+async def evict(node: Node, request: EvictRequest) -> EvictAnswer:
     """Drop this node's line like an eviction does: the value of an M line is written back first."""
     service = service_of(node)
     line = service.lines.get(request.key)
     written_back = line is not None and line.state == "M"
     if written_back:
         await service.write_back.write_now(request.key)
-    return Result({"evicted": service.lines.drop(request.key, "evicted"), "written_back": written_back})
+    return EvictAnswer(evicted=service.lines.drop(request.key, "evicted"), written_back=written_back)
 
 
 async def lines(node: Node, request: LinesQuery) -> Result:
@@ -222,11 +231,11 @@ async def trace(node: Node, request: TraceQuery) -> Result:
     return Result({"key": request.key, "transitions": rows[: request.limit], "unreachable": unreachable})
 
 
-async def stats(node: Node, request: StatsQuery) -> Result:
+async def stats(node: Node, request: StatsQuery) -> StatsAnswer:
     service = service_of(node)
     reads = service.hits + service.misses
     remaining_s = service.near.lease.valid_until - service.clock()
-    answer = StatsAnswer(
+    return StatsAnswer(
         node=node.node_id,
         hits=service.hits,
         misses=service.misses,
@@ -244,7 +253,6 @@ async def stats(node: Node, request: StatsQuery) -> Result:
         memory_lost=service.reader.lost,
         lease_ms=max(0, int(remaining_s * 1000)),
     )
-    return Result(msgspec.structs.asdict(answer))
 
 
 _GET: dict[str, Any] = {

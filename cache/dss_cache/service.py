@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_cache.backing_store import BackingStore
@@ -202,17 +200,6 @@ class CacheService:
             "readable": line.readable or self.near.acknowledgements.covers(line.pending_invalidations),
             "bytes": len(line.value),
             "age_ms": int((self.clock() - line.installed_at) * 1000),
-        }
-
-    def hit_body(self, line: Line) -> dict[str, Any]:
-        """The fields of the answer to a hit."""
-        return {
-            "value": msgspec.Raw(line.value),
-            "found": True,
-            "hit": True,
-            "version": line.version,
-            "state": line.state,
-            "node": self.node.node_id,
         }
 
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
-
-import msgspec
+from typing import TYPE_CHECKING, cast
 
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.result import Result
 from dss_locks import metrics
+from dss_locks.answers import (
+    AcquireAnswer,
+    AuditAnswer,
+    CheckAnswer,
+    ForceReleaseAnswer,
+    GraphAnswer,
+    ReleaseAnswer,
+    RenewAnswer,
+    SessionAnswer,
+    SessionCloseAnswer,
+    SessionRenewAnswer,
+    StatusAnswer,
+)
 from dss_locks.core import inspection
 from dss_locks.core.commands import (
     Acquire,
@@ -29,85 +40,6 @@ from dss_locks.core.table import LockTable
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
-
-
-class AcquireAnswer(msgspec.Struct):
-    #: grows with every grant that excludes an earlier one; hand it to the resource the lock protects
-    fencing_token: int
-    #: null: until released
-    expires_in_ms: int | None
-    #: the client held it already: the lease starts anew, the token is the same
-    reentrant: bool
-    #: for `keys`: the token of each key
-    fencing_tokens: dict[str, int] | None = None
-    #: how long it queued; absent when it did not
-    waited_ms: int | None = None
-
-
-class ReleaseAnswer(msgspec.Struct):
-    #: false: there was nothing to release
-    released: bool
-    held_ms: int | None = None
-    #: for `keys`: those that were released
-    released_keys: list[str] | None = None
-
-
-class RenewAnswer(msgspec.Struct):
-    fencing_token: int
-    expires_in_ms: int | None
-
-
-class ForceReleaseAnswer(msgspec.Struct):
-    released: bool
-    #: who lost it: `client`, `fencing_token`
-    holders: list[dict[str, Any]]
-
-
-class SessionAnswer(msgspec.Struct):
-    #: give it to `acquire`
-    session: str
-    expires_in_ms: int
-
-
-class SessionRenewAnswer(msgspec.Struct):
-    expires_in_ms: int
-    keys_held: int
-
-
-class SessionCloseAnswer(msgspec.Struct):
-    #: false: there was no such session (any more)
-    closed: bool
-    released_keys: list[str]
-
-
-class CheckAnswer(msgspec.Struct):
-    valid: bool
-    #: highest token of the present holders; 0: nobody holds the key
-    current: int
-
-
-class StatusAnswer(msgspec.Struct):
-    key: str
-    locked: bool
-    mode: str | None
-    holders: list[dict[str, Any]]
-    holder_count: int
-    waiters: list[dict[str, Any]]
-    waiter_count: int
-    #: while the key is kept back (`lock_delay_ms`): `lost_by`, `keeps_out` ("everybody" or "exclusive"), `left_ms`, `delay_ms`
-    delay: dict[str, Any] | None
-    #: with `client`: its `position`, the `holders` or the `delay` in the way, and the `chain` up to somebody who does not wait
-    why: dict[str, Any] | None = None
-
-
-class GraphAnswer(msgspec.Struct):
-    nodes: list[dict[str, Any]]
-    edges: list[dict[str, Any]]
-    truncated: bool
-
-
-class AuditAnswer(msgspec.Struct):
-    forced: list[dict[str, Any]]
 
 
 async def acquire(node: Node, request: Acquire) -> Result:

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, cast
-
-import msgspec
+from typing import TYPE_CHECKING, Any, cast
 
 from dss_api.errors import Refused
 from dss_api.operation import Feed, Subscription
 from dss_api.result import Result
+from dss_locks.answers import LockEvent, SessionEndedAnswer, SessionEvent, StateKind
 from dss_locks.core.commands import CloseSession, KeepSession, RenewSession, StartSession, Watch
-from dss_locks.watching import SERVICE, LockEvent, LockWatchers, StateKind
+from dss_locks.watching import SERVICE, LockWatchers
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
 
 #: A session is renewed after a third of its lease, so two attempts may fail.
 RENEWALS_PER_LEASE = 3
-
-
-class SessionEvent(msgspec.Struct, omit_defaults=True):
-    """Sent when the session starts and at each renewal. If none arrives for `expires_in_ms`, assume that the locks are lost."""
-
-    kind: Literal["started", "renewed"]
-    #: pass it to `locks.acquire`
-    session: str
-    expires_in_ms: int
-    index: int
 
 
 async def watch(node: Node, request: Watch, feed: Feed) -> Result:
@@ -109,6 +98,7 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         request=KeepSession,
         handle=keep_session,
         event=SessionEvent,
+        answer=SessionEndedAnswer,
         summary="Make this connection a session",
         description=(
             "Starts a session, sends its id, and renews it while the connection is open. Its locks are released immediately when "

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
-
-import msgspec
+from typing import TYPE_CHECKING, Any, cast
 
 from dss_api.errors import Refused
+from dss_locks.answers import LockEvent, StateKind
 from dss_locks.core import inspection
 from dss_locks.core.commands import Watch
-from dss_locks.core.state import LockChanged, LockEventKind, SessionEnded
+from dss_locks.core.state import LockChanged, SessionEnded
 from dss_locks.core.table import LockTable
 
 if TYPE_CHECKING:
@@ -36,35 +35,6 @@ STATE_ROWS_MAX = 25_000
 PART_ROWS = 500
 #: Keys that are scanned in one turn of the event loop, for a prefix or a client.
 SCAN_KEYS = 20_000
-
-StateKind = Literal["state", "resync"]
-
-
-class LockEvent(msgspec.Struct, omit_defaults=True):
-    """What a watch sends. A change has the fields of `state.LockChanged`; "state" and "resync" have `locks` and `more`."""
-
-    #: "state": the state at the beginning; "resync": the state now, which replaces everything that was sent before
-    kind: LockEventKind | StateKind
-    #: the Raft index of the change or of the state
-    index: int
-    key: str = ""
-    client: str = ""
-    mode: str = ""
-    fencing_token: int = 0
-    #: identifies a queue entry: the same in `queued`, `dequeued` and the waiters of a state
-    place: int = 0
-    #: granted: "", "upgraded", "downgraded", "cancelled"; dequeued: "granted" or why not; refused: "deadlock";
-    #: released: "", "session_closed", "cancelled"; lost: "expired", "session_lost", "forced"
-    reason: str = ""
-    #: the reason given for a forced release
-    detail: str = ""
-    held_ms: int = 0
-    #: the lock delay of a lost key
-    delay_ms: int = 0
-    #: in the format of `GET /lock/status`
-    locks: list[dict[str, Any]] | None = None
-    #: the state continues in the next event
-    more: bool = False
 
 
 class LockWatchers:
@@ -201,7 +171,8 @@ class LockWatch:
         found.update(self._changed_keys)
         index = self._watchers.node.applied_index
         for part, more in self._parts(found, now_ms()):
-            self._feed.push(LockEvent(kind, index, locks=part, more=more))
+            # Rows, not Structs: tests check their fields. Converting thousands of them would prolong this turn of the loop.
+            self._feed.push(LockEvent(kind, index, locks=part, more=more))  # type: ignore[arg-type]
         self._changed_keys = None
 
     async def _keys(self) -> dict[str, None]:

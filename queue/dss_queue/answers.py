@@ -1,123 +1,210 @@
-"""What the calls of the queue answer: the OpenAPI document is made from these."""
+"""What the operations of the queue answer, field by field."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from dss_api.answer import Answer, Part, RaftIndex
 from dss_queue.core.commands import TopicSettings
 
+#: As published; null: none. Kept and sent as JSON text, like `value`.
+Headers = Annotated[Any, msgspec.Meta(extra_json_schema={"type": ["object", "null"], "additionalProperties": {"type": "string"}})]
 
-class Published(msgspec.Struct):
+
+class Published(Part):
     msg_id: str
     partition: int
     #: a message with the same dedup_id was there already; this is its id
     duplicate: bool
 
 
-class PublishAnswer(msgspec.Struct):
+class PublishAnswer(Answer, kw_only=True):
     #: with `messages` in the call, only that list
-    msg_id: str | None = None
-    partition: int | None = None
-    duplicate: bool | None = None
-    messages: list[Published] | None = None
+    msg_id: str | UnsetType = UNSET
+    partition: int | UnsetType = UNSET
+    duplicate: bool | UnsetType = UNSET
+    messages: list[Published] | UnsetType = UNSET
+    index: RaftIndex
 
 
-class Delivered(msgspec.Struct):
-    msg_id: str | None
+class Delivered(Part):
+    msg_id: str
+    #: any JSON
     value: Any
     key: str
-    headers: dict[str, str] | None
+    headers: Headers
     partition: int
-    #: names this delivery in ack, nack and extend
+    #: identifies this delivery in ack, nack and extend
     receipt: str
     #: 1 for the first delivery
     attempt: int
     delivered_ms: int
-    #: the message goes to somebody else then, unless it is acked or extended
+    #: the message is delivered to another consumer then, unless it is acked or extended
     visible_until_ms: int
     published_ms: int
 
 
-class ConsumeAnswer(msgspec.Struct):
-    #: null: there was nothing
-    msg_id: str | None = None
-    value: Any = None
-    key: str | None = None
-    headers: dict[str, str] | None = None
-    partition: int | None = None
-    receipt: str | None = None
-    attempt: int | None = None
-    delivered_ms: int | None = None
-    visible_until_ms: int | None = None
-    published_ms: int | None = None
-    #: why there was nothing: no_messages, all_in_flight, delayed, key_blocked
-    empty_reason: str | None = None
+class ConsumeAnswer(Answer, kw_only=True):
+    #: null: there was no message
+    msg_id: str | UnsetType | None = UNSET
+    value: Any = UNSET
+    key: str | UnsetType = UNSET
+    headers: Headers = UNSET
+    partition: int | UnsetType = UNSET
+    receipt: str | UnsetType = UNSET
+    attempt: int | UnsetType = UNSET
+    delivered_ms: int | UnsetType = UNSET
+    visible_until_ms: int | UnsetType = UNSET
+    published_ms: int | UnsetType = UNSET
     #: with `max_messages` in the call, instead of the fields of one message
-    messages: list[Delivered] | None = None
+    messages: list[Delivered] | UnsetType = UNSET
+    #: why there was no message: no_messages, all_in_flight, delayed, key_blocked
+    empty_reason: str | UnsetType = UNSET
+    index: RaftIndex
 
 
-class AckResult(msgspec.Struct):
+class AckResult(Part):
     msg_id: str
     acked: bool
     #: "stale_receipt" when another consumer has it
-    code: str | None = None
+    code: str | UnsetType = UNSET
 
 
-class AckAnswer(msgspec.Struct):
+class AckAnswer(Answer, kw_only=True):
     #: false: it was done already (a repeat is harmless), or with `msg_ids`: not all were acked
     acked: bool
-    #: with `msg_ids`
-    results: list[AckResult] | None = None
     #: with `publish`
-    published: list[Published] | None = None
+    published: list[Published] | UnsetType = UNSET
     #: with `publish` or `release`: for each lock whether there was anything to release
-    released: list[bool] | None = None
+    released: list[bool] | UnsetType = UNSET
+    #: with `msg_ids`
+    results: list[AckResult] | UnsetType = UNSET
+    index: RaftIndex
 
 
-class NackAnswer(msgspec.Struct):
+class NackAnswer(Answer, kw_only=True):
     #: false: the message was not in flight
     nacked: bool
     #: it went to the dead letters
     dead: bool
+    index: RaftIndex
 
 
-class ExtendAnswer(msgspec.Struct):
+class ExtendAnswer(Answer, kw_only=True):
     msg_id: str
     visible_until_ms: int
+    index: RaftIndex
 
 
-class StatsAnswer(msgspec.Struct):
-    #: without `topic` in the call: one line for each topic
-    topics: list[dict[str, Any]] | None = None
-    topic_count: int | None = None
-    topic: str | None = None
-    exists: bool | None = None
-    messages: int | None = None
-    bytes: int | None = None
-    published: int | None = None
-    expired: int | None = None
-    dead: int | None = None
-    group_count: int | None = None
-    oldest_age_ms: int | None = None
-    publish_per_second: float | None = None
-    settings: dict[str, int] | None = None
-    #: per group: ready, delayed, in_flight, dead, waiters, oldest_age_ms, totals, and rates over ten seconds
-    groups: list[dict[str, Any]] | None = None
-
-
-class PeekAnswer(msgspec.Struct):
-    messages: list[dict[str, Any]]
-
-
-class TopicAnswer(TopicSettings, kw_only=True):
+class TopicStats(Part):
     topic: str
+    messages: int
+    bytes: int
+    published: int
+    oldest_age_ms: int
+    dead: int
+    group_count: int
 
 
-class RedriveAnswer(msgspec.Struct):
+class GroupStats(Part):
+    group: str
+    ready: int
+    delayed: int
+    in_flight: int
+    #: dead letters
+    dead: int
+    #: consumers that wait for a message
+    waiters: int
+    oldest_age_ms: int
+    #: totals, since the group exists
+    delivered: int
+    redelivered: int
+    acked: int
+    #: dead letters by reason
+    dead_total: dict[str, int]
+    #: over ten seconds
+    deliver_per_second: float
+    ack_per_second: float
+
+
+class StatsAnswer(Answer, kw_only=True):
+    #: without `topic` in the call: one line for each topic
+    topics: list[TopicStats] | UnsetType = UNSET
+    topic_count: int | UnsetType = UNSET
+    topic: str | UnsetType = UNSET
+    messages: int | UnsetType = UNSET
+    bytes: int | UnsetType = UNSET
+    published: int | UnsetType = UNSET
+    oldest_age_ms: int | UnsetType = UNSET
+    dead: int | UnsetType = UNSET
+    group_count: int | UnsetType = UNSET
+    exists: bool | UnsetType = UNSET
+    expired: int | UnsetType = UNSET
+    #: over ten seconds
+    publish_per_second: float | UnsetType = UNSET
+    settings: TopicSettings | UnsetType = UNSET
+    groups: list[GroupStats] | UnsetType = UNSET
+
+
+class Ended(Part):
+    """A delivery that ended without an ack."""
+
+    attempt: int
+    delivered_ms: int
+    ended_ms: int
+    #: nack, timeout, gone (the consumer hung up before it was answered), silent, rejected (nack with `dead`)
+    reason: str
+    #: the node that the consumer called
+    node: str
+
+
+class PeekedMessage(Part, kw_only=True):
+    msg_id: str
+    value: Any
+    headers: Headers
+    key: str
+    partition: int
+    published_ms: int
+    #: until its delay is over; not for dead letters
+    delayed_for_ms: int | UnsetType = UNSET
+    #: with `group`: ready, delayed, in_flight or dead
+    state: str | UnsetType = UNSET
+    #: when it became a dead letter
+    dead_ms: int | UnsetType = UNSET
+    #: why it became a dead letter
+    reason: str | UnsetType = UNSET
+    attempt: int | UnsetType = UNSET
+    #: while it is in flight
+    visible_until_ms: int | UnsetType = UNSET
+    #: the node of the consumer that has it
+    node: str | UnsetType = UNSET
+    history: list[Ended] | UnsetType = UNSET
+
+
+class PeekAnswer(Answer, kw_only=True):
+    messages: list[PeekedMessage]
+
+
+class TopicAnswer(Answer, kw_only=True):
+    """The topic's settings, see `TopicSettings`."""
+
+    topic: str
+    max_attempts: int
+    backoff_ms: int
+    retention_ms: int
+    dedup_window_ms: int
+    max_bytes: int
+    index: RaftIndex
+
+
+class RedriveAnswer(Answer, kw_only=True):
     redriven: int
+    index: RaftIndex
 
 
-class PurgeAnswer(msgspec.Struct):
+class PurgeAnswer(Answer, kw_only=True):
     purged: int
+    index: RaftIndex

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from dss_queue import metrics
+from dss_queue.answers import Delivered
 from dss_queue.core import inspection
 
 
@@ -26,10 +27,17 @@ def count_delivered(counters: metrics.TopicCounters, messages: list[dict[str, An
         counters.redelivered.inc(again)
 
 
-def shown(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as the client sees it: its JSON goes into the answer as it is."""
-    return {
-        **message,
-        "value": msgspec.Raw(message["value"]),
-        "headers": inspection.json_text(message["headers"]),
-    }
+def delivered(message: dict[str, Any]) -> Delivered:
+    """A message of a consume's result as the client gets it: its JSON is sent unchanged."""
+    return Delivered(
+        msg_id=message["msg_id"],
+        value=msgspec.Raw(message["value"]),
+        key=message["key"],
+        headers=inspection.json_text(message["headers"]),
+        partition=message["partition"],
+        receipt=message["receipt"],
+        attempt=message["attempt"],
+        delivered_ms=message["delivered_ms"],
+        visible_until_ms=message["visible_until_ms"],
+        published_ms=message["published_ms"],
+    )

@@ -1,12 +1,13 @@
-"""What the doors offer of the queue."""
+"""The operations of the queue."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
+from msgspec import UNSET
 
 from dss_api.errors import Refused
 from dss_api.operation import Operation
@@ -34,7 +35,7 @@ from dss_queue.core.commands import (
     StatsQuery,
 )
 from dss_queue.core.partitions import ring
-from dss_queue.delivering import count_delivered, shown
+from dss_queue.delivering import count_delivered, delivered
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -46,7 +47,7 @@ _ACK_FIELDS = AckFields.__struct_fields__
 # ------------------------------------------------------------------ publish
 
 
-async def publish(node: Node, request: PublishRequest) -> Result:
+async def publish(node: Node, request: PublishRequest) -> Result | answers.PublishAnswer:
     """Answered when the messages are on the disks of a majority."""
     several = request.messages is not None
     requests: Sequence[MessageRequest | PublishRequest] = request.messages if request.messages is not None else (request,)
@@ -56,7 +57,9 @@ async def publish(node: Node, request: PublishRequest) -> Result:
         return result
     published = result.body["messages"]
     metrics.of_topic(request.topic).published.inc(sum(not one["duplicate"] for one in published))
-    return Result({"messages": published} if several else published[0], "", result.index)
+    if several:
+        return answers.PublishAnswer(messages=[answers.Published(**one) for one in published], index=result.index)
+    return answers.PublishAnswer(**published[0], index=result.index)
 
 
 def _new_message(node: Node, topic: str, request: MessageRequest | PublishRequest) -> NewMessage:
@@ -75,7 +78,7 @@ def _new_message(node: Node, topic: str, request: MessageRequest | PublishReques
 # ------------------------------------------------------------------ consume
 
 
-async def consume(node: Node, request: ConsumeRequest) -> Result:
+async def consume(node: Node, request: ConsumeRequest) -> Result | answers.ConsumeAnswer:
     """Answered at once, when a message comes, or when `timeout_ms` is over."""
     visibility_ms = request.visibility_ms
     command = Consume(
@@ -100,20 +103,38 @@ async def consume(node: Node, request: ConsumeRequest) -> Result:
         return result
     messages = result.body["messages"]
     count_delivered(counters, messages)
-    delivered = [shown(message) for message in messages]
+    empty_reason = result.body["empty_reason"] if not messages else UNSET
     if request.max_messages is not None:
-        body: dict[str, Any] = {"messages": delivered}
+        several = [delivered(message) for message in messages]
+        return answers.ConsumeAnswer(messages=several, empty_reason=empty_reason, index=result.index)
+    if not messages:
+        return answers.ConsumeAnswer(msg_id=None, value=None, empty_reason=empty_reason, index=result.index)
+    message = messages[0]
+    return answers.ConsumeAnswer(
+        msg_id=message["msg_id"],
+        value=msgspec.Raw(message["value"]),
+        key=message["key"],
+        headers=inspection.json_text(message["headers"]),
+        partition=message["partition"],
+        receipt=message["receipt"],
+        attempt=message["attempt"],
+        delivered_ms=message["delivered_ms"],
+        visible_until_ms=message["visible_until_ms"],
+        published_ms=message["published_ms"],
+        index=result.index,
+    )
+
+
+async def give_back(node: Node, request: ConsumeRequest, answer: answers.ConsumeAnswer) -> None:
+    """The client disconnected before it was answered: its messages go back to the group immediately."""
+    if answer.messages is not UNSET:
+        held = {one.msg_id: one.receipt for one in answer.messages}
+    elif answer.msg_id:
+        assert answer.receipt is not UNSET
+        held = {answer.msg_id: answer.receipt}
     else:
-        body = delivered[0] if delivered else {"msg_id": None, "value": None}
-    if not delivered:
-        body["empty_reason"] = result.body["empty_reason"]
-    return Result(body, "", result.index)
-
-
-async def give_back(node: Node, request: ConsumeRequest, result: Result) -> None:
-    """The client had gone before it could be answered: its messages go to somebody else at once."""
-    messages = result.body.get("messages") or ([result.body] if result.body.get("msg_id") else [])
-    await push.give_back(node, request.topic, request.group, {one["msg_id"]: one["receipt"] for one in messages})
+        return
+    await push.give_back(node, request.topic, request.group, held)
 
 
 # ------------------------------------------------------ ack, nack, extend …
@@ -166,7 +187,10 @@ async def peek(node: Node, request: PeekQuery) -> Result:
     if request.consistency == "linearizable":
         await node.read_index()
     lines = inspection.peek(_broker(node), request.topic, request.group, request.dead, request.limit, node.now_ms())
-    return Result({"messages": [shown(line) for line in lines]})
+    for line in lines:
+        line["value"] = msgspec.Raw(line["value"])
+        line["headers"] = inspection.json_text(line["headers"])
+    return Result({"messages": lines})
 
 
 def _broker(node: Node) -> Broker:

@@ -21,7 +21,7 @@ from dss_queue.config import config_of
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Consume, Nack, Subscribe
 from dss_queue.core.records import message_number, receipt_of
-from dss_queue.delivering import count_delivered, shown
+from dss_queue.delivering import count_delivered, delivered
 from dss_queue.metrics import of_topic
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                 if messages:
                     count_delivered(counters, messages)
                 for message in messages:
-                    feed.push(shown(message))
+                    feed.push(delivered(message))
         finally:
             await give_back(node, request.topic, request.group, subscriber.held)
 

@@ -1,8 +1,8 @@
-"""What the doors offer of the node itself: is it well, who leads, who belongs to the cluster."""
+"""The operations of the node itself: health, leadership, membership."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -10,6 +10,7 @@ from dss_api.errors import Refused
 from dss_api.fields import Fields, Name
 from dss_api.operation import Operation
 from dss_api.result import Result
+from dss_raft.answers import Campaigning, Health, Leader, Members, Ready, Status, Transferred
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -45,117 +46,44 @@ class RemoveMember(Fields):
     id: NodeId
 
 
-# ------------------------------------------------------------------- answers
-
-
-class Health(msgspec.Struct):
-    node: str
-
-
-class Ready(msgspec.Struct):
-    node: str
-    leader_id: str
-    applied_index: int
-
-
-class Leader(msgspec.Struct):
-    #: null while none is known
-    leader_id: str | None
-    node: str
-
-
-class Role(msgspec.Struct):
-    code: Annotated[int, msgspec.Meta(description="0 follower, 1 candidate, 2 leader, 3 learner")]
-    name: str
-
-
-class MemberState(msgspec.Struct):
-    id: str
-    url: str
-    learner: bool
-    up: bool
-
-
-class PeerState(msgspec.Struct):
-    id: str
-    match_index: int
-    next_index: int
-    state: str
-    last_contact_ms: int | None
-    suspected: bool
-
-
-class Status(msgspec.Struct):
-    node: str
-    term: int
-    state: Role
-    leader_id: str | None
-    commit_index: int
-    last_applied: int
-    log_len: int
-    snapshot_index: int
-    members: list[MemberState]
-    peers: Annotated[list[PeerState], msgspec.Meta(description="what this node, as leader, knows of the others")]
-    boot: Annotated[int, msgspec.Meta(description="starts of this node")]
-    pending: Annotated[int, msgspec.Meta(description="calls under way")]
-    waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]
-
-
-class Done(msgspec.Struct):
-    node: str
-
-
-class Transferred(msgspec.Struct):
-    leader_id: str
-
-
-class Members(msgspec.Struct):
-    members: list[MemberState]
-
-
 # ------------------------------------------------------------------- handlers
 
 
-async def health(node: Node, request: Nothing) -> Result:
-    return Result({"node": node.node_id})
+async def health(node: Node, request: Nothing) -> Health:
+    return Health(node=node.node_id)
 
 
-async def ready(node: Node, request: Nothing) -> Result:
+async def ready(node: Node, request: Nothing) -> Ready:
     if not node.leader_id:
         raise Refused("not_ready", "this node knows no leader", node=node.node_id)
     if not node.is_ready:
         raise Refused("not_ready", f"applied {node.applied_index} of {node.commit_index} entries", node=node.node_id)
-    return Result({"node": node.node_id, "leader_id": node.leader_id, "applied_index": node.applied_index})
+    return Ready(node=node.node_id, leader_id=node.leader_id, applied_index=node.applied_index)
 
 
 async def status(node: Node, request: Nothing) -> Result:
     return Result(node.status())
 
 
-async def leader(node: Node, request: Nothing) -> Result:
-    return Result({"leader_id": node.leader_id or None, "node": node.node_id})
+async def leader(node: Node, request: Nothing) -> Leader:
+    return Leader(leader_id=node.leader_id or None, node=node.node_id)
 
 
-async def start_election(node: Node, request: StartElection) -> Result:
+async def start_election(node: Node, request: StartElection) -> Campaigning:
     await node.start_election(request.force)
-    return Result({"node": node.node_id})
+    return Campaigning(node=node.node_id)
 
 
 async def transfer(node: Node, request: Transfer) -> Result:
-    return _done(await node.transfer(request.to))
+    return Result(await node.transfer(request.to))
 
 
 async def add_member(node: Node, request: AddMember) -> Result:
-    return _done(await node.add_member(request.id, request.url))
+    return Result(await node.add_member(request.id, request.url))
 
 
 async def remove_member(node: Node, request: RemoveMember) -> Result:
-    return _done(await node.remove_member(request.id))
-
-
-def _done(answer: dict[str, Any]) -> Result:
-    body = dict(answer)
-    return Result(body, index=body.pop("index", 0))
+    return Result(await node.remove_member(request.id))
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -211,7 +139,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/raft/start_election",
         request=StartElection,
         handle=start_election,
-        answer=Done,
+        answer=Campaigning,
         summary="Make this node campaign",
         description="Without `force` a live leader stays: the others refuse the pre-vote. With it it raises the term at once.",
         tag="Raft",

@@ -36,8 +36,8 @@ class Client:
         return await ops.add(self.node, AddRequest(key=key, value=msgspec.Raw(msgspec.json.encode(value)), **fields))
 
     async def get(self, key):
-        body = (await ops.get(self.node, GetRequest(key=key))).body
-        return {**body, "value": msgspec.json.decode(body["value"])}
+        answer = await ops.get(self.node, GetRequest(key=key))
+        return {**msgspec.structs.asdict(answer), "value": msgspec.json.decode(answer.value)}
 
     async def delete(self, key, **fields):
         return await ops.delete(self.node, Delete(key=key, **fields))
@@ -205,7 +205,7 @@ async def test_several_keys_in_one_call(cluster, one, two):
     assert result.body["items"][5]["code"] == "version_conflict"
     entries = len(cluster.log)
     got = await ops.mget(two.node, GetManyRequest(keys=["k3", "k1", "none", "k3"]))
-    assert [(i["key"], bytes(i["value"]), i["found"]) for i in got.body["items"]] == [
+    assert [(i.key, bytes(i.value), i.found) for i in got.items] == [
         ("k3", b"3", True),
         ("k1", b"1", True),
         ("none", b"null", False),
@@ -250,7 +250,7 @@ async def test_stats(cluster, one, two):
     await one.get("k")
     await two.get("k")
     await two.put("k", 2)
-    first = (await ops.stats(one.node, StatsQuery())).body
+    first = msgspec.structs.asdict(await ops.stats(one.node, StatsQuery()))
     assert (first["hits"], first["misses"], first["puts"], first["invalidations"], first["keys"]) == (1, 0, 1, 1, 1)
-    second = (await ops.stats(two.node, StatsQuery())).body
+    second = msgspec.structs.asdict(await ops.stats(two.node, StatsQuery()))
     assert (second["hits"], second["misses"], second["puts"], second["items"]) == (0, 1, 1, 1)

@@ -23,8 +23,8 @@ class Client:
         return (await ops.put(self.cluster.nodes[node], request)).body["version"]
 
     async def get(self, node, key):
-        body = (await ops.get(self.cluster.nodes[node], GetRequest(key=key))).body
-        return {**body, "value": msgspec.json.decode(body["value"])}
+        answer = await ops.get(self.cluster.nodes[node], GetRequest(key=key))
+        return {**msgspec.structs.asdict(answer), "value": msgspec.json.decode(answer.value)}
 
     async def value(self, node, key):
         return (await self.get(node, key))["value"]

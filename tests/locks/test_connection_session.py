@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from dss_api.errors import Refused
+from dss_locks.answers import SessionEvent
 from dss_locks.core.commands import Acquire, CloseSession, KeepSession
 from dss_locks.core.state import LockLimits
-from dss_locks.subscriptions import SessionEvent, keep_session
+from dss_locks.subscriptions import keep_session
 from dss_locks.watching import LockWatchers
 from dss_raft.replication.machine import Origin
 

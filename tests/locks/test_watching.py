@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from dss_api.errors import Refused
 from dss_locks import watching
+from dss_locks.answers import LockEvent
 from dss_locks.core.commands import Acquire, CloseSession, ForceRelease, Release, StartSession, Watch
 from dss_locks.core.holdings import MODES
 from dss_locks.core.state import LockChanged
 from dss_locks.subscriptions import watch
-from dss_locks.watching import LockEvent, LockWatchers
+from dss_locks.watching import LockWatchers
 from dss_raft.replication.machine import Origin
 
 _spec = importlib.util.spec_from_file_location("observer", Path(__file__).with_name("observer.py"))
@@ -51,7 +52,7 @@ class Client:
             assert event.index > self.index, "older than the state"
             self.view.see(event)
             return
-        self.state = [*(self.state or []), *event.locks]
+        self.state = [*(self.state or []), *msgspec.to_builtins(event.locks)]
         if not event.more:
             self.view.begin(self.state)
             self.index, self.state = event.index, None
@@ -100,7 +101,7 @@ async def test_the_state_comes_first_and_then_the_changes(node, begin):
     client = await begin(key="k")
     (state,) = client.events
     assert (state.kind, state.index, state.more) == ("state", node.index, False)
-    (lock,) = state.locks
+    (lock,) = msgspec.to_builtins(state.locks)
     assert [(h["client"], h["fencing_token"]) for h in lock["holders"]] == [("a", granted.index)]
     assert [(w["client"], w["place"]) for w in lock["waiters"]] == [("b", 1)]
     await node.submit(Release(key="k", client="a"))
@@ -111,7 +112,7 @@ async def test_the_state_comes_first_and_then_the_changes(node, begin):
 
 async def test_the_state_includes_named_keys_that_are_free(begin):
     client = await begin(keys=["k1", "k2"])
-    assert [(lock["key"], lock["locked"]) for lock in client.events[0].locks] == [("k1", False), ("k2", False)]
+    assert [(lock.key, lock.locked) for lock in client.events[0].locks] == [("k1", False), ("k2", False)]
 
 
 async def test_a_watch_gets_only_the_changes_that_it_watches(node, begin):
@@ -205,7 +206,7 @@ async def test_a_key_released_while_the_state_is_read_is_not_in_it(node, watch_s
     client = await watch_slowly(prefix="k")
     await node.submit(Release(key="k1", client="a"))
     await turns()
-    assert [lock["key"] for lock in client.events[0].locks] == ["k2", "k3"]
+    assert [lock.key for lock in client.events[0].locks] == ["k2", "k3"]
 
 
 async def test_a_snapshot_that_arrives_while_the_state_is_read(node, watch_slowly):

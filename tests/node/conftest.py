@@ -15,6 +15,7 @@ from django.conf import settings
 from django.test import Client, override_settings
 
 from dss_api import running
+from dss_api.answer import Answer, RaftIndex
 from dss_api.errors import Refused
 from dss_api.fields import Fields, Name, OptionalName, WaitMs, check_name
 from dss_api.guard import Guard
@@ -68,9 +69,23 @@ class Remove(Fields):
     id: Name
 
 
-class Answer(msgspec.Struct):
-    key: str = ""
-    value: msgspec.Raw | None = None
+class PutAnswer(Answer, kw_only=True):
+    key: str
+    value: msgspec.Raw
+    ttl_ms: int
+    force: bool
+    index: RaftIndex
+
+
+class GetAnswer(Answer, kw_only=True):
+    key: str
+    tags: list[str]
+    limit: int
+
+
+class RemoveAnswer(Answer, kw_only=True):
+    id: str
+    index: RaftIndex
 
 
 @dataclass
@@ -100,18 +115,18 @@ async def put(node: FakeNode, request: Put) -> Result:
     return Result({"key": request.key, "value": request.value, "ttl_ms": request.ttl_ms, "force": request.force}, index=7)
 
 
-async def get(node: FakeNode, request: Get) -> Result:
-    return Result({"key": request.key, "tags": request.tags, "limit": request.limit})
+async def get(node: FakeNode, request: Get) -> GetAnswer:
+    return GetAnswer(key=request.key, tags=request.tags, limit=request.limit)
 
 
-async def wait(node: FakeNode, request: Wait) -> Result:
+async def wait(node: FakeNode, request: Wait) -> Answer:
     node.waiting.set()
     try:
         await asyncio.sleep(request.wait_ms / 1000)
     except asyncio.CancelledError:
         node.cancelled.append("wait")
         raise
-    return Result({})
+    return Answer()
 
 
 async def refuse(node: FakeNode, request: Refuse) -> Result:
@@ -126,14 +141,16 @@ async def remove(node: FakeNode, request: Remove) -> Result:
     return Result({"id": request.id}, index=8)
 
 
-def _operation(name: str, method: str, path: str, request: Any, handle: Any, **more: Any) -> Operation:
+def _operation(
+    name: str, method: str, path: str, request: Any, handle: Any, answer: type[Answer] = Answer, **more: Any
+) -> Operation:
     return Operation(
         name=name,
         method=method,
         path=path,
         request=request,
         handle=handle,
-        answer=Answer,
+        answer=answer,
         summary=f"Do {name}",
         tag="Demo",
         **more,
@@ -141,12 +158,12 @@ def _operation(name: str, method: str, path: str, request: Any, handle: Any, **m
 
 
 DEMO = (
-    _operation("demo.put", "POST", "/demo/put", Put, put, example={"key": "colour", "value": {"is": "blue"}}),
-    _operation("demo.get", "GET", "/demo/get", Get, get, example={"key": "colour"}),
-    _operation("demo.get_post", "POST", "/demo/get", Get, get, example={"key": "colour"}),
+    _operation("demo.put", "POST", "/demo/put", Put, put, PutAnswer, example={"key": "colour", "value": {"is": "blue"}}),
+    _operation("demo.get", "GET", "/demo/get", Get, get, GetAnswer, example={"key": "colour"}),
+    _operation("demo.get_post", "POST", "/demo/get", Get, get, GetAnswer, example={"key": "colour"}),
     _operation("demo.wait", "POST", "/demo/wait", Wait, wait),
     _operation("demo.refuse", "POST", "/demo/refuse", Refuse, refuse, problems=("held",)),
-    _operation("demo.remove", "DELETE", "/demo/things/{id}", Remove, remove),
+    _operation("demo.remove", "DELETE", "/demo/things/{id}", Remove, remove, RemoveAnswer),
     _operation("demo.open", "GET", "/open", Wait, wait, guarded=False),
 )
 

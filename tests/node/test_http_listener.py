@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 import pytest
 
 from dss_api.fields import Fields
@@ -20,7 +19,6 @@ from dss_api.http_listener import HttpListener
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath
 from dss_api.operation import Operation
-from dss_api.result import Result
 
 PATIENCE_S = 20
 LIMITS = HttpLimits(body_bytes_max=4096)
@@ -30,7 +28,7 @@ class Echo(Fields):
     text: str = ""
 
 
-class Echoed(msgspec.Struct):
+class Echoed(Answer, kw_only=True):
     text: str
 
 
@@ -55,21 +53,21 @@ class World:
     given_back: asyncio.Event = field(default_factory=asyncio.Event)
     called: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def echo(self, node: Any, request: Echo) -> Result:
+    async def echo(self, node: Any, request: Echo) -> Echoed:
         self.handled.append(request.text)
         self.called.set()
-        return Result({"text": request.text})
+        return Echoed(text=request.text)
 
-    async def wait(self, node: Any, request: Echo) -> Result:
+    async def wait(self, node: Any, request: Echo) -> Echoed:
         self.waiting.set()
         try:
             await self.proceed.wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        return Result({"text": request.text})
+        return Echoed(text=request.text)
 
-    async def undo(self, node: Any, request: Echo, result: Result) -> None:
+    async def undo(self, node: Any, request: Echo, answer: Echoed) -> None:
         self.undone.append(request.text)
         self.given_back.set()
 
@@ -100,7 +98,7 @@ class Taken:
 
 
 @dataclass
-class Answer:
+class Response:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -124,13 +122,13 @@ class Client:
             lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
         self.send("\r\n".join([*lines, "", ""]).encode() + data)
 
-    async def answer(self) -> Answer:
+    async def answer(self) -> Response:
         async with asyncio.timeout(PATIENCE_S):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status, *lines = head.strip().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             body = await self.reader.readexactly(int(headers.get("content-length", 0)))
-            return Answer(int(status.split()[1]), headers, body)
+            return Response(int(status.split()[1]), headers, body)
 
     async def ends(self) -> bytes:
         """What comes until the server closes the connection."""

@@ -10,6 +10,10 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from dss_api import json_fast_path as lane_module
+from dss_api.answer import Answer, Part
+from dss_api.codec import AnswerEncoder
+from dss_api.result import Result
+from dss_api.routes import Routes
 
 
 class Client:
@@ -109,4 +113,56 @@ def test_calls_are_counted_by_operation_and_status(doors: Any) -> None:
 
 def test_two_operations_at_one_place_are_refused(demo_operations: Any) -> None:
     with pytest.raises(ValueError, match="two operations at POST /demo/put"):
-        lane_module.Routes([*demo_operations, demo_operations[0]])
+        Routes([*demo_operations, demo_operations[0]])
+
+
+@pytest.mark.parametrize(
+    ("body", "index", "error"),
+    [
+        ({"id": "a"}, 0, "Missing required argument 'index'"),
+        ({}, 8, "Missing required argument 'id'"),
+        ({"id": "a", "colour": "red"}, 8, "Unexpected keyword argument 'colour'"),
+    ],
+)
+def test_an_answer_that_differs_from_its_declaration_is_never_sent(
+    doors: Any, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], index: int, error: str
+) -> None:
+    async def remove(node: Any, request: Any) -> Result:
+        return Result(body, index=index)
+
+    monkeypatch.setattr(doors.lane_app.routes.by_name["demo.remove"], "handle", remove)
+    with capture_logs() as events:
+        reply = doors.lane("DELETE", "/demo/things/a")
+    assert (reply.status, reply.document["code"]) == (500, "internal")
+    assert [(event["event"], event["operation"], event["error"]) for event in events] == [
+        ("api.undeclared_answer", "demo.remove", error)
+    ]
+
+
+class Named(Part):
+    name: str
+
+
+class ListAnswer(Answer, kw_only=True):
+    parts: list[Named]
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (Result({"parts": [{"name": "a"}, {"name": "b", "size": 1}]}), "unknown field `size` - at `$.parts[1]`"),
+        (Result({"parts": [{}]}), "missing required field `name` - at `$.parts[0]`"),
+        (Result({"parts": [{"name": 1}]}), "Expected `str`, got `int` - at `$.parts[0].name`"),
+        (Answer(), "expected ListAnswer, got Answer"),
+    ],
+)
+def test_parts_of_an_answer_are_checked_too(result: Result | Answer, error: str) -> None:
+    with capture_logs() as events:
+        answer = AnswerEncoder("demo.list", ListAnswer).encode(result)
+    assert answer.status == 500
+    assert error in events[0]["error"]
+
+
+def test_fields_keep_their_order_with_ok_first_and_index_last(doors: Any) -> None:
+    reply = doors.lane("POST", "/demo/put", body=b'{"key": "a", "value": 1}')
+    assert reply.body == b'{"ok":true,"key":"a","value":1,"ttl_ms":100,"force":false,"index":7}'

@@ -11,7 +11,7 @@ from django.test import Client
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from dss_api.codec import RequestDecoder
-from dss_api.json_fast_path import Routes
+from dss_api.routes import Routes
 from dss_project.registry import operations
 
 # As api.md promises it to clients that exist already.

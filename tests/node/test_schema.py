@@ -52,3 +52,22 @@ def test_problems_by_status(document: dict[str, Any]) -> None:
     assert {"200", "400", "401", "413", "415", "423", "429", "503"} <= responses.keys()
     assert "`held`" in responses["423"]["description"]
     assert "401" not in document["paths"]["/open"]["get"]["responses"]
+
+
+def test_an_answer_with_ok_and_index(document: dict[str, Any]) -> None:
+    def answer_of(path: str, method: str) -> Any:
+        schema = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+        return document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+
+    put = answer_of("/demo/put", "post")
+    assert put["required"] == ["ok", "key", "value", "ttl_ms", "force", "index"]
+    assert put["properties"]["ok"]["const"] is True
+    assert "additionalProperties" not in put, "later versions may add fields"
+    assert "index" not in answer_of("/demo/get", "get")["properties"]
+
+
+def test_members_of_a_problem(document: dict[str, Any]) -> None:
+    responses = document["paths"]["/demo/refuse"]["post"]["responses"]
+    both, members = responses["423"]["content"]["application/problem+json"]["schema"]["allOf"]
+    assert both == {"$ref": "#/components/schemas/Problem"}
+    assert {"holders", "position"} <= document["components"]["schemas"][members["$ref"].rpartition("/")[2]]["properties"].keys()

@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from dss_api import feed as feeds
 from dss_api import websocket as socket
+from dss_api.answer import Answer
 from dss_api.errors import Refused
 from dss_api.operation import Feed, Subscription
-from dss_api.result import Result
 from dss_api.websocket import WebSocketEntryPoint
 
 
@@ -28,7 +29,11 @@ class Counted(msgspec.Struct):
     n: int
 
 
-async def count(node: Any, request: Count, feed: Feed) -> Result:
+class CountAnswer(Answer, kw_only=True):
+    counted: int
+
+
+async def count(node: Any, request: Count, feed: Feed) -> CountAnswer:
     try:
         for n in range(request.to):
             feed.push(Counted(n))
@@ -36,7 +41,7 @@ async def count(node: Any, request: Count, feed: Feed) -> Result:
             raise Refused("session_lost", "gone")
         if request.then == "wait":
             await asyncio.get_running_loop().create_future()
-        return Result({"counted": request.to})
+        return CountAnswer(counted=request.to)
     finally:
         # What gives back waits for its answer: a second cancellation must not cut that short.
         await asyncio.sleep(0)
@@ -44,20 +49,20 @@ async def count(node: Any, request: Count, feed: Feed) -> Result:
         node.cancelled.append("count")
 
 
-COUNT = Subscription("demo.count", Count, count, Counted, "Count")
+COUNT = Subscription("demo.count", Count, count, Counted, "Count", answer=CountAnswer)
 
 
 class Peer:
     """A client's end of the connection."""
 
-    def __init__(self, doors: Any, path: str = "/ws", **headers: str) -> None:
+    def __init__(self, doors: Any, path: str = "/ws", subscription: Subscription = COUNT, **headers: str) -> None:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         given = [(name.lower().encode(), value.encode()) for name, value in {"Host": "localhost", **headers}.items()]
         scope = {"type": "websocket", "path": path, "headers": given, "query_string": b""}
         self.inbox.put_nowait({"type": "websocket.connect"})
         self.task = asyncio.create_task(
-            WebSocketEntryPoint(doors.lane_app, doors.front_app.is_host_allowed, doors.front_app.in_progress, [COUNT])(
+            WebSocketEntryPoint(doors.lane_app, doors.front_app.is_host_allowed, doors.front_app.in_progress, [subscription])(
                 scope, self.inbox.get, self.outbox.put
             )
         )
@@ -81,8 +86,8 @@ class Peer:
         await self.task
 
 
-async def accepted(doors: Any, **headers: str) -> Peer:
-    peer = Peer(doors, **headers)
+async def accepted(doors: Any, **options: Any) -> Peer:
+    peer = Peer(doors, **options)
     assert await peer.hear() == {"type": "websocket.accept"}
     return peer
 
@@ -247,3 +252,29 @@ def test_who_may_not_connect(make_doors: Any) -> None:
         await peer.leave()
 
     doors.run(scene())
+
+
+def test_an_event_that_differs_from_its_declaration_ends_the_subscription(doors: Any) -> None:
+    class Other(msgspec.Struct):
+        n: int
+        colour: str
+
+    async def count(node: Any, request: Count, feed: Feed) -> Any:
+        feed.push(Counted(1))
+        feed.push(Other(2, "red"))
+        feed.push(Counted(3))
+        await asyncio.get_running_loop().create_future()
+
+    async def scene() -> None:
+        peer = await accepted(doors, subscription=Subscription("demo.count", Count, count, Counted, "Count"))
+        peer.call(1, "demo.count", to=1)
+        answers = [await peer.answer()]
+        while "event" in answers[-1]:
+            answers.append(await peer.answer())
+        assert answers[-1]["code"] == "internal"
+        assert all(answer["event"] == {"n": 1} for answer in answers[:-1])
+        await peer.leave()
+
+    with capture_logs() as events:
+        doors.run(scene())
+    assert [(event["event"], event["fields"]) for event in events] == [("api.undeclared_event", ["colour"])]

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from dss_api.codec import RequestDecoder, encode_refusal, encode_result
+from dss_api.codec import encode_refusal
 from dss_api.errors import Refused
 from dss_api.result import Result
+from dss_api.routes import Route
 from dss_dev.queue_broker import Desk
 from dss_queue.core.broker import Broker
 from dss_queue.operations import OPERATIONS
@@ -119,7 +120,7 @@ class Door:
 
     def __init__(self, node: LocalNode) -> None:
         self.node = node
-        self.routes = {op.path: (op, RequestDecoder(op)) for op in OPERATIONS if op.method == "POST"}
+        self.routes = {op.path: Route(op) for op in OPERATIONS if op.method == "POST"}
         self.calls: list[str] = []
         #: drop the connection instead of answering the next so many calls to a path
         self.lose: dict[str, int] = {}
@@ -144,8 +145,7 @@ class Door:
     async def answer(self, reader, path, headers, body):
         self.calls.append(path)
         self.authorization.append(headers.get("authorization", ""))
-        operation, decoder = self.routes[path]
-        handling = asyncio.ensure_future(self.handle(operation, decoder, body))
+        handling = asyncio.ensure_future(self.handle(self.routes[path], body))
         hung_up = asyncio.ensure_future(reader.read(1))
         await asyncio.wait((handling, hung_up), return_when=asyncio.FIRST_COMPLETED)
         if not handling.done():
@@ -158,9 +158,9 @@ class Door:
             return None
         return handling.result()
 
-    async def handle(self, operation, decoder, body):
+    async def handle(self, route, body):
         try:
-            return encode_result(await operation.handle(self.node, decoder.body(body)))
+            return route.encoder.encode(await route.handle(self.node, route.decoder.body(body)))
         except Refused as refused:
             return encode_refusal(refused)
 

@@ -1,4 +1,4 @@
-"""What a door gets: requests decoded as clients send them, answers as they read them, and what is counted."""
+"""The operations as an entry point calls them: decoded requests, encoded answers, and what is counted."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from dss_api.codec import RequestDecoder, encode_refusal, encode_result
+from dss_api.codec import encode_refusal
 from dss_api.errors import Refused
+from dss_api.routes import Route
 from dss_queue import metrics
 from dss_queue.core.commands import Consume, Publish
 from dss_queue.operations import OPERATIONS
 
-BY_PATH = {(operation.method, operation.path): (operation, RequestDecoder(operation)) for operation in OPERATIONS}
+BY_PATH = {(operation.method, operation.path): Route(operation) for operation in OPERATIONS}
 
 
 async def call(node, path, body=None, method="POST", query=b""):
     """The answer's document, decoded."""
-    operation, decoder = BY_PATH[method, path]
+    route = BY_PATH[method, path]
     try:
+        decoder = route.decoder
         request = decoder.query(query) if decoder.reads_query else decoder.body(msgspec.json.encode(body))
-        answer = encode_result(await operation.handle(node, request))
+        answer = route.encoder.encode(await route.handle(node, request))
     except Refused as refused:
         answer = encode_refusal(refused)
     return {"status": answer.status, **msgspec.json.decode(answer.body)}
@@ -47,10 +49,10 @@ async def test_publish_consume_ack(node):
 
 async def test_a_value_arrives_as_the_bytes_that_were_sent(node):
     body = b'{"topic": "t", "value": {"big": 12345678901234567890123, "x": 1.10,  "e": "\\u00e9"}}'
-    operation, decoder = BY_PATH["POST", "/queue/publish"]
-    await operation.handle(node, decoder.body(body))
-    operation, decoder = BY_PATH["POST", "/queue/consume"]
-    answer = encode_result(await operation.handle(node, decoder.body(b'{"topic": "t", "group": "g"}')))
+    route = BY_PATH["POST", "/queue/publish"]
+    await route.handle(node, route.decoder.body(body))
+    route = BY_PATH["POST", "/queue/consume"]
+    answer = route.encoder.encode(await route.handle(node, route.decoder.body(b'{"topic": "t", "group": "g"}')))
     assert b'{"big": 12345678901234567890123, "x": 1.10,  "e": "\\u00e9"}' in answer.body
 
 
@@ -178,8 +180,9 @@ async def test_stats_and_peek(node):
 
 
 async def test_a_consumer_that_hangs_up_takes_nothing(node):
-    operation, decoder = BY_PATH["POST", "/queue/consume"]
-    waiting = asyncio.ensure_future(operation.handle(node, decoder.body(b'{"topic": "t", "group": "g", "timeout_ms": 20000}')))
+    route = BY_PATH["POST", "/queue/consume"]
+    request = route.decoder.body(b'{"topic": "t", "group": "g", "timeout_ms": 20000}')
+    waiting = asyncio.ensure_future(route.handle(node, request))
     await asyncio.sleep(0)
     cancelled = sample("queue_consume_total", topic="t", result="cancelled")
     waiting.cancel()

@@ -34,7 +34,7 @@ class Feed:
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     def push(self, event: Any) -> None:
-        self.events.put_nowait(event)
+        self.events.put_nowait(msgspec.structs.asdict(event))
 
     async def drained(self) -> None: ...
 
@@ -118,7 +118,7 @@ async def test_the_end_gives_back_at_once_and_counts_no_attempt(node, subscribed
         await ack(node, AckRequest(topic="t", group="g", msg_id=done["msg_id"], receipt=done["receipt"]))
         assert (await feed.value())[0] == 3
     answer = await consume(node, ConsumeRequest(topic="t", group="g", timeout_ms=0, max_messages=10))
-    assert [(json.loads(bytes(one["value"])), one["attempt"]) for one in answer.body["messages"]] == [(2, 1), (3, 1)]
+    assert [(json.loads(bytes(one.value)), one.attempt) for one in answer.messages] == [(2, 1), (3, 1)]
     assert not node.services["queue-subscribers"]._by_group, "nothing is left of it"
 
 
@@ -129,7 +129,7 @@ async def test_who_ends_while_waiting_leaves_no_waiter(node, subscribed):
     await put(node, 2)
     assert not node.broker.callers.waiters
     answer = await consume(node, ConsumeRequest(topic="t", group="g", timeout_ms=0, max_messages=10))
-    assert len(answer.body["messages"]) == 2
+    assert len(answer.messages) == 2
 
 
 async def test_a_cluster_without_a_leader_for_a_while_does_not_end_it(node, subscribed):

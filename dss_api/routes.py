@@ -1,0 +1,102 @@
+"""Operations by path: what the JSON fast path, the WebSocket and the browsable API share about each one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import structlog
+from prometheus_client import Histogram
+
+from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, RequestDecoder, encode_refusal
+from dss_api.errors import Refused
+from dss_api.operation import Operation
+
+log = structlog.get_logger("api")
+
+REQUEST_SECONDS = Histogram(
+    "dss_request_seconds",
+    "Time from a call's arrival to its answer, waiting included.",
+    ["operation", "status"],
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30),
+)
+
+
+class Route:
+    """One operation with everything that can be prepared before its first call."""
+
+    __slots__ = ("changes", "decoder", "encoder", "guarded", "handle", "name", "observers", "path_parameter", "undo")
+
+    def __init__(self, operation: Operation) -> None:
+        self.name = operation.name
+        self.handle = operation.handle
+        self.undo = operation.undo
+        self.guarded = operation.guarded
+        self.changes = operation.method != "GET"
+        self.decoder = RequestDecoder(operation)
+        self.encoder = AnswerEncoder(operation.name, operation.answer)
+        #: status -> the histogram's `observe`: looking up a label costs more than observing
+        self.observers: dict[int, Callable[[float], None]] = {}
+        _, self.path_parameter = split_path(operation.path)
+
+    async def carry_out(self, find_node: Callable[[], Any], request: Any) -> EncodedAnswer:
+        """Run the operation; an unexpected exception is logged and answered `internal`."""
+        try:
+            node = find_node()
+            result = await self.handle(node, request)
+            answer = self.encoder.encode(result)
+            if self.undo is not None and answer.status == 200:
+                answer.undo = partial(self.undo, node, request, result)
+            return answer
+        except Refused as refusal:
+            return encode_refusal(refusal)
+        except Exception:
+            log.exception("api.failed", operation=self.name)
+            return encode_refusal(Refused("internal", INTERNAL))
+
+    def observe(self, status: int, seconds: float) -> None:
+        observe = self.observers.get(status)
+        if observe is None:
+            observe = self.observers[status] = REQUEST_SECONDS.labels(self.name, str(status)).observe
+        observe(seconds)
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """("/raft/members/", "id") for "/raft/members/{id}"; a path without a parameter is returned unchanged, with ""."""
+    prefix, brace, rest = path.partition("{")
+    if not brace:
+        return path, ""
+    if not rest.endswith("}") or not prefix.endswith("/"):
+        raise ValueError(f"a parameter must be the last part of a path: {path}")
+    return prefix, rest[:-1]
+
+
+class Routes:
+    """Finds operations by path and by name."""
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._below: dict[str, dict[str, Route]] = {}
+        self.by_name: dict[str, Route] = {}
+        for operation in operations:
+            prefix, parameter = split_path(operation.path)
+            methods = (self._below if parameter else self._exact).setdefault(prefix, {})
+            if operation.method in methods:
+                raise ValueError(f"two operations at {operation.method} {operation.path}")
+            methods[operation.method] = self.by_name[operation.name] = Route(operation)
+
+    def find(self, path: str) -> tuple[dict[str, Route] | None, str]:
+        """The routes at `path` by method, and the value of the path's parameter."""
+        methods = self._exact.get(path)
+        if methods is None and self._below:
+            prefix, _, last = path.rpartition("/")
+            if last and (methods := self._below.get(f"{prefix}/")):
+                return methods, last
+        return methods, ""
+
+
+def not_allowed(method: str, methods: Iterable[str]) -> EncodedAnswer:
+    allowed = sorted({*methods, *(["HEAD"] if "GET" in methods else [])})
+    refusal = Refused("method_not_allowed", f"{method} is not allowed here; use {' or '.join(m for m in allowed if m != 'HEAD')}")
+    return encode_refusal(refusal, ((b"allow", ", ".join(allowed).encode()),))
