@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dss_api.answer import Answer
 from dss_api.fields import Fields
 from dss_api.guard import Guard
 from dss_api.host_check import HostCheck
