@@ -1,1 +1,1 @@
-"""Raft: the replicated log under locks, queue and cache."""
+"""Raft: the replicated log on which locks, queue and cache are built."""

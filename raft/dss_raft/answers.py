@@ -1,4 +1,4 @@
-"""What the operations of Raft answer, field by field."""
+"""The answers of Raft's operations."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Status(Answer, kw_only=True):
     log_len: int
     snapshot_index: int
     members: list[MemberState]
-    peers: Annotated[list[PeerState], msgspec.Meta(description="what this node, as leader, knows of the others")]
-    boot: Annotated[int, msgspec.Meta(description="starts of this node")]
-    pending: Annotated[int, msgspec.Meta(description="calls in progress")]
+    peers: Annotated[list[PeerState], msgspec.Meta(description="what this node, as leader, knows about the others")]
+    boot: Annotated[int, msgspec.Meta(description="how often this node has been started")]
+    pending: Annotated[int, msgspec.Meta(description="calls in flight")]
     waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]
 
 

@@ -1,8 +1,8 @@
-"""Runs the Raft core: the one place where its wishes become I/O.
+"""Runs the Raft core: the only place that carries out its `Ready`.
 
-Everything happens in turns of the event loop. A turn proposes what has gathered, takes what the core has ready, sends it, hands
-at most one write to the store's thread, and applies what is committed. While a write is on its way new proposals gather, so that
-the next one takes them all: fsync is paid per batch.
+Everything happens in turns of the event loop. A turn proposes what has been gathered, takes the core's `Ready`, sends its
+messages, gives at most one write to the store's thread, and applies what is committed. While a write is in progress, new
+proposals are gathered for the next one, so there is one fsync per batch.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
 log = structlog.get_logger("raft")
 
-#: One turn applies for at most this long, so that heartbeats and callers get their turn during a long replay.
+#: One turn applies entries for about this long at most, so that heartbeats and callers are served during a long replay.
 APPLY_BUDGET_S = 0.005
 SNAPSHOT_CHUNK_BYTES = 512 * 1024
 
 
 class Listener(Protocol):
-    """What the driver tells its node."""
+    """What the driver reports to its node."""
 
     def before_ready(self) -> None:
-        """A turn begins: propose or forward what has gathered."""
+        """A turn begins: propose or forward what has been gathered."""
 
     def entries_applied(self) -> None:
         """Entries were applied: take the replica's outcomes and events."""
@@ -46,20 +46,20 @@ class Listener(Protocol):
         """A snapshot has replaced the replicated state."""
 
     def read_settled(self, state: ReadState) -> None:
-        """A ReadIndex round came back."""
+        """A ReadIndex round has been answered."""
 
     def role_changed(self) -> None:
-        """Term, role or leader are not what they were."""
+        """The term, the role or the leader has changed."""
 
     def configuration_changed(self) -> None:
-        """Another configuration of members is in force."""
+        """Another configuration is in force."""
 
     def failed(self, error: BaseException) -> None:
-        """The node must stop: going on could do harm."""
+        """The node must stop, because continuing could do harm."""
 
 
 class Driver:
-    """The turns of one node.
+    """Runs the turns of one node.
 
     Args:
         tick_s: length of a core tick in seconds.
@@ -89,18 +89,18 @@ class Driver:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._write: asyncio.Future[None] | None = None
         self._to_apply: deque[Entry] = deque()
-        #: the newest snapshot that has to replace the state before anything is applied
+        #: the newest snapshot that must replace the state before anything is applied
         self._restoring: SnapshotMeta | None = None
         self._restore_lock = asyncio.Lock()
         self._stopped = False
-        self._face = (-1, -1, "")
+        self._role_seen = (-1, -1, "")
         self._configuration = core.configuration
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_tick: list[Callable[[], None]] = []
 
     @property
     def is_writing(self) -> bool:
-        """True while a write is on its way to the disk: what is proposed now leaves with the next one."""
+        """True while a write is in progress: what is proposed now is written by the next one."""
         return self._write is not None
 
     def start(self) -> None:
@@ -108,7 +108,7 @@ class Driver:
         self.wake()
 
     async def stop(self) -> None:
-        """Stop taking turns, and wait for the write that is on its way."""
+        """Stop taking turns, and wait for the write in progress."""
         self._stopped = True
         if self._tick_timer is not None:
             self._tick_timer.cancel()
@@ -119,13 +119,13 @@ class Driver:
             await asyncio.wait([self._write])
 
     def wake(self) -> None:
-        """There is something to do: take a turn soon. Everything until then goes into the same turn."""
+        """Schedule a turn. Everything that comes up until then goes into the same turn."""
         if not self._turn_is_due and not self._stopped:
             self._turn_is_due = True
             self._loop.call_soon(self._turn)
 
     def receive(self, peer: str, messages: list[AnyMessage]) -> None:
-        """Messages that came over the link to `peer`; it speaks for itself only."""
+        """Handle messages from the link to `peer`. Messages with another sender are refused."""
         try:
             for message in messages:
                 if message.sender == peer:
@@ -159,7 +159,7 @@ class Driver:
                 self._carry_out(ready)
                 ready = self.core.take_ready()
             self._apply_committed()
-            self._watch_face()
+            self._report_changes()
         except Exception as error:
             self._fail(error)
 
@@ -197,9 +197,9 @@ class Driver:
 
     @staticmethod
     def _require_durable(is_durable: bool, promise: AnyMessage) -> None:
-        """Invariant 9, once more at the last gate, and by the store's own word: the core may have lost count of what is durable."""
+        """Check invariant 9 again before sending, against the store: the core's own account could be wrong."""
         if not is_durable:
-            raise InvariantViolation(f"{promise} would leave before what it says is durable")
+            raise InvariantViolation(f"{promise} would be sent before what it says is durable")
 
     def _begin_write(self, persist: Persist) -> None:
         began = perf_counter()
@@ -238,11 +238,11 @@ class Driver:
         elif self.snapshots.is_due(self.core):
             self._spawn(self._take_snapshot())
 
-    def _watch_face(self) -> None:
+    def _report_changes(self) -> None:
         core = self.core
-        face = (core.term, int(core.role), core.leader_id)
-        if face != self._face:
-            self._face = face
+        role = (core.term, int(core.role), core.leader_id)
+        if role != self._role_seen:
+            self._role_seen = role
             metrics.role_changed(int(core.role))
             log.info("raft.role", term=core.term, role=core.role.name, leader=core.leader_id, commit=core.commit_index)
             self._listener.role_changed()
@@ -259,12 +259,12 @@ class Driver:
             log.info("raft.snapshot", index=meta.index, bytes=meta.size)
 
     async def _restore(self, meta: SnapshotMeta) -> None:
-        # One after the other: an older one must not finish over a newer one's state.
+        # One at a time: an older snapshot must not overwrite the state of a newer one.
         async with self._restore_lock:
             if self._restoring is meta:
                 await self.snapshots.restore(meta)
         if self._restoring is not meta:
-            return  # a newer one has come up meanwhile
+            return  # a newer snapshot has come up in the meantime
         self._restoring = None
         self.core.applied(self.replica.applied_index)
         log.info("raft.restored", index=meta.index, bytes=meta.size)
@@ -277,7 +277,7 @@ class Driver:
                 self._executor, self.store.read_chunk, wanted.meta, wanted.offset, SNAPSHOT_CHUNK_BYTES
             )
         except SnapshotGone:
-            return  # a newer one has taken its place; the core asks for that when this transfer hangs
+            return  # a newer snapshot has replaced it; the core requests that one when this transfer makes no progress
         chunk = self.snapshots.chunk(self.core.node_id, wanted, data, done)
         self.links.send(wanted.to, RaftFrame([chunk]))
 

@@ -1,4 +1,4 @@
-"""The members of the cluster as a node deals with them: the first configuration, the links, and changes asked of the leader."""
+"""How a node manages the members of its cluster: the first configuration, the links, and requests to the leader."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dss_api.errors import Refused
 from dss_raft.config import RaftConfig
 from dss_raft.core import AddLearner, Busy, Change, ChangeRefused, NotLeader, RaftCore, Remove
 from dss_raft.core.messages import Configuration, Member
-from dss_raft.net.control import Doer
+from dss_raft.net.control import Handler
 from dss_raft.net.links import PeerLinks
 
 
 def first_configuration(config: RaftConfig) -> Configuration:
-    """Of a node that starts without data: itself and its `PEERS`, or nobody yet when it is to join a running cluster."""
+    """The configuration of a node that starts without data: itself and its `PEERS`; empty if it joins a running cluster."""
     if config.join:
         return Configuration(())
     members = [Member(config.node_id, config.url), *(Member(peer.id, peer.url) for peer in config.peers)]
@@ -26,7 +26,7 @@ def peer_address(url: str, config: RaftConfig) -> tuple[str, int]:
     """Host and peer port of the member at `url`.
 
     Raises:
-        ValueError: says what a member's url must look like.
+        ValueError: the text says what a member's url must look like.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or parts.port is None or parts.path.strip("/"):
@@ -35,7 +35,7 @@ def peer_address(url: str, config: RaftConfig) -> tuple[str, int]:
 
 
 def link_members(links: PeerLinks, configuration: Configuration, config: RaftConfig) -> None:
-    """Link to every member. `PEERS` says where a node is if it names it."""
+    """Link to every member. An address in `PEERS` takes precedence over the one in the configuration."""
     known = {peer.id: (peer.host, peer.peer_port) for peer in config.peers}
     for member in configuration.members:
         if member.id != config.node_id and member.id not in links.peers:
@@ -43,7 +43,7 @@ def link_members(links: PeerLinks, configuration: Configuration, config: RaftCon
 
 
 def unlink_others(links: PeerLinks, configuration: Configuration) -> None:
-    """Cut the links to nodes that are no members any more, and refuse them from now on."""
+    """Close the links to nodes that are no longer members, and refuse them from now on."""
     members = {member.id for member in configuration.members}
     for peer in links.peers:
         if members and peer not in members:
@@ -51,7 +51,7 @@ def unlink_others(links: PeerLinks, configuration: Configuration) -> None:
 
 
 def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
-    """The member's own fields of `GET /raft/status`, what it knows of the others included."""
+    """The fields of `GET /raft/status` that describe this member, and what it knows about the others."""
     return {
         "node": core.node_id,
         "term": core.term,
@@ -80,7 +80,7 @@ def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
 
 
 class LeadingNode(Protocol):
-    """What a change needs of the node that carries it out."""
+    """What a request to the leader needs from the node that carries it out."""
 
     node_id: str
     config: RaftConfig
@@ -102,8 +102,8 @@ class LeadingNode(Protocol):
     def status(self) -> dict[str, Any]: ...
 
 
-def doers(node: LeadingNode) -> dict[str, Doer]:
-    """What `node` does when it leads and another node (or itself) asks."""
+def handlers(node: LeadingNode) -> dict[str, Handler]:
+    """How `node` carries out the requests of other nodes, or its own, when it leads."""
 
     async def transfer(to: str) -> dict[str, Any]:
         if to == node.node_id:
@@ -116,7 +116,7 @@ def doers(node: LeadingNode) -> dict[str, Doer]:
         return {"leader_id": node.leader_id}
 
     async def propose(change: Change) -> int:
-        """A leader that is new, or in the middle of another change, is so for a moment only."""
+        """Propose the change. A new leader, or one with an open change, is busy for a moment only, so try again."""
         refusal: Refused | None = None
         index = 0
 
@@ -139,7 +139,7 @@ def doers(node: LeadingNode) -> dict[str, Doer]:
         index = await propose(change)
         node.wake()
         if not await node.until(lambda: node.applied_index >= index):
-            raise Refused("unknown_outcome", "the change was proposed, and not committed in time")
+            raise Refused("unknown_outcome", "the change was proposed but not committed in time")
         return {"members": node.status()["members"], "index": index}
 
     async def add_member(node_id: str, url: str) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def doers(node: LeadingNode) -> dict[str, Doer]:
 
 
 def _guarded(action: Any) -> Any:
-    """Run a core action; its refusals become answers."""
+    """Run an action of the core; its exceptions become refusals."""
     try:
         return action()
     except NotLeader as error:

@@ -1,4 +1,4 @@
-"""Raft's figures for Prometheus, on the default registry. They count what this node did since it started."""
+"""The Prometheus metrics of Raft, on the default registry. They count from the start of this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ role_changed = ROLE.set
 
 
 def append_answered(ok: bool) -> None:
-    """Count an answer to AppendEntries: it matched, or it did not."""
+    """Count an answer to AppendEntries, by whether the logs matched."""
     (_APPEND_OK if ok else _APPEND_REJECTED).inc()
 
 
@@ -33,5 +33,5 @@ def vote_answered(granted: bool) -> None:
 
 
 def peer_refused(reason: str) -> None:
-    """Count a refusal; `reason` is one of `wire.Reason`, so that no stranger can invent labels."""
+    """Count a refusal. `reason` is one of `wire.Reason`, so a stranger cannot create labels."""
     PEER_REFUSED.labels(reason=reason).inc()

@@ -68,7 +68,7 @@ class Node(Listeners):
         self._tick_waiters: list[asyncio.Future[None]] = []
         self._applied_clock = AppliedClock()
         self._channels: dict[str, Callable[[str, bytes], None]] = {}
-        self._control = Control(self.send, members.doers(self))
+        self._control = Control(self.send, members.handlers(self))
         self._channels[CHANNEL] = self._control.receive
         self.replica = Replica(config.node_id, machines)
         self._parts: list[SnapshotPart] = []

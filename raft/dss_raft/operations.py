@@ -27,18 +27,18 @@ class Nothing(Fields):
 
 
 class StartElection(Fields):
-    #: campaign although a live leader is known
+    #: campaign even if a live leader is known
     force: bool = False
 
 
 class Transfer(Fields):
-    #: the node that shall lead; empty: the one that is furthest
+    #: the node that must lead; empty: the one that is most up to date
     to: Annotated[str, msgspec.Meta(pattern=f"^$|{NODE_ID_PATTERN}")] = ""
 
 
 class AddMember(Fields):
     id: NodeId
-    #: its service address, "http://node-4:8104"
+    #: URL of its service, "http://node-4:8104"
     url: Name
 
 
@@ -95,7 +95,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=health,
         answer=Health,
         summary="Is this process serving?",
-        description="200 while it serves, whatever the state of the cluster: for liveness probes. Needs no token.",
+        description="200 while the process serves requests, in any state of the cluster. For liveness probes. Needs no token.",
         tag="Health",
         guarded=False,
     ),
@@ -106,8 +106,9 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Nothing,
         handle=ready,
         answer=Ready,
-        summary="Can this node do its work?",
-        description="200 when this node knows a leader and has applied everything it knows to be committed; else 503 `not_ready`."
+        summary="Is this node ready to serve calls?",
+        description="200 when this node knows a leader and has applied everything it knows to be committed; otherwise 503"
+        " `not_ready`."
         " For load balancers. Needs no token.",
         tag="Health",
         problems=("not_ready",),
@@ -120,7 +121,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Nothing,
         handle=status,
         answer=Status,
-        summary="Raft's state as this node sees it",
+        summary="Raft state as this node sees it",
         tag="Raft",
     ),
     Operation(
@@ -130,7 +131,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Nothing,
         handle=leader,
         answer=Leader,
-        summary="Who leads",
+        summary="The current leader",
         tag="Raft",
     ),
     Operation(
@@ -140,8 +141,9 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StartElection,
         handle=start_election,
         answer=Campaigning,
-        summary="Make this node campaign",
-        description="Without `force` a live leader stays: the others refuse the pre-vote. With it it raises the term at once.",
+        summary="Start an election on this node",
+        description="Without `force`, a live leader stays: the other nodes refuse the pre-vote."
+        " With `force`, the node raises its term immediately.",
         tag="Raft",
         example={"force": False},
     ),
@@ -152,8 +154,9 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Transfer,
         handle=transfer,
         answer=Transferred,
-        summary="Move leadership to another node",
-        description="The leader brings the chosen node up to date and has it campaign at once. Empty `to`: whoever is furthest.",
+        summary="Transfer leadership to another node",
+        description="The leader brings the chosen node up to date and tells it to start an election."
+        " If `to` is empty, the leader chooses the node that is most up to date.",
         tag="Raft",
         example={"to": ""},
     ),
@@ -165,7 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=add_member,
         answer=Members,
         summary="Add a member",
-        description="It begins as a learner, without a vote, and becomes a voter once it has caught up."
+        description="The node starts as a learner, without a vote, and becomes a voter once it has caught up."
         " Start the new node with `DSS_JOIN=true`.",
         tag="Raft",
         example={"id": "node-4", "url": "http://127.0.0.1:8104"},
@@ -178,7 +181,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=remove_member,
         answer=Members,
         summary="Remove a member",
-        description="Takes a node out of the cluster for good, the leader itself included. Stop its process afterwards.",
+        description="Removes a node from the cluster permanently; it may be the leader. Stop its process afterwards.",
         tag="Raft",
         example={"id": "node-4"},
     ),

@@ -1,8 +1,8 @@
-"""How a node finds out that it was removed while it could not hear of it.
+"""How a node finds out that it was removed while it was down or cut off.
 
-Nobody dials a node that is no member any more, and nobody sends it the entry that says so. So a node that has had no leader for a
-while asks the others of its last configuration; each tells in the handshake whether it knows this node as a member. When a majority
-of them does not, the removal is in the log of a majority of the configuration that followed.
+The members do not dial a removed node, and do not send it the entry that removed it. So a node that has had no leader for a while
+dials the other members of its last configuration. In the handshake, each of them says whether it knows this node as a member. If
+a majority of them does not, then the removal is in the log of a majority of the next configuration.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 from dss_raft.core import RaftCore
 from dss_raft.net.links import PeerLinks
 
-#: several election timeouts
+#: time without a leader before the first question: several election timeouts
 ASK_AFTER_S = 3.0
 ASK_EVERY_S = 1.0
-#: A member that has just come may be unknown to those who lag: once is not enough.
+#: Rounds with this result in a row. One is not enough: members that lag may not know a new member yet.
 ROUNDS = 3
 
 
 class NodeRemoved(Exception):
-    """This node is no member of its cluster any more; the text says so to a person, and what to do."""
+    """This node is no longer a member of its cluster. The text tells a person what to do."""
 
 
 class RemovalWatch:
-    """Looks at one node's links and leader, tick by tick.
+    """Watches the links and the leader of one node.
 
     Args:
         data_dir: for the text of `NodeRemoved`.
@@ -36,13 +36,13 @@ class RemovalWatch:
         self._rounds = 0
 
     def check(self, now_s: float) -> None:
-        """To be called every tick.
+        """Call this every tick.
 
         Args:
-            now_s: a monotonic clock.
+            now_s: time of a monotonic clock.
 
         Raises:
-            NodeRemoved: in so many rounds a majority of the others has said so.
+            NodeRemoved: a majority of the others has said so in `ROUNDS` rounds in a row.
         """
         core = self._core
         if core.leader_id or not self._ask_at_s:
@@ -57,9 +57,9 @@ class RemovalWatch:
         self._rounds = self._rounds + 1 if disowning > len(others) // 2 else 0
         if self._rounds >= ROUNDS:
             raise NodeRemoved(
-                f"{core.node_id} was removed from the cluster; {', '.join(others)} do not know it any more. What is in "
-                f"{self._data_dir} belongs to the past. To join again: delete that directory, start with DSS_JOIN=true, and "
-                "have the node added (`manage.py member add`)."
+                f"{core.node_id} was removed from the cluster; {', '.join(others)} no longer know it. The data in "
+                f"{self._data_dir} is out of date. To join again: delete that directory, start with DSS_JOIN=true, and "
+                "add the node (`manage.py member add`)."
             )
         for other in others:
             self._links.probe(other)

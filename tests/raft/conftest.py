@@ -1,4 +1,4 @@
-"""Whole nodes in one loop, over real sockets and real stores, for the tests of this folder."""
+"""Complete nodes in one loop, with real sockets and stores, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Nodes that can be stopped and started again on their data."""
+    """Nodes that can be stopped, and started again with their data."""
 
     def __init__(self, directory, machine, **settings) -> None:
         self.directory = directory
@@ -77,7 +77,7 @@ class Cluster:
             await self.nodes.pop(node_id).stop()
 
     async def until(self, condition) -> None:
-        """Wait for a state that one of the nodes' events brings about."""
+        """Wait until the condition is true."""
         async with asyncio.timeout(20):
             while not condition():  # noqa: ASYNC110  (what is awaited shows in the state of several nodes, not in one event)
                 await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Stamps flow as time does, whatever happens to the wall clock."""
+"""Stamps advance at the speed of time, whatever happens to the wall clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOUR_MS = 3_600_000
 
 
 class Clocks:
-    """A wall clock that is set, and a steady one."""
+    """A wall clock that can be set, and a steady clock."""
 
     def __init__(self) -> None:
         self.wall_ms, self.steady_s = 1_000_000_000, 5.0
@@ -33,14 +33,14 @@ def clocks():
 
 
 @pytest.mark.parametrize("jump_ms", [HOUR_MS, -HOUR_MS], ids=["forward", "back"])
-def test_a_jump_of_the_wall_clock_ends_nothing_early_and_keeps_nothing_alive(clocks, jump_ms):
+def test_a_wall_clock_jump_neither_expires_nor_prolongs_leases(clocks, jump_ms):
     began = clocks.stamp()
     clocks.wall_ms += jump_ms
     clocks.passes(10_000)
     assert 9_950 <= clocks.stamp() - began <= 10_050
 
 
-def test_stamps_come_back_to_the_wall_clock(clocks):
+def test_stamps_converge_to_the_wall_clock(clocks):
     clocks.stamp()
     clocks.wall_ms += 5_000
     for _ in range(2_000):
@@ -49,22 +49,22 @@ def test_stamps_come_back_to_the_wall_clock(clocks):
     assert stamp == pytest.approx(clocks.wall_ms, abs=1)
 
 
-def test_a_leadership_begins_at_the_wall_clock(clocks):
+def test_the_stamps_of_a_term_start_at_the_wall_clock(clocks):
     clocks.stamp(term=1)
     clocks.wall_ms += HOUR_MS
     clocks.stamp(term=1)
     assert clocks.stamp(term=2) == clocks.wall_ms
 
 
-def test_who_leads_after_a_leader_whose_clock_was_ahead_goes_on_from_there(clocks):
-    """Its own wall clock is behind applied time by an hour: time does not stand still until it has caught up."""
+def test_a_new_leader_continues_the_stamps_of_a_leader_whose_clock_was_ahead(clocks):
+    """Its own wall clock is an hour behind applied time: time must not stop until the wall clock has caught up."""
     applied_ms = clocks.wall_ms + HOUR_MS
     assert clocks.stamp(term=2, applied_ms=applied_ms) == applied_ms
     clocks.passes(10_000)
     assert clocks.stamp(term=2, applied_ms=applied_ms) >= applied_ms + 9_950
 
 
-def test_no_stamp_is_earlier_than_applied_time_however_late_that_becomes_known(clocks):
+def test_no_stamp_is_earlier_than_applied_time_even_if_it_is_applied_late(clocks):
     first = clocks.stamp(term=2)
     applied_ms = first + HOUR_MS
     clocks.passes(5)
@@ -74,7 +74,7 @@ def test_no_stamp_is_earlier_than_applied_time_however_late_that_becomes_known(c
 
 
 @given(st.lists(st.tuples(st.integers(0, 100_000), st.integers(-HOUR_MS, HOUR_MS)), max_size=30))
-def test_within_a_leadership_time_flows_at_the_rate_of_the_steady_clock(steps):
+def test_within_a_term_stamps_follow_the_steady_clock(steps):
     clocks = Clocks()
     first = before = clocks.stamp()
     passed_ms = 0
@@ -88,7 +88,7 @@ def test_within_a_leadership_time_flows_at_the_rate_of_the_steady_clock(steps):
         before = stamp
 
 
-def test_a_node_tells_applied_time_by_the_latest_stamp_and_not_by_its_wall_clock(clocks):
+def test_applied_time_is_estimated_from_the_latest_stamp_and_not_from_the_wall_clock(clocks):
     assert clocks.told.now_ms() == clocks.wall_ms, "nothing was applied yet"
     clocks.told.applied(5_000)
     clocks.wall_ms += HOUR_MS

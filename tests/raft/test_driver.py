@@ -1,4 +1,4 @@
-"""The driver between a core, a store and a state that answer at unlucky moments."""
+"""The driver with a core, a store and a state that answer at unlucky moments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ready(**what: Any) -> Ready:
 
 
 class Core:
-    """Says what the test puts into `readies`, and notes what it is told."""
+    """Returns what the test puts into `readies`, and records the calls."""
 
     node_id, term, role, leader_id, commit_index, configuration = "a", 1, Role.LEADER, "a", 0, CONFIGURATION
 
@@ -63,7 +63,7 @@ class Store:
 
 
 class Snapshots:
-    """Restores when the test says so, in the order it says."""
+    """Restores when the test says so, and in that order."""
 
     keep_entries = 0
 
@@ -79,7 +79,7 @@ class Snapshots:
 
 
 class Stage:
-    """A driver among doubles."""
+    """A driver with test doubles."""
 
     def __init__(self) -> None:
         self.core, self.store, self.snapshots = Core(), Store(), Snapshots()
@@ -107,12 +107,12 @@ class Stage:
         self.driver.wake()
 
     async def work_is_done(self) -> None:
-        """Until the driver's tasks have ended."""
+        """Wait until the tasks of the driver have ended."""
         await asyncio.sleep(0)
         await self.until(lambda: not self.driver._tasks)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Give the loop turns until it is so."""
+        """Let the loop run until the condition is true."""
         async with asyncio.timeout(5):
             while not condition():  # noqa: ASYNC110  (doubles have no events of their own)
                 await asyncio.sleep(0)
@@ -127,7 +127,7 @@ async def stage():
     stage.executor.shutdown()
 
 
-async def test_a_snapshot_that_went_while_it_was_being_sent_is_no_fault(stage):
+async def test_a_snapshot_that_disappears_during_a_transfer_is_no_failure(stage):
     stage.say(chunks_wanted=[SnapshotChunkWanted("b", 1, snapshot(5), 0)])
     await stage.work_is_done()
     assert stage.failures.empty()
@@ -153,16 +153,16 @@ async def test_a_violation_after_a_write_stops_the_node(stage):
         (VoteReply(sender="a", to="c", term=2, granted=False), True),
     ],
 )
-async def test_no_acknowledgement_and_no_vote_leaves_that_the_store_does_not_have(stage, promise, is_kept):
-    """Whatever the core believes: the node stops itself."""
+async def test_acknowledgements_and_votes_are_sent_only_if_the_store_has_them(stage, promise, is_kept):
+    """The node stops itself, whatever the core believes."""
     stage.say(messages=[promise])
     await stage.work_is_done()
     assert stage.sent == [promise.to] * is_kept
     assert stage.failures.empty() == is_kept
 
 
-async def test_the_newest_snapshot_wins_however_long_the_older_one_takes(stage):
-    """One restores after the other, and those overtaken while they waited never. What is committed later waits for the last."""
+async def test_the_newest_snapshot_wins_even_if_the_older_one_takes_longer(stage):
+    """Snapshots are restored one at a time, and those overtaken while waiting never. Later entries wait for the last one."""
     stage.say(restore=snapshot(5))
     await stage.until(lambda: 5 in stage.snapshots.restoring)
     stage.say(restore=snapshot(7))
@@ -181,7 +181,7 @@ async def test_the_newest_snapshot_wins_however_long_the_older_one_takes(stage):
     assert stage.applied == [10]
 
 
-async def test_an_own_snapshot_that_was_overtaken_by_a_received_one_counts_for_nothing(tmp_path, stage):
+async def test_an_own_snapshot_older_than_a_received_one_is_not_used(tmp_path, stage):
     """The leader's snapshot of index 9 is installed while this node still encodes its own of index 5."""
     committed: list[int] = []
     store = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""State is copied by a child process as it was at the call, while the parent goes on changing it."""
+"""A child process copies the state as it was at the call, while the parent continues to change it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-async def test_the_copy_is_of_the_moment_of_the_call(tmp_path):
+async def test_the_copy_has_the_state_at_the_call(tmp_path):
     state = ["before"]
     path = tmp_path / "copy"
     writing = asyncio.create_task(write_in_child(lambda: state[0].encode(), path))
@@ -28,7 +28,7 @@ async def test_a_child_that_fails_is_an_error_and_not_a_short_file(tmp_path):
         await write_in_child(lambda: 1 / 0, tmp_path / "copy")
 
 
-async def test_a_connection_that_the_parent_closes_is_closed(tmp_path):
+async def test_the_child_does_not_keep_the_connections_of_its_parent_open(tmp_path):
     held = asyncio.Event()
 
     async def serve(reader, writer):

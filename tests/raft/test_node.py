@@ -1,4 +1,4 @@
-"""Three whole nodes in one loop, over real sockets and real stores: what a caller may rely on."""
+"""Three complete nodes in one loop, with real sockets and stores: what a caller can rely on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def totals(cluster) -> set[int]:
     return {node.machine("sum").total for node in cluster.nodes.values()}
 
 
-async def test_every_node_takes_commands_and_all_agree(cluster):
+async def test_every_node_accepts_commands_and_all_agree(cluster):
     await cluster.start()
     await cluster.leader()
     results = await asyncio.gather(*(node.submit(Add(amount=1)) for node in cluster.nodes.values() for _ in range(50)))
@@ -28,7 +28,7 @@ async def test_every_node_takes_commands_and_all_agree(cluster):
     assert totals(cluster) == {150}
 
 
-async def test_a_read_sees_what_another_node_was_answered(cluster):
+async def test_a_read_sees_what_another_node_has_answered(cluster):
     await cluster.start()
     leader, follower = await cluster.leader(), await cluster.follower()
     for expected in range(1, 20):
@@ -68,7 +68,7 @@ async def test_a_node_that_stops_leaves_no_waiter_behind(cluster):
     await cluster.until(lambda: not any(node.machine("sum").waiters for node in others))
 
 
-async def test_a_deadline_passes_although_nobody_calls(cluster):
+async def test_a_deadline_expires_without_calls(cluster):
     await cluster.start()
     follower = await cluster.follower()
     result = await follower.submit(Wait(target=5, lease_ms=50), wait_ms=5000)
@@ -87,7 +87,7 @@ async def test_commands_survive_the_loss_of_the_leader_exactly_once(cluster):
     assert totals(cluster) == {400}
 
 
-async def test_without_a_majority_a_call_is_refused_and_later_goes_on(cluster):
+async def test_calls_are_refused_without_a_majority_and_accepted_with_one_again(cluster):
     await cluster.start()
     leader = await cluster.leader()
     await leader.submit(Add(amount=1))
@@ -104,7 +104,7 @@ async def test_without_a_majority_a_call_is_refused_and_later_goes_on(cluster):
     assert (await leader.submit(Add(amount=1), timeout_ms=20_000)).body == {"total": 2}
 
 
-async def test_all_nodes_find_their_state_again(cluster):
+async def test_all_nodes_restore_their_state(cluster):
     await cluster.start()
     leader = await cluster.leader()
     await leader.submit(Add(amount=7))
@@ -118,7 +118,7 @@ async def test_all_nodes_find_their_state_again(cluster):
     assert totals(cluster) == {8}
 
 
-async def test_a_node_that_was_away_for_long_is_given_a_snapshot(make_cluster):
+async def test_a_node_that_is_far_behind_receives_a_snapshot(make_cluster):
     cluster = make_cluster(snapshot_entries=20)
     await cluster.start()
     away = (await cluster.follower()).node_id
@@ -135,7 +135,7 @@ async def test_a_node_that_was_away_for_long_is_given_a_snapshot(make_cluster):
     assert (await late.submit(Add(amount=1))).body == {"total": 101}
 
 
-async def test_leadership_moves_when_asked_on_any_node(cluster):
+async def test_leadership_can_be_transferred_from_any_node(cluster):
     await cluster.start()
     leader, follower = await cluster.leader(), await cluster.follower()
     assert await follower.transfer(follower.node_id) == {"leader_id": follower.node_id}
@@ -143,7 +143,7 @@ async def test_leadership_moves_when_asked_on_any_node(cluster):
     assert (await leader.submit(Add(amount=1))).body == {"total": 1}
 
 
-async def test_nobody_is_handed_leadership_who_has_no_vote(cluster):
+async def test_leadership_is_not_transferred_to_a_node_without_a_vote(cluster):
     await cluster.start()
     with pytest.raises(Refused) as refusal:
         await (await cluster.follower()).transfer("x")
@@ -174,14 +174,14 @@ async def test_a_fourth_node_joins_gets_a_vote_and_can_be_removed(cluster):
 
 @pytest.fixture
 def quick_removal(monkeypatch):
-    """Ask at once, again and again: what takes seconds in a cluster takes milliseconds here."""
+    """Ask immediately and often: what takes seconds in a cluster takes milliseconds here."""
     monkeypatch.setattr(removal, "ASK_AFTER_S", 0.6)
     monkeypatch.setattr(removal, "ASK_EVERY_S", 0.1)
 
 
 @pytest.mark.parametrize("gone", ["a", "c"])
-async def test_who_was_removed_while_down_is_told_so(cluster, quick_removal, gone):
-    """ "a" dials the others itself, "c" is dialled by them and has to ask."""
+async def test_a_node_that_was_removed_while_down_finds_out(cluster, quick_removal, gone):
+    """ "a" dials the others itself; "c" is dialed by them and must ask."""
     await cluster.start()
     await cluster.leader()
     await cluster.stop(gone)
@@ -197,7 +197,7 @@ async def test_who_was_removed_while_down_is_told_so(cluster, quick_removal, gon
     assert len(cluster.failures) == 1
 
 
-async def test_a_leader_that_was_removed_is_told_so(cluster, quick_removal):
+async def test_a_leader_that_was_removed_finds_out(cluster, quick_removal):
     await cluster.start()
     leader = await cluster.leader()
     await (await cluster.follower()).remove_member(leader.node_id)
@@ -205,8 +205,8 @@ async def test_a_leader_that_was_removed_is_told_so(cluster, quick_removal):
     assert isinstance(cluster.failures[leader.node_id], removal.NodeRemoved)
 
 
-async def test_who_is_only_alone_is_not_told_so(cluster, quick_removal, monkeypatch):
-    """Neither a member whose peers are down, nor one that waits to be added."""
+async def test_an_isolated_node_does_not_believe_that_it_was_removed(cluster, quick_removal, monkeypatch):
+    """Neither does a member whose peers are down, nor a node that waits to be added."""
     await cluster.start()
     await cluster.leader()
     await cluster.stop("a", "b")
@@ -237,7 +237,7 @@ async def test_leadership_is_confirmed_only_to_the_leader(cluster):
     assert follower.propose_as_leader(Add(amount=1)) is False
 
 
-async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster):
+async def test_a_node_whose_disk_fails_stops_and_the_others_continue(cluster):
     await cluster.start()
     leader, follower = await cluster.leader(), await cluster.follower()
     failures = []
@@ -260,7 +260,7 @@ async def test_a_node_whose_disk_fails_stops_and_the_others_go_on(cluster):
     assert (await follower.submit(Add(amount=1), timeout_ms=20_000)).code == ""
 
 
-async def test_large_state_is_snapshotted_while_commands_go_on(make_cluster, monkeypatch):
+async def test_commands_continue_while_a_snapshot_of_large_state_is_taken(make_cluster, monkeypatch):
     monkeypatch.setattr("dss_raft.replication.snapshot_keeper.INLINE_BYTES_MAX", 0)
     cluster = make_cluster(snapshot_entries=20)
     await cluster.start()
@@ -275,8 +275,8 @@ async def test_large_state_is_snapshotted_while_commands_go_on(make_cluster, mon
     assert leader.machine("sum").total == 100
 
 
-async def test_a_snapshot_that_no_child_can_take_is_left_for_later(make_cluster, monkeypatch):
-    """The log holds everything meanwhile: no reason to stop."""
+async def test_a_snapshot_is_postponed_when_no_child_process_can_be_started(make_cluster, monkeypatch):
+    """The log still holds everything, so there is no reason to stop."""
     monkeypatch.setattr("dss_raft.replication.snapshot_keeper.INLINE_BYTES_MAX", 0)
     attempts = []
 

@@ -1,4 +1,4 @@
-"""What nodes do when a disk stalls, a link breaks in the middle of a snapshot, a large state is loaded, or too much is asked."""
+"""Nodes when a disk stalls, a link breaks during a snapshot, large state is loaded, or there are too many calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dss_raft.replication import snapshot_keeper
 
 
 class Stall:
-    """Holds every write of a node's store until it is told to go on."""
+    """Holds every write of a node's store until it is released."""
 
     def __init__(self, node) -> None:
         self._write = node._store.write
@@ -32,7 +32,7 @@ class Stall:
 
 @pytest.fixture
 def stall():
-    """`stall(node)`; ends with the test at the latest, or the node could not stop."""
+    """`stall(node)`; a stall ends with the test, otherwise the node could not stop."""
     made: list[Stall] = []
 
     def make(node) -> Stall:
@@ -46,12 +46,12 @@ def stall():
 
 @pytest.fixture
 async def cluster(cluster, stall):
-    """The stalls end before the nodes stop: a node waits for its write."""
+    """The stalls end before the nodes stop, because a node waits for its write."""
     return cluster
 
 
 async def test_a_leader_whose_disk_stalls_steps_down_and_its_call_takes_effect_once(cluster, stall):
-    """Its heartbeats would keep it in office for ever, and nothing asked of it would be answered (hashicorp/raft#503)."""
+    """Its heartbeats would keep it leader permanently, and no call would be answered (hashicorp/raft#503)."""
     await cluster.start()
     leader = await cluster.leader()
     others = [node for node in cluster.nodes.values() if node is not leader]
@@ -67,7 +67,7 @@ async def test_a_leader_whose_disk_stalls_steps_down_and_its_call_takes_effect_o
     assert {node.machine("sum").total for node in cluster.nodes.values()} == {11}
 
 
-async def test_a_follower_whose_disk_stalls_disturbs_nobody(cluster, stall):
+async def test_a_follower_whose_disk_stalls_does_not_disturb_the_others(cluster, stall):
     await cluster.start()
     leader, follower = await cluster.leader(), await cluster.follower()
     term = leader.term
@@ -83,8 +83,8 @@ async def test_a_follower_whose_disk_stalls_disturbs_nobody(cluster, stall):
     assert follower.machine("sum").total == leader.machine("sum").total
 
 
-async def test_a_snapshot_goes_on_where_it_was_when_its_link_broke(make_cluster, monkeypatch):
-    """In the middle of it every link of the newcomer is cut; no byte that it has is sent again, and nobody loses his leader."""
+async def test_a_snapshot_transfer_continues_after_its_link_broke(make_cluster, monkeypatch):
+    """Every link of the new node is cut during the transfer. No byte is sent twice, and no node loses its leader."""
     monkeypatch.setattr(driver, "SNAPSHOT_CHUNK_BYTES", 8)
     cluster = make_cluster(snapshot_entries=20)
     await cluster.start()
@@ -123,7 +123,7 @@ async def test_a_snapshot_goes_on_where_it_was_when_its_link_broke(make_cluster,
 
 
 class Slow(Sum):
-    """Its state loads in as many slices as the test wants."""
+    """A machine whose state loads in as many slices as the test wants."""
 
     may_end = True
     slices = 0
@@ -140,8 +140,8 @@ class Slow(Sum):
         return lambda: self.restore(msgspec.msgpack.decode(state))
 
 
-async def test_a_leader_outlives_the_loading_of_a_large_state_on_the_only_other_node(make_cluster, monkeypatch):
-    """The loading takes many election timeouts, and the majority hangs on the node that does it."""
+async def test_a_leader_stays_while_the_only_other_node_loads_large_state(make_cluster, monkeypatch):
+    """Loading takes many election timeouts, and there is no majority without the node that loads."""
     monkeypatch.setattr(snapshot_keeper, "RESTORE_BUDGET_S", 0)
     cluster = make_cluster(Slow, snapshot_entries=20)
     await cluster.start()
@@ -169,8 +169,8 @@ async def test_a_leader_outlives_the_loading_of_a_large_state_on_the_only_other_
     assert (await late.submit(Add(amount=1))).body == {"total": 101}
 
 
-async def test_more_calls_and_reads_than_may_wait_are_refused(make_cluster):
-    """Without a majority nothing ends; what is asked meanwhile must not pile up."""
+async def test_calls_and_reads_above_the_limit_are_refused(make_cluster):
+    """Without a majority no call ends; the number of waiting calls must stay bounded."""
     cluster = make_cluster(pending_commands_max=5)
     await cluster.start("a")
     node = cluster.nodes["a"]

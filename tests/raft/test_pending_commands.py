@@ -1,4 +1,4 @@
-"""A pending call is answered exactly once, and truthfully."""
+"""A pending call is answered exactly once, with its true outcome."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def commands(groups: list[bytes]) -> list[bytes]:
     return [bytes(command) for group in decode(groups) for command in group.commands]
 
 
-async def test_numbers_are_given_when_sent_and_kept_when_sent_again(pending):
+async def test_numbers_are_assigned_at_the_first_send_and_kept_afterwards(pending):
     pending.add(OpenSession(), 5)
     pending.add(OpenSession(), 5)
     first = pending.next_groups()
@@ -80,7 +80,7 @@ async def test_a_parked_call_waits_for_its_event(pending):
     assert pending.parked == 0
 
 
-async def test_a_caller_who_hangs_up_is_undone_wherever_the_command_is(pending):
+async def test_the_command_of_a_caller_that_hangs_up_is_undone_in_every_state(pending):
     unsent = pending.add(OpenSession(), 5)
     pending.abandon(unsent)
     assert pending.next_groups() == []
@@ -96,7 +96,7 @@ async def test_a_caller_who_hangs_up_is_undone_wherever_the_command_is(pending):
     assert pending.parked == 0
 
 
-async def test_a_node_that_stops_takes_back_what_waits_and_takes_no_more(pending):
+async def test_a_stopping_node_cancels_waiting_calls_and_accepts_no_more(pending):
     waiting = pending.add(OpenSession(), 5)
     pending.next_groups()
     pending.park_applied(ClientSession(incarnation=3, last_seq=1, waiting={1: None}))
@@ -123,7 +123,7 @@ async def test_more_calls_than_the_limit_are_refused(pending):
     assert refusal.value.code == "over_limit"
 
 
-async def test_a_snapshot_answers_what_its_session_table_knows(pending):
+async def test_calls_are_answered_from_the_session_table_of_a_snapshot(pending):
     answered, waiting, forgotten, unapplied = (pending.add(OpenSession(), 5) for _ in range(4))
     pending.next_groups()
     pending.adopt(ClientSession(incarnation=3, last_seq=3, results={1: Result({"x": 1})}, waiting={2: None}))
@@ -137,7 +137,7 @@ async def test_a_snapshot_answers_what_its_session_table_knows(pending):
     assert [g.first_seq for g in decode(pending.groups_again())] == [4]
 
 
-async def test_a_large_backlog_leaves_in_several_groups_without_a_hole(pending):
+async def test_a_large_backlog_is_sent_in_several_groups_without_a_gap(pending):
     big = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000)
     for _ in range(3):
         call = big.add(OpenSession(), 5)

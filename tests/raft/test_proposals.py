@@ -1,4 +1,4 @@
-"""What a leader gathers belongs to one term, and fills entries up to a limit."""
+"""The proposals that a leader gathers belong to one term, and fill entries up to a limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dss_raft.replication.replica import Replica
 
 
 class Core:
-    """As much of a core as proposals need."""
+    """The part of a core that proposals need."""
 
     def __init__(self) -> None:
         self.term = 1
@@ -49,7 +49,7 @@ def first_seqs(batch: Batch) -> list[int]:
     return [one.first_seq for one in batch.groups]
 
 
-def test_everything_gathered_goes_into_one_entry(core, proposals):
+def test_everything_that_was_gathered_goes_into_one_entry(core, proposals):
     proposals.add_groups([group(1)])
     proposals.add_own(Add(amount=5))
     proposals.add_groups([group(2)])
@@ -59,7 +59,7 @@ def test_everything_gathered_goes_into_one_entry(core, proposals):
     assert len(core.entries) == 1, "nothing is proposed twice"
 
 
-def test_a_leaders_own_command_never_reaches_another_term(core, proposals):
+def test_a_leaders_own_command_is_dropped_with_its_term(core, proposals):
     proposals.add_own(Add(amount=5))
     core.term = 3
     proposals.stamp()
@@ -67,7 +67,7 @@ def test_a_leaders_own_command_never_reaches_another_term(core, proposals):
     assert [entry.own for entry in core.entries] == [[]]
 
 
-def test_what_a_busy_core_does_not_take_is_kept_in_order(core, proposals):
+def test_proposals_that_a_busy_core_refuses_are_kept_in_order(core, proposals):
     proposals.add_groups([group(1), group(2)])
     core.busy = True
     proposals.propose()
@@ -84,7 +84,7 @@ def test_more_than_the_limit_becomes_several_entries(core, proposals, monkeypatc
     assert [first_seqs(entry) for entry in core.entries] == [[1, 2], [3]]
 
 
-def test_what_gathers_while_the_core_is_busy_stays_within_a_limit(core, proposals, monkeypatch):
+def test_proposals_gathered_while_the_core_is_busy_are_bounded(core, proposals, monkeypatch):
     """Every node repeats its calls each second while nothing is committed; the repeats must not fill the leader's memory."""
     monkeypatch.setattr(module, "GATHERED_BYTES_MAX", 10 * len(group(1)))
     core.busy = True
@@ -101,7 +101,7 @@ def test_what_gathers_while_the_core_is_busy_stays_within_a_limit(core, proposal
     assert first_seqs(core.entries[1]) == [3]
 
 
-def test_a_new_term_has_the_whole_room(core, proposals, monkeypatch):
+def test_a_new_term_starts_with_the_whole_limit(core, proposals, monkeypatch):
     monkeypatch.setattr(module, "GATHERED_BYTES_MAX", len(group(1)))
     proposals.add_groups([group(1), group(2)])
     core.term = 2

@@ -14,7 +14,7 @@ from dss_raft.replication.sessions import RESULTS_KEPT_MAX
 
 
 class Log:
-    """Writes entries for a replica, as a leader would."""
+    """Writes entries for a replica, like a leader."""
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas = replicas
@@ -48,7 +48,7 @@ def test_a_repeated_command_takes_effect_once(replica):
     assert [(seq, r.body["total"]) for _, seq, r in replica.take_outcomes()] == [(1, 5), (2, 12), (3, 13)]
 
 
-def test_a_command_after_a_hole_waits_for_what_is_missing(replica):
+def test_a_command_after_a_gap_waits_for_the_missing_ones(replica):
     log = Log(replica)
     log.batch(group(2, Add(amount=7)))
     assert total(replica) == 0
@@ -58,7 +58,7 @@ def test_a_command_after_a_hole_waits_for_what_is_missing(replica):
     assert not replica.take_gap()
 
 
-def test_a_hole_in_another_nodes_session_is_not_ours_to_mend(replica):
+def test_a_gap_in_the_session_of_another_node_is_ignored(replica):
     Log(replica).batch(group(2, Add(amount=7), node="b"))
     assert not replica.take_gap()
 
@@ -80,7 +80,7 @@ def test_results_carry_the_index_of_their_entry(replica):
     assert [r.index for _, _, r in replica.take_outcomes()] == [1, 2]
 
 
-def test_a_waiter_is_answered_by_a_later_command_of_anybody(replica):
+def test_a_waiter_can_be_answered_by_a_later_command_of_any_node(replica):
     log = Log(replica)
     log.batch(group(1, Wait(target=3)))
     assert replica.take_outcomes() == []
@@ -122,7 +122,7 @@ def test_a_new_leader_re_arms_before_anything_expires(replica):
     assert [r.code for _, _, r in replica.take_outcomes()] == ["wait_timeout"]
 
 
-def test_confirmed_results_are_forgotten_and_others_kept(replica):
+def test_confirmed_results_are_dropped_and_others_kept(replica):
     log = Log(replica)
     log.batch(group(1, Add(amount=1), Add(amount=2), Add(amount=3)))
     log.batch(group(4, Nothing(), answered=(1, 3)))
@@ -137,7 +137,7 @@ def test_a_session_keeps_a_bounded_number_of_results(replica):
     assert min(kept) == 11
 
 
-def test_a_snapshot_carries_everything_on():
+def test_a_snapshot_contains_the_whole_state():
     first, second = Replica("a", [Sum()]), Replica("a", [Sum()])
     log = Log(first)
     log.batch(group(1, Add(amount=1), Wait(target=9)), at_ms=100, term=3)

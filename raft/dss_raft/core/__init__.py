@@ -1,7 +1,7 @@
 """Raft without I/O: no loop, socket, file, clock or global randomness.
 
 Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm" (the paper); Ongaro, "Consensus: Bridging Theory and
-Practice" (the thesis). `RaftCore` is the one door; `messages` and `ready` are what goes in and out.
+Practice" (the thesis). `RaftCore` is the only entry point; `messages` and `ready` define its input and output.
 """
 
 from dss_raft.core.core import CoreStatus, PeerStatus, RaftCore

@@ -1,10 +1,9 @@
-"""The one door to the core: everything that changes a Raft member goes in here, everything it wants done comes out as a `Ready`.
+"""The only entry point of the core: `RaftCore` takes all input, and returns all work for the driver as a `Ready`.
 
-Theory of operation. `step` first settles terms, for every message alike (paper 5.1): a newer term makes this node a follower,
-an older one is refused with the newer; then it hands the message to the rules of elections, followers or the leader.
-`take_ready` gathers what has come up. What is in memory runs ahead of what is durable: a leader's entries leave while its own
-disk writes them (thesis 10.2.1), but no vote, acknowledgement or new term leaves, nor does anything count, before its
-write is done.
+Theory of operation. `step` compares terms first, for every message alike (paper 5.1): a newer term makes this node a follower,
+and an older one is answered with the newer term. Then the message goes to the rules for elections, followers or the leader.
+`take_ready` collects the work. Memory runs ahead of the disk: a leader sends entries while its own disk still writes them
+(thesis 10.2.1). But votes, acknowledgements and new terms are sent only after their write is done, and only then do they count.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from dss_raft.core.progress import ProgressState
 from dss_raft.core.ready import HardState, Persist, ReadState, Ready
 from dss_raft.core.state import CoreState, Role
 
-#: Messages of the current term, by type. AppendReply and SnapshotReply find no progress unless this node leads.
+#: Handlers for messages of the current term. AppendReply and SnapshotReply have no effect unless this node leads.
 _HANDLERS: dict[type, Callable[[CoreState, Any], None]] = {
     AppendEntries: follower.handle_append,
     AppendReply: leader.handle_append_reply,
@@ -51,12 +50,12 @@ _HANDLERS: dict[type, Callable[[CoreState, Any], None]] = {
     ReadIndexReply: follower.handle_read_reply,
     TimeoutNow: follower.handle_timeout_now,
 }
-#: Answers count only from members; questions are heard from anybody, whose configuration may be newer (thesis 4.1).
+#: Answers count only from members. Requests are accepted from any node, because its configuration may be newer (thesis 4.1).
 _ANSWERS = (AppendReply, PreVoteReply, VoteReply, SnapshotReply)
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
-    """What the leader knows of one peer."""
+    """What the leader knows about one peer."""
 
     id: str
     learner: bool
@@ -71,7 +70,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class CoreStatus(msgspec.Struct, frozen=True):
-    """A picture of the core, for people and metrics."""
+    """A copy of the core's state, for people and metrics."""
 
     node_id: str
     term: int
@@ -92,12 +91,12 @@ class CoreStatus(msgspec.Struct, frozen=True):
 
 
 class RaftCore(CoreState):
-    """One member of a Raft cluster, without any input or output of its own."""
+    """One member of a Raft cluster, without I/O of its own."""
 
-    # ---- what happens to it
+    # ---- time and messages
 
     def tick(self) -> None:
-        """A tick of time has passed."""
+        """One tick has passed."""
         self.ticks += 1
         if self.role is Role.LEADER:
             leader.tick(self)
@@ -105,7 +104,7 @@ class RaftCore(CoreState):
             follower.tick(self)
 
     def step(self, message: AnyMessage) -> None:
-        """A peer's message has arrived. What is not for this node, or answers from strangers, is ignored."""
+        """Handle a message from a peer. Messages to other nodes, and answers from nodes that are not members, are ignored."""
         if message.to != self.node_id or message.sender == self.node_id:
             return
         kind = type(message)
@@ -120,7 +119,7 @@ class RaftCore(CoreState):
         _HANDLERS[kind](self, message)
 
     def _enter_newer_term(self, message: AnyMessage) -> bool:
-        """Follow the newer term (paper 5.1), unless the message only asks about it; False: ignore the message."""
+        """Enter the newer term (paper 5.1), unless the message only asks about it. False: ignore the message."""
         if isinstance(message, PreVote) or (isinstance(message, PreVoteReply) and message.granted):
             return True
         if isinstance(message, RequestVote) and self.in_lease and not message.transfer:
@@ -130,7 +129,7 @@ class RaftCore(CoreState):
         return True
 
     def _answer_older_term(self, message: AnyMessage) -> None:
-        """Say the newer term to whoever asks, so that nobody waits for ever in an old one (etcd#8243)."""
+        """Answer requests with the newer term, so that no node stays in an old one (etcd#8243)."""
         reply: AnyMessage
         to, term, sender = message.sender, self.term, self.node_id
         if isinstance(message, (AppendEntries, InstallSnapshot)):
@@ -145,18 +144,18 @@ class RaftCore(CoreState):
             return
         self.send(reply)
 
-    # ---- what is asked of it
+    # ---- requests
 
     def propose(self, data: bytes) -> int:
-        """Append a COMMANDS entry; the index it will have if it is ever committed, in this term.
+        """Append a COMMANDS entry. Returns the index it will have if it is committed in this term.
 
         Raises:
             NotLeader: with the leader to ask.
-            Busy: too much is uncommitted, or leadership is being handed over.
+            Busy: too much is uncommitted, or leadership is being transferred.
         """
         self._require_leader()
         if self.transferee:
-            raise Busy(f"leadership is being handed to {self.transferee}")
+            raise Busy(f"leadership is being transferred to {self.transferee}")
         if self.log.size(self.log.committed, self.log.last_index) >= self.config.uncommitted_bytes_max:
             raise Busy(f"more than {self.config.uncommitted_bytes_max} bytes are not committed yet")
         return leader.append(self, EntryKind.COMMANDS, data)
@@ -166,7 +165,7 @@ class RaftCore(CoreState):
             raise NotLeader(self.leader_id)
 
     def read_index(self, context: int) -> None:
-        """Ask which index a linearizable read must wait for; the answer is a `ReadState` with this context."""
+        """Request the index that a linearizable read must wait for. The answer is a `ReadState` with this context."""
         if self.role is Role.LEADER:
             self.reads.pending.append(("", context))
         elif self.leader_id:
@@ -175,15 +174,15 @@ class RaftCore(CoreState):
             self.read_states.append(ReadState(context, 0, False))
 
     def campaign(self, force: bool = False) -> None:
-        """Start an election; `force` deposes a live leader. Nothing happens on a leader or a node without a vote."""
+        """Start an election; `force` deposes a live leader. It has no effect on a leader or on a node without a vote."""
         election.campaign(self, force=force)
 
     def transfer(self, to: str = "") -> None:
-        """Hand leadership to a voter, "" for the best one; given up after an election timeout.
+        """Transfer leadership to a voter; "" for the best one. The transfer is aborted after an election timeout.
 
         Raises:
             NotLeader: with the leader to ask.
-            ChangeRefused: `to` is no other voter, or there is none.
+            ChangeRefused: `to` is not another voter, or there is none.
         """
         self._require_leader()
         if not to:
@@ -203,20 +202,20 @@ class RaftCore(CoreState):
 
         Raises:
             NotLeader: with the leader to ask.
-            Busy: another change or a transfer is under way, or nothing of this term is committed yet.
-            ChangeRefused: it makes no sense.
+            Busy: another change or a transfer is in progress, or nothing of this term is committed yet.
+            ChangeRefused: the change is not possible.
         """
         self._require_leader()
         if self.transferee:
-            raise Busy(f"leadership is being handed to {self.transferee}")
+            raise Busy(f"leadership is being transferred to {self.transferee}")
         if not leader.can_change(self):
-            raise Busy("another change of members is not committed yet, or nothing of this term is")
+            raise Busy("another membership change is not committed yet, or nothing of this term is committed")
         return leader.change(self, change)
 
-    # ---- what it wants done
+    # ---- work for the driver
 
     def take_ready(self) -> Ready | None:
-        """Everything that has come up; None when there is nothing to do. Call until None."""
+        """The work that has come up; None when there is none. Call it until it returns None."""
         if self.role is Role.LEADER:
             leader.collect(self)
         else:
@@ -268,14 +267,14 @@ class RaftCore(CoreState):
         return persist
 
     def persisted(self, number: int) -> None:
-        """The Persist of this number is durable: what waited for it may leave and count.
+        """The Persist with this number is durable: send the messages that waited for it, and count what it says.
 
         Raises:
-            InvariantViolation: it is not the one that is outstanding.
+            InvariantViolation: it is not the outstanding one.
         """
         persist = self.outstanding
         if persist is None or persist.number != number:
-            raise InvariantViolation(f"write {number} is reported durable, but it is not the one under way")
+            raise InvariantViolation(f"write {number} is reported durable, but it is not the outstanding one")
         self.outstanding = None
         self.hard_durable = persist.hard_state
         self.log.written()
@@ -295,41 +294,41 @@ class RaftCore(CoreState):
             follower.reply_to_chunk(self, meta, meta.size, done=True)
 
     def _release(self, messages: list[AnyMessage]) -> None:
-        """Let go what waited for a write; invariant 9: none of it promises more than is durable."""
+        """Send what waited for a write. Invariant 9: no message promises more than is durable."""
         durable = self.hard_durable
         for message in messages:
             if isinstance(message, VoteReply) and message.granted:
                 if message.term > durable.term or (message.term == durable.term and durable.vote != message.to):
-                    raise InvariantViolation(f"a vote for {message.to} in term {message.term} leaves before it is durable")
+                    raise InvariantViolation(f"a vote for {message.to} in term {message.term} would be sent before it is durable")
                 if message.to == self.node_id:
                     if message.term == self.term:
                         election.handle_vote_reply(self, message)
                     continue
             elif message.term > durable.term and not isinstance(message, (PreVote, PreVoteReply)):
-                raise InvariantViolation(f"term {message.term} leaves before it is durable")
+                raise InvariantViolation(f"term {message.term} would be sent before it is durable")
             self.messages.append(message)
 
     def applied(self, index: int) -> None:
         """The state machines have applied everything up to `index`.
 
         Raises:
-            InvariantViolation: it goes back, or past what was given out.
+            InvariantViolation: the index goes back, or beyond what was handed out.
         """
         if not self.applied_index <= index <= self.delivered:
-            raise InvariantViolation(f"applied index {self.applied_index} cannot become {index}: {self.delivered} was given out")
+            raise InvariantViolation(f"applied index {self.applied_index} cannot become {index}: {self.delivered} was handed out")
         self.applied_index = index
 
     # ---- snapshots
 
     def meta_at(self, index: int) -> SnapshotMeta:
-        """What a snapshot of the state machines at `index` must be named; size and CRC are for the driver to fill in."""
+        """The metadata of a snapshot of the state machines at `index`. The driver fills in size and CRC."""
         return SnapshotMeta(index, self.log.known_term(index), self.membership.at(index))
 
     def compact(self, meta: SnapshotMeta, keep_entries: int) -> None:
-        """A snapshot at `meta.index` is durable; drop the log up to `keep_entries` before it (they serve slow followers).
+        """A snapshot at `meta.index` is durable: drop the log before it, except the last `keep_entries` (for slow followers).
 
         Raises:
-            InvariantViolation: not everything in it has been applied.
+            InvariantViolation: not all of it has been applied.
         """
         if meta.index <= self.snapshot.index:
             return
@@ -340,13 +339,13 @@ class RaftCore(CoreState):
         self.log.compact(meta.index - keep_entries)
 
     def chunk_stored(self, meta: SnapshotMeta, next_offset: int, complete: bool) -> None:
-        """The driver has stored a received chunk; `complete`: all bytes are there, size and CRC are right."""
+        """The driver has stored a received chunk. `complete`: all bytes are stored, and size and CRC are right."""
         follower.chunk_stored(self, meta, next_offset, complete)
 
-    # ---- what people want to know
+    # ---- status
 
     def status(self) -> CoreStatus:
-        """A consistent picture of this moment."""
+        """A consistent copy of the present state."""
         peers = [
             PeerStatus(
                 id=peer.id,

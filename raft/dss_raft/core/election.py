@@ -1,4 +1,4 @@
-"""Elections: pre-vote (thesis 9.6), vote (paper 5.2, 5.4.1), and what ends them."""
+"""Elections: pre-votes (thesis 9.6), votes (paper 5.2, 5.4.1), and their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dss_raft.core.state import CoreState, Role
 
 
 def campaign(core: CoreState, *, force: bool = False) -> None:
-    """Try to become leader. `force` skips the pre-vote and asks voters to ignore a live leader (transfer, an operator's wish)."""
+    """Try to become leader. `force` skips the pre-vote and tells voters to ignore a live leader (transfer, operator)."""
     if core.role is Role.LEADER or not core.is_voter:
         return
     if force:
@@ -38,7 +38,7 @@ def campaign(core: CoreState, *, force: bool = False) -> None:
 
 
 def _become_candidate(core: CoreState, *, transfer: bool) -> None:
-    """Raise the term and ask for votes; the own vote counts when it is durable, like everybody's."""
+    """Raise the term and request votes. This node's own vote, too, counts only when it is durable."""
     if core.role is Role.LEADER:
         raise InvariantViolation("a leader cannot become a candidate")
     core.set_term(core.term + 1)
@@ -65,7 +65,7 @@ def _become_candidate(core: CoreState, *, transfer: bool) -> None:
 
 
 def handle_pre_vote(core: CoreState, message: PreVote) -> None:
-    """Grant when a real vote would be granted and no live leader is known. Nothing is promised, so nothing has to be durable."""
+    """Grant if a real vote would be granted and no live leader is known. It is no promise, so nothing has to be durable."""
     granted = message.term > core.term and not core.in_lease and core.is_up_to_date(message.last_index, message.last_term)
     core.send(
         PreVoteReply(
@@ -91,7 +91,7 @@ def handle_pre_vote_reply(core: CoreState, message: PreVoteReply) -> None:
 
 
 def handle_request_vote(core: CoreState, message: RequestVote) -> None:
-    """One vote per term, first come first served, and only for a log that is at least as up-to-date (paper 5.2, 5.4.1)."""
+    """One vote per term, first come, first served, and only for a log that is at least as up to date (paper 5.2, 5.4.1)."""
     free = core.vote == message.sender or (core.vote == "" and core.leader_id == "")
     granted = free and core.is_up_to_date(message.last_index, message.last_term)
     reply = VoteReply(sender=core.node_id, to=message.sender, term=core.term, granted=granted)

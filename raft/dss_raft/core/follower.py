@@ -1,7 +1,8 @@
-"""Followers and learners: accept the leader's log, acknowledge what is durable, take snapshots, pass reads on.
+"""Followers and learners: accept the leader's log, acknowledge what is durable, receive snapshots, forward reads.
 
-Acknowledgements are state, not a queue: `verified` is how far this log equals the leader's, `log.durable` how far it is safe,
-and whenever their minimum grows, or the leader asks, one AppendReply says so. Several appends during one fsync cost one answer.
+Acknowledgements are state, not a queue. `verified` is the index up to which this log equals the leader's, `log.durable` the index
+up to which it is durable. When their minimum grows, or the leader asks, one AppendReply reports it. So several appends during
+one fsync cost one answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dss_raft.core.state import CoreState, Role
 
 
 def tick(core: CoreState) -> None:
-    """Time passes: start an election when no leader is heard (paper 5.2), give up reads that nobody answers."""
+    """Start an election when the leader is silent (paper 5.2), and give up reads that got no answer."""
     core.election_elapsed += 1
     if core.is_voter and (core.election_elapsed >= core.election_timeout or _is_alone(core)):
         election.campaign(core)
@@ -36,12 +37,12 @@ def tick(core: CoreState) -> None:
 
 
 def _is_alone(core: CoreState) -> bool:
-    """The only voter need not wait for anybody, once; as a candidate it waits for its own disk."""
+    """The only voter does not wait for an election timeout. Once it is a candidate, it waits for its own disk."""
     return core.role is Role.FOLLOWER and len(core.membership.voters) == 1
 
 
 def collect(core: CoreState) -> None:
-    """Acknowledge, if there is news and the term is durable; send gathered reads to the leader."""
+    """Send an acknowledgement if there is news and the term is durable. Send the gathered reads to the leader."""
     if not core.leader_id or core.term != core.hard_durable.term:
         return
     match = min(core.verified, core.log.durable)
@@ -65,7 +66,7 @@ def collect(core: CoreState) -> None:
 
 
 def _hear_leader(core: CoreState, sender: str) -> None:
-    """A message that only the leader of this term can send."""
+    """Only the leader of this term can have sent this message."""
     if core.leader_id == sender and core.role is not Role.CANDIDATE:
         core.election_elapsed = 0
         return
@@ -75,7 +76,7 @@ def _hear_leader(core: CoreState, sender: str) -> None:
 
 
 def handle_append(core: CoreState, message: AppendEntries) -> None:
-    """Paper 5.3: accept entries that follow a point where the logs agree; else say where they may."""
+    """Paper 5.3: accept entries that follow a point where the logs agree; otherwise answer where they may agree."""
     entries = message.entries
     if not well_formed(message.prev_index, message.prev_term, entries):
         return
@@ -100,7 +101,7 @@ def handle_append(core: CoreState, message: AppendEntries) -> None:
                 core.truncate(first)
             core.append(entries[held:] if held else entries)
     if message.entries or last > core.verified or core.answer_next:
-        # news only once it is durable; what already is (a repeat) must be said again, its answer may have been lost
+        # News is answered once it is durable. A repeat is durable already and is answered again: the first answer may be lost.
         core.ack_due = core.ack_due or core.answer_next or last <= log.durable
         core.answer_next = False
         core.verified = max(core.verified, last)
@@ -110,13 +111,13 @@ def handle_append(core: CoreState, message: AppendEntries) -> None:
 
 
 def _after_committed(core: CoreState, message: AppendEntries) -> list[Entry]:
-    """What is committed here is in every later leader's log (paper 5.4): only what follows is of interest."""
+    """Every later leader has what is committed here (paper 5.4), so only the entries after it matter."""
     committed = core.log.committed
     skip = committed - message.prev_index
     entries = message.entries
     if len(entries) >= skip and entries[skip - 1].term != core.log.known_term(committed):
         raise InvariantViolation(
-            f"{message.sender}'s entry {committed} has term {entries[skip - 1].term}; another is committed here"
+            f"{message.sender}'s entry {committed} has term {entries[skip - 1].term}; another one is committed here"
         )
     return entries[skip:]
 
@@ -126,7 +127,7 @@ def _refuse(core: CoreState, message: AppendEntries) -> None:
     committed = core.log.committed
     if message.prev_index <= committed:
         raise InvariantViolation(
-            f"{message.sender}'s log differs at {message.prev_index}, but up to {committed} all is committed here"
+            f"{message.sender}'s log differs at {message.prev_index}, but everything up to {committed} is committed here"
         )
     hint_index = max(core.log.last_with_term_at_most(message.prev_index, message.prev_term), committed)
     core.send(
@@ -146,7 +147,7 @@ def _refuse(core: CoreState, message: AppendEntries) -> None:
 
 
 def handle_snapshot(core: CoreState, message: InstallSnapshot) -> None:
-    """One chunk (paper 7). A snapshot of what this log already holds needs no bytes, only its commit index."""
+    """One chunk of a snapshot (paper 7). If this log already holds what is in it, only its commit index is used."""
     _hear_leader(core, message.sender)
     if not _is_news(core, message.meta):
         core.ack_due = True
@@ -155,7 +156,7 @@ def handle_snapshot(core: CoreState, message: InstallSnapshot) -> None:
 
 
 def _is_news(core: CoreState, meta: SnapshotMeta) -> bool:
-    """False when this log holds everything up to the snapshot's end, which is then known to be committed."""
+    """False when this log holds everything up to the end of the snapshot, which is then known to be committed."""
     log = core.log
     if meta.index > log.committed:
         if log.term(meta.index) != meta.term:
@@ -166,7 +167,7 @@ def _is_news(core: CoreState, meta: SnapshotMeta) -> bool:
 
 
 def chunk_stored(core: CoreState, meta: SnapshotMeta, next_offset: int, complete: bool) -> None:
-    """The driver has stored a chunk; `complete`: all of them, and size and CRC are right."""
+    """The driver has stored a chunk. `complete`: it has all bytes, and size and CRC are right."""
     if core.role not in (Role.FOLLOWER, Role.LEARNER):
         return
     if not _is_news(core, meta):
@@ -178,7 +179,7 @@ def chunk_stored(core: CoreState, meta: SnapshotMeta, next_offset: int, complete
 
 
 def install(core: CoreState, meta: SnapshotMeta) -> None:
-    """Replace the log by the snapshot, in memory; the store follows with the next Persist, the state machines after it."""
+    """Replace the log in memory by the snapshot. The store follows with the next Persist, and then the state machines."""
     core.log.restore(meta.index, meta.term)
     core.verified = meta.index
     core.snapshot = meta
@@ -202,12 +203,12 @@ def reply_to_chunk(core: CoreState, meta: SnapshotMeta, next_offset: int, *, don
 
 
 def handle_timeout_now(core: CoreState, message: TimeoutNow) -> None:
-    """The leader hands over: campaign at once (thesis 3.10)."""
+    """The leader transfers its role: campaign immediately (thesis 3.10)."""
     if core.role is Role.FOLLOWER and core.leader_id in ("", message.sender):
         election.campaign(core, force=True)
 
 
 def handle_read_reply(core: CoreState, message: ReadIndexReply) -> None:
-    """Of this term, and for a nonce that is still open: a late answer finds nothing."""
+    """An answer of this term. One that comes too late finds no open request."""
     for context in core.forwarded.answered(message.context):
         core.read_states.append(ReadState(context, message.index, message.ok))

@@ -1,4 +1,4 @@
-"""The leader: replicate, commit by majority in its own term (paper 5.3, 5.4.2), confirm reads, hand over."""
+"""The leader: replicate, commit by majority in its own term (paper 5.3, 5.4.2), confirm reads, transfer leadership."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dss_raft.core.state import CoreState, Role
 
 
 def become_leader(core: CoreState) -> None:
-    """Won: append a no-op, which commits what earlier terms left (paper 8) and opens the door for reads and changes."""
+    """After a won election: append a no-op. It commits the entries of earlier terms (paper 8) and enables reads and changes."""
     if core.role is not Role.CANDIDATE or core.is_pre_candidate:
         raise InvariantViolation(f"only a candidate becomes leader, not a {core.role.name}")
     core.role = Role.LEADER
@@ -37,14 +37,14 @@ def become_leader(core: CoreState) -> None:
 
 
 def append(core: CoreState, kind: EntryKind, data: bytes) -> int:
-    """Put one entry of the current term at the end; a leader only ever appends (paper 5.3)."""
+    """Append one entry of the current term. A leader never changes its own log otherwise (paper 5.3)."""
     index = core.log.last_index + 1
     core.append([Entry(index, core.term, int(kind), data)])
     return index
 
 
 def term_committed(core: CoreState) -> bool:
-    """An entry of the current term is committed: the commit index is known to be up to date (paper 8)."""
+    """True when an entry of the current term is committed. Then the commit index is known to be up to date (paper 8)."""
     return core.log.term(core.log.committed) == core.term
 
 
@@ -52,9 +52,9 @@ def term_committed(core: CoreState) -> bool:
 
 
 def tick(core: CoreState) -> None:
-    """Heartbeats, and the three reasons to step down or give up: a stalled disk, a lost majority, a transfer that hangs."""
+    """Send heartbeats, step down when the disk stalls or the majority is lost, abort a transfer that makes no progress."""
     config = core.config
-    # alone there is nobody to step down for
+    # A single voter has no other node to step down for.
     if core.voting_peers and core.outstanding is not None and core.ticks - core.outstanding_tick >= config.election_ticks_max:
         core.become_follower(core.term, "")
         return
@@ -76,7 +76,7 @@ def tick(core: CoreState) -> None:
 
 
 def _quorum_is_active(core: CoreState) -> bool:
-    """A majority has answered within an election timeout (thesis 6.2): else another leader may exist."""
+    """True when a majority has answered within an election timeout (thesis 6.2). Otherwise another leader may exist."""
     heard = [peer.contact_tick for peer in core.voting_peers]
     if core.is_voter:
         heard.append(core.ticks)
@@ -99,7 +99,7 @@ def _promote_a_learner(core: CoreState) -> None:
 
 
 def begin_round(core: CoreState) -> None:
-    """Everybody gets a message now, and its answer confirms this leader; reads that have gathered ride along."""
+    """Send a message to every peer, whose answers confirm this leader. The gathered reads belong to this round."""
     core.round += 1
     for peer in core.peers:
         peer.due = True
@@ -108,7 +108,7 @@ def begin_round(core: CoreState) -> None:
 
 
 def collect(core: CoreState) -> None:
-    """Queue what the peers should get now."""
+    """Queue the messages to the peers."""
     if core.term != core.hard_durable.term:
         raise InvariantViolation(f"leader of term {core.term}, but only term {core.hard_durable.term} is durable")
     if core.reads.pending and not core.reads.batches and term_committed(core):
@@ -127,7 +127,7 @@ def collect(core: CoreState) -> None:
 
 
 def _send_entries(core: CoreState, peer: Progress) -> None:
-    """Entries as far as the limits allow; an empty message for a heartbeat, or for news of the commit index."""
+    """Send as many entries as the limits allow, or an empty message as a heartbeat or for a new commit index."""
     log, config = core.log, core.config
     probing = peer.state is ProgressState.PROBE
     while True:
@@ -135,7 +135,7 @@ def _send_entries(core: CoreState, peer: Progress) -> None:
         again = probing and peer.paused
         entries: list[Entry] = []
         last = prev_index
-        # a probe that got no answer is repeated empty: the peer may well be down
+        # A probe without an answer is repeated without entries: the peer may be down.
         if prev_index < log.last_index and not again and not peer.full(config.inflight_messages_max, config.inflight_bytes_max):
             last = log.batch_end(peer.next, config.append_entries_max, config.append_bytes_max)
             entries = log.slice(peer.next, last)
@@ -171,14 +171,14 @@ def _send_append(core: CoreState, peer: Progress, prev_index: int, prev_term: in
 
 
 def _send_snapshot(core: CoreState, peer: Progress) -> None:
-    """One chunk at a time; heartbeats that match any log keep the peer from starting an election meanwhile."""
+    """Send one chunk at a time. Heartbeats that match any log keep the peer from starting an election meanwhile."""
     if peer.due:
         peer.due = False
         _send_append(core, peer, 0, 0, [], 0)
     if not peer.chunk_due or peer.snapshot is None:
         return
     if core.ticks - peer.chunk_tick >= core.config.election_ticks_max and peer.snapshot.index < core.snapshot.index:
-        # the transfer hangs, and there is a newer snapshot; the bytes of the older may be gone
+        # The transfer makes no progress and there is a newer snapshot. The file of the older one may be gone.
         peer.become_snapshot(core.snapshot)
     peer.chunk_due = False
     peer.chunk_tick = core.ticks
@@ -213,7 +213,7 @@ def handle_append_reply(core: CoreState, message: AppendReply) -> None:
 
 
 def _step_back(core: CoreState, peer: Progress, message: AppendReply) -> None:
-    """The logs differ at `prev_index`: go on where they may agree, unless the answer is to an older question."""
+    """The logs differ at `prev_index`: continue where they may agree. An answer to an older request is ignored."""
     if peer.state is ProgressState.SNAPSHOT or message.prev_index <= peer.match:
         return
     if peer.state is ProgressState.PROBE and message.prev_index != peer.next - 1:
@@ -238,7 +238,7 @@ def handle_snapshot_reply(core: CoreState, message: SnapshotReply) -> None:
 
 
 def advance_commit(core: CoreState) -> None:
-    """Commit what a majority has made durable, if it is of this term (paper 5.4.2); self by its own disk (etcd#14370)."""
+    """Commit what is durable on a majority, if it is of this term (paper 5.4.2). The leader counts its own disk (etcd#14370)."""
     log = core.log
     matches = [peer.match for peer in core.voting_peers]
     if core.is_voter:
@@ -256,7 +256,7 @@ def _answer_reads(core: CoreState) -> None:
     if core.is_voter:
         rounds.append(core.round)
     for origin, context, index in core.reads.confirmed(quorum.reached(rounds)):
-        if core.log.term(index) not in (core.term, None):  # None: compacted since
+        if core.log.term(index) not in (core.term, None):  # None: compacted in the meantime
             raise InvariantViolation(f"a read at {index} would be answered before an entry of term {core.term} is committed")
         if origin:
             core.send(ReadIndexReply(sender=core.node_id, to=origin, term=core.term, context=context, index=index, ok=True))
@@ -271,7 +271,7 @@ def handle_read_request(core: CoreState, message: ReadIndexRequest) -> None:
     core.send(ReadIndexReply(sender=core.node_id, to=message.sender, term=core.term, context=message.context, index=0, ok=False))
 
 
-# ---- handing over, and changes of members
+# ---- leadership transfer and membership changes
 
 
 def transfer(core: CoreState, to: str) -> None:
@@ -289,14 +289,14 @@ def _continue_transfer(core: CoreState, peer: Progress) -> None:
 
 
 def best_successor(core: CoreState) -> Progress | None:
-    """The voter that needs least to catch up, among those heard of lately."""
+    """The voter with the most complete log among those that have answered recently."""
     lately = core.ticks - core.config.election_ticks_max
     candidates = [peer for peer in core.voting_peers if peer.contact_tick >= lately]
     return max(candidates, key=lambda peer: (peer.match, peer.id), default=None)
 
 
 def _leave(core: CoreState) -> None:
-    """The change that removed this leader is committed: it may go now, not earlier (thesis 4.2.2)."""
+    """The change that removed this leader is committed: now it may step down, not earlier (thesis 4.2.2)."""
     successor = best_successor(core)
     if successor is not None:
         core.send(TimeoutNow(sender=core.node_id, to=successor.id, term=core.term))
@@ -304,12 +304,12 @@ def _leave(core: CoreState) -> None:
 
 
 def can_change(core: CoreState) -> bool:
-    """No other change is uncommitted, and an entry of this term is committed (thesis 4.1; Ongaro's correction of 2015)."""
+    """True when every earlier change and an entry of this term are committed (thesis 4.1; Ongaro's correction of 2015)."""
     return core.membership.index <= core.log.committed and term_committed(core)
 
 
-def change(core: CoreState, wish: membership.Change) -> int:
-    """Append the configuration that follows from the one in force; it counts from now on."""
+def change(core: CoreState, requested: membership.Change) -> int:
+    """Append the configuration that results from the change. It is in force from now on."""
     if not can_change(core):
-        raise InvariantViolation("a second change of members before the first is committed")
-    return append(core, EntryKind.CONFIGURATION, membership.encode(membership.changed(core.configuration, wish)))
+        raise InvariantViolation("a second membership change before the first is committed")
+    return append(core, EntryKind.CONFIGURATION, membership.encode(membership.changed(core.configuration, requested)))

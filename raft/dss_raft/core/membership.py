@@ -1,8 +1,8 @@
-"""Who is a member: one change at a time, effective as soon as its entry is in the log (thesis 4.1).
+"""Membership: one change at a time, in force as soon as its entry is in the log (thesis 4.1).
 
-Two majorities of neighbouring configurations always share a node, so single-step changes need no joint phase. Because an entry
-counts from its append on, a truncated entry must take its configuration with it: the history of what the log
-holds is kept by index.
+Majorities of consecutive configurations always share a node, so single-step changes need no joint phase. A configuration is in
+force from the append of its entry on, so the truncation of the entry must undo it. Therefore the history of the configurations
+in the log is kept by index.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _decoder = msgspec.msgpack.Decoder(Configuration)
 
 
 class AddLearner(msgspec.Struct, frozen=True):
-    """Bring in a node that gets the log but has no vote yet."""
+    """Add a node that receives the log but has no vote yet."""
 
     id: str
     url: str
 
 
 class Promote(msgspec.Struct, frozen=True):
-    """Give a learner its vote."""
+    """Make a learner a voter."""
 
     id: str
 
 
 class Remove(msgspec.Struct, frozen=True):
-    """Take a member out, learner or voter, the leader itself included."""
+    """Remove a member: a learner or a voter, possibly the leader itself."""
 
     id: str
 
@@ -41,7 +41,7 @@ def changed(configuration: Configuration, change: Change) -> Configuration:
     """The configuration after one change.
 
     Raises:
-        ChangeRefused: it is already so, or cannot be.
+        ChangeRefused: the change has been made already, or is not possible.
     """
     members = {member.id: member for member in configuration.members}
     member = members.get(change.id)
@@ -76,11 +76,11 @@ def decode(entry: Entry) -> Configuration:
     try:
         return _decoder.decode(entry.data)
     except msgspec.DecodeError as error:
-        raise InvariantViolation(f"entry {entry.index} is no configuration: {error}") from error
+        raise InvariantViolation(f"entry {entry.index} is not a configuration: {error}") from error
 
 
 class Membership:
-    """The configurations that the log holds, the last of which is in force."""
+    """The configurations in the log. The last one is in force."""
 
     __slots__ = ("_history", "configuration", "ids", "index", "learners", "voters")
 
@@ -101,7 +101,7 @@ class Membership:
         self._use_last()
 
     def truncate(self, first: int) -> bool:
-        """Forget the configurations of entries from `first` on; True when that changes the one in force."""
+        """Forget the configurations of the entries from `first` on. True when that changes the one in force."""
         if self.index < first:
             return False
         while self._history[-1][0] >= first:
@@ -110,7 +110,7 @@ class Membership:
         return True
 
     def compact(self, index: int) -> None:
-        """Forget what no truncation after `index` can need."""
+        """Forget the configurations that no truncation after `index` can need."""
         while len(self._history) > 1 and self._history[1][0] <= index:
             del self._history[0]
 

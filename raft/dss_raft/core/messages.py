@@ -1,6 +1,6 @@
-"""What Raft members say to each other, and the entries of the log: frozen Structs with strict decoding.
+"""The messages between Raft members, and the entries of the log: frozen Structs with strict decoding.
 
-Every message carries its sender, its addressee and the sender's term (Raft paper, figure 2). Node ids are strings.
+Every message carries its sender, its receiver and the sender's term (Raft paper, figure 2). Node ids are strings.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import msgspec
 
 
 class EntryKind(IntEnum):
-    """What an entry's `data` means."""
+    """The meaning of an entry's `data`."""
 
     #: a batch of commands for the state machines
     COMMANDS = 0
-    #: the empty entry a leader appends when elected, so that it can commit what came before (paper 8)
+    #: the empty entry that a new leader appends, so that it can commit earlier entries (paper 8)
     NOOP = 1
-    #: a `Configuration` of the cluster, effective as soon as it is appended (thesis 4.1)
+    #: a `Configuration` of the cluster, in force as soon as it is appended (thesis 4.1)
     CONFIGURATION = 2
 
 
@@ -31,10 +31,10 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A node of the cluster. A learner gets the log but has no vote."""
+    """A node of the cluster. A learner receives the log but has no vote."""
 
     id: str
-    #: its service address, "http://127.0.0.1:8101"; opaque to the core
+    #: URL of its service, "http://127.0.0.1:8101"; opaque to the core
     url: str
     learner: bool = False
 
@@ -46,18 +46,18 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Names a snapshot: everything up to `index` is in it."""
+    """Identifies a snapshot: it contains everything up to `index`."""
 
     index: int
     term: int
     configuration: Configuration
-    #: bytes of the whole snapshot, and the CRC-32 over them; 0 while it is only metadata
+    #: bytes of the whole snapshot, and the CRC-32 over them; 0 until the snapshot is written
     size: int = 0
     crc: int = 0
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
-    """Common to all messages."""
+    """The fields that all messages have."""
 
     sender: str
     to: str
@@ -65,20 +65,20 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class PreVote(Message, frozen=True, tag=1):
-    """Would you vote for me in `term`? Asked before the term is really raised (thesis 9.6)."""
+    """Asks whether the receiver would vote for the sender in `term`, before the sender raises its term (thesis 9.6)."""
 
     last_index: int
     last_term: int
 
 
 class PreVoteReply(Message, frozen=True, tag=2):
-    """`term` is the term asked about when granted, else the answering node's own."""
+    """`term` is the requested term when granted, otherwise the term of the answering node."""
 
     granted: bool
 
 
 class RequestVote(Message, frozen=True, tag=3):
-    """Paper 5.2. `transfer` says that the leader itself asked for it, so that a live leader is no reason to refuse."""
+    """Paper 5.2. `transfer`: the leader itself or an operator wants this election, so a live leader is no reason to refuse."""
 
     last_index: int
     last_term: int
@@ -90,9 +90,9 @@ class VoteReply(Message, frozen=True, tag=4):
 
 
 class AppendEntries(Message, frozen=True, tag=5):
-    """Entries after (`prev_index`, `prev_term`), or none: a heartbeat. Paper 5.3.
+    """Entries after (`prev_index`, `prev_term`); a heartbeat when there are none. Paper 5.3.
 
-    `round` counts the leader's confirmation rounds: an answer to it proves that the sender still took it for the leader then.
+    `round` is the number of the leader's confirmation round. Its answer proves that the peer still accepted this leader then.
     """
 
     prev_index: int
@@ -103,7 +103,7 @@ class AppendEntries(Message, frozen=True, tag=5):
 
 
 class AppendReply(Message, frozen=True, tag=6):
-    """`match`: last index known to be equal and durable. On a conflict `ok` is false and `hint_*` says where to go on."""
+    """`match`: the last index known to be equal and durable. On a conflict, `ok` is false and `hint_*` says where to continue."""
 
     ok: bool
     match: int
@@ -114,7 +114,7 @@ class AppendReply(Message, frozen=True, tag=6):
 
 
 class InstallSnapshot(Message, frozen=True, tag=7):
-    """One chunk of a snapshot, bytes from `offset`. Paper 7."""
+    """One chunk of a snapshot: its bytes from `offset` on. Paper 7."""
 
     meta: SnapshotMeta
     offset: int
@@ -125,7 +125,7 @@ class InstallSnapshot(Message, frozen=True, tag=7):
 
 
 class SnapshotReply(Message, frozen=True, tag=8):
-    """`next_offset`: bytes stored so far, where to go on. `done`: installed up to `index`."""
+    """`next_offset`: the bytes stored so far, from which to continue. `done`: installed up to `index`."""
 
     index: int
     next_offset: int
@@ -133,13 +133,13 @@ class SnapshotReply(Message, frozen=True, tag=8):
 
 
 class ReadIndexRequest(Message, frozen=True, tag=9):
-    """A follower asks which index a linearizable read must wait for (thesis 6.4)."""
+    """A follower requests the index that a linearizable read must wait for (thesis 6.4)."""
 
     context: int
 
 
 class ReadIndexReply(Message, frozen=True, tag=10):
-    """`ok` false: no longer leader, or nothing of its own term committed yet; ask again."""
+    """`ok` is false when the node no longer leads or has committed nothing in its own term: ask again."""
 
     context: int
     index: int
@@ -147,7 +147,7 @@ class ReadIndexReply(Message, frozen=True, tag=10):
 
 
 class TimeoutNow(Message, frozen=True, tag=11):
-    """Campaign at once: the leader hands over (thesis 3.10)."""
+    """Campaign immediately: the leader transfers its role (thesis 3.10)."""
 
 
 AnyMessage = (

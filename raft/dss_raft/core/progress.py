@@ -1,10 +1,10 @@
 """What a leader knows about one peer, and how it sends to it.
 
-    PROBE      where the logs agree is not known: one message, then wait for its answer or for the next heartbeat
-    REPLICATE  they agree: `next` runs ahead of `match`, as far as the inflight limits allow
-    SNAPSHOT   the peer needs entries that are compacted: chunks of a snapshot, one in flight; heartbeats go on
+    PROBE      it is not known where the logs agree: send one message, then wait for its answer or the next heartbeat
+    REPLICATE  the logs agree: `next` runs ahead of `match`, as far as the inflight limits allow
+    SNAPSHOT   the peer needs entries that are compacted: send a snapshot, one chunk in flight; heartbeats continue
 
-An answer that accepts leads to REPLICATE, one that refuses to PROBE; `next` at or below the log's base leads to SNAPSHOT.
+An accepting answer leads to REPLICATE, a refusing one to PROBE. `next` at or below the log's base leads to SNAPSHOT.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ProgressState(IntEnum):
 
 
 class Progress:
-    """One peer of the leader; `0 <= match < next` always."""
+    """One peer of the leader. Always `0 <= match < next`."""
 
     __slots__ = (
         "chunk_due",
@@ -47,42 +47,42 @@ class Progress:
     def __init__(self, peer_id: str, learner: bool, next_index: int, tick: int) -> None:
         self.id = peer_id
         self.learner = learner
-        #: last index known to be equal and durable there
+        #: last index known to be equal and durable on the peer
         self.match = 0
         #: the entry to send next
         self.next = next_index
         self.state = ProgressState.PROBE
-        #: PROBE: a probe is out
+        #: PROBE: a probe has been sent and not answered
         self.paused = False
-        #: a message must go out even when there is nothing to say (heartbeat, confirmation round)
+        #: a message must be sent even without news (heartbeat, confirmation round)
         self.due = True
-        #: messages with entries that are not acknowledged: (last index, bytes)
+        #: unacknowledged messages with entries: (last index, bytes)
         self.inflight: deque[tuple[int, int]] = deque()
         self.inflight_bytes = 0
-        #: the highest commit index the peer was told and could use
+        #: the highest commit index that was sent to the peer and that it could use
         self.commit_sent = 0
-        #: last confirmation round this peer has answered
+        #: last confirmation round that this peer has answered
         self.round = 0
-        #: when it last answered anything; a new leader gives everyone an election timeout's benefit of the doubt
+        #: tick of its last answer; for a new leader, the tick of the election
         self.contact_tick = tick
-        #: SNAPSHOT: what is being sent, where it goes on, whether a chunk must be asked of the driver, and when that was
+        #: SNAPSHOT: what is being sent, the next offset, whether the driver must read a chunk, and when that was last requested
         self.snapshot: SnapshotMeta | None = None
         self.offset = 0
         self.chunk_due = False
         self.chunk_tick = 0
 
     def sent(self, last_index: int, size: int) -> None:
-        """Entries up to `last_index` left in REPLICATE."""
+        """Entries up to `last_index` have been sent (REPLICATE)."""
         self.next = last_index + 1
         self.inflight.append((last_index, size))
         self.inflight_bytes += size
 
     def full(self, messages_max: int, bytes_max: int) -> bool:
-        """No more entries may be sent before an acknowledgement."""
+        """True when no more entries may be sent before an acknowledgement."""
         return len(self.inflight) >= messages_max or self.inflight_bytes >= bytes_max
 
     def acknowledged(self, match: int) -> bool:
-        """The peer holds everything up to `match`; False when that is no news."""
+        """The peer holds everything up to `match`. False when that was known already."""
         inflight = self.inflight
         while inflight and inflight[0][0] <= match:
             self.inflight_bytes -= inflight.popleft()[1]
@@ -116,7 +116,7 @@ class Progress:
         self.chunk_due = False
 
     def check(self, last_index: int, messages_max: int) -> None:
-        """Invariant 7 of the leader's bookkeeping.
+        """Check invariant 7, the leader's bookkeeping.
 
         Raises:
             InvariantViolation: it does not hold.

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Tally(IntEnum):
-    """Where an election stands."""
+    """The state of an election."""
 
     OPEN = 0
     WON = 1
@@ -15,12 +15,12 @@ class Tally(IntEnum):
 
 
 def majority(voters: int) -> int:
-    """The smallest number of voters that any two majorities must share one of (paper 5.1)."""
+    """The smallest number such that any two groups of so many voters share a voter (paper 5.1)."""
     return voters // 2 + 1
 
 
 def reached(values: list[int]) -> int:
-    """The largest value that a majority has reached, given one value per voter; 0 when there are no voters."""
+    """The largest value that a majority has reached, given one value per voter; 0 without voters."""
     if not values:
         return 0
     values = sorted(values, reverse=True)
@@ -28,7 +28,7 @@ def reached(values: list[int]) -> int:
 
 
 def tally(voters: Iterable[str], votes: Mapping[str, bool]) -> Tally:
-    """Count the votes of `voters`; what others sent does not count (paper 5.2)."""
+    """Count the votes of `voters`. Votes of other nodes do not count (paper 5.2)."""
     granted = refused = total = 0
     for voter in voters:
         total += 1

@@ -1,11 +1,11 @@
-"""Linearizable reads without log entries (thesis 6.4): remember the commit index, prove that leadership outlived the request.
+"""Linearizable reads without log entries (thesis 6.4): note the commit index, then prove that this node still leads.
 
-On the leader, requests gather until a confirmation round can start, and share it: the round's number rides on AppendEntries,
-and is answered by each peer that still takes the sender for its leader. A batch is answered when a majority of the voters has
-answered its round or a later one. Rounds belong to one term, because their answers do.
+On the leader, requests are gathered until a confirmation round can start, and share it. AppendEntries carries the number of the
+round, and every peer that still accepts the sender as its leader answers with it. A batch of requests is answered when a majority
+of the voters has answered its round or a later one. Rounds belong to one term, because their answers do.
 
-On other nodes, requests travel to the leader under a nonce that no earlier life of this node can have used, so that a late
-answer never meets a later question (etcd#20418).
+On other nodes, requests are sent to the leader with a nonce that no earlier incarnation of this node can have used, so that a
+late answer is never taken for the answer to a later request (etcd#20418).
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections import deque
 
 
 class LeaderReads:
-    """Reads that this leader has to answer: its own (origin "") and those of other nodes."""
+    """Reads that this leader must answer: its own (origin "") and those of other nodes."""
 
     __slots__ = ("batches", "pending")
 
     def __init__(self) -> None:
-        #: (origin, context): no round has begun since they came
+        #: (origin, context): requests since the last round began
         self.pending: list[tuple[str, int]] = []
         #: (round, commit index when it began, requests), rounds ascending
         self.batches: deque[tuple[int, int, list[tuple[str, int]]]] = deque()
 
     def start(self, confirmation_round: int, commit_index: int) -> None:
-        """A round has just begun: it can serve everything that came before it."""
+        """A round has just begun. It confirms all requests that came before it."""
         if self.pending:
             self.batches.append((confirmation_round, commit_index, self.pending))
             self.pending = []
 
     def confirmed(self, confirmation_round: int) -> list[tuple[str, int, int]]:
-        """A majority has answered this round: (origin, context, index) of everything that may be answered now."""
+        """A majority has answered this round. Returns (origin, context, index) of the requests that may be answered now."""
         answers: list[tuple[str, int, int]] = []
         batches = self.batches
         while batches and batches[0][0] <= confirmation_round:
@@ -40,7 +40,7 @@ class LeaderReads:
         return answers
 
     def take_all(self) -> list[tuple[str, int]]:
-        """Leadership is gone: everything that is left, to be refused."""
+        """This node no longer leads: returns the open requests, which must be refused."""
         left = [request for _, _, requests in self.batches for request in requests] + self.pending
         self.batches.clear()
         self.pending = []
@@ -48,38 +48,38 @@ class LeaderReads:
 
 
 class ForwardedReads:
-    """Reads of this node that a leader elsewhere has to answer."""
+    """Reads of this node that the leader, another node, must answer."""
 
     __slots__ = ("_nonce", "sent", "waiting")
 
     def __init__(self, first_nonce: int) -> None:
         self._nonce = first_nonce
-        #: contexts that no request carries yet
+        #: contexts that have not been sent yet
         self.waiting: list[int] = []
         #: nonce -> (contexts, tick when sent), oldest first
         self.sent: dict[int, tuple[list[int], int]] = {}
 
     def send(self, tick: int) -> int:
-        """Put everything that waits under a new nonce."""
+        """Move all waiting contexts to a new nonce, and return it."""
         self._nonce += 1
         self.sent[self._nonce] = (self.waiting, tick)
         self.waiting = []
         return self._nonce
 
     def answered(self, nonce: int) -> list[int]:
-        """The contexts that this answer is for; none when it is late."""
+        """The contexts that this answer is for; none when it comes too late."""
         contexts, _ = self.sent.pop(nonce, ([], 0))
         return contexts
 
     def expired(self, before: int) -> list[int]:
-        """Contexts whose request left before this tick and was never answered."""
+        """The contexts of requests that were sent before this tick and got no answer."""
         contexts: list[int] = []
         for nonce in [nonce for nonce, (_, tick) in self.sent.items() if tick < before]:
             contexts += self.sent.pop(nonce)[0]
         return contexts
 
     def take_all(self) -> list[int]:
-        """The leader has changed: everything, to be refused."""
+        """The leader has changed: returns all open contexts, which must be refused."""
         left = [context for contexts, _ in self.sent.values() for context in contexts] + self.waiting
         self.sent.clear()
         self.waiting = []

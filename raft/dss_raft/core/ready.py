@@ -1,8 +1,8 @@
-"""What the core wants done: the only way anything leaves it.
+"""The core's output: work for the driver.
 
-The driver takes a `Ready`, sends `messages` at once, gives `persist` to the store, and calls `core.persisted(number)` when that
-is durable. At most one `Persist` is outstanding. Messages that depend on it stay inside the core until then
-and come with a later `Ready`: no vote and no acknowledgement leaves before its fsync.
+The driver takes a `Ready`, sends `messages` immediately, gives `persist` to the store, and calls `core.persisted(number)` when it
+is durable. At most one `Persist` is outstanding. Messages that depend on it stay in the core until then and come with a later
+`Ready`: no vote or acknowledgement is sent before its fsync.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dss_raft.core.messages import AnyMessage, Entry, InstallSnapshot, SnapshotM
 
 
 class HardState(msgspec.Struct, frozen=True):
-    """What must survive a crash (paper, figure 2): the term, and whom this node voted for in it ("" for nobody)."""
+    """What must survive a crash (paper, figure 2): the term, and the node it voted for in that term ("" for none)."""
 
     term: int = 0
     vote: str = ""
 
 
 class BootState(msgspec.Struct, frozen=True):
-    """What the store found at start."""
+    """What the store read at start."""
 
     hard_state: HardState
     snapshot: SnapshotMeta
@@ -29,20 +29,20 @@ class BootState(msgspec.Struct, frozen=True):
 
 
 class Persist(msgspec.Struct, frozen=True):
-    """One transaction of the store: truncate, append, term and vote, together or not at all."""
+    """One transaction of the store, all or nothing: truncate, append, term and vote."""
 
-    #: names this write in `core.persisted(number)`
+    #: identifies this write in `core.persisted(number)`
     number: int
     hard_state: HardState
     #: remove all entries from this index on, before appending; 0: nothing to remove
     truncate_from: int
     entries: list[Entry]
-    #: a received snapshot that replaces the log up to its index; its bytes are complete in the store already
+    #: a received snapshot that replaces the log up to its index; the store already has all its bytes
     snapshot: SnapshotMeta | None = None
 
 
 class ReadState(msgspec.Struct, frozen=True):
-    """A read with `context` may be answered once `index` is applied; `ok` false: leadership was lost, ask again."""
+    """A read with `context` may be answered once `index` is applied. `ok` is false when leadership was lost: ask again."""
 
     context: int
     index: int
@@ -50,7 +50,7 @@ class ReadState(msgspec.Struct, frozen=True):
 
 
 class SnapshotChunkWanted(msgspec.Struct, frozen=True):
-    """The driver reads the snapshot's bytes from `offset` and sends them to `to` as `InstallSnapshot` of `term`."""
+    """Read the snapshot's bytes from `offset` on, and send them to `to` as `InstallSnapshot` of `term`."""
 
     to: str
     term: int
@@ -59,16 +59,16 @@ class SnapshotChunkWanted(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Everything that has come up since the last one."""
+    """The work that has come up since the last `Ready`."""
 
     persist: Persist | None
     messages: list[AnyMessage]
-    #: to be applied in order; committed and durable on this node
+    #: entries to apply in this order; committed, and durable on this node
     committed: list[Entry]
     read_states: list[ReadState]
-    #: chunks to be read and sent by this leader
+    #: chunks that this leader must read and send
     chunks_wanted: list[SnapshotChunkWanted]
-    #: chunks that arrived: the driver stores them, then calls `core.chunk_stored(…)`
+    #: received chunks: the driver stores them, then calls `core.chunk_stored(…)`
     chunks_received: list[InstallSnapshot]
-    #: the state machines must be replaced by this snapshot (it is durable) before `committed` is applied
+    #: before applying `committed`, replace the state of the state machines by this durable snapshot
     restore: SnapshotMeta | None = None

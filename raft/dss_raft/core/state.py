@@ -1,7 +1,7 @@
-"""The state of one Raft member, and the few primitives that every role uses. The roles' rules are in election, follower, leader.
+"""The state of one Raft member, and the primitives of all roles. The rules of the roles are in election, follower and leader.
 
-Rules of this file: everything that changes the term, the vote, the role, the log or the membership goes through a method here,
-and everything that leaves the core is queued here, so that nothing can leave before the write it depends on.
+Rules of this file: all changes of the term, the vote, the role, the log and the membership go through a method here, and all
+messages are queued here, so that no message is sent before the write it depends on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dss_raft.core.ready import BootState, Persist, ReadState, SnapshotChunkWant
 
 
 class Rng(Protocol):
-    """The only randomness of the core: election timeouts, and where read nonces start."""
+    """The only randomness of the core: election timeouts, and the first nonce for reads."""
 
     def randint(self, a: int, b: int, /) -> int: ...
 
@@ -45,25 +45,25 @@ class Role(IntEnum):
 
 
 class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes and times; times are in ticks, whose length the driver decides.
+    """Sizes and times. Times are in ticks; the driver decides how long a tick is.
 
     Raises:
-        ValueError: a combination that cannot work, naming the field.
+        ValueError: the combination cannot work; the text names the field.
     """
 
     node_id: str
     election_ticks_min: int
     election_ticks_max: int
     heartbeat_ticks: int
-    #: one AppendEntries carries at most this much (a larger single entry still goes, alone)
+    #: limits of one AppendEntries (a single larger entry is still sent, alone)
     append_bytes_max: int = 1 << 20
     append_entries_max: int = 1024
-    #: AppendEntries with entries that one peer may have unacknowledged; deep pipelines hurt commit latency
+    #: limits of the unacknowledged AppendEntries with entries per peer; deep pipelines increase commit latency
     inflight_messages_max: int = 8
     inflight_bytes_max: int = 4 << 20
-    #: proposals are refused (`Busy`) while more than this is uncommitted
+    #: proposals are refused (`Busy`) while at least this many bytes are uncommitted
     uncommitted_bytes_max: int = 64 << 20
-    #: a learner at most this many entries behind is given its vote by the leader; -1: only by hand
+    #: the leader promotes a learner that is at most this many entries behind; -1: never automatically
     promote_lag_max: int = 64
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CoreState:
-    """Fields are public to the core's modules; the driver uses `RaftCore`'s methods and reads the plain attributes."""
+    """The fields are public to the modules of the core. The driver calls the methods of `RaftCore` and reads plain attributes."""
 
     def __init__(self, config: CoreConfig, boot: BootState, rng: Rng) -> None:
         snapshot = boot.snapshot
@@ -94,59 +94,59 @@ class CoreState:
         self.rng = rng
         #: never decreases
         self.term = boot.hard_state.term
-        #: whom this node voted for in `term`; changes only from "" or together with the term
+        #: the node it voted for in `term`; changes only from "" or together with the term
         self.vote = boot.hard_state.vote
         self.role = Role.FOLLOWER
         #: CANDIDATE only: true while it asks for pre-votes; the term is not raised yet
         self.is_pre_candidate = False
         #: "" when unknown; at most one value per term
         self.leader_id = ""
-        #: the newest snapshot this node has; the log may reach back further than its index
+        #: the newest snapshot of this node; the log may reach back further than its index
         self.snapshot = snapshot
         self.log = RaftLog(snapshot.index, snapshot.term, boot.entries)
         if self.log.last_term > self.term:
             raise InvariantViolation(f"the log ends in term {self.log.last_term}, but the stored term is {self.term}")
         self.membership = Membership(snapshot.index, snapshot.configuration)
         self.applied_index = snapshot.index
-        #: last entry given out in `Ready.committed`, or covered by `Ready.restore`
+        #: last entry handed out in `Ready.committed`, or covered by `Ready.restore`
         self.delivered = snapshot.index
         # ---- time, in ticks
         self.ticks = 0
         self.election_elapsed = 0
         self.election_timeout = 0
         self.heartbeat_elapsed = 0
-        # ---- candidate: sender -> granted; the first answer of each counts
+        # ---- candidate: sender -> granted; the first answer of each sender counts
         self.votes: dict[str, bool] = {}
         # ---- leader
         self.progress: dict[str, Progress] = {}
         self.peers: list[Progress] = []
         self.voting_peers: list[Progress] = []
         self.is_voter = False
-        #: confirmation rounds of this term
+        #: number of the last confirmation round of this term
         self.round = 0
         self.reads = LeaderReads()
         self.transferee = ""
         self.transfer_tick = 0
         # ---- follower
-        #: up to here this log equals that of the leader of `term`
+        #: up to this index, this log equals the log of the leader of `term`
         self.verified = self.log.committed
         self.acked_match = self.log.committed
         self.seen_round = 0
         self.ack_due = False
-        #: after a refusal the next append is answered even if it brings nothing new: it is a probe
+        #: after a refusal, the next append is a probe and is answered even if it brings nothing new
         self.answer_next = False
         self.forwarded = ForwardedReads(rng.randint(0, 1 << 48))
-        # ---- what the store holds
+        # ---- the store
         self.hard_durable = boot.hard_state
         self.hard_handed = boot.hard_state
         self.persist_number = 0
         self.outstanding: Persist | None = None
         self.outstanding_tick = 0
-        #: a snapshot that has replaced the log in memory and has to be made so in the store, next
+        #: a snapshot that has replaced the log in memory and must replace it in the store next
         self.installing: SnapshotMeta | None = None
-        #: the same until it is durable and may replace the state machines
+        #: the same snapshot until it is durable and may replace the state of the state machines
         self.restoring: SnapshotMeta | None = None
-        # ---- what goes out: now; after the next Persist; after the outstanding one
+        # ---- messages to send: now; after the next Persist; after the outstanding one
         self.messages: list[AnyMessage] = []
         self.deferred: list[AnyMessage] = []
         self.awaiting_persist: list[AnyMessage] = []
@@ -178,23 +178,23 @@ class CoreState:
 
     @property
     def in_lease(self) -> bool:
-        """A live leader is known, so there is no reason for an election (thesis 4.2.3, 6.2)."""
+        """True when a live leader is known, so that there is no reason for an election (thesis 4.2.3, 6.2)."""
         return self.role is Role.LEADER or (self.leader_id != "" and self.election_elapsed < self.config.election_ticks_min)
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
-        """Whether a log that ends so is at least as up-to-date as this one (paper 5.4.1)."""
+        """Whether a log with this end is at least as up to date as this one (paper 5.4.1)."""
         log = self.log
         return last_term > log.last_term or (last_term == log.last_term and last_index >= log.last_index)
 
     # ---- term, role, timers
 
     def reset_election_timer(self) -> None:
-        """Draw a new timeout, so that split votes are rare and do not repeat (paper 5.2)."""
+        """Choose a new random timeout, so that split votes are rare and do not repeat (paper 5.2)."""
         self.election_elapsed = 0
         self.election_timeout = self.rng.randint(self.config.election_ticks_min, self.config.election_ticks_max)
 
     def set_term(self, term: int) -> None:
-        """Enter a newer term, in which this node has not voted and knows nothing of the leader's log but what is committed."""
+        """Enter a newer term. This node has not voted in it, and knows only the committed part of the leader's log."""
         if term <= self.term:
             raise InvariantViolation(f"term {self.term} cannot become {term}")
         self.term = term
@@ -204,13 +204,13 @@ class CoreState:
         self.ack_due = self.answer_next = False
 
     def set_vote(self, candidate: str) -> None:
-        """Vote, once per term (paper 5.2)."""
+        """Vote for a candidate, once per term (paper 5.2)."""
         if self.vote not in ("", candidate):
             raise InvariantViolation(f"already voted for {self.vote} in term {self.term}, cannot vote for {candidate}")
         self.vote = candidate
 
     def set_leader(self, leader_id: str) -> None:
-        """Know another leader, or none; reads sent to the one before are refused."""
+        """Note the leader, or that there is none. Reads that were sent to the previous leader are refused."""
         if leader_id == self.leader_id:
             return
         self.leader_id = leader_id
@@ -218,7 +218,7 @@ class CoreState:
             self.read_states.append(ReadState(context, 0, False))
 
     def become_follower(self, term: int, leader_id: str) -> None:
-        """Follow `leader_id` ("" when not known yet) in `term`. The vote is kept when the term is (microsoft/CCF PR 8094)."""
+        """Follow `leader_id` ("" while unknown) in `term`. In the same term, the vote is kept (microsoft/CCF PR 8094)."""
         was_leader = self.role is Role.LEADER
         if term != self.term:
             self.set_term(term)
@@ -244,7 +244,7 @@ class CoreState:
     # ---- log and membership
 
     def append(self, entries: list[Entry]) -> None:
-        """Add entries to the log; a configuration among them is in force at once (thesis 4.1)."""
+        """Add entries to the log. A configuration among them is in force immediately (thesis 4.1)."""
         self.log.append(entries)
         for entry in entries:
             if entry.kind == EntryKind.CONFIGURATION:
@@ -252,9 +252,9 @@ class CoreState:
                 self.members_changed()
 
     def truncate(self, first: int) -> None:
-        """Remove entries from `first` on, and the configurations among them."""
+        """Remove the entries from `first` on, and the configurations among them."""
         if self.role is Role.LEADER:
-            raise InvariantViolation("a leader never removes entries of its own log")
+            raise InvariantViolation("a leader must not remove entries from its own log")
         if first <= self.verified:
             raise InvariantViolation(
                 f"the leader of term {self.term} contradicts itself at {first}: verified up to {self.verified}"
@@ -264,7 +264,7 @@ class CoreState:
             self.members_changed()
 
     def members_changed(self) -> None:
-        """Bring role and progress in line with the configuration in force."""
+        """Adapt role and progress to the configuration in force."""
         members = self.membership
         self.is_voter = self.node_id in members.voters
         if self.role is not Role.LEADER:
@@ -281,15 +281,15 @@ class CoreState:
         self.peers = list(progress.values())
         self.voting_peers = [peer for peer in self.peers if not peer.learner]
 
-    # ---- what leaves
+    # ---- sending
 
     def send(self, message: AnyMessage) -> None:
-        """Send now if everything this message says is durable, which a new term may not be."""
+        """Send now if this node's term is durable, otherwise after the next write."""
         if self.term == self.hard_durable.term:
             self.messages.append(message)
         else:
             self.deferred.append(message)
 
     def send_after_persist(self, message: AnyMessage) -> None:
-        """Send once everything that is in memory now is durable: votes, requests for votes."""
+        """Send once everything that is in memory now is durable: for votes and requests for votes."""
         self.deferred.append(message)

@@ -1,1 +1,1 @@
-"""What a node keeps on its disk: log, term and vote, snapshots."""
+"""The data of a node on its disk: log, term and vote, snapshots."""

@@ -1,8 +1,8 @@
-"""The witness of the newest acknowledged transaction: 12 bytes in a file of their own, synced only at checkpoints.
+"""The high-water mark: the number of the newest acknowledged transaction, 12 bytes in a file of its own, synced at checkpoints.
 
-A write that follows a sync costs microseconds and survives the death of the process, so that after a kill the witness says
-exactly how far the database must reach. After a power failure it may be older, but never older than the last
-checkpoint and never newer than the truth.
+A write without a sync costs microseconds and survives the death of the process. So after a kill the mark says exactly how far the
+database must reach. After a power failure it may be older, but never older than the last checkpoint, and never ahead of the
+database.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Acknowledged:
         self._descriptor = -1
 
     def read(self) -> int | None:
-        """None: there is none yet, or its last write was torn."""
+        """The number. None: it does not exist yet, or its last write was torn."""
         packed = self._path.read_bytes() if self._path.exists() else b""
         if len(packed) != _FORMAT.size:
             return None

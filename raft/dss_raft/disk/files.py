@@ -1,8 +1,8 @@
-"""The seam: every byte the log store writes goes through one of the two classes here.
+"""The I/O of the log store: all its writes go through one of the two classes here.
 
-`Files` is plain file I/O. `Database` is one SQLite file, used in two kinds of steps only: a transaction, which appends to the
-write-ahead log and syncs it once, and a checkpoint, which copies synced pages into the database file and syncs that. The tests
-put recorders in place of both, and rebuild from the record every state that a crash can leave behind.
+`Files` is plain file I/O. `Database` is one SQLite file, used in two kinds of steps only: a transaction appends to the
+write-ahead log and syncs it once; a checkpoint copies synced pages into the database file and syncs that. Tests replace both
+classes by recorders, and rebuild from the record every state that a crash can leave.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ SQLITE_BUSY = 5
 
 
 class StoreError(Exception):
-    """The store cannot do what was asked; the text is for a person."""
+    """The store cannot do this. The text is for a person."""
 
 
 class StoreRefused(StoreError):
-    """The directory is sound but not for this node now: another node's, in use, or written by a newer version."""
+    """The directory is intact, but this node cannot use it: it is another node's, in use, or of a newer version."""
 
 
 class StoreDamaged(StoreError):
-    """What is on disk is not what was once acknowledged. The store never repairs it by forgetting."""
+    """The data on disk is not what was acknowledged. The store never repairs it by dropping data."""
 
 
 class StoreFailed(StoreError):
-    """A write or its fsync failed. What is on disk is unknown, so nothing may be retried: the node must stop."""
+    """A write or its fsync failed. The state on disk is unknown, so nothing may be retried and the node must stop."""
 
 
 class Files:
-    """Plain files, with the syncs that make them last. Every method raises OSError."""
+    """Plain files, and the syncs that make them durable. Every method raises OSError."""
 
     def create(self, path: Path) -> int:
-        """A new empty file, opened for reading and writing. Its name lasts after `sync_directory`."""
+        """Create an empty file, opened for reading and writing. Its name is durable after `sync_directory`."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def open(self, path: Path) -> int:
-        """An existing file with its content, or a new one."""
+        """Open an existing file with its content, or create one."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, descriptor: int, data: bytes, offset: int) -> None:
@@ -50,7 +50,7 @@ class Files:
             view, offset = view[written:], offset + written
 
     def sync(self, descriptor: int) -> None:
-        if sys.platform == "darwin":  # there, fsync leaves the bytes in the drive's cache
+        if sys.platform == "darwin":  # fsync leaves the bytes in the cache of the drive there
             import fcntl
 
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
@@ -82,10 +82,10 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # The store is opened in one thread and then used by its worker, never by two at a time.
+        # The store is opened in one thread and then used by its worker, never by both at the same time.
         self.connection = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
         try:
-            # Exclusive: no second process can open the file, and the WAL index needs no shared memory file.
+            # Exclusive: no other process can open the file, and the WAL index needs no shared memory file.
             self._pragma("locking_mode", "exclusive")
             self._pragma("journal_mode", "wal", expected="wal")
             self._pragma("synchronous", "full")
@@ -101,7 +101,7 @@ class Database:
             raise
 
     def transaction(self, steps: Callable[[sqlite3.Connection], None]) -> None:
-        """Run `steps` and commit: durable on return, or no effect at all."""
+        """Run `steps` and commit. The transaction is durable on return, or has no effect."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             steps(self.connection)
@@ -112,7 +112,7 @@ class Database:
             raise
 
     def checkpoint(self, *, truncate: bool = False) -> None:
-        """Move what the WAL holds into the database file. The WAL is then overwritten, or begun anew (`truncate`)."""
+        """Copy the WAL into the database file. Afterwards the WAL is overwritten, or emptied (`truncate`)."""
         mode = "TRUNCATE" if truncate else "PASSIVE"
         busy, _, _ = self.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         if busy:

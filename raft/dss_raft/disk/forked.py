@@ -1,7 +1,7 @@
-"""A consistent copy of large state without stopping the loop: a forked child encodes it, from memory shared copy-on-write.
+"""A consistent copy of large state without blocking the event loop: a forked child encodes it from copy-on-write memory.
 
-The child belongs to nobody's loop: it closes every inherited file at once (else a client's connection, or the lock on the data
-directory, would outlive the parent), runs no garbage collection, encodes, writes, syncs, and ends without any clean-up.
+The child does not use the event loop. It closes every inherited file first (otherwise a client's connection, or the lock on the
+data directory, would outlive the parent). It runs no garbage collection, encodes, writes, syncs, and exits without clean-up.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ IS_AVAILABLE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
 
 
 class ChildFailed(Exception):
-    """The child did not finish its file (no memory, no space on the disk)."""
+    """The child did not complete its file (no memory, or no space on the disk)."""
 
 
 async def write_in_child(encode: Callable[[], bytes], path: Path) -> None:
-    """Have `encode()`, as of now, written to `path` by a child process.
+    """Write the present result of `encode()` to `path`, in a child process.
 
     Raises:
         ChildFailed: `path` is not complete.
@@ -28,15 +28,15 @@ async def write_in_child(encode: Callable[[], bytes], path: Path) -> None:
     try:
         pid = os.fork()
     except OSError as error:
-        raise ChildFailed(f"no child process can be had: {error.strerror}") from None
+        raise ChildFailed(f"cannot start a child process: {error.strerror}") from None
     if pid == 0:
-        _be_the_child(encode, path)
+        _run_child(encode, path)
     status = await _ended(pid)
     if status != 0:
-        raise ChildFailed(f"the process that writes {path.name} ended with status {status}")
+        raise ChildFailed(f"the child process that writes {path.name} ended with status {status}")
 
 
-def _be_the_child(encode: Callable[[], bytes], path: Path) -> None:
+def _run_child(encode: Callable[[], bytes], path: Path) -> None:
     status = 1
     try:
         gc.disable()
@@ -64,5 +64,5 @@ async def _ended(pid: int) -> int:
         os.close(descriptor)
         if not ended.done():
             os.kill(pid, 9)
-        status = os.waitpid(pid, 0)[1]  # noqa: ASYNC222  (it has ended: this only collects its status)
+        status = os.waitpid(pid, 0)[1]  # noqa: ASYNC222  (the child has ended: this only collects its status)
     return os.waitstatus_to_exitcode(status)

@@ -1,7 +1,7 @@
-"""The rows of the log store's database: their schema, their CRCs, and how they are read back.
+"""The rows of the log store's database: the schema, the CRCs, and how rows are read.
 
-A CRC-32 covers each row whole, its key included, so that a row cannot pass for another one. It is there for damage on the disk,
-not against an attacker.
+A CRC-32 covers each row including its key, so that a row is never taken for another one. It detects damage on the disk, not
+manipulation.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ T = TypeVar("T")
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
-    """Whose store this is."""
+    """The owner of the store."""
 
     node_id: str
     cluster_id: str
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
-    """The one row that every transaction rewrites."""
+    """The row that every transaction rewrites."""
 
     term: int = 0
     vote: str = ""
-    #: the entries in the database are exactly `first_index` … `last_index`; none when `last_index == first_index - 1`
+    #: the database holds exactly the entries `first_index` … `last_index`; none when `last_index == first_index - 1`
     first_index: int = 1
     last_index: int = 0
-    #: starts of this node
+    #: number of starts of this node
     incarnation: int = 0
-    #: transactions so far
+    #: number of transactions so far
     sequence: int = 0
 
 
 def create(connection: sqlite3.Connection, identity: Identity) -> None:
-    """The tables of a new store, in the transaction of the caller."""
+    """Create the tables of a new store, in the transaction of the caller."""
     for statement in _TABLES.values():
         connection.execute(statement)
     connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -58,16 +58,16 @@ def create(connection: sqlite3.Connection, identity: Identity) -> None:
 
 
 def check_schema(connection: sqlite3.Connection) -> None:
-    """Raises StoreRefused for a newer schema, StoreDamaged when the file is not what this store creates."""
+    """Raises StoreRefused for a newer schema, and StoreDamaged when the schema is not the one that this store creates."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
-        raise StoreRefused(f"its schema is {version}, this version knows {SCHEMA_VERSION}: start the newer version again")
+        raise StoreRefused(f"its schema is {version}, this version supports {SCHEMA_VERSION}: start the newer version again")
     tables = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
     if version != SCHEMA_VERSION or tables != _TABLES:
-        raise StoreDamaged("the database's schema is not the one it was created with")
+        raise StoreDamaged("the schema of the database is not the one it was created with")
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise StoreDamaged(f"SQLite finds its file damaged: {verdict}")
+        raise StoreDamaged(f"SQLite reports damage: {verdict}")
 
 
 def is_empty(connection: sqlite3.Connection) -> bool:
@@ -81,7 +81,7 @@ def put(connection: sqlite3.Connection, name: str, value: Any) -> None:
 
 
 def get(connection: sqlite3.Connection, name: str, type_: type[T]) -> T | None:
-    """Read one row of `meta`; None when it was never written. Raises StoreDamaged."""
+    """Read one row of `meta`; None when it does not exist. Raises StoreDamaged."""
     row = connection.execute("SELECT value, crc FROM meta WHERE name = ?", (name,)).fetchone()
     if row is None:
         return None
@@ -92,7 +92,7 @@ def get(connection: sqlite3.Connection, name: str, type_: type[T]) -> T | None:
 
 
 def require(connection: sqlite3.Connection, name: str, type_: type[T]) -> T:
-    """As `get`, for a row that every store has."""
+    """Like `get`, for a row that every store has."""
     value = get(connection, name, type_)
     if value is None:
         raise StoreDamaged(f"the row `{name}` is missing")
@@ -104,14 +104,14 @@ def entry_row(entry: Entry) -> tuple[int, int, int, bytes, int]:
 
 
 def read_entries(connection: sqlite3.Connection, state: State, snapshot: SnapshotMeta) -> list[Entry]:
-    """All entries behind `snapshot`, after checking every row there is. Raises StoreDamaged."""
+    """All entries after `snapshot`. Checks every row. Raises StoreDamaged."""
     if not state.first_index - 1 <= snapshot.index <= state.last_index:
-        raise StoreDamaged(f"the log {state.first_index} to {state.last_index} does not meet its snapshot {snapshot.index}")
+        raise StoreDamaged(f"the log {state.first_index} to {state.last_index} does not fit its snapshot {snapshot.index}")
     entries = []
     expected = state.first_index
     for index, term, kind, data, crc in connection.execute("SELECT idx, term, kind, data, crc FROM entries ORDER BY idx"):
         if index != expected:
-            raise StoreDamaged(f"the log has entry {index} where entry {expected} belongs")
+            raise StoreDamaged(f"the log has entry {index} in place of entry {expected}")
         if not _is_sound(index, term, kind, data, crc):
             raise StoreDamaged(f"entry {index} fails its checksum")
         if index > snapshot.index:
@@ -123,7 +123,7 @@ def read_entries(connection: sqlite3.Connection, state: State, snapshot: Snapsho
 
 
 def _is_sound(index: int, term: Any, kind: Any, data: Any, crc: Any) -> bool:
-    """Damage may have changed a column's type, too."""
+    """True when the CRC is right. Damage may have changed the type of a column, too."""
     if not isinstance(data, bytes):
         return False
     try:

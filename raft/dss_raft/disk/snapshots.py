@@ -1,7 +1,7 @@
-"""The files of snapshots: `snapshots/<index>-<term>-<crc>.snap`, and `….part` while one is being written or received.
+"""Snapshot files: `snapshots/<index>-<term>-<crc>.snap`, and `….part` while one is being written or received.
 
-A snapshot gets its final name only when all its bytes are synced; the CRC-32 in the name keeps a received snapshot from replacing
-the bytes of an own one of the same index. Which snapshot counts is said by the database; what it does not name is a leftover.
+A snapshot gets its final name when all its bytes are synced. Because of the CRC-32 in the name, a received snapshot never
+overwrites one of this node with the same index. The database names the current snapshot; files it does not name are leftovers.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ DIRECTORY = "snapshots"
 
 
 class SnapshotGone(StoreError):
-    """A newer snapshot has taken its place; send that one."""
+    """A newer snapshot has replaced it; send that one."""
 
 
 class SnapshotFiles:
-    """Writes, reads and receives snapshot files. Methods raise OSError where the disk fails.
+    """Writes, reads and receives snapshot files. Methods raise OSError when the disk fails.
 
-    `write`, `read` and `read_chunk` may run in any thread; receiving belongs to one thread.
+    `write`, `read` and `read_chunk` may run in any thread; `write_chunk` must always run in the same thread.
     """
 
     def __init__(self, directory: Path, files: Files) -> None:
         self._directory = directory / DIRECTORY
         self._files = files
         self._incoming: _Incoming | None = None
-        #: complete, and about to be named by the database
+        #: complete, but perhaps not named by the database yet
         self._received: SnapshotMeta | None = None
         if not self._directory.is_dir():
             self._directory.mkdir()
@@ -43,11 +43,11 @@ class SnapshotFiles:
         return self._directory / f"{meta.index}-{meta.term}-{meta.crc:08x}.snap"
 
     def any(self) -> bool:
-        """Whether there is any finished snapshot file."""
+        """Whether there is any complete snapshot file."""
         return any(self._directory.glob("*.snap"))
 
     def write(self, meta: SnapshotMeta, data: bytes | Iterable[bytes]) -> SnapshotMeta:
-        """Store all bytes of a snapshot; returns its meta with size and CRC."""
+        """Store all bytes of a snapshot. Returns its metadata with size and CRC."""
         part = self._directory / f"{meta.index}-{meta.term}.new.part"
         descriptor = self._files.create(part)
         size, crc = 0, 0
@@ -62,7 +62,7 @@ class SnapshotFiles:
         return meta
 
     def check(self, meta: SnapshotMeta) -> None:
-        """Raises StoreDamaged when the file is missing or has another size. Its bytes are checked by `read`."""
+        """Raises StoreDamaged when the file is missing or has the wrong size. `read` checks the bytes."""
         try:
             size = self.path(meta).stat().st_size
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class SnapshotFiles:
             raise StoreDamaged(f"snapshot file {self.path(meta)} has {size} bytes instead of {meta.size}")
 
     def read(self, meta: SnapshotMeta) -> bytes:
-        """All bytes. Raises StoreDamaged when they are not those that were written."""
+        """All bytes of a snapshot. Raises StoreDamaged when they are not what was written."""
         self.check(meta)
         data = self.path(meta).read_bytes()
         if zlib.crc32(data) != meta.crc:
@@ -88,10 +88,10 @@ class SnapshotFiles:
         return data, offset + len(data) >= meta.size
 
     def write_chunk(self, meta: SnapshotMeta, offset: int, data: bytes, crc: int) -> tuple[int, bool]:
-        """Store a received chunk; returns where to go on, and whether the snapshot is complete and synced.
+        """Store a received chunk. Returns the offset to continue at, and whether the snapshot is complete and synced.
 
-        A chunk that does not follow the last one, or fails its CRC, changes nothing. Bytes that turn out to be another
-        snapshot's than `meta` says are thrown away: on again from 0.
+        A chunk that does not follow the last one, or fails its CRC, changes nothing. If the complete file does not match `meta`,
+        it is thrown away, and the transfer starts again from 0.
         """
         if self.path(meta).exists():
             return meta.size, True
@@ -116,14 +116,14 @@ class SnapshotFiles:
         return meta.size, True
 
     def drop_incoming(self) -> None:
-        """Forget a snapshot that is only half received."""
+        """Delete a snapshot that is only partly received."""
         if self._incoming is not None:
             self._files.close(self._incoming.descriptor)
             self._files.remove(self._incoming.part)
             self._incoming = None
 
     def remove_others(self, keep: Iterable[SnapshotMeta]) -> None:
-        """Delete every snapshot file but those of `keep` and what is being received or was received last."""
+        """Delete all snapshot files except `keep`, the one being received, and the one received last."""
         kept = {self.path(meta) for meta in keep}
         if self._received is not None:
             kept.add(self.path(self._received))
@@ -134,19 +134,19 @@ class SnapshotFiles:
                 self._files.remove(path)
 
     def remove_unfinished(self) -> None:
-        """At start: whatever a crash left half written."""
+        """At start: delete the files that a crash left incomplete."""
         for path in sorted(self._directory.glob("*.part")):
             self._files.remove(path)
 
     def _finish(self, descriptor: int, part: Path, path: Path) -> None:
-        """Bytes first, then the name: a file with its final name is whole."""
+        """Sync the bytes first, then rename: a file with its final name is complete."""
         self._files.sync(descriptor)
         self._files.rename(part, path)
         self._files.sync_directory(self._directory)
 
 
 class _Incoming:
-    """A snapshot on its way from the leader."""
+    """A snapshot that is being received from the leader."""
 
     __slots__ = ("crc", "descriptor", "meta", "part", "size")
 

@@ -3,18 +3,19 @@
     raft.lock           held by the process that uses the directory
     raft.sqlite3        table `entries` (a row per entry, with its CRC) and table `meta` (identity, state, snapshot)
     raft.acknowledged   the number of the newest acknowledged transaction, written right after each one
-    raft.damaged        why the store once refused to start; while it is there, it refuses again
+    raft.damaged        why the store refused to start earlier; while this file exists, it refuses again
     snapshots/          see `snapshots`
 
-What is promised: when `write` returns, everything in it is synced; when the process or the machine dies at any moment, the next
-start finds every acknowledged write, in full, and perhaps the one that was under way. When the files are not what was
-acknowledged, the start is refused with a message. Nothing is repaired by forgetting: a shorter log could elect a leader that
-lacks committed entries (Raft paper, 5.4.1).
+Promises. When `write` returns, all of it is synced. When the process or the machine dies at any moment, the next start finds
+every acknowledged write, and perhaps the one that was in progress. When the files are not what was acknowledged, the store
+refuses to start, with a message. It never repairs itself by dropping data: a shorter log could elect a leader that lacks
+committed entries (Raft paper, 5.4.1).
 
-How damage is told from the torn end of a crash: each row carries a CRC over its index, term, kind and data; the state row counts
-transactions and says which indexes the log has, so that no row can vanish; `wal` finds damage in SQLite's write-ahead log before
-SQLite forgets what stands behind it; and `raft.acknowledged` shows when the newest transactions are missing, which nothing inside
-the database can show. It is never ahead of what was synced, so it never accuses a sound store.
+How damage is told apart from the torn end of a crash. Each row has a CRC over its index, term, kind and data. The state row
+counts transactions and says which indexes the log has, so a missing row is noticed. `wal` finds damage in SQLite's write-ahead
+log before SQLite drops what follows it. `raft.acknowledged`, the high-water mark, shows whether the newest transactions are
+missing, which nothing inside the database can show. The mark is never ahead of what was synced, so an intact store is never
+refused.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ from dss_raft.disk.snapshots import SnapshotFiles, SnapshotGone
 __all__ = ["LogStore", "SnapshotGone", "StoreDamaged", "StoreError", "StoreFailed", "StoreRefused"]
 
 DATABASE = "raft.sqlite3"
-#: Log bytes between two checkpoints: few enough for a quick start after a crash, enough to make a checkpoint's syncs rare.
+#: Log bytes between two checkpoints: few enough for a quick start after a crash, enough to make the syncs of checkpoints rare.
 CHECKPOINT_BYTES = 4 * 1024 * 1024
-#: What one transaction adds to the write-ahead log besides its data, about.
+#: Approximate size of what one transaction adds to the write-ahead log besides its data.
 _TRANSACTION_BYTES = 8192
-#: SQLite's result codes for a file whose content is wrong, as opposed to one that cannot be read: ERROR (a schema that does not
-#: parse), CORRUPT, MISMATCH, FORMAT, NOTADB.
+#: SQLite's result codes for a file with wrong content, as opposed to an unreadable file: ERROR (the schema does not parse),
+#: CORRUPT, MISMATCH, FORMAT, NOTADB.
 _CONTENT_CODES = (1, 11, 20, 24, 26)
 
 T = TypeVar("T")
 
 _ADVICE = (
-    "This node must not go on with it: what is missing may have been acknowledged. Keep the directory for inspection, remove "
-    "this node from the cluster, and add it again under a new NODE_ID with an empty data directory: it gets the log from the "
-    "other members"
+    "This node must not continue with it, because the missing data may have been acknowledged. Keep the directory for "
+    "inspection, remove this node from the cluster, and add it again under a new NODE_ID with an empty data directory: it gets "
+    "the log from the other members"
 )
 
 
@@ -60,9 +61,9 @@ class LogStore:
     """The durable state of one Raft member. Synchronous; one thread at a time.
 
     Raises:
-        StoreRefused: the directory is another node's or cluster's, in use by another process, or of a newer version.
-        StoreDamaged: a CRC fails, entries or whole transactions are missing, a file is gone or unreadable.
-        StoreFailed: the disk does not let the store be opened.
+        StoreRefused: the directory belongs to another node or cluster, is in use by another process, or is of a newer version.
+        StoreDamaged: a CRC is wrong, entries or whole transactions are missing, or a file is missing or unreadable.
+        StoreFailed: the disk failed while the store was opened.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class LogStore:
 
     @property
     def last_index(self) -> int:
-        """The last entry that is durable, or is covered by a durable snapshot."""
+        """The last entry that is durable or covered by a durable snapshot."""
         return self._state.last_index
 
     @property
@@ -119,11 +120,11 @@ class LogStore:
 
     @property
     def snapshot_index(self) -> int:
-        """The index at which a start would begin; -1 before `bootstrap`."""
+        """The index of the snapshot that a start would load; -1 before `bootstrap`."""
         return -1 if self._snapshot is None else self._snapshot.index
 
     def read_snapshot(self, meta: SnapshotMeta) -> bytes:
-        """All bytes of a snapshot. Raises StoreDamaged when they are not those that were stored."""
+        """All bytes of a snapshot. Raises StoreDamaged when they are not what was stored."""
         try:
             return self._snapshots.read(meta)
         except OSError as error:
@@ -139,7 +140,7 @@ class LogStore:
     # -- writing ---------------------------------------------------------------------------------------------------------------
 
     def bootstrap(self, configuration: Configuration) -> None:
-        """Give a new store its first snapshot: index 0, term 0, with the cluster's initial members."""
+        """Give a new store its first snapshot: index 0, term 0, and the initial members of the cluster."""
         if not self.is_new:
             raise StoreError("the store has been bootstrapped already")
         snapshot = SnapshotMeta(index=0, term=0, configuration=configuration)
@@ -156,7 +157,7 @@ class LogStore:
         """Make one `Persist` durable, in one transaction.
 
         Raises:
-            StoreFailed: it may or may not be on disk; the store refuses every further write and the node must stop.
+            StoreFailed: it may or may not be on disk. The store refuses all further writes, and the node must stop.
         """
         state, steps = self._plan(persist)
         if self._bytes_since_checkpoint >= CHECKPOINT_BYTES:
@@ -167,20 +168,20 @@ class LogStore:
             self._adopt(persist.snapshot)
 
     def save_snapshot(self, meta: SnapshotMeta, data: bytes | Iterable[bytes], keep_entries: int) -> SnapshotMeta:
-        """Store a snapshot and drop the entries up to `meta.index - keep_entries`; returns its meta with size and CRC."""
+        """Store a snapshot and drop the entries up to `meta.index - keep_entries`. Returns its metadata with size and CRC."""
         return self.commit_snapshot(self.stage_snapshot(meta, data), keep_entries)
 
     def stage_snapshot(self, meta: SnapshotMeta, data: bytes | Iterable[bytes]) -> SnapshotMeta:
-        """The slow half of `save_snapshot`: writes and syncs the file. May run in any thread, beside `write`."""
+        """The slow part of `save_snapshot`: write and sync the file. It may run in any thread, concurrently with `write`."""
         return self._guard(lambda: self._snapshots.write(meta, data))
 
     def commit_snapshot(self, meta: SnapshotMeta, keep_entries: int) -> SnapshotMeta:
-        """The quick half: from now on `meta`, as `stage_snapshot` returned it, is where a start begins.
+        """The quick part: make `meta`, as `stage_snapshot` returned it, the current snapshot.
 
-        Without effect when a newer one has been received while this one was being written.
+        It has no effect if a newer snapshot was received while this one was being written.
         """
         if self._snapshot is None or meta.index > self._state.last_index:
-            self._fail(f"snapshot of index {meta.index} does not lie in the log that ends at {self._state.last_index}")
+            self._fail(f"snapshot of index {meta.index} is beyond the end of the log, {self._state.last_index}")
         if meta.index <= self._snapshot.index:
             return meta
         first = max(self._state.first_index, meta.index - keep_entries + 1)
@@ -194,11 +195,11 @@ class LogStore:
         return meta
 
     def write_chunk(self, meta: SnapshotMeta, offset: int, data: bytes, crc: int) -> tuple[int, bool]:
-        """Store a received chunk: (offset to go on at, whether the snapshot is complete, synced and right)."""
+        """Store a received chunk. Returns (offset to continue at, whether the snapshot is complete, synced and right)."""
         return self._guard(lambda: self._snapshots.write_chunk(meta, offset, data, crc))
 
     def close(self) -> None:
-        """Move the log into the database file and let go of the directory."""
+        """Close the database, which moves the log into the database file, and release the directory."""
         database, self._database = self._database, None
         try:
             if database is not None:
@@ -212,7 +213,7 @@ class LogStore:
     # -- one write ---------------------------------------------------------------------------------------------------------------
 
     def _plan(self, persist: Persist) -> tuple[rows.State, Callable[[sqlite3.Connection], None]]:
-        """The state after `persist`, and what makes it so. One that would break the log fails before it touches the disk."""
+        """The state after `persist`, and the steps that lead to it. A write that would break the log fails before any I/O."""
         state, entries, snapshot = self._state, persist.entries, persist.snapshot
         first, last = state.first_index, state.last_index
         truncate_from = persist.truncate_from if 0 < persist.truncate_from <= last else 0
@@ -221,7 +222,7 @@ class LogStore:
         if snapshot is not None:
             first, last = snapshot.index + 1, snapshot.index
             if not self._snapshots.path(snapshot).exists():
-                self._fail(f"snapshot {snapshot.index} is to replace the log but its bytes are not here")
+                self._fail(f"snapshot {snapshot.index} must replace the log, but its file is missing")
         elif self._snapshot is None or last < self._snapshot.index:
             self._fail(f"the log would end at {last}, before its snapshot")
         if persist.hard_state.term < state.term:
@@ -250,7 +251,7 @@ class LogStore:
         return new, steps
 
     def _commit(self, state: rows.State, steps: Callable[[sqlite3.Connection], None] | None = None) -> None:
-        """One durable transaction that ends with `state`."""
+        """Run one durable transaction. It writes `state` last."""
         state = msgspec.structs.replace(state, sequence=self._state.sequence + 1)
         database = self._require_database()
 
@@ -265,20 +266,20 @@ class LogStore:
         self._guard(lambda: self._acknowledged.write(self._state.sequence))
 
     def _checkpoint(self, *, truncate: bool) -> None:
-        """Syncs the witness, too: should the next header of the write-ahead log be torn, it shows that nothing is missing."""
+        """Checkpoint, and sync the high-water mark: if the next WAL header is torn, the mark shows that nothing is missing."""
         self._require_database().checkpoint(truncate=truncate)
         self._bytes_since_checkpoint = 0
         self._acknowledged.write(self._state.sequence)
         self._acknowledged.sync()
 
     def _adopt(self, snapshot: SnapshotMeta) -> None:
-        """`snapshot` is in the database now. The one before stays, for the members that are receiving it."""
+        """`snapshot` is in the database now. The file of the previous one stays, for members that are receiving it."""
         self._previous_snapshot, self._snapshot = self._snapshot, snapshot
         keep = [meta for meta in (snapshot, self._previous_snapshot) if meta is not None]
         self._guard(lambda: self._snapshots.remove_others(keep))
 
     def _guard(self, action: Callable[[], T]) -> T:
-        """Run what touches the disk; its failure is the store's end."""
+        """Run an action that uses the disk. After a failure the store does not write again."""
         if self._failed:
             raise StoreFailed(f"{self.directory}: the log store stopped earlier: {self._failed}")
         try:
@@ -288,7 +289,7 @@ class LogStore:
 
     def _fail(self, reason: str) -> NoReturn:
         self._failed = self._failed or reason
-        raise StoreFailed(f"{self.directory}: the log store cannot write: {reason}. Nothing is retried, the node must stop")
+        raise StoreFailed(f"{self.directory}: the log store cannot write: {reason}. It does not retry; the node must stop")
 
     def _require_database(self) -> Database:
         if self._database is None:
@@ -314,14 +315,14 @@ class LogStore:
             raise StoreDamaged(f"an earlier start found: {marker.read_text(errors='replace').strip()}")
 
     def _mark_damaged(self, text: str) -> None:
-        """The next start must refuse, too, whatever SQLite makes of its files in the meantime."""
+        """Make the next start refuse, too, even if SQLite has changed its files by then."""
         marker = self.directory / "raft.damaged"
         with contextlib.suppress(OSError):
             if not marker.exists():
                 marker.write_text(text + "\n")
 
     def _translate(self, error: BaseException) -> BaseException:
-        """What went wrong while opening, in words for the person who started the node."""
+        """The error that is raised for an error while opening; its text is for the person who started the node."""
         if isinstance(error, sqlite3.Error):
             code = getattr(error, "sqlite_errorcode", _CONTENT_CODES[0]) & 0xFF
             if code == SQLITE_BUSY:
@@ -342,7 +343,7 @@ class LogStore:
         acknowledged = self._acknowledged.read()
         used = self._acknowledged.exists() or self._snapshots.any()
         if used and not (path.exists() and path.stat().st_size):
-            raise StoreDamaged(f"{DATABASE} is missing or empty, although this directory has been in use")
+            raise StoreDamaged(f"{DATABASE} is missing or empty, although this directory has been used before")
         database = self._database = open_database(path)
         if not used and rows.is_empty(database.connection):
             database.transaction(lambda connection: rows.create(connection, identity))
@@ -353,9 +354,9 @@ class LogStore:
         if acknowledged is not None and acknowledged > self._state.sequence:
             raise StoreDamaged(f"the newest {acknowledged - self._state.sequence} acknowledged transactions are missing")
         if not report.header_valid and acknowledged != self._state.sequence:
-            raise StoreDamaged("the header of the write-ahead log is damaged, and with it what stands behind it")
-        # Two reasons: what a killed process wrote but did not sync is synced now, before anybody is told about it; and the next
-        # generation of the write-ahead log does not begin among the remains of this one, on which `wal` relies.
+            raise StoreDamaged("the header of the write-ahead log is damaged, and so is everything after it")
+        # This syncs what a killed process wrote but did not sync, before anything relies on it. And the next generation of the
+        # write-ahead log does not begin among frames of this one; `wal` relies on that.
         self._acknowledged.open()
         self._checkpoint(truncate=True)
         self._snapshots.remove_unfinished()
@@ -384,7 +385,7 @@ class LogStore:
     def _check_identity(stored: rows.Identity, given: rows.Identity) -> None:
         if stored.node_id != given.node_id:
             raise StoreRefused(
-                f"it belongs to node {stored.node_id!r}, not to {given.node_id!r}: give each node a data directory of its own"
+                f"it belongs to node {stored.node_id!r}, not to {given.node_id!r}: give each node its own data directory"
             )
         if stored.cluster_id != given.cluster_id:
             raise StoreRefused(f"it belongs to cluster {stored.cluster_id!r}, not to {given.cluster_id!r}: use another one")

@@ -1,12 +1,12 @@
 """Reads SQLite's write-ahead log before SQLite does, to tell a torn end from damage in the middle.
 
-SQLite ends its recovery at the first frame whose checksum is wrong, and forgets every frame after it. At the end of the file that
-is right: a crash tore a transaction that nobody was told about. In the middle it would silently forget transactions that were
-synced and acknowledged. With `synchronous=FULL` a transaction is written only after the one before it was synced; so when frames
-of a later transaction stand behind a bad frame, the bad one was once good, and the file is damaged.
+SQLite ends its recovery at the first frame with a wrong checksum, and drops every frame after it. At the end of the file that is
+right: a crash tore a transaction that was not acknowledged. In the middle it would silently drop transactions that were synced
+and acknowledged. With `synchronous=FULL`, a transaction is written only after the previous one is synced. So if frames of a later
+transaction follow a bad frame, the bad frame was good once, and the file is damaged.
 
 Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log . A header of 32 bytes, then frames: a header of 24 bytes
-(page, size of the database after a commit or 0, two salts, two checksums) and a page. Checksums run on from frame to frame.
+(page, size of the database after a commit or 0, two salts, two checksums) and a page. Each checksum continues the previous one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MASK = 0xFFFFFFFF
 
 
 class WalReport(NamedTuple):
-    """What stands in a WAL file."""
+    """The result of a check."""
 
-    #: the header is whole, or nothing was ever written behind one
+    #: the header is intact, or nothing was written after it
     header_valid: bool
-    #: "" or what is damaged, for a person
+    #: what is damaged, for a person; "" if nothing is
     damage: str
 
 
@@ -57,7 +57,7 @@ def inspect(wal: bytes) -> WalReport:
 
 
 def _damage_behind(wal: bytes, valid: int, count: int, frame_bytes: int, salts: tuple[int, int]) -> str:
-    """Look behind the first bad frame for a second transaction of the same generation."""
+    """Look after the first bad frame for a second transaction of the same generation."""
     ended = False
     for number in range(valid, count):
         start = HEADER_BYTES + number * frame_bytes
@@ -65,7 +65,7 @@ def _damage_behind(wal: bytes, valid: int, count: int, frame_bytes: int, salts: 
         if (salt1, salt2) != salts:
             continue
         if ended:
-            return f"frame {valid + 1} of the write-ahead log fails its checksum, but a later transaction stands behind it"
+            return f"frame {valid + 1} of the write-ahead log has a wrong checksum, but a later transaction follows it"
         ended = size != 0
     return ""
 

@@ -1,4 +1,4 @@
-"""Raft's pages in the admin: who belongs to the cluster, how far everyone is, and this node's figures."""
+"""Raft in the admin: the members, their replication progress, and the status of this node."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ class MemberAdmin(LiveAdmin):
             last_contact_ms=0 if is_self else peer.get("last_contact_ms"),
         )
 
-    @admin.action(description="Hand leadership to the chosen member", permissions=["operate"])
+    @admin.action(description="Transfer leadership to the selected member", permissions=["operate"])
     def make_leader(self, request: HttpRequest, queryset: Any) -> None:
         if len(queryset) != 1:
-            self.message_user(request, "Choose one member.", messages.WARNING)
+            self.message_user(request, "Select exactly one member.", messages.WARNING)
             return
-        self._for_each(request, queryset, running.node().transfer, "leads")
+        self._for_each(request, queryset, running.node().transfer, "is the leader now")
 
-    @admin.action(description="Remove the chosen members from the cluster", permissions=["operate"])
+    @admin.action(description="Remove the selected members from the cluster", permissions=["operate"])
     def remove(self, request: HttpRequest, queryset: Any) -> None:
-        self._for_each(request, queryset, running.node().remove_member, "is removed")
+        self._for_each(request, queryset, running.node().remove_member, "was removed")
 
     def _for_each(self, request: HttpRequest, queryset: Any, act: Callable[[str], Any], done: str) -> None:
         for row in queryset:

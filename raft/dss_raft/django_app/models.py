@@ -1,4 +1,4 @@
-"""Raft as the admin shows it: rows of the present moment, no tables."""
+"""The models of Raft's admin pages: unmanaged, filled from the running node."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from django.db import models
 
 
 class MemberRow(models.Model):
-    """A member of the cluster, as this node sees it."""
+    """A member of the cluster, as seen by this node."""
 
     id = models.CharField("node", primary_key=True, max_length=64)
     url = models.CharField("address", max_length=512)
     role = models.CharField(max_length=16)
     up = models.BooleanField("reachable")
-    match_index = models.BigIntegerField("replicated up to", null=True, help_text="Known to the leader only.")
+    match_index = models.BigIntegerField("replicated up to", null=True, help_text="Known only on the leader.")
     lag = models.BigIntegerField("entries behind", null=True)
     last_contact_ms = models.BigIntegerField("last contact (ms ago)", null=True)
 
@@ -27,7 +27,7 @@ class MemberRow(models.Model):
 
 
 class StatusRow(models.Model):
-    """One figure of this node's Raft state."""
+    """One value of this node's Raft status."""
 
     name = models.CharField(primary_key=True, max_length=64)
     value = models.CharField(max_length=256)
@@ -35,7 +35,7 @@ class StatusRow(models.Model):
     class Meta:
         managed = False
         default_permissions = ("view",)
-        verbose_name = "figure"
+        verbose_name = "value"
         verbose_name_plural = "this node's status"
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""What only the leader can do, asked for on any node: hand over leadership, change the members.
+"""Requests that only the leader can carry out, made on any node: transfer leadership, change the members.
 
-A small request and answer over the peer link. These calls are rare, and each is safe to repeat by hand, so they do not go through
-a session: a lost answer is `unknown_outcome`.
+A request and its reply travel over the peer link. These requests are rare and each is safe to repeat by hand, so they do not
+use a client session: a lost reply is `unknown_outcome`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from dss_api.errors import Refused
 CHANNEL = "control"
 
 
-class Ask(msgspec.Struct, tag="ask", array_like=True, frozen=True):
-    """Do `what` with `args`, as the leader."""
+class ControlRequest(msgspec.Struct, tag="ask", array_like=True, frozen=True):
+    """Asks the leader to do `what` with `args`."""
 
     number: int
     what: str
     args: dict[str, Any]
 
 
-class Tell(msgspec.Struct, tag="tell", array_like=True, frozen=True):
-    """The answer; `code` is "" when it was done."""
+class ControlReply(msgspec.Struct, tag="tell", array_like=True, frozen=True):
+    """The leader's reply; `code` is "" when the request was carried out."""
 
     number: int
     body: dict[str, Any]
@@ -34,39 +34,39 @@ class Tell(msgspec.Struct, tag="tell", array_like=True, frozen=True):
     detail: str
 
 
-_decoder = msgspec.msgpack.Decoder(Ask | Tell)
-Doer = Callable[..., Awaitable[dict[str, Any]]]
+_decoder = msgspec.msgpack.Decoder(ControlRequest | ControlReply)
+Handler = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class Control:
-    """One node's end.
+    """Sends, receives and carries out the control requests of one node.
 
     Args:
         send: `send(peer_id, channel, payload)`, best effort.
-        doers: what can be asked for, run when this node leads.
+        handlers: `what` -> the function that carries it out when this node leads.
     """
 
-    def __init__(self, send: Callable[[str, str, bytes], None], doers: dict[str, Doer]) -> None:
+    def __init__(self, send: Callable[[str, str, bytes], None], handlers: dict[str, Handler]) -> None:
         self._send = send
-        self._doers = doers
+        self._handlers = handlers
         self._number = 0
-        self._asked: dict[int, asyncio.Future[Tell]] = {}
+        self._asked: dict[int, asyncio.Future[ControlReply]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, leader_id: str, here: bool, timeout_s: float, what: str, args: dict[str, Any]) -> dict[str, Any]:
-        """Have the leader do it; `here` says that this node is the leader.
+        """Have the leader do `what`; `here`: this node is the leader.
 
         Raises:
-            Refused: as the leader refused it; `no_leader`; `unknown_outcome` when no answer came.
+            Refused: as the leader refused it; `no_leader`; `unknown_outcome` when no reply came.
         """
         if here:
-            return await self._doers[what](**args)
+            return await self._handlers[what](**args)
         if not leader_id:
             raise Refused("no_leader", "no leader is known here")
         self._number += 1
         number = self._number
         future = self._asked[number] = asyncio.get_running_loop().create_future()
-        self._send(leader_id, CHANNEL, msgspec.msgpack.encode(Ask(number, what, args)))
+        self._send(leader_id, CHANNEL, msgspec.msgpack.encode(ControlRequest(number, what, args)))
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await future
@@ -80,9 +80,9 @@ class Control:
         return body
 
     def receive(self, peer: str, payload: bytes) -> None:
-        """A frame on the channel."""
+        """Handle a frame on the channel."""
         message = _decoder.decode(payload)
-        if isinstance(message, Tell):
+        if isinstance(message, ControlReply):
             future = self._asked.get(message.number)
             if future is not None and not future.done():
                 future.set_result(message)
@@ -91,11 +91,13 @@ class Control:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _do(self, peer: str, ask: Ask) -> None:
+    async def _do(self, peer: str, request: ControlRequest) -> None:
         try:
-            answer = Tell(ask.number, await self._doers[ask.what](**ask.args), "", "")
+            answer = ControlReply(request.number, await self._handlers[request.what](**request.args), "", "")
         except Refused as refusal:
-            answer = Tell(ask.number, {}, refusal.code, refusal.detail)
+            answer = ControlReply(request.number, {}, refusal.code, refusal.detail)
         except (KeyError, TypeError) as error:
-            answer = Tell(ask.number, {}, "invalid", f"{peer} asked for something this version does not know: {error}")
+            answer = ControlReply(
+                request.number, {}, "invalid", f"{peer} sent a request that this version does not know: {error}"
+            )
         self._send(peer, CHANNEL, msgspec.msgpack.encode(answer))

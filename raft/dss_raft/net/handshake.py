@@ -1,4 +1,4 @@
-"""How two peers prove to each other that they know the cluster's secret, and agree on keys; no I/O.
+"""The handshake of two peers: each proves that it knows the cluster secret, and both derive keys. No I/O.
 
     dialer                                           acceptor
     hello  (cluster, id, the acceptor's id, nonce) ──>
@@ -6,12 +6,12 @@
     proof  HMAC(key, "dialer")                     ──>
                                                    <── proof HMAC(key, "acceptor")
 
-`key` is HMAC-SHA256(secret, version, cluster, both ids, both nonces). The nonces are fresh, so that nothing recorded from an
-earlier connection is worth anything; the roles are in the proofs, so that none can be reflected. The keys of the frames in each
-direction are derived from the same `key`. The acceptor shows its proof only to one who has shown his.
+`key` is HMAC-SHA256(secret, version, cluster, both ids, both nonces). The nonces are fresh, so a recording of an earlier
+connection is useless. The roles are part of the proofs, so a proof cannot be reflected. The keys for the frames of each
+direction are derived from `key`. The acceptor sends its proof only after it has checked the dialer's.
 
-A stranger can make this node buffer 1 KiB, no more. Who is refused is told why in one word, because most of them are
-misconfigured members whose operator reads the log.
+An unauthenticated peer can make this node buffer 1 KiB at most. A refused peer is told the reason in one word, because it is
+usually a misconfigured member whose operator reads the log.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Annotated
 
 import msgspec
 
-from dss_raft.net.wire import FrameBuffer, Reason, Session, WireError, with_length
+from dss_raft.net.wire import AuthenticatedStream, FrameBuffer, Reason, WireError, with_length
 
-#: It grows with the messages between nodes, and with the commands in their logs: nodes of two versions refuse each other.
+#: Raised when the messages between nodes or the commands in the log change. Nodes with different versions refuse each other.
 VERSION = 2
 MAGIC = b"DSSP"
 NONCE_BYTES = 32
-#: before a peer is authenticated
+#: limit of a message before the peer is authenticated
 MESSAGE_BYTES_MAX = 1024
 
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
@@ -56,12 +56,12 @@ _PREFIX = MAGIC + bytes([VERSION])
 
 
 class Handshake:
-    """One side of a handshake. Feed it what arrives, send what it returns, until `session` is there.
+    """One side of a handshake. Feed it the bytes that arrive and send what it returns, until `stream` is set.
 
     Args:
         nonce: 32 fresh random bytes.
         dials: the peer this side dials; None for the side that accepts.
-        accepts: whether a peer of this id may connect (asked on the accepting side only).
+        accepts: whether a peer with this id may connect (used on the accepting side only).
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Handshake:
         dials: str | None = None,
         accepts: Callable[[str], bool] = lambda peer_id: True,
     ) -> None:
-        self.session: Session | None = None
-        #: the peer's id: claimed until `session` is there, proven from then on
+        self.stream: AuthenticatedStream | None = None
+        #: the peer's id: only claimed until `stream` is set, authenticated from then on
         self.peer_id = dials or ""
-        #: bytes that came behind the handshake's last message; they belong to the session
+        #: bytes that came after the last message of the handshake; they belong to the stream
         self.rest = b""
         self._node_id = node_id
         self._cluster_id = cluster_id
@@ -89,27 +89,27 @@ class Handshake:
         self._buffer = FrameBuffer(MESSAGE_BYTES_MAX)
 
     def greeting(self) -> bytes:
-        """What the dialer sends first."""
+        """The first message of the dialer."""
         return self._hello()
 
     def feed(self, data: bytes) -> bytes:
-        """Take what arrived; returns what must be sent. Raises WireError: send its `reply`, then close."""
+        """Handle received bytes, and return the bytes to send. After a WireError, send its `reply`, then close."""
         reply = b""
         try:
             self._buffer.push(data)
-            while self.session is None and (body := self._buffer.pop()) is not None:
+            while self.stream is None and (body := self._buffer.pop()) is not None:
                 reply += self._take(_parse(body))
         except WireError as error:
             error.reply = reply + _refusal(error.reason)
             raise
-        if self.session is not None:
+        if self.stream is not None:
             self.rest = self._buffer.rest()
         return reply
 
     def _take(self, message: Hello | Proof | Refusal) -> bytes:
         if isinstance(message, Refusal):
             if self._dials and message.reason == Reason.UNKNOWN_PEER:
-                raise WireError(Reason.NO_MEMBER, f"{self.peer_id!r} says that this node is no member of the cluster")
+                raise WireError(Reason.NO_MEMBER, f"{self.peer_id!r} says that this node is not a member of the cluster")
             raise WireError(Reason.REFUSED_BY_PEER, f"the peer refused this node: {message.reason!r}")
         if isinstance(message, Hello) and not self._key:
             self._check(message)
@@ -119,15 +119,15 @@ class Handshake:
         if isinstance(message, Proof) and self._key:
             if not hmac.compare_digest(message.mac, self._mac(self._other_role)):
                 raise WireError(Reason.WRONG_SECRET, "the peer does not know the cluster secret")
-            self.session = Session(self._mac(f"frames of {self._role}"), self._mac(f"frames of {self._other_role}"))
+            self.stream = AuthenticatedStream(self._mac(f"frames of {self._role}"), self._mac(f"frames of {self._other_role}"))
             return b"" if self._dials else self._proof()
-        raise WireError(Reason.MALFORMED, f"{type(message).__name__} out of its turn")
+        raise WireError(Reason.MALFORMED, f"unexpected {type(message).__name__}")
 
     def _check(self, hello: Hello) -> None:
         if hello.cluster != self._cluster_id:
             raise WireError(Reason.WRONG_CLUSTER, f"the peer {hello.node!r} belongs to cluster {hello.cluster!r}")
         if hello.to != self._node_id:
-            raise WireError(Reason.WRONG_NODE, f"the peer {hello.node!r} looks for node {hello.to!r} at this address")
+            raise WireError(Reason.WRONG_NODE, f"the peer {hello.node!r} expects node {hello.to!r} at this address")
         if self._dials and hello.node != self.peer_id:
             raise WireError(Reason.WRONG_NODE, f"node {hello.node!r} answers at the address of {self.peer_id!r}")
         if not self._dials and not self._accepts(hello.node):
@@ -162,11 +162,11 @@ def _parse(body: bytes) -> Hello | Proof | Refusal:
     if body[:4] != MAGIC or len(body) < len(_PREFIX):
         raise WireError(Reason.MALFORMED, "not a peer of this system")
     if body[4] != VERSION:
-        raise WireError(Reason.VERSION, f"the peer speaks version {body[4]} of the protocol, this node version {VERSION}")
+        raise WireError(Reason.VERSION, f"the peer uses version {body[4]} of the protocol, this node uses version {VERSION}")
     try:
         message: Hello | Proof | Refusal = _decode(body[5:])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise WireError(Reason.MALFORMED, f"not a message of the handshake: {error}") from None
+        raise WireError(Reason.MALFORMED, f"not a handshake message: {error}") from None
     return message
 
 

@@ -1,13 +1,13 @@
 """Peer links: one authenticated TCP connection between this node and each other member.
 
-The node with the smaller id dials, the other accepts, and dials only when it suspects that nobody wants it any more (`probe`). A
-newer connection of the same peer takes the place of the older one, which the peer has given up or lost. A link that is down loses
-what is sent on it: Raft repeats itself, and so does everything above it.
+The node with the smaller id dials and the other one accepts. The other one dials only when it suspects that it was removed
+(`probe`). A newer connection of a peer replaces the older one, which the peer has closed or lost. Frames sent on a link that is
+down are lost: Raft sends again, and so does everything above it.
 
-What is sent to a peer within one turn of the loop goes out in one write. A link on which nothing arrives for `idle_seconds` is
-dropped: the machine at the other end may be gone without a word. So that a sound link is never silent for so long, each side
-sends a ping when it has had nothing else to send. Idle time is counted in ticks of a timer and not by a clock: a node that was
-paused itself reads what has arrived before it suspects anybody.
+Frames sent to a peer within one turn of the event loop go out in one write. A link on which nothing arrives for `idle_seconds` is
+dropped, because the other machine may have disappeared. Each side sends a ping when it has sent nothing else, so that a working
+link is never silent that long. Idle time is counted in ticks of a timer, not with a clock: a node that was paused reads what has
+arrived before it suspects a peer.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ import structlog
 
 from dss_raft import metrics
 from dss_raft.net.handshake import NONCE_BYTES, Handshake
-from dss_raft.net.wire import AnyFrame, PingFrame, Reason, Session, WireError
+from dss_raft.net.wire import AnyFrame, AuthenticatedStream, PingFrame, Reason, WireError
 
 log = structlog.get_logger("raft.links")
 
-#: Above this, what is sent to a peer is dropped: it does not keep up, or is gone and not yet found out.
+#: Above this limit, frames to a peer are dropped: it does not keep up, or has disappeared unnoticed.
 WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024
-#: Connections without a proof at one time; the oldest makes room for the next.
-UNPROVEN_MAX = 64
+#: Unauthenticated connections at one time; above this limit, the oldest is closed.
+UNAUTHENTICATED_MAX = 64
 REDIAL_SECONDS_MIN = 0.05
 REDIAL_SECONDS_MAX = 1.0
 CONNECT_SECONDS_MAX = 2.0
-#: `idle_seconds` in ticks of the timer.
+#: `idle_seconds`, in ticks of the timer.
 IDLE_TICKS = 5
-#: A refusal for the same reason is logged at most so often; the counter counts each.
+#: Minimum interval between two log lines for the same reason of refusal. The metric counts every refusal.
 LOG_SECONDS_MIN = 1.0
 
 
 class PeerLinks:
-    """The links of one node. All methods and callbacks belong to the loop's thread.
+    """The links of one node. All methods and callbacks run in the loop's thread.
 
     Args:
-        listen: address of the peer port; port 0 takes a free one (see `port`).
+        listen: address of the peer port; port 0: any free port (see `port`).
         peers: the other members' ids and addresses.
         on_frame: called with (peer id, frame) for each frame, in order.
-        on_up, on_down: called with the peer's id; each `on_up` is followed by one `on_down`, before the next.
-        idle_seconds: a link is dropped when nothing has arrived for so long.
+        on_up, on_down: called with the peer's id, always in turn.
+        idle_seconds: a link is dropped when nothing arrives for this time.
     """
 
     def __init__(
@@ -75,25 +75,25 @@ class PeerLinks:
         self._on_down = on_down
         self._tick_seconds = idle_seconds / IDLE_TICKS
         self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
-        self._links: dict[str, Connection] = {}
-        self._unproven: dict[Connection, None] = {}
+        self._links: dict[str, PeerConnection] = {}
+        self._unauthenticated: dict[PeerConnection, None] = {}
         self._dialers: dict[str, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._refusals = _RefusalLog()
         self._idle_ms = int(idle_seconds * 1000)
-        #: peers whose being out of reach is in the log already
+        #: unreachable peers that have been logged already
         self._unreachable: set[str] = set()
         self._probes: set[asyncio.Task[bool]] = set()
-        #: peers whose last word was that this node is no member
+        #: peers whose last answer was that this node is not a member
         self.disowned_by: set[str] = set()
 
-    # -- life ------------------------------------------------------------------------------------------------------------------
+    # -- starting and stopping -------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen and begin to dial. Raises OSError when the port cannot be bound."""
+        """Listen, and start to dial. Raises OSError when the port cannot be bound."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), *self._listen)
+        self._server = await loop.create_server(lambda: PeerConnection(self), *self._listen)
         self.port = self._server.sockets[0].getsockname()[1]
         self._ticker = loop.call_later(self._tick_seconds, self._tick)
         for peer_id in self._peers:
@@ -107,7 +107,7 @@ class PeerLinks:
             dialer.cancel()
         if self._server is not None:
             self._server.close()
-        connections = [*self._links.values(), *self._unproven]
+        connections = [*self._links.values(), *self._unauthenticated]
         for connection in connections:
             connection.close()
         if connections:
@@ -122,7 +122,7 @@ class PeerLinks:
     # -- use -------------------------------------------------------------------------------------------------------------------
 
     def send(self, peer_id: str, frame: AnyFrame) -> bool:
-        """Queue a frame, best effort. False: it was dropped (link down, peer not keeping up, frame over the limit)."""
+        """Queue a frame, best effort. False: it was dropped (link down, peer too slow, frame over the limit)."""
         link = self._links.get(peer_id)
         return link is not None and link.send(frame)
 
@@ -133,7 +133,7 @@ class PeerLinks:
         return sorted(self._links)
 
     def probe(self, peer_id: str) -> None:
-        """Dial a peer that should have dialled this node, once: it may have a reason not to (`disowned_by`)."""
+        """Dial once a peer that should have dialed this node: it may refuse this node (`disowned_by`)."""
         if peer_id in self._peers and peer_id not in self._links and peer_id not in self._dialers:
             self.disowned_by.discard(peer_id)
             task = asyncio.create_task(self._dial(peer_id), name=f"probe {peer_id}")
@@ -146,7 +146,7 @@ class PeerLinks:
         return dict(self._peers)
 
     def add_peer(self, peer_id: str, address: tuple[str, int]) -> None:
-        """A member has come, or its address has changed."""
+        """A member was added, or its address has changed."""
         if peer_id == self._node_id or self._peers.get(peer_id) == address:
             return
         self.remove_peer(peer_id)
@@ -155,7 +155,7 @@ class PeerLinks:
             self._begin_to_dial(peer_id)
 
     def remove_peer(self, peer_id: str) -> None:
-        """A member has gone: its link is closed after what is queued, and it is refused from now on."""
+        """A member was removed: send what is queued, close its link, and refuse it from now on."""
         self._peers.pop(peer_id, None)
         dialer = self._dialers.pop(peer_id, None)
         if dialer is not None:
@@ -165,28 +165,28 @@ class PeerLinks:
             link.close()
             self.lost(link)
 
-    # -- dialling --------------------------------------------------------------------------------------------------------------
+    # -- dialing ---------------------------------------------------------------------------------------------------------------
 
     def _begin_to_dial(self, peer_id: str) -> None:
         if self._node_id < peer_id:
-            self._dialers[peer_id] = asyncio.create_task(self._keep_dialling(peer_id), name=f"dial {peer_id}")
+            self._dialers[peer_id] = asyncio.create_task(self._keep_dialing(peer_id), name=f"dial {peer_id}")
 
-    async def _keep_dialling(self, peer_id: str) -> None:
+    async def _keep_dialing(self, peer_id: str) -> None:
         pause = REDIAL_SECONDS_MIN
         while True:
             if await self._dial(peer_id):
-                pause = REDIAL_SECONDS_MIN  # it held for a while: no reason to hold back
+                pause = REDIAL_SECONDS_MIN  # the connection lasted for a while: no reason to back off
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, REDIAL_SECONDS_MAX)
 
     async def _dial(self, peer_id: str) -> bool:
-        """One connection from its beginning to its end. True when it was proven and held for a while."""
+        """Run one connection until it ends. True when it was authenticated and lasted for a while."""
         host, port = self._peers[peer_id]
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                _, connection = await loop.create_connection(lambda: Connection(self, dials=peer_id), host, port)
-        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: no host can have this name
+                _, connection = await loop.create_connection(lambda: PeerConnection(self, dials=peer_id), host, port)
+        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: the host name is invalid
             if peer_id not in self._unreachable:
                 log.info("peer_unreachable", peer=peer_id, address=f"{host}:{port}", error=str(error) or "timed out")
             self._unreachable.add(peer_id)
@@ -195,15 +195,16 @@ class PeerLinks:
             await connection.closed
         finally:
             connection.close()
-        return connection.ticks > 0 and connection.session is not None
+        return connection.ticks > 0 and connection.stream is not None
 
-    # -- what connections report -----------------------------------------------------------------------------------------------
+    # -- called by the connections ---------------------------------------------------------------------------------------------
 
-    def opened(self, connection: Connection) -> Handshake:
-        """A TCP connection is there; nothing is known about the other side."""
-        if len(self._unproven) >= UNPROVEN_MAX:
-            next(iter(self._unproven)).refuse(WireError(Reason.TOO_MANY, f"more than {UNPROVEN_MAX} connections without a proof"))
-        self._unproven[connection] = None
+    def opened(self, connection: PeerConnection) -> Handshake:
+        """A TCP connection was opened; the other side is not authenticated yet."""
+        if len(self._unauthenticated) >= UNAUTHENTICATED_MAX:
+            oldest = next(iter(self._unauthenticated))
+            oldest.refuse(WireError(Reason.TOO_MANY, f"more than {UNAUTHENTICATED_MAX} unauthenticated connections"))
+        self._unauthenticated[connection] = None
         return Handshake(
             node_id=self._node_id,
             cluster_id=self._cluster_id,
@@ -213,9 +214,9 @@ class PeerLinks:
             accepts=lambda peer_id: peer_id in self._peers,
         )
 
-    def proven(self, connection: Connection) -> None:
-        """The handshake is done."""
-        self._unproven.pop(connection, None)
+    def authenticated(self, connection: PeerConnection) -> None:
+        """The handshake has succeeded."""
+        self._unauthenticated.pop(connection, None)
         self._unreachable.discard(connection.peer_id)
         self.disowned_by.discard(connection.peer_id)
         older = self._links.get(connection.peer_id)
@@ -225,22 +226,22 @@ class PeerLinks:
         self._links[connection.peer_id] = connection
         self._on_up(connection.peer_id)
 
-    def lost(self, connection: Connection) -> None:
-        """The connection is over, or not wanted any more."""
-        self._unproven.pop(connection, None)
+    def lost(self, connection: PeerConnection) -> None:
+        """The connection is closed or is being closed."""
+        self._unauthenticated.pop(connection, None)
         if self._links.get(connection.peer_id) is connection:
             del self._links[connection.peer_id]
             self._on_down(connection.peer_id)
 
-    def refused(self, connection: Connection, error: WireError) -> None:
-        """The other side broke the rules; its connection is being closed."""
+    def refused(self, connection: PeerConnection, error: WireError) -> None:
+        """The other side broke the protocol, or refused this node. The connection is being closed."""
         metrics.peer_refused(error.reason)
         if error.reason is Reason.NO_MEMBER:
             self.disowned_by.add(connection.peer_id)
         self._refusals.write(error, connection.address, connection.peer_id)
 
     def configure(self, sock: socket.socket) -> None:
-        """No delay for small frames; an unacknowledged byte ends the connection as idleness does."""
+        """Send small frames without delay, and drop the connection when bytes stay unacknowledged for the idle time."""
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -249,16 +250,16 @@ class PeerLinks:
 
     def _tick(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
-        for connection in [*self._links.values(), *self._unproven]:
+        for connection in [*self._links.values(), *self._unauthenticated]:
             connection.tick()
 
 
-class Connection(asyncio.Protocol):
-    """One TCP connection, from its first byte to its last."""
+class PeerConnection(asyncio.Protocol):
+    """One TCP connection to a peer."""
 
     def __init__(self, links: PeerLinks, dials: str | None = None) -> None:
         self.dials = dials
-        self.session: Session | None = None
+        self.stream: AuthenticatedStream | None = None
         self.peer_id = ""
         self.address = ""
         self.ticks = 0
@@ -272,7 +273,7 @@ class Connection(asyncio.Protocol):
         self._ticks_without_data = 0
         self._has_sent = False
 
-    # -- the loop's calls --------------------------------------------------------------------------------------------------------
+    # -- called by the event loop ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -286,10 +287,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._ticks_without_data = 0
         try:
-            if self.session is None:
-                data = self._greet(data)
-            if self.session is not None:
-                self._deliver(self.session, data)
+            if self.stream is None:
+                data = self._continue_handshake(data)
+            if self.stream is not None:
+                self._deliver(self.stream, data)
         except WireError as error:
             self.refuse(error)
 
@@ -298,15 +299,15 @@ class Connection(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
-    # -- the links' calls --------------------------------------------------------------------------------------------------------
+    # -- called by the links -----------------------------------------------------------------------------------------------------
 
     def send(self, frame: AnyFrame) -> bool:
-        if self.session is None:
+        if self.stream is None:
             return False
         if self._transport.get_write_buffer_size() + self._queued_bytes > WRITE_BUFFER_BYTES_MAX:
             return False
         try:
-            data = self.session.encode(frame)
+            data = self.stream.encode(frame)
         except ValueError as error:
             log.error("frame_too_large", peer=self.peer_id, error=str(error))
             return False
@@ -317,12 +318,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def tick(self) -> None:
-        """Called `IDLE_TICKS` times in `idle_seconds`."""
+        """Called `IDLE_TICKS` times per `idle_seconds`."""
         self.ticks += 1
         self._ticks_without_data += 1
-        if self.session is None:
+        if self.stream is None:
             if self.ticks > IDLE_TICKS:
-                self.refuse(WireError(Reason.TIMEOUT, "no proof in time"))
+                self.refuse(WireError(Reason.TIMEOUT, "not authenticated in time"))
             return
         if self._ticks_without_data > IDLE_TICKS:
             log.warning("peer_silent", peer=self.peer_id)
@@ -340,7 +341,7 @@ class Connection(asyncio.Protocol):
         self._links.lost(self)
 
     def close(self) -> None:
-        """After what is queued has been sent."""
+        """Close after sending what is queued."""
         self._flush()
         self._transport.close()
 
@@ -349,20 +350,20 @@ class Connection(asyncio.Protocol):
 
     # -- details -----------------------------------------------------------------------------------------------------------------
 
-    def _greet(self, data: bytes) -> bytes:
-        """One step of the handshake; returns what is behind it."""
+    def _continue_handshake(self, data: bytes) -> bytes:
+        """Handle bytes of the handshake. Returns the bytes that follow it."""
         reply = self._handshake.feed(data)
         if reply:
             self._transport.write(reply)
-        if self._handshake.session is None:
+        if self._handshake.stream is None:
             return b""
-        self.session, self.peer_id = self._handshake.session, self._handshake.peer_id
-        self._links.proven(self)
+        self.stream, self.peer_id = self._handshake.stream, self._handshake.peer_id
+        self._links.authenticated(self)
         return self._handshake.rest
 
-    def _deliver(self, session: Session, data: bytes) -> None:
+    def _deliver(self, stream: AuthenticatedStream, data: bytes) -> None:
         on_frame, peer_id = self._links.on_frame, self.peer_id
-        for frame in session.feed(data):
+        for frame in stream.feed(data):
             if self._transport.is_closing():
                 return
             if not isinstance(frame, PingFrame):
@@ -379,16 +380,16 @@ class Connection(asyncio.Protocol):
 
 
 class _RefusalLog:
-    """Refusals in the log: each reason at most once in `LOG_SECONDS_MIN`, with the number of those left out."""
+    """Logs refusals: each reason at most once per `LOG_SECONDS_MIN`, with the number of suppressed ones."""
 
     def __init__(self) -> None:
         self._last: dict[Reason, float] = {}
-        self._left_out: dict[Reason, int] = {}
+        self._suppressed: dict[Reason, int] = {}
 
     def write(self, error: WireError, address: str, peer_id: str) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._last.get(error.reason, -LOG_SECONDS_MIN) < LOG_SECONDS_MIN:
-            self._left_out[error.reason] = self._left_out.get(error.reason, 0) + 1
+            self._suppressed[error.reason] = self._suppressed.get(error.reason, 0) + 1
             return
         self._last[error.reason] = now
         log.warning(
@@ -397,5 +398,5 @@ class _RefusalLog:
             detail=error.detail,
             address=address,
             peer=peer_id,
-            left_out=self._left_out.pop(error.reason, 0),
+            suppressed=self._suppressed.pop(error.reason, 0),
         )

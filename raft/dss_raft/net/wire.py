@@ -1,16 +1,16 @@
-"""The peer link's codec: bytes in, frames out, no I/O.
+"""The codec of the peer links: bytes in, frames out, no I/O.
 
 A frame on the wire is
 
-    4 bytes   length of what follows, big-endian
-    16 bytes  keyed BLAKE2b over the rest; the key belongs to this connection and this direction (see `handshake`)
-    8 bytes   sequence number of the frame in its direction, from 0
+    4 bytes   length of the rest, big-endian
+    16 bytes  keyed BLAKE2b over the rest; each connection and direction has its own key (see `handshake`)
+    8 bytes   sequence number of the frame in this direction, from 0
     payload   msgpack of a `Frame`
 
-So a byte that was changed, a frame that was left out, repeated or taken from another connection, and a stranger's bytes are all
-refused, before anything is decoded. Peers are authenticated, not encrypted: keep the peer port on a private network.
+So changed bytes, frames that are missing, repeated or from another connection, and bytes of a stranger are all refused before
+anything is decoded. Frames are authenticated, not encrypted: keep the peer port on a private network.
 
-Memory is bounded: at most one frame is buffered, and a length over the limit is refused when its four bytes have arrived.
+Memory is bounded: at most one frame is buffered, and a length over the limit is refused as soon as its four bytes have arrived.
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ _HEAD_BYTES = MAC_BYTES + _SEQUENCE.size
 
 
 class Reason(StrEnum):
-    """Why a peer, or what it sent, was refused: labels of `raft_peer_refused_total`."""
+    """Why a peer or its bytes were refused: the labels of `raft_peer_refused_total`."""
 
-    #: the MAC is wrong: changed on the way, or of another connection
+    #: the MAC is wrong: the frame was changed, or is from another connection
     BAD_MAC = "bad_mac"
     #: a length over the limit
     TOO_LARGE = "too_large"
-    #: another cluster's node
+    #: a node of another cluster
     WRONG_CLUSTER = "wrong_cluster"
     #: it does not know the cluster secret
     WRONG_SECRET = "wrong_secret"
-    #: not this protocol, or not a message of it
+    #: not a message of this protocol
     MALFORMED = "malformed"
-    #: a good frame out of its turn
+    #: a valid frame with the wrong sequence number
     REPLAY = "replay"
     #: another version of the protocol
     VERSION = "version"
-    #: it wants another node than this, or is another than the one dialled
+    #: it expects another node, or is not the node that was dialed
     WRONG_NODE = "wrong_node"
-    #: not a member this node knows of
+    #: not a member known to this node
     UNKNOWN_PEER = "unknown_peer"
-    #: no proof in time
+    #: not authenticated in time
     TIMEOUT = "timeout"
-    #: too many connections without a proof
+    #: too many unauthenticated connections
     TOO_MANY = "too_many"
     #: the other side refused this node
     REFUSED_BY_PEER = "refused_by_peer"
-    #: the other side says that this node is no member
+    #: the other side says that this node is not a member
     NO_MEMBER = "no_member"
 
 
 class WireError(Exception):
-    """The remote broke the protocol's rules; the connection is over.
+    """The other side broke the protocol. The connection must be closed.
 
     Args:
         reason: for the counter.
         detail: for the log.
-        reply: bytes to send before closing, so that the other side's log says why.
+        reply: bytes to send before closing, so that the log of the other side says why.
     """
 
     def __init__(self, reason: Reason, detail: str, reply: bytes = b"") -> None:
@@ -80,7 +80,7 @@ class WireError(Exception):
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What peers send each other."""
+    """The base of everything that peers send each other."""
 
 
 class RaftFrame(Frame, frozen=True, tag=1):
@@ -88,27 +88,27 @@ class RaftFrame(Frame, frozen=True, tag=1):
 
 
 class ForwardFrame(Frame, frozen=True, tag=2):
-    """Commands on their way to the leader; opaque here."""
+    """Commands that are forwarded to the leader; opaque here."""
 
     group: bytes
 
 
 class AppFrame(Frame, frozen=True, tag=3):
-    """What a subsystem's nodes say to each other; opaque here."""
+    """A payload between the nodes of a subsystem; opaque here."""
 
     channel: str
     data: bytes
 
 
 class PingFrame(Frame, frozen=True, tag=4):
-    """Says only that the sender is alive; the links send and swallow it."""
+    """Says that the sender is alive. Only the links send and receive it."""
 
 
 AnyFrame = RaftFrame | ForwardFrame | AppFrame | PingFrame
 
 
 class FrameBuffer:
-    """Cuts a stream of bytes into what stands behind each length."""
+    """Cuts a stream of bytes into length-prefixed bodies."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -116,22 +116,22 @@ class FrameBuffer:
         self._start = 0
 
     def push(self, data: bytes) -> None:
-        """Add what arrived; then `pop` until there is nothing more."""
+        """Add received bytes; then call `pop` until it returns None."""
         if self._start >= len(self._stream):
             self._stream, self._start = data, 0
             return
         if self._start or isinstance(self._stream, bytes):
             self._stream, self._start = bytearray(memoryview(self._stream)[self._start :]), 0
-        self._stream += data  # in place: the pieces of a large frame are not copied again for each other
+        self._stream += data  # in place: a large frame is not copied again for each piece
 
     def pop(self) -> bytes | None:
-        """The next whole body; None when more must arrive. Raises WireError(TOO_LARGE) when a length is over the limit."""
+        """The next complete body; None when more bytes are needed. Raises WireError(TOO_LARGE) for a length over the limit."""
         body_start = self._start + _LENGTH.size
         if len(self._stream) < body_start:
             return None
         (length,) = _LENGTH.unpack_from(self._stream, self._start)
         if length > self._limit_bytes:
-            raise WireError(Reason.TOO_LARGE, f"a frame of {length} bytes, at most {self._limit_bytes} are taken")
+            raise WireError(Reason.TOO_LARGE, f"a frame of {length} bytes; the limit is {self._limit_bytes}")
         if len(self._stream) < body_start + length:
             return None
         body = bytes(memoryview(self._stream)[body_start : body_start + length])
@@ -141,12 +141,12 @@ class FrameBuffer:
         return body
 
     def rest(self) -> bytes:
-        """What has been pushed and not popped."""
+        """The bytes that have been pushed and not popped."""
         return bytes(self._stream[self._start :])
 
 
-class Session:
-    """Both directions of an authenticated connection. Keys are of 32 bytes."""
+class AuthenticatedStream:
+    """Both directions of an authenticated connection: frames with a MAC and a sequence number. Keys have 32 bytes."""
 
     def __init__(self, send_key: bytes, receive_key: bytes) -> None:
         self._send_hash = hashlib.blake2b(key=send_key, digest_size=MAC_BYTES)
@@ -158,11 +158,11 @@ class Session:
         self._decoder = msgspec.msgpack.Decoder(AnyFrame)
 
     def encode(self, frame: AnyFrame) -> bytes:
-        """The next frame to send. Raises ValueError when it is over the limit; then it has not used up a sequence number."""
+        """The bytes of the next frame to send. Raises ValueError for a frame over the limit, which uses no sequence number."""
         payload = self._encoder.encode(frame)
         length = _HEAD_BYTES + len(payload)
         if length > FRAME_BYTES_MAX:
-            raise ValueError(f"a frame of {length} bytes, at most {FRAME_BYTES_MAX} can be sent")
+            raise ValueError(f"a frame of {length} bytes; the limit is {FRAME_BYTES_MAX}")
         sequence = _SEQUENCE.pack(self._sent)
         self._sent += 1
         mac = self._send_hash.copy()
@@ -171,7 +171,7 @@ class Session:
         return b"".join((_LENGTH.pack(length), mac.digest(), sequence, payload))
 
     def feed(self, data: bytes) -> Iterator[AnyFrame]:
-        """Yield each frame that is complete now. Raises WireError; the connection must then be closed."""
+        """Add received bytes, and yield each complete frame. After a WireError the connection must be closed."""
         self._buffer.push(data)
         while (body := self._buffer.pop()) is not None:
             yield self._open(body)
@@ -186,7 +186,7 @@ class Session:
             raise WireError(Reason.BAD_MAC, "a frame's MAC is wrong")
         (sequence,) = _SEQUENCE.unpack_from(body, MAC_BYTES)
         if sequence != self._received:
-            raise WireError(Reason.REPLAY, f"frame {sequence} came where frame {self._received} belongs")
+            raise WireError(Reason.REPLAY, f"received frame {sequence} instead of frame {self._received}")
         self._received += 1
         try:
             frame: AnyFrame = self._decoder.decode(view[_HEAD_BYTES:])
@@ -196,5 +196,5 @@ class Session:
 
 
 def with_length(body: bytes) -> bytes:
-    """`body` behind its length, as `FrameBuffer` reads it."""
+    """`body` with its length in front, as `FrameBuffer` reads it."""
     return _LENGTH.pack(len(body)) + body

@@ -1,1 +1,1 @@
-"""Replicated state: state machines, sessions, and the commands on their way to them."""
+"""Replicated state: the state machines, the client sessions, and the path of a command to them."""

@@ -1,7 +1,7 @@
-"""What stands in a log entry: a stamped batch of commands, grouped by the session they came from.
+"""The content of a log entry: a stamped batch of commands, grouped by session.
 
-A group is encoded once, by the node that took the calls; the leader puts it into an entry without decoding it. Fsync, framing and
-bookkeeping are paid per batch and not per command.
+A group is encoded once, by the node that received the calls. The leader copies it into an entry without decoding it. So the
+costs of fsync, framing and bookkeeping arise per batch, not per command.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):
     incarnation: int
     #: sequence number of `commands[0]`; the others follow without a gap
     first_seq: int
-    #: sequence numbers whose results have reached their callers: the session table may forget them
+    #: sequence numbers whose results have reached their callers, so that the session table may drop them
     answered: list[int]
     commands: list[C]
 
@@ -33,9 +33,9 @@ class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):
 class Batch(msgspec.Struct, Generic[C], array_like=True, frozen=True):
     """The data of a COMMANDS entry."""
 
-    #: the leader's stamp (`StampClock`), ms; applied time never goes back even if this does
+    #: the leader's stamp (`StampClock`) in ms; applied time never goes back even if the stamp does
     at_ms: int
-    #: what the leader proposes on its own account; never re-sent after a leader change
+    #: the leader's own commands; never sent again after a leader change
     own: list[C]
     groups: list[Group[C]]
 
@@ -50,7 +50,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode_command(command: Command) -> bytes:
-    """A command as it stands in a group."""
+    """A command as it is encoded in a group."""
     return _encoder.encode(command)
 
 
@@ -67,6 +67,6 @@ def encode_batch(at_ms: int, own: Sequence[bytes], groups: Sequence[bytes]) -> b
 
 
 def batch_decoder(command_types: Sequence[type[Command]]) -> msgspec.msgpack.Decoder[Batch[Any]]:
-    """A strict decoder for entries that hold these commands and a session's own."""
+    """A strict decoder for entries with these commands and the session commands."""
     union: Any = Union[(*command_types, *SESSION_COMMANDS)]
     return msgspec.msgpack.Decoder(Batch[union])

@@ -1,11 +1,11 @@
-"""The clocks of a node, and the time that its leader stamps on entries.
+"""The clocks of a node, and the stamps that the leader gives to entries.
 
-Leases, visibility timeouts and times to live end in applied time, which is what the leaders' stamps say: so these have to flow as
-time does. A wall clock does not; people set it, and NTP does. Set back by an hour it would keep everything alive for an hour. Set
-forward it would end all leases at once, while their holders, who count on clocks of their own, rely on them.
+Leases, visibility timeouts and times to live expire in applied time, which is defined by the leaders' stamps. So stamps must
+advance at the speed of real time. A wall clock does not: people and NTP set it. If it were set back by an hour, everything would
+live an hour longer. If it were set forward, all leases would expire immediately, while their holders still rely on them.
 
-So a wall clock says where a leadership begins, for all leases begin anew there, and pulls a little while it lasts. What counts in
-between is a steady clock.
+So the stamps of a term start at the wall clock, because every lease gets its full length again then. After that they follow a
+steady clock, which is pulled slightly towards the wall clock.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from collections.abc import Callable
 
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
-#: Stamps are pulled towards the wall clock by this part of the time that passes.
+#: Stamps are pulled towards the wall clock by at most this fraction of the elapsed time.
 PULL = 0.005
 
 
 def wall_clock_ms() -> int:
-    """Milliseconds since 1970. It may be set at any time."""
+    """Milliseconds since 1970. This clock may be set at any time."""
     return time.time_ns() // 1_000_000
 
 
 def boot_time() -> float:
-    """Seconds on a clock that also counts while the machine sleeps, where there is one; nothing ever sets it."""
+    """Seconds of a clock that is never set. It also counts while the machine sleeps, if the system has such a clock."""
     return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)
 
 
 class StampClock:
-    """A leader's stamps. One for each process.
+    """The stamps of a leader. A process has one.
 
     Args:
-        wall_ms: in place of `wall_clock_ms`.
-        steady_s: in place of `boot_time`.
+        wall_ms: replaces `wall_clock_ms`.
+        steady_s: replaces `boot_time`.
     """
 
     def __init__(self, wall_ms: Callable[[], int] = wall_clock_ms, steady_s: Callable[[], float] = boot_time) -> None:
@@ -45,10 +45,10 @@ class StampClock:
         self._read_at_s = 0.0
 
     def now_ms(self, term: int, applied_ms: int) -> int:
-        """The stamp of an entry that is proposed now, in ms since 1970, about.
+        """The stamp of an entry that is proposed now, approximately in ms since 1970.
 
         Args:
-            term: in which this node leads; a new one begins at the wall clock.
+            term: the term in which this node leads; the stamps of a new term start at the wall clock.
             applied_ms: applied time; no stamp is earlier.
         """
         wall_ms, steady_s = self._wall_ms(), self._steady_s()
@@ -66,7 +66,7 @@ class StampClock:
 
 
 class AppliedClock:
-    """Applied time as of now, as well as a node can tell that does not stamp: the latest stamp it has applied, and what has passed since.
+    """A node's estimate of applied time: the latest stamp it has applied, plus the time since then.
 
     Args:
         wall_ms, steady_s: as for `StampClock`.
@@ -79,12 +79,12 @@ class AppliedClock:
         self._applied_at_s = 0.0
 
     def applied(self, at_ms: int) -> None:
-        """Applied time is `at_ms`; told again, it changes nothing."""
+        """Applied time is `at_ms`. Repeated calls with the same value have no effect."""
         if at_ms != self._applied_ms:
             self._applied_ms, self._applied_at_s = at_ms, self._steady_s()
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970, about; the wall clock's before anything was applied."""
+        """Approximately milliseconds since 1970; the wall clock until something is applied."""
         if not self._applied_ms:
             return self._wall_ms()
         return self._applied_ms + int((self._steady_s() - self._applied_at_s) * 1000)

@@ -1,11 +1,11 @@
 """The base Struct of every command, and the commands of a session.
 
-A command is the one definition of a request's field names, limits and defaults: the JSON fast path decodes into it, DRF's
-serializers and the OpenAPI schema are derived from it, and its msgpack form is what the Raft log holds. Every field is
-written to the log, defaults included, so that changing a default never changes what an old entry means.
+A command is the only definition of a request's field names, limits and defaults. The JSON fast path decodes into it, DRF's
+serializers and the OpenAPI schema are derived from it, and the Raft log holds its msgpack form. Every field is written to the
+log, including defaults, so that changing a default never changes the meaning of an old entry.
 
-Fields that the log keeps in another form than the client sends (a JSON value is kept as its encoded bytes) stand in a
-common base with two children: the request, and the command.
+If the log stores a field in another form than the client sends (a JSON value is stored as its encoded bytes), a common base class
+has two children: the request and the command.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from dss_api.fields import Fields, Index
 
 
 class Command(Fields, tag_field="op"):
-    """Base of everything that is proposed to Raft. A subclass names itself with `tag="locks.acquire"`."""
+    """The base of all commands that are proposed to Raft. A subclass has a name: `tag="locks.acquire"`."""
 
 
 class Cancel(Command, tag="session.cancel"):
-    """Undo the earlier command `seq` of the same session: its caller has gone.
+    """Undo the earlier command `seq` of the same session, because its caller has gone.
 
-    A command that still waits is taken out of its queue. One that was answered in the meantime (a lock granted, messages
-    handed out) is given back, because nobody will ever see that answer.
+    A command that still waits leaves its queue. What an answered command was given (a lock, messages) is given back, because the
+    answer will not reach its caller.
     """
 
     seq: Index
 
 
 class Nothing(Command, tag="session.nothing"):
-    """Takes the place of a command whose caller was told `unknown_outcome` before it was ever applied.
+    """Replaces a command whose caller was told `unknown_outcome` before the command was applied.
 
-    It keeps the session's sequence without a gap, and keeps the late command from having an effect nobody expects.
+    It leaves no gap in the sequence of the session, and prevents a late effect that the caller does not expect.
     """
 
 

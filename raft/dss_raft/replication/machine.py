@@ -1,15 +1,15 @@
 """The contract between the replicated log and the state machines on top of it.
 
-Rules that make three nodes agree, and that every machine keeps:
+Every machine follows these rules, so that all nodes have the same state:
 
-1. A machine reads no clock, no environment and no randomness, and never iterates over a `set`. What it does depends only on its
+1. A machine uses no clock, no environment and no randomness, and never iterates over a `set`. Its behaviour depends only on its
    state and the arguments of the call.
-2. Time is `at_ms`, the leader's stamp in the log entry; it never goes back. `expire` runs with it before the entry's
-   commands. Nothing expires anywhere else.
-3. `rearm` runs when a new leader's first entry is applied, before anything of its term can expire: every lease
-   and visibility timeout gets its full length again, because clients could not renew while there was no leader.
+2. Time is `at_ms`, the leader's stamp in the log entry. It never goes back. `expire` runs with it before the commands of the
+   entry. Nothing expires anywhere else.
+3. `rearm` runs when the first batch of a new leader is applied, before anything of its term can expire. Every lease and
+   visibility timeout gets its full length again, because clients could not renew it while there was no leader.
 4. A refusal is a `Result` with a `code`, never an exception. An exception means a broken invariant and stops the node.
-5. `snapshot` and `restore` round-trip the whole state through msgpack, results and waiters included.
+5. `snapshot` and `restore` transfer the whole state through msgpack, including results and waiters.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dss_raft.replication.commands import Command
 
 
 class Origin(NamedTuple):
-    """Where a command came from: unique over the whole life of a cluster. It names a waiter."""
+    """The origin of a command, unique over the whole life of a cluster. It identifies a waiter."""
 
-    #: id of the node that holds the client's connection; "" for what a leader proposes on its own account
+    #: id of the node that received the call; "" for a leader's own commands
     node: str
     #: the node's incarnation: grows with every start of its process
     incarnation: int
@@ -35,11 +35,11 @@ class Origin(NamedTuple):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened in a machine while an entry was applied. Subclasses say what."""
+    """Something that happened in a machine while an entry was applied. Each subclass is one kind of event."""
 
 
 class Resolved(Event, frozen=True):
-    """A command that was waiting has its result now."""
+    """A waiting command has its result now."""
 
     waiter: Origin
     result: Result
@@ -48,22 +48,22 @@ class Resolved(Event, frozen=True):
 class StateMachine(Protocol):
     """A deterministic state machine, one per subsystem. See the module's rules."""
 
-    #: room in the snapshot, and the name people see: "locks", "queue", "cache"
+    #: key in the snapshot, and the displayed name: "locks", "queue", "cache"
     name: str
-    #: the command Structs it applies
+    #: the command Structs that it applies
     commands: tuple[type[Command], ...]
 
     def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
-        """Apply one command. None: it waits, and a later `Resolved(origin, …)` event will answer it."""
+        """Apply one command. None: it waits, and a later event `Resolved(origin, …)` answers it."""
 
     def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
-        """The caller of the command `waiter` has gone: dequeue it, or give back what it was granted. Unknown: no effect."""
+        """The caller of the command `waiter` has gone: dequeue it, or give back what it was granted. No effect if unknown."""
 
     def expire(self, at_ms: int, index: int) -> None:
-        """Let everything expire whose deadline is <= `at_ms`."""
+        """Expire everything whose deadline is <= `at_ms`."""
 
     def next_deadline_ms(self) -> int | None:
-        """The earliest stamp at which `expire` would do something; None when nothing is pending."""
+        """The earliest stamp at which `expire` would have an effect; None when nothing is pending."""
 
     def rearm(self, at_ms: int, index: int) -> None:
         """A new leader took over at `at_ms`: give every lease its full length again."""
@@ -72,32 +72,32 @@ class StateMachine(Protocol):
         """`node` has a new incarnation: its old connections are gone, and so are its waiters."""
 
     def take_events(self) -> list[Event]:
-        """The events since the last call, in order. `Resolved` answers waiters; the rest is for listeners on each node."""
+        """The events since the last call, in order. `Resolved` answers waiters; listeners on each node receive the others."""
 
     def snapshot(self) -> Any:
         """The whole state in msgpack-able builtins or Structs."""
 
     def restore(self, state: Any) -> None:
-        """Replace the state by one that `snapshot` returned, after a round trip through msgpack (as builtins)."""
+        """Replace the state by the result of `snapshot`, after a round trip through msgpack (as builtins)."""
 
 
-#: Steps of about a millisecond that touch nothing anybody sees; what it returns puts the result in place, at once.
+#: Steps of about a millisecond each that change no visible state. The returned function installs the result in one step.
 Restoring = Generator[None, None, Callable[[], None]]
 
 
 @runtime_checkable
 class RestoresInSlices(Protocol):
-    """A machine whose state may be large, so that its node must answer heartbeats while it is loaded.
+    """A machine with large state, which is loaded in slices so that its node can answer heartbeats in between.
 
     Its `snapshot` is one binary.
     """
 
     def restoring(self, state: memoryview) -> Restoring:
-        """As `restore`, in slices."""
+        """Like `restore`, in slices."""
 
 
 def all_at_once(restoring: Restoring) -> None:
-    """Take all steps, and put the result in place."""
+    """Run all steps, and install the result."""
     while True:
         try:
             next(restoring)

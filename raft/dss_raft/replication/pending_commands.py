@@ -1,11 +1,12 @@
-"""A node's own commands on their way through Raft, from the call to its answer.
+"""The commands of this node's callers that have no answer yet.
 
-A call is *unsent* until the node knows a leader: then it gets its sequence number and is *in flight* until this node applies it.
-A command that waits is *parked* until an event answers it. What is in flight is sent again, under the same numbers, after a
-leader change or a hole; the session table makes the repeat harmless.
+A call is *unsent* until the node knows a leader. Then it gets a sequence number and is *in flight* until this node applies it. A
+command that waits is *parked* until an event answers it. Commands in flight are sent again, with the same numbers, after a leader
+change or a gap. The session table makes the repeat harmless.
 
-A call that runs into its deadline is told the truth: `no_leader` or `no_quorum` while it was never sent, else `unknown_outcome`.
-Its number is then filled with `Nothing`, so that it has no late effect if it had none yet.
+A call that reaches its deadline is refused with `no_leader` or `no_quorum` if it was never sent, otherwise with
+`unknown_outcome`. In that case its number is filled with `Nothing`, so that the command has no late effect if it has not been
+applied yet.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dss_raft.replication.commands import Cancel, Command, Nothing
 from dss_raft.replication.sessions import ClientSession
 
 GROUP_BYTES_MAX = 512 * 1024
-#: Deadlines are swept in lanes of equal length; waits are rounded up to this, so that there are few lanes.
+#: Calls with the same timeout share a queue, in which deadlines are in order. Timeouts are rounded up to this, for few queues.
 DEADLINE_GRAIN_S = 0.1
 
 _NOTHING = encode_command(Nothing())
@@ -34,7 +35,7 @@ class Call:
 
     def __init__(self, command: bytes, future: asyncio.Future[Result] | None, deadline: float) -> None:
         self.command = command
-        #: None: nobody waits (a Cancel)
+        #: None: no caller waits (a Cancel)
         self.future = future
         #: loop time in seconds
         self.deadline = deadline
@@ -51,7 +52,7 @@ class PendingCommands:
     """The calls of one incarnation of one node.
 
     Args:
-        pending_max: calls that may wait at once; one more is refused with `over_limit`.
+        pending_max: limit of the calls that are unsent or in flight; further ones are refused with `over_limit`.
     """
 
     def __init__(self, node_id: str, incarnation: int, loop: asyncio.AbstractEventLoop, pending_max: int) -> None:
@@ -64,7 +65,8 @@ class PendingCommands:
         self._in_flight: dict[int, Call] = {}
         self._parked: dict[int, Call] = {}
         self._answered: list[int] = []
-        self._lanes: dict[int, deque[Call]] = {}
+        #: timeout in units of `DEADLINE_GRAIN_S` -> calls with this timeout, by deadline
+        self._by_timeout: dict[int, deque[Call]] = {}
         self._is_closing = False
 
     @property
@@ -85,27 +87,27 @@ class PendingCommands:
         """Queue a command for a caller.
 
         Raises:
-            Refused: `over_limit` when too many calls wait already, `stopping` after `withdraw`.
+            Refused: `over_limit` when too many calls wait already; `stopping` after `withdraw`.
         """
         if self._is_closing:
             raise Refused("stopping", "this node is stopping")
         if len(self._unsent) + len(self._in_flight) >= self.pending_max:
             raise Refused("over_limit", f"this node already has {self.pending_max} calls waiting for the cluster")
-        lane_length = -int(-timeout_s // DEADLINE_GRAIN_S)
+        grains = -int(-timeout_s // DEADLINE_GRAIN_S)
         call = Call(encode_command(command), self._loop.create_future(), self._loop.time() + timeout_s)
         self._unsent.append(call)
-        lane = self._lanes.get(lane_length)
-        if lane is None:
-            lane = self._lanes[lane_length] = deque()
-        lane.append(call)
+        same_timeout = self._by_timeout.get(grains)
+        if same_timeout is None:
+            same_timeout = self._by_timeout[grains] = deque()
+        same_timeout.append(call)
         return call
 
     def add_unattended(self, command: Command) -> None:
-        """Queue a command whose result nobody waits for."""
+        """Queue a command for which no caller waits."""
         self._unsent.append(Call(encode_command(command), None, 0.0))
 
     def next_groups(self) -> list[bytes]:
-        """Number what is unsent and encode it for the leader."""
+        """Number the unsent commands, and encode them for the leader."""
         calls = [call for call in self._unsent if not call.is_over]
         self._unsent.clear()
         for call in calls:
@@ -115,11 +117,11 @@ class PendingCommands:
         return self._encode(calls)
 
     def groups_again(self) -> list[bytes]:
-        """Everything in flight, once more under the same numbers: for a new leader, or after a hole."""
+        """Encode all commands in flight again, with the same numbers: for a new leader, or after a gap."""
         return self._encode(list(self._in_flight.values()))
 
     def resolve(self, seq: int, result: Result) -> None:
-        """The command `seq` has its result: it was applied, or an event answered it."""
+        """The command `seq` has a result: it was applied, or an event answered it."""
         call = self._in_flight.pop(seq, None)
         if call is None:
             call = self._parked.pop(seq, None)
@@ -128,7 +130,7 @@ class PendingCommands:
             call.future.set_result(result)
 
     def park_applied(self, session: ClientSession) -> None:
-        """Move what was applied without a result from in flight to parked. The session is this node's, after an apply."""
+        """Park the commands that were applied without a result. `session` is the session of this node after an apply."""
         in_flight, last_seq = self._in_flight, session.last_seq
         while in_flight:
             seq = next(iter(in_flight))
@@ -139,7 +141,7 @@ class PendingCommands:
                 self._parked[seq] = call
 
     def adopt(self, session: ClientSession | None) -> None:
-        """A snapshot replaced the state: answer from the session table what it answers."""
+        """A snapshot has replaced the state: answer the calls whose results are in the session table."""
         if session is None or session.incarnation != self.incarnation:
             return
         for seq in [*self._parked, *(s for s in self._in_flight if s <= session.last_seq)]:
@@ -147,48 +149,48 @@ class PendingCommands:
                 self.resolve(seq, session.results[seq])
             elif seq not in session.waiting:
                 call = self._in_flight.pop(seq, None) or self._parked.pop(seq)
-                _refuse(call, "unknown_outcome", "the cluster went on without this node for too long")
+                _refuse(call, "unknown_outcome", "this node was too far behind to know the result")
         self.park_applied(session)
 
     def abandon(self, call: Call) -> None:
-        """The caller has gone: undo the command if it was sent, forget it if it was not."""
+        """The caller has gone: undo the command if it was sent, otherwise drop it."""
         if call.future is not None:
             call.future.cancel()
         if call.seq:
             self._undo(call)
 
     def withdraw(self) -> bool:
-        """The node is about to stop: take no more calls, and take back those that wait. False when none does."""
+        """The node is about to stop: accept no more calls, and cancel those that are parked. False when there are none."""
         self._is_closing = True
         waiting = list(self._parked.values())
         for call in waiting:
-            _refuse(call, "stopping", "this node is stopping, and the call had no effect")
+            _refuse(call, "stopping", "this node is stopping; the call had no effect")
             self._undo(call)
         return bool(waiting)
 
     def sweep(self, why_unsent: Callable[[], str]) -> None:
-        """Refuse the calls whose deadline has passed; `why_unsent` tells the code for those that never left."""
+        """Refuse the calls whose deadline has passed. `why_unsent` returns the code for those that were never sent."""
         now = self._loop.time()
-        for length, lane in list(self._lanes.items()):
-            while lane and (lane[0].is_over or lane[0].deadline <= now):
-                call = lane.popleft()
+        for grains, calls in list(self._by_timeout.items()):
+            while calls and (calls[0].is_over or calls[0].deadline <= now):
+                call = calls.popleft()
                 if not call.is_over:
                     self._time_out(call, why_unsent())
-            if not lane:
-                del self._lanes[length]
+            if not calls:
+                del self._by_timeout[grains]
 
     def close(self) -> None:
-        """The node stops: nobody will hear of these calls any more."""
+        """The node stops: refuse all calls that are left."""
         for call in [*self._unsent, *self._in_flight.values(), *self._parked.values()]:
             code = "unknown_outcome" if call.seq else "stopping"
             _refuse(call, code, "this node is stopping")
 
     def _time_out(self, call: Call, why_unsent: str) -> None:
         if not call.seq:
-            _refuse(call, why_unsent, "the call was not sent on, and has had no effect")
+            _refuse(call, why_unsent, "the call was not sent to a leader and has had no effect")
             return
         self._undo(call)
-        _refuse(call, "unknown_outcome", "the call was sent on, and no answer came before its deadline")
+        _refuse(call, "unknown_outcome", "the call was sent to a leader, and no answer came before its deadline")
 
     def _undo(self, call: Call) -> None:
         self._parked.pop(call.seq, None)

@@ -1,4 +1,4 @@
-"""What a leader gathers for the log's next entries. Everything here is of one term: a new term begins with nothing gathered."""
+"""What a leader gathers for the next entries of the log. It belongs to one term: a new term starts empty."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dss_raft.replication.clocks import StampClock
 from dss_raft.replication.commands import Command
 from dss_raft.replication.replica import Replica
 
-#: Groups gathered for one entry; more go into the next one.
+#: Limit of the groups in one entry; the others go into the next entry.
 BATCH_BYTES_MAX = 1024 * 1024
-#: What may gather while the core takes no more (`Busy`). Nodes send again every second what got no answer, so without a limit a
-#: log that stands still would fill the leader's memory with repeats.
+#: Limit of what is gathered while the core accepts nothing (`Busy`). Nodes send again every second what got no answer, so without
+#: a limit a log that makes no progress would fill the leader's memory with repeats.
 GATHERED_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Proposals:
-    """A leader's next entries."""
+    """The next entries of a leader."""
 
     def __init__(self, core: RaftCore, replica: Replica, clock: StampClock | None = None) -> None:
         self._core = core
@@ -31,13 +31,13 @@ class Proposals:
         self._own: list[bytes] = []
         self._gathered_bytes = 0
         self._must_stamp = False
-        #: (index, when) of entries that are not committed yet
+        #: (index, time of the proposal) of entries that are not committed yet
         self._proposed: deque[tuple[int, float]] = deque()
 
     def add_groups(self, groups: list[bytes]) -> None:
-        """Commands of sessions, this node's or a follower's; their nodes send them again if they are lost here.
+        """Add groups of session commands, of this node or a follower. Their nodes send them again if they are lost here.
 
-        What is more than `GATHERED_BYTES_MAX` is lost here: the calls wait at their nodes, whose own limit answers `over_limit`.
+        Groups above `GATHERED_BYTES_MAX` are dropped: the calls wait at their nodes, which refuse more with `over_limit`.
         """
         self._enter_term()
         for group in groups:
@@ -46,7 +46,7 @@ class Proposals:
                 self._gathered_bytes += len(group)
 
     def add_own(self, command: Command) -> bool:
-        """A command of the leader's own, for this term only: nobody sends it again. False: too much has gathered already."""
+        """Add a command of the leader itself, for this term only: it is never sent again. False: too much is gathered."""
         self._enter_term()
         if self._gathered_bytes >= GATHERED_BYTES_MAX:
             return False
@@ -56,12 +56,12 @@ class Proposals:
         return True
 
     def stamp(self) -> None:
-        """An entry must be proposed even if there is nothing to say: its stamp moves applied time."""
+        """Propose an entry even without commands: its stamp advances applied time."""
         self._enter_term()
         self._must_stamp = True
 
     def stamp_if_due(self) -> bool:
-        """Ask for a stamp when something would expire by now, and no entry is on its way that may see to it."""
+        """Request a stamp when something is due to expire and no other entry is on its way."""
         if self._core.last_index != self._replica.applied_index:
             return False
         deadline = self._replica.next_deadline_ms()
@@ -71,7 +71,7 @@ class Proposals:
         return True
 
     def propose(self) -> None:
-        """Put everything that was gathered into the log, as few entries as the limit allows."""
+        """Append everything that was gathered to the log, in as few entries as the limit allows."""
         self._enter_term()
         while self._groups or self._own or self._must_stamp:
             count = size = 0
@@ -89,7 +89,7 @@ class Proposals:
             self._must_stamp = False
 
     def committed(self, index: int) -> None:
-        """Entries up to `index` are committed: note how long that took."""
+        """Entries up to `index` are committed: record how long that took."""
         while self._proposed and self._proposed[0][0] <= index:
             metrics.COMMIT_SECONDS.observe(time.perf_counter() - self._proposed.popleft()[1])
 

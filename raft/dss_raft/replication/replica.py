@@ -1,11 +1,11 @@
-"""The replicated state of one node: sessions and state machines, driven by committed entries and by nothing else.
+"""The replicated state of one node: sessions and state machines. Only committed entries change it.
 
-The order inside one entry is the same on every node:
+The order inside an entry is the same on every node:
 
-1. applied time moves to the entry's stamp, never back;
-2. at the first batch of a new term every lease is re-armed: clients could not renew while there was no leader;
-3. what is due by that time expires;
-4. the leader's own commands, then each session's commands, each only if it is the next of its session.
+1. Applied time advances to the stamp of the entry; it never goes back.
+2. With the first batch of a new term, every lease is re-armed, because clients could not renew it while there was no leader.
+3. Everything that is due by then expires.
+4. The leader's own commands are applied, then the commands of each session, each only if it is the next one of its session.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ACCEPTED = Result()
 
 
 class _State(msgspec.Struct):
-    """The whole state, of which the large parts are decoded by and by."""
+    """The whole state. Its large parts are decoded in slices."""
 
     applied_index: int
     at_ms: int
@@ -41,11 +41,11 @@ _view_decoder = msgspec.msgpack.Decoder(memoryview)
 
 
 class Replica:
-    """Applies entries, and collects what they mean for this node.
+    """Applies entries, and collects the results for this node's callers and the events.
 
     Args:
         node_id: this node, whose callers wait for `take_outcomes`.
-        machines: the state machines, in an order that is the same on every node.
+        machines: the state machines, in the same order on every node.
     """
 
     def __init__(self, node_id: str, machines: Sequence[StateMachine]) -> None:
@@ -86,12 +86,12 @@ class Replica:
         return outcomes
 
     def take_events(self) -> list[Event]:
-        """What happened in the machines since the last call, without the answers to waiters."""
+        """The events of the machines since the last call, except the answers to waiters."""
         events, self._events = self._events, []
         return events
 
     def take_gap(self) -> bool:
-        """True when commands of this node were skipped since the last call because earlier ones are missing: send them again."""
+        """True when commands of this node were skipped since the last call because earlier ones are missing."""
         gap, self._gap = self._gap, False
         return gap
 
@@ -111,7 +111,7 @@ class Replica:
         all_at_once(self.restoring(data))
 
     def restoring(self, data: bytes | memoryview) -> Restoring:
-        """As `restore`, in slices; nothing changes before the last step."""
+        """Like `restore`, in slices. The state changes in the last step only."""
         state = _state_decoder.decode(data)
         sessions = msgspec.msgpack.decode(state.sessions)
         yield
@@ -199,7 +199,7 @@ class Replica:
             self._outcomes.append((session.incarnation, seq, result))
 
     def _collect(self, index: int) -> None:
-        """Answer the waiters whose turn came, and hand the other events on."""
+        """Answer the waiters that have a result now, and collect the other events."""
         for machine in self._machines:
             for event in machine.take_events():
                 if not isinstance(event, Resolved):

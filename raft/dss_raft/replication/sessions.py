@@ -1,11 +1,11 @@
-"""Raft client sessions: each command takes effect exactly once, whatever is sent twice (Raft paper section 8, thesis 6.3).
+"""Raft client sessions: each command takes effect exactly once, even if it is sent twice (Raft paper section 8, thesis 6.3).
 
 A session is one incarnation (one run of the process) of one node. Its commands carry sequence numbers without a gap. A command
 is applied only when its number is the next one: a repeat is skipped, and so is everything after a gap, until the node sends what
 is missing. A new incarnation closes the session of the previous one.
 
-The table keeps results until the node says that they have reached their callers, so that a node which was given a
-snapshot in place of the entries can still answer.
+The table keeps each result until the node confirms that it has reached its caller. So a node that received a snapshot instead of
+the entries can still answer its callers.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import msgspec
 
 from dss_api.result import Result
 
-#: Results kept for one session at most; a node that confirms them needs far fewer.
+#: Limit of the results kept for one session. A node that confirms them needs far fewer.
 RESULTS_KEPT_MAX = 4096
 
 
 class ClientSession(msgspec.Struct):
-    """State of one node's session."""
+    """The state of one node's session."""
 
     incarnation: int = msgspec.field(name="boot")  # the name in stored snapshots
     #: sequence number of the last command applied
     last_seq: int = 0
     #: results that the node has not confirmed yet, oldest first
     results: dict[int, Result] = msgspec.field(default_factory=dict)
-    #: commands that were applied and still wait (None stands for "no value": an ordered set)
+    #: commands that were applied and still wait: an ordered set, all values are None
     waiting: dict[int, None] = msgspec.field(default_factory=dict)
 
     def keep(self, seq: int, result: Result) -> None:
@@ -46,7 +46,7 @@ class SessionTable:
         self.sessions: dict[str, ClientSession] = {}
 
     def get(self, node: str) -> ClientSession | None:
-        """The current session of `node`, if it ever had one."""
+        """The current session of `node`; None if it never had one."""
         return self.sessions.get(node)
 
     def open(self, node: str, incarnation: int) -> tuple[ClientSession | None, bool]:

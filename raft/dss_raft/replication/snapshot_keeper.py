@@ -1,4 +1,4 @@
-"""Whole-state snapshots: the replica's state and what else belongs to it, so that the log need not grow for ever."""
+"""Snapshots of the whole state: the replica and further parts. They bound the length of the log."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from dss_raft.replication.replica import Replica
 
 log = structlog.get_logger("raft")
 
-#: A snapshot file: this, the length of the header in 4 bytes, the header, the replica's state, the parts.
+#: A snapshot file consists of this, the length of the header in 4 bytes, the header, the replica's state and the parts.
 MAGIC = b"DSSsnap2"
 PIECE_BYTES = 1024 * 1024
-#: What may be larger is encoded by a child process; a state of this size takes but a few milliseconds.
+#: State up to this size is encoded in the process, in a few milliseconds; larger state is encoded by a child process.
 INLINE_BYTES_MAX = 256 * 1024
-#: A restore uses the loop for about so long at a time, as applying does.
+#: A restore occupies the event loop for about this long at a time, like applying.
 RESTORE_BUDGET_S = 0.005
 
 
 class SnapshotPart(Protocol):
-    """State outside the replica that a lagging node must be given, too (the cache's backing store)."""
+    """State outside the replica that a lagging node must receive, too (the backing store of the cache)."""
 
     name: str
 
     async def before_snapshot(self, index: int) -> None:
-        """Make everything up to `index` durable: the log that could repeat it is about to go."""
+        """Make everything up to `index` durable, because the log that could repeat it is about to be dropped."""
 
     async def dump(self) -> list[bytes]:
-        """The part's state, at least as new as the index given to `before_snapshot`; in pieces, because a large copy holds up the loop."""
+        """The state, at least as new as the index given to `before_snapshot`; in pieces, because a large copy blocks the loop."""
 
     def before_restore(self) -> None:
-        """The replicated state is about to be replaced: stop trusting what was derived from it."""
+        """The replicated state is about to be replaced: stop relying on what was derived from it."""
 
     async def load(self, data: memoryview) -> None:
-        """Replace the part's state by these pieces, joined; the replicated state has been replaced."""
+        """Replace the state of the part by the joined pieces. The replicated state has been replaced already."""
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
-    """How many bytes of what follow; the parts in this order."""
+    """The sizes in bytes of what follows; the parts are in this order."""
 
     replica: int
     parts: dict[str, int]
@@ -63,10 +63,10 @@ class SnapshotKeeper:
     """Takes and restores snapshots of one node.
 
     Args:
-        directory: of the store, for the child's file.
-        entries_max: a snapshot is due after so many applied entries, or
-        bytes_max: after so many bytes of them.
-        keep_entries: entries kept behind a snapshot for followers that are a little slow.
+        directory: the directory of the store, for the file of the child process.
+        entries_max: a snapshot is due after this many applied entries,
+        bytes_max: or after this many bytes of them.
+        keep_entries: entries that are kept before a snapshot, for followers that are slightly behind.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SnapshotKeeper:
         self._store = store
         self._child_file = directory / "state.child"
         self._state_bytes = 0
-        #: index at which the last attempt failed: the next one waits as long as after a success
+        #: index at which the last attempt failed; the next one comes as late as after a success
         self._failed_at = 0
         self._executor = executor
         self._entries_max = entries_max
@@ -106,14 +106,14 @@ class SnapshotKeeper:
         return since >= self._entries_max or core.log.size(max(core.snapshot.index, self._failed_at), applied) >= self._bytes_max
 
     async def take(self, core: RaftCore) -> SnapshotMeta | None:
-        """Write a snapshot of what is applied now; None when another one is being taken, or no child process can be had."""
+        """Write a snapshot of the applied state. None when another one is being taken, or when the child process failed."""
         if self._taking:
             return None
         self._taking = True
         try:
             index = self._replica.applied_index
             meta = core.meta_at(index)
-            # The state can have grown by no more than what the log has brought since.
+            # The state cannot have grown by more than what the log has brought since.
             bytes_max = self._state_bytes + core.log.size(core.snapshot.index, index)
             replica_state = await self._replica_state(is_small=bytes_max <= INLINE_BYTES_MAX)
             parts: dict[str, list[bytes]] = {}
@@ -121,11 +121,11 @@ class SnapshotKeeper:
                 await part.before_snapshot(index)
                 parts[part.name] = await part.dump()
             loop = asyncio.get_running_loop()
-            # The slow half runs beside the log's writes, which must not wait for it.
+            # The slow part runs concurrently with writes of the log, which must not wait for it.
             staged = await loop.run_in_executor(None, self._stage, meta, replica_state, parts)
             return await loop.run_in_executor(self._executor, self._commit, staged)
         except ChildFailed as error:
-            # The log holds everything; it only stays longer than it should.
+            # The log still holds everything; it only becomes longer than intended.
             self._failed_at = index
             log.warning("raft.no_snapshot", reason=str(error))
             return None
@@ -133,7 +133,7 @@ class SnapshotKeeper:
             self._taking = False
 
     async def _replica_state(self, is_small: bool) -> bytes | Path:
-        """The state's bytes, or the file that has them."""
+        """The encoded state, or the file that contains it."""
         if is_small or not CAN_FORK:
             state = self._replica.snapshot()
             self._state_bytes = len(state)
@@ -143,10 +143,10 @@ class SnapshotKeeper:
         return self._child_file
 
     async def restore(self, meta: SnapshotMeta) -> None:
-        """Replace the whole state by a stored snapshot; the loop has its turns meanwhile, so that heartbeats are answered.
+        """Replace the whole state by a stored snapshot. The event loop keeps running, so that heartbeats are answered.
 
         Raises:
-            StoreDamaged: it is no snapshot of this version.
+            StoreDamaged: it is not a snapshot of this version.
         """
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
@@ -188,7 +188,7 @@ class SnapshotKeeper:
 
 
 async def _in_turns(restoring: Restoring) -> Callable[[], None]:
-    """All slices, with a turn of the loop whenever `RESTORE_BUDGET_S` has been used; what puts the result in place."""
+    """Run all slices, yielding to the event loop after each `RESTORE_BUDGET_S`. Returns what installs the result."""
     began = perf_counter()
     while True:
         try:
@@ -202,7 +202,7 @@ async def _in_turns(restoring: Restoring) -> Callable[[], None]:
 
 
 def _pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterator[bytes]:
-    """The bytes of a snapshot file, none of them in one large piece: copying that would hold the interpreter's lock."""
+    """The bytes of a snapshot file, in small pieces: copying a large one would hold the interpreter's lock."""
     size = replica_state.stat().st_size if isinstance(replica_state, Path) else len(replica_state)
     header = msgspec.msgpack.encode(_Header(size, {name: sum(map(len, pieces)) for name, pieces in parts.items()}))
     yield MAGIC + len(header).to_bytes(4, "big") + header
@@ -220,12 +220,12 @@ def _split(data: bytes) -> tuple[memoryview, dict[str, memoryview]]:
     """The replica's state and the parts in a snapshot file, without copying them.
 
     Raises:
-        StoreDamaged: it is no snapshot of this version.
+        StoreDamaged: it is not a snapshot of this version.
     """
     view = memoryview(data)
     start = len(MAGIC) + 4
     if view[: len(MAGIC)] != MAGIC:
-        raise StoreDamaged("the snapshot was written by another version of this program, which must read it")
+        raise StoreDamaged("the snapshot was written by another version of this program; start that version")
     end = start + int.from_bytes(view[len(MAGIC) : start], "big")
     header = msgspec.msgpack.decode(view[start:end], type=_Header)
     sizes = [header.replica, *header.parts.values()]

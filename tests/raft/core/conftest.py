@@ -1,4 +1,4 @@
-"""Fixtures over raft_harness, which the mutants and the golden scripts use too."""
+"""Fixtures of raft_harness, which the mutants and the golden scripts use, too."""
 
 import sys
 from collections.abc import Callable

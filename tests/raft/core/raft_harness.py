@@ -1,4 +1,4 @@
-"""A cluster of cores in one thread: writes are durable at once unless held, messages arrive unless dropped."""
+"""A cluster of cores in one thread: writes are durable immediately unless held, messages arrive unless dropped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dss_raft.core.ready import BootState, HardState, Persist
 
 
 class Store:
-    """What a disk would hold: term, vote, entries, the newest snapshot."""
+    """A disk: term, vote, entries, the newest snapshot."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.hard_state = HardState()
@@ -42,12 +42,12 @@ class Store:
 
 
 class Node:
-    """A core with its store, its applied commands, and what it wants to say."""
+    """A core with its store, its applied commands and its outgoing messages."""
 
     def __init__(self, node_id: str, configuration: Configuration, options: dict[str, Any], seed: int) -> None:
         self.id = node_id
         self.options = options
-        #: goes on across restarts, as a real node's chance does
+        #: continues across restarts, like the randomness of a real node
         self.rng = random.Random(seed)
         self.store = Store(configuration)
         #: writes wait in `held` until the test calls `flush`
@@ -72,7 +72,7 @@ class Node:
         return self.core.role
 
     def flush(self) -> None:
-        """The write under way becomes durable."""
+        """The held write becomes durable."""
         if self.held is not None:
             persist, self.held = self.held, None
             self.store.write(persist)
@@ -109,14 +109,14 @@ class Cluster:
         return node
 
     def cut(self, *ids: str) -> None:
-        """These nodes hear nobody, and nobody hears them."""
+        """Cut these nodes off: they neither send nor receive."""
         self.drop = lambda message: message.sender in ids or message.to in ids
 
     def heal(self) -> None:
         self.drop = lambda message: False
 
     def collect(self, node: Node) -> None:
-        """Take everything a node wants done."""
+        """Carry out all work of a node."""
         while (ready := node.core.take_ready()) is not None:
             for message in ready.messages:
                 self.sent.append(message)
@@ -155,7 +155,7 @@ class Cluster:
                     node.flush()
 
     def deliver(self, rounds: int = 1) -> None:
-        """Let what is under way arrive, `rounds` times."""
+        """Deliver the messages in flight, `rounds` times."""
         for _ in range(rounds):
             for node in self.nodes.values():
                 self.collect(node)
@@ -165,7 +165,7 @@ class Cluster:
                     self.nodes[message.to].core.step(message)
 
     def settle(self) -> None:
-        """Deliver until nobody has anything to say."""
+        """Deliver until no node sends anything."""
         for _ in range(1000):
             self.deliver()
             for node in self.nodes.values():
@@ -175,14 +175,14 @@ class Cluster:
         raise AssertionError("the cluster never comes to rest")
 
     def tick(self, count: int = 1, *ids: str) -> None:
-        """Time passes (for these nodes only, if named), messages arriving in between."""
+        """Let time pass (only for these nodes, if given). Messages arrive in between."""
         for _ in range(count):
             for node_id in ids or list(self.nodes):
                 self.nodes[node_id].core.tick()
             self.settle()
 
     def elect(self, node_id: str) -> Node:
-        """Make this node leader by time alone: only its clock runs."""
+        """Make this node leader: only its clock runs."""
         node = self.nodes[node_id]
         for _ in range(200):
             if node.role is Role.LEADER:
@@ -207,7 +207,7 @@ class Cluster:
 
 
 class Lone:
-    """Node a of three, with b and c silent: `say` gives it messages and returns what it answers, writes done at once."""
+    """Node a of three, with b and c silent. `say` gives it messages and returns its answers; writes are durable immediately."""
 
     def __init__(self) -> None:
         self.cluster = Cluster("abc")

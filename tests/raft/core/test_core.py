@@ -1,4 +1,4 @@
-"""The whole core at work: elect, replicate, read, hand over, change members, send snapshots."""
+"""The whole core: elections, replication, reads, leadership transfer, membership changes, snapshots."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_commands_reach_every_node_in_order(cluster):
     assert [node.applied for node in cluster.nodes.values()] == [[b"1", b"2", b"3"]] * 3
 
 
-def test_only_the_leader_takes_proposals_and_others_name_it(cluster):
+def test_only_the_leader_accepts_proposals_and_others_name_it(cluster):
     cluster.elect("a")
     with pytest.raises(NotLeader) as refused:
         cluster["b"].core.propose(b"x")
@@ -55,7 +55,7 @@ def test_too_much_uncommitted_is_refused(make_cluster):
     leader.propose(b"x")
 
 
-def test_entries_leave_at_once_but_count_for_the_leader_only_when_durable(cluster):
+def test_entries_are_sent_immediately_but_the_leader_counts_itself_only_when_they_are_durable(cluster):
     leader = cluster.elect("a")
     leader.hold_writes = True
     cluster.cut("c")
@@ -122,7 +122,7 @@ def test_a_read_is_not_answered_by_a_leader_that_is_cut_off(cluster):
     assert leader.reads == {7: (0, False)}
 
 
-def test_leadership_is_handed_over(cluster):
+def test_leadership_is_transferred(cluster):
     cluster.elect("a")
     cluster["a"].core.transfer("c")
     with pytest.raises(Busy):
@@ -131,7 +131,7 @@ def test_leadership_is_handed_over(cluster):
     assert cluster.leader().id == "c"
 
 
-def test_a_transfer_that_hangs_is_given_up(cluster):
+def test_a_transfer_without_progress_is_aborted(cluster):
     leader = cluster.elect("a")
     cluster.cut("c")
     leader.core.transfer("c")
@@ -140,7 +140,7 @@ def test_a_transfer_that_hangs_is_given_up(cluster):
     cluster.propose("a", b"x")
 
 
-def test_a_new_node_learns_everything_and_gets_its_vote(cluster):
+def test_a_new_node_catches_up_and_becomes_a_voter(cluster):
     cluster.elect("a")
     cluster.propose("a", b"1", b"2")
     new = cluster.add("d")
@@ -162,7 +162,7 @@ def test_a_removed_leader_commits_its_removal_and_hands_over(cluster):
 
 
 @pytest.mark.parametrize("change", [AddLearner("b", ""), Remove("x")])
-def test_a_senseless_change_is_refused(cluster, change):
+def test_an_impossible_change_is_refused(cluster, change):
     cluster.elect("a")
     with pytest.raises(ChangeRefused):
         cluster["a"].core.change(change)
@@ -199,7 +199,7 @@ def test_a_node_too_far_behind_gets_a_snapshot_in_chunks_and_then_entries(cluste
     assert cluster["c"].store.snapshot == meta
 
 
-def test_a_lost_chunk_is_sent_again_and_the_transfer_goes_on_where_it_was(cluster):
+def test_a_lost_chunk_is_sent_again_and_the_transfer_continues(cluster):
     leader = cluster.elect("a")
     cluster.cut("c")
     cluster.propose("a", b"1")
@@ -218,7 +218,7 @@ def test_a_lost_chunk_is_sent_again_and_the_transfer_goes_on_where_it_was(cluste
     assert cluster["c"].restored == [meta]
 
 
-def test_a_snapshot_of_what_is_already_there_takes_no_bytes(cluster):
+def test_a_snapshot_of_entries_that_are_there_already_is_not_transferred(cluster):
     leader = cluster.elect("a")
     cluster.propose("a", b"1")
     meta = _compact(leader)
@@ -228,7 +228,7 @@ def test_a_snapshot_of_what_is_already_there_takes_no_bytes(cluster):
     assert cluster["c"].core.take_ready().chunks_received == []
 
 
-def test_a_restarted_node_goes_on_where_its_store_left_it(cluster):
+def test_a_restarted_node_continues_from_its_store(cluster):
     cluster.elect("a")
     cluster.propose("a", b"1", b"2")
     cluster["b"].start()

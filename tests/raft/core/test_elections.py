@@ -1,4 +1,4 @@
-"""What the paper leaves to the thesis and to painful experience: pre-vote, check-quorum, rejoining, handing over."""
+"""What is not in the paper but in the thesis and in bug reports: pre-vote, check-quorum, rejoining, leadership transfer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dss_raft.core.messages import AppendEntries, PreVote, PreVoteReply, Request
 
 
 def test_a_node_that_was_cut_off_comes_back_without_an_election(cluster):
-    """Thesis 9.6, etcd 8499, 9333: it could not win, so it must not raise its term, nor depose anybody when it is back."""
+    """Thesis 9.6, etcd 8499, 9333: it could not win, so it must not raise its term, nor depose the leader when it is back."""
     cluster.elect("a")
     term = cluster["a"].core.term
     cluster.cut("c")
@@ -25,8 +25,8 @@ def test_a_node_that_was_cut_off_comes_back_without_an_election(cluster):
     assert {node.core.term for node in cluster.nodes.values()} == {term}
 
 
-def test_a_node_with_a_higher_term_is_not_locked_out_for_ever(cluster):
-    """etcd 8243: whoever is behind a higher term must be told, so that a new election can take everybody along."""
+def test_a_node_with_a_higher_term_is_not_locked_out(cluster):
+    """etcd 8243: the others must learn its higher term, so that a new election includes all nodes."""
     cluster.elect("a")
     cluster.cut("c")
     for _ in range(5):
@@ -59,7 +59,7 @@ def test_a_refused_pre_vote_with_a_higher_term_brings_this_node_up_to_it(lone):
     assert (lone.core.term, lone.core.role) == (7, Role.FOLLOWER)
 
 
-def test_an_operators_force_deposes_a_live_leader(cluster):
+def test_a_forced_campaign_deposes_a_live_leader(cluster):
     cluster.elect("a")
     cluster["b"].core.campaign(force=True)
     cluster.settle()
@@ -95,7 +95,7 @@ def test_a_transfer_brings_the_target_up_to_date_first(cluster):
     assert cluster["c"].applied == [b"x"]
 
 
-def test_a_transfer_has_an_election_timeout_from_its_own_beginning(cluster):
+def test_the_timeout_of_a_transfer_starts_with_the_transfer(cluster):
     cluster.elect("a")
     cluster.tick(100)
     cluster.cut("c")
@@ -107,7 +107,7 @@ def test_a_transfer_has_an_election_timeout_from_its_own_beginning(cluster):
     assert cluster.leader().id == "c"
 
 
-def test_a_transfer_to_nobody_in_particular_goes_to_the_most_up_to_date_voter(make_cluster):
+def test_a_transfer_without_a_target_goes_to_the_most_up_to_date_voter(make_cluster):
     cluster = make_cluster("abc", learners="d")
     cluster.elect("a")
     cluster.cut("c")
@@ -125,7 +125,7 @@ def test_a_transfer_to_a_learner_or_a_stranger_is_refused(make_cluster, to):
         cluster["a"].core.transfer(to)
 
 
-def test_a_timeout_now_from_another_than_the_leader_is_ignored(cluster):
+def test_a_timeout_now_from_a_node_other_than_the_leader_is_ignored(cluster):
     cluster.elect("a")
     core = cluster["b"].core
     core.step(TimeoutNow(sender="c", to="b", term=core.term))
@@ -153,7 +153,7 @@ def test_a_learner_never_campaigns(make_cluster):
     assert not any(isinstance(m, (PreVote, RequestVote)) and m.sender == "d" for m in cluster.sent)
 
 
-def test_a_node_outside_every_configuration_waits_to_be_contacted(cluster):
+def test_a_node_without_a_configuration_waits_to_be_contacted(cluster):
     new = cluster.add("d")
     cluster.tick(100, "d")
     assert new.role is Role.FOLLOWER

@@ -1,6 +1,6 @@
-"""The run-time invariants: each is broken by hand, and the node stops itself (raises) rather than going on wrongly.
+"""The run-time invariants: each test breaks one by hand, and the core raises instead of continuing in a wrong state.
 
-The log's own (never truncate what is committed, no gap, no falling term, commit only forwards) are in test_log.
+The invariants of the log (never truncate what is committed, no gap, no decreasing term, commit only forwards) are in test_log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_1_the_vote_changes_only_with_the_term(lone):
 
 
 @pytest.mark.parametrize("index", [0, 9])
-def test_2_applied_never_goes_back_nor_past_what_was_given_out(cluster, index):
+def test_2_applied_never_goes_back_or_beyond_what_was_handed_out(cluster, index):
     cluster.elect("a")
     cluster.propose("a", b"x")
     with pytest.raises(InvariantViolation):
@@ -60,7 +60,7 @@ def test_4_a_leader_appends_only_in_its_own_term(cluster):
 
 
 @pytest.mark.parametrize("sender", ["b", "c"])
-def test_5_a_peer_cannot_acknowledge_what_was_never_there(cluster, sender):
+def test_5_a_peer_cannot_acknowledge_entries_that_never_existed(cluster, sender):
     leader = cluster.elect("a").core
     beyond = leader.last_index + 1
     with pytest.raises(InvariantViolation):
@@ -93,7 +93,7 @@ def test_8_a_leader_does_not_become_a_candidate(cluster):
     assert (leader.role, leader.term) == (Role.LEADER, term)
 
 
-def test_9_nothing_is_released_that_is_not_durable(lone):
+def test_9_only_durable_promises_are_released(lone):
     promise = VoteReply(sender="a", to="b", term=1, granted=True)
     with pytest.raises(InvariantViolation):
         lone.core._release([promise])
@@ -140,7 +140,7 @@ def test_a_configuration_that_cannot_be_read_stops_the_node(lone):
         ({"inflight_messages_max": 0}, "inflight_messages_max"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_name(change, field):
+def test_impossible_settings_are_refused_by_name(change, field):
     settings = {"node_id": "a", "election_ticks_min": 10, "election_ticks_max": 20, "heartbeat_ticks": 2}
     with pytest.raises(ValueError, match=field):
         CoreConfig(**(settings | change))

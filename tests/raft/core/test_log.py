@@ -1,4 +1,4 @@
-"""The log against a naive model, and its marks: what is committed, handed to the store, durable."""
+"""The log compared with a naive model, and its marks: committed, handed to the store, durable."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_sizes_survive_compaction(log_terms: list[int], after: int, to: int) -> 
 
 @settings(max_examples=200)
 @given(terms, terms, st.integers(0, 12))
-def test_what_is_held_already_is_told_from_what_is_new(mine: list[int], theirs: list[int], common: int) -> None:
+def test_entries_that_are_held_already_are_told_apart_from_new_ones(mine: list[int], theirs: list[int], common: int) -> None:
     """Two logs that keep the log matching property: a common prefix, then different terms."""
     common = min(common, len(mine), len(theirs))
     theirs = mine[:common] + [t + 4 for t in theirs[common:]]
@@ -61,8 +61,8 @@ def test_what_is_held_already_is_told_from_what_is_new(mine: list[int], theirs: 
     assert log_of(mine).conflict([entry(i + 1, t) for i, t in enumerate(theirs)]) == common
 
 
-def test_a_truncation_lowers_what_is_durable_at_once_even_while_it_is_being_written() -> None:
-    """The ABA race of etcd's async_storage_writes_append_aba_race: the write's end must not vouch for entries that are gone."""
+def test_a_truncation_lowers_durable_immediately_even_during_a_write() -> None:
+    """The ABA race of etcd's async_storage_writes_append_aba_race: a write must not make removed entries durable."""
     log = log_of([1, 1, 1])
     log.append([entry(4, 1), entry(5, 1)])
     assert log.hand_over() == (0, [entry(4, 1), entry(5, 1)])
@@ -77,7 +77,7 @@ def test_a_truncation_lowers_what_is_durable_at_once_even_while_it_is_being_writ
     assert log.durable == 5
 
 
-def test_entries_of_an_older_term_may_take_the_place_of_what_was_truncated() -> None:
+def test_entries_of_an_older_term_may_replace_truncated_ones() -> None:
     """Figure 7 (f): the new leader's log may hold an older term where the follower has a newer one that was never committed."""
     log = log_of([1, 3, 3])
     log.truncate(2)
@@ -86,7 +86,7 @@ def test_entries_of_an_older_term_may_take_the_place_of_what_was_truncated() -> 
     assert held(log) == [(1, 1), (2, 2)]
 
 
-def test_a_snapshot_replaces_everything_and_leaves_nothing_durable_behind_it() -> None:
+def test_a_snapshot_replaces_the_whole_log_of_which_nothing_stays_durable() -> None:
     log = log_of([1, 1, 1])
     log.commit_to(2)
     log.restore(9, 3)
@@ -96,7 +96,7 @@ def test_a_snapshot_replaces_everything_and_leaves_nothing_durable_behind_it() -
     assert log.durable == 9
 
 
-def test_the_size_of_what_is_gone_is_nothing() -> None:
+def test_dropped_entries_have_no_size() -> None:
     log = log_of([1, 1, 1])
     log.restore(9, 3)
     assert log.size(9, 3) == 0
@@ -118,7 +118,7 @@ def test_the_size_of_what_is_gone_is_nothing() -> None:
     ],
     ids=["truncate", "commit back", "commit ahead", "gap", "term falls", "compact", "snapshot back", "slice", "term"],
 )
-def test_what_must_not_happen_stops_the_node(break_it) -> None:
+def test_an_impossible_operation_stops_the_node(break_it) -> None:
     log = log_of([1, 2, 2])
     log.commit_to(2)
     with pytest.raises(InvariantViolation):

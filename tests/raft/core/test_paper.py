@@ -180,7 +180,7 @@ def test_5_2_the_vote_survives_a_restart(lone):
     assert sorted((answer.to, answer.granted) for answer in answers) == [("b", True), ("c", False)]
 
 
-def test_5_2_no_vote_leaves_before_it_is_on_stable_storage(lone):
+def test_5_2_no_vote_is_sent_before_it_is_on_stable_storage(lone):
     """Figure 2: "Persistent state on all servers: (Updated on stable storage before responding to RPCs)"."""
     lone.node.hold_writes = True
     assert lone.say(request("a", 2, sender="b")) == []
@@ -199,7 +199,7 @@ def test_5_2_the_own_vote_counts_only_when_it_is_on_stable_storage(make_cluster)
     assert cluster["a"].role is Role.LEADER
 
 
-def test_5_2_once_elected_a_leader_sends_heartbeats_to_all_at_once(lone):
+def test_5_2_once_elected_a_leader_sends_heartbeats_to_all_immediately(lone):
     """5.2: "Once a candidate wins an election ... It then sends heartbeat messages to all of the other servers"."""
     lone.core.campaign(force=True)
     lone.say()

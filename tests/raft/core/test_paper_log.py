@@ -145,7 +145,7 @@ def test_5_3_the_leader_forces_followers_logs_to_duplicate_its_own(make_cluster,
     assert [(e.index, e.term) for e in cluster["c"].store.entries] == cluster["c"].log()
 
 
-def test_5_3_the_follower_says_where_to_go_on_so_that_one_message_skips_a_term(make_cluster):
+def test_5_3_the_follower_says_where_to_continue_so_that_one_message_skips_a_term(make_cluster):
     """5.3: "the follower can include the term of the conflicting entry and the first index it stores for that term"."""
     cluster = make_cluster("abc")
     for node_id, log in (("a", [1] + [5] * 50), ("b", [1] + [5] * 50), ("c", [1] + [2] * 50)):
@@ -175,7 +175,7 @@ def test_5_3_a_leader_never_overwrites_or_deletes_entries_in_its_own_log(cluster
 
 
 def test_5_3_two_leaders_in_one_term_stop_the_node(cluster):
-    """Figure 3, Election Safety: what cannot happen is not gone along with."""
+    """Figure 3, Election Safety: the node stops when it is violated."""
     leader = cluster.elect("a").core
     with pytest.raises(InvariantViolation):
         leader.step(append("a", leader.term, (0, 0), sender="b"))

@@ -26,7 +26,7 @@ def test_6_a_configuration_is_used_as_soon_as_it_is_in_the_log(cluster):
     assert leader.commit_index < leader.last_index
 
 
-def test_6_a_configuration_that_is_removed_from_the_log_is_not_in_force_any_more(cluster):
+def test_6_a_configuration_that_is_removed_from_the_log_is_no_longer_in_force(cluster):
     """6 and thesis 4.1: "a server must be prepared to fall back to the previous configuration"."""
     cluster.elect("a")
     cluster.cut("a")
@@ -40,7 +40,7 @@ def test_6_a_configuration_that_is_removed_from_the_log_is_not_in_force_any_more
 
 
 def test_6_only_one_change_at_a_time(cluster):
-    """Thesis 4.1: a change is appended only when the one before is committed."""
+    """Thesis 4.1: a change is appended only when the previous one is committed."""
     leader = cluster.elect("a").core
     cluster.cut("b", "c")
     leader.change(AddLearner("d", ""))
@@ -118,7 +118,7 @@ def test_6_servers_disregard_vote_requests_while_they_believe_a_leader_exists(cl
 
 
 def test_6_a_removed_server_cannot_disrupt_the_cluster(cluster):
-    """6: "removed servers ... will then start new elections"; nobody listens, and nobody's term rises."""
+    """6: "removed servers ... will then start new elections"; the others ignore them and keep their term."""
     cluster.elect("a")
     cluster["a"].core.change(Remove("c"))
     cluster.settle()
@@ -190,8 +190,8 @@ def test_7_a_snapshot_of_a_prefix_retains_what_follows(lone, make_cluster):
     assert lone.core.commit_index == 2
 
 
-def test_7_heartbeats_go_on_while_a_snapshot_is_sent(cluster):
-    """7: chunks are as good as heartbeats for the follower's timer; here both are sent, so a big snapshot deposes nobody."""
+def test_7_heartbeats_continue_while_a_snapshot_is_sent(cluster):
+    """7: chunks reset the follower's election timer like heartbeats; here both are sent, so a big snapshot deposes no leader."""
     leader = cluster.elect("a")
     cluster.cut("c")
     cluster.propose("a", b"1", b"2")

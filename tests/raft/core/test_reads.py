@@ -1,4 +1,4 @@
-"""Linearizable reads on any node: batched on the leader, forwarded by others, refused rather than forgotten."""
+"""Linearizable reads on any node: batched on the leader, forwarded by others, and always answered or refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_reads_that_come_during_a_round_wait_for_the_next_one(cluster):
     assert leader.round == first + 1
 
 
-def test_many_reads_of_a_follower_travel_in_one_request(cluster):
+def test_many_reads_of_a_follower_share_one_request(cluster):
     cluster.elect("a")
     cluster.sent.clear()
     for context in range(100):
@@ -55,13 +55,13 @@ def test_a_learner_reads_too(make_cluster):
     assert cluster["d"].reads == {1: (1, True)}
 
 
-def test_a_read_without_a_leader_is_refused_at_once(cluster):
+def test_a_read_without_a_leader_is_refused_immediately(cluster):
     cluster["b"].core.read_index(1)
     cluster.settle()
     assert cluster["b"].reads == {1: (0, False)}
 
 
-def test_a_lost_request_is_refused_after_a_while(cluster):
+def test_a_read_whose_request_was_lost_is_refused_after_a_timeout(cluster):
     cluster.elect("a")
     cluster.drop = lambda m: isinstance(m, (ReadIndexRequest, ReadIndexReply))
     cluster["b"].core.read_index(1)
@@ -69,7 +69,7 @@ def test_a_lost_request_is_refused_after_a_while(cluster):
     assert cluster["b"].reads == {1: (0, False)}
 
 
-def test_a_change_of_leader_refuses_what_is_under_way(cluster):
+def test_a_change_of_leader_refuses_open_reads(cluster):
     cluster.elect("a")
     cluster.drop = lambda m: isinstance(m, ReadIndexReply)
     cluster["b"].core.read_index(1)
@@ -80,8 +80,8 @@ def test_a_change_of_leader_refuses_what_is_under_way(cluster):
     assert cluster["b"].reads == {1: (0, False)}
 
 
-def test_a_late_answer_meets_no_later_question(cluster):
-    """etcd 20418: contexts that are used again, and an old answer that is taken for a new one."""
+def test_a_late_answer_is_not_taken_for_a_later_request(cluster):
+    """etcd 20418: contexts were reused, and an old answer was taken for a new one."""
     cluster.elect("a")
     cluster.drop = lambda m: isinstance(m, ReadIndexReply)
     core = cluster["b"].core

@@ -1,4 +1,4 @@
-"""How a leader sends: the three states of a peer's progress, the inflight limits, and what late answers may not do."""
+"""How a leader sends: the three states of a peer's progress, the inflight limits, and late answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def refusal(core, sender: str, prev_index: int) -> AppendReply:
     return AppendReply(sender=sender, to="a", term=core.term, ok=False, match=0, prev_index=prev_index, hint_index=0, hint_term=0)
 
 
-def test_a_peer_that_has_accepted_is_sent_to_without_waiting(cluster):
+def test_a_peer_that_has_accepted_entries_is_sent_more_without_waiting(cluster):
     leader = cluster.elect("a").core
     cluster.propose("a", b"1")
     peer = leader.progress["b"]
@@ -40,7 +40,7 @@ def test_sending_stops_at_the_inflight_limit_in_bytes(make_cluster):
     assert sent == 2
 
 
-def test_heartbeats_go_on_when_nothing_more_may_be_in_flight(make_cluster):
+def test_heartbeats_continue_when_the_inflight_limit_is_reached(make_cluster):
     cluster = make_cluster("abc", inflight_messages_max=1)
     leader = cluster.elect("a").core
     cluster.cut("b")
@@ -52,7 +52,7 @@ def test_heartbeats_go_on_when_nothing_more_may_be_in_flight(make_cluster):
     assert [m.entries for m in cluster.sent if isinstance(m, AppendEntries) and m.to == "b"] == [[]]
 
 
-def test_a_refusal_of_what_is_acknowledged_since_is_late_and_ignored(cluster):
+def test_a_late_refusal_of_acknowledged_entries_is_ignored(cluster):
     leader = cluster.elect("a").core
     cluster.propose("a", b"1", b"2")
     peer = leader.progress["b"]
@@ -83,7 +83,7 @@ def test_a_refusal_sends_a_pipelining_peer_back_to_probing(cluster):
 
 
 def compacted(cluster, node_id: str = "a"):
-    """A leader whose log is gone, and whose peer c has missed it."""
+    """A leader whose log is compacted, and whose peer c has missed the entries."""
     node = cluster[node_id]
     core = node.core
     meta = SnapshotMeta(core.applied_index, core.term, cluster.configuration, 40, 1)
@@ -105,7 +105,7 @@ def test_a_refusal_does_not_interrupt_a_snapshot(cluster):
     assert peer.state is ProgressState.SNAPSHOT
 
 
-def test_a_transfer_that_hangs_begins_anew_with_a_newer_snapshot(cluster):
+def test_a_snapshot_transfer_without_progress_restarts_with_a_newer_snapshot(cluster):
     leader = cluster.elect("a").core
     cluster.cut("c")
     cluster.propose("a", b"1")
@@ -122,7 +122,7 @@ def test_a_transfer_that_hangs_begins_anew_with_a_newer_snapshot(cluster):
     assert chunks[-1] == (new.index, 0)
 
 
-def test_an_answer_about_another_snapshot_moves_nothing(cluster):
+def test_an_answer_about_another_snapshot_has_no_effect(cluster):
     leader = cluster.elect("a").core
     cluster.cut("c")
     cluster.propose("a", b"1")
@@ -134,8 +134,8 @@ def test_an_answer_about_another_snapshot_moves_nothing(cluster):
     assert (peer.offset, peer.chunk_due) == (0, False)
 
 
-def test_an_acknowledgement_ends_a_snapshot_that_is_not_needed_any_more(cluster):
-    """The peer may have got the entries from elsewhere, or the leader's idea of it was wrong."""
+def test_an_acknowledgement_ends_a_snapshot_that_is_no_longer_needed(cluster):
+    """The peer may have received the entries from another leader, or this leader's information was wrong."""
     leader = cluster.elect("a").core
     cluster.cut("c")
     cluster.propose("a", b"1")
@@ -148,7 +148,7 @@ def test_an_acknowledgement_ends_a_snapshot_that_is_not_needed_any_more(cluster)
     assert (peer.state, peer.next) == (ProgressState.PROBE, meta.index + 1)
 
 
-def test_a_follower_that_has_got_there_meanwhile_says_so_when_a_chunk_is_stored(cluster):
+def test_a_follower_that_has_caught_up_meanwhile_says_so_when_a_chunk_is_stored(cluster):
     cluster.elect("a")
     cluster.propose("a", b"1")
     follower = cluster["b"].core
@@ -158,14 +158,14 @@ def test_a_follower_that_has_got_there_meanwhile_says_so_when_a_chunk_is_stored(
     assert (answer.ok, answer.match) == (True, follower.last_index)
 
 
-def test_an_append_that_begins_before_what_is_committed_counts_to_its_end(lone):
+def test_an_append_that_begins_before_the_commit_index_counts_to_its_end(lone):
     lone.say(append("a", 1, (0, 0), [entry(1, 1), entry(2, 1)], commit=2, sender="b"))
     (answer,) = [m for m in lone.say(append("a", 1, (1, 1), [entry(2, 1), entry(3, 1)], commit=3, sender="b")) if m.match == 3]
     assert answer.ok
     assert lone.core.commit_index == 3
 
 
-def test_a_new_node_that_is_given_a_snapshot_finds_itself_in_it(cluster):
+def test_a_new_node_learns_its_membership_from_a_snapshot(cluster):
     leader = cluster.elect("a").core
     cluster.propose("a", b"1")
     leader.change(AddLearner("d", "http://d"))
@@ -190,8 +190,8 @@ def test_only_a_candidate_becomes_leader(cluster):
         leader.become_leader(cluster["a"].core)
 
 
-def test_the_commit_index_is_told_once(cluster):
-    """An empty message for news, none for repeating it; and the follower does not answer what says nothing new."""
+def test_the_commit_index_is_sent_once(cluster):
+    """An empty message is sent for news, and not repeated. The follower does not answer a message without news."""
     cluster.elect("a")
     cluster.sent.clear()
     cluster.propose("a", b"1")

@@ -1,7 +1,7 @@
-"""Interaction scripts with golden output, as etcd-io/raft's testdata: a command, a line of dashes, and everything that happened.
+"""Interaction scripts with golden output, like etcd-io/raft's testdata: a command, a line of dashes, everything that happened.
 
-    golden_runner.py                 run all scripts and say which differ
-    golden_runner.py --rewrite       write what happens now into the scripts; read the diff as the story of a protocol change
+    golden_runner.py                 run all scripts and print which differ
+    golden_runner.py --rewrite       write the present output into the scripts, to review a protocol change as a diff
 
 A script is blocks separated by empty lines: comments (#), one command, "----", its output. Commands:
 
@@ -10,12 +10,12 @@ A script is blocks separated by empty lines: comments (#), one command, "----", 
     campaign ID [force]     tick ID [N]          propose ID DATA...      read ID CONTEXT      transfer ID TO
     add ID MEMBER           promote ID MEMBER    remove ID MEMBER
     ready ID                one Ready: its write starts and is not durable yet
-    persisted ID            the write under way becomes durable
-    deliver ID [from=ID] [count=N] [again]       messages under way to ID arrive, oldest first (`again`: they will once more)
-    drop ID [from=ID]       they are lost
-    crash ID                memory is lost, and the write under way with it; the node starts again
+    persisted ID            the write in progress becomes durable
+    deliver ID [from=ID] [count=N] [again]       messages in flight to ID arrive, oldest first (`again`: they stay in flight)
+    drop ID [from=ID]       messages in flight to ID are lost
+    crash ID                memory and the write in progress are lost; the node starts again
     compact ID [keep=N]     a snapshot of what is applied is durable
-    stabilize [ID...]       writes, messages and answers among these nodes until nothing happens any more
+    stabilize [ID...]       writes, messages and answers among these nodes until nothing more happens
     log ID...               term, vote, commit and entries
 """
 
@@ -52,12 +52,12 @@ from dss_raft.core.ready import Ready
 
 FOLDER = Path(__file__).parent
 CHUNK_BYTES = 10
-#: more than any script needs to come to rest
+#: more rounds than any script needs
 STABILIZE_ROUNDS_MAX = 200
 
 
 class World:
-    """The cluster of one script, its messages under way, and the story so far."""
+    """The cluster of one script, its messages in flight, and the output so far."""
 
     def __init__(self) -> None:
         self.cluster = Cluster([])
@@ -71,7 +71,7 @@ class World:
         self.out.append(text)
 
     def run(self, command: str) -> str:
-        """Everything that one command brings about, as text."""
+        """Everything that one command causes, as text."""
         name, *words = command.split()
         plain = [word for word in words if "=" not in word]
         options = dict(word.split("=", 1) for word in words if "=" in word)
@@ -195,7 +195,7 @@ class World:
             marks = f"term {core.term}, vote {core.vote or 'nobody'}, commit {core.commit_index}, durable {core.log.durable}"
             self.say(f"{node_id}: {marks}: {entries(held)}")
 
-    # ---- what the core wants done
+    # ---- work of the core
 
     def _to(self, node_id: str, sender: str) -> list[Any]:
         return [m for m in self.under_way if m.to == node_id and sender in ("", m.sender)]
@@ -256,7 +256,7 @@ class World:
 
 
 def face(node: Node) -> str:
-    """What people call a node."""
+    """A node's state in one line."""
     core = node.core
     role = "PRE-CANDIDATE" if core.is_pre_candidate else core.role.name
     return f"{role} in term {core.term}, leader {core.leader_id or 'unknown'}, members {' '.join(members(core.configuration))}"
@@ -311,7 +311,7 @@ def brief(message: Any) -> str:
 
 
 def play(script: str) -> str:
-    """The script with what happens now."""
+    """The script with its present output."""
     world = World()
     blocks = []
     for block in script.strip().split("\n\n"):

@@ -1,4 +1,4 @@
-"""The golden scripts tell the same story as when a person last read them."""
+"""The golden scripts give the same output as when a person last reviewed them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ FOLDER = Path(__file__).parent
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)
-def test_the_story_is_the_same(path: Path) -> None:
+def test_the_output_is_unchanged(path: Path) -> None:
     golden = path.read_text()
-    assert golden_runner.play(golden) == golden, f"read the difference; if it is meant: {FOLDER.name}/golden_runner.py --rewrite"
+    assert golden_runner.play(golden) == golden, (
+        f"review the difference; if it is intended: {FOLDER.name}/golden_runner.py --rewrite"
+    )
 
 
-def test_every_delicate_scene_has_its_script() -> None:
+def test_every_difficult_case_has_a_script() -> None:
     assert {path.stem for path in FOLDER.glob("*.txt")} >= {
         "figure_8",
         "stale_append_reply",

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from dss_raft import metrics
 from dss_raft.net.handshake import Handshake
 from dss_raft.net.links import PeerLinks
-from dss_raft.net.wire import AnyFrame, Session
+from dss_raft.net.wire import AnyFrame, AuthenticatedStream
 
 SECRET = b"the cluster's secret"
 _nonces = itertools.count(1)
@@ -29,7 +29,7 @@ class Ends:
 
     @staticmethod
     def shake(dialer: Handshake, acceptor: Handshake) -> list[bytes]:
-        """Run a handshake to its end; returns what went over the line."""
+        """Run a complete handshake. Returns what was sent."""
         sent = [dialer.greeting()]
         sides = itertools.cycle((acceptor, dialer))
         while sent[-1]:
@@ -37,16 +37,16 @@ class Ends:
         return sent
 
     @classmethod
-    def sessions(cls) -> tuple[Session, Session]:
+    def streams(cls) -> tuple[AuthenticatedStream, AuthenticatedStream]:
         dialer, acceptor = cls.handshake("a", dials="b"), cls.handshake("b")
         cls.shake(dialer, acceptor)
-        assert dialer.session is not None
-        assert acceptor.session is not None
-        return dialer.session, acceptor.session
+        assert dialer.stream is not None
+        assert acceptor.stream is not None
+        return dialer.stream, acceptor.stream
 
 
 class Node:
-    """Real links with what they reported, to be awaited."""
+    """Real links, and what they have reported, which tests can await."""
 
     def __init__(
         self, node_id: str, peers: dict[str, tuple[str, int]], listen: tuple[str, int] = ("127.0.0.1", 0), **more
@@ -78,7 +78,7 @@ class Node:
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """A node runs on uvloop where it can; the links' tests run on both loops."""
+    """The tests of the links run on asyncio's loop and on uvloop, which nodes use if they can."""
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
@@ -89,7 +89,7 @@ def ends() -> type[Ends]:
 
 @pytest.fixture
 async def start_node():
-    """`await start_node("a", {"b": address}, …)` starts links that the test's end stops."""
+    """`await start_node("a", {"b": address}, …)` starts links, which are stopped at the end of the test."""
     started: list[Node] = []
 
     async def start(node_id: str, peers: dict[str, tuple[str, int]] | None = None, **more) -> Node:

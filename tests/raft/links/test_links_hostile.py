@@ -1,4 +1,4 @@
-"""Whatever a stranger sends to the peer port is refused, counted and logged; the node stays up, and a good peer connects."""
+"""What a stranger sends to the peer port is refused, counted and logged. The node stays up, and a good peer connects."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Stranger:
     async def shake(self, handshake) -> None:
         """Go through a handshake as the dialing side."""
         await self.send(handshake.greeting())
-        while handshake.session is None:
+        while handshake.stream is None:
             await self.send(handshake.feed(await self.reader.read(4096)))
 
     async def closed(self) -> bytes:
-        """What is still said until the node closes the connection."""
+        """The remaining bytes until the node closes the connection."""
         async with asyncio.timeout(10):
             try:
                 return await self.reader.read()
@@ -58,7 +58,7 @@ async def node(start_node):
 
 
 async def assert_serves(node, start_node) -> None:
-    """A good peer connects and is heard."""
+    """A good peer connects, and its frames arrive."""
     peer = await start_node("a", {"b": node.address})
     assert await peer.next_event() == ("up", "b")
     peer.links.send("b", ForwardFrame(b"good"))
@@ -93,13 +93,13 @@ async def attack(stranger: Stranger, handshake: Any, approach: str, what: str, v
     elif approach != "none":
         await stranger.send(handshake.greeting())
     if approach.startswith("wrong"):
-        with suppress(WireError):  # it would itself refuse the node that does not know its secret
+        with suppress(WireError):  # this side would itself refuse a node that does not know its secret
             await stranger.send(handshake.feed(await stranger.reader.read(4096)))
     if what == "bytes":
         return await stranger.send(value)
     if what == "length":
         return await stranger.send(struct.pack(">I", value))
-    frame = handshake.session.encode(ForwardFrame(b"once")) if handshake.session else b"DSSP" * 10
+    frame = handshake.stream.encode(ForwardFrame(b"once")) if handshake.stream else b"DSSP" * 10
     if what == "cut short":
         return await stranger.send(frame[:-value])
     if what == "flipped":
@@ -110,12 +110,12 @@ async def attack(stranger: Stranger, handshake: Any, approach: str, what: str, v
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(approach=st.sampled_from(sorted(APPROACHES)), how=attacks)
-async def test_whatever_a_stranger_does_the_node_stays_up(node, ends, approach, how):
-    """One node survives all examples: nothing false is heard, nothing is left of the stranger, and a good peer is served."""
+async def test_the_node_stays_up_whatever_a_stranger_does(node, ends, approach, how):
+    """One node survives all examples: no false frame arrives, no connection of the stranger is left, a good peer is served."""
     before = all_refusals()
     what, value = how
     stranger = await Stranger.connect(node)
-    with suppress(OSError):  # it may be sent away in the middle
+    with suppress(OSError):  # the node may close the connection in the middle
         await attack(stranger, ends.handshake("a", dials="b", **APPROACHES[approach]), approach, what, value)
         stranger.writer.write_eof()
     await stranger.closed()
@@ -127,11 +127,11 @@ async def test_whatever_a_stranger_does_the_node_stays_up(node, ends, approach, 
     good = await Stranger.connect(node)
     handshake = ends.handshake("a", dials="b")
     await good.shake(handshake)
-    await good.send(handshake.session.encode(ForwardFrame(b"good")))
+    await good.send(handshake.stream.encode(ForwardFrame(b"good")))
     while (frame := (await node.next_frame())[1]) != ForwardFrame(b"good"):
         assert frame.group == heard.pop()
     assert not heard
-    assert not node.links._unproven
+    assert not node.links._unauthenticated
     good.writer.close()
     await good.closed()
 
@@ -147,7 +147,7 @@ async def test_whatever_a_stranger_does_the_node_stays_up(node, ends, approach, 
         (struct.pack(">I", 5) + b"DSSP" + bytes([VERSION]), "malformed"),
     ],
 )
-async def test_what_is_not_a_handshake_is_counted_logged_and_answered(node, start_node, refusals, data, reason):
+async def test_bytes_that_are_not_a_handshake_are_counted_logged_and_answered(node, start_node, refusals, data, reason):
     before = refusals(reason)
     with capture_logs() as logs:
         stranger = await Stranger.connect(node)
@@ -175,7 +175,7 @@ async def test_a_node_with_a_wrong_secret_or_of_another_cluster(node, start_node
     await assert_serves(node, start_node)
 
 
-async def test_a_node_that_is_no_member(node, start_node, refusals):
+async def test_a_node_that_is_not_a_member(node, start_node, refusals):
     await start_node("aa", {"b": node.address})
     await refusals.next("unknown_peer")
     assert node.events.empty()
@@ -193,7 +193,7 @@ async def test_a_handshake_and_then_garbage(node, start_node, ends, refusals):
     await assert_serves(node, start_node)
 
 
-async def test_a_frame_that_was_changed_cut_out_or_repeated_on_the_way(node, start_node, ends, refusals):
+async def test_a_frame_that_was_changed_dropped_or_repeated(node, start_node, ends, refusals):
     for change, reason in (
         (lambda first, second: first[:-1] + b"!" + second, "bad_mac"),
         (lambda first, second: second, "replay"),
@@ -203,13 +203,13 @@ async def test_a_frame_that_was_changed_cut_out_or_repeated_on_the_way(node, sta
         stranger = await Stranger.connect(node)
         dialer = ends.handshake("a", dials="b")
         await stranger.shake(dialer)
-        await stranger.send(change(dialer.session.encode(ForwardFrame(b"one")), dialer.session.encode(ForwardFrame(b"two"))))
+        await stranger.send(change(dialer.stream.encode(ForwardFrame(b"one")), dialer.stream.encode(ForwardFrame(b"two"))))
         await stranger.closed()
         assert refusals(reason) == before + 1
     await assert_serves(node, start_node)
 
 
-async def test_a_recorded_connection_that_is_played_again(node, start_node, ends, refusals):
+async def test_a_replayed_connection(node, start_node, ends, refusals):
     recorded = []
     stranger = await Stranger.connect(node)
     dialer = ends.handshake("a", dials="b")
@@ -218,7 +218,7 @@ async def test_a_recorded_connection_that_is_played_again(node, start_node, ends
     recorded.append(dialer.feed(await stranger.reader.read(4096)))
     await stranger.send(recorded[1])
     dialer.feed(await stranger.reader.read(4096))
-    recorded.append(dialer.session.encode(ForwardFrame(b"delete everything")))
+    recorded.append(dialer.stream.encode(ForwardFrame(b"delete everything")))
     await stranger.send(recorded[2])
     assert (await node.next_frame())[1] == ForwardFrame(b"delete everything")
     stranger.writer.close()
@@ -243,7 +243,7 @@ async def test_a_huge_length_after_the_handshake(node, start_node, ends, refusal
     await assert_serves(node, start_node)
 
 
-async def test_a_stranger_that_only_waits_is_sent_away(start_node, refusals):
+async def test_a_silent_stranger_is_disconnected(start_node, refusals):
     node = await start_node("b", {"a": NOWHERE}, idle_seconds=0.1)
     stranger = await Stranger.connect(node)
     await stranger.send(b"\0")
@@ -252,7 +252,7 @@ async def test_a_stranger_that_only_waits_is_sent_away(start_node, refusals):
 
 
 async def test_many_strangers_do_not_keep_a_good_peer_out(node, start_node, refusals, monkeypatch):
-    monkeypatch.setattr(links_module, "UNPROVEN_MAX", 5)
+    monkeypatch.setattr(links_module, "UNAUTHENTICATED_MAX", 5)
     before = refusals("too_many")
     strangers = [await Stranger.connect(node) for _ in range(12)]
     await strangers[0].closed()
@@ -262,7 +262,7 @@ async def test_many_strangers_do_not_keep_a_good_peer_out(node, start_node, refu
         stranger.writer.close()
 
 
-async def test_a_flood_of_refusals_is_counted_in_full_and_logged_sparsely(node, refusals):
+async def test_many_refusals_are_all_counted_and_rarely_logged(node, refusals):
     before = refusals("malformed")
     with capture_logs() as logs:
         for _ in range(50):
@@ -274,7 +274,7 @@ async def test_a_flood_of_refusals_is_counted_in_full_and_logged_sparsely(node, 
 
 
 async def test_an_impostor_at_a_peers_address_is_not_believed(start_node, ends, refusals):
-    """It listens where "b" should be, without the secret."""
+    """The impostor listens at the address of "b", without the secret."""
 
     async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         side = ends.handshake("b", secret=b"guess")

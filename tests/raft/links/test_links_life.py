@@ -37,7 +37,7 @@ async def test_frames_go_both_ways_in_order(start_pair):
     assert await a.next_frame() == ("b", AppFrame("cache", b"hello"))
 
 
-async def test_what_is_sent_in_one_turn_goes_out_in_one_write(start_pair, monkeypatch):
+async def test_frames_sent_in_one_turn_go_out_in_one_write(start_pair, monkeypatch):
     a, b = await start_pair()
     writes: list[bytes] = []
     transport = a.links._links["b"]._transport
@@ -51,7 +51,7 @@ async def test_what_is_sent_in_one_turn_goes_out_in_one_write(start_pair, monkey
 
 
 class Spy:
-    """A transport that notes its writes."""
+    """A transport that records its writes."""
 
     def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
         self._transport = transport
@@ -81,7 +81,7 @@ async def test_a_frame_to_a_peer_that_is_down_or_unknown_is_dropped(start_node):
     assert not a.links.send("nobody", RaftFrame([]))
 
 
-async def test_a_peer_that_does_not_read_fills_no_more_than_the_limit(start_pair, monkeypatch):
+async def test_the_buffer_for_a_peer_that_does_not_read_is_bounded(start_pair, monkeypatch):
     monkeypatch.setattr(links_module, "WRITE_BUFFER_BYTES_MAX", 4 * 1024 * 1024)
     a, b = await start_pair()
     b.links._links["a"]._transport.pause_reading()
@@ -97,7 +97,7 @@ async def test_a_peer_that_does_not_read_fills_no_more_than_the_limit(start_pair
     assert a.links.send("b", ForwardFrame(b"again"))
 
 
-async def test_a_restarted_peer_is_found_again(start_pair, start_node):
+async def test_the_link_to_a_restarted_peer_comes_back(start_pair, start_node):
     a, b = await start_pair()
     port = b.links.port
     await b.links.stop()
@@ -109,7 +109,7 @@ async def test_a_restarted_peer_is_found_again(start_pair, start_node):
     assert await again.next_event() == ("up", "a")
 
 
-async def test_a_node_that_starts_before_its_peer_keeps_dialling(start_node):
+async def test_a_node_that_starts_before_its_peer_keeps_dialing(start_node):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = probe.getsockname()
@@ -119,7 +119,7 @@ async def test_a_node_that_starts_before_its_peer_keeps_dialling(start_node):
     assert await a.next_event() == ("up", "b")
 
 
-async def test_a_newer_connection_of_the_same_peer_takes_the_place_of_the_older(start_pair, start_node):
+async def test_a_newer_connection_of_a_peer_replaces_the_older_one(start_pair, start_node):
     older, b = await start_pair()
     newer = await start_node("a", {"b": b.address})
     assert await newer.next_event() == ("up", "b")
@@ -127,7 +127,7 @@ async def test_a_newer_connection_of_the_same_peer_takes_the_place_of_the_older(
     assert [await b.next_event(), await b.next_event()] == [("down", "a"), ("up", "a")]
 
 
-async def test_members_come_and_go(start_node):
+async def test_members_are_added_and_removed(start_node):
     b = await start_node("b")
     a = await start_node("a")
     a.links.add_peer("b", b.address)
@@ -144,7 +144,7 @@ async def test_members_come_and_go(start_node):
     assert await a.next_event() == ("down", "b")
 
 
-async def test_the_last_words_of_a_node_that_stops_arrive(start_pair):
+async def test_the_last_frames_of_a_stopping_node_arrive(start_pair):
     a, b = await start_pair()
     a.links.send("b", ForwardFrame(b"goodbye"))
     await a.links.stop()
@@ -159,9 +159,9 @@ async def test_a_silent_link_is_kept_alive_by_pings(start_pair):
     assert a.frames.empty(), "pings are the links' own business"
 
 
-async def test_a_peer_that_is_gone_without_a_word_is_dropped(start_pair):
+async def test_a_peer_that_disappeared_silently_is_dropped(start_pair):
     a, b = await start_pair(idle_seconds=0.2)
-    b.links._ticker.cancel()  # b stands still: no ping, no close
+    b.links._ticker.cancel()  # b hangs: no ping, no close
     b.links._links["a"]._transport.pause_reading()
     assert await a.next_event() == ("down", "b")
 

@@ -1,4 +1,4 @@
-"""The codec of frames: what was sent arrives, once, in order, unchanged; anything else ends the connection with its reason."""
+"""The codec of frames: frames arrive once, in order and unchanged; anything else ends the connection, with a reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from dss_raft.core.messages import (
     SnapshotMeta,
     TimeoutNow,
 )
-from dss_raft.net.wire import FRAME_BYTES_MAX, AppFrame, ForwardFrame, PingFrame, RaftFrame, Reason, Session, WireError
+from dss_raft.net.wire import (
+    FRAME_BYTES_MAX,
+    AppFrame,
+    AuthenticatedStream,
+    ForwardFrame,
+    PingFrame,
+    RaftFrame,
+    Reason,
+    WireError,
+)
 
 numbers = st.integers(0, 2**63 - 1)
 ids = st.text(max_size=8)
@@ -57,28 +66,28 @@ frames = st.one_of(
 nonsense = st.recursive(numbers | ids | st.none(), st.lists, max_leaves=10)
 
 
-def feed(session: Session, data: bytes) -> list:
-    return list(session.feed(data))
+def feed(stream: AuthenticatedStream, data: bytes) -> list:
+    return list(stream.feed(data))
 
 
-def refused(session: Session, data: bytes) -> Reason | None:
-    """The reason for which `data` ends the connection; None when more is awaited."""
+def refused(stream: AuthenticatedStream, data: bytes) -> Reason | None:
+    """The reason for which `data` ends the connection; None when more bytes are needed."""
     try:
-        assert feed(session, data) == []
+        assert feed(stream, data) == []
     except WireError as error:
         return error.reason
     return None
 
 
 @pytest.fixture(scope="module")
-def sessions(ends):
-    """A new connection with each call: (session of the dialer, session of the acceptor)."""
-    return ends.sessions
+def streams(ends):
+    """A function that makes a new connection: (stream of the dialer, stream of the acceptor)."""
+    return ends.streams
 
 
 @given(sent=st.lists(frames, max_size=6), cuts=st.lists(st.integers(1, 60), min_size=1, max_size=20))
-def test_frames_arrive_in_order_however_the_stream_is_cut(sessions, sent, cuts):
-    a, b = sessions()
+def test_frames_arrive_in_order_whatever_pieces_the_bytes_come_in(streams, sent, cuts):
+    a, b = streams()
     stream, arrived, position = b"".join(a.encode(frame) for frame in sent), [], 0
     while position < len(stream):
         for cut in cuts:
@@ -87,21 +96,21 @@ def test_frames_arrive_in_order_however_the_stream_is_cut(sessions, sent, cuts):
     assert arrived == sent
 
 
-def test_both_directions_have_keys_of_their_own(sessions):
-    a, b = sessions()
+def test_both_directions_have_keys_of_their_own(streams):
+    a, b = streams()
     assert feed(a, b.encode(PingFrame())) == [PingFrame()]
     assert refused(a, a.encode(PingFrame())) is Reason.BAD_MAC
 
 
 @given(data=st.binary(min_size=1, max_size=200))
-def test_random_bytes_are_never_a_frame(sessions, data):
-    _, b = sessions()
+def test_random_bytes_are_never_a_frame(streams, data):
+    _, b = streams()
     assert refused(b, data) in {None, Reason.TOO_LARGE, Reason.MALFORMED, Reason.BAD_MAC}
 
 
 @given(frame=frames, data=st.data())
-def test_one_flipped_bit_anywhere_is_refused(sessions, frame, data):
-    a, b = sessions()
+def test_one_flipped_bit_anywhere_is_refused(streams, frame, data):
+    a, b = streams()
     stream = bytearray(a.encode(frame))
     bit = data.draw(st.integers(0, len(stream) * 8 - 1))
     stream[bit // 8] ^= 1 << bit % 8
@@ -111,20 +120,20 @@ def test_one_flipped_bit_anywhere_is_refused(sessions, frame, data):
 
 
 @given(frame=frames, data=st.data())
-def test_a_frame_cut_short_is_only_awaited(sessions, frame, data):
-    a, b = sessions()
+def test_an_incomplete_frame_is_waited_for(streams, frame, data):
+    a, b = streams()
     stream = a.encode(frame)
     assert refused(b, stream[: data.draw(st.integers(0, len(stream) - 1))]) is None
 
 
 @pytest.mark.parametrize("length", [FRAME_BYTES_MAX + 1, 2**31, 2**32 - 1])
-def test_a_huge_length_is_refused_before_anything_is_buffered(sessions, length):
-    _, b = sessions()
+def test_a_huge_length_is_refused_before_anything_is_buffered(streams, length):
+    _, b = streams()
     assert refused(b, struct.pack(">I", length)) is Reason.TOO_LARGE
 
 
-def test_a_frame_that_never_ends_takes_no_more_memory_than_the_limit(sessions):
-    _, b = sessions()
+def test_a_frame_that_never_ends_takes_no_more_memory_than_the_limit(streams):
+    _, b = streams()
     piece = bytes(64 * 1024)
     tracemalloc.start()
     try:
@@ -137,8 +146,8 @@ def test_a_frame_that_never_ends_takes_no_more_memory_than_the_limit(sessions):
         tracemalloc.stop()
 
 
-def test_the_memory_of_a_large_frame_is_given_back(sessions):
-    a, b = sessions()
+def test_the_memory_of_a_large_frame_is_given_back(streams):
+    a, b = streams()
     stream = a.encode(ForwardFrame(bytes(8 * 1024 * 1024)))
     tracemalloc.start()
     try:
@@ -148,39 +157,39 @@ def test_the_memory_of_a_large_frame_is_given_back(sessions):
         tracemalloc.stop()
 
 
-def test_the_largest_frame_fits_and_one_byte_more_does_not(sessions):
-    a, b = sessions()
+def test_the_largest_frame_fits_and_one_byte_more_does_not(streams):
+    a, b = streams()
     overhead = len(a.encode(ForwardFrame(bytes(100_000)))) - 100_000 - 4
-    a, b = sessions()
+    a, b = streams()
     largest = ForwardFrame(bytes(FRAME_BYTES_MAX - overhead))
     assert feed(b, a.encode(largest)) == [largest]
-    with pytest.raises(ValueError, match="at most"):
+    with pytest.raises(ValueError, match="the limit is"):
         a.encode(ForwardFrame(bytes(FRAME_BYTES_MAX - overhead + 1)))
     assert feed(b, a.encode(PingFrame())) == [PingFrame()], "a frame that was not sent leaves no gap"
 
 
-def test_a_repeated_frame_is_a_replay(sessions):
-    a, b = sessions()
+def test_a_repeated_frame_is_a_replay(streams):
+    a, b = streams()
     first = a.encode(ForwardFrame(b"once"))
     assert feed(b, first) == [ForwardFrame(b"once")]
     assert refused(b, first) is Reason.REPLAY
 
 
-def test_a_frame_left_out_is_noticed(sessions):
-    a, b = sessions()
+def test_a_missing_frame_is_noticed(streams):
+    a, b = streams()
     a.encode(ForwardFrame(b"lost"))
     assert refused(b, a.encode(ForwardFrame(b"next"))) is Reason.REPLAY
 
 
 @given(frame=frames)
-def test_a_frame_of_another_connection_is_refused(sessions, frame):
-    earlier, _ = sessions()
-    _, b = sessions()
+def test_a_frame_of_another_connection_is_refused(streams, frame):
+    earlier, _ = streams()
+    _, b = streams()
     assert refused(b, earlier.encode(frame)) is Reason.BAD_MAC
 
 
-def test_good_frames_before_a_bad_one_are_still_delivered(sessions):
-    a, b = sessions()
+def test_good_frames_before_a_bad_one_are_still_delivered(streams):
+    a, b = streams()
     arriving = b.feed(a.encode(ForwardFrame(b"good")) + struct.pack(">I", 50) + bytes(50))
     assert next(arriving) == ForwardFrame(b"good")
     with pytest.raises(WireError):
@@ -188,8 +197,8 @@ def test_good_frames_before_a_bad_one_are_still_delivered(sessions):
 
 
 @given(payload=st.binary(max_size=60) | nonsense.map(msgspec.msgpack.encode))
-def test_an_authenticated_peer_that_sends_nonsense_is_refused_too(sessions, payload):
-    a, b = sessions()
+def test_an_authenticated_peer_that_sends_nonsense_is_refused_too(streams, payload):
+    a, b = streams()
     try:
         msgspec.msgpack.decode(payload, type=RaftFrame | ForwardFrame | AppFrame | PingFrame)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -200,8 +209,8 @@ def test_an_authenticated_peer_that_sends_nonsense_is_refused_too(sessions, payl
     assert refused(b, a.encode(PingFrame())) is Reason.MALFORMED
 
 
-def test_a_list_that_claims_to_be_huge_costs_no_memory(sessions):
-    a, b = sessions()
+def test_a_list_that_claims_to_be_huge_costs_no_memory(streams):
+    a, b = streams()
     a._encoder = Raw(b"\x92\x01\xdd\xff\xff\xff\xff")  # RaftFrame of 2**32 - 1 messages
     tracemalloc.start()
     try:
@@ -212,7 +221,7 @@ def test_a_list_that_claims_to_be_huge_costs_no_memory(sessions):
 
 
 class Raw:
-    """Takes the encoder's place, to send what no encoder makes."""
+    """Replaces the encoder, to send what no encoder produces."""
 
     def __init__(self, payload: bytes) -> None:
         self.payload = payload

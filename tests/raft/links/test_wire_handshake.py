@@ -1,4 +1,4 @@
-"""Both sides prove that they know the secret, to each other and for this connection only."""
+"""Each side proves to the other that it knows the secret, for this connection only."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from dss_raft.net.wire import PingFrame, Reason, WireError, with_length
 def refusal(side, data: bytes) -> WireError:
     with pytest.raises(WireError) as caught:
         side.feed(data)
-    assert side.session is None
+    assert side.stream is None
     return caught.value
 
 
-def test_both_sides_end_with_a_session_and_know_each_other(ends):
+def test_both_sides_end_with_a_stream_and_the_id_of_the_other(ends):
     dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
     sent = ends.shake(dialer, acceptor)
     assert [bool(step) for step in sent] == [True, True, True, True, False]
     assert (dialer.peer_id, acceptor.peer_id) == ("b", "a")
-    assert list(acceptor.session.feed(dialer.session.encode(PingFrame()))) == [PingFrame()]
+    assert list(acceptor.stream.feed(dialer.stream.encode(PingFrame()))) == [PingFrame()]
 
 
 @given(cuts=st.lists(st.integers(1, 40), min_size=1, max_size=10))
-def test_it_does_not_matter_how_the_stream_is_cut_and_frames_may_follow_at_once(ends, cuts):
+def test_the_bytes_may_arrive_in_any_pieces_and_frames_may_follow_immediately(ends, cuts):
     dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
     proof = dialer.feed(acceptor.feed(dialer.greeting()))
-    answer = acceptor.feed(proof) + acceptor.session.encode(PingFrame())
+    answer = acceptor.feed(proof) + acceptor.stream.encode(PingFrame())
     position, frames = 0, []
     while position < len(answer):
         for cut in cuts:
             piece, position = answer[position : position + cut], position + cut
-            if dialer.session is None:
+            if dialer.stream is None:
                 dialer.feed(piece)
                 piece = dialer.rest
-            if dialer.session is not None:
-                frames += dialer.session.feed(piece)
+            if dialer.stream is not None:
+                frames += dialer.stream.feed(piece)
     assert frames == [PingFrame()]
 
 
-def test_a_wrong_secret_is_refused_by_the_acceptor_which_shows_no_proof_of_its_own(ends):
+def test_the_acceptor_refuses_a_wrong_secret_without_sending_its_own_proof(ends):
     dialer, acceptor = ends.handshake("a", dials="b", secret=b"guess"), ends.handshake("b")
     proof = dialer.feed(acceptor.feed(dialer.greeting()))
     error = refusal(acceptor, proof)
@@ -55,7 +55,7 @@ def test_a_wrong_secret_is_refused_by_the_acceptor_which_shows_no_proof_of_its_o
     assert "wrong_secret" in told.detail
 
 
-def test_an_impostor_that_accepts_without_the_secret_is_refused(ends):
+def test_an_acceptor_without_the_secret_is_refused(ends):
     dialer, impostor = ends.handshake("a", dials="b"), ends.handshake("b", secret=b"guess")
     dialer.feed(impostor.feed(dialer.greeting()))
     assert refusal(dialer, impostor._proof()).reason is Reason.WRONG_SECRET
@@ -66,7 +66,7 @@ def test_another_cluster_is_refused(ends):
     assert refusal(acceptor, dialer.greeting()).reason is Reason.WRONG_CLUSTER
 
 
-def test_a_node_that_is_not_the_one_dialled_is_refused_by_both(ends):
+def test_a_node_other_than_the_dialed_one_is_refused_by_both_sides(ends):
     acceptor = ends.handshake("c")
     assert refusal(acceptor, ends.handshake("a", dials="b").greeting()).reason is Reason.WRONG_NODE
     dialer = ends.handshake("a", dials="b")
@@ -74,18 +74,18 @@ def test_a_node_that_is_not_the_one_dialled_is_refused_by_both(ends):
     assert refusal(dialer, with_length(handshake_module._PREFIX + hello)).reason is Reason.WRONG_NODE
 
 
-def test_who_is_not_a_member_is_refused(ends):
+def test_a_node_that_is_not_a_member_is_refused(ends):
     acceptor = ends.handshake("b", accepts=lambda peer_id: peer_id != "a")
     assert refusal(acceptor, ends.handshake("a", dials="b").greeting()).reason is Reason.UNKNOWN_PEER
 
 
-def test_another_version_is_named_as_such_whatever_its_messages_look_like(ends):
+def test_another_version_is_reported_whatever_its_messages_look_like(ends):
     error = refusal(ends.handshake("b"), with_length(b"DSSP\x09anything else"))
     assert error.reason is Reason.VERSION
     assert "version 9" in error.detail
 
 
-def test_a_recorded_handshake_is_worth_nothing_on_the_next_connection(ends):
+def test_a_recorded_handshake_is_useless_on_another_connection(ends):
     dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
     recorded = ends.shake(dialer, acceptor)
     fresh = ends.handshake("b")
@@ -93,7 +93,7 @@ def test_a_recorded_handshake_is_worth_nothing_on_the_next_connection(ends):
     assert refusal(fresh, recorded[2]).reason is Reason.WRONG_SECRET
 
 
-def test_what_this_side_says_cannot_be_reflected_to_it(ends):
+def test_a_proof_cannot_be_reflected_to_its_sender(ends):
     dialer = ends.handshake("a", dials="b")
     assert refusal(dialer, dialer.greeting()).reason is Reason.WRONG_NODE
     dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
@@ -107,7 +107,7 @@ def test_a_stranger_cannot_make_this_node_buffer_more_than_a_kibibyte(ends, leng
 
 
 @given(data=st.binary(max_size=300), framed=st.booleans(), prefixed=st.booleans())
-def test_random_bytes_are_refused_or_awaited(ends, data, framed, prefixed):
+def test_random_bytes_are_refused_or_incomplete(ends, data, framed, prefixed):
     acceptor = ends.handshake("b")
     if prefixed:
         data = handshake_module._PREFIX + data
@@ -118,11 +118,11 @@ def test_random_bytes_are_refused_or_awaited(ends, data, framed, prefixed):
         reason = error.reason
     assert reply == b""
     assert reason in {None, Reason.MALFORMED, Reason.TOO_LARGE, Reason.VERSION, Reason.REFUSED_BY_PEER, Reason.WRONG_CLUSTER}
-    assert acceptor.session is None
+    assert acceptor.stream is None
 
 
 @given(step=st.integers(0, 3), data=st.data())
-def test_one_flipped_bit_in_any_step_gives_no_session(ends, step, data):
+def test_one_flipped_bit_in_any_step_prevents_authentication(ends, step, data):
     dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
     sides = [acceptor, dialer, acceptor, dialer]
     message = dialer.greeting()
@@ -136,16 +136,16 @@ def test_one_flipped_bit_in_any_step_gives_no_session(ends, step, data):
             message = side.feed(message)
         except WireError:
             return
-    # Not noticed at once (a nonce, a longer length): then the proofs do not fit.
+    # Some changes are not noticed immediately (a nonce, a longer length): then the proofs do not match.
     for side in sides[step + 1 :]:
         try:
             message = side.feed(message)
         except WireError:
             return
-    assert sides[step].session is None or sides[step - 1].session is None
+    assert sides[step].stream is None or sides[step - 1].stream is None
 
 
-def test_messages_out_of_their_turn_are_refused(ends):
+def test_messages_in_the_wrong_order_are_refused(ends):
     dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
     proof = with_length(handshake_module._PREFIX + msgspec.msgpack.encode(handshake_module.Proof(bytes(32))))
     assert refusal(ends.handshake("b"), proof).reason is Reason.MALFORMED

@@ -1,7 +1,8 @@
-"""Bugs planted in what stands around the core: the store, the replicated state, the node, locks and queue.
+"""Bugs planted outside the core: in the store, the replicated state, the node, locks and queue.
 
-Each is one patch and the tests that are meant for it. They run in a process of their own, in which this module is a pytest plugin that
-gives the patched source at import. The cache's bugs are flaws of its own simulation (tests/cache/test_coherence_simulation.py).
+Each has a patch and the tests that are meant for it. The tests run in a process of their own, in which this module is a pytest
+plugin that patches the source at import. The cache's bugs are flaws of its own simulation
+(tests/cache/test_coherence_simulation.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-#: names the mutant to plant in a process that has this module as a plugin
+#: the mutant to plant in a process that has this module as a plugin
 VARIABLE = "DSS_COMPONENT_MUTANT"
 TESTS_FAILED = 1
 PATIENCE_S = 120
@@ -45,8 +46,8 @@ COMPONENT_MUTANTS = (
         "        if term != self._term:\n",
         "        if True:\n",
         (
-            "tests/raft/test_clocks.py::test_a_jump_of_the_wall_clock_ends_nothing_early_and_keeps_nothing_alive",
-            "tests/raft/simulation/test_simulation.py::test_a_wall_clock_that_is_set_harms_nobody",
+            "tests/raft/test_clocks.py::test_a_wall_clock_jump_neither_expires_nor_prolongs_leases",
+            "tests/raft/simulation/test_simulation.py::test_setting_a_wall_clock_does_no_harm",
         ),
     ),
     ComponentMutant(
@@ -61,7 +62,7 @@ COMPONENT_MUTANTS = (
         "dss_raft.disk.rows",
         "return bool(_entry_crc(index, term, kind, data) == crc)",
         "return bool(_entry_crc(index, term, kind, data) or crc or True)",
-        ("tests/raft/store/test_store_damage.py::test_a_row_that_is_not_what_was_written",),
+        ("tests/raft/store/test_store_damage.py::test_a_changed_row",),
     ),
     ComponentMutant(
         "damage at the log's end is taken for the torn tail of a crash",
@@ -69,7 +70,7 @@ COMPONENT_MUTANTS = (
         "        if ended:\n",
         "        if False:\n",
         (
-            "tests/raft/store/test_store_damage.py::test_garbage_in_the_middle_of_the_write_ahead_log_is_damage_even_without_the_witness",
+            "tests/raft/store/test_store_damage.py::test_garbage_in_the_middle_of_the_log_is_damage_even_without_the_high_water_mark",
         ),
     ),
     ComponentMutant(
@@ -77,7 +78,7 @@ COMPONENT_MUTANTS = (
         "dss_raft.calls",
         "        assert call.future is not None\n",
         "        assert call.future is not None\n        return Result({'total': 1})\n",
-        ("tests/raft/test_node.py::test_without_a_majority_a_call_is_refused_and_later_goes_on",),
+        ("tests/raft/test_node.py::test_calls_are_refused_without_a_majority_and_accepted_with_one_again",),
     ),
     ComponentMutant(
         "a snapshot forgets what consumers have in hand",
@@ -90,7 +91,7 @@ COMPONENT_MUTANTS = (
 
 
 def survived(mutant: ComponentMutant) -> list[str]:
-    """The tests that should have failed and did not; empty when the bug was found."""
+    """The tests that should have failed but did not; empty when the bug was found."""
     missing = []
     for test in mutant.tests:
         options = ["-x", "-q", "-p", "no:django", "-p", "no:cacheprovider", "-p", Path(__file__).stem]

@@ -1,4 +1,4 @@
-"""The simulator is a set of scripts beside each other; tests import them as such."""
+"""Makes the modules of the simulator importable by name."""
 
 import sys
 from pathlib import Path

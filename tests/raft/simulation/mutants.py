@@ -1,7 +1,7 @@
-"""Plant each bug of the two lists, and see which checker finds it: prints mutant x checker; a survivor makes the exit code 1.
+"""Plant each bug of the two lists, and print which check finds it. The exit code is 1 if a mutant survives.
 
-mutants.py [--seeds 300] [--jobs 2] [--only text]     a mutant is tried on its known seeds, then on fresh ones
-mutants.py --rates --seeds 400                        also how many of that many seeds kill it
+mutants.py [--seeds 300] [--jobs 2] [--only text]     try a mutant on its known seeds, then on new ones
+mutants.py --rates --seeds 400                        also print how many of these seeds kill it
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ ALL = (*MUTANTS, *COMPONENT_MUTANTS)
 
 @dataclass
 class Verdict:
-    """What became of one mutant."""
+    """The result of one mutant."""
 
     name: str
-    #: check -> how often it raised the alarm; also checks not meant for this mutant
+    #: check -> how often it failed; including checks that are not meant for this mutant
     alarms: Counter[str] = field(default_factory=Counter)
-    #: what has to raise the alarm and has not: the scenario, a seed
+    #: what should have found the mutant but has not: the scenario, a seed
     missing: list[str] = field(default_factory=list)
     first_seed: int = -1
     seeds: int = 0
 
     @property
     def killed(self) -> bool:
-        """By everything that is meant for it."""
+        """True when everything that is meant for it has found it."""
         return not self.missing
 
 
 def judge(mutant: Mutant, seeds: int, rates: bool = False) -> Verdict:
-    """Run its scenario, then seeds until a check meant for the mutant has killed it (with `rates`: all of them)."""
+    """Run its scenario, then seeds until a check that is meant for the mutant has killed it (with `rates`: all seeds)."""
     verdict = Verdict(mutant.name)
     with sim_mutants.planted(mutant) as world:
         if mutant.scenario:
             _play(mutant, verdict)
-        # fresh seeds are for a mutant that has neither scenario nor known seeds, or whose known seeds have lost their effect
+        # new seeds are for a mutant without scenario and known seeds, or whose known seeds no longer kill it
         wanted = bool(mutant.seeds) or not mutant.scenario
         for seed in [*mutant.seeds, *range(seeds)]:
             if not rates and (not wanted or verdict.first_seed >= 0):
@@ -69,7 +69,7 @@ def judge(mutant: Mutant, seeds: int, rates: bool = False) -> Verdict:
 
 
 def judge_component(mutant: ComponentMutant) -> Verdict:
-    """Run the tests that are meant for it."""
+    """Run the tests that are meant for the mutant."""
     missing = component_mutants.survived(mutant)
     return Verdict(mutant.name, Counter({COMPONENT_TEST: len(mutant.tests) - len(missing)}), missing)
 
@@ -91,7 +91,7 @@ def _judge(arguments: tuple[int, int, bool]) -> Verdict:
 
 
 def table(verdicts: list[Verdict]) -> str:
-    """Mutant x checker: X killed by the checker meant for it, x raised an alarm too."""
+    """A table of mutants and checks: X: killed by a check that is meant for it; x: another check that failed."""
     names = sorted({check for verdict in verdicts for check in verdict.alarms})
     width = max(len(verdict.name) for verdict in verdicts)
     wanted = {mutant.name: mutant.checks for mutant in MUTANTS} | {mutant.name: (COMPONENT_TEST,) for mutant in COMPONENT_MUTANTS}
@@ -109,7 +109,7 @@ def table(verdicts: list[Verdict]) -> str:
 
 
 def refresh(verdicts: list[Verdict]) -> None:
-    """Write the seeds that were found into the list, where it has seeds."""
+    """Write the seeds that were found into the list, where it has seeds already."""
     path = Path(sim_mutant_list.__file__)
     blocks = path.read_text().split("    Mutant(\n")
     for verdict in verdicts:

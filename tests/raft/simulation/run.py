@@ -1,4 +1,4 @@
-"""Hunt for bugs: run many seeds of the simulated world, or replay one with a readable trace.
+"""Search for bugs: run many seeds of the simulated world, or replay one with a readable trace.
 
 run.py --seeds 2000 [--first 0] [--jobs 2]     exit code 1 when a seed fails; failing seeds are appended to regressions.txt
 run.py --seed 17                               prints everything that happens in seed 17
@@ -18,12 +18,12 @@ from pathlib import Path
 from sim_world import HAPPENINGS, Outcome, World
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
-#: one seed in this many is run twice, to see the same trace hash
+#: one in this many seeds is run twice and must give the same trace hash
 TWICE_EVERY = 50
 
 
 def run_seed(seed: int) -> Outcome:
-    """One seed, and once more if it is its turn to prove determinism."""
+    """Run one seed, and some seeds a second time to check determinism."""
     outcome = World(seed).run()
     if not outcome.failed and seed % TWICE_EVERY == 0:
         again = World(seed).run()
@@ -34,7 +34,7 @@ def run_seed(seed: int) -> Outcome:
 
 
 def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
-    """Outcomes in any order."""
+    """Yield the outcomes, in any order."""
     if jobs == 1:
         yield from map(run_seed, seeds)
         return
@@ -43,7 +43,7 @@ def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
 
 
 def regressions() -> list[int]:
-    """Seeds that once found something."""
+    """Seeds that have failed before."""
     if not REGRESSIONS.exists():
         return []
     lines = (line.split("#")[0].strip() for line in REGRESSIONS.read_text().splitlines())
@@ -51,7 +51,7 @@ def regressions() -> list[int]:
 
 
 def replay(seed: int) -> int:
-    """Print the story of one seed."""
+    """Print the trace of one seed."""
     world = World(seed, trace=print)
     print(world.profile)
     outcome = world.run()
@@ -60,7 +60,7 @@ def replay(seed: int) -> int:
 
 
 def hunt(first: int, count: int, jobs: int) -> int:
-    """Run seeds with a progress bar; returns the exit code."""
+    """Run seeds with a progress bar. Returns the exit code."""
     started = time.perf_counter()
     done = 0
     totals = dict.fromkeys(("events", "commits", "leaders", "restores", "reads", "answered", "configurations"), 0)

@@ -1,20 +1,20 @@
-"""What must hold at every moment, whatever the world does. Each check has a name; a `Violation` carries it.
+"""The checks that must hold at every moment, whatever the world does. Each has a name, which its `Violation` carries.
 
-All checks look only at the node that has just moved, so that a step costs the same in a long run as in a short one.
+All checks look only at the node that has just acted, so that a step costs the same in a long run as in a short one.
 
     election_safety      at most one leader per term (paper, figure 3)
     leader_completeness  a new leader holds every entry committed in an earlier term
-    log_matching         an index and a term name one entry, with one predecessor
-    state_machine_safety one entry is committed at an index, one state follows from it
+    log_matching         an index and a term identify one entry, with one predecessor
+    state_machine_safety one entry is committed at an index, and one state results from it
     monotone             term, vote, commit index and applied index never go back, across restarts where they are durable
-    promise              no vote, acknowledgement or term leaves before it is durable
-    linearizable_read    a read's index is at least what anybody had applied when it was asked
-    answered             what a proposer was told about its proposal is so, and stays so
-    exactly_once         a session's commands are applied once each, in order, and answered alike by every node
-    time                 applied time never goes back, and within a term it is never faster than time, whoever sets a wall clock
-    progress             once healed, a leader is elected, commits, and everybody catches up
+    promise              no vote, acknowledgement or term is sent before it is durable
+    linearizable_read    a read's index is at least what any node had applied when it was requested
+    answered             what a proposer was told about its proposal is true, and stays true
+    exactly_once         a session's commands are applied once each, in order, with the same answers on every node
+    time                 applied time never goes back, and within a term it is never faster than real time, even if clocks are set
+    progress             once healed, a leader is elected and commits, and every node catches up
     core_invariant       the core's own run-time checks
-    crash                an exception that nobody expects
+    crash                an unexpected exception
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Violation(Exception):
 
 
 class Checker:
-    """Knows the whole history, which no node does."""
+    """Knows the whole history, unlike any node."""
 
     def __init__(self) -> None:
         self.leaders: dict[int, str] = {}
-        #: (voter, term) -> candidate, from the votes that left
+        #: (voter, term) -> candidate, from the votes that were sent
         self.votes: dict[tuple[str, int], str] = {}
-        #: (index, term) -> (entry, term of the entry before)
+        #: (index, term) -> (entry, term of the previous entry)
         self.entries: dict[tuple[int, int], tuple[Entry, int]] = {}
-        #: index -> entry that somebody committed
+        #: index -> entry that some node committed
         self.committed: dict[int, Entry] = {}
         self.commit_max = 0
         #: term -> highest index that a node in this term knew to be committed
@@ -54,7 +54,7 @@ class Checker:
         #: index -> hash of the state after it
         self.states: dict[int, int] = {0: 0}
         self.applied_max = 0
-        #: context -> what was applied anywhere when it was asked
+        #: context -> highest index applied on any node when the read was requested
         self.floors: dict[int, int] = {}
         #: (node, incarnation, seq) -> (index, total) as first answered
         self.session_answers: dict[tuple[str, int, int], tuple[int, int]] = {}
@@ -109,10 +109,10 @@ class Checker:
         self.commit_max = max(self.commit_max, commit)
         self.commit_of_term[core.term] = max(self.commit_of_term.get(core.term, 0), commit)
 
-    # ---- what leaves a node
+    # ---- what a node writes and sends
 
     def appended(self, node: SimNode, entries: list[Entry], prev_term: int) -> None:
-        """A write is handed to the disk: every entry of every log passes here."""
+        """A write is given to the disk. Every entry of every log passes here."""
         known = self.entries
         for entry in entries:
             other, before = known.setdefault((entry.index, entry.term), (entry, prev_term))
@@ -160,7 +160,7 @@ class Checker:
         self.proposed_us[index, node.core.term] = node.clocks.now_us()
 
     def delivered(self, node: SimNode, entry: Entry) -> None:
-        """What `propose` returned must be where the entry really is."""
+        """The entry must be at the index that `propose` returned."""
         term, data = node.proposed.pop(entry.index, (0, b""))
         if term == entry.term:
             if entry.kind != EntryKind.COMMANDS or entry.data != data:
@@ -168,7 +168,7 @@ class Checker:
             self.answered += 1
 
     def time_applied(self, entry: Entry, before_ms: int, after_ms: int) -> None:
-        """Applied time never goes back, and within a term it is never faster than time."""
+        """Applied time never goes back, and within a term it is never faster than real time."""
         if after_ms < before_ms:
             raise Violation("time", f"entry {entry.index} sets applied time from {before_ms} back to {after_ms}")
         proposed_us = self.proposed_us.get((entry.index, entry.term))

@@ -1,4 +1,4 @@
-"""The clocks that a simulated node stamps with. Dice of their own, so that the rest of a seed's world stays what it was."""
+"""The clocks with which a simulated node stamps. They have their own randomness, so that the rest of a seed stays unchanged."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from random import Random
 HOUR_MS = 3_600_000
 #: far enough from 1970 for any jump
 EPOCH_MS = 100 * HOUR_MS
-#: later nothing is set any more
+#: after this time no clock is set
 LAST_JUMP_US = 1_500_000
 
 
 class SimClocks:
-    """A wall clock, which somebody sets now and then, by up to an hour, and a steady one. Both outlive the node's process.
+    """A wall clock, which is set from time to time by up to an hour, and a steady clock. Both outlive the node's process.
 
     Args:
         now_us: the world's time.

@@ -26,7 +26,7 @@ class Drivers(Heap):
 
     def __init__(self, seed: int, trace: Callable[[str], None] | None, profile: sim_profile.Profile | None) -> None:
         super().__init__(seed, trace, profile)
-        #: (sender, addressee) of links that carry nothing
+        #: (sender, receiver) of links that are cut
         self.cut: dict[tuple[str, str], bool] = {}
         self.nodes: dict[str, SimNode] = {}
         self.restores = 0
@@ -34,7 +34,7 @@ class Drivers(Heap):
         for member in members:
             self._start_node(member.id, Configuration(tuple(members)))
 
-    # ---- above: clients
+    # ---- for the clients
 
     def _resend(self, node: SimNode, life: int) -> None:
         raise NotImplementedError
@@ -66,7 +66,7 @@ class Drivers(Heap):
             self._later(RESEND_US, self._resend, node, node.life)
 
     def _postponed(self, node: SimNode, action: Callable[..., None], *arguments: Any) -> bool:
-        """A paused node does nothing now; it will find all this waiting."""
+        """A paused node does nothing now; the work waits for it."""
         if node.paused_until <= self.now:
             return False
         self._sequence += 1
@@ -87,7 +87,7 @@ class Drivers(Heap):
         self._later(tick_us, self._tick, node, life)
 
     def _ticks(self, node: SimNode, life: int, count: int) -> None:
-        """After a pause a driver may find that many ticks are due at once."""
+        """After a pause, many ticks may be due at the same time."""
         self.happened["clock jump"] += count > 1
         for _ in range(count):
             if life == node.life:
@@ -96,7 +96,7 @@ class Drivers(Heap):
         self._tick(node, life)
 
     def _drain(self, node: SimNode) -> None:
-        """Do what the core wants done, as a driver does."""
+        """Carry out the work of the core, like a driver."""
         core = node.core
         while (ready := core.take_ready()) is not None:
             self.check.moved(node)
@@ -148,7 +148,7 @@ class Drivers(Heap):
         node.core.applied(node.state_index)
         if self.trace:
             self._say(node.id, f"applied {entries[0].index}-{node.state_index}")
-        # the core's snapshot, not the store's: one that is being installed has already taken the log's place
+        # the core's snapshot, not the store's: one that is being installed has replaced the log already
         if not node.snapshotting and node.state_index - node.core.snapshot.index >= self.profile.snapshot_entries:
             node.snapshotting = True
             meta, data = node.take_snapshot()
@@ -162,7 +162,7 @@ class Drivers(Heap):
         self.check.applied(node, index, node.state)
         node.core.applied(index)
         self.restores += 1
-        # what became of proposals inside the snapshot is not to be seen
+        # the outcome of proposals inside the snapshot is unknown
         node.proposed = {at: proposal for at, proposal in node.proposed.items() if at > index}
         self._say(node.id, f"restored {index}")
 
@@ -220,7 +220,7 @@ class Drivers(Heap):
         data = node.store.snapshots.get(wanted.meta.index)
         if data is None:
             return
-        # a few chunks, however big the state is
+        # a few chunks, whatever the size of the state
         size = max(self.profile.chunk_bytes, len(data) // 4)
         chunk = data[wanted.offset : wanted.offset + size]
         done = wanted.offset + len(chunk) == len(data)
@@ -303,13 +303,13 @@ class Drivers(Heap):
             node.core.step(message)
         self._drain(node)
 
-    # ---- life and death
+    # ---- crashes and restarts
 
     def _awake(self) -> list[SimNode]:
         return [node for node in self.nodes.values() if node.alive and node.paused_until <= self.now]
 
     def _leader(self) -> SimNode | None:
-        """Whoever leads the highest term, if anybody does."""
+        """The leader of the highest term, if there is one."""
         leaders = [node for node in self._awake() if node.core.role is Role.LEADER]
         return max(leaders, key=lambda node: node.core.term, default=None)
 
@@ -345,7 +345,7 @@ class Drivers(Heap):
 
 
 def brief(message: Any) -> str:
-    """A message on one line: its fields without sender and addressee, entries as a range."""
+    """A message on one line: its fields without sender and receiver, entries as a range."""
     parts = []
     for name in message.__struct_fields__:
         if name in ("sender", "to"):

@@ -1,4 +1,4 @@
-"""One heap of events, one source of randomness, virtual time in microseconds: what the simulated world stands on.
+"""The base of the simulated world: one heap of events, one source of randomness, virtual time in microseconds.
 
 The same seed gives the same events in the same order, and so the same trace hash, on any machine.
 """
@@ -17,7 +17,7 @@ from sim_node import SimNode
 
 
 class Heap:
-    """Time, chance, and the story."""
+    """Time, randomness, and the trace."""
 
     def __init__(self, seed: int, trace: Callable[[str], None] | None, profile: sim_profile.Profile | None) -> None:
         self.seed = seed
@@ -27,10 +27,10 @@ class Heap:
         self.check = Checker()
         self.now = 0
         self.events = 0
-        #: what befell this world, and how often
+        #: what happened in this world, and how often
         self.happened: Counter[str] = Counter()
         self.trace_hash = seed
-        #: faults are over
+        #: true once all faults have ended
         self.healed = False
         self._heap: list[tuple[int, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._sequence = 0

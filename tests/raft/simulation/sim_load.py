@@ -1,4 +1,4 @@
-"""What people want of the simulated cluster: commands, reads, and changes of its members."""
+"""The load on the simulated cluster: commands, reads, and membership changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Load(Drivers):
         awake = self._awake()
         if not awake:
             return
-        # any node that takes itself for the leader, deposed ones too
+        # any node that believes it is the leader, even if it has been deposed
         node = self.rng.choice([node for node in awake if node.core.role is Role.LEADER] or awake)
         burst = self.rng.randint(1, self.profile.burst)
         if self.profile.sessions:
@@ -47,7 +47,7 @@ class Load(Drivers):
         return b"%d" % self._next_data if node.sessions is None else node.sessions.batch(node.core.term, [])
 
     def _submit(self, node: SimNode, count: int) -> None:
-        """A node's callers: their commands go to the leader, as far as it is known."""
+        """A node's callers: their commands go to the leader, if the node knows one."""
         assert node.sessions is not None
         groups = []
         for _ in range(count):
@@ -56,7 +56,7 @@ class Load(Drivers):
         self._forward(node, groups)
 
     def _resend(self, node: SimNode, life: int) -> None:
-        """Now and then, and so after a change of leader: whatever is in flight, once more."""
+        """Send everything in flight again, from time to time and so after a change of leader."""
         if life != node.life or self._postponed(node, self._resend, node, life):
             return
         self._later(RESEND_US, self._resend, node, life)
@@ -107,7 +107,7 @@ class Load(Drivers):
         (action,) = self.rng.choices(
             (self._transfer, self._force, self._add, self._remove, self._lose_disk), weights=self.profile.admin_weights
         )
-        # deposed leaders are asked too: they do not know it yet
+        # deposed leaders, too: they do not know it yet
         leaders = [node for node in self._awake() if node.core.role is Role.LEADER]
         if leaders:
             leader = self.rng.choice(leaders)
@@ -149,7 +149,7 @@ class Load(Drivers):
             self.happened["member removed"] += 1
 
     def _lose_disk(self, leader: SimNode) -> None:
-        """A flipped bit, found at start: the store refuses, this node never comes back. One at a time, for a quorum's sake."""
+        """A flipped bit, found at start: the store refuses, and the node never returns. One node at a time, to keep a quorum."""
         if any(node.lost for node in self.nodes.values()):
             return
         if any(len(node.core.membership.voters) < 4 for node in self.nodes.values() if node.core.membership.voters):

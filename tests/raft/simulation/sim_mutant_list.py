@@ -1,6 +1,6 @@
 """The mutants: classic Raft bugs, each a patch of a line or two. sim_mutants plants them, mutants.py runs them.
 
-`checks` are the simulator's checks that may kill it; another one is not enough. `scenario` is a directed test of tests/raft/core,
+`checks` are the checks of the simulator that may kill it; others do not count. `scenario` is a directed test of tests/raft/core,
 for bugs that random worlds meet too rarely, or that break a promise no simulator check is about.
 """
 
@@ -15,7 +15,7 @@ class Mutant:
 
     name: str
     patches: tuple[tuple[str, str, str], ...]
-    #: the checks meant for it
+    #: the checks that are meant for it
     checks: tuple[str, ...]
     #: a seed known to kill it, tried first (`mutants.py --refresh` finds others when the core's traffic has changed); a mutant
     #: without one, and with a scenario, is for the scenario alone
@@ -128,7 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         checks=("promise",),
         seeds=(0,),
-        scenario="test_5_2_no_vote_leaves_before_it_is_on_stable_storage",
+        scenario="test_5_2_no_vote_is_sent_before_it_is_on_stable_storage",
     ),
     Mutant(
         "commits what it has not verified",
@@ -154,7 +154,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "leader counts itself before its own fsync",
         (("leader", "matches.append(log.durable)", "matches.append(log.last_index)"),),
         checks=("leader_completeness", "core_invariant", "state_machine_safety"),
-        scenario="test_entries_leave_at_once_but_count_for_the_leader_only_when_durable",
+        scenario="test_entries_are_sent_immediately_but_the_leader_counts_itself_only_when_they_are_durable",
     ),
     Mutant(
         "a write under way counts for entries truncated since",
@@ -237,7 +237,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a truncated change of members stays in force",
         (("state", "if self.membership.truncate(first):", "if False:"),),
         checks=("core_invariant", "election_safety", "leader_completeness", "progress"),
-        scenario="test_6_a_configuration_that_is_removed_from_the_log_is_not_in_force_any_more",
+        scenario="test_6_a_configuration_that_is_removed_from_the_log_is_no_longer_in_force",
     ),
     Mutant(
         "two changes of members at once",
@@ -304,7 +304,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (("core", "            self._answer_older_term(message)\n", ""),),
         checks=("progress",),
         seeds=(17,),
-        scenario="test_a_node_with_a_higher_term_is_not_locked_out_for_ever",
+        scenario="test_a_node_with_a_higher_term_is_not_locked_out",
     ),
     Mutant(
         "never frees what is in flight",

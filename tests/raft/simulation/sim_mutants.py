@@ -1,6 +1,6 @@
-"""Plant a bug in the core, in memory: a checker that lets one live is no checker.
+"""Plant a bug in the core, in memory, to test the checks: they must find every bug.
 
-The core's modules are imported afresh with the mutant's patches, and with them everything that uses them.
+The modules of the core, and everything that uses them, are imported again with the patches of the mutant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from sim_mutant_list import Mutant
 
 PACKAGE = "dss_raft.core"
-#: what stands on the core and may have bugs planted, too
+#: modules above the core that may have planted bugs, too
 REPLICATED = (
     "dss_raft.replication.replica",
     "dss_raft.replication.sessions",
@@ -28,16 +28,16 @@ REPLICATED = (
     "dss_raft.replication.machine",
     "dss_raft.replication.commands",
 )
-#: where directed tests are
+#: modules with directed tests
 SCENARIOS = ("test_paper", "test_paper_log", "test_paper_members_snapshots_clients", "test_elections", "test_core")
-#: what has to be imported again to see the mutated core
+#: modules that must be imported again to use the mutated core
 SIMULATOR = ("sim_world", "sim_load", "sim_drivers", "sim_heap", "sim_node", "sim_sessions", "sim_check")
 REIMPORTED = (PACKAGE, *SIMULATOR, *REPLICATED, "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
 
 class Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives modules with patches: (full name of the module, text to find, text to put there)."""
+    """Imports modules with patches: (full name of the module, text to find, replacement)."""
 
     def __init__(self, patches: Iterable[tuple[str, str, str]]) -> None:
         self.patches = tuple(patches)
@@ -56,7 +56,7 @@ class Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         for name, old, new in self.patches:
             if module.__name__ == name:
                 if old not in source:
-                    raise LookupError(f"nothing to mutate in {name} any more: {old!r}")
+                    raise LookupError(f"nothing to mutate in {name}: {old!r}")
                 source = source.replace(old, new)
         exec(compile(source, origin, "exec"), module.__dict__)
 
@@ -69,7 +69,7 @@ def full_name(module: str) -> str:
 
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[ModuleType]:
-    """The simulator over a core with this bug; afterwards everything is as it was."""
+    """The simulator with this bug in the core. Afterwards the original modules are restored."""
     parent = sys.modules.get("dss_raft") or importlib.import_module("dss_raft")
     core = getattr(parent, "core", None)
     saved = {name: module for name, module in sys.modules.items() if _reimported(name)}
@@ -93,7 +93,7 @@ def _reimported(name: str) -> bool:
 
 
 def scenario(name: str) -> Callable[[], None]:
-    """A directed test of tests/raft/core, to be called without pytest; it runs once per parameter, and raises when it fails."""
+    """A directed test of tests/raft/core, callable without pytest. It runs once per parameter, and raises when it fails."""
     if str(CORE_TESTS) not in sys.path:
         sys.path.insert(0, str(CORE_TESTS))
     harness = importlib.import_module("raft_harness")
@@ -109,7 +109,7 @@ def scenario(name: str) -> Callable[[], None]:
 
 
 def _cases(test: Any) -> list[dict[str, Any]]:
-    """The arguments that pytest.mark.parametrize would give it."""
+    """The arguments from pytest.mark.parametrize."""
     cases: list[dict[str, Any]] = [{}]
     for mark in getattr(test, "pytestmark", ()):
         names = mark.args[0] if isinstance(mark.args[0], tuple) else (mark.args[0],)

@@ -19,7 +19,7 @@ HEARTBEAT_TICKS = 2
 
 
 class SimStore:
-    """What is durable: one transaction per Persist, whole or not at all."""
+    """The durable state: one transaction per Persist, all or nothing."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.hard_state = HardState()
@@ -41,7 +41,7 @@ class SimStore:
         self.last_index = entries[-1].index if entries else self.snapshot.index
 
     def keep(self, meta: SnapshotMeta) -> None:
-        """This snapshot is in force now; older ones, and the entries it covers, may go."""
+        """This snapshot is the current one; older ones, and the entries it covers, may be dropped."""
         if meta.index <= self.snapshot.index:
             return
         self.snapshot = meta
@@ -56,7 +56,7 @@ class SimStore:
 
 
 class SimNode:
-    """A node and what the checker remembers of it."""
+    """A node, and what the checker records about it."""
 
     def __init__(
         self,
@@ -69,19 +69,19 @@ class SimNode:
         clocks: SimClocks,
     ) -> None:
         self.number = number
-        #: given: a Replica with sessions is the state machine
+        #: if given, the state machine is a Replica with sessions
         self.sessions_of = sessions_of
         self.clocks = clocks
-        #: starts of this node, durable
+        #: number of starts of this node; durable
         self.incarnation = 0
         self.id = node_id
         self.limits = limits
         self.rng = random.Random(seed)
         self.store = SimStore(configuration)
-        #: raised at every crash: events of an earlier life do nothing
+        #: incremented at every crash: events from before a crash have no effect
         self.life = 0
         self.alive = False
-        #: its disk is gone for good
+        #: its disk is lost permanently
         self.lost = False
         self.paused_until = 0
         self.clock_rate = 1.0
@@ -89,7 +89,7 @@ class SimNode:
         self.boot()
 
     def boot(self) -> None:
-        """Start from what is durable."""
+        """Start from the durable state."""
         config = CoreConfig(
             node_id=self.id,
             election_ticks_min=ELECTION_TICKS[0],
@@ -110,11 +110,11 @@ class SimNode:
         self.seen_commit = self.core.commit_index
         self.writing: Persist | None = None
         self.snapshotting = False
-        #: given out by the core, not applied yet; a snapshot to be loaded before
+        #: handed out by the core and not applied yet; a snapshot to be loaded before
         self.to_apply: list[Entry] = []
         self.restoring: bytes | None = None
         self.applying = False
-        #: index -> (term, data) of proposals whose fate is open
+        #: index -> (term, data) of proposals without an outcome
         self.proposed: dict[int, tuple[int, bytes]] = {}
         self.chunks: dict[tuple[int, int], bytes] = {}
 
@@ -127,13 +127,13 @@ class SimNode:
         return self.state
 
     def take_snapshot(self) -> tuple[SnapshotMeta, bytes]:
-        """Of the state as it is now."""
+        """A snapshot of the present state."""
         data = b"%d:%d" % (self.state_index, self.state) if self.sessions is None else self.sessions.dump()
         meta = self.core.meta_at(self.state_index)
         return SnapshotMeta(meta.index, meta.term, meta.configuration, len(data), zlib.crc32(data)), data
 
     def load(self, snapshot: bytes) -> None:
-        """Replace the state by a snapshot's; the empty one is the beginning."""
+        """Replace the state by a snapshot; an empty one resets it."""
         if not snapshot:
             self.state_index = self.state = 0
         elif self.sessions is None:

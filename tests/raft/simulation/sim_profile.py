@@ -1,4 +1,4 @@
-"""What one seed's world is like: every rate is drawn, so that some seeds are calm and some cruel (swarm testing)."""
+"""The parameters of one seed's world. Every rate is random, so that some seeds are calm and some harsh (swarm testing)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Profile:
     """Times in microseconds of virtual time, probabilities from 0 to 1."""
 
     voters: int
-    #: how long faults go on before everything is healed
+    #: how long faults occur before everything is healed
     faults_us: int
     tick_us: int
     # ---- network
@@ -28,9 +28,9 @@ class Profile:
     fsync_us: int
     stall_probability: float
     stall_us: int
-    #: of a write under way at a crash: does it survive?
+    #: probability that a write in progress survives a crash
     survives: float
-    #: virtual microseconds between snapshots' being durable and their being taken
+    #: virtual microseconds between taking a snapshot and its being durable
     snapshot_us: int
     snapshot_entries: int
     keep_entries: int
@@ -51,9 +51,9 @@ class Profile:
     # ---- the core's limits
     append_entries_max: int
     inflight_messages_max: int
-    #: the real Replica and clients with sessions, in place of a running hash
+    #: true: the real Replica and clients with sessions; false: a running hash
     sessions: bool
-    #: applying may lag behind by so much; 0: entries are applied as they are given out
+    #: applying may lag behind by this much; 0: entries are applied when they are handed out
     apply_us: int
     append_bytes_max: int
     inflight_bytes_max: int

@@ -1,7 +1,7 @@
-"""Sessions in the simulated world: the real Replica over a state machine that counts, and a client on each node that sends again.
+"""Sessions in the simulated world: the real Replica with a counting state machine, and a client on each node that sends again.
 
-The machine keeps its own list of what it was given, apart from the session table, so that it can tell a repeat, a gap or a
-late command of an earlier incarnation from the table's being right.
+The machine records what it was given, independently of the session table, so that it notices a repeat, a gap or a late command
+of an earlier incarnation.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dss_raft.replication.replica import Replica
 
 
 class Add(Command, tag="sim.add"):
-    """The only command: its effect shows in every later answer."""
+    """The only command. Its effect shows in every later answer."""
 
     value: int
 
 
 class Forward(msgspec.Struct, frozen=True):
-    """Groups of a node's commands on their way to the leader; any of them may be lost, late or doubled."""
+    """Groups of a node's commands that are sent to the leader. Any of them may be lost, late or repeated."""
 
     sender: str
     to: str
@@ -37,7 +37,7 @@ class Forward(msgspec.Struct, frozen=True):
 
 
 class Counter:
-    """A machine whose every answer depends on all that came before."""
+    """A machine whose answers depend on all earlier commands."""
 
     name = "counter"
     commands: tuple[type[Command], ...] = (Add,)
@@ -78,7 +78,7 @@ class Counter:
 
 
 class Sessions:
-    """One node's replica and its own commands in flight; memory only, a restart begins a new incarnation."""
+    """One node's replica and its own commands in flight. All of it is in memory: a restart begins a new incarnation."""
 
     def __init__(self, node_id: str, incarnation: int, check: Checker, clocks: SimClocks) -> None:
         self.node_id = node_id
@@ -96,7 +96,7 @@ class Sessions:
     # ---- replicated state
 
     def apply(self, entry: Entry) -> int:
-        """Apply, settle what is this node's, and return a number that stands for the whole state."""
+        """Apply, answer this node's commands, and return a hash of the whole state."""
         before_ms = self.replica.at_ms
         self.replica.apply(entry)
         self.check.time_applied(entry, before_ms, self.replica.at_ms)
@@ -113,7 +113,7 @@ class Sessions:
         return self.replica.snapshot()
 
     def load(self, data: bytes) -> int:
-        """A snapshot has replaced the state: answer from its session table what it answers."""
+        """A snapshot has replaced the state: answer the commands whose results are in its session table."""
         self.replica.restore(data)
         session = self.replica.sessions.get(self.node_id)
         if session is not None and session.incarnation == self.incarnation:
@@ -138,7 +138,7 @@ class Sessions:
         return self._group(seq, [self.in_flight[seq]])
 
     def again(self) -> list[bytes]:
-        """Everything in flight once more, under its old numbers."""
+        """Everything in flight again, with the same numbers."""
         if not self.in_flight:
             return []
         return [self._group(next(iter(self.in_flight)), list(self.in_flight.values()))]

@@ -1,4 +1,4 @@
-"""The world of one seed: nodes and clients (sim_load, sim_drivers), and trouble until everything must heal."""
+"""The world of one seed: nodes and clients (sim_load, sim_drivers), and faults until everything is healed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sim_load import Load
 from dss_raft.core import InvariantViolation
 from dss_raft.core.messages import EntryKind
 
-#: after the healing: more than thirty election timeouts
+#: time for progress after the healing: more than thirty election timeouts
 PROGRESS_US = 3_000_000
-#: and for as long a node may go on catching up
+#: a node may catch up for this time in addition
 CATCH_UP_US = 30_000_000
-#: What a run of many seeds must have met; a simulator in which one of them never comes to pass proves nothing about it.
+#: What must have happened in a run of many seeds. A simulator in which one of these never happens proves nothing about it.
 HAPPENINGS = (
     *(name for name in sim_profile.FAULTS if name != "heal"),
     *("message lost", "message late", "message doubled"),
@@ -43,14 +43,14 @@ class Outcome:
     seed: int
     events: int
     trace_hash: int
-    #: what really happened, so that a clean run is not an empty one
+    #: what happened, so that a clean run is not an empty one
     commits: int = 0
     leaders: int = 0
     restores: int = 0
     reads: int = 0
     answered: int = 0
     configurations: int = 0
-    #: faults and the rest of what befell it, see HAPPENINGS
+    #: faults and other events, see HAPPENINGS
     happened: Counter[str] = field(default_factory=Counter)
     failed: str = ""
     detail: str = ""
@@ -68,7 +68,7 @@ class World(Load):
         self._later(self.profile.faults_us, self._heal)
 
     def run(self) -> Outcome:
-        """Until everything has healed and caught up, or a check fails."""
+        """Run until everything has healed and caught up, or a check fails."""
         failed = detail = ""
         try:
             self._loop()
@@ -115,7 +115,7 @@ class World(Load):
 
     def _between(self, some: list[str], others: list[str]) -> None:
         if self.healed:
-            return  # a swizzle that began before the healing
+            return  # a swizzle that started before the healing
         for a in some:
             for b in others:
                 self.cut[a, b] = self.cut[b, a] = True
@@ -136,7 +136,7 @@ class World(Load):
         self.cut[self.rng.choice(list(self.nodes)), self.rng.choice(list(self.nodes))] = True
 
     def _fault_swizzle(self) -> None:
-        """Cut nodes off one by one, heal them in another order."""
+        """Cut nodes off one by one, and heal them in another order."""
         ids = list(self.nodes)
         self.rng.shuffle(ids)
         for position, node_id in enumerate(ids[: self.rng.randint(1, len(ids))]):
@@ -158,7 +158,7 @@ class World(Load):
             self._crash(node)
 
     def _fault_fsync_error(self) -> None:
-        """The disk reports an error: the node stops, without a second try."""
+        """The disk reports an error: the node stops without a retry."""
         writing = [node for node in self.nodes.values() if node.writing is not None]
         if writing:
             self.happened["fsync_error"] += 1
@@ -174,7 +174,7 @@ class World(Load):
     # ---- the end
 
     def _heal(self) -> None:
-        """Everything works from now on; a leader must commit and everybody must catch up (`_too_late`)."""
+        """Everything works from now on: a leader must commit, and every node must catch up (`_too_late`)."""
         self._say("", "-- healed")
         self.healed = True
         self.cut = {}
@@ -187,7 +187,7 @@ class World(Load):
         self._later(20_000, self._finish)
 
     def _too_late(self, applied: int = -1) -> None:
-        """After PROGRESS_US all should be over; a node that still catches up, one entry a round trip perhaps, gets more time."""
+        """After PROGRESS_US all nodes should be done. One that still catches up (one entry per round trip) gets more time."""
         now_applied = sum(node.state_index for node in self.nodes.values() if node.alive)
         if now_applied > applied and self.now < self.profile.faults_us + CATCH_UP_US:
             self._later(PROGRESS_US // 3, self._too_late, now_applied)
@@ -197,7 +197,7 @@ class World(Load):
         raise Violation("progress", f"{seconds:g} s after everything healed: leader {leader.id if leader else 'none'}")
 
     def _finish(self) -> bool:
-        """Propose a last command, and see it applied everywhere."""
+        """Propose a last command, and check that every node applies it."""
         self._later(10_000, self._finish)
         leader = self._leader()
         if leader is None:

@@ -1,4 +1,4 @@
-"""Helpers of the log store's tests: short ways to make its arguments, a naive model of it, and a recorder of disks."""
+"""Helpers of the log store's tests: factories for its arguments, a naive model, and a disk recorder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIGURATION = Configuration((Member("node-1", "http://127.0.0.1:8101"), Member
 
 
 class Make:
-    """Short ways to make what the store takes."""
+    """Factories for the arguments of the store."""
 
     configuration = CONFIGURATION
 
@@ -52,7 +52,7 @@ class Make:
 
 
 class Model:
-    """What a store must hold, kept the naive way."""
+    """A naive model of what a store must hold."""
 
     def __init__(self) -> None:
         self.log: dict[int, Entry] = {}
@@ -84,7 +84,7 @@ def new_model() -> type[Model]:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A data directory on a memory file system where there is one: hundreds of recoveries then cost no disk's time."""
+    """A data directory, on a memory file system if there is one, so that hundreds of recoveries do not wait for a disk."""
     parent = "/dev/shm" if Path("/dev/shm").is_dir() else None
     path = Path(tempfile.mkdtemp(prefix="dss-store-", dir=parent))
     yield path / "node-1"

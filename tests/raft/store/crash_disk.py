@@ -1,10 +1,10 @@
-"""Records what a store does to its disk, and rebuilds every state that a crash can leave behind.
+"""Records what a store does to its disk, and rebuilds every state that a crash can leave.
 
-Rules, those of POSIX and not of a friendly file system: what was written to a file lasts after a sync of the file, a new, changed
-or removed name after a sync of the directory. Until then any part of it may be there: all subsets (in order) of the last few
-operations, the last of them torn. A SQLite transaction in WAL mode appends frames and syncs once (a new header is synced before);
-a checkpoint writes pages of the database, syncs it, and may then truncate the WAL. `test_store_syscalls.py` looks whether SQLite
-really does that.
+The rules are those of POSIX, not of a friendly file system. What was written to a file is durable after a sync of the file; a
+new, changed or removed name after a sync of the directory. Until then any part of it may be there: all subsets (in order) of
+the last few operations, the last of them torn. A SQLite transaction in WAL mode appends frames and syncs once (a new header is
+synced before). A checkpoint writes pages of the database, syncs it, and may then truncate the WAL. `test_store_syscalls.py`
+checks that SQLite really does this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dss_raft.disk.wal import FRAME_HEADER_BYTES, HEADER_BYTES
 
 PAGE = 4096
 FRAME = FRAME_HEADER_BYTES + PAGE
-#: Unsynced operations of which all subsets are tried; older ones are either all there or all lost.
+#: Number of unsynced operations of which all subsets are tried; older ones are either all there or all lost.
 PENDING_MAX = 4
 
 Image = dict[Path, bytes]
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 class Disk:
-    """A file system that knows what is durable. `states` collects the crash states of everything that happens on it."""
+    """A file system that knows what is durable. `states` collects the crash states of all operations on it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -150,7 +150,7 @@ class Disk:
 
 
 class RecordingFiles(Files):
-    """Does everything for real, and tells the disk."""
+    """Real file I/O that is also recorded on the disk."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -189,7 +189,7 @@ class RecordingFiles(Files):
 
 
 class RecordingDatabase(Database):
-    """SQLite for real; the files before and after each step say what it wrote."""
+    """A real SQLite database. A comparison of the files before and after each step shows what it wrote."""
 
     def __init__(self, disk: Disk, path: Path) -> None:
         self._disk = disk
@@ -210,7 +210,7 @@ class RecordingDatabase(Database):
 
 
 def restore(image: Image, source: Path, target: Path) -> None:
-    """Write a crash state's files, recorded under `source`, below `target`."""
+    """Write the files of a crash state, which was recorded under `source`, below `target`."""
     (target / "snapshots").mkdir(parents=True)
     for path, data in image.items():
         (target / path.relative_to(source)).write_bytes(data)
@@ -259,7 +259,7 @@ def _pieces(wal: bytes) -> Iterator[slice]:
 
 
 def _positions(length: int) -> list[int]:
-    """Where a write may be torn: every byte of a short one, some of a page."""
+    """The places where a write may be torn: every byte of a short one, some of a page."""
     return list(range(length)) if length <= 32 else [0, 1, 511, 512, length // 2, length - 512, length - 1]
 
 

@@ -1,6 +1,6 @@
-"""Whatever a crash leaves behind, the next start finds everything acknowledged, and at most the one write that was under way.
+"""After any crash, the next start finds everything acknowledged, and at most the one write that was in progress.
 
-Every crash state of a scripted life is rebuilt (see `crash_disk`) and opened: thousands of recoveries.
+The tests rebuild every crash state of a scripted history (see `crash_disk`) and open it: thousands of recoveries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dss_raft.disk.store import LogStore
 
 
 class Life:
-    """A store on a recorded disk, with the model's state after each acknowledged call."""
+    """A store on a recorded disk, with the state of the model after each acknowledged call."""
 
     def __init__(self, directory: Path, crash_disk, model, make) -> None:
         self.make = make
@@ -35,7 +35,7 @@ class Life:
             self.store.bootstrap(make.configuration)
         else:
             assert self.store.load() == model.boot_state()
-        self.disk.states.clear()  # a store that was never used may be found new again: see test_store_damage.py
+        self.disk.states.clear()  # a store that was never used may be new again: see test_store_damage.py
         self.expected: list[tuple[BootState, int]] = []
         self.call(lambda: None)
 
@@ -96,7 +96,7 @@ def recover_all(life: Life, crash_disk) -> int:
 
 
 def go_on_and_recover_again(store: LogStore, found: BootState, make, target: Path, label: str) -> None:
-    """A recovered store is as good as new: it takes writes, and a kill after them loses nothing."""
+    """A recovered store works normally: it accepts writes, and a kill after them loses nothing."""
     last = found.entries[-1].index if found.entries else found.snapshot.index
     more = make.entries(last + 1, last + 2, term=9)
     store.write(make.persist(more, term=9))
@@ -150,7 +150,7 @@ def test_a_received_snapshot_replaces_the_log(life, make, crash_disk):
 
 @pytest.mark.parametrize("checkpoint_bytes", [1, 10_000_000])
 def test_a_crash_soon_after_a_crash(life, make, crash_disk, directory, monkeypatch, checkpoint_bytes):
-    """The torn transaction of the first crash leaves good frames behind a bad one; they must not be taken for later ones."""
+    """The torn transaction of the first crash leaves good frames after a bad one. They must not be taken for later ones."""
     monkeypatch.setattr(store_module, "CHECKPOINT_BYTES", checkpoint_bytes)
     life.write(make.persist(make.entries(1, 2)))
     before = life.model.boot_state()

@@ -1,7 +1,7 @@
-"""A damaged file is refused, or does not matter: what comes back is exactly what was acknowledged, or nothing does.
+"""A damaged file is refused, or does not matter: a start returns exactly what was acknowledged, or nothing.
 
-Each test damages copies of a real data directory, of a node that was stopped, or killed (its last writes are in the write-ahead
-log).
+Each test damages copies of a real data directory, of a node that was stopped or killed (then its last writes are in the
+write-ahead log).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WAL = "raft.sqlite3-wal"
 
 @pytest.fixture
 def life(directory, make, new_model) -> Iterator[tuple[LogStore, BootState]]:
-    """A store with snapshots, a checkpointed part and a part in the write-ahead log; and what it holds."""
+    """A store with snapshots, a checkpointed part and a part in the write-ahead log, and its content."""
     model, store = new_model(), make.store(directory)
     store.next_incarnation()
     for persist in (
@@ -45,13 +45,13 @@ def life(directory, make, new_model) -> Iterator[tuple[LogStore, BootState]]:
 
 @pytest.fixture
 def killed(life, directory) -> tuple[Path, BootState]:
-    """Its directory as a kill leaves it."""
+    """The directory of the store after a kill."""
     return copy_of(directory, "killed"), life[1]
 
 
 @pytest.fixture
 def stopped(life, directory) -> tuple[Path, BootState]:
-    """Its directory after a clean stop."""
+    """The directory of the store after a clean stop."""
     life[0].close()
     return copy_of(directory, "stopped"), life[1]
 
@@ -61,7 +61,7 @@ def copy_of(directory: Path, name: str) -> Path:
 
 
 def outcome(directory: Path) -> BootState | str:
-    """What a start finds: the state with the snapshot's bytes verified, or the refusal."""
+    """The result of a start: the state, with the bytes of the snapshot verified, or the refusal."""
     try:
         store = LogStore(directory, "node-1", "cluster")
     except StoreError as error:
@@ -121,7 +121,7 @@ def cut(length: int) -> Callable[[bytearray], None]:
     return change
 
 
-def test_the_sound_directories_open(killed, stopped):
+def test_the_undamaged_directories_open(killed, stopped):
     assert outcome(copy_of(killed[0], "one")) == killed[1]
     assert outcome(copy_of(stopped[0], "two")) == stopped[1]
 
@@ -140,7 +140,7 @@ def test_a_flipped_bit_in_the_write_ahead_log_of_a_killed_node(killed):
     headers = [32 + number * frame + byte for number in range((size - 32) // frame) for byte in range(0, 24, 5)]
     positions = [*range(32), *headers, *range(32, size, 211)]
     refused = sum(assert_never_shorter(killed, WAL, flip(position), f"bit of byte {position}") for position in positions)
-    # Every frame of it was acknowledged. Only the header's bytes that SQLite does not look at may be wrong without harm.
+    # Every frame of it was acknowledged. Only the bytes of the header that SQLite ignores may be wrong without harm.
     assert refused >= len(positions) - 32
 
 
@@ -149,20 +149,20 @@ def test_a_file_cut_short_anywhere(killed, name):
     size = (killed[0] / name).stat().st_size
     for length in [*range(0, size, 1361), size - 4096, size - 1]:
         refused = assert_never_shorter(killed, name, cut(length), f"cut at {length}")
-        assert refused or name == DATABASE  # a page that also stands in the write-ahead log is not missed
+        assert refused or name == DATABASE  # a page that is also in the write-ahead log is not needed
 
 
-def test_garbage_in_the_middle_of_the_write_ahead_log_is_damage_even_without_the_witness(killed):
-    """After a power failure the witness may be old; what stands behind the bad frame is enough."""
+def test_garbage_in_the_middle_of_the_log_is_damage_even_without_the_high_water_mark(killed):
+    """After a power failure the high-water mark may be old; the frames after the bad one are enough."""
     damaged = damage(killed[0], WAL, flip(32 + 4120 + 500))
     (damaged / "raft.acknowledged").write_bytes(b"")
     found = outcome(damaged)
-    assert "a later transaction stands behind it" in found
+    assert "a later transaction follows it" in found
 
 
 @pytest.mark.parametrize("position", [0, 9, 17, 25])
-def test_a_damaged_header_of_the_write_ahead_log_is_refused_for_good(killed, position):
-    """SQLite ignores such a log, and deletes it when it closes: only the first start can see what happened."""
+def test_a_damaged_header_of_the_write_ahead_log_is_refused_permanently(killed, position):
+    """SQLite ignores such a log and deletes it on close, so only the first start can see what happened."""
     damaged = damage(killed[0], WAL, flip(position))
     (damaged / "raft.acknowledged").write_bytes(b"")
     assert "header of the write-ahead log is damaged" in outcome(damaged)
@@ -181,10 +181,10 @@ def test_damage_where_no_row_is_stored_is_found(stopped):
     connection.close()
     trunk = int.from_bytes((stopped[0] / DATABASE).read_bytes()[32:36], "big")
     assert outcome(damage(stopped[0], DATABASE, lambda data: None)) == stopped[1]
-    assert "SQLite finds its file damaged" in outcome(damage(stopped[0], DATABASE, flip((trunk - 1) * 4096 + 7)))
+    assert "SQLite reports damage" in outcome(damage(stopped[0], DATABASE, flip((trunk - 1) * 4096 + 7)))
 
 
-def test_an_empty_database_in_its_place_does_not_make_a_new_node(stopped):
+def test_an_empty_database_file_does_not_make_a_new_node(stopped):
     (stopped[0] / DATABASE).unlink()
     with sqlite3.connect(stopped[0] / DATABASE) as connection:
         connection.execute("PRAGMA journal_mode=wal")
@@ -195,13 +195,13 @@ def test_an_empty_database_in_its_place_does_not_make_a_new_node(stopped):
 
 
 @pytest.mark.parametrize("name", [DATABASE, WAL])
-def test_a_file_that_is_gone(killed, name):
+def test_a_missing_file(killed, name):
     damaged = damage(killed[0], name, lambda data: None)
     (damaged / name).unlink()
     assert outcome(damaged).startswith("StoreDamaged")
 
 
-def test_a_database_and_write_ahead_log_that_are_gone_do_not_make_a_new_node(killed):
+def test_a_missing_database_and_write_ahead_log_do_not_make_a_new_node(killed):
     damaged = damage(killed[0], DATABASE, lambda data: None)
     (damaged / DATABASE).unlink()
     (damaged / WAL).unlink()
@@ -219,7 +219,7 @@ def test_an_old_copy_of_the_database_is_noticed(life, directory, make):
     assert "acknowledged transactions are missing" in outcome(directory)
 
 
-def test_a_missing_witness_alone_is_harmless(killed):
+def test_a_missing_high_water_mark_alone_is_harmless(killed):
     (killed[0] / "raft.acknowledged").unlink()
     assert outcome(killed[0]) == killed[1]
 
@@ -227,8 +227,8 @@ def test_a_missing_witness_alone_is_harmless(killed):
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("DELETE FROM entries WHERE idx = 40", "has entry 41 where entry 40 belongs"),
-        ("DELETE FROM entries WHERE idx = 26", "has entry 27 where entry 26 belongs"),
+        ("DELETE FROM entries WHERE idx = 40", "has entry 41 in place of entry 40"),
+        ("DELETE FROM entries WHERE idx = 26", "has entry 27 in place of entry 26"),
         ("DELETE FROM entries WHERE idx = 65", "ends at entry 64 instead of 65"),
         ("DELETE FROM entries", "ends at entry 25 instead of 65"),
         ("UPDATE entries SET data = 'text' WHERE idx = 50", "entry 50 fails its checksum"),
@@ -241,7 +241,7 @@ def test_a_missing_witness_alone_is_harmless(killed):
         ("DROP TABLE entries", "schema"),
     ],
 )
-def test_a_row_that_is_not_what_was_written(stopped, statement, words):
+def test_a_changed_row(stopped, statement, words):
     directory, _ = stopped
     with sqlite3.connect(directory / DATABASE) as connection:
         connection.execute(statement)
@@ -251,7 +251,7 @@ def test_a_row_that_is_not_what_was_written(stopped, statement, words):
     assert "new NODE_ID" in found, "the message says what to do"
 
 
-def test_a_snapshot_that_is_gone_or_changed(stopped):
+def test_a_missing_or_changed_snapshot(stopped):
     name = next((stopped[0] / "snapshots").glob("*.snap")).relative_to(stopped[0])
     assert "fails its checksum" in outcome(damage(stopped[0], str(name), flip(7)))
     assert "bytes instead of" in outcome(damage(stopped[0], str(name), lambda data: data.pop()))
@@ -260,7 +260,7 @@ def test_a_snapshot_that_is_gone_or_changed(stopped):
     assert "is missing" in outcome(gone)
 
 
-def test_a_store_whose_creation_was_cut_off_is_new(directory, make):
+def test_a_store_whose_creation_was_interrupted_is_new(directory, make):
     """Nothing had been acknowledged: no vote, no entry."""
     store = LogStore(directory, "node-1", "cluster")
     unused = copy_of(directory, "unused")
@@ -272,7 +272,7 @@ def test_a_store_whose_creation_was_cut_off_is_new(directory, make):
     assert outcome(unused) == "NEW"
 
 
-def test_a_newer_schema_is_refused_and_not_called_damage(stopped):
+def test_a_newer_schema_is_refused_but_is_not_damage(stopped):
     with sqlite3.connect(stopped[0] / DATABASE) as connection:
         connection.execute("PRAGMA user_version = 2")
     connection.close()

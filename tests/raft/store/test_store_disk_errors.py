@@ -1,4 +1,4 @@
-"""A disk that fails: the write is reported as failed, nothing is retried, and what was acknowledged before is still there."""
+"""When the disk fails, the write fails, nothing is retried, and what was acknowledged before is still there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_full_disk(directory, make):
     store.write(make.persist(make.entries(1, 3)))
     database = store._database
     assert database is not None
-    database.connection.execute("PRAGMA max_page_count = 5")  # SQLite's own way to meet SQLITE_FULL
+    database.connection.execute("PRAGMA max_page_count = 5")  # makes SQLite return SQLITE_FULL
     with pytest.raises(StoreFailed, match="disk is full"):
         store.write(make.persist(make.entries(4, 103, size=4000)))
     assert_stopped_with_nothing_lost(store, directory, make, "full")
@@ -40,9 +40,9 @@ def test_an_input_output_error(directory, make):
     store = make.store(directory)
     store.write(make.persist(make.entries(1, 3)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # writes beyond it fail, in this process, for real
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # real writes beyond this size fail in this process
     try:
-        with pytest.raises(StoreFailed, match="Nothing is retried"):
+        with pytest.raises(StoreFailed, match="does not retry"):
             store.write(make.persist(make.entries(4, 103, size=4000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

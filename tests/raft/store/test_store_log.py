@@ -1,4 +1,4 @@
-"""What the store keeps: the log, term and vote, the incarnation counter, and whose directory it is."""
+"""What the store keeps: the log, term and vote, the incarnation, and the owner of the directory."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_directory_in_use_is_refused_until_its_process_has_died(directory, mak
     make.store(directory).close()
 
 
-def test_nobody_else_opens_the_database_while_the_store_has_it_nor_the_other_way_round(directory, make):
+def test_the_database_is_never_open_in_two_processes(directory, make):
     store = make.store(directory)
     with sqlite3.connect(directory / "raft.sqlite3", timeout=0) as shell:
         with pytest.raises(sqlite3.OperationalError, match="locked"):
@@ -102,14 +102,14 @@ def test_nobody_else_opens_the_database_while_the_store_has_it_nor_the_other_way
     make.store(directory).close()
 
 
-def test_a_directory_that_cannot_be_used_is_a_clear_message(tmp_path):
+def test_a_directory_that_cannot_be_used_gives_a_clear_message(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreFailed, match="cannot open the log store"):
         LogStore(tmp_path / "file" / "raft", "node-1")
 
 
 def reopen(store: LogStore, directory) -> BootState:
-    """What the next process finds, whether or not this one has closed the store."""
+    """The state that the next process finds, whether or not this one has closed the store."""
     store.close()
     again = LogStore(directory, "node-1", "cluster")
     try:
@@ -118,7 +118,7 @@ def reopen(store: LogStore, directory) -> BootState:
         again.close()
 
 
-def test_any_sequence_of_writes_reads_back_as_the_naive_model_says(directory, make, new_model):
+def test_any_sequence_of_writes_reads_back_like_the_naive_model(directory, make, new_model):
     class Writes(RuleBasedStateMachine):
         count = 0
 

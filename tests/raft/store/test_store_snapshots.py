@@ -1,4 +1,4 @@
-"""Snapshots in the store: written, served in chunks, received in chunks."""
+"""Snapshots in the store: written, read in chunks, received in chunks."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def files(directory) -> list[str]:
     return sorted(path.name for path in (directory / "snapshots").iterdir())
 
 
-def test_a_snapshot_from_pieces_reads_back_whole(store, make):
+def test_a_snapshot_written_in_pieces_reads_back_complete(store, make):
     meta = store.save_snapshot(make.meta(10, 1), iter([b"one ", b"", b"two"]), 0)
     assert (meta.size, meta.crc) == (7, zlib.crc32(b"one two"))
     assert store.read_snapshot(meta) == b"one two"
 
 
-def test_chunks_of_it_cover_every_byte(store, make):
+def test_the_chunks_of_a_snapshot_cover_every_byte(store, make):
     meta = store.save_snapshot(make.meta(10, 1), b"0123456789", 0)
     assert store.read_chunk(meta, 0, 4) == (b"0123", False)
     assert store.read_chunk(meta, 4, 4) == (b"4567", False)
     assert store.read_chunk(meta, 8, 4) == (b"89", True)
 
 
-def test_the_one_before_is_kept_for_those_who_are_receiving_it_and_older_ones_are_not(store, directory, make):
+def test_the_previous_snapshot_is_kept_for_receivers_and_older_ones_are_not(store, directory, make):
     first = store.save_snapshot(make.meta(5, 1), b"first", 0)
     second = store.save_snapshot(make.meta(6, 1), b"second", 0)
     assert store.read_chunk(first, 0, 10) == (b"first", True)
@@ -48,7 +48,7 @@ def test_the_one_before_is_kept_for_those_who_are_receiving_it_and_older_ones_ar
     assert store.read_chunk(third, 0, 10) == (b"third", True)
 
 
-def test_what_was_left_half_written_is_removed_at_the_next_start(store, directory, make):
+def test_incomplete_files_are_removed_at_the_next_start(store, directory, make):
     def breaks_off():
         yield b"half"
         raise RuntimeError("the state machine failed")
@@ -64,7 +64,7 @@ def test_what_was_left_half_written_is_removed_at_the_next_start(store, director
 
 
 class Sender:
-    """The leader's side of a transfer."""
+    """Read all chunks, like the leader in a transfer."""
 
     def __init__(self, make, data: bytes) -> None:
         self.data = data
@@ -80,7 +80,7 @@ def sender(make) -> Sender:
     return Sender(make, b"0123456789")
 
 
-def test_a_received_snapshot_takes_the_place_of_the_log(store, directory, make, sender):
+def test_a_received_snapshot_replaces_the_log_of_the_store(store, directory, make, sender):
     assert sender.send(store, 0) == (4, False)
     assert sender.send(store, 4) == (8, False)
     assert sender.send(store, 8) == (10, True)
@@ -94,7 +94,7 @@ def test_a_received_snapshot_takes_the_place_of_the_log(store, directory, make, 
     again.close()
 
 
-def test_repeated_early_and_late_chunks_say_where_to_go_on(store, sender):
+def test_repeated_early_and_late_chunks_return_the_offset_to_continue_at(store, sender):
     assert sender.send(store, 4) == (0, False)
     assert sender.send(store, 0) == (4, False)
     assert sender.send(store, 0) == (4, False)
@@ -104,13 +104,13 @@ def test_repeated_early_and_late_chunks_say_where_to_go_on(store, sender):
     assert sender.send(store, 8) == (10, True)
 
 
-def test_a_chunk_changed_on_the_way_is_asked_for_again(store, sender):
+def test_a_corrupted_chunk_is_requested_again(store, sender):
     assert store.write_chunk(sender.meta, 0, b"garb", zlib.crc32(b"0123")) == (0, False)
     assert sender.send(store, 0) == (4, False)
 
 
 @pytest.mark.parametrize("more", [b"89", b"8!", b"89 and more"])
-def test_bytes_that_are_not_the_snapshot_that_was_announced_start_over(store, make, sender, more):
+def test_bytes_that_do_not_match_the_announced_snapshot_start_over(store, make, sender, more):
     meta = make.meta(50, 2, 10, zlib.crc32(b"another 10"))
     for offset in (0, 4):
         sender.send(store, offset, meta=meta)
@@ -118,14 +118,14 @@ def test_bytes_that_are_not_the_snapshot_that_was_announced_start_over(store, ma
     assert sender.send(store, 0, meta=meta) == (4, False)
 
 
-def test_a_newer_snapshot_takes_the_place_of_one_half_received(store, directory, make, sender):
+def test_a_newer_snapshot_replaces_one_that_is_partly_received(store, directory, make, sender):
     sender.send(store, 0)
     newer = make.meta(60, 2, 3, zlib.crc32(b"new"))
     assert store.write_chunk(newer, 0, b"new", zlib.crc32(b"new")) == (3, True)
     assert len(files(directory)) == 1
 
 
-def test_an_own_snapshot_of_the_same_index_is_not_mixed_up_with_a_received_one(store, directory, make):
+def test_an_own_snapshot_is_not_mixed_up_with_a_received_one_of_the_same_index(store, directory, make):
     own = store.save_snapshot(make.meta(10, 1), b"own bytes", 0)
     theirs = make.meta(10, 1, 5, zlib.crc32(b"their"))
     assert store.write_chunk(theirs, 0, b"their", zlib.crc32(b"their")) == (5, True)
@@ -133,7 +133,7 @@ def test_an_own_snapshot_of_the_same_index_is_not_mixed_up_with_a_received_one(s
     assert store.read_snapshot(theirs) == b"their"
 
 
-def test_an_own_snapshot_that_was_overtaken_by_a_received_one_changes_nothing(store, directory, make, sender):
+def test_an_own_snapshot_older_than_a_received_one_changes_nothing(store, directory, make, sender):
     staged = store.stage_snapshot(make.meta(10, 1), b"slowly written")
     sender.send(store, 0, length=10)
     store.write(make.persist([], term=2, snapshot=sender.meta))
@@ -146,7 +146,7 @@ def test_an_own_snapshot_that_was_overtaken_by_a_received_one_changes_nothing(st
     again.close()
 
 
-def test_a_received_snapshot_outlives_own_ones_that_are_taken_before_it_is_installed(store, make, sender):
+def test_a_received_snapshot_is_kept_while_own_ones_are_taken_before_its_installation(store, make, sender):
     sender.send(store, 0, length=10)
     for index in (10, 11, 12):
         store.save_snapshot(make.meta(index, 1), b"own", 0)
@@ -154,7 +154,7 @@ def test_a_received_snapshot_outlives_own_ones_that_are_taken_before_it_is_insta
     assert store.read_snapshot(sender.meta) == sender.data
 
 
-def test_a_snapshot_changed_on_the_disk_is_not_handed_out(store, directory, make):
+def test_a_snapshot_that_was_changed_on_disk_is_not_read(store, directory, make):
     meta = store.save_snapshot(make.meta(10, 1), b"0123456789", 0)
     (directory / "snapshots" / files(directory)[0]).write_bytes(b"0123456780")
     with pytest.raises(StoreDamaged, match="fails its checksum"):

@@ -1,4 +1,4 @@
-"""SQLite's system calls are those that the crash states are built from: looked at with strace, where it may be used."""
+"""SQLite makes the system calls that the crash states are built from. Checked with strace, where it is available."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ write(b"checkpoint", 2)
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The calls on the database's files during each write: "write wal 0", "sync database", …"""
+    """The system calls on the database files during each write: "write wal 0", "sync database", …"""
     strace = shutil.which("strace")
     if strace is None or subprocess.run([strace, "true"], capture_output=True, check=False).returncode:
         pytest.skip("strace is not here, or may not be used")
