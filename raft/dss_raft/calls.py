@@ -164,7 +164,7 @@ class Calls:
             self._last_progress = self._loop.time()
 
     def end_apply(self) -> None:
-        """The events of the applied entries have been handled: answer reads, and go on with what is still due."""
+        """The events of the applied entries have been handled: answer reads, and send or stamp what is still due."""
         replica = self._replica
         self._reads.release(replica.applied_index)
         if replica.take_gap():

@@ -33,7 +33,7 @@ APPLY_BUDGET_S = 0.005
 SNAPSHOT_CHUNK_BYTES = 512 * 1024
 
 
-class Listener(Protocol):
+class DriverListener(Protocol):
     """What the driver reports to its node."""
 
     def before_ready(self) -> None:
@@ -73,7 +73,7 @@ class Driver:
         replica: Replica,
         snapshots: SnapshotKeeper,
         executor: ThreadPoolExecutor,
-        listener: Listener,
+        listener: DriverListener,
         tick_s: float,
     ) -> None:
         self.core = core

@@ -22,7 +22,7 @@ NodeId = Annotated[str, msgspec.Meta(pattern=NODE_ID_PATTERN, description="a nod
 # ------------------------------------------------------------------ requests
 
 
-class Nothing(Fields):
+class NoParameters(Fields):
     """A call without parameters."""
 
 
@@ -49,11 +49,11 @@ class RemoveMember(Fields):
 # ------------------------------------------------------------------- handlers
 
 
-async def health(node: Node, request: Nothing) -> Health:
+async def health(node: Node, request: NoParameters) -> Health:
     return Health(node=node.node_id)
 
 
-async def ready(node: Node, request: Nothing) -> Ready:
+async def ready(node: Node, request: NoParameters) -> Ready:
     if not node.leader_id:
         raise Refused("not_ready", "this node knows no leader", node=node.node_id)
     if not node.is_ready:
@@ -61,11 +61,11 @@ async def ready(node: Node, request: Nothing) -> Ready:
     return Ready(node=node.node_id, leader_id=node.leader_id, applied_index=node.applied_index)
 
 
-async def status(node: Node, request: Nothing) -> Result:
+async def status(node: Node, request: NoParameters) -> Result:
     return Result(node.status())
 
 
-async def leader(node: Node, request: Nothing) -> Leader:
+async def leader(node: Node, request: NoParameters) -> Leader:
     return Leader(leader_id=node.leader_id or None, node=node.node_id)
 
 
@@ -91,7 +91,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="health",
         method="GET",
         path="/health",
-        request=Nothing,
+        request=NoParameters,
         handle=health,
         answer=Health,
         summary="Is this process serving?",
@@ -103,7 +103,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="ready",
         method="GET",
         path="/ready",
-        request=Nothing,
+        request=NoParameters,
         handle=ready,
         answer=Ready,
         summary="Is this node ready to serve calls?",
@@ -118,7 +118,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="raft.status",
         method="GET",
         path="/raft/status",
-        request=Nothing,
+        request=NoParameters,
         handle=status,
         answer=Status,
         summary="Raft state as this node sees it",
@@ -128,7 +128,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="raft.leader",
         method="GET",
         path="/raft/leader",
-        request=Nothing,
+        request=NoParameters,
         handle=leader,
         answer=Leader,
         summary="The current leader",
