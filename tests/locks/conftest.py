@@ -12,7 +12,7 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_locks.core import answers
+from dss_locks.core import refusals
 from dss_locks.core.commands import Acquire, ForceRelease, Release, Renew
 from dss_locks.core.state import LockChanged, LockLimits
 from dss_locks.core.table import LockTable
@@ -107,7 +107,7 @@ class Harness:
         self.entry()
 
     def holders(self, key: str) -> list[tuple[str, str]]:
-        return [(h["client"], h["mode"]) for h in answers.holders(self.table.holdings, key, self.at_ms, 100)]
+        return [(h["client"], h["mode"]) for h in refusals.holders(self.table.holdings, key, self.at_ms, 100)]
 
     def queue(self, key: str) -> list[str]:
         lock = self.table.locks.get(key)

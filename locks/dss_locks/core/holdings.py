@@ -253,3 +253,8 @@ class Holdings:
             self._spent.clear()
             self._spent_index = index
         self._spent[hold.key] = hold.exclusive or self._spent.get(hold.key, False)
+
+
+def matches_token(hold: Hold, token: int | None, keys: Sequence[str]) -> bool:
+    """Whether `token` names this hold. A call for several keys gives the highest of their tokens."""
+    return token is None or hold.token == token or (len(keys) > 1 and hold.token < token)

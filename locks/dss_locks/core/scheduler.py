@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from dss_api.result import Result
-from dss_locks.core import answers
+from dss_locks.core import refusals
 from dss_locks.core.commands import Acquire
 from dss_locks.core.holdings import MODES, Holdings
 from dss_locks.core.sessions import LockSession
@@ -156,7 +156,7 @@ class LockScheduler:
         same = waiters.same_as(waiter)
         limit = waiters.over_limit(same or waiter)
         if limit:
-            return answers.over_limit(self.holdings.limits, limit)
+            return refusals.over_limit(self.holdings.limits, limit)
         if same is None:
             if waiters.may_close_cycle(waiter.client) and (cycle := waiters.cycle(waiter)):
                 return self.refuse_deadlock(waiter, cycle, index)
@@ -181,7 +181,7 @@ class LockScheduler:
         """Refuse a request that would close `cycle`."""
         waiter.rank = 0  # it was never queued
         self._emit_waiter("refused", waiter, index, "deadlock")
-        return answers.deadlock(cycle)
+        return refusals.deadlock(cycle)
 
     def refuse_caller(self, caller: Caller, index: int, result: Result) -> None:
         """End a waiting call with a refusal."""
@@ -242,7 +242,7 @@ class LockScheduler:
         limit = holdings.over_limit(waiter.keys, waiter.client)
         if limit:
             for caller in callers[:]:
-                self.refuse_caller(caller, index, answers.over_limit(holdings.limits, limit))
+                self.refuse_caller(caller, index, refusals.over_limit(holdings.limits, limit))
             return False
         waiters.unlink(waiter)
         self._emit_waiter("dequeued", waiter, index, "granted")

@@ -31,9 +31,9 @@ from typing import Any
 import msgspec
 
 from dss_api.result import Result
-from dss_locks.core import answers
+from dss_locks.core import refusals
 from dss_locks.core.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
-from dss_locks.core.holdings import MODES, Holdings
+from dss_locks.core.holdings import MODES, Holdings, matches_token
 from dss_locks.core.rows import decode_hold, decode_waiter, encode_hold, encode_waiter
 from dss_locks.core.scheduler import LockScheduler
 from dss_locks.core.state import ForcedRelease, Hold, KeyLock, LockChanged, LockLimits
@@ -100,9 +100,9 @@ class LockTable:
             scheduler.resume_deferred(at_ms, index)
         positions = Positions(self.locks)
         expired = self.waiters.pop_expired(at_ms)
-        refusals = [answers.not_granted("wait_timeout", holdings, positions, caller.waiter, at_ms) for caller in expired]
-        for caller, refusal in zip(expired, refusals, strict=True):
-            scheduler.refuse_caller(caller, index, refusal)
+        timeouts = [refusals.not_granted("wait_timeout", holdings, positions, caller.waiter, at_ms) for caller in expired]
+        for caller, timeout in zip(expired, timeouts, strict=True):
+            scheduler.refuse_caller(caller, index, timeout)
         for hold in holdings.pop_expired(at_ms):
             scheduler.end(hold, at_ms, index, "lost", "expired")
         for session in holdings.sessions.pop_expired(at_ms):
@@ -207,7 +207,7 @@ class LockTable:
         if key is not None and key not in holdings.locks and key not in holdings.delays.by_key and not holdings.has_spent():
             limit = holdings.over_limit(keys, client)
             if limit:
-                return answers.over_limit(holdings.limits, limit)
+                return refusals.over_limit(holdings.limits, limit)
             hold = holdings.grant(key, client, exclusive, at_ms, index, command.ttl_ms, command.meta, session, origin)
             if command.lock_delay_ms:
                 hold.lock_delay_ms = command.lock_delay_ms
@@ -217,7 +217,7 @@ class LockTable:
         if self.waiters.is_blocked(waiter):
             if command.wait_ms:
                 return self.scheduler.enqueue(waiter, command, at_ms, index, origin)
-            return answers.not_granted("held", holdings, Positions(holdings.locks), waiter, at_ms)
+            return refusals.not_granted("held", holdings, Positions(holdings.locks), waiter, at_ms)
         if (waiter.upgrades or holdings.has_spent()) and holdings.must_defer(keys, client, exclusive, index):
             self.scheduler.defer(keys, at_ms)
             return self.scheduler.enqueue(waiter, command, at_ms, index, origin)
@@ -225,7 +225,7 @@ class LockTable:
             return self.scheduler.refuse_deadlock(waiter, cycle, index)
         limit = holdings.over_limit(keys, client)
         if limit:
-            return answers.over_limit(holdings.limits, limit)
+            return refusals.over_limit(holdings.limits, limit)
         return Result(self.scheduler.grant_all(waiter, command, session, at_ms, index, origin))
 
     def _release(self, command: Release, at_ms: int, index: int, origin: Origin) -> Result:
@@ -239,7 +239,7 @@ class LockTable:
             self.scheduler.end(hold, at_ms, index, "released")
             return Result({"released": True, "held_ms": held_ms})
         if token is not None and lock is not None and lock.holder_count():
-            return answers.not_holder(self.holdings, [key])
+            return refusals.not_holder(self.holdings, [key])
         return Result({"released": False})
 
     def _release_several(self, keys: list[str], client: str, token: int | None, at_ms: int, index: int) -> Result:
@@ -247,12 +247,12 @@ class LockTable:
         stale: list[str] = []
         for key in keys:
             hold = self.holdings.hold_of(key, client)
-            if hold is not None and answers.matches(hold, token, keys):
+            if hold is not None and matches_token(hold, token, keys):
                 mine.append(hold)
             elif token is not None and key in self.locks and self.locks[key].holder_count():
                 stale.append(key)
         if stale and not mine:
-            return answers.not_holder(self.holdings, stale)
+            return refusals.not_holder(self.holdings, stale)
         body: dict[str, Any] = {"released": bool(mine)}
         for hold in mine:
             body["held_ms"] = at_ms - hold.granted_ms
@@ -266,7 +266,7 @@ class LockTable:
         lost: list[str] = []
         for key in keys:
             hold = self.holdings.hold_of(key, command.client)
-            if hold is not None and answers.matches(hold, command.fencing_token, keys):
+            if hold is not None and matches_token(hold, command.fencing_token, keys):
                 holds.append(hold)
             else:
                 lost.append(key)
@@ -293,9 +293,9 @@ class LockTable:
         sessions = self.holdings.sessions
         limits = self.holdings.limits
         if len(sessions.by_id) >= limits.sessions_max:
-            return answers.over_limit(limits, "sessions_max")
+            return refusals.over_limit(limits, "sessions_max")
         if sessions.of_client.get(command.client, 0) >= limits.sessions_per_client_max:
-            return answers.over_limit(limits, "sessions_per_client_max")
+            return refusals.over_limit(limits, "sessions_per_client_max")
         session = sessions.start(command.client, command.ttl_ms, at_ms, index)
         return Result({"session": session.id, "expires_in_ms": session.ttl_ms})
 

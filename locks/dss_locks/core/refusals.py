@@ -1,16 +1,15 @@
-"""What the lock table answers when it refuses, and what it shows of holders. Pure, as the table is."""
+"""The refusals of the lock table. Pure, as the table is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from dss_api.result import Result
 from dss_locks.core.holdings import MODES, Holdings
-from dss_locks.core.state import Hold, LockLimits, LockWaiter
+from dss_locks.core.state import LockLimits, LockWaiter
 from dss_locks.core.waiters import Positions
 
-#: A refusal names at most so many holders of a key.
+#: Maximum number of holders of a key in a refusal.
 HOLDERS_SHOWN_MAX = 16
 
 
@@ -30,14 +29,14 @@ def holders(holdings: Holdings, key: str, at_ms: int, at_most: int = HOLDERS_SHO
 
 
 def not_granted(code: str, holdings: Holdings, positions: Positions, waiter: LockWaiter, at_ms: int) -> Result:
-    """`held` and `wait_timeout`: who is in the way, and how long the keys are still kept back, if they are."""
+    """`held` and `wait_timeout`: the holders, the position in the queue, and the remaining lock delay if there is one."""
     others = [h for key in waiter.keys for h in holders(holdings, key, at_ms) if h["client"] != waiter.client]
     body: dict[str, Any] = {"holders": others, "position": positions.of(waiter)}
     delayed = [key for key in waiter.keys if holdings.delays.blocks(key, waiter.exclusive)] if holdings.delays.by_key else []
     if delayed:
         left_ms = max(holdings.delays.left_ms(key, at_ms) for key in delayed)
         body["delayed_ms"] = left_ms
-        body["detail"] = f"{delayed[0]} was lost by its holder and is kept back for {left_ms} ms (lock_delay_ms)"
+        body["detail"] = f"the lock of {delayed[0]} was lost; the key is not granted for another {left_ms} ms (lock_delay_ms)"
     return Result(body, code)
 
 
@@ -47,17 +46,12 @@ def deadlock(cycle: list[dict[str, Any]]) -> Result:
 
 
 def over_limit(limits: LockLimits, limit: str) -> Result:
-    """`over_limit`, with the limit's name."""
+    """`over_limit`, with the name of the limit."""
     maximum = getattr(limits, limit)
     return Result({"limit": limit, "maximum": maximum, "detail": f"the lock manager's limit {limit} is {maximum}"}, "over_limit")
 
 
 def not_holder(holdings: Holdings, keys: list[str]) -> Result:
-    """`not_holder`: others hold these keys, the highest of their tokens is `current`."""
+    """`not_holder`: other clients hold these keys. `current` is the highest of their tokens."""
     current = max(hold.token for key in keys for hold in holdings.locks[key].holds())
     return Result({"keys": keys, "current": current}, "not_holder")
-
-
-def matches(hold: Hold, token: int | None, keys: Sequence[str]) -> bool:
-    """Whether `token` names this hold. A call for several keys gives the highest of their tokens."""
-    return token is None or hold.token == token or (len(keys) > 1 and hold.token < token)
