@@ -14,7 +14,7 @@ import msgspec
 from dss_locks.core.deadlines import NO_TIMER, Deadlines
 
 
-class Delay(msgspec.Struct):
+class LockDelay(msgspec.Struct):
     """The lock delay of one key."""
 
     key: str
@@ -28,16 +28,16 @@ class Delay(msgspec.Struct):
     timer: int = NO_TIMER
 
 
-class Delays:
+class LockDelays:
     """The lock delays of all keys. Most of the time there are none."""
 
     def __init__(self) -> None:
-        self.by_key: dict[str, Delay] = {}
+        self.by_key: dict[str, LockDelay] = {}
         #: when the present leader took over
         self.rearmed_ms = 0
-        self.deadlines: Deadlines[Delay] = Deadlines(self.deadline_ms)
+        self.deadlines: Deadlines[LockDelay] = Deadlines(self.deadline_ms)
 
-    def deadline_ms(self, delay: Delay) -> int:
+    def deadline_ms(self, delay: LockDelay) -> int:
         """When the key may be granted again."""
         return max(delay.since_ms, self.rearmed_ms) + delay.length_ms
 
@@ -55,12 +55,12 @@ class Delays:
         """Start a delay after a hold was lost. If the key already has one, the one that ends later is kept."""
         delay = self.by_key.get(key)
         if delay is None:
-            delay = self.by_key[key] = Delay(key, client, exclusive, at_ms, length_ms)
+            delay = self.by_key[key] = LockDelay(key, client, exclusive, at_ms, length_ms)
             self.deadlines.add(delay, self.deadline_ms(delay))
         elif at_ms + length_ms > self.deadline_ms(delay):
             delay.client, delay.since_ms, delay.length_ms = client, at_ms, length_ms
 
-    def pop_expired(self, at_ms: int) -> list[Delay]:
+    def pop_expired(self, at_ms: int) -> list[LockDelay]:
         """Remove the delays that have ended. Returns them in an order that is the same on every node."""
         ended = self.deadlines.pop_due(at_ms)
         ended.sort(key=lambda delay: (self.deadline_ms(delay), delay.key))
@@ -76,5 +76,5 @@ class Delays:
     def restore(self, state: Any) -> None:
         """Replace everything."""
         self.rearmed_ms = state["rearmed_ms"]
-        self.by_key = {row[0]: Delay(*row) for row in state["rows"]}
+        self.by_key = {row[0]: LockDelay(*row) for row in state["rows"]}
         self.deadlines.rebuild(self.by_key.values())

@@ -14,7 +14,7 @@ from typing import Any
 
 from dss_locks.core.claims import Claims
 from dss_locks.core.deadlines import Deadlines
-from dss_locks.core.delays import Delays
+from dss_locks.core.delays import LockDelays
 from dss_locks.core.sessions import LockSession, Sessions, count_down
 from dss_locks.core.state import Hold, KeyLock, LockChanged, LockLimits
 from dss_raft.replication.machine import Event, Origin
@@ -36,7 +36,7 @@ class Holdings:
         self.held = [0, 0]
         self.claims = Claims()
         self.sessions = Sessions()
-        self.delays = Delays()
+        self.delays = LockDelays()
         self.leases: Deadlines[Hold] = Deadlines(self.deadline_ms)
         #: when the present leader took over
         self.rearmed_ms = 0
