@@ -83,4 +83,4 @@ lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
 
 clean: ## remove what was built; the clusters' data under .dss stays
-	@rm -rf .venv build dist report .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv build dist report docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,207 @@
+"""The documentation is true: links lead somewhere, named code exists, and the reference lists what the code has."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+
+import dss_project.asgi  # noqa: F401  (registers the metrics of every package)
+from dss_api.operation import Operation, Subscription
+from dss_api.problems import PROBLEMS
+from dss_project.registry import operations, subscriptions
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+_NOT_OURS = re.compile(r"(^|/)(\.(?!github)|_build|build|dist|report|node_modules)[^/]*/")
+PAGES = sorted(file for file in ROOT.rglob("*.md") if not _NOT_OURS.search(str(file.relative_to(ROOT))))
+PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+_FENCE = re.compile(r"^( *)(`{3,}).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
+#: [`name`](file.py)
+_NAMED_CODE = re.compile(r"\[`([^`]+)`\]\(([^)]+\.py)\)")
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return _FENCE.sub("", page.read_text())
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as a forge and MyST name them."""
+    headings = re.findall(r"^#{1,6} +(.+?) *$", prose(page), flags=re.MULTILINE)
+    texts = (re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts}
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_every_relative_link_leads_to_a_file_and_a_heading(name: str) -> None:
+    page = ROOT / name
+    wrong = []
+    for target, anchor in _LINK.findall(prose(page)):
+        file = (page.parent / target).resolve() if target else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            wrong.append(f"{target}#{anchor}")
+    assert not wrong
+
+
+# ------------------------------------------------------------------ architecture
+
+
+@cache
+def defined_in(file: Path) -> set[str]:
+    """Names of a Python file: functions, classes, methods (`Class.method`), and what the module assigns."""
+    return {file.name, *_defined(ast.parse(file.read_text()).body, "")}
+
+
+def _defined(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield prefix + node.name
+            yield from _defined(node.body, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + node.name
+        elif isinstance(node, ast.Assign):
+            yield from (prefix + target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+@pytest.mark.parametrize("name", [name for name in PAGE_NAMES if name.startswith("docs/")])
+def test_code_that_a_page_links_to_is_defined_in_that_file(name: str) -> None:
+    page = ROOT / name
+    named = _NAMED_CODE.findall(page.read_text())
+    wrong = [f"{what} in {file}" for what, file in named if what not in defined_in((page.parent / file).resolve())]
+    assert not wrong
+    assert named or name != "docs/architecture.md"
+
+
+@pytest.mark.parametrize("name", [name for name in PAGE_NAMES if name.startswith("docs/")])
+def test_python_files_that_a_page_names_exist(name: str) -> None:
+    paths = set(re.findall(r"`((?:\w+/)+\w+\.py)`", read(name))) - {"queue/__init__.py"}  # which decision 19 forbids
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+# --------------------------------------------------------------------- decisions
+
+
+def test_decisions_are_numbered_and_have_the_same_parts() -> None:
+    pages = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+    index = read("docs/decisions/index.md")
+    assert len(pages) >= 20
+    for page in pages:
+        text = page.read_text()
+        number = int(page.name[:4])
+        assert text.startswith(f"# {number}. "), page.name
+        assert re.search(r"^(Proposed|Accepted|Superseded)\b.*\d{4}-\d\d-\d\d", text, flags=re.MULTILINE), page.name
+        assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE)[:3] == ["Context", "Decision", "Consequences"], page.name
+        assert page.name in index, page.name
+
+
+# --------------------------------------------------------------------------- api
+
+_API = read("docs/reference/api.md")
+
+
+def section(heading: str) -> str:
+    """The text below a heading of the API page."""
+    match = re.search(rf"^### {re.escape(heading)}\n(.*?)(?=^##|\Z)", _API, flags=re.MULTILINE | re.DOTALL)
+    assert match, f"docs/reference/api.md has no section {heading}"
+    return match[1]
+
+
+def not_named(struct: type[msgspec.Struct], text: str) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(struct) if f"`{field.encode_name}" not in text]
+
+
+@pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
+def test_the_api_page_describes_every_operation(operation: Operation) -> None:
+    text = section(f"{operation.method} {operation.path}")
+    assert text.lstrip().startswith(f"`{operation.name}`.")
+    assert not_named(operation.request, text) == []
+    if "Answer: the settings." not in text:
+        assert not_named(operation.answer, text) == []
+    assert [code for code in operation.problems if f"`{code}`" not in text] == []
+
+
+@pytest.mark.parametrize("subscription", subscriptions(), ids=lambda subscription: subscription.name)
+def test_the_api_page_describes_every_subscription(subscription: Subscription) -> None:
+    text = section(subscription.name)
+    assert not_named(subscription.request, text) == []
+    assert not_named(subscription.event, text) == []
+    assert [code for code in subscription.problems if f"`{code}`" not in text] == []
+
+
+def test_the_api_page_describes_nothing_else() -> None:
+    described = set(re.findall(r"^### (.+)$", _API, flags=re.MULTILINE))
+    offered = {f"{operation.method} {operation.path}" for operation in operations()}
+    assert described == {*offered, *(subscription.name for subscription in subscriptions()), "GET /metrics"}
+
+
+def test_the_api_page_lists_every_problem_with_its_status() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (.+) \|$", _API, flags=re.MULTILINE)
+    assert {code: int(status) for code, status, _ in rows} == {code: problem.status for code, problem in PROBLEMS.items()}
+    retry = {code for code, _, meaning in rows if "Has `Retry-After`." in meaning}
+    assert retry == {code for code, problem in PROBLEMS.items() if problem.retry_after_s is not None}
+
+
+# ----------------------------------------------------------------------- metrics
+
+#: counted by libraries, and described by them
+_OF_LIBRARIES = ("django_", "process_", "python_")
+
+
+def metrics_in_code() -> dict[str, tuple[str, frozenset[str]]]:
+    """Name -> type and labels, as `/metrics` shows them."""
+    found = {}
+    for collector in REGISTRY._collector_to_names:
+        for family in getattr(collector, "describe", collector.collect)():
+            if not family.name.startswith(_OF_LIBRARIES):
+                labels = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
+                name = f"{family.name}_total" if family.type == "counter" else family.name
+                found[name] = family.type, frozenset(labels)
+    return found
+
+
+def test_the_metrics_page_lists_every_metric_with_its_labels() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", read("docs/reference/metrics.md"), flags=re.MULTILINE)
+    described = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert described == metrics_in_code()
+
+
+# ---------------------------------------------------------------- generated parts
+
+
+def test_settings_and_commands_are_generated_from_the_code() -> None:
+    code = "import sys; sys.path.insert(0, 'docs'); import generated; print(generated.settings(), generated.commands())"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for setting in ("`NODE_ID`", "`RAFT_HEARTBEAT_MS`", "`DSS_API_TOKEN`"):
+        assert setting in run.stdout
+    for command in ("node", "status", "member", "publish", "consume", "mesi"):
+        assert f"## {command}\n" in run.stdout
+    assert "`--until-empty`" in run.stdout
+    for page in ("settings", "commands"):
+        assert f"<!-- generated: {page} -->" in read(f"docs/reference/{page}.md")
+
+
+# ---------------------------------------------------------------------- glossary
+
+
+def test_the_glossary_is_sorted_and_every_term_has_a_source() -> None:
+    entries = re.findall(r"^(\S.*)\n: ((?:.+\n?)+)", read("docs/reference/glossary.md"), flags=re.MULTILINE)
+    terms = [term for term, _ in entries]
+    assert len(terms) >= 50
+    assert terms == sorted(terms, key=str.casefold)
+    assert [term for term, meaning in entries if "Source:" not in meaning] == []
