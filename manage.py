@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The door for people at a terminal: `node` runs a node, `cluster` several, `status` asks one; the rest is Django's."""
+"""The commands: `node` runs a node, `cluster` several, `status` asks one; the rest is Django's."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The doors as clients meet them, around a node that a test makes: the same call through the lane and through DRF."""
+"""The entry points as clients see them, around a node that a test makes: the same call through the JSON fast path and DRF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dss_api.guard import Guard
 from dss_api.json_fast_path import JsonFastPath
 from dss_api.operation import Operation
 
-#: what has not come by then never will
+#: anything that takes longer has failed
 PATIENCE_S = 30
 BODY_BYTES_MAX = 100_000
 
@@ -26,8 +26,8 @@ BODY_BYTES_MAX = 100_000
 Reply = tuple[int, dict[str, Any], dict[str, str]]
 
 
-class Door(ABC):
-    """Calls to a node that lives in the loop of another thread.
+class EntryPoint(ABC):
+    """Calls to a node in the event loop of another thread.
 
     Args:
         node: where the next call goes; a test with several of them changes it.
@@ -48,7 +48,7 @@ class Door(ABC):
         """One call."""
 
     def run(self, act: Callable[[], Any]) -> Any:
-        """Do something in the node's loop."""
+        """Run a function in the node's event loop."""
 
         async def in_loop() -> Any:
             result = act()
@@ -66,7 +66,7 @@ class Door(ABC):
         return self.call("GET", path_and_query, b"")
 
     def later(self, path: str, **fields: Any) -> list[Reply]:
-        """A call that waits; returns when it does, and the list has its answer after `join`."""
+        """Start a call and return once it waits at the node; after `join` the list contains its answer."""
         answers: list[Reply] = []
         before = self.run(self._waiting)
         thread = threading.Thread(target=lambda: answers.append(self.post(path, **fields)))
@@ -82,13 +82,13 @@ class Door(ABC):
         return answers
 
     def join(self) -> None:
-        """Until the calls made `later` are answered."""
+        """Wait until the calls made `later` are answered."""
         for thread in self._threads:
             thread.join(PATIENCE_S)
 
 
-class LaneDoor(Door):
-    """The fast lane."""
+class JsonEntryPoint(EntryPoint):
+    """The JSON fast path."""
 
     def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
         path, _, query = path_and_query.partition("?")
@@ -116,7 +116,7 @@ class LaneDoor(Door):
         return sent[0]["status"], document, headers
 
 
-class DrfDoor(Door):
+class DrfEntryPoint(EntryPoint):
     """Django and DRF's views."""
 
     def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
@@ -126,15 +126,15 @@ class DrfDoor(Door):
         return response.status_code, document, {name.lower(): text for name, text in response.items()}
 
 
-#: name for a test's id -> door
-DOORS: dict[str, type[Door]] = {"lane": LaneDoor, "drf": DrfDoor}
+#: name, for the ids of tests -> class
+ENTRY_POINTS: dict[str, type[EntryPoint]] = {"json": JsonEntryPoint, "drf": DrfEntryPoint}
 
 
 @contextmanager
 def opened(
     kind: str, make_node: Callable[[], Any], operations: Sequence[Operation], waiting: Callable[[Any], int]
-) -> Iterator[Door]:
-    """A door to the node that `make_node` makes, inside the loop it is to live in. `waiting` counts the calls that wait there."""
+) -> Iterator[EntryPoint]:
+    """An entry point to the node that `make_node` makes in its event loop. `waiting` counts the calls that wait at the node."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -144,12 +144,12 @@ def opened(
             return make_node()
 
         node = asyncio.run_coroutine_threadsafe(make(), loop).result(PATIENCE_S)
-        door = DOORS[kind](node, operations, loop, lambda: waiting(node))
+        entry_point = ENTRY_POINTS[kind](node, operations, loop, lambda: waiting(node))
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(running, "node", side_effect=lambda: door.node))
+            stack.enter_context(mock.patch.object(running, "node", side_effect=lambda: entry_point.node))
             stack.enter_context(mock.patch.object(running, "loop", return_value=loop))
-            yield door
-            door.join()
+            yield entry_point
+            entry_point.join()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

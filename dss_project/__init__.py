@@ -1,1 +1,1 @@
-"""The node itself: settings, configuration, the doors, the commands."""
+"""The node itself: settings, configuration, entry points, commands."""

@@ -140,7 +140,7 @@ async def give_back(node: Node, request: ConsumeRequest, answer: answers.Consume
 # ------------------------------------------------------ ack, nack, extend …
 
 
-async def ack(node: Node, request: AckRequest) -> Result:
+async def ack(node: Node, request: AckRequest) -> Result | answers.AckAnswer:
     """May be repeated without harm."""
     fields = {name: getattr(request, name) for name in _ACK_FIELDS}
     publish = [_new_message(node, one.topic, one) for one in request.publish or ()]
@@ -149,7 +149,9 @@ async def ack(node: Node, request: AckRequest) -> Result:
         if not published["duplicate"]:
             metrics.of_topic(message.topic).published.inc()
     push.settled(node, request.topic, request.group, request.msg_ids or (request.msg_id or "",))
-    return result
+    if result.code or len(result.body) > 1:
+        return result
+    return answers.AckAnswer(acked=result.body["acked"], index=result.index)
 
 
 async def nack(node: Node, request: Nack) -> Result:

@@ -16,7 +16,7 @@ from dss_cache.django_app.management.commands import mesi
 from dss_cache.django_app.models import StoredValue
 from dss_cache.operations import OPERATIONS
 from dss_cache.redis_store import RedisStore
-from dss_dev.entry_points import DOORS, opened
+from dss_dev.entry_points import ENTRY_POINTS, opened
 
 NODES = ("n1", "n2", "n3")
 
@@ -92,7 +92,7 @@ def store_of(request, tmp_path, django_db_blocker):
             del connections.databases[name]
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(params=ENTRY_POINTS)
 def api(request, fake_cluster, store_of):
     with opened(request.param, lambda: fake_cluster(store_of=store_of), OPERATIONS, lambda _: 0) as api:
         cluster = api.node

@@ -1,4 +1,4 @@
-"""Every call of the lock section of the contract, at each of three real nodes, through each door.
+"""Every call of the lock section of the contract, at each of three real nodes, through each entry point.
 
 tests/locks/test_contract.py has every line of what the answers say; here the calls of one story go round the nodes.
 """
@@ -38,7 +38,7 @@ def http(node: LocalNode, name: str, fields: dict[str, Any], headers: dict[str, 
     return reply.status, reply.body
 
 
-def lane(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
+def json_fast_path(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
     status, body = http(node, name, fields, {})
     return status, json.loads(body)
 
@@ -60,11 +60,13 @@ def socket(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
 
 
 class Round:
-    """The nodes by turns, through one door."""
+    """The nodes by turns, through one entry point."""
 
-    def __init__(self, cluster: LocalCluster, door: Callable[..., Answer], first: int, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, cluster: LocalCluster, entry_point: Callable[..., Answer], first: int, threads: ThreadPoolExecutor
+    ) -> None:
         self.nodes = cluster.nodes[first:] + cluster.nodes[:first]
-        self.door = door
+        self.entry_point = entry_point
         self.called: set[tuple[str, str]] = set()
         self.indexes = [0]
         self._threads = threads
@@ -74,7 +76,7 @@ class Round:
         node = self.nodes[self._turn % len(self.nodes)]
         self._turn += 1
         self.called.add((node.id, name))
-        status, answer = self.door(node, name, fields)
+        status, answer = self.entry_point(node, name, fields)
         assert answer["ok"] == (status == 200)
         return status, answer
 
@@ -95,11 +97,11 @@ class Round:
         """A call that waits; returns once its request stands in the queue."""
         node = self.nodes[self._turn % len(self.nodes)]
         self._turn += 1
-        waiting = self._threads.submit(self.door, node, name, fields)
+        waiting = self._threads.submit(self.entry_point, node, name, fields)
         key = fields.get("key") or fields["keys"][0]
         # However often it is asked, the turn stays: each step of the story is to come to each node.
         while fields["client"] not in [
-            waiter["client"] for waiter in self.door(node, "locks.status", {"key": key})[1]["waiters"]
+            waiter["client"] for waiter in self.entry_point(node, "locks.status", {"key": key})[1]["waiters"]
         ]:
             assert not waiting.done(), waiting.result()
         return waiting
@@ -166,12 +168,12 @@ def story(do: Round, k: str) -> None:
         assert do.ok("locks.release", key=f"{k}{key}", client=client)["released"]
 
 
-@pytest.mark.parametrize("door", [lane, page, socket], ids=["lane", "drf", "websocket"])
-def test_the_whole_contract_at_every_node(shared_cluster: LocalCluster, door: Callable[..., Answer]) -> None:
+@pytest.mark.parametrize("entry_point", [json_fast_path, page, socket], ids=["json", "drf", "websocket"])
+def test_the_whole_contract_at_every_node(shared_cluster: LocalCluster, entry_point: Callable[..., Answer]) -> None:
     called: set[tuple[str, str]] = set()
     with ThreadPoolExecutor() as threads:
         for first in range(len(shared_cluster.nodes)):
-            do = Round(shared_cluster, door, first, threads)
-            story(do, f"{door.__name__}-{first}-")
+            do = Round(shared_cluster, entry_point, first, threads)
+            story(do, f"{entry_point.__name__}-{first}-")
             called |= do.called
     assert called == {(node.id, name) for node in shared_cluster.nodes for name in PATHS}

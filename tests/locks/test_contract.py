@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dss_dev.entry_points import DOORS, opened
+from dss_dev.entry_points import ENTRY_POINTS, opened
 from dss_locks.core.state import LockLimits
 from dss_locks.operations import OPERATIONS
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(params=ENTRY_POINTS)
 def api(request, fake_node):
     with opened(request.param, fake_node, OPERATIONS, lambda node: len(node.futures)) as api:
         yield api

@@ -1,4 +1,4 @@
-"""A small API of its own behind both doors, over a node that is a loop in a thread and nothing else."""
+"""A small demo API behind the entry points, over a fake node whose event loop runs in a thread."""
 
 from __future__ import annotations
 
@@ -243,26 +243,33 @@ async def call(application: Any, scope: dict[str, Any], *chunks: bytes) -> Reply
     return Reply(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))
 
 
-class Doors:
-    """The same request through the lane and through DRF."""
+class EntryPoints:
+    """The entry points for HTTP, and calls through each of them."""
 
-    def __init__(self, lane: JsonFastPath, front: HttpEntryPoint, loop: asyncio.AbstractEventLoop) -> None:
-        self.lane_app = lane
-        self.front_app = front
+    def __init__(self, json_fast_path: JsonFastPath, http: HttpEntryPoint, loop: asyncio.AbstractEventLoop) -> None:
+        self.json_fast_path = json_fast_path
+        self.http = http
         self._loop = loop
 
     def run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
-    def lane(self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None) -> Reply:
-        return self.run(call(self.lane_app, scope_of(method, path, query, _with_type(headers, body)), body))
-
-    def front(
+    def call_json(
         self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
     ) -> Reply:
-        return self.run(call(self.front_app, scope_of(method, path, query, _with_type(headers, body)), body))
+        """Through the JSON fast path."""
+        return self.run(call(self.json_fast_path, scope_of(method, path, query, _with_type(headers, body)), body))
 
-    def drf(self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None) -> Reply:
+    def call_http(
+        self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Reply:
+        """Through what every HTTP request passes first."""
+        return self.run(call(self.http, scope_of(method, path, query, _with_type(headers, body)), body))
+
+    def call_drf(
+        self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Reply:
+        """Through Django and DRF."""
         given = _with_type(headers, body)
         content_type = given.pop("Content-Type", "")
         response = Client(headers={"Host": "testserver", **given}).generic(
@@ -270,13 +277,13 @@ class Doors:
         )
         return Reply(response.status_code, {name.lower(): value for name, value in response.items()}, response.content)
 
-    def both(self, method: str, path: str, **request: Any) -> Reply:
-        """Assert that the doors agree in status, media type and document, and return what they say."""
-        lane, drf = self.lane(method, path, **request), self.drf(method, path, **request)
-        assert (lane.status, lane.media_type, lane.body) == (drf.status, drf.media_type, drf.body)
+    def call_both(self, method: str, path: str, **request: Any) -> Reply:
+        """Assert that JSON fast path and DRF agree in status, media type and document, and return their reply."""
+        json, drf = self.call_json(method, path, **request), self.call_drf(method, path, **request)
+        assert (json.status, json.media_type, json.body) == (drf.status, drf.media_type, drf.body)
         for header in ("allow", "retry-after", "www-authenticate"):
-            assert lane.headers.get(header) == drf.headers.get(header)
-        return lane
+            assert json.headers.get(header) == drf.headers.get(header)
+        return json
 
 
 def _with_type(headers: dict[str, str] | None, body: bytes) -> dict[str, str]:
@@ -284,23 +291,23 @@ def _with_type(headers: dict[str, str] | None, body: bytes) -> dict[str, str]:
 
 
 @pytest.fixture
-def make_doors(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
-    """Build both doors; `token` as DSS_API_TOKEN."""
+def make_entry_points(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
+    """Make the entry points; `token` is DSS_API_TOKEN."""
     urls = ModuleType("demo_urls")
     urls.urlpatterns = [*page_patterns, *views_of(DEMO)]  # type: ignore[attr-defined]
     with override_settings(ROOT_URLCONF=urls), pytest.MonkeyPatch.context() as patch:
 
-        def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX) -> Doors:
+        def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX) -> EntryPoints:
             config = replace(settings.NODE, api_token=token, body_bytes_max=body_bytes_max)
             patch.setattr(settings, "NODE", config)
-            lane = JsonFastPath(DEMO, lambda: fake_node, Guard(token), body_bytes_max)
-            return Doors(
-                lane, HttpEntryPoint(lane, HostCheck(["localhost", "testserver"]), InProgress(), body_bytes_max), node_loop
+            json = JsonFastPath(DEMO, lambda: fake_node, Guard(token), body_bytes_max)
+            return EntryPoints(
+                json, HttpEntryPoint(json, HostCheck(["localhost", "testserver"]), InProgress(), body_bytes_max), node_loop
             )
 
         yield make
 
 
 @pytest.fixture
-def doors(make_doors: Any) -> Doors:
-    return make_doors()
+def entry_points(make_entry_points: Any) -> EntryPoints:
+    return make_entry_points()

@@ -1,4 +1,4 @@
-"""Every malformed call is answered with what is wrong, names the field, and leaves no traceback."""
+"""The answer to a malformed call says what is wrong and names the field; nothing is logged."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Any:
         (b'{"key": "a", "value": NaN}', None, "not valid JSON"),
     ],
 )
-def test_a_bad_body(doors: Any, body: bytes | str, field: str | None, words: str) -> None:
-    reply = doors.both("POST", "/demo/put", body=body.encode() if isinstance(body, str) else body)
+def test_a_bad_body(entry_points: Any, body: bytes | str, field: str | None, words: str) -> None:
+    reply = entry_points.call_both("POST", "/demo/put", body=body.encode() if isinstance(body, str) else body)
     assert (reply.status, reply.media_type) == (400, "application/problem+json")
     assert reply.document["code"] == "invalid"
     assert reply.document["ok"] is False
@@ -59,9 +59,9 @@ def test_a_bad_body(doors: Any, body: bytes | str, field: str | None, words: str
 
 
 @pytest.mark.parametrize("where", [b'{"key": "a", "value": %s}', b'{"key": "a", "value": 1, "items": %s}', b"%s"])
-def test_nesting_without_end(make_doors: Any, where: bytes) -> None:
-    doors = make_doors(body_bytes_max=1_000_000)
-    reply = doors.both("POST", "/demo/put", body=where % DEEP)
+def test_deep_nesting(make_entry_points: Any, where: bytes) -> None:
+    entry_points = make_entry_points(body_bytes_max=1_000_000)
+    reply = entry_points.call_both("POST", "/demo/put", body=where % DEEP)
     assert (reply.status, reply.document["code"]) == (400, "invalid")
 
 
@@ -79,48 +79,51 @@ def test_nesting_without_end(make_doors: Any, where: bytes) -> None:
         ("&".join(["tags=a"] * 65), None, "more than 64"),
     ],
 )
-def test_a_bad_query(doors: Any, query: str, field: str | None, words: str) -> None:
-    reply = doors.both("GET", "/demo/get", query=query)
+def test_a_bad_query(entry_points: Any, query: str, field: str | None, words: str) -> None:
+    reply = entry_points.call_both("GET", "/demo/get", query=query)
     assert (reply.status, reply.document["code"], reply.document.get("field")) == (400, "invalid", field)
     assert words in reply.document["detail"]
 
 
-def test_a_query_in_full(doors: Any) -> None:
-    reply = doors.both("GET", "/demo/get", query="key=a%20b+c&tags=x&tags=y&limit=3")
+def test_a_query_in_full(entry_points: Any) -> None:
+    reply = entry_points.call_both("GET", "/demo/get", query="key=a%20b+c&tags=x&tags=y&limit=3")
     assert reply.document == {"ok": True, "key": "a b c", "tags": ["x", "y"], "limit": 3}
 
 
 @pytest.mark.parametrize(
     "content_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x", "", "json"]
 )
-def test_another_content_type(doors: Any, content_type: str) -> None:
-    reply = doors.both("POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Content-Type": content_type})
+def test_another_content_type(entry_points: Any, content_type: str) -> None:
+    reply = entry_points.call_both("POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Content-Type": content_type})
     assert (reply.status, reply.document["code"]) == (415, "unsupported_media_type")
 
 
-def test_json_with_a_charset(doors: Any) -> None:
+def test_json_with_a_charset(entry_points: Any) -> None:
     for content_type in ("application/json; charset=utf-8", "Application/JSON"):
         assert (
-            doors.both("POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Content-Type": content_type}).status == 200
+            entry_points.call_both(
+                "POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Content-Type": content_type}
+            ).status
+            == 200
         )
 
 
-def test_a_body_that_is_too_large(doors: Any) -> None:
+def test_a_body_that_is_too_large(entry_points: Any) -> None:
     body = json.dumps({"key": "a", "value": "x" * 5000}).encode()
-    announced = doors.both("POST", "/demo/put", body=body, headers={"Content-Length": str(len(body))})
+    announced = entry_points.call_both("POST", "/demo/put", body=body, headers={"Content-Length": str(len(body))})
     assert (announced.status, announced.document["code"]) == (413, "too_large")
-    assert doors.both("POST", "/demo/put", body=body).status == 413
+    assert entry_points.call_both("POST", "/demo/put", body=body).status == 413
 
 
-def test_nothing_at_that_path(doors: Any) -> None:
+def test_an_unknown_path(entry_points: Any) -> None:
     for path in ("/demo/nothing", "/demo/things/", "/demo/things/a/b", "/demo", "/demo/put/", "/elsewhere"):
-        reply = doors.front("GET", path)
+        reply = entry_points.call_http("GET", path)
         assert (reply.status, reply.media_type, reply.document["code"]) == (404, "application/problem+json", "not_found")
 
 
-def test_another_host(doors: Any) -> None:
+def test_another_host(entry_points: Any) -> None:
     for host in ("evil.example", "localhost.evil.example", "evil.example:8201"):
-        reply = doors.front("GET", "/demo/get", query="key=a", headers={"Host": host})
+        reply = entry_points.call_http("GET", "/demo/get", query="key=a", headers={"Host": host})
         assert (reply.status, reply.document["field"]) == (400, "Host")
     for host in ("localhost", "LOCALHOST:8201", "10.1.2.3:8201", "[::1]:8201"):
-        assert doors.front("GET", "/demo/get", query="key=a", headers={"Host": host}).status == 200
+        assert entry_points.call_http("GET", "/demo/get", query="key=a", headers={"Host": host}).status == 200

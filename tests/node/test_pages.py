@@ -36,20 +36,20 @@ def loaded_by(page: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["/", "/api/docs", "/demo/put", "/admin/login/"])
-def test_no_page_needs_the_internet(doors: Any, path: str) -> None:
-    reply = doors.drf("GET", path, headers=PAGE)
+def test_no_page_needs_the_internet(entry_points: Any, path: str) -> None:
+    reply = entry_points.call_drf("GET", path, headers=PAGE)
     assert reply.media_type == "text/html"
     loaded = [link for link in loaded_by(reply.body) if not link.startswith("data:")]
     assert path == "/" or loaded
     for link in loaded:
         assert link.startswith("/"), f"{path} loads {link}"
-        asset = doors.front("GET", link)
+        asset = entry_points.call_http("GET", link)
         assert asset.status in (200, 204), f"{path} loads {link}, which is not there"
     assert b"cdn." not in reply.body
 
 
-def test_the_landing_page_says_who_leads(doors: Any) -> None:
-    page = doors.drf("GET", "/").body.decode()
+def test_the_landing_page_says_who_leads(entry_points: Any) -> None:
+    page = entry_points.call_drf("GET", "/").body.decode()
     assert "node-1 leads" in page
     assert "term 3" in page
     for link in ("/api/docs", "/api/schema", "/admin/", "/metrics", "/raft/status"):
@@ -61,17 +61,17 @@ def test_what_stands_in_backticks_is_shown_as_code() -> None:
     assert _with_code("a ` alone") == "a ` alone"
 
 
-def test_the_browsable_page_of_a_post_is_filled_in(doors: Any) -> None:
-    reply = doors.drf("GET", "/demo/put", headers=PAGE)
+def test_the_browsable_page_of_a_post_is_filled_in(entry_points: Any) -> None:
+    reply = entry_points.call_drf("GET", "/demo/put", headers=PAGE)
     assert reply.status == 405
     form = re.search(r"<textarea[^>]*>(.*?)</textarea>", reply.body.decode(), re.DOTALL)
     assert form is not None
     example = html.unescape(form.group(1)).strip()
     assert '"colour"' in example
-    assert doors.both("POST", "/demo/put", body=example.encode()).status == 200
+    assert entry_points.call_both("POST", "/demo/put", body=example.encode()).status == 200
 
 
-def test_the_form_is_there_for_one_who_has_logged_in_and_sends_its_csrf_token(doors: Any) -> None:
+def test_the_form_is_there_for_one_who_has_logged_in_and_sends_its_csrf_token(entry_points: Any) -> None:
     browser = Client(headers={"Host": "testserver", **PAGE}, enforce_csrf_checks=True)
     browser.force_login(User.objects.create_superuser("boss", password="x"))
     page = browser.get("/demo/put").content.decode()
@@ -85,36 +85,38 @@ def test_the_form_is_there_for_one_who_has_logged_in_and_sends_its_csrf_token(do
     assert reply.status_code == 200
 
 
-def test_the_browsable_page_shows_the_answer(doors: Any) -> None:
-    reply = doors.drf("POST", "/demo/put", body=b'{"key": "a", "value": "<marquee>"}', headers=PAGE)
+def test_the_browsable_page_shows_the_answer(entry_points: Any) -> None:
+    reply = entry_points.call_drf("POST", "/demo/put", body=b'{"key": "a", "value": "<marquee>"}', headers=PAGE)
     page = html.unescape(reply.body.decode())
     assert reply.status == 200
     assert '"index": 7' in page
     assert "<marquee>" not in reply.body.decode(), "what clients store is never markup"
-    reply = doors.drf("GET", "/demo/get", query="key=a", headers=PAGE)
+    reply = entry_points.call_drf("GET", "/demo/get", query="key=a", headers=PAGE)
     assert reply.status == 200
     assert '"limit": 10' in html.unescape(reply.body.decode())
 
 
-def test_a_form_post_is_no_call(doors: Any) -> None:
-    reply = doors.drf(
+def test_a_form_post_is_no_call(entry_points: Any) -> None:
+    reply = entry_points.call_drf(
         "POST", "/demo/put", body=b"key=a&value=1", headers={"Content-Type": "application/x-www-form-urlencoded", **PAGE}
     )
     assert reply.status == 415
 
 
-def test_the_front_door_sends_people_to_pages_and_programs_to_the_lane(doors: Any) -> None:
-    assert doors.front("GET", "/demo/get", query="key=a").headers["content-type"] == "application/json"
-    page = doors.front("GET", "/demo/get", query="key=a", headers={**PAGE, "Host": "localhost"})
+def test_browsers_get_pages_and_programs_get_json(entry_points: Any) -> None:
+    assert entry_points.call_http("GET", "/demo/get", query="key=a").headers["content-type"] == "application/json"
+    page = entry_points.call_http("GET", "/demo/get", query="key=a", headers={**PAGE, "Host": "localhost"})
     assert page.media_type == "text/html"
     assert b"Distributed Sync System" in page.body
     for path in ("/", "/admin/login/", "/api/schema"):
-        assert doors.front("GET", path, headers={"Host": "localhost"}).status == 200
-    assert doors.front("GET", "/elsewhere", headers={**PAGE, "Host": "localhost"}).media_type == "text/html"
+        assert entry_points.call_http("GET", path, headers={"Host": "localhost"}).status == 200
+    assert entry_points.call_http("GET", "/elsewhere", headers={**PAGE, "Host": "localhost"}).media_type == "text/html"
 
 
-def test_staff_may_call_without_the_token_and_others_may_not(make_doors: Any, admin_client: Client, client: Client) -> None:
-    make_doors(token="s3cret")
+def test_staff_may_call_without_the_token_and_others_may_not(
+    make_entry_points: Any, admin_client: Client, client: Client
+) -> None:
+    make_entry_points(token="s3cret")
     assert admin_client.get("/demo/get?key=a").status_code == 200
     assert client.get("/demo/get?key=a").status_code == 401
     strict = Client(enforce_csrf_checks=True)
@@ -122,9 +124,9 @@ def test_staff_may_call_without_the_token_and_others_may_not(make_doors: Any, ad
     assert strict.post("/demo/put", b'{"key":"a","value":1}', content_type="application/json").status_code == 403
 
 
-def test_metrics(doors: Any) -> None:
-    doors.lane("GET", "/demo/get", query="key=a")
-    reply = doors.front("GET", "/metrics")
+def test_metrics(entry_points: Any) -> None:
+    entry_points.call_json("GET", "/demo/get", query="key=a")
+    reply = entry_points.call_http("GET", "/metrics")
     assert reply.status == 200
     assert reply.headers["content-type"].startswith("text/plain; version=")
     assert b'dss_request_seconds_count{operation="demo.get",status="200"}' in reply.body

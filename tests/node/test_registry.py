@@ -1,4 +1,4 @@
-"""The real API as a whole: what the four subsystems offer fits together."""
+"""The real API as a whole: the operations of the four subsystems fit together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dss_api.codec import RequestDecoder
 from dss_api.routes import Routes
 from dss_project.registry import operations
 
-# As api.md promises it to clients that exist already.
+# What api.md promises to existing clients.
 PROMISED = [
     "GET /health",
     "GET /raft/status",
@@ -31,13 +31,13 @@ PROMISED = [
 ]
 
 
-def test_what_is_promised_is_there() -> None:
+def test_every_promised_call_exists() -> None:
     offered = {f"{operation.method} {operation.path}" for operation in operations()}
     assert set(PROMISED) <= offered
     assert all(Routes(operations()).find(operation.path)[0] for operation in operations())
 
 
-def test_an_example_is_a_request_that_decodes() -> None:
+def test_every_example_can_be_decoded() -> None:
     for operation in operations():
         decoder = RequestDecoder(operation)
         if decoder.reads_query:

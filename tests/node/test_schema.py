@@ -1,4 +1,4 @@
-"""The OpenAPI document is valid, complete, and says what the doors do."""
+"""The OpenAPI document is valid and complete, and describes what the entry points do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def document(doors: Any, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    reply = doors.drf("GET", "/api/schema")
+def document(entry_points: Any, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    reply = entry_points.call_drf("GET", "/api/schema")
     assert reply.status == 200
     assert "Warning" not in capfd.readouterr().err
     document: dict[str, Any] = json.loads(reply.body)
@@ -36,7 +36,7 @@ def test_a_body_with_its_limits_and_example(document: dict[str, Any]) -> None:
     put = document["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]
     assert put["required"] == ["key", "value"]
     assert put["properties"]["ttl_ms"] == {"type": "integer", "minimum": 0, "maximum": 1000, "default": 100}
-    assert "op" not in put["properties"], "how the log names commands is not the client's business"
+    assert "op" not in put["properties"], "the tag of a command in the log is internal"
 
 
 def test_parameters_of_query_and_path(document: dict[str, Any]) -> None:

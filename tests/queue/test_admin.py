@@ -55,7 +55,7 @@ def test_dead_letters_with_their_history(desk):
 @pytest.fixture
 def node_door(local_node):
     """A node of which the admin shows the state."""
-    with opened("lane", local_node, OPERATIONS, lambda node: len(node.waiting)) as door:
+    with opened("json", local_node, OPERATIONS, lambda node: len(node.waiting)) as door:
         yield door
 
 

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from dss_dev.entry_points import DOORS, opened
+from dss_dev.entry_points import ENTRY_POINTS, opened
 from dss_queue import operations
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(params=ENTRY_POINTS)
 def door(request, local_node):
     with opened(request.param, local_node, operations.OPERATIONS, lambda node: len(node.waiting)) as door:
         yield door

@@ -1,4 +1,4 @@
-"""Many calls on one WebSocket: the answers are those of HTTP, and come as they are ready."""
+"""Many calls on one WebSocket: the answers are those of HTTP, sent as soon as they are ready."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dss_api import feed as feeds
-from dss_api import websocket as socket
+from dss_api import websocket
 from dss_api.answer import Answer
 from dss_api.errors import Refused
 from dss_api.operation import Feed, Subscription
@@ -19,7 +19,7 @@ from dss_api.websocket import WebSocketEntryPoint
 
 
 class Count(msgspec.Struct, forbid_unknown_fields=True):
-    """Count to `to`, and then wait or be over."""
+    """Count to `to`, then wait or end."""
 
     to: int
     then: str = "wait"
@@ -43,7 +43,7 @@ async def count(node: Any, request: Count, feed: Feed) -> CountAnswer:
             await asyncio.get_running_loop().create_future()
         return CountAnswer(counted=request.to)
     finally:
-        # What gives back waits for its answer: a second cancellation must not cut that short.
+        # Giving back takes several turns of the loop; a second cancellation must not interrupt it.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         node.cancelled.append("count")
@@ -55,17 +55,15 @@ COUNT = Subscription("demo.count", Count, count, Counted, "Count", answer=CountA
 class Peer:
     """A client's end of the connection."""
 
-    def __init__(self, doors: Any, path: str = "/ws", subscription: Subscription = COUNT, **headers: str) -> None:
+    def __init__(self, entry_points: Any, path: str = "/ws", subscription: Subscription = COUNT, **headers: str) -> None:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         given = [(name.lower().encode(), value.encode()) for name, value in {"Host": "localhost", **headers}.items()]
         scope = {"type": "websocket", "path": path, "headers": given, "query_string": b""}
         self.inbox.put_nowait({"type": "websocket.connect"})
-        self.task = asyncio.create_task(
-            WebSocketEntryPoint(doors.lane_app, doors.front_app.is_host_allowed, doors.front_app.in_progress, [subscription])(
-                scope, self.inbox.get, self.outbox.put
-            )
-        )
+        http = entry_points.http
+        application = WebSocketEntryPoint(entry_points.json_fast_path, http.is_host_allowed, http.in_progress, [subscription])
+        self.task = asyncio.create_task(application(scope, self.inbox.get, self.outbox.put))
 
     def say(self, text: str | bytes) -> None:
         self.inbox.put_nowait({"type": "websocket.receive", "text" if isinstance(text, str) else "bytes": text})
@@ -86,15 +84,15 @@ class Peer:
         await self.task
 
 
-async def accepted(doors: Any, **options: Any) -> Peer:
-    peer = Peer(doors, **options)
+async def accepted(entry_points: Any, **options: Any) -> Peer:
+    peer = Peer(entry_points, **options)
     assert await peer.hear() == {"type": "websocket.accept"}
     return peer
 
 
-def test_an_answer_is_the_one_of_http(doors: Any) -> None:
+def test_answers_are_the_same_as_over_http(entry_points: Any) -> None:
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         peer.call(1, "demo.put", key="a", value={"x": 1})
         peer.call("two", "demo.get", key="")
         peer.call(3, "demo.nothing")
@@ -110,41 +108,41 @@ def test_an_answer_is_the_one_of_http(doors: Any) -> None:
         assert answers[4]["ok"] is True
         await peer.leave()
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
-def test_answers_overtake_each_other(doors: Any, fake_node: Any) -> None:
+def test_a_quick_call_is_answered_before_a_slow_one(entry_points: Any, fake_node: Any) -> None:
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         peer.call(1, "demo.wait", wait_ms=20_000)
         peer.call(2, "demo.get", key="a")
         assert (await peer.answer())["id"] == 2
-        assert doors.front_app.in_progress.calls == 1
+        assert entry_points.http.in_progress.calls == 1
         await peer.leave()
 
-    doors.run(scene())
-    doors.run(asyncio.sleep(0))
-    assert fake_node.cancelled == ["wait"], "who leaves takes the calls that wait along"
-    assert doors.front_app.in_progress.calls == 0
+    entry_points.run(scene())
+    entry_points.run(asyncio.sleep(0))
+    assert fake_node.cancelled == ["wait"], "closing the connection cancels its calls"
+    assert entry_points.http.in_progress.calls == 0
 
 
-def test_calls_have_a_limit(doors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "CALLS_PER_CONNECTION_MAX", 2)
+def test_calls_have_a_limit(entry_points: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CALLS_PER_CONNECTION_MAX", 2)
 
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         for number in range(3):
             peer.call(number, "demo.wait", wait_ms=20_000)
         answer = await peer.answer()
         assert (answer["id"], answer["code"]) == (2, "over_limit")
         await peer.leave()
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
-def test_a_subscription_pushes_until_it_is_over(doors: Any) -> None:
+def test_a_subscription_pushes_until_it_ends(entry_points: Any) -> None:
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         peer.call(1, "demo.count", to=3, then="end")
         assert [await peer.answer() for _ in range(3)] == [{"id": 1, "event": {"n": n}} for n in range(3)]
         assert await peer.answer() == {"id": 1, "status": 200, "ok": True, "counted": 3}
@@ -156,17 +154,17 @@ def test_a_subscription_pushes_until_it_is_over(doors: Any) -> None:
         assert (answer["code"], answer["field"]) == ("invalid", "to")
         await peer.leave()
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
-def test_a_client_cancels_by_the_id_of_its_call(doors: Any, fake_node: Any) -> None:
+def test_a_client_cancels_by_the_id_of_its_call(entry_points: Any, fake_node: Any) -> None:
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         peer.call("s", "demo.count", to=1)
         assert (await peer.answer())["event"] == {"n": 0}
         peer.call("s", "demo.get", key="a")
         answer = await peer.answer()
-        assert (answer["code"], answer["field"]) == ("invalid", "id"), "two calls of one id cannot be told apart"
+        assert (answer["code"], answer["field"]) == ("invalid", "id"), "ids of calls in progress are unique"
         peer.call(1, "cancel", call="s")
         peer.call(2, "cancel", call="s")
         answers = {answer["id"]: answer for answer in [await peer.answer() for _ in range(3)]}
@@ -184,36 +182,36 @@ def test_a_client_cancels_by_the_id_of_its_call(doors: Any, fake_node: Any) -> N
         assert (await peer.answer())["code"] == "invalid"
         await peer.leave()
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
-def test_who_leaves_or_stops_gives_back_first(doors: Any, fake_node: Any) -> None:
+def test_cancelled_subscriptions_give_back_what_they_hold(entry_points: Any, fake_node: Any) -> None:
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         peer.call(1, "demo.count", to=0)
         peer.call(2, "demo.count", to=0)
         peer.call(3, "cancel", call=1)
         assert (await peer.answer())["id"] == 3
         await peer.leave()
-        assert fake_node.cancelled == ["count", "count"], "cancelled twice, yet not cut short"
-        peer = await accepted(doors)
+        assert fake_node.cancelled == ["count", "count"], "cancelled twice, and the cleanup was not interrupted"
+        peer = await accepted(entry_points)
         peer.call(1, "demo.count", to=1)
         await peer.answer()
-        assert len(doors.front_app.in_progress.subscriptions) == 1
-        assert doors.front_app.in_progress.calls == 0, "a stop does not wait for it as it does for a call"
-        await doors.front_app.in_progress.end_subscriptions(5)
+        assert len(entry_points.http.in_progress.subscriptions) == 1
+        assert entry_points.http.in_progress.calls == 0, "a stop waits for calls, not for subscriptions"
+        await entry_points.http.in_progress.end_subscriptions(5)
         assert len(fake_node.cancelled) == 3
         assert (await peer.answer())["code"] == "cancelled"
         await peer.leave()
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
-def test_who_does_not_read_loses_the_subscription(doors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_loses_the_subscription(entry_points: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeds, "BACKLOG_MAX", 10)
 
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         peer.call(1, "demo.count", to=11)
         answers = [await peer.answer()]
         while "event" in answers[-1]:
@@ -221,40 +219,40 @@ def test_who_does_not_read_loses_the_subscription(doors: Any, monkeypatch: pytes
         assert answers[-1]["code"] == "over_limit"
         await peer.leave()
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
 @pytest.mark.parametrize("frame", ["{", "[]", '{"op": "demo.get"}', '{"id": 1, "op": "demo.get", "x": 1}', b"\xff"])
-def test_a_bad_frame_closes(doors: Any, frame: str | bytes) -> None:
+def test_a_bad_frame_closes_the_connection(entry_points: Any, frame: str | bytes) -> None:
     async def scene() -> None:
-        peer = await accepted(doors)
+        peer = await accepted(entry_points)
         peer.say(frame)
-        assert await peer.hear() == {"type": "websocket.close", "code": socket.BAD_FRAME}
+        assert await peer.hear() == {"type": "websocket.close", "code": websocket.BAD_FRAME}
         await peer.task
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
-def test_who_may_not_connect(make_doors: Any) -> None:
-    doors = make_doors(token="s3cret")
+def test_refused_connections(make_entry_points: Any) -> None:
+    entry_points = make_entry_points(token="s3cret")
     right = "Bearer s3cret"
 
     async def scene() -> None:
         for code, path, headers in (
-            (socket.UNAUTHENTICATED, "/ws", {}),
-            (socket.UNAUTHENTICATED, "/ws", {"Authorization": "Bearer wrong"}),
-            (socket.FORBIDDEN, "/ws", {"Authorization": right, "Origin": "http://evil.example"}),
-            (socket.FORBIDDEN, "/ws", {"Authorization": right, "Host": "evil.example"}),
-            (socket.NOT_FOUND, "/other", {"Authorization": right}),
+            (websocket.UNAUTHENTICATED, "/ws", {}),
+            (websocket.UNAUTHENTICATED, "/ws", {"Authorization": "Bearer wrong"}),
+            (websocket.FORBIDDEN, "/ws", {"Authorization": right, "Origin": "http://evil.example"}),
+            (websocket.FORBIDDEN, "/ws", {"Authorization": right, "Host": "evil.example"}),
+            (websocket.NOT_FOUND, "/other", {"Authorization": right}),
         ):
-            assert await Peer(doors, path, **headers).hear() == {"type": "websocket.close", "code": code}
-        peer = await accepted(doors, Authorization=right, Origin="http://localhost")
+            assert await Peer(entry_points, path, **headers).hear() == {"type": "websocket.close", "code": code}
+        peer = await accepted(entry_points, Authorization=right, Origin="http://localhost")
         await peer.leave()
 
-    doors.run(scene())
+    entry_points.run(scene())
 
 
-def test_an_event_that_differs_from_its_declaration_ends_the_subscription(doors: Any) -> None:
+def test_an_event_that_differs_from_its_declaration_ends_the_subscription(entry_points: Any) -> None:
     class Other(msgspec.Struct):
         n: int
         colour: str
@@ -266,7 +264,7 @@ def test_an_event_that_differs_from_its_declaration_ends_the_subscription(doors:
         await asyncio.get_running_loop().create_future()
 
     async def scene() -> None:
-        peer = await accepted(doors, subscription=Subscription("demo.count", Count, count, Counted, "Count"))
+        peer = await accepted(entry_points, subscription=Subscription("demo.count", Count, count, Counted, "Count"))
         peer.call(1, "demo.count", to=1)
         answers = [await peer.answer()]
         while "event" in answers[-1]:
@@ -276,5 +274,5 @@ def test_an_event_that_differs_from_its_declaration_ends_the_subscription(doors:
         await peer.leave()
 
     with capture_logs() as events:
-        doors.run(scene())
+        entry_points.run(scene())
     assert [(event["event"], event["fields"]) for event in events] == [("api.undeclared_event", ["colour"])]

@@ -1,4 +1,4 @@
-"""The same call has the same answer at the lane and at DRF, whatever is wrong with it."""
+"""The JSON fast path and DRF give the same answer to the same call, valid or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-# The doors keep nothing between two calls.
+# The entry points keep no state between two calls.
 _quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 _json = st.recursive(
@@ -21,19 +21,21 @@ _fields = st.sampled_from(["key", "value", "ttl_ms", "force", "note", "items", "
 _bodies = st.dictionaries(_fields, _json, max_size=6).map(lambda body: json.dumps(body).encode()) | st.binary(max_size=80)
 
 
-def test_a_good_call(doors: Any) -> None:
-    reply = doors.both("POST", "/demo/put", body=b'{"key": "a", "value": {"x": [1, 2.50]}, "ttl_ms": "5", "force": "true"}')
+def test_a_good_call(entry_points: Any) -> None:
+    reply = entry_points.call_both(
+        "POST", "/demo/put", body=b'{"key": "a", "value": {"x": [1, 2.50]}, "ttl_ms": "5", "force": "true"}'
+    )
     assert (reply.status, reply.media_type) == (200, "application/json")
     assert reply.document == {"ok": True, "key": "a", "value": {"x": [1, 2.5]}, "ttl_ms": 5, "force": True, "index": 7}
-    assert b'{"x": [1, 2.50]}' in reply.body, "a value goes through untouched"
+    assert b'{"x": [1, 2.50]}' in reply.body, "a value is passed on unchanged"
 
 
 @_quick
 @given(body=_bodies)
 @example(body=b'{"key": "a", "value": 1}')
 @example(body=b"")
-def test_any_body(doors: Any, body: bytes) -> None:
-    reply = doors.both("POST", "/demo/put", body=body)
+def test_any_body(entry_points: Any, body: bytes) -> None:
+    reply = entry_points.call_both("POST", "/demo/put", body=body)
     assert reply.status in (200, 400)
     assert reply.document["ok"] is (reply.status == 200)
 
@@ -48,34 +50,34 @@ def test_any_body(doors: Any, body: bytes) -> None:
         max_size=4,
     ).map(lambda pairs: "&".join(f"{name}={value}" for name, value in pairs))
 )
-def test_any_query(doors: Any, query: str) -> None:
-    reply = doors.both("GET", "/demo/get", query=query)
+def test_any_query(entry_points: Any, query: str) -> None:
+    reply = entry_points.call_both("GET", "/demo/get", query=query)
     assert reply.status in (200, 400)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/demo/put", "/demo/get", "/demo/things/a", "/open"])
-def test_any_method(doors: Any, method: str, path: str) -> None:
-    reply = doors.both(method, path)
+def test_any_method(entry_points: Any, method: str, path: str) -> None:
+    reply = entry_points.call_both(method, path)
     if reply.status == 405:
         assert reply.document["code"] == "method_not_allowed"
         assert method not in reply.headers["allow"]
 
 
-def test_head_is_get_without_a_body(doors: Any) -> None:
-    get, head = (doors.lane(method, "/demo/get", query="key=a") for method in ("GET", "HEAD"))
+def test_head_is_get_without_a_body(entry_points: Any) -> None:
+    get, head = (entry_points.call_json(method, "/demo/get", query="key=a") for method in ("GET", "HEAD"))
     assert (head.status, head.body, head.headers) == (200, b"", get.headers)
-    assert doors.drf("HEAD", "/demo/get", query="key=a").status == 200
+    assert entry_points.call_drf("HEAD", "/demo/get", query="key=a").status == 200
 
 
-def test_a_path_parameter(doors: Any) -> None:
-    assert doors.both("DELETE", "/demo/things/node-4").document == {"ok": True, "id": "node-4", "index": 8}
-    assert doors.both("DELETE", "/demo/things/node-4", query="id=node-5").document["field"] == "id"
+def test_a_path_parameter(entry_points: Any) -> None:
+    assert entry_points.call_both("DELETE", "/demo/things/node-4").document == {"ok": True, "id": "node-4", "index": 8}
+    assert entry_points.call_both("DELETE", "/demo/things/node-4", query="id=node-5").document["field"] == "id"
 
 
 @pytest.mark.parametrize("code", ["no_quorum", "over_limit", "held", "unauthenticated"])
-def test_refusals(doors: Any, code: str) -> None:
-    reply = doors.both("POST", "/demo/refuse", body=json.dumps({"code": code}).encode())
+def test_refusals(entry_points: Any, code: str) -> None:
+    reply = entry_points.call_both("POST", "/demo/refuse", body=json.dumps({"code": code}).encode())
     assert reply.media_type == "application/problem+json"
     assert reply.document["ok"] is False
     assert reply.document["code"] == code
@@ -88,24 +90,24 @@ def test_refusals(doors: Any, code: str) -> None:
         assert reply.document["after"] == 3
 
 
-def test_a_token_is_asked_for_at_both_doors(make_doors: Any) -> None:
-    doors = make_doors(token="s3cret")
+def test_both_entry_points_check_the_token(make_entry_points: Any) -> None:
+    entry_points = make_entry_points(token="s3cret")
     for wrong in ("", "Bearer wrong", "Bearer s", "Bearer s3cret2", "Basic s3cret", "Bearer", "s3cret"):
         headers = {"Authorization": wrong} if wrong else {}
-        reply = doors.both("GET", "/demo/get", query="key=a", headers=headers)
+        reply = entry_points.call_both("GET", "/demo/get", query="key=a", headers=headers)
         assert (reply.status, reply.document["code"], reply.headers["www-authenticate"]) == (401, "unauthenticated", "Bearer")
-        page = doors.drf("GET", "/demo/get", query="key=a", headers={"Accept": "text/html", **headers})
+        page = entry_points.call_drf("GET", "/demo/get", query="key=a", headers={"Accept": "text/html", **headers})
         assert (page.status, page.media_type) == (401, "text/html")
-    assert doors.both("GET", "/demo/get", query="key=a", headers={"Authorization": "bearer s3cret"}).status == 200
-    assert doors.both("GET", "/open").status == 200
+    assert entry_points.call_both("GET", "/demo/get", query="key=a", headers={"Authorization": "bearer s3cret"}).status == 200
+    assert entry_points.call_both("GET", "/open").status == 200
 
 
-def test_pages_of_other_sites_are_turned_away(doors: Any) -> None:
-    reply = doors.both(
+def test_calls_from_pages_of_other_sites_are_refused(entry_points: Any) -> None:
+    reply = entry_points.call_both(
         "POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Origin": "http://evil.example", "Host": "testserver"}
     )
     assert (reply.status, reply.document["code"]) == (403, "forbidden")
-    own = doors.both(
+    own = entry_points.call_both(
         "POST", "/demo/put", body=b'{"key":"a","value":1}', headers={"Origin": "http://testserver", "Host": "testserver"}
     )
     assert own.status == 200

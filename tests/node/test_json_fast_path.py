@@ -1,4 +1,4 @@
-"""What only the lane does: streaming bodies, clients that hang up, faults of a handler, its histogram."""
+"""Behaviour of the JSON fast path alone: bodies in pieces, clients that hang up, bugs in a handler, its histogram, its answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from dss_api import json_fast_path as lane_module
+from dss_api import json_fast_path
 from dss_api.answer import Answer, Part
 from dss_api.codec import AnswerEncoder
 from dss_api.result import Result
@@ -17,7 +17,7 @@ from dss_api.routes import Routes
 
 
 class Client:
-    """One client at the lane, who sends in pieces and may hang up."""
+    """A client that sends its body in pieces and may hang up."""
 
     def __init__(self, scope: dict[str, Any]) -> None:
         self.scope = scope
@@ -40,78 +40,78 @@ def _count(operation: str, status: str) -> float:
     return REGISTRY.get_sample_value("dss_request_seconds_count", {"operation": operation, "status": status}) or 0.0
 
 
-def test_a_client_that_hangs_up_cancels_its_call(doors: Any, fake_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_module, "WATCH_AFTER_S", 0.001)
+def test_a_client_that_hangs_up_cancels_its_call(entry_points: Any, fake_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_fast_path, "WATCH_AFTER_S", 0.001)
     before = _count("demo.wait", "499")
 
     async def scene() -> list[dict[str, Any]]:
         client = Client(_scope("/demo/wait"))
         client.inbox.put_nowait({"type": "http.request", "body": b'{"wait_ms": 20000}'})
-        task = client.call(doors.lane_app)
+        task = client.call(entry_points.json_fast_path)
         await fake_node.waiting.wait()
         client.inbox.put_nowait({"type": "http.disconnect"})
         await task
         return client.sent
 
-    assert doors.run(scene()) == []
+    assert entry_points.run(scene()) == []
     assert fake_node.cancelled == ["wait"]
     assert _count("demo.wait", "499") == before + 1
 
 
-def test_a_server_that_stops_cancels_a_call_as_usual(doors: Any, fake_node: Any) -> None:
+def test_a_server_that_stops_cancels_a_call_as_usual(entry_points: Any, fake_node: Any) -> None:
     async def scene() -> bool:
         client = Client(_scope("/demo/wait"))
         client.inbox.put_nowait({"type": "http.request", "body": b'{"wait_ms": 20000}'})
-        task = client.call(doors.lane_app)
+        task = client.call(entry_points.json_fast_path)
         await fake_node.waiting.wait()
         task.cancel()
         await asyncio.wait([task])
         return task.cancelled()
 
-    assert doors.run(scene())
+    assert entry_points.run(scene())
     assert fake_node.cancelled == ["wait"]
 
 
-def test_a_client_that_hangs_up_in_the_middle_of_its_body(doors: Any) -> None:
+def test_a_client_that_hangs_up_in_the_middle_of_its_body(entry_points: Any) -> None:
     async def scene() -> list[dict[str, Any]]:
         client = Client(_scope("/demo/put"))
         client.inbox.put_nowait({"type": "http.request", "body": b'{"key": ', "more_body": True})
         client.inbox.put_nowait({"type": "http.disconnect"})
-        await client.call(doors.lane_app)
+        await client.call(entry_points.json_fast_path)
         return client.sent
 
-    assert doors.run(scene()) == []
+    assert entry_points.run(scene()) == []
 
 
-def test_a_body_in_pieces(doors: Any) -> None:
+def test_a_body_in_pieces(entry_points: Any) -> None:
     async def scene(*pieces: bytes) -> int:
         client = Client(_scope("/demo/put"))
         for number, piece in enumerate(pieces):
             client.inbox.put_nowait({"type": "http.request", "body": piece, "more_body": number < len(pieces) - 1})
-        await client.call(doors.lane_app)
+        await client.call(entry_points.json_fast_path)
         return client.sent[0]["status"]
 
-    assert doors.run(scene(b'{"key": "a', b'b", "val', b'ue": 1}')) == 200
-    assert doors.run(scene(*[b"x" * 1000] * 6)) == 413
+    assert entry_points.run(scene(b'{"key": "a', b'b", "val', b'ue": 1}')) == 200
+    assert entry_points.run(scene(*[b"x" * 1000] * 6)) == 413
 
 
-def test_a_bug_is_answered_and_logged_once(doors: Any) -> None:
+def test_a_bug_is_answered_and_logged_once(entry_points: Any) -> None:
     with capture_logs() as events:
-        reply = doors.lane("POST", "/demo/refuse", body=b'{"code": "bug"}')
+        reply = entry_points.call_json("POST", "/demo/refuse", body=b'{"code": "bug"}')
     assert (reply.status, reply.document["code"]) == (500, "internal")
     assert "a bug" not in reply.body.decode()
     assert [(event["event"], event["operation"]) for event in events] == [("api.failed", "demo.refuse")]
 
 
-def test_calls_are_counted_by_operation_and_status(doors: Any) -> None:
+def test_calls_are_counted_by_operation_and_status(entry_points: Any) -> None:
     good, bad = _count("demo.get", "200"), _count("demo.get", "400")
-    doors.lane("GET", "/demo/get", query="key=a")
-    doors.lane("GET", "/demo/get")
-    doors.drf("GET", "/demo/get", query="key=a")
+    entry_points.call_json("GET", "/demo/get", query="key=a")
+    entry_points.call_json("GET", "/demo/get")
+    entry_points.call_drf("GET", "/demo/get", query="key=a")
     assert (_count("demo.get", "200"), _count("demo.get", "400")) == (good + 2, bad + 1)
 
 
-def test_two_operations_at_one_place_are_refused(demo_operations: Any) -> None:
+def test_two_operations_with_the_same_method_and_path_are_refused(demo_operations: Any) -> None:
     with pytest.raises(ValueError, match="two operations at POST /demo/put"):
         Routes([*demo_operations, demo_operations[0]])
 
@@ -125,14 +125,14 @@ def test_two_operations_at_one_place_are_refused(demo_operations: Any) -> None:
     ],
 )
 def test_an_answer_that_differs_from_its_declaration_is_never_sent(
-    doors: Any, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], index: int, error: str
+    entry_points: Any, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], index: int, error: str
 ) -> None:
     async def remove(node: Any, request: Any) -> Result:
         return Result(body, index=index)
 
-    monkeypatch.setattr(doors.lane_app.routes.by_name["demo.remove"], "handle", remove)
+    monkeypatch.setattr(entry_points.json_fast_path.routes.by_name["demo.remove"], "handle", remove)
     with capture_logs() as events:
-        reply = doors.lane("DELETE", "/demo/things/a")
+        reply = entry_points.call_json("DELETE", "/demo/things/a")
     assert (reply.status, reply.document["code"]) == (500, "internal")
     assert [(event["event"], event["operation"], event["error"]) for event in events] == [
         ("api.undeclared_answer", "demo.remove", error)
@@ -163,6 +163,6 @@ def test_parts_of_an_answer_are_checked_too(result: Result | Answer, error: str)
     assert error in events[0]["error"]
 
 
-def test_fields_keep_their_order_with_ok_first_and_index_last(doors: Any) -> None:
-    reply = doors.lane("POST", "/demo/put", body=b'{"key": "a", "value": 1}')
+def test_fields_keep_their_order_with_ok_first_and_index_last(entry_points: Any) -> None:
+    reply = entry_points.call_json("POST", "/demo/put", body=b'{"key": "a", "value": 1}')
     assert reply.body == b'{"ok":true,"key":"a","value":1,"ttl_ms":100,"force":false,"index":7}'
