@@ -73,6 +73,11 @@ class LocalNode:
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """0 before the first start."""
+        return self.process.pid if self.process is not None else 0
+
     def start(self) -> None:
         """Start the process; its data are those of the last time."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from dss_queue.client import CallFailed, Client, Stopped
+from dss_api.client import CallFailed, Client, Stopped
 
 #: How often a running command is looked after.
 LOOK_S = 0.2
@@ -223,7 +223,7 @@ class Worker:
             self._report(f"{named['msg_id']}: cannot be kept: {error}")
             return False
         except OSError as error:
-            self._report(f"{named['msg_id']}: no node answers: {error}")
+            self._report(f"{named['msg_id']}: {error}")
         return True
 
     def _must_terminate(self) -> bool:

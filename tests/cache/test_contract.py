@@ -272,7 +272,7 @@ def test_the_command_mesi(api, monkeypatch):
 
     monkeypatch.setattr(mesi.Cluster, "call", call)
     printed = io.StringIO()
-    call_command("mesi", "k", stdout=printed)
+    call_command("mesi", "k", url=["http://n1:1,http://n2:1,http://n3:1"], stdout=printed)
     title, *rows = printed.getvalue().split("\n\n")[0].splitlines()
     assert title.split() == ["step", *NODES, "result"]
     assert [(row[:20].strip(), "".join(row[20:50].split())) for row in rows] == [

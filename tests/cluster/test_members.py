@@ -95,7 +95,7 @@ def make_join(cluster: LocalCluster, directory: Path) -> Iterator[subprocess.Pop
     ) as joining:
         try:
             said = ""
-            while "To take it out" not in said and (line := joining.stdout.readline()):
+            while "To remove it" not in said and (line := joining.stdout.readline()):
                 said += line
             assert f"node-9 at http://127.0.0.1:{JOINING} belongs to the cluster" in said
             assert "node-9" in [one["id"] for one in cluster.nodes[2].status()["members"]]

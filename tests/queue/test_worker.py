@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
-from dss_queue.client import Client
+from dss_api.client import Client
 from dss_queue.worker import Options, Worker
 
 

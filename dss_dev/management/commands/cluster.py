@@ -1,4 +1,4 @@
-"""`manage.py cluster`: a cluster on this machine, for people to look at and to break. `make run` is this."""
+"""`manage.py cluster`: a cluster on this machine, to look at and to break. `make run` calls it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from dss_api.find_cluster import CLUSTERS, LocalMember, remove_file, write_file
 from dss_dev.local_cluster import PORTS_OF_ONE, PORTS_OF_THREE, LocalCluster, NotReady, ports_in_use
 from dss_project import secret_files
 from dss_project.first_user import PASSWORD_BYTES, USERNAME
 from dss_project.management.commands.status import table
 
 FOLLOW_S = 0.2
-#: Escape sequences that a log line may carry must not reach the terminal.
+#: colours in a log line; they are removed
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -33,7 +34,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--nodes", type=int, default=3, help="3 (ports 8101 to 8103), 1 (port 8201), or another number from 8101"
         )
-        parser.add_argument("--directory", type=Path, default=Path(".dss"), help="where data, logs and secrets are kept")
+        parser.add_argument("--directory", type=Path, default=CLUSTERS, help="where data, logs and secrets are kept")
 
     def handle(self, *args: Any, **options: Any) -> None:
         ports = _ports(options["nodes"])
@@ -41,15 +42,16 @@ class Command(BaseCommand):
         if taken:
             sys.exit(
                 f"Nothing was started: {', '.join(f'port {port}' for port in taken)} already in use on 127.0.0.1.\n"
-                "Perhaps a cluster runs in another terminal; stop it there with Ctrl-C."
+                "If a cluster runs in another terminal, stop it there with Ctrl-C."
             )
         directory: Path = options["directory"].absolute()
         environment = secrets_of(directory)
         cluster = LocalCluster(directory / f"cluster-of-{len(ports)}", ports, environment)
-        stopping = _Stopping()
+        stopping = Stopping()
         self.stdout.write(f"Starting {len(ports)} node{'s' if len(ports) > 1 else ''} …")
         try:
             cluster.start()
+            write_file(cluster.directory, [LocalMember(node.id, node.url, node.pid) for node in cluster.nodes])
             cluster.wait_ready()
             if not stopping.asked:
                 self._introduce(cluster, environment["DSS_ADMIN_PASSWORD"])
@@ -58,33 +60,26 @@ class Command(BaseCommand):
             self.stderr.write(f"{error}\n")
             sys.exit(1)
         except OSError:
-            # Nobody reads any more: the terminal was closed, or a pipe's reader has gone.
+            # The terminal was closed, or the reader of the pipe has ended.
             write_to_nowhere()
         finally:
             self._stop(cluster)
+            remove_file(cluster.directory)
         if not stopping.asked:
             sys.exit(1)
 
     def _introduce(self, cluster: LocalCluster, password: str) -> None:
         leader = cluster.leader()
-        rows = [
-            [
-                node.id,
-                str(node.process.pid if node.process else ""),
-                "leader" if node is leader else "follower",
-                node.url,
-                f"{node.url}/api/docs",
-                f"{node.url}/admin/",
-                f"{node.url}/metrics",
-            ]
-            for node in cluster.nodes
-        ]
-        self.stdout.write("\n" + table(["NODE", "PID", "ROLE", "API", "API DOCS", "ADMIN", "METRICS"], rows))
-        self.stdout.write(f"\nLeader: {leader.id}     Admin login: {USERNAME} / {password}")
-        self.stdout.write(f"Data and logs: {cluster.directory}     Stop: Ctrl-C\n")
+        rows = [[node.id, str(node.pid), "leader" if node is leader else "follower", node.url] for node in cluster.nodes]
+        url = cluster.nodes[0].url
+        self.stdout.write("\n" + table(["NODE", "PID", "ROLE", "API"], rows))
+        self.stdout.write(f"\nAdmin:    {url}/admin/     {USERNAME} / {password}")
+        self.stdout.write(f"API docs: {url}/api/docs")
+        self.stdout.write(f"Metrics:  {url}/metrics")
+        self.stdout.write(f"Data:     {shown(cluster.directory)}     Stop: Ctrl-C\n")
         self.stdout.flush()
 
-    def _follow(self, cluster: LocalCluster, stopping: _Stopping) -> None:
+    def _follow(self, cluster: LocalCluster, stopping: Stopping) -> None:
         """Print what the nodes log from now on, and say when one ends."""
         logs = [(node, node.log_path.open(errors="replace")) for node in cluster.nodes]
         for _, log in logs:
@@ -97,7 +92,7 @@ class Command(BaseCommand):
                 if node.id in running and not node.is_running:
                     running.discard(node.id)
                     code = node.process.returncode if node.process else None
-                    self.stdout.write(f"{node.id} │ has ended (exit code {code}); the others go on if they are a majority")
+                    self.stdout.write(f"{node.id} │ has ended (exit code {code}); a majority of the nodes keeps working")
             self.stdout.flush()
             time.sleep(FOLLOW_S)
 
@@ -109,13 +104,13 @@ class Command(BaseCommand):
             write_to_nowhere()
         stubborn = cluster.stop()
         for node_id in stubborn:
-            self.stdout.write(f"{node_id} did not stop in time and was killed; what it answered is on its disk")
+            self.stdout.write(f"{node_id} did not stop in time and was killed; everything that it answered is on its disk")
         if not stubborn:
-            self.stdout.write("Stopped. The data are kept; the next start finds them.")
+            self.stdout.write("Stopped. The data are kept for the next start.")
 
 
-class _Stopping:
-    """Remembers that Ctrl-C or a signal came, so that the nodes are stopped in order and not in the middle of a start."""
+class Stopping:
+    """Remembers that Ctrl-C or a signal came: the nodes are stopped in order, not in the middle of a start."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -134,8 +129,14 @@ def _ports(nodes: int) -> Sequence[int]:
     return range(PORTS_OF_THREE[0], PORTS_OF_THREE[0] + nodes)
 
 
+def shown(directory: Path) -> Path:
+    """Relative to the current directory where that is shorter."""
+    here = Path.cwd()
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory
+
+
 def write_to_nowhere() -> None:
-    """From now on nothing that is written can fail."""
+    """Discard what is written from now on, so that writing cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
@@ -143,7 +144,7 @@ def write_to_nowhere() -> None:
 
 
 def secrets_of(directory: Path) -> dict[str, str]:
-    """What the nodes of this machine share: from the environment, else from files made at the first start."""
+    """The secrets that the nodes of this machine share: from the environment, or from files made at the first start."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = {
         "DSS_CLUSTER_SECRET": ("cluster-secret", secrets.token_urlsafe()),
@@ -154,6 +155,6 @@ def secrets_of(directory: Path) -> dict[str, str]:
 
 
 def _kept(path: Path, new: str) -> str:
-    """The secret in `path`; `new` is written there when there is none."""
+    """The secret in `path`; `new` is written there if the file does not exist."""
     secret_files.keep(path, new)
     return secret_files.read_or_make(path)

@@ -1,55 +1,61 @@
-"""`manage.py join`: one more node for the cluster that `make run` started. `make join` is this."""
+"""`manage.py join`: one more node for the cluster that `make run` started. `make join` calls it."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import CommandParser
+from django.conf import settings
+from django.core.management.base import CommandError, CommandParser
 
+from dss_api.client import CallFailed, Client
+from dss_api.find_cluster import CLUSTERS, URL_HELP, CannotChoose, cluster_urls, without_repeats
 from dss_dev.local_cluster import HOST, PORTS_OF_THREE, LocalCluster, LocalNode, NotReady, ports_in_use
 from dss_dev.management.commands import cluster as cluster_command
-from dss_project.management.commands.member import call
-from dss_project.management.commands.status import ask
 
 START_S = 60.0
 
 
 class Command(cluster_command.Command):
-    help = "Start one more node and add it to the cluster that runs on this machine; follow its log until Ctrl-C."
+    help = "Start one more node and add it to the cluster that runs on this machine. Follow its log until Ctrl-C."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--number", type=int, default=0, help="4 is node-4 on port 8104; the next free one by default")
-        parser.add_argument("--url", default=f"http://{HOST}:{PORTS_OF_THREE[0]}", help="a node of the running cluster")
-        parser.add_argument("--directory", type=Path, default=Path(".dss"), help="where the cluster's data and secrets are kept")
+        parser.add_argument("--url", action="append", default=[], help=URL_HELP)
+        parser.add_argument("--directory", type=Path, default=CLUSTERS, help="where the cluster's data and secrets are kept")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        url: str = options["url"]
+        say = without_repeats(partial(self.stderr.write, style_func=str))
+        directory: Path = options["directory"].absolute()
         try:
-            members = ask(url)["members"]
-        except (OSError, ValueError) as error:
-            sys.exit(f"No cluster answers at {url}: {error}. Start it with `make run`.")
+            urls = cluster_urls(options["url"], settings.NODE, say, directory)
+            client = Client(urls, settings.NODE.api_token, say)
+            members = client.call("GET", "/raft/status", patience_s=0)["members"]
+        except (CallFailed, CannotChoose, ValueError) as error:
+            raise CommandError(str(error)) from None
+        except OSError as error:
+            raise CommandError(f"{error}. Is the cluster running? Start one with `make run`.") from None
         base = PORTS_OF_THREE[0] - 1
         number = options["number"] or _next_number(base)
         node_id, port = f"node-{number}", base + number
         if taken := ports_in_use([port]):
             sys.exit(f"Nothing was started: port {taken[0]} is already in use on {HOST}.")
-        joined = self._cluster_of_one(options["directory"].absolute(), node_id, port, members)
-        stopping = cluster_command._Stopping()
+        joined = self._cluster_of_one(directory, node_id, port, members)
+        stopping = cluster_command.Stopping()
         self.stdout.write(f"Starting {node_id} …")
         try:
             joined.start()
-            self._add(joined.nodes[0], url, members)
+            self._add(joined.nodes[0], client, members)
             joined.wait_ready(START_S)
             node = joined.nodes[0]
-            self.stdout.write(
-                f"\n{node_id} at {node.url} belongs to the cluster. Data and logs: {joined.directory}     Stop: Ctrl-C"
-            )
-            self.stdout.write(f"To take it out for good: manage.py member --url {url} remove {node_id}\n")
+            data = cluster_command.shown(joined.directory)
+            self.stdout.write(f"\n{node_id} at {node.url} belongs to the cluster. Data: {data}     Stop: Ctrl-C")
+            self.stdout.write(f"To remove it from the cluster: manage.py member --url {client.url} remove {node_id}\n")
             self.stdout.flush()
             self._follow(joined, stopping)
-        except (NotReady, ValueError) as error:
+        except (NotReady, CallFailed) as error:
             self.stderr.write(f"{error}\n")
             sys.exit(1)
         except OSError:
@@ -74,15 +80,15 @@ class Command(cluster_command.Command):
         }
         return joined
 
-    def _add(self, node: LocalNode, url: str, members: list[dict[str, Any]]) -> None:
-        """Add the node unless it is a member since an earlier start."""
+    def _add(self, node: LocalNode, client: Client, members: list[dict[str, Any]]) -> None:
+        """Add the node, unless it has been a member since an earlier start."""
         node.wait_alive(START_S)
         if node.id in [member["id"] for member in members]:
             return
         try:
-            call(url, "POST", "/raft/members", {"id": node.id, "url": node.url})
+            client.call("POST", "/raft/members", {"id": node.id, "url": node.url}, patience_s=START_S, may_repeat=False)
         except OSError as error:
-            raise NotReady(f"{url} does not answer any more: {error}") from None
+            raise NotReady(str(error)) from None
 
 
 def _next_number(base: int) -> int:

@@ -1,17 +1,19 @@
-"""`manage.py member`: who belongs to a running cluster, and who leads it."""
+"""`manage.py member`: add or remove a member of a running cluster, or hand leadership over."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import sys
+from functools import partial
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-TIMEOUT_S = 15.0
+from dss_api.client import CallFailed, Client
+from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
+
+#: how long to wait for a leader or for a node that answers
+PATIENCE_S = 15.0
 
 
 class Command(BaseCommand):
@@ -19,55 +21,31 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--url", default="", help="address of a node of the cluster; this node's by default")
+        parser.add_argument("--url", action="append", default=[], help=URL_HELP)
         what = parser.add_subparsers(dest="what", required=True, metavar="add | remove | transfer")
-        add = what.add_parser("add", help="bring in a node that was started with DSS_JOIN=true")
+        add = what.add_parser("add", help="add a node that was started with DSS_JOIN=true")
         add.add_argument("id")
         add.add_argument("address", help="its service address, like http://127.0.0.1:8104")
-        remove = what.add_parser("remove", help="take a node out for good; its data directory is of no use afterwards")
+        remove = what.add_parser("remove", help="remove a node; it stops, and returns only if it is added again")
         remove.add_argument("id")
-        transfer = what.add_parser("transfer", help="have another node lead")
+        transfer = what.add_parser("transfer", help="make another node the leader")
         transfer.add_argument("id")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        url = options["url"] or settings.NODE.url
+        say = without_repeats(partial(self.stderr.write, style_func=str))
+        node_id = options["id"]
+        method, path, body = {
+            "add": ("POST", "/raft/members", {"id": node_id, "url": options.get("address")}),
+            "remove": ("DELETE", f"/raft/members/{quote(node_id, safe='')}", None),
+            "transfer": ("POST", "/raft/transfer", {"to": node_id}),
+        }[options["what"]]
         try:
-            if options["what"] == "add":
-                answer = call(url, "POST", "/raft/members", {"id": options["id"], "url": options["address"]})
-            elif options["what"] == "remove":
-                answer = call(url, "DELETE", f"/raft/members/{quote(options['id'], safe='')}")
-            else:
-                answer = call(url, "POST", "/raft/transfer", {"to": options["id"]})
-                self.stdout.write(f"{answer['leader_id']} leads")
-                return
-        except (OSError, ValueError) as error:
-            sys.exit(f"{url}: {error}")
+            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.api_token, say)
+            answer = client.call(method, path, body, patience_s=PATIENCE_S, may_repeat=False)
+        except (CallFailed, CannotChoose, OSError, ValueError) as error:
+            raise CommandError(str(error)) from None
+        if options["what"] == "transfer":
+            self.stdout.write(f"{answer['leader_id']} leads")
+            return
         for member in answer["members"]:
             self.stdout.write(f"{member['id']}  {member['url']}{'  (learner)' if member['learner'] else ''}")
-
-
-def call(url: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One call of the API.
-
-    Raises:
-        OSError: the node cannot be reached.
-        ValueError: it refused; the text is its reason.
-    """
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError("the address must be like http://127.0.0.1:8101")
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    if settings.NODE.api_token:
-        headers["Authorization"] = f"Bearer {settings.NODE.api_token}"
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT_S)
-    try:
-        connection.request(method, path, json.dumps(body or {}), headers)
-        response = connection.getresponse()
-        document: dict[str, Any] = json.loads(response.read())
-    except http.client.HTTPException:
-        raise ValueError("what listens there does not speak HTTP") from None
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise ValueError(f"{document.get('code')}: {document.get('detail')}")
-    return document

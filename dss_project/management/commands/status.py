@@ -1,73 +1,56 @@
-"""`manage.py status`: a cluster at a glance, asked of one of its nodes."""
+"""`manage.py status`: the members of a cluster, who leads, and how far each node is."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import sys
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-TIMEOUT_S = 3.0
+from dss_api.client import CallFailed, Client
+from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, running_clusters, without_repeats
 
 
 class Command(BaseCommand):
-    help = "Print the members of the cluster, who leads, and how far everyone is."
+    help = "Print the members of the cluster, who leads, and how far each node is."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--url", default="", help="a node's address; this node's by default")
+        parser.add_argument("--url", action="append", default=[], help=URL_HELP)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        url = (options["url"] or settings.NODE.url).rstrip("/")
+        say = without_repeats(partial(self.stderr.write, style_func=str))
         try:
-            first = ask(url)
-        except (OSError, ValueError) as error:
-            sys.exit(f"No answer from {url}: {error}")
+            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.api_token, say)
+            first = client.call("GET", "/raft/status", patience_s=0)
+        except (CallFailed, CannotChoose, ValueError) as error:
+            raise CommandError(str(error)) from None
+        except OSError as error:
+            raise CommandError(f"{error}. Is the cluster running? Start one with `make run`.") from None
+        pids = {node.url: str(node.pid) for cluster in running_clusters().values() for node in cluster.nodes}
+        is_local = any(member["url"] in pids for member in first["members"])
         rows = []
         for member in first["members"]:
-            try:
-                status = first if member["id"] == first["node"] else ask(member["url"])
-            except (OSError, ValueError) as error:
-                rows.append([member["id"], member["url"], "no answer", "", "", "", str(error)])
-                continue
-            note = "learner" if member["learner"] else ""
-            figures = [str(status[name]) for name in ("term", "commit_index", "last_applied")]
-            rows.append([member["id"], member["url"], status["state"]["name"].lower(), *figures, note])
-        self.stdout.write(table(["NODE", "ADDRESS", "STATE", "TERM", "COMMITTED", "APPLIED", ""], rows))
+            pid = [pids.get(member["url"], "")] if is_local else []
+            state, figures, note = _state_of(member, first)
+            rows.append([member["id"], state, *pid, member["url"], *figures, note])
+        head = ["NODE", "STATE", *(["PID"] if is_local else []), "ADDRESS", "TERM", "COMMITTED", "APPLIED", ""]
+        self.stdout.write(table(head, rows))
         self.stdout.write(f"leader: {first['leader_id'] or 'none known'}")
 
 
-def ask(url: str) -> dict[str, Any]:
-    """`GET /raft/status` of the node at `url`.
-
-    Raises:
-        OSError: it cannot be reached.
-        ValueError: it answered something else than its status.
-    """
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError("the address must be like http://127.0.0.1:8101")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT_S)
-    try:
-        token = settings.NODE.api_token
-        connection.request("GET", "/raft/status", headers={"Authorization": f"Bearer {token}"} if token else {})
-        response = connection.getresponse()
-        body = response.read()
-    except http.client.HTTPException:
-        raise ValueError("what listens there does not speak HTTP") from None
-    finally:
-        connection.close()
-    try:
-        document = json.loads(body)
-    except ValueError:
-        raise ValueError(f"status {response.status}, and no JSON") from None
-    if response.status != 200 or not isinstance(document, dict) or "members" not in document:
-        raise ValueError(f"status {response.status}: {document.get('detail', '') if isinstance(document, dict) else document}")
-    return document
+def _state_of(member: dict[str, Any], first: dict[str, Any]) -> tuple[str, list[str], str]:
+    """A member's state, term and indexes, and a remark. `first` is the status of the node that was asked first."""
+    status = first
+    if member["id"] != first["node"]:
+        client = Client([member["url"]], settings.NODE.api_token)
+        try:
+            status = client.call("GET", "/raft/status", patience_s=0)
+        except (CallFailed, OSError, ValueError) as error:
+            return "no answer", ["", "", ""], str(error).rpartition(": ")[2]
+    figures = [str(status[name]) for name in ("term", "commit_index", "last_applied")]
+    return status["state"]["name"].lower(), figures, "learner" if member["learner"] else ""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

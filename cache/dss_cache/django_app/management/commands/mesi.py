@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-DEFAULT_URLS = "http://127.0.0.1:8101,http://127.0.0.1:8102,http://127.0.0.1:8103"
-CALL_TIMEOUT_S = 15
+from dss_api.client import CallFailed, Client
+from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
+
 WRITE_BACK_TIMEOUT_S = 15
 
 
 class Cluster:
     """The nodes' HTTP addresses."""
 
-    def __init__(self, urls: list[str], token: str) -> None:
-        self.urls = urls
-        self._token = token
+    def __init__(self, urls: Sequence[str], token: str) -> None:
+        self.clients = [Client([url], token) for url in urls]
 
     def call(self, number: int, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Call node `number`, counted from 1. Returns the answer.
@@ -31,38 +30,33 @@ class Cluster:
         Raises:
             CommandError: the call was refused, or the node did not answer.
         """
-        url = self.urls[(number - 1) % len(self.urls)] + path
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        data = None if body is None else json.dumps(body).encode()
+        client = self.clients[(number - 1) % len(self.clients)]
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=CALL_TIMEOUT_S) as reply:
-                answer: dict[str, Any] = json.load(reply)
-                return answer
-        except urllib.error.HTTPError as error:
-            raise CommandError(f"{url}: {error.code} {error.read().decode(errors='replace')}") from None
+            answer: dict[str, Any] = client.call("GET" if body is None else "POST", path, body, patience_s=0)
+            return answer
+        except CallFailed as error:
+            raise CommandError(f"{client.url}{path}: {error}") from None
         except OSError as error:
-            raise CommandError(f"{url}: {error}; is the cluster running? (make run)") from None
+            raise CommandError(f"{error}. Is the cluster running? Start one with `make run`.") from None
 
 
 class Command(BaseCommand):
     """The command."""
 
-    help = "Run a demonstration on a running cluster: show the line of KEY on every node after each step. Overwrites the value of KEY."
+    help = "Show the cache line of KEY on every node while it is read and written. Overwrites the value of KEY."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("key")
-        parser.add_argument(
-            "--urls", default=DEFAULT_URLS, help=f"base URLs of the nodes, separated by commas (default: {DEFAULT_URLS})"
-        )
+        parser.add_argument("--url", "--urls", action="append", default=[], help=URL_HELP)
         parser.add_argument("--token", default=settings.NODE.api_token, help="the API token, if one is set")
 
     def handle(self, *args: Any, **options: Any) -> None:
         key = options["key"]
-        cluster = Cluster([url.strip().rstrip("/") for url in options["urls"].split(",") if url.strip()], options["token"])
-        if not cluster.urls:
-            raise CommandError("--urls contains no URL")
+        say = without_repeats(partial(self.stderr.write, style_func=str))
+        try:
+            cluster = Cluster(cluster_urls(options["url"], settings.NODE, say), options["token"])
+        except (CannotChoose, ValueError) as error:
+            raise CommandError(str(error)) from None
 
         def get(number: int) -> Callable[[], str]:
             def step() -> str:
@@ -97,7 +91,7 @@ class Command(BaseCommand):
             return "the backing store has the value"
 
         quoted = quote(key, safe="")
-        second, third = min(2, len(cluster.urls)), min(3, len(cluster.urls))
+        second, third = min(2, len(cluster.clients)), min(3, len(cluster.clients))
         steps: list[tuple[str, Callable[[], str]]] = [
             ("start: delete it", delete),
             ("put on 1", put(1, "first")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,8 +12,9 @@ import msgspec
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from dss_api.client import CallFailed, Client
+from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
 from dss_queue.answers import PublishAnswer
-from dss_queue.client import CallFailed, Client
 
 LINES_PER_CALL = 100
 PATIENCE_S = 30.0
@@ -20,7 +22,7 @@ PATIENCE_S = 30.0
 
 class Command(BaseCommand):
     help = (
-        "Publish a message: VALUE is JSON, or standard input when it is missing. Prints the msg_id. "
+        "Publish a message and print its msg_id. VALUE is JSON; without it standard input is read. "
         "Example: manage.py publish --topic orders --key customer-7 '{\"order\": 42}'"
     )
     requires_system_checks: list[str] = []
@@ -29,19 +31,20 @@ class Command(BaseCommand):
         parser.add_argument("--topic", required=True)
         parser.add_argument("--key", default="", help="routing key: messages that share one stay in order")
         parser.add_argument("--delay-ms", type=int, default=0)
-        parser.add_argument("--dedup-id", default="", help="a repeat with the same one is not stored again")
+        parser.add_argument("--dedup-id", default="", help="a message with the same id is not stored again")
         parser.add_argument("--header", action="append", default=[], metavar="NAME=TEXT")
         parser.add_argument("--text", action="store_true", help="VALUE is plain text, not JSON")
         parser.add_argument("--lines", action="store_true", help="every line of standard input is a message")
-        parser.add_argument("--url", action="append", help="a node's address; several: the next one when one does not answer")
+        parser.add_argument("--url", action="append", default=[], help=URL_HELP)
         parser.add_argument("value", nargs="?", metavar="VALUE")
 
     def handle(self, *args: Any, **options: Any) -> None:
         headers = dict(_header(text) for text in options["header"]) or None
         common = {"key": options["key"], "delay_ms": options["delay_ms"], "headers": headers}
+        say = without_repeats(partial(self.stderr.write, style_func=str))
         try:
-            client = Client(options["url"] or [settings.NODE.url], settings.NODE.api_token)
-        except ValueError as error:
+            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.api_token, say)
+        except (CannotChoose, ValueError) as error:
             raise CommandError(str(error)) from None
         try:
             if not options["lines"]:
@@ -53,16 +56,14 @@ class Command(BaseCommand):
             lines = (line.rstrip("\n") for line in sys.stdin)
             while batch := list(islice(lines, LINES_PER_CALL)):
                 self._publish(client, options, [common | {"value": _value(line, options["text"])} for line in batch])
-        except CallFailed as error:
+        except (CallFailed, OSError) as error:
             raise CommandError(str(error)) from None
-        except OSError as error:
-            raise CommandError(f"no node answers: {error}") from None
         finally:
             client.close()
 
     def _publish(self, client: Client, options: dict[str, Any], messages: list[dict[str, Any]]) -> None:
         for message in messages:
-            # Without an id of its own a call that is sent again could be stored twice.
+            # Without an id, a call that is sent again could be stored twice.
             message["dedup_id"] = options["dedup_id"] or uuid.uuid4().hex
         call = {"topic": options["topic"], "messages": messages}
         answer: PublishAnswer = client.post("/queue/publish", call, PublishAnswer, patience_s=PATIENCE_S)
@@ -76,7 +77,7 @@ def _value(text: str, is_text: bool) -> Any:
     try:
         msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise CommandError(f"VALUE is not JSON (--text takes it as it is): {error}") from None
+        raise CommandError(f"VALUE is not JSON (use --text for plain text): {error}") from None
     return msgspec.Raw(text.strip().encode())
 
 
