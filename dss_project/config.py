@@ -6,6 +6,7 @@ The table in the README is made from it (`manage.py settings_table`).
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -18,6 +19,10 @@ from dss_api.environment import HOUR_MS, PORT_MAX, setting
 from dss_cache.config import CacheConfig
 from dss_queue.config import QueueConfig
 from dss_raft.config import NODE_ID_PATTERN, Peer, RaftConfig
+
+#: how similar a variable must be to a setting to be taken for a misspelling: difflib's ratio
+SIMILARITY = 0.86
+SIMILARITY_WITH_PREFIX = 0.75
 
 
 class ConfigError(Exception):
@@ -120,10 +125,22 @@ def settings_table() -> list[Setting]:
     return rows
 
 
-def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """`DSS_…` variables that no setting reads: most likely misspelt."""
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that look like misspelt settings: name -> the setting that was probably meant, "" for none.
+
+    Other programs' variables are left alone: without the prefix `DSS_` only a close match counts.
+    """
     known = {row.variable for row in settings_table()}
-    return sorted(name for name in environ if name.startswith("DSS_") and name.removesuffix("_FILE") not in known)
+    unknown = {}
+    for name in sorted(environ):
+        base = name.upper().removesuffix("_FILE")
+        if name.removesuffix("_FILE") in known:
+            continue
+        similarity = SIMILARITY_WITH_PREFIX if base.startswith("DSS_") else SIMILARITY
+        meant = difflib.get_close_matches(base, known, 1, similarity)
+        if meant or base.startswith("DSS_"):
+            unknown[name] = meant[0] + ("_FILE" if base != name.upper() else "") if meant else ""
+    return unknown
 
 
 def _read_fields(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:

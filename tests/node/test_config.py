@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -110,9 +109,29 @@ def test_secrets_from_files(tmp_path: Path) -> None:
         read(DSS_API_TOKEN_FILE=str(tmp_path / "none"))
 
 
-def test_misspelt_settings_are_found() -> None:
-    environ: dict[str, Any] = {"DSS_CLUSTER_SECERT": "x", "DSS_API_TOKEN_FILE": "/x", "DSS_SERVER": "daphne", "HOME": "/"}
-    assert unknown_variables(environ) == ["DSS_CLUSTER_SECERT"]
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DSS_CLUSTER_SECERT", "DSS_CLUSTER_SECRET"),
+        ("DSS_API_TOKN", "DSS_API_TOKEN"),
+        ("DSS_API_TOKN_FILE", "DSS_API_TOKEN_FILE"),
+        ("DSS_COLOUR", ""),
+        ("RAFT_HEARTBEAT", "RAFT_HEARTBEAT_MS"),
+        ("NODEID", "NODE_ID"),
+        ("node_id", "NODE_ID"),
+        ("RCP_PORT", "RPC_PORT"),
+        ("PEER", "PEERS"),
+        ("QUEUE_VISIBILITY_TIMEOUT", "QUEUE_VISIBILITY_TIMEOUT_MS"),
+    ],
+)
+def test_misspelt_settings_are_found(name: str, meant: str) -> None:
+    assert unknown_variables({name: "x", "HOME": "/"}) == {name: meant}
+
+
+def test_settings_and_variables_of_other_programs_are_not_reported() -> None:
+    others = ("HOME", "HOST", "PORT", "NODE_ENV", "NODE_IP", "NODE_PATH", "HTTP_PORT", "REDIS_HOST", "REDIS_PORT", "CACHE_DIR")
+    known = ("DSS_API_TOKEN_FILE", "DSS_SERVER", "RPC_PORT")
+    assert unknown_variables(dict.fromkeys((*others, *known), "x")) == {}
 
 
 def test_the_table_has_every_setting_once() -> None:

@@ -29,8 +29,9 @@ class Command(BaseCommand):
         import structlog
 
         log = structlog.get_logger("node")
-        for name in unknown_variables():
-            log.warning("node.unknown_setting", variable=name, hint="no setting has that name")
+        for name, meant in unknown_variables().items():
+            hint = f"did you mean {meant}?" if meant else "no setting has this name"
+            log.warning("node.unknown_setting", variable=name, hint=hint)
         if not environment.is_loopback(config.rpc_host) and not config.api_token:
             log.warning("node.open_to_the_network", rpc_host=config.rpc_host, hint="set DSS_API_TOKEN to ask callers for a token")
         try:
