@@ -7,11 +7,12 @@ shared. A delay works as a lease and starts again with a new leader, because cli
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
-from dss_locks.core.deadlines import NO_TIMER, Deadlines
+from dss_raft.replication.deadlines import NO_TIMER, Deadlines
 
 
 class LockDelay(msgspec.Struct):
@@ -35,7 +36,7 @@ class LockDelays:
         self.by_key: dict[str, LockDelay] = {}
         #: when the present leader took over
         self.rearmed_ms = 0
-        self.deadlines: Deadlines[LockDelay] = Deadlines(self.deadline_ms)
+        self.deadlines: Deadlines[LockDelay] = Deadlines(self.deadline_ms, attrgetter("key"))
 
     def deadline_ms(self, delay: LockDelay) -> int:
         """When the key may be granted again."""
@@ -63,7 +64,6 @@ class LockDelays:
     def pop_expired(self, at_ms: int) -> list[LockDelay]:
         """Remove the delays that have ended. Returns them in an order that is the same on every node."""
         ended = self.deadlines.pop_due(at_ms)
-        ended.sort(key=lambda delay: (self.deadline_ms(delay), delay.key))
         for delay in ended:
             del self.by_key[delay.key]
         return ended

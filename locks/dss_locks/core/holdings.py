@@ -10,13 +10,14 @@ deferred to the next entry (`must_defer`), which the leader proposes immediately
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from dss_locks.core.claims import Claims
-from dss_locks.core.deadlines import Deadlines
 from dss_locks.core.delays import LockDelays
 from dss_locks.core.sessions import LockSession, Sessions, count_down
 from dss_locks.core.state import Hold, KeyLock, LockChanged, LockLimits
+from dss_raft.replication.deadlines import Deadlines
 from dss_raft.replication.machine import Event, Origin
 
 MODES = ("shared", "exclusive")
@@ -37,7 +38,7 @@ class Holdings:
         self.claims = Claims()
         self.sessions = Sessions()
         self.delays = LockDelays()
-        self.leases: Deadlines[Hold] = Deadlines(self.deadline_ms)
+        self.leases: Deadlines[Hold] = Deadlines(self.deadline_ms, attrgetter("token", "key", "client"))
         #: when the present leader took over
         self.rearmed_ms = 0
         self.events = events
@@ -175,9 +176,7 @@ class Holdings:
 
     def pop_expired(self, at_ms: int) -> list[Hold]:
         """The holds whose lease has expired, in an order that is the same on every node. The caller must remove them."""
-        holds = self.leases.pop_due(at_ms)
-        holds.sort(key=lambda hold: (self.deadline_ms(hold), hold.token, hold.key, hold.client))
-        return holds
+        return self.leases.pop_due(at_ms)
 
     def must_defer(self, keys: Sequence[str], client: str, exclusive: bool, index: int) -> bool:
         """Whether granting these keys in this entry would give the same token to two grants that exclude each other."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
-from dss_locks.core.deadlines import NO_TIMER, Deadlines
+from dss_raft.replication.deadlines import NO_TIMER, Deadlines
 
 
 class LockSession(msgspec.Struct):
@@ -28,7 +29,7 @@ class Sessions:
         self.by_id: dict[str, LockSession] = {}
         #: when the present leader took over
         self.rearmed_ms = 0
-        self.deadlines: Deadlines[LockSession] = Deadlines(self.deadline_ms)
+        self.deadlines: Deadlines[LockSession] = Deadlines(self.deadline_ms, attrgetter("id"))
         #: client -> how many sessions it has
         self.of_client: dict[str, int] = {}
         self._last_number = 0
@@ -65,9 +66,7 @@ class Sessions:
 
     def pop_expired(self, at_ms: int) -> list[LockSession]:
         """Take out the deadlines of expired sessions. Returns these sessions in an order that is the same on every node."""
-        sessions = self.deadlines.pop_due(at_ms)
-        sessions.sort(key=lambda session: (self.deadline_ms(session), session.id))
-        return sessions
+        return self.deadlines.pop_due(at_ms)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything except the keys, which are in the holds."""

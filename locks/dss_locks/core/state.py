@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from dss_locks.core.deadlines import NO_TIMER
+from dss_raft.replication.deadlines import NO_TIMER
 from dss_raft.replication.machine import Event, Origin
 
 LockEventKind = Literal["queued", "dequeued", "refused", "granted", "released", "lost", "delay_ended"]

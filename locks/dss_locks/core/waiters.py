@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
-from dss_locks.core.deadlines import Deadlines
 from dss_locks.core.deadlock import find_cycle
 from dss_locks.core.holdings import Holdings
 from dss_locks.core.state import Caller, KeyLock, LockWaiter
+from dss_raft.replication.deadlines import Deadlines
 from dss_raft.replication.machine import Origin
 
 
@@ -30,7 +31,7 @@ class Waiters:
         self.last_rank = 0
         #: queue entries: a waiter counts once for each of its keys
         self.queued = 0
-        self.deadlines: Deadlines[Caller] = Deadlines(_deadline_ms)
+        self.deadlines: Deadlines[Caller] = Deadlines(attrgetter("deadline_ms"), attrgetter("waiter.rank", "origin"))
 
     def new(self, client: str, keys: list[str], exclusive: bool) -> LockWaiter:
         """Make a waiter for a new request. It is in no queue yet."""
@@ -114,9 +115,7 @@ class Waiters:
 
     def pop_expired(self, at_ms: int) -> list[Caller]:
         """The calls whose wait has timed out, in the order of their deadlines."""
-        callers = self.deadlines.pop_due(at_ms)
-        callers.sort(key=lambda caller: (caller.deadline_ms, caller.waiter.rank, caller.origin))
-        return callers
+        return self.deadlines.pop_due(at_ms)
 
     def of_node(self, node: str) -> list[Caller]:
         """The calls made at one node, in an order that is the same on every node."""

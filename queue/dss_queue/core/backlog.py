@@ -17,6 +17,7 @@ import msgspec
 from dss_queue.core.records import Ending, Message
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
+from dss_raft.replication.deadlines import NO_TIMER
 
 #: States of a key in a group. Without a record the head of the key's chain is ready.
 IDLE, READY, BUSY, WAITING = range(4)
@@ -47,6 +48,7 @@ class Returned(msgspec.Struct):
     #: serial of the last delivery: its consumer may still ack until another one has the message; 0: there was none
     last_serial: int
     due_ms: int = 0
+    timer: int = NO_TIMER
 
 
 class Backlog:
@@ -200,7 +202,7 @@ class Backlog:
         del self.returned[returned.message.number]
         if returned.due_ms:
             self.waiting -= 1
-            self._registry.timers.disarm(returned)
+            self._registry.disarm(returned)
 
     def is_past(self, message: Message) -> bool:
         """Whether the group has met and finished a message that is neither in flight nor returned.
@@ -219,7 +221,7 @@ class Backlog:
     def reset(self, cursor: int) -> None:
         """All messages are gone."""
         for returned in self.returned.values():
-            self._registry.timers.disarm(returned)
+            self._registry.disarm(returned)
         self.messages.add_bytes(-sum(message.size for message in self.private.values()))
         self.ready, self.keys, self.returned, self.private = [], {}, {}, {}
         self.pending = self.waiting = 0
@@ -232,7 +234,7 @@ class Backlog:
         self.returned[message.number] = returned
         if due_ms:
             self.waiting += 1
-            registry.timers.arm(returned, due_ms)
+            registry.arm(returned, due_ms)
 
     # --------------------------------------------------------------------- keys
 

@@ -128,12 +128,16 @@ class Broker:
     def expire(self, at_ms: int, index: int) -> None:
         """Visibility timeouts, delays, retention, and at last the waiters whose time is up."""
         self.at_ms = at_ms
-        next_ms = self.registry.timers.next_ms()
-        if next_ms is None or next_ms > at_ms:
+        due = self.registry.deadlines.pop_due(at_ms)
+        if not due:
             return
         changed: dict[int, Group] = {}
         late: list[Waiter] = []
-        while (item := self.registry.timers.pop_due(at_ms)) is not None:
+        for item in due:
+            if not item.due_ms:
+                # Disarmed by what was done about an item before it.
+                continue
+            self.registry.disarm(item)
             if isinstance(item, Delivery):
                 group = item.handout.group
                 group.failed(item, "timeout", at_ms)
@@ -154,14 +158,14 @@ class Broker:
                 waiter.group.answer(waiter, _nothing(waiter.group))
 
     def next_deadline_ms(self) -> int | None:
-        return self.registry.timers.next_ms()
+        return self.registry.deadlines.next_ms()
 
     def rearm(self, at_ms: int, index: int) -> None:
         """Every message in flight gets its full visibility again: nobody could ack while there was no leader."""
         for topic in self.topics.values():
             for group in topic.groups.values():
                 for delivery in group.in_flight.values():
-                    self.registry.timers.arm(delivery, at_ms + delivery.visibility_ms)
+                    self.registry.arm(delivery, at_ms + delivery.visibility_ms)
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """Its connections are gone, so are the consumes that waited. What it had handed out comes back by its timeout."""

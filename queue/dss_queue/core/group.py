@@ -17,6 +17,7 @@ from dss_queue.core.commands import BYTES_PER_CONSUME_MAX
 from dss_queue.core.records import HISTORY_MAX, Dead, DeadLettered, Ending, Message, Rate, message_id, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
+from dss_raft.replication.deadlines import NO_TIMER
 from dss_raft.replication.machine import Origin, Resolved
 
 BACKOFF_MS_MAX = 3_600_000
@@ -45,6 +46,7 @@ class Delivery(msgspec.Struct):
     #: of earlier deliveries
     history: tuple[Ending, ...]
     due_ms: int = 0
+    timer: int = NO_TIMER
 
 
 class Waiter(msgspec.Struct):
@@ -59,6 +61,7 @@ class Waiter(msgspec.Struct):
     #: False once answered or cancelled; it leaves the queue of waiters when it is the first one
     live: bool = True
     due_ms: int = 0
+    timer: int = NO_TIMER
 
 
 class Callers:
@@ -107,7 +110,7 @@ class Group:
     def add_waiter(self, waiter: Waiter, due_ms: int) -> None:
         """A consume waits until `due_ms`, behind those that wait already."""
         self._callers.waiters[waiter.origin] = waiter
-        self._registry.timers.arm(waiter, due_ms)
+        self._registry.arm(waiter, due_ms)
         self.waiters.append(waiter)
         if waiter.attempt_id:
             self.waiting_attempts[waiter.attempt_id] = waiter
@@ -115,7 +118,7 @@ class Group:
     def forget_waiter(self, waiter: Waiter) -> None:
         """It is answered, or its caller has gone."""
         waiter.live = False
-        self._registry.timers.disarm(waiter)
+        self._registry.disarm(waiter)
         del self._callers.waiters[waiter.origin]
         if waiter.attempt_id:
             del self.waiting_attempts[waiter.attempt_id]
@@ -201,7 +204,7 @@ class Group:
         delivery = Delivery(message, registry.next_serial(), attempt, at_ms, visibility_ms, handout, history)
         self.in_flight[number] = delivery
         handout.numbers.append(number)
-        registry.timers.arm(delivery, at_ms + visibility_ms)
+        registry.arm(delivery, at_ms + visibility_ms)
         return self._answer(delivery)
 
     def _answer(self, delivery: Delivery) -> dict[str, Any]:
@@ -257,12 +260,12 @@ class Group:
     def extend(self, delivery: Delivery, visibility_ms: int, at_ms: int) -> None:
         """Hidden for `visibility_ms` from now."""
         delivery.visibility_ms = visibility_ms
-        self._registry.timers.arm(delivery, at_ms + visibility_ms)
+        self._registry.arm(delivery, at_ms + visibility_ms)
 
     def _close(self, delivery: Delivery) -> None:
         handout, message = delivery.handout, delivery.message
         del self.in_flight[message.number]
-        self._registry.timers.disarm(delivery)
+        self._registry.disarm(delivery)
         if message.key:
             self.backlog.free_key(message.key)
         handout.live -= 1

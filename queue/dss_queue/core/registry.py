@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from dss_queue.core.timers import Timed, Timers
+from operator import attrgetter
+from typing import Protocol
+
+from dss_raft.replication.deadlines import NO_TIMER, Deadlines
 from dss_raft.replication.machine import Event
+
+
+class Timed(Protocol):
+    """Something with a deadline in the broker."""
+
+    #: applied time in ms at which it is due; 0: never
+    due_ms: int
+    #: unique in the broker: orders what is due at the same time
+    serial: int
+    timer: int
 
 
 class Registry:
     """Broker-wide state; part of the replicated state."""
 
     def __init__(self) -> None:
-        self.timers: Timers[Timed] = Timers()
+        self.deadlines: Deadlines[Timed] = Deadlines(attrgetter("due_ms"), attrgetter("serial"))
         self.events: list[Event] = []
         #: bytes of all topics
         self.bytes = 0
@@ -21,3 +34,16 @@ class Registry:
         """A number that was never used before."""
         self.serial += 1
         return self.serial
+
+    def arm(self, item: Timed, due_ms: int) -> None:
+        """Set or move the deadline of an item."""
+        before_ms, item.due_ms = item.due_ms, due_ms
+        if item.timer == NO_TIMER:
+            self.deadlines.add(item, due_ms)
+        elif due_ms < before_ms:
+            self.deadlines.moved_forward(item, due_ms)
+
+    def disarm(self, item: Timed) -> None:
+        """Remove the deadline of an item."""
+        item.due_ms = 0
+        self.deadlines.discard(item)

@@ -231,7 +231,7 @@ class _Restoring:
             yield
         for timer, due_ms in zip(topic.timers, state.timers_ms, strict=True):
             if due_ms:
-                self._registry.timers.arm(timer, due_ms)
+                self._registry.arm(timer, due_ms)
 
     def _restore_messages(self, restored: list[Message], unkeyed_from: int) -> None:
         messages = self.topic.messages
@@ -268,7 +268,7 @@ class _Restoring:
             backlog.returned[r.number] = returned
             if r.due_ms:
                 backlog.waiting += 1
-                registry.timers.arm(returned, r.due_ms)
+                registry.arm(returned, r.due_ms)
         for w in state.waiters:
             waiter = Waiter(w.origin, group, w.serial, w.visibility_ms, w.messages_max, w.attempt_id)
             group.add_waiter(waiter, w.due_ms)
@@ -294,7 +294,7 @@ def _restore_handout(group: Group, state: _Handout, registry: Registry, callers:
         assert message is not None
         delivery = Delivery(message, d.serial, d.attempt, d.delivered_ms, d.visibility_ms, handout, d.history)
         group.in_flight[d.number] = delivery
-        registry.timers.arm(delivery, d.due_ms)
+        registry.arm(delivery, d.due_ms)
 
 
 def _fill_ready(backlog: Backlog) -> None:

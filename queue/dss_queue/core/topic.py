@@ -14,6 +14,7 @@ from dss_queue.core.records import Message, Rate
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
 from dss_queue.core.window import Chain
+from dss_raft.replication.deadlines import NO_TIMER
 
 #: Messages that one retention run drops; the rest follow a moment later.
 RETENTION_BATCH_MAX = 10_000
@@ -24,12 +25,12 @@ TIMERS = 3
 
 
 class TopicTimer(msgspec.Struct):
-    """Something a topic does by itself: "delay", "retention" or "dedup"."""
+    """One of the topic's own deadlines: for delayed messages, for retention or for dedup_ids."""
 
     topic: Topic
-    kind: str
     serial: int
     due_ms: int = 0
+    timer: int = NO_TIMER
 
 
 class Topic:
@@ -50,9 +51,9 @@ class Topic:
         self.publish_rate = Rate()
         self._registry = registry
         self._callers = callers
-        self._delay_timer = TopicTimer(self, "delay", serial)
-        self._retention_timer = TopicTimer(self, "retention", serial + 1)
-        self._dedup_timer = TopicTimer(self, "dedup", serial + 2)
+        self._delay_timer = TopicTimer(self, serial)
+        self._retention_timer = TopicTimer(self, serial + 1)
+        self._dedup_timer = TopicTimer(self, serial + 2)
 
     @property
     def timers(self) -> tuple[TopicTimer, TopicTimer, TopicTimer]:
@@ -84,7 +85,7 @@ class Topic:
             self._add_to_chain(message, at_ms)
         elif message.ready_ms:
             heappush(messages.hidden_heap, (message.ready_ms, number))
-            self._registry.timers.arm(self._delay_timer, messages.hidden_heap[0][0])
+            self._registry.arm(self._delay_timer, messages.hidden_heap[0][0])
         else:
             messages.unkeyed.append(number)
         if not self._retention_timer.due_ms:
@@ -114,7 +115,7 @@ class Topic:
             for group in self.groups.values():
                 group.backlog.meet(message)
         if heap:
-            self._registry.timers.arm(self._delay_timer, heap[0][0])
+            self._registry.arm(self._delay_timer, heap[0][0])
 
     # -------------------------------------------------------------------- groups
 
@@ -203,7 +204,7 @@ class Topic:
         """Replace the settings; shorter durations apply to existing messages, too."""
         messages = self.messages
         messages.settings = settings
-        self._registry.timers.disarm(self._retention_timer)
+        self._registry.disarm(self._retention_timer)
         if messages.by_number:
             self._await_retention(next(iter(messages.by_number.values())).published_ms, at_ms)
         self.forget_dedup(at_ms)
@@ -215,19 +216,17 @@ class Topic:
         messages.clear()
         for group in self.groups.values():
             group.reset(messages.unkeyed.end)
-        self._registry.timers.disarm(self._delay_timer)
+        self._registry.disarm(self._delay_timer)
         return count
 
     def _await_retention(self, published_ms: int, at_ms: int) -> None:
         if self.messages.settings.retention_ms:
-            self._registry.timers.arm(
-                self._retention_timer, _upkeep_ms(published_ms + self.messages.settings.retention_ms, at_ms)
-            )
+            self._registry.arm(self._retention_timer, _upkeep_ms(published_ms + self.messages.settings.retention_ms, at_ms))
 
     def _await_dedup(self, at_ms: int) -> None:
         if self._dedup_order and not self._dedup_timer.due_ms:
             first_ms = self.dedup[self._dedup_order[0]][2]
-            self._registry.timers.arm(self._dedup_timer, _upkeep_ms(first_ms + self.messages.settings.dedup_window_ms, at_ms))
+            self._registry.arm(self._dedup_timer, _upkeep_ms(first_ms + self.messages.settings.dedup_window_ms, at_ms))
 
 
 def _upkeep_ms(due_ms: int, at_ms: int) -> int:

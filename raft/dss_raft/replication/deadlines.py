@@ -1,23 +1,26 @@
-"""Deadlines of many items, of which few are ever reached: leases are nearly always released or renewed first.
+"""Deadlines of many items, few of which are ever reached: most leases and visibility timeouts are renewed or ended first.
 
-Items lie in lists, one list for each 1,024 ms, so that a far deadline costs one list slot. Only the earliest list is poured into
-an exact heap. Removal and prolongation are lazy: an item that comes up is looked at again, and dropped or filed anew. `timer` on
-the item says where its valid entry is; every other entry of it is stale.
+Items are in lists, one list for each 1,024 ms, so that a far deadline costs one list slot. Only the earliest list is moved into an
+exact heap. Removals and extensions are lazy: an item that comes up is checked, and dropped or filed again. `timer` on the item says
+where its valid entry is; all other entries of it are stale.
 
-When stale entries outnumber live items everything is filed again: the cost stays constant on average, the memory bounded.
+When stale entries outnumber the others, everything is filed again: the cost stays constant on average, and the memory bounded.
+
+What is due at one stamp comes in an order that depends on the items only, not on when and how they were filed. So it is the same
+on every node, restored from a snapshot or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 #: `timer` of an item without a deadline
 NO_TIMER = -1
 #: `timer` of an item in the exact heap
 NEAR = -2
-#: 1,024 ms a list
+#: 1,024 ms per list
 SLOT_SHIFT = 10
 STALE_ALLOWED = 4096
 
@@ -25,6 +28,7 @@ STALE_ALLOWED = 4096
 class Timed(Protocol):
     """Something with a deadline."""
 
+    #: maintained by `Deadlines`; not part of the replicated state
     timer: int
 
 
@@ -35,24 +39,30 @@ class Deadlines(Generic[T]):
     """Finds the items whose deadline has come.
 
     Args:
-        deadline_of: the present deadline of an item, ms. It may have grown since the item was added.
+        deadline_of: the current deadline of an item, in ms. It may be later than when the item was added.
+        order_of: orders items that have the same deadline; unique, and the same on every node.
     """
 
-    def __init__(self, deadline_of: Callable[[T], int]) -> None:
+    def __init__(self, deadline_of: Callable[[T], int], order_of: Callable[[T], Any]) -> None:
         self._deadline_of = deadline_of
+        self._order_of = order_of
         self._slots: dict[int, list[T]] = {}
         self._slot_numbers: list[int] = []
         self._near: list[tuple[int, int, T]] = []
         #: slots up to this number are in the heap
         self._near_slot = -1
-        #: breaks ties in the heap; no order that anyone sees depends on it
+        #: breaks ties in the heap; `pop_due` orders them
         self._count = 0
         #: entries, and those of them that are stale
         self._filed = 0
         self._stale = 0
 
+    def __len__(self) -> int:
+        """Number of entries, stale ones included."""
+        return self._filed
+
     def add(self, item: T, deadline_ms: int) -> None:
-        """File an item. One that is filed already must have its deadline moved forward (else nothing need be done)."""
+        """File an item that has no deadline yet."""
         self._filed += 1
         slot = deadline_ms >> SLOT_SHIFT
         if slot <= self._near_slot:
@@ -69,18 +79,18 @@ class Deadlines(Generic[T]):
             items.append(item)
 
     def discard(self, item: T) -> None:
-        """Forget an item."""
+        """Forget an item. No effect if it is not filed."""
         if item.timer != NO_TIMER:
             item.timer = NO_TIMER
             self._has_stale()
 
     def moved_forward(self, item: T, deadline_ms: int) -> None:
-        """The deadline of a filed item is earlier than it was."""
+        """The deadline of a filed item is earlier than before. A later one needs no call."""
         self.add(item, deadline_ms)
         self._has_stale()
 
     def rebuild(self, items: Iterable[T]) -> None:
-        """Start anew with these items."""
+        """Replace everything by these items."""
         self._slots, self._slot_numbers, self._near = {}, [], []
         self._near_slot, self._filed, self._stale = -1, 0, 0
         for item in items:
@@ -108,14 +118,22 @@ class Deadlines(Generic[T]):
             self._pour(heappop(self._slot_numbers))
 
     def pop_due(self, at_ms: int) -> list[T]:
-        """Take out the items whose deadline is <= `at_ms`."""
+        """Take out the items whose deadline is <= `at_ms`, ordered by deadline, then by `order_of`."""
         due: list[T] = []
         while (deadline_ms := self.next_ms()) is not None and deadline_ms <= at_ms:
+            due += self._pop_at(deadline_ms)
+        return due
+
+    def _pop_at(self, deadline_ms: int) -> list[T]:
+        items: list[T] = []
+        while self.next_ms() == deadline_ms:
             item = heappop(self._near)[2]
             self._filed -= 1
             item.timer = NO_TIMER
-            due.append(item)
-        return due
+            items.append(item)
+        if len(items) > 1:
+            items.sort(key=self._order_of)
+        return items
 
     def _pour(self, slot: int) -> None:
         self._near_slot = slot
