@@ -1,4 +1,4 @@
-"""The queue's state machine by itself: what a node can apply, what a backlog costs, how long a snapshot takes.
+"""The queue's state machine alone: commands per second, the cost of a backlog, and the time of a snapshot.
 
 python benchmarks/bench_broker.py                # everything; about a minute
 python benchmarks/bench_broker.py --backlog 0    # only the rates
@@ -25,7 +25,7 @@ PER_ENTRY = 50
 
 
 class Log:
-    """Applies commands, PER_ENTRY to an entry, time moving on 1 ms an entry."""
+    """Applies commands, PER_ENTRY per entry; each entry is 1 ms later than the one before."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
@@ -47,7 +47,7 @@ def new_message(number: int, value: bytes, keys: int) -> NewMessage:
 
 
 def cycle(log: Log, count: int, value: bytes, keys: int = 0) -> None:
-    """publish, consume, ack: one message a command."""
+    """Publish, consume, ack: one message per command."""
     for number in range(count):
         log.apply(Publish(messages=[new_message(number, value, keys)]))
         result = log.apply(Consume(topic=TOPIC, group=GROUP, timeout_ms=0, visibility_ms=15_000))
@@ -56,7 +56,7 @@ def cycle(log: Log, count: int, value: bytes, keys: int = 0) -> None:
 
 
 def cycle_batches(log: Log, count: int, value: bytes) -> None:
-    """The same with 100 messages a command."""
+    """The same with 100 messages per command."""
     for start in range(0, count, 100):
         log.apply(Publish(messages=[new_message(start + i, value, 0) for i in range(100)]))
         result = log.apply(Consume(topic=TOPIC, group=GROUP, timeout_ms=0, visibility_ms=15_000, max_messages=100))
@@ -65,7 +65,7 @@ def cycle_batches(log: Log, count: int, value: bytes) -> None:
 
 
 def rate(count: int, work: Callable[[], None]) -> int:
-    """Messages a second of processor time (the machine may have other work), the best of three runs."""
+    """Messages per second of processor time (other processes may be running), the best of three runs."""
     best = 0.0
     for _ in range(3):
         started = time.process_time()
@@ -79,7 +79,7 @@ def rss_bytes() -> int:
 
 
 def fill(broker: Broker, count: int, value_bytes: int, keys: int) -> Log:
-    """A backlog of `count` messages that nobody has taken, each with bytes of its own."""
+    """A backlog of `count` messages that no consumer has taken, each with its own bytes."""
     log = Log(broker)
     filler = "x" * (value_bytes - 12)
     for number in range(count):

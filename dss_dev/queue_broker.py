@@ -1,4 +1,4 @@
-"""A broker with a log in front of it, as tests and benchmarks write it down."""
+"""A broker with a log in front of it, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ VISIBILITY_MS = 15_000
 
 
 class Desk:
-    """Applies one entry a call, as the replica would, and remembers what was answered.
+    """Applies one entry per call, as the replica would, and records the answers.
 
-    `at_ms` stands still unless a test moves it; the index grows with every entry.
+    `at_ms` changes only when a test moves it; the index grows with every entry.
     """
 
     def __init__(self, topic: str = "t", group: str = "g") -> None:
@@ -72,14 +72,14 @@ class Desk:
     # ---------------------------------------------------------------- commands
 
     def do(self, command: Command, node: str = "n1") -> Result:
-        """A command that is answered at once."""
+        """Apply a command that is answered immediately."""
         result = self.entry(command, node=node)[0]
         if result is None:
             raise AssertionError(f"{command} waits")
         return result
 
     def message(self, value: Any = 0, key: str = "", **fields: Any) -> NewMessage:
-        """A message as an operation would make it."""
+        """A message as an operation would create it."""
         return NewMessage(
             fields.get("topic", self.topic),
             msgspec.json.encode(value),

@@ -1,4 +1,4 @@
-"""The settings of the queue."""
+"""The queue's settings."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ class QueueConfig(ValueLimit):
 
 
 def config_of(node: Node) -> QueueConfig:
-    """The queue's settings. The assembly gives the node one configuration, which is that of every subsystem."""
+    """The queue's settings: the node has one configuration for all subsystems."""
     return cast("QueueConfig", node.config)

@@ -1,4 +1,4 @@
-"""Delivered messages on their way to a client, by answer or by push."""
+"""Delivered messages before they are sent to a client, in an answer or by push."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dss_queue.core import inspection
 
 
 def count_delivered(counters: metrics.TopicCounters, messages: list[dict[str, Any]]) -> None:
-    """Count what one consume got."""
+    """Count the messages that one consume got."""
     if not messages:
         counters.consumed("empty")
         return

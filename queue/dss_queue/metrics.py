@@ -1,7 +1,7 @@
-"""What the queue counts.
+"""The queue's metrics.
 
-Calls are counted where they are made, in messages: an empty consume counts once. Dead letters come about without a call as well
-(a timeout), so the leader counts them: the sum over the nodes is right. Gauges show the replicated state, the same on every node.
+A node counts its own calls, in messages; an empty consume counts once. A dead letter needs no call (a timeout is enough), so only the
+leader counts it, and the sum over the nodes is right. Gauges show the replicated state, which is the same on every node.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ OTHER = "other"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
-queue_publish_total = Counter("queue_publish_total", "Messages published at this node, duplicates not counted", ["topic"])
+queue_publish_total = Counter("queue_publish_total", "Messages published at this node, without duplicates", ["topic"])
 queue_consume_total = Counter(
     "queue_consume_total",
-    "Consume calls at this node: messages handed out (result=message), and calls answered otherwise",
+    "Consume calls at this node: messages delivered (result=message), and calls with another result",
     ["topic", "result"],
 )
-queue_redeliver_total = Counter("queue_redeliver_total", "Messages handed out at this node again (attempt > 1)", ["topic"])
+queue_redeliver_total = Counter("queue_redeliver_total", "Messages delivered again at this node (attempt > 1)", ["topic"])
 queue_dead_total = Counter("queue_dead_total", "Messages that became dead letters, counted by the leader", ["reason"])
 queue_deliver_seconds = Histogram(
-    "queue_deliver_seconds", "From publish to the first delivery, for messages handed out at this node", buckets=_SECONDS
+    "queue_deliver_seconds", "Time from publish to first delivery, for messages delivered at this node", buckets=_SECONDS
 )
 
 for _reason in ("max_attempts", "rejected", "expired"):
@@ -43,7 +43,7 @@ for _reason in ("max_attempts", "rejected", "expired"):
 
 
 class TopicCounters:
-    """The counters of one topic: finding a label costs more than counting."""
+    """The counters of one topic. They are kept because looking up a label costs more than counting."""
 
     __slots__ = ("_label", "_results", "published", "redelivered")
 
@@ -54,7 +54,7 @@ class TopicCounters:
         self._results: dict[str, Any] = {}
 
     def consumed(self, result: str, count: int = 1) -> None:
-        """Count `count` messages, or a call that got none."""
+        """Count `count` messages, or one call that got none."""
         counter = self._results.get(result)
         if counter is None:
             counter = self._results[result] = queue_consume_total.labels(self._label, result)
@@ -66,7 +66,7 @@ _others = TopicCounters(OTHER)
 
 
 def of_topic(topic: str) -> TopicCounters:
-    """The counters that `topic` has, or shares with others."""
+    """The counters of `topic`, which it may share with other topics."""
     counters = _of_topic.get(topic)
     if counters is not None:
         return counters
@@ -77,7 +77,7 @@ def of_topic(topic: str) -> TopicCounters:
 
 
 class StateCollector(Collector):
-    """Gauges over the broker's state, summed up when they are asked for. Must be asked in the node's loop."""
+    """Gauges of the broker's state, computed on collection. Must be collected in the node's event loop."""
 
     def __init__(self) -> None:
         self.broker: Broker | None = None
@@ -104,9 +104,11 @@ class StateCollector(Collector):
     @staticmethod
     def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
         return (
-            GaugeMetricFamily("queue_inflight", "Messages in the hands of consumers, all groups", labels=["topic"]),
-            GaugeMetricFamily("queue_depth", "Messages the topic keeps: some group is not finished with them", labels=["topic"]),
-            GaugeMetricFamily("queue_oldest_age_seconds", "Age of the oldest message the topic keeps", labels=["topic"]),
+            GaugeMetricFamily("queue_inflight", "Messages in flight, all groups", labels=["topic"]),
+            GaugeMetricFamily(
+                "queue_depth", "Messages that the topic retains because a group is not finished with them", labels=["topic"]
+            ),
+            GaugeMetricFamily("queue_oldest_age_seconds", "Age of the oldest message that the topic retains", labels=["topic"]),
         )
 
 
@@ -115,7 +117,7 @@ REGISTRY.register(_collector)
 
 
 def attach(node: Node) -> None:
-    """Let the gauges show this node's broker, and count dead letters while it leads. Once, when the node is built."""
+    """Connect the gauges to this node's broker, and count dead letters while it leads. Called once, when the node is built."""
     _collector.broker, _collector.now_ms = cast(Broker, node.machine("queue")), node.now_ms
 
     def count_dead(event: DeadLettered, index: int) -> None:

@@ -1,8 +1,8 @@
-"""Messages as they come: a subscription holds up to `credit` unfinished messages, and asks for more as soon as it may.
+"""Subscriptions: messages are pushed as they arrive. One holds up to `credit` unfinished messages and requests more when it has room.
 
-It asks with the consume that clients call, so a subscription that waits costs what a waiting consume costs: a place in the replicated
-group, and nothing on this node. What frees a place is an ack or a nack, here at once; one that another node was asked for, and a
-visibility timeout, are noticed at a node's next tick, and only by subscriptions that are full.
+It uses the same consume command as clients. So a waiting subscription costs as much as a waiting consume: a waiter in the replicated
+group, and nothing on this node. An ack or nack at this node makes room immediately. One at another node, or a visibility timeout, is
+noticed at this node's next tick, and only by subscriptions that are full.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 SERVICE = "queue-subscribers"
-#: What a consume may be refused for while the cluster is between two leaders: the subscription goes on.
-PASSING = frozenset(("no_leader", "no_quorum", "unknown_outcome"))
+#: Refusals of a consume while the cluster has no leader. The subscription continues.
+TEMPORARY = frozenset(("no_leader", "no_quorum", "unknown_outcome"))
 
 
 class Subscribers:
-    """The subscriptions of one node. Made before the node starts."""
+    """The subscriptions of one node. Created before the node starts."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self._broker = cast(Broker, node.machine("queue"))
         self._by_group: dict[tuple[str, str], dict[Subscriber, None]] = {}
         self._full: dict[Subscriber, None] = {}
-        node.on_tick(self._look_at_full)
+        node.on_tick(self._check_full)
         node.services[SERVICE] = self
 
     @contextmanager
     def open(self, request: Subscribe) -> Iterator[Subscriber]:
-        """A subscriber, for as long as the context lasts."""
+        """A subscriber for the duration of the context."""
         name = (request.topic, request.group)
         subscriber = Subscriber(self, request)
         self._by_group.setdefault(name, {})[subscriber] = None
@@ -62,7 +62,7 @@ class Subscribers:
     def settled(self, topic: str, group: str, msg_ids: Iterable[str]) -> None:
         """Deliveries may have ended through a call at this node."""
         for subscriber in self._by_group.get((topic, group), ()):
-            subscriber.look(msg_ids)
+            subscriber.drop_settled(msg_ids)
 
     def is_held(self, topic: str, group: str, msg_id: str, receipt: str) -> bool:
         """True while the delivery of this receipt is in flight."""
@@ -77,13 +77,13 @@ class Subscribers:
         else:
             self._full.pop(subscriber, None)
 
-    def _look_at_full(self) -> None:
+    def _check_full(self) -> None:
         for subscriber in list(self._full):
-            subscriber.look(list(subscriber.held))
+            subscriber.drop_settled(list(subscriber.held))
 
 
 class Subscriber:
-    """One subscription's messages in hand."""
+    """The unfinished messages of one subscription."""
 
     def __init__(self, subscribers: Subscribers, request: Subscribe) -> None:
         self._subscribers = subscribers
@@ -94,7 +94,7 @@ class Subscriber:
         self._has_room.set()
 
     async def room(self) -> int:
-        """How many more messages it may hold, once that is at least one."""
+        """Wait for room. Returns how many more messages it may hold, at least one."""
         await self._has_room.wait()
         return self._request.credit - len(self.held)
 
@@ -104,8 +104,8 @@ class Subscriber:
             self._has_room.clear()
             self._subscribers.became_full(self, True)
 
-    def look(self, msg_ids: Iterable[str]) -> None:
-        """Let go of those of these messages that are no longer in its hands."""
+    def drop_settled(self, msg_ids: Iterable[str]) -> None:
+        """Forget those of these messages that it no longer holds."""
         held, request = self.held, self._request
         for msg_id in msg_ids:
             receipt = held.get(msg_id)
@@ -124,7 +124,7 @@ def settled(node: Node, topic: str, group: str, msg_ids: Iterable[str]) -> None:
 
 
 async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
-    """Push messages until the client goes; what it has not finished by then is given back at once."""
+    """Push messages until the client disconnects. Its unfinished messages are then given back immediately."""
     visibility_ms = request.visibility_ms or config_of(node).queue_visibility_timeout_ms
     counters = of_topic(request.topic)
     subscribers = cast(Subscribers, node.services[SERVICE])
@@ -141,7 +141,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                 try:
                     result = await node.submit(command, wait_ms=WAIT_MS_MAX)
                 except Refused as refusal:
-                    if refusal.code not in PASSING:
+                    if refusal.code not in TEMPORARY:
                         raise
                     continue
                 if result.code:
@@ -157,7 +157,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
 
 
 async def give_back(node: Node, topic: str, group: str, held: dict[str, str]) -> None:
-    """Return deliveries to the group at once; they do not count as attempts. Without a majority their visibility ends them."""
+    """Return deliveries to the group; they do not count as attempts. Without a majority, they come back after their visibility timeout."""
     if held:
         calls = (
             node.submit(Nack(topic=topic, group=group, msg_id=msg_id, receipt=receipt, delay_ms=0, silent=True))
@@ -175,12 +175,12 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         request=Subscribe,
         handle=subscribe,
         event=Delivered,
-        summary="Get messages as they come",
+        summary="Receive messages as they arrive",
         description=(
-            "Each message is an event, with the fields of a consumed message. At most `credit` of them are unfinished at a time: an "
-            "ack or nack, on this connection or any other, makes room for the next, as does a visibility timeout. When "
-            "the connection closes, or the node stops, all that is unfinished goes back to the group at once and does not count "
-            "as an attempt."
+            "Each message is an event with the fields of a consumed message. At most `credit` of them are unfinished at a time. An "
+            "ack or nack, on this connection or any other, makes room for the next message, and so does a visibility timeout. When "
+            "the connection closes or the node stops, unfinished messages go back to the group immediately; this does not count as "
+            "an attempt."
         ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "credit": 10},

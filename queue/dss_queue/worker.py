@@ -1,8 +1,9 @@
-"""A consumer that runs a command for each message: the machinery of `manage.py consume`.
+"""A consumer that runs a command for each message, for `manage.py consume`.
 
-Each of `concurrency` threads takes a message, runs the command with the value on its standard input, extends the visibility
-while it runs, and acks when it exits with 0. Otherwise the message goes back with a delay that doubles with each attempt. A stop
-lets running commands finish for a while; then they are terminated, and their messages go back without counting the attempt.
+Each of `concurrency` threads takes a message and runs the command with the value on its standard input. It extends the visibility
+while the command runs, and acks when the command exits with 0. Otherwise the message goes back with a delay that doubles with each
+attempt. On a stop, running commands have some time to finish. Then they are terminated, and their messages go back without counting
+the attempt.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ import msgspec
 
 from dss_api.client import CallFailed, Client, Stopped
 
-#: How often a running command is looked after.
-LOOK_S = 0.2
+#: How often a running command is checked.
+CHECK_S = 0.2
 #: Between SIGTERM and SIGKILL.
 KILL_AFTER_S = 5.0
-#: How long an ack or nack is tried; after that the message comes back by its visibility.
+#: How long an ack or nack is retried. After that, the message comes back when its visibility timeout ends.
 SETTLE_PATIENCE_S = 30.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the worker is told to do."""
+    """The options of a worker."""
 
     topic: str
     group: str
@@ -38,21 +39,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 1
     visibility_ms: int = 15_000
     timeout_ms: int = 10_000
-    #: delay after the first failure, doubled with each further one
+    #: delay after the first failure, doubled for each further one
     backoff_ms: int = 1000
     backoff_ms_max: int = 300_000
-    #: at a stop, running commands get so long
+    #: how long running commands may continue after a stop
     grace_s: float = 30.0
-    #: end after so many messages; 0: never
+    #: end after this many messages; 0: never
     limit: int = 0
-    #: end when there is nothing
+    #: end when no message is ready
     until_empty: bool = False
-    #: a value that is a JSON string goes to the command as its text
+    #: pass a JSON string to the command as plain text
     text: bool = False
 
 
-class Message(msgspec.Struct):
-    """What `consume` answered."""
+class ConsumedMessage(msgspec.Struct):
+    """The answer of `consume`."""
 
     msg_id: str | None
     value: msgspec.Raw
@@ -84,24 +85,24 @@ class Worker:
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Work until stopped, or until there is no more to do.
+        """Work until stopped, or until `limit` or `until_empty` ends it.
 
         Raises:
-            CallFailed: the service refuses this consumer.
+            CallFailed: a node refuses the calls of this consumer.
         """
         self._pollers = [self._make_client() for _ in range(self.options.concurrency)]
         threads = [threading.Thread(target=self._work, args=(poller,), daemon=True) for poller in self._pollers]
         for thread in threads:
             thread.start()
         for thread in threads:
-            # With a timeout the main thread stays open to signals.
+            # With a timeout, the main thread can still handle signals.
             while thread.is_alive():
-                thread.join(LOOK_S)
+                thread.join(CHECK_S)
         if self._error is not None:
             raise self._error
 
     def stop(self) -> None:
-        """Take no more messages; running commands get their grace. A second call ends them at once."""
+        """Take no more messages and let running commands finish within the grace period. A second call terminates them immediately."""
         now = time.monotonic()
         self._terminate_at = now if self._stopping.is_set() else now + self.options.grace_s
         self._stopping.set()
@@ -118,7 +119,7 @@ class Worker:
                 if message.msg_id is not None:
                     self._handle(message, settler)
                     continue
-                self._give_turn_back()
+                self._undo_take()
                 if self.options.until_empty:
                     return
         except Stopped:
@@ -137,12 +138,12 @@ class Worker:
             self._taken += 1
             return True
 
-    def _give_turn_back(self) -> None:
+    def _undo_take(self) -> None:
         with self._lock:
             self._taken -= 1
 
-    def _take(self, poller: Client) -> Message | None:
-        """A message. The attempt_id makes sure that one whose answer was lost is not hidden until its visibility is over."""
+    def _take(self, poller: Client) -> ConsumedMessage | None:
+        """Consume a message. With the attempt_id, a repeat gets the message of a lost answer before its visibility timeout ends."""
         options = self.options
         call = {
             "topic": options.topic,
@@ -151,12 +152,12 @@ class Worker:
             "visibility_ms": options.visibility_ms,
             "attempt_id": uuid.uuid4().hex,
         }
-        message: Message = poller.post("/queue/consume", call, Message, wait_ms=options.timeout_ms)
+        message: ConsumedMessage = poller.post("/queue/consume", call, ConsumedMessage, wait_ms=options.timeout_ms)
         return message
 
     # ------------------------------------------------------------- one message
 
-    def _handle(self, message: Message, settler: Client) -> None:
+    def _handle(self, message: ConsumedMessage, settler: Client) -> None:
         named = {
             "topic": self.options.topic,
             "group": self.options.group,
@@ -174,25 +175,25 @@ class Worker:
         except (CallFailed, OSError) as error:
             self._report(f"{message.msg_id}: {error}")
 
-    def _settle(self, message: Message, settler: Client, named: dict[str, Any], code: int | None) -> None:
+    def _settle(self, message: ConsumedMessage, settler: Client, named: dict[str, Any], code: int | None) -> None:
         if code == 0:
             settler.post("/queue/ack", named, dict[str, Any], patience_s=SETTLE_PATIENCE_S)
             with self._lock:
                 self.done += 1
             return
         if self._must_terminate() or (code is None and self._stopping.is_set()):
-            self._report(f"{message.msg_id}: given back, as this consumer stops")
+            self._report(f"{message.msg_id}: given back, because this consumer is stopping")
             settler.post("/queue/nack", {**named, "silent": True}, dict[str, Any], patience_s=SETTLE_PATIENCE_S)
             return
         with self._lock:
             self.failed += 1
         delay_ms = min(self.options.backoff_ms << min(message.attempt - 1, 32), self.options.backoff_ms_max)
         ended = "could not run" if code is None else f"ended with {code}"
-        self._report(f"{message.msg_id}: attempt {message.attempt} {ended}; again in {delay_ms} ms")
+        self._report(f"{message.msg_id}: attempt {message.attempt} {ended}; next attempt in {delay_ms} ms")
         settler.post("/queue/nack", {**named, "delay_ms": delay_ms}, dict[str, Any], patience_s=SETTLE_PATIENCE_S)
 
-    def _run_command(self, message: Message, settler: Client, named: dict[str, Any]) -> int:
-        """Run the command to its end, and keep the message meanwhile; its exit code."""
+    def _run_command(self, message: ConsumedMessage, settler: Client, named: dict[str, Any]) -> int:
+        """Run the command until it ends, and extend the visibility meanwhile. Returns the exit code."""
         process = subprocess.Popen(
             list(self.options.command), stdin=subprocess.PIPE, env=self._environment(message), start_new_session=True
         )
@@ -203,7 +204,7 @@ class Worker:
         killed_at: float | None = None
         while True:
             try:
-                code = process.wait(LOOK_S if extend_every_s > LOOK_S else extend_every_s)
+                code = process.wait(CHECK_S if extend_every_s > CHECK_S else extend_every_s)
                 feeder.join()
                 return code
             except subprocess.TimeoutExpired:
@@ -215,12 +216,12 @@ class Worker:
                 extend_at = now + extend_every_s if self._extend(settler, named) else float("inf")
 
     def _extend(self, settler: Client, named: dict[str, Any]) -> bool:
-        """False when it is too late: somebody else may have the message."""
+        """Extend the visibility. False when it is too late: another consumer may have the message."""
         call = {**named, "visibility_ms": self.options.visibility_ms}
         try:
             settler.post("/queue/extend", call, dict[str, Any], patience_s=self.options.visibility_ms / 3000)
         except CallFailed as error:
-            self._report(f"{named['msg_id']}: cannot be kept: {error}")
+            self._report(f"{named['msg_id']}: cannot be extended: {error}")
             return False
         except OSError as error:
             self._report(f"{named['msg_id']}: {error}")
@@ -229,14 +230,14 @@ class Worker:
     def _must_terminate(self) -> bool:
         return self._terminate_at is not None and time.monotonic() >= self._terminate_at
 
-    def _input(self, message: Message) -> bytes:
+    def _input(self, message: ConsumedMessage) -> bytes:
         data = bytes(message.value)
         if self.options.text and data.startswith(b'"'):
             text: str = msgspec.json.decode(data)
             return text.encode()
         return data
 
-    def _environment(self, message: Message) -> dict[str, str]:
+    def _environment(self, message: ConsumedMessage) -> dict[str, str]:
         return {
             **os.environ,
             "DSS_MESSAGE_ID": message.msg_id or "",
@@ -249,17 +250,17 @@ class Worker:
 
 
 def _feed(process: subprocess.Popen[bytes], data: bytes) -> None:
-    """In a thread of its own: a command that does not read must not keep us from looking after it."""
+    """Runs in its own thread: a command that does not read its input must not block the worker."""
     assert process.stdin is not None
     try:
         process.stdin.write(data)
         process.stdin.close()
     except OSError:
-        # It has closed its standard input: its exit code says what that means.
+        # The command has closed its standard input. Its exit code decides.
         pass
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    """To the command and what it has started."""
+    """Send a signal to the command and the processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

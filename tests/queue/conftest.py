@@ -23,7 +23,7 @@ def desk() -> Desk:
 
 
 class LocalNode:
-    """What operations need of a node: a broker that applies at once, and time that passes by itself."""
+    """The part of a node that operations use: a broker that applies commands immediately, with the real time as stamps."""
 
     node_id = "n1"
     is_leader = True
@@ -77,7 +77,7 @@ class LocalNode:
         return Result(result.body, result.code, self.index)
 
     def tick(self):
-        """An entry with the stamp of now."""
+        """Apply an entry with the current time as its stamp."""
         self.index += 1
         self.at_ms = self.now_ms()
         self.broker.expire(self.at_ms, self.index)
@@ -97,7 +97,7 @@ class LocalNode:
 
 @pytest.fixture(scope="session")
 def local_node() -> type[LocalNode]:
-    """For tests that run a loop of their own."""
+    """For tests that run their own event loop."""
     return LocalNode
 
 
@@ -115,14 +115,14 @@ async def node():
     ticking.cancel()
 
 
-class Door:
-    """Just enough of an HTTP server to stand between a client and a LocalNode."""
+class HttpServer:
+    """A minimal HTTP server between a client and a LocalNode."""
 
     def __init__(self, node: LocalNode) -> None:
         self.node = node
         self.routes = {op.path: Route(op) for op in OPERATIONS if op.method == "POST"}
         self.calls: list[str] = []
-        #: drop the connection instead of answering the next so many calls to a path
+        #: path -> how many of its next calls get a dropped connection instead of an answer
         self.lose: dict[str, int] = {}
         self.authorization: list[str] = []
 
@@ -166,9 +166,9 @@ class Door:
 
 
 @pytest.fixture
-async def door(node):
-    door = Door(node)
-    server = await asyncio.start_server(door.serve, "127.0.0.1", 0)
-    door.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield door
+async def api(node):
+    api = HttpServer(node)
+    server = await asyncio.start_server(api.serve, "127.0.0.1", 0)
+    api.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield api
     server.close()

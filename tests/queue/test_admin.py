@@ -1,4 +1,4 @@
-"""The admin's lists, and what can be done from them."""
+"""The admin's lists and their actions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dss_queue.django_app.admin import VALUE_SHOWN_MAX, backlog_rows, dead_lette
 from dss_queue.operations import OPERATIONS
 
 
-def test_what_groups_have_to_do(desk):
+def test_backlog_rows(desk):
     desk.publish(1, 2, 3, key="k")
     desk.publish(4)
     desk.publish(5, delay_ms=1000)
@@ -23,7 +23,7 @@ def test_what_groups_have_to_do(desk):
     assert rows[0].pk != rows[1].pk
 
 
-def test_messages_in_flight(desk):
+def test_in_flight_rows(desk):
     desk.publish("x" * 5000, key="k")
     desk.publish(1)
     desk.take(visibility_ms=1000, node="n2")
@@ -38,7 +38,7 @@ def test_messages_in_flight(desk):
     assert rows[0].pk != rows[1].pk
 
 
-def test_dead_letters_with_their_history(desk):
+def test_dead_letter_rows_with_history(desk):
     (msg_id,) = desk.publish("a")
     desk.take()
     desk.pass_ms(5)
@@ -53,21 +53,21 @@ def test_dead_letters_with_their_history(desk):
 
 
 @pytest.fixture
-def node_door(local_node):
-    """A node of which the admin shows the state."""
-    with opened("json", local_node, OPERATIONS, lambda node: len(node.waiting)) as door:
-        yield door
+def api(local_node):
+    """A node whose state the admin shows."""
+    with opened("json", local_node, OPERATIONS, lambda node: len(node.waiting)) as api:
+        yield api
 
 
 @pytest.fixture
-def boss(db, client, node_door):
+def boss(db, client, api):
     client.defaults["SERVER_NAME"] = "localhost"
     client.force_login(User.objects.create_superuser("boss", password="x"))
     return client
 
 
-def take(door, **fields):
-    return door.post("/queue/consume", **{"topic": "t", "group": "g", "timeout_ms": 0, **fields})[1]
+def take(api, **fields):
+    return api.post("/queue/consume", **{"topic": "t", "group": "g", "timeout_ms": 0, **fields})[1]
 
 
 def act(client, model, action, *rows):
@@ -75,11 +75,11 @@ def act(client, model, action, *rows):
     return client.post(f"/admin/dss_queue/{model}/", form, follow=True).content.decode()
 
 
-def test_the_lists_are_shown(boss, node_door):
-    node_door.post("/queue/publish", topic="t", messages=[{"value": 1}, {"value": 2}])
-    take(node_door)
-    dead = take(node_door)
-    node_door.post("/queue/nack", topic="t", group="g", msg_id=dead["msg_id"], dead=True)
+def test_the_lists_are_shown(boss, api):
+    api.post("/queue/publish", topic="t", messages=[{"value": 1}, {"value": 2}])
+    take(api)
+    dead = take(api)
+    api.post("/queue/nack", topic="t", group="g", msg_id=dead["msg_id"], dead=True)
     for model in ("backlogrow", "inflightrow", "deadletterrow"):
         response = boss.get(f"/admin/dss_queue/{model}/")
         (row,) = response.context["cl"].result_list
@@ -90,30 +90,30 @@ def test_the_lists_are_shown(boss, node_door):
     )
 
 
-def test_a_dead_letter_goes_back(boss, node_door):
-    node_door.post("/queue/publish", topic="t", value=1)
-    got = take(node_door)
-    node_door.post("/queue/nack", topic="t", group="g", msg_id=got["msg_id"], dead=True)
-    page = act(boss, "deadletterrow", "redrive", *dead_letter_rows(node_door.node.broker))
-    assert "1 back in the queue" in page
-    again = take(node_door)
+def test_redrive_returns_a_dead_letter_to_the_queue(boss, api):
+    api.post("/queue/publish", topic="t", value=1)
+    got = take(api)
+    api.post("/queue/nack", topic="t", group="g", msg_id=got["msg_id"], dead=True)
+    page = act(boss, "deadletterrow", "redrive", *dead_letter_rows(api.node.broker))
+    assert "1 returned to the queue" in page
+    again = take(api)
     assert (again["msg_id"], again["attempt"]) == (got["msg_id"], 1)
 
 
-def test_a_message_in_flight_is_given_back(boss, node_door):
-    node_door.post("/queue/publish", topic="t", value=1)
-    first = take(node_door)
-    rows = in_flight_rows(node_door.node.broker, 0)
-    assert "1 given back" in act(boss, "inflightrow", "requeue", *rows)
-    second = take(node_door)
+def test_requeue_returns_a_message_in_flight_to_the_queue(boss, api):
+    api.post("/queue/publish", topic="t", value=1)
+    first = take(api)
+    rows = in_flight_rows(api.node.broker, 0)
+    assert "1 returned to the queue" in act(boss, "inflightrow", "requeue", *rows)
+    second = take(api)
     assert (second["msg_id"], second["attempt"]) == (first["msg_id"], 2)
     ack = {"topic": "t", "group": "g", "msg_id": first["msg_id"]}
-    assert node_door.post("/queue/ack", **ack, receipt=first["receipt"])[1]["code"] == "stale_receipt"
+    assert api.post("/queue/ack", **ack, receipt=first["receipt"])[1]["code"] == "stale_receipt"
 
 
-def test_one_may_look_without_being_allowed_to_act(boss, node_door):
-    node_door.post("/queue/publish", topic="t", value=1)
-    take(node_door)
+def test_a_user_may_view_without_permission_to_act(boss, api):
+    api.post("/queue/publish", topic="t", value=1)
+    take(api)
     viewer = User.objects.create_user("viewer", password="x", is_staff=True)
     viewer.user_permissions.add(*Permission.objects.filter(codename="view_inflightrow"))
     boss.force_login(viewer)

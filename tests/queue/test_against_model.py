@@ -1,4 +1,4 @@
-"""The broker does what a naive model does, whatever happens in whatever order; and a restored broker is the same broker."""
+"""The broker behaves as a naive model, for any sequence of steps, and so does a restored broker."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Handout:
 
 
 class NaiveQueue:
-    """Lists and loops: what the broker promises, without a thought for speed."""
+    """The broker's promises as lists and loops, without regard to speed."""
 
     def __init__(self) -> None:
         self.at = 0
@@ -88,14 +88,14 @@ class NaiveQueue:
         return self.groups[name]
 
     def head(self, name: str, key: str) -> Entry | None:
-        """The one message of a key that may be delivered next; None while one is in flight."""
+        """The only message of a key that may be delivered next; None while one is in flight."""
         entries = [e for e in self.groups[name].values() if e.key == key and e.open]
         if any(e.status == "flight" for e in entries):
             return None
         return min(entries, key=lambda e: (not e.private, e.number), default=None)
 
     def settle(self) -> None:
-        """A head whose delay is not over waits for it."""
+        """The head of a key waits until its delay is over."""
         for name in self.groups:
             for key in ("a", "b"):
                 head = self.head(name, key)
@@ -227,7 +227,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert self.answered == self.model.answers
 
     def told(self, result):
-        """What an answer says, in the model's words; receipts are the broker's own, so the model takes them over."""
+        """An answer in the terms of the model. Receipts come from the broker, so the model copies them."""
         for message in result.body["messages"]:
             number = number_of(message["msg_id"])
             for entries in self.model.groups.values():
@@ -320,7 +320,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         what=st.sampled_from(["ack", "nack", "transact"]),
     )
     def end_a_known_delivery(self, data, status, what):
-        """Aimed: what is in flight, and what has come back and may still be acked by its last consumer."""
+        """Acts on messages that are in flight, or that came back and may still be acked by their last consumer."""
         known = [
             (name, e.number) for name, g in self.model.groups.items() for e in g.values() if e.status == status and e.receipt
         ]
@@ -471,7 +471,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert restored.registry.bytes == self.broker.registry.bytes
         self.broker = restored
 
-    # -- what always holds
+    # -- invariants
 
     @invariant()
     def the_restored_broker_is_the_same(self):

@@ -22,7 +22,7 @@ def test_a_repeat_has_the_full_visibility_again(desk):
     assert again["visible_until_ms"] == desk.at_ms + 100
 
 
-def test_what_was_acked_in_between_does_not_come_again(desk):
+def test_a_repeat_does_not_get_messages_acked_in_between(desk):
     ids = desk.publish("a", "b")
     desk.take(2, attempt_id="try-1")
     desk.ack(ids[0])
@@ -32,7 +32,7 @@ def test_what_was_acked_in_between_does_not_come_again(desk):
     assert desk.values(2, attempt_id="try-1") == ["c"]
 
 
-def test_after_the_visibility_a_repeat_is_a_new_delivery(desk):
+def test_after_the_visibility_timeout_a_repeat_is_a_new_delivery(desk):
     desk.publish("a")
     (first,) = desk.take(attempt_id="try-1", visibility_ms=10)
     desk.pass_ms(10)
@@ -41,14 +41,14 @@ def test_after_the_visibility_a_repeat_is_a_new_delivery(desk):
     assert second["attempt"] == 2
 
 
-def test_attempts_are_the_groups_own(desk):
+def test_attempt_ids_belong_to_a_group(desk):
     desk.publish("a")
     desk.take(group="one", attempt_id="try-1")
     assert desk.values(group="two", attempt_id="try-1") == ["a"]
     assert desk.why_empty(group="two") == "all_in_flight"
 
 
-def test_a_repeat_replaces_the_call_that_still_waits(desk):
+def test_a_repeat_replaces_the_call_that_is_still_waiting(desk):
     assert desk.consume(timeout_ms=1000, attempt_id="try-1") is None
     old = desk.origin
     assert desk.consume(timeout_ms=1000, attempt_id="try-1") is None
@@ -59,7 +59,7 @@ def test_a_repeat_replaces_the_call_that_still_waits(desk):
 
 
 def test_the_message_belongs_to_the_call_that_repeated(desk):
-    """The first connection's end is noticed late: what the second call got must stay with it."""
+    """The node notices late that the first connection has closed. The messages stay with the second call."""
     desk.publish("a")
     desk.take(attempt_id="try-1")
     first = desk.origin

@@ -1,4 +1,4 @@
-"""What fails too often is kept, with the reasons; it never disappears."""
+"""Messages that fail too often are kept with their history. They never disappear."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_the_default_is_twenty_attempts(desk):
         assert desk.nack(msg_id).body["dead"] == (attempt == 20)
 
 
-def test_a_nack_may_bury_at_once(desk):
+def test_a_nack_with_dead_makes_a_dead_letter_immediately(desk):
     (msg_id,) = desk.publish("a")
     desk.take()
     assert desk.nack(msg_id, dead=True).body == {"nacked": True, "dead": True}
     assert dead_letters(desk)[0]["reason"] == "rejected"
 
 
-def test_a_message_dies_for_one_group_only(desk):
+def test_a_dead_letter_belongs_to_one_group_only(desk):
     (msg_id,) = desk.publish("a")
     desk.take(group="other")
     desk.take()
@@ -63,7 +63,7 @@ def test_the_ack_of_a_dead_message_is_stale(desk):
     assert desk.ack(msg_id, message["receipt"]).code == "stale_receipt"
 
 
-def test_redrive_brings_dead_letters_back_with_a_fresh_count(desk):
+def test_redrive_returns_dead_letters_with_their_attempts_reset(desk):
     desk.settings(max_attempts=1)
     ids = desk.publish("a", "b")
     desk.take(2)
@@ -79,7 +79,7 @@ def test_redrive_brings_dead_letters_back_with_a_fresh_count(desk):
     assert desk.broker.registry.bytes == 0
 
 
-def test_redrive_serves_who_waits(desk):
+def test_redrive_serves_waiting_consumers(desk):
     (msg_id,) = desk.publish("a")
     desk.take()
     desk.nack(msg_id, dead=True)
@@ -89,7 +89,7 @@ def test_redrive_serves_who_waits(desk):
     assert desk.answers[waiter].body["messages"][0]["msg_id"] == msg_id
 
 
-def test_dead_letters_can_be_thrown_away_by_group(desk):
+def test_dead_letters_can_be_purged_by_group(desk):
     (msg_id,) = desk.publish("a")
     for group in ("one", "two"):
         desk.take(group=group)

@@ -1,4 +1,4 @@
-"""Groups, order and who has a message."""
+"""Groups, order, and which consumer has a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_each_group_gets_every_message(desk):
     assert desk.values(5, group="shipping") == ["a", "b"]
 
 
-def test_inside_a_group_one_consumer_has_a_message(desk):
+def test_within_a_group_only_one_consumer_has_a_message(desk):
     desk.publish("a", "b")
     assert desk.values() == ["a"]
     assert desk.values() == ["b"]
@@ -20,7 +20,7 @@ def test_inside_a_group_one_consumer_has_a_message(desk):
 
 
 def test_a_new_group_starts_at_the_oldest_retained_message(desk):
-    """Acked by every known group: gone. In flight or not yet taken: retained."""
+    """A message that every known group has acked is gone. One in flight or not yet taken is retained."""
     ids = desk.publish("done", "in flight", "returned", "fresh")
     desk.take(3)
     desk.ack(ids[0])
@@ -29,7 +29,7 @@ def test_a_new_group_starts_at_the_oldest_retained_message(desk):
     assert len(desk.broker.topics["t"].messages.by_number) == 3
 
 
-def test_a_new_group_gets_each_message_once_beside_a_quick_and_a_slow_one(desk):
+def test_a_new_group_gets_each_message_once_beside_a_fast_and_a_slow_group(desk):
     desk.take(group="slow")
     desk.publish(1, 2, 3)
     desk.take(2, group="quick")
@@ -37,7 +37,7 @@ def test_a_new_group_gets_each_message_once_beside_a_quick_and_a_slow_one(desk):
     assert desk.why_empty(group="late") == "all_in_flight"
 
 
-def test_a_message_goes_when_its_last_group_has_acked_it(desk):
+def test_a_message_is_dropped_when_the_last_group_has_acked_it(desk):
     desk.take(group="one")
     desk.take(group="two")
     (msg_id,) = desk.publish("a")
@@ -49,7 +49,7 @@ def test_a_message_goes_when_its_last_group_has_acked_it(desk):
     assert desk.broker.registry.bytes == 0
 
 
-def test_without_a_group_messages_stay(desk):
+def test_without_a_group_messages_are_retained(desk):
     desk.publish("a")
     desk.pass_ms(3600_000)
     assert desk.values() == ["a"]
@@ -72,7 +72,7 @@ def test_one_answer_is_bounded_in_bytes(desk):
     assert len(desk.take(6)) == 4
 
 
-def test_consumers_of_one_entry_share_what_is_there(desk):
+def test_consumers_in_one_entry_share_the_ready_messages(desk):
     desk.publish("a", "b")
     consume = Consume(topic="t", group="g", timeout_ms=0, visibility_ms=10)
     results = desk.entry(consume, consume, consume)

@@ -1,4 +1,4 @@
-"""Folders beside manage.py must not hide the standard library's modules of the same name."""
+"""Folders next to manage.py must not shadow the standard library's modules of the same name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("folder", ["raft", "locks", "queue", "cache"])
-def test_a_subsystem_folder_is_no_package(folder):
+def test_a_subsystem_folder_is_not_a_package(folder):
     assert (ROOT / folder).is_dir()
     assert not (ROOT / folder / "__init__.py").exists()
 
@@ -24,7 +24,7 @@ def test_queue_is_the_standard_library_in_a_test_run():
     assert queue.Queue().empty()
 
 
-def test_queue_is_the_standard_library_beside_manage_py():
+def test_queue_is_the_standard_library_next_to_manage_py():
     found = subprocess.run(
         [sys.executable, "-c", "import queue; print(queue.__file__)"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -41,7 +41,7 @@ def test_every_group_has_its_own_waiters(desk):
     assert [answer(desk, waiter) for waiter in waiters] == [[b'"a"'], [b'"a"']]
 
 
-def test_the_wait_ends_with_the_reason(desk):
+def test_a_wait_that_times_out_gives_the_reason(desk):
     waiter = wait(desk, timeout_ms=100)
     desk.pass_ms(99)
     assert waiter not in desk.answers
@@ -53,7 +53,7 @@ def test_the_wait_ends_with_the_reason(desk):
 
 
 @pytest.mark.parametrize("how", ["nack", "timeout", "delay", "ack of the key", "gone"])
-def test_whatever_makes_a_message_ready_wakes_the_waiter(desk, how):
+def test_every_way_to_become_ready_wakes_the_waiter(desk, how):
     if how == "delay":
         desk.publish("a", delay_ms=50)
         waiter = wait(desk)
@@ -74,7 +74,7 @@ def test_whatever_makes_a_message_ready_wakes_the_waiter(desk, how):
     assert answer(desk, waiter) == [b'"a"']
 
 
-def test_one_that_hung_up_gets_nothing(desk):
+def test_a_waiter_that_hung_up_gets_nothing(desk):
     gone, waiter = wait(desk), wait(desk)
     desk.cancel(gone)
     desk.publish("a")
@@ -82,8 +82,8 @@ def test_one_that_hung_up_gets_nothing(desk):
     assert answer(desk, waiter) == [b'"a"']
 
 
-def test_messages_for_one_that_hung_up_come_back_uncounted(desk):
-    """Its answer was on the way when the connection broke: nobody will ever see it."""
+def test_messages_of_a_consumer_that_hung_up_come_back_without_counting_an_attempt(desk):
+    """The connection broke before its answer was received."""
     waiter = wait(desk)
     desk.publish("a")
     assert answer(desk, waiter) == [b'"a"']
@@ -101,7 +101,7 @@ def test_hanging_up_gives_back_only_what_is_still_in_flight(desk):
     assert desk.values(9) == ["b"]
 
 
-def test_one_that_hung_up_long_ago_does_not_take_it_from_another(desk):
+def test_a_late_hang_up_does_not_take_a_message_from_another_consumer(desk):
     desk.publish("a")
     desk.take(visibility_ms=10)
     gone = desk.origin
@@ -111,7 +111,7 @@ def test_one_that_hung_up_long_ago_does_not_take_it_from_another(desk):
     assert desk.why_empty() == "all_in_flight"
 
 
-def test_a_restarted_node_waits_no_longer(desk):
+def test_the_waiters_of_a_restarted_node_are_dropped(desk):
     lost, waiter = wait(desk, node="n2"), wait(desk, node="n1")
     desk.broker.node_restarted("n2", desk.at_ms, desk.index)
     desk.publish("a")
@@ -119,8 +119,8 @@ def test_a_restarted_node_waits_no_longer(desk):
     assert answer(desk, waiter) == [b'"a"']
 
 
-def test_a_late_stamp_still_serves_before_it_says_no(desk):
-    """No leader for a while: message and wait are both due at the next stamp."""
+def test_a_late_stamp_serves_waiters_before_it_times_them_out(desk):
+    """After a time without a leader, the message and the wait are both due at the next stamp."""
     desk.publish("a")
     desk.take(visibility_ms=50)
     waiter = wait(desk, timeout_ms=100)
@@ -138,7 +138,7 @@ def test_ten_thousand_idle_polls(desk):
     assert not desk.broker.callers.waiters
 
 
-def test_waits_that_end_leave_nothing_behind(desk):
+def test_ended_waits_take_no_memory(desk):
     desk.settings()
     held = wait(desk, timeout_ms=1000)
     for round_ in range(5):
@@ -150,7 +150,7 @@ def test_waits_that_end_leave_nothing_behind(desk):
         assert round_ < 4 or desk.broker.callers.waiters.keys() == {held}
     desk.pass_ms(1000)
     [group] = desk.broker.topics["t"].groups.values()
-    assert not group.waiters, "a topic that nobody publishes to does not grow with every long poll"
+    assert not group.waiters, "a topic without publishes does not grow with every long poll"
     last = wait(desk)
     desk.publish("a")
     assert answer(desk, last) == [b'"a"']

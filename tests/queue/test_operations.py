@@ -19,7 +19,7 @@ BY_PATH = {(operation.method, operation.path): Route(operation) for operation in
 
 
 async def call(node, path, body=None, method="POST", query=b""):
-    """The answer's document, decoded."""
+    """The decoded JSON of the answer."""
     route = BY_PATH[method, path]
     try:
         decoder = route.decoder
@@ -56,7 +56,7 @@ async def test_a_value_arrives_as_the_bytes_that_were_sent(node):
     assert b'{"big": 12345678901234567890123, "x": 1.10,  "e": "\\u00e9"}' in answer.body
 
 
-async def test_nothing_there(node):
+async def test_an_empty_topic(node):
     got = await call(node, "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": "20"})
     assert (got["status"], got["ok"], got["msg_id"], got["value"]) == (200, True, None, None)
     assert got["empty_reason"] == "no_messages"
@@ -133,13 +133,13 @@ async def test_bad_input_names_the_field(node, path, body, field):
 
 
 @pytest.mark.parametrize("body", [{"value": "x" * 1000}, {"messages": [{"value": 1}, {"value": "x" * 1000}]}])
-async def test_too_large_a_value_takes_nothing(node, body):
+async def test_a_value_that_is_too_large_is_refused(node, body):
     problem = await call(node, "/queue/publish", {"topic": "t", **body})
     assert (problem["status"], problem["code"]) == (413, "too_large")
     assert not node.commands
 
 
-async def test_over_limit_is_answered_and_takes_nothing(node):
+async def test_over_limit_is_answered_and_nothing_is_stored(node):
     await call(node, "/queue/topic", {"topic": "t", "max_bytes": 3}, method="PUT")
     problem = await call(node, "/queue/publish", {"topic": "t", "value": 12345})
     assert (problem["status"], problem["code"]) == (429, "over_limit")
@@ -179,7 +179,7 @@ async def test_stats_and_peek(node):
     assert (unknown["status"], unknown["exists"], unknown["groups"]) == (200, False, [])
 
 
-async def test_a_consumer_that_hangs_up_takes_nothing(node):
+async def test_a_consumer_that_hangs_up_takes_no_message(node):
     route = BY_PATH["POST", "/queue/consume"]
     request = route.decoder.body(b'{"topic": "t", "group": "g", "timeout_ms": 20000}')
     waiting = asyncio.ensure_future(route.handle(node, request))
@@ -193,7 +193,7 @@ async def test_a_consumer_that_hangs_up_takes_nothing(node):
     assert (await call(node, "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 0}))["attempt"] == 1
 
 
-async def test_each_figure_moves_when_its_event_happens(node):
+async def test_each_metric_counts_its_event(node):
     metrics.attach(node)
     topic = "figures"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dss_queue.core import broker as broker_module
+from dss_queue.core import publishing
 from dss_queue.core.commands import Publish
 
 
@@ -35,7 +36,7 @@ def test_a_dedup_id_is_remembered_for_the_window(desk):
     assert desk.values(9) == ["a", "c"]
 
 
-def test_a_duplicate_of_an_acked_message_is_still_one(desk):
+def test_a_duplicate_of_an_acked_message_is_still_a_duplicate(desk):
     (msg_id,) = desk.publish("a", dedup_id="x")
     desk.take()
     desk.ack(msg_id)
@@ -67,7 +68,7 @@ def test_max_bytes_refuses_and_stores_nothing(desk):
     assert publish_result(desk, desk.message("y" * 8), desk.message("z" * 12)).code == ""
 
 
-def test_a_duplicate_needs_no_room(desk):
+def test_a_duplicate_needs_no_space(desk):
     desk.settings(max_bytes=12)
     desk.publish("x" * 8, dedup_id="a")
     assert publish_result(desk, desk.message("x" * 8, dedup_id="a")).body["messages"][0]["duplicate"]
@@ -82,7 +83,7 @@ def test_dead_letters_count_towards_max_bytes(desk):
 
 
 def test_topics_and_groups_are_bounded(desk, monkeypatch):
-    monkeypatch.setattr(broker_module, "TOPICS_MAX", 2)
+    monkeypatch.setattr(publishing, "TOPICS_MAX", 2)
     monkeypatch.setattr(broker_module, "GROUPS_PER_TOPIC_MAX", 2)
     desk.publish(0)
     desk.publish(0, topic="second")
@@ -94,7 +95,7 @@ def test_topics_and_groups_are_bounded(desk, monkeypatch):
 
 
 def test_all_topics_together_are_bounded(desk, monkeypatch):
-    monkeypatch.setattr(broker_module, "TOTAL_BYTES_MAX", 20)
+    monkeypatch.setattr(publishing, "TOTAL_BYTES_MAX", 20)
     desk.publish("x" * 10)
     assert publish_result(desk, desk.message("x" * 10, topic="other")).code == "over_limit"
 
@@ -112,7 +113,7 @@ def test_a_transaction_acks_and_publishes(desk, with_receipt):
     assert desk.values(topic="parcels") == ["parcel"]
 
 
-def test_a_repeated_transaction_publishes_nothing_more(desk):
+def test_a_repeated_transaction_publishes_nothing(desk):
     (msg_id,) = desk.publish("order")
     desk.take()
     desk.ack(msg_id, publish=[desk.message("invoice", topic="invoices")])
@@ -131,7 +132,7 @@ def test_a_transaction_with_a_stale_receipt_does_nothing(desk):
     assert "invoices" not in desk.broker.topics
 
 
-def test_a_transaction_without_room_does_not_ack(desk):
+def test_a_transaction_over_a_limit_does_not_ack(desk):
     desk.settings(max_bytes=10)
     desk.topic, order_topic = "orders", desk.topic
     (msg_id,) = desk.publish("order")
@@ -141,7 +142,7 @@ def test_a_transaction_without_room_does_not_ack(desk):
     assert desk.ack(msg_id).body == {"acked": True}
 
 
-def test_a_transaction_wakes_who_waits_for_what_it_publishes(desk):
+def test_a_transaction_wakes_the_waiters_of_the_topics_it_publishes_to(desk):
     assert desk.consume(topic="invoices", timeout_ms=1000) is None
     waiter = desk.origin
     (msg_id,) = desk.publish("order")

@@ -1,4 +1,4 @@
-"""Messages pushed to a subscription: as many as it has credit for, and given back when it ends."""
+"""Subscriptions: messages are pushed up to the credit and given back when the subscription ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ README = Path(__file__).parents[2] / "queue" / "README.md"
 
 
 class Feed:
-    """A client that reads everything at once."""
+    """A client that reads everything immediately."""
 
     backlog = 0
 
@@ -69,14 +69,14 @@ async def put(node, *values: Any, **fields: Any) -> None:
 
 
 async def nothing_comes(node, feed: Feed) -> None:
-    """Not within some entries of the log."""
+    """It does not happen within a few entries of the log."""
     index = node.index
     while node.index < index + 5:  # noqa: ASYNC110  (the log of this double grows by itself)
         await asyncio.sleep(0.001)
     assert feed.events.empty()
 
 
-async def test_messages_come_as_they_are_published_up_to_the_credit(node, subscribed):
+async def test_messages_are_pushed_up_to_the_credit(node, subscribed):
     async with subscribed(credit=2) as feed:
         await put(node, 1, 2, 3)
         (one, first), (two, _) = await feed.value(), await feed.value()
@@ -103,7 +103,7 @@ async def test_a_visibility_timeout_makes_room_too(node, subscribed):
         assert (value, first["attempt"], again["attempt"]) == ("slow", 1, 2)
 
 
-async def test_what_another_node_was_told_makes_room_at_the_next_tick(node, subscribed):
+async def test_an_ack_at_another_node_makes_room_at_the_next_tick(node, subscribed):
     async with subscribed(credit=1) as feed:
         await put(node, 1, 2)
         _, first = await feed.value()
@@ -111,7 +111,7 @@ async def test_what_another_node_was_told_makes_room_at_the_next_tick(node, subs
         assert (await feed.value())[0] == 2
 
 
-async def test_the_end_gives_back_at_once_and_counts_no_attempt(node, subscribed):
+async def test_the_end_gives_messages_back_without_counting_an_attempt(node, subscribed):
     async with subscribed(credit=2, visibility_ms=3_600_000) as feed:
         await put(node, 1, 2, 3)
         done, _ = (await feed.value())[1], await feed.value()
@@ -122,7 +122,7 @@ async def test_the_end_gives_back_at_once_and_counts_no_attempt(node, subscribed
     assert not node.services["queue-subscribers"]._by_group, "nothing is left of it"
 
 
-async def test_who_ends_while_waiting_leaves_no_waiter(node, subscribed):
+async def test_the_end_of_an_idle_subscription_leaves_no_waiter(node, subscribed):
     async with subscribed() as feed:
         await put(node, 1)
         await feed.value()
@@ -132,7 +132,7 @@ async def test_who_ends_while_waiting_leaves_no_waiter(node, subscribed):
     assert len(answer.messages) == 2
 
 
-async def test_a_cluster_without_a_leader_for_a_while_does_not_end_it(node, subscribed):
+async def test_a_time_without_a_leader_does_not_end_a_subscription(node, subscribed):
     node.refusal = Refused("no_leader", "")
     original = node.submit
     tries = []
@@ -155,7 +155,7 @@ async def test_a_cluster_without_a_leader_for_a_while_does_not_end_it(node, subs
         assert feed.task.cancelled(), "a node that stops cannot take back; visibility does"
 
 
-async def test_a_nack_here_makes_room(node, subscribed):
+async def test_a_nack_at_this_node_makes_room(node, subscribed):
     async with subscribed(credit=1) as feed:
         await put(node, 1)
         _, first = await feed.value()
@@ -166,7 +166,7 @@ async def test_a_nack_here_makes_room(node, subscribed):
 @pytest.mark.cluster
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
 def test_over_a_real_websocket(tmp_path, server):
-    """Pushed at one node, acked at another; a closed connection gives back; a node that stops gives back, too."""
+    """Push at one node and ack at another. A closed connection and a stopped node both give messages back."""
     environment = {"DSS_CLUSTER_SECRET": "test", "DSS_ADMIN_PASSWORD": "test", "DSS_SERVER": server}
     cluster = LocalCluster(tmp_path, free_ports(3), environment)
     cluster.start()
@@ -194,7 +194,7 @@ def test_over_a_real_websocket(tmp_path, server):
             got = first.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 2}).json
             assert [(one["value"], one["attempt"]) for one in got["messages"]] == [(2, 1), (3, 1)]
 
-        # Who calls and hangs up at once gets nothing, and keeps nothing from others.
+        # A client that hangs up immediately gets nothing, and withholds nothing from others.
         assert first.call("POST", "/queue/publish", {"topic": "t", "value": 9}).status == 200
         for node in (first, second):
             hang_up_at_once(node, {"topic": "t", "group": "g", "timeout_ms": 20_000, "visibility_ms": 3_600_000})
@@ -216,7 +216,7 @@ def test_over_a_real_websocket(tmp_path, server):
 
 
 def until(node: LocalNode, topic: str, holds: Callable[[dict[str, Any]], bool]) -> None:
-    """Until the topic's only group is so."""
+    """Wait until this holds for the topic's only group."""
     deadline = time.monotonic() + 60
     while not ((groups := node.call("GET", f"/queue/stats?topic={topic}").json["groups"]) and holds(groups[0])):
         assert time.monotonic() < deadline, groups
@@ -224,7 +224,7 @@ def until(node: LocalNode, topic: str, holds: Callable[[dict[str, Any]], bool]) 
 
 
 def run_the_readme(publisher: LocalNode, node: LocalNode) -> None:
-    """Its consumer acks what comes, more than its credit, until its node stops."""
+    """Run the consumer of the README: it acks more messages than its credit, until its node stops."""
     code = README.read_text().split("```python\n")[1].split("```")[0].replace("127.0.0.1:8101", f"127.0.0.1:{node.port}")
     consumer = threading.Thread(target=exec, args=(code, {}))
     consumer.start()
@@ -237,7 +237,7 @@ def run_the_readme(publisher: LocalNode, node: LocalNode) -> None:
 
 
 def hang_up_at_once(node, request) -> None:
-    """A call whose client is gone before it can be answered."""
+    """Make a call and close the connection before it can be answered."""
     body = json.dumps(request).encode()
     with socket.create_connection(("127.0.0.1", node.port)) as connection:
         head = f"POST /queue/consume HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

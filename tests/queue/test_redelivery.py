@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 
-def test_a_message_comes_again_when_its_visibility_is_over(desk):
+def test_a_message_comes_again_after_its_visibility_timeout(desk):
     desk.publish("a")
     (first,) = desk.take(visibility_ms=100)
     assert first["visible_until_ms"] == desk.at_ms + 100
@@ -17,7 +17,7 @@ def test_a_message_comes_again_when_its_visibility_is_over(desk):
     assert second["receipt"] != first["receipt"]
 
 
-def test_an_ack_with_the_receipt_of_a_delivery_that_is_over_is_stale(desk):
+def test_an_ack_with_the_receipt_of_an_ended_delivery_is_stale(desk):
     desk.publish("a")
     (first,) = desk.take(visibility_ms=10)
     desk.pass_ms(10)
@@ -29,7 +29,7 @@ def test_an_ack_with_the_receipt_of_a_delivery_that_is_over_is_stale(desk):
     assert desk.ack(second["msg_id"], second["receipt"]).body == {"acked": True}
 
 
-def test_a_late_ack_counts_while_nobody_else_has_the_message(desk):
+def test_a_late_ack_counts_until_another_consumer_has_the_message(desk):
     desk.publish("a")
     (first,) = desk.take(visibility_ms=10)
     desk.pass_ms(10)
@@ -46,7 +46,7 @@ def test_an_ack_may_be_repeated(desk):
 
 
 @pytest.mark.parametrize("msg_id", ["nonsense", "1-", "-1", "1-0x0", "01-0", "1-99999999999", "9" * 60])
-def test_an_unknown_id_is_no_error(desk, msg_id):
+def test_an_unknown_id_is_not_an_error(desk, msg_id):
     desk.publish("a")
     desk.take()
     assert desk.ack(msg_id).body == {"acked": False}
@@ -80,7 +80,7 @@ def test_several_acks_in_one_call(desk):
     assert desk.ack(None, msg_ids=[ids[0], ids[2]]).body["acked"] is True
 
 
-def test_nack_brings_it_back_at_once_or_later(desk):
+def test_a_nack_returns_the_message_now_or_after_its_delay(desk):
     (msg_id,) = desk.publish("a")
     desk.take()
     assert desk.nack(msg_id).body == {"nacked": True, "dead": False}
@@ -91,7 +91,7 @@ def test_nack_brings_it_back_at_once_or_later(desk):
     assert desk.take()[0]["attempt"] == 3
 
 
-def test_backoff_doubles_for_nacks_and_timeouts_alike(desk):
+def test_backoff_doubles_for_nacks_and_timeouts(desk):
     desk.settings(backoff_ms=10)
     (msg_id,) = desk.publish("a")
     desk.take()
@@ -107,7 +107,7 @@ def test_backoff_doubles_for_nacks_and_timeouts_alike(desk):
     assert desk.take()[0]["attempt"] == 3
 
 
-def test_a_delay_of_zero_overrules_the_backoff(desk):
+def test_a_delay_of_zero_overrides_the_backoff(desk):
     desk.settings(backoff_ms=1000)
     (msg_id,) = desk.publish("a")
     desk.take()
@@ -115,14 +115,14 @@ def test_a_delay_of_zero_overrules_the_backoff(desk):
     assert desk.values() == ["a"]
 
 
-def test_a_silent_nack_does_not_count(desk):
+def test_a_silent_nack_does_not_count_as_an_attempt(desk):
     (msg_id,) = desk.publish("a")
     desk.take()
     desk.nack(msg_id, silent=True)
     assert desk.take()[0]["attempt"] == 1
 
 
-def test_extend_starts_the_visibility_anew(desk):
+def test_extend_restarts_the_visibility_timeout(desk):
     (msg_id,) = desk.publish("a")
     desk.take(visibility_ms=100)
     desk.pass_ms(90)
@@ -133,7 +133,7 @@ def test_extend_starts_the_visibility_anew(desk):
     assert desk.values() == ["a"]
 
 
-def test_extend_may_shorten(desk):
+def test_extend_may_shorten_the_visibility_timeout(desk):
     (msg_id,) = desk.publish("a")
     desk.take(visibility_ms=1000)
     desk.extend(msg_id, 10)

@@ -1,4 +1,4 @@
-"""What becomes of messages that nobody takes, and of what is thrown away on purpose."""
+"""Retention of messages that no consumer takes, and purge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def dead(desk, group="g"):
     return [(d["value"], d["reason"]) for d in peek(desk.broker, "t", group, True, 100, desk.at_ms)]
 
 
-def test_without_a_group_old_messages_go_and_are_counted(desk):
+def test_without_a_group_old_messages_are_dropped_and_counted(desk):
     desk.settings(retention_ms=10_000)
     desk.publish("a", key="k")
     desk.publish("b")
@@ -23,8 +23,8 @@ def test_without_a_group_old_messages_go_and_are_counted(desk):
     desk.pass_ms(DAY_MS)
 
 
-def test_a_known_group_finds_them_among_its_dead_letters(desk):
-    """Never silently away."""
+def test_old_messages_become_dead_letters_of_known_groups(desk):
+    """They are never dropped silently."""
     desk.settings(retention_ms=10_000)
     desk.take()
     desk.take(group="quick")
@@ -39,7 +39,7 @@ def test_a_known_group_finds_them_among_its_dead_letters(desk):
     assert not desk.broker.topics["t"].messages.by_number
 
 
-def test_what_came_back_dies_with_its_history(desk):
+def test_a_returned_message_becomes_a_dead_letter_with_its_history(desk):
     desk.settings(retention_ms=10_000)
     desk.publish("a", key="k")
     desk.publish("b")
@@ -51,7 +51,7 @@ def test_what_came_back_dies_with_its_history(desk):
     assert desk.values(9) == ["a", "b"]
 
 
-def test_what_is_in_flight_may_be_finished(desk):
+def test_a_message_in_flight_may_still_be_finished(desk):
     desk.settings(retention_ms=10_000)
     ids = [*desk.publish("a", key="k"), *desk.publish("b")]
     desk.publish("next", key="k")
@@ -67,7 +67,7 @@ def test_what_is_in_flight_may_be_finished(desk):
     assert desk.broker.registry.bytes == 0
 
 
-def test_a_delay_longer_than_the_retention_is_kept(desk):
+def test_a_message_with_a_delay_longer_than_the_retention_is_kept(desk):
     desk.settings(retention_ms=10_000)
     desk.publish("a", delay_ms=30_000)
     desk.pass_ms(20_000)
@@ -75,7 +75,7 @@ def test_a_delay_longer_than_the_retention_is_kept(desk):
     assert desk.values() == ["a"]
 
 
-def test_what_stands_behind_a_long_delay_is_kept_with_it(desk):
+def test_messages_behind_a_long_delay_are_kept(desk):
     desk.settings(retention_ms=10_000)
     desk.take()
     desk.publish("a", key="k", delay_ms=30_000)
@@ -89,7 +89,7 @@ def test_what_stands_behind_a_long_delay_is_kept_with_it(desk):
     assert desk.values() == ["b"]
 
 
-def test_a_shorter_retention_holds_at_once(desk):
+def test_a_shorter_retention_applies_immediately(desk):
     desk.publish("a")
     desk.pass_ms(20_000)
     desk.settings(retention_ms=10_000)
@@ -97,7 +97,7 @@ def test_a_shorter_retention_holds_at_once(desk):
     assert not desk.broker.topics["t"].messages.by_number
 
 
-def test_retention_of_many_goes_on_in_steps(desk):
+def test_retention_of_many_messages_takes_several_steps(desk):
     desk.settings(retention_ms=10_000)
     for _ in range(25):
         desk.publish(*range(1000))
@@ -109,7 +109,7 @@ def test_retention_of_many_goes_on_in_steps(desk):
     assert left == [15_000, 5_000, 0, 0]
 
 
-def test_purge_takes_everything_but_dead_letters(desk):
+def test_purge_deletes_everything_except_dead_letters(desk):
     ids = desk.publish("a", "b", key="k")
     desk.publish("c")
     desk.publish("d", delay_ms=100)
@@ -126,7 +126,7 @@ def test_purge_takes_everything_but_dead_letters(desk):
     assert dead(desk) == [(b'"a"', "rejected")]
 
 
-def test_a_waiter_outlives_a_purge(desk):
+def test_a_waiter_survives_a_purge(desk):
     assert desk.consume(timeout_ms=1000) is None
     waiter = desk.origin
     desk.purge()

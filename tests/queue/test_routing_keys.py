@@ -1,4 +1,4 @@
-"""Messages with a routing key: in publish order, one in flight at a time; the others do not wait for them."""
+"""Messages with a routing key come in publish order, one in flight at a time. Other messages do not wait for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dss_dev.queue_broker import Desk
 
 
-def test_the_next_of_a_key_comes_after_the_ack(desk):
+def test_the_next_message_of_a_key_comes_after_the_ack(desk):
     ids = desk.publish(1, 2, key="k")
     desk.publish(3, key="other")
     desk.publish(4)
@@ -21,7 +21,7 @@ def test_the_next_of_a_key_comes_after_the_ack(desk):
     assert desk.why_empty() == "all_in_flight"
 
 
-def test_a_failed_one_comes_again_before_its_successors(desk):
+def test_a_failed_message_comes_again_before_its_successors(desk):
     ids = desk.publish(1, 2, key="k")
     desk.take()
     desk.nack(ids[0], delay_ms=100)
@@ -30,7 +30,7 @@ def test_a_failed_one_comes_again_before_its_successors(desk):
     assert desk.values(9) == [1]
 
 
-def test_a_delayed_one_holds_back_its_successors(desk):
+def test_a_delayed_message_delays_its_successors(desk):
     desk.publish(1, key="k", delay_ms=100)
     desk.publish(2, key="k")
     assert desk.why_empty() == "delayed"
@@ -41,14 +41,14 @@ def test_a_delayed_one_holds_back_its_successors(desk):
     assert desk.values(9) == [2]
 
 
-def test_a_dead_one_lets_the_next_pass(desk):
+def test_a_dead_letter_lets_the_next_message_pass(desk):
     ids = desk.publish(1, 2, key="k")
     desk.take()
     desk.nack(ids[0], dead=True)
     assert desk.values() == [2]
 
 
-def test_a_redriven_one_still_excludes_the_others(desk):
+def test_a_redriven_message_still_excludes_the_others(desk):
     ids = desk.publish(1, 2, 3, key="k")
     desk.take()
     desk.nack(ids[0], dead=True)
@@ -61,7 +61,7 @@ def test_a_redriven_one_still_excludes_the_others(desk):
     assert desk.values(9) == [3]
 
 
-def test_redriven_ones_come_in_publish_order(desk):
+def test_redriven_messages_come_in_publish_order(desk):
     ids = desk.publish(1, 2, 3, key="k")
     for msg_id in ids[:2]:
         desk.take()
@@ -74,7 +74,7 @@ def test_redriven_ones_come_in_publish_order(desk):
         desk.take()
 
 
-def test_keys_that_are_done_take_no_memory(desk):
+def test_finished_keys_take_no_memory(desk):
     desk.take(group="other")
     ids = [desk.publish(n, key=f"k{n}")[0] for n in range(10)]
     for group in ("g", "other"):
@@ -86,8 +86,8 @@ def test_keys_that_are_done_take_no_memory(desk):
     assert not any(group.backlog.keys for group in topic.groups.values())
 
 
-def test_a_late_ack_leaves_no_second_chance_in_the_queue(desk):
-    """The entry that waited in the heap is outdated: the message must not come again, nor a second one of its key."""
+def test_a_late_ack_leaves_no_valid_entry_in_the_heap(desk):
+    """The entry left in the heap is outdated: neither the message nor a second one of its key may be delivered."""
     desk.take(group="slow")
     ids = desk.publish(1, 2, 3, key="k")
     (first,) = desk.take(visibility_ms=10)
@@ -97,7 +97,7 @@ def test_a_late_ack_leaves_no_second_chance_in_the_queue(desk):
     assert desk.why_empty() == "key_blocked"
 
 
-def test_groups_block_their_keys_for_themselves(desk):
+def test_a_group_does_not_block_the_keys_of_another(desk):
     desk.publish(1, 2, key="k")
     assert desk.values(group="a") == [1]
     assert desk.values(group="b") == [1]
@@ -105,7 +105,7 @@ def test_groups_block_their_keys_for_themselves(desk):
 
 @given(seed=st.integers(0, 2**32), keys=st.integers(1, 5))
 def test_first_deliveries_of_a_key_are_in_publish_order(seed, keys):
-    """Whatever happens to them: acks, nacks, timeouts, restarts from snapshots, dead letters."""
+    """With acks, nacks, timeouts, dead letters and restarts from snapshots in any order."""
     rng = random.Random(seed)
     desk = Desk()
     desk.settings(max_attempts=2)

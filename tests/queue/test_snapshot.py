@@ -1,4 +1,4 @@
-"""A node that starts from a snapshot goes on exactly like those that applied every entry."""
+"""A node restored from a snapshot behaves exactly like one that applied every entry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dss_raft.replication.machine import Origin
 
 
 def random_command(rng, desk):
-    """Everything at once: retention, backoff, dedup, delays, keys, several topics and groups."""
+    """Any command, with retention, backoff, dedup, delays, keys, several topics and groups."""
     topic, group = rng.choice(["t", "t", "u"]), rng.choice(["g", "h"])
     kind = rng.randrange(100)
     if kind < 30:
@@ -67,7 +67,7 @@ def test_restored_at_any_time_it_gives_the_same_answers(seed):
 
 
 def check_accounts(broker):
-    """Bytes, counts and timers agree with what is really there."""
+    """Bytes, counts and deadlines agree with the messages."""
     total = 0
     for topic in broker.topics.values():
         kept = [*topic.messages.by_number.values()]
@@ -88,7 +88,7 @@ def check_accounts(broker):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_lost(seed):
-    """For each group: published - acked - dead - still there = 0, whatever happened; and draining brings everything."""
+    """For each group, published = acked + dead + pending after any sequence of steps, and draining delivers everything."""
     rng = random.Random(seed)
     desk = Desk()
     desk.do(PutTopic(topic="t", max_attempts=3, retention_ms=0))

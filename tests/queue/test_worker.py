@@ -15,14 +15,14 @@ from dss_queue.worker import Options, Worker
 
 
 @pytest.fixture
-async def start(door, node):
+async def start(api, node):
     """`start(program, **options)` runs a worker in a thread; it is stopped after the test."""
     workers = []
 
     def start(program, **options):
         reports = []
         told = Options(topic="t", group="g", command=[sys.executable, "-c", program], **{"timeout_ms": 1000, **options})
-        worker = Worker(told, lambda: Client([door.url]), reports.append)
+        worker = Worker(told, lambda: Client([api.url]), reports.append)
         worker.reports = reports
         worker.running = asyncio.ensure_future(asyncio.to_thread(worker.run))
         workers.append(worker)
@@ -35,8 +35,8 @@ async def start(door, node):
         await worker.running
 
 
-async def publish(door, *values, **fields):
-    client = Client([door.url])
+async def publish(api, *values, **fields):
+    client = Client([api.url])
     messages = [{"value": value, **fields} for value in values]
     answer = await asyncio.to_thread(client.post, "/queue/publish", {"topic": "t", "messages": messages}, dict)
     client.close()
@@ -45,7 +45,7 @@ async def publish(door, *values, **fields):
 
 async def until(condition):
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  (it is another process or thread that makes it true)
+        while not condition():  # noqa: ASYNC110  (another process or thread makes it true)
             await asyncio.sleep(0.01)
 
 
@@ -53,13 +53,13 @@ def group_of(node):
     return node.broker.topics["t"].groups["g"]
 
 
-async def test_the_command_gets_the_value_and_exit_0_is_the_ack(door, node, start, tmp_path):
+async def test_the_command_gets_the_value_and_exit_0_acks(api, node, start, tmp_path):
     program = f"""
 import os, sys
 open({str(tmp_path)!r} + "/" + os.environ["DSS_MESSAGE_KEY"], "w").write(sys.stdin.read() + os.environ["DSS_MESSAGE_ATTEMPT"])
 """
-    await publish(door, {"a": [1, "é"]}, key="k1")
-    await publish(door, "plain", key="k2")
+    await publish(api, {"a": [1, "é"]}, key="k1")
+    await publish(api, "plain", key="k2")
     worker = start(program, limit=2)
     await worker.running
     assert (tmp_path / "k1").read_text() == '{"a":[1,"é"]}1'
@@ -68,23 +68,23 @@ open({str(tmp_path)!r} + "/" + os.environ["DSS_MESSAGE_KEY"], "w").write(sys.std
     assert not node.broker.topics["t"].messages.by_number
 
 
-async def test_a_failure_brings_the_message_back_later(door, node, start):
-    await publish(door, 1)
+async def test_after_a_failure_the_message_comes_back_later(api, node, start):
+    await publish(api, 1)
     worker = start("raise SystemExit(3)", limit=2, backoff_ms=20)
     await worker.running
     assert worker.failed == 2
     (returned,) = group_of(node).backlog.returned.values()
     assert returned.attempts == 2
     assert [ending.reason for ending in returned.history] == ["nack", "nack"]
-    assert "ended with 3; again in 20 ms" in worker.reports[0]
-    assert "again in 40 ms" in worker.reports[1]
+    assert "ended with 3; next attempt in 20 ms" in worker.reports[0]
+    assert "next attempt in 40 ms" in worker.reports[1]
 
 
-async def test_the_message_is_kept_while_the_command_runs(door, node, start, tmp_path):
+async def test_the_visibility_is_extended_while_the_command_runs(api, node, start, tmp_path):
     go = tmp_path / "go"
-    await publish(door, 1)
+    await publish(api, 1)
     worker = start(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)", visibility_ms=300, limit=1)
-    await until(lambda: door.calls.count("/queue/extend") >= 4)
+    await until(lambda: api.calls.count("/queue/extend") >= 4)
     assert group_of(node).in_flight
     go.touch()
     await worker.running
@@ -92,9 +92,9 @@ async def test_the_message_is_kept_while_the_command_runs(door, node, start, tmp
     assert group_of(node).counters.acked == 1
 
 
-async def test_a_stop_lets_the_command_finish(door, node, start, tmp_path):
+async def test_a_stop_lets_the_command_finish(api, node, start, tmp_path):
     started, go = tmp_path / "started", tmp_path / "go"
-    await publish(door, 1)
+    await publish(api, 1)
     worker = start(
         f"import os, time\nopen({str(started)!r}, 'w')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)", grace_s=60
     )
@@ -106,9 +106,9 @@ async def test_a_stop_lets_the_command_finish(door, node, start, tmp_path):
     assert group_of(node).counters.acked == 1
 
 
-async def test_after_the_grace_the_command_is_ended_and_the_attempt_does_not_count(door, node, start, tmp_path):
+async def test_after_the_grace_period_the_command_is_terminated_and_the_attempt_does_not_count(api, node, start, tmp_path):
     started = tmp_path / "started"
-    await publish(door, 1)
+    await publish(api, 1)
     worker = start(f"import time\nopen({str(started)!r}, 'w')\ntime.sleep(600)", grace_s=0)
     await until(started.exists)
     worker.stop()
@@ -117,7 +117,7 @@ async def test_after_the_grace_the_command_is_ended_and_the_attempt_does_not_cou
     assert (returned.attempts, returned.history[-1].reason) == (0, "silent")
 
 
-async def test_a_stop_ends_the_waiting_call_and_the_node_forgets_it(door, node, start):
+async def test_a_stop_ends_the_waiting_call_and_its_waiter(api, node, start):
     worker = start("", timeout_ms=20_000)
     await until(lambda: node.broker.callers.waiters)
     worker.stop()
@@ -125,10 +125,10 @@ async def test_a_stop_ends_the_waiting_call_and_the_node_forgets_it(door, node, 
     await until(lambda: not node.broker.callers.waiters)
 
 
-async def test_lost_answers_cost_neither_messages_nor_attempts(door, node, start):
-    """The connection breaks after the node has done its part: consume, ack, and the rest are repeated."""
-    await publish(door, *range(5))
-    door.lose = {"/queue/consume": 2, "/queue/ack": 2}
+async def test_lost_answers_cost_neither_messages_nor_attempts(api, node, start):
+    """The connection breaks after the node has applied the call. The worker repeats its consumes and acks."""
+    await publish(api, *range(5))
+    api.lose = {"/queue/consume": 2, "/queue/ack": 2}
     worker = start("", limit=5)
     await worker.running
     assert worker.done == 5
@@ -136,53 +136,53 @@ async def test_lost_answers_cost_neither_messages_nor_attempts(door, node, start
     assert not node.broker.topics["t"].messages.by_number
 
 
-async def test_several_at_a_time(door, node, start, tmp_path):
-    """Each command waits until all of them run."""
+async def test_several_commands_run_at_the_same_time(api, node, start, tmp_path):
+    """Each command waits until all three are running."""
     program = f"""
 import os, pathlib, time
 here = pathlib.Path({str(tmp_path)!r})
 (here / os.environ["DSS_MESSAGE_ID"]).touch()
 while len(list(here.iterdir())) < 3: time.sleep(0.01)
 """
-    await publish(door, 1, 2, 3)
+    await publish(api, 1, 2, 3)
     worker = start(program, concurrency=3, limit=3)
     await worker.running
     assert worker.done == 3
 
 
-async def test_until_empty(door, node, start):
-    await publish(door, 1, 2)
+async def test_until_empty(api, node, start):
+    await publish(api, 1, 2)
     worker = start("", until_empty=True)
     await worker.running
     assert worker.done == 2
 
 
-async def test_a_command_that_does_not_read_its_input(door, node, start):
-    await publish(door, "x" * 900)
+async def test_a_command_that_does_not_read_its_input(api, node, start):
+    await publish(api, "x" * 900)
     worker = start("import sys; sys.stdin.close()", limit=1)
     await worker.running
     assert worker.done == 1
 
 
-async def test_the_next_node_is_asked_when_one_is_gone(door):
+async def test_the_client_tries_the_next_node(api):
     gone = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{gone.sockets[0].getsockname()[1]}"
     gone.close()
     await gone.wait_closed()
-    client = Client([url, door.url], token="secret")
+    client = Client([url, api.url], token="secret")
     call = {"topic": "t", "value": 1}
     answer = await asyncio.to_thread(client.post, "/queue/publish", call, dict, 0, 30.0)
     client.close()
     assert answer["ok"] is True
-    assert door.authorization == ["Bearer secret"]
+    assert api.authorization == ["Bearer secret"]
 
 
-async def test_the_commands_at_a_terminal(door, node, monkeypatch, tmp_path):
+async def test_the_management_commands(api, node, monkeypatch, tmp_path):
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"n": 1}\n"two"\n'))
-    await asyncio.to_thread(call_command, "publish", topic="t", url=[door.url], lines=True, key="k", stdout=out)
+    await asyncio.to_thread(call_command, "publish", topic="t", url=[api.url], lines=True, key="k", stdout=out)
     await asyncio.to_thread(
-        call_command, "publish", "plain text", topic="t", url=[door.url], text=True, header=["a=b"], stdout=out
+        call_command, "publish", "plain text", topic="t", url=[api.url], text=True, header=["a=b"], stdout=out
     )
     assert len(out.getvalue().split()) == 3
     got = tmp_path / "got"
@@ -194,7 +194,7 @@ async def test_the_commands_at_a_terminal(door, node, monkeypatch, tmp_path):
         "consume",
         "--topic=t",
         "--group=g",
-        f"--url={door.url}",
+        f"--url={api.url}",
         "--until-empty",
         "--text",
         "--",
@@ -219,9 +219,9 @@ async def test_the_commands_at_a_terminal(door, node, monkeypatch, tmp_path):
         ("consume", "--topic=t", "--group=", "--", "true"),
     ],
 )
-async def test_mistakes_are_told_in_words(door, arguments, monkeypatch):
+async def test_invalid_arguments_get_clear_messages(api, arguments, monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)
     name, *rest = arguments
-    url = [] if any(text.startswith("--url") for text in rest) else [f"--url={door.url}"]
+    url = [] if any(text.startswith("--url") for text in rest) else [f"--url={api.url}"]
     with pytest.raises(CommandError):
         await asyncio.to_thread(call_command, name, *url, *rest)

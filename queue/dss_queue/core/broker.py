@@ -1,10 +1,11 @@
 """The queue's state machine: topics, and the commands that move messages through them.
 
-Theory of operation. A message is published to a topic and gets a number: the Raft index of its entry, and a count inside it. The
-topic retains it until every group is finished with it (topic.py). Each group delivers it once at a time: it is *fresh* until the
-group meets it, then *in flight* in one consumer's hands with a deadline, then either *finished* (acked) or *returned* (nack,
-timeout, consumer gone) and delivered again; after too many attempts it is a *dead letter* of the group, which is finished with it
-in the sense of the topic (group.py). Nothing else makes a message disappear but `purge`, and retention where no group exists.
+Theory of operation. A published message gets a number: the Raft index of its entry and a count inside that entry. The topic retains
+it until every group is finished with it (topic_messages.py). In a group, a message is *fresh* until the group's position reaches it
+(backlog.py). Then it is *in flight*: one consumer has it, until a deadline. Then it is either *finished* (acked) or *returned* (nack,
+timeout, consumer gone) and delivered again. After too many attempts it becomes a *dead letter* of the group; for the topic, the group
+is then finished with it (group.py). Messages are removed in two other ways only: by `purge`, and by retention while the topic has no
+group.
 
     fresh ──consume──▶ in flight ──ack──▶ finished
       ▲                   │   ▲
@@ -12,11 +13,11 @@ in the sense of the topic (group.py). Nothing else makes a message disappear but
                    timeout▼   │
                         returned ──attempts used up, retention──▶ dead ──redrive──▶ returned
 
-A consume that finds nothing waits in the group's queue of waiters, first come first served, until something becomes ready or its
-own deadline passes. Whatever makes a message ready ends with `Group.serve`.
+A consume that finds nothing waits in the group's queue of waiters, first come first served, until a message is ready or its own
+deadline passes. Every step that makes a message ready ends with `Group.serve`.
 
-All of it costs O(log n) in the size of the backlog, but for what looks at everything by its nature: a new group looks at every
-routing key once, `purge` and `rearm` at what they change.
+Each step costs O(log n) in the size of the backlog, with three exceptions: a new group visits every routing key once, and `purge` and
+`rearm` visit what they change.
 """
 
 from __future__ import annotations
@@ -28,14 +29,11 @@ from dss_api.result import Result
 from dss_queue.core.backlog import Returned
 from dss_queue.core.commands import (
     GROUPS_PER_TOPIC_MAX,
-    TOPICS_MAX,
-    TOTAL_BYTES_MAX,
     Ack,
     Consume,
     Extend,
     LockRelease,
     Nack,
-    NewMessage,
     Publish,
     Purge,
     PutTopic,
@@ -43,10 +41,11 @@ from dss_queue.core.commands import (
     TopicSettings,
 )
 from dss_queue.core.group import Callers, Delivery, Group, Waiter
-from dss_queue.core.records import COUNT_BITS, Message, message_id, message_number, receipt_of
+from dss_queue.core.publishing import Publisher, over_limit, too_many_topics
+from dss_queue.core.records import message_number, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.snapshot import decode_state, encode_state
-from dss_queue.core.topic import TIMERS, Topic, TopicTimer
+from dss_queue.core.topic import Topic, TopicTimer
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
 
@@ -54,17 +53,17 @@ _STALE = "stale_receipt"
 
 
 class Locks(Protocol):
-    """What an ack that also gives back locks needs of the lock table. Both apply the same log, so both are part of the same step."""
+    """The part of the lock table that an ack with `release` uses. Both apply the same log, so both change in one step."""
 
     def holds(self, key: str, client: str, fencing_token: int) -> bool:
         """Whether the client holds the key under this token."""
 
     def release(self, key: str, client: str, at_ms: int, index: int) -> bool:
-        """Give it back; false when the client holds nothing."""
+        """Release it; False when the client does not hold it."""
 
 
 class NoLocks:
-    """For a broker by itself: nobody holds anything."""
+    """For a broker without a lock table: no client holds anything."""
 
     def holds(self, key: str, client: str, fencing_token: int) -> bool:
         return False
@@ -77,7 +76,7 @@ class Broker:
     """See the module. Implements `dss_raft.replication.machine.StateMachine`.
 
     Args:
-        locks: the table of the same replica, for acks that release locks.
+        locks: the lock table of the same replica, for acks that release locks.
     """
 
     name = "queue"
@@ -90,8 +89,7 @@ class Broker:
         self.callers = Callers()
         #: the highest stamp seen
         self.at_ms = 0
-        self._entry_index = 0
-        self._entry_count = 0
+        self._publisher = Publisher(self.topics, self.registry, self.callers)
         self._appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             Publish: self._publish,
             Consume: self._consume,
@@ -111,7 +109,7 @@ class Broker:
         return self._appliers[type(command)](command, at_ms, index, origin)
 
     def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
-        """The consumer has hung up: it waits no longer, and what it was given is given back, without counting an attempt."""
+        """The consumer has hung up. Its messages go back, and the attempt does not count."""
         waiting = self.callers.waiters.get(waiter)
         if waiting is not None:
             waiting.group.forget_waiter(waiting)
@@ -126,7 +124,7 @@ class Broker:
         group.serve(at_ms)
 
     def expire(self, at_ms: int, index: int) -> None:
-        """Visibility timeouts, delays, retention, and at last the waiters whose time is up."""
+        """Visibility timeouts, delays and retention, and finally the waiters whose time is up."""
         self.at_ms = at_ms
         due = self.registry.deadlines.pop_due(at_ms)
         if not due:
@@ -161,14 +159,14 @@ class Broker:
         return self.registry.deadlines.next_ms()
 
     def rearm(self, at_ms: int, index: int) -> None:
-        """Every message in flight gets its full visibility again: nobody could ack while there was no leader."""
+        """Every message in flight gets its full visibility again: consumers could not ack while there was no leader."""
         for topic in self.topics.values():
             for group in topic.groups.values():
                 for delivery in group.in_flight.values():
                     self.registry.arm(delivery, at_ms + delivery.visibility_ms)
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
-        """Its connections are gone, so are the consumes that waited. What it had handed out comes back by its timeout."""
+        """Its connections are gone, and so are the consumes that waited. Messages that it handed out come back after their timeout."""
         for waiter in list(self.callers.waiters.values()):
             if waiter.origin.node == node:
                 waiter.group.forget_waiter(waiter)
@@ -178,99 +176,50 @@ class Broker:
         return events
 
     def snapshot(self) -> Any:
-        """The whole state as one binary: a million messages are encoded and decoded without a Python object for each field."""
+        """The whole state as one binary. A million messages are encoded and decoded without a Python object for each field."""
         return encode_state(self.at_ms, self.registry, self.callers, self.topics)
 
     def restore(self, state: Any) -> None:
         all_at_once(self.restoring(state))
 
     def restoring(self, state: bytes | memoryview) -> Restoring:
-        """See `dss_raft.replication.machine.RestoresInSlices`: until it is installed, what was there before stays to be looked at."""
+        """See `dss_raft.replication.machine.RestoresInSlices`. The previous state stays readable until the new one is installed."""
         registry, callers = Registry(), Callers()
         topics: dict[str, Topic] = {}
         at_ms = yield from decode_state(state, registry, callers, topics)
 
         def install() -> None:
             self.at_ms, self.registry, self.callers, self.topics = at_ms, registry, callers, topics
+            self._publisher = Publisher(topics, registry, callers)
 
         return install
 
     # ------------------------------------------------------------------- publish
 
     def _publish(self, command: Publish, at_ms: int, index: int, origin: Origin) -> Result:
-        refused = self._without_room(command.messages, at_ms)
+        refused = self._publisher.over_limits(command.messages, at_ms)
         if refused is not None:
             return refused
-        answers = [self._store(new, at_ms, index) for new in command.messages]
-        self._serve_topics_of(command.messages, at_ms)
+        answers = self._publisher.store(command.messages, at_ms, index)
+        self._publisher.serve(command.messages, at_ms)
         return Result({"messages": answers})
-
-    def _store(self, new: NewMessage, at_ms: int, index: int) -> dict[str, Any]:
-        topic = self.topics.get(new.topic) or self._new_topic(new.topic)
-        if new.dedup_id:
-            known = topic.dedup.get(new.dedup_id)
-            if known is not None:
-                return {"msg_id": message_id(known[0]), "partition": known[1], "duplicate": True}
-        if index != self._entry_index:
-            self._entry_index, self._entry_count = index, 0
-        number = index << COUNT_BITS | self._entry_count
-        self._entry_count += 1
-        ready_ms = at_ms + new.delay_ms if new.delay_ms else 0
-        message = Message(number, new.key, new.partition, new.value, new.headers, at_ms, ready_ms)
-        topic.add(message, at_ms)
-        if new.dedup_id:
-            topic.remember(new.dedup_id, message, at_ms)
-        return {"msg_id": message_id(number), "partition": message.partition, "duplicate": False}
-
-    def _without_room(self, messages: list[NewMessage], at_ms: int) -> Result | None:
-        """A refusal when these messages do not fit; duplicates need no room."""
-        topics = self.topics
-        sizes: dict[str, int] = {}
-        for new in messages:
-            name = new.topic
-            if new.dedup_id and (topic := topics.get(name)) is not None:
-                topic.forget_dedup(at_ms)
-                if new.dedup_id in topic.dedup:
-                    continue
-            sizes[name] = sizes.get(name, 0) + len(new.value) + len(new.key) + len(new.headers)
-        total, new_topics = self.registry.bytes, 0
-        for name, size in sizes.items():
-            total += size
-            topic = topics.get(name)
-            if topic is None:
-                new_topics += 1
-            elif (limit := topic.messages.settings.max_bytes) and topic.messages.bytes + size > limit:
-                return _over_limit(f"topic {name!r} holds {topic.messages.bytes} of {limit} bytes")
-        if total > TOTAL_BYTES_MAX:
-            return _over_limit(f"all topics hold {self.registry.bytes} of {TOTAL_BYTES_MAX} bytes")
-        if new_topics and len(topics) + new_topics > TOPICS_MAX:
-            return _over_limit(f"there are {TOPICS_MAX} topics")
-        return None
-
-    def _new_topic(self, name: str) -> Topic:
-        first = self.registry.next_serial()
-        self.registry.serial += TIMERS - 1
-        topic = self.topics[name] = Topic(name, self.registry, self.callers, first)
-        return topic
 
     # ------------------------------------------------------------------- consume
 
     def _consume(self, command: Consume, at_ms: int, index: int, origin: Origin) -> Result | None:
         group = self._group(command.topic, command.group)
         if group is None:
-            topic = self.topics.get(command.topic)
+            topic = self.topics.get(command.topic) or self._publisher.new_topic(command.topic)
             if topic is None:
-                if len(self.topics) >= TOPICS_MAX:
-                    return _over_limit(f"there are {TOPICS_MAX} topics")
-                topic = self._new_topic(command.topic)
+                return too_many_topics()
             if len(topic.groups) >= GROUPS_PER_TOPIC_MAX:
-                return _over_limit(f"topic {command.topic!r} has {GROUPS_PER_TOPIC_MAX} groups")
+                return over_limit(f"topic {command.topic!r} has {GROUPS_PER_TOPIC_MAX} groups")
             group = topic.add_group(command.group, at_ms)
         attempt_id, visibility_ms = command.attempt_id, command.visibility_ms
         if attempt_id:
             waiting = group.waiting_attempts.get(attempt_id)
             if waiting is not None:
-                # A client that repeats an attempt no longer listens to the call before.
+                # A client that repeats an attempt no longer reads the answer of the earlier call.
                 group.answer(waiting, _nothing(group))
             handout = group.replays.get(attempt_id)
             if handout is not None:
@@ -283,15 +232,6 @@ class Broker:
         waiter = Waiter(origin, group, self.registry.next_serial(), visibility_ms, command.max_messages, attempt_id)
         group.add_waiter(waiter, at_ms + command.timeout_ms)
         return None
-
-    def _serve_topics_of(self, messages: list[NewMessage], at_ms: int) -> None:
-        served = ""
-        for new in messages:
-            if new.topic != served:
-                served = new.topic
-                for group in self.topics[served].groups.values():
-                    if group.waiters:
-                        group.serve(at_ms)
 
     def _group(self, topic_name: str, group_name: str) -> Group | None:
         topic = self.topics.get(topic_name)
@@ -314,7 +254,7 @@ class Broker:
         return self._ack_many(group, command, at_ms, index)
 
     def _ack_many(self, group: Group | None, command: Ack, at_ms: int, index: int) -> Result:
-        """Several messages, or a transaction: acks, publishes and released locks together, or nothing."""
+        """Several messages, or a transaction: acks, publishes and lock releases take effect together or not at all."""
         msg_ids = list(dict.fromkeys(command.msg_ids)) if command.msg_ids is not None else [command.msg_id or ""]
         receipts: dict[str, str] = {}
         if command.msg_ids is not None and command.receipts is not None:
@@ -330,10 +270,10 @@ class Broker:
                 return Result({"acked": False, "published": [], "released": []})
             if held_count < len(found):
                 return _stale(*(stale or [msg_id for msg_id, held, _ in found if held is None]))
-            refused = self._not_held(command.release) or self._without_room(command.publish, at_ms)
+            refused = self._not_held(command.release) or self._publisher.over_limits(command.publish, at_ms)
             if refused is not None:
                 return refused
-            answers["published"] = [self._store(new, at_ms, index) for new in command.publish]
+            answers["published"] = self._publisher.store(command.publish, at_ms, index)
             answers["released"] = [self._locks.release(one.key, one.client, at_ms, index) for one in command.release]
         for _, held, _ in found:
             if held is not None and group is not None:
@@ -345,11 +285,11 @@ class Broker:
             ]
         if group is not None:
             group.serve(at_ms)
-        self._serve_topics_of(command.publish, at_ms)
+        self._publisher.serve(command.publish, at_ms)
         return Result({"acked": held_count == len(found), **answers})
 
     def _not_held(self, releases: list[LockRelease]) -> Result | None:
-        """A refusal when one of these is no longer held under its token."""
+        """A refusal when one of these locks is no longer held under its token."""
         lost = [
             one.key
             for one in releases
@@ -388,11 +328,9 @@ class Broker:
     # -------------------------------------------------------------------- topics
 
     def _put_topic(self, command: PutTopic, at_ms: int, index: int, origin: Origin) -> Result:
-        topic = self.topics.get(command.topic)
+        topic = self.topics.get(command.topic) or self._publisher.new_topic(command.topic)
         if topic is None:
-            if len(self.topics) >= TOPICS_MAX:
-                return _over_limit(f"there are {TOPICS_MAX} topics")
-            topic = self._new_topic(command.topic)
+            return too_many_topics()
         settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__}
         topic.settings_changed(TopicSettings(**settings), at_ms)
         return Result({"topic": command.topic, **settings})
@@ -419,9 +357,7 @@ class Broker:
 
 
 def _held(group: Group | None, msg_id: str, receipt: str | None) -> tuple[Delivery | Returned | None, bool]:
-    """What a consumer means by `msg_id`: its delivery, or the returned message that nobody else got since; and whether its
-    receipt is stale.
-    """
+    """The delivery that `msg_id` names, or the returned message that no other consumer got since; and whether the receipt is stale."""
     if group is None:
         return None, False
     number = message_number(msg_id)
@@ -444,7 +380,3 @@ def _nothing(group: Group) -> Result:
 
 def _stale(*msg_ids: str) -> Result:
     return Result({"detail": "the delivery is over: another consumer may have the message", "msg_ids": list(msg_ids)}, _STALE)
-
-
-def _over_limit(detail: str) -> Result:
-    return Result({"detail": detail}, "over_limit")

@@ -1,7 +1,7 @@
-"""What clients of the queue may ask: field names, limits and defaults, defined here and nowhere else.
+"""The requests and commands of the queue: their fields, limits and defaults. They are defined only here.
 
-A message's value and headers are JSON to the client and encoded bytes to the log: the types that end in `Request` are what the
-doors decode, and the command of the same name is what the log holds.
+A message's value and headers are JSON for the client and encoded bytes in the log. The entry points decode the types that end in
+`Request`; the log holds the command of the same name.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ TOPIC_BYTES_DEFAULT = 1024**3
 TOTAL_BYTES_MAX = 4 * 1024**3
 TOPICS_MAX = 10_000
 GROUPS_PER_TOPIC_MAX = 1000
-#: What one consume hands out: it stops when it has more than this.
+#: One consume hands out no further message once it has more than this.
 BYTES_PER_CONSUME_MAX = 4 * 1024 * 1024
 
 VisibilityMs = Annotated[int, msgspec.Meta(ge=1, le=VISIBILITY_MS_MAX)]
-#: "<index>-<n>", as `publish` answered it
+#: "<index>-<n>", from the answer of `publish`
 MessageId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Receipt = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 MessageCount = Annotated[int, msgspec.Meta(ge=1, le=MESSAGES_PER_CALL_MAX)]
@@ -44,13 +44,13 @@ Consistency = Literal["linearizable", "local"]
 
 
 class MessageFields(Fields, kw_only=True):
-    """What a message carries beside its value."""
+    """The fields of a message besides its value."""
 
-    #: routing key: messages that share one reach a group in the order published; empty: none
+    #: routing key: messages with the same key reach a group in the order published; empty: none
     key: OptionalName = ""
-    #: hidden from every group for so long
+    #: hidden from every group for this time
     delay_ms: DurationMs = 0
-    #: a second message with the same id inside the topic's window is answered with the first one's id, and not stored
+    #: a second message with the same id within the topic's window is not stored; the answer has the msg_id of the first one
     dedup_id: OptionalName = ""
 
 
@@ -65,7 +65,7 @@ class MessageRequest(MessageFields, kw_only=True):
 
 
 class TopicMessageRequest(MessageRequest, kw_only=True):
-    """One message for a topic that it names: what an `ack` publishes."""
+    """One message with its topic, as an `ack` publishes it."""
 
     topic: Name
 
@@ -75,7 +75,7 @@ class TopicMessageRequest(MessageRequest, kw_only=True):
 
 
 class PublishRequest(MessageFields, kw_only=True):
-    """One message, or several in `messages`, all of them or none."""
+    """One message, or several in `messages`: all of them or none."""
 
     topic: Name
     value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -89,7 +89,7 @@ class PublishRequest(MessageFields, kw_only=True):
                 raise ValueError("`value` is missing (or `messages`, for several)")
             _check_message(self)
         elif self.value is not msgspec.UNSET or self.headers or self.key or self.delay_ms or self.dedup_id:
-            raise ValueError("`messages` stands alone: give value, key, headers, delay_ms and dedup_id inside each message")
+            raise ValueError("`messages` excludes value, key, headers, delay_ms and dedup_id: give them inside each message")
 
 
 class NewMessage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -99,7 +99,7 @@ class NewMessage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     #: JSON
     value: bytes
     key: OptionalName
-    #: computed from the key by the node that took the call, so that every node applies the same one; -1 without a key
+    #: computed from the key by the node that received the call, so that every node applies the same one; -1 without a key
     partition: int
     delay_ms: DurationMs
     dedup_id: OptionalName
@@ -117,20 +117,20 @@ class Publish(Command, tag="queue.publish", kw_only=True):
 
 
 class ConsumeFields(Fields, kw_only=True):
-    """Take messages for a group, waiting up to `timeout_ms` for the first one."""
+    """Take messages for a group; wait up to `timeout_ms` for the first one."""
 
     topic: Name
     group: Name
-    #: how long to wait when there is nothing
+    #: how long to wait when no message is ready
     timeout_ms: WaitMs = TIMEOUT_MS_DEFAULT
-    #: names this attempt of the client: a repeat of a call whose answer was lost gets the same messages again
+    #: names this attempt of the client: if the answer is lost, a repeat of the call gets the same messages
     attempt_id: OptionalName = ""
 
 
 class ConsumeRequest(ConsumeFields, kw_only=True):
     #: None: the node's QUEUE_VISIBILITY_TIMEOUT_MS
     visibility_ms: VisibilityMs | None = None
-    #: with it the answer has a list, `messages`
+    #: if given, the answer has a list, `messages`
     max_messages: MessageCount | None = None
 
     def __post_init__(self) -> None:
@@ -140,19 +140,19 @@ class ConsumeRequest(ConsumeFields, kw_only=True):
 
 
 class Consume(ConsumeFields, Command, tag="queue.consume", kw_only=True):
-    #: each message stays hidden for so long; then it is delivered again unless it was acked
+    #: each message stays hidden for this time; then it is delivered again unless it was acked
     visibility_ms: VisibilityMs
     max_messages: MessageCount = 1
 
 
 class Subscribe(Fields, kw_only=True):
-    """Get a group's messages as they come, over a WebSocket."""
+    """Receive a group's messages as they arrive, over a WebSocket."""
 
     topic: Name
     group: Name
     #: unfinished messages at one time
     credit: MessageCount = 10
-    #: each message stays hidden for so long; None: the node's QUEUE_VISIBILITY_TIMEOUT_MS
+    #: each message stays hidden for this time; None: the node's QUEUE_VISIBILITY_TIMEOUT_MS
     visibility_ms: VisibilityMs | None = None
 
     def __post_init__(self) -> None:
@@ -164,14 +164,14 @@ class Subscribe(Fields, kw_only=True):
 
 
 class AckFields(Fields, kw_only=True):
-    """A message is done, or several."""
+    """One message is done, or several are."""
 
     topic: Name
     group: Name
     msg_id: MessageId | None = None
     receipt: Receipt | None = None
     msg_ids: Annotated[list[MessageId], msgspec.Meta(min_length=1, max_length=MESSAGES_PER_CALL_MAX)] | None = None
-    #: one for each of `msg_ids`, in the same order
+    #: one per entry of `msg_ids`, in the same order
     receipts: Annotated[list[Receipt], msgspec.Meta(max_length=MESSAGES_PER_CALL_MAX)] | None = None
 
     def __post_init__(self) -> None:
@@ -185,15 +185,15 @@ class AckFields(Fields, kw_only=True):
         elif self.receipt is not None:
             raise ValueError("`receipt` goes with `msg_id`")
         elif self.receipts is not None and len(self.receipts) != len(self.msg_ids):
-            raise ValueError("`receipts` has another length than `msg_ids`")
+            raise ValueError("`receipts` and `msg_ids` must have the same length")
 
 
 class LockRelease(Fields, kw_only=True):
-    """A lock that an `ack` gives back."""
+    """A lock that an `ack` releases."""
 
     key: Name
     client: Name
-    #: with it the lock must still be held under this token, or nothing of the ack happens
+    #: if given, the lock must still be held under this token; otherwise the whole ack is refused
     fencing_token: Index | None = None
 
     def __post_init__(self) -> None:
@@ -202,9 +202,9 @@ class LockRelease(Fields, kw_only=True):
 
 
 class AckRequest(AckFields, kw_only=True):
-    #: published in the same step: the messages are done and these are stored, or nothing happens
+    #: published in the same step: either the messages are done and these are stored, or nothing happens
     publish: Annotated[list[TopicMessageRequest], msgspec.Meta(max_length=MESSAGES_PER_CALL_MAX)] | None = None
-    #: locks given back in the same step
+    #: locks released in the same step
     release: Annotated[list[LockRelease], msgspec.Meta(max_length=LOCKS_PER_ACK_MAX)] | None = None
 
 
@@ -214,7 +214,7 @@ class Ack(AckFields, Command, tag="queue.ack", kw_only=True):
 
 
 class DeliveryFields(Fields, kw_only=True):
-    """Names a delivery: with `receipt` that very one, without it whichever is in flight."""
+    """Names a delivery: with `receipt` exactly this one, without it the one in flight."""
 
     topic: Name
     group: Name
@@ -229,7 +229,7 @@ class DeliveryFields(Fields, kw_only=True):
 class Nack(DeliveryFields, Command, tag="queue.nack", kw_only=True):
     """Give a message back: the attempt failed."""
 
-    #: hidden for so long; None: the topic's backoff
+    #: hidden for this time; None: the topic's backoff
     delay_ms: DurationMs | None = None
     #: straight to the dead letters
     dead: bool = False
@@ -238,7 +238,7 @@ class Nack(DeliveryFields, Command, tag="queue.nack", kw_only=True):
 
 
 class Extend(DeliveryFields, Command, tag="queue.extend", kw_only=True):
-    """The consumer is still at work: hide the message for `visibility_ms` from now."""
+    """The consumer is still working: hide the message for `visibility_ms` from now."""
 
     visibility_ms: VisibilityMs
 
@@ -247,17 +247,17 @@ class Extend(DeliveryFields, Command, tag="queue.extend", kw_only=True):
 
 
 class TopicSettings(Fields, kw_only=True):
-    """A topic's settings. A call replaces all of them; what it leaves out gets its default."""
+    """A topic's settings. A call replaces all of them; a field that it leaves out gets its default."""
 
     #: deliveries of a message to a group before it goes to the group's dead letters
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = MAX_ATTEMPTS_DEFAULT
-    #: wait before the second delivery, doubled with each further one, at most an hour; 0: none
+    #: delay before the second delivery, doubled for each further one, at most an hour; 0: none
     backoff_ms: DurationMs = 0
-    #: an older message that a group has not taken goes to its dead letters, or away where there is no group; 0: never
+    #: a message older than this goes to the dead letters of each group that has not taken it; without groups it is deleted; 0: never
     retention_ms: DurationMs = RETENTION_MS_DEFAULT
     #: how long a dedup_id is remembered; 0: not at all
     dedup_window_ms: DurationMs = DEDUP_WINDOW_MS_DEFAULT
-    #: values, keys and headers the topic may hold, dead letters included; 0: only the limit of the node counts
+    #: bytes of values, keys and headers in the topic, dead letters included; 0: only the limit of the node applies
     max_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = TOPIC_BYTES_DEFAULT
 
 
@@ -269,7 +269,7 @@ class PutTopic(TopicSettings, Command, tag="queue.topic", kw_only=True):
 
 
 class Redrive(Command, tag="queue.redrive", kw_only=True):
-    """Dead letters of a group go back to its queue, with a fresh count of attempts."""
+    """Move dead letters of a group back to its queue; their count of attempts starts again."""
 
     topic: Name
     group: Name
@@ -282,7 +282,7 @@ class Redrive(Command, tag="queue.redrive", kw_only=True):
 
 
 class Purge(Command, tag="queue.purge", kw_only=True):
-    """Throw away what a topic holds: its messages, or its dead letters."""
+    """Delete the messages of a topic, or its dead letters."""
 
     topic: Name
     #: the dead letters instead of the messages
@@ -308,7 +308,7 @@ class StatsQuery(Fields, kw_only=True):
 
 
 class PeekQuery(Fields, kw_only=True):
-    """Without `group` what the topic keeps; with it what that group has still to do, or with `dead` its dead letters."""
+    """Without `group`: the messages that the topic retains. With it: its unfinished messages, or with `dead` its dead letters."""
 
     topic: Name
     group: OptionalName = ""

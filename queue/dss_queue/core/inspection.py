@@ -1,4 +1,4 @@
-"""What people and gauges see of the broker: statistics, peeks, rows. Reads only; everything is bounded by its limit."""
+"""Views of the broker for people and metrics: statistics, peeks, rows for the admin. Read-only, each bounded by its limit."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _group_age_ms(group: Group, now_ms: int) -> int:
 
 
 def peek(broker: Broker, topic_name: str, group_name: str, dead: bool, limit: int, now_ms: int) -> list[dict[str, Any]]:
-    """The answer's list of `GET /queue/peek`, oldest first."""
+    """The list in the answer of `GET /queue/peek`, oldest first."""
     topic = broker.topics.get(topic_name)
     if topic is None:
         return []
@@ -140,7 +140,7 @@ def _state_in(group: Group, number: int) -> dict[str, Any]:
 
 
 def dead_line(dead: Dead) -> dict[str, Any]:
-    """A dead letter as people see it."""
+    """A dead letter for display."""
     return {
         "msg_id": message_id(dead.number),
         "value": dead.value,
@@ -157,12 +157,12 @@ def dead_line(dead: Dead) -> dict[str, Any]:
 
 
 def history_lines(history: tuple[Ending, ...]) -> list[dict[str, Any]]:
-    """Ended deliveries as people see them."""
+    """Ended deliveries for display."""
     return [ending._asdict() for ending in history]
 
 
 def json_text(value: bytes) -> msgspec.Raw | None:
-    """Kept JSON, to stand in an answer as it is; None when there is none."""
+    """Stored JSON, to be put into an answer unchanged; None when there is none."""
     return msgspec.Raw(value) if value else None
 
 
@@ -170,7 +170,7 @@ def json_text(value: bytes) -> msgspec.Raw | None:
 
 
 def backlogs(broker: Broker, now_ms: int) -> Iterator[dict[str, Any]]:
-    """What each group has still to do; one line for a topic without a group."""
+    """The unfinished messages of each group; one line for a topic without a group."""
     for topic in broker.topics.values():
         of_topic = {
             "topic": topic.name,

@@ -8,10 +8,10 @@ import msgspec
 
 from dss_raft.replication.machine import Event
 
-#: A number is a Raft index and a count inside that entry, so that numbers grow in publish order.
+#: A message number is a Raft index and a count inside that entry, so numbers grow in publish order.
 COUNT_BITS = 24
 _COUNT_MASK = (1 << COUNT_BITS) - 1
-#: Ends of deliveries that are remembered of a message, the latest ones.
+#: How many ended deliveries of a message are kept: the latest ones.
 HISTORY_MAX = 20
 
 
@@ -35,7 +35,7 @@ def receipt_of(msg_id: str, serial: int) -> str:
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
-    """A retained message, shared by all groups. Only scalars: the garbage collector need not look at a million of them."""
+    """A retained message, shared by all groups. It has only scalars, so the garbage collector can skip it (gc=False)."""
 
     number: int
     #: "" for none
@@ -46,14 +46,14 @@ class Message(msgspec.Struct, array_like=True, gc=False):
     #: a JSON object, or empty
     headers: bytes
     published_ms: int
-    #: hidden until then; 0: never was
+    #: hidden until then; 0: published without a delay
     ready_ms: int
     #: groups that are finished with it
     done: int = 0
 
     @property
     def size(self) -> int:
-        """What counts towards limits."""
+        """The bytes that count towards limits."""
         return len(self.value) + len(self.key) + len(self.headers)
 
 
@@ -63,7 +63,7 @@ class Ending(NamedTuple):
     attempt: int
     delivered_ms: int
     ended_ms: int
-    #: "nack", "timeout", "gone" (the consumer hung up before it was answered), "silent", "rejected" (nack with `dead`)
+    #: "nack", "timeout", "gone" (the consumer hung up before the answer), "silent", "rejected" (nack with `dead`)
     reason: str
     #: the node that the consumer called
     node: str
@@ -86,12 +86,12 @@ class Dead(msgspec.Struct, array_like=True):
 
     @property
     def size(self) -> int:
-        """What counts towards limits."""
+        """The bytes that count towards limits."""
         return len(self.value) + len(self.key) + len(self.headers)
 
 
 class DeadLettered(Event, frozen=True):
-    """A group has one more dead letter."""
+    """A group got another dead letter."""
 
     topic: str
     group: str
@@ -99,7 +99,7 @@ class DeadLettered(Event, frozen=True):
 
 
 class Rate(msgspec.Struct, array_like=True):
-    """Events a second, over the last full ten seconds of applied time."""
+    """Events per second, over the last full ten seconds of applied time."""
 
     slot: int = 0
     count: int = 0

@@ -1,8 +1,8 @@
-"""An append-only list of which the front is forgotten: positions count from the very first item and stay valid."""
+"""An append-only list whose front is dropped. Positions count from the first item ever appended, so they stay valid."""
 
 from __future__ import annotations
 
-#: Fewer forgotten items than this are not worth moving the others.
+#: Up to this many dropped items are kept in memory, because moving the others would cost more.
 SLACK_MAX = 256
 
 
@@ -12,26 +12,26 @@ class Window:
     __slots__ = ("_base", "_items", "start")
 
     def __init__(self) -> None:
-        #: position of the first item that still counts
+        #: position of the first item that has not been dropped
         self.start = 0
         self._base = 0
         self._items: list[int] = []
 
     @property
     def end(self) -> int:
-        """The position that the next item gets."""
+        """The position of the next item to be appended."""
         return self._base + len(self._items)
 
     def append(self, number: int) -> None:
         self._items.append(number)
 
     def get(self, position: int) -> int | None:
-        """The number at `position`, which must not be before `start`; None at the end."""
+        """The number at `position`, which must be `start` or later; None at the end."""
         i = position - self._base
         return self._items[i] if i < len(self._items) else None
 
     def forget_before(self, position: int) -> None:
-        """The window starts at `position` now. Constant time on average: memory is freed when half of it is forgotten."""
+        """Drop the items before `position`. Constant time on average: memory is freed once half of it is unused."""
         self.start = position
         slack = position - self._base
         if slack > SLACK_MAX and slack * 2 > len(self._items):

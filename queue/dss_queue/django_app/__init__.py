@@ -1,1 +1,1 @@
-"""The queue in Django: the admin and the commands."""
+"""The Django parts of the queue: the admin and the management commands."""

@@ -1,4 +1,4 @@
-"""The admin's view of the broker: what is to do, what is in flight, and what has died."""
+"""The broker in the admin: backlogs, messages in flight, and dead letters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dss_queue.core.commands import Nack, Redrive
 from dss_queue.core.records import Ending, message_id, receipt_of
 from dss_queue.django_app.models import BacklogRow, DeadLetterRow, InFlightRow
 
-#: A list shows so many rows at most: the snapshot is taken between two calls that others wait for.
+#: Maximum rows of a list. They are read in the event loop, so other calls wait meanwhile.
 ROWS_MAX = 5_000
 VALUE_SHOWN_MAX = 2_000
 
@@ -99,7 +99,7 @@ def _ending_text(ending: Ending) -> str:
 
 @admin.register(BacklogRow)
 class BacklogRowAdmin(LiveAdmin):
-    """Topics and what their groups have still to do."""
+    """Topics, and the unfinished messages of their groups."""
 
     list_display = (
         "topic",
@@ -123,7 +123,7 @@ class BacklogRowAdmin(LiveAdmin):
 
 @admin.register(InFlightRow)
 class InFlightRowAdmin(LiveAdmin):
-    """Messages in the hands of consumers."""
+    """Messages that consumers have taken and not finished."""
 
     list_display = (
         "msg_id",
@@ -143,19 +143,21 @@ class InFlightRowAdmin(LiveAdmin):
     def rows(self) -> list[InFlightRow]:
         return rows_from_loop(lambda: in_flight_rows(_broker(), running.node().now_ms()))
 
-    @admin.action(description="Back to the queue now (the attempt counts as failed)", permissions=["operate"])
+    @admin.action(description="Return to the queue now (the attempt counts as failed)", permissions=["operate"])
     def requeue(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         def nack(row: InFlightRow) -> Any:
             command = Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0)
             return operations.nack(running.node(), command)
 
         given_back = sum(result.body["nacked"] for result in self.do_each(request, queryset, nack))
-        self.message_user(request, f"{given_back} given back. A consumer that still works on one cannot ack it any more.")
+        self.message_user(
+            request, f"{given_back} returned to the queue. A consumer that is still working on one can no longer ack it."
+        )
 
 
 @admin.register(DeadLetterRow)
 class DeadLetterRowAdmin(LiveAdmin):
-    """Messages that groups have given up."""
+    """Messages that groups no longer try to deliver."""
 
     list_display = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "value")
     actions = ("redrive",)
@@ -165,10 +167,10 @@ class DeadLetterRowAdmin(LiveAdmin):
     def rows(self) -> list[DeadLetterRow]:
         return rows_from_loop(lambda: dead_letter_rows(_broker()))
 
-    @admin.action(description="Back to the queue, with a fresh count of attempts (redrive)", permissions=["operate"])
+    @admin.action(description="Redrive: return to the queue with the attempts reset", permissions=["operate"])
     def redrive(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         def redrive(row: DeadLetterRow) -> Any:
             return operations.redrive(running.node(), Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id))
 
         redriven = sum(result.body["redriven"] for result in self.do_each(request, queryset, redrive))
-        self.message_user(request, f"{redriven} back in the queue.")
+        self.message_user(request, f"{redriven} returned to the queue.")

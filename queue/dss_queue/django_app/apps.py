@@ -1,4 +1,4 @@
-"""Django's entry for the queue."""
+"""The Django app of the queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the admin's lists. They are taken from the broker in memory; no database table stands behind them."""
+"""Rows of the admin's lists. They come from the broker in memory; they have no database table."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from django.db import models
 
 
 class BacklogRow(models.Model):
-    """What a consumer group has still to do."""
+    """The unfinished messages of a consumer group."""
 
     row_id = models.CharField(primary_key=True, max_length=1100)
     topic = models.CharField(max_length=512)
-    group = models.CharField(max_length=512, blank=True, help_text="Empty: nobody has consumed from the topic yet")
-    ready = models.BigIntegerField(help_text="Can be consumed now, or are behind one of their key")
-    delayed = models.BigIntegerField(help_text="Hidden for a while: a delay, or a backoff after a failure")
-    in_flight = models.BigIntegerField(help_text="In the hands of consumers")
+    group = models.CharField(max_length=512, blank=True, help_text="Empty: the topic has no consumer group yet")
+    ready = models.BigIntegerField(help_text="Ready to be consumed, or behind another message with the same key")
+    delayed = models.BigIntegerField(help_text="Hidden by a delay, or by the backoff after a failure")
+    in_flight = models.BigIntegerField(help_text="Taken by consumers and not finished yet")
     dead = models.BigIntegerField("dead letters")
     waiting = models.BigIntegerField("waiting consumers")
     oldest_age_ms = models.BigIntegerField("oldest (ms)")
-    published_per_s = models.FloatField("published a second", help_text="Over the last ten seconds")
-    acked_per_s = models.FloatField("acked a second", help_text="Over the last ten seconds")
+    published_per_s = models.FloatField("published per second", help_text="Over the last ten seconds")
+    acked_per_s = models.FloatField("acked per second", help_text="Over the last ten seconds")
     bytes = models.BigIntegerField("bytes in the topic")
 
     class Meta:
@@ -31,7 +31,7 @@ class BacklogRow(models.Model):
 
 
 class InFlightRow(models.Model):
-    """A message in the hands of a consumer."""
+    """A message that a consumer has taken and not finished."""
 
     row_id = models.CharField(primary_key=True, max_length=1100)
     topic = models.CharField(max_length=512)
@@ -41,10 +41,10 @@ class InFlightRow(models.Model):
     partition = models.IntegerField()
     receipt = models.CharField(max_length=128)
     attempt = models.IntegerField()
-    node = models.CharField(max_length=64, help_text="The node its consumer called")
+    node = models.CharField(max_length=64, help_text="The node that its consumer called")
     visible_in_ms = models.BigIntegerField("comes back in (ms)")
     age_ms = models.BigIntegerField("published (ms ago)")
-    value = models.TextField(help_text="The beginning of its JSON")
+    value = models.TextField(help_text="The beginning of its JSON value")
 
     class Meta:
         managed = False
@@ -56,7 +56,7 @@ class InFlightRow(models.Model):
 
 
 class DeadLetterRow(models.Model):
-    """A message that a group has given up."""
+    """A message that a group no longer tries to deliver."""
 
     row_id = models.CharField(primary_key=True, max_length=1100)
     topic = models.CharField(max_length=512)
@@ -68,7 +68,7 @@ class DeadLetterRow(models.Model):
     dead_at = models.DateTimeField("dead since")
     published_at = models.DateTimeField("published")
     history = models.TextField(help_text="How each delivery ended")
-    value = models.TextField(help_text="The beginning of its JSON")
+    value = models.TextField(help_text="The beginning of its JSON value")
 
     class Meta:
         managed = False

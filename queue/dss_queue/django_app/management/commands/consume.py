@@ -56,8 +56,10 @@ class Command(BaseCommand):
         except CannotChoose as error:
             raise CommandError(str(error)) from None
         names = set(Options.__struct_fields__) & options.keys()
-        told = Options(command=command, **{name: options[name] for name in names})
-        worker = Worker(told, lambda: Client(urls, settings.NODE.api_token, say), partial(self.stderr.write, style_func=str))
+        worker_options = Options(command=command, **{name: options[name] for name in names})
+        worker = Worker(
+            worker_options, lambda: Client(urls, settings.NODE.api_token, say), partial(self.stderr.write, style_func=str)
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: worker.stop())
         try:

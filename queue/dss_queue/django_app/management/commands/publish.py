@@ -1,4 +1,4 @@
-"""`manage.py publish`: put messages into a topic."""
+"""`manage.py publish`: publish messages to a topic."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--topic", required=True)
-        parser.add_argument("--key", default="", help="routing key: messages that share one stay in order")
+        parser.add_argument("--key", default="", help="routing key: messages with the same key stay in order")
         parser.add_argument("--delay-ms", type=int, default=0)
         parser.add_argument("--dedup-id", default="", help="a message with the same id is not stored again")
         parser.add_argument("--header", action="append", default=[], metavar="NAME=TEXT")
@@ -52,7 +52,7 @@ class Command(BaseCommand):
                 self._publish(client, options, [common | {"value": _value(text, options["text"])}])
                 return
             if options["value"] is not None or options["dedup_id"]:
-                raise CommandError("--lines takes its messages from standard input, without VALUE and --dedup-id")
+                raise CommandError("--lines reads messages from standard input and cannot be combined with VALUE or --dedup-id")
             lines = (line.rstrip("\n") for line in sys.stdin)
             while batch := list(islice(lines, LINES_PER_CALL)):
                 self._publish(client, options, [common | {"value": _value(line, options["text"])} for line in batch])
