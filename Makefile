@@ -11,8 +11,8 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 .DEFAULT_GOAL := help
 .PHONY: help run join test lint format docs architecture bench bench-raft load postman sim mutants model chaos lock clean
 
-help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'
@@ -25,19 +25,19 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY) ## start a cluster of three nodes (NODES=1: a single one) and follow its logs
 	@exec $(BIN)/python manage.py cluster --nodes $(NODES)
 
-join: $(READY) ## add one more node to the cluster that runs, and follow its log
+join: $(READY) ## add one more node to the running cluster, and follow its log
 	@exec $(BIN)/python manage.py join $(ARGS)
 
 test: $(READY) ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY) ## check style, types and the walls between the rooms
+lint: $(READY) ## check style, types and the import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-format: $(READY) ## put the code in order
+format: $(READY) ## format the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
@@ -67,10 +67,10 @@ postman: ## run the Postman collection against a running cluster (NODES=1: the s
 sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its trace
 	@$(BIN)/python tests/raft/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
 
-mutants: $(READY) ## break Raft in many small ways, and see that every break is found
+mutants: $(READY) ## plant bugs in Raft, and check that every one is found
 	@$(BIN)/python tests/raft/simulation/mutants.py $(ARGS)
 
-model: ## search the model of the cache's protocol to the end, and see that every mistake is found (needs spin and gcc)
+model: ## search the model of the cache's protocol completely, and check that every planted bug is found (needs spin and gcc)
 	@$(PYTHON) cache/model/check.py $(ARGS)
 
 chaos: $(READY) ## 100,000 messages, 200,000 cache operations, 10 rounds of locks on clusters that are killed, paused and cut (cut: as root on Linux)
