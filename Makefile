@@ -9,7 +9,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run join test lint format docs architecture bench bench-raft load postman sim mutants model chaos lock clean
+.PHONY: help run join test lint format docs architecture bench bench-raft load postman sim mutants model chaos hostile lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -11,7 +11,7 @@ import msgspec
 
 from dss_api.codec import EventEncoder
 from dss_api.errors import Refused
-from dss_api.json_fast_path import Send
+from dss_api.websocket_writer import WebSocketWriter
 
 #: Events that wait for a client that does not read; with more of them it loses the subscription.
 BACKLOG_MAX = 10_000
@@ -29,9 +29,9 @@ class WebSocketFeed:
     """
 
     def __init__(
-        self, send: Send, id: int | str, as_text: bool, encoder: EventEncoder, end_subscription: Callable[[], Any]
+        self, writer: WebSocketWriter, id: int | str, as_text: bool, encoder: EventEncoder, end_subscription: Callable[[], Any]
     ) -> None:
-        self._send = send
+        self._writer = writer
         self._start = b'{"id":%b,"event":' % _encode(id)
         self._as_text = as_text
         self._encode_event = encoder.encode
@@ -53,7 +53,10 @@ class WebSocketFeed:
         try:
             if len(self._events) >= BACKLOG_MAX:
                 raise Refused("over_limit", f"the client is {BACKLOG_MAX} events behind")
-            self._events.append(self._encode_event(event))
+            data = b"%b%b}" % (self._start, self._encode_event(event))
+            if not self._writer.keep(len(data)):
+                raise Refused("over_limit", "too many bytes wait for the client")
+            self._events.append(data)
         except Refused as refusal:
             self._is_over = True
             self.refusal = refusal
@@ -71,17 +74,19 @@ class WebSocketFeed:
         """Accept no more events; after a refusal, drop those that were not sent."""
         self._is_over = True
         if self.refusal is not None:
-            self._events.clear()
+            self._drop_unsent()
 
     async def _send_all(self) -> None:
         while self._events:
-            data = b"%b%b}" % (self._start, self._events[0])
-            content: dict[str, Any] = {"text": data.decode()} if self._as_text else {"bytes": data}
-            try:
-                await self._send({"type": "websocket.send", **content})
-            except OSError:
+            data = self._events[0]
+            if not await self._writer.write_kept(data, self._as_text):
                 # The client has disconnected; the entry point is about to notice.
-                self._events.clear()
+                self._drop_unsent()
                 return
             if self._events:
                 self._events.popleft()
+                self._writer.forget(len(data))
+
+    def _drop_unsent(self) -> None:
+        while self._events:
+            self._writer.forget(len(self._events.popleft()))

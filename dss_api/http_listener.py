@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import structlog
 from prometheus_client import Gauge
@@ -82,6 +82,8 @@ class HttpListener:
         self._server: asyncio.Server | None = None
         self._connections: set[HttpConnection] = set()
         self._handed_over: dict[HandedOver, str] = {}
+        self._by_client: dict[Any, HandedOver] = {}
+        in_progress.abort = self._abort_client
         self._per_address: Counter[str] = Counter()
         self._calls_per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -201,12 +203,21 @@ class HttpListener:
             self.loop.call_later(FLUSH_POLL_S, self.hand_over, connection, transport, data)
             return
         self._connections.discard(connection)
+        client = tuple((transport.get_extra_info("peername") or ())[:2])
         try:
-            self._handed_over[self._take_over(transport, data)] = connection.address
+            handed_over = self._take_over(transport, data)
         except Exception:
             log.exception("api.hand_over_failed")
             self._forget_address(connection.address)
             transport.abort()
+            return
+        self._handed_over[handed_over] = connection.address
+        self._by_client[client] = handed_over
+
+    def _abort_client(self, client: Sequence[Any] | None) -> None:
+        handed_over = self._by_client.get(tuple(client or ()))
+        if handed_over is not None:
+            handed_over.abort()
 
     # ----------------------------------------------------------------- sweep
 
@@ -217,6 +228,8 @@ class HttpListener:
             connection.time_out()
         for handed_over in [one for one in self._handed_over if one.is_closed]:
             self._forget_address(self._handed_over.pop(handed_over))
+        if len(self._by_client) > len(self._handed_over):
+            self._by_client = {client: one for client, one in self._by_client.items() if one in self._handed_over}
 
     def _forget_address(self, address: str) -> None:
         CONNECTIONS.dec()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 
 class InProgress:
@@ -16,6 +17,8 @@ class InProgress:
         self.subscriptions: set[asyncio.Task[None]] = set()
         #: how to close each open WebSocket
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
+        #: ends the connection of a client, (host, port), without waiting for what is unsent; the listener sets it
+        self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
 
     async def end_subscriptions(self, timeout_s: float) -> None:
         """Cancel every subscription, so that it gives back what it holds while the node still runs."""
@@ -30,7 +33,7 @@ class InProgress:
         await asyncio.gather(*(close() for close in self.sockets), return_exceptions=True)
 
 
-def cancel_once(task: asyncio.Task[None]) -> None:
+def cancel_once(task: asyncio.Task[Any]) -> None:
     """Cancel `task` unless that was done before: a second cancellation would interrupt the cleanup in its `finally`."""
     if not task.cancelling():
         task.cancel()

@@ -11,7 +11,7 @@ its calls are cancelled, as if each client had hung up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
@@ -28,6 +28,7 @@ from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.operation import Subscription
+from dss_api.websocket_writer import WebSocketWriter
 
 log = structlog.get_logger("api")
 
@@ -95,7 +96,8 @@ class WebSocketEntryPoint:
             await send({"type": "websocket.close", "code": refused})
             return
         await send({"type": "websocket.accept"})
-        await WebSocketConnection(self, send).serve(receive)
+        client = scope.get("client")
+        await WebSocketConnection(self, send, lambda: self.in_progress.abort(client)).serve(receive)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -115,17 +117,21 @@ class WebSocketEntryPoint:
 class WebSocketConnection:
     """One client's connection and its calls."""
 
-    def __init__(self, entry_point: WebSocketEntryPoint, send: Send) -> None:
+    def __init__(self, entry_point: WebSocketEntryPoint, send: Send, abort: Callable[[], None]) -> None:
         self._entry_point = entry_point
         self._json = entry_point.json
         self._in_progress = entry_point.in_progress
         self._send = send
+        self._writer = WebSocketWriter(send, abort, self._give_up)
+        self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}
+        self._refusals: set[asyncio.Task[Any]] = set()
         self._is_open = True
 
     async def serve(self, receive: Receive) -> None:
         """Serve until the connection closes; cancelled calls have given back what they held when this returns."""
         self._in_progress.sockets.add(self._go_away)
+        self._serving = asyncio.current_task()
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 text = message.get("text")
@@ -137,14 +143,25 @@ class WebSocketConnection:
                     await self._send({"type": "websocket.close", "code": BAD_FRAME})
                     return
                 await self._begin(frame, text is not None)
+        except asyncio.CancelledError:
+            # Given up: the end of this coroutine closes the connection.
+            if self._writer.is_open:
+                raise
         finally:
             self._is_open = False
+            self._writer.close()
             self._in_progress.sockets.discard(self._go_away)
-            calls = list(self._calls.values())
+            calls: list[asyncio.Task[Any]] = [*self._calls.values(), *self._refusals]
             for call in calls:
                 cancel_once(call)
             if calls:
                 await asyncio.wait(calls)
+
+    def _give_up(self) -> None:
+        """The client does not read: end the connection."""
+        self._is_open = False
+        if self._serving is not None:
+            self._serving.cancel()
 
     async def _go_away(self) -> None:
         self._is_open = False
@@ -155,14 +172,14 @@ class WebSocketConnection:
             if frame.op == CANCEL:
                 # A task that is cancelled before its first step would never answer.
                 await asyncio.sleep(0)
-                await self._reply(frame.id, self._cancel(bytes(frame.request)), as_text)
+                self._answer_now(frame.id, self._cancel(bytes(frame.request)), as_text)
                 return
             if frame.id in self._calls:
                 raise Refused("invalid", "a call with this `id` is in progress", field="id")
             if len(self._calls) >= CALLS_PER_CONNECTION_MAX:
                 raise Refused("over_limit", f"{CALLS_PER_CONNECTION_MAX} calls are in progress on this connection")
         except Refused as refusal:
-            await self._reply(frame.id, encode_refusal(refusal), as_text)
+            self._answer_now(frame.id, encode_refusal(refusal), as_text)
             return
         subscribes = frame.op in self._entry_point.subscriptions
         work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
@@ -171,6 +188,12 @@ class WebSocketConnection:
         if subscribes:
             self._in_progress.subscriptions.add(task)
             task.add_done_callback(self._in_progress.subscriptions.discard)
+
+    def _answer_now(self, id: int | str, answer: EncodedAnswer, as_text: bool) -> None:
+        """Answer without holding up the frames that follow, even if the client does not read."""
+        task = asyncio.create_task(self._reply(id, answer, as_text))
+        self._refusals.add(task)
+        task.add_done_callback(self._refusals.discard)
 
     def _cancel(self, request: bytes) -> EncodedAnswer:
         try:
@@ -204,7 +227,7 @@ class WebSocketConnection:
         subscription = self._entry_point.subscriptions[frame.op]
         task = asyncio.current_task()
         assert task is not None
-        feed = WebSocketFeed(self._send, frame.id, as_text, subscription.events, task.cancel)
+        feed = WebSocketFeed(self._writer, frame.id, as_text, subscription.events, task.cancel)
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()
         try:
@@ -240,9 +263,4 @@ class WebSocketConnection:
         # A problem document contains its status.
         status = b"" if answer.status >= 400 else b'"status":%d,' % answer.status
         data = b'{"id":%b,%b%b' % (_encode(id), status, answer.body[1:])
-        content: dict[str, Any] = {"text": data.decode()} if as_text else {"bytes": data}
-        try:
-            await self._send({"type": "websocket.send", **content})
-        except OSError:
-            return False
-        return True
+        return await self._writer.write(data, as_text)

@@ -1,0 +1,123 @@
+"""What a WebSocket's client has not read yet: counted, and bounded in bytes and in time.
+
+The server's `send` waits while the client does not read (flow control of uvicorn, and of Daphne as `on_daphne` sets it up). Everything
+that waits there is counted here. A client that exceeds a limit is closed with 1008 and, if it does not read that either, aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from dss_api.json_fast_path import Send
+
+log = structlog.get_logger("api")
+
+POLICY_VIOLATION = 1008
+#: Bytes that may wait for one client.
+UNREAD_BYTES_MAX = 16 * 1024 * 1024
+#: Counted for each message in addition to its length: what the process needs to keep it.
+OVERHEAD_BYTES = 1024
+#: A client that reads nothing for this long is given up.
+STALLED_S_MAX = 30.0
+#: After the close frame the connection is aborted.
+CLOSE_GRACE_S = 2.0
+
+
+class WebSocketWriter:
+    """One connection's way out.
+
+    Args:
+        send: the server's.
+        abort: ends the connection without waiting for what is unsent.
+        give_up: called once when the client exceeds a limit; nothing is sent after that.
+        unread_bytes_max: bytes that may wait for the client.
+    """
+
+    def __init__(
+        self, send: Send, abort: Callable[[], None], give_up: Callable[[], None], unread_bytes_max: int = UNREAD_BYTES_MAX
+    ) -> None:
+        self._send = send
+        self._abort = abort
+        self._give_up = give_up
+        self._unread_bytes_max = unread_bytes_max
+        self._loop = asyncio.get_running_loop()
+        self._sent = 0
+        self._sent_before = 0
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self.unread_bytes = 0
+        self.is_open = True
+
+    async def write(self, data: bytes, as_text: bool) -> bool:
+        """Send one message. False: the client has gone, or was given up."""
+        if not self.keep(len(data)):
+            return False
+        try:
+            return await self.write_kept(data, as_text)
+        finally:
+            self.forget(len(data))
+
+    async def write_kept(self, data: bytes, as_text: bool) -> bool:
+        """Send a message that `keep` has counted already."""
+        try:
+            if as_text:
+                await self._send({"type": "websocket.send", "text": data.decode()})
+            else:
+                await self._send({"type": "websocket.send", "bytes": data})
+        except OSError:
+            return False
+        self._sent += 1
+        return self.is_open
+
+    def keep(self, length: int) -> bool:
+        """Count a message of this length as unread. False: that is too much, and the client is given up."""
+        if not self.is_open:
+            return False
+        self.unread_bytes += length + OVERHEAD_BYTES
+        if self.unread_bytes > self._unread_bytes_max:
+            self.unread_bytes -= length + OVERHEAD_BYTES
+            self._end(f"more than {self._unread_bytes_max} bytes wait for the client")
+            return False
+        if self._stall_timer is None:
+            self._sent_before = self._sent
+            self._stall_timer = self._loop.call_later(STALLED_S_MAX, self._look_for_progress)
+        return True
+
+    def forget(self, length: int) -> None:
+        """A message that was counted has left, or never will."""
+        self.unread_bytes -= length + OVERHEAD_BYTES
+
+    def close(self) -> None:
+        """The connection has ended."""
+        self.is_open = False
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+
+    def _look_for_progress(self) -> None:
+        self._stall_timer = None
+        if not self.unread_bytes or not self.is_open:
+            return
+        if self._sent == self._sent_before:
+            self._end(f"the client has read nothing for {STALLED_S_MAX:.0f} s")
+            return
+        self._sent_before = self._sent
+        self._stall_timer = self._loop.call_later(STALLED_S_MAX, self._look_for_progress)
+
+    def _end(self, why: str) -> None:
+        log.warning("api.websocket_client_given_up", why=why)
+        self.is_open = False
+        self._closing = self._loop.create_task(self._close_and_abort())
+
+    async def _close_and_abort(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await self._send({"type": "websocket.close", "code": POLICY_VIOLATION})
+                await asyncio.sleep(CLOSE_GRACE_S)
+        except (TimeoutError, OSError):
+            pass
+        finally:
+            self._abort()
+            self._give_up()

@@ -1,0 +1,110 @@
+"""A WebSocket's client that does not read is bounded in bytes and in time, and ends its own connection only."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from dss_api import websocket_writer
+from dss_api.websocket_writer import OVERHEAD_BYTES, WebSocketWriter
+
+PATIENCE_S = 20
+
+
+class Line:
+    """The server's side of a connection whose client reads when the test says so."""
+
+    def __init__(self, bytes_max: int = 100_000) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.reads = asyncio.Event()
+        self.given_up = asyncio.Event()
+        self.aborted = 0
+        self.writer = WebSocketWriter(self.send, self.abort, self.given_up.set, bytes_max)
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.reads.wait()
+        self.sent.append(message)
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+    async def is_given_up(self) -> bool:
+        async with asyncio.timeout(PATIENCE_S):
+            await self.given_up.wait()
+        return True
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_writer, "CLOSE_GRACE_S", 0.02)
+
+
+async def test_what_is_read_does_not_count() -> None:
+    line = Line()
+    line.reads.set()
+    for _ in range(1000):
+        assert await line.writer.write(b"x" * 1000, True)
+    assert (line.writer.unread_bytes, len(line.sent), line.writer.is_open) == (0, 1000, True)
+
+
+async def test_a_client_over_the_limit_is_closed_with_1008_and_aborted() -> None:
+    line = Line()
+    writes = [asyncio.create_task(line.writer.write(b"x" * 1000, True)) for _ in range(200)]
+    assert await line.is_given_up()
+    assert line.aborted == 1
+    assert line.writer.unread_bytes <= 100_000
+    # Whoever had not been refused still waits for the server, which has nothing to wait for after the abort.
+    line.reads.set()
+    assert not all(await asyncio.gather(*writes))
+
+
+async def test_a_client_that_reads_again_gets_the_reason() -> None:
+    line = Line()
+    writes = [asyncio.create_task(line.writer.write(b"x" * 1000, True)) for _ in range(200)]
+    await asyncio.sleep(0)
+    line.reads.set()
+    await asyncio.gather(*writes)
+    assert await line.is_given_up()
+    assert {"type": "websocket.close", "code": 1008} in line.sent
+
+
+async def test_small_messages_count_with_what_they_cost() -> None:
+    line = Line()
+    kept = 0
+    while line.writer.keep(1):
+        kept += 1
+    assert kept <= 100_000 // OVERHEAD_BYTES
+
+
+async def test_a_client_that_reads_nothing_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_writer, "STALLED_S_MAX", 0.02)
+    line = Line()
+    write = asyncio.create_task(line.writer.write(b"x", True))
+    assert await line.is_given_up()
+    assert line.aborted == 1
+    line.reads.set()
+    assert not await write
+
+
+async def test_a_slow_client_that_reads_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_writer, "STALLED_S_MAX", 0.05)
+    line = Line()
+    looked = 0
+    look = line.writer._look_for_progress
+
+    def count() -> None:
+        nonlocal looked
+        looked += 1
+        look()
+
+    line.writer._look_for_progress = count  # type: ignore[method-assign]
+    waiting = asyncio.create_task(line.writer.write(b"held", True))
+    while looked < 3:
+        line.writer._sent += 1  # another message has left
+        await asyncio.sleep(0.005)
+    assert line.writer.is_open
+    line.reads.set()
+    assert await waiting
+    line.writer.close()
