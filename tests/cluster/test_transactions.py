@@ -51,7 +51,7 @@ class Log:
 
     def stored(self, topic: str) -> int:
         broker: Broker = self.replica.machines["queue"]  # type: ignore[assignment]
-        return len(broker.topics[topic].messages) if topic in broker.topics else 0
+        return len(broker.topics[topic].messages.by_number) if topic in broker.topics else 0
 
     def in_flight(self) -> int:
         broker: Broker = self.replica.machines["queue"]  # type: ignore[assignment]
