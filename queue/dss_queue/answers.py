@@ -10,19 +10,19 @@ from msgspec import UNSET, UnsetType
 from dss_api.answer import Answer, Part, RaftIndex
 from dss_queue.core.commands import TopicSettings
 
-#: As published; null: none. Kept and sent as JSON text, like `value`.
+#: As published; null: none. Stored and sent as JSON text, like `value`.
 Headers = Annotated[Any, msgspec.Meta(extra_json_schema={"type": ["object", "null"], "additionalProperties": {"type": "string"}})]
 
 
 class Published(Part):
     msg_id: str
     partition: int
-    #: a message with the same dedup_id was there already; this is its id
+    #: the dedup_id was already used; `msg_id` is the earlier message
     duplicate: bool
 
 
 class PublishAnswer(Answer, kw_only=True):
-    #: with `messages` in the call, only that list
+    #: with `messages` in the call, the answer has only this list
     msg_id: str | UnsetType = UNSET
     partition: int | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
@@ -74,11 +74,11 @@ class AckResult(Part):
 
 
 class AckAnswer(Answer, kw_only=True):
-    #: false: it was done already (a repeat is harmless), or with `msg_ids`: not all were acked
+    #: false: it was already acked, or with `msg_ids`: not all of them were acked
     acked: bool
     #: with `publish`
     published: list[Published] | UnsetType = UNSET
-    #: with `publish` or `release`: for each lock whether there was anything to release
+    #: with `publish` or `release`: for each lock, whether it was held
     released: list[bool] | UnsetType = UNSET
     #: with `msg_ids`
     results: list[AckResult] | UnsetType = UNSET
@@ -119,7 +119,7 @@ class GroupStats(Part):
     #: consumers that wait for a message
     waiters: int
     oldest_age_ms: int
-    #: totals, since the group exists
+    #: totals since the group was created
     delivered: int
     redelivered: int
     acked: int
@@ -155,7 +155,7 @@ class Ended(Part):
     attempt: int
     delivered_ms: int
     ended_ms: int
-    #: nack, timeout, gone (the consumer hung up before it was answered), silent, rejected (nack with `dead`)
+    #: nack, timeout, gone (the consumer hung up before the answer), silent, rejected (nack with `dead`)
     reason: str
     #: the node that the consumer called
     node: str

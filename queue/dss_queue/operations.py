@@ -48,7 +48,7 @@ _ACK_FIELDS = AckFields.__struct_fields__
 
 
 async def publish(node: Node, request: PublishRequest) -> Result | answers.PublishAnswer:
-    """Answered when the messages are on the disks of a majority."""
+    """Store messages. Answered when they are on the disks of a majority."""
     several = request.messages is not None
     requests: Sequence[MessageRequest | PublishRequest] = request.messages if request.messages is not None else (request,)
     messages = [_new_message(node, request.topic, one) for one in requests]
@@ -63,7 +63,7 @@ async def publish(node: Node, request: PublishRequest) -> Result | answers.Publi
 
 
 def _new_message(node: Node, topic: str, request: MessageRequest | PublishRequest) -> NewMessage:
-    """The message as the log holds it. The partition is settled here: nodes may differ in their number of virtual nodes."""
+    """The message as stored in the log. The partition is computed here, because nodes may differ in their number of virtual nodes."""
     assert request.value is not msgspec.UNSET
     value = bytes(request.value)
     bytes_max = config_of(node).value_bytes_max
@@ -79,7 +79,7 @@ def _new_message(node: Node, topic: str, request: MessageRequest | PublishReques
 
 
 async def consume(node: Node, request: ConsumeRequest) -> Result | answers.ConsumeAnswer:
-    """Answered at once, when a message comes, or when `timeout_ms` is over."""
+    """Take messages. Answered when one is ready, or when `timeout_ms` is over."""
     visibility_ms = request.visibility_ms
     command = Consume(
         topic=request.topic,
@@ -141,7 +141,7 @@ async def give_back(node: Node, request: ConsumeRequest, answer: answers.Consume
 
 
 async def ack(node: Node, request: AckRequest) -> Result | answers.AckAnswer:
-    """May be repeated without harm."""
+    """Finish messages. A repeat has no effect."""
     fields = {name: getattr(request, name) for name in _ACK_FIELDS}
     publish = [_new_message(node, one.topic, one) for one in request.publish or ()]
     result = await node.submit(Ack(**fields, publish=publish, release=request.release or []))
@@ -209,9 +209,9 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=answers.PublishAnswer,
         summary="Publish a message",
         description=(
-            "Stores `value`, any JSON, for every group of the topic. Messages that share a routing `key` reach a group in the "
-            "order published, one in flight at a time. `delay_ms` hides it, `dedup_id` makes a repeat harmless.\n\n"
-            "With `messages: [...]` several are stored in one step, all of them or none."
+            "Stores `value`, any JSON, for every group of the topic. Messages with the same routing `key` reach a group in publish "
+            "order, one in flight at a time. `delay_ms` hides the message for this time. With a `dedup_id`, a repeat is not stored "
+            "again.\n\nWith `messages: [...]`, several messages are stored in one step: all of them or none."
         ),
         tag="Queue",
         example={"topic": "orders", "value": {"order": 42}, "key": "customer-7"},
@@ -227,10 +227,10 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=answers.ConsumeAnswer,
         summary="Take a message",
         description=(
-            "Waits up to `timeout_ms` for a message and hides it from the rest of the group for `visibility_ms`: ack it, extend "
-            "it, or it is delivered again. An unknown group gets everything the topic still keeps, the oldest first.\n\n"
-            "With `max_messages` the answer is a list, `messages`. Repeat a call whose answer was lost with the same "
-            "`attempt_id`: it gets the same messages. When there is nothing, `empty_reason` says why."
+            "Waits up to `timeout_ms` for a message and hides it from the rest of the group for `visibility_ms`. It is delivered "
+            "again unless it is acked or extended by then. A new group starts with the oldest message that the topic retains.\n\n"
+            "With `max_messages`, the answer has a list, `messages`. If the answer is lost, repeat the call with the same "
+            "`attempt_id` to get the same messages. If no message is ready, `empty_reason` gives the reason."
         ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "timeout_ms": 1000},
@@ -242,11 +242,11 @@ OPERATIONS: tuple[Operation, ...] = (
         request=AckRequest,
         handle=ack,
         answer=answers.AckAnswer,
-        summary="A message is done",
+        summary="Acknowledge a message",
         description=(
-            "With `receipt` that very delivery, without it whichever delivery of the group is in flight. A repeat answers "
-            "`acked: false`. With `publish: [...]` and `release: [...]` the ack, those messages and the release of those locks happen "
-            "together, or not at all: with a `fencing_token` that no longer holds its lock the call is refused, `not_holder`."
+            "With `receipt`, the ack applies to this delivery only; without it, to the one in flight. A repeat answers "
+            "`acked: false`. With `publish: [...]` and `release: [...]`, the ack, the new messages and the release of the locks take "
+            "effect together or not at all. If a `fencing_token` no longer holds its lock, the call is refused with `not_holder`."
         ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "msg_id": "12-0"},
@@ -261,8 +261,8 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=answers.NackAnswer,
         summary="Give a message back",
         description=(
-            "The attempt failed: it is delivered again, after `delay_ms` or the topic's backoff; with `dead` it goes straight to "
-            "the dead letters. `silent`: the attempt does not count (a consumer that shuts down)."
+            "The attempt failed. The message is delivered again after `delay_ms` or the topic's backoff; with `dead` it becomes a "
+            "dead letter immediately. With `silent` the attempt does not count (for a consumer that is shutting down)."
         ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "msg_id": "12-0", "delay_ms": 5000},
@@ -276,7 +276,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=extend,
         answer=answers.ExtendAnswer,
         summary="Keep a message hidden for longer",
-        description="Hides it for `visibility_ms` from now. A third of the visibility is a good interval.",
+        description="Hides the message for `visibility_ms` from now. Call it after a third of this time.",
         tag="Queue",
         example={"topic": "orders", "group": "billing", "msg_id": "12-0", "visibility_ms": 15000},
         problems=("stale_receipt",),
@@ -288,8 +288,8 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StatsQuery,
         handle=stats,
         answer=answers.StatsAnswer,
-        summary="How a topic and its groups are doing",
-        description="Without `topic`: one line for each topic.",
+        summary="Statistics of a topic and its groups",
+        description="Without `topic`: one entry per topic.",
         tag="Queue",
         example={"topic": "orders"},
     ),
@@ -301,7 +301,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=peek,
         answer=answers.PeekAnswer,
         summary="Look at messages without taking them",
-        description="What the topic keeps; with `group` what that group has still to do; with `dead` its dead letters.",
+        description="The retained messages of the topic; with `group`, its unfinished messages; with `dead`, its dead letters.",
         tag="Queue",
         example={"topic": "orders"},
     ),
@@ -313,7 +313,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=put_topic,
         answer=answers.TopicAnswer,
         summary="Set a topic's settings",
-        description="Replaces all of them; what is left out gets its default. A topic need not be created before its use.",
+        description="Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use.",
         tag="Queue",
         example={"topic": "orders", "max_attempts": 20, "backoff_ms": 1000},
     ),
@@ -324,8 +324,8 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Redrive,
         handle=redrive,
         answer=answers.RedriveAnswer,
-        summary="Dead letters back to the queue",
-        description="All dead letters of the group, or `msg_id`, with a fresh count of attempts.",
+        summary="Return dead letters to the queue",
+        description="Returns all dead letters of the group, or `msg_id` only. Their attempts start again at zero.",
         tag="Queue",
         example={"topic": "orders", "group": "billing"},
     ),
@@ -336,8 +336,8 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Purge,
         handle=purge,
         answer=answers.PurgeAnswer,
-        summary="Throw away what a topic holds",
-        description="All messages, those in flight too; or with `dead` the dead letters, of `group` or of every group.",
+        summary="Delete the messages of a topic",
+        description="Deletes all messages, including those in flight; with `dead`, the dead letters of `group` or of every group instead.",
         tag="Queue",
         example={"topic": "orders"},
     ),

@@ -20,7 +20,7 @@ class Timed(Protocol):
 
 
 class Registry:
-    """Broker-wide state; part of the replicated state."""
+    """See the module. Part of the replicated state."""
 
     def __init__(self) -> None:
         self.deadlines: Deadlines[Timed] = Deadlines(attrgetter("due_ms"), attrgetter("serial"))

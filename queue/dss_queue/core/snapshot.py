@@ -1,6 +1,6 @@
-"""The broker's state as bytes. What can be derived is not in it: heaps and chains are rebuilt from the messages.
+"""The broker's state as bytes. Heaps and chains are not in it: they are rebuilt from the messages.
 
-Two brokers that applied the same entries give the same bytes, whether or not one of them was restored on the way.
+Brokers that applied the same entries give the same bytes, whether or not they were restored from a snapshot in between.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dss_queue.core.window import Chain
 from dss_raft.replication.machine import Origin
 
 FORMAT = 2
-#: Messages in one piece, encoded by itself: decoding a million at once would hold up the loop; a piece takes about a millisecond.
+#: Messages per piece. Pieces are decoded one by one, about a millisecond each, so that the event loop is not blocked.
 PIECE = 1000
 #: greater than any message number
 NEVER = 1 << 128
