@@ -24,6 +24,7 @@ from dss_api.errors import Refused
 from dss_api.http_answers import CONTINUE, encode_answer
 from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
+from dss_api.turns import Turns
 
 #: Requests that one connection may send ahead; reading pauses beyond that.
 PIPELINED_MAX = 64
@@ -41,6 +42,7 @@ class Listener(Protocol):
     loop: asyncio.AbstractEventLoop
     limits: HttpLimits
     is_stopping: bool
+    turns: Turns
     find_node: Callable[[], Any]
 
     def opened(self, connection: HttpConnection) -> Refused | None:
@@ -259,6 +261,7 @@ class HttpConnection(asyncio.Protocol):
         route = request.route
         assert route is not None
         try:
+            await self._listener.turns.enter()
             answer = await route.carry_out(self._listener.find_node, decoded)
         except asyncio.CancelledError:
             if self._has_hung_up:

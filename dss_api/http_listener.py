@@ -73,6 +73,7 @@ class HttpListener:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
         self.find_node = json.find_node
+        self.turns = in_progress.turns
         self.is_stopping = False
         self._json = json
         self._is_host_allowed = is_host_allowed

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from dss_api.turns import Turns
+
 
 class InProgress:
     """Calls, subscriptions and WebSocket connections that are open now."""
 
     def __init__(self) -> None:
+        self.turns = Turns()
         #: calls that are not answered yet, those of WebSockets included
         self.calls = 0
         #: subscriptions of WebSockets; a stop ends them instead of waiting for them

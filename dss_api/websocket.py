@@ -212,6 +212,7 @@ class WebSocketConnection:
             route = self._json.routes.by_name.get(frame.op)
             if route is None:
                 raise Refused("not_found", f"there is no operation {frame.op}")
+            await self._in_progress.turns.enter()
             answer = await route.carry_out(self._json.find_node, route.decoder.body(bytes(frame.request)))
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:

@@ -74,6 +74,7 @@ class HttpEntryPoint:
         elif path.startswith(settings.STATIC_URL):
             await self._static_files()(scope, receive, send)
         elif not is_page(path, accept, from_form, PAGES):
+            await self.in_progress.turns.enter()
             await self._json(scope, receive, send)
         elif content_length.isdigit() and int(content_length) > self._body_bytes_max:
             await send_answer(send, scope["method"], encode_refusal(too_large(self._body_bytes_max)))

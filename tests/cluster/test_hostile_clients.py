@@ -12,14 +12,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
 from websockets.sync.client import connect
 
-from dss_dev.local_cluster import LocalNode
+from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
 SCALE = int(os.environ.get("DSS_HOSTILE", "1"))
 PATIENCE_S = 60.0
@@ -74,14 +74,24 @@ class Probe:
         assert self.peak_mib - self.rest_mib < GROWTH_MIB_MAX, f"{self.rest_mib:.0f} MiB at rest, {self.peak_mib:.0f} MiB at most"
 
 
-@pytest.fixture(params=["daphne", "uvicorn"])
-def node(make_cluster: Callable[..., Any], request: pytest.FixtureRequest) -> Iterator[LocalNode]:
-    cluster = make_cluster(1, DSS_SERVER=request.param, DSS_CONNECTIONS_MAX="1000", DSS_CONNECTIONS_PER_ADDRESS_MAX="900")
+@pytest.fixture(scope="module", params=["daphne", "uvicorn"])
+def node(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LocalNode]:
+    """One node that has to live through all of it, and then stops as it should."""
+    environment = {
+        "DSS_ADMIN_PASSWORD": "test",
+        "DSS_SERVER": request.param,
+        "DSS_CONNECTIONS_MAX": "1000",
+        "DSS_CONNECTIONS_PER_ADDRESS_MAX": "900",
+    }
+    cluster = LocalCluster(tmp_path_factory.mktemp(request.param), free_ports(1), environment)
+    cluster.start()
     (only,) = cluster.nodes
-    yield only
-    only.send_signal(15)
-    assert only.process is not None
-    assert only.process.wait(PATIENCE_S) == 0, only.log_tail()
+    try:
+        cluster.wait_ready()
+        yield only
+        assert only.stop(PATIENCE_S) == 0, only.log_tail()
+    finally:
+        only.kill()
 
 
 def websocket(node: LocalNode) -> Any:
