@@ -42,7 +42,7 @@ format: $(READY) ## format the code
 	@$(BIN)/ruff format .
 
 docs: $(READY) ## build the documentation into docs/_build, and check its links
-	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+	@$(BIN)/sphinx-build -q -E -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
 architecture: $(READY) ## draw the imports between packages into docs/imports.svg (needs Graphviz's dot)
