@@ -24,7 +24,7 @@ class Operation:
     #: "locks.acquire": names it in metrics, logs and the OpenAPI schema
     name: str
     method: str
-    #: as in api.md, with a leading slash: "/lock/acquire"
+    #: as in docs/reference/api.md, with a leading slash: "/lock/acquire"
     path: str
     #: the Struct that defines fields, limits and defaults; for GET its fields are the query's parameters
     request: type[msgspec.Struct]

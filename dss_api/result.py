@@ -15,7 +15,7 @@ class Result(msgspec.Struct, frozen=True):
     """
 
     body: dict[str, Any] = {}
-    #: "" when accepted, else the stable problem code of api.md ("held", "not_holder", …)
+    #: "" when accepted, else the stable problem code of docs/reference/api.md ("held", "not_holder", …)
     code: str = ""
     #: the Raft index at which it took effect; set by the replica
     index: int = 0

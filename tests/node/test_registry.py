@@ -14,7 +14,7 @@ from dss_api.codec import RequestDecoder
 from dss_api.routes import Routes
 from dss_project.registry import operations
 
-# What api.md promises to existing clients.
+# What docs/reference/api.md promises to existing clients.
 PROMISED = [
     "GET /health",
     "GET /raft/status",
