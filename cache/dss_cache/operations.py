@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 _NULL = msgspec.Raw(b"null")
+#: Values that one `mget` answers.
+BYTES_PER_MGET_MAX = 16 * 1024 * 1024
 _decode_integer = msgspec.json.Decoder(int).decode
 
 
@@ -178,7 +180,11 @@ async def mget(node: Node, request: GetManyRequest) -> GetManyAnswer:
             _count(service, found)
             is_found = found.value is not None
             items[key] = GetItem(key, _json(found.value), is_found, found.hit, found.version, found.state, node.node_id)
-    return GetManyAnswer(items=[items[key] for key in request.keys])
+    answer = [items[key] for key in request.keys]
+    # A key may be named more than once, and each time its value is sent.
+    if sum(len(item.value) for item in answer) > BYTES_PER_MGET_MAX:
+        raise Refused("too_large", f"the values are longer than {BYTES_PER_MGET_MAX} bytes; ask for fewer `keys`", field="keys")
+    return GetManyAnswer(items=answer)
 
 
 def _count(service: CacheService, found: Found) -> None:

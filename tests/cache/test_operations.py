@@ -254,3 +254,13 @@ async def test_stats(cluster, one, two):
     assert (first["hits"], first["misses"], first["puts"], first["invalidations"], first["keys"]) == (1, 0, 1, 1, 1)
     second = msgspec.structs.asdict(await ops.stats(two.node, StatsQuery()))
     assert (second["hits"], second["misses"], second["puts"], second["items"]) == (0, 1, 1, 1)
+
+
+async def test_one_value_is_not_sent_a_thousand_times(two, monkeypatch):
+    """The same key may be named often in one call, and its answer would be as long as memory."""
+    monkeypatch.setattr(ops, "BYTES_PER_MGET_MAX", 1000)
+    await ops.put(two.node, PutRequest(key="k", value=msgspec.Raw(b'"' + b"x" * 398 + b'"')))
+    assert len((await ops.mget(two.node, GetManyRequest(keys=["k", "k"]))).items) == 2
+    with pytest.raises(Refused) as refused:
+        await ops.mget(two.node, GetManyRequest(keys=["k"] * 1000))
+    assert (refused.value.code, refused.value.extra["field"]) == ("too_large", "keys")
