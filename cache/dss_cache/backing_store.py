@@ -9,10 +9,11 @@ versions.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from dss_api.errors import Refused
+from dss_api.supervised import Tasks
 
 
 class Stored(NamedTuple):
@@ -22,6 +23,13 @@ class Stored(NamedTuple):
     version: int
     #: JSON; None: deleted
     value: bytes | None
+
+
+class KeyRefused(Refused):
+    """`memory_unavailable` for one key: what the store has under its name is nothing that this cache wrote."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("memory_unavailable", detail)
 
 
 class BackingStore(Protocol):
@@ -42,11 +50,11 @@ class BackingStore(Protocol):
         """The version that the store has for the key.
 
         Raises:
-            Refused: `memory_unavailable`.
+            Refused: `memory_unavailable`; `KeyRefused` if only this key is affected.
         """
 
-    async def write(self, items: Sequence[Stored]) -> None:
-        """Store these versions, each unless there is a newer one.
+    async def write(self, items: Sequence[Stored]) -> dict[str, KeyRefused]:
+        """Store these versions, each unless there is a newer one. Returns the keys that could not be written, with the reasons.
 
         Raises:
             Refused: `memory_unavailable`; some of them may have been written.
@@ -85,7 +93,7 @@ class BatchedReads:
 
     def __init__(self) -> None:
         self._wanted: dict[str, asyncio.Future[Stored | None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def read(self, key: str) -> Stored | None:
         future = self._wanted.get(key)
@@ -96,24 +104,32 @@ class BatchedReads:
             future = self._wanted[key] = loop.create_future()
         return await asyncio.shield(future)
 
-    async def _read_batch(self, keys: list[str]) -> dict[str, Stored]:
+    async def _read_batch(self, keys: list[str]) -> Mapping[str, Stored | KeyRefused]:
         raise NotImplementedError
 
     def _begin(self) -> None:
         wanted, self._wanted = self._wanted, {}
-        task = asyncio.get_running_loop().create_task(self._answer(wanted))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn("cache_reads", self._answer(wanted))
 
     async def _answer(self, wanted: dict[str, asyncio.Future[Stored | None]]) -> None:
         try:
             found = await self._read_batch(list(wanted))
-        except Refused as refusal:
+        except BaseException as error:
+            refusal = error if isinstance(error, Refused) else Refused("memory_unavailable", "the read was interrupted")
             for future in wanted.values():
-                if not future.done():
-                    future.set_exception(Refused(refusal.code, refusal.detail))
-                    future.exception()  # retrieved: the reader may have gone
+                _refuse(future, Refused(refusal.code, refusal.detail))
+            if not isinstance(error, Refused):
+                raise
             return
         for key, future in wanted.items():
-            if not future.done():
-                future.set_result(found.get(key))
+            one = found.get(key)
+            if isinstance(one, KeyRefused):
+                _refuse(future, one)
+            elif not future.done():
+                future.set_result(one)
+
+
+def _refuse(future: asyncio.Future[Stored | None], refusal: Refused) -> None:
+    if not future.done():
+        future.set_exception(refusal)
+        future.exception()  # retrieved: the reader may have gone

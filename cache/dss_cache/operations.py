@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 _NULL = msgspec.Raw(b"null")
 #: Values that one `mget` answers.
 BYTES_PER_MGET_MAX = 16 * 1024 * 1024
+#: The value changes between read and write only while it is written back or expires, so one read is nearly always enough.
+INCR_READS_MAX = 16
 _decode_integer = msgspec.json.Decoder(int).decode
 
 
@@ -75,7 +77,7 @@ async def incr(node: Node, request: IncrRequest) -> Result:
     """Atomic on any number of nodes: the directory adds. Only a clean value has to be read first."""
     service = service_of(node)
     base = base_version = 0
-    while True:
+    for _ in range(INCR_READS_MAX):
         result = await service.write(
             Incr(key=request.key, delta=request.delta, ttl_ms=request.ttl_ms, base=base, base_version=base_version)
         )
@@ -88,6 +90,8 @@ async def incr(node: Node, request: IncrRequest) -> Result:
                 base = _decode_integer(found.value)
             except msgspec.DecodeError:
                 raise Refused("invalid", "the value is not an integer", field="key") from None
+    detail = f"`{request.key}` changed {INCR_READS_MAX} times between being read and being written; the call had no effect"
+    raise Refused("over_limit", detail, limit="incr_reads_max", maximum=INCR_READS_MAX)
 
 
 async def delete(node: Node, request: Delete) -> Result:
@@ -255,7 +259,7 @@ async def stats(node: Node, request: StatsQuery) -> StatsAnswer:
         keys=len(service.directory.records),
         dirty=len(service.directory.dirty),
         memory=service.store.name,
-        memory_trouble=service.write_back.trouble,
+        memory_trouble=service.write_back.report,
         memory_lost=service.reader.lost,
         lease_ms=max(0, int(remaining_s * 1000)),
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dss_api.errors import Refused
+from dss_api.supervised import Tasks
 from dss_cache.config import config_of
 from dss_cache.core.coherence import NearCache
 from dss_cache.core.commands import Revoke
@@ -114,7 +115,7 @@ class Peers:
         self._grant_futures: dict[int, asyncio.Future[Grant]] = {}
         self._questions: dict[int, tuple[set[str], asyncio.Event, dict[str, Rows]]] = {}
         self._question_number = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         node.on_channel(CHANNEL, self._receive)
         node.on_peer_up(self._peer_is_up)
         node.on_leader_change(self._leader_changed)
@@ -200,15 +201,20 @@ class Peers:
     def renew_soon(self) -> None:
         """Begin a renewal, unless one is in progress or has just failed."""
         if self._renewal is None and self._clock() >= self._no_renewal_before:
-            self._renewal = self._spawn(self._renew())
-            self._renewal.add_done_callback(self._renewal_ended)
-
-    def _renewal_ended(self, task: asyncio.Task[bool]) -> None:
-        self._renewal = None
-        if task.cancelled() or not task.result():
-            self._no_renewal_before = self._clock() + RENEWAL_PAUSE_S
+            self._renewal = self._tasks.spawn("cache_peers", self._renew())
 
     async def _renew(self) -> bool:
+        is_leased = False
+        try:
+            is_leased = await self._request_lease()
+        finally:
+            # Here and not in a callback of the task: nobody may find a renewal that has ended.
+            self._renewal = None
+            if not is_leased:
+                self._no_renewal_before = self._clock() + RENEWAL_PAUSE_S
+        return is_leased
+
+    async def _request_lease(self) -> bool:
         node, lease = self._node, self._near.lease
         token = lease.request(self._clock())
         try:
@@ -303,7 +309,11 @@ class Peers:
         return {self._node.node_id: own, **replies}, [peer for peer in peers if peer not in replies]
 
     async def _answer_question(self, peer: str, question: Question) -> None:
-        self._send(peer, Reply(question.number, await self._answer(question.what, question.key, question.limit)))
+        try:
+            rows = await self._answer(question.what, question.key, question.limit)
+        except Refused:
+            return  # the store does not answer: neither does this node
+        self._send(peer, Reply(question.number, rows))
 
     def _replied(self, peer: str, reply: Reply) -> None:
         question = self._questions.get(reply.number)
@@ -316,8 +326,7 @@ class Peers:
     # -------------------------------------------------------------------- links
 
     def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
 
     def _receive(self, peer: str, data: bytes) -> None:
         try:
@@ -329,13 +338,13 @@ class Peers:
         elif isinstance(message, Wanted):
             self._wanted(peer, message.stamps)
         elif isinstance(message, Renew):
-            self._spawn(self._answer_renewal(peer, message.token))
+            self._tasks.spawn("cache_peers", self._answer_renewal(peer, message.token))
         elif isinstance(message, Grant):
             future = self._grant_futures.get(message.token)
             if future is not None and not future.done():
                 future.set_result(message)
         elif isinstance(message, Question):
-            self._spawn(self._answer_question(peer, message))
+            self._tasks.spawn("cache_peers", self._answer_question(peer, message))
         else:
             self._replied(peer, message)
 
@@ -344,12 +353,6 @@ class Peers:
 
     def _send(self, peer: str, message: PeerMessage) -> None:
         self._node.send(peer, CHANNEL, _encode(message))
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _refusal(token: int) -> Grant:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from dss_api.errors import Refused
+from dss_api.supervised import Tasks
 from dss_cache.backing_store import BackingStore, Stored
 from dss_cache.core.coherence import Flight, NearCache, Step
 from dss_cache.core.commands import Fetch, Lost
 from dss_cache.core.directory import PENDING_KEY, Directory, FetchRow
+from dss_cache.core.events import Stamps
 from dss_cache.peers import Peers, Waiter
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 #: If the store is ahead of the fetch, there was a later write: fetch again. After this many times it is another cluster's store.
 FETCHES_MAX = 5
+#: A read looks at its lines at most this many times. Nearly all reads need one or two looks; each wait between two has a deadline.
+LOOKS_MAX = 30
 
 
 class Found(NamedTuple):
@@ -34,6 +38,22 @@ class Found(NamedTuple):
 
 
 FoundWaiter = asyncio.Future[Found]
+
+
+class _Look:
+    """What one look at the lines of several keys found, and what the other keys wait for."""
+
+    __slots__ = ("flights", "found", "needs_lease", "others", "pending")
+
+    def __init__(self) -> None:
+        self.found: dict[str, Found] = {}
+        self.needs_lease = False
+        #: pending invalidations of lines
+        self.pending: Stamps = {}
+        #: fetches that began too early to be joined
+        self.others: list[FoundWaiter] = []
+        #: fetches that were begun or joined
+        self.flights: list[tuple[str, Flight, FoundWaiter]] = []
 
 
 class Reader:
@@ -60,7 +80,7 @@ class Reader:
         self._peers = peers
         self._clock = clock
         self._memory_failed = store_failed
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         #: the results of the flights in progress
         self._results: dict[Flight, FoundWaiter] = {}
         #: values that the backing store had lost
@@ -75,43 +95,66 @@ class Reader:
         return (await self.read_many([key]))[0]
 
     async def read_many(self, keys: Sequence[str]) -> list[Found]:
-        """Several keys; the missing ones are fetched by one command.
+        """Several keys; the missing ones are fetched by one command. One task does it all, however many keys there are.
 
         Raises:
             Refused: as `read`.
         """
-        begun = self._near.flights_begun
-        gathered: list[Flight] = []
-        waits = [self._read_one(key, begun, gathered) for key in keys]
-        if len(waits) == 1:
-            return [await waits[0]]
-        return list(await asyncio.gather(*waits))
-
-    async def _read_one(self, key: str, begun: int, gathered: list[Flight]) -> Found:
         near = self._near
+        begun = near.flights_begun
+        gathered: list[Flight] = []
+        found: dict[str, Found] = {}
+        left = list(keys)
         can_renew = True
-        while True:
+        for look_number in range(LOOKS_MAX):
+            if look_number:
+                # What a look waits for may be there already, and the other calls must have their turn.
+                await asyncio.sleep(0)
+            look = self._look(left, begun, can_renew, gathered)
+            found.update(look.found)
+            if look.needs_lease:
+                # Once for each read: when the loop is slow, a new lease may be over before it can be used.
+                can_renew = False
+                await self._peers.renew()
+            if look.pending:
+                await self._peers.wait_for_invalidations(look.pending, ask_now=True)
+            if look.others:
+                await asyncio.wait(look.others)
+            for key, flight, result in look.flights:
+                fetched = await asyncio.shield(result)
+                if near.serves(flight, begun, fetched.value is None):
+                    found[key] = fetched
+            left = [key for key in left if key not in found]
+            if not left:
+                return [found[key] for key in keys]
+        raise Refused("unknown_outcome", f"`{left[0]}` changed all the time while it was being read")
+
+    def _look(self, keys: Sequence[str], begun: int, can_renew: bool, gathered: list[Flight]) -> _Look:
+        """Take what can be read now, and begin the fetches that are needed."""
+        near = self._near
+        look = _Look()
+        for key in keys:
             now = self._clock()
             step = near.step(key, now, begun, can_renew)
             if step is Step.HIT:
                 line = near.hit(key, now)
                 assert line is not None
-                return Found(line.value, line.version, line.state, hit=True)
-            if step is Step.COVER:
+                look.found[key] = Found(line.value, line.version, line.state, hit=True)
+            elif step is Step.COVER:
                 line = near.lines.get(key)
                 assert line is not None
-                await self._peers.wait_for_invalidations(line.pending_invalidations, ask_now=True)
+                for node, stamp in line.pending_invalidations.items():
+                    look.pending[node] = max(stamp, look.pending.get(node, 0))
             elif step is Step.RENEW:
-                can_renew = await self._peers.renew()
+                look.needs_lease = True
             elif step is Step.AWAIT:
-                await asyncio.wait([self._results[near.flights[key]]])
+                look.others.append(self._results[near.flights[key]])
             else:
                 if now >= near.lease.valid_until:
                     self._peers.renew_soon()
                 flight = near.flights[key] if step is Step.JOIN else self._begin(key, gathered)
-                found = await asyncio.shield(self._results[flight])
-                if near.serves(flight, begun, found.value is None):
-                    return found
+                look.flights.append((key, flight, self._results[flight]))
+        return look
 
     # ------------------------------------------------------------------ flights
 
@@ -128,9 +171,7 @@ class Reader:
     def _start_fetch(self, gathered: list[Flight]) -> None:
         flights = list(gathered)
         gathered.clear()
-        task = asyncio.get_running_loop().create_task(self._run_fetch(flights))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn("cache_reads", self._run_fetch(flights))
 
     async def _run_fetch(self, flights: list[Flight]) -> None:
         try:
@@ -166,6 +207,15 @@ class Reader:
 
     async def _value(self, key: str, row: FetchRow) -> tuple[bytes | None, FetchRow]:
         """The value of the fetched version, or of a newer one if a write came in between. Also returns the row it belongs to."""
+        for _ in range(FETCHES_MAX):
+            stored = await self._stored_value(key, row)
+            if stored is not None:
+                return stored
+            row = (await self._fetch([key]))[0]
+        raise Refused("unknown_outcome", f"`{key}` changed {FETCHES_MAX} times while its value was looked for")
+
+    async def _stored_value(self, key: str, row: FetchRow) -> tuple[bytes | None, FetchRow] | None:
+        """As `_value`. None: the store has lost the value, but the key was written again in the meantime."""
         stored: Stored | None = None
         for _ in range(FETCHES_MAX):
             if row.absent or row.value is not None:
@@ -178,7 +228,7 @@ class Reader:
             return stored.value, row
         return await self._missing(key, row, stored)
 
-    async def _missing(self, key: str, row: FetchRow, found: Stored | None) -> tuple[bytes | None, FetchRow]:
+    async def _missing(self, key: str, row: FetchRow, found: Stored | None) -> tuple[bytes | None, FetchRow] | None:
         """The backing store has lost the version. Look in the other nodes' own stores; if none has it, the value is gone."""
         unreachable: list[str] = []
         if not self._store.is_shared:
@@ -193,8 +243,8 @@ class Reader:
             return None, FetchRow(row.version, True, None, "I", row.stamp, row.pending_invalidations, 0)
         found_version = found.version if found is not None else 0
         result = await self._node.submit(Lost(key=key, version=row.version, found_version=found_version))
-        if not result.body["lost"]:  # the key was written again in the meantime
-            return await self._value(key, (await self._fetch([key]))[0])
+        if not result.body["lost"]:
+            return None
         return None, FetchRow(result.body["version"], True, None, "I", row.stamp, result.body[PENDING_KEY], 0)
 
     def _refuse(self, flight: Flight, refusal: Refused) -> None:
@@ -205,5 +255,4 @@ class Reader:
             result.exception()  # retrieved: the reader may have gone
 
     def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()

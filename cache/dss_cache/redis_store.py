@@ -2,6 +2,9 @@
 
 A key is a hash `<prefix><key>` with the fields `version` and `value` (JSON), so that people can read it. A deleted key stays
 for a while as a version without a value, so that a late write of an older version cannot restore it.
+
+Calls are pipelined, and every answer counts for its own key: if Redis has something else under a key's name (another type, or a hash
+without a number as its version), that key is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -10,18 +13,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from dss_api.errors import Refused
-from dss_cache.backing_store import BatchedReads, Stored
+from dss_cache.backing_store import BatchedReads, KeyRefused, Stored
 
 TIMEOUT_S = 1.0
 #: Longer than any write-back can be late, but short enough that deleted keys do not accumulate.
 TOMBSTONE_MS = 3600 * 1000
 
+#: How Redis begins the error for a key of another type.
+WRONG_TYPE = "WRONGTYPE"
+
 # Versions are below 2^53, so Lua's numbers hold them exactly.
 _WRITE_IF_NEWER = """
 local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+if not current then return redis.error_reply('WRONGTYPE the field `version` is not a number') end
 if current >= tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1])
 if #ARGV == 2 then
@@ -60,29 +67,49 @@ class RedisStore(BatchedReads):
         except (RedisError, OSError, TimeoutError) as error:
             raise _unavailable(error) from None
 
-    async def _read_batch(self, keys: list[str]) -> dict[str, Stored]:
+    async def _read_batch(self, keys: list[str]) -> dict[str, Stored | KeyRefused]:
         try:
             async with self._client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.hmget(self._prefix + key, "version", "value")
-                answers = await pipeline.execute()
-            return {
-                key: Stored(key, int(version), value)
-                for key, (version, value) in zip(keys, answers, strict=True)
-                if version is not None
-            }
-        except (RedisError, OSError, TimeoutError, ValueError) as error:
+                answers = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError, TimeoutError) as error:
             raise _unavailable(error) from None
+        found: dict[str, Stored | KeyRefused] = {}
+        for key, answer in zip(keys, answers, strict=True):
+            if isinstance(answer, Exception):
+                found[key] = self._key_refused(key, answer)
+                continue
+            version, value = answer
+            if version is not None and version.isdigit():
+                found[key] = Stored(key, int(version), value)
+            elif version is not None:
+                found[key] = self._key_refused(key, ResponseError(f"{WRONG_TYPE} the field `version` is not a number"))
+        return found
 
-    async def write(self, items: Sequence[Stored]) -> None:
+    async def write(self, items: Sequence[Stored]) -> dict[str, KeyRefused]:
         try:
             async with self._client.pipeline(transaction=False) as pipeline:
                 for item in items:
                     args: list[int | bytes] = [item.version] if item.value is None else [item.version, item.value]
                     await self._write_if_newer(keys=[self._prefix + item.key], args=args, client=pipeline)
-                await pipeline.execute()
+                answers = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
             raise _unavailable(error) from None
+        failed = [(item.key, answer) for item, answer in zip(items, answers, strict=True) if isinstance(answer, Exception)]
+        return {key: self._key_refused(key, error) for key, error in failed}
+
+    def _key_refused(self, key: str, error: Exception) -> KeyRefused:
+        """What an error in a pipeline's answers means for its key.
+
+        Raises:
+            Refused: it is not the key's fault (no memory, a replica, no permission).
+        """
+        if WRONG_TYPE not in str(error):
+            raise _unavailable(error)
+        return KeyRefused(
+            f"Redis has something else under the name `{self._prefix}{key}` ({error}); delete it there, or set CACHE_BACKING_PREFIX"
+        )
 
     def keep(self, item: Stored) -> None:
         """Nothing to do: the owner of a dirty value writes it for all nodes."""

@@ -8,7 +8,6 @@ Everything runs in the node's event loop.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 from dss_api.errors import Refused
@@ -153,15 +152,17 @@ class CacheService:
     # ---------------------------------------------------------------- snapshots
 
     async def before_snapshot(self, index: int) -> None:
-        """The log may be compacted when this node's own backing store has its values."""
-        while True:
-            try:
-                await self.store.flush()
-                return
-            except Refused as refusal:
-                # A longer log is better than a lost value.
-                self.write_back.store_failed(refusal)
-                await asyncio.sleep(1)
+        """The log may be compacted when this node's own backing store has its values.
+
+        Raises:
+            Refused: `memory_unavailable`.
+        """
+        try:
+            await self.store.flush()
+        except Refused as refusal:
+            # A longer log is better than a lost value: there is no snapshot this time.
+            self.write_back.store_failed(refusal)
+            raise
 
     async def dump(self) -> list[bytes]:
         return await self.store.dump()

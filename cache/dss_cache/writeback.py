@@ -3,6 +3,8 @@
 The owner of a dirty value, which is its writer, writes it back. If a value stays dirty for too long, the leader writes it back
 instead: every node has the value in its directory. It is harmless if both do, because the store takes each version only once.
 
+A key that the store refuses for itself alone (`KeyRefused`) is tried again after a pause of its own. It delays no other key.
+
 A deletion is written back like a value. It is reported only when every node has dropped its line, because the directory then
 removes the record.
 """
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dss_api.errors import Refused
-from dss_cache.backing_store import BackingStore, Stored
+from dss_api.supervised import Tasks
+from dss_cache.backing_store import BackingStore, KeyRefused, Stored
 from dss_cache.core.commands import WrittenBack
 from dss_cache.core.directory import Directory
 from dss_cache.core.events import Cleaned, Written
@@ -31,6 +34,8 @@ log = structlog.get_logger("cache")
 BATCH_KEYS = 500
 BATCH_BYTES = 4 * 1024 * 1024
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
+#: Pauses for one key that the store refuses.
+KEY_RETRY_S_MIN, KEY_RETRY_S_MAX = 0.2, 60.0
 #: The leader takes over values that have been dirty for this many delays, and at least this long.
 ORPHAN_DELAYS, ORPHAN_S_MIN = 3, 2.0
 
@@ -69,18 +74,18 @@ class WriteBack:
         self._unflushed = False
         self._wake = asyncio.Event()
         self._soon = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
+        #: keys that the store refuses: how long each waits before the next attempt, and the timer for it
+        self._refused: dict[str, tuple[float, asyncio.TimerHandle]] = {}
         self._suspects: dict[str, int] = {}
         self._next_orphan_check = 0.0
 
     def start(self) -> None:
-        self._wake.set()
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._tasks.keep("cache_write_back", self._run)
 
     async def stop(self, timeout_s: float) -> None:
         """Write back what is due, if the backing store takes it in time."""
-        if self._task is not None:
-            self._task.cancel()
+        self._tasks.cancel()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._write_due()
@@ -105,6 +110,7 @@ class WriteBack:
         """The backing store has these versions, and the directory records it."""
         for key, _ in event.items:
             self.due.pop(key, None)
+            self._not_refused(key)
 
     def restored(self) -> None:
         """A snapshot replaced the directory."""
@@ -117,13 +123,20 @@ class WriteBack:
             self._unflushed = True
         self._wake.set()
 
+    @property
+    def report(self) -> str:
+        """What is wrong with the backing store; "": nothing."""
+        if self.trouble or not self._refused:
+            return self.trouble
+        return f"{len(self._refused)} keys cannot be written back, among them `{next(iter(self._refused))}`: see the log"
+
     def write_soon(self) -> None:
         """Skip the delay: pinned lines are to be evicted."""
         self._soon.set()
 
     def store_failed(self, refusal: Refused) -> None:
         """The backing store could not be used: log it, and check until it works again."""
-        if refusal.code == "memory_unavailable":
+        if refusal.code == "memory_unavailable" and not isinstance(refusal, KeyRefused):
             if not self.trouble:
                 log.warning("cache.backing_store_unavailable", store=self._store.name, why=refusal.detail)
             self.trouble = refusal.detail
@@ -138,7 +151,9 @@ class WriteBack:
         """
         item = self._item(key)
         if item is not None:
-            await self._write_batch([item])
+            refused = await self._write_batch([item])
+            if refused:
+                raise refused[key]
 
     def tick(self) -> None:
         """As leader, take over values that their owners do not write back."""
@@ -148,7 +163,8 @@ class WriteBack:
         if now < self._next_orphan_check:
             return
         self._next_orphan_check = now + max(ORPHAN_S_MIN, ORPHAN_DELAYS * self._delay_s)
-        versions = {key: self._directory.records[key].version for key in self._directory.dirty}
+        records = self._directory.records
+        versions = {key: records[key].version for key in self._directory.dirty if key not in self._refused}
         orphans = [key for key, version in versions.items() if self._suspects.get(key) == version]
         self._suspects = versions
         if orphans:
@@ -158,6 +174,7 @@ class WriteBack:
     # --------------------------------------------------------------- the writing
 
     async def _run(self) -> None:
+        self._wake.set()
         retry_s = RETRY_S_MIN
         while True:
             await self._wake.wait()
@@ -201,19 +218,46 @@ class WriteBack:
         record = self._directory.records.get(key)
         if record is None or not record.dirty:
             self.due.pop(key, None)
+            self._not_refused(key)
             return None
         if record.absent and not self._acknowledgements.covers(record.pending_invalidations):
             return None
         return Stored(key, record.version, record.value)
 
-    async def _write_batch(self, batch: list[Stored]) -> None:
+    async def _write_batch(self, batch: list[Stored]) -> dict[str, KeyRefused]:
+        """Write these versions back. Returns the keys that the store refuses."""
+        refused: dict[str, KeyRefused] = {}
         if self._store.is_shared:
-            await self._store.write(batch)
+            refused = await self._store.write(batch)
         else:
             await self._flush()  # the values were given to `keep` when they were applied
         self._store_worked()
-        await self._node.submit(WrittenBack(items=[(item.key, item.version) for item in batch]))
-        self.count += len(batch)
+        for key, refusal in refused.items():
+            self._retry_later(key, refusal)
+        items = [(item.key, item.version) for item in batch if item.key not in refused]
+        if items:
+            await self._node.submit(WrittenBack(items=items))
+            self.count += len(items)
+        return refused
+
+    def _retry_later(self, key: str, refusal: KeyRefused) -> None:
+        self.due.pop(key, None)
+        if key in self._refused:
+            pause_s, timer = self._refused[key]
+            timer.cancel()
+            pause_s = min(2 * pause_s, KEY_RETRY_S_MAX)
+        else:
+            pause_s = KEY_RETRY_S_MIN
+            log.warning("cache.key_not_written_back", key=key, why=refusal.detail)
+        self._refused[key] = pause_s, asyncio.get_running_loop().call_later(pause_s, self._retry, key)
+
+    def _retry(self, key: str) -> None:
+        self.due[key] = None
+        self._wake.set()
+
+    def _not_refused(self, key: str) -> None:
+        if key in self._refused:
+            self._refused.pop(key)[1].cancel()
 
     async def _flush(self) -> None:
         self._unflushed = False

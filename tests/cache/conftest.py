@@ -12,7 +12,7 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_cache.backing_store import BackingStore, Stored
+from dss_cache.backing_store import BackingStore, KeyRefused, Stored
 from dss_cache.core.commands import AgreeLease
 from dss_cache.core.directory import Directory
 from dss_cache.service import CacheService
@@ -28,6 +28,8 @@ class FakeStore:
     def __init__(self) -> None:
         self.items: dict[str, Stored] = {}
         self.is_down = False
+        #: keys that the store refuses
+        self.refused: set[str] = set()
         self.reads = 0
         #: cleared: reads wait
         self.open = asyncio.Event()
@@ -39,14 +41,17 @@ class FakeStore:
     async def read(self, key: str) -> Stored | None:
         self.reads += 1
         self._check()
+        if key in self.refused:
+            raise KeyRefused("another type")
         await self.open.wait()
         return self.items.get(key)
 
-    async def write(self, items: Any) -> None:
+    async def write(self, items: Any) -> dict[str, KeyRefused]:
         self._check()
         for item in items:
-            if item.key not in self.items or self.items[item.key].version < item.version:
+            if item.key not in self.refused and (item.key not in self.items or self.items[item.key].version < item.version):
                 self.items[item.key] = item
+        return {item.key: KeyRefused("another type") for item in items if item.key in self.refused}
 
     def _check(self) -> None:
         if self.is_down:
@@ -285,8 +290,7 @@ async def make_cluster():
         for cache in cluster.caches.values():
             cache.peers.close()
             cache.reader.close()
-            if cache.write_back._task is not None:
-                cache.write_back._task.cancel()
+            cache.write_back._tasks.cancel()
 
 
 @pytest.fixture

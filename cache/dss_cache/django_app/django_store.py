@@ -20,7 +20,7 @@ import msgspec
 from django.db import DatabaseError, connections, transaction
 
 from dss_api.errors import Refused
-from dss_cache.backing_store import BatchedReads, Stored
+from dss_cache.backing_store import BatchedReads, KeyRefused, Stored
 
 T = TypeVar("T")
 
@@ -74,10 +74,11 @@ class DjangoStore(BatchedReads):
         if known is None or known.version < item.version:
             self._buffer[item.key] = item
 
-    async def write(self, items: Sequence[Stored]) -> None:
+    async def write(self, items: Sequence[Stored]) -> dict[str, KeyRefused]:
         for item in items:
             self.keep(item)
         await self.flush()
+        return {}
 
     async def flush(self) -> None:
         async with self._flush_lock:
