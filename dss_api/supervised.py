@@ -55,6 +55,9 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def spawn(
         self, name: TaskName, work: Coroutine[Any, Any, T], on_failure: Callable[[BaseException], None] | None = None
     ) -> asyncio.Task[T]:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
+from dss_api.errors import Refused
+from dss_api.supervised import Tasks, report_failure
 from dss_raft import metrics
 from dss_raft.core import InvariantViolation, RaftCore
 from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapshot, SnapshotMeta, VoteReply
 from dss_raft.core.ready import HardState, Persist, ReadState, Ready, SnapshotChunkWanted
-from dss_raft.disk.store import LogStore, SnapshotGone
+from dss_raft.disk.store import LogStore, SnapshotFailed, SnapshotGone
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import RaftFrame, Reason
 from dss_raft.replication.replica import Replica
@@ -31,6 +33,8 @@ log = structlog.get_logger("raft")
 #: One turn applies entries for about this long at most, so that heartbeats and callers are served during a long replay.
 APPLY_BUDGET_S = 0.005
 SNAPSHOT_CHUNK_BYTES = 512 * 1024
+#: Pauses between attempts to restore a received snapshot.
+RESTORE_RETRY_S_MIN, RESTORE_RETRY_S_MAX = 0.2, 10.0
 
 
 class DriverListener(Protocol):
@@ -95,7 +99,7 @@ class Driver:
         self._stopped = False
         self._role_seen = (-1, -1, "")
         self._configuration = core.configuration
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.on_tick: list[Callable[[], None]] = []
 
     @property
@@ -112,9 +116,7 @@ class Driver:
         self._stopped = True
         if self._tick_timer is not None:
             self._tick_timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         if self._write is not None:
             await asyncio.wait([self._write])
 
@@ -261,8 +263,16 @@ class Driver:
     async def _restore(self, meta: SnapshotMeta) -> None:
         # One at a time: an older snapshot must not overwrite the state of a newer one.
         async with self._restore_lock:
-            if self._restoring is meta:
-                await self.snapshots.restore(meta)
+            pause_s = RESTORE_RETRY_S_MIN
+            while self._restoring is meta:
+                try:
+                    await self.snapshots.restore(meta)
+                    break
+                except (SnapshotFailed, Refused, OSError) as error:
+                    # Nothing is applied until this or a newer snapshot has been restored. Raft goes on meanwhile.
+                    report_failure("snapshot", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RESTORE_RETRY_S_MAX)
         if self._restoring is not meta:
             return  # a newer snapshot has come up in the meantime
         self._restoring = None
@@ -278,25 +288,25 @@ class Driver:
             )
         except SnapshotGone:
             return  # a newer snapshot has replaced it; the core requests that one when this transfer makes no progress
+        except SnapshotFailed as error:
+            report_failure("snapshot", error)
+            return  # the core requests the chunk again
         chunk = self.snapshots.chunk(self.core.node_id, wanted, data, done)
         self.links.send(wanted.to, RaftFrame([chunk]))
 
     async def _store_chunk(self, chunk: InstallSnapshot) -> None:
-        next_offset, complete = await self._loop.run_in_executor(
-            self._executor, self.store.write_chunk, chunk.meta, chunk.offset, chunk.data, chunk.crc
-        )
+        try:
+            next_offset, complete = await self._loop.run_in_executor(
+                self._executor, self.store.write_chunk, chunk.meta, chunk.offset, chunk.data, chunk.crc
+            )
+        except SnapshotFailed as error:
+            report_failure("snapshot", error)
+            return  # the leader sends a chunk again, and learns that the transfer begins again
         self.core.chunk_stored(chunk.meta, next_offset, complete)
         self.wake()
 
-    def _spawn(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = self._loop.create_task(coroutine)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.spawn("raft", work, self._fail)
 
     def _fail(self, error: BaseException) -> None:
         if not self._stopped:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from dss_api.errors import Refused
+from dss_api.supervised import FAILURES
 from dss_raft.core import InvariantViolation, Role
-from dss_raft.core.messages import AppendReply, Configuration, Entry, EntryKind, Member, SnapshotMeta, VoteReply
+from dss_raft.core.messages import AppendReply, Configuration, Entry, EntryKind, InstallSnapshot, Member, SnapshotMeta, VoteReply
 from dss_raft.core.ready import HardState, Persist, Ready, SnapshotChunkWanted
-from dss_raft.disk.store import SnapshotGone
+from dss_raft.disk.store import SnapshotFailed, SnapshotGone
 from dss_raft.driver import Driver
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
@@ -132,6 +134,49 @@ async def test_a_snapshot_that_disappears_during_a_transfer_is_no_failure(stage)
     await stage.work_is_done()
     assert stage.failures.empty()
     assert not stage.sent
+
+
+async def test_a_chunk_that_cannot_be_read_or_stored_is_no_failure(stage):
+    def fail(*args: Any) -> Any:
+        raise SnapshotFailed("too many open files")
+
+    stage.store.read_chunk = stage.store.write_chunk = fail
+    chunk = InstallSnapshot(sender="b", to="a", term=1, meta=snapshot(5), offset=0, data=b"x", crc=0, done=True)
+    before = FAILURES.labels("snapshot")._value.get()
+    stage.say(chunks_wanted=[SnapshotChunkWanted("b", 1, snapshot(5), 0)], chunks_received=[chunk])
+    await stage.work_is_done()
+    assert stage.failures.empty()
+    assert not stage.sent
+    assert FAILURES.labels("snapshot")._value.get() == before + 2
+
+
+@pytest.mark.parametrize("error", [SnapshotFailed("too many open files"), Refused("memory_unavailable"), OSError("no memory")])
+async def test_a_snapshot_that_cannot_be_restored_is_restored_later(stage, monkeypatch, error):
+    monkeypatch.setattr("dss_raft.driver.RESTORE_RETRY_S_MIN", 0.0)
+    attempts = 0
+
+    async def restore(meta: SnapshotMeta) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 3:
+            raise error
+
+    stage.snapshots.restore = restore
+    stage.say(restore=snapshot(9), committed=[Entry(10, 1, EntryKind.COMMANDS, b"")])
+    await stage.replaced.wait()
+    await stage.work_is_done()
+    assert stage.applied == [10]
+    assert stage.failures.empty()
+
+
+async def test_a_fault_in_a_task_of_the_driver_stops_the_node(stage):
+    def fail(*args: Any) -> Any:
+        raise ValueError("a fault of this program")
+
+    stage.store.read_chunk = fail
+    stage.say(chunks_wanted=[SnapshotChunkWanted("b", 1, snapshot(5), 0)])
+    async with asyncio.timeout(5):
+        assert isinstance(await stage.failures.get(), ValueError)
 
 
 async def test_a_violation_after_a_write_stops_the_node(stage):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +55,50 @@ async def test_the_child_does_not_keep_the_connections_of_its_parent_open(tmp_pa
     await child
     writer.close()
     server.close()
+
+
+def has_children() -> bool:
+    """Whether this process has a child that is still running, or whose status nobody has collected."""
+    return bool(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+async def until_collected() -> None:
+    while has_children():  # noqa: ASYNC110  (there is no event for it)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_child_that_hangs_is_killed(tmp_path):
+    def hang() -> bytes:
+        while True:
+            signal.pause()
+
+    with pytest.raises(ChildFailed, match="did not end"):
+        await write_in_child(hang, tmp_path / "copy", timeout_s=0.05)
+    await until_collected()
+
+
+async def test_a_writer_that_gives_up_leaves_no_child(tmp_path):
+    writing = asyncio.create_task(write_in_child(signal.pause, tmp_path / "copy"))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.wait([writing])
+    await until_collected()
+
+
+async def test_without_descriptors_there_is_no_child(tmp_path, monkeypatch):
+    def no_descriptors(pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", no_descriptors)
+    with pytest.raises(ChildFailed, match="Too many open files"):
+        await write_in_child(signal.pause, tmp_path / "copy")
+    await until_collected()
+
+
+async def test_without_memory_there_is_no_child(tmp_path, monkeypatch):
+    def no_memory() -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "fork", no_memory)
+    with pytest.raises(ChildFailed, match="Cannot allocate memory"):
+        await write_in_child(lambda: b"x", tmp_path / "copy")

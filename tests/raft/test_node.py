@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
 from dss_api.errors import Refused
+from dss_api.supervised import FAILURES
 from dss_dev.sum_machine import Add, Wait
 from dss_raft import removal
 from dss_raft.disk.forked import ChildFailed
 from dss_raft.disk.store import StoreFailed
+from dss_raft.replication import snapshot_keeper
+from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
 IDS = ("a", "b", "c")
 
@@ -275,21 +279,66 @@ async def test_commands_continue_while_a_snapshot_of_large_state_is_taken(make_c
     assert leader.machine("sum").total == 100
 
 
-async def test_a_snapshot_is_postponed_when_no_child_process_can_be_started(make_cluster, monkeypatch):
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ChildFailed("the process was killed"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("can't start new thread"),
+        MemoryError(),
+        Refused("memory_unavailable", "SQLite: database or disk is full"),
+    ],
+    ids=["child", "EMFILE", "ENOSPC", "thread", "memory", "part"],
+)
+@pytest.mark.parametrize("where", ["child", "part", "stage"])
+async def test_a_snapshot_that_fails_is_counted_and_taken_later(make_cluster, monkeypatch, failure, where):
     """The log still holds everything, so there is no reason to stop."""
-    monkeypatch.setattr("dss_raft.replication.snapshot_keeper.INLINE_BYTES_MAX", 0)
-    attempts = []
+    monkeypatch.setattr(snapshot_keeper, "INLINE_BYTES_MAX", 0)
+    monkeypatch.setattr(snapshot_keeper, "RETRY_S_MIN", 0.05)
+    attempts, before = [], FAILURES.labels("snapshot")._value.get()
+    broken = True
+    write_in_child, stage = snapshot_keeper.write_in_child, SnapshotKeeper._stage
 
-    async def killed(encode, path):
-        attempts.append(1)
-        raise ChildFailed("the process was killed")
+    def fail() -> None:
+        if broken:
+            attempts.append(1)
+            raise failure
 
-    monkeypatch.setattr("dss_raft.replication.snapshot_keeper.write_in_child", killed)
+    async def child(encode, path):
+        if where == "child":
+            fail()
+        await write_in_child(encode, path)
+
+    def staged(self, *args):
+        if where == "stage":
+            fail()
+        return stage(self, *args)
+
+    class Part:
+        name = "part"
+
+        async def before_snapshot(self, index):
+            if where == "part":
+                fail()
+
+        async def dump(self):
+            return []
+
+    monkeypatch.setattr(snapshot_keeper, "write_in_child", child)
+    monkeypatch.setattr(SnapshotKeeper, "_stage", staged)
     cluster = make_cluster(snapshot_entries=20)
     await cluster.start()
+    for node in cluster.nodes.values():
+        node._parts.append(Part())
     leader = await cluster.leader()
-    for _ in range(70):
+    for _ in range(50):
+        await leader.submit(Add(amount=1))
+    await cluster.until(lambda: len(attempts) >= 3)
+    assert not cluster.failures
+    assert FAILURES.labels("snapshot")._value.get() - before == len(attempts)
+    assert leader.status()["snapshot_index"] == 0
+    broken = False
+    while not all(node.status()["snapshot_index"] for node in cluster.nodes.values()):
         await leader.submit(Add(amount=1))
     assert not cluster.failures
-    assert 3 <= len(attempts) <= 3 * 4, "each node tries again after as many entries as between two snapshots"
-    assert leader.status()["snapshot_index"] == 0

@@ -32,6 +32,10 @@ class StoreFailed(StoreError):
     """A write or its fsync failed. The state on disk is unknown, so nothing may be retried and the node must stop."""
 
 
+class SnapshotFailed(StoreError):
+    """A snapshot could not be written, received or read. The log is not affected: try again later."""
+
+
 class Files:
     """Plain files, and the syncs that make them durable. Every method raises OSError."""
 

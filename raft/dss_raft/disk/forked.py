@@ -9,29 +9,47 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 IS_AVAILABLE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
 
 
+#: Encoding and writing takes seconds for gigabytes. A child that takes longer hangs.
+CHILD_TIMEOUT_S = 300.0
+#: How long a killed child may take to end before its parent goes on without its status.
+KILL_TIMEOUT_S = 1.0
+
+
 class ChildFailed(Exception):
-    """The child did not complete its file (no memory, or no space on the disk)."""
+    """The child did not finish its file: for example, it had no memory or no disk space, or it hung and was killed."""
 
 
-async def write_in_child(encode: Callable[[], bytes], path: Path) -> None:
+async def write_in_child(encode: Callable[[], bytes], path: Path, timeout_s: float = CHILD_TIMEOUT_S) -> None:
     """Write the present result of `encode()` to `path`, in a child process.
 
     Raises:
         ChildFailed: `path` is not complete.
     """
+    # An earlier child that could not be killed may still have the file open: use another one.
+    path.unlink(missing_ok=True)  # noqa: ASYNC240  (as quick as the fork below)
     try:
         pid = os.fork()
     except OSError as error:
         raise ChildFailed(f"cannot start a child process: {error.strerror}") from None
     if pid == 0:
         _run_child(encode, path)
-    status = await _ended(pid)
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError as error:
+        os.kill(pid, signal.SIGKILL)
+        _collect_later(pid)
+        raise ChildFailed(f"cannot watch the child process: {error.strerror}") from None
+    try:
+        status = await _ended(pid, descriptor, timeout_s)
+    finally:
+        os.close(descriptor)
     if status != 0:
         raise ChildFailed(f"the child process that writes {path.name} ended with status {status}")
 
@@ -40,7 +58,7 @@ def _run_child(encode: Callable[[], bytes], path: Path) -> None:
     status = 1
     try:
         gc.disable()
-        os.closerange(0, 65_536)
+        os.closerange(0, max(65_536, os.sysconf("SC_OPEN_MAX")))
         data = encode()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         view = memoryview(data)
@@ -52,17 +70,35 @@ def _run_child(encode: Callable[[], bytes], path: Path) -> None:
         os._exit(status)
 
 
-async def _ended(pid: int) -> int:
-    loop = asyncio.get_running_loop()
-    descriptor = os.pidfd_open(pid)
-    ended: asyncio.Future[None] = loop.create_future()
+async def _ended(pid: int, descriptor: int, timeout_s: float) -> int:
+    """Wait until the child has ended. Returns its status.
+
+    Raises:
+        ChildFailed: it was killed because it took too long.
+    """
     try:
-        loop.add_reader(descriptor, lambda: None if ended.done() else ended.set_result(None))
-        await asyncio.shield(ended)
+        if not await _is_over(descriptor, timeout_s):
+            os.kill(pid, signal.SIGKILL)
+            await _is_over(descriptor, KILL_TIMEOUT_S)
+            raise ChildFailed(f"the child process did not end within {timeout_s:g} s and was killed")
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        _collect_later(pid)
+        raise
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222  (the child has ended: this only collects its status)
+
+
+async def _is_over(descriptor: int, timeout_s: float) -> bool:
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if over.done() else over.set_result(None))
+    try:
+        return bool((await asyncio.wait([over], timeout=timeout_s))[0])
     finally:
         loop.remove_reader(descriptor)
-        os.close(descriptor)
-        if not ended.done():
-            os.kill(pid, 9)
-        status = os.waitpid(pid, 0)[1]  # noqa: ASYNC222  (the child has ended: this only collects its status)
-    return os.waitstatus_to_exitcode(status)
+
+
+def _collect_later(pid: int) -> None:
+    """Collect the status of a killed child, once it has ended: a process that waits for a disk cannot be killed at once."""
+    if os.waitpid(pid, os.WNOHANG)[0] == 0:
+        asyncio.get_running_loop().call_later(KILL_TIMEOUT_S, _collect_later, pid)

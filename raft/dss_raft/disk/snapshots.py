@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 
 from dss_raft.core.messages import SnapshotMeta
-from dss_raft.disk.files import Files, StoreDamaged, StoreError
+from dss_raft.disk.files import Files, SnapshotFailed, StoreDamaged
 
 DIRECTORY = "snapshots"
 
 
-class SnapshotGone(StoreError):
+class SnapshotGone(SnapshotFailed):
     """A newer snapshot has replaced it; send that one."""
 
 
@@ -57,6 +57,9 @@ class SnapshotFiles:
                 size, crc = size + len(piece), zlib.crc32(piece, crc)
             meta = msgspec.structs.replace(meta, size=size, crc=crc)
             self._finish(descriptor, part, self.path(meta))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         finally:
             self._files.close(descriptor)
         return meta

@@ -34,10 +34,19 @@ from dss_raft.core.messages import Configuration, Entry, SnapshotMeta
 from dss_raft.core.ready import BootState, HardState, Persist
 from dss_raft.disk import rows, wal
 from dss_raft.disk.acknowledged import Acknowledged
-from dss_raft.disk.files import SQLITE_BUSY, Database, Files, StoreDamaged, StoreError, StoreFailed, StoreRefused
+from dss_raft.disk.files import (
+    SQLITE_BUSY,
+    Database,
+    Files,
+    SnapshotFailed,
+    StoreDamaged,
+    StoreError,
+    StoreFailed,
+    StoreRefused,
+)
 from dss_raft.disk.snapshots import SnapshotFiles, SnapshotGone
 
-__all__ = ["LogStore", "SnapshotGone", "StoreDamaged", "StoreError", "StoreFailed", "StoreRefused"]
+__all__ = ["LogStore", "SnapshotFailed", "SnapshotGone", "StoreDamaged", "StoreError", "StoreFailed", "StoreRefused"]
 
 DATABASE = "raft.sqlite3"
 #: Log bytes between two checkpoints: few enough for a quick start after a crash, enough to make the syncs of checkpoints rare.
@@ -124,18 +133,22 @@ class LogStore:
         return -1 if self._snapshot is None else self._snapshot.index
 
     def read_snapshot(self, meta: SnapshotMeta) -> bytes:
-        """All bytes of a snapshot. Raises StoreDamaged when they are not what was stored."""
-        try:
-            return self._snapshots.read(meta)
-        except OSError as error:
-            raise StoreFailed(f"cannot read snapshot {meta.index}: {error}") from error
+        """All bytes of a snapshot.
+
+        Raises:
+            StoreDamaged: they are not what was stored.
+            SnapshotFailed: they cannot be read now.
+        """
+        return self._guard_snapshot("read", lambda: self._snapshots.read(meta))
 
     def read_chunk(self, meta: SnapshotMeta, offset: int, length: int) -> tuple[bytes, bool]:
-        """Up to `length` bytes from `offset`, and whether they reach the end. Raises SnapshotGone when it is no longer kept."""
-        try:
-            return self._snapshots.read_chunk(meta, offset, length)
-        except OSError as error:
-            raise StoreFailed(f"cannot read snapshot {meta.index}: {error}") from error
+        """Up to `length` bytes from `offset`, and whether they reach the end.
+
+        Raises:
+            SnapshotGone: the snapshot is no longer kept.
+            SnapshotFailed: it cannot be read now.
+        """
+        return self._guard_snapshot("read", lambda: self._snapshots.read_chunk(meta, offset, length))
 
     # -- writing ---------------------------------------------------------------------------------------------------------------
 
@@ -172,8 +185,12 @@ class LogStore:
         return self.commit_snapshot(self.stage_snapshot(meta, data), keep_entries)
 
     def stage_snapshot(self, meta: SnapshotMeta, data: bytes | Iterable[bytes]) -> SnapshotMeta:
-        """The slow part of `save_snapshot`: write and sync the file. It may run in any thread, concurrently with `write`."""
-        return self._guard(lambda: self._snapshots.write(meta, data))
+        """The slow part of `save_snapshot`: write and sync the file. It may run in any thread, concurrently with `write`.
+
+        Raises:
+            SnapshotFailed: the file could not be written. Nothing refers to it, so the store goes on.
+        """
+        return self._guard_snapshot("write", lambda: self._snapshots.write(meta, data))
 
     def commit_snapshot(self, meta: SnapshotMeta, keep_entries: int) -> SnapshotMeta:
         """The quick part: make `meta`, as `stage_snapshot` returned it, the current snapshot.
@@ -195,8 +212,17 @@ class LogStore:
         return meta
 
     def write_chunk(self, meta: SnapshotMeta, offset: int, data: bytes, crc: int) -> tuple[int, bool]:
-        """Store a received chunk. Returns (offset to continue at, whether the snapshot is complete, synced and right)."""
-        return self._guard(lambda: self._snapshots.write_chunk(meta, offset, data, crc))
+        """Store a received chunk. Returns (offset to continue at, whether the snapshot is complete, synced and right).
+
+        Raises:
+            SnapshotFailed: it could not be written. What was received is dropped; the transfer begins again.
+        """
+        try:
+            return self._guard_snapshot("receive", lambda: self._snapshots.write_chunk(meta, offset, data, crc))
+        except SnapshotFailed:
+            with contextlib.suppress(OSError):
+                self._snapshots.drop_incoming()
+            raise
 
     def close(self) -> None:
         """Close the database, which moves the log into the database file, and release the directory."""
@@ -276,7 +302,8 @@ class LogStore:
         """`snapshot` is in the database now. The file of the previous one stays, for members that are receiving it."""
         self._previous_snapshot, self._snapshot = self._snapshot, snapshot
         keep = [meta for meta in (snapshot, self._previous_snapshot) if meta is not None]
-        self._guard(lambda: self._snapshots.remove_others(keep))
+        with contextlib.suppress(OSError):  # the next snapshot, or the next start, removes what is left
+            self._snapshots.remove_others(keep)
 
     def _guard(self, action: Callable[[], T]) -> T:
         """Run an action that uses the disk. After a failure the store does not write again."""
@@ -286,6 +313,15 @@ class LogStore:
             return action()
         except (OSError, sqlite3.Error) as error:
             self._fail(str(error))
+
+    def _guard_snapshot(self, what: str, action: Callable[[], T]) -> T:
+        """Run what touches only the file of a snapshot; its failure leaves the log as it is."""
+        if self._failed:
+            raise StoreFailed(f"{self.directory}: the log store stopped earlier: {self._failed}")
+        try:
+            return action()
+        except OSError as error:
+            raise SnapshotFailed(f"cannot {what} a snapshot: {error}") from error
 
     def _fail(self, reason: str) -> NoReturn:
         self._failed = self._failed or reason

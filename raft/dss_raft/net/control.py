@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from dss_api.errors import Refused
+from dss_api.supervised import Tasks
 
 CHANNEL = "control"
 
@@ -51,7 +52,7 @@ class Control:
         self._handlers = handlers
         self._number = 0
         self._asked: dict[int, asyncio.Future[ControlReply]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def ask(self, leader_id: str, here: bool, timeout_s: float, what: str, args: dict[str, Any]) -> dict[str, Any]:
         """Have the leader do `what`; `here`: this node is the leader.
@@ -87,9 +88,7 @@ class Control:
             if future is not None and not future.done():
                 future.set_result(message)
             return
-        task = asyncio.get_running_loop().create_task(self._do(peer, message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn("control", self._do(peer, message))
 
     async def _do(self, peer: str, request: ControlRequest) -> None:
         try:

@@ -22,6 +22,7 @@ from typing import cast
 
 import structlog
 
+from dss_api.supervised import Tasks
 from dss_raft import metrics
 from dss_raft.net.handshake import NONCE_BYTES, Handshake
 from dss_raft.net.wire import AnyFrame, AuthenticatedStream, PingFrame, Reason, WireError
@@ -84,7 +85,7 @@ class PeerLinks:
         self._idle_ms = int(idle_seconds * 1000)
         #: unreachable peers that have been logged already
         self._unreachable: set[str] = set()
-        self._probes: set[asyncio.Task[bool]] = set()
+        self._tasks = Tasks()
         #: peers whose last answer was that this node is not a member
         self.disowned_by: set[str] = set()
 
@@ -103,8 +104,7 @@ class PeerLinks:
         """Send what is queued, close every link and stop listening."""
         if self._ticker is not None:
             self._ticker.cancel()
-        for dialer in [*self._dialers.values(), *self._probes]:
-            dialer.cancel()
+        self._tasks.cancel()
         if self._server is not None:
             self._server.close()
         connections = [*self._links.values(), *self._unauthenticated]
@@ -114,8 +114,7 @@ class PeerLinks:
             await asyncio.wait([connection.closed for connection in connections], timeout=1.0)
         for connection in connections:
             connection.abort()
-        if dialers := [*self._dialers.values(), *self._probes]:
-            await asyncio.wait(dialers)
+        await self._tasks.stop()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -136,9 +135,7 @@ class PeerLinks:
         """Dial once a peer that should have dialed this node: it may refuse this node (`disowned_by`)."""
         if peer_id in self._peers and peer_id not in self._links and peer_id not in self._dialers:
             self.disowned_by.discard(peer_id)
-            task = asyncio.create_task(self._dial(peer_id), name=f"probe {peer_id}")
-            self._probes.add(task)
-            task.add_done_callback(self._probes.discard)
+            self._tasks.spawn("peer_link", self._dial(peer_id))
 
     @property
     def peers(self) -> dict[str, tuple[str, int]]:
@@ -169,7 +166,7 @@ class PeerLinks:
 
     def _begin_to_dial(self, peer_id: str) -> None:
         if self._node_id < peer_id:
-            self._dialers[peer_id] = asyncio.create_task(self._keep_dialing(peer_id), name=f"dial {peer_id}")
+            self._dialers[peer_id] = self._tasks.keep("peer_link", lambda: self._keep_dialing(peer_id))
 
     async def _keep_dialing(self, peer_id: str) -> None:
         pause = REDIAL_SECONDS_MIN

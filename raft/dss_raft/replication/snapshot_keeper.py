@@ -7,18 +7,19 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Protocol
 
 import msgspec
 import structlog
 
-from dss_raft.core import RaftCore
+from dss_api.supervised import FAILURES
+from dss_raft.core import InvariantViolation, RaftCore
 from dss_raft.core.messages import InstallSnapshot, SnapshotMeta
 from dss_raft.core.ready import SnapshotChunkWanted
-from dss_raft.disk.files import StoreDamaged
+from dss_raft.disk.files import StoreDamaged, StoreFailed
 from dss_raft.disk.forked import IS_AVAILABLE as CAN_FORK
-from dss_raft.disk.forked import ChildFailed, write_in_child
+from dss_raft.disk.forked import write_in_child
 from dss_raft.disk.store import LogStore
 from dss_raft.replication.machine import Restoring
 from dss_raft.replication.replica import Replica
@@ -32,6 +33,10 @@ PIECE_BYTES = 1024 * 1024
 INLINE_BYTES_MAX = 256 * 1024
 #: A restore occupies the event loop for about this long at a time, like applying.
 RESTORE_BUDGET_S = 0.005
+
+
+#: Pauses after an attempt that failed.
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
 
 
 class SnapshotPart(Protocol):
@@ -85,8 +90,9 @@ class SnapshotKeeper:
         self._store = store
         self._child_file = directory / "state.child"
         self._state_bytes = 0
-        #: index at which the last attempt failed; the next one comes as late as after a success
-        self._failed_at = 0
+        #: after a failed attempt: the pause before the next one, and the earliest time for it
+        self._pause_s = 0.0
+        self._not_before = 0.0
         self._executor = executor
         self._entries_max = entries_max
         self._bytes_max = bytes_max
@@ -99,14 +105,18 @@ class SnapshotKeeper:
 
     def is_due(self, core: RaftCore) -> bool:
         """True when enough has been applied since the last snapshot."""
-        if self._taking:
+        if self._taking or (self._not_before and monotonic() < self._not_before):
             return False
-        applied = self._replica.applied_index
-        since = applied - max(core.snapshot.index, self._failed_at)
-        return since >= self._entries_max or core.log.size(max(core.snapshot.index, self._failed_at), applied) >= self._bytes_max
+        applied, last = self._replica.applied_index, core.snapshot.index
+        return applied - last >= self._entries_max or core.log.size(last, applied) >= self._bytes_max
 
     async def take(self, core: RaftCore) -> SnapshotMeta | None:
-        """Write a snapshot of the applied state. None when another one is being taken, or when the child process failed."""
+        """Write a snapshot of the applied state. None when another one is being taken, or when this one failed.
+
+        Raises:
+            StoreFailed, InvariantViolation: the node must stop. Every other failure is logged and counted, and a later call tries
+                again: the log still holds everything, it only becomes longer than intended.
+        """
         if self._taking:
             return None
         self._taking = True
@@ -123,11 +133,16 @@ class SnapshotKeeper:
             loop = asyncio.get_running_loop()
             # The slow part runs concurrently with writes of the log, which must not wait for it.
             staged = await loop.run_in_executor(None, self._stage, meta, replica_state, parts)
-            return await loop.run_in_executor(self._executor, self._commit, staged)
-        except ChildFailed as error:
-            # The log still holds everything; it only becomes longer than intended.
-            self._failed_at = index
-            log.warning("raft.no_snapshot", reason=str(error))
+            snapshot = await loop.run_in_executor(self._executor, self._commit, staged)
+            self._pause_s = self._not_before = 0.0
+            return snapshot
+        except (StoreFailed, InvariantViolation):
+            raise
+        except Exception as error:
+            self._pause_s = min(max(RETRY_S_MIN, 2 * self._pause_s), RETRY_S_MAX)
+            self._not_before = monotonic() + self._pause_s
+            FAILURES.labels("snapshot").inc()
+            log.warning("raft.no_snapshot", reason=f"{type(error).__name__}: {error}", next_attempt_after_s=self._pause_s)
             return None
         finally:
             self._taking = False

@@ -6,11 +6,12 @@ import errno
 import resource
 import shutil
 import sqlite3
+import zlib
 
 import pytest
 
 from dss_raft.disk.files import Database, Files
-from dss_raft.disk.store import LogStore, StoreFailed
+from dss_raft.disk.store import LogStore, SnapshotFailed, StoreFailed
 
 
 def assert_stopped_with_nothing_lost(store: LogStore, directory, make, words: str) -> None:
@@ -77,16 +78,66 @@ def test_a_failed_sync_of_a_commit_is_never_retried(directory, make):
 
 
 @pytest.mark.parametrize("broken", ["create", "write", "sync", "rename", "sync_directory"])
-def test_a_snapshot_that_cannot_be_stored_stops_the_store(directory, make, broken):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EIO])
+def test_a_snapshot_that_cannot_be_stored_stops_nothing(directory, make, broken, number):
     files = Files()
     store = LogStore(directory, "node-1", "cluster", files=files)
     store.bootstrap(make.configuration)
     store.write(make.persist(make.entries(1, 3)))
+    sound = getattr(files, broken)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, "it does not work")
+
+    setattr(files, broken, fail)
+    with pytest.raises(SnapshotFailed, match="it does not work"):
+        store.save_snapshot(make.meta(2, 1), b"state", 0)
+    assert not list(directory.glob("**/*.part")), "a full disk gets its space back"
+    setattr(files, broken, sound)
+    store.write(make.persist(make.entries(4, 5)))
+    meta = store.save_snapshot(make.meta(4, 1), b"later state", 0)
+    assert store.read_snapshot(meta) == b"later state"
+    store.close()
+    found = LogStore(directory, "node-1", "cluster").load()
+    assert (found.snapshot, [entry.index for entry in found.entries]) == (meta, [5])
+
+
+@pytest.mark.parametrize("broken", ["create", "write", "sync", "rename", "sync_directory"])
+def test_a_received_snapshot_that_cannot_be_stored_is_received_again(directory, make, broken):
+    files = Files()
+    store = LogStore(directory, "node-1", "cluster", files=files)
+    store.bootstrap(make.configuration)
+    data = b"somebody's state"
+    meta = make.meta(7, 1, len(data), zlib.crc32(data))
+    sound = getattr(files, broken)
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     setattr(files, broken, fail)
-    with pytest.raises(StoreFailed, match="No space left"):
-        store.save_snapshot(make.meta(2, 1), b"state", 0)
-    assert_stopped_with_nothing_lost(store, directory, make, "No space left")
+    with pytest.raises(SnapshotFailed, match="No space left"):
+        store.write_chunk(meta, 0, data, zlib.crc32(data))
+    setattr(files, broken, sound)
+    assert store.write_chunk(meta, 0, data, zlib.crc32(data)) == (len(data), True)
+    assert store.read_snapshot(meta) == data
+    store.close()
+
+
+def test_files_that_cannot_be_opened_stop_no_reader_of_a_snapshot(directory, make):
+    store = make.store(directory)
+    store.write(make.persist(make.entries(1, 3)))
+    meta = store.save_snapshot(make.meta(2, 1), b"state", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(SnapshotFailed, match="Too many open files"):
+            store.read_chunk(meta, 0, 100)
+        with pytest.raises(SnapshotFailed, match="Too many open files"):
+            store.read_snapshot(meta)
+        with pytest.raises(SnapshotFailed, match="Too many open files"):
+            store.save_snapshot(make.meta(3, 1), b"state", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert store.read_chunk(meta, 0, 100) == (b"state", True)
+    assert store.save_snapshot(make.meta(3, 1), b"state", 0).index == 3
+    store.close()

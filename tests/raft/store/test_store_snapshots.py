@@ -48,13 +48,15 @@ def test_the_previous_snapshot_is_kept_for_receivers_and_older_ones_are_not(stor
     assert store.read_chunk(third, 0, 10) == (b"third", True)
 
 
-def test_incomplete_files_are_removed_at_the_next_start(store, directory, make):
+def test_incomplete_files_are_removed_at_once_or_at_the_next_start(store, directory, make):
     def breaks_off():
         yield b"half"
         raise RuntimeError("the state machine failed")
 
     with pytest.raises(RuntimeError):
         store.save_snapshot(make.meta(5, 1), breaks_off(), 0)
+    assert files(directory) == []
+    (directory / "snapshots" / "6-1.new.part").write_bytes(b"left behind by a process that was killed")
     store.write_chunk(make.meta(90, 1, 100, 1), 0, b"half", zlib.crc32(b"half"))
     assert len(files(directory)) == 2
     store.write(make.persist(make.entries(21, 21)))  # none of this stops the log
