@@ -9,9 +9,11 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_raft.replication.batch import Group, encode_command
+from dss_raft.core.messages import Entry, EntryKind
+from dss_raft.replication.batch import Group, encode_batch, encode_command
 from dss_raft.replication.commands import Cancel, Nothing, OpenSession
 from dss_raft.replication.pending_commands import PendingCommands
+from dss_raft.replication.replica import Replica
 from dss_raft.replication.sessions import ClientSession
 
 
@@ -144,3 +146,80 @@ async def test_a_large_backlog_is_sent_in_several_groups_without_a_gap(pending):
         call.command = msgspec.msgpack.encode(b"x" * 300_000)
     groups = decode(big.next_groups())
     assert [(g.first_seq, len(g.commands)) for g in groups] == [(1, 2), (3, 1)]
+
+
+class Cluster:
+    """A node's calls, the log that takes their groups, and the state that is made of it."""
+
+    def __init__(self) -> None:
+        self.pending = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000)
+        self.replica = Replica("a", [])
+
+    @property
+    def session(self) -> ClientSession:
+        session = self.replica.sessions.get("a")
+        assert session is not None
+        return session
+
+    def apply(self, groups: list[bytes]) -> None:
+        index = self.replica.applied_index + 1
+        self.replica.apply(Entry(index, 1, EntryKind.COMMANDS, encode_batch(0, [], groups)))
+        for _, seq, result in self.replica.take_outcomes():
+            self.pending.resolve(seq, result)
+        self.pending.park_applied(self.session)
+
+    def call(self, count: int = 1) -> list[bytes]:
+        for _ in range(count):
+            self.pending.add(OpenSession(), 5)
+        return self.pending.next_groups()
+
+
+async def test_acknowledgements_that_were_lost_with_a_leader_are_sent_again():
+    """Otherwise the session table would keep these results until the node restarts."""
+    cluster = Cluster()
+    cluster.apply(cluster.call(2000))
+    cluster.call()  # its group acknowledges 2000 results; the leader dies with it
+    assert cluster.pending.in_flight == 1
+    cluster.apply(cluster.pending.groups_again())
+    assert len(cluster.session.results) == 2001
+    cluster.apply(cluster.call())
+    assert list(cluster.session.results) == [2002], "only the newest result has not been acknowledged"
+
+
+async def test_acknowledgements_in_a_repeat_that_was_lost_are_sent_again():
+    """The originals arrive late, after they were sent again together with other acknowledgements, and the repeat is lost."""
+    cluster = Cluster()
+    cluster.apply(cluster.call(10))
+    first = cluster.call()
+    second = cluster.call(3)
+    cluster.apply(first)
+    cluster.pending.groups_again()
+    cluster.apply(second)
+    assert cluster.pending.in_flight == 0
+    for _ in range(2):
+        cluster.apply(cluster.call())
+    assert list(cluster.session.results) == [16]
+
+
+async def test_a_parked_call_does_not_keep_the_results_of_later_ones(pending):
+    pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.park_applied(ClientSession(incarnation=3, last_seq=1, waiting={1: None}))
+    for seq in (2, 3):
+        pending.add(OpenSession(), 5)
+        pending.next_groups()
+        pending.resolve(seq, Result())
+        pending.park_applied(ClientSession(incarnation=3, last_seq=seq, results={seq: Result()}, waiting={1: None}))
+    pending.add(OpenSession(), 5)
+    assert decode(pending.next_groups())[0].answered == [3]
+
+
+async def test_a_snapshot_shows_which_acknowledgements_were_lost(pending):
+    pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.resolve(1, Result())
+    pending.add(OpenSession(), 5)
+    pending.next_groups()
+    pending.adopt(ClientSession(incarnation=3, last_seq=2, results={1: Result(), 2: Result()}))
+    pending.add(OpenSession(), 5)
+    assert sorted(decode(pending.next_groups())[0].answered) == [1, 2]

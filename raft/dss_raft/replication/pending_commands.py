@@ -64,7 +64,10 @@ class PendingCommands:
         self._unsent: deque[Call] = deque()
         self._in_flight: dict[int, Call] = {}
         self._parked: dict[int, Call] = {}
+        #: results that have reached their callers; the next group tells the session table so
         self._answered: list[int] = []
+        #: what earlier groups told it: (last sequence number of the group, results), until those groups are applied
+        self._acknowledged: deque[tuple[int, list[int]]] = deque()
         #: timeout in units of `DEADLINE_GRAIN_S` -> calls with this timeout, by deadline
         self._by_timeout: dict[int, deque[Call]] = {}
         self._is_closing = False
@@ -135,10 +138,22 @@ class PendingCommands:
         while in_flight:
             seq = next(iter(in_flight))
             if seq > last_seq:
-                return
+                break
             call = in_flight.pop(seq)
             if seq in session.waiting and not call.is_over:
                 self._parked[seq] = call
+        self._check_acknowledged(session)
+
+    def _check_acknowledged(self, session: ClientSession) -> None:
+        """Acknowledge again what the session table still keeps although the group that said so seems to have been applied.
+
+        That group was lost with a leader, and only its commands were sent again.
+        """
+        acknowledged, last_seq, results = self._acknowledged, session.last_seq, session.results
+        while acknowledged and acknowledged[0][0] <= last_seq:
+            seqs = acknowledged.popleft()[1]
+            if not results.keys().isdisjoint(seqs):
+                self._answered.extend(seq for seq in seqs if seq in results)
 
     def adopt(self, session: ClientSession | None) -> None:
         """A snapshot has replaced the state: answer the calls whose results are in the session table."""
@@ -206,6 +221,8 @@ class PendingCommands:
             if size >= GROUP_BYTES_MAX or position == len(calls) - 1:
                 part = calls[start : position + 1]
                 answered, self._answered = self._answered, []
+                if answered:
+                    self._acknowledged.append((part[-1].seq, answered))
                 groups.append(encode_group(self.node_id, self.incarnation, part[0].seq, answered, [c.command for c in part]))
                 start, size = position + 1, 0
         return groups
