@@ -20,10 +20,20 @@ from dss_project.config import NodeConfig
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
 from dss_queue.push import Subscribers
+from dss_raft import state_usage
 from dss_raft.node import Node
+from dss_raft.replication.limits import LimitsMachine, StateLimits
+from dss_raft.replication.machine import StateMachine
 
 _node: Node | None = None
 _cache_service: CacheService | None = None
+
+
+def state_machines() -> list[StateMachine]:
+    """The state machines of a node. Their order is part of the replicated state: the same on every node."""
+    limits = StateLimits()
+    table = LockTable()
+    return [table, Broker(table), Directory(), LimitsMachine(limits)]
 
 
 async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] | None = None) -> Node:
@@ -37,9 +47,8 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
         OSError: the peer port cannot be bound.
     """
     global _node, _cache_service
-    # The order is part of the replicated state: the same on every node.
-    table = LockTable()
-    node = Node(config, [table, Broker(table), Directory()], on_failure)
+    node = Node(config, state_machines(), on_failure)
+    state_usage.attach(node)
     lock_metrics.attach(node)
     LockWatchers(node)
     queue_metrics.attach(node)

@@ -73,3 +73,26 @@ class Transferred(Answer, kw_only=True):
 class Members(Answer, kw_only=True):
     members: list[MemberState]
     index: RaftIndex
+
+
+class LimitRow(Part):
+    """A limit of the replicated state."""
+
+    name: str
+    maximum: int
+    #: "bytes" or "count"
+    unit: str
+    #: how much of it is in use on this node's copy of the state
+    used: int
+    #: `used` / `maximum`; above 1 after the limit was lowered
+    share: float
+
+
+class Limits(Answer, kw_only=True):
+    limits: list[LimitRow]
+    #: bytes of the replicated state by kind
+    usage: dict[str, int]
+
+
+class LimitsSet(Limits, kw_only=True):
+    index: RaftIndex

@@ -10,7 +10,8 @@ from dss_api.errors import Refused
 from dss_api.fields import Fields, Name
 from dss_api.operation import Operation
 from dss_api.result import Result
-from dss_raft.answers import Campaigning, Health, Leader, Members, Ready, Status, Transferred
+from dss_raft.answers import Campaigning, Health, Leader, LimitRow, Limits, LimitsSet, Members, Ready, Status, Transferred
+from dss_raft.replication.limits import SetLimits
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -84,6 +85,28 @@ async def add_member(node: Node, request: AddMember) -> Result:
 
 async def remove_member(node: Node, request: RemoveMember) -> Result:
     return Result(await node.remove_member(request.id))
+
+
+async def limits(node: Node, request: NoParameters) -> Limits:
+    return Limits(limits=_limit_rows(node), usage=node.replica.usage())
+
+
+async def set_limits(node: Node, request: SetLimits) -> LimitsSet:
+    fault = node.replica.limits.fault(request.limits)
+    if fault:
+        raise Refused("invalid", fault, field="limits")
+    result = await node.submit(request)
+    if result.code:
+        raise Refused(result.code, **result.body)
+    return LimitsSet(limits=_limit_rows(node), usage=node.replica.usage(), index=result.index)
+
+
+def _limit_rows(node: Node) -> list[LimitRow]:
+    limits = node.replica.limits
+    return [
+        LimitRow(limit.name, maximum := limits.maxima[limit.name], limit.unit, used := limit.used(), round(used / maximum, 4))
+        for limit in limits.declared.values()
+    ]
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -184,5 +207,30 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Removes a node from the cluster permanently; it may be the leader. Stop its process afterwards.",
         tag="Raft",
         example={"id": "node-4"},
+    ),
+    Operation(
+        name="raft.limits",
+        method="GET",
+        path="/raft/limits",
+        request=NoParameters,
+        handle=limits,
+        answer=Limits,
+        summary="The limits of the replicated state",
+        description="Each limit and how much of it is in use, as this node sees it. While a limit is reached, calls that make the"
+        " state grow fail with 429 `over_limit`, which names the limit; calls that make it shrink always work.",
+        tag="Raft",
+    ),
+    Operation(
+        name="raft.set_limits",
+        method="PUT",
+        path="/raft/limits",
+        request=SetLimits,
+        handle=set_limits,
+        answer=LimitsSet,
+        summary="Change limits of the replicated state",
+        description="Takes effect on all nodes at the same log index. Limits that are not named stay as they are. A limit may be set"
+        " below what is in use: nothing is deleted, but the state can only shrink until enough has gone.",
+        tag="Raft",
+        example={"limits": {"session_bytes_max": 67108864}},
     ),
 )

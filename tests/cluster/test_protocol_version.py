@@ -11,13 +11,14 @@ from dss_cache.core.directory import Directory
 from dss_locks.core.table import LockTable
 from dss_queue.core.broker import Broker
 from dss_raft.net.handshake import VERSION
+from dss_raft.replication.limits import LimitsMachine
 
 #: the version of the protocol, and what the commands were when it got its number
-KNOWN = (2, "1e622530e6ba7586")
+KNOWN = (3, "354b9b613697926c")
 
 
 def test_the_version_of_the_protocol_grows_with_the_commands():
-    types = [command for machine in (LockTable, Broker, Directory) for command in machine.commands]
+    types = [command for machine in (LockTable, Broker, Directory, LimitsMachine) for command in machine.commands]
     schemas, components = msgspec.json.schema_components(types)
     plain = msgspec.json.encode(_without_texts([schemas, components]), order="deterministic")
     fingerprint = hashlib.sha256(plain).hexdigest()[:16]

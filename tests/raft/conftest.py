@@ -29,9 +29,9 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """Nodes that can be stopped, and started again with their data."""
 
-    def __init__(self, directory, machine, **settings) -> None:
+    def __init__(self, directory, machines, **settings) -> None:
         self.directory = directory
-        self.machine = machine
+        self.machines = machines
         self.settings = settings
         self.ports = dict(zip((*IDS, "d"), free_ports(4), strict=True))
         self.nodes: dict[str, Node] = {}
@@ -69,7 +69,7 @@ class Cluster:
 
     async def start(self, *node_ids: str) -> None:
         for node_id in node_ids or IDS:
-            node = self.nodes[node_id] = Node(self.config(node_id), [self.machine()], partial(self.failures.__setitem__, node_id))
+            node = self.nodes[node_id] = Node(self.config(node_id), self.machines(), partial(self.failures.__setitem__, node_id))
             await node.start()
 
     async def stop(self, *node_ids: str) -> None:
@@ -98,8 +98,8 @@ async def make_cluster(tmp_path):
     """`make_cluster(setting=value, …)`: nodes that have not been started yet."""
     made: list[Cluster] = []
 
-    def make(machine=Sum, **settings) -> Cluster:
-        made.append(Cluster(tmp_path, machine, **settings))
+    def make(machine=Sum, machines=None, **settings) -> Cluster:
+        made.append(Cluster(tmp_path, machines or (lambda: [machine()]), **settings))
         return made[-1]
 
     yield make

@@ -20,6 +20,7 @@ from dss_api.result import Result
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.batch import batch_decoder
 from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
+from dss_raft.replication.limits import HasUsage, LimitsMachine, StateLimits
 from dss_raft.replication.machine import Event, Origin, Resolved, RestoresInSlices, Restoring, StateMachine, all_at_once
 from dss_raft.replication.sessions import ClientSession, SessionTable
 
@@ -37,6 +38,8 @@ class _State(msgspec.Struct):
 
 
 _state_decoder = msgspec.msgpack.Decoder(_State)
+#: the state of a machine that an older release does not have
+_EMPTY_STATE = msgspec.Raw(msgspec.msgpack.encode({}))
 _view_decoder = msgspec.msgpack.Decoder(memoryview)
 
 
@@ -51,7 +54,9 @@ class Replica:
     def __init__(self, node_id: str, machines: Sequence[StateMachine]) -> None:
         self.node_id = node_id
         self.machines = {machine.name: machine for machine in machines}
-        self.sessions = SessionTable()
+        #: shared with the machines when one of them is a `LimitsMachine`
+        self.limits = next((machine.limits for machine in machines if isinstance(machine, LimitsMachine)), StateLimits())
+        self.sessions = SessionTable(self.limits)
         self.applied_index = 0
         #: applied time: the highest stamp seen, ms since 1970
         self.at_ms = 0
@@ -95,6 +100,14 @@ class Replica:
         gap, self._gap = self._gap, False
         return gap
 
+    def usage(self) -> dict[str, int]:
+        """The account of the whole state: kind -> bytes. See `limits.py`."""
+        usage = self.sessions.usage()
+        for machine in self._machines:
+            if isinstance(machine, HasUsage):
+                usage |= machine.usage()
+        return usage
+
     def snapshot(self) -> bytes:
         """The whole state, encoded."""
         state = {
@@ -117,7 +130,7 @@ class Replica:
         yield
         installs: list[Callable[[], None]] = []
         for name, machine in self.machines.items():
-            encoded = state.machines[name]
+            encoded = state.machines.get(name, _EMPTY_STATE)
             if isinstance(machine, RestoresInSlices):
                 installs.append((yield from machine.restoring(_view_decoder.decode(encoded))))
             else:
@@ -159,7 +172,7 @@ class Replica:
             for machine in self._machines:
                 machine.node_restarted(group.node, at_ms, index)
         for seq in group.answered:
-            session.results.pop(seq, None)
+            self.sessions.drop(group.node, seq)
         is_ours = group.node == self.node_id
         seq = group.first_seq
         if seq > session.last_seq + 1:
@@ -172,7 +185,7 @@ class Replica:
                 if result is None:
                     session.waiting[seq] = None
                 else:
-                    self._answer(session, seq, Result(result.body, result.code, index), is_ours)
+                    self._answer(group.node, session, seq, Result(result.body, result.code, index), is_ours)
             seq += 1
 
     def _apply_one(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
@@ -189,12 +202,12 @@ class Replica:
         session = self.sessions.get(waiter.node)
         if session is not None:
             session.waiting.pop(waiter.seq, None)
-            session.results.pop(waiter.seq, None)
+            self.sessions.drop(waiter.node, waiter.seq)
         for machine in self._machines:
             machine.cancel(waiter, at_ms, index)
 
-    def _answer(self, session: ClientSession, seq: int, result: Result, is_ours: bool) -> None:
-        session.keep(seq, result)
+    def _answer(self, node: str, session: ClientSession, seq: int, result: Result, is_ours: bool) -> None:
+        self.sessions.keep(node, seq, result)
         if is_ours:
             self._outcomes.append((session.incarnation, seq, result))
 
@@ -210,4 +223,4 @@ class Replica:
                 if session is not None and session.incarnation == waiter.incarnation and waiter.seq in session.waiting:
                     del session.waiting[waiter.seq]
                     result = Result(event.result.body, event.result.code, index)
-                    self._answer(session, waiter.seq, result, waiter.node == self.node_id)
+                    self._answer(waiter.node, session, waiter.seq, result, waiter.node == self.node_id)
