@@ -1,7 +1,7 @@
-"""Django's admin over what a node holds in memory: no table, no write, always the present moment.
+"""Django's admin for the live state in a node's memory: no tables, no writes.
 
-A subsystem declares an unmanaged model (a row as people see it) and a `LiveAdmin` whose `rows` builds instances of it
-from a snapshot taken in the node's loop. Lists, search, filters, sorting, pages, details and bulk actions are Django's own.
+A subsystem declares an unmanaged model, which describes a row, and a `LiveAdmin`. Its `rows` builds instances of the model from a
+snapshot taken in the node's loop. Lists, search, filters, sorting, pages, details and bulk actions are Django's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_api.running import await_in_loop, call_in_loop
 
-#: `rows_from_loop(function)`: take the snapshot for `rows` in the thread that owns the state.
+#: `rows_from_loop(function)` takes the snapshot for `rows` in the thread that owns the state.
 rows_from_loop = call_in_loop
 
 
@@ -38,7 +38,7 @@ def duration_text(ms: int) -> str:
 
 
 def duration(field: str, label: str, none: str = "") -> Any:
-    """A column of the field, which is in milliseconds, for people; it sorts as the number. `none` stands where there is none."""
+    """A column that shows the field, in milliseconds, as text and sorts by its value. `none` is shown for None."""
 
     @admin.display(description=label, ordering=field)
     def column(row: Model) -> str:
@@ -54,7 +54,7 @@ def _text(value: Any) -> str:
 
 
 def _same(value: Any, wanted: Any) -> bool:
-    # The admin's filters and links send text: "True" or "1", "3".
+    # The admin's filters and links send text, such as "True", "1" or "3".
     if isinstance(value, bool) and isinstance(wanted, str):
         return value == (wanted.lower() in ("1", "true"))
     return value == wanted or (isinstance(wanted, str) and value is not None and str(value) == wanted)
@@ -79,7 +79,7 @@ _LOOKUPS: dict[str, Callable[[Any, Any], bool]] = {
 class LiveQuerySet:
     """The part of a QuerySet that the admin uses, over a list of model instances. It never touches a database."""
 
-    #: Django's checks ask for it; there is no database behind it.
+    #: Django's checks need it; no database is used.
     db = "default"
 
     def __init__(self, model: type[Model], rows: Iterable[Model], ordering: tuple[str, ...] = ()) -> None:
@@ -130,13 +130,13 @@ class LiveQuerySet:
         try:
             return _LOOKUPS[how or "exact"](getattr(row, self._attribute(name)), wanted)
         except KeyError:
-            raise NotImplementedError(f"live rows know no lookup {lookup!r}") from None
+            raise NotImplementedError(f"live rows do not support the lookup {lookup!r}") from None
 
     def _attribute(self, name: str) -> str:
         return self.model._meta.pk.name if name == "pk" else name
 
     def order_by(self, *names: Any) -> LiveQuerySet:
-        """Sort by field names, `-name` for descending; a None stands before every value."""
+        """Sort by field names, `-name` for descending; None sorts before every value."""
         rows = list(self._rows)
         texts = [name for name in names if isinstance(name, str)]
         for name in reversed(texts):
@@ -188,9 +188,9 @@ def _sort_key(value: Any) -> tuple[bool, Any]:
 
 
 class LiveValuesFilter(admin.FieldListFilter):
-    """A filter over the values that are there now: `list_filter = [("topic", LiveValuesFilter)]`."""
+    """A filter by the current values: `list_filter = [("topic", LiveValuesFilter)]`."""
 
-    #: More choices than that help nobody; the search box does.
+    #: With more choices, the search box is easier to use.
     CHOICES_MAX = 50
 
     def __init__(
@@ -224,14 +224,14 @@ class LiveValuesFilter(admin.FieldListFilter):
 
 
 class LiveAdmin(admin.ModelAdmin):
-    """Lists live rows. A subclass gives `rows`; it may give actions, which submit commands through `do_each`.
+    """Lists live rows. A subclass defines `rows`, and may define actions, which submit commands through `do_each`.
 
     Reading needs the model's `view` permission; an action declares `permissions=["operate"]`, which is its `change` permission.
     """
 
     show_facets = admin.ShowFacets.NEVER
     list_per_page = 100
-    #: The whole list is in memory, and counting it costs nothing.
+    #: The list is in memory anyway.
     list_max_show_all = 5000
 
     def rows(self) -> list[Any]:
@@ -239,7 +239,7 @@ class LiveAdmin(admin.ModelAdmin):
         raise NotImplementedError
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        # One snapshot per request: the list, its filters and the chosen rows of an action agree with each other.
+        # One snapshot per request, so that the list, its filters and the selected rows of an action agree.
         cached = getattr(request, "_live_rows", None)
         if cached is None:
             try:
@@ -267,7 +267,7 @@ class LiveAdmin(admin.ModelAdmin):
     def do_each(
         self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], Coroutine[Any, Any, Result]]
     ) -> list[Result]:
-        """An action: submit something for each row, until one is refused; that is shown. Returns the results before that."""
+        """Run an action: submit a command for each row until one is refused, and show the refusal. Returns the results before it."""
         results: list[Result] = []
         for row in rows:
             try:

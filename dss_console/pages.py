@@ -1,4 +1,4 @@
-"""The few pages of the node itself."""
+"""The landing page, the API docs and the admin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dss_api.errors import Refused
 
 @require_safe
 def landing(request: HttpRequest) -> HttpResponse:
-    """Where everything is, and how the cluster is."""
+    """Links to everything, and the state of the cluster."""
     context: dict[str, Any] = {"node": settings.NODE, "status": None}
     try:
         context["status"] = running.call_in_loop(_status)
@@ -36,7 +36,7 @@ def no_icon(request: HttpRequest) -> HttpResponse:
 
 
 def schema(request: HttpRequest) -> Any:
-    """The OpenAPI document. drf-spectacular is large, and most nodes are never asked: it is imported when one is."""
+    """The OpenAPI document. drf-spectacular is large and rarely needed, so it is imported here."""
     from drf_spectacular.views import SpectacularJSONAPIView
 
     return SpectacularJSONAPIView.as_view()(request)

@@ -1,4 +1,4 @@
-"""CSS and scripts of the admin, the browsable API and the API docs, straight from the installed packages: no collectstatic."""
+"""CSS and scripts of the admin, the browsable API and the API docs, served from the installed packages without collectstatic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from servestatic import ServeStaticASGI
 
 
 def static_files(otherwise: Any) -> Any:
-    """An ASGI application over every app's `static` folder; what is not there goes to `otherwise`."""
+    """An ASGI application over every app's `static` folder; other requests go to `otherwise`."""
     files = ServeStaticASGI(otherwise, max_age=3600)
     for storage in AppDirectoriesFinder().storages.values():
         files.add_files(storage.location, prefix=settings.STATIC_URL)

@@ -1,4 +1,4 @@
-"""Nodes as processes of this machine: what `make run`, the tests and the benchmarks start, stop and kill."""
+"""Node processes on this machine, for `make run`, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ STOP_S = 15.0
 
 
 class NotReady(Exception):
-    """A node ended, or did not become ready in time; the text has the end of its log."""
+    """A node ended or was not ready in time. The text has the end of its log."""
 
 
 class Reply:
-    """An HTTP answer; its headers are found in any case."""
+    """An HTTP answer. Header names are case-insensitive."""
 
     def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
         self.status = status
@@ -48,7 +48,7 @@ class LocalNode:
         environment: the node's settings.
         log_path: where its output goes.
         host: its address.
-        prefix: a command that runs the node's command (in a network namespace).
+        prefix: a command that runs the node's command, for example in a network namespace.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LocalNode:
         return self.process.pid if self.process is not None else 0
 
     def start(self) -> None:
-        """Start the process; its data are those of the last time."""
+        """Start the process with the data of its last run."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
@@ -89,7 +89,7 @@ class LocalNode:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C goes to whoever started the cluster; that one stops the nodes in order.
+                # Ctrl-C must reach only the process that started the cluster. It stops the nodes in order.
                 start_new_session=True,
             )
 
@@ -98,7 +98,7 @@ class LocalNode:
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """kill -9, and wait until the process has ended."""
         self.send_signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
@@ -110,7 +110,7 @@ class LocalNode:
         self.send_signal(signal.SIGCONT)
 
     def stop(self, timeout_s: float = STOP_S) -> int | None:
-        """Ask the node to stop; its exit code, None when it did not stop in time."""
+        """Ask the node to stop; its exit code, or None if it did not stop in time."""
         self.send_signal(signal.SIGTERM)
         if self.process is None:
             return None
@@ -131,7 +131,7 @@ class LocalNode:
         """One HTTP call; `body` is sent as JSON unless it is bytes.
 
         Raises:
-            OSError, http.client.HTTPException: no answer, or half of one.
+            OSError, http.client.HTTPException: no answer, or an incomplete one.
         """
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
         try:
@@ -144,7 +144,7 @@ class LocalNode:
             connection.close()
 
     def status(self) -> dict[str, Any] | None:
-        """`GET /raft/status`, None when there is no answer."""
+        """The answer to `GET /raft/status`, or None."""
         try:
             reply = self.call("GET", "/raft/status", timeout_s=2.0)
             return reply.json if reply.status == 200 else None
@@ -158,7 +158,7 @@ class LocalNode:
             return False
 
     def wait_alive(self, timeout_s: float) -> None:
-        """Wait until the process serves, whether or not it knows a cluster.
+        """Wait until the process serves, even if it belongs to no cluster.
 
         Raises:
             NotReady: it ended, or took too long.
@@ -182,7 +182,7 @@ class LocalCluster:
     Args:
         directory: their data, `<directory>/<node id>`, and logs.
         ports: one service port for each node.
-        environment: settings for all nodes, besides those that make them a cluster.
+        environment: settings for all nodes, in addition to those that form the cluster.
     """
 
     def __init__(self, directory: Path, ports: Sequence[int], environment: Mapping[str, str] | None = None) -> None:
@@ -226,10 +226,10 @@ class LocalCluster:
                 time.sleep(POLL_S)
 
     def leader(self, timeout_s: float = 30.0) -> LocalNode:
-        """The running node that leads, and that it is so known to itself.
+        """The running node that says that it leads.
 
         Raises:
-            NotReady: none did in time.
+            NotReady: no node did in time.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -245,7 +245,7 @@ class LocalCluster:
         return [node for node in self.nodes if node is not leader and node.is_running]
 
     def stop(self) -> list[str]:
-        """Stop all nodes at once; the ids of those that had to be killed."""
+        """Stop all nodes at the same time. Returns the ids of those that had to be killed."""
         for node in self.nodes:
             node.send_signal(signal.SIGCONT)
             node.send_signal(signal.SIGTERM)
@@ -258,7 +258,7 @@ class LocalCluster:
 
 
 def ports_in_use(ports: Sequence[int]) -> list[int]:
-    """Those of the service ports, and of the peer ports above them, on which something listens already."""
+    """The service ports, and the peer ports above them, that are in use."""
     taken = []
     for port in (*ports, *(port + PEER_PORT_OFFSET for port in ports)):
         with socket.socket() as probe:
@@ -273,8 +273,7 @@ def ports_in_use(ports: Sequence[int]) -> list[int]:
 def free_ports(count: int) -> list[int]:
     """Service ports that are free together with the peer ports above them.
 
-    They lie below the range from which systems take the ports of outgoing connections (32768 on Linux): a port from that range may be
-    gone again before a node can bind it.
+    They are below the range for outgoing connections (32768 on Linux): a port of that range may be taken before a node binds it.
     """
     # Even thousands for services, odd ones for their peer ports.
     candidates = [port for port in range(20_000, 32_000) if port // PEER_PORT_OFFSET % 2 == 0]

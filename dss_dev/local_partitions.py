@@ -1,6 +1,6 @@
-"""A cluster whose network can really be cut: each node in a network namespace of its own, all of them on one bridge.
+"""A cluster whose network can be cut: each node has its own network namespace, and all namespaces are on one bridge.
 
-Linux only, and for root only. Clients talk to every node from the machine's own namespace, whatever is cut between the nodes.
+Needs Linux and root. Clients reach every node from the machine's own namespace, even if the nodes cannot reach each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PORT = 8101
 
 
 def why_not() -> str:
-    """Why this machine cannot have such a cluster; "" when it can."""
+    """Why this machine cannot run such a cluster; "" if it can."""
     if shutil.which("ip") is None:
         return "the command `ip` (iproute2) is not installed"
     if os.geteuid() != 0:
@@ -32,7 +32,7 @@ def why_not() -> str:
 
 
 class PartitionedCluster(LocalCluster):
-    """A context manager: the namespaces are there inside the block, and are taken away with the nodes in them.
+    """A context manager: the namespaces exist inside the block and are removed with their nodes.
 
     Args:
         directory, environment: as for `LocalCluster`.
@@ -42,7 +42,7 @@ class PartitionedCluster(LocalCluster):
         super().__init__(directory, [], environment)
         self._tag = f"{random.randrange(16**4):04x}"
         self._bridge = f"dss{self._tag}"
-        # A block for documentation and benchmarks (RFC 2544): nobody routes it.
+        # A block reserved for benchmarks (RFC 2544); it is not routed.
         self._net = f"198.18.{random.randrange(256)}"
         self._cuts: list[tuple[LocalNode, LocalNode]] = []
         addresses = {f"node-{number}": f"{self._net}.{number}" for number in range(1, nodes + 1)}
@@ -90,19 +90,19 @@ class PartitionedCluster(LocalCluster):
         _ip("link", "delete", self._bridge)
 
     def cut(self, node: LocalNode, other: LocalNode) -> None:
-        """From now on nothing that `node` sends reaches `other`."""
+        """Drop everything that `node` sends to `other`."""
         _ip("-n", self._namespace(node.id), "route", "add", "blackhole", f"{other.host}/32")
         self._cuts.append((node, other))
 
     def isolate(self, node: LocalNode) -> None:
-        """Cut a node off from all others, in both directions."""
+        """Cut a node off from all others in both directions."""
         for other in self.nodes:
             if other is not node:
                 self.cut(node, other)
                 self.cut(other, node)
 
     def heal(self) -> None:
-        """Everybody reaches everybody."""
+        """Let all nodes reach each other again."""
         for node, other in self._cuts:
             _ip("-n", self._namespace(node.id), "route", "delete", "blackhole", f"{other.host}/32")
         self._cuts.clear()

@@ -1,4 +1,4 @@
-"""A small state machine with every feature of the contract, for tests of what stands around machines."""
+"""A small state machine with every feature of the contract, for tests of the code around state machines."""
 
 from __future__ import annotations
 

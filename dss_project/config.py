@@ -1,7 +1,7 @@
-"""Every setting of a node: read from the environment, here and nowhere else, and checked before anything starts.
+"""The settings of a node. They are read from the environment only here, and checked before anything starts.
 
-A field of `NodeConfig` is the one definition of a setting: its variable, its default, how it is read and what it means.
-The table in the README is made from it (`manage.py settings_table`).
+A field of `NodeConfig` is the only definition of a setting: its variable, default, reader and meaning. `manage.py settings_table`
+generates the README's table from the fields.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from dss_cache.config import CacheConfig
 from dss_queue.config import QueueConfig
 from dss_raft.config import NODE_ID_PATTERN, Peer, RaftConfig
 
-#: how similar a variable must be to a setting to be taken for a misspelling: difflib's ratio
+#: difflib's ratio from which a variable counts as a misspelt setting
 SIMILARITY = 0.86
 SIMILARITY_WITH_PREFIX = 0.75
 
 
 class ConfigError(Exception):
-    """The environment does not describe a node that can start. The text lists every fault, one to a line."""
+    """The settings cannot be used. The text lists every fault, one per line."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -44,7 +44,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
-    """The settings of one node. `from_env` is the way to get one; tests may build their own."""
+    """The settings of one node, read by `from_env`. Tests may construct it directly."""
 
     rpc_host: str = setting("RPC_HOST", "127.0.0.1", "Listen address of the service. `0.0.0.0` is every interface.")
     rpc_port: int = setting("RPC_PORT", 8201, "Service port: API, admin, metrics.", environment.port)
@@ -99,7 +99,7 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         """Read the settings.
 
         Raises:
-            ConfigError: names each variable that cannot be used, and why.
+            ConfigError: names each variable that cannot be used, with the reason.
         """
         values, faults = _read_fields(environ)
         if not faults:
@@ -126,9 +126,9 @@ def settings_table() -> list[Setting]:
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables that look like misspelt settings: name -> the setting that was probably meant, "" for none.
+    """Variables that look like misspelt settings: name -> the similar setting, "" if none is similar.
 
-    Other programs' variables are left alone: without the prefix `DSS_` only a close match counts.
+    A variable without the prefix `DSS_` may belong to another program. It is reported only if it is very similar to a setting.
     """
     known = {row.variable for row in settings_table()}
     unknown = {}
@@ -222,12 +222,14 @@ def _read_peer(text: str, peer_port_offset: int) -> Peer:
 
 
 def _contradictions(values: dict[str, Any]) -> list[str]:
-    """What is wrong with settings that are fine one by one."""
+    """Faults of settings that are valid one by one but not together."""
     faults = []
     if values["raft_election_max_ms"] <= values["raft_election_min_ms"]:
-        faults.append("RAFT_ELECTION_MAX_MS must be greater than RAFT_ELECTION_MIN_MS: the difference is what breaks a tie")
+        faults.append(
+            "RAFT_ELECTION_MAX_MS must be greater than RAFT_ELECTION_MIN_MS: the random difference prevents split votes"
+        )
     if values["raft_election_min_ms"] < 2 * values["raft_heartbeat_ms"]:
-        faults.append("RAFT_ELECTION_MIN_MS must be at least twice RAFT_HEARTBEAT_MS, or a healthy leader is deposed")
+        faults.append("RAFT_ELECTION_MIN_MS must be at least twice RAFT_HEARTBEAT_MS, or followers depose a healthy leader")
     if values["cache_memory"] == "redis" and not values["redis_url"]:
         faults.append("REDIS_URL is missing: DSS_CACHE_MEMORY is redis")
     if values["redis_url"] and urlsplit(values["redis_url"]).scheme not in ("redis", "rediss", "unix"):

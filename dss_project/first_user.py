@@ -1,4 +1,4 @@
-"""The admin's first user, made at a node's first start."""
+"""The first user of the admin, created at the node's first start."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def password_file(config: NodeConfig) -> Path:
 
 
 def ensure(config: NodeConfig) -> bool:
-    """Create `admin` when there is no user yet; True when that was done.
+    """Create `admin` if there is no user. Returns True if it was created.
 
-    The password is DSS_ADMIN_PASSWORD, or a random one that stands in `<data dir>/admin-password`.
+    The password is DSS_ADMIN_PASSWORD, or a random one that is written to `<data dir>/admin-password`.
     """
     users = get_user_model()
     if users.objects.exists():

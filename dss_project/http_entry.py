@@ -1,4 +1,4 @@
-"""What every HTTP request passes first: the Host check, the size limit, and the choice between JSON fast path, pages and files."""
+"""The entry point for HTTP requests: Host check, size limit, and the choice between JSON fast path, pages and files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEB_SERVER_PATHS = (*PAGES, "/metrics", settings.STATIC_URL)
 #: Pages in progress; each takes a thread. A page of a call that waits holds its thread as long.
 PAGES_MAX = 32
 TOO_MANY_PAGES = Refused("overloaded", f"this node already shows {PAGES_MAX} pages")
-# A `_created` beside every counter and histogram doubles the page and tells nobody anything.
+# The `_created` series would double the page for little use.
 disable_created_metrics()
 METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
 
@@ -100,7 +100,7 @@ class HttpEntryPoint:
 
 
 def _limited(receive: Receive, bytes_max: int) -> Receive:
-    """A client that sends more than it may, without saying so before, is treated as gone."""
+    """A client whose body exceeds the limit, without a Content-Length, is treated as disconnected."""
     size = 0
 
     async def limited() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""ASGI's lifespan protocol, for servers that speak it: they start and stop the node."""
+"""ASGI's lifespan protocol: servers that support it start and stop the node."""
 
 from __future__ import annotations
 

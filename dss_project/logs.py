@@ -1,4 +1,4 @@
-"""Structured logs: transitions, not requests. One line per event, for people or as JSON."""
+"""Structured logs of state changes, not of requests: one line per event, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dss_project.config import NodeConfig
 
 
 def configure(config: NodeConfig) -> None:
-    """Send structlog's events, and the standard library's, to stderr in the format the settings ask for."""
+    """Send structlog's events, and the standard library's, to stderr in the format of the settings."""
 
     def name_the_node(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
         event["node"] = config.node_id
@@ -43,7 +43,7 @@ def configure(config: NodeConfig) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(config.log_level.upper())
-    # These tell of every request and of what the node logs itself.
+    # They log every request, or what the node logs already.
     for noisy in ("daphne", "uvicorn", "asyncio", "django.server"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("django.request").setLevel(logging.ERROR)

@@ -37,22 +37,22 @@ class RaftWorker(Worker):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         self._config = config
         self._started: asyncio.Future[None] = loop.create_future()
-        #: done when the node ran and must not go on
+        #: done if the node has started and cannot continue
         self.failed: asyncio.Future[BaseException] = loop.create_future()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the worker, and return when the node runs.
+        """Start the worker. Returns when the node runs.
 
         Raises:
-            Exception: the reason why the node cannot run.
+            Exception: the reason why the node cannot start.
         """
         self._task = asyncio.create_task(self.arun())
         self._task.add_done_callback(self._ended)
         await self._started
 
     async def handle(self) -> None:
-        """Start the node, then take control messages. Channels calls this."""
+        """Start the node, then handle control messages. Channels calls this."""
         await runtime.start(self._config, self._report_failure)
         self._started.set_result(None)
         log.info("raft.worker_started", channel=CHANNEL)
@@ -70,7 +70,7 @@ class RaftWorker(Worker):  # type: ignore[misc]
             self.failed.set_result(error)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Report an end that nobody asked for: the node without its worker is not what was started."""
+        """Report an unexpected end: the node must not run without its worker."""
         if task.cancelled():
             return
         error = task.exception() or RuntimeError(f"the worker of the channel {CHANNEL} has ended")
@@ -85,7 +85,7 @@ class RaftConsumer(AsyncConsumer):  # type: ignore[misc]
     """Control messages on the channel `raft`, for Django code of this process.
 
     `{"type": "raft.start_election"}` makes this node campaign. `{"type": "raft.transfer", "to": "node-2"}` moves leadership; an empty
-    `to` lets the leader choose. Nobody waits for an answer, so a refusal is logged.
+    `to` lets the leader choose. The sender gets no answer, so a refusal is logged.
     """
 
     async def raft_start_election(self, message: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Every operation of this service, in the order the docs show them."""
+"""Every operation of this service, in the order of the API docs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dss_raft.operations import OPERATIONS as RAFT_OPERATIONS
 
 @cache
 def operations() -> tuple[Operation, ...]:
-    """What the four subsystems offer.
+    """The operations of Raft and of the three subsystems.
 
     Raises:
         ValueError: two of them share a name, or one names a problem that does not exist.
@@ -29,7 +29,7 @@ def operations() -> tuple[Operation, ...]:
 
 @cache
 def subscriptions() -> tuple[Subscription, ...]:
-    """What can be listened to on the WebSocket entry point.
+    """The subscriptions of the WebSocket entry point.
 
     Raises:
         ValueError: two share a name with each other or an operation, or one names a problem that does not exist.

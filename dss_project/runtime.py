@@ -1,4 +1,4 @@
-"""The running node of this process: assembled here, started and stopped by the server's command."""
+"""The node of this process: assembled, started and stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     """Assemble the node with its subsystems and start it in the running loop.
 
     Args:
-        on_failure: called once when the node must stop because going on could do harm.
+        on_failure: called once if the node has to stop because it could do harm otherwise.
 
     Raises:
         StoreRefused, StoreDamaged, StoreFailed: the data directory cannot be used.
@@ -59,14 +59,14 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     await cache.start()
     _node, _cache_service = node, cache
     running.set_running(node, asyncio.get_running_loop())
-    # What lives now lives until the end: the collector need not look at it again.
+    # Objects that exist now live until the process ends: exclude them from garbage collection.
     gc.collect()
     gc.freeze()
     return node
 
 
 async def stop() -> None:
-    """Write back what is dirty, take back what waits, hand leadership over, stop. Safe to call when nothing runs."""
+    """Write back dirty values, withdraw waiting calls, hand leadership over and stop. Does nothing if no node runs."""
     global _node
     node, _node = _node, None
     running.set_running(None, None)

@@ -1,4 +1,4 @@
-"""Secrets a node makes for itself at its first start, and keeps in files that only its user can read."""
+"""Secrets that a node generates at its first start, in files that only its user can read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RANDOM_BYTES = 33
 
 
 def read_or_make(path: Path) -> str:
-    """What `path` holds, or a new secret that is not written yet (see `keep`)."""
+    """The content of `path`, or a new secret, which `keep` can write."""
     try:
         return path.read_text().strip() or secrets.token_urlsafe(RANDOM_BYTES)
     except OSError:
@@ -18,7 +18,7 @@ def read_or_make(path: Path) -> str:
 
 
 def keep(path: Path, secret: str) -> None:
-    """Write `secret` to a new file of mode 0600; an existing one stays as it is."""
+    """Write `secret` to a new file with mode 0600. An existing file is not changed."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

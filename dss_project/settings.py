@@ -1,4 +1,4 @@
-"""Django's settings. What an operator may change stands in `config.py`; this file only turns it into Django's words."""
+"""Django's settings. The settings for operators are in `config.py`; this file derives Django's from them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ NODE = NodeConfig.from_env()
 DATA_DIR = Path(NODE.data_dir)
 
 DEBUG = NODE.debug
-# Nothing is written here: the node command keeps the key, so that other commands leave no files behind.
+# The key is not written here: the node command writes it, so that other commands create no files.
 SECRET_KEY = NODE.secret_key or read_or_make(DATA_DIR / "secret-key")
-# The outer application checks the Host header of everything (dss_api/host_check.py), IP addresses included, which a list cannot say.
+# dss_api/host_check.py checks the Host header before Django does. It accepts any IP address, which this list cannot express.
 ALLOWED_HOSTS = ["*"]
 
 INSTALLED_APPS = [
@@ -35,11 +35,11 @@ INSTALLED_APPS = [
     "dss_locks.django_app",
     "dss_queue.django_app",
     "dss_cache.django_app",
-    # local clusters for development; not part of the wheel
+    # Local clusters for development; not part of the wheel.
     *(["dss_dev"] if find_spec("dss_dev") else []),
 ]
 
-# Pages for people only: the API's JSON goes past all of this (dss_api/json_fast_path.py).
+# For pages only: the JSON fast path (dss_api/json_fast_path.py) bypasses the middleware.
 MIDDLEWARE = [
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
@@ -69,7 +69,7 @@ TEMPLATES = [
     },
 ]
 
-# Users, sessions, the audit log and the cache's embedded memory. Raft's log is a file of its own.
+# Users, sessions, the admin's log and the cache's embedded backing store. Raft's log is a separate file.
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
@@ -77,7 +77,7 @@ DATABASES = {
         "OPTIONS": {
             "timeout": 20,
             "transaction_mode": "IMMEDIATE",
-            # FULL: a value that left the replicated log for this memory must survive a power cut.
+            # FULL: the replicated log drops a value that was written back here, so it must survive a power cut.
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
         },
     }
@@ -89,7 +89,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
-# Browsers share cookies between ports: without names of their own, three nodes on one machine log each other's users out.
+# Browsers share cookies between ports. With equal names, three nodes on one machine would log each other's users out.
 SESSION_COOKIE_NAME = f"dss_session_{NODE.rpc_port}"
 CSRF_COOKIE_NAME = f"dss_csrf_{NODE.rpc_port}"
 SESSION_COOKIE_SAMESITE = "Lax"
@@ -102,8 +102,8 @@ TIME_ZONE = "UTC"
 
 STATIC_URL = "/static/"
 
-# Control and notifications inside this process; Raft's traffic has its own links.
-# A machine may be suspended between the sending of a control message and its arrival; by default it would be dropped after a minute.
+# For control messages inside this process; Raft's messages travel on the peer links.
+# By default a message expires after a minute, which is too short if the machine is suspended before it arrives.
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"expiry": 86_400}}}
 
 # The node command sets up logging (logs.py).
@@ -111,10 +111,10 @@ LOGGING_CONFIG = None
 
 PROMETHEUS_EXPORT_MIGRATIONS = False
 
-# What a call goes through is said in dss_console.browsable_api.OperationView itself.
+# dss_console.browsable_api.OperationView sets its own parsers, renderers and permissions.
 REST_FRAMEWORK = {
     "DEFAULT_SCHEMA_CLASS": "dss_console.openapi_schema.OperationSchema",
-    # `?format=` would be one more parameter that the API does not know.
+    # The API has no parameter `format`.
     "URL_FORMAT_OVERRIDE": None,
 }
 
@@ -126,7 +126,7 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
-    # Served by the node itself: no page needs the internet.
+    # Served by the node itself, without the internet.
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "DEFAULT_GENERATOR_CLASS": "dss_console.openapi_schema.ApiSchemaGenerator",

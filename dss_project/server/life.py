@@ -1,7 +1,7 @@
-"""A node's process from start to stop, the same under either server.
+"""A node's process from start to stop, the same for both servers.
 
-The order at a stop: take no more connections, end subscriptions, let calls under way finish, stop Raft (which answers those that
-still wait), give those answers a moment to leave, say goodbye to WebSockets, close. A signal during that hurries it on.
+The order of a stop: accept no more connections, end subscriptions, wait for calls in progress, stop Raft (which answers the calls that
+still wait), wait until these answers are sent, close WebSockets, close connections. Another signal shortens the waits.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from dss_project.raft_worker import RaftWorker
 
 log = structlog.get_logger("node")
 
-#: Raft's stop writes back, hands leadership over and closes its files; longer means that something hangs.
+#: Raft writes back, hands leadership over and closes its files. A stop that takes longer hangs.
 STOP_TIMEOUT_S = 15.0
-#: After Raft has stopped, its last answers get so long to leave.
+#: How long to wait for the last answers after Raft has stopped.
 LAST_ANSWERS_S = 1.0
 POLL_S = 0.01
 
 
 class WebServer(Protocol):
-    """What `live` needs of a server."""
+    """The methods of a server that `live` uses."""
 
     async def accept(self, listening: socket.socket) -> None:
         """Serve connections from this socket."""
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; connections stay."""
+        """Close the listening socket. Connections stay open."""
 
     async def close(self, timeout_s: float) -> None:
         """Close the connections."""
 
 
 async def live(config: NodeConfig, application: Any, in_progress: InProgress, server: WebServer, listening: socket.socket) -> int:
-    """Run the node until it is told to stop, or fails. Returns the process's exit code."""
+    """Run the node until it is told to stop or fails. Returns the process's exit code."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -71,7 +71,7 @@ async def live(config: NodeConfig, application: Any, in_progress: InProgress, se
     clean = await _stop_raft(worker)
     await _until_idle(in_progress, LAST_ANSWERS_S, hurry)
     await in_progress.close_sockets()
-    # As above: written in the next turn.
+    # As in `_until_idle`: sent in the next turn.
     await asyncio.sleep(POLL_S)
     await server.close(LAST_ANSWERS_S)
     await _end(stopped)
@@ -82,10 +82,10 @@ async def live(config: NodeConfig, application: Any, in_progress: InProgress, se
 async def _until_idle(in_progress: InProgress, timeout_s: float, hurry: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    # Asked again and again, but only during a stop: an event would cost every call.
+    # Polled, but only during a stop; an event would slow down every call.
     while in_progress.calls and not hurry.is_set() and loop.time() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
-    # What was answered in this turn is written in the next.
+    # What was answered in this turn of the event loop is sent in the next.
     await asyncio.sleep(POLL_S)
 
 
@@ -103,7 +103,7 @@ async def _stop_raft(worker: RaftWorker) -> bool:
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel these tasks and whatever else still runs, and wait until all are gone."""
+    """Cancel these and all other tasks, and wait until they have ended."""
     rest = {*tasks, *asyncio.all_tasks()} - {asyncio.current_task()}
     for task in rest:
         task.cancel()

@@ -1,4 +1,4 @@
-"""Takes the service port before anything else happens, so that a port in use costs nothing but a message."""
+"""Binds the service port before the node starts, so that a port in use is reported before anything is changed."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dss_api import environment
 BACKLOG = 2048
 
 _REASONS = {
-    errno.EADDRINUSE: "it is in use: another node or program listens there",
-    errno.EACCES: "this user may not listen on it",
+    errno.EADDRINUSE: "it is in use by another node or program",
+    errno.EACCES: "this user is not allowed to listen on it",
     errno.EADDRNOTAVAIL: "no interface of this machine has that address",
 }
 
 
 class CannotListen(Exception):
-    """The text is one line for a person."""
+    """The text is one line for people."""
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket.
 
     Raises:
-        CannotListen: says which setting is to blame.
+        CannotListen: names the setting to change.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         both = family == socket.AF_INET6 and environment.is_wildcard(host) and socket.has_dualstack_ipv6()
         listening = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except socket.gaierror:
-        raise CannotListen(f"RPC_HOST={host} is no address of this machine") from None
+        raise CannotListen(f"RPC_HOST={host} is not an address of this machine") from None
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror)
         variable = "RPC_HOST" if error.errno == errno.EADDRNOTAVAIL else "RPC_PORT"

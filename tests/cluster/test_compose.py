@@ -1,4 +1,4 @@
-"""The Compose files: what they promise, and the same commands with the same environment as processes with a real Redis server."""
+"""The Compose files: their content, and the same commands with the same environment as processes with a real Redis server."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 def image_environment() -> dict[str, str]:
-    """What the final stage sets with ENV."""
+    """The variables that the final stage sets with ENV."""
     last_stage = max(number for number, (word, _) in enumerate(dockerfile()) if word == "FROM")
     text = " ".join(rest for word, rest in dockerfile()[last_stage:] if word == "ENV")
     return dict(pair.split("=", 1) for pair in text.split())
@@ -91,7 +91,7 @@ def test_ports_volumes_and_health(name: str) -> None:
         assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
 
 
-def test_both_may_run_at_once() -> None:
+def test_both_can_run_at_the_same_time() -> None:
     both = [compose(name) for name in FILES]
     assert len({file["name"] for file in both}) == 2, "else they would share their volumes"
 

@@ -1,4 +1,4 @@
-"""A running cluster takes in a fourth node, hands leadership to it, and lets it go: with the commands that people use."""
+"""A fourth node is added to a running cluster, becomes its leader and is removed, with the commands that people use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def member(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProces
 
 @pytest.fixture
 def make_newcomer(cluster, tmp_path):
-    """Start nodes that belong to nobody yet."""
+    """Start nodes that do not belong to a cluster yet."""
     made: list[LocalNode] = []
 
     def make(node_id: str) -> LocalNode:
@@ -62,16 +62,16 @@ def test_a_fourth_node_joins_leads_and_leaves(cluster, make_newcomer):
     assert f"node-4  {newcomer.url}" in added.stdout
     cluster.wait_ready(nodes=[newcomer])
     holder = newcomer.call("GET", "/lock/status?key=a").json["holders"][0]
-    assert holder["fencing_token"] == token, "it has everything that was answered before it came"
+    assert holder["fencing_token"] == token, "it has everything that was answered before it was added"
 
     assert member(cluster, "transfer", "node-4").stdout.strip() == "node-4 leads"
     removed = member(cluster, "remove", "node-4")
     assert removed.returncode == 0, removed.stderr
     assert "node-4" not in removed.stdout
     cluster.wait_ready()
-    assert newcomer.process.wait(60) == 1, "who was removed does not stay"
+    assert newcomer.process.wait(60) == 1, "a removed node stops"
     newcomer.start()
-    assert newcomer.process.wait(60) == 1, "nor does it come back with its old data"
+    assert newcomer.process.wait(60) == 1, "and does not start again with its old data"
     log = newcomer.log_path.read_text()
     assert log.count("node-4 was removed from the cluster") == 2
     assert "Traceback" not in log
@@ -108,13 +108,13 @@ def test_make_join_adds_a_node_and_says_when_it_was_removed(cluster, tmp_path):
     with make_join(cluster, tmp_path) as joining:
         assert member(cluster, "remove", "node-9").returncode == 0
         said, _ = joining.communicate(timeout=60)
-        assert joining.returncode == 1, "it did not end because somebody asked it to"
+        assert joining.returncode == 1, "it was not told to stop"
     assert "node-9 was removed from the cluster" in said
     assert "Traceback" not in said
 
 
-def test_who_was_removed_may_be_added_again_with_what_it_has(cluster, tmp_path):
-    """Its log is that of a node that lags, or of one that never heard the end of it: the leader's takes its place."""
+def test_a_removed_node_may_be_added_again_with_its_data(cluster, tmp_path):
+    """Its log lags, or ends with entries that were never committed. The leader's log replaces it."""
     with make_join(cluster, tmp_path) as joining:
         cluster.nodes[0].call("POST", "/cache/put", {"key": "k", "value": "old"})
         assert member(cluster, "remove", "node-9").returncode == 0
@@ -128,7 +128,7 @@ def test_who_was_removed_may_be_added_again_with_what_it_has(cluster, tmp_path):
 
 
 def test_five_nodes_outlive_two(cluster, make_newcomer):
-    """With a fourth and a fifth member any two may die."""
+    """With a fourth and a fifth member, any two may fail."""
     newcomers = [make_newcomer("node-4"), make_newcomer("node-5")]
     for node in newcomers:
         added = member(cluster, "add", node.id, node.url)
@@ -148,7 +148,7 @@ def until_voters(node: LocalNode, count: int) -> None:
         time.sleep(0.05)
 
 
-def test_what_makes_no_sense_is_refused_in_a_line(cluster):
+def test_an_invalid_change_is_refused_in_one_line(cluster):
     for arguments in (["remove", "node-9"], ["add", "node-9", "nonsense"], ["transfer", "node-9"]):
         done = member(cluster, *arguments)
         assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands run as printed, its answers have the fields it shows, its tables are current."""
+"""The README is correct: its commands run as printed, answers have the fields that it shows, and its tables are current."""
 
 from __future__ import annotations
 

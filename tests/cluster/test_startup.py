@@ -1,4 +1,4 @@
-"""Starting and stopping: what goes wrong is said in a line, what goes well leaves nothing behind."""
+"""Starting and stopping: an error is reported in one line, and a stop leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 
 
 def run_node(tmp_path, **environment):
-    """A node that is expected to end by itself: its exit code and what it said."""
+    """Run a node that is expected to end by itself. Returns its exit code and its log."""
     settings = {"NODE_ID": "node-1", "RPC_PORT": str(free_ports(1)[0]), "DSS_DATA_DIR": str(tmp_path / "node-1"), **environment}
     node = LocalNode("node-1", int(settings["RPC_PORT"]), settings, tmp_path / "log")
     node.start()
@@ -86,7 +86,7 @@ def test_a_leader_that_stops_hands_over_first(cluster: LocalCluster):
 
 @pytest.fixture
 def make_run(tmp_path):
-    """`make run NODES=1`, up to where it follows the logs: the process, and what it has said."""
+    """`make run NODES=1` until it follows the logs: the process, and what it has printed."""
     process = subprocess.Popen(
         [sys.executable, "manage.py", "cluster", "--nodes", "1", "--directory", str(tmp_path)],
         cwd=ROOT,
@@ -106,7 +106,7 @@ def make_run(tmp_path):
     process.wait()
 
 
-def test_make_run_says_what_one_needs_and_stops_on_ctrl_c(make_run, tmp_path):
+def test_make_run_prints_what_a_person_needs_and_stops_on_ctrl_c(make_run, tmp_path):
     process, said = make_run
     password = (tmp_path / "admin-password").read_text().strip()
     for expected in ("node-1", "leader", "http://127.0.0.1:8201/api/docs", "/admin/", "/metrics", f"admin / {password}"):

@@ -1,4 +1,4 @@
-"""A node says what is wrong with its settings before it starts, and names the variable."""
+"""A node reports wrong settings before it starts, and names the variable."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_empty_is_unset() -> None:
     assert read(RPC_PORT="", REDIS_URL=" ", DSS_CLUSTER_SECRET="") == read()
 
 
-def test_redis_is_the_memory_when_its_address_is_given() -> None:
+def test_redis_is_the_backing_store_when_its_address_is_given() -> None:
     assert read(REDIS_URL="redis://localhost:6379/0").cache_memory == "redis"
     assert read(REDIS_URL="redis://localhost:6379/0", DSS_CACHE_MEMORY="django").cache_memory == "django"
 
@@ -95,7 +95,7 @@ def test_beyond_loopback_a_secret_is_required(environ: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
-def test_on_loopback_none_is(host: str) -> None:
+def test_on_loopback_no_secret_is_required(host: str) -> None:
     assert read(RPC_HOST=host).cluster_secret == ""
 
 

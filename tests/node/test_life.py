@@ -1,4 +1,4 @@
-"""The order in which a node's process starts and stops, whatever the server."""
+"""The order in which a node's process starts and stops, with any server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dss_project.lifespan import Lifespan
 from dss_project.raft_worker import RaftConsumer, RaftWorker
 from dss_project.server.life import live
 
-#: the last things that happen
+#: the last steps
 END = ("close sockets", "close")
 
 APPLICATION = ProtocolTypeRouter({"channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()})})
@@ -30,7 +30,7 @@ APPLICATION = ProtocolTypeRouter({"channel": ChannelNameRouter({"raft": RaftCons
 
 @dataclass
 class Stage:
-    """A server, a node and what is in progress, that only write down what happens to them."""
+    """A server, a node and calls in progress that only record what happens."""
 
     happened: list[str] = field(default_factory=list)
     calls: int = 0
@@ -98,7 +98,7 @@ async def test_calls_finish_before_raft_stops(stage: Stage) -> None:
     assert actor.done()
 
 
-async def test_what_waits_longer_is_left_to_raft(stage: Stage) -> None:
+async def test_calls_that_wait_longer_are_answered_by_raft(stage: Stage) -> None:
     async def scene() -> None:
         await stage.accepting.wait()
         stage.calls = 1
@@ -111,11 +111,11 @@ async def test_what_waits_longer_is_left_to_raft(stage: Stage) -> None:
 
 
 async def test_a_node_that_cannot_start_says_why_in_one_line(stage: Stage) -> None:
-    stage.refusal = RuntimeError("the log\nis somebody else's")
+    stage.refusal = RuntimeError("the log\nbelongs to another node")
     with capture_logs() as events:
         assert await run(stage) == 1
     assert stage.happened == ["start raft"]
-    assert [(event["event"], event["why"]) for event in events] == [("node.cannot_start", "the log is somebody else's")]
+    assert [(event["event"], event["why"]) for event in events] == [("node.cannot_start", "the log belongs to another node")]
 
 
 async def test_a_worker_that_breaks_before_the_node_starts_is_reported(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ async def test_control_messages_reach_the_node(stage: Stage, monkeypatch: pytest
     assert asked == [("start_election", False), ("transfer", "node-2")]
 
 
-async def test_a_node_that_must_not_go_on_stops_at_once(stage: Stage) -> None:
+async def test_a_node_that_fails_stops_immediately(stage: Stage) -> None:
     async def scene() -> None:
         await stage.accepting.wait()
         stage.calls = 1
@@ -187,7 +187,7 @@ async def test_nothing_is_left_running(stage: Stage) -> None:
     assert asyncio.all_tasks() - {asyncio.current_task(), actor} == set()
 
 
-async def test_lifespan_for_servers_that_speak_it(stage: Stage) -> None:
+async def test_lifespan_for_servers_that_support_it(stage: Stage) -> None:
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     said: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The admin lists, searches, sorts, filters and acts on rows that are in no database."""
+"""The admin lists, searches, sorts, filters and acts on rows that are not in a database."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_list_never_asks_the_database_for_rows(page: Any, boss: Client, djan
 
 def test_sorting(page: Any, boss: Client) -> None:
     assert ids(boss.get(PAGE, {"o": "-1"})) == ["node-2", "node-10", "node-1"]
-    assert ids(boss.get(PAGE, {"o": "4"})) == ["node-2", "node-10", "node-1"], "what has no value stands first"
+    assert ids(boss.get(PAGE, {"o": "4"})) == ["node-2", "node-10", "node-1"], "rows without a value come first"
 
 
 def test_searching(page: Any, boss: Client) -> None:
@@ -91,7 +91,7 @@ def test_pages(page: Any, boss: Client) -> None:
     assert ids(boss.get(PAGE, {"p": "2"})) == ["node-2"]
 
 
-def test_a_row_of_its_own(page: Any, boss: Client) -> None:
+def test_the_page_of_one_row(page: Any, boss: Client) -> None:
     response = boss.get(f"{PAGE}node-10/change/")
     assert response.status_code == 200
     assert b"learner" in response.content
@@ -160,5 +160,5 @@ def test_conditions() -> None:
         (273_600_000, "3 d 4 h"),
     ],
 )
-def test_durations_are_shown_as_people_read_them(ms: int, text: str) -> None:
+def test_durations_as_text(ms: int, text: str) -> None:
     assert duration_text(ms) == text

@@ -34,7 +34,7 @@ def two_free_ports() -> tuple[int, int]:
 
 
 class Process:
-    """One node. Everything it says goes to `log`."""
+    """One node. Its output goes to `log`."""
 
     def __init__(self, directory: Path, **environ: str) -> None:
         self.port, peer_port = two_free_ports()
@@ -170,7 +170,7 @@ def test_a_port_in_use(make_node: Callable[..., Process], which: str) -> None:
     assert "Traceback" not in said
 
 
-def test_a_call_under_way_is_answered_before_it_stops(node: Process) -> None:
+def test_a_call_in_progress_is_answered_before_the_node_stops(node: Process) -> None:
     assert node.post("/lock/acquire", {"key": "a", "client": "one"})[0] == 200
     with closing(node.connect()) as waiting:
         body = {"key": "a", "client": "two", "wait_ms": 20_000}
@@ -179,7 +179,7 @@ def test_a_call_under_way_is_answered_before_it_stops(node: Process) -> None:
             time.sleep(0.01)
         assert node.process is not None
         node.process.send_signal(signal.SIGTERM)
-        # New connections are turned away at once; the call that waits still goes on.
+        # New connections are refused immediately; the waiting call continues.
         while True:
             try:
                 node.get("/health")
@@ -193,7 +193,7 @@ def test_a_call_under_way_is_answered_before_it_stops(node: Process) -> None:
     assert "Traceback" not in node.log.read_text()
 
 
-def test_a_second_signal_hurries_it(make_node: Callable[..., Process]) -> None:
+def test_a_second_signal_shortens_the_stop(make_node: Callable[..., Process]) -> None:
     node = make_node(DSS_DRAIN_MS="600000").start().until_ready()
     node.post("/lock/acquire", {"key": "a", "client": "one"})
     with closing(node.connect()) as waiting:
@@ -230,7 +230,7 @@ def _raw(node: Process, request: bytes) -> bytes:
         return received
 
 
-def test_http_as_clients_speak_it(node: Process) -> None:
+def test_http_as_clients_use_it(node: Process) -> None:
     """Chunks, pipelines, escapes, HEAD, bodies that are too large: the same under both servers."""
     close = b"Host: localhost\r\nConnection: close\r\n"
     body = b'{"key": "\xc3\xa9", "client": "c"}'
@@ -253,7 +253,7 @@ def test_http_as_clients_speak_it(node: Process) -> None:
     assert "Traceback" not in node.log.read_text()
 
 
-def test_what_the_quick_request_leaves_to_daphne(make_node: Callable[..., Process]) -> None:
+def test_malformed_headers_are_refused(make_node: Callable[..., Process]) -> None:
     node = make_node(DSS_API_TOKEN="s3cret").start().until_ready()
     close = b"Host: localhost\r\nConnection: close\r\n"
     right = b"Authorization: Bearer s3cret\r\n"
@@ -288,7 +288,7 @@ def test_many_calls_on_one_websocket(node: Process) -> None:
 
 
 def test_why_a_websocket_ends(node: Process) -> None:
-    """A frame that is no call, and the stop of the node, each with the code that says so."""
+    """The close codes for a frame that is not a call, and for a stop of the node."""
     url = f"ws://127.0.0.1:{node.port}/ws"
     with websocket(url) as connection:
         connection.send("no call")

@@ -1,4 +1,4 @@
-"""Pages for people: they work without the internet, and carry examples that work as they stand."""
+"""Pages for people: they work without the internet, and their examples work unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = {"Accept": "text/html,application/xhtml+xml"}
 
 
 class _Links(HTMLParser):
-    """Collects whatever a page makes a browser load."""
+    """Collects what a page makes a browser load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def test_the_landing_page_says_who_leads(entry_points: Any) -> None:
         assert f'href="{link}"' in page
 
 
-def test_what_stands_in_backticks_is_shown_as_code() -> None:
+def test_text_in_backticks_is_shown_as_code() -> None:
     assert _with_code("with `if_version` <b>") == "with <code>if_version</code> &lt;b&gt;"
     assert _with_code("a ` alone") == "a ` alone"
 
@@ -71,7 +71,7 @@ def test_the_browsable_page_of_a_post_is_filled_in(entry_points: Any) -> None:
     assert entry_points.call_both("POST", "/demo/put", body=example.encode()).status == 200
 
 
-def test_the_form_is_there_for_one_who_has_logged_in_and_sends_its_csrf_token(entry_points: Any) -> None:
+def test_a_user_with_a_session_gets_the_form_and_sends_its_csrf_token(entry_points: Any) -> None:
     browser = Client(headers={"Host": "testserver", **PAGE}, enforce_csrf_checks=True)
     browser.force_login(User.objects.create_superuser("boss", password="x"))
     page = browser.get("/demo/put").content.decode()
@@ -96,7 +96,7 @@ def test_the_browsable_page_shows_the_answer(entry_points: Any) -> None:
     assert '"limit": 10' in html.unescape(reply.body.decode())
 
 
-def test_a_form_post_is_no_call(entry_points: Any) -> None:
+def test_a_form_post_is_refused(entry_points: Any) -> None:
     reply = entry_points.call_drf(
         "POST", "/demo/put", body=b"key=a&value=1", headers={"Content-Type": "application/x-www-form-urlencoded", **PAGE}
     )

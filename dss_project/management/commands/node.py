@@ -1,4 +1,4 @@
-"""`manage.py node`: one node, until it is told to stop."""
+"""`manage.py node`: run one node until it is told to stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         config: NodeConfig = settings.NODE
         logs.configure(config)
-        # Only now: loggers are configured at their first use.
+        # Imported after the configuration: a logger keeps the configuration of its first use.
         import structlog
 
         log = structlog.get_logger("node")
@@ -33,7 +33,9 @@ class Command(BaseCommand):
             hint = f"did you mean {meant}?" if meant else "no setting has this name"
             log.warning("node.unknown_setting", variable=name, hint=hint)
         if not environment.is_loopback(config.rpc_host) and not config.api_token:
-            log.warning("node.open_to_the_network", rpc_host=config.rpc_host, hint="set DSS_API_TOKEN to ask callers for a token")
+            log.warning(
+                "node.open_to_the_network", rpc_host=config.rpc_host, hint="set DSS_API_TOKEN to require a token from callers"
+            )
         try:
             listening = listen(config.rpc_host, config.rpc_port)
         except CannotListen as error:
@@ -60,7 +62,7 @@ class Command(BaseCommand):
 def _serve(config: NodeConfig, listening: Any) -> int:
     import uvloop
 
-    # Before Twisted is imported: its reactor takes the policy's loop.
+    # Before Twisted is imported: its reactor uses the loop of this policy.
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dss_project.settings")
     if config.server == "uvicorn":

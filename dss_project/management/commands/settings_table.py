@@ -1,4 +1,4 @@
-"""`manage.py settings_table`: the README's table of settings, from their one definition."""
+"""`manage.py settings_table`: the README's table of settings, generated from the code."""
 
 from __future__ import annotations
 
