@@ -11,6 +11,7 @@ import msgspec
 
 from dss_api.codec import EventEncoder
 from dss_api.errors import Refused
+from dss_api.supervised import report_failure
 from dss_api.websocket_writer import WebSocketWriter
 
 #: Events that wait for a client that does not read; with more of them it loses the subscription.
@@ -77,15 +78,21 @@ class WebSocketFeed:
             self._drop_unsent()
 
     async def _send_all(self) -> None:
-        while self._events:
-            data = self._events[0]
-            if not await self._writer.write_kept(data, self._as_text):
-                # The client has disconnected; the entry point is about to notice.
-                self._drop_unsent()
-                return
-            if self._events:
-                self._events.popleft()
-                self._writer.forget(len(data))
+        try:
+            while self._events:
+                data = self._events[0]
+                if not await self._writer.write_kept(data, self._as_text):
+                    # The client has disconnected; the entry point is about to notice.
+                    self._drop_unsent()
+                    return
+                if self._events:
+                    self._events.popleft()
+                    self._writer.forget(len(data))
+        except Exception as error:
+            report_failure("websocket", error)
+            self._is_over = True
+            self.refusal = Refused("internal", "an event could not be sent")
+            self._end_subscription()
 
     def _drop_unsent(self) -> None:
         while self._events:

@@ -24,6 +24,7 @@ from dss_api.errors import Refused
 from dss_api.http_answers import CONTINUE, encode_answer
 from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
+from dss_api.supervised import report_failure
 from dss_api.turns import Turns
 
 #: Requests that one connection may send ahead; reading pauses beyond that.
@@ -272,15 +273,20 @@ class HttpConnection(asyncio.Protocol):
             answer = encode_refusal(Refused("cancelled", "the client closed its side of the connection while the call waited"))
         finally:
             self._listener.call_ended(self.address)
-        if answer.undo is not None and await self._is_gone(request, answer):
-            route.observe(499, perf_counter() - request.started)
-            await answer.undo()
-            return
-        route.observe(answer.status, perf_counter() - request.started)
-        if not self._is_half_closed or answer.undo is None:
-            self._send(request, answer)
-        self._task = None
-        self._serve_next()
+        try:
+            if answer.undo is not None and await self._is_gone(request, answer):
+                route.observe(499, perf_counter() - request.started)
+                await answer.undo()
+                return
+            route.observe(answer.status, perf_counter() - request.started)
+            if not self._is_half_closed or answer.undo is None:
+                self._send(request, answer)
+            self._task = None
+            self._serve_next()
+        except Exception as error:
+            # The connection would wait for this call without end.
+            report_failure("http_call", error)
+            self._transport.abort()
 
     async def _is_gone(self, request: HttpRequest, answer: EncodedAnswer) -> bool:
         """Whether the client has hung up. If it has only closed its sending side, this sends the answer to find out."""

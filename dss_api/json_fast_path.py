@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from dss_api.errors import Refused
 from dss_api.guard import Guard, check_origin
 from dss_api.operation import Operation
 from dss_api.routes import Route, Routes, not_allowed
+from dss_api.supervised import report_if_failed
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -168,6 +170,7 @@ class _Call:
 
     def _begin_watching(self) -> None:
         self._watcher = asyncio.create_task(self._watch())
+        self._watcher.add_done_callback(partial(report_if_failed, "http_call"))
 
     async def has_ended(self) -> bool:
         """Whether the client has hung up, even in a call too quick to be watched."""

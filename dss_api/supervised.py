@@ -49,6 +49,12 @@ def report_failure(task: TaskName, error: BaseException) -> None:
     log.error("node.task_failed", task=task, error=f"{type(error).__name__}: {error}", exc_info=error)
 
 
+def report_if_failed(name: TaskName, task: asyncio.Task[Any]) -> None:
+    """A callback for tasks that their owner holds itself."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        report_failure(name, error)
+
+
 class Tasks:
     """The background tasks of one owner. It holds them, because the event loop does not."""
 

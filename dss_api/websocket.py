@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import Any
 
 import msgspec
 import structlog
@@ -28,6 +27,7 @@ from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.operation import Subscription
+from dss_api.supervised import Tasks, report_if_failed
 from dss_api.websocket_writer import WebSocketWriter
 
 log = structlog.get_logger("api")
@@ -125,7 +125,7 @@ class WebSocketConnection:
         self._writer = WebSocketWriter(send, abort, self._give_up)
         self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}
-        self._refusals: set[asyncio.Task[Any]] = set()
+        self._refusals = Tasks()
         self._is_open = True
 
     async def serve(self, receive: Receive) -> None:
@@ -151,11 +151,12 @@ class WebSocketConnection:
             self._is_open = False
             self._writer.close()
             self._in_progress.sockets.discard(self._go_away)
-            calls: list[asyncio.Task[Any]] = [*self._calls.values(), *self._refusals]
+            calls = list(self._calls.values())
             for call in calls:
                 cancel_once(call)
             if calls:
                 await asyncio.wait(calls)
+            await self._refusals.stop()
 
     def _give_up(self) -> None:
         """The client does not read: end the connection."""
@@ -184,16 +185,18 @@ class WebSocketConnection:
         subscribes = frame.op in self._entry_point.subscriptions
         work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
         task = self._calls[frame.id] = asyncio.create_task(work)
-        task.add_done_callback(lambda _: self._calls.pop(frame.id))
+        task.add_done_callback(lambda done: self._call_ended(frame.id, done))
         if subscribes:
             self._in_progress.subscriptions.add(task)
             task.add_done_callback(self._in_progress.subscriptions.discard)
 
+    def _call_ended(self, id: int | str, task: asyncio.Task[None]) -> None:
+        del self._calls[id]
+        report_if_failed("websocket", task)
+
     def _answer_now(self, id: int | str, answer: EncodedAnswer, as_text: bool) -> None:
         """Answer without holding up the frames that follow, even if the client does not read."""
-        task = asyncio.create_task(self._reply(id, answer, as_text))
-        self._refusals.add(task)
-        task.add_done_callback(self._refusals.discard)
+        self._refusals.spawn("websocket", self._reply(id, answer, as_text))
 
     def _cancel(self, request: bytes) -> EncodedAnswer:
         try:

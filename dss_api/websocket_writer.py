@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
 from dss_api.json_fast_path import Send
+from dss_api.supervised import report_if_failed
 
 log = structlog.get_logger("api")
 
@@ -110,6 +112,7 @@ class WebSocketWriter:
         log.warning("api.websocket_client_given_up", why=why)
         self.is_open = False
         self._closing = self._loop.create_task(self._close_and_abort())
+        self._closing.add_done_callback(partial(report_if_failed, "websocket"))
 
     async def _close_and_abort(self) -> None:
         try:

@@ -122,6 +122,8 @@ class DaphneServer(Server):  # type: ignore[misc]
     async def _run_main(self) -> None:
         try:
             self.exit_code = await self._main(self)
+        except Exception:
+            log.exception("node.failed")
         finally:
             reactor.callLater(0, reactor.stop)
 

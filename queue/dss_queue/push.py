@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SERVICE = "queue-subscribers"
 #: Refusals of a consume while the cluster has no leader. The subscription continues.
 TEMPORARY = frozenset(("no_leader", "no_quorum", "unknown_outcome"))
+#: After such a refusal. Most come after a deadline, but a subscription must not try again without end and without a pause.
+PAUSE_S = 0.1
 
 
 class Subscribers:
@@ -143,6 +145,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                 except Refused as refusal:
                     if refusal.code not in TEMPORARY:
                         raise
+                    await asyncio.sleep(PAUSE_S)
                     continue
                 if result.code:
                     return result

@@ -375,7 +375,7 @@ class Node(Listeners):
                 return False
             ticked = self._loop.create_future()
             self._tick_waiters.append(ticked)
-            await ticked
+            await asyncio.wait([ticked], timeout=deadline - self._loop.time())
         return True
 
     def failed(self, error: BaseException) -> None:

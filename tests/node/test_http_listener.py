@@ -20,6 +20,7 @@ from dss_api.http_listener import HttpListener
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath
 from dss_api.operation import Operation
+from dss_api.supervised import FAILURES
 
 PATIENCE_S = 20
 LIMITS = HttpLimits(body_bytes_max=4096)
@@ -462,3 +463,17 @@ async def test_a_client_that_does_not_read_does_not_keep_the_node_from_stopping(
     world.listener.stop_accepting()
     async with asyncio.timeout(PATIENCE_S):
         await world.listener.close(0.1)
+
+
+async def test_a_fault_while_an_answer_is_sent_ends_the_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise its client would wait without end."""
+
+    def fail(*_: Any) -> bytes:
+        raise RuntimeError("a fault of this program")
+
+    monkeypatch.setattr("dss_api.http_connection.encode_answer", fail)
+    before = FAILURES.labels("http_call")._value.get()
+    client = await world.connect()
+    client.call("/echo", {"text": "a"})
+    assert await client.ends() == b""
+    assert FAILURES.labels("http_call")._value.get() == before + 1

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from dss_api import websocket_writer
+from dss_api.feed import WebSocketFeed
+from dss_api.supervised import FAILURES
 from dss_api.websocket_writer import OVERHEAD_BYTES, WebSocketWriter
 
 PATIENCE_S = 20
@@ -108,3 +112,41 @@ async def test_a_slow_client_that_reads_is_not_given_up(monkeypatch: pytest.Monk
     line.reads.set()
     assert await waiting
     line.writer.close()
+
+
+async def test_an_event_that_cannot_be_sent_ends_its_subscription() -> None:
+    line = Line()
+
+    async def fail(message: dict[str, Any]) -> None:
+        raise RuntimeError("a fault of this program")
+
+    line.writer._send = fail
+    ended = asyncio.Event()
+    encoder: Any = SimpleNamespace(encode=lambda event: b"{}")
+    feed = WebSocketFeed(line.writer, 1, True, encoder, ended.set)
+    before = FAILURES.labels("websocket")._value.get()
+    feed.push(msgspec.defstruct("Event", [])())
+    async with asyncio.timeout(PATIENCE_S):
+        await ended.wait()
+        await feed.drained()
+    assert feed.refusal is not None
+    assert feed.refusal.code == "internal"
+    assert FAILURES.labels("websocket")._value.get() == before + 1
+    feed.end()
+    assert (feed.backlog, line.writer.unread_bytes) == (0, 0)
+
+
+async def test_a_fault_while_a_client_is_given_up_is_counted() -> None:
+    line = Line()
+
+    async def fail(message: dict[str, Any]) -> None:
+        raise RuntimeError("a fault of this program")
+
+    line.writer._send = fail
+    before = FAILURES.labels("websocket")._value.get()
+    while line.writer.keep(1000):
+        pass
+    assert await line.is_given_up()
+    await asyncio.sleep(0)
+    assert line.aborted == 1
+    assert FAILURES.labels("websocket")._value.get() == before + 1
