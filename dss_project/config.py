@@ -80,6 +80,13 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     drain_ms: int = setting(
         "DSS_DRAIN_MS", 5000, "How long a stopping node waits for calls in flight.", environment.integer(0, HOUR_MS)
     )
+    watchdog_ms: int = setting(
+        "DSS_WATCHDOG_MS",
+        10_000,
+        "How long the event loop may stand still before the stacks of all threads are logged. After twice this time the process"
+        " ends with exit code 3. 0 turns the watchdog off.",
+        environment.integer(0, HOUR_MS),
+    )
     admin_password: str = setting(
         "DSS_ADMIN_PASSWORD", "", "Initial password of the user `admin`.", shown="generated, in `<data dir>/admin-password`"
     )

@@ -8,6 +8,7 @@ from django.conf import settings
 
 from dss_api.json_fast_path import Receive, Scope, Send
 from dss_project.raft_worker import RaftWorker
+from dss_project.watchdog import Watchdog
 
 
 class Lifespan:
@@ -22,6 +23,10 @@ class Lifespan:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
+        with Watchdog(settings.NODE.watchdog_ms):
+            await self._live(receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
         worker = RaftWorker(settings.NODE, self._find_application())
         try:
             await worker.start()

@@ -16,6 +16,7 @@ import structlog
 from dss_api.in_progress import InProgress
 from dss_project.config import NodeConfig
 from dss_project.raft_worker import RaftWorker
+from dss_project.watchdog import Watchdog
 
 log = structlog.get_logger("node")
 
@@ -41,6 +42,13 @@ class WebServer(Protocol):
 
 async def live(config: NodeConfig, application: Any, in_progress: InProgress, server: WebServer, listening: socket.socket) -> int:
     """Run the node until it is told to stop or fails. Returns the process's exit code."""
+    with Watchdog(config.watchdog_ms):
+        return await _live(config, application, in_progress, server, listening)
+
+
+async def _live(
+    config: NodeConfig, application: Any, in_progress: InProgress, server: WebServer, listening: socket.socket
+) -> int:
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
 

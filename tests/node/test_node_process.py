@@ -48,13 +48,14 @@ class Process:
             "DSS_LOG_FORMAT": "json",
             **environ,
         }
+        self.arguments = ["manage.py", "node"]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environ: str) -> Process:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DSS_", "RPC_", "NODE_", "PEERS"))}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "node"],
+                [sys.executable, *self.arguments],
                 cwd=ROOT,
                 env={**inherited, **self.environ, **environ},
                 stdout=log,
@@ -324,3 +325,56 @@ def test_status_prints_the_cluster(make_node: Callable[..., Process]) -> None:
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "No answer from http://127.0.0.1:1" in failed.stderr
+
+
+#: A node whose loop stands still for good when it gets SIGUSR1.
+NODE_WITH_A_PLANTED_BLOCK = """
+import asyncio, os, signal, time
+from django.core.management import execute_from_command_line
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "dss_project.settings"
+
+def planted_block():
+    time.sleep(3600)
+
+def plant():
+    from dss_project.server import life
+    live = life.live
+    async def with_block(*args):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, planted_block)
+        return await live(*args)
+    life.live = with_block
+
+import django
+django.setup()
+plant()
+execute_from_command_line(["manage.py", "node"])
+"""
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+def test_a_loop_that_stands_still_for_good_ends_the_process(make_node: Callable[..., Process], server: str) -> None:
+    node = make_node(DSS_SERVER=server, DSS_WATCHDOG_MS="1000")
+    normal, node.arguments = node.arguments, ["-c", NODE_WITH_A_PLANTED_BLOCK]
+    node.start().until_ready()
+    assert node.process is not None
+    node.process.send_signal(signal.SIGUSR1)
+    assert node.wait() == 3
+    (blocked,) = [event for event in node.events() if event["event"] == "node.loop_blocked"]
+    assert "planted_block" in blocked["stack"]
+    assert [event["exit_code"] for event in node.events() if event["event"] == "node.loop_did_not_go_on"] == [3]
+    node.arguments = normal
+    node.start().until_ready()
+    assert node.stop() == 0
+
+
+def test_a_process_that_is_stopped_for_longer_than_the_watchdog_waits_goes_on(make_node: Callable[..., Process]) -> None:
+    node = make_node(DSS_WATCHDOG_MS="1000").start().until_ready()
+    assert node.process is not None
+    for _ in range(2):
+        node.process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        node.process.send_signal(signal.SIGCONT)
+        node.until_ready()
+    assert node.stop() == 0
+    assert not [event for event in node.events() if event["event"].startswith("node.loop_")]
