@@ -98,5 +98,8 @@ class Routes:
 
 def not_allowed(method: str, methods: Iterable[str]) -> EncodedAnswer:
     allowed = sorted({*methods, *(["HEAD"] if "GET" in methods else [])})
+    allow = ((b"allow", ", ".join(allowed).encode()),)
+    if method == "OPTIONS":
+        return EncodedAnswer(200, b"", allow)
     refusal = Refused("method_not_allowed", f"{method} is not allowed here; use {' or '.join(m for m in allowed if m != 'HEAD')}")
-    return encode_refusal(refusal, ((b"allow", ", ".join(allowed).encode()),))
+    return encode_refusal(refusal, allow)

@@ -29,6 +29,7 @@ from dss_api import running
 from dss_api.codec import INTERNAL, EncodedAnswer, encode_refusal, too_large
 from dss_api.errors import Refused
 from dss_api.guard import TOKEN_WANTED, Guard, check_origin
+from dss_api.negotiation import prefers_page
 from dss_api.operation import Operation
 from dss_api.routes import Route, not_allowed, split_path
 
@@ -104,12 +105,18 @@ class BrowsableRenderer(BrowsableAPIRenderer):
         return form
 
 
+def wants_page(request: Any) -> bool:
+    """The same decision as on the JSON fast path."""
+    accept = request.META.get("HTTP_ACCEPT", "").encode("latin-1")
+    return prefers_page(accept, request.META.get("HTTP_X_REQUESTED_WITH") == "XMLHttpRequest")
+
+
 class HTMLOrDocument(DefaultContentNegotiation):
     """A page for browsers, the document for everything else: no Accept header leads to a refusal."""
 
     def select_renderer(self, request: Any, renderers: Any, format_suffix: str | None = None) -> tuple[Any, str]:
-        wants_page = "text/html" in request.META.get("HTTP_ACCEPT", "")
-        chosen = next(one for one in renderers if isinstance(one, BrowsableAPIRenderer) == wants_page)
+        is_page = wants_page(request)
+        chosen = next(one for one in renderers if isinstance(one, BrowsableAPIRenderer) == is_page)
         return chosen, chosen.media_type
 
 
@@ -137,13 +144,22 @@ class OperationView(APIView):
         self.started = perf_counter()
         self.format_kwarg = None
         # Before the token is checked, as in the JSON fast path.
-        if request.method.replace("HEAD", "GET") not in self.operations:
+        if request.method.replace("HEAD", "GET") not in self.operations and not self._only_shows_form(request):
             # To decide whether to show a form, the page checks permissions as for the form's POST, which a session may not make
             # without a CSRF token. So the user must be authenticated before.
             with suppress(exceptions.APIException):
                 self.perform_authentication(request)
             raise exceptions.MethodNotAllowed(request.method)
         super().initial(request, *args, **kwargs)
+
+    @staticmethod
+    def _only_shows_form(request: Any) -> bool:
+        """A browser that opens the address of a call which it must send with the page's form."""
+        return request.method in ("GET", "HEAD") and wants_page(request)
+
+    def show_form(self, request: Any, **path_parameters: str) -> Response:
+        """The page of a call without GET, before the call is made."""
+        return Response(b"")
 
     def call(self, request: Any, **path_parameters: str) -> Response:
         method = request.method.replace("HEAD", "GET")
@@ -237,7 +253,7 @@ def views_of(operations: Iterable[Operation]) -> list[URLPattern]:
     patterns = []
     for operation_path, methods in at_path.items():
         prefix, parameter = split_path(operation_path)
-        handlers = {method.lower(): OperationView.call for method in methods}
+        handlers = {"get": OperationView.show_form, **{method.lower(): OperationView.call for method in methods}}
         name = "".join(part.title() for part in operation_path.replace("{", "").replace("}", "").replace("_", "/").split("/"))
         routes = {method: Route(operation) for method, operation in methods.items()}
         view: Any = type(f"{name}View", (OperationView,), {"operations": methods, "routes": routes, **handlers})

@@ -63,7 +63,8 @@ def test_text_in_backticks_is_shown_as_code() -> None:
 
 def test_the_browsable_page_of_a_post_is_filled_in(entry_points: Any) -> None:
     reply = entry_points.call_drf("GET", "/demo/put", headers=PAGE)
-    assert reply.status == 405
+    assert reply.status == 200, "a browser that opens the page has done nothing wrong"
+    assert b"Method not allowed" not in reply.body
     form = re.search(r"<textarea[^>]*>(.*?)</textarea>", reply.body.decode(), re.DOTALL)
     assert form is not None
     example = html.unescape(form.group(1)).strip()
@@ -132,3 +133,23 @@ def test_metrics(entry_points: Any) -> None:
     assert b'dss_request_seconds_count{operation="demo.get",status="200"}' in reply.body
     assert b"process_resident_memory_bytes" in reply.body
     assert b"_created" not in reply.body
+
+
+def test_head_of_a_page_of_a_post(entry_points: Any) -> None:
+    assert entry_points.call_drf("HEAD", "/demo/put", headers=PAGE).status == 200
+
+
+def test_a_program_that_gets_a_post_is_refused(entry_points: Any) -> None:
+    assert entry_points.call_both("GET", "/demo/put").status == 405
+
+
+@pytest.mark.parametrize("path", ["/demo/put", "/demo/get"])
+def test_options_names_the_methods(entry_points: Any, path: str) -> None:
+    reply = entry_points.call_both("OPTIONS", path)
+    assert (reply.status, reply.body) == (200, b"")
+    assert entry_points.call_drf("OPTIONS", path, headers=PAGE).status == 200
+    assert ("GET" in reply.headers["allow"]) == (path == "/demo/get")
+
+
+def test_the_page_of_a_post_asks_for_the_token_as_the_post_does(make_entry_points: Any) -> None:
+    assert make_entry_points(token="secret").call_drf("GET", "/demo/put", headers=PAGE).status == 401
