@@ -1,4 +1,4 @@
-# Everything a person does with this project. Needs Python 3.11 or later and make; the rest installs itself into .venv.
+# Every task of this project. Needs Python 3.11 or later and make; the rest is installed into .venv.
 
 PYTHON ?= python3
 NODES ?= 3
@@ -15,7 +15,7 @@ help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, but $(PYTHON) is " + sys.version.split()[0] + ". Choose another one: make PYTHON=python3.12 …")'
 	@echo "Setting up .venv (once, about a minute)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -67,13 +67,13 @@ postman: ## run the Postman collection against a running cluster (NODES=1: the s
 sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its trace
 	@$(BIN)/python tests/raft/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
 
-mutants: $(READY) ## plant bugs in Raft, and check that every one is found
+mutants: $(READY) ## plant bugs in Raft, and check that each one is found
 	@$(BIN)/python tests/raft/simulation/mutants.py $(ARGS)
 
 model: ## search the model of the cache's protocol completely, and check that every planted bug is found (needs spin and gcc)
 	@$(PYTHON) cache/model/check.py $(ARGS)
 
-chaos: $(READY) ## 100,000 messages, 200,000 cache operations, 10 rounds of locks on clusters that are killed, paused and cut (cut: as root on Linux)
+chaos: $(READY) ## load clusters that are killed, paused and cut off, and check all answers (cutting off needs root on Linux)
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
@@ -82,5 +82,5 @@ lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
 	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
 
-clean: ## remove what was built; the clusters' data under .dss stays
+clean: ## remove everything that was built; keep the clusters' data in .dss
 	@rm -rf .venv build dist report docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

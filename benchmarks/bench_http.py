@@ -108,7 +108,7 @@ class Row:
 
 
 class Connection(asyncio.Protocol):
-    """A client on one connection: the next call leaves when the answer to the last one is complete."""
+    """A client on one connection: it sends the next call when the answer to the last one is complete."""
 
     def __init__(self, number: int, calls: Calls, load: Load) -> None:
         self.number = number

@@ -1,11 +1,11 @@
-"""Consumers that wait: what 10,000 long polls and 2,000 subscriptions on one node cost it while nothing comes, and how soon one of
-them has a message that is published.
+"""Idle consumers: the cost of 10,000 long polls and 2,000 subscriptions on one node while no message is published, and the time until
+one of them has a message.
 
     python benchmarks/bench_queue_idle.py                          # about three minutes; also as results/bench_queue_idle.json
     python benchmarks/bench_queue_idle.py --server uvicorn --nodes 3
 
-Each consumer has a connection and a group of its own; ten of them share a topic. A long poll is asked again as soon as it was
-answered, as clients do. The clients share the machine with the node; only the node's processor time and memory are counted.
+Each consumer has a connection and a group of its own; ten of them share a topic. A client repeats its long poll as soon as it is
+answered. The clients share the machine with the node, but only the node's processor time and memory are counted.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ RESULTS = Path(__file__).parent / "results" / "bench_queue_idle.json"
 WAIT_MS = 20_000
 #: connections that are being opened at one time
 OPENING = 100
-#: file descriptors beside the connections
+#: file descriptors in addition to the connections
 SPARE_FILES = 500
 GROUPS_PER_TOPIC = 10
 
 
 class LongPoll(asyncio.Protocol):
-    """A consumer that asks again and again, and acks nothing: its messages are its own."""
+    """A consumer that repeats its long poll and acks nothing, because its group is its own."""
 
     def __init__(self, topic: str, group: str) -> None:
         body = json.dumps({"topic": topic, "group": group, "timeout_ms": WAIT_MS}).encode()
@@ -130,7 +130,7 @@ async def _in_parts(one: Any, count: int) -> None:
 
 
 async def publish(port: int, topic: str) -> None:
-    """One message, on a connection that is there already."""
+    """Publish one message on an open connection."""
     reader, writer = await _publisher(port)
     body = json.dumps({"topic": topic, "value": {"at": time.time()}}).encode()
     head = (
@@ -153,7 +153,7 @@ async def _publisher(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 
 async def latencies_ms(port: int, consumers: list[Any]) -> dict[str, float]:
-    """From the start of a publish until this consumer, one of the ten that the message goes to, has it."""
+    """The time from the start of a publish until this consumer, one of ten that get the message, has it."""
     measured = []
     for consumer in consumers:
         began = time.perf_counter()
@@ -170,7 +170,7 @@ def _one_of_each(consumers: list[Any], count: int) -> list[Any]:
 
 
 class Meter:
-    """A node's memory, and its processor time while nothing comes."""
+    """A node's memory, and its processor time while it is idle."""
 
     def __init__(self, process_id: int) -> None:
         self._process = psutil.Process(process_id)
@@ -179,7 +179,7 @@ class Meter:
         return round(self._process.memory_info().rss / 2**20, 1)
 
     async def cpu_percent(self, seconds: float) -> float:
-        """Of one core, over these seconds from now."""
+        """Processor time in percent of one core, over the next `seconds`."""
         before = sum(self._process.cpu_times()[:2])
         began = time.perf_counter()
         await asyncio.sleep(seconds)
@@ -187,7 +187,7 @@ class Meter:
 
 
 async def _once_round(what: str) -> None:
-    """Until each has asked for the second time."""
+    """Wait until each consumer has sent its second poll."""
     print(f"{what} are there; their first round takes {WAIT_MS // 1000} s", flush=True)
     await asyncio.sleep(WAIT_MS / 1000 + 2)
 
@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--polls", type=int, default=10_000)
     parser.add_argument("--subscriptions", type=int, default=2_000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="over which idle processor time is measured")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds over which idle processor time is measured")
     parser.add_argument("--samples", type=int, default=200, help="messages published, one at a time")
     parser.add_argument("--server", default="daphne", choices=["daphne", "uvicorn"])
     parser.add_argument("--nodes", type=int, default=1, choices=[1, 3])

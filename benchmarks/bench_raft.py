@@ -3,7 +3,7 @@
     python benchmarks/bench_raft.py                       # table of commands/s and latency, then failover
     python benchmarks/bench_raft.py --kills 50 --seconds 5
 
-Each client is a coroutine inside a node's process that submits one small command after the other; every answer is
+Each client is a coroutine in a node's process that submits one small command after the other. Every answered command is
 fsynced on a majority.
 """
 
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "bench_raft.json"
 
 
 async def run_node(node_id: str, ports: dict[str, int], directory: Path) -> None:
-    """One node; reads commands from standard input (`run CLIENTS SECONDS`, `status`), answers in JSON lines."""
+    """One node. It reads commands from standard input (`run CLIENTS SECONDS`, `status`) and answers with lines of JSON."""
     import structlog
 
     from dss_dev.sum_machine import Sum
@@ -142,7 +142,7 @@ def free_ports() -> dict[str, int]:
 
 
 def wait_for_leader(nodes: dict[str, Process], other_than: str = "") -> str:
-    """The leader that all these nodes know and have caught up with."""
+    """The leader, when all these nodes know it and have caught up with it."""
     while True:
         answers = [node.ask("status") for node in nodes.values()]
         leaders = {answer["leader"] for answer in answers}
@@ -164,7 +164,7 @@ def measure_throughput(nodes: dict[str, Process], seconds: float) -> list[dict[s
 
 
 def measure_failover(nodes: dict[str, Process], ports: dict[str, int], directory: Path, kills: int) -> dict[str, Any]:
-    """Seconds from kill -9 of the leader until a survivor has a command answered."""
+    """Seconds from kill -9 of the leader until a command on another node is answered."""
     durations = []
     for number in range(kills):
         leader = wait_for_leader(nodes)

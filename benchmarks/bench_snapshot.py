@@ -1,10 +1,10 @@
-"""What a snapshot of a large state costs the loop: pauses while one is taken, while it is loaded, and otherwise, as a histogram.
+"""How a snapshot of a large state delays the event loop: pauses while it is taken, while it is loaded, and otherwise, as a histogram.
 
     python benchmarks/bench_snapshot.py                       # 1,000,000 queued messages of 200 bytes
     python benchmarks/bench_snapshot.py --messages 100000
 
-One node in this process with the real store, one client that publishes a message after the other, and a timer that is due every
-millisecond: how late it comes is the pause.
+One node in this process with the real store, one client that publishes one message after the other, and a timer with a period of one
+millisecond. The delay of the timer is the pause.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ RESULTS = Path(__file__).parent / "results" / "bench_snapshot.json"
 BATCH = 1000
 PERIOD_S = 0.001
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-#: entries between two snapshots; the filling stays below it
+#: entries between two snapshots; filling the queue takes fewer
 ENTRIES = 5000
 SNAPSHOTS = 3
 
 
 class Pauses:
-    """How late a timer of one millisecond was, apart for when a snapshot was being taken."""
+    """The delays of a timer with a period of one millisecond, separately for the time while a snapshot was taken."""
 
     def __init__(self, is_taking: Callable[[], bool]) -> None:
         self.late_ms: dict[bool, list[float]] = {False: [], True: []}

@@ -16,7 +16,7 @@ CPU time is the user and system time of the three nodes that get the load. The o
 
 Each checkout runs its own code with its own `.venv` (`make .venv/.ready` there), or with the Python that you give.
 
-Exit code: 0 when no row's interval lies wholly above the limit, or without a verdict; 1 when one does; 2 when the measurement failed.
+Exit code: 0 if no row's interval lies wholly above the limit, or without a verdict; 1 if one does; 2 if the measurement failed.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def estimate(ratios: Sequence[float]) -> Estimate:
 
 
 def start_node(checkout: Checkout, node: LocalNode) -> None:
-    """Start the node with the checkout's code; the two share nothing but environment variables."""
+    """Start the node with the checkout's code. The two checkouts share nothing but environment variables."""
     inherited = {name: value for name, value in os.environ.items() if name not in PYTHON_SETTINGS}
     node.log_path.parent.mkdir(parents=True, exist_ok=True)
     with node.log_path.open("ab") as log:
@@ -291,7 +291,7 @@ def measure_server(server: str, checkouts: Sequence[Checkout], options: argparse
 
 
 def progress(text: str) -> None:
-    """Show the text in place of the last one, to a person only."""
+    """Replace the last progress text, if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

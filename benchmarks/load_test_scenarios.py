@@ -1,12 +1,12 @@
-"""Locust: what applications do with locks, a queue and a cache, and whether the answers are right while they do it.
+"""Locust: typical use of locks, queue and cache by applications, with a check of all answers.
 
     make load                                  # 200 users for a minute against `make run`
     make load NODES=1                          # against `make run NODES=1`
     locust -f benchmarks/load_test_scenarios.py --host http://127.0.0.1:8101,http://127.0.0.1:8102
 
-Users are spread over the nodes that `--host` names, separated by commas. 423 and 409 where the contract allows them are answers,
-not failures. A wrong answer is a failure even with status 200: a fencing token that does not grow, a message with another
-topic's value, a cached value older than a put that was answered before the get began. All users live in one process, so it knows.
+Users are spread over the nodes in `--host`, separated by commas. 423 and 409 are not failures where the contract allows them. A wrong
+answer is a failure even with status 200: a fencing token that does not grow, a message with another topic's value, a cached value older
+than a put that was answered before the get began. All users are in one process, so it can check this.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _newest_version: dict[str, int] = {}
 
 
 class NodeUser(FastHttpUser):
-    """A client of one node, the nodes taken in turn."""
+    """A client of one node. New clients use the nodes in turn."""
 
     abstract = True
     wait_time = between(0.2, 1.0)
@@ -51,10 +51,10 @@ class NodeUser(FastHttpUser):
         self.name = f"user-{RUN}-{self.number}"
 
     def call(self, path: str, body: dict[str, Any], *, also: tuple[int, ...] = (), check: Any = None) -> dict[str, Any] | None:
-        """POST. The answer when it is a 200; None when it is one of the statuses in `also`, or a failure.
+        """POST. Returns the answer if its status is 200, and None for one of the statuses in `also` or a failure.
 
         Args:
-            also: statuses that are an answer of the contract, such as 423 for a lock that is held.
+            also: other statuses that the contract allows, such as 423 for a lock that is held.
             check: gets the answer; returns what is wrong with it, or None.
         """
         with self.client.post(path, json=body, catch_response=True) as response:
@@ -81,12 +81,12 @@ class NodeUser(FastHttpUser):
 
 
 def _often_the_first(count: int) -> int:
-    """Numbers below `count`, the low ones much more often, as keys are in life."""
+    """Numbers below `count`, with the low ones much more often, like keys in practice."""
     return min(int(random.paretovariate(0.8)) - 1, count - 1)
 
 
 class LockLoad(NodeUser):
-    """Takes a lock, works a little, lets go. Some locks are wanted by many."""
+    """Acquires a lock, works for a moment, releases it. Many users want some of the locks."""
 
     weight = 3
 
@@ -129,14 +129,14 @@ class LockLoad(NodeUser):
 
     @staticmethod
     def _token_grows(key: str, answer: dict[str, Any]) -> str | None:
-        """The holder before had its answer before it let go, so its token is known here already."""
+        """The previous holder had its answer before it released the lock, so its token is known here."""
         before, token = _newest_token.get(key, 0), answer["fencing_token"]
         _newest_token[key] = max(before, token)
         return None if token > before else f"fencing token {token} after {before}"
 
 
 class QueueLoad(NodeUser):
-    """Publishes orders, some of one customer; works off what others published."""
+    """Publishes orders, some of them for the same customer, and processes those of other users."""
 
     weight = 3
 
@@ -162,7 +162,7 @@ class QueueLoad(NodeUser):
             return
         gevent.sleep(random.uniform(0.0, 0.03))
         several = {"msg_ids": [one["msg_id"] for one in got["messages"]], "receipts": [one["receipt"] for one in got["messages"]]}
-        # 409: it took too long, and another consumer has the message now.
+        # 409: the work took too long, and another consumer has the message now.
         self.call("/queue/ack", {**place, **several}, also=(409,))
 
     @task(1)
@@ -188,7 +188,7 @@ class QueueLoad(NodeUser):
 
 
 class CacheLoad(NodeUser):
-    """Reads much, writes now and then, counts."""
+    """Reads often, writes sometimes, and counts."""
 
     weight = 4
 
@@ -210,7 +210,7 @@ class CacheLoad(NodeUser):
         key = f"{RUN}-stock-{_often_the_first(ENTRIES)}"
         read = self.call("/cache/get", {"key": key})
         if read is not None:
-            # 409: somebody else was quicker.
+            # 409: another user was faster.
             self.call("/cache/put", {"key": key, "value": 1, "if_version": read["version"]}, also=(409,))
 
     @task(1)

@@ -147,7 +147,7 @@ class LiveQuerySet:
     def get(self, *conditions: Q, **lookups: Any) -> Model:
         found = self.filter(*conditions, **lookups)._rows
         if not found:
-            raise self.model.DoesNotExist(f"{self.model._meta.verbose_name}: no such row now")
+            raise self.model.DoesNotExist(f"{self.model._meta.verbose_name}: this row does not exist now")
         if len(found) > 1:
             raise self.model.MultipleObjectsReturned
         return found[0]
@@ -226,7 +226,7 @@ class LiveValuesFilter(admin.FieldListFilter):
 class LiveAdmin(admin.ModelAdmin):
     """Lists live rows. A subclass defines `rows`, and may define actions, which submit commands through `do_each`.
 
-    Reading needs the model's `view` permission; an action declares `permissions=["operate"]`, which is its `change` permission.
+    Reading needs the model's `view` permission. An action declares `permissions=["operate"]`, which is the `change` permission.
     """
 
     show_facets = admin.ShowFacets.NEVER

@@ -1,4 +1,4 @@
-"""What answers are made of. Each operation has one Struct that declares every field of its answer; nothing else can be sent."""
+"""Base Structs of answers. Each operation has one Struct that declares every field of its answer; nothing else can be sent."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Answer(Part, kw_only=True):
-    """Base of every 200 answer; by itself the answer of a call that has nothing to say. Subclasses are `kw_only` too."""
+    """Base of every 200 answer, and the answer of a call that has nothing to add. Subclasses are `kw_only` too."""
 
     ok: Annotated[bool, msgspec.Meta(extra_json_schema={"const": True})] = True

@@ -1,4 +1,4 @@
-"""A small HTTP client for commands at a terminal. It goes on to the next node when one does not answer."""
+"""A small HTTP client for commands at a terminal. If a node does not answer, it tries the next one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAUSE_S_MAX = 5.0
 CONNECT_TIMEOUT_S = 3.0
 #: how long a node may take for a call, in addition to the time that the call itself waits
 ANSWER_TIMEOUT_S = 15.0
-#: statuses after which the call is tried again, here or at another node
+#: statuses after which the call is sent again, to this node or another
 TRY_AGAIN = (429, 503)
 #: these refusals say that the call had no effect
 NO_EFFECT = ("no_leader", "no_quorum", "over_limit", "stopping")
@@ -53,7 +53,7 @@ class Client:
     Args:
         urls: service addresses, "http://127.0.0.1:8101"; the first that answers is kept.
         token: for `Authorization: Bearer`; "" for none.
-        say: is told in a line when the client goes on to another node, and what it waits for.
+        say: gets a line when the client tries another node, and when it waits.
 
     Raises:
         ValueError: an address is not like http://host:port.
@@ -93,8 +93,8 @@ class Client:
         Args:
             answer: the type that the answer is decoded into.
             wait_ms: how long the call itself waits.
-            patience_s: how long to go on without an answer, but each node is tried once; None: without a limit.
-            may_repeat: a call that may have reached a node is sent again.
+            patience_s: how long to try without an answer; each node is tried once anyway. None: without a limit.
+            may_repeat: whether to repeat a call that may have reached a node.
 
         Raises:
             CallFailed: refused.

@@ -34,12 +34,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EncodedAnswer(msgspec.Struct, gc=False):
-    """What an entry point sends back. The headers are complete except for Content-Length."""
+    """The answer that an entry point sends. The headers are complete except for Content-Length."""
 
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
-    #: called when the client disconnected before the answer could be sent
+    #: called if the client disconnected before the answer could be sent
     undo: Callable[[], Awaitable[None]] | None = None
 
 
@@ -62,7 +62,7 @@ class RequestDecoder:
         """
         try:
             if not body.isascii():
-                # msgspec copies a Raw field without looking inside it.
+                # msgspec copies a Raw field without checking its encoding.
                 body.decode()
             return self._decode_json(body or b"{}")
         except msgspec.ValidationError as error:
@@ -157,11 +157,11 @@ def _plain(text: str) -> str:
 class AnswerEncoder:
     """Encodes the results of one operation.
 
-    A handler returns the operation's answer Struct, or the `Result` of a state machine, which this makes into the Struct. When a
-    field is not declared, or a declared one is missing, the call is answered `internal`, and the log names the field.
+    A handler returns the operation's answer Struct, or the `Result` of a state machine, which is converted to the Struct. If a field is
+    not declared, or a declared one is missing, the answer is `internal`, and the log names the field.
 
     Args:
-        name: of the operation.
+        name: name of the operation.
     """
 
     def __init__(self, name: str, answer: type[Answer]) -> None:
@@ -201,7 +201,7 @@ class AnswerEncoder:
 class EventEncoder:
     """Encodes the events of one subscription.
 
-    An event is the subscription's event Struct, or a Struct that has only fields of it.
+    An event is the subscription's event Struct, or a Struct with a subset of its fields.
     """
 
     def __init__(self, subscription: Subscription) -> None:

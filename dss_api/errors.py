@@ -6,11 +6,11 @@ from typing import Any
 
 
 class Refused(Exception):
-    """Raised anywhere on a request's path; the entry point answers with a problem document and logs no traceback.
+    """Raised anywhere while a call is served. The entry point answers with a problem document and logs no traceback.
 
     Args:
         code: a stable problem code of the contract ("no_leader", "over_limit", "invalid", …).
-        detail: one sentence for a person; names the field when one is at fault.
+        detail: one sentence for people; names the field that is at fault, if any.
         extra: further members of the problem document, as `problems.PROBLEMS` declares them.
     """
 

@@ -14,7 +14,7 @@ from dss_api.errors import Refused
 from dss_api.supervised import report_failure
 from dss_api.websocket_writer import WebSocketWriter
 
-#: Events that wait for a client that does not read; with more of them it loses the subscription.
+#: Maximum number of events that wait for a client. Above it, the subscription ends.
 BACKLOG_MAX = 10_000
 
 _encode = msgspec.json.Encoder().encode
@@ -24,9 +24,9 @@ class WebSocketFeed:
     """See `operation.Feed`. It has a task only while there is something to send.
 
     Args:
-        id: of the call.
-        as_text: send text frames, as the client does.
-        end_subscription: called once when the subscription cannot go on; `refusal` then says why.
+        id: id of the call.
+        as_text: whether to send text frames, as the client does.
+        end_subscription: called once when the subscription must end; `refusal` then has the reason.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class WebSocketFeed:
         return len(self._events)
 
     def push(self, event: msgspec.Struct) -> None:
-        """Send `event` after those before it. After the end it is dropped."""
+        """Queue `event` for sending. After the end of the feed it is dropped."""
         if self._is_over:
             return
         try:
@@ -82,7 +82,7 @@ class WebSocketFeed:
             while self._events:
                 data = self._events[0]
                 if not await self._writer.write_kept(data, self._as_text):
-                    # The client has disconnected; the entry point is about to notice.
+                    # The client has disconnected; the entry point will notice soon.
                     self._drop_unsent()
                     return
                 if self._events:

@@ -1,8 +1,8 @@
 """How a command at a terminal finds its cluster.
 
 In this order: the addresses given with `--url`; this node's address, if the environment sets it; the cluster that `make run` started in
-this directory; this node's default address. `make run` leaves a file in the cluster's data directory and removes it when it stops. A file
-that was left behind is recognised by asking: no node answers, and the process that wrote it is gone.
+this directory; this node's default address. `make run` writes a file to the cluster's data directory and removes it when it stops. A stale
+file is ignored: no node answers, and the process that wrote it is gone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import msgspec
 CLUSTERS = Path(".dss")
 FILE_NAME = "cluster.json"
 VERSION = 1
-#: one of these in the environment means: the node that it describes
+#: if one of these is set, the environment describes the node to use
 ADDRESS_VARIABLES = ("DSS_URL", "RPC_HOST", "RPC_PORT", "PEERS")
 ASK_TIMEOUT_S = 1.0
-#: the same line is not repeated sooner
+#: the same line is not printed again within this time
 REPEAT_AFTER_S = 30.0
 
 URL_HELP = "a node's address, several times or separated by commas; without it the cluster of `make run` in this directory"
@@ -57,7 +57,7 @@ class LocalClusterFile(msgspec.Struct, frozen=True):
 
 
 class NodeAddress(Protocol):
-    """What the settings of a node say of addresses."""
+    """The addresses in a node's settings."""
 
     @property
     def url(self) -> str: ...
@@ -78,14 +78,14 @@ def remove_file(directory: Path) -> None:
 
 
 def running_clusters(clusters: Path = CLUSTERS) -> dict[Path, LocalClusterFile]:
-    """The clusters of `make run` below `clusters` that answer; those that are starting, if none answers."""
+    """The clusters of `make run` in `clusters` that answer; if none does, those that are starting."""
     described = {path.parent: cluster for path in sorted(clusters.glob(f"*/{FILE_NAME}")) if (cluster := _read(path))}
     answering = {directory: cluster for directory, cluster in described.items() if any(map(_answers, cluster.urls))}
     return answering or {directory: cluster for directory, cluster in described.items() if _is_alive(cluster.pid)}
 
 
 def without_repeats(say: Say) -> Say:
-    """`say` for several clients that report the same trouble, and for one that reports it again and again."""
+    """A `say` that suppresses repeated lines, from one client or from several."""
     said_at: dict[str, float] = {}
 
     def say_once(line: str) -> None:
@@ -104,7 +104,7 @@ def cluster_urls(
     clusters: Path = CLUSTERS,
     environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """The addresses to try, in this order; which cluster it is and how it was found is said in a line.
+    """The addresses to try, in this order. `say` gets a line with the cluster and how it was found.
 
     Args:
         given: the values of `--url`.

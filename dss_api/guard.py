@@ -1,4 +1,4 @@
-"""Access checks, the same for every entry point: the bearer token if one is configured, and no pages of other sites."""
+"""Access checks, the same for every entry point: a bearer token if one is configured, and no calls by pages of other sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Host headers this node accepts.
+"""The check of the Host header.
 
 Another site can point its own name at 127.0.0.1, so that its pages talk to a node as if the node were that site (DNS rebinding). That
 does not work with an IP address, so addresses are always accepted: probes and load balancers use them.
@@ -40,7 +40,7 @@ class HostCheck:
         if "*" in self._names:
             return True
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        # The root of DNS may be written: `localhost.` is localhost.
+        # A host name may end with the dot of the DNS root: `localhost.` is localhost.
         name = name.removesuffix(".")
         if name in self._names or any(name.endswith(domain) or name == domain[1:] for domain in self._domains):
             return True

@@ -29,7 +29,7 @@ def _header_lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
 
 
 def encode_answer(answer: EncodedAnswer, is_head: bool, keeps_alive: bool, is_http_1_0: bool) -> bytes:
-    """The whole answer. `is_head` leaves out the body."""
+    """The complete answer. `is_head` omits the body."""
     body = answer.body
     connection = _CLOSE if not keeps_alive else _KEEP_ALIVE if is_http_1_0 else b""
     return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (

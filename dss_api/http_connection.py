@@ -27,18 +27,18 @@ from dss_api.http_request import HttpRequest
 from dss_api.supervised import report_failure
 from dss_api.turns import Turns
 
-#: Requests that one connection may send ahead; reading pauses beyond that.
+#: Maximum number of pipelined requests on one connection. Above it, reading pauses.
 PIPELINED_MAX = 64
-#: A client that has closed its sending side may still read. A call that takes longer than this is cancelled then, and answered.
+#: A client that has closed its sending side may still read. If its call takes longer than this, the call is cancelled and answered.
 HALF_CLOSED_GRACE_S = 0.05
-#: Between the two parts of an answer to such a client: if it has gone, the second part fails.
+#: Pause between the two parts of an answer to such a client. If the client has gone, sending the second part fails.
 HALF_CLOSED_PROBE_S = 0.02
-#: After a refusal so much of a body is read and dropped, so that the client gets to read the answer.
+#: How much of a body is read and dropped after a refusal, so that the client can read the answer.
 DISCARDED_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Listener(Protocol):
-    """What a connection needs of its listener."""
+    """The part of its listener that a connection uses."""
 
     loop: asyncio.AbstractEventLoop
     limits: HttpLimits
@@ -47,22 +47,22 @@ class Listener(Protocol):
     find_node: Callable[[], Any]
 
     def opened(self, connection: HttpConnection) -> Refused | None:
-        """Count a connection, or say why it is refused."""
+        """Count a connection, or return the reason why it is refused."""
 
     def closed(self, connection: HttpConnection) -> None:
-        """The connection is gone."""
+        """Count a connection as closed."""
 
     def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
-        """Find what answers the request, and check its headers; a refusal when they do not pass."""
+        """Find out what answers the request, and check its headers. Returns a refusal, or None."""
 
     def call_begins(self, address: str) -> None:
         """Count a call. Raises `Refused` when its client has too many in progress."""
 
     def call_ended(self, address: str) -> None:
-        """The call has its answer or was cancelled."""
+        """Count a call as answered or cancelled."""
 
     def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes) -> None:
-        """Let the web server go on with this connection, beginning with `data`."""
+        """Let the web server serve this connection from now on; `data` is the first input."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -81,13 +81,13 @@ class HttpConnection(asyncio.Protocol):
         self._discarded_bytes = 0
         #: no further request is read: the connection is handed over, refused or closing
         self._is_over = False
-        #: a refused request has not arrived whole: its client may still be sending
+        #: a request was refused before all of it had arrived: the client may still be sending
         self._lingers = False
         self._has_hung_up = False
         self._is_half_closed = False
         self._is_reading_paused = False
         self._can_write = True
-        #: bytes behind an upgrade
+        #: input after an upgrade request
         self._rest = b""
         self.address = ""
         #: loop time at which the listener ends this connection; 0: never
@@ -116,7 +116,7 @@ class HttpConnection(asyncio.Protocol):
         self._listener.closed(self)
 
     def eof_received(self) -> bool:
-        """The client sends no more. It may still read, so what it has asked for is answered."""
+        """The client sends nothing more. It may still read, so its requests are answered."""
         self._is_half_closed = True
         if self._task is None and not self._queue:
             return False
@@ -222,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
     # --------------------------------------------------------------- serving
 
     def _end_with(self, request: HttpRequest, answer: EncodedAnswer) -> None:
-        """Answer `request` after those before it, and read no more: the rest of it is not worth reading."""
+        """Answer `request` after those before it, and do not parse further input."""
         request.answer, request.keep_alive = answer, False
         self._is_over = self._lingers = True
         self._queue.append(request)
@@ -232,7 +232,7 @@ class HttpConnection(asyncio.Protocol):
         self._serve_next()
 
     def _serve_next(self) -> None:
-        """Serve what is queued, in order, until a call has to be waited for."""
+        """Serve queued requests in order, until one has to wait."""
         while self._queue and self._task is None and self._can_write and not self._transport.is_closing():
             request = self._queue.popleft()
             if request.answer is not None:
@@ -301,7 +301,7 @@ class HttpConnection(asyncio.Protocol):
 
     @staticmethod
     async def _pause(seconds: float) -> None:
-        """Let the loop deliver what has happened to the connection; its loss cancels this task."""
+        """Let the loop deliver the connection's events. The loss of the connection cancels this task."""
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(seconds)
 
@@ -318,7 +318,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_over = True
         self._queue.clear()
         if self._lingers and not self._is_half_closed:
-            # Closed with bytes unread, the connection would be reset, and the client might not read the answer.
+            # Closing a connection with unread input resets it, and the client might not be able to read the answer.
             self._transport.write_eof()
             self._set_deadline(self._limits.linger_timeout_s)
         else:
@@ -335,7 +335,7 @@ class HttpConnection(asyncio.Protocol):
         self.deadline = self._listener.loop.time() + seconds
 
     def time_out(self) -> None:
-        """The deadline has passed: answer a request that has begun, and end the connection."""
+        """The deadline has passed: refuse a request that has not fully arrived, and end the connection."""
         self.deadline = 0.0
         if not self._can_write:
             self._transport.abort()
@@ -351,13 +351,13 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """The connection is gone."""
+        """Whether the connection has ended."""
         return self._has_hung_up
 
     def close(self) -> None:
-        """End the connection when what is unsent has left."""
+        """End the connection after all output has been sent."""
         self._transport.close()
 
     def abort(self) -> None:
-        """End the connection now."""
+        """End the connection immediately, without sending the remaining output."""
         self._transport.abort()

@@ -9,26 +9,26 @@ from dss_api.errors import Refused
 
 @dataclass(frozen=True, kw_only=True)
 class HttpLimits:
-    """What one connection, one client and all of them together may use."""
+    """Limits for one connection, for one address, and for all connections."""
 
-    #: longest body
+    #: size of a body
     body_bytes_max: int
-    #: request line and headers
+    #: size of request line and headers
     head_bytes_max: int = 32 * 1024
     #: from a request's first byte to the end of its head
     head_timeout_s: float = 10.0
     #: from the end of a head to the end of its body
     body_timeout_s: float = 30.0
-    #: longer than clients' pools keep a connection: else a call now and then would meet one that is being closed
+    #: longer than clients' pools keep a connection; otherwise a call would sometimes use one that is being closed
     idle_timeout_s: float = 75.0
-    #: a client that does not read its answers
+    #: how long a client may leave its answers unread
     write_timeout_s: float = 30.0
-    #: after a refusal, for a client that is still sending
+    #: how long a connection stays open after a refusal, for a client that is still sending
     linger_timeout_s: float = 2.0
     connections_max: int = 10_000
-    #: of one address
+    #: connections from one address
     connections_per_address_max: int = 10_000
-    #: calls in progress of one address
+    #: calls in progress from one address
     calls_per_address_max: int = 10_000
 
     @property

@@ -1,6 +1,6 @@
-"""The HTTP listener: accepts connections, counts them, and decides who answers a request.
+"""The HTTP listener: accepts connections, counts them, and decides what answers a request: an operation or the web server.
 
-It stands in front of the web server (Daphne or uvicorn), with the same limits for both. See `http_connection`.
+It is in front of the web server (Daphne or uvicorn), with the same limits for both. See `http_connection`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from dss_api.json_fast_path import JsonFastPath, nothing_there
 
 log = structlog.get_logger("api")
 
-#: How often deadlines are looked at.
+#: How often deadlines are checked.
 SWEEP_S = 1.0
 CLOSE_POLL_S = 0.01
-#: A connection is handed over when the answers before it have left; until then it is looked at again after this long.
+#: A connection is handed over after earlier answers have been sent. This is how often that is checked.
 FLUSH_POLL_S = 0.01
 CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections")
 
@@ -39,16 +39,16 @@ class HandedOver(Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """The connection is gone."""
+        """Whether the connection has ended."""
 
     def close(self) -> None:
-        """End it when what is unsent has left."""
+        """End the connection after all output has been sent."""
 
     def abort(self) -> None:
-        """End it now."""
+        """End the connection immediately."""
 
 
-#: Takes a connection over: the transport, and the bytes that come first.
+#: Takes a connection over: its transport, and the first input.
 TakeOver = Callable[[asyncio.Transport, bytes], HandedOver]
 
 
@@ -56,7 +56,7 @@ class HttpListener:
     """See the module.
 
     Args:
-        json: the operations and who may call them.
+        json: the operations and their access checks.
         page_prefixes: paths below which the web server answers every request.
         take_over: hands a connection to the web server.
     """
@@ -103,14 +103,14 @@ class HttpListener:
             connection.close_when_idle()
 
     async def close(self, timeout_s: float) -> None:
-        """Close every connection that is left. A client that does not read gets `timeout_s`, then its connection is aborted."""
+        """Close every connection that is left. After `timeout_s`, those of clients that do not read are aborted."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         left: list[HandedOver | HttpConnection] = [*self._handed_over, *self._connections]
         for one in left:
             one.close()
         deadline = self.loop.time() + timeout_s
-        # The web server does not tell when a connection has closed.
+        # The web server does not report when a connection has closed.
         while any(not one.is_closed for one in left) and self.loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(CLOSE_POLL_S)
         for one in left:
@@ -136,7 +136,7 @@ class HttpListener:
         return refusal
 
     def closed(self, connection: HttpConnection) -> None:
-        """The connection is gone, or handed over."""
+        """Count a connection as closed or handed over."""
         if connection in self._connections:
             self._connections.discard(connection)
             self._forget_address(connection.address)
@@ -156,14 +156,14 @@ class HttpListener:
         self._in_progress.calls += 1
 
     def call_ended(self, address: str) -> None:
-        """A call has its answer or was cancelled."""
+        """Count a call as answered or cancelled."""
         self._in_progress.calls -= 1
         self._calls_per_address[address] -= 1
         if not self._calls_per_address[address]:
             del self._calls_per_address[address]
 
     def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
-        """Find what answers the request, and check its headers before its body is read."""
+        """Find out what answers the request, and check its headers before its body is read."""
         host = accept = b""
         length, from_form = 0, False
         for name, value in request.headers:
@@ -197,7 +197,7 @@ class HttpListener:
         return None
 
     def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes) -> None:
-        """The web server goes on with this connection, once the answers that are still due have left."""
+        """Let the web server serve this connection, after earlier answers have been sent."""
         if transport.is_closing():
             return
         if transport.get_write_buffer_size():

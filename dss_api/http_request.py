@@ -58,7 +58,7 @@ class HttpRequest:
         self.route: Route | None = None
         #: value of the path's parameter
         self.parameter = ""
-        #: an answer that was known before the request was complete
+        #: an answer that was decided before the request had fully arrived
         self.answer: EncodedAnswer | None = None
 
     def complete_head(self, method: bytes, version: str, keep_alive: bool, is_upgrade: bool) -> None:
@@ -87,9 +87,9 @@ class HttpRequest:
         return decoder.body(body)
 
     def replayed(self) -> bytes:
-        """The whole request as bytes for another parser, in HTTP/1.1 with a known length.
+        """The complete request as bytes for another parser, in HTTP/1.1 with a known length.
 
-        Except for an upgrade it asks for the connection to be closed after the answer.
+        Unless it is an upgrade, it asks for the connection to be closed after the answer.
         """
         lines = [b"%b %b HTTP/1.%d" % (self.method, self.target, 0 if self.is_http_1_0 else 1)]
         if self.is_upgrade:

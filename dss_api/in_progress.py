@@ -14,13 +14,13 @@ class InProgress:
 
     def __init__(self) -> None:
         self.turns = Turns()
-        #: calls that are not answered yet, those of WebSockets included
+        #: calls that are not answered yet, including those on WebSockets
         self.calls = 0
-        #: subscriptions of WebSockets; a stop ends them instead of waiting for them
+        #: subscriptions on WebSockets; a stopping node ends them instead of waiting for them
         self.subscriptions: set[asyncio.Task[None]] = set()
         #: how to close each open WebSocket
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
-        #: ends the connection of a client, (host, port), without waiting for what is unsent; the listener sets it
+        #: aborts the connection of a client, (host, port); the listener sets it
         self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
 
     async def end_subscriptions(self, timeout_s: float) -> None:
@@ -37,6 +37,6 @@ class InProgress:
 
 
 def cancel_once(task: asyncio.Task[Any]) -> None:
-    """Cancel `task` unless that was done before: a second cancellation would interrupt the cleanup in its `finally`."""
+    """Cancel `task` unless it was cancelled before: a second cancellation would interrupt the cleanup in its `finally`."""
     if not task.cancelling():
         task.cancel()

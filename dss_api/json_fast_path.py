@@ -1,7 +1,7 @@
 """The JSON fast path: calls go straight from the ASGI server to an operation.
 
-It bypasses Django's handler, middleware and DRF, whose thread switches cost more than everything else a node does for a call. So
-nothing here may use the ORM, a session or the disk. What all entry points must agree on is in routes.py, codec.py, guard.py and
+It bypasses Django's handler, middleware and DRF, whose thread switches cost more than everything else that a node does for a call. So
+nothing here may use the ORM, a session or the disk. The code that all entry points share is in routes.py, codec.py, guard.py and
 problems.py.
 """
 
@@ -24,7 +24,7 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: A call is checked for a client that hangs up once it has taken this long: watching costs more than a quick call.
+#: After a call has taken this long, its client is watched for a disconnect. Watching costs more than a quick call.
 WATCH_AFTER_S = 0.05
 #: How much of a body that is too large is read and discarded before the call is answered.
 DISCARDED_BYTES_MAX = 64 * 1024 * 1024

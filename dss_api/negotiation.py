@@ -1,4 +1,4 @@
-"""Who gets a page and who gets JSON: content negotiation with weights (RFC 9110, section 12.5.1).
+"""The choice between page and JSON: content negotiation with weights (RFC 9110, section 12.5.1).
 
 Weights decide when a client names both types, or accepts only one. Otherwise it accepts anything, and then only browsers get a page:
 they name `application/xhtml+xml`, and the form of the browsable API sends `X-Requested-With`. Programs that do not set the header
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-#: Distinct Accept headers whose verdict is remembered.
+#: Distinct Accept headers whose result is cached.
 REMEMBERED_MAX = 1024
 
 
@@ -19,7 +19,7 @@ def prefers_page(accept: bytes, from_form: bool = False) -> bool:
 
     Args:
         accept: the header's value; b"" when there is none.
-        from_form: the request carries `X-Requested-With: XMLHttpRequest`.
+        from_form: the request has the header `X-Requested-With: XMLHttpRequest`.
     """
     if b"text/html" not in accept:
         return False
@@ -61,6 +61,6 @@ def _weight_of(media_type: str, weights: dict[str, float]) -> float:
 def is_page(path: str, accept: bytes, from_form: bool, page_prefixes: tuple[str, ...]) -> bool:
     """Whether the web server answers: the landing page, what is below `page_prefixes`, and the pages of API calls.
 
-    Everything else is the API's: a program that asks for something unknown gets a problem, not a page.
+    The API answers everything else: a program that requests an unknown path gets a problem document, not a page.
     """
     return path == "/" or path.startswith(page_prefixes) or prefers_page(accept, from_form)

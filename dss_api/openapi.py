@@ -24,8 +24,8 @@ _PROBLEM: dict[str, Any] = {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "one sentence for a person; names the field when one is at fault"},
-        "code": {"type": "string", "enum": sorted(PROBLEMS), "description": "stable: programs decide by it"},
+        "detail": {"type": "string", "description": "one sentence for people; names the field that is at fault, if any"},
+        "code": {"type": "string", "enum": sorted(PROBLEMS), "description": "stable: for decisions of programs"},
         "ok": {"const": False},
         "index": {
             "type": "integer",
@@ -54,7 +54,7 @@ class OpenApi:
         self._components = components
         _, of_requests = msgspec.json.schema_components(list(requests))
         for name in components.keys() - of_requests.keys():
-            # Later versions add fields to answers: clients must ignore fields they do not know.
+            # Later versions may add fields to answers: clients must ignore unknown fields.
             components[name].pop("additionalProperties", None)
         for answer in answers:
             components[self._names[answer]].setdefault("required", []).insert(0, "ok")

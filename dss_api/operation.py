@@ -38,11 +38,11 @@ class Operation:
     tag: str = ""
     #: a request that works unchanged: fills the browsable API's form and the docs
     example: dict[str, Any] = field(default_factory=dict)
-    #: problem codes this call can answer, beyond those that any call can
+    #: problem codes of this call, in addition to those of every call
     problems: tuple[str, ...] = ()
     #: False for calls that never need a token (/health, /ready)
     guarded: bool = True
-    #: gives back what the client got when it disconnected before the answer could be sent: called with node, request and result
+    #: called with node, request and result if the client disconnected before the answer could be sent; gives back what it got
     undo: Callable[[Any, Any, Any], Awaitable[None]] | None = None
 
 
@@ -83,7 +83,7 @@ class Subscription:
     description: str = ""
     tag: str = ""
     example: dict[str, Any] = field(default_factory=dict)
-    #: problem codes that can end it, beyond those of any call
+    #: problem codes that can end it, in addition to those of every call
     problems: tuple[str, ...] = ()
-    #: the Struct of its last answer, when it ends without a refusal
+    #: the Struct of its last answer, if it ends without a refusal
     answer: type[Answer] = Answer

@@ -13,7 +13,7 @@ from dss_api.answer import Part
 
 
 class Invalid(Part):
-    #: what is at fault, when one field is
+    #: the field that is at fault, if any
     field: str | UnsetType = UNSET
 
 
@@ -36,7 +36,7 @@ class LockHolder(Part):
     client: str
     mode: str
     fencing_token: int
-    #: null: until released
+    #: null: the lock is held until it is released
     expires_in_ms: int | None
 
 
@@ -45,7 +45,7 @@ class NotGranted(Part):
     holders: list[LockHolder]
     #: 1: next in line
     position: int
-    #: the key was lost by its holder and is blocked for this long
+    #: the remaining lock delay after the loss of a lock
     delayed_ms: int | UnsetType = UNSET
 
 
@@ -55,7 +55,7 @@ class CycleStep(Part):
     waits_for: str
     #: the client that holds it, or waits for it ahead of this one
     held_by: str
-    #: "holds" or "waits"
+    #: how it blocks: "holds" or "waits"
     because: str
 
 

@@ -1,4 +1,4 @@
-"""Operations by path: what the JSON fast path, the WebSocket and the browsable API share about each one."""
+"""Operations by path, prepared for the JSON fast path, the WebSocket and the browsable API."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Route:
         self.changes = operation.method != "GET"
         self.decoder = RequestDecoder(operation)
         self.encoder = AnswerEncoder(operation.name, operation.answer)
-        #: status -> the histogram's `observe`: looking up a label costs more than observing
+        #: status -> the histogram's `observe`: looking up a label costs more than the observation
         self.observers: dict[int, Callable[[float], None]] = {}
         _, self.path_parameter = split_path(operation.path)
 

@@ -15,7 +15,7 @@ from dss_api.errors import Refused
 
 T = TypeVar("T")
 
-#: The loop answers within milliseconds. After this long it is assumed to be gone.
+#: The loop answers within milliseconds. After this time it is assumed to be gone.
 SNAPSHOT_TIMEOUT_S = 5.0
 
 _node: Any = None

@@ -1,7 +1,7 @@
-"""Shares out the event loop's turns, so that a burst of expensive calls does not hold up heartbeats and other clients.
+"""Spreads calls over turns of the event loop, so that a burst of expensive calls does not delay heartbeats and other clients.
 
-Every call that is ready runs in the same turn of the loop. A thousand calls of 10 ms each would be one turn of ten seconds, in which no
-heartbeat leaves. So calls begin only until a turn has lasted a while, and the rest begin in the following turns, in the order they came.
+Every call that is ready runs in the same turn of the loop. A thousand calls of 10 ms each would be one turn of ten seconds without a
+heartbeat. So calls begin only until a turn has lasted for a while, and the rest begin in the following turns, in order of arrival.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import asyncio
 from collections import deque
 from time import perf_counter
 
-#: Once calls have begun in a turn for this long, further ones begin in a later turn.
+#: After this time in a turn, further calls begin in a later turn.
 TURN_BUDGET_S = 0.02
-#: Of the calls that had to wait so many begin in one turn: how long they take is not known before.
+#: How many of the calls that had to wait begin in one turn: their duration is not known in advance.
 LATE_PER_TURN = 8
 
 

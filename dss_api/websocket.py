@@ -1,7 +1,7 @@
 """The entry point for programs that call often: a WebSocket with many concurrent calls.
 
 A frame is `{"id": …, "op": "locks.acquire", "request": {…}}`; `x-op` in the API docs names each operation. The answer is the same
-document as over HTTP with the call's `id` and `status`. Answers are sent as soon as they are ready, in any order.
+document as over HTTP, with the call's `id` and `status`. Answers are sent as soon as they are ready, in any order.
 
 A subscription is called the same way. It sends `{"id": …, "event": {…}}` as things happen, and an answer when it ends.
 `{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes, all
@@ -33,7 +33,7 @@ from dss_api.websocket_writer import WebSocketWriter
 log = structlog.get_logger("api")
 
 PATH = "/ws"
-#: Calls in progress on one connection; further ones are answered `over_limit`.
+#: Maximum number of calls in progress on one connection. Further calls are refused with `over_limit`.
 CALLS_PER_CONNECTION_MAX = 1000
 CANCEL = "cancel"
 
@@ -129,7 +129,7 @@ class WebSocketConnection:
         self._is_open = True
 
     async def serve(self, receive: Receive) -> None:
-        """Serve until the connection closes; cancelled calls have given back what they held when this returns."""
+        """Serve until the connection closes. When this returns, cancelled calls have given back what they held."""
         self._in_progress.sockets.add(self._go_away)
         self._serving = asyncio.current_task()
         try:
@@ -144,7 +144,7 @@ class WebSocketConnection:
                     return
                 await self._begin(frame, text is not None)
         except asyncio.CancelledError:
-            # Given up: the end of this coroutine closes the connection.
+            # `_give_up` cancelled this task; when it ends, the connection is closed.
             if self._writer.is_open:
                 raise
         finally:

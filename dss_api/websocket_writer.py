@@ -1,7 +1,7 @@
-"""What a WebSocket's client has not read yet: counted, and bounded in bytes and in time.
+"""Sends the messages of a WebSocket, and limits what its client has not read yet, in bytes and in time.
 
 The server's `send` waits while the client does not read (flow control of uvicorn, and of Daphne as `on_daphne` sets it up). Everything
-that waits there is counted here. A client that exceeds a limit is closed with 1008 and, if it does not read that either, aborted.
+that waits there is counted here. The connection of a client that exceeds a limit is closed with 1008, and aborted after a grace period.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from dss_api.supervised import report_if_failed
 log = structlog.get_logger("api")
 
 POLICY_VIOLATION = 1008
-#: Bytes that may wait for one client.
+#: Maximum number of bytes that wait for one client.
 UNREAD_BYTES_MAX = 16 * 1024 * 1024
-#: Counted for each message in addition to its length: what the process needs to keep it.
+#: Counted for each message in addition to its length: the memory that it needs in the process.
 OVERHEAD_BYTES = 1024
-#: A client that reads nothing for this long is given up.
+#: A client that reads nothing for this long is disconnected.
 STALLED_S_MAX = 30.0
-#: After the close frame the connection is aborted.
+#: Time between the close frame and the abort of the connection.
 CLOSE_GRACE_S = 2.0
 
 
 class WebSocketWriter:
-    """One connection's way out.
+    """Sends the messages of one connection.
 
     Args:
-        send: the server's.
-        abort: ends the connection without waiting for what is unsent.
+        send: `send` of the ASGI server.
+        abort: ends the connection without sending the rest.
         give_up: called once when the client exceeds a limit; nothing is sent after that.
-        unread_bytes_max: bytes that may wait for the client.
+        unread_bytes_max: maximum number of bytes that wait for the client.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class WebSocketWriter:
         self.is_open = True
 
     async def write(self, data: bytes, as_text: bool) -> bool:
-        """Send one message. False: the client has gone, or was given up."""
+        """Send one message. False: the client has disconnected, or exceeded a limit."""
         if not self.keep(len(data)):
             return False
         try:
@@ -75,7 +75,7 @@ class WebSocketWriter:
         return self.is_open
 
     def keep(self, length: int) -> bool:
-        """Count a message of this length as unread. False: that is too much, and the client is given up."""
+        """Count a message of this length as unread. False: a limit is exceeded, and the connection ends."""
         if not self.is_open:
             return False
         self.unread_bytes += length + OVERHEAD_BYTES
@@ -89,7 +89,7 @@ class WebSocketWriter:
         return True
 
     def forget(self, length: int) -> None:
-        """A message that was counted has left, or never will."""
+        """Stop counting a message: it was sent, or will never be."""
         self.unread_bytes -= length + OVERHEAD_BYTES
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Django's entry for the pages."""
+"""The Django app of the pages."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class DocumentRenderer(BaseRenderer):
 
 
 class BrowsableRenderer(BrowsableAPIRenderer):
-    """The browsable page, its form filled in with the operation's example."""
+    """The browsable page, with a form that contains the operation's example."""
 
     def get_raw_data_form(self, data: Any, view: Any, method: str, request: Any) -> Any:
         form = super().get_raw_data_form(data, view, method, request)
@@ -112,7 +112,7 @@ def wants_page(request: Any) -> bool:
 
 
 class HTMLOrDocument(DefaultContentNegotiation):
-    """A page for browsers, the document for everything else: no Accept header leads to a refusal."""
+    """Chooses a page for browsers and the JSON document for everything else. No Accept header is refused."""
 
     def select_renderer(self, request: Any, renderers: Any, format_suffix: str | None = None) -> tuple[Any, str]:
         is_page = wants_page(request)

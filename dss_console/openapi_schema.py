@@ -1,4 +1,4 @@
-"""The OpenAPI document as drf-spectacular serves it. What it says of each operation comes from `dss_api.openapi`."""
+"""The OpenAPI document, served by drf-spectacular. `dss_api.openapi` describes the operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dss_api.openapi import OpenApi
 
 
 class OperationSchema(AutoSchema):
-    """Describes an `OperationView`. Other views belong to DRF and Django and stay out of the document."""
+    """Describes an `OperationView`. The document does not contain other views, which belong to DRF and Django."""
 
     def get_operation(self, path: str, path_regex: str, path_prefix: str, method: str, registry: Any) -> dict[str, Any] | None:
         operation = getattr(self.view, "operations", {}).get(method)

@@ -43,7 +43,7 @@ def schema(request: HttpRequest) -> Any:
 
 
 def docs(request: HttpRequest) -> Any:
-    """Swagger UI, from this node's own files."""
+    """Swagger UI, with files that this node serves."""
     from drf_spectacular.views import SpectacularSwaggerView
 
     return SpectacularSwaggerView.as_view(url_name="schema")(request)

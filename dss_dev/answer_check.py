@@ -1,7 +1,7 @@
 """A strict check of answers, for tests: the JSON that a client gets must decode into the Struct that declares it.
 
-An entry point checks the names of all fields when it encodes an answer. This checks the types of all values too, and the members of
-problem documents, which an entry point does not check.
+An entry point checks the names of all fields when it encodes an answer. This module also checks the types of all values, and the
+members of problem documents, which an entry point does not check.
 """
 
 from __future__ import annotations

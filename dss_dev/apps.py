@@ -1,4 +1,4 @@
-"""Django's entry for the development commands."""
+"""The Django app of the development commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry points as clients see them, around a node that a test makes: the same call through the JSON fast path and DRF."""
+"""The entry points as clients see them, for a node that a test makes: the same call through the JSON fast path and DRF."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class LocalNode:
 
     Args:
         environment: the node's settings.
-        log_path: where its output goes.
+        log_path: the file that gets its output.
         host: its address.
         prefix: a command that runs the node's command, for example in a network namespace.
     """
@@ -166,7 +166,7 @@ class LocalNode:
         deadline = time.monotonic() + timeout_s
         while self.status() is None:
             if not self.is_running or time.monotonic() > deadline:
-                raise NotReady(f"{self.id} does not serve:\n{self.log_tail()}")
+                raise NotReady(f"{self.id} does not accept calls:\n{self.log_tail()}")
             time.sleep(POLL_S)
 
     def log_tail(self, lines: int = 20) -> str:

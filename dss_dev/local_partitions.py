@@ -26,7 +26,7 @@ def why_not() -> str:
     name = f"dss-probe-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        return f"network namespaces cannot be made here: {made.stderr.strip()}"
+        return f"network namespaces cannot be created here: {made.stderr.strip()}"
     _ip("netns", "delete", name)
     return ""
 

@@ -1,4 +1,4 @@
-"""A broker with a log in front of it, for tests and benchmarks."""
+"""A broker behind an imitation of the log, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class Desk:
                 self.dead.append(event)
 
     def pass_ms(self, duration_ms: int) -> None:
-        """Time passes, and the leader notices."""
+        """Let time pass, as stamped by the leader."""
         self.at_ms += duration_ms
         self.entry()
 
     def restart(self) -> None:
-        """The broker is replaced by one that was restored from its snapshot."""
+        """Replace the broker with one that is restored from its snapshot."""
         state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.broker.snapshot()))
         self.broker = Broker()
         self.broker.restore(state)
@@ -141,7 +141,7 @@ class Desk:
         return self.do(Purge(topic=self.topic, **fields))
 
     def cancel(self, origin: Origin) -> None:
-        """The caller of `origin` has hung up."""
+        """The caller with this origin has disconnected."""
         self.index += 1
         self.broker.expire(self.at_ms, self.index)
         self.broker.cancel(origin, self.at_ms, self.index)

@@ -1,7 +1,7 @@
 """The ASGI application, for any ASGI server.
 
-API calls in JSON go to the JSON fast path, requests for pages (of the same URLs too) to Django. `manage.py node` starts Raft itself;
-a server that supports ASGI's lifespan protocol (`uvicorn dss_project.asgi:application`) starts and stops it through that.
+API calls in JSON go to the JSON fast path. Requests for pages go to Django, even at the same URLs. `manage.py node` starts Raft itself.
+Under another server with ASGI's lifespan protocol (`uvicorn dss_project.asgi:application`), `Lifespan` starts and stops it.
 """
 
 from __future__ import annotations

@@ -57,7 +57,10 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     )
     api_token: str = setting("DSS_API_TOKEN", "", "If set, calls must send `Authorization: Bearer <token>`.")
     server: str = setting(
-        "DSS_SERVER", "daphne", "ASGI server: `daphne` or `uvicorn` (faster).", environment.one_of("daphne", "uvicorn")
+        "DSS_SERVER",
+        "daphne",
+        "Web server for pages and WebSocket: `daphne` or `uvicorn` (faster).",
+        environment.one_of("daphne", "uvicorn"),
     )
     connections_max: int = setting(
         "DSS_CONNECTIONS_MAX", 10_000, "Maximum number of open client connections.", environment.integer(16, 1_000_000)

@@ -18,11 +18,11 @@ from dss_api.negotiation import is_page
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Pages for every client, whatever it accepts.
+#: Pages for every client, whatever its Accept header says.
 PAGES = ("/admin", "/api/", "/favicon.ico")
 #: Paths that the web server answers, not the listener.
 WEB_SERVER_PATHS = (*PAGES, "/metrics", settings.STATIC_URL)
-#: Pages in progress; each takes a thread. A page of a call that waits holds its thread as long.
+#: Pages in progress. Each needs a thread, and a page of a call that waits keeps its thread until the call ends.
 PAGES_MAX = 32
 TOO_MANY_PAGES = Refused("overloaded", f"this node already shows {PAGES_MAX} pages")
 # The `_created` series would double the page for little use.

@@ -1,7 +1,7 @@
 """A node's process from start to stop, the same for both servers.
 
 The order of a stop: accept no more connections, end subscriptions, wait for calls in progress, stop Raft (which answers the calls that
-still wait), wait until these answers are sent, close WebSockets, close connections. Another signal shortens the waits.
+still wait), wait until these answers are sent, close WebSockets, close connections. A second signal ends the waits for calls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WebServer(Protocol):
 
 
 async def live(config: NodeConfig, application: Any, in_progress: InProgress, server: WebServer, listening: socket.socket) -> int:
-    """Run the node until it is told to stop or fails. Returns the process's exit code."""
+    """Run the node until a signal or a failure. Returns the process's exit code."""
     with Watchdog(config.watchdog_ms):
         return await _live(config, application, in_progress, server, listening)
 

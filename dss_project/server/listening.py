@@ -10,9 +10,9 @@ from dss_api import environment
 BACKLOG = 2048
 
 _REASONS = {
-    errno.EADDRINUSE: "it is in use by another node or program",
-    errno.EACCES: "this user is not allowed to listen on it",
-    errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+    errno.EADDRINUSE: "it is in use by another node or program. Stop that, or set RPC_PORT",
+    errno.EACCES: "this user is not allowed to listen on it. Set RPC_PORT to another port",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address. Set RPC_HOST",
 }
 
 
@@ -31,10 +31,9 @@ def listen(host: str, port: int) -> socket.socket:
         both = family == socket.AF_INET6 and environment.is_wildcard(host) and socket.has_dualstack_ipv6()
         listening = socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except socket.gaierror:
-        raise CannotListen(f"RPC_HOST={host} is not an address of this machine") from None
+        raise CannotListen(f"RPC_HOST={host} cannot be resolved to an address") from None
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror)
-        variable = "RPC_HOST" if error.errno == errno.EADDRNOTAVAIL else "RPC_PORT"
-        raise CannotListen(f"Cannot listen on port {port} of {host}: {reason}. Stop it, or set {variable}.") from None
+        raise CannotListen(f"Cannot listen on port {port} of {host}: {reason}.") from None
     listening.setblocking(False)
     return listening

@@ -1,4 +1,4 @@
-"""Daphne, the default server. Import it after the loop policy is set: Twisted's reactor is made at import."""
+"""Daphne, the default server. Import it after the loop policy is set: the import creates Twisted's reactor."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
         self._can_write.set()
 
     async def writable(self) -> None:
-        """Wait until the client has read what it was sent."""
+        """Wait until the client has read enough for more to be written."""
         if hasattr(self, "_can_write"):
             await self._can_write.wait()
 
@@ -92,7 +92,7 @@ class DaphneServer(Server):  # type: ignore[misc]
         self._task: asyncio.Task[None] | None = None
 
     def take_over(self, transport: asyncio.Transport, data: bytes) -> TakenOver:
-        """Go on with this connection, beginning with `data`. Twisted gets a descriptor of its own."""
+        """Serve this connection from now on; `data` is the first input. Twisted gets a descriptor of its own."""
         transport.pause_reading()
         connection = transport.get_extra_info("socket")
         descriptor = os.dup(connection.fileno())
@@ -107,13 +107,13 @@ class DaphneServer(Server):  # type: ignore[misc]
         return TakenOver(adopted)
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
-        """Daphne's, which then waits for a WebSocket's client to read."""
+        """Do what Daphne does, then wait until the client of a WebSocket reads."""
         await super().handle_reply(protocol, message)
         if message["type"] == "websocket.send":
             await protocol.writable()
 
     def kill_all_applications(self) -> None:
-        """Calls have ended by then; Daphne's own method fails for connections without one."""
+        """Do nothing: calls have ended by then, and Daphne's own method fails for connections without an application."""
 
     def _begin(self) -> None:
         self.ws_factory.protocol = WritableWebSocket

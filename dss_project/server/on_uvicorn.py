@@ -51,7 +51,7 @@ class UvicornServer:
         self._state = ServerState()
 
     def take_over(self, transport: asyncio.Transport, data: bytes) -> TakenOver:
-        """Go on with this connection, beginning with `data`."""
+        """Serve this connection from now on; `data` is the first input."""
         protocol = HttpToolsProtocol(self._config, self._state, {})
         transport.set_protocol(protocol)
         protocol.connection_made(transport)

@@ -1,4 +1,4 @@
-"""What the operations of the lock manager answer, field by field."""
+"""The answers of the lock manager's operations, field by field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watches of one node: who is sent which changes of the lock table.
+"""The watches of one node: which changes of the lock table are sent to which client.
 
 The table emits every change with its log index (`state.LockChanged`). A watch first sends the state at an index and then every
 later change, each exactly once. Reading the state of a large table takes more than one turn of the event loop. Keys that change in

@@ -1,4 +1,4 @@
-"""What the operations of the queue answer, field by field."""
+"""The answers of the queue's operations, field by field."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Ready(Answer, kw_only=True):
 
 
 class Leader(Answer, kw_only=True):
-    #: null while none is known
+    #: null while no leader is known
     leader_id: str | None
     node: str
 
@@ -56,7 +56,7 @@ class Status(Answer, kw_only=True):
     log_len: int
     snapshot_index: int
     members: list[MemberState]
-    peers: Annotated[list[PeerState], msgspec.Meta(description="what this node, as leader, knows about the others")]
+    peers: Annotated[list[PeerState], msgspec.Meta(description="what this node knows about the others while it leads")]
     boot: Annotated[int, msgspec.Meta(description="how often this node has been started")]
     pending: Annotated[int, msgspec.Meta(description="calls in flight")]
     waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]

@@ -1,8 +1,8 @@
 """The calls of one node: from the call, through the leader's log, to the answer.
 
 A node that leads appends its callers' commands to its own log. Any other node forwards them to the leader over the peer link. The
-call is answered when this node applies the entry. After a change of leader, a gap or a second without progress, everything in
-flight is sent again; sequence numbers make the repeat harmless (see `replication.sessions`).
+call is answered when this node applies the entry. After a change of leader, a gap or a second without progress, all commands in
+flight are sent again. Sequence numbers make the repeat harmless (see `replication.sessions`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESEND_AFTER_S = 1.0
 
 
 class Calls:
-    """The calls of one incarnation of one node.
+    """The calls of one node, from one start to the next.
 
     Args:
         timeout_ms: how long a read may wait for a confirmed leader.
@@ -121,7 +121,7 @@ class Calls:
         return True
 
     def close(self) -> None:
-        """The node stops: refuse everything that has no answer yet."""
+        """The node stops: refuse all calls that have no answer yet."""
         self._pending.close()
 
     async def _within_deadline(self, future: asyncio.Future[int]) -> int:
@@ -139,7 +139,7 @@ class Calls:
     # ------------------------------------------------------- the turns of the loop
 
     def begin_turn(self) -> None:
-        """Propose or forward what has been gathered."""
+        """Propose or forward the gathered commands."""
         self._reads.begin_round()
         leader = self.core.leader_id
         if not leader:

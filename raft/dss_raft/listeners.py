@@ -1,4 +1,4 @@
-"""What subsystems can be told about: the callbacks of one node."""
+"""The callbacks that subsystems can register with a node."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=start_election,
         answer=Campaigning,
         summary="Start an election on this node",
-        description="Without `force`, a live leader stays: the other nodes refuse the pre-vote."
+        description="Without `force`, a live leader keeps its role: the other nodes refuse the pre-vote."
         " With `force`, the node raises its term immediately.",
         tag="Raft",
         example={"force": False},

@@ -18,7 +18,7 @@ ROUNDS = 3
 
 
 class NodeRemoved(Exception):
-    """This node is no longer a member of its cluster. The text tells a person what to do."""
+    """This node is no longer a member of its cluster. The text tells the operator what to do."""
 
 
 class RemovalWatch:

@@ -154,7 +154,7 @@ class Directory:
         return None
 
     def rearm(self, at_ms: int, index: int) -> None:
-        """Nothing to do: nobody renews a time to live, so a change of leader does not extend it."""
+        """Nothing to do: clients do not renew a time to live, so a change of leader does not extend it."""
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """The node's old process has ended, and its lines are gone."""

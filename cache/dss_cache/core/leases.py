@@ -1,4 +1,6 @@
-"""Which node has applied what, and until when a node may answer from its lines: the volatile half of coherence, on every node.
+"""Acknowledgements and leases: how far each node has applied the log, and how long a node may answer from its lines.
+
+Both are volatile, and each node has its own.
 
 *Acknowledgements.* Each node records up to which directory stamp every other node has applied the log. These are facts about
 the past: they may be repeated, late or out of order, and the highest stamp counts. A committed `Revoke` or a restart counts as

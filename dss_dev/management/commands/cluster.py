@@ -1,4 +1,4 @@
-"""`manage.py cluster`: a cluster on this machine, to look at and to break. `make run` calls it."""
+"""`manage.py cluster`: a cluster on this machine, for trying things out. `make run` calls it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Command(BaseCommand):
             self.stderr.write(f"{error}\n")
             sys.exit(1)
         except OSError:
-            # The terminal was closed, or the reader of the pipe has ended.
+            # The terminal was closed, or the process that read the pipe has ended.
             write_to_nowhere()
         finally:
             self._stop(cluster)
@@ -80,7 +80,7 @@ class Command(BaseCommand):
         self.stdout.flush()
 
     def _follow(self, cluster: LocalCluster, stopping: Stopping) -> None:
-        """Print what the nodes log from now on, and say when one ends."""
+        """Print what the nodes log from now on, and report when one ends."""
         logs = [(node, node.log_path.open(errors="replace")) for node in cluster.nodes]
         for _, log in logs:
             log.seek(0, os.SEEK_END)
@@ -92,7 +92,9 @@ class Command(BaseCommand):
                 if node.id in running and not node.is_running:
                     running.discard(node.id)
                     code = node.process.returncode if node.process else None
-                    self.stdout.write(f"{node.id} │ has ended (exit code {code}); a majority of the nodes keeps working")
+                    self.stdout.write(
+                        f"{node.id} │ has ended (exit code {code}). The cluster works while a majority of its nodes is running"
+                    )
             self.stdout.flush()
             time.sleep(FOLLOW_S)
 
@@ -110,7 +112,7 @@ class Command(BaseCommand):
 
 
 class Stopping:
-    """Remembers that Ctrl-C or a signal came: the nodes are stopped in order, not in the middle of a start."""
+    """Records Ctrl-C or a signal, so that the nodes are stopped in order and not in the middle of a start."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -130,13 +132,13 @@ def _ports(nodes: int) -> Sequence[int]:
 
 
 def shown(directory: Path) -> Path:
-    """Relative to the current directory where that is shorter."""
+    """Relative to the current directory, if that is shorter."""
     here = Path.cwd()
     return directory.relative_to(here) if directory.is_relative_to(here) else directory
 
 
 def write_to_nowhere() -> None:
-    """Discard what is written from now on, so that writing cannot fail."""
+    """Discard all further output, so that writing cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
@@ -144,7 +146,7 @@ def write_to_nowhere() -> None:
 
 
 def secrets_of(directory: Path) -> dict[str, str]:
-    """The secrets that the nodes of this machine share: from the environment, or from files made at the first start."""
+    """The secrets that the nodes of this machine share: from the environment, or from files created at the first start."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = {
         "DSS_CLUSTER_SECRET": ("cluster-secret", secrets.token_urlsafe()),

@@ -1,4 +1,4 @@
-"""`manage.py join`: one more node for the cluster that `make run` started. `make join` calls it."""
+"""`manage.py join`: add one more node to the cluster that `make run` started. `make join` calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`manage.py node`: run one node until it is told to stop."""
+"""`manage.py node`: run one node until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 

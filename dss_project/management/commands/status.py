@@ -1,4 +1,4 @@
-"""`manage.py status`: the members of a cluster, who leads, and how far each node is."""
+"""`manage.py status`: the members of a cluster, the leader, and the progress of each node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, running_c
 
 
 class Command(BaseCommand):
-    help = "Print the members of the cluster, who leads, and how far each node is."
+    help = "Print the members of the cluster, the leader, and the progress of each node."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:

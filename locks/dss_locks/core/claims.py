@@ -1,4 +1,4 @@
-"""Which request each grant answered, while that request can still be cancelled.
+"""The request that each grant answered, while that request can still be cancelled.
 
 A caller may disconnect while its grant is on the way. Its node then cancels the request, and the grant is undone. This is no
 longer possible once the client has acted on the lock with another request: it may know of the grant. From then on only a release

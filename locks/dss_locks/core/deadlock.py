@@ -125,7 +125,7 @@ class _Search:
                     yield Blocker(other.client, "waits")
             return
         # A shared request waits for every exclusive one ahead. Each of these waits for the one before it, so the last is enough.
-        # The exception are requests of clients that hold the key: these block as holders too, and were followed as such.
+        # The exceptions are requests of clients that hold the key: these block as holders too, and were followed as such.
         count = prefix.last_exclusive_ahead(count)
         if count:
             other = prefix.waiters[count - 1]

@@ -1,4 +1,4 @@
-"""Who holds what: grants, leases and fencing tokens. Queues are elsewhere (`waiters.py`).
+"""Holds: grants, leases and fencing tokens. Queues are in `waiters.py`.
 
 A lease starts at its last grant or renewal, or at the last change of leader if that was later. So `rearm` is one assignment.
 

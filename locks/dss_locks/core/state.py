@@ -176,7 +176,7 @@ class KeyLock(msgspec.Struct, gc=False):
                 self.upgraders = None
 
     def blockers(self, waiter: LockWaiter, key: str) -> Iterator[Blocker]:
-        """Whom `waiter`, in the queue or about to join its end, waits for at this key. Nothing when it is not blocked here.
+        """The clients that `waiter`, in the queue or about to join its end, waits for at this key. None if it is not blocked here.
 
         A client never waits for itself. An upgrade waits for holders only. Every other waiter also waits for upgrades and for
         earlier waiters that it cannot share the key with.

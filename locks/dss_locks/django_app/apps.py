@@ -1,4 +1,4 @@
-"""Django's entry for the lock manager."""
+"""The Django app of the lock manager."""
 
 from __future__ import annotations
 

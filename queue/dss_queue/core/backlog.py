@@ -1,4 +1,4 @@
-"""A group's backlog: the messages it has still to finish, and which of them it can deliver next.
+"""A group's backlog: the messages that it still has to finish, and which of them it can deliver next.
 
 The topic holds the messages; a backlog holds a position in them and the exceptions. `cursor` is the position of the first unkeyed
 message that the group has not met. Messages with a key are in one chain per key, of which a group sees only the head: one is in
@@ -146,12 +146,12 @@ class Backlog:
             heappush(self.ready, returned.message.number)
 
     def meet(self, message: Message) -> None:
-        """A message without a key that the cursor does not come to is ready."""
+        """A message without a key becomes ready, although the cursor does not reach it."""
         self._hold(message, 0, (), 0, 0)
         heappush(self.ready, message.number)
 
     def redriven(self, message: Message, history: tuple[Ending, ...], at_ms: int) -> None:
-        """A dead letter is a message of this group again: before everything else of its key, of which one is in flight at a time."""
+        """Return a dead letter to this group, ahead of all other messages of its key (one of them is in flight at a time)."""
         number, key = message.number, message.key
         self.private[number] = message
         self.pending += 1
@@ -167,7 +167,7 @@ class Backlog:
         self._offer_head(key, state, at_ms)
 
     def finish(self, message: Message, at_ms: int) -> None:
-        """The group is finished with a message: the next one of its key has its turn."""
+        """The group is finished with a message: the next one of its key becomes ready."""
         number, key = message.number, message.key
         self.pending -= 1
         if key:
@@ -228,7 +228,7 @@ class Backlog:
         self.cursor = cursor
 
     def _hold(self, message: Message, attempts: int, history: tuple[Ending, ...], last_serial: int, due_ms: int) -> None:
-        """Remember what is special about a message that is to be delivered (again)."""
+        """Record the exceptional state of a message that is to be delivered (again)."""
         registry = self._registry
         returned = Returned(message, self, attempts, history, registry.next_serial(), last_serial)
         self.returned[message.number] = returned

@@ -133,7 +133,7 @@ class Broker:
         late: list[Waiter] = []
         for item in due:
             if not item.due_ms:
-                # Disarmed by what was done about an item before it.
+                # The handling of an earlier item removed its deadline.
                 continue
             self.registry.disarm(item)
             if isinstance(item, Delivery):

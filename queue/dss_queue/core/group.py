@@ -1,7 +1,7 @@
 """A consumer group of a topic: which consumer has which message, and what happens when a delivery ends.
 
-Which message comes next is the backlog's part (backlog.py). A group hands messages out, keeps each delivery until it ends, and
-keeps the dead letters and the consumes that wait.
+The backlog (backlog.py) decides which message is next. A group delivers messages, and keeps each delivery until it ends, the dead
+letters, and the consumes that wait.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Group:
         return answers
 
     def hand_out_again(self, handout: Handout, origin: Origin, visibility_ms: int, at_ms: int) -> list[dict[str, Any]]:
-        """The answer to a repeat of an attempt: what of it is still in flight, with the same receipts and its full visibility."""
+        """The answer to a repeat of an attempt: its messages that are still in flight, with the same receipts and full visibility."""
         handouts = self._callers.handouts
         del handouts[handout.origin]
         handout.origin = origin
@@ -299,11 +299,11 @@ class Group:
         """A dead letter goes back to the queue."""
         dead = self.dead.pop(number)
         message = Message(number, dead.key, dead.partition, dead.value, dead.headers, dead.published_ms, 0)
-        # Its bytes were the dead letter's and are the private message's now.
+        # The bytes of the dead letter are now those of the private message.
         self.backlog.redriven(message, dead.history, at_ms)
 
     def forget_dead(self) -> int:
-        """Throw the dead letters away; how many there were."""
+        """Delete the dead letters. Returns their number."""
         count = len(self.dead)
         self.messages.add_bytes(-sum(dead.size for dead in self.dead.values()))
         self.dead = {}

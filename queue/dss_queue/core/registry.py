@@ -1,4 +1,4 @@
-"""What all topics of a broker share: deadlines, events, the counter that orders everything, and the bytes in use."""
+"""The state that all topics of a broker share: deadlines, events, the serial counter, and the bytes in use."""
 
 from __future__ import annotations
 

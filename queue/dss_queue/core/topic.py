@@ -60,7 +60,7 @@ class Topic:
         return self._delay_timer, self._retention_timer, self._dedup_timer
 
     def timer_is_due(self, timer: TopicTimer, at_ms: int) -> None:
-        """Do what one of the topic's timers is for."""
+        """Handle one of the topic's timers."""
         if timer is self._delay_timer:
             self.release_due(at_ms)
         elif timer is self._retention_timer:
@@ -210,7 +210,7 @@ class Topic:
         self.forget_dedup(at_ms)
 
     def purge(self) -> int:
-        """Throw all messages away, those in flight too; dead letters stay. How many there were."""
+        """Delete all messages, including those in flight, but no dead letters. Returns their number."""
         messages = self.messages
         count = len(messages.by_number) + sum(len(group.backlog.private) for group in self.groups.values())
         messages.clear()

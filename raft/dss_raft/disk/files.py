@@ -17,11 +17,11 @@ SQLITE_BUSY = 5
 
 
 class StoreError(Exception):
-    """The store cannot do this. The text is for a person."""
+    """The store cannot do this. The text is for the operator."""
 
 
 class StoreRefused(StoreError):
-    """The directory is intact, but this node cannot use it: it is another node's, in use, or of a newer version."""
+    """The directory is intact, but this node cannot use it: it belongs to another node, is in use, or was written by a newer version."""
 
 
 class StoreDamaged(StoreError):

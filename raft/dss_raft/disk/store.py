@@ -11,7 +11,7 @@ every acknowledged write, and perhaps the one that was in progress. When the fil
 refuses to start, with a message. It never repairs itself by dropping data: a shorter log could elect a leader that lacks
 committed entries (Raft paper, 5.4.1).
 
-How damage is told apart from the torn end of a crash. Each row has a CRC over its index, term, kind and data. The state row
+How damage is distinguished from the torn end of a crash. Each row has a CRC over its index, term, kind and data. The state row
 counts transactions and says which indexes the log has, so a missing row is noticed. `wal` finds damage in SQLite's write-ahead
 log before SQLite drops what follows it. `raft.acknowledged`, the high-water mark, shows whether the newest transactions are
 missing, which nothing inside the database can show. The mark is never ahead of what was synced, so an intact store is never
@@ -239,7 +239,7 @@ class LogStore:
     # -- one write ---------------------------------------------------------------------------------------------------------------
 
     def _plan(self, persist: Persist) -> tuple[rows.State, Callable[[sqlite3.Connection], None]]:
-        """The state after `persist`, and the steps that lead to it. A write that would break the log fails before any I/O."""
+        """The state after `persist`, and the SQL statements for it. A write that would break the log fails before any I/O."""
         state, entries, snapshot = self._state, persist.entries, persist.snapshot
         first, last = state.first_index, state.last_index
         truncate_from = persist.truncate_from if 0 < persist.truncate_from <= last else 0

@@ -26,7 +26,7 @@ class WalReport(NamedTuple):
 
     #: the header is intact, or nothing was written after it
     header_valid: bool
-    #: what is damaged, for a person; "" if nothing is
+    #: description of the damage, for people; "" if there is none
     damage: str
 
 

@@ -10,7 +10,7 @@
 connection is useless. The roles are part of the proofs, so a proof cannot be reflected. The keys for the frames of each
 direction are derived from `key`. The acceptor sends its proof only after it has checked the dialer's.
 
-An unauthenticated peer can make this node buffer 1 KiB at most. A refused peer is told the reason in one word, because it is
+An unauthenticated peer can make this node buffer 1 KiB at most. A refused peer gets the reason in one word, because it is
 usually a misconfigured member whose operator reads the log.
 """
 

@@ -1,6 +1,6 @@
 """Peer links: one authenticated TCP connection between this node and each other member.
 
-The node with the smaller id dials and the other one accepts. The other one dials only when it suspects that it was removed
+The node with the smaller id dials, and the other one accepts. The other one dials only when it suspects that it was removed
 (`probe`). A newer connection of a peer replaces the older one, which the peer has closed or lost. Frames sent on a link that is
 down are lost: Raft sends again, and so does everything above it.
 
@@ -49,7 +49,7 @@ class PeerLinks:
         listen: address of the peer port; port 0: any free port (see `port`).
         peers: the other members' ids and addresses.
         on_frame: called with (peer id, frame) for each frame, in order.
-        on_up, on_down: called with the peer's id, always in turn.
+        on_up, on_down: called with the peer's id, always alternating.
         idle_seconds: a link is dropped when nothing arrives for this time.
     """
 

@@ -28,7 +28,7 @@ class Cancel(Command, tag="session.cancel"):
 
 
 class Nothing(Command, tag="session.nothing"):
-    """Replaces a command whose caller was told `unknown_outcome` before the command was applied.
+    """Replaces a command whose caller got `unknown_outcome` before the command was applied.
 
     It leaves no gap in the sequence of the session, and prevents a late effect that the caller does not expect.
     """

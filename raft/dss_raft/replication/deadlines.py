@@ -6,8 +6,8 @@ where its valid entry is; all other entries of it are stale.
 
 When stale entries outnumber the others, everything is filed again: the cost stays constant on average, and the memory bounded.
 
-What is due at one stamp comes in an order that depends on the items only, not on when and how they were filed. So it is the same
-on every node, restored from a snapshot or not.
+The order of the items that are due at one stamp depends on the items only, not on when and how they were filed. So it is the same on
+every node, even after a restore from a snapshot.
 """
 
 from __future__ import annotations

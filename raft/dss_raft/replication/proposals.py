@@ -1,4 +1,4 @@
-"""What a leader gathers for the next entries of the log. It belongs to one term: a new term starts empty."""
+"""The commands that a leader gathers for the next log entries, in one term. A new term starts with none."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dss_raft.replication.replica import Replica
 
 #: Limit of the groups in one entry; the others go into the next entry.
 BATCH_BYTES_MAX = 1024 * 1024
-#: Limit of what is gathered while the core accepts nothing (`Busy`). Nodes send again every second what got no answer, so without
-#: a limit a log that makes no progress would fill the leader's memory with repeats.
+#: Limit of the bytes gathered while the core accepts nothing (`Busy`). Nodes repeat unanswered commands every second, so without a
+#: limit, a log that makes no progress would fill the leader's memory with repeats.
 GATHERED_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -71,7 +71,7 @@ class Proposals:
         return True
 
     def propose(self) -> None:
-        """Append everything that was gathered to the log, in as few entries as the limit allows."""
+        """Append all gathered commands to the log, in as few entries as the limit allows."""
         self._enter_term()
         while self._groups or self._own or self._must_stamp:
             count = size = 0
