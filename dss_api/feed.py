@@ -11,6 +11,7 @@ import msgspec
 
 from dss_api.codec import EventEncoder
 from dss_api.errors import Refused
+from dss_api.liveness import Liveness
 from dss_api.supervised import report_failure
 from dss_api.websocket_writer import WebSocketWriter
 
@@ -24,14 +25,22 @@ class WebSocketFeed:
     """See `operation.Feed`. It has a task only while there is something to send.
 
     Args:
+        liveness: signs of life of the client.
         id: id of the call.
         as_text: whether to send text frames, as the client does.
         end_subscription: called once when the subscription must end; `refusal` then has the reason.
     """
 
     def __init__(
-        self, writer: WebSocketWriter, id: int | str, as_text: bool, encoder: EventEncoder, end_subscription: Callable[[], Any]
+        self,
+        writer: WebSocketWriter,
+        liveness: Liveness,
+        id: int | str,
+        as_text: bool,
+        encoder: EventEncoder,
+        end_subscription: Callable[[], Any],
     ) -> None:
+        self.liveness = liveness
         self._writer = writer
         self._start = b'{"id":%b,"event":' % _encode(id)
         self._as_text = as_text

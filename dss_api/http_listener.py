@@ -47,6 +47,12 @@ class HandedOver(Protocol):
     def abort(self) -> None:
         """End the connection immediately."""
 
+    def ping(self) -> None:
+        """Send a WebSocket's ping frame."""
+
+    def watch(self, on_data: Callable[[], None]) -> None:
+        """Call `on_data` whenever something arrives on this WebSocket."""
+
 
 #: Takes a connection over: its transport, and the first input.
 TakeOver = Callable[[asyncio.Transport, bytes], HandedOver]
@@ -85,6 +91,7 @@ class HttpListener:
         self._handed_over: dict[HandedOver, str] = {}
         self._by_client: dict[Any, HandedOver] = {}
         in_progress.abort = self._abort_client
+        in_progress.find_line = self._find_line
         self._per_address: Counter[str] = Counter()
         self._calls_per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -215,8 +222,11 @@ class HttpListener:
         self._handed_over[handed_over] = connection.address
         self._by_client[client] = handed_over
 
+    def _find_line(self, client: Sequence[Any] | None) -> HandedOver | None:
+        return self._by_client.get(tuple(client or ())[:2])
+
     def _abort_client(self, client: Sequence[Any] | None) -> None:
-        handed_over = self._by_client.get(tuple(client or ()))
+        handed_over = self._find_line(client)
         if handed_over is not None:
             handed_over.abort()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from dss_api.liveness import Line
 from dss_api.turns import Turns
 
 
@@ -22,6 +23,8 @@ class InProgress:
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
         #: aborts the connection of a client, (host, port); the listener sets it
         self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
+        #: the connection of a client; the listener sets it
+        self.find_line: Callable[[Sequence[Any] | None], Line | None] = lambda client: None
 
     async def end_subscriptions(self, timeout_s: float) -> None:
         """Cancel every subscription, so that it gives back what it holds while the node still runs."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from dss_api.answer import Answer
+from dss_api.liveness import Liveness
 from dss_api.result import Result
 
 
@@ -58,6 +59,10 @@ class Feed(Protocol):
     @property
     def backlog(self) -> int:
         """Events that the server has not taken yet."""
+
+    @property
+    def liveness(self) -> Liveness:
+        """Signs of life of the client."""
 
 
 @dataclass(frozen=True, slots=True)

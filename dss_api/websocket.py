@@ -26,6 +26,7 @@ from dss_api.guard import check_origin
 from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
+from dss_api.liveness import Liveness
 from dss_api.operation import Subscription
 from dss_api.supervised import Tasks, report_if_failed
 from dss_api.websocket_writer import WebSocketWriter
@@ -97,7 +98,8 @@ class WebSocketEntryPoint:
             return
         await send({"type": "websocket.accept"})
         client = scope.get("client")
-        await WebSocketConnection(self, send, lambda: self.in_progress.abort(client)).serve(receive)
+        liveness = Liveness(self.in_progress.find_line(client))
+        await WebSocketConnection(self, send, lambda: self.in_progress.abort(client), liveness).serve(receive)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -117,12 +119,13 @@ class WebSocketEntryPoint:
 class WebSocketConnection:
     """One client's connection and its calls."""
 
-    def __init__(self, entry_point: WebSocketEntryPoint, send: Send, abort: Callable[[], None]) -> None:
+    def __init__(self, entry_point: WebSocketEntryPoint, send: Send, abort: Callable[[], None], liveness: Liveness) -> None:
         self._entry_point = entry_point
         self._json = entry_point.json
         self._in_progress = entry_point.in_progress
         self._send = send
         self._writer = WebSocketWriter(send, abort, self._give_up)
+        self._liveness = liveness
         self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}
         self._refusals = Tasks()
@@ -231,7 +234,7 @@ class WebSocketConnection:
         subscription = self._entry_point.subscriptions[frame.op]
         task = asyncio.current_task()
         assert task is not None
-        feed = WebSocketFeed(self._writer, frame.id, as_text, subscription.events, task.cancel)
+        feed = WebSocketFeed(self._writer, self._liveness, frame.id, as_text, subscription.events, task.cancel)
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()
         try:

@@ -19,7 +19,7 @@ from dss_locks.watching import LockWatchers
 from dss_project.config import NodeConfig
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
-from dss_queue.push import Subscribers
+from dss_queue.subscribers import Subscribers
 from dss_raft import state_usage
 from dss_raft.node import Node
 from dss_raft.replication.limits import LimitsMachine, StateLimits

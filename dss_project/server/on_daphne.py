@@ -23,6 +23,14 @@ log = structlog.get_logger("node")
 class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
     """Daphne's WebSocket, with flow control: Twisted pauses it while the client does not read."""
 
+    #: called whenever something arrives
+    on_data: Callable[[], None] | None = None
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.on_data is not None:
+            self.on_data()
+        super().dataReceived(data)
+
     def onOpen(self) -> None:
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -67,6 +75,12 @@ class TakenOver:
 
     def abort(self) -> None:
         self._transport.abortConnection()
+
+    def ping(self) -> None:
+        self._transport.protocol.sendPing()
+
+    def watch(self, on_data: Callable[[], None]) -> None:
+        self._transport.protocol.on_data = on_data
 
 
 class DaphneServer(Server):  # type: ignore[misc]

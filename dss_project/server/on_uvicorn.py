@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from dss_project.config import NodeConfig
+
+
+class WatchedWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which also tells when something arrives."""
+
+    #: called whenever something arrives
+    on_data: Callable[[], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.on_data is not None:
+            self.on_data()
+        super().data_received(data)
+
+    def ping(self) -> None:
+        """Send a ping frame."""
+        if self.handshake_complete and not self.close_sent and not self.transport.is_closing():
+            self.conn.send_ping(b"")
+            self.transport.write(b"".join(self.conn.data_to_send()))
 
 
 class TakenOver:
@@ -30,6 +49,12 @@ class TakenOver:
     def abort(self) -> None:
         self._transport.abort()
 
+    def ping(self) -> None:
+        cast(WatchedWebSocket, self._transport.get_protocol()).ping()
+
+    def watch(self, on_data: Callable[[], None]) -> None:
+        cast(WatchedWebSocket, self._transport.get_protocol()).on_data = on_data
+
 
 class UvicornServer:
     """Runs uvicorn's protocols on connections that the listener hands over."""
@@ -38,7 +63,7 @@ class UvicornServer:
         self._config = uvicorn.Config(
             application,
             http=HttpToolsProtocol,
-            ws="websockets-sansio",
+            ws=WatchedWebSocket,
             ws_max_size=config.body_bytes_max,
             lifespan="off",
             log_config=None,

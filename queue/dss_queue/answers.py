@@ -155,7 +155,8 @@ class Ended(Part):
     attempt: int
     delivered_ms: int
     ended_ms: int
-    #: nack, timeout, gone (the consumer hung up before the answer), silent, rejected (nack with `dead`)
+    #: nack, timeout, gone (the consumer hung up before the answer, or unsubscribed), silent, not_received (a timeout of a pushed
+    #: message after which nothing was heard from the client), rejected (nack with `dead`)
     reason: str
     #: the node that the consumer called
     node: str

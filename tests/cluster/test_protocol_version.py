@@ -14,7 +14,7 @@ from dss_raft.net.handshake import VERSION
 from dss_raft.replication.limits import LimitsMachine
 
 #: the version of the protocol, and what the commands were when it got its number
-KNOWN = (3, "354b9b613697926c")
+KNOWN = (4, "d80931c7f82f4d47")
 
 
 def test_the_version_of_the_protocol_grows_with_the_commands():

@@ -10,14 +10,28 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from dss_queue.core import group as groups
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import Ack, Consume, Extend, Nack, NewMessage, Publish, Purge, PutTopic, Redrive
+from dss_queue.core.commands import (
+    Ack,
+    Consume,
+    Extend,
+    GiveBack,
+    MarkReceived,
+    Nack,
+    NewMessage,
+    Publish,
+    Purge,
+    PutTopic,
+    Redrive,
+)
 from dss_queue.core.inspection import peek, stats
 from dss_raft.replication.machine import Origin, Resolved
 
 TOPIC = "t"
 MAX_ATTEMPTS = 3
 BACKOFF_MS = 10
+UNCOUNTED_MAX = 1
 
 GROUPS = st.sampled_from(["g1", "g2", "g3"])
 KEYS = st.sampled_from(["", "", "a", "b"])
@@ -39,6 +53,8 @@ class Entry:
     private: bool = False
     visibility_ms: int = 0
     handout: Any = None
+    received: bool = True
+    uncounted: int = 0
 
     @property
     def open(self) -> bool:
@@ -126,7 +142,7 @@ class NaiveQueue:
         while len(handout.entries) < w.count and (available := self.available(w.group)):
             entry = available[0]
             entry.status, entry.attempts = "flight", entry.attempts + 1
-            entry.due_ms, entry.visibility_ms = self.at + w.visibility_ms, w.visibility_ms
+            entry.due_ms, entry.visibility_ms, entry.received = self.at + w.visibility_ms, w.visibility_ms, True
             entry.handout = handout
             handout.entries.append(entry)
         return handout.entries
@@ -147,6 +163,14 @@ class NaiveQueue:
         else:
             self.give_back(name, entry, BACKOFF_MS << (entry.attempts - 1) if delay_ms is None else delay_ms)
 
+    def not_received(self, name: str, entry: Entry) -> None:
+        if entry.uncounted < UNCOUNTED_MAX:
+            entry.uncounted += 1
+            entry.attempts -= 1
+            self.give_back(name, entry, 0)
+        else:
+            self.fail(name, entry)
+
     def serve(self) -> None:
         for w in list(self.waiters):
             entries = self.hand_out(w)
@@ -159,7 +183,7 @@ class NaiveQueue:
             due = [e for e in entries.values() if e.status in ("flight", "waiting") and e.due_ms <= self.at]
             for entry in sorted(due, key=lambda e: e.due_ms):
                 if entry.status == "flight":
-                    self.fail(name, entry)
+                    (self.fail if entry.received else self.not_received)(name, entry)
                 else:
                     entry.status, entry.due_ms = "ready", 0
                 self.settle()
@@ -190,6 +214,8 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def start(self) -> None:
         # The twin applies the same entries and is never restored.
         self.broker, self.twin, self.model = Broker(), Broker(), NaiveQueue()
+        # Few enough that a test comes to it.
+        self.uncounted_max, groups.UNCOUNTED_MAX = groups.UNCOUNTED_MAX, UNCOUNTED_MAX
         self.at, self.index, self.seq = 1000, 0, 0
         self.origins: list[Origin] = []
         self.answered: dict[Origin, Any] = {}
@@ -199,6 +225,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
         for keys, name in ((["", "a", "a"], "g1"), (["b", "", "a", "a"], "g2")):
             self.publish_all(keys, 0)
             self.consume_as(name, 2, 0, 10, "x", "n1")
+
+    def teardown(self) -> None:
+        groups.UNCOUNTED_MAX = self.uncounted_max
 
     # -- driving
 
@@ -317,7 +346,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         status=st.sampled_from(["flight", "flight", "ready", "waiting"]),
-        what=st.sampled_from(["ack", "nack", "transact"]),
+        what=st.sampled_from(["ack", "nack", "transact", "leave", "mark"]),
     )
     def end_a_known_delivery(self, data, status, what):
         """Acts on messages that are in flight, or that came back and may still be acked by their last consumer."""
@@ -333,7 +362,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         data=st.data(),
         name=GROUPS,
         with_receipt=st.booleans(),
-        what=st.sampled_from(["ack", "ack", "transact", "nack", "extend"]),
+        what=st.sampled_from(["ack", "ack", "transact", "nack", "extend", "leave", "mark", "mark"]),
     )
     def end_delivery(self, data, name, with_receipt, what):
         receipt = None
@@ -390,13 +419,28 @@ class QueueAgainstModel(RuleBasedStateMachine):
         elif nacked:
             self.model.fail(name, entry, delay, rejected=how == "dead")
 
+    def leave(self, data, name, msg_id, receipt):
+        """A subscriber disconnects."""
+        receipt = receipt or "1-0.99"
+        self.apply(GiveBack(topic=TOPIC, group=name, msg_ids=[msg_id], receipts=[receipt]))
+        entry, _ = self.model.held(name, number_of(msg_id), receipt)
+        if entry is not None and entry.status == "flight":
+            self.model.not_received(name, entry)
+
+    def mark(self, data, name, msg_id, receipt):
+        receipt, received = receipt or "1-0.99", data.draw(st.booleans())
+        self.apply(MarkReceived(topic=TOPIC, group=name, msg_ids=[msg_id], receipts=[receipt], received=received))
+        entry, _ = self.model.held(name, number_of(msg_id), receipt)
+        if entry is not None and entry.status == "flight":
+            entry.received = received
+
     def extend(self, data, name, msg_id, receipt):
         result, _ = self.apply(Extend(topic=TOPIC, group=name, msg_id=msg_id, receipt=receipt, visibility_ms=50))
         entry, _ = self.model.held(name, number_of(msg_id), receipt)
         if entry is None or entry.status != "flight":
             assert result.code == "stale_receipt"
         else:
-            entry.due_ms, entry.visibility_ms = self.at + 50, 50
+            entry.due_ms, entry.visibility_ms, entry.received = self.at + 50, 50, True
             assert result.body["visible_until_ms"] == entry.due_ms
 
     @rule(ms=st.sampled_from([1, 5, 10, 20, 60]))
@@ -444,6 +488,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert result.body["redriven"] == len(dead)
         for entry in dead:
             entry.status, entry.private, entry.attempts, entry.receipt, entry.ready_ms = "ready", True, 0, None, 0
+            entry.uncounted = 0
         self.model.settle()
         self.end()
 

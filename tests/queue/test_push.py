@@ -17,10 +17,12 @@ import pytest
 from websockets.sync.client import connect
 
 from dss_api.errors import Refused
+from dss_api.liveness import Liveness
 from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, free_ports
 from dss_queue.core.commands import AckRequest, ConsumeRequest, Nack, PublishRequest, Subscribe
 from dss_queue.operations import ack, consume, nack, publish
-from dss_queue.push import Subscribers, subscribe
+from dss_queue.push import subscribe
+from dss_queue.subscribers import Subscribers
 
 README = Path(__file__).parents[2] / "queue" / "README.md"
 
@@ -31,6 +33,7 @@ class Feed:
     backlog = 0
 
     def __init__(self) -> None:
+        self.liveness = Liveness()
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     def push(self, event: Any) -> None:

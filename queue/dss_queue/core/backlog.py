@@ -49,6 +49,8 @@ class Returned(msgspec.Struct):
     last_serial: int
     due_ms: int = 0
     timer: int = NO_TIMER
+    #: pushed deliveries that were not received and did not count
+    uncounted: int = 0
 
 
 class Backlog:
@@ -127,10 +129,17 @@ class Backlog:
     # ------------------------------------------------------ back, or finished
 
     def take_back(
-        self, message: Message, attempts: int, history: tuple[Ending, ...], last_serial: int, at_ms: int, delay_ms: int
+        self,
+        message: Message,
+        attempts: int,
+        history: tuple[Ending, ...],
+        last_serial: int,
+        at_ms: int,
+        delay_ms: int,
+        uncounted: int,
     ) -> None:
         """A delivery has ended without an ack: deliver the message again, not before `delay_ms` from now."""
-        self._hold(message, attempts, history, last_serial, at_ms + delay_ms if delay_ms else 0)
+        self._hold(message, attempts, history, last_serial, at_ms + delay_ms if delay_ms else 0, uncounted)
         if message.key:
             self._offer_head(message.key, self.keys[message.key], at_ms)
         elif not delay_ms:
@@ -227,10 +236,18 @@ class Backlog:
         self.pending = self.waiting = 0
         self.cursor = cursor
 
-    def _hold(self, message: Message, attempts: int, history: tuple[Ending, ...], last_serial: int, due_ms: int) -> None:
+    def _hold(
+        self,
+        message: Message,
+        attempts: int,
+        history: tuple[Ending, ...],
+        last_serial: int,
+        due_ms: int,
+        uncounted: int = 0,
+    ) -> None:
         """Record the exceptional state of a message that is to be delivered (again)."""
         registry = self._registry
-        returned = Returned(message, self, attempts, history, registry.next_serial(), last_serial)
+        returned = Returned(message, self, attempts, history, registry.next_serial(), last_serial, uncounted=uncounted)
         self.returned[message.number] = returned
         if due_ms:
             self.waiting += 1

@@ -31,8 +31,11 @@ from dss_queue.core.commands import (
     GROUPS_PER_TOPIC_MAX,
     Ack,
     Consume,
+    Deliveries,
     Extend,
+    GiveBack,
     LockRelease,
+    MarkReceived,
     Nack,
     Publish,
     Purge,
@@ -80,7 +83,18 @@ class Broker:
     """
 
     name = "queue"
-    commands: tuple[type[Command], ...] = (Publish, Consume, Ack, Nack, Extend, PutTopic, Redrive, Purge)
+    commands: tuple[type[Command], ...] = (
+        Publish,
+        Consume,
+        Ack,
+        Nack,
+        Extend,
+        GiveBack,
+        MarkReceived,
+        PutTopic,
+        Redrive,
+        Purge,
+    )
 
     def __init__(self, locks: Locks | None = None) -> None:
         self._locks = locks or NoLocks()
@@ -96,6 +110,8 @@ class Broker:
             Ack: self._ack,
             Nack: self._nack,
             Extend: self._extend,
+            GiveBack: self._give_back,
+            MarkReceived: self._mark_received,
             PutTopic: self._put_topic,
             Redrive: self._redrive,
             Purge: self._purge,
@@ -138,7 +154,10 @@ class Broker:
             self.registry.disarm(item)
             if isinstance(item, Delivery):
                 group = item.handout.group
-                group.failed(item, "timeout", at_ms)
+                if item.received:
+                    group.failed(item, "timeout", at_ms)
+                else:
+                    group.not_received(item, "not_received", at_ms)
                 changed[id(group)] = group
             elif isinstance(item, Returned):
                 item.backlog.wait_is_over(item, at_ms)
@@ -322,8 +341,28 @@ class Broker:
         held, _ = _held(group, command.msg_id, command.receipt)
         if group is None or not isinstance(held, Delivery):
             return _stale(command.msg_id)
+        held.received = True
         group.extend(held, command.visibility_ms, at_ms)
         return Result({"msg_id": command.msg_id, "visible_until_ms": held.due_ms})
+
+    def _give_back(self, command: GiveBack, at_ms: int, index: int, origin: Origin) -> Result:
+        group, deliveries = self._deliveries(command)
+        for delivery in deliveries:
+            delivery.handout.group.not_received(delivery, "gone", at_ms)
+        if group is not None:
+            group.serve(at_ms)
+        return Result({})
+
+    def _mark_received(self, command: MarkReceived, at_ms: int, index: int, origin: Origin) -> Result:
+        for delivery in self._deliveries(command)[1]:
+            delivery.received = command.received
+        return Result({})
+
+    def _deliveries(self, command: Deliveries) -> tuple[Group | None, list[Delivery]]:
+        """Those of the command's deliveries that are still in flight."""
+        group = self._group(command.topic, command.group)
+        found = [_held(group, *one)[0] for one in zip(command.msg_ids, command.receipts, strict=True)]
+        return group, [held for held in found if isinstance(held, Delivery)]
 
     # -------------------------------------------------------------------- topics
 

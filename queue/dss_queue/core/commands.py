@@ -243,6 +243,26 @@ class Extend(DeliveryFields, Command, tag="queue.extend", kw_only=True):
     visibility_ms: VisibilityMs
 
 
+class Deliveries(Command, kw_only=True):
+    """Deliveries that a node has pushed to one subscriber. The node proposes these commands itself."""
+
+    topic: Name
+    group: Name
+    msg_ids: list[MessageId]
+    #: one per entry of `msg_ids`, in the same order
+    receipts: list[Receipt]
+
+
+class GiveBack(Deliveries, tag="queue.give_back", kw_only=True):
+    """The consumer has gone: return its messages to the group."""
+
+
+class MarkReceived(Deliveries, tag="queue.mark_received", kw_only=True):
+    """Whether anything was heard from the client after these messages were pushed to it. If not, their timeout is no attempt."""
+
+    received: bool
+
+
 # ------------------------------------------------------------------ topics
 
 

@@ -21,6 +21,9 @@ from dss_raft.replication.deadlines import NO_TIMER
 from dss_raft.replication.machine import Origin, Resolved
 
 BACKOFF_MS_MAX = 3_600_000
+#: Pushed deliveries of a message that do not count because they were not received. Further ones count, so that a message that
+#: crashes its consumers becomes a dead letter in the end.
+UNCOUNTED_MAX = 20
 
 
 class Handout(msgspec.Struct, kw_only=True):
@@ -47,6 +50,10 @@ class Delivery(msgspec.Struct):
     history: tuple[Ending, ...]
     due_ms: int = 0
     timer: int = NO_TIMER
+    #: earlier deliveries that were not received and did not count
+    uncounted: int = 0
+    #: False: nothing has been heard from the client since the message was pushed to it
+    received: bool = True
 
 
 class Waiter(msgspec.Struct):
@@ -196,12 +203,13 @@ class Group:
     def _deliver(self, message: Message, handout: Handout, visibility_ms: int, at_ms: int) -> dict[str, Any]:
         registry, number, met = self._registry, message.number, self.backlog.returned
         returned = met.pop(number, None) if met else None
-        attempt, history = 1, ()
+        attempt, history, uncounted = 1, (), 0
         if returned is not None:
             attempt, history = returned.attempts + 1, returned.history  # type: ignore[assignment]
+            uncounted = returned.uncounted
             if attempt > 1:
                 self.counters.redelivered += 1
-        delivery = Delivery(message, registry.next_serial(), attempt, at_ms, visibility_ms, handout, history)
+        delivery = Delivery(message, registry.next_serial(), attempt, at_ms, visibility_ms, handout, history, uncounted=uncounted)
         self.in_flight[number] = delivery
         handout.numbers.append(number)
         registry.arm(delivery, at_ms + visibility_ms)
@@ -249,13 +257,24 @@ class Group:
             return
         if delay_ms is None:
             delay_ms = min(settings.backoff_ms << min(delivery.attempt - 1, 32), BACKOFF_MS_MAX)
-        self.backlog.take_back(delivery.message, delivery.attempt, history, delivery.serial, at_ms, delay_ms)
+        self._take_back(delivery, delivery.attempt, history, at_ms, delay_ms)
 
     def gave_back(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int = 0) -> None:
         """Back to the queue as if it had not been delivered: the attempt does not count."""
         self._close(delivery)
         history = _with_ending(delivery, reason, at_ms)
-        self.backlog.take_back(delivery.message, delivery.attempt - 1, history, delivery.serial, at_ms, delay_ms)
+        self._take_back(delivery, delivery.attempt - 1, history, at_ms, delay_ms)
+
+    def not_received(self, delivery: Delivery, reason: str, at_ms: int) -> None:
+        """A pushed message did not reach its consumer, or its consumer left. The attempt counts only after `UNCOUNTED_MAX` of these."""
+        if delivery.uncounted < UNCOUNTED_MAX:
+            delivery.uncounted += 1
+            self.gave_back(delivery, reason, at_ms)
+        else:
+            self.failed(delivery, reason, at_ms)
+
+    def _take_back(self, delivery: Delivery, attempts: int, history: tuple[Ending, ...], at_ms: int, delay_ms: int) -> None:
+        self.backlog.take_back(delivery.message, attempts, history, delivery.serial, at_ms, delay_ms, delivery.uncounted)
 
     def extend(self, delivery: Delivery, visibility_ms: int, at_ms: int) -> None:
         """Hidden for `visibility_ms` from now."""

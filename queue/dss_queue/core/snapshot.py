@@ -34,6 +34,9 @@ class _Delivery(msgspec.Struct, array_like=True):
     visibility_ms: int
     due_ms: int
     history: tuple[Ending, ...]
+    # Missing in older snapshots.
+    uncounted: int = 0
+    received: bool = True
 
 
 class _Handout(msgspec.Struct, array_like=True):
@@ -51,6 +54,8 @@ class _Returned(msgspec.Struct, array_like=True):
     serial: int
     last_serial: int
     due_ms: int
+    # Missing in older snapshots.
+    uncounted: int = 0
 
 
 class _Waiter(msgspec.Struct, array_like=True):
@@ -181,7 +186,7 @@ def _group_state(group: Group) -> _Group:
         keys,
         list(backlog.private.values()),
         [
-            _Returned(r.message.number, r.attempts, r.history, r.serial, r.last_serial, r.due_ms)
+            _Returned(r.message.number, r.attempts, r.history, r.serial, r.last_serial, r.due_ms, r.uncounted)
             for r in backlog.returned.values()
         ],
         list(group.dead.values()),
@@ -197,7 +202,8 @@ def _handout_state(handout: Handout) -> _Handout:
     for number in handout.numbers:
         d = group.in_flight.get(number)
         if d is not None and d.handout is handout:
-            deliveries.append(_Delivery(number, d.serial, d.attempt, d.delivered_ms, d.visibility_ms, d.due_ms, d.history))
+            times = d.delivered_ms, d.visibility_ms, d.due_ms
+            deliveries.append(_Delivery(number, d.serial, d.attempt, *times, d.history, d.uncounted, d.received))
     return _Handout(handout.origin, handout.attempt_id, group.messages.topic, group.name, deliveries)
 
 
@@ -264,7 +270,7 @@ class _Restoring:
         for r in state.returned:
             message = backlog.find(r.number)
             assert message is not None
-            returned = Returned(message, backlog, r.attempts, r.history, r.serial, r.last_serial)
+            returned = Returned(message, backlog, r.attempts, r.history, r.serial, r.last_serial, uncounted=r.uncounted)
             backlog.returned[r.number] = returned
             if r.due_ms:
                 backlog.waiting += 1
@@ -292,7 +298,10 @@ def _restore_handout(group: Group, state: _Handout, registry: Registry, callers:
     for d in state.deliveries:
         message = group.backlog.find(d.number)
         assert message is not None
-        delivery = Delivery(message, d.serial, d.attempt, d.delivered_ms, d.visibility_ms, handout, d.history)
+        delivery = Delivery(
+            message, d.serial, d.attempt, d.delivered_ms, d.visibility_ms, handout, d.history, uncounted=d.uncounted
+        )
+        delivery.received = d.received
         group.in_flight[d.number] = delivery
         registry.arm(delivery, d.due_ms)
 

@@ -1,0 +1,62 @@
+"""Signs of life of a WebSocket's client: everything that arrives from it counts, answers to pings too.
+
+A host that vanishes (power, network) closes no connection. The server finds out by asking: `ping` sends a ping frame
+(RFC 6455), which every WebSocket library answers by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Line(Protocol):
+    """A WebSocket's connection, as the web server knows it."""
+
+    def ping(self) -> None:
+        """Send a ping frame."""
+
+    def watch(self, on_data: Callable[[], None]) -> None:
+        """Call `on_data` whenever something arrives."""
+
+
+class Liveness:
+    """See the module.
+
+    Args:
+        line: the connection; None when the server cannot be asked, and clients are taken to be alive.
+    """
+
+    def __init__(self, line: Line | None = None) -> None:
+        self._line = line
+        self._waiting: dict[Callable[[], None], None] = {}
+        #: grows with each sign
+        self.signs = 0
+        if line is not None:
+            line.watch(self.heard)
+
+    @property
+    def can_ping(self) -> bool:
+        """Whether a client that says nothing can be told from one that is gone."""
+        return self._line is not None
+
+    def ping(self) -> None:
+        """Ask for a sign."""
+        if self._line is not None:
+            self._line.ping()
+
+    def heard(self) -> None:
+        """Something arrived."""
+        self.signs += 1
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            for callback in waiting:
+                callback()
+
+    def when_heard(self, callback: Callable[[], None]) -> None:
+        """Call back once, at the next sign."""
+        self._waiting[callback] = None
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back."""
+        self._waiting.pop(callback, None)

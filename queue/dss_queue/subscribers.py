@@ -1,0 +1,278 @@
+"""What this node's subscriptions hold, and whether their clients are still there.
+
+A subscription holds up to `credit` unfinished messages. An ack or nack at this node makes room immediately. One at another node, or a
+visibility timeout, is noticed at this node's next tick by subscriptions that are full, and at the next probe by others.
+
+A client whose host has vanished never closes its connection. While a subscription holds messages, it is probed four times in each
+visibility timeout: a client from which nothing came since the last probe gets a ping. If it answers neither this ping nor the next
+one, it is *silent*: nothing more is pulled for it, and the messages after which nothing was heard are marked, so that their timeout
+does not count as an attempt. The same happens after a message has timed out, until the client is heard again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import structlog
+
+from dss_api.errors import Refused
+from dss_api.liveness import Liveness
+from dss_api.result import Result
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import MarkReceived, Subscribe
+from dss_queue.core.group import Group
+from dss_queue.core.records import message_number, receipt_of
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+log = structlog.get_logger("queue")
+
+SERVICE = "queue-subscribers"
+PROBES_PER_VISIBILITY = 4
+PROBE_S_MIN = 0.01
+#: A client that has answered none of so many probes is silent.
+PROBES_MISSED_MAX = 2
+
+
+class Held(NamedTuple):
+    """A message that was pushed and is not finished."""
+
+    receipt: str
+    #: `Liveness.signs` when it was pushed
+    signs: int
+
+
+class Subscribers:
+    """The subscriptions of one node. Created before the node starts."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._broker = cast(Broker, node.machine("queue"))
+        self._by_group: dict[tuple[str, str], dict[Subscriber, None]] = {}
+        self._full: dict[Subscriber, None] = {}
+        self._marking: set[asyncio.Task[None]] = set()
+        node.on_tick(self._check_full)
+        node.services[SERVICE] = self
+
+    @contextmanager
+    def open(self, request: Subscribe, visibility_ms: int, liveness: Liveness) -> Iterator[Subscriber]:
+        """A subscriber for the duration of the context."""
+        name = (request.topic, request.group)
+        subscriber = Subscriber(self, request, visibility_ms, liveness)
+        self._by_group.setdefault(name, {})[subscriber] = None
+        try:
+            yield subscriber
+        finally:
+            subscriber.close()
+            self._full.pop(subscriber, None)
+            of_group = self._by_group[name]
+            del of_group[subscriber]
+            if not of_group:
+                del self._by_group[name]
+
+    def settled(self, topic: str, group: str, msg_ids: Iterable[str]) -> None:
+        """Deliveries may have ended through a call at this node."""
+        for subscriber in self._by_group.get((topic, group), ()):
+            subscriber.drop_settled(msg_ids)
+
+    def group(self, topic: str, group: str) -> Group | None:
+        """The group in the replicated state."""
+        of_topic = self._broker.topics.get(topic)
+        return of_topic.groups.get(group) if of_topic is not None else None
+
+    def became_full(self, subscriber: Subscriber, is_full: bool) -> None:
+        if is_full:
+            self._full[subscriber] = None
+        else:
+            self._full.pop(subscriber, None)
+
+    def mark(self, command: MarkReceived) -> None:
+        """Tell the group. If that fails, the next probe does it again."""
+        task = asyncio.create_task(self._mark(command))
+        self._marking.add(task)
+        task.add_done_callback(self._marking.discard)
+
+    async def _mark(self, command: MarkReceived) -> None:
+        with suppress(Refused):
+            await self.node.submit(command)
+
+    def _check_full(self) -> None:
+        for subscriber in list(self._full):
+            subscriber.notice_ends()
+
+
+class Subscriber:
+    """The unfinished messages of one subscription, and its client. See the module."""
+
+    def __init__(self, subscribers: Subscribers, request: Subscribe, visibility_ms: int, liveness: Liveness) -> None:
+        self._subscribers = subscribers
+        self._request = request
+        self._liveness = liveness
+        self._loop = asyncio.get_running_loop()
+        self._probe_s = max(visibility_ms / 1000 / PROBES_PER_VISIBILITY, PROBE_S_MIN)
+        #: by msg_id
+        self.held: dict[str, Held] = {}
+        #: of `held`, those that the group knows as not received
+        self._marked: dict[str, str] = {}
+        self._is_silent = False
+        self._probes_missed = 0
+        self._signs = 0
+        self._probe_timer: asyncio.TimerHandle | None = None
+        #: set while there is room and the client is not silent
+        self._may_pull = asyncio.Event()
+        self._may_pull.set()
+        self._pulling: asyncio.Task[Result] | None = None
+
+    # ------------------------------------------------------------------- pulling
+
+    async def room(self) -> int:
+        """Wait until it may hold more messages. Returns how many, at least one."""
+        await self._may_pull.wait()
+        return self._request.credit - len(self.held)
+
+    async def pull(self, call: Coroutine[Any, Any, Result]) -> Result | None:
+        """Make a call that waits for messages. None: it was cancelled, because the client is silent."""
+        pulling = self._pulling = asyncio.create_task(call)
+        try:
+            return await pulling
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                return None
+            raise
+        finally:
+            self._pulling = None
+
+    async def is_there(self, messages: list[dict[str, Any]]) -> bool:
+        """Whether the client may get these messages. It is asked first if it has just let one of them time out, or is silent."""
+        if not self._liveness.can_ping or not (self._is_silent or any(one["msg_id"] in self.held for one in messages)):
+            return True
+        for message in messages:
+            self.held.pop(message["msg_id"], None)
+        self._fall_silent()
+        try:
+            async with asyncio.timeout(self._probe_s):
+                await self._may_pull.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def take(self, messages: list[dict[str, Any]]) -> None:
+        """These messages are pushed now."""
+        signs = self._liveness.signs
+        for message in messages:
+            self.held[message["msg_id"]] = Held(message["receipt"], signs)
+        if self._probe_timer is None and self._liveness.can_ping:
+            self._signs, self._probes_missed = signs, 0
+            self._probe_timer = self._loop.call_later(self._probe_s, self._probe)
+        self._update()
+
+    def drop_settled(self, msg_ids: Iterable[str]) -> list[str]:
+        """Forget those of these messages that it no longer holds. Returns them."""
+        group = self._subscribers.group(self._request.topic, self._request.group)
+        dropped = []
+        for msg_id in msg_ids:
+            held = self.held.get(msg_id)
+            if held is not None and not _is_in_flight(group, msg_id, held.receipt):
+                del self.held[msg_id]
+                self._marked.pop(msg_id, None)
+                dropped.append(msg_id)
+        if dropped:
+            self._update()
+        return dropped
+
+    def _update(self) -> None:
+        is_full = len(self.held) >= self._request.credit
+        if is_full or self._is_silent:
+            self._may_pull.clear()
+        else:
+            self._may_pull.set()
+        self._subscribers.became_full(self, is_full)
+
+    # ------------------------------------------------------------------- the client
+
+    def notice_ends(self) -> None:
+        """Forget what has ended without a call at this node. After a timeout, the client must be heard before it gets more."""
+        dropped = self.drop_settled(list(self.held))
+        group = self._subscribers.group(self._request.topic, self._request.group)
+        if any(_has_come_back(group, msg_id) for msg_id in dropped):
+            self._fall_silent()
+
+    def close(self) -> None:
+        """The subscription ends."""
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+        self._liveness.forget(self._heard)
+
+    def _probe(self) -> None:
+        self._probe_timer = None
+        self.notice_ends()
+        if not self.held:
+            return
+        self._probe_timer = self._loop.call_later(self._probe_s, self._probe)
+        if self._liveness.signs != self._signs:
+            self._signs, self._probes_missed = self._liveness.signs, 0
+            return
+        self._probes_missed += 1
+        if self._probes_missed < PROBES_MISSED_MAX:
+            self._liveness.ping()
+            return
+        self._fall_silent()
+        unheard = {id: one.receipt for id, one in self.held.items() if one.signs == self._liveness.signs}
+        self._mark({id: receipt for id, receipt in unheard.items() if not self._is_marked(id)}, False)
+        self._marked.update(unheard)
+
+    def _fall_silent(self) -> None:
+        if not self._liveness.can_ping:
+            return
+        self._liveness.ping()
+        if self._is_silent:
+            return
+        log.info("queue.subscriber_silent", topic=self._request.topic, group=self._request.group)
+        self._is_silent = True
+        self._liveness.when_heard(self._heard)
+        self._update()
+        if self._pulling is not None:
+            self._pulling.cancel()
+
+    def _heard(self) -> None:
+        self._is_silent = False
+        self._probes_missed = 0
+        marked, self._marked = self._marked, {}
+        self._mark({id: receipt for id, receipt in marked.items() if id in self.held}, True)
+        self._update()
+
+    def _mark(self, receipts: dict[str, str], received: bool) -> None:
+        if receipts:
+            self._subscribers.mark(
+                MarkReceived(
+                    topic=self._request.topic,
+                    group=self._request.group,
+                    msg_ids=list(receipts),
+                    receipts=list(receipts.values()),
+                    received=received,
+                )
+            )
+
+    def _is_marked(self, msg_id: str) -> bool:
+        group = self._subscribers.group(self._request.topic, self._request.group)
+        delivery = group.in_flight.get(message_number(msg_id)) if group is not None else None
+        return delivery is not None and not delivery.received
+
+
+def _is_in_flight(group: Group | None, msg_id: str, receipt: str) -> bool:
+    """True while the delivery of this receipt is in flight."""
+    delivery = group.in_flight.get(message_number(msg_id)) if group is not None else None
+    return delivery is not None and receipt == receipt_of(msg_id, delivery.serial)
+
+
+def _has_come_back(group: Group | None, msg_id: str) -> bool:
+    """Whether the group still has to do with a message, after a delivery of it has ended."""
+    if group is None:
+        return False
+    number = message_number(msg_id)
+    return number in group.in_flight or number in group.backlog.returned or number in group.dead
