@@ -20,13 +20,13 @@ from dss_dev.local_partitions import PartitionedCluster
 from dss_project.registry import operations
 
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
-#: a condition that has not come to hold by then never will, however busy the machine is
+#: a condition that is still false after this time never becomes true, even on a busy machine
 PATIENCE_S = 60.0
 
 
 @contextmanager
 def running(cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
-    """The cluster, started and ready; its logs are printed when the test fails."""
+    """The cluster, started and ready. Its logs are printed if the test fails."""
     failed_before = request.session.testsfailed
     cluster.start()
     try:
@@ -59,7 +59,7 @@ def cluster(make_cluster: Callable[..., LocalCluster]) -> LocalCluster:
 
 @pytest.fixture
 def make_partitioned_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., PartitionedCluster]]:
-    """`make_partitioned_cluster(**environment)` starts three nodes whose network a test can cut; skipped where that cannot be."""
+    """`make_partitioned_cluster(**environment)` starts three nodes whose network a test can cut. Skipped where that is impossible."""
     if reason := local_partitions.why_not():
         pytest.skip(f"a partition needs network namespaces: {reason}")
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def partitioned_cluster(make_partitioned_cluster: Callable[..., PartitionedClust
 
 @pytest.fixture
 def no_lease_check(tmp_path: Path) -> dict[str, str]:
-    """The environment of nodes that are broken on purpose: they take every lease for endless. Python runs this before their own code."""
+    """The environment of nodes that are broken on purpose: their leases never end. Python runs this before their own code."""
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
@@ -92,7 +92,7 @@ def no_lease_check(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
-    """Three nodes that the tests of a module share, and leave as they are."""
+    """Three nodes that the tests of a module share. The tests do not kill them."""
     cluster = LocalCluster(tmp_path_factory.mktemp("cluster"), free_ports(3), ENVIRONMENT)
     with running(cluster, request):
         yield cluster
@@ -100,7 +100,7 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], object], Callable[[], str]], None]:
-    """`wait_until(condition, why_not)`: poll until it holds; fail with what `why_not` says when it does not come to hold."""
+    """`wait_until(condition, why_not)`: poll until it is true; if it does not become true, fail with the text of `why_not`."""
 
     def wait(condition: Callable[[], object], why_not: Callable[[], str]) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -129,7 +129,7 @@ def redis_client(redis_server: ValkeyServer) -> Iterator[Redis]:
 
 @pytest.fixture(autouse=True)
 def _answers_of_nodes_are_as_declared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What other processes answer is checked where it arrives."""
+    """Check every answer that a test gets from a node."""
     routes = Routes(operations())
     answers = {operation.name: operation.answer for operation in operations()}
     call = LocalNode.call

@@ -1,6 +1,6 @@
 """The cache's promise on real processes, scene by scene: a sharer is paused, cut off or killed, an owner dies with a dirty value.
 
-Each scene about a lease is also played on nodes that do not check theirs, and must then fail.
+The scenes about leases also run on nodes that do not check their lease. There they must fail.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def warm(node: LocalNode, key: str) -> None:
 
 
 class ReadInTheQueue:
-    """A read that is sent to a paused process: it is the first thing that the process sees when it goes on."""
+    """A read that is sent to a paused process, which finds it first when it resumes."""
 
     def __init__(self, node: LocalNode, key: str) -> None:
         self.connection = http.client.HTTPConnection(node.host, node.port, timeout=30)
@@ -54,7 +54,7 @@ class ReadInTheQueue:
 
 
 def read_by_a_paused_sharer(paused: LocalNode, writer: LocalNode) -> tuple[int, int]:
-    """A sharer sleeps through a put, and finds a read waiting when it goes on: the versions put and read."""
+    """A sharer is paused during a put, and finds a read waiting when it resumes. Returns the versions put and read."""
     put(writer, "k", "old")
     warm(paused, "k")
     paused.pause()
@@ -67,7 +67,7 @@ def read_by_a_paused_sharer(paused: LocalNode, writer: LocalNode) -> tuple[int, 
 
 
 def read_by_a_sharer_that_is_cut_off(cluster: PartitionedCluster, sharer: LocalNode, writer: LocalNode) -> tuple[int, int]:
-    """A sharer hears nothing of a put and is asked at once afterwards, while still cut off: the versions put and read (0: none)."""
+    """A sharer is cut off during a put, and gets a read while it still is. Returns the versions put and read (0: none)."""
     put(writer, "k", "old")
     warm(sharer, "k")
     cluster.isolate(sharer)
@@ -78,13 +78,13 @@ def read_by_a_sharer_that_is_cut_off(cluster: PartitionedCluster, sharer: LocalN
 
 
 def in_both_roles(cluster: LocalCluster) -> Iterator[tuple[LocalNode, LocalNode]]:
-    """A sharer that follows and one that leads, each with another node that writes."""
+    """A sharer that is a follower, then one that is the leader, each with another node that writes."""
     for sharer in (lambda: cluster.followers()[0], cluster.leader):
         chosen = sharer()
         yield chosen, next(node for node in cluster.nodes if node is not chosen)
 
 
-def test_a_paused_sharer_answers_no_old_value_when_it_goes_on(cluster: LocalCluster) -> None:
+def test_a_paused_sharer_answers_no_old_value_when_it_resumes(cluster: LocalCluster) -> None:
     for paused, writer in in_both_roles(cluster):
         for _ in range(3):
             version, read = read_by_a_paused_sharer(paused, writer)
@@ -93,7 +93,7 @@ def test_a_paused_sharer_answers_no_old_value_when_it_goes_on(cluster: LocalClus
 
 
 def test_a_sharer_that_is_cut_off_answers_no_old_value(partitioned_cluster: PartitionedCluster) -> None:
-    """Cut off as the leader it goes on to believe, for a while, that it leads: what it could grant itself is worth nothing."""
+    """A leader that is cut off believes for a while that it still leads, but must not grant itself a lease."""
     cluster = partitioned_cluster
     for cut_off, writer in in_both_roles(cluster):
         version, read = read_by_a_sharer_that_is_cut_off(cluster, cut_off, writer)

@@ -1,8 +1,8 @@
-"""The cache while nodes are killed, paused and cut off: no read is stale, none goes back, nothing answered is lost.
+"""The cache while nodes are killed, paused and cut off: no read is stale, reads are monotonic, no answered write is lost.
 
-Clients read and write a few keys on every node as fast as they can. Every answer names the version it is about, so each key's history
-can be judged as a whole: the checks below together say that it is linearizable, with versions as the order. `make chaos` takes 200,000
-operations. The same clients on a build that does not check its lease must find it out.
+Clients read and write a few keys on every node as fast as they can. Every answer contains a version, so the whole history of each key
+can be checked: together, the checks below say that it is linearizable, with versions as the order. `make chaos` runs 200,000 operations.
+On nodes that do not check their lease, the same clients must find stale reads.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ OPERATIONS = int(os.environ.get("DSS_CHAOS_OPERATIONS", "9000"))
 KEYS = ("a", "b", "c", "d")
 CLIENTS_PER_NODE = 3
 WRITE_SHARE = 0.05
-#: every node answers so many operations between one fault and the next
+#: operations that every node answers between two faults
 BETWEEN_FAULTS = max(60, OPERATIONS // 200)
 LEASE_S = 1.0
-#: outlasts a lease and an election
+#: longer than a lease and an election
 FAULT_S = 1.5 * LEASE_S
 CALL_TIMEOUT_S = 10.0
 PATIENCE_S = 60.0
@@ -59,15 +59,15 @@ class Operation:
 
 @dataclass
 class History:
-    """What clients saw."""
+    """The operations that clients saw."""
 
     operations: list[Operation] = field(default_factory=list)
-    #: for every value that anybody tried to write, when
+    #: value -> when a client began to write it
     attempted: dict[Any, float] = field(default_factory=dict)
 
 
 def with_newest_before(history: History) -> Iterator[tuple[Operation, int]]:
-    """Each operation, and the newest version of its key that anybody had been answered when it was asked."""
+    """Each operation, and the newest version of its key that any client had seen when the operation began."""
     by_key: dict[str, list[Operation]] = defaultdict(list)
     for one in history.operations:
         by_key[one.key].append(one)
@@ -81,30 +81,30 @@ def with_newest_before(history: History) -> Iterator[tuple[Operation, int]]:
 
 
 def stale(history: History) -> list[tuple[Operation, int]]:
-    """Reads of an older version than one that had been answered, to a put or a read, before they began."""
+    """Reads that returned an older version than an answer to a put or read before they began."""
     return [(one, newest) for one, newest in with_newest_before(history) if not one.is_write and one.version < newest]
 
 
 def out_of_order(history: History) -> list[tuple[Operation, int]]:
-    """Puts that got no newer version than one that had been answered before they began."""
+    """Puts whose version is not newer than one that had been answered before they began."""
     return [(one, newest) for one, newest in with_newest_before(history) if one.is_write and one.version <= newest]
 
 
 def ambiguous(history: History) -> list[Operation]:
-    """Operations that know a version with another value."""
+    """Operations with a version that another operation saw with another value."""
     known: dict[tuple[str, int], Any] = {}
     return [one for one in history.operations if known.setdefault((one.key, one.version), one.value) != one.value]
 
 
 def invented(history: History) -> list[Operation]:
-    """Reads of a value that nobody had begun to write when they were answered."""
+    """Reads of a value that no client had begun to write when they were answered."""
     never = float("inf")
     values = (one for one in history.operations if one.value is not None)
     return [one for one in values if history.attempted.get(one.value, never) > one.answered_s]
 
 
 def lost(history: History) -> list[Operation]:
-    """Reads that found no value of a key that had one. Nothing is deleted here."""
+    """Reads that found no value for a key that had one. Clients delete nothing."""
     return [one for one, newest in with_newest_before(history) if one.value is None and newest]
 
 
@@ -151,7 +151,7 @@ class Run:
                 self.is_over.wait(0.02)
 
     def _call(self, connection: http.client.HTTPConnection, node: LocalNode, key: str, value: str | None) -> None:
-        """A put of the value, or a get. Without an answer, or with a refusal, it says nothing."""
+        """A put of the value, or a get. It is not recorded if it is refused or not answered."""
         asked_s = time.monotonic()
         if value is None:
             connection.request("GET", f"/cache/get?key={key}")
@@ -171,7 +171,7 @@ class Run:
         self.answered[node.id] += 1  # by three threads: it may count a few too few, which only makes the run longer
 
     def let_work(self) -> None:
-        """Until every node has answered some more."""
+        """Wait until every node has answered more operations."""
         goals = {node_id: count + BETWEEN_FAULTS for node_id, count in self.answered.items()}
         deadline = time.monotonic() + PATIENCE_S
         while any(self.answered[node_id] < goal for node_id, goal in goals.items()):
@@ -180,7 +180,7 @@ class Run:
             time.sleep(0.01)
 
     def play(self, faults: list[Callable[[], None]]) -> None:
-        """Fault after fault, each at least once, until there were enough operations."""
+        """Cause each fault at least once, one after the other, until there were enough operations."""
         for number, fault in enumerate(itertools.cycle(faults)):
             self.let_work()
             if number >= len(faults) and len(self.history.operations) >= OPERATIONS // 3:
@@ -198,7 +198,7 @@ class Run:
 
 @contextmanager
 def undone(undo: Callable[[], None]) -> Iterator[None]:
-    """A fault inside the block, which lasts for a while and is then undone."""
+    """A fault begins in the block, lasts for a while, and is then undone."""
     yield
     time.sleep(FAULT_S)
     undo()
@@ -243,7 +243,7 @@ def cuts(cluster: PartitionedCluster) -> list[Callable[[], None]]:
             cluster.isolate(node)
 
     def mute(node: LocalNode) -> None:
-        """It hears the others and is not heard."""
+        """Drop everything that the node sends; it still receives."""
         with undone(heal):
             for other in cluster.nodes:
                 if other is not node:
@@ -274,7 +274,7 @@ def test_partition(make_partitioned_cluster) -> None:
 
 
 def test_without_the_lease_check_reads_are_stale(make_cluster, no_lease_check: dict[str, str]) -> None:
-    """The same clients and the same judge, and nodes that answer from their lines for ever."""
+    """The same clients and checks, on nodes that answer from their lines without end."""
     cluster = make_cluster(**SMALL, **no_lease_check)
     with Run(cluster) as run:
         for _ in range(10):
@@ -304,14 +304,14 @@ GOOD = [put(1, 1), get(1, 1.05), put(2, 2), get(2, 2.05), get(2, 3)]
         (stale, get(1, 2.16)),
         (out_of_order, put(2, 4)),
         (ambiguous, get(2, 4, "v1")),
-        (invented, get(2, 4, "nobody wrote this")),
+        (invented, get(2, 4, "never written")),
         (invented, get(3, 0.5)),
         (lost, get(3, 4, None)),
         (None, get(1, 2.01)),
         (None, get(0, 0.5, None)),
     ],
 )
-def test_each_check_sees_what_it_is_for(check: Callable[[History], list[Any]] | None, more: Operation) -> None:
+def test_each_check_finds_its_violation(check: Callable[[History], list[Any]] | None, more: Operation) -> None:
     attempted = {"v1": 1.0, "v2": 2.0, "v3": 3.0}
     assert not any(one(History(GOOD, attempted)) for one in CHECKS)
     history = History([*GOOD, more], attempted)

@@ -132,7 +132,7 @@ def test_the_settings_describe_nodes_that_find_each_other(name: str) -> None:
 
 @pytest.fixture
 def processes(redis_server: ValkeyServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[LocalNode]]:
-    """The services of a file as processes: its environment, with names replaced by loopback and ports by free ones."""
+    """The services of a file as processes, with its environment. Host names become loopback, and ports become free ones."""
     file = compose(request.param)
     ports = dict(zip(FILES[request.param], free_ports(len(FILES[request.param])), strict=True))
     nodes = []

@@ -1,6 +1,6 @@
-"""Clients that mean harm, against a real node under either server: others are still answered, and memory stays bounded.
+"""Hostile clients against a real node with either server: other clients are still answered, and memory stays bounded.
 
-`DSS_HOSTILE` scales it: 1 in CI; `make hostile` runs it at full size, with few descriptors and little memory for the node.
+`DSS_HOSTILE` scales the load: 1 in CI. `make hostile` runs it at full size, with few descriptors and little memory for the node.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 SCALE = int(os.environ.get("DSS_HOSTILE", "1"))
 PATIENCE_S = 60.0
 MIB = 1 << 20
-#: What a node may grow beyond its size at rest, whatever its clients do.
+#: How much more memory than at rest a node may use, whatever its clients do.
 GROWTH_MIB_MAX = 200
 BODY = json.dumps({"key": "probe", "client": "probe"})
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.cluster
 
 
 class Probe:
-    """A client at another address that takes a lock again and again."""
+    """A client at another address that repeatedly acquires a lock."""
 
     def __init__(self, node: LocalNode) -> None:
         self._node = node
@@ -76,7 +76,7 @@ class Probe:
 
 @pytest.fixture(scope="module", params=["daphne", "uvicorn"])
 def node(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LocalNode]:
-    """One node that has to live through all of it, and then stops as it should."""
+    """One node that must survive all tests, and then stop cleanly."""
     environment = {
         "DSS_ADMIN_PASSWORD": "test",
         "DSS_SERVER": request.param,
@@ -95,7 +95,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 def websocket(node: LocalNode) -> Any:
-    """A connection of a client that reads one message and then nothing."""
+    """A connection whose client reads one message and nothing more."""
     return connect(f"ws://{node.host}:{node.port}/ws", max_size=None, ping_interval=None, max_queue=1, open_timeout=PATIENCE_S)
 
 
@@ -145,7 +145,7 @@ def test_a_header_of_any_length_is_not_taken(node: LocalNode) -> None:
 
 
 def test_more_connections_than_there_is_room_for(node: LocalNode) -> None:
-    """The node keeps descriptors for itself: it still takes snapshots, and still answers who is connected."""
+    """The node reserves descriptors: it still takes snapshots, and answers the clients that are connected."""
     with Probe(node):
         clients: list[socket.socket] = []
         try:

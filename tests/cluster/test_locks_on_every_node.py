@@ -1,6 +1,6 @@
-"""Every call of the lock section of the contract, at each of three real nodes, through each entry point.
+"""Every lock call of the contract, at each of three real nodes, through each entry point.
 
-tests/locks/test_contract.py has every line of what the answers say; here the calls of one story go round the nodes.
+tests/locks/test_contract.py checks the answers in detail. Here, the calls of one story go to the nodes in turn.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def json_fast_path(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer
 
 
 def page(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
-    """DRF answers whoever wants a page, and the document stands in it."""
+    """A call as a browser makes it: the page of DRF contains the answer."""
     status, body = http(node, name, fields, PAGE)
     shown = re.search(r"response-info.*?</span>(\{.*?)</pre>", body.decode(), re.DOTALL)
     assert shown is not None
@@ -60,7 +60,7 @@ def socket(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
 
 
 class Round:
-    """The nodes by turns, through one entry point."""
+    """Calls to the nodes in turn, through one entry point."""
 
     def __init__(
         self, cluster: LocalCluster, entry_point: Callable[..., Answer], first: int, threads: ThreadPoolExecutor
@@ -81,7 +81,7 @@ class Round:
         return status, answer
 
     def ok(self, name: str, **fields: Any) -> dict[str, Any]:
-        """A call that succeeds. Whatever changes the state says when; the story goes on from one node to the next in that order."""
+        """A call that succeeds. Each change has a later index than the change before it, at another node."""
         status, answer = self.call(name, **fields)
         assert status == 200, answer
         if PATHS[name][0] == "POST" and name != "locks.check":
@@ -94,12 +94,12 @@ class Round:
         return status, answer["code"]
 
     def later(self, name: str, **fields: Any) -> Future[Answer]:
-        """A call that waits; returns once its request stands in the queue."""
+        """Start a call that waits. Returns when its request is in the queue."""
         node = self.nodes[self._turn % len(self.nodes)]
         self._turn += 1
         waiting = self._threads.submit(self.entry_point, node, name, fields)
         key = fields.get("key") or fields["keys"][0]
-        # However often it is asked, the turn stays: each step of the story is to come to each node.
+        # Polling does not advance the turn, so that each step of the story reaches each node.
         while fields["client"] not in [
             waiter["client"] for waiter in self.entry_point(node, "locks.status", {"key": key})[1]["waiters"]
         ]:
@@ -108,7 +108,7 @@ class Round:
 
 
 def story(do: Round, k: str) -> None:
-    """Everything that the contract says of locks, as it looks from outside."""
+    """Everything in the contract about locks, as a client sees it."""
     a = do.ok("locks.acquire", key=f"{k}1", client="a")
     assert (a["fencing_token"], a["expires_in_ms"], a["reentrant"]) == (a["index"], 30_000, False)
     again = do.ok("locks.acquire", key=f"{k}1", client="a", ttl_ms="60000")
@@ -117,7 +117,7 @@ def story(do: Round, k: str) -> None:
     assert (status, held["code"], held["holders"][0]["client"], held["position"]) == (423, "held", "a", 1)
     assert do.refused("locks.acquire", key=f"{k}1", client="b", wait_ms=1) == (423, "wait_timeout")
 
-    # All of several keys or none, a queue, a deadlock with its cycle, and why somebody waits.
+    # All of several keys or none, a queue, a deadlock with its cycle, and why a client waits.
     both = do.ok("locks.acquire", keys=[f"{k}2", f"{k}3"], client="b", ttl_ms=0)
     assert (both["expires_in_ms"], set(both["fencing_tokens"].values())) == (None, {both["index"]})
     waiting = do.later("locks.acquire", key=f"{k}3", client="a", wait_ms=20_000)
@@ -131,7 +131,7 @@ def story(do: Round, k: str) -> None:
     why = do.ok("locks.status", key=f"{k}3", client="a")["why"]
     assert (why["position"], [step["held_by"] for step in why["chain"]]) == (1, ["b"])
 
-    # Releases: harmless when repeated, refused with a token that is somebody else's by now.
+    # Releases: harmless when repeated, refused with a token that is out of date.
     assert do.ok("locks.release", keys=[f"{k}2", f"{k}3"], client="b")["released_keys"] == [f"{k}2", f"{k}3"]
     status, granted = waiting.result(PATIENCE_S)
     assert (status, granted["fencing_token"]) == (200, do.indexes[-1])
@@ -142,7 +142,7 @@ def story(do: Round, k: str) -> None:
         assert do.ok("locks.check", key=f"{k}3", fencing_token=old)["valid"] is False
         assert do.ok("locks.check", key=f"{k}3", fencing_token=new) == {"ok": True, "valid": True, "current": new}
 
-    # Renewing, upgrading, taking away, and what is told of it.
+    # Renewal, upgrade, forced release, and the audit list.
     assert do.ok("locks.renew", key=f"{k}3", client="a", fencing_token=new, ttl_ms=5000)["expires_in_ms"] == 5000
     assert do.refused("locks.renew", key=f"{k}3", client="b") == (409, "lock_lost")
     shared = do.ok("locks.acquire", key=f"{k}4", client="a", mode="shared")
@@ -152,7 +152,7 @@ def story(do: Round, k: str) -> None:
     for _ in do.nodes:
         assert do.ok("locks.audit")["forced"][0]["reason"] == f"told {k}"
 
-    # A session: one keepalive, one end.
+    # A session: one keepalive for its locks, which end together.
     session = do.ok("locks.session_start", client="c", ttl_ms=20_000)["session"]
     assert do.ok("locks.acquire", key=f"{k}5", client="c", session=session)["expires_in_ms"] <= 20_000
     for _ in do.nodes:
@@ -161,7 +161,7 @@ def story(do: Round, k: str) -> None:
     assert do.refused("locks.session_renew", session=session) == (409, "session_lost")
     assert do.ok("locks.session_close", session=session)["closed"] is False
 
-    # A lease ends by itself, and its delay after it.
+    # A lease expires, then the lock delay ends.
     do.ok("locks.acquire", key=f"{k}6", client="d", ttl_ms=100, lock_delay_ms=100)
     assert do.ok("locks.acquire", key=f"{k}6", client="e", wait_ms=20_000)["waited_ms"] >= 100
     for client, key in (("a", "1"), ("a", "3"), ("e", "6")):

@@ -1,7 +1,7 @@
 """Locks while nodes are killed, paused and cut off, and while clients pause past their leases.
 
-Every client does the same with two counters that a lock protects: reads, thinks, writes one more. One counter is fenced: it
-refuses a token that is older than one it has seen. The other is not.
+Every client increments two counters that a lock protects: it reads, pauses, and writes. One counter is fenced: it refuses a token
+that is older than one it has seen. The other is not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEYS = ("a", "b", "c")
 CLIENTS = 8
 TTL_MS = 600
 WAIT_MS = 1500
-#: a pause of a node that outlasts both an election and a lease
+#: a pause of a node that is longer than an election and a lease
 PAUSE_S = 1.5
 SEED = 7
 #: how often each fault comes
@@ -35,7 +35,7 @@ ROUNDS = int(os.environ.get("DSS_CHAOS_ROUNDS", "1"))
 
 @dataclass(frozen=True)
 class Grant:
-    """A lock that a client was answered, in seconds of the client's clock."""
+    """A lock that was granted to a client, in seconds of the client's clock."""
 
     key: str
     client: str
@@ -43,12 +43,12 @@ class Grant:
     token: int
     asked_s: float
     answered_s: float
-    #: the lease counted from the question, or the release: until then the client may believe that it holds the lock
+    #: end of the lease, counted from the request, or the release: until then the client may believe that it holds the lock
     safe_until_s: float
 
 
 def overlaps(grants: list[Grant]) -> list[tuple[Grant, Grant]]:
-    """Pairs that may not hold a key at the same time, and could both believe so."""
+    """Pairs of conflicting grants of a key whose clients could both believe that they held it at the same time."""
     found = []
     for key in {grant.key for grant in grants}:
         of_key = sorted((grant for grant in grants if grant.key == key), key=lambda grant: grant.answered_s)
@@ -59,7 +59,7 @@ def overlaps(grants: list[Grant]) -> list[tuple[Grant, Grant]]:
 
 
 def disorders(grants: list[Grant]) -> list[tuple[Grant, Grant]]:
-    """Pairs of exclusive grants of a key of which the later one, asked for after the other's answer, has no larger token."""
+    """Pairs of exclusive grants of a key: the later one was requested after the answer to the other, but has no larger token."""
     found = []
     exclusive = [grant for grant in grants if grant.mode == "exclusive"]
     for first, second in itertools.permutations(exclusive, 2):
@@ -69,10 +69,10 @@ def disorders(grants: list[Grant]) -> list[tuple[Grant, Grant]]:
 
 
 class Counter:
-    """What a lock protects.
+    """A counter that a lock protects.
 
     Args:
-        fenced: refuse who comes with an older token than one seen before.
+        fenced: whether it refuses tokens older than one it has seen.
     """
 
     def __init__(self, fenced: bool) -> None:
@@ -108,7 +108,7 @@ class Counter:
 
 
 class Client(threading.Thread):
-    """Takes one lock after the other, on any node, until told to stop."""
+    """Acquires one lock after the other, on any node, until it is stopped."""
 
     def __init__(self, run: Run, number: int) -> None:
         super().__init__(daemon=True)
@@ -142,7 +142,7 @@ class Client(threading.Thread):
         token = reply.json["fencing_token"]
         grant = Grant(key, client, mode, token, asked_s, time.monotonic(), asked_s + TTL_MS / 1000)
         if mode == "exclusive" and not self.count_one_more(key, token):
-            # It slept over its lease; it is for the lease to have ended by now.
+            # It paused past its lease, which must have ended by now.
             self.grants.append(grant)
         else:
             self.grants.append(replace(grant, safe_until_s=min(grant.safe_until_s, time.monotonic())))
@@ -151,7 +151,7 @@ class Client(threading.Thread):
         self.run_.granted.release()
 
     def count_one_more(self, key: str, token: int) -> bool:
-        """Read, think, write, on both counters. False: the client was paused in between."""
+        """Read, pause and write both counters. False: the client was paused past its lease."""
         counters = self.run_.counters[key]
         values = [counter.read(token) for counter in counters]
         paused = self.random.random() < 0.15
@@ -201,8 +201,8 @@ class Run:
         assert not overlaps(grants)
         assert not disorders(grants)
         assert sum(counter.lost_updates for counter in fenced) == 0
-        assert refused > 0, "nobody came late: the run shows nothing"
-        assert lost > 0, "without fencing, too, nothing was lost: the run shows nothing"
+        assert refused > 0, "no client wrote after its lease: the run proves nothing"
+        assert lost > 0, "nothing was lost without fencing either: the run proves nothing"
 
 
 def kill_and_pause(cluster: LocalCluster, run: Run) -> None:
@@ -237,7 +237,7 @@ def test_kill_and_pause(cluster):
 
 
 def test_partition(partitioned_cluster):
-    """The leader is cut off, then a follower, then the leader hears and is not heard."""
+    """The leader is cut off, then a follower; then the leader can receive but not send."""
     cluster = partitioned_cluster
     with Run(cluster) as run:
         for cut in (
@@ -270,7 +270,7 @@ FIRST = Grant("k", "x", "exclusive", 5, asked_s=1.0, answered_s=1.1, safe_until_
         (disorders, replace(FIRST, asked_s=1.05, token=4), 0),
     ],
 )
-def test_the_checks_see_what_they_are_for(check: Callable[[list[Grant]], list[object]], second: Grant, found: int) -> None:
+def test_each_check_finds_its_violation(check: Callable[[list[Grant]], list[object]], second: Grant, found: int) -> None:
     assert len(check([FIRST, replace(second, client="y")])) == found
     shared = replace(FIRST, mode="shared")
     assert not overlaps([shared, replace(shared, client="y", answered_s=1.5)])

@@ -1,4 +1,4 @@
-"""`GET /metrics`: every name of the design, each one moving when its event happens."""
+"""`GET /metrics`: every documented metric exists, and changes when its event happens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def value(of: Samples, name: str, **labels: str) -> float:
 
 
 class Moves:
-    """What the metrics of a node have grown by since the block began."""
+    """The increase of a node's metrics since the block began."""
 
     def __init__(self, node: LocalNode) -> None:
         self.node = node
@@ -48,7 +48,7 @@ def node(shared_cluster: LocalCluster) -> LocalNode:
 
 
 def test_every_name_is_there_from_the_start(shared_cluster: LocalCluster) -> None:
-    """A dashboard or an alarm over a counter that has not counted yet must find it; labelled by topic, after the first event."""
+    """Dashboards and alerts must find a counter before its first event. A counter with a topic appears with the first event."""
     for each in shared_cluster.nodes:
         each.call("POST", "/queue/publish", {"topic": "names", "value": 1})
         each.call("POST", "/queue/consume", {"topic": "names", "group": "g"})
@@ -141,7 +141,7 @@ def test_queue(node: LocalNode) -> None:
 
 
 def test_topics_cannot_flood_the_metrics(node: LocalNode) -> None:
-    """Whoever makes up topic names must not fill every node's memory, and Prometheus, with label values."""
+    """A client that invents topic names must not fill the memory of nodes and Prometheus with label values."""
     for number in range(300):
         assert node.call("POST", "/queue/publish", {"topic": f"made-up-{number}", "value": 1}).status == 200
     topics = {dict(labels)["topic"] for name, labels in samples(node) if name == "queue_publish_total"}

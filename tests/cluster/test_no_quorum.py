@@ -1,4 +1,4 @@
-"""With two of three nodes down calls are refused in time; when one comes back the cluster goes on by itself."""
+"""With two of three nodes down, calls are refused in time. The cluster recovers by itself when one is back."""
 
 from __future__ import annotations
 

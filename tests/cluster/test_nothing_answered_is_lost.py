@@ -1,4 +1,4 @@
-"""kill -9 under load: every answered publish, lock and put is there afterwards, and nothing has happened twice."""
+"""kill -9 under load: every answered publish, lock and put is still there, and no call took effect twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLIENTS_OF_A_KIND = 3
 
 
 class Client(threading.Thread):
-    """Makes one call after the other, on the next node when one does not answer, and writes down what was answered."""
+    """Makes one call after the other, on the next node if one does not answer, and records the answers."""
 
     def __init__(
         self, cluster: LocalCluster, kind: str, number: int, stop: threading.Event, answers: threading.Semaphore
@@ -80,7 +80,7 @@ class Load:
             client.join()
 
     def wait_for(self, answers: int) -> None:
-        """Until so many more calls were answered."""
+        """Wait until this many more calls were answered."""
         for _ in range(answers):
             assert self.answers.acquire(timeout=60), "the cluster has stopped answering"
 
@@ -104,10 +104,10 @@ def drained(node: LocalNode, group: str) -> list[str]:
 
 
 def check_everything(load: Load, nodes: list[LocalNode]) -> None:
-    """All that was answered is there, on each of the nodes."""
+    """Check that every answered call is still in effect, on each node."""
     published = Counter(drained(nodes[0], "check"))
     assert set(load.answered("publish")) <= set(published), "an answered publish is gone"
-    assert set(published) <= load.attempted("publish"), "a message that nobody published"
+    assert set(published) <= load.attempted("publish"), "a message that was never published"
     assert max(published.values()) == 1, "a publish took effect twice"
     for number, (name, answer) in enumerate(load.answered("lock").items()):
         status = nodes[number % len(nodes)].call("GET", f"/lock/status?key={name}").json
@@ -189,10 +189,10 @@ def test_a_paused_leader_is_replaced_and_does_no_harm_when_it_is_back(cluster: L
 
 
 def _leader_among(nodes: list[LocalNode]) -> LocalNode:
-    """The node that comes to lead: `/raft/status` of a paused node would only time out."""
+    """Wait for the new leader. The paused node is not asked, because its `/raft/status` would time out."""
     for _ in range(1000):
         for node in nodes:
             status = node.status()
             if status is not None and status["state"]["name"] == "LEADER":
                 return node
-    raise NotReady("nobody has taken over from the paused leader")
+    raise NotReady("no node has taken over from the paused leader")

@@ -22,7 +22,7 @@ NEWMAN = ["npx", "--yes", "newman@6"]
 
 @pytest.fixture(scope="module")
 def newman() -> list[str]:
-    """How newman is called. Without it the collection was NOT tested, and pytest's summary says so."""
+    """The command that runs newman. Without it, the test is skipped, and pytest's summary says so."""
     if shutil.which("npx") is None:
         pytest.skip("the Postman collection was not run: there is no npx on this machine; install Node.js")
     found = subprocess.run([*NEWMAN, "--version"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Nodes that do not know the same commands must not meet: what one of them proposes would stop the others."""
+"""Nodes with different commands must refuse each other: a command that one proposes would stop the others."""
 
 from __future__ import annotations
 

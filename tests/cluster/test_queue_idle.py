@@ -1,4 +1,4 @@
-"""Many consumers that wait on one node: each message wakes one of them, and those that go leave nothing behind."""
+"""Many waiting consumers on one node: each message wakes one of them, and consumers that disconnect leave nothing behind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_long_polls_get_one_message_each_and_leave_nothing_behind(shared_cluster
     asyncio.run(run())
     publish(far, "polled", 1)
     got = far.call("POST", "/queue/consume", {"topic": "polled", "group": "g", "timeout_ms": 0}).json
-    assert (got["value"], got["attempt"]) == (0, 1), "none of those who had gone got it"
+    assert (got["value"], got["attempt"]) == (0, 1), "no consumer that had disconnected got it"
 
 
 def test_subscriptions_share_what_comes_and_leave_nothing_behind(shared_cluster: LocalCluster, wait_until: Callable):

@@ -1,8 +1,8 @@
-"""A queue while nodes are killed, paused and cut off, and while consumers die: nothing answered is lost, nothing acked comes again.
+"""A queue while nodes are killed, paused and cut off, and while consumers die: no answered message is lost, no acked one repeated.
 
-Messages are named `key:seq`. A producer sends its next batch, one message for each of its routing keys, only when the last one is
-answered, and repeats a batch whose answer was lost with the same dedup ids. Consumers ack, nack, or die with a batch in their hands.
-Some messages are poison: they are never acked and end as dead letters. `make chaos` takes 100,000 messages.
+Messages are named `key:seq`. A producer sends its next batch, one message for each of its routing keys, when the last one is answered.
+If an answer is lost, it repeats the batch with the same dedup ids. Consumers ack, nack, or die with unfinished messages. Some messages
+are poison: they are never acked and become dead letters. `make chaos` uses 100,000 messages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRODUCERS, CONSUMERS, BATCH = 4, 6, 10
 TOPIC, GROUP = "chaos", "workers"
 VISIBILITY_MS = 3000
 MAX_ATTEMPTS = 6
-#: by each producer, at most; all of them fit into one look at the dead letters
+#: maximum for each producer; all of them fit into one answer of peek
 POISONS = 16
 PAUSE_S = 1.5
 SEED = 11
@@ -36,11 +36,11 @@ SEED = 11
 
 @dataclass
 class Delivery:
-    """One message in a consumer's hands, in seconds of the clients' clock."""
+    """A delivery of one message to a consumer, in seconds of the clients' clock."""
 
     name: str
     consumer: int
-    #: as the queue counts
+    #: the queue's count of attempts
     attempt: int
     asked_s: float
     answered_s: float
@@ -51,7 +51,7 @@ class Delivery:
 
 @dataclass
 class History:
-    """What clients saw."""
+    """The events that clients saw."""
 
     attempted: set[str] = field(default_factory=set)
     answered: set[str] = field(default_factory=set)
@@ -60,18 +60,18 @@ class History:
 
 
 def lost(history: History) -> set[str]:
-    """Answered to the producer, and neither delivered and acked nor among the dead letters."""
+    """Messages whose publish was answered, but which were neither delivered and acked nor are dead letters."""
     settled = {one.name for one in history.deliveries if one.end in ("acked", "ack lost")}
     return history.answered - settled - history.dead
 
 
 def invented(history: History) -> set[str]:
-    """Delivered, and never sent."""
+    """Messages that were delivered but never sent."""
     return {one.name for one in history.deliveries} - history.attempted
 
 
 def acked_and_delivered_again(history: History) -> list[Delivery]:
-    """Deliveries that were asked for after the message's ack was answered."""
+    """Deliveries by a consume that began after the message's ack was answered."""
     acked: dict[str, float] = {}
     for one in history.deliveries:
         if one.end == "acked":
@@ -80,10 +80,10 @@ def acked_and_delivered_again(history: History) -> list[Delivery]:
 
 
 def out_of_order(history: History) -> list[tuple[str, int, int]]:
-    """First deliveries of a key's messages that came after a later message's: (key, seq, seq before)."""
+    """First deliveries that came after the first delivery of a later message of the key: (key, seq, seq before)."""
     first: dict[str, float] = {}
     for one in history.deliveries:
-        if not one.name.startswith("poison"):  # has no key, and so no place in an order
+        if not one.name.startswith("poison"):  # it has no key, so its order is undefined
             first[one.name] = min(one.answered_s, first.get(one.name, one.answered_s))
     found, highest = [], dict[str, int]()
     for name in sorted(first, key=first.__getitem__):
@@ -96,7 +96,7 @@ def out_of_order(history: History) -> list[tuple[str, int, int]]:
 
 
 def unexplained(history: History) -> list[Delivery]:
-    """Second and later deliveries of messages of which no earlier delivery ended otherwise than with an answered ack."""
+    """Repeated deliveries without a cause: every earlier delivery of the message ended with an answered ack."""
     by_name: dict[str, list[Delivery]] = {}
     for one in history.deliveries:
         by_name.setdefault(one.name, []).append(one)
@@ -106,7 +106,7 @@ def unexplained(history: History) -> list[Delivery]:
         found += [
             again
             for position, again in enumerate(several)
-            # a consume whose answer was lost shows only in the queue's own count of attempts
+            # a consume whose answer was lost is visible only in the queue's count of attempts
             if position and again.attempt == 1 and all(before.end == "acked" for before in several[:position])
         ]
     return found
@@ -116,7 +116,7 @@ CHECKS: tuple[Callable[[History], Any], ...] = (lost, invented, acked_and_delive
 
 
 class Run:
-    """Producers and consumers on a cluster until everything is drained."""
+    """Producers and consumers on a cluster, until the queue is drained."""
 
     def __init__(self, cluster: LocalCluster, messages: int) -> None:
         self.cluster = cluster
@@ -214,7 +214,7 @@ class Run:
         return "late" if status == 409 else "ack lost"
 
     def drain(self) -> None:
-        """Until all producers have been answered and the group has nothing left; then gather the dead letters."""
+        """Wait until all producers have their answers and the group has no messages left, then collect the dead letters."""
         for thread in self.producers:
             thread.join()
         while self.failure is None:
@@ -240,11 +240,11 @@ class Run:
         for check in CHECKS:
             assert not check(history), check.__doc__
         assert {name for name in history.answered if name.startswith("poison")} <= history.dead
-        assert again > 0, "nothing was delivered twice: the run shows nothing"
+        assert again > 0, "nothing was delivered twice: the run proves nothing"
 
 
 def let_work(run: Run, share: float) -> None:
-    """Until so much of all messages has been delivered."""
+    """Wait until this share of all messages has been delivered."""
     while len(run.history.deliveries) < share * run.messages and not run.is_over and any(t.is_alive() for t in run.producers):
         time.sleep(0.02)
 
@@ -314,6 +314,6 @@ def bad(change: Callable[[History], object]) -> History:
         (unexplained, lambda history: history.deliveries.append(delivery("p:0", 1.05, "acked"))),
     ],
 )
-def test_each_check_sees_what_it_is_for(check: Callable[[History], Any], change: Callable[[History], object]) -> None:
+def test_each_check_finds_its_violation(check: Callable[[History], Any], change: Callable[[History], object]) -> None:
     assert not any(one(GOOD) for one in CHECKS)
     assert check(bad(change))

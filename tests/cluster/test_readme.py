@@ -53,7 +53,7 @@ def test_every_make_target_exists() -> None:
 
 
 def shape(value: Any) -> Any:
-    """An answer without what differs from run to run: numbers, and texts made of numbers."""
+    """An answer without the parts that differ between runs: numbers, and texts made of numbers."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -79,7 +79,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def introduction(checkout: Path) -> Iterator[str]:
-    """`make run` in the checkout: what it prints before the logs."""
+    """`make run` in the checkout: its output before the logs."""
     if taken := ports_in_use(PORTS_OF_THREE):
         pytest.skip(f"the README's tour was not tested: ports {taken} of this machine are taken")
     log = checkout / "make_run.log"

@@ -78,7 +78,7 @@ def test_redis_is_down_at_start(make_cluster, redis_server, wait_until) -> None:
 
 
 def test_while_redis_is_down(with_redis, redis_server, redis_client, wait_until) -> None:
-    """Writes stay in the replicated log until Redis is back. Values that only Redis has are refused. Nothing else is affected."""
+    """Writes stay in the replicated log until Redis is back. Reads of values that only Redis has are refused. Nothing else is affected."""
     first, second, third = with_redis.nodes
     # A clean value of which no node has a line: only the writer had one, and that process is killed.
     first.call("POST", "/cache/put", {"key": "rest", "value": 1})

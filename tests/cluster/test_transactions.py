@@ -1,4 +1,4 @@
-"""An ack that also publishes and gives back locks: one step of the replicated log, or nothing."""
+"""An ack that also publishes and releases locks takes effect in one step of the replicated log, or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dss_raft.replication.replica import Replica
 
 
 class Log:
-    """A replica with the lock table and the broker, and the log in front of it: one entry a command."""
+    """A replica with the lock table and the broker, behind an imitation of the log with one entry per command."""
 
     def __init__(self) -> None:
         self.replica = self._empty()
@@ -32,7 +32,7 @@ class Log:
         return Replica("n1", [table, Broker(table)])
 
     def send(self, command: Command) -> int:
-        """Apply it; its number in the session."""
+        """Apply a command. Returns its number in the session."""
         self.index += 1
         group = encode_group("n1", 1, self.index, [], [encode_command(command)])
         self.replica.apply(Entry(self.index, 1, EntryKind.COMMANDS, encode_batch(1000, [], [group])))
@@ -40,11 +40,11 @@ class Log:
         return self.index
 
     def do(self, command: Command) -> Result:
-        """Apply a command that is answered at once."""
+        """Apply a command that is answered immediately."""
         return self.results[self.send(command)]
 
     def restart(self) -> None:
-        """The same state from its snapshot."""
+        """Restore the state from its snapshot."""
         data = self.replica.snapshot()
         self.replica = self._empty()
         self.replica.restore(data)
@@ -73,7 +73,7 @@ def acquire(client: str, **fields: Any) -> Acquire:
 
 @pytest.fixture
 def log() -> Log:
-    """A worker holds a lock and has a message in its hands."""
+    """A worker holds a lock, and has a message in flight."""
     log = Log()
     log.token = log.do(acquire("worker")).body["fencing_token"]
     log.do(Publish(messages=[new("orders")]))
@@ -103,7 +103,7 @@ def test_acks_publishes_and_releases_together(log, with_token, restarted):
     assert (log.in_flight(), log.stored("invoices"), log.holder("order-42")) == (0, 1, None)
 
 
-def test_who_waits_for_the_lock_has_it_in_the_same_step(log):
+def test_a_waiter_gets_the_released_lock_in_the_same_step(log):
     waiting = log.send(acquire("next", wait_ms=20_000))
     assert waiting not in log.results
     at = log.send(transaction(log))
@@ -112,7 +112,7 @@ def test_who_waits_for_the_lock_has_it_in_the_same_step(log):
     assert log.holder("order-42") == "next"
 
 
-def test_a_token_that_is_no_longer_current_stops_all_of_it(log):
+def test_an_old_token_refuses_the_whole_transaction(log):
     log.do(ForceRelease(key="order-42", client="worker", reason="it hangs", by="admin"))
     log.do(acquire("other"))
     result = log.do(transaction(log, log.token))
@@ -120,20 +120,20 @@ def test_a_token_that_is_no_longer_current_stops_all_of_it(log):
     assert (log.in_flight(), log.stored("invoices"), log.holder("order-42")) == (1, 0, "other")
 
 
-def test_with_a_token_a_lock_that_nobody_holds_stops_it_too(log):
+def test_with_a_token_a_lock_that_is_not_held_refuses_it_too(log):
     log.do(ForceRelease(key="order-42", client="worker", reason="it hangs", by="admin"))
     assert log.do(transaction(log, log.token)).code == "not_holder"
     assert (log.in_flight(), log.stored("invoices")) == (1, 0)
 
 
-def test_without_a_token_a_lock_that_nobody_holds_is_no_hindrance(log):
+def test_without_a_token_a_lock_that_is_not_held_is_ignored(log):
     log.do(ForceRelease(key="order-42", client="worker", reason="it hangs", by="admin"))
     result = log.do(transaction(log))
     assert (result.body["acked"], result.body["released"]) == (True, [False])
     assert log.stored("invoices") == 1
 
 
-def test_one_lost_lock_of_several_keeps_all(log):
+def test_if_one_of_several_locks_is_lost_none_is_released(log):
     other = log.do(acquire("worker", key="stock")).body["fencing_token"]
     releases = [
         LockRelease(key="stock", client="worker", fencing_token=other),
@@ -150,13 +150,13 @@ def test_a_stale_receipt_keeps_the_lock(log):
     assert nothing_happened(log)
 
 
-def test_no_room_for_what_is_published_keeps_the_lock(log):
+def test_a_full_topic_keeps_the_lock(log):
     log.do(PutTopic(topic="invoices", max_bytes=1))
     assert log.do(transaction(log, publish=[new("invoices", b'"too long"')])).code == "over_limit"
     assert nothing_happened(log)
 
 
-def test_a_repeat_releases_nothing_that_was_taken_since(log):
+def test_a_repeat_does_not_release_a_lock_acquired_since(log):
     log.do(transaction(log))
     log.do(acquire("worker"))
     again = log.do(transaction(log))

@@ -28,7 +28,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "venv" / "bin" / "python"
     subprocess.run([*pip, "--python", str(python), "install", *offline, str(wheel)], check=True)
     (site_packages,) = folder.glob("venv/lib/python*/site-packages")
-    # After the installation: pip would take this project's own installation for one of the new environment.
+    # After the installation, because pip would otherwise see this project as installed already.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python.parent
 
