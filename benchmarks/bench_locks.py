@@ -20,11 +20,17 @@ from dss_locks.core.commands import Acquire, Release, Watch
 from dss_locks.core.state import LockChanged, LockLimits
 from dss_locks.core.table import LockTable
 from dss_locks.watching import LockWatchers
+from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Origin
 
 COMMANDS_PER_ENTRY = 64
 AT_MS = 1_700_000_000_000
 NO_ORIGIN = Origin("", 0, 0)
+
+
+def new_table(limits: LockLimits | None = None) -> LockTable:
+    """A table without a limit in bytes: a million locks take more than the default."""
+    return LockTable(limits, StateLimits({"lock_bytes_max": 2**50}))
 
 
 def best_of(rounds: int, run: Callable[[], float]) -> float:
@@ -38,7 +44,7 @@ def best_of(rounds: int, run: Callable[[], float]) -> float:
 
 def uncontended(pairs: int) -> float:
     """Acquire+release pairs per second by 1,000 clients, each pair on a key of its own."""
-    table = LockTable()
+    table = new_table()
     commands = [
         (Acquire(key=f"orders/{n}", client=f"worker-{n % 1000}"), Release(key=f"orders/{n}", client=f"worker-{n % 1000}"))
         for n in range(pairs)
@@ -68,7 +74,7 @@ def contended(waiters: int, pairs: int, nested: bool = False) -> float:
 
     `nested`: each client also holds a lock of its own, which no other client requests.
     """
-    table = LockTable(LockLimits(waiters_per_key_max=waiters + 1))
+    table = new_table(LockLimits(waiters_per_key_max=waiters + 1))
     clients = [f"worker-{n}" for n in range(waiters + 1)]
     index, seq = 1, 0
     for client in clients:
@@ -103,7 +109,7 @@ def bytes_per_lock(locks: int, mode: str, ttl_ms: int) -> float:
     """Bytes per held lock, without the strings of its key and client."""
     keys = [f"orders/{n}" for n in range(locks)]
     clients = [f"worker-{n}" for n in range(locks)]
-    table = LockTable()
+    table = new_table()
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
@@ -126,7 +132,7 @@ def bytes_per_lock(locks: int, mode: str, ttl_ms: int) -> float:
 
 def deadlock_ring(clients: int) -> float:
     """Milliseconds to find a cycle of clients that each hold one key and wait for the key of the next client."""
-    table = LockTable()
+    table = new_table()
     for n in range(clients):
         table.apply(Acquire(key=f"k{n}", client=f"c{n}"), AT_MS, n + 1, Origin("node-1", 1, n + 1))
     for n in range(clients - 1):
@@ -146,7 +152,7 @@ def deadlock_crowd(clients: int) -> float:
 
     Another client waits for the last one, because otherwise there would be no search.
     """
-    table = LockTable()
+    table = new_table()
     for n in range(clients):
         table.apply(Acquire(key=f"k{n}", client=f"c{n}"), AT_MS, n + 1, Origin("node-1", 1, n + 1))
     for n in range(clients):
@@ -161,7 +167,7 @@ def deadlock_crowd(clients: int) -> float:
 
 def expire_all(locks: int) -> float:
     """Leases per second if all of them expire at the same time."""
-    table = LockTable()
+    table = new_table()
     for n in range(locks):
         table.apply(Acquire(key=f"k{n}", client=f"c{n}", ttl_ms=1000), AT_MS + n // 1000, n + 1, Origin("node-1", 1, n + 1))
     table.take_events()
@@ -203,7 +209,7 @@ class Sink:
 
 def event_ns(watches: int, events: int) -> float:
     """Nanoseconds per event at a node with a number of watches of its key."""
-    node = Listening(LockTable())
+    node = Listening(new_table())
     watchers, sink = LockWatchers(node), Sink()  # type: ignore[arg-type]
     event = LockChanged("granted", "orders/1", "worker-1", "exclusive", 7, 7)
 
@@ -226,7 +232,7 @@ def event_ns(watches: int, events: int) -> float:
 
 def start_watching(locks: int) -> tuple[float, float]:
     """Milliseconds to find and send one in a thousand held locks: in total, and in the longest turn of the event loop."""
-    table = LockTable()
+    table = new_table()
     for n in range(locks):
         table.apply(Acquire(key=f"orders/{n % 1000}/{n}", client=f"worker-{n}", ttl_ms=0), AT_MS, 1, NO_ORIGIN)
     watchers, sink = LockWatchers(Listening(table)), Sink()  # type: ignore[arg-type]

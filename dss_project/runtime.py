@@ -32,7 +32,7 @@ _cache_service: CacheService | None = None
 def state_machines() -> list[StateMachine]:
     """The state machines of a node. Their order is part of the replicated state: the same on every node."""
     limits = StateLimits()
-    table = LockTable()
+    table = LockTable(state_limits=limits)
     return [table, Broker(table), Directory(), LimitsMachine(limits)]
 
 

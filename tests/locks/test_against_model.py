@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dss_locks.core import inspection
+from dss_locks.core import account, inspection
 from dss_locks.core.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
 from dss_locks.core.deadlock import find_cycle
 from dss_locks.core.state import LockChanged, SessionEnded
@@ -27,11 +27,16 @@ def load_sibling(name):
     return module
 
 
+def size(text):
+    return len(text.encode())
+
+
 naive_locks, observer = load_sibling("naive_locks"), load_sibling("observer")
 
-CLIENTS = st.sampled_from(["a", "b", "c", "d"])
+CLIENTS = st.sampled_from(["a", "b", "c", "ö"])
 KEYS = st.lists(st.sampled_from(["k1", "k2", "k3"]), min_size=1, max_size=3, unique=True)
 TTLS = st.sampled_from([0, 60, 300])
+METAS = st.sampled_from([None, None, {"pid": 1}, {"pid": 2, "host": "näme"}])
 DELAYS = st.sampled_from([0, 0, 40, 300])
 #: which of the latest sessions; None: no session
 SESSIONS = st.sampled_from([None, None, None, 0, 1, 2])
@@ -63,13 +68,21 @@ class LocksAgainstModel(RuleBasedStateMachine):
         node=NODES,
         back=SESSIONS,
         delay=DELAYS,
+        meta=METAS,
     )
-    def acquire(self, client, keys, mode, ttl, wait, node, back, delay):
+    def acquire(self, client, keys, mode, ttl, wait, node, back, delay, meta):
         origin = self.origin(node)
         session, owner = self.session(back)
         client = owner if owner and wait else client
         command = Acquire(
-            **self.names(keys), client=client, mode=mode, ttl_ms=ttl, wait_ms=wait, session=session, lock_delay_ms=delay
+            **self.names(keys),
+            client=client,
+            mode=mode,
+            ttl_ms=ttl,
+            wait_ms=wait,
+            session=session,
+            lock_delay_ms=delay,
+            meta=meta,
         )
         waits_before = {r.client for r in self.model.requests} | {client}
         expected = self.model.acquire(origin, client, keys, mode == "exclusive", ttl, wait, session, delay)
@@ -144,6 +157,7 @@ class LocksAgainstModel(RuleBasedStateMachine):
             copy = LockTable()
             copy.restore(state)
             assert copy.snapshot() == self.table.snapshot()
+            assert copy.usage() == self.table.usage()
             self.table = copy
         model = self.model
         model.index += 1
@@ -186,17 +200,41 @@ class LocksAgainstModel(RuleBasedStateMachine):
             self.observer.check(self.table)
 
     @invariant()
+    def the_account_is_that_of_the_state(self):
+        """The same bytes, counted naively: a node that applied everything has the account of one that loaded a snapshot."""
+        if not hasattr(self, "table"):
+            return
+        table = self.table
+        holds, waiters = list(table.holdings.all()), table.waiters.all()
+        callers = [caller for waiter in waiters for caller in waiter.callers]
+        metas = {record.meta.encoded for record in [*holds, *callers] if record.meta is not None}
+        assert table.usage() == {
+            "lock_holds": sum(account.HOLD_BYTES + size(h.key) + size(h.client) for h in holds),
+            "lock_meta": sum(account.META_BYTES + len(encoded) for encoded in metas),
+            "lock_waiters": sum(account.CALLER_BYTES + size(caller.session) for caller in callers)
+            + sum(
+                account.WAITER_BYTES + sum(account.PLACE_BYTES + size(key) + size(waiter.client) for key in waiter.keys)
+                for waiter in waiters
+            ),
+            "lock_sessions": sum(account.SESSION_BYTES + size(s.client) for s in table.holdings.sessions.by_id.values()),
+            "lock_delays": sum(account.DELAY_BYTES + size(d.key) + size(d.client) for d in table.holdings.delays.by_key.values()),
+            "lock_audit": sum(
+                account.FORCED_BYTES + sum(map(size, (f.key, f.client, f.reason, f.by))) for f in table.forced_releases
+            ),
+        }
+
+    @invariant()
     def the_counters_add_up(self):
         if not hasattr(self, "table"):
             return
         holdings, waiters = self.table.holdings, self.table.waiters
         holds = list(holdings.all())
         assert holdings.held == [sum(not h.exclusive for h in holds), sum(h.exclusive for h in holds)]
-        assert holdings.clients == {c: n for c in "abcd" if (n := sum(h.client == c for h in holds))}
+        assert holdings.clients == {c: n for c in "abcö" if (n := sum(h.client == c for h in holds))}
         names = [session.client for session in holdings.sessions.by_id.values()]
-        assert holdings.sessions.of_client == {c: n for c in "abcd" if (n := names.count(c))}
+        assert holdings.sessions.of_client == {c: n for c in "abcö" if (n := names.count(c))}
         queued = {key for p in waiters.all() for key in p.keys}
-        assert holdings.contended == {c: n for c in "abcd" if (n := sum(h.client == c and h.key in queued for h in holds))}
+        assert holdings.contended == {c: n for c in "abcö" if (n := sum(h.client == c and h.key in queued for h in holds))}
         for key, lock in holdings.locks.items():
             assert lock.holder_count() or lock.queue, f"{key} is empty"
             assert list(lock.exclusives or {}) == [r for r, p in (lock.queue or {}).items() if p.exclusive]

@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
+from dss_locks.core.account import DELAY_BYTES, Account
 from dss_raft.replication.deadlines import NO_TIMER, Deadlines
+from dss_raft.replication.limits import text_bytes
 
 
 class LockDelay(msgspec.Struct):
@@ -32,7 +34,8 @@ class LockDelay(msgspec.Struct):
 class LockDelays:
     """The lock delays of all keys. Most of the time there are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
+        self._account = account
         self.by_key: dict[str, LockDelay] = {}
         #: when the present leader took over
         self.rearmed_ms = 0
@@ -58,7 +61,9 @@ class LockDelays:
         if delay is None:
             delay = self.by_key[key] = LockDelay(key, client, exclusive, at_ms, length_ms)
             self.deadlines.add(delay, self.deadline_ms(delay))
+            self._account.delays += delay_bytes(delay)
         elif at_ms + length_ms > self.deadline_ms(delay):
+            self._account.delays += text_bytes(client) - text_bytes(delay.client)
             delay.client, delay.since_ms, delay.length_ms = client, at_ms, length_ms
 
     def pop_expired(self, at_ms: int) -> list[LockDelay]:
@@ -66,6 +71,7 @@ class LockDelays:
         ended = self.deadlines.pop_due(at_ms)
         for delay in ended:
             del self.by_key[delay.key]
+            self._account.delays -= delay_bytes(delay)
         return ended
 
     def snapshot(self) -> dict[str, Any]:
@@ -74,7 +80,13 @@ class LockDelays:
         return {"rows": rows, "rearmed_ms": self.rearmed_ms}
 
     def restore(self, state: Any) -> None:
-        """Replace everything."""
+        """Replace everything. The account must have been cleared."""
         self.rearmed_ms = state["rearmed_ms"]
         self.by_key = {row[0]: LockDelay(*row) for row in state["rows"]}
         self.deadlines.rebuild(self.by_key.values())
+        self._account.delays = sum(map(delay_bytes, self.by_key.values()))
+
+
+def delay_bytes(delay: LockDelay) -> int:
+    """What a delay takes."""
+    return DELAY_BYTES + text_bytes(delay.key) + text_bytes(delay.client)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import Any
 
+from dss_locks.core.account import Account, hold_bytes
 from dss_locks.core.claims import Claims
 from dss_locks.core.delays import LockDelays
 from dss_locks.core.sessions import LockSession, Sessions, count_down
@@ -26,8 +26,9 @@ MODES = ("shared", "exclusive")
 class Holdings:
     """The holds of all keys."""
 
-    def __init__(self, limits: LockLimits, events: list[Event]) -> None:
+    def __init__(self, limits: LockLimits, events: list[Event], account: Account) -> None:
         self.limits = limits
+        self.account = account
         self.locks: dict[str, KeyLock] = {}
         #: client -> number of keys that it holds
         self.clients: dict[str, int] = {}
@@ -36,8 +37,8 @@ class Holdings:
         #: number of holds: shared, exclusive
         self.held = [0, 0]
         self.claims = Claims()
-        self.sessions = Sessions()
-        self.delays = LockDelays()
+        self.sessions = Sessions(account)
+        self.delays = LockDelays(account)
         self.leases: Deadlines[Hold] = Deadlines(self.deadline_ms, attrgetter("token", "key", "client"))
         #: when the present leader took over
         self.rearmed_ms = 0
@@ -69,11 +70,14 @@ class Holdings:
         at_ms: int,
         index: int,
         ttl_ms: int,
-        meta: Any,
+        encoded_meta: bytes | None,
         session: LockSession | None,
         claimant: Origin | None,
     ) -> Hold:
         """Add a holder. The caller has checked that nothing blocks it. In a session it has no lease of its own."""
+        account = self.account
+        meta = account.use_meta(encoded_meta) if encoded_meta is not None else None
+        account.holds += hold_bytes(key, client)
         if session is None:
             hold = Hold(key, client, exclusive, index, at_ms, ttl_ms, at_ms, meta)
         else:
@@ -119,6 +123,13 @@ class Holdings:
             hold.session = session.id
             session.keys[hold.key] = None
 
+    def change_meta(self, hold: Hold, encoded: bytes) -> None:
+        """Replace the metadata of a hold."""
+        meta = self.account.use_meta(encoded)
+        if hold.meta is not None:
+            self.account.drop_meta(hold.meta)
+        hold.meta = meta
+
     def renew(self, hold: Hold, at_ms: int, ttl_ms: int) -> None:
         """Renew the lease. The client has acted on the lock, so the grant can no longer be cancelled."""
         if hold.claim_seq:
@@ -142,6 +153,10 @@ class Holdings:
         lock.remove(hold)
         count_down(self.clients, client)
         self.held[hold.exclusive] -= 1
+        account = self.account
+        account.holds -= hold_bytes(key, client)
+        if hold.meta is not None:
+            account.drop_meta(hold.meta)
         if hold.ttl_ms:
             self.leases.discard(hold)
         if hold.claim_seq:
@@ -221,7 +236,10 @@ class Holdings:
             yield from lock.holds()
 
     def restore(self, holds_by_key: list[tuple[str, list[Hold]]], incarnations: dict[str, int], rearmed_ms: int) -> None:
-        """Replace everything except the sessions, which must have been restored before."""
+        """Replace everything except the sessions, which must have been restored before.
+
+        The account has the uses of the metadata already.
+        """
         self.rearmed_ms = rearmed_ms
         self.locks, self.clients, self.contended, self.held = {}, {}, {}, [0, 0]
         self._spent.clear()
@@ -231,6 +249,7 @@ class Holdings:
                 lock.add(hold)
                 self.clients[hold.client] = self.clients.get(hold.client, 0) + 1
                 self.held[hold.exclusive] += 1
+                self.account.holds += hold_bytes(key, hold.client)
         for hold in self.all():
             if hold.session:
                 self.sessions.by_id[hold.session].keys[hold.key] = None

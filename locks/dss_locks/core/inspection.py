@@ -49,7 +49,7 @@ def hold_row(table: LockTable, hold: Hold, now_ms: int) -> dict[str, Any]:
         "ttl_ms": hold.ttl_ms,
         "lock_delay_ms": hold.lock_delay_ms,
         "session": hold.session,
-        "meta": hold.meta,
+        "meta": hold.meta.value() if hold.meta is not None else None,
     }
 
 
@@ -78,7 +78,7 @@ def waiter_row(waiter: LockWaiter, position: int, now_ms: int) -> dict[str, Any]
         "upgrade": bool(waiter.upgrades),
         "age_ms": max(0, now_ms - first.since_ms),
         "gives_up_in_ms": max(0, max(caller.deadline_ms for caller in waiter.callers) - now_ms),
-        "meta": first.meta,
+        "meta": first.meta.value() if first.meta is not None else None,
     }
 
 

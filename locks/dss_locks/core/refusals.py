@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dss_api.result import Result
+from dss_locks.core.account import LIMIT
 from dss_locks.core.holdings import MODES, Holdings
-from dss_locks.core.state import LockLimits, LockWaiter
+from dss_locks.core.state import LockWaiter
 from dss_locks.core.waiters import Positions
 
 #: Maximum number of holders of a key in a refusal.
@@ -45,9 +46,11 @@ def deadlock(cycle: list[dict[str, Any]]) -> Result:
     return Result({"deadlock": True, "cycle": cycle}, "deadlock")
 
 
-def over_limit(limits: LockLimits, limit: str) -> Result:
+def over_limit(holdings: Holdings, limit: str) -> Result:
     """`over_limit`, with the name of the limit."""
-    maximum = getattr(limits, limit)
+    if limit == LIMIT:
+        return holdings.account.limits.over_limit(limit)
+    maximum = getattr(holdings.limits, limit)
     return Result({"limit": limit, "maximum": maximum, "detail": f"the lock manager's limit {limit} is {maximum}"}, "over_limit")
 
 

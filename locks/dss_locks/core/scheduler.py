@@ -58,14 +58,15 @@ class LockScheduler:
         self,
         waiter: LockWaiter,
         request: Acquire | Caller,
+        meta: bytes | None,
         session: LockSession | None,
         at_ms: int,
         index: int,
         claimant: Origin | None,
     ) -> dict[str, Any]:
-        """Grant `waiter` all its keys, with the lease and metadata of `request`. Returns the body of the answer."""
+        """Grant `waiter` all its keys, with the lease of `request` and the encoded `meta`. Returns the body of the answer."""
         holdings, client, exclusive = self.holdings, waiter.client, waiter.exclusive
-        ttl_ms, meta = request.ttl_ms, request.meta
+        ttl_ms = request.ttl_ms
         reentrant = True
         highest = 0
         tokens: dict[str, int] = {}
@@ -78,7 +79,7 @@ class LockScheduler:
                 holdings.bind(hold, session)
                 holdings.renew(hold, at_ms, ttl_ms)
                 if meta is not None:
-                    hold.meta = meta
+                    holdings.change_meta(hold, meta)
                 if exclusive and not hold.exclusive:
                     reentrant = False
                     holdings.upgrade(hold, index, claimant)
@@ -150,13 +151,15 @@ class LockScheduler:
 
     # -- waiting -------------------------------------------------------------------------------------------------------------
 
-    def enqueue(self, waiter: LockWaiter, command: Acquire, at_ms: int, index: int, origin: Origin) -> Result | None:
+    def enqueue(
+        self, waiter: LockWaiter, command: Acquire, meta: bytes | None, at_ms: int, index: int, origin: Origin
+    ) -> Result | None:
         """Queue a request. A result means that it was refused instead."""
         waiters = self.waiters
         same = waiters.same_as(waiter)
-        limit = waiters.over_limit(same or waiter)
+        limit = waiters.over_limit(same or waiter) or self.holdings.account.over_limit()
         if limit:
-            return refusals.over_limit(self.holdings.limits, limit)
+            return refusals.over_limit(self.holdings, limit)
         if same is None:
             if waiters.may_close_cycle(waiter.client) and (cycle := waiters.cycle(waiter)):
                 return self.refuse_deadlock(waiter, cycle, index)
@@ -170,7 +173,7 @@ class LockScheduler:
                 at_ms,
                 deadline_ms,
                 command.ttl_ms,
-                command.meta,
+                self.holdings.account.use_meta(meta) if meta is not None else None,
                 command.session,
                 command.lock_delay_ms,
             )
@@ -242,7 +245,7 @@ class LockScheduler:
         limit = holdings.over_limit(waiter.keys, waiter.client)
         if limit:
             for caller in callers[:]:
-                self.refuse_caller(caller, index, refusals.over_limit(holdings.limits, limit))
+                self.refuse_caller(caller, index, refusals.over_limit(holdings, limit))
             return False
         waiters.unlink(waiter)
         self._emit_waiter("dequeued", waiter, index, "granted")
@@ -252,7 +255,9 @@ class LockScheduler:
         latest = callers[-1]
         session = holdings.sessions.by_id[latest.session] if latest.session else None
         claimant = latest.origin if len(callers) == 1 else None
-        body = self.grant_all(waiter, latest, session, at_ms, index, claimant)
+        # The locks take less than the request did, so this needs no room.
+        meta = latest.meta.encoded if latest.meta is not None else None
+        body = self.grant_all(waiter, latest, meta, session, at_ms, index, claimant)
         body["waited_ms"] = at_ms - callers[0].since_ms
         self._events.append(Resolved(callers[0].origin, Result(body)))
         for caller in callers[1:]:

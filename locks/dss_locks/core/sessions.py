@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from dss_locks.core.account import SESSION_BYTES, Account
 from dss_raft.replication.deadlines import NO_TIMER, Deadlines
+from dss_raft.replication.limits import text_bytes
 
 
 class LockSession(msgspec.Struct):
@@ -25,7 +27,8 @@ class LockSession(msgspec.Struct):
 class Sessions:
     """The sessions of all clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
+        self._account = account
         self.by_id: dict[str, LockSession] = {}
         #: when the present leader took over
         self.rearmed_ms = 0
@@ -49,6 +52,7 @@ class Sessions:
         self.by_id[session.id] = session
         self.of_client[client] = self.of_client.get(client, 0) + 1
         self.deadlines.add(session, self.deadline_ms(session))
+        self._account.sessions += SESSION_BYTES + text_bytes(client)
         return session
 
     def renew(self, session: LockSession, at_ms: int, ttl_ms: int) -> None:
@@ -63,6 +67,7 @@ class Sessions:
         del self.by_id[session.id]
         count_down(self.of_client, session.client)
         self.deadlines.discard(session)
+        self._account.sessions -= SESSION_BYTES + text_bytes(session.client)
 
     def pop_expired(self, at_ms: int) -> list[LockSession]:
         """Take out the deadlines of expired sessions. Returns these sessions in an order that is the same on every node."""
@@ -74,12 +79,13 @@ class Sessions:
         return {"rows": rows, "last_number": self._last_number, "rearmed_ms": self.rearmed_ms}
 
     def restore(self, state: Any) -> None:
-        """Replace everything."""
+        """Replace everything. The account must have been cleared."""
         self.rearmed_ms, self._last_number = state["rearmed_ms"], state["last_number"]
         self.by_id = {row[0]: LockSession(*row) for row in state["rows"]}
         self.of_client = {}
         for session in self.by_id.values():
             self.of_client[session.client] = self.of_client.get(session.client, 0) + 1
+            self._account.sessions += SESSION_BYTES + text_bytes(session.client)
         self.deadlines.rebuild(self.by_id.values())
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
+from dss_locks.core.account import Meta
 from dss_raft.replication.deadlines import NO_TIMER
 from dss_raft.replication.machine import Event, Origin
 
@@ -19,7 +20,10 @@ LockEventKind = Literal["queued", "dequeued", "refused", "granted", "released", 
 
 
 class LockLimits(msgspec.Struct, frozen=True):
-    """Upper bounds of the table. They decide what a command does, so every node has the same ones. They are not settings."""
+    """Upper bounds on counts. They decide what a command does, so every node has the same ones. They are not settings.
+
+    They protect the time that a step takes. What the table may take of the memory is `lock_bytes_max` (`account.py`).
+    """
 
     #: a key with a lock delay counts as held
     holds_max: int = 2_000_000
@@ -47,7 +51,7 @@ class Hold(msgspec.Struct, gc=False):
     #: length of the lease; 0: until released
     ttl_ms: int
     granted_ms: int
-    meta: Any
+    meta: Meta | None
     #: the session whose lease it has; "": a lease of its own
     session: str = ""
     #: the request (node, seq) that can still cancel the grant; seq 0: none, the client has acted on the lock since
@@ -74,6 +78,8 @@ class LockWaiter(msgspec.Struct):
     upgrades: list[str]
     #: the call that made the request, and repeats by the same client, in order of arrival; not empty while it is queued
     callers: list[Caller] = []
+    #: its part of the account while it is queued, without the calls
+    bytes_queued: int = 0
 
 
 class Caller(msgspec.Struct):
@@ -84,7 +90,7 @@ class Caller(msgspec.Struct):
     since_ms: int
     deadline_ms: int
     ttl_ms: int
-    meta: Any
+    meta: Meta | None
     session: str = ""
     lock_delay_ms: int = 0
     timer: int = NO_TIMER

@@ -32,13 +32,15 @@ import msgspec
 
 from dss_api.result import Result
 from dss_locks.core import refusals
+from dss_locks.core.account import FORCED_BYTES, Account, encode_meta
 from dss_locks.core.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
 from dss_locks.core.holdings import MODES, Holdings, matches_token
-from dss_locks.core.rows import decode_hold, decode_waiter, encode_hold, encode_waiter
+from dss_locks.core.rows import FORMAT, MetaReader, MetaWriter, decode_hold, decode_waiter, encode_hold, encode_waiter
 from dss_locks.core.scheduler import LockScheduler
 from dss_locks.core.state import ForcedRelease, Hold, KeyLock, LockChanged, LockLimits
 from dss_locks.core.waiters import Positions, Waiters
 from dss_raft.replication.commands import Command
+from dss_raft.replication.limits import StateLimits, text_bytes
 from dss_raft.replication.machine import Event, Origin
 
 #: Forced releases in the audit list. Older ones are dropped.
@@ -51,9 +53,10 @@ class LockTable:
     name = "locks"
     commands: tuple[type[Command], ...] = (Acquire, Release, Renew, ForceRelease, StartSession, RenewSession, CloseSession)
 
-    def __init__(self, limits: LockLimits | None = None) -> None:
+    def __init__(self, limits: LockLimits | None = None, state_limits: StateLimits | None = None) -> None:
         self._events: list[Event] = []
-        self.holdings = Holdings(limits or LockLimits(), self._events)
+        self.account = Account(state_limits)
+        self.holdings = Holdings(limits or LockLimits(), self._events, self.account)
         self.waiters = Waiters(self.holdings)
         self.scheduler = LockScheduler(self.holdings, self.waiters, self._events)
         #: the audit list, oldest first
@@ -148,15 +151,24 @@ class LockTable:
         self._events.clear()
         return events
 
+    def usage(self) -> dict[str, int]:
+        """See `HasUsage`."""
+        return self.account.usage()
+
     def snapshot(self) -> Any:
         """See `StateMachine.snapshot`."""
+        metas = MetaWriter()
+        locks = [[key, [encode_hold(hold, metas) for hold in lock.holds()]] for key, lock in self.locks.items()]
+        waiters = [encode_waiter(waiter, metas) for waiter in self.waiters.all()]
         return {
-            "locks": [[key, [encode_hold(hold) for hold in lock.holds()]] for key, lock in self.locks.items()],
+            "format": FORMAT,
+            "metas": metas.stored(),
+            "locks": locks,
             "sessions": self.holdings.sessions.snapshot(),
             "delays": self.holdings.delays.snapshot(),
             "boots": self.holdings.claims.snapshot(),
             "rearmed_ms": self.holdings.rearmed_ms,
-            "places": [encode_waiter(waiter) for waiter in self.waiters.all()],
+            "places": waiters,
             "last_rank": self.waiters.last_rank,
             "deferred": list(self.scheduler.deferred),
             "deferred_ms": self.scheduler.deferred_ms,
@@ -165,14 +177,17 @@ class LockTable:
 
     def restore(self, state: Any) -> None:
         """See `StateMachine.restore`."""
-        holds_by_key = [(key, [decode_hold(key, row) for row in rows]) for key, rows in state["locks"]]
+        self.account.clear()
+        metas = MetaReader(self.account, state.get("metas"))
+        holds_by_key = [(key, [decode_hold(key, row, metas) for row in rows]) for key, rows in state["locks"]]
         self.holdings.sessions.restore(state["sessions"])
         # Snapshots of versions without lock delays have no "delays".
         self.holdings.delays.restore(state.get("delays") or {"rows": [], "rearmed_ms": state["rearmed_ms"]})
         self.holdings.restore(holds_by_key, state["boots"], state["rearmed_ms"])
-        self.waiters.restore([decode_waiter(row) for row in state["places"]], state["last_rank"])
+        self.waiters.restore([decode_waiter(row, metas) for row in state["places"]], state["last_rank"])
         self.scheduler.restore(state["deferred"], state["deferred_ms"])
         self.forced_releases = [ForcedRelease(*row) for row in state["forced"]]
+        self.account.forced = sum(map(_forced_bytes, self.forced_releases))
         self._events.clear()
 
     # -- calls from another machine's command ----------------------------------------------------------------------------------
@@ -197,6 +212,7 @@ class LockTable:
         holdings, client, key = self.holdings, command.client, command.key
         keys = [key] if key is not None else command.keys or []
         exclusive = command.mode == "exclusive"
+        meta = encode_meta(command.meta) if command.meta is not None else None
         session = None
         if command.session:
             session = holdings.sessions.by_id.get(command.session)
@@ -205,10 +221,10 @@ class LockTable:
             if session.client != client:
                 return Result({"field": "session", "detail": "`session` belongs to another client"}, "invalid")
         if key is not None and key not in holdings.locks and key not in holdings.delays.by_key and not holdings.has_spent():
-            limit = holdings.over_limit(keys, client)
+            limit = holdings.over_limit(keys, client) or self.account.over_limit()
             if limit:
-                return refusals.over_limit(holdings.limits, limit)
-            hold = holdings.grant(key, client, exclusive, at_ms, index, command.ttl_ms, command.meta, session, origin)
+                return refusals.over_limit(holdings, limit)
+            hold = holdings.grant(key, client, exclusive, at_ms, index, command.ttl_ms, meta, session, origin)
             if command.lock_delay_ms:
                 hold.lock_delay_ms = command.lock_delay_ms
             expires_in_ms = command.ttl_ms or None if session is None else holdings.sessions.expires_in_ms(session.id, at_ms)
@@ -216,17 +232,19 @@ class LockTable:
         waiter = self.waiters.new(client, keys, exclusive)
         if self.waiters.is_blocked(waiter):
             if command.wait_ms:
-                return self.scheduler.enqueue(waiter, command, at_ms, index, origin)
+                return self.scheduler.enqueue(waiter, command, meta, at_ms, index, origin)
             return refusals.not_granted("held", holdings, Positions(holdings.locks), waiter, at_ms)
         if (waiter.upgrades or holdings.has_spent()) and holdings.must_defer(keys, client, exclusive, index):
             self.scheduler.defer(keys, at_ms)
-            return self.scheduler.enqueue(waiter, command, at_ms, index, origin)
+            return self.scheduler.enqueue(waiter, command, meta, at_ms, index, origin)
         if waiter.upgrades and client in self.waiters.of_client and (cycle := self.waiters.cycle(waiter)):
             return self.scheduler.refuse_deadlock(waiter, cycle, index)
         limit = holdings.over_limit(keys, client)
+        if not limit and (meta is not None or len(waiter.depends_on) < len(keys)):
+            limit = self.account.over_limit()
         if limit:
-            return refusals.over_limit(holdings.limits, limit)
-        return Result(self.scheduler.grant_all(waiter, command, session, at_ms, index, origin))
+            return refusals.over_limit(holdings, limit)
+        return Result(self.scheduler.grant_all(waiter, command, meta, session, at_ms, index, origin))
 
     def _release(self, command: Release, at_ms: int, index: int, origin: Origin) -> Result:
         if command.keys is not None:
@@ -282,10 +300,11 @@ class LockTable:
         lock = self.locks.get(command.key)
         holds = [hold for hold in lock.holds() if command.client in ("", hold.client)] if lock is not None else []
         for hold in holds:
-            self.forced_releases.append(
-                ForcedRelease(index, at_ms, hold.key, hold.client, hold.token, command.reason, command.by)
-            )
+            forced = ForcedRelease(index, at_ms, hold.key, hold.client, hold.token, command.reason, command.by)
+            self.forced_releases.append(forced)
+            self.account.forced += _forced_bytes(forced)
             self.scheduler.end(hold, at_ms, index, "lost", "forced", command.reason)
+        self.account.forced -= sum(map(_forced_bytes, self.forced_releases[:-FORCED_RELEASES_MAX]))
         del self.forced_releases[:-FORCED_RELEASES_MAX]
         return Result({"released": bool(holds), "holders": [{"client": h.client, "fencing_token": h.token} for h in holds]})
 
@@ -293,9 +312,13 @@ class LockTable:
         sessions = self.holdings.sessions
         limits = self.holdings.limits
         if len(sessions.by_id) >= limits.sessions_max:
-            return refusals.over_limit(limits, "sessions_max")
-        if sessions.of_client.get(command.client, 0) >= limits.sessions_per_client_max:
-            return refusals.over_limit(limits, "sessions_per_client_max")
+            limit = "sessions_max"
+        elif sessions.of_client.get(command.client, 0) >= limits.sessions_per_client_max:
+            limit = "sessions_per_client_max"
+        else:
+            limit = self.account.over_limit()
+        if limit:
+            return refusals.over_limit(self.holdings, limit)
         session = sessions.start(command.client, command.ttl_ms, at_ms, index)
         return Result({"session": session.id, "expires_in_ms": session.ttl_ms})
 
@@ -311,3 +334,7 @@ class LockTable:
         if session is None:
             return Result({"closed": False, "released_keys": []})
         return Result({"closed": True, "released_keys": self.scheduler.end_session(session, at_ms, index, "closed")})
+
+
+def _forced_bytes(forced: ForcedRelease) -> int:
+    return FORCED_BYTES + sum(map(text_bytes, (forced.key, forced.client, forced.reason, forced.by)))

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
+from dss_locks.core.account import CALLER_BYTES, PLACE_BYTES, WAITER_BYTES
 from dss_locks.core.deadlock import find_cycle
 from dss_locks.core.holdings import Holdings
 from dss_locks.core.state import Caller, KeyLock, LockWaiter
 from dss_raft.replication.deadlines import Deadlines
+from dss_raft.replication.limits import text_bytes
 from dss_raft.replication.machine import Origin
 
 
@@ -55,7 +57,7 @@ class Waiters:
         return None
 
     def over_limit(self, waiter: LockWaiter) -> str:
-        """The name of the limit that one more call for `waiter` would exceed; "" if none."""
+        """The name of the limit on counts that one more call for `waiter` would exceed; "" if none."""
         limits = self._holdings.limits
         if len(self.by_origin) >= limits.waiters_max:
             return "waiters_max"
@@ -98,6 +100,7 @@ class Waiters:
                 if not lock.holder_count():
                     del locks[key]
         self.queued -= len(waiter.keys)
+        self._holdings.account.waiters -= waiter.bytes_queued
         _forget(self.of_client, waiter.client, waiter.rank)
         for key in waiter.depends_on:
             _forget(self.dependents, (waiter.client, key), waiter.rank)
@@ -107,11 +110,16 @@ class Waiters:
         caller.waiter.callers.append(caller)
         self.by_origin[caller.origin] = caller
         self.deadlines.add(caller, caller.deadline_ms)
+        self._holdings.account.waiters += CALLER_BYTES + len(caller.session)
 
     def forget_caller(self, caller: Caller) -> None:
         """Remove a waiting call. Its waiter does not change."""
         del self.by_origin[caller.origin]
         self.deadlines.discard(caller)
+        account = self._holdings.account
+        account.waiters -= CALLER_BYTES + len(caller.session)
+        if caller.meta is not None:
+            account.drop_meta(caller.meta)
 
     def pop_expired(self, at_ms: int) -> list[Caller]:
         """The calls whose wait has timed out, in the order of their deadlines."""
@@ -160,12 +168,13 @@ class Waiters:
         return [waiters[rank] for rank in sorted(waiters)]
 
     def restore(self, waiters: list[LockWaiter], last_rank: int) -> None:
-        """Replace everything. The holds must have been restored before."""
+        """Replace everything. The holds must have been restored before. The account has the uses of the metadata already."""
         self.by_origin, self.of_client, self.dependents, self.last_rank, self.queued = {}, {}, {}, last_rank, 0
         for waiter in waiters:
             self._link(waiter)
             for caller in waiter.callers:
                 self.by_origin[caller.origin] = caller
+                self._holdings.account.waiters += CALLER_BYTES + len(caller.session)
         self.deadlines.rebuild(self.by_origin.values())
 
     def _of_client_at(self, client: str, key: str) -> list[LockWaiter]:
@@ -181,6 +190,8 @@ class Waiters:
                 self._holdings.queue_began(lock)
             lock.enqueue(waiter, key)
         self.queued += len(waiter.keys)
+        size = waiter.bytes_queued = waiter_bytes(waiter)
+        self._holdings.account.waiters += size
         self.of_client.setdefault(waiter.client, {})[waiter.rank] = waiter
         for key in waiter.depends_on:
             self.dependents.setdefault((waiter.client, key), {})[waiter.rank] = waiter
@@ -219,5 +230,12 @@ def _forget(waiters: dict[Any, dict[int, LockWaiter]], name: Any, rank: int) -> 
         del waiters[name]
 
 
-def _deadline_ms(caller: Caller) -> int:
-    return caller.deadline_ms
+def waiter_bytes(waiter: LockWaiter) -> int:
+    """What a waiting request takes, without its calls.
+
+    The client's name counts for each key, as it does for the locks that the request may be granted.
+    """
+    size, place_bytes = WAITER_BYTES, PLACE_BYTES + text_bytes(waiter.client)
+    for key in waiter.keys:
+        size += place_bytes + (len(key) if key.isascii() else len(key.encode()))
+    return size

@@ -55,7 +55,7 @@ def lock_rows(table: LockTable, now_ms: int) -> list[LockRow]:
                 waiting=len(queue) if queue is not None else 0,
                 session=hold.session,
                 lock_delay_ms=hold.lock_delay_ms,
-                meta=json.dumps(hold.meta, ensure_ascii=False) if hold.meta else "",
+                meta=json.dumps(shown["meta"], ensure_ascii=False) if shown["meta"] else "",
             )
         )
     return rows
