@@ -151,9 +151,9 @@ class PendingCommands:
         """
         acknowledged, last_seq, results = self._acknowledged, session.last_seq, session.results
         while acknowledged and acknowledged[0][0] <= last_seq:
-            seqs = acknowledged.popleft()[1]
-            if not results.keys().isdisjoint(seqs):
-                self._answered.extend(seq for seq in seqs if seq in results)
+            for seq in acknowledged.popleft()[1]:
+                if seq in results:
+                    self._answered.append(seq)
 
     def adopt(self, session: ClientSession | None) -> None:
         """A snapshot has replaced the state: answer the calls whose results are in the session table."""
