@@ -83,6 +83,7 @@ def test_while_redis_is_down(with_redis, redis_server, redis_client, wait_until)
     # A clean value of which no node has a line: only the writer had one, and that process is killed.
     first.call("POST", "/cache/put", {"key": "rest", "value": 1})
     wait_until(lambda: stored(redis_client, "rest") == 1, lambda: "the value was not written back")
+    wait_until(lambda: first.call("GET", "/cache/stats").json["dirty"] == 0, lambda: "the write-back was not recorded")
     port = redis_server.port
     first.kill()
     redis_server.stop()
