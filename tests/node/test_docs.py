@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -17,7 +20,11 @@ from prometheus_client import REGISTRY
 import dss_project.asgi  # noqa: F401  (registers the metrics of every package)
 from dss_api.operation import Operation, Subscription
 from dss_api.problems import PROBLEMS
+from dss_locks.core.state import LockLimits
+from dss_project.config import NodeConfig
 from dss_project.registry import operations, subscriptions
+from dss_project.runtime import state_machines
+from dss_raft.replication.replica import Replica
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -77,6 +84,8 @@ def _defined(body: list[ast.stmt], prefix: str) -> Iterator[str]:
             yield prefix + node.name
         elif isinstance(node, ast.Assign):
             yield from (prefix + target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield prefix + node.target.id
 
 
 @pytest.mark.parametrize("name", [name for name in PAGE_NAMES if name.startswith("docs/")])
@@ -182,6 +191,53 @@ def test_the_metrics_page_lists_every_metric_with_its_labels() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", read("docs/reference/metrics.md"), flags=re.MULTILINE)
     described = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert described == metrics_in_code()
+
+
+# ------------------------------------------------------------------------ limits
+
+_UNITS = {"bytes": 1, "characters": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "s": 1, "h": 3600, "days": 24 * 3600}
+#: [`NAME`](../../package/file.py), or `NAME`
+_LIMIT_NAME = re.compile(r"\[?`([\w.]+)`(?:\]\(\.\./\.\./(?:\w+/)?(dss_\w+/[\w/]+)\.py\))?")
+
+
+def described_limits() -> list[tuple[str, str, str]]:
+    """Name, file and value in each row of the page's tables."""
+    rows = re.findall(r"^\| (?!limit |-)(.+) \|$", read("docs/reference/limits.md"), flags=re.MULTILINE)
+    cells = [row.split(" | ") for row in rows]
+    assert [row for row in cells if len(row) != 4] == []
+    names = [_LIMIT_NAME.fullmatch(name) for _, name, _, _ in cells]
+    assert None not in names
+    return [(name[1], name[2] or "", value) for name, (_, _, value, _) in zip(names, cells, strict=True) if name]
+
+
+def limit_in_code(name: str, file: str) -> object:
+    if file:
+        found = getattr(importlib.import_module(file.replace("/", ".")), name.partition(".")[0])
+        return inspect.signature(found).parameters[name.partition(".")[2]].default if "." in name else found
+    settings = {field.metadata["variable"]: field.default for field in dataclasses.fields(NodeConfig)}
+    return settings[name] if name in settings else state_limits()[name]
+
+
+def state_limits() -> dict[str, int]:
+    return Replica("node-1", state_machines()).limits.maxima
+
+
+def test_the_limits_page_has_the_values_of_the_code() -> None:
+    wrong = []
+    rows = described_limits()
+    assert len(rows) >= 60
+    for name, file, value in rows:
+        number, _, unit = value.partition(" ")
+        described = int(number.replace(",", "")) * _UNITS[unit or "bytes"] * (1000 if "_ms" in name.lower() else 1)
+        if described != limit_in_code(name, file):
+            wrong.append(f"{name}: {value}")
+    assert wrong == []
+
+
+def test_the_limits_page_lists_every_limit_that_a_command_can_change_and_every_one_of_the_lock_table() -> None:
+    described = {name for name, _, _ in described_limits()}
+    assert state_limits().keys() - described == set()
+    assert {f"LockLimits.{field}" for field in LockLimits.__struct_fields__} - described == set()
 
 
 # ---------------------------------------------------------------- generated parts
