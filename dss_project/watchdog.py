@@ -1,14 +1,15 @@
-"""Notices an event loop that stands still, says where, and ends the process if it does not go on.
+"""Detects a blocked event loop, logs where it is, and ends the process if it stays blocked.
 
 A thread pings the loop and counts its own ticks until the loop answers. When the loop has missed the ticks of `limit_ms`, the stacks of
 all threads are written to the log (`node.loop_blocked`). When it has missed as many again, the process ends with exit code 3, so that
-its supervisor starts it again: a node whose loop stands still answers nobody, not even a signal.
+its supervisor starts it again: a node with a blocked loop answers no client, and not even a signal.
 
-The clock plays no part. A process that is stopped (SIGSTOP), or whose machine is suspended, makes no ticks either: its thread waits
-once, however long that takes, and the loop answers the next ping. Code that holds the interpreter's lock stops the thread, too; such a
-loop is noticed only when the lock is free from time to time.
+No clock is used. A process that is stopped (SIGSTOP), or whose machine is suspended, counts no ticks either: its thread waits once,
+however long that takes, and the loop answers the next ping. Code that holds the interpreter's lock stops the thread, too. Such a loop
+is detected only if the lock is free from time to time.
 
-The log may be what the loop waits for (nobody reads the pipe). So another thread writes to it, and the end does not wait long for it.
+The loop may be blocked by writing to the log, if no process reads the pipe. So another thread writes the stacks, and the end of the
+process does not wait long for it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A loop that stands still for longer than a lease costs time, but no read goes round without end.
+"""If the event loop stalls for longer than a lease, reads take longer, but no read loops without end.
 
-A loop that does not yield could not be stopped by its test. But it looks at the clock, which raises when that happens too often.
+A test could not stop a loop that does not yield. But the loop reads the clock, which raises if it is read too often.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOOKS_AT_CLOCK_MAX = 20_000
 
 @pytest.fixture
 def watched_cluster(fake_cluster):
-    """Its clock refuses to be looked at without end."""
+    """A cluster whose clock raises if it is read too often."""
 
     class WatchedCluster(fake_cluster):
         looks = 0

@@ -107,7 +107,7 @@ def test_a_sharer_that_is_cut_off_answers_no_old_value(partitioned_cluster: Part
 def test_without_the_lease_check_both_scenes_end_with_an_old_value(make_partitioned_cluster, no_lease_check) -> None:
     cluster = make_partitioned_cluster(**no_lease_check)
     sharer, writer = cluster.followers()
-    # Now and then the paused node applies the put before it answers the read.
+    # Sometimes the paused node applies the put before it answers the read.
     attempts = (read_by_a_paused_sharer(sharer, writer) for _ in range(10))
     assert any(read < version for version, read in attempts)
     version, read = read_by_a_sharer_that_is_cut_off(cluster, sharer, writer)

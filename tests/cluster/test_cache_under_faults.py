@@ -168,7 +168,7 @@ class Run:
         is_hit = value is None and answer["hit"]
         one = Operation(key, node.id, value is not None, answer["version"], read, asked_s, answered_s, is_hit)
         self.history.operations.append(one)
-        self.answered[node.id] += 1  # by three threads: it may count a few too few, which only makes the run longer
+        self.answered[node.id] += 1  # three threads increment it without a lock: a lost increment only makes the run longer
 
     def let_work(self) -> None:
         """Wait until every node has answered more operations."""

@@ -86,7 +86,7 @@ def test_subscriptions_share_what_comes_and_leave_nothing_behind(shared_cluster:
         await asyncio.gather(*(socket.close() for socket in sockets))
 
     asyncio.run(run())
-    # What the subscribers held unfinished is back, not counted as attempts.
+    # The unfinished messages of the subscribers are back, and their attempts do not count.
     back: list[dict] = []
     while len(back) < SUBSCRIPTIONS:
         request = {"topic": "pushed", "group": "g", "max_messages": SUBSCRIPTIONS, "timeout_ms": 20_000}

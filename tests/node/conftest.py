@@ -175,7 +175,7 @@ def demo_operations() -> tuple[Operation, ...]:
 
 @pytest.fixture(scope="session")
 def node_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """The loop that a node would run in, in a thread of its own."""
+    """The loop of a node, in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -263,7 +263,7 @@ class EntryPoints:
     def call_http(
         self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
     ) -> Reply:
-        """Through what every HTTP request passes first."""
+        """Through the HTTP entry point."""
         return self.run(call(self.http, scope_of(method, path, query, _with_type(headers, body)), body))
 
     def call_drf(

@@ -85,7 +85,7 @@ def test_a_bad_query(entry_points: Any, query: str, field: str | None, words: st
     assert words in reply.document["detail"]
 
 
-def test_a_query_in_full(entry_points: Any) -> None:
+def test_a_good_query(entry_points: Any) -> None:
     reply = entry_points.call_both("GET", "/demo/get", query="key=a%20b+c&tags=x&tags=y&limit=3")
     assert reply.document == {"ok": True, "key": "a b c", "tags": ["x", "y"], "limit": 3}
 

@@ -1,4 +1,4 @@
-"""The documentation is true: links lead somewhere, named code exists, and the reference lists what the code has."""
+"""The documentation is correct: links have targets, named code exists, and the reference agrees with the code."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def of_a_dead_process(directory: Path) -> None:
 
 
 def find(clusters: Path, *given: str, **environ: str) -> tuple[list[str], list[str]]:
-    """The addresses, and what was said."""
+    """The addresses, and the lines that were printed."""
     said: list[str] = []
     return cluster_urls(given, NodeConfig.from_env(environ), said.append, clusters, environ), said
 
@@ -158,7 +158,7 @@ def test_it_says_what_it_waits_for() -> None:
     assert said[-1] == "no node answers yet; retrying …"
 
 
-def test_what_may_have_had_an_effect_is_not_sent_again() -> None:
+def test_a_call_that_may_have_had_an_effect_is_not_sent_again() -> None:
     calls: list[Answer] = [(503, {"code": "unknown_outcome", "detail": "nobody knows"}), (200, {})]
     with serving(lambda: calls.pop(0)) as url:
         with pytest.raises(CallFailed, match="nobody knows"):

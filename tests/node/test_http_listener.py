@@ -1,4 +1,4 @@
-"""The HTTP listener on a real socket: what it answers itself, what it hands over, and what it refuses before doing any work."""
+"""The HTTP listener on a real socket: requests that it answers, hands over, or refuses before doing any work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Nothing(Fields):
 
 @dataclass
 class World:
-    """A listener with operations that a test steers, and a web server that only notes what it takes over."""
+    """A listener with operations that a test controls, and a web server that only records the connections it takes over."""
 
     port: int = 0
     listener: Any = None
@@ -133,7 +133,7 @@ class Client:
             return Response(int(status.split()[1]), headers, body)
 
     async def ends(self) -> bytes:
-        """What comes until the server closes the connection."""
+        """All bytes until the server closes the connection."""
         async with asyncio.timeout(PATIENCE_S):
             try:
                 return await self.reader.read()
@@ -233,7 +233,7 @@ async def test_http_1_0_keeps_the_connection_only_if_asked(world: World) -> None
     assert await client.ends() == b""
 
 
-async def test_a_client_that_waits_for_leave_gets_it_before_it_sends_its_body(world: World) -> None:
+async def test_a_client_that_expects_100_continue_gets_it(world: World) -> None:
     client = await world.connect()
     head = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: 13\r\n\r\n"
     client.send(head)
@@ -278,7 +278,7 @@ async def test_a_chunked_body_is_handed_over_with_its_length(world: World) -> No
     assert data.endswith(b"content-length: 3\r\n\r\nabc")
 
 
-async def test_an_upgrade_is_handed_over_as_it_came(world: World) -> None:
+async def test_an_upgrade_is_handed_over_unchanged(world: World) -> None:
     client = await world.connect()
     client.send(
         b"GET /ws HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: k\r\n\r\n\x81\x00"
@@ -327,7 +327,7 @@ async def test_a_body_is_counted_while_it_arrives(world: World, path: str) -> No
     assert not world.handed_over
 
 
-async def test_the_token_is_asked_for_before_the_body_is_read(make_world: Any) -> None:
+async def test_the_token_is_checked_before_the_body_is_read(make_world: Any) -> None:
     world = await make_world(token="secret")
     client = await world.connect()
     client.send(b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 4000\r\n\r\n")
@@ -345,7 +345,7 @@ async def test_a_head_over_the_limit_is_refused(world: World, complete: bool) ->
     await client.ends()
 
 
-async def test_what_is_not_http_is_refused(world: World) -> None:
+async def test_malformed_http_is_refused(world: World) -> None:
     client = await world.connect()
     client.send(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
     answer = await client.answer()
@@ -354,7 +354,7 @@ async def test_what_is_not_http_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /ec", b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{"])
-async def test_a_client_that_dawdles_is_not_waited_for(make_world: Any, sent: bytes) -> None:
+async def test_a_slow_client_is_disconnected(make_world: Any, sent: bytes) -> None:
     world = await make_world(
         replace(LIMITS, head_timeout_s=0.05, body_timeout_s=0.05, idle_timeout_s=0.05, linger_timeout_s=0.05)
     )
@@ -428,7 +428,7 @@ async def test_a_waiting_call_of_a_half_closed_client_is_cancelled_and_answered(
     assert (answer.status, answer.document["code"]) == (499, "cancelled")
 
 
-async def test_what_a_client_got_that_is_gone_is_given_back(world: World) -> None:
+async def test_a_grant_to_a_client_that_has_gone_is_undone(world: World) -> None:
     raw = socket.create_connection(("127.0.0.1", world.port))
     head = b"POST /grant HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n"
     raw.sendall(head + b'{"text": "x"}')

@@ -41,7 +41,7 @@ def loaded_by(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("module", "below"), WITHOUT_DJANGO.items())
-def test_a_layer_is_imported_without_django_and_without_what_is_above(module: str, below: tuple[str, ...]) -> None:
+def test_a_layer_is_imported_without_django_and_higher_layers(module: str, below: tuple[str, ...]) -> None:
     loaded = loaded_by(module)
     assert not loaded & {"django", "rest_framework", "channels", "daphne"}
     assert {name for name in loaded if name.startswith("dss_")} <= {module.partition(".")[0], *below}
@@ -53,7 +53,7 @@ def test_the_contracts_have_no_exceptions() -> None:
     assert not [contract["name"] for contract in contracts if "ignore_imports" in contract]
 
 
-def test_every_subsystem_tells_pure_code_and_django_apart_by_folder() -> None:
+def test_every_subsystem_separates_pure_code_and_django_by_folder() -> None:
     for package in ("dss_raft", *SUBSYSTEMS):
         folder = ROOT / package.removeprefix("dss_") / package
         assert (folder / "core" / "__init__.py").exists()

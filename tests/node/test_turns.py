@@ -18,7 +18,7 @@ def work(seconds: float) -> None:
 
 
 async def turns_between(cost_s: float) -> tuple[list[int], int]:
-    """The order in which a burst of calls ran, and the number of turns that something else got meanwhile."""
+    """The order in which a burst of calls ran, and how many turns other work got in the meantime."""
     turns, order, other = Turns(), [], 0
     done = asyncio.Event()
 

@@ -53,7 +53,7 @@ COUNT = Subscription("demo.count", Count, count, Counted, "Count", answer=CountA
 
 
 class Peer:
-    """A client's end of the connection."""
+    """The client's side of a connection."""
 
     def __init__(self, entry_points: Any, path: str = "/ws", subscription: Subscription = COUNT, **headers: str) -> None:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

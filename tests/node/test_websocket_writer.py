@@ -18,7 +18,7 @@ PATIENCE_S = 20
 
 
 class Line:
-    """The server's side of a connection whose client reads when the test says so."""
+    """The server's side of a connection. Its client reads when the test lets it."""
 
     def __init__(self, bytes_max: int = 100_000) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -45,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket_writer, "CLOSE_GRACE_S", 0.02)
 
 
-async def test_what_is_read_does_not_count() -> None:
+async def test_messages_that_were_read_do_not_count() -> None:
     line = Line()
     line.reads.set()
     for _ in range(1000):
@@ -59,7 +59,7 @@ async def test_a_client_over_the_limit_is_closed_with_1008_and_aborted() -> None
     assert await line.is_given_up()
     assert line.aborted == 1
     assert line.writer.unread_bytes <= 100_000
-    # Whoever had not been refused still waits for the server, which has nothing to wait for after the abort.
+    # A message that was accepted still waits in the server's `send`, which returns after the abort.
     line.reads.set()
     assert not all(await asyncio.gather(*writes))
 
@@ -74,7 +74,7 @@ async def test_a_client_that_reads_again_gets_the_reason() -> None:
     assert {"type": "websocket.close", "code": 1008} in line.sent
 
 
-async def test_small_messages_count_with_what_they_cost() -> None:
+async def test_small_messages_count_with_their_overhead() -> None:
     line = Line()
     kept = 0
     while line.writer.keep(1):
@@ -82,7 +82,7 @@ async def test_small_messages_count_with_what_they_cost() -> None:
     assert kept <= 100_000 // OVERHEAD_BYTES
 
 
-async def test_a_client_that_reads_nothing_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_for_long_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket_writer, "STALLED_S_MAX", 0.02)
     line = Line()
     write = asyncio.create_task(line.writer.write(b"x", True))
@@ -92,7 +92,7 @@ async def test_a_client_that_reads_nothing_for_long_is_given_up(monkeypatch: pyt
     assert not await write
 
 
-async def test_a_slow_client_that_reads_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_client_that_reads_stays_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket_writer, "STALLED_S_MAX", 0.05)
     line = Line()
     looked = 0

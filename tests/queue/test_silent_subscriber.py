@@ -97,7 +97,7 @@ async def take(node, count: int) -> list[tuple[Any, int]]:
     return [(json.loads(bytes(one.value)), one.attempt) for one in answer.messages]
 
 
-async def test_what_nobody_received_is_no_attempt_and_goes_to_others(node, subscribed):
+async def test_a_message_that_was_not_received_goes_to_others_without_an_attempt(node, subscribed):
     await node.submit(PutTopic(topic="t", max_attempts=2))
     async with subscribed() as client:
         client.is_there = False
@@ -108,7 +108,7 @@ async def test_what_nobody_received_is_no_attempt_and_goes_to_others(node, subsc
         # Several timeouts later they are still there.
         at_ms = node.now_ms()
         await until(lambda: node.now_ms() > at_ms + 3 * VISIBILITY_MS)
-        assert client.events.empty(), "nothing is pushed to a client that is not heard"
+        assert client.events.empty(), "nothing is pushed to a silent client"
         assert not node.broker.callers.waiters, "and nothing waits for it"
         assert await take(node, 5) == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]
         assert not group_of(node).dead

@@ -58,7 +58,7 @@ async def test_the_child_does_not_keep_the_connections_of_its_parent_open(tmp_pa
 
 
 def has_children() -> bool:
-    """Whether this process has a child that is still running, or whose status nobody has collected."""
+    """Whether this process has a child that is still running, or whose status was not collected."""
     return bool(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 

@@ -161,7 +161,7 @@ async def test_a_leader_stays_while_the_only_other_node_loads_large_state(make_c
     await cluster.until(lambda: leader.core.ticks > ticks + 4 * leader.core.config.election_ticks_max)
     assert (leader.is_leader, leader.term, late.leader_id) == (True, term, leader.node_id)
     assert leader.core.status().peers[0].contact_ticks < leader.core.config.election_ticks_min
-    assert late.machine("sum").total == 0, "what is half loaded is not to be seen"
+    assert late.machine("sum").total == 0, "a state that is loaded in part must not be visible"
     assert not late.is_ready
     monkeypatch.setattr(Slow, "may_end", True)
     await late.read_index()

@@ -76,7 +76,7 @@ async def test_a_parked_call_waits_for_its_event(pending):
     pending.next_groups()
     pending.park_applied(ClientSession(incarnation=3, last_seq=1, waiting={1: None}))
     assert (pending.in_flight, pending.parked) == (0, 1)
-    assert pending.groups_again() == [], "what was applied is not sent again"
+    assert pending.groups_again() == [], "a command that was applied is not sent again"
     pending.resolve(1, Result())
     assert call.future.done()
     assert pending.parked == 0
@@ -113,8 +113,8 @@ async def test_a_stopping_node_cancels_waiting_calls_and_accepts_no_more(pending
     assert refusal.value.code == "stopping"
     assert commands(pending.next_groups()) == [encode_command(Cancel(seq=1))]
     pending.resolve(2, Result())
-    assert in_flight.future.done(), "what is on its way is answered as ever"
-    assert not pending.withdraw(), "nothing is left to take back"
+    assert in_flight.future.done(), "a call in flight is answered as usual"
+    assert not pending.withdraw(), "no call is left to withdraw"
 
 
 async def test_more_calls_than_the_limit_are_refused(pending):

@@ -115,7 +115,7 @@ def test_a_stamp_is_proposed_only_when_something_is_due(core, proposals, monkeyp
     assert not proposals.stamp_if_due()
     monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: wall_clock_ms() - 1)
     core.last_index = 1
-    assert not proposals.stamp_if_due(), "an entry is on its way that may see to it"
+    assert not proposals.stamp_if_due(), "an entry in flight may already cause it"
     core.last_index = 0
     assert proposals.stamp_if_due()
     proposals.propose()

@@ -7,7 +7,7 @@ the past: they may be repeated, late or out of order, and the highest stamp coun
 an acknowledgement, too.
 
 *Leases* (Gray and Cheriton, 1989). A node answers from its lines only while it holds a coherence lease of length L, so a write
-never waits forever for a node that is cut off. No clocks are compared. The only assumption is that all clocks run at about the
+does not wait without end for a node that is cut off. No clocks are compared. The only assumption is that all clocks run at about the
 same rate (within `RATE_ERROR`).
 
 - L is the leader's own setting and is part of the grant. The holder counts from when it *sent* the request: its lease ends

@@ -1,4 +1,4 @@
-"""What is not in the paper but in the thesis and in bug reports: pre-vote, check-quorum, rejoining, leadership transfer."""
+"""Rules from the thesis and from bug reports, not from the paper: pre-vote, check-quorum, rejoining, leadership transfer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dss_raft.core.messages import AppendEntries, PreVote, PreVoteReply, Request
 
 
 def test_a_node_that_was_cut_off_comes_back_without_an_election(cluster):
-    """Thesis 9.6, etcd 8499, 9333: it could not win, so it must not raise its term, nor depose the leader when it is back."""
+    """Thesis 9.6, etcd 8499, 9333: it could not win, so it must not raise its term, or depose the leader when it is back."""
     cluster.elect("a")
     term = cluster["a"].core.term
     cluster.cut("c")

@@ -137,7 +137,7 @@ class World:
     def do_persisted(self, node_id: str) -> None:
         node = self.node(node_id)
         if node.held is None:
-            self.say("nothing under way")
+            self.say("nothing in progress")
         node.flush()
 
     def do_deliver(self, node_id: str, again: str = "", **options: str) -> None:
@@ -192,7 +192,7 @@ class World:
             node = self.node(node_id)
             core = node.core
             held = core.log.slice(core.log.first_index, core.last_index)
-            marks = f"term {core.term}, vote {core.vote or 'nobody'}, commit {core.commit_index}, durable {core.log.durable}"
+            marks = f"term {core.term}, vote {core.vote or 'none'}, commit {core.commit_index}, durable {core.log.durable}"
             self.say(f"{node_id}: {marks}: {entries(held)}")
 
     # ---- work of the core
@@ -234,7 +234,7 @@ class World:
         persist = ready.persist
         assert persist is not None
         node.held = persist
-        parts = [f"term {persist.hard_state.term}, vote {persist.hard_state.vote or 'nobody'}"]
+        parts = [f"term {persist.hard_state.term}, vote {persist.hard_state.vote or 'none'}"]
         if persist.snapshot is not None:
             parts.append(f"snapshot {persist.snapshot.index}@{persist.snapshot.term}")
         if persist.truncate_from:

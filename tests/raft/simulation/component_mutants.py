@@ -2,7 +2,7 @@
 
 Each has a patch and the tests that are meant for it. The tests run in a process of their own, in which this module is a pytest
 plugin that patches the source at import. The cache's bugs are flaws of its own simulation
-(tests/cache/test_coherence_simulation.py).
+(tests/cache/simulation/test_coherence_simulation.py).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ COMPONENT_MUTANTS = (
         ("tests/raft/test_node.py::test_calls_are_refused_without_a_majority_and_accepted_with_one_again",),
     ),
     ComponentMutant(
-        "a snapshot forgets what consumers have in hand",
+        "a snapshot forgets the messages in flight",
         "dss_queue.core.snapshot",
         "for handout_state in state.handouts:",
         "for handout_state in state.handouts[:0]:",

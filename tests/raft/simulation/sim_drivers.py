@@ -175,7 +175,7 @@ class Drivers(Heap):
             prev_term = node.core.log.term(first.index - 1)
             self.check.appended(node, persist.entries, prev_term if prev_term is not None else 0)
         if node.writing is not None:
-            raise Violation("core_invariant", f"{node.id} has two writes under way")
+            raise Violation("core_invariant", f"{node.id} has two writes in progress")
         if persist.hard_state.term < store.hard_state.term:
             raise Violation("monotone", f"{node.id} writes term {persist.hard_state.term} over {store.hard_state.term}")
         if persist.hard_state.term == store.hard_state.term and store.hard_state.vote not in ("", persist.hard_state.vote):

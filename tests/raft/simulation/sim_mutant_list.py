@@ -157,7 +157,7 @@ MUTANTS: tuple[Mutant, ...] = (
         scenario="test_entries_are_sent_immediately_but_the_leader_counts_itself_only_when_they_are_durable",
     ),
     Mutant(
-        "a write under way counts for entries truncated since",
+        "a write in progress counts for entries truncated since",
         (("log", "        self.writing = min(self.writing, first - 1)\n", ""),),
         checks=("promise", "core_invariant"),
         seeds=(27,),
@@ -300,7 +300,7 @@ MUTANTS: tuple[Mutant, ...] = (
         scenario="test_5_3_the_leader_forces_followers_logs_to_duplicate_its_own",
     ),
     Mutant(
-        "answers nobody of an older term",
+        "does not answer messages of an older term",
         (("core", "            self._answer_older_term(message)\n", ""),),
         checks=("progress",),
         seeds=(17,),
@@ -361,7 +361,7 @@ MUTANTS: tuple[Mutant, ...] = (
         seeds=(2,),
     ),
     Mutant(
-        "commands after a hole are applied",
+        "commands after a gap are applied",
         (
             ("replica", "if seq > session.last_seq + 1:", "if False:"),
             ("replica", "if seq == session.last_seq + 1:", "if seq > session.last_seq:"),

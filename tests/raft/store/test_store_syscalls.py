@@ -32,7 +32,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The system calls on the database files during each write: "write wal 0", "sync database", …"""
     strace = shutil.which("strace")
     if strace is None or subprocess.run([strace, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("strace is not here, or may not be used")
+        pytest.skip("strace is not installed, or not permitted")
     directory = tmp_path_factory.mktemp("traced")
     trace = directory / "trace"
     calls = "trace=pwrite64,write,fsync,fdatasync,ftruncate"
