@@ -27,6 +27,7 @@ class PutItem(Part, kw_only=True):
     state: str | UnsetType = UNSET
     #: the limit that is reached
     limit: str | UnsetType = UNSET
+    maximum: int | UnsetType = UNSET
     detail: str | UnsetType = UNSET
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dss_cache.core.commands import Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
-from dss_cache.core.directory import Directory, DirectoryLimits
+from dss_cache.core.directory import NODE_BYTES, RECORD_BYTES, Directory
 from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Voided, Written
+from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Origin
 
 
@@ -177,14 +180,90 @@ def test_dirty_bytes_are_counted(directory):
 
 
 def test_limits():
-    harness = Harness(DirectoryLimits(keys=2, dirty_bytes=10))
+    harness = Harness(StateLimits({"cache_keys_max": 2, "cache_dirty_bytes_max": 10}))
     harness.put("a", b"1234")
     harness.put("b", b"1234")
     assert harness(Put(key="c", value=b"1")).code == "over_limit"
-    assert harness(Put(key="a", value=b"12345")).code == "over_limit"
+    assert harness(Put(key="a", value=b"1234567")).code == "over_limit"
+    assert harness(Put(key="a", value=b"4321")).code == "", "it replaces a value of the same size"
     assert harness(Add(key="c", value=b"1")).code == "over_limit"
     harness.clean("a")
     assert harness(Put(key="a", value=b"12345")).code == ""
+
+
+def test_a_full_directory_refuses_what_grows_and_nothing_else():
+    harness = Harness()
+    for node in ("n1", "n2"):
+        harness.restart(node)
+    harness.put("a", b"12345")
+    harness.put("b", b"1")
+    harness.clean("b")
+    limits = harness.directory.limits
+    full = limits.maxima["cache_bytes_max"] = harness.directory.used_bytes()
+    for command in (Put(key="c", value=b"1"), Put(key="a", value=b"123456"), Put(key="b", value=b"2"), Add(key="c", value=b"1")):
+        refused = harness(command)
+        assert (refused.code, refused.body["limit"], refused.body["maximum"]) == ("over_limit", "cache_bytes_max", full)
+    assert harness(Put(key="a", value=b"54321")).code == ""
+    assert harness.fetch("b", node="n2").state == "S"
+    assert harness(Delete(key="b")).body["deleted"], "its tombstone was paid for by the record"
+    assert harness.directory.used_bytes() == full
+    harness.clean("b")
+    assert harness(Put(key="a", value=b"5432")).code == ""
+    assert harness(Put(key="c", value=b"1")).code == "", "it has the place of the deleted key and of a byte"
+
+
+def test_a_directory_above_a_lowered_limit_loads_and_shrinks(directory):
+    directory.put("a", b"12345")
+    copy = Harness(StateLimits({"cache_bytes_max": 1, "cache_keys_max": 1, "cache_dirty_bytes_max": 1}))
+    copy.directory.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(directory.directory.snapshot())))
+    copy.index, copy.seq = directory.index, directory.seq
+    assert copy(Put(key="a", value=b"123456")).code == "over_limit"
+    assert copy(Put(key="a", value=b"1")).code == ""
+    assert copy(Delete(key="a")).body["deleted"]
+    copy.clean("a")
+    assert copy.directory.used_bytes() == 0
+
+
+_keys = st.sampled_from(["a", "b", "ключ"])
+_steps = st.lists(
+    st.one_of(
+        st.builds(Put, key=_keys, value=st.binary(max_size=20), ttl_ms=st.sampled_from([0, 30])),
+        st.builds(Add, key=_keys, value=st.binary(max_size=20)),
+        st.builds(Incr, key=_keys),
+        st.builds(Delete, key=_keys),
+        st.builds(lambda key: Fetch(keys=[key]), _keys),
+        st.builds(lambda key, version: Lost(key=key, version=version), _keys, st.integers(1, 3)),
+        st.sampled_from(["clean", "restart", "later"]),
+    ),
+    max_size=40,
+)
+
+
+@given(_steps, st.sampled_from([1_500, 10**9]))
+@settings(deadline=None)
+def test_the_account_is_that_of_the_state(steps, maximum):
+    harness = Harness(StateLimits({"cache_bytes_max": maximum}))
+    directory = harness.directory
+    for step in steps:
+        if step == "clean":
+            harness(WrittenBack(items=[(key, record.version) for key, record in directory.records.items()]))
+        elif step == "restart":
+            harness.restart("n2")
+        elif step == "later":
+            harness.at_ms += 40
+            harness(Fetch(keys=["a"]))
+        else:
+            harness(step)
+        records = directory.records
+        assert directory.usage() == {
+            "cache_records": sum(RECORD_BYTES + len(key.encode()) for key in records),
+            "cache_sharers": NODE_BYTES * len(records) * len(directory.voided),
+            "cache_dirty_values": sum(len(record.value or b"") for record in records.values()),
+        }
+        assert directory.used_bytes() == sum(directory.usage().values())
+        copy = Directory()
+        copy.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(directory.snapshot())))
+        assert copy.usage() == directory.usage()
 
 
 def test_a_counter_adds_to_a_dirty_value(directory):

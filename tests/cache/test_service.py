@@ -9,7 +9,8 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_cache import operations as ops
-from dss_cache.core.commands import Delete, GetManyRequest, GetRequest, PutRequest, StatsQuery
+from dss_cache.answers import PutManyAnswer
+from dss_cache.core.commands import Delete, GetManyRequest, GetRequest, PutManyRequest, PutRequest, StatsQuery
 
 
 class Client:
@@ -466,10 +467,13 @@ async def test_dirty_values_are_limited(make_cluster):
     cluster = make_cluster()
     client = Client(cluster)
     for node in cluster.nodes.values():
-        node.directory.limits = type(node.directory.limits)(keys=3, dirty_bytes=10)
+        node.directory.limits.maxima |= {"cache_keys_max": 3, "cache_dirty_bytes_max": 10}
     await client.put("n1", "a", "12345")
     result = await ops.put(cluster.nodes["n1"], PutRequest(key="b", value=msgspec.Raw(b'"12345"')))
-    assert (result.code, result.body["limit"]) == ("over_limit", "dirty_bytes")
+    assert (result.code, result.body["limit"]) == ("over_limit", "cache_dirty_bytes_max")
+    many = await ops.mput(cluster.nodes["n1"], PutManyRequest(items=[PutRequest(key="b", value=msgspec.Raw(b'"12345"'))]))
+    (item,) = msgspec.convert(many.body, PutManyAnswer).items
+    assert (item.code, item.limit, item.maximum) == ("over_limit", "cache_dirty_bytes_max", 10)
 
 
 async def test_stop_writes_back(cluster, client):

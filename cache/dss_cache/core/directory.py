@@ -42,6 +42,7 @@ from dss_api.result import Result
 from dss_cache.core.commands import INTEGER_MAX, Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
 from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Stamps, Voided, Written
 from dss_raft.replication.commands import Command
+from dss_raft.replication.limits import MIB, StateLimit, StateLimits, text_bytes
 from dss_raft.replication.machine import Event, Origin
 
 #: Key of the pending invalidations in a result's body. Results are stored with the client sessions, so its value does not change.
@@ -51,12 +52,16 @@ _decode_integer = msgspec.json.Decoder(int).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class DirectoryLimits(msgspec.Struct, frozen=True):
-    """Limits of the directory."""
+#: The account (see `dss_raft/replication/limits.py`). What a record takes without its key, its value and its nodes, also as a
+#: tombstone, dirty and with a time to live: so a deletion never needs room.
+RECORD_BYTES = 720
+#: What one node can take of a record: a sharer and a pending invalidation. Every record pays for every node that the directory
+#: knows, so a read, which registers a sharer, never needs room.
+NODE_BYTES = 170
 
-    keys: int = 5_000_000
-    #: bytes of the values that are not in the backing store yet
-    dirty_bytes: int = 512 * 1024 * 1024
+KEYS_MAX = "cache_keys_max"
+DIRTY_BYTES_MAX = "cache_dirty_bytes_max"
+BYTES_MAX = "cache_bytes_max"
 
 
 class Record(msgspec.Struct, array_like=True, gc=False):
@@ -97,12 +102,20 @@ class Directory:
     name = "cache"
     commands: tuple[type[Command], ...] = (Put, Add, Incr, Delete, Fetch, WrittenBack, Lost, Revoke, AgreeLease)
 
-    def __init__(self, limits: DirectoryLimits | None = None) -> None:
-        self.limits = limits or DirectoryLimits()
+    def __init__(self, limits: StateLimits | None = None) -> None:
+        self.limits = limits or StateLimits()
+        self.limits.declare(
+            StateLimit(KEYS_MAX, 5_000_000, "count", lambda: len(self.records)),
+            # The values that are not in the backing store yet.
+            StateLimit(DIRTY_BYTES_MAX, 512 * MIB, "bytes", lambda: self.dirty_bytes),
+            StateLimit(BYTES_MAX, 512 * MIB, "bytes", self.used_bytes),
+        )
         self.records: dict[str, Record] = {}
         #: keys with a dirty record, oldest write first (a dict used as an ordered set)
         self.dirty: dict[str, None] = {}
         self.dirty_bytes = 0
+        #: of all keys, as encoded
+        self.key_bytes = 0
         self.stamp = 0
         self.voided: Stamps = {}
         #: for each node, the latest stamp at which it became pending in some record
@@ -179,6 +192,7 @@ class Directory:
         self.records = msgspec.convert(state["records"], dict[str, Record])
         self.dirty = dict.fromkeys(state["dirty"])
         self.dirty_bytes = sum(_size(self.records[key]) for key in self.dirty)
+        self.key_bytes = sum(map(text_bytes, self.records))
         self.stamp = state["stamp"]
         self.voided = state["voided"]
         self.awaited = state["awaited"]
@@ -187,6 +201,23 @@ class Directory:
         self.lease_term = state.get("lease_term", 0)
         self._rebuild_deadlines()
         self._events = []
+
+    def used_bytes(self) -> int:
+        """The account of the whole directory."""
+        return len(self.records) * self._record_bytes() + self.key_bytes + self.dirty_bytes
+
+    def usage(self) -> dict[str, int]:
+        """See `HasUsage`."""
+        count = len(self.records)
+        return {
+            "cache_records": count * RECORD_BYTES + self.key_bytes,
+            "cache_sharers": count * NODE_BYTES * len(self.voided),
+            "cache_dirty_values": self.dirty_bytes,
+        }
+
+    def _record_bytes(self) -> int:
+        # Every node is in `voided` from its first session on.
+        return RECORD_BYTES + NODE_BYTES * len(self.voided)
 
     # ------------------------------------------------------------------ reading
 
@@ -289,6 +320,7 @@ class Directory:
             self._drop_value(key, record)
             if record.absent:
                 del self.records[key]
+                self.key_bytes -= text_bytes(key)
             cleaned.append((key, version))
         if cleaned:
             self._events.append(Cleaned(cleaned))
@@ -327,6 +359,7 @@ class Directory:
         record = self.records.get(key)
         if record is None:
             record = self.records[key] = Record()
+            self.key_bytes += text_bytes(key)
         self._drop_value(key, record)
         stamp = self._next_stamp(at_ms)
         pending = {node: since for node, since in record.pending_invalidations.items() if since > self.voided.get(node, 0)}
@@ -377,12 +410,20 @@ class Directory:
         return None if is_wanted else Result({"version": version, PENDING_KEY: pending}, "version_conflict")
 
     def _no_room(self, key: str, value_bytes: int) -> Result | None:
-        if key not in self.records and len(self.records) >= self.limits.keys:
-            return Result({"limit": "keys", "detail": f"the cache already holds {self.limits.keys} keys"}, "over_limit")
-        if self.dirty_bytes + value_bytes > self.limits.dirty_bytes:
+        """The refusal if a value of this size cannot be stored. A value that is not larger than the dirty one it replaces always can."""
+        record, maxima = self.records.get(key), self.limits.maxima
+        if record is None:
+            growth, more = value_bytes, self._record_bytes() + text_bytes(key)
+            if len(self.records) >= maxima[KEYS_MAX]:
+                return self.limits.over_limit(KEYS_MAX)
+        else:
+            growth, more = value_bytes - _size(record), 0
+            if growth <= 0:
+                return None
+        if self.dirty_bytes + growth > (maximum := maxima[DIRTY_BYTES_MAX]):
             detail = "too many values wait to be written to the backing store; is it reachable?"
-            return Result({"limit": "dirty_bytes", "detail": detail}, "over_limit")
-        return None
+            return Result({"limit": DIRTY_BYTES_MAX, "maximum": maximum, "detail": detail}, "over_limit")
+        return self.limits.over_limit(BYTES_MAX) if self.used_bytes() + growth + more > maxima[BYTES_MAX] else None
 
     # ------------------------------------------------------------------ deadlines
 
