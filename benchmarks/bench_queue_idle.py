@@ -196,7 +196,7 @@ async def measure(cluster: LocalCluster, options: argparse.Namespace) -> dict[st
     node = cluster.followers()[0] if len(cluster.nodes) > 1 else cluster.nodes[0]
     assert node.process is not None
     meter, clients = Meter(node.process.pid), Clients(node.port)
-    idle: dict[str, Any] = {"nobody": {"rss_mib": meter.rss_mib(), "cpu_percent": await meter.cpu_percent(options.seconds)}}
+    idle: dict[str, Any] = {"no_consumers": {"rss_mib": meter.rss_mib(), "cpu_percent": await meter.cpu_percent(options.seconds)}}
     await clients.subscribe(options.subscriptions)
     await _once_round(f"{options.subscriptions:,} subscriptions")
     idle["subscriptions"] = {"rss_mib": meter.rss_mib(), "cpu_percent": await meter.cpu_percent(options.seconds)}

@@ -28,7 +28,7 @@ ASK_TIMEOUT_S = 1.0
 #: the same line is not printed again within this time
 REPEAT_AFTER_S = 30.0
 
-URL_HELP = "a node's address, several times or separated by commas; without it the cluster of `make run` in this directory"
+URL_HELP = "address of a node; repeat it, or separate several with commas (default: the cluster of `make run` in this directory)"
 
 Say = Callable[[str], None]
 

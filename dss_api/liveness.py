@@ -1,7 +1,7 @@
-"""Signs of life of a WebSocket's client: everything that arrives from it counts, answers to pings too.
+"""Signs of life of a WebSocket's client: everything that arrives from it counts, including answers to pings.
 
-A host that vanishes (power, network) closes no connection. The server finds out by asking: `ping` sends a ping frame
-(RFC 6455), which every WebSocket library answers by itself.
+A host that vanishes (power, network) closes no connection. The server detects that with `ping`, which sends a ping frame (RFC 6455)
+that every WebSocket library answers by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Line(Protocol):
-    """A WebSocket's connection, as the web server knows it."""
+    """The web server's connection of a WebSocket."""
 
     def ping(self) -> None:
         """Send a ping frame."""
@@ -37,7 +37,7 @@ class Liveness:
 
     @property
     def can_ping(self) -> bool:
-        """Whether a client that says nothing can be told from one that is gone."""
+        """Whether a silent client can be distinguished from one that has gone."""
         return self._line is not None
 
     def ping(self) -> None:

@@ -1,11 +1,11 @@
 """Background tasks that do not end unnoticed.
 
-asyncio keeps the exception of a task until somebody asks for it, and nobody asks a background task. So each of them belongs to a
-`Tasks`: when one raises, that is logged and counted (`dss_task_failures_total`). Then one of three things happens:
+asyncio keeps the exception of a task until some code awaits the task, which no code does for a background task. So each of them
+belongs to a `Tasks`: if one raises, that is logged and counted (`dss_task_failures_total`). Then one of three things happens:
 
 - `spawn`: nothing more. The task did one piece of work for one call or message, and the next one gets a task of its own.
 - `keep`: the task serves the node for as long as it runs, so it is started again, after a pause that doubles with each failure.
-- `spawn` with `on_failure`: the owner decides, for example that the node must stop because going on could do harm.
+- `spawn` with `on_failure`: the owner decides, for example that the node must stop because it cannot continue safely.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SOUND_S = 60.0
 
 
 def report_failure(task: TaskName, error: BaseException) -> None:
-    """Log and count what a background task has raised."""
+    """Log and count the exception of a background task."""
     FAILURES.labels(task).inc()
     log.error("node.task_failed", task=task, error=f"{type(error).__name__}: {error}", exc_info=error)
 
@@ -67,7 +67,7 @@ class Tasks:
     def spawn(
         self, name: TaskName, work: Coroutine[Any, Any, T], on_failure: Callable[[BaseException], None] | None = None
     ) -> asyncio.Task[T]:
-        """Run `work`. What it raises is logged and counted, then given to `on_failure`."""
+        """Run `work`. An exception is logged and counted, then given to `on_failure`."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
 
@@ -82,7 +82,7 @@ class Tasks:
         return task
 
     def keep(self, name: TaskName, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-        """Run `work()` until `cancel`, again and again: it is not meant to end."""
+        """Run `work()` until `cancel`, and start it again whenever it ends."""
         return self.spawn(name, _again_and_again(name, work))
 
     def cancel(self) -> None:

@@ -86,8 +86,8 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     watchdog_ms: int = setting(
         "DSS_WATCHDOG_MS",
         10_000,
-        "How long the event loop may stand still before the stacks of all threads are logged. After twice this time the process"
-        " ends with exit code 3. 0 turns the watchdog off.",
+        "How long the event loop may be blocked before the stacks of all threads are logged. After twice this time, the"
+        " process exits with code 3. 0 turns the watchdog off.",
         environment.integer(0, HOUR_MS),
     )
     admin_password: str = setting(

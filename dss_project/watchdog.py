@@ -32,17 +32,17 @@ log = structlog.get_logger("node")
 EXIT_CODE = 3
 #: Ticks of the thread in `limit_ms`.
 TICKS_PER_LIMIT = 20
-#: How long the last words may take to reach the log.
+#: How long the last lines may take to reach the log.
 FLUSH_S = 2.0
 
-BLOCKED = Counter("dss_loop_blocked_total", "How often this node's event loop stood still for longer than `DSS_WATCHDOG_MS`.")
+BLOCKED = Counter("dss_loop_blocked_total", "How often this node's event loop was blocked for longer than `DSS_WATCHDOG_MS`.")
 
 
 class Watchdog:
     """A context in which the running event loop is watched.
 
     Args:
-        limit_ms: how long the loop may stand still; 0: it is not watched.
+        limit_ms: how long the loop may be blocked; 0: it is not watched.
         end: ends the process.
     """
 

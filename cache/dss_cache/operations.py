@@ -95,7 +95,7 @@ async def incr(node: Node, request: IncrRequest) -> Result:
 
 
 async def delete(node: Node, request: Delete) -> Result:
-    """Answered when no client can read the value any more. Repeating it is harmless."""
+    """Answered when no client can read the value. Repeating it is harmless."""
     result = await service_of(node).write(request)
     return _without_pending(result)
 

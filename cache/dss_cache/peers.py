@@ -123,7 +123,7 @@ class Peers:
     # --------------------------------------------------------- acknowledgements
 
     async def wait_for_invalidations(self, pending: Mapping[str, int], ask_now: bool) -> None:
-        """Wait until every node in `pending` has dropped its older line, or cannot hold one any more.
+        """Wait until every node in `pending` has dropped its older line, or can no longer hold one.
 
         Args:
             ask_now: the nodes will not report to this node without being asked.
@@ -208,7 +208,7 @@ class Peers:
         try:
             is_leased = await self._request_lease()
         finally:
-            # Here and not in a callback of the task: nobody may find a renewal that has ended.
+            # Here and not in a callback of the task, so that no caller finds a renewal that has ended.
             self._renewal = None
             if not is_leased:
                 self._no_renewal_before = self._clock() + RENEWAL_PAUSE_S

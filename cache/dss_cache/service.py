@@ -172,7 +172,7 @@ class CacheService:
         self.near.flush("restoring")
 
     async def load(self, data: memoryview) -> None:
-        """The directory was replaced by that of a snapshot: nothing known about lines is valid any more."""
+        """The directory was replaced by that of a snapshot: nothing known about lines is still valid."""
         self.peers.release(self.near.restored(self.directory.stamp, self.directory.voided))
         self.write_back.restored()
         self.peers.entry_applied()

@@ -1,4 +1,4 @@
-"""What this node's subscriptions hold, and whether their clients are still there.
+"""The messages that this node's subscriptions hold, and whether their clients are alive.
 
 A subscription holds up to `credit` unfinished messages. An ack or nack at this node makes room immediately. One at another node, or a
 visibility timeout, is noticed at this node's next tick by subscriptions that are full, and at the next probe by others.
@@ -34,7 +34,7 @@ log = structlog.get_logger("queue")
 SERVICE = "queue-subscribers"
 PROBES_PER_VISIBILITY = 4
 PROBE_S_MIN = 0.01
-#: A client that has answered none of so many probes is silent.
+#: A client that has answered none of this many probes is silent.
 PROBES_MISSED_MAX = 2
 
 
@@ -148,7 +148,7 @@ class Subscriber:
             self._pulling = None
 
     async def is_there(self, messages: list[dict[str, Any]]) -> bool:
-        """Whether the client may get these messages. It is asked first if it has just let one of them time out, or is silent."""
+        """Whether the client may get these messages. It is probed first if one of them has just timed out, or if it is silent."""
         if not self._liveness.can_ping or not (self._is_silent or any(one["msg_id"] in self.held for one in messages)):
             return True
         for message in messages:
@@ -196,7 +196,7 @@ class Subscriber:
     # ------------------------------------------------------------------- the client
 
     def notice_ends(self) -> None:
-        """Forget what has ended without a call at this node. After a timeout, the client must be heard before it gets more."""
+        """Forget deliveries that ended without a call at this node. After a timeout, the client gets more only after a sign of life."""
         dropped = self.drop_settled(list(self.held))
         group = self._subscribers.group(self._request.topic, self._request.group)
         if any(_has_come_back(group, msg_id) for msg_id in dropped):
@@ -271,7 +271,7 @@ def _is_in_flight(group: Group | None, msg_id: str, receipt: str) -> bool:
 
 
 def _has_come_back(group: Group | None, msg_id: str) -> bool:
-    """Whether the group still has to do with a message, after a delivery of it has ended."""
+    """Whether the group still has to finish a message, after a delivery of it has ended."""
     if group is None:
         return False
     number = message_number(msg_id)

@@ -1,4 +1,4 @@
-"""What the replicated state takes and may take: metrics, and warnings in the log. See `replication/limits.py`."""
+"""The usage and the limits of the replicated state: metrics, and warnings in the log. See `replication/limits.py`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class UsageAlarm:
         self._high: set[str] = set()
 
     def check(self) -> None:
-        """Compare all limits with what is in use."""
+        """Compare all limits with their usage."""
         for name, limit in self._limits.declared.items():
             used, maximum = limit.used(), self._limits.maxima[name]
             if name in self._high:

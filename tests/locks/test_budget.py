@@ -1,4 +1,4 @@
-"""`lock_bytes_max`: what makes the table grow is refused when it is full, and what makes it shrink always works."""
+"""`lock_bytes_max`: when the table is full, commands that make it grow are refused, and commands that make it shrink work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refusal(result: Result) -> tuple[str, str, int]:
     return result.code, result.body["limit"], result.body["maximum"]
 
 
-def test_what_grows_is_refused_with_the_name_of_the_limit(full):
+def test_commands_that_grow_the_table_are_refused_with_the_limit(full):
     expected = ("over_limit", "lock_bytes_max", full.table.account.used())
     assert refusal(full.acquire("c", "new")) == expected
     assert refusal(full.acquire("c", "new", "other")) == expected
@@ -37,13 +37,13 @@ def test_what_grows_is_refused_with_the_name_of_the_limit(full):
     assert refusal(full.entry(StartSession(client="c"))[0]) == expected
 
 
-def test_what_keeps_the_table_as_it_is_works(full):
+def test_commands_that_keep_the_size_of_the_table_work(full):
     assert full.renew("a", *KEYS).code == ""
     assert full.acquire("a", "k0").body["reentrant"]
     assert full.entry(RenewSession(session=full.session))[0].code == ""
 
 
-def test_what_shrinks_the_table_works(full):
+def test_commands_that_shrink_the_table_work(full):
     assert full.force("k5").body["released"]
     assert full.release("a", "k6").body["released"]
     assert full.entry(CloseSession(session=full.session))[0].body["closed"]

@@ -327,7 +327,7 @@ def test_status_prints_the_cluster(make_node: Callable[..., Process]) -> None:
     assert "No answer from http://127.0.0.1:1" in failed.stderr
 
 
-#: A node whose loop stands still for good when it gets SIGUSR1.
+#: A node whose loop blocks permanently when it gets SIGUSR1.
 NODE_WITH_A_PLANTED_BLOCK = """
 import asyncio, os, signal, time
 from django.core.management import execute_from_command_line

@@ -1,4 +1,4 @@
-"""What a background task raises is logged and counted, and what must go on is started again."""
+"""The exception of a background task is logged and counted, and a task that must keep running is started again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def fail() -> None:
     raise OSError("no space")
 
 
-async def test_what_a_task_raises_is_logged_counted_and_told_its_owner() -> None:
+async def test_an_exception_of_a_task_is_logged_counted_and_given_to_its_owner() -> None:
     tasks, told, before = Tasks(), [], failures("control")
     with capture_logs() as events:
         await asyncio.wait([tasks.spawn("control", fail(), told.append)])

@@ -1,4 +1,4 @@
-"""An event loop that stands still is noticed, shown, and not tolerated for ever; a process that is stopped is left alone."""
+"""A blocked event loop is detected and logged, and ends the process if it stays blocked. A stopped process is left alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def planted_block(until: threading.Event) -> None:
     assert until.wait(PATIENCE_S)
 
 
-async def test_a_loop_that_stands_still_is_shown_and_may_go_on(log: Log) -> None:
+async def test_a_blocked_loop_is_logged_and_may_continue(log: Log) -> None:
     ends: list[int] = []
     before = BLOCKED._value.get()
     with Watchdog(1000, ends.append):
@@ -60,7 +60,7 @@ async def test_a_loop_that_stands_still_is_shown_and_may_go_on(log: Log) -> None
     assert not ends
 
 
-async def test_a_loop_that_does_not_go_on_ends_the_process(log: Log) -> None:
+async def test_a_loop_that_stays_blocked_ends_the_process(log: Log) -> None:
     ends: list[int] = []
     ended = threading.Event()
 
@@ -75,7 +75,7 @@ async def test_a_loop_that_does_not_go_on_ends_the_process(log: Log) -> None:
     assert "planted_block" in log.events[1][1]["stack"]
 
 
-async def test_a_log_that_nobody_reads_does_not_keep_the_process_alive(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_that_is_not_read_does_not_keep_the_process_alive(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "FLUSH_S", 0.0)
     ended = threading.Event()
     log.error = log.critical = lambda *_, **__: planted_block(ended)  # type: ignore[method-assign, assignment]

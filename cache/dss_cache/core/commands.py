@@ -157,7 +157,7 @@ class WrittenBack(Command, tag="cache.written_back", kw_only=True):
 
 
 class Lost(Command, tag="cache.lost", kw_only=True):
-    """The backing store no longer has this version: the key has no value any more."""
+    """The backing store no longer has this version: the key no longer has a value."""
 
     key: Name
     version: Version

@@ -13,7 +13,7 @@ class Written(Event, frozen=True):
 
     key: str
     version: int
-    #: None: the key has no value any more
+    #: None: the key no longer has a value
     value: bytes | None
     #: the writer and its incarnation; "" when the value expired
     node: str
@@ -24,7 +24,7 @@ class Written(Event, frozen=True):
 
 
 class Fetched(Event, frozen=True):
-    """A node registered as a sharer: no other node holds the key exclusively any more."""
+    """A node registered as a sharer: no other node holds the key exclusively now."""
 
     key: str
     node: str

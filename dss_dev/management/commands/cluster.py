@@ -32,7 +32,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--nodes", type=int, default=3, help="3 (ports 8101 to 8103), 1 (port 8201), or another number from 8101"
+            "--nodes", type=int, default=3, help="number of nodes, 1 to 9: one on port 8201, several on the ports from 8101"
         )
         parser.add_argument("--directory", type=Path, default=CLUSTERS, help="where data, logs and secrets are kept")
 

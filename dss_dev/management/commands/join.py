@@ -22,7 +22,7 @@ class Command(cluster_command.Command):
     help = "Start one more node and add it to the cluster that runs on this machine. Follow its log until Ctrl-C."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--number", type=int, default=0, help="4 is node-4 on port 8104; the next free one by default")
+        parser.add_argument("--number", type=int, default=0, help="4 means node-4 on port 8104 (default: the next free number)")
         parser.add_argument("--url", action="append", default=[], help=URL_HELP)
         parser.add_argument("--directory", type=Path, default=CLUSTERS, help="where the cluster's data and secrets are kept")
 

@@ -1,7 +1,7 @@
 """The bytes of the lock table, by kind, and its metadata, each stored once. See `dss_raft/replication/limits.py`.
 
-The constants are what CPython takes for the objects around the names, measured with a table that was loaded from a snapshot, rounded
-up. They decide which commands are refused, so a change of one is a change of the protocol's version.
+The constants are the memory of the objects around the names in CPython, measured with a table that was loaded from a snapshot, and
+rounded up. They decide which commands are refused, so changing one requires a new protocol version.
 
 Nothing that makes the table shrink makes the account grow: a waiting request costs more than the locks that it is granted
 (`PLACE_BYTES` > `HOLD_BYTES`), and a lock costs more than the lock delay that it may leave. The audit list of forced releases is in the
@@ -41,7 +41,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 def hold_bytes(key: str, client: str) -> int:
-    """What a hold takes."""
+    """The bytes of a hold."""
     if key.isascii() and client.isascii():
         return HOLD_BYTES + len(key) + len(client)
     return HOLD_BYTES + text_bytes(key) + text_bytes(client)
@@ -55,7 +55,7 @@ class Meta(msgspec.Struct, gc=False):
     uses: int = 0
 
     def value(self) -> Any:
-        """What the client sent."""
+        """The metadata as the client sent it."""
         return _decode(self.encoded)
 
 

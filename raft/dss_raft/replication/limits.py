@@ -6,14 +6,14 @@ Theory of operation
    returns how much is in use. All machines of a node share one `StateLimits`. It is the only place with the present maxima, and
    a machine reads them from there for each command that makes the state grow: `limits.maxima["lock_bytes_max"]`.
 2. `SetLimits` in the log changes maxima. It takes effect at its index, so every node refuses the same commands. `LimitsMachine`
-   applies it. It is the last machine of a node, because it has nothing to say before all limits are declared.
+   applies it. It is the last machine of a node, because all limits must be declared before.
 3. The bytes of a machine are its *account*: the lengths of what it stores as encoded, plus constants in the code for the objects
    around it. The constants are about what CPython takes on a 64-bit machine, but they never depend on the process:
    `sys.getsizeof` would let nodes differ. An account must be a function of the machine's state alone, not of its history: a
    node that loaded a snapshot and a node that applied every entry must have the same one. A machine keeps its account
    incrementally, counts it again in `restore`, and has a test that compares the two.
-4. A command that makes the state grow is refused with `over_limit` (see `over_limit`) while its limit is reached. Whatever makes
-   the state shrink is never refused: acknowledgements, releases, deletions, cancels, expiry. If such a step leaves something
+4. A command that makes the state grow is refused with `over_limit` (see `over_limit`) while its limit is reached. Steps that make
+   the state shrink are never refused: acknowledgements, releases, deletions, cancels, expiry. If such a step leaves something
    behind (a tombstone, a lock delay), its bytes were in the account before (the *reserve*): an entry costs from the beginning as
    much as it can cost in the end. So nothing but growing commands makes an account grow.
 5. A limit may be set below what is in use. Then growing commands are refused until enough has gone. Loading a snapshot never
@@ -89,7 +89,7 @@ class StateLimits:
             self.maxima[limit.name] = default
 
     def fault(self, maxima: dict[str, int]) -> str:
-        """Why these maxima cannot be set; "" if they can."""
+        """The reason why these maxima cannot be set; "" if they can."""
         for name, maximum in maxima.items():
             limit = self.declared.get(name)
             if limit is None:

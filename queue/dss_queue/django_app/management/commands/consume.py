@@ -26,15 +26,20 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         defaults = Options(topic="", group="", command=())
-        parser.add_argument("--topic", required=True)
-        parser.add_argument("--group", required=True)
+        parser.add_argument("--topic", required=True, help="topic whose messages are consumed")
+        parser.add_argument("--group", required=True, help="consumer group; each group gets every message")
         parser.add_argument("--url", action="append", default=[], help=URL_HELP)
         parser.add_argument("--concurrency", type=int, default=defaults.concurrency, help="commands that run at the same time")
         parser.add_argument(
-            "--visibility-ms", type=int, default=defaults.visibility_ms, help="extended regularly while the command runs"
+            "--visibility-ms",
+            type=int,
+            default=defaults.visibility_ms,
+            help="visibility timeout; extended regularly while the command runs",
         )
-        parser.add_argument("--backoff-ms", type=int, default=defaults.backoff_ms, help="after a failure; doubled each time")
-        parser.add_argument("--backoff-ms-max", type=int, default=defaults.backoff_ms_max)
+        parser.add_argument(
+            "--backoff-ms", type=int, default=defaults.backoff_ms, help="delay after a failure; doubled each time"
+        )
+        parser.add_argument("--backoff-ms-max", type=int, default=defaults.backoff_ms_max, help="longest delay after failures")
         parser.add_argument(
             "--grace-s", type=float, default=defaults.grace_s, help="time for running commands to end after SIGTERM"
         )

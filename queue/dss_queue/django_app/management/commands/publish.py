@@ -28,15 +28,17 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--topic", required=True)
+        parser.add_argument("--topic", required=True, help="topic that gets the message")
         parser.add_argument("--key", default="", help="routing key: messages with the same key stay in order")
-        parser.add_argument("--delay-ms", type=int, default=0)
+        parser.add_argument("--delay-ms", type=int, default=0, help="hide the message for this time")
         parser.add_argument("--dedup-id", default="", help="a message with the same id is not stored again")
-        parser.add_argument("--header", action="append", default=[], metavar="NAME=TEXT")
+        parser.add_argument(
+            "--header", action="append", default=[], metavar="NAME=TEXT", help="header of the message; may be repeated"
+        )
         parser.add_argument("--text", action="store_true", help="VALUE is plain text, not JSON")
         parser.add_argument("--lines", action="store_true", help="every line of standard input is a message")
         parser.add_argument("--url", action="append", default=[], help=URL_HELP)
-        parser.add_argument("value", nargs="?", metavar="VALUE")
+        parser.add_argument("value", nargs="?", metavar="VALUE", help="the message, as JSON; without it standard input is read")
 
     def handle(self, *args: Any, **options: Any) -> None:
         headers = dict(_header(text) for text in options["header"]) or None
