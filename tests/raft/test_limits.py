@@ -105,9 +105,9 @@ def seqs(table: SessionTable, node: str) -> list[int]:
 
 def test_results_above_the_limit_are_dropped_oldest_first_from_the_largest_session():
     table = full_table(100_000)
-    table.keep("b", 1, Result({"text": "x"}))
+    table.keep(table.sessions["b"], 1, Result({"text": "x"}))
     for seq in range(1, 8):
-        table.keep("a", seq, Result({"value": bytes(20_000)}))
+        table.keep(table.sessions["a"], seq, Result({"value": bytes(20_000)}))
     assert seqs(table, "a") == [4, 5, 6, 7]
     assert seqs(table, "b") == [1], "a node that confirms its results does not lose them because of another"
     assert table.result_bytes <= 100_000
@@ -115,13 +115,13 @@ def test_results_above_the_limit_are_dropped_oldest_first_from_the_largest_sessi
 
 def test_a_result_above_the_whole_limit_is_not_kept():
     table = full_table(10_000)
-    table.keep("a", 1, Result({"value": bytes(20_000)}))
+    table.keep(table.sessions["a"], 1, Result({"value": bytes(20_000)}))
     assert (seqs(table, "a"), table.result_bytes) == ([], 0)
 
 
 def test_a_new_incarnation_frees_the_results_of_the_old_one():
     table = full_table()
-    table.keep("a", 1, Result({"value": bytes(20_000)}))
+    table.keep(table.sessions["a"], 1, Result({"value": bytes(20_000)}))
     table.open("a", 2)
     assert table.result_bytes == 0
 
@@ -129,10 +129,10 @@ def test_a_new_incarnation_frees_the_results_of_the_old_one():
 def test_a_table_above_a_lowered_limit_loads_whole_and_shrinks_with_the_next_result():
     first, second = full_table(), full_table(10_000)
     for seq in (1, 2):
-        first.keep("a", seq, Result({"value": bytes(20_000)}))
+        first.keep(first.sessions["a"], seq, Result({"value": bytes(20_000)}))
     second.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(first.snapshot())))
     assert seqs(second, "a") == [1, 2]
-    second.keep("b", 1, Result())
+    second.keep(second.sessions["b"], 1, Result())
     assert (seqs(second, "a"), seqs(second, "b")) == ([], [1])
 
 
@@ -152,10 +152,10 @@ def test_the_account_is_that_of_a_table_that_loaded_the_state(steps, maximum):
     table = full_table(maximum)
     for what, node, number, text in steps:
         if what == "keep":
-            table.drop(node, number)
-            table.keep(node, number, Result({"text": text, "rows": [[1, None]]}, index=number))
+            table.forget(table.sessions[node], [number])
+            table.keep(table.sessions[node], number, Result({"text": text, "rows": [[1, None]]}, index=number))
         elif what == "drop":
-            table.drop(node, number)
+            table.forget(table.sessions[node], [number])
         else:
             table.open(node, number)
     copy = SessionTable()

@@ -171,8 +171,7 @@ class Replica:
         if is_new:
             for machine in self._machines:
                 machine.node_restarted(group.node, at_ms, index)
-        for seq in group.answered:
-            self.sessions.drop(group.node, seq)
+        self.sessions.forget(session, group.answered)
         is_ours = group.node == self.node_id
         seq = group.first_seq
         if seq > session.last_seq + 1:
@@ -185,7 +184,7 @@ class Replica:
                 if result is None:
                     session.waiting[seq] = None
                 else:
-                    self._answer(group.node, session, seq, Result(result.body, result.code, index), is_ours)
+                    self._answer(session, seq, Result(result.body, result.code, index), is_ours)
             seq += 1
 
     def _apply_one(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
@@ -202,12 +201,12 @@ class Replica:
         session = self.sessions.get(waiter.node)
         if session is not None:
             session.waiting.pop(waiter.seq, None)
-            self.sessions.drop(waiter.node, waiter.seq)
+            self.sessions.forget(session, [waiter.seq])
         for machine in self._machines:
             machine.cancel(waiter, at_ms, index)
 
-    def _answer(self, node: str, session: ClientSession, seq: int, result: Result, is_ours: bool) -> None:
-        self.sessions.keep(node, seq, result)
+    def _answer(self, session: ClientSession, seq: int, result: Result, is_ours: bool) -> None:
+        self.sessions.keep(session, seq, result)
         if is_ours:
             self._outcomes.append((session.incarnation, seq, result))
 
@@ -223,4 +222,4 @@ class Replica:
                 if session is not None and session.incarnation == waiter.incarnation and waiter.seq in session.waiting:
                     del session.waiting[waiter.seq]
                     result = Result(event.result.body, event.result.code, index)
-                    self._answer(waiter.node, session, waiter.seq, result, waiter.node == self.node_id)
+                    self._answer(session, waiter.seq, result, waiter.node == self.node_id)

@@ -14,6 +14,8 @@ which is rare, tells its caller `unknown_outcome`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -23,36 +25,40 @@ from dss_raft.replication.limits import MIB, StateLimit, StateLimits
 
 #: Limit of the results kept for one session. A node that confirms them needs far fewer.
 RESULTS_KEPT_MAX = 4096
-#: What a result costs in addition to its encoded body and code: the entries of two dicts, a Struct, and its objects.
+#: What a result costs in addition to its encoded body: the entries of two dicts, a Struct, and its objects.
 RESULT_BYTES = 512
 #: What a command that waits costs in its session.
 WAITING_BYTES = 128
 #: What a session costs in addition to what is in it.
 SESSION_BYTES = 1024
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
 
 
-class ClientSession(msgspec.Struct):
-    """The state of one node's session."""
+class StoredSession(msgspec.Struct):
+    """A session as it is stored in a snapshot."""
 
-    incarnation: int = msgspec.field(name="boot")  # the name in stored snapshots
-    #: sequence number of the last command applied
+    incarnation: int = msgspec.field(name="boot")
     last_seq: int = 0
-    #: results that the node has not confirmed yet, oldest first
     results: dict[int, Result] = msgspec.field(default_factory=dict)
-    #: commands that were applied and still wait: an ordered set, all values are None
     waiting: dict[int, None] = msgspec.field(default_factory=dict)
 
 
-class _Account:
-    """The bytes of one session's results."""
+@dataclass(slots=True)
+class ClientSession:
+    """The state of one node's session."""
 
-    __slots__ = ("of_result", "total")
-
-    def __init__(self) -> None:
-        self.of_result: dict[int, int] = {}
-        self.total = 0
+    incarnation: int
+    #: sequence number of the last command applied
+    last_seq: int = 0
+    #: results that the node has not confirmed yet, oldest first
+    results: dict[int, Result] = field(default_factory=dict)
+    #: commands that were applied and still wait: an ordered set, all values are None
+    waiting: dict[int, None] = field(default_factory=dict)
+    #: the bytes of each result, for the account
+    sizes: dict[int, int] = field(default_factory=dict)
+    #: their sum
+    result_bytes: int = 0
 
 
 class SessionTable:
@@ -62,8 +68,6 @@ class SessionTable:
         self.sessions: dict[str, ClientSession] = {}
         #: the bytes of the results of all sessions
         self.result_bytes = 0
-        self._accounts: dict[str, _Account] = {}
-        self._buffer = bytearray()
         limits = limits or StateLimits()
         limits.declare(StateLimit("session_bytes_max", 64 * MIB, "bytes", lambda: self.result_bytes))
         self._maxima = limits.maxima
@@ -76,35 +80,34 @@ class SessionTable:
         """The session for (`node`, `incarnation`), and whether it is new. None: that incarnation is over."""
         session = self.sessions.get(node)
         if session is None or incarnation > session.incarnation:
+            if session is not None:
+                self.result_bytes -= session.result_bytes
             session = self.sessions[node] = ClientSession(incarnation)
-            if node in self._accounts:
-                self.result_bytes -= self._accounts[node].total
-            self._accounts[node] = _Account()
             return session, True
         if incarnation < session.incarnation:
             return None, False
         return session, False
 
-    def keep(self, node: str, seq: int, result: Result) -> None:
-        """Remember the result of `seq` in the session of `node` until it is confirmed."""
-        results, account = self.sessions[node].results, self._accounts[node]
-        self._encode(result)
-        size = account.of_result[seq] = RESULT_BYTES + len(self._buffer)
-        account.total += size
+    def keep(self, session: ClientSession, seq: int, result: Result) -> None:
+        """Remember the result of `seq` until it is confirmed."""
+        size = session.sizes[seq] = RESULT_BYTES + len(_encode(result.body))
+        session.result_bytes += size
         self.result_bytes += size
-        results[seq] = result
-        if len(results) > RESULTS_KEPT_MAX:
-            self.drop(node, next(iter(results)))
+        session.results[seq] = result
+        if len(session.results) > RESULTS_KEPT_MAX:
+            self._drop_oldest(session)
         if self.result_bytes > self._maxima["session_bytes_max"]:
             self._shrink()
 
-    def drop(self, node: str, seq: int) -> None:
-        """Forget the result of `seq`, if there is one: it is confirmed, or its caller has gone."""
-        if self.sessions[node].results.pop(seq, None) is not None:
-            account = self._accounts[node]
-            size = account.of_result.pop(seq)
-            account.total -= size
-            self.result_bytes -= size
+    def forget(self, session: ClientSession, seqs: Sequence[int]) -> None:
+        """Forget the results of `seqs`, if there are any: they are confirmed, or their callers have gone."""
+        results, sizes, freed = session.results, session.sizes, 0
+        for seq in seqs:
+            if seq in results:
+                del results[seq]
+                freed += sizes.pop(seq)
+        session.result_bytes -= freed
+        self.result_bytes -= freed
 
     def usage(self) -> dict[str, int]:
         """See `HasUsage`."""
@@ -114,27 +117,23 @@ class SessionTable:
             "session_others": waiting * WAITING_BYTES + len(self.sessions) * SESSION_BYTES,
         }
 
-    def snapshot(self) -> dict[str, ClientSession]:
-        return self.sessions
+    def snapshot(self) -> dict[str, StoredSession]:
+        return {node: StoredSession(s.incarnation, s.last_seq, s.results, s.waiting) for node, s in self.sessions.items()}
 
     def restore(self, state: Any) -> None:
-        self.sessions = msgspec.convert(state, dict[str, ClientSession], strict=False)
-        self.result_bytes, self._accounts = 0, {}
-        for node, session in self.sessions.items():
-            account = self._accounts[node] = _Account()
-            for seq, result in session.results.items():
-                self._encode(result)
-                account.of_result[seq] = RESULT_BYTES + len(self._buffer)
-            account.total = sum(account.of_result.values())
-            self.result_bytes += account.total
+        stored = msgspec.convert(state, dict[str, StoredSession], strict=False)
+        self.sessions = {node: ClientSession(s.incarnation, s.last_seq, s.results, s.waiting) for node, s in stored.items()}
+        for session in self.sessions.values():
+            session.sizes = {seq: RESULT_BYTES + len(_encode(result.body)) for seq, result in session.results.items()}
+            session.result_bytes = sum(session.sizes.values())
+        self.result_bytes = sum(session.result_bytes for session in self.sessions.values())
 
-    def _encode(self, result: Result) -> None:
-        """Encode into the buffer, which keeps its memory."""
-        _encoder.encode_into(result, self._buffer)
+    def _drop_oldest(self, session: ClientSession) -> None:
+        self.forget(session, [next(iter(session.results))])
 
     def _shrink(self) -> None:
-        """Drop the oldest results of the largest session until the limit is kept. The order of equals is that of the ids."""
+        """Drop the oldest results of the largest session until the limit is kept. Of equal sessions, the last node's is taken."""
         maximum = self._maxima["session_bytes_max"]
         while self.result_bytes > maximum:
-            node = max(self._accounts, key=lambda node: (self._accounts[node].total, node))
-            self.drop(node, next(iter(self.sessions[node].results)))
+            node = max(self.sessions, key=lambda node: (self.sessions[node].result_bytes, node))
+            self._drop_oldest(self.sessions[node])

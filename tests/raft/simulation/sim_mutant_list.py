@@ -371,7 +371,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a snapshot forgets the sessions",
-        (("sessions", "self.sessions = msgspec.convert(state, dict[str, ClientSession], strict=False)", "self.sessions = {}"),),
+        (("sessions", "stored = msgspec.convert(state, dict[str, StoredSession], strict=False)", "stored = {}"),),
         checks=("exactly_once", "state_machine_safety"),
         seeds=(30,),
     ),
