@@ -21,7 +21,7 @@ ANSWER_TIMEOUT_S = 15.0
 #: statuses after which the call is sent again, to this node or another
 TRY_AGAIN = (429, 503)
 #: these refusals say that the call had no effect
-NO_EFFECT = ("no_leader", "no_quorum", "over_limit", "stopping")
+NO_EFFECT = ("no_leader", "no_quorum", "not_ready", "over_limit", "stopping")
 _WAITING_FOR = {"no_leader": "a leader", "no_quorum": "a majority of the nodes"}
 
 

@@ -66,7 +66,7 @@ class RequestDecoder:
                 body.decode()
             return self._decode_json(body or b"{}")
         except msgspec.ValidationError as error:
-            raise _invalid(str(error)) from None
+            raise invalid(str(error)) from None
         except UnicodeDecodeError:
             raise Refused("invalid", "the body is not valid UTF-8") from None
         except msgspec.DecodeError as error:
@@ -95,7 +95,7 @@ class RequestDecoder:
         try:
             return msgspec.convert(values, self.type, strict=False)
         except msgspec.ValidationError as error:
-            raise _invalid(str(error)) from None
+            raise invalid(str(error)) from None
 
 
 def _struct_info(struct: type[msgspec.Struct]) -> msgspec.inspect.StructType:
@@ -131,7 +131,7 @@ _NAMED = re.compile(r"`(?P<field>\w+)`")
 _OF_MSGSPEC = ("Expected ", "Invalid ", "Object ", "Input ", "JSON ", "Integer ")
 
 
-def _invalid(text: str) -> Refused:
+def invalid(text: str) -> Refused:
     """Turn the message of msgspec or of a `__post_init__` into a refusal that names the field."""
     match = _AT_PATH.match(text)
     assert match is not None

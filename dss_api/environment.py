@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,3 @@ def is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueLimit:
-    """The limit that the queue and the cache share."""
-
-    value_bytes_max: int = setting(
-        "DSS_VALUE_BYTES_MAX", 256 * 1024, "Maximum size of an encoded message or cache value.", integer(1, 64 * 1024 * 1024)
-    )

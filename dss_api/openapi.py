@@ -14,7 +14,7 @@ REFERENCE = "#/components/schemas/"
 
 _ALWAYS = ("invalid", "stopping")
 _WITH_BODY = ("too_large", "unsupported_media_type")
-_GUARDED = ("unauthenticated", "forbidden", "over_limit", "no_leader", "no_quorum", "unknown_outcome")
+_GUARDED = ("unauthenticated", "forbidden", "over_limit", "no_leader", "no_quorum", "unknown_outcome", "not_ready", "skipped")
 
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",

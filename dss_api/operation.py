@@ -43,6 +43,8 @@ class Operation:
     problems: tuple[str, ...] = ()
     #: False for calls that never need a token (/health, /ready)
     guarded: bool = True
+    #: False for a call that works while the node cannot use the replicated state, because an entry could not be applied
+    needs_state: bool = True
     #: called with node, request and result if the client disconnected before the answer could be sent; gives back what it got
     undo: Callable[[Any, Any, Any], Awaitable[None]] | None = None
 

@@ -113,6 +113,8 @@ PROBLEMS: dict[str, Problem] = {
     "stale_receipt": Problem(409, "The message has gone to another consumer", members=StaleReceipt),
     "version_conflict": Problem(409, "The version is not the current one", members=CurrentVersion),
     "exists": Problem(409, "The key already has a value", members=CurrentVersion),
+    "skipped": Problem(409, "An operator has skipped the log entry of this call"),
+    "not_skippable": Problem(409, "The log entry cannot be skipped"),
     "too_large": Problem(413, "The request is too large", members=TooLarge),
     "unsupported_media_type": Problem(415, "Send application/json"),
     "held": Problem(423, "The lock is held by another client", members=NotGranted),

@@ -26,13 +26,25 @@ REQUEST_SECONDS = Histogram(
 class Route:
     """One operation with everything that can be prepared before its first call."""
 
-    __slots__ = ("changes", "decoder", "encoder", "guarded", "handle", "name", "observers", "path_parameter", "undo")
+    __slots__ = (
+        "changes",
+        "decoder",
+        "encoder",
+        "guarded",
+        "handle",
+        "name",
+        "needs_state",
+        "observers",
+        "path_parameter",
+        "undo",
+    )
 
     def __init__(self, operation: Operation) -> None:
         self.name = operation.name
         self.handle = operation.handle
         self.undo = operation.undo
         self.guarded = operation.guarded
+        self.needs_state = operation.needs_state
         self.changes = operation.method != "GET"
         self.decoder = RequestDecoder(operation)
         self.encoder = AnswerEncoder(operation.name, operation.answer)
@@ -44,6 +56,8 @@ class Route:
         """Run the operation; an unexpected exception is logged and answered `internal`."""
         try:
             node = find_node()
+            if self.needs_state:
+                require_state(node)
             result = await self.handle(node, request)
             answer = self.encoder.encode(result)
             if self.undo is not None and answer.status == 200:
@@ -60,6 +74,14 @@ class Route:
         if observe is None:
             observe = self.observers[status] = REQUEST_SECONDS.labels(self.name, str(status)).observe
         observe(seconds)
+
+
+def require_state(node: Any) -> None:
+    """Raises:
+    Refused: `not_ready`: the node cannot use its replicated state, because an entry of the log could not be applied.
+    """
+    if node.unusable_reason:
+        raise Refused("not_ready", node.unusable_reason, node=node.node_id)
 
 
 def split_path(path: str) -> tuple[str, str]:

@@ -28,6 +28,7 @@ from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.liveness import Liveness
 from dss_api.operation import Subscription
+from dss_api.routes import require_state
 from dss_api.supervised import Tasks, report_if_failed
 from dss_api.websocket_writer import WebSocketWriter
 
@@ -239,7 +240,9 @@ class WebSocketConnection:
         gauge.inc()
         try:
             request = subscription.decoder.body(bytes(frame.request))
-            answer = subscription.answers.encode(await subscription.handle(self._json.find_node(), request, feed))
+            node = self._json.find_node()
+            require_state(node)
+            answer = subscription.answers.encode(await subscription.handle(node, request, feed))
         except Refused as refusal:
             answer = encode_refusal(refusal)
         except asyncio.CancelledError:

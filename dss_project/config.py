@@ -19,6 +19,7 @@ from dss_api.environment import HOUR_MS, PORT_MAX, setting
 from dss_cache.config import CacheConfig
 from dss_queue.config import QueueConfig
 from dss_raft.config import NODE_ID_PATTERN, Peer, RaftConfig
+from dss_raft.size_limits import BODY_BYTES_MAX
 
 #: difflib's ratio from which a variable counts as a misspelt setting
 SIMILARITY = 0.86
@@ -78,7 +79,10 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         environment.integer(1, 1_000_000),
     )
     body_bytes_max: int = setting(
-        "DSS_BODY_BYTES_MAX", 4 * 1024 * 1024, "Maximum size of a request body.", environment.integer(1024, 256 * 1024 * 1024)
+        "DSS_BODY_BYTES_MAX",
+        4 * 1024 * 1024,
+        f"Maximum size of a request body. At most {BODY_BYTES_MAX}: what a call sends must fit into one log entry.",
+        environment.integer(1024, BODY_BYTES_MAX),
     )
     drain_ms: int = setting(
         "DSS_DRAIN_MS", 5000, "How long a stopping node waits for calls in flight.", environment.integer(0, HOUR_MS)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from dss_api import environment
-from dss_api.environment import HOUR_MS, ValueLimit, setting
+from dss_api.environment import HOUR_MS, setting
+from dss_raft.config import ValueLimit
 
 if TYPE_CHECKING:
     from dss_raft.node import Node

@@ -25,6 +25,7 @@ from dss_cache.answers import (
 )
 from dss_cache.config import config_of
 from dss_cache.core.commands import (
+    INTEGER_MAX,
     Add,
     AddRequest,
     Delete,
@@ -90,6 +91,8 @@ async def incr(node: Node, request: IncrRequest) -> Result:
                 base = _decode_integer(found.value)
             except msgspec.DecodeError:
                 raise Refused("invalid", "the value is not an integer", field="key") from None
+            if abs(base) > INTEGER_MAX:
+                raise Refused("invalid", "the value is outside 64 bits", field="key")
     detail = f"`{request.key}` changed {INCR_READS_MAX} times between being read and being written; the call had no effect"
     raise Refused("over_limit", detail, limit="incr_reads_max", maximum=INCR_READS_MAX)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from dss_api.errors import Refused
+from dss_api.fields import INDEX_MAX
 from dss_api.supervised import Tasks
 from dss_cache.backing_store import BackingStore, Stored
 from dss_cache.core.coherence import Flight, NearCache, Step
@@ -241,7 +242,8 @@ class Reader:
         self.lost += 1
         if unreachable:
             return None, FetchRow(row.version, True, None, "I", row.stamp, row.pending_invalidations, 0)
-        found_version = found.version if found is not None else 0
+        # A shared store can contain anything.
+        found_version = found.version if found is not None and 0 <= found.version <= INDEX_MAX else 0
         result = await self._node.submit(Lost(key=key, version=row.version, found_version=found_version))
         if not result.body["lost"]:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -46,6 +46,11 @@ class PeerState(Part):
     suspected: bool
 
 
+class ApplyStopped(Part):
+    index: Annotated[int, msgspec.Meta(description="the entry that this node cannot apply")]
+    error: str
+
+
 class Status(Answer, kw_only=True):
     node: str
     term: int
@@ -57,6 +62,7 @@ class Status(Answer, kw_only=True):
     snapshot_index: int
     members: list[MemberState]
     peers: Annotated[list[PeerState], msgspec.Meta(description="what this node knows about the others while it leads")]
+    apply_stopped: Annotated[ApplyStopped | None, msgspec.Meta(description="null while this node applies the log")]
     boot: Annotated[int, msgspec.Meta(description="how often this node has been started")]
     pending: Annotated[int, msgspec.Meta(description="calls in flight")]
     waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]
@@ -95,4 +101,49 @@ class Limits(Answer, kw_only=True):
 
 
 class LimitsSet(Limits, kw_only=True):
+    index: RaftIndex
+
+
+class LogCommand(Part):
+    seq: Annotated[int, msgspec.Meta(description="its number in the session; 0 for a command of the leader")]
+    op: str
+    #: as stored; JSON values are shown as their text
+    fields: dict[str, Any]
+
+
+class LogGroup(Part):
+    """Commands of one session."""
+
+    #: whose callers sent them
+    node: str
+    #: which start of that node
+    boot: int
+    first_seq: int
+    commands: list[LogCommand]
+
+
+class LogEntry(Answer, kw_only=True):
+    index: int
+    term: int
+    kind: Annotated[str, msgspec.Meta(description="commands, noop or configuration")]
+    bytes: int
+    #: null: read from the disk of a node that does not run
+    committed: bool | None
+    #: on this node
+    applied: bool | None
+    #: it had no effect, because an operator has skipped it
+    skipped: bool | None
+    at_ms: Annotated[int | None, msgspec.Meta(description="the leader's stamp")] = None
+    own: Annotated[list[LogCommand], msgspec.Meta(description="commands of the leader itself")] = []
+    groups: list[LogGroup] = []
+    #: of a configuration
+    members: list[str] = []
+    #: large entries are shown in part
+    commands_left_out: int = 0
+    fault: str = ""
+
+
+class Skipped(Answer, kw_only=True):
+    #: the entry that has no effect
+    skipped: int
     index: RaftIndex

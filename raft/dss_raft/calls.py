@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
+
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_raft.core import RaftCore, Role
@@ -16,11 +18,14 @@ from dss_raft.core.ready import ReadState
 from dss_raft.driver import Driver
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import ForwardFrame
+from dss_raft.replication.admission import Admission
 from dss_raft.replication.commands import Command, OpenSession
 from dss_raft.replication.pending_commands import PendingCommands
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.reads import ReadRounds
 from dss_raft.replication.replica import Replica
+
+log = structlog.get_logger("raft")
 
 #: Commands in flight are sent to the leader again after this time without progress.
 RESEND_AFTER_S = 1.0
@@ -52,9 +57,10 @@ class Calls:
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._timeout_ms = timeout_ms
-        self._pending = PendingCommands(core.node_id, incarnation, self._loop, waiting_max)
+        admission = Admission(replica.command_types)
+        self._pending = PendingCommands(core.node_id, incarnation, self._loop, waiting_max, admission)
         self._reads = ReadRounds(core, self._loop, waiting_max)
-        self._proposals = Proposals(core, replica)
+        self._proposals = Proposals(core, replica, admission)
         self._last_progress = 0.0
 
     @property
@@ -65,6 +71,11 @@ class Calls:
     def in_flight(self) -> int:
         """Commands sent and not yet applied here."""
         return self._pending.in_flight
+
+    @property
+    def has_unapplied(self) -> bool:
+        """True while commands of this node are not applied here yet."""
+        return self._pending.has_unsent or bool(self._pending.in_flight)
 
     @property
     def parked(self) -> int:
@@ -96,7 +107,11 @@ class Calls:
 
     def propose_as_leader(self, command: Command) -> bool:
         """See `Node.propose_as_leader`."""
-        if not self.is_leader or not self._proposals.add_own(command):
+        try:
+            if not self.is_leader or not self._proposals.add_own(command):
+                return False
+        except Refused as refusal:
+            log.error("raft.own_command_refused", command=type(command).__name__, code=refusal.code, detail=refusal.detail)
             return False
         self._driver.wake()
         return True
@@ -123,6 +138,12 @@ class Calls:
     def close(self) -> None:
         """The node stops: refuse all calls that have no answer yet."""
         self._pending.close()
+
+    def refuse_all(self, reason: str) -> None:
+        """This node cannot apply: refuse the calls that wait for it. The cluster undoes what waits there."""
+        self._pending.refuse_all(reason)
+        self._reads.refuse_all(reason)
+        self._driver.wake()
 
     async def _within_deadline(self, future: asyncio.Future[int]) -> int:
         try:
@@ -194,7 +215,8 @@ class Calls:
     def ticked(self) -> None:
         """A tick has passed: refuse calls whose deadline has passed, and send again what makes no progress."""
         self._pending.sweep(self._why_no_answer)
-        if self._pending.in_flight and self._loop.time() - self._last_progress > RESEND_AFTER_S:
+        is_stuck = self._driver.applying.stopped is not None  # no progress is to be expected
+        if self._pending.in_flight and not is_stuck and self._loop.time() - self._last_progress > RESEND_AFTER_S:
             self._send_again()
         if self.is_leader:
             self._proposals.stamp_if_due()

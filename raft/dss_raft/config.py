@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dss_api import environment
 from dss_api.environment import HOUR_MS, setting
+from dss_raft.size_limits import VALUE_BYTES_MAX
 
 NODE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -31,6 +32,18 @@ def read_node_id(value: str) -> str:
     if not NODE_ID_PATTERN.fullmatch(value):
         raise ValueError(f"must be 1 to 64 letters, digits, '.', '_' or '-', not {value!r}")
     return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueLimit:
+    """The limit that the queue and the cache share."""
+
+    value_bytes_max: int = setting(
+        "DSS_VALUE_BYTES_MAX",
+        256 * 1024,
+        f"Maximum size of an encoded message or cache value. At most {VALUE_BYTES_MAX}: a value must fit into one log entry.",
+        environment.integer(1, VALUE_BYTES_MAX),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ proposals are gathered for the next one, so there is one fsync per batch.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -16,11 +15,11 @@ from typing import Any, Protocol
 
 import structlog
 
-from dss_api.errors import Refused
 from dss_api.supervised import Tasks, report_failure
 from dss_raft import metrics
+from dss_raft.applying import Applying, ApplyListener
 from dss_raft.core import InvariantViolation, RaftCore
-from dss_raft.core.messages import AnyMessage, AppendReply, Entry, InstallSnapshot, SnapshotMeta, VoteReply
+from dss_raft.core.messages import AnyMessage, AppendReply, InstallSnapshot, VoteReply
 from dss_raft.core.ready import HardState, Persist, ReadState, Ready, SnapshotChunkWanted
 from dss_raft.disk.store import LogStore, SnapshotFailed, SnapshotGone
 from dss_raft.net.links import PeerLinks
@@ -30,24 +29,14 @@ from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
 log = structlog.get_logger("raft")
 
-#: One turn applies entries for about this long at most, so that heartbeats and callers are served during a long replay.
-APPLY_BUDGET_S = 0.005
 SNAPSHOT_CHUNK_BYTES = 512 * 1024
-#: Pauses between attempts to restore a received snapshot.
-RESTORE_RETRY_S_MIN, RESTORE_RETRY_S_MAX = 0.2, 10.0
 
 
-class DriverListener(Protocol):
+class DriverListener(ApplyListener, Protocol):
     """What the driver reports to its node."""
 
     def before_ready(self) -> None:
         """A turn begins: propose or forward what has been gathered."""
-
-    def entries_applied(self) -> None:
-        """Entries were applied: take the replica's outcomes and events."""
-
-    def state_replaced(self) -> None:
-        """A snapshot has replaced the replicated state."""
 
     def read_settled(self, state: ReadState) -> None:
         """A ReadIndex round has been answered."""
@@ -92,14 +81,11 @@ class Driver:
         self._turn_is_due = False
         self._tick_timer: asyncio.TimerHandle | None = None
         self._write: asyncio.Future[None] | None = None
-        self._to_apply: deque[Entry] = deque()
-        #: the newest snapshot that must replace the state before anything is applied
-        self._restoring: SnapshotMeta | None = None
-        self._restore_lock = asyncio.Lock()
         self._stopped = False
         self._role_seen = (-1, -1, "")
         self._configuration = core.configuration
         self._tasks = Tasks()
+        self.applying = Applying(core, replica, snapshots, listener, self._spawn, self.wake)
         self.on_tick: list[Callable[[], None]] = []
 
     @property
@@ -160,7 +146,7 @@ class Driver:
             while ready is not None:
                 self._carry_out(ready)
                 ready = self.core.take_ready()
-            self._apply_committed()
+            self.applying.turn()
             self._report_changes()
         except Exception as error:
             self._fail(error)
@@ -177,10 +163,8 @@ class Driver:
         for chunk in ready.chunks_received:
             self._spawn(self._store_chunk(chunk))
         if ready.restore is not None:
-            self._to_apply.clear()
-            self._restoring = ready.restore
-            self._spawn(self._restore(ready.restore))
-        self._to_apply.extend(ready.committed)
+            self.applying.replace(ready.restore)
+        self.applying.add(ready.committed)
 
     def _send(self, messages: list[AnyMessage]) -> None:
         by_peer: dict[str, list[AnyMessage]] = {}
@@ -223,23 +207,6 @@ class Driver:
 
         self._write.add_done_callback(written)
 
-    def _apply_committed(self) -> None:
-        if self._restoring is not None or not self._to_apply:
-            return
-        began = perf_counter()
-        replica, to_apply = self.replica, self._to_apply
-        while to_apply:
-            replica.apply(to_apply.popleft())
-            if perf_counter() - began > APPLY_BUDGET_S:
-                break
-        self.core.applied(replica.applied_index)
-        self._listener.entries_applied()
-        metrics.APPLY_SECONDS.observe(perf_counter() - began)
-        if to_apply:
-            self.wake()
-        elif self.snapshots.is_due(self.core):
-            self._spawn(self._take_snapshot())
-
     def _report_changes(self) -> None:
         core = self.core
         role = (core.term, int(core.role), core.leader_id)
@@ -253,33 +220,6 @@ class Driver:
             self._configuration = core.configuration
             log.info("raft.members", members=[f"{m.id}{' (learner)' if m.learner else ''}" for m in core.configuration.members])
             self._listener.configuration_changed()
-
-    async def _take_snapshot(self) -> None:
-        meta = await self.snapshots.take(self.core)
-        if meta is not None:
-            self.core.compact(meta, self.snapshots.keep_entries)
-            log.info("raft.snapshot", index=meta.index, bytes=meta.size)
-
-    async def _restore(self, meta: SnapshotMeta) -> None:
-        # One at a time: an older snapshot must not overwrite the state of a newer one.
-        async with self._restore_lock:
-            pause_s = RESTORE_RETRY_S_MIN
-            while self._restoring is meta:
-                try:
-                    await self.snapshots.restore(meta)
-                    break
-                except (SnapshotFailed, Refused, OSError) as error:
-                    # Nothing is applied until this or a newer snapshot has been restored. Raft goes on meanwhile.
-                    report_failure("snapshot", error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, RESTORE_RETRY_S_MAX)
-        if self._restoring is not meta:
-            return  # a newer snapshot has come up in the meantime
-        self._restoring = None
-        self.core.applied(self.replica.applied_index)
-        log.info("raft.restored", index=meta.index, bytes=meta.size)
-        self._listener.state_replaced()
-        self.wake()
 
     async def _send_chunk(self, wanted: SnapshotChunkWanted) -> None:
         try:
@@ -305,8 +245,8 @@ class Driver:
         self.core.chunk_stored(chunk.meta, next_offset, complete)
         self.wake()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.spawn("raft", work, self._fail)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._tasks.spawn("raft", work, self._fail)
 
     def _fail(self, error: BaseException) -> None:
         if not self._stopped:

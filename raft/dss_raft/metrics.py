@@ -13,6 +13,9 @@ PEER_REFUSED = Counter("raft_peer_refused", "Connections and frames refused at t
 FSYNC_SECONDS = Histogram("raft_fsync_seconds", "One durable write of the log store", buckets=_FAST_SECONDS)
 COMMIT_SECONDS = Histogram("raft_commit_seconds", "From a batch's proposal to its commit, on the leader", buckets=_FAST_SECONDS)
 APPLY_SECONDS = Histogram("raft_apply_seconds", "Applying what one turn committed", buckets=_FAST_SECONDS)
+APPLY_STOPPED = Gauge("raft_apply_stopped", "1 while this node cannot apply an entry of the log")
+UNDECODABLE = Counter("raft_undecodable", "Commands and entries in the log that could not be decoded, and had no effect")
+FRAMES_DROPPED = Counter("raft_frames_dropped", "Frames to other members that were dropped, by reason", ["reason"])
 
 _APPEND_OK = APPEND_ENTRIES.labels(result="ok")
 _APPEND_REJECTED = APPEND_ENTRIES.labels(result="rejected")
@@ -20,6 +23,11 @@ _VOTE_GRANTED = REQUEST_VOTE.labels(granted="true")
 _VOTE_REFUSED = REQUEST_VOTE.labels(granted="false")
 
 role_changed = ROLE.set
+
+
+#: a frame is over the limit; a member does not read fast enough
+frame_too_large = FRAMES_DROPPED.labels(reason="too_large").inc
+frame_in_backlog = FRAMES_DROPPED.labels(reason="backlog").inc
 
 
 def append_answered(ok: bool) -> None:

@@ -17,7 +17,10 @@ import structlog
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_raft import members
+from dss_raft import log_view, members, metrics
+from dss_raft.answers import LogEntry
+from dss_raft.apply_recovery import ApplyRecovery
+from dss_raft.applying import ApplyStop
 from dss_raft.calls import Calls
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.ready import ReadState
@@ -29,10 +32,11 @@ from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
 from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication.clocks import AppliedClock
-from dss_raft.replication.commands import Command
+from dss_raft.replication.commands import Command, Skip
 from dss_raft.replication.machine import StateMachine
-from dss_raft.replication.replica import Replica
+from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
+from dss_raft.stall_watch import StallWatch
 
 if TYPE_CHECKING:
     from dss_raft.config import RaftConfig
@@ -68,8 +72,12 @@ class Node(Listeners):
         self._tick_waiters: list[asyncio.Future[None]] = []
         self._applied_clock = AppliedClock()
         self._channels: dict[str, Callable[[str, bytes], None]] = {}
-        self._control = Control(self.send, members.handlers(self))
+        self._recovery = ApplyRecovery(self)
+        self._control = Control(self.send, {**members.handlers(self), **self._recovery.handlers()})
         self._channels[CHANNEL] = self._control.receive
+        #: why the replicated state cannot be used now; "" when it can
+        self.unusable_reason = ""
+        self._forced_election_at_s = float("-inf")
         self.replica = Replica(config.node_id, machines)
         self._parts: list[SnapshotPart] = []
         #: objects that subsystems attach to the node for their operations, by name
@@ -80,6 +88,7 @@ class Node(Listeners):
         self._driver: Driver
         self._calls: Calls
         self._removal: RemovalWatch
+        self._stall: StallWatch
 
     # -------------------------------------------------------- starting and stopping
 
@@ -134,6 +143,7 @@ class Node(Listeners):
             timeout_ms=config.submit_timeout_ms,
             waiting_max=config.pending_commands_max,
         )
+        self._stall = StallWatch(core_config.election_ticks_max)
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         await self._links.start()
         self._running = True
@@ -152,6 +162,7 @@ class Node(Listeners):
         if not self._running:
             return
         self._running = False
+        self._recovery.close()
         self._calls.close()
         await self._driver.stop()
         await self._links.stop()
@@ -201,8 +212,27 @@ class Node(Listeners):
 
     @property
     def is_ready(self) -> bool:
-        """True when a leader is known and everything known to be committed is applied."""
-        return self._running and bool(self.core.leader_id) and self.applied_index >= self.core.commit_index > 0
+        """True when a leader is known, everything known to be committed is applied, and commits make progress."""
+        return self._running and not self.not_ready_reason
+
+    @property
+    def not_ready_reason(self) -> str:
+        """Why this node should get no calls now; "" if it should."""
+        core = self.core
+        if self.unusable_reason:
+            return self.unusable_reason
+        if not core.leader_id:
+            return "this node knows no leader"
+        if not self.applied_index >= core.commit_index > 0:
+            return f"this node has applied {self.applied_index} of {core.commit_index} entries"
+        if self._stall.is_stalled:
+            return f"nothing was committed for an election timeout, although calls or entries wait; the last index is {core.last_index}"
+        return ""
+
+    @property
+    def apply_stop(self) -> ApplyStop | None:
+        """The entry that this node cannot apply."""
+        return self._driver.applying.stopped
 
     @property
     def is_taking_snapshot(self) -> bool:
@@ -217,8 +247,23 @@ class Node(Listeners):
         tick_ms = self.config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
         status = members.status(self.core, self._links, tick_ms)
         status["last_applied"] = self.applied_index
+        stop = self.apply_stop
+        status["apply_stopped"] = None if stop is None else {"index": stop.index, "error": stop.error}
         status |= {"boot": self.incarnation, "pending": self._calls.in_flight, "waiting": self._calls.parked}
         return status
+
+    def show_entry(self, index: int) -> LogEntry:
+        """One entry of this node's log.
+
+        Raises:
+            Refused: `not_found`.
+        """
+        held = self.core.log
+        if not held.first_index <= index <= held.last_index:
+            raise Refused("not_found", f"the log of this node has the entries {held.first_index} to {held.last_index}")
+        (entry,) = held.slice(index, index)
+        applied, skipped = index <= self.applied_index, index in self.replica.skipped
+        return log_view.show(entry, committed=index <= held.committed, applied=applied, skipped=skipped)
 
     # ------------------------------------------------------------- submitting
 
@@ -234,6 +279,7 @@ class Node(Listeners):
         """
         if not self._running:
             raise Refused("stopping", "this node is not running")
+        self.require_state()
         timeout = self.config.submit_timeout_ms if timeout_ms is None else timeout_ms
         return await self._calls.submit(command, timeout + wait_ms)
 
@@ -242,7 +288,14 @@ class Node(Listeners):
 
         The command is never sent again: if leadership is lost, it may or may not take effect.
         """
-        return self._calls.propose_as_leader(command)
+        return not self.unusable_reason and self._calls.propose_as_leader(command)
+
+    def require_state(self) -> None:
+        """Raises:
+        Refused: `not_ready`: this node has stopped applying, or builds its state again.
+        """
+        if self.unusable_reason:
+            raise Refused("not_ready", self.unusable_reason, node=self.node_id)
 
     async def read_index(self) -> None:
         """Wait until this node has applied everything that any node answered before this call.
@@ -250,6 +303,7 @@ class Node(Listeners):
         Raises:
             Refused: `over_limit`; `no_leader` or `no_quorum` when it takes too long.
         """
+        self.require_state()
         await self._calls.read_index()
 
     async def confirm_leadership(self) -> int:
@@ -263,7 +317,17 @@ class Node(Listeners):
     # ------------------------------------------------- leadership and members
 
     async def start_election(self, force: bool = False) -> None:
-        """Campaign now. Without `force`, a live leader keeps its role."""
+        """Campaign now. Without `force`, a live leader keeps its role.
+
+        Raises:
+            Refused: `over_limit`: this node was forced to campaign less than an election timeout ago.
+        """
+        if force and not self.is_leader:
+            timeout_ms = self.config.raft_election_max_ms
+            now_s = self._loop.time()
+            if now_s < self._forced_election_at_s + timeout_ms / 1000:
+                raise Refused("over_limit", f"a node can be forced to campaign once in RAFT_ELECTION_MAX_MS ({timeout_ms} ms)")
+            self._forced_election_at_s = now_s
         self.core.campaign(force)
         self._driver.wake()
 
@@ -291,9 +355,18 @@ class Node(Listeners):
         """
         return await self._ask_leader("remove_member", node_id=node_id)
 
+    async def skip(self, index: int, reason: str) -> dict[str, Any]:
+        """Give a committed entry that cannot be applied no effect, on every node. Returns `skipped` and the `index` of the skip.
+
+        Raises:
+            Refused: `not_skippable`: a member has applied it, does not answer, or none has stopped there; `no_leader`,
+                `unknown_outcome`.
+        """
+        return await self._ask_leader("skip", index=index, reason=reason, by=self.node_id)
+
     async def withdraw(self) -> None:
         """Before a clean stop: cancel the commands that wait here, so that nothing is delivered to callers that have gone."""
-        if self._running and self._calls.withdraw():
+        if self._running and self._calls.withdraw() and not self.unusable_reason:
             await self.until(lambda: self._calls.are_settled)
 
     async def hand_over(self) -> None:
@@ -308,6 +381,18 @@ class Node(Listeners):
     async def _ask_leader(self, what: str, **args: Any) -> dict[str, Any]:
         timeout_s = self.config.submit_timeout_ms / 1000
         return await self._control.ask(self.leader_id, self.is_leader, timeout_s, what, args)
+
+    async def ask_peer(self, peer: str, timeout_s: float, what: str) -> dict[str, Any]:
+        """A control request to one member.
+
+        Raises:
+            Refused: as the member refused it; `unknown_outcome` when no reply came.
+        """
+        return await self._control.ask(peer, False, timeout_s, what, {})
+
+    def propose_skip(self, command: Skip) -> bool:
+        """Like `propose_as_leader`, also while this node cannot apply."""
+        return self._calls.propose_as_leader(command)
 
     # --------------------------------------------- channels, parts of the snapshots
 
@@ -335,6 +420,8 @@ class Node(Listeners):
         self._applied_clock.applied(replica.at_ms)
         self._calls.answer_commands()
         self._notify_events(replica.take_events(), replica.applied_index)
+        if replica.faults:
+            self._report(replica.take_faults())
         self._calls.end_apply()
 
     def state_replaced(self) -> None:
@@ -342,6 +429,21 @@ class Node(Listeners):
         self._applied_clock.applied(self.replica.at_ms)
         self._calls.state_replaced()
         self._notify_state_replaced()
+
+    def usable_changed(self) -> None:
+        """The replicated state can be used no longer, or again."""
+        reason = self._driver.applying.unusable_reason
+        if reason and not self.unusable_reason:
+            self._calls.refuse_all(reason)
+        self.unusable_reason = reason
+
+    def _report(self, faults: list[Fault]) -> None:
+        for fault in faults:
+            if fault.kind == "undecodable":
+                metrics.UNDECODABLE.inc()
+                log.error("raft.undecodable", index=fault.index, detail=fault.detail)
+            else:
+                log.warning("raft.skipped", index=fault.index, detail=fault.detail)
 
     def read_settled(self, state: ReadState) -> None:
         self._calls.read_settled(state)
@@ -390,12 +492,17 @@ class Node(Listeners):
             self._on_failure(error)
 
     def _ticked(self) -> None:
-        self._notify_tick()
+        if not self.unusable_reason:
+            self._notify_tick()
         waiters, self._tick_waiters = self._tick_waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        core = self.core
+        is_pending = core.last_index > self.applied_index or self._calls.has_unapplied
+        self._stall.tick(core.commit_index, self.applied_index, is_pending)
         self._removal.check(self._loop.time())
+        self._recovery.tick(self._loop.time())
         self._calls.ticked()
 
     # -------------------------------------------------------------- the peer links

@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from dss_api.errors import Refused
-from dss_api.fields import Fields, Name
+from dss_api.fields import Fields, Index, Name, check_name
 from dss_api.operation import Operation
 from dss_api.result import Result
-from dss_raft.answers import Campaigning, Health, Leader, LimitRow, Limits, LimitsSet, Members, Ready, Status, Transferred
+from dss_raft.answers import (
+    Campaigning,
+    Health,
+    Leader,
+    LimitRow,
+    Limits,
+    LimitsSet,
+    LogEntry,
+    Members,
+    Ready,
+    Skipped,
+    Status,
+    Transferred,
+)
 from dss_raft.replication.limits import SetLimits
 
 if TYPE_CHECKING:
@@ -37,6 +50,20 @@ class Transfer(Fields):
     to: Annotated[str, msgspec.Meta(pattern=f"^$|{NODE_ID_PATTERN}")] = ""
 
 
+class ShowEntry(Fields):
+    index: Index
+
+
+class SkipEntry(Fields):
+    #: the entry that cannot be applied
+    index: Index
+    #: for the log
+    reason: Name
+
+    def __post_init__(self) -> None:
+        check_name("reason", self.reason)
+
+
 class AddMember(Fields):
     id: NodeId
     #: URL of its service, "http://node-4:8104"
@@ -55,10 +82,8 @@ async def health(node: Node, request: NoParameters) -> Health:
 
 
 async def ready(node: Node, request: NoParameters) -> Ready:
-    if not node.leader_id:
-        raise Refused("not_ready", "this node knows no leader", node=node.node_id)
-    if not node.is_ready:
-        raise Refused("not_ready", f"applied {node.applied_index} of {node.commit_index} entries", node=node.node_id)
+    if node.not_ready_reason:
+        raise Refused("not_ready", node.not_ready_reason, node=node.node_id)
     return Ready(node=node.node_id, leader_id=node.leader_id, applied_index=node.applied_index)
 
 
@@ -77,6 +102,14 @@ async def start_election(node: Node, request: StartElection) -> Campaigning:
 
 async def transfer(node: Node, request: Transfer) -> Result:
     return Result(await node.transfer(request.to))
+
+
+async def show_entry(node: Node, request: ShowEntry) -> LogEntry:
+    return node.show_entry(request.index)
+
+
+async def skip_entry(node: Node, request: SkipEntry) -> Result:
+    return Result(await node.skip(request.index, request.reason))
 
 
 async def add_member(node: Node, request: AddMember) -> Result:
@@ -120,6 +153,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Is this process serving?",
         description="200 while the process serves requests, in any state of the cluster. For liveness probes. Needs no token.",
         tag="Health",
+        needs_state=False,
         guarded=False,
     ),
     Operation(
@@ -134,6 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
         " `not_ready`."
         " For load balancers. Needs no token.",
         tag="Health",
+        needs_state=False,
         problems=("not_ready",),
         guarded=False,
     ),
@@ -146,6 +181,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Status,
         summary="Raft state as this node sees it",
         tag="Raft",
+        needs_state=False,
     ),
     Operation(
         name="raft.leader",
@@ -156,6 +192,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Leader,
         summary="The current leader",
         tag="Raft",
+        needs_state=False,
     ),
     Operation(
         name="raft.start_election",
@@ -168,6 +205,7 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Without `force`, a live leader keeps its role: the other nodes refuse the pre-vote."
         " With `force`, the node raises its term immediately.",
         tag="Raft",
+        needs_state=False,
         example={"force": False},
     ),
     Operation(
@@ -181,7 +219,38 @@ OPERATIONS: tuple[Operation, ...] = (
         description="The leader brings the chosen node up to date and tells it to start an election."
         " If `to` is empty, the leader chooses the node that is most up to date.",
         tag="Raft",
+        needs_state=False,
         example={"to": ""},
+    ),
+    Operation(
+        name="raft.log",
+        method="GET",
+        path="/raft/log/{index}",
+        request=ShowEntry,
+        handle=show_entry,
+        answer=LogEntry,
+        summary="Show a log entry",
+        description="The entry as this node stores it, with its commands. Entries before the last snapshot may be gone.",
+        tag="Raft",
+        needs_state=False,
+        example={"index": 1},
+        problems=("not_found",),
+    ),
+    Operation(
+        name="raft.skip",
+        method="POST",
+        path="/raft/skip",
+        request=SkipEntry,
+        handle=skip_entry,
+        answer=Skipped,
+        summary="Skip a log entry that cannot be applied",
+        description="For an entry at which members have stopped applying (`apply_stopped` in `GET /raft/status`). It then has no"
+        " effect on any node, and its calls are refused with `skipped`. Refused with `not_skippable` unless every member answers that"
+        " it has not applied the entry.",
+        tag="Raft",
+        needs_state=False,
+        example={"index": 1, "reason": "a fault in the lock table"},
+        problems=("not_skippable",),
     ),
     Operation(
         name="raft.add_member",
@@ -194,6 +263,7 @@ OPERATIONS: tuple[Operation, ...] = (
         description="The node starts as a learner, without a vote, and becomes a voter once it has caught up."
         " Start the new node with `DSS_JOIN=true`.",
         tag="Raft",
+        needs_state=False,
         example={"id": "node-4", "url": "http://127.0.0.1:8104"},
     ),
     Operation(
@@ -206,6 +276,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Remove a member",
         description="Removes a node from the cluster permanently; it may be the leader. Stop its process afterwards.",
         tag="Raft",
+        needs_state=False,
         example={"id": "node-4"},
     ),
     Operation(

@@ -79,6 +79,7 @@ class FakeNode:
     def __init__(self, cluster: FakeCluster, node_id: str, config: Any) -> None:
         self.cluster = cluster
         self.node_id = node_id
+        self.unusable_reason = ""
         self.config = config
         self.incarnation = 1
         self.directory = Directory()

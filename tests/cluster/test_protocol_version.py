@@ -11,14 +11,16 @@ from dss_cache.core.directory import Directory
 from dss_locks.core.table import LockTable
 from dss_queue.core.broker import Broker
 from dss_raft.net.handshake import VERSION
+from dss_raft.replication.batch import LEADER_COMMANDS, SESSION_COMMANDS
 from dss_raft.replication.limits import LimitsMachine
 
 #: the version of the protocol, and what the commands were when it got its number
-KNOWN = (4, "d80931c7f82f4d47")
+KNOWN = (5, "14d691c9e48498a8")
 
 
 def test_the_version_of_the_protocol_grows_with_the_commands():
-    types = [command for machine in (LockTable, Broker, Directory, LimitsMachine) for command in machine.commands]
+    of_machines = [command for machine in (LockTable, Broker, Directory, LimitsMachine) for command in machine.commands]
+    types = [*of_machines, *SESSION_COMMANDS, *LEADER_COMMANDS]
     schemas, components = msgspec.json.schema_components(types)
     plain = msgspec.json.encode(_without_texts([schemas, components]), order="deterministic")
     fingerprint = hashlib.sha256(plain).hexdigest()[:16]

@@ -128,6 +128,7 @@ class FakeNode:
         self.index, self.at_ms = 0, 1000
         self.reads = 0
         self.is_leader = True
+        self.unusable_reason = ""
         self.refusal: Refused | None = None
         self.futures: dict[Origin, asyncio.Future[Result]] = {}
         self.listeners = defaultdict(list)

@@ -93,6 +93,7 @@ class FakeNode:
     """What the demo operations leave behind."""
 
     node_id: str = "node-1"
+    unusable_reason: str = ""
     cancelled: list[str] = field(default_factory=list)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
 

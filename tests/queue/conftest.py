@@ -27,6 +27,7 @@ class LocalNode:
 
     node_id = "n1"
     is_leader = True
+    unusable_reason = ""
 
     def __init__(self) -> None:
         self.config = SimpleNamespace(queue_num_vnodes=64, queue_visibility_timeout_ms=15_000, value_bytes_max=1000)

@@ -69,8 +69,11 @@ class Cluster:
 
     async def start(self, *node_ids: str) -> None:
         for node_id in node_ids or IDS:
-            node = self.nodes[node_id] = Node(self.config(node_id), self.machines(), partial(self.failures.__setitem__, node_id))
+            node = self.nodes[node_id] = self.create(node_id)
             await node.start()
+
+    def create(self, node_id: str) -> Node:
+        return Node(self.config(node_id), self.machines(), partial(self.failures.__setitem__, node_id))
 
     async def stop(self, *node_ids: str) -> None:
         for node_id in node_ids or tuple(self.nodes):
@@ -84,6 +87,11 @@ class Cluster:
 
     async def leader(self) -> Node:
         await self.until(lambda: any(n.is_leader and n.is_ready for n in self.nodes.values()))
+        return next(n for n in self.nodes.values() if n.is_leader)
+
+    async def leader_at_all(self) -> Node:
+        """The leader, ready or not."""
+        await self.until(lambda: any(n.is_leader for n in self.nodes.values()))
         return next(n for n in self.nodes.values() if n.is_leader)
 
     async def follower(self) -> Node:

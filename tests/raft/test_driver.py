@@ -152,7 +152,7 @@ async def test_a_chunk_that_cannot_be_read_or_stored_is_no_failure(stage):
 
 @pytest.mark.parametrize("error", [SnapshotFailed("too many open files"), Refused("memory_unavailable"), OSError("no memory")])
 async def test_a_snapshot_that_cannot_be_restored_is_restored_later(stage, monkeypatch, error):
-    monkeypatch.setattr("dss_raft.driver.RESTORE_RETRY_S_MIN", 0.0)
+    monkeypatch.setattr("dss_raft.applying.RESTORE_RETRY_S_MIN", 0.0)
     attempts = 0
 
     async def restore(meta: SnapshotMeta) -> None:

@@ -10,6 +10,7 @@ import pytest
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_raft.core.messages import Entry, EntryKind
+from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import Group, encode_batch, encode_command
 from dss_raft.replication.commands import Cancel, Nothing, OpenSession
 from dss_raft.replication.pending_commands import PendingCommands
@@ -19,7 +20,7 @@ from dss_raft.replication.sessions import ClientSession
 
 @pytest.fixture
 async def pending():
-    return PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=5)
+    return PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=5, admission=Admission(()))
 
 
 def decode(groups: list[bytes]) -> list[Group]:
@@ -140,7 +141,7 @@ async def test_calls_are_answered_from_the_session_table_of_a_snapshot(pending):
 
 
 async def test_a_large_backlog_is_sent_in_several_groups_without_a_gap(pending):
-    big = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000)
+    big = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000, admission=Admission(()))
     for _ in range(3):
         call = big.add(OpenSession(), 5)
         call.command = msgspec.msgpack.encode(b"x" * 300_000)
@@ -152,7 +153,7 @@ class Cluster:
     """A node's calls, the log that takes their groups, and the state that is made of it."""
 
     def __init__(self) -> None:
-        self.pending = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000)
+        self.pending = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000, admission=Admission(()))
         self.replica = Replica("a", [])
 
     @property

@@ -8,6 +8,7 @@ import pytest
 from dss_dev.sum_machine import Add, Sum
 from dss_raft.core import Busy
 from dss_raft.replication import proposals as module
+from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import Batch, encode_command, encode_group
 from dss_raft.replication.clocks import wall_clock_ms
 from dss_raft.replication.proposals import Proposals
@@ -38,7 +39,8 @@ def core():
 
 @pytest.fixture
 def proposals(core):
-    return Proposals(core, Replica("a", [Sum()]))
+    replica = Replica("a", [Sum()])
+    return Proposals(core, replica, Admission(replica.command_types))
 
 
 def group(first_seq: int) -> bytes:
@@ -78,7 +80,7 @@ def test_proposals_that_a_busy_core_refuses_are_kept_in_order(core, proposals):
 
 
 def test_more_than_the_limit_becomes_several_entries(core, proposals, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_BYTES_MAX", len(group(1)) + 1)
+    monkeypatch.setattr(module, "ENTRY_FILL_BYTES", len(group(1)) + 1)
     proposals.add_groups([group(seq) for seq in (1, 2, 3)])
     proposals.propose()
     assert [first_seqs(entry) for entry in core.entries] == [[1, 2], [3]]

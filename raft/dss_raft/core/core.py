@@ -20,6 +20,7 @@ from dss_raft.core.messages import (
     AnyMessage,
     AppendEntries,
     AppendReply,
+    Entry,
     EntryKind,
     InstallSnapshot,
     PreVote,
@@ -317,6 +318,19 @@ class RaftCore(CoreState):
         if not self.applied_index <= index <= self.delivered:
             raise InvariantViolation(f"applied index {self.applied_index} cannot become {index}: {self.delivered} was handed out")
         self.applied_index = index
+
+    def rewind(self, index: int) -> list[Entry]:
+        """The state machines go back to the state at `index`: everything committed after it, to be applied again.
+
+        Raises:
+            InvariantViolation: the log does not reach back that far.
+        """
+        if not self.log.base_index <= index <= self.applied_index:
+            raise InvariantViolation(
+                f"cannot go back from {self.applied_index} to {index}: the log begins at {self.log.first_index}"
+            )
+        self.applied_index = index
+        return self.log.slice(index + 1, self.delivered)
 
     # ---- snapshots
 

@@ -27,6 +27,7 @@ from dss_raft.core.messages import (
 from dss_raft.core.progress import Progress
 from dss_raft.core.reads import ForwardedReads, LeaderReads
 from dss_raft.core.ready import BootState, Persist, ReadState, SnapshotChunkWanted
+from dss_raft.size_limits import APPEND_ENTRIES_MAX, APPEND_FILL_BYTES
 
 
 class Rng(Protocol):
@@ -56,8 +57,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     election_ticks_max: int
     heartbeat_ticks: int
     #: limits of one AppendEntries (a single larger entry is still sent, alone)
-    append_bytes_max: int = 1 << 20
-    append_entries_max: int = 1024
+    append_bytes_max: int = APPEND_FILL_BYTES
+    append_entries_max: int = APPEND_ENTRIES_MAX
     #: limits of the unacknowledged AppendEntries with entries per peer; deep pipelines increase commit latency
     inflight_messages_max: int = 8
     inflight_bytes_max: int = 4 << 20

@@ -25,7 +25,7 @@ import structlog
 from dss_api.supervised import Tasks
 from dss_raft import metrics
 from dss_raft.net.handshake import NONCE_BYTES, Handshake
-from dss_raft.net.wire import AnyFrame, AuthenticatedStream, PingFrame, Reason, WireError
+from dss_raft.net.wire import AnyFrame, AuthenticatedStream, PingFrame, RaftFrame, Reason, WireError
 
 log = structlog.get_logger("raft.links")
 
@@ -269,6 +269,7 @@ class PeerConnection(asyncio.Protocol):
         self._queued_bytes = 0
         self._ticks_without_data = 0
         self._has_sent = False
+        self._has_logged_too_large = False
 
     # -- called by the event loop ------------------------------------------------------------------------------------------------
 
@@ -302,17 +303,28 @@ class PeerConnection(asyncio.Protocol):
         if self.stream is None:
             return False
         if self._transport.get_write_buffer_size() + self._queued_bytes > WRITE_BUFFER_BYTES_MAX:
+            metrics.frame_in_backlog()
             return False
         try:
             data = self.stream.encode(frame)
         except ValueError as error:
-            log.error("frame_too_large", peer=self.peer_id, error=str(error))
+            if isinstance(frame, RaftFrame) and len(frame.messages) > 1:
+                half = len(frame.messages) // 2
+                is_sent = self.send(RaftFrame(frame.messages[:half]))
+                return self.send(RaftFrame(frame.messages[half:])) and is_sent
+            self._drop_too_large(frame, str(error))
             return False
         if not self._queued:
             self._loop.call_soon(self._flush)
         self._queued.append(data)
         self._queued_bytes += len(data)
         return True
+
+    def _drop_too_large(self, frame: AnyFrame, error: str) -> None:
+        metrics.frame_too_large()
+        if not self._has_logged_too_large:  # the sender may repeat it forever
+            self._has_logged_too_large = True
+            log.error("frame_too_large", peer=self.peer_id, frame=type(frame).__name__, error=error)
 
     def tick(self) -> None:
         """Called `IDLE_TICKS` times per `idle_seconds`."""

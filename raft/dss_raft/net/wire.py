@@ -24,8 +24,8 @@ from enum import StrEnum
 import msgspec
 
 from dss_raft.core.messages import AnyMessage
+from dss_raft.size_limits import FRAME_BYTES_MAX
 
-FRAME_BYTES_MAX = 16 * 1024 * 1024
 MAC_BYTES = 16
 _LENGTH = struct.Struct(">I")
 _SEQUENCE = struct.Struct(">Q")

@@ -6,16 +6,17 @@ costs of fsync, framing and bookkeeping arise per batch, not per command.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, Union
 
 import msgspec
 
-from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
+from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession, Skip
 
 C = TypeVar("C")
 
 SESSION_COMMANDS: tuple[type[Command], ...] = (Cancel, Nothing, OpenSession)
+LEADER_COMMANDS: tuple[type[Command], ...] = (Skip,)
 
 
 class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):
@@ -66,7 +67,61 @@ def encode_batch(at_ms: int, own: Sequence[bytes], groups: Sequence[bytes]) -> b
     )
 
 
-def batch_decoder(command_types: Sequence[type[Command]]) -> msgspec.msgpack.Decoder[Batch[Any]]:
-    """A strict decoder for entries with these commands and the session commands."""
-    union: Any = Union[(*command_types, *SESSION_COMMANDS)]
-    return msgspec.msgpack.Decoder(Batch[union])
+def command_union(command_types: Sequence[type[Command]]) -> Any:
+    """The type of any command in the log: one of these, or a command of a session or of a leader."""
+    return Union[(*command_types, *SESSION_COMMANDS, *LEADER_COMMANDS)]
+
+
+class Undecodable(msgspec.Struct, frozen=True):
+    """Takes the place of a command, or of a whole batch, that cannot be decoded."""
+
+    #: for the log only: it depends on the version of the decoder
+    reason: str
+
+
+class BatchDecoder:
+    """Decodes entries strictly. What cannot be decoded is replaced by `Undecodable`: no entry makes decoding fail.
+
+    Args:
+        command_types: of all state machines.
+    """
+
+    def __init__(self, command_types: Sequence[type[Command]]) -> None:
+        union: Any = command_union(command_types)
+        self._decode: Callable[[bytes], Batch[Any]] = msgspec.msgpack.Decoder(Batch[union]).decode
+        self._decode_command: Callable[[Any], Command] = msgspec.msgpack.Decoder(union).decode
+
+    def decode(self, data: bytes) -> Batch[Any] | Undecodable:
+        """The batch; if it has a fault, each command is decoded by itself."""
+        try:
+            return self._decode(data)
+        except _NOT_DETERMINISTIC:
+            raise
+        except Exception:
+            return self._decode_parts(data)
+
+    def _decode_parts(self, data: bytes) -> Batch[Any] | Undecodable:
+        try:
+            raw = _decode_raw(data)
+        except _NOT_DETERMINISTIC:
+            raise
+        except Exception as error:
+            return Undecodable(str(error))
+        groups = [
+            Group(one.node, one.incarnation, one.first_seq, one.answered, [self._command(command) for command in one.commands])
+            for one in raw.groups
+        ]
+        return Batch(raw.at_ms, [self._command(command) for command in raw.own], groups)
+
+    def _command(self, command: msgspec.Raw) -> Command | Undecodable:
+        try:
+            return self._decode_command(command)
+        except _NOT_DETERMINISTIC:
+            raise
+        except Exception as error:
+            return Undecodable(str(error))
+
+
+_decode_raw = msgspec.msgpack.Decoder(Batch[msgspec.Raw]).decode
+#: Faults of one node at one moment. They say nothing about the data.
+_NOT_DETERMINISTIC = (MemoryError, RecursionError)

@@ -1,4 +1,4 @@
-"""The base Struct of every command, and the commands of a session.
+"""The base Struct of every command, the commands of a session, and a leader's own command.
 
 A command is the only definition of a request's field names, limits and defaults. The JSON fast path decodes into it, DRF's
 serializers and the OpenAPI schema are derived from it, and the Raft log holds its msgpack form. Every field is written to the
@@ -10,7 +10,7 @@ has two children: the request and the command.
 
 from __future__ import annotations
 
-from dss_api.fields import Fields, Index
+from dss_api.fields import Fields, Index, Name
 
 
 class Command(Fields, tag_field="op"):
@@ -32,6 +32,18 @@ class Nothing(Command, tag="session.nothing"):
 
     It leaves no gap in the sequence of the session, and prevents a late effect that the caller does not expect.
     """
+
+
+class Skip(Command, tag="raft.skip"):
+    """By the leader, for an operator: the entry at `entry` has no effect, because applying it fails.
+
+    A node whose applying has stopped there rebuilds its state without that entry.
+    """
+
+    entry: Index
+    reason: Name
+    #: the node that was asked
+    by: Name
 
 
 class OpenSession(Command, tag="session.open"):

@@ -8,7 +8,7 @@ Every machine follows these rules, so that all nodes have the same state:
    entry. Nothing expires anywhere else.
 3. `rearm` runs when the first batch of a new leader is applied, before anything of its term can expire. Every lease and
    visibility timeout gets its full length again, because clients could not renew it while there was no leader.
-4. A refusal is a `Result` with a `code`, never an exception. An exception means a broken invariant and stops the node.
+4. A refusal is a `Result` with a `code`, never an exception. An exception means a broken invariant: the node applies nothing more.
 5. `snapshot` and `restore` transfer the whole state through msgpack, including results and waiters.
 """
 

@@ -17,11 +17,12 @@ from collections.abc import Callable
 
 from dss_api.errors import Refused
 from dss_api.result import Result
+from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import encode_command, encode_group
 from dss_raft.replication.commands import Cancel, Command, Nothing
 from dss_raft.replication.sessions import ClientSession
+from dss_raft.size_limits import ANSWERED_PER_GROUP_MAX, GROUP_FILL_BYTES
 
-GROUP_BYTES_MAX = 512 * 1024
 #: Calls with the same timeout share a queue, in which deadlines are in order. Timeouts are rounded up to this, for few queues.
 DEADLINE_GRAIN_S = 0.1
 
@@ -55,11 +56,14 @@ class PendingCommands:
         pending_max: limit of the calls that are unsent or in flight; further ones are refused with `over_limit`.
     """
 
-    def __init__(self, node_id: str, incarnation: int, loop: asyncio.AbstractEventLoop, pending_max: int) -> None:
+    def __init__(
+        self, node_id: str, incarnation: int, loop: asyncio.AbstractEventLoop, pending_max: int, admission: Admission
+    ) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
         self.pending_max = pending_max
         self._loop = loop
+        self._admission = admission
         self._next_seq = 1
         self._unsent: deque[Call] = deque()
         self._in_flight: dict[int, Call] = {}
@@ -90,14 +94,15 @@ class PendingCommands:
         """Queue a command for a caller.
 
         Raises:
-            Refused: `over_limit` when too many calls wait already; `stopping` after `withdraw`.
+            Refused: `over_limit` when too many calls wait already; `stopping` after `withdraw`; `invalid` and `too_large` for a
+                command that the log does not accept.
         """
         if self._is_closing:
             raise Refused("stopping", "this node is stopping")
         if len(self._unsent) + len(self._in_flight) >= self.pending_max:
             raise Refused("over_limit", f"this node already has {self.pending_max} calls waiting for the cluster")
         grains = -int(-timeout_s // DEADLINE_GRAIN_S)
-        call = Call(encode_command(command), self._loop.create_future(), self._loop.time() + timeout_s)
+        call = Call(self._admission.encode(command), self._loop.create_future(), self._loop.time() + timeout_s)
         self._unsent.append(call)
         same_timeout = self._by_timeout.get(grains)
         if same_timeout is None:
@@ -183,6 +188,15 @@ class PendingCommands:
             self._undo(call)
         return bool(waiting)
 
+    def refuse_all(self, reason: str) -> None:
+        """This node cannot apply: refuse all calls, and undo those that were sent."""
+        for call in self._unsent:
+            _refuse(call, "not_ready", reason, node=self.node_id)
+        for call in [*self._in_flight.values(), *self._parked.values()]:
+            if call.future is not None and not call.is_over:
+                _refuse(call, "unknown_outcome", reason)
+                self._undo(call)
+
     def sweep(self, why_unsent: Callable[[], str]) -> None:
         """Refuse the calls whose deadline has passed. `why_unsent` returns the code for those that were never sent."""
         now = self._loop.time()
@@ -218,9 +232,10 @@ class PendingCommands:
         start = size = 0
         for position, call in enumerate(calls):
             size += len(call.command)
-            if size >= GROUP_BYTES_MAX or position == len(calls) - 1:
+            if size >= GROUP_FILL_BYTES or position == len(calls) - 1:
                 part = calls[start : position + 1]
-                answered, self._answered = self._answered, []
+                answered = self._answered[:ANSWERED_PER_GROUP_MAX]
+                del self._answered[:ANSWERED_PER_GROUP_MAX]
                 if answered:
                     self._acknowledged.append((part[-1].seq, answered))
                 groups.append(encode_group(self.node_id, self.incarnation, part[0].seq, answered, [c.command for c in part]))
@@ -228,6 +243,6 @@ class PendingCommands:
         return groups
 
 
-def _refuse(call: Call, code: str, detail: str) -> None:
+def _refuse(call: Call, code: str, detail: str, **extra: str) -> None:
     if call.future is not None and not call.future.done():
-        call.future.set_exception(Refused(code, detail))
+        call.future.set_exception(Refused(code, detail, **extra))

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from dss_raft import metrics
 from dss_raft.core import Busy, NotLeader, RaftCore
-from dss_raft.replication.batch import encode_batch, encode_command
+from dss_raft.replication.admission import Admission
+from dss_raft.replication.batch import encode_batch
 from dss_raft.replication.clocks import StampClock
 from dss_raft.replication.commands import Command
 from dss_raft.replication.replica import Replica
+from dss_raft.size_limits import ENTRY_FILL_BYTES, GROUP_BYTES_MAX
 
-#: Limit of the groups in one entry; the others go into the next entry.
-BATCH_BYTES_MAX = 1024 * 1024
 #: Limit of the bytes gathered while the core accepts nothing (`Busy`). Nodes repeat unanswered commands every second, so without a
 #: limit, a log that makes no progress would fill the leader's memory with repeats.
 GATHERED_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Proposals:
-    """The next entries of a leader."""
+    """The next entries of a leader.
 
-    def __init__(self, core: RaftCore, replica: Replica, clock: StampClock | None = None) -> None:
+    Args:
+        admission: for the leader's own commands.
+    """
+
+    def __init__(self, core: RaftCore, replica: Replica, admission: Admission, clock: StampClock | None = None) -> None:
         self._core = core
         self._replica = replica
+        self._admission = admission
         self._clock = clock or StampClock()
         self._term = 0
         self._groups: list[bytes] = []
@@ -37,20 +43,25 @@ class Proposals:
     def add_groups(self, groups: list[bytes]) -> None:
         """Add groups of session commands, of this node or a follower. Their nodes send them again if they are lost here.
 
-        Groups above `GATHERED_BYTES_MAX` are dropped: the calls wait at their nodes, which refuse more with `over_limit`.
+        Groups above `GATHERED_BYTES_MAX` are dropped: the calls wait at their nodes, which refuse more with `over_limit`. So is a
+        group that is larger than any that `PendingCommands` makes.
         """
         self._enter_term()
         for group in groups:
-            if self._gathered_bytes < GATHERED_BYTES_MAX:
+            if self._gathered_bytes < GATHERED_BYTES_MAX and len(group) <= GROUP_BYTES_MAX:
                 self._groups.append(group)
                 self._gathered_bytes += len(group)
 
     def add_own(self, command: Command) -> bool:
-        """Add a command of the leader itself, for this term only: it is never sent again. False: too much is gathered."""
+        """Add a command of the leader itself, for this term only: it is never sent again. False: too much is gathered.
+
+        Raises:
+            Refused: `invalid` or `too_large`: the log does not accept it.
+        """
         self._enter_term()
         if self._gathered_bytes >= GATHERED_BYTES_MAX:
             return False
-        encoded = encode_command(command)
+        encoded = self._admission.encode(command)
         self._own.append(encoded)
         self._gathered_bytes += len(encoded)
         return True
@@ -74,18 +85,16 @@ class Proposals:
         """Append all gathered commands to the log, in as few entries as the limit allows."""
         self._enter_term()
         while self._groups or self._own or self._must_stamp:
-            count = size = 0
-            while count < len(self._groups) and size < BATCH_BYTES_MAX:
-                size += len(self._groups[count])
-                count += 1
+            own_count, size = _fill(self._own, 0)
+            group_count, size = _fill(self._groups, size)
             try:
-                index = self._core.propose(encode_batch(self._now_ms(), self._own, self._groups[:count]))
+                index = self._core.propose(encode_batch(self._now_ms(), self._own[:own_count], self._groups[:group_count]))
             except (NotLeader, Busy):
                 return
             self._proposed.append((index, time.perf_counter()))
-            self._gathered_bytes -= size + sum(map(len, self._own))
-            del self._groups[:count]
-            self._own = []
+            self._gathered_bytes -= size
+            del self._own[:own_count]
+            del self._groups[:group_count]
             self._must_stamp = False
 
     def committed(self, index: int) -> None:
@@ -102,3 +111,12 @@ class Proposals:
             self._proposed.clear()
             self._groups, self._own, self._must_stamp = [], [], False
             self._gathered_bytes = 0
+
+
+def _fill(parts: Sequence[bytes], size: int) -> tuple[int, int]:
+    """How many of `parts` go into an entry that already has `size` bytes, and its size then."""
+    count = 0
+    while count < len(parts) and size < ENTRY_FILL_BYTES:
+        size += len(parts[count])
+        count += 1
+    return count, size

@@ -101,6 +101,14 @@ class ReadRounds:
             if not future.done():
                 future.set_result(applied_index)
 
+    def refuse_all(self, reason: str) -> None:
+        """This node cannot apply: no read can be answered."""
+        waiting = [future for _, _, future in self._until_applied]
+        for future in (*self._gathering, *self._in_progress, *waiting):
+            if not future.done():
+                future.set_exception(Refused("not_ready", reason, node=self._core.node_id))
+        self._gathering, self._in_progress, self._until_applied = [], [], []
+
     def _return_to_gathering(self) -> None:
         self._gathering, self._in_progress = self._in_progress + self._gathering, []
         confirms, self._confirms_in_progress = self._confirms_in_progress, []

@@ -6,25 +6,57 @@ The order inside an entry is the same on every node:
 2. With the first batch of a new term, every lease is re-armed, because clients could not renew it while there was no leader.
 3. Everything that is due by then expires.
 4. The leader's own commands are applied, then the commands of each session, each only if it is the next one of its session.
+
+No entry stops all nodes for good. A command that cannot be decoded is refused: its session advances and nothing else changes. A
+batch that cannot be decoded has no effect. When a machine raises, `apply` raises `ApplyFailed` and the state cannot be used any
+longer: it may be half-changed. A leader can then commit a `Skip`: each replica restores an earlier state and applies the log
+again, without that entry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from dss_api.result import Result
 from dss_raft.core.messages import Entry, EntryKind
-from dss_raft.replication.batch import batch_decoder
-from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
+from dss_raft.replication.batch import BatchDecoder, Undecodable
+from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession, Skip
 from dss_raft.replication.limits import HasUsage, LimitsMachine, StateLimits
 from dss_raft.replication.machine import Event, Origin, Resolved, RestoresInSlices, Restoring, StateMachine, all_at_once
 from dss_raft.replication.sessions import ClientSession, SessionTable
 
 _ACCEPTED = Result()
+_UNDECODABLE = Result({"detail": "the command in the log cannot be decoded; it had no effect"}, "invalid")
+_SKIPPED = Result({"detail": "the entry of this call was skipped by an operator; the call had no effect"}, "skipped")
+
+
+class ApplyFailed(Exception):
+    """A machine raised while entry `index` was applied; the cause says what. The state may be half-changed."""
+
+    def __init__(self, index: int, cause: BaseException) -> None:
+        super().__init__(f"entry {index}: {type(cause).__name__}: {cause}")
+        self.index = index
+        self.cause = cause
+
+
+class AppliedBeforeSkip(Exception):
+    """A `Skip` names an entry that has had its effect here: the state must be built again without that entry."""
+
+    def __init__(self, entry: int) -> None:
+        super().__init__(f"entry {entry} was applied here before it was skipped")
+        self.entry = entry
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Something in an applied entry that people should know."""
+
+    index: int
+    kind: Literal["undecodable", "skipped"]
+    detail: str
 
 
 class _State(msgspec.Struct):
@@ -35,12 +67,16 @@ class _State(msgspec.Struct):
     batch_term: int
     sessions: msgspec.Raw
     machines: dict[str, msgspec.Raw]
+    #: left out while it is empty
+    skipped: dict[int, int] = {}
 
 
 _state_decoder = msgspec.msgpack.Decoder(_State)
 #: the state of a machine that an older release does not have
 _EMPTY_STATE = msgspec.Raw(msgspec.msgpack.encode({}))
 _view_decoder = msgspec.msgpack.Decoder(memoryview)
+#: where a leader's own commands come from
+_LEADER = Origin("", 0, 0)
 
 
 class Replica:
@@ -67,18 +103,50 @@ class Replica:
         for machine in machines:
             for command_type in machine.commands:
                 self._apply[command_type] = machine.apply
-        self._decoder = batch_decoder([t for machine in machines for t in machine.commands])
+        #: of all state machines
+        self.command_types = tuple(t for machine in machines for t in machine.commands)
+        #: entries that had no effect -> index of the `Skip` that names them, 0 before it is applied; part of the state
+        self.skipped: dict[int, int] = {}
+        #: entries that will have no effect when they are applied: a committed `Skip` names them
+        self._to_skip: set[int] = set()
+        self._decoder = BatchDecoder(self.command_types)
         self._outcomes: list[tuple[int, int, Result]] = []
         self._events: list[Event] = []
         self._gap = False
+        self.faults: list[Fault] = []
+        #: the state before the first entry
+        self.first_state = self.snapshot()
 
     def apply(self, entry: Entry) -> None:
-        """Apply one committed entry. Its index must be the next one."""
+        """Apply one committed entry. Its index must be the next one.
+
+        Raises:
+            ApplyFailed: a machine raised. Nothing more can be applied before `restore`.
+        """
         if entry.index != self.applied_index + 1:
             raise ValueError(f"entry {entry.index} does not follow {self.applied_index}")
         if entry.kind == EntryKind.COMMANDS:
-            self._apply_batch(entry)
+            outcomes, events = len(self._outcomes), len(self._events)
+            try:
+                if entry.index in self._to_skip:
+                    self._skip_batch(entry)
+                else:
+                    self._apply_batch(entry)
+            except Exception as error:
+                del self._outcomes[outcomes:], self._events[events:]
+                raise ApplyFailed(entry.index, error) from error
         self.applied_index = entry.index
+
+    def skip(self, index: int) -> None:
+        """Give the entry at `index` no effect when it is applied. To be called before the state is restored to an earlier one."""
+        self._to_skip.add(index)
+
+    def skips(self, entry: Entry) -> list[int]:
+        """The entries that the `Skip` commands in this one name."""
+        if entry.kind != EntryKind.COMMANDS:
+            return []
+        batch = self._decoder.decode(entry.data)
+        return [] if isinstance(batch, Undecodable) else [one.entry for one in batch.own if type(one) is Skip]
 
     def next_deadline_ms(self) -> int | None:
         """The earliest stamp at which something would expire; None when nothing is pending."""
@@ -108,15 +176,22 @@ class Replica:
                 usage |= machine.usage()
         return usage
 
+    def take_faults(self) -> list[Fault]:
+        """What went wrong in the entries since the last call."""
+        faults, self.faults = self.faults, []
+        return faults
+
     def snapshot(self) -> bytes:
         """The whole state, encoded."""
-        state = {
+        state: dict[str, Any] = {
             "applied_index": self.applied_index,
             "at_ms": self.at_ms,
             "batch_term": self.batch_term,
             "sessions": self.sessions.snapshot(),
             "machines": {name: machine.snapshot() for name, machine in self.machines.items()},
         }
+        if self.skipped:
+            state["skipped"] = self.skipped
         return msgspec.msgpack.encode(state)
 
     def restore(self, data: bytes | memoryview) -> None:
@@ -139,6 +214,7 @@ class Replica:
 
         def install() -> None:
             self.applied_index, self.at_ms, self.batch_term = state.applied_index, state.at_ms, state.batch_term
+            self.skipped = state.skipped
             self.sessions.restore(sessions)
             for machine_install in installs:
                 machine_install()
@@ -149,6 +225,9 @@ class Replica:
     def _apply_batch(self, entry: Entry) -> None:
         batch = self._decoder.decode(entry.data)
         index = entry.index
+        if isinstance(batch, Undecodable):
+            self.faults.append(Fault(index, "undecodable", f"the whole entry: {batch.reason}"))
+            return
         at_ms = self.at_ms = max(self.at_ms, batch.at_ms)
         if entry.term > self.batch_term:
             self.batch_term = entry.term
@@ -159,7 +238,10 @@ class Replica:
             if deadline is not None and deadline <= at_ms:
                 machine.expire(at_ms, index)
         for command in batch.own:
-            self._apply[type(command)](command, at_ms, index, Origin("", 0, 0))
+            if type(command) is Skip:
+                self._note_skip(command, index)
+            else:
+                self._apply_one(command, at_ms, index, _LEADER)
         for group in batch.groups:
             self._apply_group(group, at_ms, index)
         self._collect(index)
@@ -187,12 +269,39 @@ class Replica:
                     self._answer(session, seq, Result(result.body, result.code, index), is_ours)
             seq += 1
 
-    def _apply_one(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
+    def _note_skip(self, command: Skip, index: int) -> None:
+        if command.entry >= index:
+            return
+        if command.entry not in self.skipped:
+            raise AppliedBeforeSkip(command.entry)
+        self.skipped[command.entry] = self.skipped[command.entry] or index
+        self.faults.append(Fault(index, "skipped", f"entry {command.entry}, asked at {command.by}: {command.reason}"))
+
+    def _skip_batch(self, entry: Entry) -> None:
+        """Refuse the commands of the entry, and touch no machine. A session that would begin here begins when it sends again."""
+        batch = self._decoder.decode(entry.data)
+        for group in () if isinstance(batch, Undecodable) else batch.groups:
+            session = self.sessions.get(group.node)
+            if session is None or session.incarnation != group.incarnation:
+                continue
+            for seq in group.answered:
+                self.sessions.drop(group.node, seq)
+            for seq, _ in enumerate(group.commands, group.first_seq):
+                if seq == session.last_seq + 1:
+                    session.last_seq = seq
+                    result = Result(_SKIPPED.body, _SKIPPED.code, entry.index)
+                    self._answer(group.node, session, seq, result, group.node == self.node_id)
+        self.skipped[entry.index] = 0
+
+    def _apply_one(self, command: Command | Undecodable, at_ms: int, index: int, origin: Origin) -> Result | None:
         apply = self._apply.get(type(command))
         if apply is not None:
             return apply(command, at_ms, index, origin)
         if isinstance(command, Cancel):
             self._cancel(Origin(origin.node, origin.incarnation, command.seq), at_ms, index)
+        elif isinstance(command, Undecodable):
+            self.faults.append(Fault(index, "undecodable", f"command {origin.seq} of {origin.node!r}: {command.reason}"))
+            return _UNDECODABLE
         elif not isinstance(command, Nothing | OpenSession):
             raise TypeError(f"no machine applies {type(command).__name__}")
         return _ACCEPTED

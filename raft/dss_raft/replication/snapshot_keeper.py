@@ -163,9 +163,7 @@ class SnapshotKeeper:
         Raises:
             StoreDamaged: it is not a snapshot of this version.
         """
-        loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(self._executor, self._store.read_snapshot, meta)
-        replica_state, parts = _split(data)
+        replica_state, parts = await self._read(meta)
         install = await _in_turns(self._replica.restoring(replica_state))
         for part in self.parts:
             part.before_restore()
@@ -174,6 +172,13 @@ class SnapshotKeeper:
         for part in self.parts:
             if part.name in parts:
                 await part.load(parts[part.name])
+
+    async def _read(self, meta: SnapshotMeta) -> tuple[memoryview, dict[str, memoryview]]:
+        """The replica's state and the parts. At index 0 there is no file: the log begins there."""
+        if meta.index == 0:
+            return memoryview(self._replica.first_state), {part.name: memoryview(b"") for part in self.parts}
+        loop = asyncio.get_running_loop()
+        return _split(await loop.run_in_executor(self._executor, self._store.read_snapshot, meta))
 
     @staticmethod
     def chunk(sender: str, wanted: SnapshotChunkWanted, data: bytes, done: bool) -> InstallSnapshot:

@@ -6,11 +6,15 @@ import asyncio
 import socket
 
 import pytest
+import structlog
+from prometheus_client import REGISTRY
 
+from dss_raft.core.messages import AppendEntries, Entry, EntryKind, TimeoutNow
 from dss_raft.net import links as links_module
 from dss_raft.net.wire import FRAME_BYTES_MAX, AppFrame, ForwardFrame, RaftFrame
 
 NOWHERE = ("127.0.0.1", 1)
+SMALL = TimeoutNow(sender="a", to="b", term=1)
 
 
 @pytest.fixture
@@ -170,3 +174,37 @@ async def test_a_port_in_use_is_an_error_at_start(start_node):
     b = await start_node("b")
     with pytest.raises(OSError, match="in use"):
         await start_node("c", listen=b.address)
+
+
+async def test_messages_that_are_too_long_together_go_in_several_frames(start_pair):
+    """What a leader has for one peer in one turn may be more than a frame."""
+    a, b = await start_pair()
+    entries = [Entry(index, 1, EntryKind.COMMANDS, bytes(FRAME_BYTES_MAX // 3)) for index in range(5)]
+    names = {"sender": "a", "to": "b", "term": 1, "prev_index": 0, "prev_term": 0, "commit": 0}
+    messages = [AppendEntries(**names, entries=[entry]) for entry in entries]
+    assert a.links.send("b", RaftFrame(list(messages)))
+    arrived = []
+    while len(arrived) < len(messages):
+        arrived += (await b.next_frame())[1].messages
+    assert arrived == messages
+
+
+async def test_a_frame_that_cannot_be_sent_is_dropped_counted_and_logged_once(start_pair):
+    a, b = await start_pair()
+    message = AppendEntries(
+        sender="a",
+        to="b",
+        term=1,
+        prev_index=0,
+        prev_term=0,
+        commit=0,
+        entries=[Entry(1, 1, EntryKind.COMMANDS, bytes(FRAME_BYTES_MAX))],
+    )
+    before = REGISTRY.get_sample_value("raft_frames_dropped_total", {"reason": "too_large"})
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(5):
+            assert not a.links.send("b", RaftFrame([message, SMALL]))
+    assert (await b.next_frame())[1] == RaftFrame([SMALL]), "the other messages of the turn arrive"
+    assert REGISTRY.get_sample_value("raft_frames_dropped_total", {"reason": "too_large"}) == before + 5
+    assert [entry["event"] for entry in logs] == ["frame_too_large"]
+    assert a.links.is_up("b")

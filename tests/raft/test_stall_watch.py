@@ -1,0 +1,36 @@
+"""A stall is: something waits, and for a while neither commits nor applying make progress."""
+
+from __future__ import annotations
+
+from dss_raft.stall_watch import StallWatch
+
+
+def stalled(ticks: list[tuple[int, int, bool]], ticks_max: int = 3) -> list[bool]:
+    watch = StallWatch(ticks_max)
+    seen = []
+    for commit, applied, is_pending in ticks:
+        watch.tick(commit, applied, is_pending)
+        seen.append(watch.is_stalled)
+    return seen
+
+
+def test_nothing_waits():
+    assert not any(stalled([(5, 5, False)] * 20))
+
+
+def test_something_waits_and_nothing_is_committed():
+    assert stalled([(5, 5, True)] * 6) == [False, False, False, False, True, True]
+
+
+def test_something_waits_and_nothing_is_applied():
+    assert stalled([(9, 5, True)] * 6)[-1]
+
+
+def test_progress_of_either_ends_it():
+    assert not any(stalled([(commit, 5, True) for commit in range(20)]))
+    assert not any(stalled([(20, applied, True) for applied in range(20)]))
+    assert stalled([(5, 5, True)] * 6 + [(6, 5, True)])[-2:] == [True, False]
+
+
+def test_it_ends_when_nothing_waits_any_longer():
+    assert stalled([(5, 5, True)] * 6 + [(5, 5, False)])[-2:] == [True, False]
