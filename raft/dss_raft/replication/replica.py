@@ -284,13 +284,12 @@ class Replica:
             session = self.sessions.get(group.node)
             if session is None or session.incarnation != group.incarnation:
                 continue
-            for seq in group.answered:
-                self.sessions.drop(group.node, seq)
+            self.sessions.forget(session, group.answered)
             for seq, _ in enumerate(group.commands, group.first_seq):
                 if seq == session.last_seq + 1:
                     session.last_seq = seq
                     result = Result(_SKIPPED.body, _SKIPPED.code, entry.index)
-                    self._answer(group.node, session, seq, result, group.node == self.node_id)
+                    self._answer(session, seq, result, group.node == self.node_id)
         self.skipped[entry.index] = 0
 
     def _apply_one(self, command: Command | Undecodable, at_ms: int, index: int, origin: Origin) -> Result | None:
