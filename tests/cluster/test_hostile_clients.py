@@ -221,3 +221,34 @@ def test_watchers_that_never_read(node: LocalNode) -> None:
             for number in range(20):
                 node.call("POST", "/lock/acquire", {"key": f"w{number}", "client": "w", "meta": meta})
                 node.call("POST", "/lock/release", {"key": f"w{number}", "client": "w"})
+
+
+def test_locks_with_large_metadata_fill_their_limit_and_nothing_else(node: LocalNode) -> None:
+    """64 keys with 8 KiB of metadata at a time: what grows is refused, and renewals and releases still work."""
+    set_limit(node, 2 * MIB)
+    try:
+        assert node.call("POST", "/lock/acquire", json.loads(BODY)).status == 200
+        with Probe(node):
+            replies = []
+            for number in range(100 * SCALE):
+                meta = {f"{member:x}": f"{number:04}" + "m" * 508 for member in range(16)}
+                keys = [f"full/{number}/{key}" for key in range(64)]
+                replies.append(
+                    node.call("POST", "/lock/acquire", {"keys": keys, "client": "full", "meta": meta, "ttl_ms": 60_000})
+                )
+            assert {reply.status for reply in replies} == {200, 429}
+            refused = replies[-1].json
+            assert (refused["code"], refused["limit"], refused["maximum"]) == ("over_limit", "lock_bytes_max", 2 * MIB)
+            limits = {row["name"]: row for row in node.call("GET", "/raft/limits").json["limits"]}
+            assert 1 <= limits["lock_bytes_max"]["share"] < 1.1
+            assert b'dss_state_bytes_max{limit="lock_bytes_max"} 2.097152e+06' in node.call("GET", "/metrics").body
+            for number in range(100 * SCALE):
+                keys = [f"full/{number}/{key}" for key in range(64)]
+                assert node.call("POST", "/lock/release", {"keys": keys, "client": "full"}).status == 200
+            assert node.call("POST", "/lock/acquire", {"key": "full/again", "client": "full", "ttl_ms": 1}).status == 200
+    finally:
+        set_limit(node, 256 * MIB)
+
+
+def set_limit(node: LocalNode, lock_bytes_max: int) -> None:
+    assert node.call("PUT", "/raft/limits", {"limits": {"lock_bytes_max": lock_bytes_max}}).status == 200
