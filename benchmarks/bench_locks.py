@@ -269,7 +269,7 @@ def main() -> None:
         "acquire+release a second, 10,000 waiters on the key": best_of(3, lambda: contended(10_000, 50_000 // scale)),
         f"bytes a held lock, exclusive, {held:,} held (target < 500)": bytes_per_lock(held, "exclusive", 60_000),
         f"bytes a held lock, shared, {held:,} held (target < 500)": bytes_per_lock(held, "shared", 60_000),
-        "leases a second ended at once": best_of(3, lambda: expire_all(100_000 // scale)),
+        "leases a second, all expired together": best_of(3, lambda: expire_all(100_000 // scale)),
         "ms to find a cycle of 10,000 waiting clients": min(deadlock_ring(10_000 // scale) for _ in range(3)),
     }
     figures["ms to find none among 10,000 in one exclusive queue"] = deadlock_crowd(10_000 // scale)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SERVICE = "lock-watchers"
 #: Watches on one node.
 WATCHES_MAX = 10_000
-#: Keys, holders and waiters in the initial state of a watch, counted together. They are sent all at once.
+#: Keys, holders and waiters in the initial state of a watch, counted together. They are sent in one turn of the event loop.
 STATE_ROWS_MAX = 25_000
 #: The approximate number of them in one part of the state.
 PART_ROWS = 500

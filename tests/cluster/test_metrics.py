@@ -110,7 +110,7 @@ def test_locks(shared_cluster: LocalCluster, node: LocalNode) -> None:
     assert moves.by("lock_acquire_total", mode="exclusive", result="held") == 1
     assert moves.by("lock_held", mode="exclusive") == 1
     assert moves.by("lock_held", mode="shared") == 1
-    assert moves.by("lock_wait_seconds_count") == 2, "granted at once is a wait, too"
+    assert moves.by("lock_wait_seconds_count") == 2, "an immediate grant is a wait, too"
     with Moves(node) as moves, Moves(shared_cluster.leader()) as leader_moves:
         for _ in range(2):
             node.call("POST", "/lock/release", {"key": "exclusive", "client": "a"})

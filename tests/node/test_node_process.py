@@ -281,7 +281,7 @@ def test_many_calls_on_one_websocket(node: Process) -> None:
         assert all(answer["ok"] for answer in answers)
         connection.send(json.dumps({"id": "r", "op": "locks.release", "request": {"key": "a", "client": "one"}}))
         last = {answer["id"]: answer for answer in (json.loads(connection.recv(PATIENCE_S)) for _ in range(2))}
-        assert last[0]["ok"] is True, "the waiter is granted when the holder lets go"
+        assert last[0]["ok"] is True, "the waiter is granted when the holder releases it"
     with pytest.raises(InvalidStatus), websocket(f"ws://127.0.0.1:{node.port}/elsewhere"):
         pass
     assert node.stop() == 0

@@ -214,7 +214,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def start(self) -> None:
         # The twin applies the same entries and is never restored.
         self.broker, self.twin, self.model = Broker(), Broker(), NaiveQueue()
-        # Few enough that a test comes to it.
+        # Small enough that a test reaches it.
         self.uncounted_max, groups.UNCOUNTED_MAX = groups.UNCOUNTED_MAX, UNCOUNTED_MAX
         self.at, self.index, self.seq = 1000, 0, 0
         self.origins: list[Origin] = []

@@ -18,7 +18,7 @@ IS_AVAILABLE = hasattr(os, "fork") and hasattr(os, "pidfd_open")
 
 #: Encoding and writing takes seconds for gigabytes. A child that takes longer hangs.
 CHILD_TIMEOUT_S = 300.0
-#: How long a killed child may take to end before its parent goes on without its status.
+#: How long a killed child may take to end before its parent continues without its status.
 KILL_TIMEOUT_S = 1.0
 
 
@@ -99,6 +99,6 @@ async def _is_over(descriptor: int, timeout_s: float) -> bool:
 
 
 def _collect_later(pid: int) -> None:
-    """Collect the status of a killed child, once it has ended: a process that waits for a disk cannot be killed at once."""
+    """Collect the status of a killed child, once it has ended: a process that waits for a disk cannot be killed immediately."""
     if os.waitpid(pid, os.WNOHANG)[0] == 0:
         asyncio.get_running_loop().call_later(KILL_TIMEOUT_S, _collect_later, pid)

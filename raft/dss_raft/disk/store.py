@@ -188,7 +188,7 @@ class LogStore:
         """The slow part of `save_snapshot`: write and sync the file. It may run in any thread, concurrently with `write`.
 
         Raises:
-            SnapshotFailed: the file could not be written. Nothing refers to it, so the store goes on.
+            SnapshotFailed: the file could not be written. Nothing refers to it, so the store continues.
         """
         return self._guard_snapshot("write", lambda: self._snapshots.write(meta, data))
 

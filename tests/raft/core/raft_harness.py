@@ -172,7 +172,7 @@ class Cluster:
                 self.collect(node)
             if not self.queue:
                 return
-        raise AssertionError("the cluster never comes to rest")
+        raise AssertionError("the cluster never settles")
 
     def tick(self, count: int = 1, *ids: str) -> None:
         """Let time pass (only for these nodes, if given). Messages arrive in between."""

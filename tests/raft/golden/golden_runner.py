@@ -185,7 +185,7 @@ class World:
                     node.core.step(message)
             if not busy:
                 return
-        self.say("never comes to rest")
+        self.say("never settles")
 
     def do_log(self, *ids: str) -> None:
         for node_id in ids:

@@ -240,7 +240,7 @@ MUTANTS: tuple[Mutant, ...] = (
         scenario="test_6_a_configuration_that_is_removed_from_the_log_is_no_longer_in_force",
     ),
     Mutant(
-        "two changes of members at once",
+        "two changes of members at the same time",
         (
             (
                 "leader",
