@@ -131,6 +131,8 @@ class DaphneServer(Server):  # type: ignore[misc]
 
     def _begin(self) -> None:
         self.ws_factory.protocol = WritableWebSocket
+        # A frame over the limit ends the connection with 1009, as under uvicorn, instead of dropping it.
+        self.ws_factory.setProtocolOptions(failByDrop=False)
         self._task = self._loop.create_task(self._run_main())
 
     async def _run_main(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
@@ -252,3 +253,12 @@ def test_locks_with_large_metadata_fill_their_limit_and_nothing_else(node: Local
 
 def set_limit(node: LocalNode, lock_bytes_max: int) -> None:
     assert node.call("PUT", "/raft/limits", {"limits": {"lock_bytes_max": lock_bytes_max}}).status == 200
+
+
+def test_a_frame_over_the_limit_is_refused_with_its_code(node: LocalNode) -> None:
+    with Probe(node), websocket(node) as client:
+        client.send(json.dumps({"id": 1, "op": "queue.publish", "request": {"topic": "t", "value": "x" * (5 * MIB)}}))
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(PATIENCE_S)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
