@@ -65,6 +65,9 @@ class EntryPoint(ABC):
     def get(self, path_and_query: str) -> Reply:
         return self.call("GET", path_and_query, b"")
 
+    def delete(self, path_and_query: str) -> Reply:
+        return self.call("DELETE", path_and_query, b"")
+
     def later(self, path: str, **fields: Any) -> list[Reply]:
         """Start a call and return once it waits at the node; after `join` the list contains its answer."""
         answers: list[Reply] = []

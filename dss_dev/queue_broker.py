@@ -11,6 +11,7 @@ from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Ack, Consume, Extend, Nack, NewMessage, Publish, Purge, PutTopic, Redrive
 from dss_queue.core.partitions import ring
 from dss_queue.core.records import DeadLettered
+from dss_queue.core.topic_commands import DeleteGroup, PutGroup
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Origin, Resolved
 
@@ -139,6 +140,12 @@ class Desk:
 
     def purge(self, **fields: Any) -> Result:
         return self.do(Purge(topic=self.topic, **fields))
+
+    def put_group(self, group: str, **fields: Any) -> Result:
+        return self.do(PutGroup(topic=self.topic, group=group, **fields))
+
+    def delete_group(self, group: str) -> Result:
+        return self.do(DeleteGroup(topic=self.topic, group=group))
 
     def cancel(self, origin: Origin) -> None:
         """The caller with this origin has disconnected."""

@@ -19,6 +19,7 @@ from dss_locks.watching import LockWatchers
 from dss_project.config import NodeConfig
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
+from dss_queue.idle_topics import IdleTopics
 from dss_queue.subscribers import Subscribers
 from dss_raft import state_usage
 from dss_raft.node import Node
@@ -53,6 +54,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     LockWatchers(node)
     queue_metrics.attach(node)
     Subscribers(node)
+    IdleTopics(node)
     cache = CacheService(node, _backing_store(config))
     cache_metrics.show(cache)
     await node.start()

@@ -131,6 +131,8 @@ class GroupStats(Part):
 
 
 class StatsAnswer(Answer, kw_only=True):
+    #: without `topic` in the call: whether topics are created by using them
+    create_topics: bool | UnsetType = UNSET
     #: without `topic` in the call: one line for each topic
     topics: list[TopicStats] | UnsetType = UNSET
     topic_count: int | UnsetType = UNSET
@@ -197,7 +199,35 @@ class TopicAnswer(Answer, kw_only=True):
     backoff_ms: int
     retention_ms: int
     dedup_window_ms: int
+    keep_ms: int
     max_bytes: int
+    index: RaftIndex
+
+
+class TopicDeletedAnswer(Answer, kw_only=True):
+    #: false: there was no such topic
+    deleted: bool
+    #: messages that were deleted with it
+    purged: int
+    index: RaftIndex
+
+
+class GroupAnswer(Answer, kw_only=True):
+    #: false: it existed already, and stays as it was
+    created: bool
+    #: messages that the group has to finish
+    pending: int
+    index: RaftIndex
+
+
+class GroupDeletedAnswer(Answer, kw_only=True):
+    #: false: there was no such group
+    deleted: bool
+    index: RaftIndex
+
+
+class QueueSettingsAnswer(Answer, kw_only=True):
+    create_topics: bool
     index: RaftIndex
 
 

@@ -13,6 +13,7 @@ from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.result import Result
 from dss_queue import answers, metrics, push
+from dss_queue.admin_operations import OPERATIONS as ADMIN_OPERATIONS
 from dss_queue.config import config_of
 from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
@@ -29,9 +30,6 @@ from dss_queue.core.commands import (
     PeekQuery,
     Publish,
     PublishRequest,
-    Purge,
-    PutTopic,
-    Redrive,
     StatsQuery,
 )
 from dss_queue.core.partitions import ring
@@ -164,18 +162,6 @@ async def extend(node: Node, request: Extend) -> Result:
     return await node.submit(request)
 
 
-async def put_topic(node: Node, request: PutTopic) -> Result:
-    return await node.submit(request)
-
-
-async def redrive(node: Node, request: Redrive) -> Result:
-    return await node.submit(request)
-
-
-async def purge(node: Node, request: Purge) -> Result:
-    return await node.submit(request)
-
-
 # ------------------------------------------------------------------ queries
 
 
@@ -215,7 +201,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "orders", "value": {"order": 42}, "key": "customer-7"},
-        problems=("too_large",),
+        problems=("too_large", "not_found"),
     ),
     Operation(
         name="queue.consume",
@@ -234,6 +220,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "timeout_ms": 1000},
+        problems=("not_found",),
     ),
     Operation(
         name="queue.ack",
@@ -250,7 +237,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "msg_id": "12-0"},
-        problems=("stale_receipt", "not_holder", "too_large"),
+        problems=("stale_receipt", "not_holder", "too_large", "not_found"),
     ),
     Operation(
         name="queue.nack",
@@ -305,42 +292,7 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="Queue",
         example={"topic": "orders"},
     ),
-    Operation(
-        name="queue.topic",
-        method="PUT",
-        path="/queue/topic",
-        request=PutTopic,
-        handle=put_topic,
-        answer=answers.TopicAnswer,
-        summary="Set a topic's settings",
-        description="Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use.",
-        tag="Queue",
-        example={"topic": "orders", "max_attempts": 20, "backoff_ms": 1000},
-    ),
-    Operation(
-        name="queue.redrive",
-        method="POST",
-        path="/queue/redrive",
-        request=Redrive,
-        handle=redrive,
-        answer=answers.RedriveAnswer,
-        summary="Return dead letters to the queue",
-        description="Returns all dead letters of the group, or `msg_id` only. Their attempts start again at zero.",
-        tag="Queue",
-        example={"topic": "orders", "group": "billing"},
-    ),
-    Operation(
-        name="queue.purge",
-        method="POST",
-        path="/queue/purge",
-        request=Purge,
-        handle=purge,
-        answer=answers.PurgeAnswer,
-        summary="Delete the messages of a topic",
-        description="Deletes all messages, including those in flight; with `dead`, the dead letters of `group` or of every group instead.",
-        tag="Queue",
-        example={"topic": "orders"},
-    ),
+    *ADMIN_OPERATIONS,
 )
 
 SUBSCRIPTIONS = push.SUBSCRIPTIONS

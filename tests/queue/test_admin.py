@@ -84,7 +84,7 @@ def test_the_lists_are_shown(boss, api):
         response = boss.get(f"/admin/dss_queue/{model}/")
         (row,) = response.context["cl"].result_list
         assert boss.get(f"/admin/dss_queue/{model}/{row.pk}/change/").status_code == 200
-    by_age = boss.get("/admin/dss_queue/backlogrow/?o=7")
+    by_age = boss.get("/admin/dss_queue/backlogrow/?o=8")
     assert by_age.context["cl"].get_ordering(by_age.wsgi_request, by_age.context["cl"].root_queryset)[0] == "oldest_age_ms", (
         "a column for people sorts, too"
     )
@@ -98,6 +98,17 @@ def test_redrive_returns_a_dead_letter_to_the_queue(boss, api):
     assert "1 returned to the queue" in page
     again = take(api)
     assert (again["msg_id"], again["attempt"]) == (got["msg_id"], 1)
+
+
+def test_groups_and_topics_are_deleted(boss, api):
+    for group in ("g", "h"):
+        api.put("/queue/group", topic="t", group=group)
+    api.post("/queue/publish", topic="u", value=1)
+    rows = backlog_rows(api.node.broker, 0)
+    assert "2 groups deleted" in act(boss, "backlogrow", "delete_groups", *rows)
+    assert not api.node.broker.topics["t"].groups
+    assert "2 topics deleted" in act(boss, "backlogrow", "delete_topics", *backlog_rows(api.node.broker, 0))
+    assert not api.node.broker.topics
 
 
 def test_requeue_returns_a_message_in_flight_to_the_queue(boss, api):

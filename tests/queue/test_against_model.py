@@ -26,6 +26,7 @@ from dss_queue.core.commands import (
     Redrive,
 )
 from dss_queue.core.inspection import peek, stats
+from dss_queue.core.topic_commands import DeleteGroup, PutGroup
 from dss_raft.replication.machine import Origin, Resolved
 
 TOPIC = "t"
@@ -89,6 +90,7 @@ class NaiveQueue:
         self.waiters: list[Waiting] = []
         self.answers: dict[Origin, Any] = {}
         self.published = 0
+        self.keeps = False
 
     def publish(self, number: int, key: str, delay_ms: int) -> None:
         ready_ms = self.at + delay_ms if delay_ms else 0
@@ -97,11 +99,32 @@ class NaiveQueue:
         for entries in self.groups.values():
             entries[number] = Entry(number, key, ready_ms)
 
-    def group(self, name: str) -> dict[int, Entry]:
+    def group(self, name: str, start: int = 0) -> dict[int, Entry]:
         if name not in self.groups:
-            self.groups[name] = {n: Entry(n, key, ready_ms) for n, key, ready_ms in self.numbers}
+            entries = self.groups[name] = {n: Entry(n, key, ready_ms) for n, key, ready_ms in self.numbers}
+            behind_delayed: set[str] = set()
+            for entry in entries.values():
+                if entry.number >= start or entry.key in behind_delayed:
+                    continue
+                if entry.ready_ms <= self.at:
+                    entry.status = "done"
+                elif entry.key:
+                    behind_delayed.add(entry.key)
+            self.drop_finished()
             self.settle()
         return self.groups[name]
+
+    def delete_group(self, name: str) -> None:
+        for w in [w for w in self.waiters if w.group == name]:
+            self.waiters.remove(w)
+            self.answers[w.origin] = "not_found"
+        del self.groups[name]
+        self.drop_finished()
+
+    def drop_finished(self) -> None:
+        if self.groups and not self.keeps:
+            groups = self.groups.values()
+            self.numbers = [line for line in self.numbers if any(g[line[0]].open and not g[line[0]].private for g in groups)]
 
     def head(self, name: str, key: str) -> Entry | None:
         """The only message of a key that may be delivered next; None while one is in flight."""
@@ -149,8 +172,7 @@ class NaiveQueue:
 
     def finish(self, name: str, entry: Entry, status: str) -> None:
         entry.status = status
-        if not entry.private and all(not g[entry.number].open or g[entry.number].private for g in self.groups.values()):
-            self.numbers = [line for line in self.numbers if line[0] != entry.number]
+        self.drop_finished()
         self.settle()
 
     def give_back(self, name: str, entry: Entry, delay_ms: int) -> None:
@@ -257,6 +279,8 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     def told(self, result):
         """An answer in the terms of the model. Receipts come from the broker, so the model copies them."""
+        if result.code:
+            return result.code
         for message in result.body["messages"]:
             number = number_of(message["msg_id"])
             for entries in self.model.groups.values():
@@ -442,6 +466,37 @@ class QueueAgainstModel(RuleBasedStateMachine):
         else:
             entry.due_ms, entry.visibility_ms, entry.received = self.at + 50, 50, True
             assert result.body["visible_until_ms"] == entry.due_ms
+
+    @rule(data=st.data(), name=GROUPS, start=st.sampled_from(["first", "now", "message"]))
+    def declare(self, data, name, start):
+        msg_id = data.draw(st.sampled_from(self.ids[-8:])) if start == "message" else None
+        command = PutGroup(topic=TOPIC, group=name, start="first" if msg_id else start, msg_id=msg_id)
+        result, _ = self.apply(command)
+        created = name not in self.model.groups
+        entries = self.model.group(name, number_of(msg_id) if msg_id else {"first": 0, "now": 1 << 100}[start])
+        assert result.body == {"created": created, "pending": sum(entry.open for entry in entries.values())}
+        self.end()
+
+    @rule(name=GROUPS, really=st.integers(0, 2))
+    def delete_group(self, name, really):
+        if really:
+            return
+        result, _ = self.apply(DeleteGroup(topic=TOPIC, group=name))
+        assert result.body["deleted"] == (name in self.model.groups)
+        if name in self.model.groups:
+            self.model.delete_group(name)
+        self.end()
+
+    @rule(keeps=st.booleans(), really=st.integers(0, 2))
+    def keep_for_later_groups(self, keeps, really):
+        """For longer than any test; that it ends is tested elsewhere."""
+        if really:
+            return
+        keep_ms = 10**9 if keeps else 0
+        self.apply(PutTopic(topic=TOPIC, max_attempts=MAX_ATTEMPTS, backoff_ms=BACKOFF_MS, retention_ms=0, keep_ms=keep_ms))
+        self.model.keeps = keeps
+        self.model.drop_finished()
+        self.end()
 
     @rule(ms=st.sampled_from([1, 5, 10, 20, 60]))
     def time_passes(self, ms):

@@ -257,6 +257,11 @@ def test_one_message_that_is_too_large_refuses_the_whole_call(api):
         ("post", "/queue/nack", {"topic": "t", "group": "g", "msg_id": ""}, "msg_id"),
         ("post", "/queue/extend", {"topic": "t", "group": "g", "msg_id": "1-0", "visibility_ms": 0}, "visibility_ms"),
         ("put", "/queue/topic", {"topic": "t", "max_attempts": 0}, "max_attempts"),
+        ("put", "/queue/topic", {"topic": "t", "keep_ms": -1}, "keep_ms"),
+        ("put", "/queue/group", {"topic": "t"}, "group"),
+        ("put", "/queue/group", {"topic": "t", "group": "g", "start": "last"}, "start"),
+        ("put", "/queue/group", {"topic": "t", "group": "g", "start": "now", "msg_id": "1-0"}, "start"),
+        ("put", "/queue/settings", {"create_topics": 3}, "create_topics"),
         ("post", "/queue/redrive", {"topic": "t"}, "group"),
         ("post", "/queue/purge", {}, "topic"),
     ],
@@ -268,7 +273,53 @@ def test_a_refusal_of_bad_input_names_the_field(api, method, path, fields, field
     assert not api.node.commands
 
 
+def test_a_topic_is_deleted(api):
+    publish(api, 1, 2)
+    status, answer, _ = api.delete("/queue/topic?topic=t")
+    assert (status, answer) == (200, {"ok": True, "deleted": True, "purged": 2, "index": 3})
+    assert api.get("/queue/stats?topic=t")[1]["exists"] is False
+    status, answer, _ = api.delete("/queue/topic?topic=t")
+    assert (status, answer["deleted"], answer["purged"]) == (200, False, 0)
+
+
+def test_a_group_is_created_and_deleted(api):
+    (first, _) = publish(api, 1, 2)
+    status, answer, _ = api.put("/queue/group", topic="t", group="g", msg_id=first)
+    assert (status, answer) == (200, {"ok": True, "created": True, "pending": 2, "index": 3})
+    status, answer, _ = api.put("/queue/group", topic="t", group="late", start="now")
+    assert (status, answer["created"], answer["pending"]) == (200, True, 0)
+    assert api.put("/queue/group", topic="t", group="g")[1]["created"] is False
+    assert take(api, group="late")["empty_reason"] == "no_messages"
+    status, answer, _ = api.put("/queue/group", topic="t", group="new", msg_id="x")
+    assert (status, answer["code"], answer["field"]) == (400, "invalid", "msg_id")
+    status, answer, _ = api.delete("/queue/group?topic=t&group=g")
+    assert (status, answer["ok"], answer["deleted"]) == (200, True, True)
+    assert api.delete("/queue/group?topic=t&group=g")[1]["deleted"] is False
+    assert [one["group"] for one in api.get("/queue/stats?topic=t")[1]["groups"]] == ["late"]
+
+
+def test_a_consume_that_waits_ends_when_its_topic_is_deleted(api):
+    waiting = api.later("/queue/consume", topic="t", group="g", timeout_ms=20_000)
+    api.delete("/queue/topic?topic=t")
+    api.join()
+    ((status, answer, _),) = waiting
+    assert (status, answer["code"]) == (404, "not_found")
+
+
+def test_topics_are_not_created_by_using_them_where_that_is_forbidden(api):
+    status, answer, _ = api.put("/queue/settings", create_topics=False)
+    assert (status, answer) == (200, {"ok": True, "create_topics": False, "index": 1})
+    status, answer, _ = api.post("/queue/publish", topic="typo", value=1)
+    assert (status, answer["code"]) == (404, "not_found")
+    assert "create_topics" in answer["detail"]
+    assert api.post("/queue/consume", topic="typo", group="g")[0] == 404
+    assert api.put("/queue/group", topic="typo", group="g")[0] == 404
+    assert api.get("/queue/stats")[1]["create_topics"] is False
+    assert api.put("/queue/topic", topic="t", keep_ms=60_000)[1]["keep_ms"] == 60_000
+    publish(api, 1)
+
+
 def test_every_operation_of_the_queue_is_tested_here():
     """Every operation has a test in this file."""
-    calls = {"publish", "consume", "ack", "nack", "extend", "stats", "peek", "topic", "redrive", "purge"}
+    calls = {"publish", "consume", "ack", "nack", "extend", "stats", "peek", "topic", "group", "settings", "redrive", "purge"}
     assert {operation.path for operation in operations.OPERATIONS} == {f"/queue/{call}" for call in calls}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dss_queue.core import broker as broker_module
-from dss_queue.core import publishing
+from dss_queue.core import administration, publishing
 from dss_queue.core.commands import Publish
 
 
@@ -84,7 +83,7 @@ def test_dead_letters_count_towards_max_bytes(desk):
 
 def test_topics_and_groups_are_bounded(desk, monkeypatch):
     monkeypatch.setattr(publishing, "TOPICS_MAX", 2)
-    monkeypatch.setattr(broker_module, "GROUPS_PER_TOPIC_MAX", 2)
+    monkeypatch.setattr(administration, "GROUPS_PER_TOPIC_MAX", 2)
     desk.publish(0)
     desk.publish(0, topic="second")
     assert publish_result(desk, desk.message(0, topic="third")).code == "over_limit"

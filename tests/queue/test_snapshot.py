@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 
 import msgspec
@@ -9,7 +10,8 @@ import pytest
 
 from dss_dev.queue_broker import Desk
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import Ack, Consume, Nack, Publish, Purge, PutTopic, Redrive
+from dss_queue.core.commands import Ack, Consume, GiveBack, MarkReceived, Nack, Publish, Purge, PutTopic, Redrive
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.machine import Origin
 
 
@@ -36,12 +38,35 @@ def random_command(rng, desk):
     if kind < 94 and held:
         delivery = rng.choice(held)
         number, g = delivery.message.number, delivery.handout.group
-        named = {"topic": g.messages.topic, "group": g.name, "msg_id": f"{number >> 24}-{number % 2**24}"}
-        return Ack(**named) if kind < 82 else Nack(**named, dead=kind > 90)
+        msg_id = f"{number >> 24}-{number % 2**24}"
+        named = {"topic": g.messages.topic, "group": g.name, "msg_id": msg_id}
+        if kind > 88:
+            pushed = {
+                "topic": g.messages.topic,
+                "group": g.name,
+                "msg_ids": [msg_id],
+                "receipts": [f"{msg_id}.{delivery.serial:x}"],
+            }
+            return GiveBack(**pushed) if kind > 91 else MarkReceived(**pushed, received=kind > 90)
+        return Ack(**named) if kind < 82 else Nack(**named, dead=kind > 86)
+    if kind < 95:
+        return rng.choice(
+            [
+                DeleteTopic(topic=topic),
+                DeleteGroup(topic=topic, group=group),
+                DropIdle(topics=["t", "u"]),
+                PutQueueSettings(create_topics=rng.choice([True, False])),
+            ]
+        )
+    if kind < 97:
+        return PutGroup(topic=topic, group=rng.choice(["g", "h", "late"]), start=rng.choice(["first", "now"]))
     if kind < 98:
         return Redrive(topic=topic, group=group)
     if kind < 99:
-        return PutTopic(topic=topic, max_attempts=2, backoff_ms=5, retention_ms=rng.choice([0, 1500]), dedup_window_ms=200)
+        retention_ms, keep_ms = rng.choice([0, 1500]), rng.choice([0, 900, 3000])
+        return PutTopic(
+            topic=topic, max_attempts=2, backoff_ms=5, retention_ms=retention_ms, dedup_window_ms=200, keep_ms=keep_ms
+        )
     return Purge(topic=topic)
 
 
@@ -128,3 +153,48 @@ def test_another_format_is_refused():
     state[0] = 99
     with pytest.raises(ValueError, match="format 99"):
         Broker().restore(msgspec.msgpack.encode(state))
+
+
+#: Written by release 0.2.0: messages in flight, returned, delayed, keyed and dead, a waiter, a topic with settings.
+OLD = """
+lQLOAA9CQBKTm6F0AYWsbWF4X2F0dGVtcHRzA6piYWNrb2ZmX21zzROIrHJldGVudGlvbl9tc84k
+DIQAr2RlZHVwX3dpbmRvd19tc84ABJPgqW1heF9ieXRlc85AAAAAkcSTl5jOAgAAAKAAxAExxADO
+AA9CQAAAmM4CAAADoAPEATTEAM4AD0JAAACYzgIAAASgBMQBNcQAzgAPQkAAAJjOAgAABaAFxAE2
+xADOAA9CQAAAmM4DAAAAoWsFxAE3xADOAA9CQAAAmM4DAAABoWsFxAE4xADOAA9CQAAAmM4EAAAA
+oAjEATnEAM4AD0JAzgAQLKAAkIGheJPOBAAAAAjOAA9CQAkAk2QJAJPOABAsoM4kG8ZAzgAT1iCS
+maFnzgIAAASAkJGWzgIAAAABkZUBzgAPQkDOAA9CQKRuYWNrom4xCQfOAA9VyJGazgIAAAKgAsQB
+M8QAzgAPQkDOAA9CQAGocmVqZWN0ZWSRlQHOAA9CQM4AD0JAqHJlamVjdGVkom4xkAeWBAABgahy
+ZWplY3RlZAGTZAQAk2QBAJmlb3RoZXLOAgAABICQkZbOAgAAAwCQDQAAkJAHlgEAAICTZAEAkwAA
+AJulcGxhaW4EhaxtYXhfYXR0ZW1wdHMUqmJhY2tvZmZfbXMArHJldGVudGlvbl9tc84kDIQAr2Rl
+ZHVwX3dpbmRvd19tc84ABJPgqW1heF9ieXRlc85AAAAAkcQWkZjOBQAAAKAAxAIxMMQAzgAPQkAA
+AJCAAQCTZAEAkwDOJBvGQACQm6RpZGxlD4WsbWF4X2F0dGVtcHRzFKpiYWNrb2ZmX21zAKxyZXRl
+bnRpb25fbXPOJAyEAK9kZWR1cF93aW5kb3dfbXPOAAST4KltYXhfYnl0ZXPOQAAAAJCQgAAAkwAA
+AJMAAACRmaF3/4CQkJCRlpOibjEBDBLNOpgBoM4AD5BgAJYAAACAkwAAAJMAAACSlZOibjEBCaCh
+dKFnkZfOAgAAAwsBzgAPQkDNOpjOAA982JCVk6JuMQELoKF0pW90aGVykZfOAgAAAA4BzgAPQkDN
+OpjOAA982JA=
+"""
+
+
+def test_a_snapshot_of_the_previous_format_is_read():
+    desk = Desk()
+    desk.broker.restore(base64.b64decode(OLD))
+    desk.index, desk.at_ms = 100, 1_001_000
+    topic = desk.broker.topics["t"]
+    assert (topic.used_ms, topic.messages.kept, desk.broker.registry.create_topics) == (1_000_000, [], True)
+    assert topic.messages.settings.keep_ms == 0
+    assert desk.values(10) == [5, 6, 7]
+    desk.pass_ms(70_000)
+    desk.pass_ms(6000)  # the backoff
+    desk.redrive()
+    messages = desk.take(20)
+    assert {json_value(one): one["attempt"] for one in messages} == {1: 2, 3: 1, 4: 2, 5: 2, 6: 2, 7: 2, 9: 1}
+    assert desk.values(20, group="other") == [1, 4, 5, 6, 7, 9]
+    assert desk.values(20, topic="plain") == [10]
+    before = desk.broker.snapshot()
+    desk.restart()
+    assert desk.broker.snapshot() == before
+    check_accounts(desk.broker)
+
+
+def json_value(message):
+    return msgspec.json.decode(message["value"])

@@ -17,6 +17,7 @@ import msgspec
 from dss_queue.core.records import Ending, Message
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
+from dss_queue.core.window import Chain
 from dss_raft.replication.deadlines import NO_TIMER
 
 #: States of a key in a group. Without a record the head of the key's chain is ready.
@@ -287,6 +288,28 @@ class Backlog:
         else:
             state.state = READY
             heappush(self.ready, number)
+
+    def skip(self, key: str) -> None:
+        """A new group does not get the first message of a key that it has not skipped yet."""
+        state = self.keys.get(key)
+        if state is None:
+            state = self.keys[key] = KeyState(self.messages.chains[key].start, IDLE)
+        state.position += 1
+
+    def chain_is_new(self, key: str, at_ms: int) -> None:
+        """A new group comes to the messages of a key."""
+        chain, state = self.messages.chains[key], self.keys.get(key)
+        if state is not None:
+            self._offer_head(key, state, at_ms)
+            return
+        head = chain.get(chain.start)
+        assert head is not None
+        self.chain_begins(self.messages.by_number[head], at_ms)
+
+    def past_of(self, chain: Chain) -> list[int]:
+        """The messages of a key that the group is finished with and the topic retains."""
+        state = self.keys.get(chain.key)
+        return [] if state is None else chain.following(chain.start, state.position - chain.start)
 
     def chain_begins(self, message: Message, at_ms: int) -> None:
         """The first message of a key that has no other in the topic."""

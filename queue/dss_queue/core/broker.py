@@ -26,9 +26,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from dss_api.result import Result
+from dss_queue.core.administration import Administration
 from dss_queue.core.backlog import Returned
 from dss_queue.core.commands import (
-    GROUPS_PER_TOPIC_MAX,
     Ack,
     Consume,
     Deliveries,
@@ -41,14 +41,14 @@ from dss_queue.core.commands import (
     Purge,
     PutTopic,
     Redrive,
-    TopicSettings,
 )
 from dss_queue.core.group import Callers, Delivery, Group, Waiter
-from dss_queue.core.publishing import Publisher, over_limit, too_many_topics
+from dss_queue.core.publishing import Publisher
 from dss_queue.core.records import message_number, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.snapshot import decode_state, encode_state
 from dss_queue.core.topic import Topic, TopicTimer
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
 
@@ -94,6 +94,11 @@ class Broker:
         PutTopic,
         Redrive,
         Purge,
+        DeleteTopic,
+        PutGroup,
+        DeleteGroup,
+        PutQueueSettings,
+        DropIdle,
     )
 
     def __init__(self, locks: Locks | None = None) -> None:
@@ -103,7 +108,12 @@ class Broker:
         self.callers = Callers()
         #: the highest stamp seen
         self.at_ms = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """The state is new: connect what works on it."""
         self._publisher = Publisher(self.topics, self.registry, self.callers)
+        self._administration = Administration(self.topics, self.registry, self._publisher)
         self._appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             Publish: self._publish,
             Consume: self._consume,
@@ -112,9 +122,7 @@ class Broker:
             Extend: self._extend,
             GiveBack: self._give_back,
             MarkReceived: self._mark_received,
-            PutTopic: self._put_topic,
-            Redrive: self._redrive,
-            Purge: self._purge,
+            **self._administration.appliers,
         }
 
     # ------------------------------------------------------- the machine's contract
@@ -209,7 +217,7 @@ class Broker:
 
         def install() -> None:
             self.at_ms, self.registry, self.callers, self.topics = at_ms, registry, callers, topics
-            self._publisher = Publisher(topics, registry, callers)
+            self._begin()
 
         return install
 
@@ -226,14 +234,13 @@ class Broker:
     # ------------------------------------------------------------------- consume
 
     def _consume(self, command: Consume, at_ms: int, index: int, origin: Origin) -> Result | None:
-        group = self._group(command.topic, command.group)
+        group = self._administration.find_group(command.topic, command.group)
         if group is None:
-            topic = self.topics.get(command.topic) or self._publisher.new_topic(command.topic)
-            if topic is None:
-                return too_many_topics()
-            if len(topic.groups) >= GROUPS_PER_TOPIC_MAX:
-                return over_limit(f"topic {command.topic!r} has {GROUPS_PER_TOPIC_MAX} groups")
-            group = topic.add_group(command.group, at_ms)
+            made = self._administration.create_group(command.topic, command.group, at_ms)
+            if isinstance(made, Result):
+                return made
+            group = made
+        self.topics[command.topic].used_ms = at_ms
         attempt_id, visibility_ms = command.attempt_id, command.visibility_ms
         if attempt_id:
             waiting = group.waiting_attempts.get(attempt_id)
@@ -252,14 +259,10 @@ class Broker:
         group.add_waiter(waiter, at_ms + command.timeout_ms)
         return None
 
-    def _group(self, topic_name: str, group_name: str) -> Group | None:
-        topic = self.topics.get(topic_name)
-        return None if topic is None else topic.groups.get(group_name)
-
     # --------------------------------------------------------- ack, nack, extend
 
     def _ack(self, command: Ack, at_ms: int, index: int, origin: Origin) -> Result:
-        group = self._group(command.topic, command.group)
+        group = self._administration.find_group(command.topic, command.group)
         if command.msg_id is not None and not command.publish and not command.release:
             held, is_stale = _held(group, command.msg_id, command.receipt)
             if is_stale:
@@ -321,7 +324,7 @@ class Broker:
         )
 
     def _nack(self, command: Nack, at_ms: int, index: int, origin: Origin) -> Result:
-        group = self._group(command.topic, command.group)
+        group = self._administration.find_group(command.topic, command.group)
         held, is_stale = _held(group, command.msg_id, command.receipt)
         if is_stale:
             return _stale(command.msg_id)
@@ -337,7 +340,7 @@ class Broker:
         return Result({"nacked": True, "dead": is_dead})
 
     def _extend(self, command: Extend, at_ms: int, index: int, origin: Origin) -> Result:
-        group = self._group(command.topic, command.group)
+        group = self._administration.find_group(command.topic, command.group)
         held, _ = _held(group, command.msg_id, command.receipt)
         if group is None or not isinstance(held, Delivery):
             return _stale(command.msg_id)
@@ -360,39 +363,9 @@ class Broker:
 
     def _deliveries(self, command: Deliveries) -> tuple[Group | None, list[Delivery]]:
         """Those of the command's deliveries that are still in flight."""
-        group = self._group(command.topic, command.group)
+        group = self._administration.find_group(command.topic, command.group)
         found = [_held(group, *one)[0] for one in zip(command.msg_ids, command.receipts, strict=True)]
         return group, [held for held in found if isinstance(held, Delivery)]
-
-    # -------------------------------------------------------------------- topics
-
-    def _put_topic(self, command: PutTopic, at_ms: int, index: int, origin: Origin) -> Result:
-        topic = self.topics.get(command.topic) or self._publisher.new_topic(command.topic)
-        if topic is None:
-            return too_many_topics()
-        settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__}
-        topic.settings_changed(TopicSettings(**settings), at_ms)
-        return Result({"topic": command.topic, **settings})
-
-    def _redrive(self, command: Redrive, at_ms: int, index: int, origin: Origin) -> Result:
-        group = self._group(command.topic, command.group)
-        if group is None:
-            return Result({"redriven": 0})
-        numbers = sorted(group.dead) if command.msg_id is None else [message_number(command.msg_id)]
-        numbers = [number for number in numbers if number in group.dead]
-        for number in numbers:
-            group.redrive(number, at_ms)
-        group.serve(at_ms)
-        return Result({"redriven": len(numbers)})
-
-    def _purge(self, command: Purge, at_ms: int, index: int, origin: Origin) -> Result:
-        topic = self.topics.get(command.topic)
-        if topic is None:
-            return Result({"purged": 0})
-        if not command.dead:
-            return Result({"purged": topic.purge()})
-        groups = [group for group in topic.groups.values() if command.group in ("", group.name)]
-        return Result({"purged": sum(group.forget_dead() for group in groups)})
 
 
 def _held(group: Group | None, msg_id: str, receipt: str | None) -> tuple[Delivery | Returned | None, bool]:

@@ -277,6 +277,8 @@ class TopicSettings(Fields, kw_only=True):
     retention_ms: DurationMs = RETENTION_MS_DEFAULT
     #: how long a dedup_id is remembered; 0: not at all
     dedup_window_ms: DurationMs = DEDUP_WINDOW_MS_DEFAULT
+    #: how long after its publication a message stays for groups that come later, although every group has finished it; 0: not at all
+    keep_ms: DurationMs = 0
     #: bytes of values, keys and headers in the topic, dead letters included; 0: only the limit of the node applies
     max_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = TOPIC_BYTES_DEFAULT
 

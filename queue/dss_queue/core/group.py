@@ -109,6 +109,8 @@ class Group:
         #: answered consumes by their attempt_id, while their messages are in flight
         self.replays: dict[str, Handout] = {}
         self.counters = Counters()
+        #: created by a call of its own, not by a consume
+        self.declared = False
         self._registry = registry
         self._callers = callers
 
@@ -345,6 +347,13 @@ class Group:
         if returned is not None:
             self.backlog.forget_returned(returned)
         self._bury(message, attempts, history, "expired", at_ms)
+
+    def close(self) -> None:
+        """The group is deleted: its waiters are refused, and everything else goes."""
+        for waiter in [waiter for waiter in self.waiters if waiter.live]:
+            self.answer(waiter, Result({"detail": "the topic or the group was deleted"}, "not_found"))
+        self.reset(0)
+        self.forget_dead()
 
     def reset(self, cursor: int) -> None:
         """Everything but dead letters and waiters is gone."""

@@ -23,7 +23,8 @@ def stats(broker: Broker, topic_name: str, now_ms: int) -> dict[str, Any]:
     """The answer of `GET /queue/stats`: one topic with its groups, or the list of topics."""
     if not topic_name:
         topics = list(islice(broker.topics.values(), TOPICS_SHOWN_MAX))
-        return {"topics": [_topic_line(topic, now_ms) for topic in topics], "topic_count": len(broker.topics)}
+        lines = [_topic_line(topic, now_ms) for topic in topics]
+        return {"topics": lines, "topic_count": len(broker.topics), "create_topics": broker.registry.create_topics}
     topic = broker.topics.get(topic_name)
     if topic is None:
         return {"topic": topic_name, "exists": False, "messages": 0, "groups": []}

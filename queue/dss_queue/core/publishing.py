@@ -24,7 +24,7 @@ class Publisher:
         self._entry_index = 0
         self._entry_count = 0
 
-    def new_topic(self, name: str) -> Topic | None:
+    def new_topic(self, name: str, at_ms: int) -> Topic | None:
         """Add a topic; None when there are too many."""
         if len(self._topics) >= TOPICS_MAX:
             return None
@@ -32,7 +32,17 @@ class Publisher:
         first = registry.next_serial()
         registry.serial += TIMERS - 1
         topic = self._topics[name] = Topic(name, registry, self._callers, first)
+        topic.used_ms = at_ms
         return topic
+
+    def may_not_create(self, name: str) -> Result | None:
+        """A refusal when a topic that does not exist must not be created by using it."""
+        if self._registry.create_topics:
+            return None
+        detail = (
+            f"topic {name!r} does not exist, and topics are not created by using them (`create_topics` of PUT /queue/settings)"
+        )
+        return Result({"detail": detail}, "not_found")
 
     def over_limits(self, messages: list[NewMessage], at_ms: int) -> Result | None:
         """A refusal when these messages do not fit. Duplicates need no space."""
@@ -51,7 +61,10 @@ class Publisher:
             topic = topics.get(name)
             if topic is None:
                 new_topics += 1
-            elif (limit := topic.messages.settings.max_bytes) and topic.messages.bytes + size > limit:
+                refused = self.may_not_create(name)
+                if refused is not None:
+                    return refused
+            elif (limit := topic.messages.settings.max_bytes) and not topic.messages.make_room(size, limit):
                 return over_limit(f"topic {name!r} holds {topic.messages.bytes} of {limit} bytes")
         if total > TOTAL_BYTES_MAX:
             return over_limit(f"all topics hold {self._registry.bytes} of {TOTAL_BYTES_MAX} bytes")
@@ -64,7 +77,7 @@ class Publisher:
         return [self._store(new, at_ms, index) for new in messages]
 
     def _store(self, new: NewMessage, at_ms: int, index: int) -> dict[str, Any]:
-        topic = self._topics.get(new.topic) or self.new_topic(new.topic)
+        topic = self._topics.get(new.topic) or self.new_topic(new.topic, at_ms)
         assert topic is not None
         if new.dedup_id:
             known = topic.dedup.get(new.dedup_id)

@@ -25,6 +25,8 @@ class Registry:
     def __init__(self) -> None:
         self.deadlines: Deadlines[Timed] = Deadlines(attrgetter("due_ms"), attrgetter("serial"))
         self.events: list[Event] = []
+        #: whether publish and consume create topics
+        self.create_topics = True
         #: bytes of all topics
         self.bytes = 0
         #: the last number that `next_serial` gave out

@@ -79,6 +79,8 @@ class _Group(msgspec.Struct, array_like=True):
     waiters: list[_Waiter]
     pending: int
     counters: Counters
+    # Missing in older snapshots.
+    declared: bool = False
 
 
 class _Topic(msgspec.Struct, array_like=True):
@@ -94,6 +96,9 @@ class _Topic(msgspec.Struct, array_like=True):
     publish_rate: Rate
     timers_ms: list[int]
     groups: list[_Group]
+    # Missing in older snapshots.
+    kept: list[int] = []
+    used_ms: int | None = None
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -102,6 +107,8 @@ class _State(msgspec.Struct, array_like=True):
     serial: int
     topics: list[_Topic]
     handouts: list[_Handout]
+    # Missing in older snapshots.
+    create_topics: bool = True
 
 
 _decoder = msgspec.msgpack.Decoder(_State)
@@ -118,6 +125,7 @@ def encode_state(at_ms: int, registry: Registry, callers: Callers, topics: dict[
             registry.serial,
             [_topic_state(topic) for topic in topics.values()],
             [_handout_state(handout) for handout in callers.handouts.values()],
+            registry.create_topics,
         )
     )
 
@@ -136,6 +144,7 @@ def decode_state(
     for topic_state in state.topics:
         restoring = _Restoring(topic_state, registry, callers)
         yield from restoring.run()
+        restoring.topic.used_ms = state.at_ms if topic_state.used_ms is None else topic_state.used_ms
         topics[topic_state.name] = restoring.topic
     for handout_state in state.handouts:
         _restore_handout(topics[handout_state.topic].groups[handout_state.group], handout_state, registry, callers)
@@ -144,7 +153,7 @@ def decode_state(
         for group in topic.groups.values():
             _fill_ready(group.backlog)
             yield
-    registry.serial = state.serial
+    registry.serial, registry.create_topics = state.serial, state.create_topics
     return state.at_ms
 
 
@@ -164,6 +173,8 @@ def _topic_state(topic: Topic) -> _Topic:
         topic.publish_rate,
         [timer.due_ms for timer in topic.timers],
         [_group_state(group) for group in topic.groups.values()],
+        topic.messages.kept_numbers(),
+        topic.used_ms,
     )
 
 
@@ -193,6 +204,7 @@ def _group_state(group: Group) -> _Group:
         [_Waiter(w.origin, w.serial, w.visibility_ms, w.messages_max, w.attempt_id, w.due_ms) for w in group.waiters if w.live],
         backlog.pending,
         group.counters,
+        group.declared,
     )
 
 
@@ -227,7 +239,7 @@ class _Restoring:
         topic.published, topic.expired, topic.publish_rate = state.published, state.expired, state.publish_rate
         topic.restore_dedup(state.dedup)
         yield
-        unkeyed_from = _earliest(state.groups)
+        unkeyed_from = 0 if state.settings.keep_ms else _earliest(state.groups)
         for piece in state.messages:
             self._restore_messages(_piece_decoder.decode(piece), unkeyed_from)
             yield
@@ -235,6 +247,7 @@ class _Restoring:
         for group_state in state.groups:
             topic.attach(self._group(group_state))
             yield
+        messages.kept = state.kept
         for timer, due_ms in zip(topic.timers, state.timers_ms, strict=True):
             if due_ms:
                 self._registry.arm(timer, due_ms)
@@ -266,7 +279,7 @@ class _Restoring:
         backlog.keys, backlog.pending = state.keys, state.pending
         backlog.private = {message.number: message for message in state.private}
         group.dead = {dead.number: dead for dead in state.dead}
-        group.counters = state.counters
+        group.counters, group.declared = state.counters, state.declared
         for r in state.returned:
             message = backlog.find(r.number)
             assert message is not None

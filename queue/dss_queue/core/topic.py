@@ -49,11 +49,21 @@ class Topic:
         #: messages that were too old before the topic had a group
         self.expired = 0
         self.publish_rate = Rate()
+        #: applied time of the last publish or consume
+        self.used_ms = 0
+        self.messages.on_kept = self._await_end_of_keep
         self._registry = registry
         self._callers = callers
         self._delay_timer = TopicTimer(self, serial)
         self._retention_timer = TopicTimer(self, serial + 1)
         self._dedup_timer = TopicTimer(self, serial + 2)
+
+    @property
+    def is_idle(self) -> bool:
+        """It has nothing that its deletion would lose: no messages, settings, dedup_ids or declared groups. Nobody waits."""
+        if self.messages.by_number or self.dedup or self.messages.settings != TopicSettings():
+            return False
+        return not any(group.declared or group.dead or group.backlog.pending or group.waiters for group in self.groups.values())
 
     @property
     def timers(self) -> tuple[TopicTimer, TopicTimer, TopicTimer]:
@@ -77,6 +87,7 @@ class Topic:
             message.partition = self.published % PARTITIONS
         messages.by_number[number] = message
         self.published += 1
+        self.used_ms = at_ms
         self.publish_rate.add(at_ms)
         messages.add_bytes(message.size)
         for group in self.groups.values():
@@ -88,7 +99,7 @@ class Topic:
             self._registry.arm(self._delay_timer, messages.hidden_heap[0][0])
         else:
             messages.unkeyed.append(number)
-        if not self._retention_timer.due_ms:
+        if not self._retention_timer.due_ms or messages.settings.keep_ms:
             self._await_retention(message.published_ms, at_ms)
 
     def _add_to_chain(self, message: Message, at_ms: int) -> None:
@@ -119,12 +130,15 @@ class Topic:
 
     # -------------------------------------------------------------------- groups
 
-    def add_group(self, name: str, at_ms: int) -> Group:
-        """A new group gets every retained message, the oldest first."""
+    def add_group(self, name: str, at_ms: int, start: int = 0) -> Group:
+        """A new group gets every retained message, the oldest first.
+
+        It skips those with a number below `start`, except messages that are still delayed and those behind them with their key.
+        """
         messages = self.messages
         messages.trim_unkeyed()
         unkeyed = messages.unkeyed
-        group = Group(messages, name, self._registry, self._callers, unkeyed.start)
+        group = Group(messages, name, self._registry, self._callers, unkeyed.position_of(start))
         first = unkeyed.get(unkeyed.start)
         behind = dict(messages.released)
         for other in self.groups.values():
@@ -135,13 +149,63 @@ class Topic:
                 if first is None or number < first:
                     behind[number] = None
         for number in sorted(behind):
-            group.backlog.meet(messages.by_number[number])
+            if number >= start:
+                group.backlog.meet(messages.by_number[number])
+        skipped = self._skipped(start, at_ms) if start else []
+        for message in skipped:
+            if message.key:
+                group.backlog.skip(message.key)
         for chain in messages.chains.values():
-            head = chain.get(chain.start)
-            assert head is not None
-            group.backlog.chain_begins(messages.by_number[head], at_ms)
+            group.backlog.chain_is_new(chain.key, at_ms)
         self.attach(group)
+        for message in skipped:
+            group.backlog.pending -= 1
+            messages.finished_by_one_more(message)
         return group
+
+    def _skipped(self, start: int, at_ms: int) -> list[Message]:
+        """The messages that a new group does not get if it begins with number `start`."""
+        skipped: list[Message] = []
+        delayed_keys: set[str] = set()
+        for message in self.messages.by_number.values():
+            if message.number >= start:
+                break
+            if message.key in delayed_keys:
+                continue
+            if message.key and message.ready_ms > at_ms:
+                delayed_keys.add(message.key)
+            elif message.key or not message.ready_ms or message.number in self.messages.released:
+                skipped.append(message)
+        return skipped
+
+    def remove_group(self, name: str) -> None:
+        """Delete a group. What every other group has finished is finished now."""
+        messages, group = self.messages, self.groups.pop(name)
+        finished = [message for message in messages.by_number.values() if not message.key and group.is_finished_with(message)]
+        for chain in messages.chains.values():
+            finished += [messages.by_number[number] for number in group.backlog.past_of(chain)]
+        for message in finished:
+            message.done -= 1
+        group.close()
+        messages.readers.remove(group.backlog)
+        if messages.readers:
+            for message in list(messages.by_number.values()):
+                if message.done == len(messages.readers):
+                    messages.finished_by_all(message)
+        else:
+            # Without groups every message is retained until it is too old, and the next group gets it.
+            messages.kept = []
+            messages.restart_unkeyed()
+        messages.trim_unkeyed()
+
+    def close(self) -> int:
+        """The topic is deleted. How many messages it had."""
+        count = self.purge()
+        for group in self.groups.values():
+            group.close()
+        for timer in self.timers:
+            self._registry.disarm(timer)
+        return count
 
     def attach(self, group: Group) -> None:
         """From now on messages are retained until this group is finished with them, too."""
@@ -171,11 +235,20 @@ class Topic:
         self._await_dedup(at_ms)
 
     def drop_old(self, at_ms: int) -> None:
-        """Retention: an old message that a group has not finished goes to its dead letters; without a group it is counted."""
+        """Retention, and the end of `keep_ms`."""
+        messages = self.messages
+        messages.drop_kept(at_ms - messages.settings.keep_ms)
+        next_ms = self._outlive(at_ms) if messages.settings.retention_ms else 0
+        messages.trim_unkeyed()
+        self._await_retention(next_ms, at_ms)
+
+    def _outlive(self, at_ms: int) -> int:
+        """An old message that a group has not finished goes to its dead letters; without a group it is counted.
+
+        Returns the time from which the retention of the oldest message left counts; 0: there is none.
+        """
         messages = self.messages
         retention_ms = messages.settings.retention_ms
-        if not retention_ms:
-            return
         old: list[Message] = []
         next_ms = 0
         for message in messages.by_number.values():
@@ -196,17 +269,22 @@ class Topic:
                 messages.drop(message)
             for group in [group for group in self.groups.values() if not group.is_finished_with(message)]:
                 group.outlived(message, at_ms)
-        messages.trim_unkeyed()
-        if next_ms:
-            self._await_retention(next_ms, at_ms)
+            if message.number in messages.by_number:
+                messages.drop(message)
+        return next_ms
 
     def settings_changed(self, settings: TopicSettings, at_ms: int) -> None:
         """Replace the settings; shorter durations apply to existing messages, too."""
         messages = self.messages
+        begins_to_keep = settings.keep_ms and not messages.settings.keep_ms
         messages.settings = settings
+        if begins_to_keep:
+            messages.restart_unkeyed()
         self._registry.disarm(self._retention_timer)
-        if messages.by_number:
-            self._await_retention(next(iter(messages.by_number.values())).published_ms, at_ms)
+        messages.drop_kept(at_ms - settings.keep_ms)
+        messages.trim_unkeyed()
+        first = next(iter(messages.by_number.values()), None)
+        self._await_retention(0 if first is None else first.published_ms, at_ms)
         self.forget_dedup(at_ms)
 
     def purge(self) -> int:
@@ -220,8 +298,21 @@ class Topic:
         return count
 
     def _await_retention(self, published_ms: int, at_ms: int) -> None:
-        if self.messages.settings.retention_ms:
-            self._registry.arm(self._retention_timer, _upkeep_ms(published_ms + self.messages.settings.retention_ms, at_ms))
+        """Look again when a message from `published_ms` (0: none) is too old, or `keep_ms` ends for the oldest kept one."""
+        settings, kept_ms = self.messages.settings, self.messages.kept_since_ms
+        due_ms = [published_ms + settings.retention_ms] if published_ms and settings.retention_ms else []
+        if kept_ms:
+            due_ms.append(kept_ms + settings.keep_ms)
+        if due_ms:
+            self._look_at(_upkeep_ms(min(due_ms), at_ms))
+
+    def _await_end_of_keep(self, message: Message) -> None:
+        self._look_at(_upkeep_ms(message.published_ms + self.messages.settings.keep_ms, 0))
+
+    def _look_at(self, due_ms: int) -> None:
+        timer = self._retention_timer
+        if not timer.due_ms or due_ms < timer.due_ms:
+            self._registry.arm(timer, due_ms)
 
     def _await_dedup(self, at_ms: int) -> None:
         if self._dedup_order and not self._dedup_timer.due_ms:

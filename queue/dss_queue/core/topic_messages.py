@@ -1,12 +1,13 @@
 """The retained messages of a topic, in the order in which groups take them.
 
 A message is retained until every group is finished with it; without groups, until it is too old. `Message.done` counts the groups
-that are finished with it.
+that are finished with it. With `keep_ms`, a message stays for later groups when every group is finished with it: it is *kept*.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Protocol
 
 from dss_queue.core.commands import TopicSettings
@@ -41,6 +42,10 @@ class TopicMessages:
         self.hidden_heap: list[tuple[int, int]] = []
         #: those without a routing key whose delay is over, as an ordered set (the values mean nothing)
         self.released: dict[int, None] = {}
+        #: the kept ones, as a heap of numbers. One that is gone, or that a later group must finish, is skipped when it is popped.
+        self.kept: list[int] = []
+        #: called with each message that is kept from now on
+        self.on_kept: Callable[[Message], None] = lambda message: None
         #: one for each group of the topic
         self.readers: list[Reader] = []
         #: of retained messages, private messages and dead letters
@@ -58,9 +63,11 @@ class TopicMessages:
         self._registry.bytes += count
 
     def trim_unkeyed(self) -> None:
-        """Forget the unkeyed messages that every group has met or, without groups, those that are gone."""
+        """Forget the unkeyed messages that every group has met. Without groups, or with `keep_ms`: the first ones that are gone."""
         unkeyed = self.unkeyed
-        start = min((reader.cursor for reader in self.readers), default=unkeyed.start)
+        start = unkeyed.start
+        if not self.settings.keep_ms:
+            start = min((reader.cursor for reader in self.readers), default=start)
         while (number := unkeyed.get(start)) is not None and number not in self.by_number:
             start += 1
         for reader in self.readers:
@@ -68,9 +75,8 @@ class TopicMessages:
         unkeyed.forget_before(start)
 
     def position_of(self, number: int) -> int:
-        """After a restore: the position of an unkeyed message; -1 for the end."""
-        unkeyed = self.unkeyed
-        return unkeyed.end if number < 0 else bisect_left(unkeyed.following(0, unkeyed.end), number)
+        """The position of the first unkeyed message from `number` on; -1 for the end."""
+        return self.unkeyed.end if number < 0 else self.unkeyed.position_of(number)
 
     def is_head(self, message: Message) -> bool:
         """Whether a message with a key is the oldest one of its key."""
@@ -78,10 +84,59 @@ class TopicMessages:
         return chain.get(chain.start) == message.number
 
     def finished_by_one_more(self, message: Message) -> None:
-        """One more group is finished with a message. After the last group it is dropped."""
+        """One more group is finished with a message."""
         message.done += 1
         if message.done == len(self.readers):
+            self.finished_by_all(message)
+
+    def finished_by_all(self, message: Message) -> None:
+        """Drop a message, or keep it for later groups."""
+        if self.settings.keep_ms:
+            heappush(self.kept, message.number)
+            self.on_kept(message)
+        else:
             self.drop(message)
+
+    def drop_kept(self, until_ms: int) -> None:
+        """Drop the kept messages that were published at `until_ms` or before."""
+        while self.kept and (message := self._oldest_kept()) is not None and message.published_ms <= until_ms:
+            heappop(self.kept)
+            self.drop(message)
+
+    def _oldest_kept(self) -> Message | None:
+        while self.kept:
+            message = self.by_number.get(self.kept[0])
+            if message is not None and message.done == len(self.readers):
+                return message
+            heappop(self.kept)
+        return None
+
+    def kept_numbers(self) -> list[int]:
+        """The kept messages, in publish order."""
+        return [n for n in sorted(set(self.kept)) if n in self.by_number and self.by_number[n].done == len(self.readers)]
+
+    @property
+    def kept_since_ms(self) -> int:
+        """When the oldest kept message was published; 0: there is none."""
+        message = self._oldest_kept()
+        return 0 if message is None else message.published_ms
+
+    def make_room(self, size: int, limit: int) -> bool:
+        """Whether `size` more bytes stay within `limit`. Kept messages give way, the oldest first."""
+        while self.bytes + size > limit and (message := self._oldest_kept()) is not None:
+            heappop(self.kept)
+            self.drop(message)
+        return self.bytes + size <= limit
+
+    def restart_unkeyed(self) -> None:
+        """Put all unkeyed messages in place again for later groups, those that every group has met too."""
+        first = [self.unkeyed.get(reader.cursor) for reader in self.readers]
+        self.unkeyed = Window()
+        for number, message in self.by_number.items():
+            if not message.key and not message.ready_ms:
+                self.unkeyed.append(number)
+        for reader, unmet in zip(self.readers, first, strict=True):
+            reader.cursor = self.unkeyed.end if unmet is None else self.unkeyed.position_of(unmet)
 
     def drop(self, message: Message) -> None:
         """Retain a message no longer."""
@@ -102,5 +157,5 @@ class TopicMessages:
     def clear(self) -> None:
         """Drop everything, whatever groups have done with it."""
         self.add_bytes(-sum(message.size for message in self.by_number.values()))
-        self.by_number, self.chains, self.released, self.hidden_heap = {}, {}, {}, []
+        self.by_number, self.chains, self.released, self.hidden_heap, self.kept = {}, {}, {}, [], []
         self.unkeyed.forget_before(self.unkeyed.end)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 #: Up to this many dropped items are kept in memory, because moving the others would cost more.
 SLACK_MAX = 256
 
@@ -29,6 +31,10 @@ class Window:
         """The number at `position`, which must be `start` or later; None at the end."""
         i = position - self._base
         return self._items[i] if i < len(self._items) else None
+
+    def position_of(self, number: int) -> int:
+        """The position of the first item that is `number` or greater."""
+        return self._base + bisect_left(self._items, number, self.start - self._base)
 
     def forget_before(self, position: int) -> None:
         """Drop the items before `position`. Constant time on average: memory is freed once half of it is unused."""

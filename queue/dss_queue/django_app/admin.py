@@ -12,11 +12,12 @@ from django.http import HttpRequest
 
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
 from dss_api import running
-from dss_queue import operations
+from dss_queue import admin_operations, operations
 from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Nack, Redrive
 from dss_queue.core.records import Ending, message_id, receipt_of
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic
 from dss_queue.django_app.models import BacklogRow, DeadLetterRow, InFlightRow
 
 #: Maximum rows of a list. They are read in the event loop, so other calls wait meanwhile.
@@ -116,9 +117,28 @@ class BacklogRowAdmin(LiveAdmin):
     )
     list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter))
     search_fields = ("topic", "group")
+    actions = ("delete_groups", "delete_topics")
 
     def rows(self) -> list[BacklogRow]:
         return rows_from_loop(lambda: backlog_rows(_broker(), running.node().now_ms()))
+
+    @admin.action(description="Delete the groups, with their dead letters", permissions=["operate"])
+    def delete_groups(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        def delete(row: BacklogRow) -> Any:
+            return admin_operations.delete_group(running.node(), DeleteGroup(topic=row.topic, group=row.group))
+
+        groups = [row for row in queryset if row.group]
+        deleted = sum(result.body["deleted"] for result in self.do_each(request, groups, delete))
+        self.message_user(request, f"{deleted} groups deleted.")
+
+    @admin.action(description="Delete the topics, with all their messages and groups", permissions=["operate"])
+    def delete_topics(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        def delete(row: BacklogRow) -> Any:
+            return admin_operations.delete_topic(running.node(), DeleteTopic(topic=row.topic))
+
+        topics = list({row.topic: row for row in queryset}.values())
+        deleted = sum(result.body["deleted"] for result in self.do_each(request, topics, delete))
+        self.message_user(request, f"{deleted} topics deleted.")
 
 
 @admin.register(InFlightRow)
@@ -170,7 +190,7 @@ class DeadLetterRowAdmin(LiveAdmin):
     @admin.action(description="Redrive: return to the queue with the attempts reset", permissions=["operate"])
     def redrive(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         def redrive(row: DeadLetterRow) -> Any:
-            return operations.redrive(running.node(), Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id))
+            return admin_operations.redrive(running.node(), Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id))
 
         redriven = sum(result.body["redriven"] for result in self.do_each(request, queryset, redrive))
         self.message_user(request, f"{redriven} returned to the queue.")

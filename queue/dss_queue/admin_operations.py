@@ -1,0 +1,147 @@
+"""The operations on whole topics and groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dss_api.operation import Operation
+from dss_api.result import Result
+from dss_queue import answers
+from dss_queue.core.commands import Purge, PutTopic, Redrive
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup, PutQueueSettings
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+
+async def put_topic(node: Node, request: PutTopic) -> Result:
+    return await node.submit(request)
+
+
+async def delete_topic(node: Node, request: DeleteTopic) -> Result:
+    return await node.submit(request)
+
+
+async def put_group(node: Node, request: PutGroup) -> Result:
+    return await node.submit(request)
+
+
+async def delete_group(node: Node, request: DeleteGroup) -> Result:
+    return await node.submit(request)
+
+
+async def put_settings(node: Node, request: PutQueueSettings) -> Result:
+    return await node.submit(request)
+
+
+async def redrive(node: Node, request: Redrive) -> Result:
+    return await node.submit(request)
+
+
+async def purge(node: Node, request: Purge) -> Result:
+    return await node.submit(request)
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="queue.topic",
+        method="PUT",
+        path="/queue/topic",
+        request=PutTopic,
+        handle=put_topic,
+        answer=answers.TopicAnswer,
+        summary="Set a topic's settings",
+        description=(
+            "Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use, unless "
+            "`create_topics` of `PUT /queue/settings` is false."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "max_attempts": 20, "backoff_ms": 1000},
+    ),
+    Operation(
+        name="queue.topic_delete",
+        method="DELETE",
+        path="/queue/topic",
+        request=DeleteTopic,
+        handle=delete_topic,
+        answer=answers.TopicDeletedAnswer,
+        summary="Delete a topic",
+        description=(
+            "Deletes the topic with its messages, dead letters, groups and settings. Consumes that wait are answered `not_found`. A "
+            "later publish or consume creates the topic again, if topics may be created by using them."
+        ),
+        tag="Queue",
+        example={"topic": "orders"},
+    ),
+    Operation(
+        name="queue.group",
+        method="PUT",
+        path="/queue/group",
+        request=PutGroup,
+        handle=put_group,
+        answer=answers.GroupAnswer,
+        summary="Create a group",
+        description=(
+            "Creates the group before its first consume. It starts with the oldest retained message; with `start: now`, with the next "
+            "one that is published or whose delay ends; with `msg_id`, with this message or the next retained one after it. A group "
+            "that exists stays as it is."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "group": "billing", "start": "now"},
+        problems=("not_found",),
+    ),
+    Operation(
+        name="queue.group_delete",
+        method="DELETE",
+        path="/queue/group",
+        request=DeleteGroup,
+        handle=delete_group,
+        answer=answers.GroupDeletedAnswer,
+        summary="Delete a group",
+        description=(
+            "Deletes the group with its dead letters. Messages that every other group has finished are deleted, too. Consumes that "
+            "wait are answered `not_found`. A later consume creates the group again."
+        ),
+        tag="Queue",
+        example={"topic": "orders", "group": "billing"},
+    ),
+    Operation(
+        name="queue.settings",
+        method="PUT",
+        path="/queue/settings",
+        request=PutQueueSettings,
+        handle=put_settings,
+        answer=answers.QueueSettingsAnswer,
+        summary="Set the queue's settings for the cluster",
+        description=(
+            "With `create_topics: false`, `publish` and `consume` no longer create a topic that does not exist, but answer `not_found`: "
+            "a typing error makes no topic. `PUT /queue/topic` creates one. The setting is part of the replicated state."
+        ),
+        tag="Queue",
+        example={"create_topics": True},
+    ),
+    Operation(
+        name="queue.redrive",
+        method="POST",
+        path="/queue/redrive",
+        request=Redrive,
+        handle=redrive,
+        answer=answers.RedriveAnswer,
+        summary="Return dead letters to the queue",
+        description="Returns all dead letters of the group, or `msg_id` only. Their attempts start again at zero.",
+        tag="Queue",
+        example={"topic": "orders", "group": "billing"},
+    ),
+    Operation(
+        name="queue.purge",
+        method="POST",
+        path="/queue/purge",
+        request=Purge,
+        handle=purge,
+        answer=answers.PurgeAnswer,
+        summary="Delete the messages of a topic",
+        description="Deletes all messages, including those in flight; with `dead`, the dead letters of `group` or of every group instead.",
+        tag="Queue",
+        example={"topic": "orders"},
+    ),
+)

@@ -1,0 +1,135 @@
+"""Commands about whole topics and groups: their settings, creation and deletion, purge and redrive.
+
+Creating a group that skips messages, and deleting a group, visit every retained message of the topic once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dss_api.result import Result
+from dss_queue.core.commands import GROUPS_PER_TOPIC_MAX, Purge, PutTopic, Redrive, TopicSettings
+from dss_queue.core.group import Group
+from dss_queue.core.publishing import Publisher, over_limit, too_many_topics
+from dss_queue.core.records import message_number
+from dss_queue.core.registry import Registry
+from dss_queue.core.topic import Topic
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
+from dss_raft.replication.commands import Command
+from dss_raft.replication.machine import Origin
+
+#: greater than any message number
+_AFTER_ALL = 1 << 128
+
+
+class Administration:
+    """See the module. `topics` are the topics of a broker by name."""
+
+    def __init__(self, topics: dict[str, Topic], registry: Registry, publisher: Publisher) -> None:
+        self._topics = topics
+        self._registry = registry
+        self._publisher = publisher
+        self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
+            PutTopic: self._put_topic,
+            DeleteTopic: self._delete_topic,
+            PutGroup: self._put_group,
+            DeleteGroup: self._delete_group,
+            PutQueueSettings: self._put_settings,
+            DropIdle: self._drop_idle,
+            Redrive: self._redrive,
+            Purge: self._purge,
+        }
+
+    # -------------------------------------------------------------------- topics
+
+    def _put_topic(self, command: PutTopic, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._topics.get(command.topic) or self._publisher.new_topic(command.topic, at_ms)
+        if topic is None:
+            return too_many_topics()
+        settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__}
+        topic.settings_changed(TopicSettings(**settings), at_ms)
+        return Result({"topic": command.topic, **settings})
+
+    def _delete_topic(self, command: DeleteTopic, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._topics.pop(command.topic, None)
+        return Result({"deleted": topic is not None, "purged": topic.close() if topic is not None else 0})
+
+    def _drop_idle(self, command: DropIdle, at_ms: int, index: int, origin: Origin) -> Result:
+        idle = [name for name in command.topics if name in self._topics and self._topics[name].is_idle]
+        if not self._registry.create_topics:
+            # Topics are created on purpose then, and stay.
+            idle = []
+        for name in idle:
+            self._topics.pop(name).close()
+        return Result({"dropped": len(idle)})
+
+    def _put_settings(self, command: PutQueueSettings, at_ms: int, index: int, origin: Origin) -> Result:
+        self._registry.create_topics = command.create_topics
+        return Result({"create_topics": command.create_topics})
+
+    # -------------------------------------------------------------------- groups
+
+    def _put_group(self, command: PutGroup, at_ms: int, index: int, origin: Origin) -> Result:
+        start = 0 if command.start == "first" else _AFTER_ALL
+        if command.msg_id is not None:
+            start = message_number(command.msg_id)
+            if start < 0:
+                return Result({"field": "msg_id", "detail": "no message can have this `msg_id`"}, "invalid")
+        group = self.find_group(command.topic, command.group)
+        created = group is None
+        if group is None:
+            made = self.create_group(command.topic, command.group, at_ms, start)
+            if isinstance(made, Result):
+                return made
+            group = made
+        group.declared = True
+        return Result({"created": created, "pending": group.backlog.pending})
+
+    def create_group(self, topic_name: str, group_name: str, at_ms: int, start: int = 0) -> Group | Result:
+        """A new group that begins with message number `start`, or a refusal. The topic is created if that is allowed."""
+        topic = self._topics.get(topic_name)
+        if topic is None:
+            refused = self._publisher.may_not_create(topic_name)
+            if refused is not None:
+                return refused
+            topic = self._publisher.new_topic(topic_name, at_ms)
+            if topic is None:
+                return too_many_topics()
+        if len(topic.groups) >= GROUPS_PER_TOPIC_MAX:
+            return over_limit(f"topic {topic_name!r} has {GROUPS_PER_TOPIC_MAX} groups")
+        return topic.add_group(group_name, at_ms, start)
+
+    def _delete_group(self, command: DeleteGroup, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._topics.get(command.topic)
+        if topic is None or command.group not in topic.groups:
+            return Result({"deleted": False})
+        topic.remove_group(command.group)
+        return Result({"deleted": True})
+
+    def find_group(self, topic_name: str, group_name: str) -> Group | None:
+        """The group, if it exists."""
+        topic = self._topics.get(topic_name)
+        return None if topic is None else topic.groups.get(group_name)
+
+    # ---------------------------------------------------------- redrive and purge
+
+    def _redrive(self, command: Redrive, at_ms: int, index: int, origin: Origin) -> Result:
+        group = self.find_group(command.topic, command.group)
+        if group is None:
+            return Result({"redriven": 0})
+        numbers = sorted(group.dead) if command.msg_id is None else [message_number(command.msg_id)]
+        numbers = [number for number in numbers if number in group.dead]
+        for number in numbers:
+            group.redrive(number, at_ms)
+        group.serve(at_ms)
+        return Result({"redriven": len(numbers)})
+
+    def _purge(self, command: Purge, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._topics.get(command.topic)
+        if topic is None:
+            return Result({"purged": 0})
+        if not command.dead:
+            return Result({"purged": topic.purge()})
+        groups = [group for group in topic.groups.values() if command.group in ("", group.name)]
+        return Result({"purged": sum(group.forget_dead() for group in groups)})
