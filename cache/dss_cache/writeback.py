@@ -225,7 +225,13 @@ class WriteBack:
         return Stored(key, record.version, record.value)
 
     async def _write_batch(self, batch: list[Stored]) -> dict[str, KeyRefused]:
-        """Write these versions back. Returns the keys that the store refuses."""
+        """Write these versions back. Returns the keys that the store refuses.
+
+        Raises:
+            Refused: `not_ready` while the directory may be half-changed: a shared store must not get its values.
+        """
+        if self._node.unusable_reason:
+            raise Refused("not_ready", self._node.unusable_reason)
         refused: dict[str, KeyRefused] = {}
         if self._store.is_shared:
             refused = await self._store.write(batch)

@@ -317,6 +317,17 @@ async def test_only_the_owner_writes_back(cluster, client):
     assert cluster.store.items
 
 
+async def test_nothing_is_written_back_while_the_directory_may_be_half_changed(cluster, client):
+    await client.put("n1", "k", 1)
+    cluster.nodes["n1"].unusable_reason = "an entry cannot be applied"
+    with pytest.raises(Refused, match="not_ready"):
+        await write_back(cluster, "n1")
+    assert not cluster.store.items
+    cluster.nodes["n1"].unusable_reason = ""
+    await write_back(cluster, "n1")
+    assert cluster.store.items
+
+
 async def test_a_write_back_that_a_write_overtook_cleans_nothing(cluster, client):
     await client.put("n1", "k", 1)
     newer = await client.put("n2", "k", 2)
