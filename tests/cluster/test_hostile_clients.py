@@ -248,7 +248,7 @@ def test_locks_with_large_metadata_fill_their_limit_and_nothing_else(node: Local
                 assert node.call("POST", "/lock/release", {"keys": keys, "client": "full"}).status == 200
             assert node.call("POST", "/lock/acquire", {"key": "full/again", "client": "full", "ttl_ms": 1}).status == 200
     finally:
-        set_limit(node, 256 * MIB)
+        set_limit(node, 1024 * MIB)
 
 
 def set_limit(node: LocalNode, lock_bytes_max: int) -> None:

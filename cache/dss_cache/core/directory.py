@@ -108,7 +108,7 @@ class Directory:
             StateLimit(KEYS_MAX, 5_000_000, "count", lambda: len(self.records)),
             # The values that are not in the backing store yet.
             StateLimit(DIRTY_BYTES_MAX, 512 * MIB, "bytes", lambda: self.dirty_bytes),
-            StateLimit(BYTES_MAX, 512 * MIB, "bytes", self.used_bytes),
+            StateLimit(BYTES_MAX, 2048 * MIB, "bytes", self.used_bytes),
         )
         self.records: dict[str, Record] = {}
         #: keys with a dirty record, oldest write first (a dict used as an ordered set)

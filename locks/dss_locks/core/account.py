@@ -34,7 +34,7 @@ DELAY_BYTES = 360
 FORCED_BYTES = 360
 
 LIMIT = "lock_bytes_max"
-LOCK_BYTES_MAX_DEFAULT = 256 * MIB
+LOCK_BYTES_MAX_DEFAULT = 1024 * MIB
 
 encode_meta = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
