@@ -19,7 +19,7 @@ from dss_raft.replication.batch import encode_batch, encode_command, encode_grou
 from dss_raft.replication.clocks import StampClock
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin
-from dss_raft.replication.replica import Replica
+from dss_raft.replication.replica import ApplyFailed, Replica
 
 
 class Add(Command, tag="sim.add"):
@@ -98,7 +98,10 @@ class Sessions:
     def apply(self, entry: Entry) -> int:
         """Apply, answer this node's commands, and return a hash of the whole state."""
         before_ms = self.replica.at_ms
-        self.replica.apply(entry)
+        try:
+            self.replica.apply(entry)
+        except ApplyFailed as failure:
+            raise failure.cause from None  # what the checking machine has found
         self.check.time_applied(entry, before_ms, self.replica.at_ms)
         for incarnation, seq, result in self.replica.take_outcomes():
             if incarnation == self.incarnation:
