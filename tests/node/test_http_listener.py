@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,7 +154,8 @@ async def make_world() -> AsyncIterator[Callable[..., Any]]:
             Operation("demo.wait", "POST", "/wait", Echo, world.wait, Echoed, "Wait", undo=world.undo),
             Operation("demo.grant", "POST", "/grant", Echo, world.echo, Echoed, "Grant", undo=world.undo),
         ]
-        fast_path = JsonFastPath(operations, lambda: None, Guard(token), limits.body_bytes_max)
+        node = SimpleNamespace(node_id="node-1", unusable_reason="")
+        fast_path = JsonFastPath(operations, lambda: node, Guard(token), limits.body_bytes_max)
         hosts = HostCheck(["localhost"])
         world.listener = HttpListener(fast_path, hosts, world.in_progress, ("/admin", "/metrics"), limits, world.take_over)
         listening = socket.create_server(("127.0.0.1", 0))
