@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,10 +37,14 @@ class Log:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     log = Log()
     monkeypatch.setattr(watchdog, "log", log)
-    return log
+    yield log
+    # A late line of this test must not reach the log of the next one.
+    for thread in threading.enumerate():
+        if thread.name.startswith("watchdog"):
+            thread.join(PATIENCE_S)
 
 
 def planted_block(until: threading.Event) -> None:
