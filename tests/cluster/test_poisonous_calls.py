@@ -40,7 +40,8 @@ def test_incr_of_any_integer(nodes, wait_until, is_at_rest):
                         break
                 else:
                     assert (reply.status, reply.json["code"]) == (400, "invalid"), (value, delta, reply.json)
-    assert all(node.is_running and node.is_ready() for node in nodes)
+    assert all(node.is_running for node in nodes)
+    wait_until(lambda: all(node.is_ready() for node in nodes), lambda: "a node is not ready")
 
 
 def test_forced_elections_in_a_loop_leave_room_for_writes(nodes):
