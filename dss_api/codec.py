@@ -27,6 +27,7 @@ QUERY_FIELDS_MAX = 64
 #: The text of every `internal` refusal.
 INTERNAL = "internal error; see the node's log"
 
+JSON = b"application/json"
 JSON_HEADERS = ((b"content-type", b"application/json"),)
 PROBLEM_HEADERS = ((b"content-type", b"application/problem+json"),)
 
@@ -53,6 +54,16 @@ class RequestDecoder:
         self._list_fields = frozenset(
             field.encode_name for field in _struct_info(operation.request).fields if _is_list(field.type)
         )
+
+    def typed_body(self, content_type: bytes, body: bytes) -> Any:
+        """Decode a body whose Content-Type must be JSON, unless it is empty.
+
+        Raises:
+            Refused: `invalid`, `unsupported_media_type`.
+        """
+        if body and content_type != JSON and content_type.partition(b";")[0].strip().lower() != JSON:
+            raise Refused("unsupported_media_type", "send the body as `Content-Type: application/json`")
+        return self.body(body)
 
     def body(self, body: bytes) -> Any:
         """Decode a JSON body; an empty one is `{}`.

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from dss_api.codec import EncodedAnswer
-from dss_api.errors import Refused
 from dss_api.routes import Route
 
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", b"proxy-connection"))
@@ -82,9 +81,7 @@ class HttpRequest:
         if decoder.reads_query:
             return decoder.query(self.query, {route.path_parameter: self.parameter} if self.parameter else None)
         body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
-        if body and not is_json(self.content_type):
-            raise Refused("unsupported_media_type", "send the body as `Content-Type: application/json`")
-        return decoder.body(body)
+        return decoder.typed_body(self.content_type, body)
 
     def replayed(self) -> bytes:
         """The complete request as bytes for another parser, in HTTP/1.1 with a known length.
@@ -100,11 +97,6 @@ class HttpRequest:
             if self.body_bytes or self.method not in (b"GET", b"HEAD", b"OPTIONS"):
                 lines.append(b"content-length: %d" % self.body_bytes)
         return b"\r\n".join((*lines, b"", b"".join(self.body)))
-
-
-def is_json(content_type: bytes) -> bool:
-    """Whether a Content-Type header says JSON, with or without parameters."""
-    return content_type == b"application/json" or content_type.partition(b";")[0].strip().lower() == b"application/json"
 
 
 def split_target(target: bytes) -> tuple[str, bytes]:

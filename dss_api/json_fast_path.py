@@ -75,12 +75,7 @@ class JsonFastPath:
             if decoder.reads_query:
                 request = decoder.query(scope["query_string"], {route.path_parameter: parameter} if parameter else None)
             else:
-                body = await call.body(self._body_bytes_max)
-                if body and content_type != b"application/json":
-                    content_type = content_type.partition(b";")[0].strip().lower()
-                    if content_type != b"application/json":
-                        raise Refused("unsupported_media_type", "send the body as `Content-Type: application/json`")
-                request = decoder.body(body)
+                request = decoder.typed_body(content_type, await call.body(self._body_bytes_max))
         except Refused as refusal:
             if refusal.code == "too_large":
                 await call.discard_body()

@@ -43,7 +43,7 @@ class ApplyStop(msgspec.Struct, frozen=True):
 
 
 class ApplyListener(Protocol):
-    """What its node is told."""
+    """Reports to the node."""
 
     def entries_applied(self) -> None:
         """Entries were applied: take the replica's outcomes and events."""

@@ -60,7 +60,7 @@ class Topic:
 
     @property
     def is_idle(self) -> bool:
-        """It has nothing that its deletion would lose: no messages, settings, dedup_ids or declared groups. Nobody waits."""
+        """It has nothing that its deletion would lose: no messages, settings, dedup_ids or declared groups, and no consumer waits."""
         if self.messages.by_number or self.dedup or self.messages.settings != TopicSettings():
             return False
         return not any(group.declared or group.dead or group.backlog.pending or group.waiters for group in self.groups.values())
