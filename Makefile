@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 NODES ?= 3
+WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev
@@ -28,8 +29,8 @@ run: $(READY) ## start a cluster of three nodes (NODES=1: a single one) and foll
 join: $(READY) ## add one more node to the running cluster, and follow its log
 	@exec $(BIN)/python manage.py join $(ARGS)
 
-test: $(READY) ## run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run all tests, in two workers (WORKERS=0: in one process)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: $(READY) ## check style, types and the import contracts
 	@$(BIN)/ruff check .
