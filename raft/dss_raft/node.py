@@ -36,7 +36,7 @@ from dss_raft.replication.commands import Command, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
-from dss_raft.stall_watch import StallWatch
+from dss_raft.stall_watch import LagWatch, StallWatch
 
 if TYPE_CHECKING:
     from dss_raft.config import RaftConfig
@@ -89,6 +89,7 @@ class Node(Listeners):
         self._calls: Calls
         self._removal: RemovalWatch
         self._stall: StallWatch
+        self._lag: LagWatch
 
     # -------------------------------------------------------- starting and stopping
 
@@ -144,6 +145,7 @@ class Node(Listeners):
             waiting_max=config.pending_commands_max,
         )
         self._stall = StallWatch(core_config.election_ticks_max)
+        self._lag = LagWatch(core_config.election_ticks_max)
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         await self._links.start()
         self._running = True
@@ -212,7 +214,7 @@ class Node(Listeners):
 
     @property
     def is_ready(self) -> bool:
-        """True when a leader is known, everything known to be committed is applied, and commits make progress."""
+        """True when a leader is known, this node has caught up with it, and commits make progress."""
         return self._running and not self.not_ready_reason
 
     @property
@@ -223,7 +225,7 @@ class Node(Listeners):
             return self.unusable_reason
         if not core.leader_id:
             return "this node knows no leader"
-        if not self.applied_index >= core.commit_index > 0:
+        if self._lag.is_lagging(core.commit_index, self.applied_index):
             return f"this node has applied {self.applied_index} of {core.commit_index} entries"
         if self._stall.is_stalled:
             return f"nothing was committed for an election timeout, although calls or entries wait; the last index is {core.last_index}"
@@ -501,6 +503,10 @@ class Node(Listeners):
         core = self.core
         is_pending = core.last_index > self.applied_index or self._calls.has_unapplied
         self._stall.tick(core.commit_index, self.applied_index, is_pending)
+        if core.leader_id and not self.unusable_reason:
+            self._lag.tick(core.commit_index, self.applied_index)
+        else:
+            self._lag.restart()
         self._removal.check(self._loop.time())
         self._recovery.tick(self._loop.time())
         self._calls.ticked()

@@ -164,7 +164,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=ready,
         answer=Ready,
         summary="Is this node ready to serve calls?",
-        description="200 when this node knows a leader and has applied everything it knows to be committed; otherwise 503"
+        description="200 when this node knows a leader, has caught up with it, and commits make progress; otherwise 503"
         " `not_ready`."
         " For load balancers. Needs no token.",
         tag="Health",

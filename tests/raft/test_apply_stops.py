@@ -322,6 +322,32 @@ async def test_a_node_is_not_ready_while_nothing_is_committed(cluster):
     await cluster.until(lambda: all(node.is_ready for node in cluster.nodes.values()))
 
 
+async def test_a_node_is_ready_although_entries_will_be_applied_in_its_next_turn(cluster, monkeypatch):
+    """Under load that is nearly always so. Entries that are not applied for an election timeout are a reason."""
+    await cluster.start()
+    leader = await cluster.leader()
+    turn = leader._driver.applying.turn
+    seen = []
+
+    def look_and_turn():
+        if leader.core.commit_index > leader.applied_index:
+            seen.append(leader.not_ready_reason)
+        turn()
+
+    monkeypatch.setattr(leader._driver.applying, "turn", look_and_turn)
+    for _ in range(20):
+        await leader.submit(Add(amount=1))
+    assert len(seen) >= 20
+    assert not any(seen), seen
+    monkeypatch.setattr(leader._driver.applying, "turn", lambda: None)
+    call = asyncio.create_task(leader.submit(Add(amount=1), timeout_ms=20_000))
+    await cluster.until(lambda: not leader.is_ready)
+    assert "has applied" in leader.not_ready_reason
+    monkeypatch.setattr(leader._driver.applying, "turn", turn)
+    assert (await call).body == {"total": 21}
+    await cluster.until(lambda: leader.is_ready)
+
+
 async def test_a_node_is_forced_to_campaign_once_in_an_election_timeout(make_cluster):
     cluster = make_cluster(raft_election_max_ms=2000)
     await cluster.start()

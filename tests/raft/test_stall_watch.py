@@ -1,8 +1,8 @@
-"""A stall is: something waits, and for a while neither commits nor applying make progress."""
+"""A stall: something waits, and neither commits nor applying make progress. A lag: old commits are not applied."""
 
 from __future__ import annotations
 
-from dss_raft.stall_watch import StallWatch
+from dss_raft.stall_watch import LagWatch, StallWatch
 
 
 def stalled(ticks: list[tuple[int, int, bool]], ticks_max: int = 3) -> list[bool]:
@@ -34,3 +34,31 @@ def test_progress_of_either_ends_it():
 
 def test_it_ends_when_nothing_waits_any_longer():
     assert stalled([(5, 5, True)] * 6 + [(5, 5, False)])[-2:] == [True, False]
+
+
+def lagging(ticks: list[tuple[int, int]], ticks_max: int = 3, watch: LagWatch | None = None) -> list[bool]:
+    watch = watch or LagWatch(ticks_max)
+    seen = []
+    for commit, applied in ticks:
+        watch.tick(commit, applied)
+        seen.append(watch.is_lagging(commit, applied))
+    return seen
+
+
+def test_a_node_lags_until_it_has_caught_up_once():
+    assert lagging([(0, 0), (9, 5), (9, 8), (9, 9), (12, 11)]) == [True, True, True, False, False]
+
+
+def test_a_node_that_stays_a_little_behind_does_not_lag():
+    assert not any(lagging([(5, 5)] + [(commit, commit - 10) for commit in range(20, 200, 5)]))
+
+
+def test_a_node_that_is_far_behind_lags_until_it_is_closer():
+    assert lagging([(5, 5)] + [(100, 6)] * 5 + [(110, 100), (120, 120)]) == [False] * 3 + [True] * 3 + [False, False]
+
+
+def test_after_a_restart_a_node_lags_until_it_has_caught_up():
+    watch = LagWatch(3)
+    assert not any(lagging([(5, 5)] * 9 + [(6, 5)], watch=watch))
+    watch.restart()
+    assert lagging([(7, 5), (8, 7), (8, 8), (9, 8)], watch=watch) == [True, True, False, False]
