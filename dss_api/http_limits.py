@@ -28,8 +28,6 @@ class HttpLimits:
     connections_max: int = 10_000
     #: connections from one address
     connections_per_address_max: int = 10_000
-    #: calls in progress from one address
-    calls_per_address_max: int = 10_000
 
     @property
     def too_large(self) -> Refused:

@@ -93,7 +93,6 @@ class HttpListener:
         in_progress.abort = self._abort_client
         in_progress.find_line = self._find_line
         self._per_address: Counter[str] = Counter()
-        self._calls_per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def accept(self, listening: socket.socket) -> None:
@@ -154,20 +153,13 @@ class HttpListener:
         Raises:
             Refused: `over_limit` when its client has too many calls in progress.
         """
-        if self._calls_per_address[address] >= self.limits.calls_per_address_max:
-            raise Refused(
-                "over_limit",
-                f"{address} already has {self.limits.calls_per_address_max} calls in progress (DSS_CALLS_PER_ADDRESS_MAX)",
-            )
-        self._calls_per_address[address] += 1
+        self._in_progress.admit(address)
         self._in_progress.calls += 1
 
     def call_ended(self, address: str) -> None:
         """Count a call as answered or cancelled."""
         self._in_progress.calls -= 1
-        self._calls_per_address[address] -= 1
-        if not self._calls_per_address[address]:
-            del self._calls_per_address[address]
+        self._in_progress.release(address)
 
     def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
         """Find out what answers the request, and check its headers before its body is read."""

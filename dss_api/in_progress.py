@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from dss_api.errors import Refused
 from dss_api.liveness import Line
 from dss_api.turns import Turns
 
 
 class InProgress:
-    """Calls, subscriptions and WebSocket connections that are open now."""
+    """Calls, subscriptions and WebSocket connections that are open now.
 
-    def __init__(self) -> None:
+    Args:
+        calls_per_address_max: maximum number of calls and subscriptions of one address.
+    """
+
+    def __init__(self, calls_per_address_max: int = 10_000) -> None:
         self.turns = Turns()
+        self._per_address_max = calls_per_address_max
+        self._per_address: Counter[str] = Counter()
         #: calls that are not answered yet, including those on WebSockets
         self.calls = 0
         #: subscriptions on WebSockets; a stopping node ends them instead of waiting for them
@@ -25,6 +33,24 @@ class InProgress:
         self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
         #: the connection of a client; the listener sets it
         self.find_line: Callable[[Sequence[Any] | None], Line | None] = lambda client: None
+
+    def admit(self, address: str) -> None:
+        """Count a call or a subscription of a client at this address, until `release`.
+
+        Raises:
+            Refused: `over_limit` when too many are in progress.
+        """
+        if self._per_address[address] >= self._per_address_max:
+            raise Refused(
+                "over_limit", f"{address} already has {self._per_address_max} calls in progress (DSS_CALLS_PER_ADDRESS_MAX)"
+            )
+        self._per_address[address] += 1
+
+    def release(self, address: str) -> None:
+        """Count it as answered or cancelled."""
+        self._per_address[address] -= 1
+        if not self._per_address[address]:
+            del self._per_address[address]
 
     async def end_subscriptions(self, timeout_s: float) -> None:
         """Cancel every subscription, so that it gives back what it holds while the node still runs."""

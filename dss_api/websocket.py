@@ -100,7 +100,8 @@ class WebSocketEntryPoint:
         await send({"type": "websocket.accept"})
         client = scope.get("client")
         liveness = Liveness(self.in_progress.find_line(client))
-        await WebSocketConnection(self, send, lambda: self.in_progress.abort(client), liveness).serve(receive)
+        address = (client or ("",))[0]
+        await WebSocketConnection(self, address, send, lambda: self.in_progress.abort(client), liveness).serve(receive)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -120,10 +121,13 @@ class WebSocketEntryPoint:
 class WebSocketConnection:
     """One client's connection and its calls."""
 
-    def __init__(self, entry_point: WebSocketEntryPoint, send: Send, abort: Callable[[], None], liveness: Liveness) -> None:
+    def __init__(
+        self, entry_point: WebSocketEntryPoint, address: str, send: Send, abort: Callable[[], None], liveness: Liveness
+    ) -> None:
         self._entry_point = entry_point
         self._json = entry_point.json
         self._in_progress = entry_point.in_progress
+        self._address = address
         self._send = send
         self._writer = WebSocketWriter(send, abort, self._give_up)
         self._liveness = liveness
@@ -183,6 +187,7 @@ class WebSocketConnection:
                 raise Refused("invalid", "a call with this `id` is in progress", field="id")
             if len(self._calls) >= CALLS_PER_CONNECTION_MAX:
                 raise Refused("over_limit", f"{CALLS_PER_CONNECTION_MAX} calls are in progress on this connection")
+            self._in_progress.admit(self._address)
         except Refused as refusal:
             self._answer_now(frame.id, encode_refusal(refusal), as_text)
             return
@@ -196,6 +201,7 @@ class WebSocketConnection:
 
     def _call_ended(self, id: int | str, task: asyncio.Task[None]) -> None:
         del self._calls[id]
+        self._in_progress.release(self._address)
         report_if_failed("websocket", task)
 
     def _answer_now(self, id: int | str, answer: EncodedAnswer, as_text: bool) -> None:

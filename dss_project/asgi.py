@@ -33,7 +33,7 @@ from dss_project.registry import operations, subscriptions  # noqa: E402
 from dss_project.server import descriptors  # noqa: E402
 
 config = settings.NODE
-in_progress = InProgress()
+in_progress = InProgress(config.calls_per_address_max)
 is_host_allowed = HostCheck(config.allowed_hosts)
 json = JsonFastPath(operations(), running.node, Guard(config.api_token), config.body_bytes_max)
 
@@ -53,6 +53,5 @@ def http_listener(take_over: TakeOver) -> HttpListener:
         body_bytes_max=config.body_bytes_max,
         connections_max=descriptors.connections_max(config.connections_max),
         connections_per_address_max=config.connections_per_address_max,
-        calls_per_address_max=config.calls_per_address_max,
     )
     return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over)

@@ -75,7 +75,7 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     calls_per_address_max: int = setting(
         "DSS_CALLS_PER_ADDRESS_MAX",
         10_000,
-        "Maximum number of calls in progress from one address.",
+        "Maximum number of calls in progress from one address: HTTP calls, and calls and subscriptions on WebSockets.",
         environment.integer(1, 1_000_000),
     )
     body_bytes_max: int = setting(

@@ -47,11 +47,18 @@ class HttpEntryPoint:
         self.in_progress = in_progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        address = (scope.get("client") or ("",))[0]
+        try:
+            self.in_progress.admit(address)
+        except Refused as refusal:
+            await send_answer(send, scope["method"], encode_refusal(refusal))
+            return
         self.in_progress.calls += 1
         try:
             await self._open(scope, receive, send)
         finally:
             self.in_progress.calls -= 1
+            self.in_progress.release(address)
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
         content_length = host = accept = b""

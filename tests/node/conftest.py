@@ -298,13 +298,12 @@ def make_entry_points(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop)
     urls.urlpatterns = [*page_patterns, *views_of(DEMO)]  # type: ignore[attr-defined]
     with override_settings(ROOT_URLCONF=urls), pytest.MonkeyPatch.context() as patch:
 
-        def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX) -> EntryPoints:
+        def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX, calls_per_address_max: int = 100) -> EntryPoints:
             config = replace(settings.NODE, api_token=token, body_bytes_max=body_bytes_max)
             patch.setattr(settings, "NODE", config)
             json = JsonFastPath(DEMO, lambda: fake_node, Guard(token), body_bytes_max)
-            return EntryPoints(
-                json, HttpEntryPoint(json, HostCheck(["localhost", "testserver"]), InProgress(), body_bytes_max), node_loop
-            )
+            hosts, in_progress = HostCheck(["localhost", "testserver"]), InProgress(calls_per_address_max)
+            return EntryPoints(json, HttpEntryPoint(json, hosts, in_progress, body_bytes_max), node_loop)
 
         yield make
 

@@ -146,8 +146,8 @@ class Client:
 async def make_world() -> AsyncIterator[Callable[..., Any]]:
     worlds: list[World] = []
 
-    async def make(limits: HttpLimits = LIMITS, token: str = "") -> World:
-        world = World()
+    async def make(limits: HttpLimits = LIMITS, token: str = "", calls_per_address_max: int = 100) -> World:
+        world = World(in_progress=InProgress(calls_per_address_max))
         operations = [
             Operation("demo.echo", "POST", "/echo", Echo, world.echo, Echoed, "Echo"),
             Operation("demo.read", "GET", "/echo", Echo, world.echo, Echoed, "Read"),
@@ -387,7 +387,7 @@ async def test_connections_over_the_limit_are_refused_with_the_reason(make_world
 
 
 async def test_a_client_with_too_many_calls_in_progress_is_refused(make_world: Any) -> None:
-    world = await make_world(replace(LIMITS, calls_per_address_max=1))
+    world = await make_world(calls_per_address_max=1)
     waiting = await world.connect()
     waiting.call("/wait", {})
     await world.waiting.wait()

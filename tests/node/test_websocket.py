@@ -17,6 +17,8 @@ from dss_api.errors import Refused
 from dss_api.operation import Feed, Subscription
 from dss_api.websocket import WebSocketEntryPoint
 
+CLIENT = ("192.0.2.1", 50_000)
+
 
 class Count(msgspec.Struct, forbid_unknown_fields=True):
     """Count to `to`, then wait or end."""
@@ -59,7 +61,7 @@ class Peer:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         given = [(name.lower().encode(), value.encode()) for name, value in {"Host": "localhost", **headers}.items()]
-        scope = {"type": "websocket", "path": path, "headers": given, "query_string": b""}
+        scope = {"type": "websocket", "path": path, "headers": given, "query_string": b"", "client": CLIENT}
         self.inbox.put_nowait({"type": "websocket.connect"})
         http = entry_points.http
         application = WebSocketEntryPoint(entry_points.json_fast_path, http.is_host_allowed, http.in_progress, [subscription])
@@ -138,6 +140,52 @@ def test_calls_have_a_limit(entry_points: Any, monkeypatch: pytest.MonkeyPatch) 
         await peer.leave()
 
     entry_points.run(scene())
+
+
+def test_calls_and_subscriptions_on_all_connections_of_an_address_have_a_limit(make_entry_points: Any) -> None:
+    entry_points = make_entry_points(calls_per_address_max=3)
+
+    async def scene() -> None:
+        first, second = await accepted(entry_points), await accepted(entry_points)
+        first.call(1, "demo.wait", wait_ms=20_000)
+        first.call(2, "demo.count", to=0)
+        second.call(3, "demo.wait", wait_ms=20_000)
+        second.call(4, "demo.put", key="a", value=1)
+        answer = await second.answer()
+        assert (answer["id"], answer["code"]) == (4, "over_limit")
+        assert "DSS_CALLS_PER_ADDRESS_MAX" in answer["detail"]
+        second.call(5, "cancel", call=3)
+        assert {(await second.answer())["id"] for _ in range(2)} == {3, 5}
+        second.call(6, "demo.put", key="a", value=1)
+        assert (await second.answer())["status"] == 200
+        await first.leave()
+        for number in range(7, 10):
+            second.call(number, "demo.wait", wait_ms=20_000)
+        second.call(10, "demo.wait", wait_ms=20_000)
+        assert (await second.answer())["id"] == 10, "the calls of a closed connection no longer count"
+        await second.leave()
+
+    entry_points.run(scene())
+    entry_points.http.in_progress.admit(CLIENT[0])
+
+
+def test_a_page_counts_as_a_call_of_its_address(make_entry_points: Any) -> None:
+    entry_points = make_entry_points(calls_per_address_max=1)
+    in_progress = entry_points.http.in_progress
+    sent: list[dict[str, Any]] = []
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "client": CLIENT}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    in_progress.admit(CLIENT[0])
+    entry_points.run(entry_points.http(scope, receive, send))
+    in_progress.release(CLIENT[0])
+    entry_points.run(entry_points.http(scope, receive, send))
+    assert [message["status"] for message in sent if "status" in message] == [429, 200]
 
 
 def test_a_subscription_pushes_until_it_ends(entry_points: Any) -> None:
