@@ -83,6 +83,17 @@ class Calls:
         return self._pending.parked
 
     @property
+    def is_closing(self) -> bool:
+        """True when no more commands are accepted."""
+        return self._pending.is_closing
+
+    @property
+    def is_session_accepted(self) -> bool:
+        """True when the session table, as applied here, knows this incarnation as the current one."""
+        session = self._replica.sessions.get(self.core.node_id)
+        return session is not None and session.incarnation == self.incarnation
+
+    @property
     def are_settled(self) -> bool:
         """True when every command has been sent and applied here."""
         return not self._pending.has_unsent and not self._pending.in_flight

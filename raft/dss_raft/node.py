@@ -30,13 +30,13 @@ from dss_raft.listeners import Listeners
 from dss_raft.net.control import CHANNEL, Control
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
+from dss_raft.readiness import Readiness
 from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication.clocks import AppliedClock
 from dss_raft.replication.commands import Command, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
-from dss_raft.stall_watch import LagWatch, StallWatch
 
 if TYPE_CHECKING:
     from dss_raft.config import RaftConfig
@@ -88,8 +88,7 @@ class Node(Listeners):
         self._driver: Driver
         self._calls: Calls
         self._removal: RemovalWatch
-        self._stall: StallWatch
-        self._lag: LagWatch
+        self._readiness: Readiness
 
     # -------------------------------------------------------- starting and stopping
 
@@ -132,6 +131,7 @@ class Node(Listeners):
             on_frame=self._frame_arrived,
             on_up=self._peer_is_up,
             on_down=self._peer_is_down,
+            silent_seconds=config.raft_election_max_ms / 1000,
         )
         self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)
         self._driver.on_tick.append(self._ticked)
@@ -144,8 +144,7 @@ class Node(Listeners):
             timeout_ms=config.submit_timeout_ms,
             waiting_max=config.pending_commands_max,
         )
-        self._stall = StallWatch(core_config.election_ticks_max)
-        self._lag = LagWatch(core_config.election_ticks_max)
+        self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max)
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         await self._links.start()
         self._running = True
@@ -214,22 +213,15 @@ class Node(Listeners):
 
     @property
     def is_ready(self) -> bool:
-        """True when a leader is known, this node has caught up with it, and commits make progress."""
-        return self._running and not self.not_ready_reason
+        """True when a write submitted now would be answered; see `Readiness`."""
+        return not self.not_ready_reason
 
     @property
     def not_ready_reason(self) -> str:
         """Why this node should get no calls now; "" if it should."""
-        core = self.core
-        if self.unusable_reason:
-            return self.unusable_reason
-        if not core.leader_id:
-            return "this node knows no leader"
-        if self._lag.is_lagging(core.commit_index, self.applied_index):
-            return f"this node has applied {self.applied_index} of {core.commit_index} entries"
-        if self._stall.is_stalled:
-            return f"nothing was committed for an election timeout, although calls or entries wait; the last index is {core.last_index}"
-        return ""
+        if not self._running:
+            return "this node is not running"
+        return self.unusable_reason or self._readiness.not_ready_reason
 
     @property
     def apply_stop(self) -> ApplyStop | None:
@@ -500,13 +492,7 @@ class Node(Listeners):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-        core = self.core
-        is_pending = core.last_index > self.applied_index or self._calls.has_unapplied
-        self._stall.tick(core.commit_index, self.applied_index, is_pending)
-        if core.leader_id and not self.unusable_reason:
-            self._lag.tick(core.commit_index, self.applied_index)
-        else:
-            self._lag.restart()
+        self._readiness.tick()
         self._removal.check(self._loop.time())
         self._recovery.tick(self._loop.time())
         self._calls.ticked()

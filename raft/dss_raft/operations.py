@@ -164,8 +164,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=ready,
         answer=Ready,
         summary="Is this node ready to serve calls?",
-        description="200 when this node knows a leader, has caught up with it, and commits make progress; otherwise 503"
-        " `not_ready`."
+        description="200 when a write that is sent to this node now would be answered; otherwise 503 `not_ready`."
         " For load balancers. Needs no token.",
         tag="Health",
         needs_state=False,

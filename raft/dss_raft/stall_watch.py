@@ -35,32 +35,24 @@ class StallWatch:
 
 
 class LagWatch:
-    """Compares what is applied with what was committed some ticks ago.
+    """Compares what is applied with what was known to be committed some ticks ago.
 
     Under load there are nearly always committed entries that are applied in the next turn of the event loop. They are no reason to
-    send calls elsewhere. A node lags when it has not caught up since `restart`, or when it has not applied what was committed
-    `ticks_max` ticks ago.
+    send calls elsewhere.
+
+    Args:
+        ticks_max: a node lags when it has not applied what was committed that many ticks ago.
     """
 
     def __init__(self, ticks_max: int) -> None:
-        #: the commit index at each of the last ticks
+        #: what was committed at each of the last ticks
         self._committed: deque[int] = deque(maxlen=ticks_max)
-        self._has_caught_up = False
 
-    def restart(self) -> None:
-        """From now on the node lags until everything known to be committed is applied."""
-        self._committed.clear()
-        self._has_caught_up = False
-
-    def tick(self, commit_index: int, applied_index: int) -> None:
+    def tick(self, committed: int) -> None:
         """A tick has passed."""
-        self._committed.append(commit_index)
-        if applied_index >= commit_index > 0:
-            self._has_caught_up = True
+        self._committed.append(committed)
 
-    def is_lagging(self, commit_index: int, applied_index: int) -> bool:
+    def is_lagging(self, applied_index: int) -> bool:
         """Whether this node is too far behind to get calls."""
-        if applied_index >= commit_index > 0:
-            return False
         committed = self._committed
-        return not self._has_caught_up or (len(committed) == committed.maxlen and applied_index < committed[0])
+        return len(committed) == committed.maxlen and applied_index < committed[0]

@@ -81,6 +81,7 @@ def handle_append(core: CoreState, message: AppendEntries) -> None:
     if not well_formed(message.prev_index, message.prev_term, entries):
         return
     _hear_leader(core, message.sender)
+    core.leader_commit = max(core.leader_commit, message.commit)
     log = core.log
     prev_index = message.prev_index
     last = prev_index + len(entries)
@@ -149,6 +150,7 @@ def _refuse(core: CoreState, message: AppendEntries) -> None:
 def handle_snapshot(core: CoreState, message: InstallSnapshot) -> None:
     """One chunk of a snapshot (paper 7). If this log already holds what is in it, only its commit index is used."""
     _hear_leader(core, message.sender)
+    core.leader_commit = max(core.leader_commit, message.meta.index)
     if not _is_news(core, message.meta):
         core.ack_due = True
         return

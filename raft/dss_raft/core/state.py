@@ -109,6 +109,8 @@ class CoreState:
             raise InvariantViolation(f"the log ends in term {self.log.last_term}, but the stored term is {self.term}")
         self.membership = Membership(snapshot.index, snapshot.configuration)
         self.applied_index = snapshot.index
+        #: the highest commit index that a leader has named; this log may not reach it yet
+        self.leader_commit = snapshot.index
         #: last entry handed out in `Ready.committed`, or covered by `Ready.restore`
         self.delivered = snapshot.index
         # ---- time, in ticks
@@ -167,6 +169,11 @@ class CoreState:
     @property
     def commit_index(self) -> int:
         return self.log.committed
+
+    @property
+    def known_committed(self) -> int:
+        """The highest index that this node knows to be committed, whether its log reaches it or not."""
+        return max(self.leader_commit, self.log.committed)
 
     @property
     def last_index(self) -> int:

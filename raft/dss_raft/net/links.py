@@ -5,14 +5,15 @@ The node with the smaller id dials, and the other one accepts. The other one dia
 down are lost: Raft sends again, and so does everything above it.
 
 Frames sent to a peer within one turn of the event loop go out in one write. A link on which nothing arrives for `idle_seconds` is
-dropped, because the other machine may have disappeared. Each side sends a ping when it has sent nothing else, so that a working
-link is never silent that long. Idle time is counted in ticks of a timer, not with a clock: a node that was paused reads what has
-arrived before it suspects a peer.
+dropped, because the other machine may have disappeared. Long before, after `silent_seconds`, the peer does not count as up. Each side
+sends a ping when it has sent nothing else for a tick or two, so that a working link is never silent that long. Idle time is counted
+in ticks of a timer, not with a clock: a node that was paused reads what has arrived before it suspects a peer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -37,7 +38,11 @@ REDIAL_SECONDS_MIN = 0.05
 REDIAL_SECONDS_MAX = 1.0
 CONNECT_SECONDS_MAX = 2.0
 #: `idle_seconds`, in ticks of the timer.
-IDLE_TICKS = 5
+IDLE_TICKS = 20
+#: A working link is silent for two ticks at most, and for a little longer when a node is busy.
+SILENT_TICKS_MIN = 4
+#: A connection that lasted for so many ticks was no failure.
+LASTING_TICKS = 4
 #: Minimum interval between two log lines for the same reason of refusal. The metric counts every refusal.
 LOG_SECONDS_MIN = 1.0
 
@@ -51,6 +56,7 @@ class PeerLinks:
         on_frame: called with (peer id, frame) for each frame, in order.
         on_up, on_down: called with the peer's id, always alternating.
         idle_seconds: a link is dropped when nothing arrives for this time.
+        silent_seconds: a peer is not up when nothing has arrived from it for this time (four pings at least).
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class PeerLinks:
         on_up: Callable[[str], None],
         on_down: Callable[[str], None],
         idle_seconds: float = 5.0,
+        silent_seconds: float = 1.0,
     ) -> None:
         self.port = listen[1]
         self.on_frame = on_frame
@@ -75,6 +82,7 @@ class PeerLinks:
         self._on_up = on_up
         self._on_down = on_down
         self._tick_seconds = idle_seconds / IDLE_TICKS
+        self._silent_ticks = max(SILENT_TICKS_MIN, math.ceil(silent_seconds / self._tick_seconds))
         self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
         self._links: dict[str, PeerConnection] = {}
         self._unauthenticated: dict[PeerConnection, None] = {}
@@ -126,10 +134,12 @@ class PeerLinks:
         return link is not None and link.send(frame)
 
     def is_up(self, peer_id: str) -> bool:
-        return peer_id in self._links
+        """True when something has arrived from the peer within `silent_seconds`."""
+        link = self._links.get(peer_id)
+        return link is not None and link.ticks_without_data <= self._silent_ticks
 
     def up_peers(self) -> list[str]:
-        return sorted(self._links)
+        return sorted(filter(self.is_up, self._links))
 
     def probe(self, peer_id: str) -> None:
         """Dial once a peer that should have dialed this node: it may refuse this node (`disowned_by`)."""
@@ -192,7 +202,7 @@ class PeerLinks:
             await connection.closed
         finally:
             connection.close()
-        return connection.ticks > 0 and connection.stream is not None
+        return connection.ticks >= LASTING_TICKS and connection.stream is not None
 
     # -- called by the connections ---------------------------------------------------------------------------------------------
 
@@ -267,7 +277,7 @@ class PeerConnection(asyncio.Protocol):
         self._handshake: Handshake
         self._queued: list[bytes] = []
         self._queued_bytes = 0
-        self._ticks_without_data = 0
+        self.ticks_without_data = 0
         self._has_sent = False
         self._has_logged_too_large = False
 
@@ -283,7 +293,7 @@ class PeerConnection(asyncio.Protocol):
             self._transport.write(self._handshake.greeting())
 
     def data_received(self, data: bytes) -> None:
-        self._ticks_without_data = 0
+        self.ticks_without_data = 0
         try:
             if self.stream is None:
                 data = self._continue_handshake(data)
@@ -329,12 +339,12 @@ class PeerConnection(asyncio.Protocol):
     def tick(self) -> None:
         """Called `IDLE_TICKS` times per `idle_seconds`."""
         self.ticks += 1
-        self._ticks_without_data += 1
+        self.ticks_without_data += 1
         if self.stream is None:
             if self.ticks > IDLE_TICKS:
                 self.refuse(WireError(Reason.TIMEOUT, "not authenticated in time"))
             return
-        if self._ticks_without_data > IDLE_TICKS:
+        if self.ticks_without_data > IDLE_TICKS:
             log.warning("peer_silent", peer=self.peer_id)
             self.abort()
         elif not self._has_sent:

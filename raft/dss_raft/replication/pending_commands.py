@@ -74,7 +74,8 @@ class PendingCommands:
         self._acknowledged: deque[tuple[int, list[int]]] = deque()
         #: timeout in units of `DEADLINE_GRAIN_S` -> calls with this timeout, by deadline
         self._by_timeout: dict[int, deque[Call]] = {}
-        self._is_closing = False
+        #: true once no more commands are accepted
+        self.is_closing = False
 
     @property
     def has_unsent(self) -> bool:
@@ -97,7 +98,7 @@ class PendingCommands:
             Refused: `over_limit` when too many calls wait already; `stopping` after `withdraw`; `invalid` and `too_large` for a
                 command that the log does not accept.
         """
-        if self._is_closing:
+        if self.is_closing:
             raise Refused("stopping", "this node is stopping")
         if len(self._unsent) + len(self._in_flight) >= self.pending_max:
             raise Refused("over_limit", f"this node already has {self.pending_max} calls waiting for the cluster")
@@ -181,7 +182,7 @@ class PendingCommands:
 
     def withdraw(self) -> bool:
         """The node is about to stop: accept no more calls, and cancel those that are parked. False when there are none."""
-        self._is_closing = True
+        self.is_closing = True
         waiting = list(self._parked.values())
         for call in waiting:
             _refuse(call, "stopping", "this node is stopping; the call had no effect")

@@ -208,3 +208,27 @@ async def test_a_frame_that_cannot_be_sent_is_dropped_counted_and_logged_once(st
     assert REGISTRY.get_sample_value("raft_frames_dropped_total", {"reason": "too_large"}) == before + 5
     assert [entry["event"] for entry in logs] == ["frame_too_large"]
     assert a.links.is_up("b")
+
+
+async def test_a_silent_peer_is_not_up_although_its_link_is(start_pair):
+    """As after SIGSTOP: the connection stays, nothing arrives. The link is dropped much later."""
+    a, b = await start_pair(idle_seconds=2.0, silent_seconds=0.1)
+    link = a.links._links["b"]
+    for _ in range(links_module.SILENT_TICKS_MIN):
+        link.tick()
+    assert a.links.is_up("b")
+    link.tick()
+    assert (a.links.is_up("b"), a.links.up_peers()) == (False, [])
+    assert a.links._links["b"] is link, "it is linked"
+    b.links.send("a", ForwardFrame(b"a word"))
+    await a.next_frame()
+    assert a.links.is_up("b")
+
+
+async def test_a_working_link_is_never_silent(start_pair):
+    """Pings keep both sides up when nothing else is sent."""
+    a, b = await start_pair(idle_seconds=0.5, silent_seconds=0.0)
+    for _ in range(2 * links_module.IDLE_TICKS):
+        await asyncio.sleep(a.links._tick_seconds)
+        assert a.links.is_up("b")
+        assert b.links.is_up("a")

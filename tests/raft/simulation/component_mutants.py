@@ -87,6 +87,27 @@ COMPONENT_MUTANTS = (
         "for handout_state in state.handouts[:0]:",
         ("tests/queue/test_snapshot.py",),
     ),
+    ComponentMutant(
+        "ready at a start that the cluster has not accepted",
+        "dss_raft.readiness",
+        "if not self._calls.is_session_accepted:",
+        "if False:",
+        ("tests/raft/test_readiness.py::test_one_thing_is_missing",),
+    ),
+    ComponentMutant(
+        "not ready whenever something committed is not applied yet",
+        "dss_raft.readiness",
+        "if self._lag.is_lagging(self._replica.applied_index):",
+        "if self._replica.applied_index < core.known_committed:",
+        ("tests/raft/test_readiness.py::test_a_busy_node_does_not_flap",),
+    ),
+    ComponentMutant(
+        "a peer is up until its link breaks",
+        "dss_raft.net.links",
+        "link is not None and link.ticks_without_data <= self._silent_ticks",
+        "link is not None",
+        ("tests/raft/links/test_links_life.py::test_a_silent_peer_is_not_up_although_its_link_is",),
+    ),
 )
 
 
