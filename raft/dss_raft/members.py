@@ -108,7 +108,7 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
     async def transfer(to: str) -> dict[str, Any]:
         if to == node.node_id:
             return {"leader_id": to}
-        _guarded(lambda: node.core.transfer(to))
+        _guarded("to", lambda: node.core.transfer(to))
         node.wake()
         gave_up_or_moved = await node.until(lambda: not node.core.transferee if node.is_leader else bool(node.leader_id))
         if node.is_leader or not gave_up_or_moved:
@@ -123,7 +123,7 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
         def is_proposed() -> bool:
             nonlocal index, refusal
             try:
-                index, refusal = _guarded(lambda: node.core.change(change)), None
+                index, refusal = _guarded("id", lambda: node.core.change(change)), None
             except Refused as error:
                 if error.code != "over_limit":
                     raise
@@ -155,8 +155,8 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
     return {"transfer": transfer, "add_member": add_member, "remove_member": remove_member}
 
 
-def _guarded(action: Any) -> Any:
-    """Run an action of the core; its exceptions become refusals."""
+def _guarded(field: str, action: Any) -> Any:
+    """Run an action of the core; its exceptions become refusals. `field` of the call names the member."""
     try:
         return action()
     except NotLeader as error:
@@ -164,4 +164,4 @@ def _guarded(action: Any) -> Any:
     except Busy as error:
         raise Refused("over_limit", f"{error}; try again") from None
     except ChangeRefused as error:
-        raise Refused("invalid", str(error)) from None
+        raise Refused("invalid", str(error), field=field) from None

@@ -157,15 +157,18 @@ async def test_incr_of_a_clean_value(one, two, cluster):
 
 async def test_incr_of_a_value_that_is_not_an_integer(one, cluster):
     await one.put("n", "text")
-    assert (await one.incr("n")).code == "invalid"
+    refused = await one.incr("n")
+    assert (refused.code, refused.body["field"]) == ("invalid", "key")
     await written_back(cluster)
-    with pytest.raises(Refused, match="not an integer"):
+    with pytest.raises(Refused, match="not an integer") as at_rest:
         await one.incr("n")
+    assert at_rest.value.extra == {"field": "key"}
 
 
 async def test_incr_stays_within_64_bits(one):
     await one.put("n", 2**63 - 1)
-    assert (await one.incr("n")).code == "invalid"
+    refused = await one.incr("n")
+    assert (refused.code, refused.body["field"]) == ("invalid", "delta")
     assert (await one.get("n"))["value"] == 2**63 - 1
 
 

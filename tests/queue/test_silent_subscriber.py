@@ -217,6 +217,16 @@ def test_a_message_that_crashes_its_consumers_becomes_a_dead_letter(desk, how):
     assert (dead.reason, dead.attempts) == ("max_attempts", 3)
 
 
+@pytest.mark.parametrize("command", ["queue.give_back", "queue.mark_received"])
+def test_deliveries_and_receipts_must_match(command):
+    """Otherwise applying the command would fail, on every node."""
+    fields = {"op": command, "topic": "t", "group": "g", "msg_ids": ["1-0", "1-1"], "receipts": ["1-0.1"], "received": True}
+    if command == "queue.give_back":
+        del fields["received"]
+    with pytest.raises(msgspec.ValidationError, match="same length"):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=GiveBack | MarkReceived)
+
+
 def test_a_late_or_foreign_receipt_marks_nothing(desk):
     desk.publish(1)
     (message,) = desk.take()

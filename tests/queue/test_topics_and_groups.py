@@ -300,6 +300,11 @@ def test_only_a_leader_removes_topics_and_only_if_use_creates_them(desk, idle_no
     assert not idle_node.proposed
 
 
+def test_a_topic_that_is_named_twice_is_removed_once(desk):
+    desk.consume(topic="typo")
+    assert desk.do(DropIdle(topics=["typo", "typo"])).body == {"dropped": 1}
+
+
 def test_a_topic_that_was_used_since_the_proposal_stays(desk):
     desk.publish(1)
     assert desk.do(DropIdle(topics=["t", "gone"])).body == {"dropped": 0}

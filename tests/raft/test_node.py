@@ -231,6 +231,21 @@ async def test_a_member_needs_an_address(cluster):
     assert "`url`" in refusal.value.detail
 
 
+@pytest.mark.parametrize("is_leader", [True, False])
+async def test_a_refused_change_names_its_field_on_every_node(cluster, is_leader):
+    await cluster.start()
+    node = await (cluster.leader() if is_leader else cluster.follower())
+    for call, field in (
+        (node.add_member("d", "nonsense"), "url"),
+        (node.add_member("a", cluster.url("a")), "id"),
+        (node.remove_member("d"), "id"),
+        (node.transfer("d"), "to"),
+    ):
+        with pytest.raises(Refused) as refusal:
+            await call
+        assert (refusal.value.code, refusal.value.extra) == ("invalid", {"field": field})
+
+
 async def test_leadership_is_confirmed_only_to_the_leader(cluster):
     await cluster.start()
     leader, follower = await cluster.leader(), await cluster.follower()

@@ -264,17 +264,14 @@ class Directory:
                 try:
                     base = _decode_integer(record.value)
                 except msgspec.DecodeError:
-                    return Result({"detail": "the value is not an integer", PENDING_KEY: record.pending_invalidations}, "invalid")
+                    return _not_summed("key", "the value is not an integer", record)
             elif command.base_version == record.version:
                 base = command.base
             else:
                 return Result({"wanted": record.version})
         value = base + command.delta
         if abs(value) > INTEGER_MAX:
-            return Result(
-                {"detail": "the sum is outside 64 bits", PENDING_KEY: record.pending_invalidations if record is not None else {}},
-                "invalid",
-            )
+            return _not_summed("delta", "the sum is outside 64 bits", record)
         encoded = _encode(value)
         refusal = self._no_room(command.key, len(encoded))
         if refusal is not None:
@@ -440,6 +437,12 @@ class Directory:
 
 def _expiry(at_ms: int, ttl_ms: int) -> int:
     return at_ms + ttl_ms if ttl_ms else 0
+
+
+def _not_summed(field: str, detail: str, record: Record | None) -> Result:
+    """The refusal of an `incr`."""
+    pending = record.pending_invalidations if record is not None else {}
+    return Result({"field": field, "detail": detail, PENDING_KEY: pending}, "invalid")
 
 
 def _size(record: Record) -> int:

@@ -56,7 +56,8 @@ class Administration:
         return Result({"deleted": topic is not None, "purged": topic.close() if topic is not None else 0})
 
     def _drop_idle(self, command: DropIdle, at_ms: int, index: int, origin: Origin) -> Result:
-        idle = [name for name in command.topics if name in self._topics and self._topics[name].is_idle]
+        # As an ordered set: nothing prevents a leader from naming a topic twice.
+        idle = [name for name in dict.fromkeys(command.topics) if name in self._topics and self._topics[name].is_idle]
         if not self._registry.create_topics:
             # Topics are created on purpose then, and stay.
             idle = []

@@ -252,6 +252,10 @@ class Deliveries(Command, kw_only=True):
     #: one per entry of `msg_ids`, in the same order
     receipts: list[Receipt]
 
+    def __post_init__(self) -> None:
+        if len(self.receipts) != len(self.msg_ids):
+            raise ValueError("`receipts` and `msg_ids` must have the same length")
+
 
 class GiveBack(Deliveries, tag="queue.give_back", kw_only=True):
     """The consumer has gone: return its messages to the group."""

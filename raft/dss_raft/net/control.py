@@ -33,6 +33,8 @@ class ControlReply(msgspec.Struct, tag="tell", array_like=True, frozen=True):
     body: dict[str, Any]
     code: str
     detail: str
+    #: further members of a refusal, such as its field
+    extra: dict[str, Any] = {}
 
 
 _decoder = msgspec.msgpack.Decoder(ControlRequest | ControlReply)
@@ -76,7 +78,7 @@ class Control:
         finally:
             del self._asked[number]
         if answer.code:
-            raise Refused(answer.code, answer.detail)
+            raise Refused(answer.code, answer.detail, **answer.extra)
         body: dict[str, Any] = answer.body
         return body
 
@@ -94,7 +96,7 @@ class Control:
         try:
             answer = ControlReply(request.number, await self._handlers[request.what](**request.args), "", "")
         except Refused as refusal:
-            answer = ControlReply(request.number, {}, refusal.code, refusal.detail)
+            answer = ControlReply(request.number, {}, refusal.code, refusal.detail, refusal.extra)
         except (KeyError, TypeError) as error:
             answer = ControlReply(
                 request.number, {}, "invalid", f"{peer} sent a request that this version does not know: {error}"
