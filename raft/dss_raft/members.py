@@ -50,6 +50,13 @@ def unlink_others(links: PeerLinks, configuration: Configuration) -> None:
             links.remove_peer(peer)
 
 
+def has_left(core: RaftCore, node_id: str) -> bool:
+    """Whether this node knows for certain that `node_id` is not a member: the configuration in force is committed, and not an old one."""
+    members = core.membership
+    is_current = core.leader_id != "" and 0 < members.index <= core.commit_index
+    return is_current and node_id not in members.ids
+
+
 def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
     """The fields of `GET /raft/status` that describe this member, and what it knows about the others."""
     return {

@@ -131,6 +131,7 @@ class Node(Listeners):
             on_frame=self._frame_arrived,
             on_up=self._peer_is_up,
             on_down=self._peer_is_down,
+            has_left=lambda node_id: members.has_left(self.core, node_id),
             silent_seconds=config.raft_election_max_ms / 1000,
         )
         self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)

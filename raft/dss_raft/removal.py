@@ -1,8 +1,8 @@
 """How a node finds out that it was removed while it was down or cut off.
 
 The members do not dial a removed node, and do not send it the entry that removed it. So a node that has had no leader for a while
-dials the other members of its last configuration. In the handshake, each of them says whether it knows this node as a member. If
-a majority of them does not, then the removal is in the log of a majority of the next configuration.
+dials the other members of its last configuration. Each of them that has proved to know the secret, and whose committed configuration
+does not contain this node, says so in the handshake. If a majority of them says so, this node has no vote in any later configuration.
 """
 
 from __future__ import annotations
@@ -53,13 +53,12 @@ class RemovalWatch:
             return
         self._ask_at_s = now_s + ASK_EVERY_S
         others = [member.id for member in core.configuration.members if member.id != core.node_id]
-        disowning = sum(1 for other in others if other in self._links.disowned_by)
-        self._rounds = self._rounds + 1 if disowning > len(others) // 2 else 0
+        disowning = [other for other in others if other in self._links.disowned_by]
+        self._rounds = self._rounds + 1 if len(disowning) > len(others) // 2 else 0
         if self._rounds >= ROUNDS:
             raise NodeRemoved(
-                f"{core.node_id} was removed from the cluster; {', '.join(others)} no longer know it. The data in "
-                f"{self._data_dir} is out of date. To join again: delete that directory, start with DSS_JOIN=true, and "
-                "add the node (`manage.py member add`)."
+                f"{core.node_id} was removed from the cluster, as {', '.join(disowning)} confirmed with the cluster secret. The data in "
+                f"{self._data_dir} stays as it is. To join again, add the node (`manage.py member add`) and start it."
             )
         for other in others:
             self._links.probe(other)

@@ -12,6 +12,10 @@ direction are derived from `key`. The acceptor sends its proof only after it has
 
 An unauthenticated peer can make this node buffer 1 KiB at most. A refused peer gets the reason in one word, because it is
 usually a misconfigured member whose operator reads the log.
+
+Nothing that the other side says has an effect before it has proved that it knows the secret: it is only logged and counted, and it
+can put nothing but a known word or a well-formed name into the log. So the acceptor checks membership last. Instead of its proof it
+sends a refusal with a MAC, which the dialer can believe.
 """
 
 from __future__ import annotations
@@ -25,13 +29,13 @@ import msgspec
 from dss_raft.net.wire import AuthenticatedStream, FrameBuffer, Reason, WireError, with_length
 
 #: Raised when the messages between nodes or the commands in the log change. Nodes with different versions refuse each other.
-VERSION = 6
+VERSION = 7
 MAGIC = b"DSSP"
 NONCE_BYTES = 32
 #: limit of a message before the peer is authenticated
 MESSAGE_BYTES_MAX = 1024
 
-_Name = Annotated[str, msgspec.Meta(max_length=256)]
+_Name = Annotated[str, msgspec.Meta(max_length=64, pattern="^[A-Za-z0-9._-]*$")]
 _Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
@@ -48,11 +52,14 @@ class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
     reason: Annotated[str, msgspec.Meta(max_length=64)]
+    #: proves that the acceptor knows the secret, for this connection; empty before the dialer has proved the same
+    mac: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Hello | Proof | Refusal).decode
 _PREFIX = MAGIC + bytes([VERSION])
+_REASONS = frozenset(map(str, Reason))
 
 
 class Handshake:
@@ -61,7 +68,7 @@ class Handshake:
     Args:
         nonce: 32 fresh random bytes.
         dials: the peer this side dials; None for the side that accepts.
-        accepts: whether a peer with this id may connect (used on the accepting side only).
+        refuses: why a peer with this id may not connect; None if it may (used on the accepting side only).
     """
 
     def __init__(
@@ -72,10 +79,12 @@ class Handshake:
         secret: bytes,
         nonce: bytes,
         dials: str | None = None,
-        accepts: Callable[[str], bool] = lambda peer_id: True,
+        refuses: Callable[[str], Reason | None] = lambda peer_id: None,
     ) -> None:
         self.stream: AuthenticatedStream | None = None
-        #: the peer's id: only claimed until `stream` is set, authenticated from then on
+        #: the other side has proved that it knows the secret
+        self.is_proven = False
+        #: the peer's id: only claimed until `is_proven`
         self.peer_id = dials or ""
         #: bytes that came after the last message of the handshake; they belong to the stream
         self.rest = b""
@@ -84,8 +93,9 @@ class Handshake:
         self._secret = secret
         self._nonce = nonce
         self._dials = dials is not None
-        self._accepts = accepts
+        self._refuses = refuses
         self._key = b""
+        self._was_refused = False
         self._buffer = FrameBuffer(MESSAGE_BYTES_MAX)
 
     def greeting(self) -> bytes:
@@ -100,7 +110,7 @@ class Handshake:
             while self.stream is None and (body := self._buffer.pop()) is not None:
                 reply += self._take(_parse(body))
         except WireError as error:
-            error.reply = reply + _refusal(error.reason)
+            error.reply = b"" if self._was_refused else reply + self._refusal(error.reason)
             raise
         if self.stream is not None:
             self.rest = self._buffer.rest()
@@ -108,9 +118,7 @@ class Handshake:
 
     def _take(self, message: Hello | Proof | Refusal) -> bytes:
         if isinstance(message, Refusal):
-            if self._dials and message.reason == Reason.UNKNOWN_PEER:
-                raise WireError(Reason.NO_MEMBER, f"{self.peer_id!r} says that this node is not a member of the cluster")
-            raise WireError(Reason.REFUSED_BY_PEER, f"the peer refused this node: {message.reason!r}")
+            raise self._refused(message)
         if isinstance(message, Hello) and not self._key:
             self._check(message)
             self.peer_id = message.node
@@ -119,6 +127,10 @@ class Handshake:
         if isinstance(message, Proof) and self._key:
             if not hmac.compare_digest(message.mac, self._mac(self._other_role)):
                 raise WireError(Reason.WRONG_SECRET, "the peer does not know the cluster secret")
+            self.is_proven = True
+            reason = None if self._dials else self._refuses(self.peer_id)
+            if reason is not None:
+                raise WireError(reason, f"node {self.peer_id!r} is not a member that may connect here")
             self.stream = AuthenticatedStream(self._mac(f"frames of {self._role}"), self._mac(f"frames of {self._other_role}"))
             return b"" if self._dials else self._proof()
         raise WireError(Reason.MALFORMED, f"unexpected {type(message).__name__}")
@@ -130,8 +142,24 @@ class Handshake:
             raise WireError(Reason.WRONG_NODE, f"the peer {hello.node!r} expects node {hello.to!r} at this address")
         if self._dials and hello.node != self.peer_id:
             raise WireError(Reason.WRONG_NODE, f"node {hello.node!r} answers at the address of {self.peer_id!r}")
-        if not self._dials and not self._accepts(hello.node):
-            raise WireError(Reason.UNKNOWN_PEER, f"node {hello.node!r} is not a member that may connect here")
+
+    def _refused(self, refusal: Refusal) -> WireError:
+        """The error for a refusal by the other side. Only an authenticated one can say that this node is not a member."""
+        self._was_refused = True
+        reason = refusal.reason if refusal.reason in _REASONS else "unknown"
+        if not self._dials or not self._key or not hmac.compare_digest(refusal.mac, self._refusal_mac(refusal.reason)):
+            return WireError(Reason.REFUSED_BY_PEER, f"a process that has not proved to know the secret says: {reason}")
+        self.is_proven = True
+        if reason == Reason.NO_MEMBER:
+            return WireError(Reason.NO_MEMBER, f"{self.peer_id!r} says that this node is not a member of the cluster")
+        return WireError(Reason.REFUSED_BY_PEER, f"{self.peer_id!r} refused this node: {reason}")
+
+    def _refusal(self, reason: Reason) -> bytes:
+        mac = self._refusal_mac(reason) if self.is_proven and not self._dials else b""
+        return with_length(_PREFIX + _encode(Refusal(reason, mac)))
+
+    def _refusal_mac(self, reason: str) -> bytes:
+        return self._mac(f"refused by acceptor: {reason}")
 
     def _derive(self, hello: Hello) -> bytes:
         mine, theirs = (self._node_id, self._nonce), (hello.node, hello.nonce)
@@ -168,7 +196,3 @@ def _parse(body: bytes) -> Hello | Proof | Refusal:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(Reason.MALFORMED, f"not a handshake message: {error}") from None
     return message
-
-
-def _refusal(reason: Reason) -> bytes:
-    return with_length(_PREFIX + _encode(Refusal(reason)))

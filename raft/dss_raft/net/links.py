@@ -32,7 +32,7 @@ log = structlog.get_logger("raft.links")
 
 #: Above this limit, frames to a peer are dropped: it does not keep up, or has disappeared unnoticed.
 WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024
-#: Unauthenticated connections at one time; above this limit, the oldest is closed.
+#: Accepted connections that are not authenticated yet; above this limit, the oldest is closed.
 UNAUTHENTICATED_MAX = 64
 REDIAL_SECONDS_MIN = 0.05
 REDIAL_SECONDS_MAX = 1.0
@@ -55,6 +55,7 @@ class PeerLinks:
         peers: the other members' ids and addresses.
         on_frame: called with (peer id, frame) for each frame, in order.
         on_up, on_down: called with the peer's id, always alternating.
+        has_left: whether this node knows for certain that a node is not a member.
         idle_seconds: a link is dropped when nothing arrives for this time.
         silent_seconds: a peer is not up when nothing has arrived from it for this time (four pings at least).
     """
@@ -70,6 +71,7 @@ class PeerLinks:
         on_frame: Callable[[str, AnyFrame], None],
         on_up: Callable[[str], None],
         on_down: Callable[[str], None],
+        has_left: Callable[[str], bool] = lambda peer_id: False,
         idle_seconds: float = 5.0,
         silent_seconds: float = 1.0,
     ) -> None:
@@ -81,6 +83,7 @@ class PeerLinks:
         self._listen = listen
         self._on_up = on_up
         self._on_down = on_down
+        self._has_left = has_left
         self._tick_seconds = idle_seconds / IDLE_TICKS
         self._silent_ticks = max(SILENT_TICKS_MIN, math.ceil(silent_seconds / self._tick_seconds))
         self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
@@ -94,7 +97,7 @@ class PeerLinks:
         #: unreachable peers that have been logged already
         self._unreachable: set[str] = set()
         self._tasks = Tasks()
-        #: peers whose last answer was that this node is not a member
+        #: authenticated peers whose last answer was that this node is not a member
         self.disowned_by: set[str] = set()
 
     # -- starting and stopping -------------------------------------------------------------------------------------------------
@@ -208,9 +211,9 @@ class PeerLinks:
 
     def opened(self, connection: PeerConnection) -> Handshake:
         """A TCP connection was opened; the other side is not authenticated yet."""
-        if len(self._unauthenticated) >= UNAUTHENTICATED_MAX:
-            oldest = next(iter(self._unauthenticated))
-            oldest.refuse(WireError(Reason.TOO_MANY, f"more than {UNAUTHENTICATED_MAX} unauthenticated connections"))
+        accepted = [other for other in self._unauthenticated if other.dials is None]
+        if connection.dials is None and len(accepted) >= UNAUTHENTICATED_MAX:
+            accepted[0].refuse(WireError(Reason.TOO_MANY, f"more than {UNAUTHENTICATED_MAX} unauthenticated connections"))
         self._unauthenticated[connection] = None
         return Handshake(
             node_id=self._node_id,
@@ -218,8 +221,13 @@ class PeerLinks:
             secret=self._secret,
             nonce=os.urandom(NONCE_BYTES),
             dials=connection.dials,
-            accepts=lambda peer_id: peer_id in self._peers,
+            refuses=self._refuses,
         )
+
+    def _refuses(self, peer_id: str) -> Reason | None:
+        if peer_id in self._peers:
+            return None
+        return Reason.NO_MEMBER if self._has_left(peer_id) else Reason.UNKNOWN_PEER
 
     def authenticated(self, connection: PeerConnection) -> None:
         """The handshake has succeeded."""
@@ -243,9 +251,9 @@ class PeerLinks:
     def refused(self, connection: PeerConnection, error: WireError) -> None:
         """The other side broke the protocol, or refused this node. The connection is being closed."""
         metrics.peer_refused(error.reason)
-        if error.reason is Reason.NO_MEMBER:
+        if error.reason is Reason.NO_MEMBER and connection.dials is not None:
             self.disowned_by.add(connection.peer_id)
-        self._refusals.write(error, connection.address, connection.peer_id)
+        self._refusals.write(error, connection)
 
     def configure(self, sock: socket.socket) -> None:
         """Send small frames without delay, and drop the connection when bytes stay unacknowledged for the idle time."""
@@ -336,6 +344,11 @@ class PeerConnection(asyncio.Protocol):
             self._has_logged_too_large = True
             log.error("frame_too_large", peer=self.peer_id, frame=type(frame).__name__, error=error)
 
+    @property
+    def is_authenticated(self) -> bool:
+        """False: the peer's id is only what somebody claims."""
+        return self._handshake.is_proven
+
     def tick(self) -> None:
         """Called `IDLE_TICKS` times per `idle_seconds`."""
         self.ticks += 1
@@ -354,7 +367,7 @@ class PeerConnection(asyncio.Protocol):
     def refuse(self, error: WireError) -> None:
         self.peer_id = self._handshake.peer_id
         self._links.refused(self, error)
-        if error.reply and error.reason not in (Reason.REFUSED_BY_PEER, Reason.NO_MEMBER):
+        if error.reply:
             self._transport.write(error.reply)
         self._transport.close()
         self._links.lost(self)
@@ -405,7 +418,7 @@ class _RefusalLog:
         self._last: dict[Reason, float] = {}
         self._suppressed: dict[Reason, int] = {}
 
-    def write(self, error: WireError, address: str, peer_id: str) -> None:
+    def write(self, error: WireError, connection: PeerConnection) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._last.get(error.reason, -LOG_SECONDS_MIN) < LOG_SECONDS_MIN:
             self._suppressed[error.reason] = self._suppressed.get(error.reason, 0) + 1
@@ -415,7 +428,8 @@ class _RefusalLog:
             "peer_refused",
             reason=error.reason.value,
             detail=error.detail,
-            address=address,
-            peer=peer_id,
+            address=connection.address,
+            peer=connection.peer_id,
+            authenticated=connection.is_authenticated,
             suppressed=self._suppressed.pop(error.reason, 0),
         )

@@ -59,7 +59,7 @@ class Reason(StrEnum):
     TOO_MANY = "too_many"
     #: the other side refused this node
     REFUSED_BY_PEER = "refused_by_peer"
-    #: the other side says that this node is not a member
+    #: the committed configuration says that the dialer is not a member; believed only with a MAC
     NO_MEMBER = "no_member"
 
 

@@ -7,15 +7,17 @@ import struct
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from dss_raft import metrics
+from dss_raft.net import handshake as handshake_module
 from dss_raft.net import links as links_module
 from dss_raft.net.handshake import MESSAGE_BYTES_MAX, VERSION
-from dss_raft.net.wire import FRAME_BYTES_MAX, ForwardFrame, PingFrame, WireError
+from dss_raft.net.wire import FRAME_BYTES_MAX, ForwardFrame, PingFrame, WireError, with_length
 
 NOWHERE = ("127.0.0.1", 1)
 
@@ -175,10 +177,64 @@ async def test_a_node_with_a_wrong_secret_or_of_another_cluster(node, start_node
     await assert_serves(node, start_node)
 
 
-async def test_a_node_that_is_not_a_member(node, start_node, refusals):
-    await start_node("aa", {"b": node.address})
-    await refusals.next("unknown_peer")
+@pytest.mark.parametrize("has_left", [False, True])
+async def test_a_node_that_is_not_a_member(start_node, refusals, has_left):
+    """Both know the secret. Only a node that knows for certain is believed."""
+    node = await start_node("b", {"a": NOWHERE}, has_left=lambda peer: has_left)
+    asking = await start_node("aa", {"b": node.address})
+    await refusals.next("no_member" if has_left else "unknown_peer")
+    if has_left:
+        await refusals.next("no_member")
+    else:
+        await refusals.next("refused_by_peer")
+    assert asking.links.disowned_by == ({"b"} if has_left else set())
     assert node.events.empty()
+
+
+@pytest.mark.parametrize("reason", ["unknown_peer", "no_member", "delete all data"])
+async def test_a_stranger_at_a_peers_address_cannot_say_that_this_node_was_removed(start_node, refusals, reason):
+    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(with_length(handshake_module._PREFIX + msgspec.msgpack.encode(handshake_module.Refusal(reason))))
+        writer.close()
+
+    server = await asyncio.start_server(stranger, "127.0.0.1", 0)
+    with capture_logs() as logs:
+        a = await start_node("a", {"b": server.sockets[0].getsockname()})
+        for _ in range(3):
+            await refusals.next("refused_by_peer")
+        assert a.links.disowned_by == set()
+        server.close()
+    said = [line for line in logs if line["event"] == "peer_refused"]
+    assert said
+    assert not any(line["authenticated"] for line in said)
+    assert "delete" not in str(said)
+
+
+async def test_many_strangers_do_not_end_the_connections_that_this_node_dials(start_node, ends, refusals, monkeypatch):
+    monkeypatch.setattr(links_module, "UNAUTHENTICATED_MAX", 3)
+    may_answer = asyncio.Event()
+    dialed = asyncio.Event()
+
+    async def slow_peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialed.set()
+        side = ends.handshake("b")
+        greeting = await reader.read(4096)
+        await may_answer.wait()
+        writer.write(side.feed(greeting))
+        writer.write(side.feed(await reader.read(4096)))
+
+    server = await asyncio.start_server(slow_peer, "127.0.0.1", 0)
+    a = await start_node("a", {"b": server.sockets[0].getsockname()})
+    await dialed.wait()
+    strangers = [await Stranger.connect(a) for _ in range(10)]
+    for _ in range(7):
+        await refusals.next("too_many")
+    may_answer.set()
+    assert await a.next_event() == ("up", "b")
+    for stranger in strangers:
+        stranger.writer.close()
+    server.close()
 
 
 async def test_a_handshake_and_then_garbage(node, start_node, ends, refusals):

@@ -74,9 +74,60 @@ def test_a_node_other_than_the_dialed_one_is_refused_by_both_sides(ends):
     assert refusal(dialer, with_length(handshake_module._PREFIX + hello)).reason is Reason.WRONG_NODE
 
 
-def test_a_node_that_is_not_a_member_is_refused(ends):
-    acceptor = ends.handshake("b", accepts=lambda peer_id: peer_id != "a")
-    assert refusal(acceptor, ends.handshake("a", dials="b").greeting()).reason is Reason.UNKNOWN_PEER
+@pytest.mark.parametrize("reason", [Reason.UNKNOWN_PEER, Reason.NO_MEMBER])
+def test_a_node_that_is_not_a_member_is_refused_once_both_know_the_secret(ends, reason):
+    """Only the refusal that says for certain that it is not a member has an effect on the dialer."""
+    dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b", refuses=lambda peer_id: reason)
+    error = refusal(acceptor, dialer.feed(acceptor.feed(dialer.greeting())))
+    assert error.reason is reason
+    told = refusal(dialer, error.reply)
+    assert told.reason is (reason if reason is Reason.NO_MEMBER else Reason.REFUSED_BY_PEER)
+    assert str(reason) in str(told)
+    assert (dialer.is_proven, told.reply) == (True, b"")
+
+
+def refused(reason: str, mac: bytes = b"") -> bytes:
+    return with_length(handshake_module._PREFIX + msgspec.msgpack.encode(handshake_module.Refusal(reason, mac)))
+
+
+@pytest.mark.parametrize("reason", [*Reason, "delete all data of this node"])
+@pytest.mark.parametrize("mac", [b"", bytes(32)])
+@pytest.mark.parametrize("moment", ["first", "after hello"])
+def test_a_refusal_without_the_secret_is_not_believed_and_says_only_known_words(ends, reason, mac, moment):
+    dialer = ends.handshake("a", dials="b")
+    if moment == "after hello":
+        dialer.feed(ends.handshake("b", secret=b"guess").feed(dialer.greeting()))
+    told = refusal(dialer, refused(reason, mac))
+    assert (told.reason, dialer.is_proven) == (Reason.REFUSED_BY_PEER, False)
+    assert "not proved" in told.detail
+    assert "delete" not in told.detail
+
+
+def test_a_refusal_counts_for_its_own_connection_its_own_reason_and_the_dialer(ends):
+    dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b", refuses=lambda peer_id: Reason.NO_MEMBER)
+    hello = acceptor.feed(dialer.greeting())
+    recorded = refusal(acceptor, dialer.feed(hello)).reply
+    again = ends.handshake("a", dials="b")
+    again.feed(ends.handshake("b").feed(again.greeting()))
+    assert refusal(again, recorded).reason is Reason.REFUSED_BY_PEER, "recorded on another connection"
+
+    dialer = ends.handshake("a", dials="b")
+    acceptor = ends.handshake("b", refuses=lambda peer_id: Reason.UNKNOWN_PEER)
+    mac = handshake_module._decode(refusal(acceptor, dialer.feed(acceptor.feed(dialer.greeting()))).reply[4 + 5 :]).mac
+    assert refusal(dialer, refused(Reason.NO_MEMBER, mac)).reason is Reason.REFUSED_BY_PEER, "another reason"
+    acceptor = ends.handshake("b")
+    acceptor.feed(ends.handshake("a", dials="b").greeting())
+    assert refusal(acceptor, refused(Reason.NO_MEMBER, mac)).reason is Reason.REFUSED_BY_PEER, "a dialer cannot refuse"
+
+
+@pytest.mark.parametrize("field", ["cluster", "node", "to"])
+def test_a_name_that_no_node_can_have_is_malformed(ends, field):
+    """Nothing that a stranger writes reaches the log as it is."""
+    names = {"cluster": "c", "node": "a", "to": "b", field: "b: delete all data"}
+    hello = msgspec.msgpack.encode(handshake_module.Hello(**names, nonce=bytes(32)))
+    error = refusal(ends.handshake("b"), with_length(handshake_module._PREFIX + hello))
+    assert error.reason is Reason.MALFORMED
+    assert "delete" not in error.detail
 
 
 def test_another_version_is_reported_whatever_its_messages_look_like(ends):

@@ -102,6 +102,16 @@ COMPONENT_MUTANTS = (
         ("tests/raft/test_readiness.py::test_a_busy_node_does_not_flap",),
     ),
     ComponentMutant(
+        "believes a refusal without a MAC",
+        "dss_raft.net.handshake",
+        "if not self._dials or not self._key or not hmac.compare_digest(refusal.mac, self._refusal_mac(refusal.reason)):",
+        "if not self._dials:",
+        (
+            "tests/raft/links/test_wire_handshake.py::test_a_refusal_without_the_secret_is_not_believed_and_says_only_known_words",
+            "tests/raft/links/test_links_hostile.py::test_a_stranger_at_a_peers_address_cannot_say_that_this_node_was_removed",
+        ),
+    ),
+    ComponentMutant(
         "a peer is up until its link breaks",
         "dss_raft.net.links",
         "link is not None and link.ticks_without_data <= self._silent_ticks",
