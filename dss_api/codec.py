@@ -139,7 +139,7 @@ _AT_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _NAMED = re.compile(r"`(?P<field>\w+)`")
-_OF_MSGSPEC = ("Expected ", "Invalid ", "Object ", "Input ", "JSON ", "Integer ")
+_OF_MSGSPEC = ("Expected ", "Invalid ", "Object ", "Input ", "JSON ", "Integer ", "Number ")
 
 
 def invalid(text: str) -> Refused:

@@ -12,8 +12,10 @@ import structlog
 from daphne.server import Server, reactor
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet.interfaces import IPushProducer
+from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
+from dss_api.http_limits import HttpLimits
 from dss_project.config import NodeConfig
 
 log = structlog.get_logger("node")
@@ -133,6 +135,8 @@ class DaphneServer(Server):  # type: ignore[misc]
         self.ws_factory.protocol = WritableWebSocket
         # A frame over the limit ends the connection with 1009, as under uvicorn, instead of dropping it.
         self.ws_factory.setProtocolOptions(failByDrop=False)
+        # The listener has checked the head. Twisted's own limits are lower, and it closes the connection without an answer.
+        HTTPChannel.MAX_LENGTH = HTTPChannel.totalHeadersSize = HTTPChannel.maxHeaders = HttpLimits.head_bytes_max
         self._task = self._loop.create_task(self._run_main())
 
     async def _run_main(self) -> None:

@@ -96,7 +96,7 @@ class LockWatchers:
         elif request.client is not None:
             yield self._by_client, request.client
         else:
-            for key in named_keys(request):
+            for key in dict.fromkeys(named_keys(request)):
                 yield self._by_key, key
 
     def _changed(self, event: LockChanged, index: int) -> None:

@@ -145,6 +145,12 @@ def test_a_header_of_any_length_is_not_taken(node: LocalNode) -> None:
             assert status_of(client.recv(1000)) == 431
 
 
+@pytest.mark.parametrize("headers", [{"X-Long": "x" * 31_000}, {f"X-{number}": "" for number in range(3000)}])
+def test_a_page_takes_the_headers_that_the_listener_takes(node: LocalNode, headers: dict[str, str]) -> None:
+    for accept in ("text/html", "text/html,application/xhtml+xml"):
+        assert node.call("GET", "/health", headers={"Accept": accept, **headers}).status == 200
+
+
 def test_more_connections_than_there_is_room_for(node: LocalNode) -> None:
     """The node reserves descriptors: it still takes snapshots, and answers the clients that are connected."""
     with Probe(node):

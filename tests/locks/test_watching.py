@@ -115,6 +115,16 @@ async def test_the_state_includes_named_keys_that_are_free(begin):
     assert [(lock.key, lock.locked) for lock in client.events[0].locks] == [("k1", False), ("k2", False)]
 
 
+async def test_a_key_that_is_named_twice_is_watched_once(node, begin):
+    client = await begin(keys=["k", "k"])
+    await node.submit(Acquire(key="k", client="a"))
+    assert client.changes() == [("granted", "k", "a", "")]
+    (task,) = begin.tasks
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_watch_gets_only_the_changes_that_it_watches(node, begin):
     clients = {
         "key": await begin(key="orders/1"),

@@ -27,6 +27,7 @@ def _nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Any:
         (b'{"key": "a", "value": 1} x', None, "not valid JSON"),
         (b"[]", None, "must be a JSON object"),
         (b'"text"', None, "must be a JSON object"),
+        (b"1e400", None, "must be a JSON object"),
         (b"{}", "key", "is missing"),
         (b"", "key", "is missing"),
         (b'{"key": "a"}', "value", "is missing"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dss_queue.core.inspection import peek, stats
 
 DAY_MS = 24 * 3600 * 1000
@@ -132,3 +134,17 @@ def test_a_waiter_survives_a_purge(desk):
     desk.purge()
     desk.publish("a")
     assert waiter in desk.answers
+
+
+@pytest.mark.parametrize("has_group", [False, True])
+def test_a_message_is_too_old_in_the_step_in_which_its_delay_ends(desk, has_group):
+    """After a gap in time, for example without a leader: retention is looked at before the timer of the delay."""
+    desk.settings(retention_ms=100)
+    if has_group:
+        desk.take()
+    desk.publish("a", delay_ms=1500)
+    desk.pass_ms(DAY_MS)
+    assert not desk.broker.topics["t"].messages.by_number
+    desk.publish("b", delay_ms=5)
+    desk.pass_ms(5)
+    assert desk.values() == ["b"]

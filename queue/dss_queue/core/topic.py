@@ -236,6 +236,8 @@ class Topic:
 
     def drop_old(self, at_ms: int) -> None:
         """Retention, and the end of `keep_ms`."""
+        # After a gap in time a delay may be over, too, although its timer comes later.
+        self.release_due(at_ms)
         messages = self.messages
         messages.drop_kept(at_ms - messages.settings.keep_ms)
         next_ms = self._outlive(at_ms) if messages.settings.retention_ms else 0
