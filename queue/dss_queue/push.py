@@ -44,6 +44,8 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
     visibility_ms = request.visibility_ms or config_of(node).queue_visibility_timeout_ms
     counters = of_topic(request.topic)
     subscribers = cast(Subscribers, node.services[SERVICE])
+    # Only the first pull creates the topic or the group. If they are deleted later, the subscription ends with `not_found`.
+    group_exists = False
     with subscribers.open(request, visibility_ms, feed.liveness) as subscriber:
         try:
             while True:
@@ -53,6 +55,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                     timeout_ms=WAIT_MS_MAX,
                     visibility_ms=visibility_ms,
                     max_messages=await subscriber.room(),
+                    create=not group_exists,
                 )
                 try:
                     result = await subscriber.pull(node.submit(command, wait_ms=WAIT_MS_MAX))
@@ -65,6 +68,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                     continue
                 if result.code:
                     return result
+                group_exists = True
                 messages = result.body["messages"]
                 if not await subscriber.is_there(messages):
                     receipts = {message["msg_id"]: message["receipt"] for message in messages}

@@ -15,7 +15,7 @@ from dss_raft.replication.batch import LEADER_COMMANDS, SESSION_COMMANDS
 from dss_raft.replication.limits import LimitsMachine
 
 #: the version of the protocol, and what the commands were when it got its number
-KNOWN = (7, "8eae8457e9b55c6f")
+KNOWN = (8, "c2735ac425ac136a")
 
 
 def test_the_version_of_the_protocol_grows_with_the_commands():

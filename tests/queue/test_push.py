@@ -20,6 +20,7 @@ from dss_api.errors import Refused
 from dss_api.liveness import Liveness
 from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, free_ports
 from dss_queue.core.commands import AckRequest, ConsumeRequest, Nack, PublishRequest, Subscribe
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic
 from dss_queue.operations import ack, consume, nack, publish
 from dss_queue.push import subscribe
 from dss_queue.subscribers import Subscribers
@@ -133,6 +134,22 @@ async def test_the_end_of_an_idle_subscription_leaves_no_waiter(node, subscribed
     assert not node.broker.callers.waiters
     answer = await consume(node, ConsumeRequest(topic="t", group="g", timeout_ms=0, max_messages=10))
     assert len(answer.messages) == 2
+
+
+@pytest.mark.parametrize("command", [DeleteTopic(topic="t"), DeleteGroup(topic="t", group="g")], ids=["topic", "group"])
+@pytest.mark.parametrize("credit", [2, 1], ids=["waiting", "full"])
+async def test_a_subscription_ends_when_its_topic_or_group_is_deleted(node, subscribed, command, credit):
+    """Also when it is full, and so has no consume waiting that could be refused. Its next pull creates nothing."""
+    async with subscribed(credit=credit) as feed:
+        await put(node, 1)
+        await feed.value()
+        await node.submit(command)
+        async with asyncio.timeout(5):
+            result = await asyncio.shield(feed.task)
+        assert (result.code, result.body) == ("not_found", {"detail": "the topic or the group was deleted"})
+    topic = node.broker.topics.get("t")
+    assert topic is None or not topic.groups
+    assert (topic is None) == isinstance(command, DeleteTopic)
 
 
 async def test_a_time_without_a_leader_does_not_end_a_subscription(node, subscribed):

@@ -42,7 +42,7 @@ from dss_queue.core.commands import (
     PutTopic,
     Redrive,
 )
-from dss_queue.core.group import Callers, Delivery, Group, Waiter
+from dss_queue.core.group import Callers, Delivery, Group, Waiter, was_deleted
 from dss_queue.core.publishing import Publisher
 from dss_queue.core.records import message_number, receipt_of
 from dss_queue.core.registry import Registry
@@ -236,6 +236,8 @@ class Broker:
     def _consume(self, command: Consume, at_ms: int, index: int, origin: Origin) -> Result | None:
         group = self._administration.find_group(command.topic, command.group)
         if group is None:
+            if not command.create:
+                return was_deleted()
             made = self._administration.create_group(command.topic, command.group, at_ms)
             if isinstance(made, Result):
                 return made

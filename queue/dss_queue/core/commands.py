@@ -143,6 +143,8 @@ class Consume(ConsumeFields, Command, tag="queue.consume", kw_only=True):
     #: each message stays hidden for this time; then it is delivered again unless it was acked
     visibility_ms: VisibilityMs
     max_messages: MessageCount = 1
+    #: False: refused with `not_found` if the group does not exist
+    create: bool = True
 
 
 class Subscribe(Fields, kw_only=True):

@@ -351,7 +351,7 @@ class Group:
     def close(self) -> None:
         """The group is deleted: its waiters are refused, and everything else goes."""
         for waiter in [waiter for waiter in self.waiters if waiter.live]:
-            self.answer(waiter, Result({"detail": "the topic or the group was deleted"}, "not_found"))
+            self.answer(waiter, was_deleted())
         self.reset(0)
         self.forget_dead()
 
@@ -365,3 +365,8 @@ class Group:
 def _with_ending(delivery: Delivery, reason: str, at_ms: int) -> tuple[Ending, ...]:
     ending = Ending(delivery.attempt, delivery.delivered_ms, at_ms, reason, delivery.handout.origin.node)
     return (*delivery.history[-HISTORY_MAX + 1 :], ending)
+
+
+def was_deleted() -> Result:
+    """The refusal of a consume whose group is gone."""
+    return Result({"detail": "the topic or the group was deleted"}, "not_found")
