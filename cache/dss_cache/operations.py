@@ -42,7 +42,7 @@ from dss_cache.core.commands import (
     TraceQuery,
 )
 from dss_cache.core.directory import PENDING_KEY
-from dss_cache.reading import Found
+from dss_cache.reading import Found, too_large
 from dss_cache.service import CacheService, service_of
 
 if TYPE_CHECKING:
@@ -183,14 +183,14 @@ async def mget(node: Node, request: GetManyRequest) -> GetManyAnswer:
             service.hits += 1
             items[key] = GetItem(key, msgspec.Raw(line.value), True, True, line.version, line.state, node.node_id)
     if missing:
-        for key, found in zip(missing, await service.read_many(missing), strict=True):
+        for key, found in zip(missing, await service.read_many(missing, BYTES_PER_MGET_MAX), strict=True):
             _count(service, found)
             is_found = found.value is not None
             items[key] = GetItem(key, _json(found.value), is_found, found.hit, found.version, found.state, node.node_id)
     answer = [items[key] for key in request.keys]
     # A key may be named more than once, and each time its value is sent.
     if sum(len(item.value) for item in answer) > BYTES_PER_MGET_MAX:
-        raise Refused("too_large", f"the values are longer than {BYTES_PER_MGET_MAX} bytes; ask for fewer `keys`", field="keys")
+        raise too_large(BYTES_PER_MGET_MAX)
     return GetManyAnswer(items=answer)
 
 

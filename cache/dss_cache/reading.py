@@ -12,6 +12,7 @@ from dss_api.errors import Refused
 from dss_api.fields import INDEX_MAX
 from dss_api.supervised import Tasks
 from dss_cache.backing_store import BackingStore, Stored
+from dss_cache.config import config_of
 from dss_cache.core.coherence import Flight, NearCache, Step
 from dss_cache.core.commands import Fetch, Lost
 from dss_cache.core.directory import PENDING_KEY, Directory, FetchRow
@@ -41,6 +42,15 @@ class Found(NamedTuple):
 FoundWaiter = asyncio.Future[Found]
 
 
+class _GivenUp(Exception):
+    """The call that began this fetch has no use for its value any more. Calls that joined it fetch the key themselves."""
+
+
+def too_large(bytes_max: int) -> Refused:
+    """The refusal of a read of several keys."""
+    return Refused("too_large", f"the values are longer than {bytes_max} bytes; ask for fewer `keys`", field="keys")
+
+
 class _Look:
     """What one look at the lines of several keys found, and what the other keys wait for."""
 
@@ -53,8 +63,8 @@ class _Look:
         self.pending: Stamps = {}
         #: fetches that began too early to be joined
         self.others: list[FoundWaiter] = []
-        #: fetches that were begun or joined
-        self.flights: list[tuple[str, Flight, FoundWaiter]] = []
+        #: fetches that were begun or joined; True: begun
+        self.flights: list[tuple[str, Flight, FoundWaiter, bool]] = []
 
 
 class Reader:
@@ -95,11 +105,14 @@ class Reader:
         """
         return (await self.read_many([key]))[0]
 
-    async def read_many(self, keys: Sequence[str]) -> list[Found]:
+    async def read_many(self, keys: Sequence[str], bytes_max: int = 0) -> list[Found]:
         """Several keys; the missing ones are fetched by one command. One task does it all, however many keys there are.
 
+        Args:
+            bytes_max: of all values; 0: any number. Once there are more, no further values are read from the backing store.
+
         Raises:
-            Refused: as `read`.
+            Refused: as `read`, and `too_large`.
         """
         near = self._near
         begun = near.flights_begun
@@ -111,7 +124,7 @@ class Reader:
             if look_number:
                 # What a look waits for may be there already, and the other calls must have their turn.
                 await asyncio.sleep(0)
-            look = self._look(left, begun, can_renew, gathered)
+            look = self._look(left, begun, can_renew, gathered, bytes_max)
             found.update(look.found)
             if look.needs_lease:
                 # Once for each read: when the loop is slow, a new lease may be over before it can be used.
@@ -121,16 +134,23 @@ class Reader:
                 await self._peers.wait_for_invalidations(look.pending, ask_now=True)
             if look.others:
                 await asyncio.wait(look.others)
-            for key, flight, result in look.flights:
-                fetched = await asyncio.shield(result)
+            for key, flight, result, is_own in look.flights:
+                try:
+                    fetched = await asyncio.shield(result)
+                except _GivenUp:
+                    if is_own:
+                        raise too_large(bytes_max) from None
+                    continue
                 if near.serves(flight, begun, fetched.value is None):
                     found[key] = fetched
+            if bytes_max and sum(len(one.value) for one in found.values() if one.value is not None) > bytes_max:
+                raise too_large(bytes_max)
             left = [key for key in left if key not in found]
             if not left:
                 return [found[key] for key in keys]
         raise Refused("unknown_outcome", f"`{left[0]}` changed all the time while it was being read")
 
-    def _look(self, keys: Sequence[str], begun: int, can_renew: bool, gathered: list[Flight]) -> _Look:
+    def _look(self, keys: Sequence[str], begun: int, can_renew: bool, gathered: list[Flight], bytes_max: int) -> _Look:
         """Take what can be read now, and begin the fetches that are needed."""
         near = self._near
         look = _Look()
@@ -153,34 +173,35 @@ class Reader:
             else:
                 if now >= near.lease.valid_until:
                     self._peers.renew_soon()
-                flight = near.flights[key] if step is Step.JOIN else self._begin(key, gathered)
-                look.flights.append((key, flight, self._results[flight]))
+                is_own = step is not Step.JOIN
+                flight = self._begin(key, gathered, bytes_max) if is_own else near.flights[key]
+                look.flights.append((key, flight, self._results[flight], is_own))
         return look
 
     # ------------------------------------------------------------------ flights
 
-    def _begin(self, key: str, gathered: list[Flight]) -> Flight:
+    def _begin(self, key: str, gathered: list[Flight], bytes_max: int) -> Flight:
         """Begin a flight. Flights of one call that begin in the same turn of the event loop share a command."""
         flight = self._near.begin(key)
         loop = asyncio.get_running_loop()
         self._results[flight] = loop.create_future()
         if not gathered:
-            loop.call_soon(self._start_fetch, gathered)
+            loop.call_soon(self._start_fetch, gathered, bytes_max)
         gathered.append(flight)
         return flight
 
-    def _start_fetch(self, gathered: list[Flight]) -> None:
+    def _start_fetch(self, gathered: list[Flight], bytes_max: int) -> None:
         flights = list(gathered)
         gathered.clear()
-        self._tasks.spawn("cache_reads", self._run_fetch(flights))
+        self._tasks.spawn("cache_reads", self._run_fetch(flights, bytes_max))
 
-    async def _run_fetch(self, flights: list[Flight]) -> None:
+    async def _run_fetch(self, flights: list[Flight], bytes_max: int) -> None:
         try:
             rows = await self._fetch([flight.key for flight in flights])
             if len(flights) == 1:
                 await self._finish(flights[0], rows[0])
             else:
-                await asyncio.gather(*(self._finish(flight, row) for flight, row in zip(flights, rows, strict=True)))
+                await self._finish_many(list(zip(flights, rows, strict=True)), bytes_max)
         except BaseException as error:
             refusal = error if isinstance(error, Refused) else Refused("unknown_outcome", "the read was interrupted")
             for flight in flights:
@@ -188,12 +209,24 @@ class Reader:
             if not isinstance(error, Refused):
                 raise
 
+    async def _finish_many(self, fetched: list[tuple[Flight, FetchRow]], bytes_max: int) -> None:
+        """Finish fetches in parts that are no longer than the limit, and give up the others once there are more bytes than that."""
+        part_length = max(bytes_max // config_of(self._node).value_bytes_max, 1) if bytes_max else len(fetched)
+        size = 0
+        for start in range(0, len(fetched), part_length):
+            if size > bytes_max > 0:
+                for flight, _ in fetched[start:]:
+                    self._fail(flight, _GivenUp())
+                return
+            part = fetched[start : start + part_length]
+            size += sum(await asyncio.gather(*(self._finish(flight, row) for flight, row in part)))
+
     async def _fetch(self, keys: list[str]) -> list[FetchRow]:
         result = await self._node.submit(Fetch(keys=keys))
         return [msgspec.convert(row, FetchRow) for row in result.body["rows"]]
 
-    async def _finish(self, flight: Flight, row: FetchRow) -> None:
-        """Get the value for a fetch that was applied, install it, and answer the readers."""
+    async def _finish(self, flight: Flight, row: FetchRow) -> int:
+        """Get the value for a fetch that was applied, install it, and answer the readers. Returns the length of the value."""
         try:
             value, row = await self._value(flight.key, row)
             if not self._near.acknowledgements.covers(row.pending_invalidations):
@@ -201,10 +234,11 @@ class Reader:
         except Refused as refusal:
             self._memory_failed(refusal)
             self._refuse(flight, refusal)
-            return
+            return 0
         state = "I" if value is None else self._near.install(flight, row, value, self._clock())
         self._near.end(flight)
         self._results.pop(flight).set_result(Found(value, row.version, state))
+        return 0 if value is None else len(value)
 
     async def _value(self, key: str, row: FetchRow) -> tuple[bytes | None, FetchRow]:
         """The value of the fetched version, or of a newer one if a write came in between. Also returns the row it belongs to."""
@@ -250,10 +284,13 @@ class Reader:
         return None, FetchRow(result.body["version"], True, None, "I", row.stamp, result.body[PENDING_KEY], 0)
 
     def _refuse(self, flight: Flight, refusal: Refused) -> None:
+        self._fail(flight, Refused(refusal.code, refusal.detail))
+
+    def _fail(self, flight: Flight, error: Exception) -> None:
         self._near.end(flight)
         result = self._results.pop(flight, None)
         if result is not None and not result.done():
-            result.set_exception(Refused(refusal.code, refusal.detail))
+            result.set_exception(error)
             result.exception()  # retrieved: the reader may have gone
 
     def close(self) -> None:

@@ -88,14 +88,14 @@ class CacheService:
 
     # ---------------------------------------------------------- reading, writing
 
-    async def read_many(self, keys: list[str]) -> list[Found]:
+    async def read_many(self, keys: list[str], bytes_max: int = 0) -> list[Found]:
         """The slow path.
 
         Raises:
             Refused: see `Reader`.
         """
         self.near.used_at = self.clock()
-        return await self.reader.read_many(keys)
+        return await self.reader.read_many(keys, bytes_max)
 
     async def write(self, command: Command) -> Result:
         """Submit a command and wait until its effect, or the version it found, may be shown.

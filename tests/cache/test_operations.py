@@ -267,3 +267,29 @@ async def test_one_value_is_not_sent_a_thousand_times(two, monkeypatch):
     with pytest.raises(Refused) as refused:
         await ops.mget(two.node, GetManyRequest(keys=["k"] * 1000))
     assert (refused.value.code, refused.value.extra["field"]) == ("too_large", "keys")
+
+
+async def test_a_read_of_too_many_bytes_ends_before_all_are_read(cluster, one, two, monkeypatch):
+    """100 values of 500 bytes are in the backing store, and the limit is 5,000 bytes: nobody needs the others."""
+    keys = [f"k{number}" for number in range(100)]
+    for key in keys:
+        await one.put(key, "x" * 498)
+    await cluster.caches["n1"].write_back._write_due()
+    await cluster.settle()
+    monkeypatch.setattr(ops, "BYTES_PER_MGET_MAX", 5000)
+    cluster.store.open.clear()
+    large = asyncio.create_task(ops.mget(two.node, GetManyRequest(keys=keys)))
+    await cluster.settle()
+    # Another call has joined the fetch of a key that is given up.
+    joined = asyncio.create_task(ops.mget(two.node, GetManyRequest(keys=["k99", "k98"])))
+    await cluster.settle()
+    reads = cluster.store.reads
+    cluster.store.open.set()
+    with pytest.raises(Refused) as refused:
+        await large
+    assert (refused.value.code, refused.value.extra["field"]) == ("too_large", "keys")
+    async with asyncio.timeout(5):
+        assert [item.found for item in (await joined).items] == [True, True]
+    assert reads == 5, "as many as have room if each has the largest length"
+    assert cluster.store.reads <= 15 + 2
+    assert (await ops.mget(two.node, GetManyRequest(keys=keys[:10]))).items[9].found
