@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -110,12 +111,23 @@ class LeadingNode(Protocol):
 
 
 def handlers(node: LeadingNode) -> dict[str, Handler]:
-    """How `node` carries out the requests of other nodes, or its own, when it leads."""
+    """How `node` carries out the requests of other nodes, or its own, when it leads.
 
-    async def transfer(to: str) -> dict[str, Any]:
+    It transfers leadership once in an election timeout: in a loop, transfers would leave little time for writes. A node that stops is
+    not limited.
+    """
+
+    transferred_at_s = float("-inf")
+
+    async def transfer(to: str, is_stopping: bool = False) -> dict[str, Any]:
+        nonlocal transferred_at_s
         if to == node.node_id:
             return {"leader_id": to}
+        timeout_ms, now_s = node.config.raft_election_max_ms, asyncio.get_running_loop().time()
+        if node.is_leader and not is_stopping and now_s < transferred_at_s + timeout_ms / 1000:
+            raise Refused("over_limit", f"a node can transfer leadership once in RAFT_ELECTION_MAX_MS ({timeout_ms} ms)")
         _guarded("to", lambda: node.core.transfer(to))
+        transferred_at_s = now_s
         node.wake()
         gave_up_or_moved = await node.until(lambda: not node.core.transferee if node.is_leader else bool(node.leader_id))
         if node.is_leader or not gave_up_or_moved:

@@ -369,7 +369,7 @@ class Node(Listeners):
         if not self.is_leader or not any(self._links.is_up(peer) for peer in self.peers):
             return
         try:
-            await self.transfer()
+            await self._ask_leader("transfer", to="", is_stopping=True)
         except Refused as refusal:
             log.warning("raft.transfer_failed", reason=refusal.detail)
 

@@ -44,18 +44,21 @@ def test_incr_of_any_integer(nodes, wait_until, is_at_rest):
     wait_until(lambda: all(node.is_ready() for node in nodes), lambda: "a node is not ready")
 
 
-def test_forced_elections_in_a_loop_leave_room_for_writes(nodes):
+@pytest.mark.parametrize(
+    ("path", "body"), [("/raft/start_election", {"force": True}), ("/raft/transfer", {"to": ""})], ids=["elections", "transfers"]
+)
+def test_changes_of_leadership_in_a_loop_leave_room_for_writes(nodes, path, body):
     """On every node at the same time: a leader has no reason to campaign, so a single node soon does nothing more."""
     first_term = nodes[0].status()["term"]
     seconds = 8.0
     end = time.monotonic() + seconds
     statuses: list[int] = []
 
-    def force(node) -> None:
+    def change(node) -> None:
         while time.monotonic() < end:
-            statuses.append(node.call("POST", "/raft/start_election", {"force": True}).status)
+            statuses.append(node.call("POST", path, body).status)
 
-    threads = [threading.Thread(target=force, args=[node]) for node in nodes]
+    threads = [threading.Thread(target=change, args=[node]) for node in nodes]
     for thread in threads:
         thread.start()
     written = 0
@@ -66,7 +69,7 @@ def test_forced_elections_in_a_loop_leave_room_for_writes(nodes):
     for thread in threads:
         thread.join()
     terms = nodes[0].status()["term"] - first_term
-    print(f"{terms} terms, {written} writes, {len(statuses)} forced elections asked for, {statuses.count(429)} refused")
-    assert set(statuses) == {200, 429}
-    assert terms <= 2 * 3 * (seconds + 1), "each forced election can be followed by one that it made necessary"
+    print(f"{terms} terms, {written} writes, {len(statuses)} changes asked for, {statuses.count(429)} refused")
+    assert {200, 429} <= set(statuses) <= {200, 429, 503}
+    assert terms <= 2 * 3 * (seconds + 1), "each change can be followed by one that it made necessary"
     assert written > 5 * seconds
