@@ -30,6 +30,8 @@ log = structlog.get_logger("raft")
 
 #: One turn applies entries for about this long at most, so that heartbeats and callers are served during a long replay.
 APPLY_BUDGET_S = 0.005
+#: While nothing is applied, no snapshot is taken. The log is reported as too long from this many times the size at which one is due.
+LOG_ALARM_FACTOR = 2
 #: Pauses between attempts to restore a snapshot.
 RESTORE_RETRY_S_MIN, RESTORE_RETRY_S_MAX = 0.2, 10.0
 
@@ -88,6 +90,8 @@ class Applying:
         #: until this entry is applied again, the state is older than what callers have seen
         self._usable_from = 0
         self._stops_logged: set[int] = set()
+        #: the length of the log, in bytes, that is reported next; 0: the first one
+        self._log_alarm_bytes = 0
 
     @property
     def unusable_reason(self) -> str:
@@ -103,6 +107,7 @@ class Applying:
         self._to_apply.extend(committed)
         if self.stopped is not None:
             self._look_for_skip(committed)
+            self._look_at_log()
 
     def replace(self, meta: SnapshotMeta) -> None:
         """Replace the state by a snapshot, in place of all that was added before."""
@@ -157,7 +162,18 @@ class Applying:
         metrics.APPLY_STOPPED.set(1)
         self._listener.usable_changed()
 
+    def _look_at_log(self) -> None:
+        """Report a log that only grows, each time it has become twice as long."""
+        assert self.stopped is not None
+        size = self._core.log.size(self._core.snapshot.index, self._core.last_index)
+        if size < (self._log_alarm_bytes or LOG_ALARM_FACTOR * self._snapshots.bytes_max):
+            return
+        self._log_alarm_bytes = 2 * size
+        advice = "mend the cause, or stop this node: after a time the leader replaces its log and its state by a snapshot"
+        log.critical("raft.log_grows", bytes=size, apply_stopped=self.stopped.index, advice=advice)
+
     def _go_on(self) -> None:
+        self._log_alarm_bytes = 0
         self.stopped = None
         metrics.APPLY_STOPPED.set(0)
         self._listener.usable_changed()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
+from structlog.testing import capture_logs
 
 from dss_api.errors import Refused
 from dss_dev.sum_machine import Add, Sum, Wait
@@ -201,6 +203,36 @@ async def test_a_bug_of_one_node_is_mended_by_a_restart_and_never_by_a_skip(pois
     await cluster.start(follower.node_id)
     await cluster.leader()
     await agree(cluster, POISON + 1)
+
+
+async def test_the_log_of_a_node_that_cannot_apply_grows_with_an_alarm_until_it_is_stopped(poisoned, bugs):
+    """It takes no snapshots. Stopped for long enough, it gets the leader's snapshot when it starts, although its bug is still there."""
+    cluster = poisoned(snapshot_entries=40, snapshot_bytes=1000)
+    await cluster.start()
+    leader, broken = await cluster.leader(), await cluster.follower()
+    bugs.nodes = {broken.node_id}
+    await leader.submit(Add(amount=POISON))
+    await cluster.until(lambda: is_stopped(broken))
+    with capture_logs() as logs:
+        for _ in range(200):
+            await leader.submit(Add(amount=1))
+        await cluster.until(lambda: broken.commit_index == leader.commit_index)
+    assert broken.core.snapshot.index < broken.apply_stop.index < leader.core.snapshot.index
+    alarms = [event for event in logs if event["event"] == "raft.log_grows"]
+    sizes = [event["bytes"] for event in alarms]
+    assert sizes[0] >= 2 * 1000
+    assert all(later >= 2 * earlier for earlier, later in pairwise(sizes))
+    assert {event["apply_stopped"] for event in alarms} == {broken.apply_stop.index}
+
+    last = broken.core.last_index
+    await cluster.stop(broken.node_id)
+    while leader.core.log.base_index <= last:
+        await leader.submit(Add(amount=1))
+    await cluster.start(broken.node_id)
+    healed = cluster.nodes[broken.node_id]
+    await cluster.until(lambda: not is_stopped(healed) and healed.applied_index == leader.applied_index)
+    assert healed.core.last_index - healed.core.log.base_index < 100
+    assert len(states(cluster)) == 1
 
 
 async def test_a_leader_that_cannot_apply_hands_over_to_one_that_can(poisoned, bugs):

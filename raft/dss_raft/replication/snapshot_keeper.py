@@ -95,7 +95,7 @@ class SnapshotKeeper:
         self._not_before = 0.0
         self._executor = executor
         self._entries_max = entries_max
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._taking = False
 
     @property
@@ -108,7 +108,7 @@ class SnapshotKeeper:
         if self._taking or (self._not_before and monotonic() < self._not_before):
             return False
         applied, last = self._replica.applied_index, core.snapshot.index
-        return applied - last >= self._entries_max or core.log.size(last, applied) >= self._bytes_max
+        return applied - last >= self._entries_max or core.log.size(last, applied) >= self.bytes_max
 
     async def take(self, core: RaftCore) -> SnapshotMeta | None:
         """Write a snapshot of the applied state. None when another one is being taken, or when this one failed.
