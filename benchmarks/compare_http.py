@@ -24,13 +24,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,9 +37,9 @@ import bench_http
 import psutil
 import uvloop
 
-from dss_dev.local_cluster import LocalCluster, LocalNode, NotReady, free_ports
+from dss_dev.checkouts import ROOT, Checkout, checkout_at
+from dss_dev.local_cluster import LocalCluster, NotReady, free_ports
 
-ROOT = Path(__file__).resolve().parent.parent
 NODES = 3
 #: load on one cluster before it goes to the other, s
 SLICE_S = 1.0
@@ -55,25 +52,6 @@ CONFIDENCE = 0.95
 ALTERNATIONS_FOR_VERDICT = 5
 #: share of calls that may fail
 FAILED_SHARE = 0.01
-#: settings of the caller's Python that must not reach the nodes
-PYTHON_SETTINGS = ("DJANGO_SETTINGS_MODULE", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
-
-
-@dataclass(frozen=True)
-class Checkout:
-    """A copy of the project, and the Python that runs it."""
-
-    path: Path
-    python: Path
-
-    def import_path(self) -> str:
-        """The folders that hold its packages, as `PYTHONPATH`.
-
-        They come before what is installed: a `.venv` that was copied from another checkout would import that one's code.
-        """
-        project = tomllib.loads((self.path / "pyproject.toml").read_text())
-        folders = project.get("tool", {}).get("hatch", {}).get("build", {}).get("dev-mode-dirs", ["."])
-        return os.pathsep.join(str(self.path / folder) for folder in folders)
 
 
 @dataclass
@@ -176,30 +154,14 @@ def estimate(ratios: Sequence[float]) -> Estimate:
     return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
-def start_node(checkout: Checkout, node: LocalNode) -> None:
-    """Start the node with the checkout's code. The two checkouts share nothing but environment variables."""
-    inherited = {name: value for name, value in os.environ.items() if name not in PYTHON_SETTINGS}
-    node.log_path.parent.mkdir(parents=True, exist_ok=True)
-    with node.log_path.open("ab") as log:
-        node.process = subprocess.Popen(
-            [checkout.python, "manage.py", "node"],
-            cwd=checkout.path,
-            env={**inherited, **node.environment, "PYTHONPATH": checkout.import_path()},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
 @contextmanager
 def started(checkout: Checkout, server: str, ports: Sequence[int]) -> Iterator[LocalCluster]:
     """A node of the checkout for each port, with new data; they may not be ready yet."""
     with tempfile.TemporaryDirectory() as name:
-        cluster = LocalCluster(Path(name), ports, {"DSS_SERVER": server, "DSS_CLUSTER_SECRET": "compare"})
+        settings = {"DSS_SERVER": server, "DSS_CLUSTER_SECRET": "compare"}
+        cluster = LocalCluster(Path(name), ports, settings, checkout=checkout)
         try:
-            for node in cluster.nodes:
-                start_node(checkout, node)
+            cluster.start()
             yield cluster
         finally:
             cluster.stop()
@@ -344,11 +306,6 @@ def compare(checkouts: Sequence[Checkout], options: argparse.Namespace) -> int:
     return code
 
 
-def checkout_of(path: Path, python: Path | None) -> Checkout:
-    # A .venv's Python is a link: resolved, it would leave the .venv.
-    return Checkout(path, (python or path / ".venv/bin/python").absolute())
-
-
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -368,7 +325,7 @@ def main() -> int:
     parser.add_argument("--python", type=Path, help="runs this checkout's nodes, instead of its .venv")
     parser.add_argument("--other-python", type=Path, help="runs the other checkout's nodes, instead of its .venv")
     options = parser.parse_args()
-    checkouts = [checkout_of(ROOT, options.python), checkout_of(options.other.resolve(), options.other_python)]
+    checkouts = [checkout_at(ROOT, options.python), checkout_at(options.other, options.other_python)]
     for checkout in checkouts:
         for needed in (checkout.path / "manage.py", checkout.python):
             if not needed.is_file():

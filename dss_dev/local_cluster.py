@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from dss_dev.checkouts import ROOT, Checkout, tested_checkout
+
 HOST = "127.0.0.1"
 PEER_PORT_OFFSET = 1000
 PORTS_OF_THREE = (8101, 8102, 8103)
@@ -49,6 +50,7 @@ class LocalNode:
         log_path: the file that gets its output.
         host: its address.
         prefix: a command that runs the node's command, for example in a network namespace.
+        checkout: whose code it runs. By default the one that `DSS_TEST_CHECKOUT` names, otherwise this one.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class LocalNode:
         log_path: Path,
         host: str = HOST,
         prefix: Sequence[str] = (),
+        checkout: Checkout | None = None,
     ) -> None:
         self.id = node_id
         self.host = host
         self.port = port
         self.url = f"http://{host}:{port}"
         self._prefix = prefix
+        self._checkout = checkout or tested_checkout()
         self.log_path = log_path
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
@@ -81,11 +85,16 @@ class LocalNode:
     def start(self) -> None:
         """Start the process with the data of its last run."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        checkout = self._checkout
+        if checkout is None:
+            folder, python, environment = ROOT, sys.executable, {**os.environ, **self.environment}
+        else:
+            folder, python, environment = checkout.path, str(checkout.python), checkout.environment(self.environment)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._prefix, sys.executable, str(ROOT / "manage.py"), "node"],
-                cwd=ROOT,
-                env={**os.environ, **self.environment},
+                [*self._prefix, python, str(folder / "manage.py"), "node"],
+                cwd=folder,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -183,9 +192,17 @@ class LocalCluster:
         directory: their data, `<directory>/<node id>`, and logs.
         ports: one service port for each node.
         environment: settings for all nodes, in addition to those that form the cluster.
+        prefix, checkout: of each node, as for `LocalNode`.
     """
 
-    def __init__(self, directory: Path, ports: Sequence[int], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ports: Sequence[int],
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        checkout: Checkout | None = None,
+    ) -> None:
         self.directory = directory
         members = {f"node-{number}": port for number, port in enumerate(ports, 1)}
         peers = ",".join(f"http://{HOST}:{port}/{node_id}" for node_id, port in members.items())
@@ -202,6 +219,8 @@ class LocalCluster:
                     "DSS_DATA_DIR": str(directory / node_id),
                 },
                 directory / "logs" / f"{node_id}.log",
+                prefix=prefix,
+                checkout=checkout,
             )
             for node_id, port in members.items()
         ]
