@@ -51,6 +51,20 @@ class ApplyStopped(Part):
     error: str
 
 
+class ClockState(Part):
+    off_by_ms: Annotated[
+        int | None,
+        msgspec.Meta(
+            description="how far this node's wall clock is ahead of the one that a majority agrees on; null without one"
+        ),
+    ]
+    is_wrong: Annotated[bool, msgspec.Meta(description="`off_by_ms` is more than a minute, in either direction")]
+    agreeing: Annotated[list[str], msgspec.Meta(description="the voters whose wall clocks agree; empty if they are no majority")]
+    applied_off_by_ms: Annotated[
+        int | None, msgspec.Meta(description="how far applied time is ahead of the wall clock that a majority agrees on")
+    ]
+
+
 class Status(Answer, kw_only=True):
     node: str
     term: int
@@ -63,6 +77,7 @@ class Status(Answer, kw_only=True):
     members: list[MemberState]
     peers: Annotated[list[PeerState], msgspec.Meta(description="what this node knows about the others while it leads")]
     apply_stopped: Annotated[ApplyStopped | None, msgspec.Meta(description="null while this node applies the log")]
+    clock: ClockState
     boot: Annotated[int, msgspec.Meta(description="how often this node has been started")]
     pending: Annotated[int, msgspec.Meta(description="calls in flight")]
     waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]

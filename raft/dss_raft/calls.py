@@ -19,6 +19,7 @@ from dss_raft.driver import Driver
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import ForwardFrame
 from dss_raft.replication.admission import Admission
+from dss_raft.replication.clocks import StampClock
 from dss_raft.replication.commands import Command, OpenSession
 from dss_raft.replication.pending_commands import PendingCommands
 from dss_raft.replication.proposals import Proposals
@@ -37,6 +38,7 @@ class Calls:
     Args:
         timeout_ms: how long a read may wait for a confirmed leader.
         waiting_max: limit of the commands in flight, and of the reads that wait.
+        clock: stamps entries while this node leads.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Calls:
         incarnation: int,
         timeout_ms: int,
         waiting_max: int,
+        clock: StampClock,
     ) -> None:
         self.core = core
         self.incarnation = incarnation
@@ -60,7 +63,7 @@ class Calls:
         admission = Admission(replica.command_types)
         self._pending = PendingCommands(core.node_id, incarnation, self._loop, waiting_max, admission)
         self._reads = ReadRounds(core, self._loop, waiting_max)
-        self._proposals = Proposals(core, replica, admission)
+        self._proposals = Proposals(core, replica, admission, clock)
         self._last_progress = 0.0
 
     @property
@@ -230,6 +233,7 @@ class Calls:
         if self._pending.in_flight and not is_stuck and self._loop.time() - self._last_progress > RESEND_AFTER_S:
             self._send_again()
         if self.is_leader:
+            self._proposals.catch_up()
             self._proposals.stamp_if_due()
 
     # ---------------------------------------------------------------- the peers

@@ -14,6 +14,10 @@ FSYNC_SECONDS = Histogram("raft_fsync_seconds", "One durable write of the log st
 COMMIT_SECONDS = Histogram("raft_commit_seconds", "From a batch's proposal to its commit, on the leader", buckets=_FAST_SECONDS)
 APPLY_SECONDS = Histogram("raft_apply_seconds", "Applying what one turn committed", buckets=_FAST_SECONDS)
 APPLY_STOPPED = Gauge("raft_apply_stopped", "1 while this node cannot apply an entry of the log")
+CLOCK_OFF_SECONDS = Gauge(
+    "raft_clock_off_seconds", "How far the wall clock of this node is ahead of the one that a majority agrees on; 0 without one"
+)
+CLOCK_AGREEING = Gauge("raft_clock_agreeing", "Voters whose wall clocks agree; 0 while they are not a majority")
 UNDECODABLE = Counter("raft_undecodable", "Commands and entries in the log that could not be decoded, and had no effect")
 FRAMES_DROPPED = Counter("raft_frames_dropped", "Frames to other members that were dropped, by reason", ["reason"])
 

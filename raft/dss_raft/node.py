@@ -17,11 +17,12 @@ import structlog
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_raft import log_view, members, metrics
+from dss_raft import clock_exchange, log_view, members, metrics
 from dss_raft.answers import LogEntry
 from dss_raft.apply_recovery import ApplyRecovery
 from dss_raft.applying import ApplyStop
 from dss_raft.calls import Calls
+from dss_raft.clock_exchange import ClockExchange
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.ready import ReadState
 from dss_raft.disk.store import LogStore
@@ -32,7 +33,7 @@ from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
 from dss_raft.readiness import Readiness
 from dss_raft.removal import NodeRemoved, RemovalWatch
-from dss_raft.replication.clocks import AppliedClock
+from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, wall_clock_ms
 from dss_raft.replication.commands import Command, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
@@ -54,10 +55,15 @@ class Node(Listeners):
     Args:
         machines: the state machines, in the same order on every node.
         on_failure: called once when the node must stop because continuing could do harm.
+        wall_ms: replaces `wall_clock_ms`.
     """
 
     def __init__(
-        self, config: RaftConfig, machines: list[StateMachine], on_failure: Callable[[BaseException], None] | None = None
+        self,
+        config: RaftConfig,
+        machines: list[StateMachine],
+        on_failure: Callable[[BaseException], None] | None = None,
+        wall_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         super().__init__()
         self.config = config
@@ -70,7 +76,8 @@ class Node(Listeners):
         self._leader_seen = ("", 0)
         self._running = False
         self._tick_waiters: list[asyncio.Future[None]] = []
-        self._applied_clock = AppliedClock()
+        self._applied_clock = AppliedClock(wall_ms)
+        self._member_clocks = MemberClocks(config.node_id, wall_ms)
         self._channels: dict[str, Callable[[str, bytes], None]] = {}
         self._recovery = ApplyRecovery(self)
         self._control = Control(self.send, {**members.handlers(self), **self._recovery.handlers()})
@@ -89,6 +96,7 @@ class Node(Listeners):
         self._calls: Calls
         self._removal: RemovalWatch
         self._readiness: Readiness
+        self._clocks: ClockExchange
 
     # -------------------------------------------------------- starting and stopping
 
@@ -144,8 +152,11 @@ class Node(Listeners):
             incarnation=self.incarnation,
             timeout_ms=config.submit_timeout_ms,
             waiting_max=config.pending_commands_max,
+            clock=StampClock(self._member_clocks, self._applied_clock),
         )
         self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max)
+        self._clocks = ClockExchange(self.core, self._member_clocks, self.send, self._links.up_peers)
+        self._channels[clock_exchange.CHANNEL] = self._clocks.receive
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         await self._links.start()
         self._running = True
@@ -244,6 +255,7 @@ class Node(Listeners):
         status["last_applied"] = self.applied_index
         stop = self.apply_stop
         status["apply_stopped"] = None if stop is None else {"index": stop.index, "error": stop.error}
+        status["clock"] = self._clocks.status(self.now_ms())
         status |= {"boot": self.incarnation, "pending": self._calls.in_flight, "waiting": self._calls.parked}
         return status
 
@@ -437,6 +449,8 @@ class Node(Listeners):
             if fault.kind == "undecodable":
                 metrics.UNDECODABLE.inc()
                 log.error("raft.undecodable", index=fault.index, detail=fault.detail)
+            elif fault.kind == "advanced":
+                log.warning("raft.time_advanced", index=fault.index, detail=fault.detail)
             else:
                 log.warning("raft.skipped", index=fault.index, detail=fault.detail)
 
@@ -494,6 +508,7 @@ class Node(Listeners):
             if not waiter.done():
                 waiter.set_result(None)
         self._readiness.tick()
+        self._clocks.ticked(self._loop.time())
         self._removal.check(self._loop.time())
         self._recovery.tick(self._loop.time())
         self._calls.ticked()
@@ -510,6 +525,7 @@ class Node(Listeners):
 
     def _peer_is_up(self, peer: str) -> None:
         log.info("raft.peer_up", peer=peer)
+        self._clocks.tell(peer)
         self._calls.peer_is_up(peer)
         self._notify_peer_up(peer)
 

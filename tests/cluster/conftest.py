@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from redis import Redis
@@ -21,12 +21,21 @@ from dss_dev.local_partitions import PartitionedCluster
 from dss_project.registry import operations
 
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
+#: Python runs this before a node's own code: its wall clock is ahead by what the file says, in ms.
+FAKE_CLOCK = """
+import os, pathlib, time
+file, clock, clock_ns = pathlib.Path(os.environ["TEST_CLOCK_FILE"]), time.time, time.time_ns
+time.time = lambda: clock() + int(file.read_text()) / 1000
+time.time_ns = lambda: clock_ns() + int(file.read_text()) * 1_000_000
+"""
 #: a condition that is still false after this time never becomes true, even on a busy machine
 PATIENCE_S = 60.0
 
+C = TypeVar("C", bound=LocalCluster)
+
 
 @contextmanager
-def running(cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
+def running(cluster: C, request: pytest.FixtureRequest) -> Iterator[C]:
     """The cluster, started and ready. Its logs are printed if the test fails."""
     failed_before = request.session.testsfailed
     cluster.start()
@@ -50,6 +59,31 @@ def make_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cal
             return stack.enter_context(running(cluster, request))
 
         yield make
+
+
+class ClockCluster(LocalCluster):
+    """Three nodes whose wall clocks a test can set at any time."""
+
+    def __init__(self, directory: Path, ahead_ms: Sequence[int]) -> None:
+        self.clocks = directory / "clocks"
+        self.clocks.mkdir()
+        (self.clocks / "sitecustomize.py").write_text(FAKE_CLOCK)
+        super().__init__(directory, free_ports(3), {**ENVIRONMENT, "PYTHONPATH": str(self.clocks)})
+        for node, ahead in zip(self.nodes, ahead_ms, strict=True):
+            node.environment["TEST_CLOCK_FILE"] = str(self.clocks / node.id)
+            self.set_clock(node, ahead)
+
+    def set_clock(self, node: LocalNode, ahead_ms: int) -> None:
+        written = self.clocks / f"{node.id}.new"
+        written.write_text(str(ahead_ms))
+        written.rename(self.clocks / node.id)
+
+
+@pytest.fixture
+def clock_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., ClockCluster]]:
+    """`clock_cluster(0, 0, 5000)`: three nodes, and by how many ms their wall clocks are ahead at the start."""
+    with ExitStack() as stack:
+        yield lambda *ahead_ms: stack.enter_context(running(ClockCluster(tmp_path, ahead_ms), request))
 
 
 @pytest.fixture

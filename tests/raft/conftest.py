@@ -11,6 +11,7 @@ import pytest
 
 from dss_dev.sum_machine import Sum
 from dss_raft.node import Node
+from dss_raft.replication.clocks import wall_clock_ms
 
 IDS = ("a", "b", "c")
 
@@ -36,6 +37,8 @@ class Cluster:
         self.ports = dict(zip((*IDS, "d"), free_ports(4), strict=True))
         self.nodes: dict[str, Node] = {}
         self.failures: dict[str, BaseException] = {}
+        #: node -> how far its wall clock is ahead; changes take effect immediately
+        self.clock_off_ms = dict.fromkeys((*IDS, "d"), 0)
 
     def url(self, node_id: str) -> str:
         return f"http://127.0.0.1:{self.ports[node_id]}"
@@ -73,7 +76,8 @@ class Cluster:
             await node.start()
 
     def create(self, node_id: str) -> Node:
-        return Node(self.config(node_id), self.machines(), partial(self.failures.__setitem__, node_id))
+        on_failure = partial(self.failures.__setitem__, node_id)
+        return Node(self.config(node_id), self.machines(), on_failure, lambda: wall_clock_ms() + self.clock_off_ms[node_id])
 
     async def stop(self, *node_ids: str) -> None:
         for node_id in node_ids or tuple(self.nodes):

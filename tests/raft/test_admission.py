@@ -17,6 +17,7 @@ from dss_raft.core.messages import AppendEntries, Entry, EntryKind
 from dss_raft.net.wire import AuthenticatedStream, RaftFrame
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import Batch, encode_command
+from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock
 from dss_raft.replication.commands import Command
 from dss_raft.replication.pending_commands import PendingCommands
 from dss_raft.replication.proposals import Proposals
@@ -82,6 +83,12 @@ def test_a_command_is_as_large_as_the_limit_and_no_larger(admission):
     assert str(limits.COMMAND_BYTES_MAX) in refusal.value.detail
 
 
+def replica_at(at_ms: int) -> Replica:
+    replica = Replica("a", [Sum()])
+    replica.at_ms = at_ms
+    return replica
+
+
 class Core:
     """Takes every entry."""
 
@@ -99,7 +106,7 @@ async def test_entries_stay_within_their_limit_whatever_is_proposed(admission):
     """Small and largest commands in all orders, of callers and of the leader, with many confirmed results."""
     rng = random.Random(7)
     core = Core()
-    proposals = Proposals(core, Replica("a", [Sum()]), admission)
+    proposals = Proposals(core, replica_at(1), admission, StampClock(MemberClocks("a"), AppliedClock()))
     pending = PendingCommands("n" * 64, 2**62, asyncio.get_running_loop(), 1_000_000, admission)
     sizes = [
         limits.COMMAND_BYTES_MAX,
@@ -155,7 +162,7 @@ async def test_confirmed_results_are_named_in_parts(admission):
 
 def test_a_forwarded_group_that_no_node_makes_is_dropped(admission):
     core = Core()
-    proposals = Proposals(core, Replica("a", [Sum()]), admission)
+    proposals = Proposals(core, replica_at(1), admission, StampClock(MemberClocks("a"), AppliedClock()))
     proposals.add_groups([bytes(limits.GROUP_BYTES_MAX + 1)])
     proposals.propose()
     assert not core.entries

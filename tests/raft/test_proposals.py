@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 
@@ -10,9 +12,13 @@ from dss_raft.core import Busy
 from dss_raft.replication import proposals as module
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import Batch, encode_command, encode_group
-from dss_raft.replication.clocks import wall_clock_ms
+from dss_raft.replication.clocks import AGREE_MS, FIRST_STAMP_WAIT_S, AppliedClock, MemberClocks, StampClock
+from dss_raft.replication.commands import AdvanceTime, Command
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.replica import Replica
+
+NOW_MS = 1_000_000_000_000
+DAY_MS = 24 * 3_600_000
 
 
 class Core:
@@ -21,8 +27,10 @@ class Core:
     def __init__(self) -> None:
         self.term = 1
         self.last_index = 0
+        self.commit_index = 0
         self.busy = False
         self.entries: list[Batch] = []
+        self.log = SimpleNamespace(term=lambda index: self.term)
 
     def propose(self, data: bytes) -> int:
         if self.busy:
@@ -37,10 +45,35 @@ def core():
     return Core()
 
 
+class Clocks:
+    """The wall clock of this node and the steady one, and what a majority agrees on."""
+
+    def __init__(self) -> None:
+        self.wall_ms, self.steady_s = NOW_MS, 1.0
+        self.members = MemberClocks("a", lambda: self.wall_ms, lambda: self.steady_s)
+        self.stamps = StampClock(self.members, AppliedClock(lambda: self.wall_ms, lambda: self.steady_s), lambda: self.steady_s)
+
+    def agree_on(self, wall_ms: int) -> None:
+        for peer in ("b", "c"):
+            self.members.heard(peer, wall_ms)
+        self.members.look(("a", "b", "c"))
+
+
 @pytest.fixture
-def proposals(core):
+def clocks():
+    return Clocks()
+
+
+@pytest.fixture
+def replica():
     replica = Replica("a", [Sum()])
-    return Proposals(core, replica, Admission(replica.command_types))
+    replica.at_ms = NOW_MS
+    return replica
+
+
+@pytest.fixture
+def proposals(core, replica, clocks):
+    return Proposals(core, replica, Admission(replica.command_types), clocks.stamps)
 
 
 def group(first_seq: int) -> bytes:
@@ -112,13 +145,120 @@ def test_a_new_term_starts_with_the_whole_limit(core, proposals, monkeypatch):
     assert [first_seqs(entry) for entry in core.entries] == [[3]]
 
 
-def test_a_stamp_is_proposed_only_when_something_is_due(core, proposals, monkeypatch):
-    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: wall_clock_ms() + 60_000)
+def test_a_stamp_is_proposed_only_when_something_is_due(core, proposals, replica, monkeypatch):
+    monkeypatch.setattr(replica, "next_deadline_ms", lambda: NOW_MS + 60_000)
     assert not proposals.stamp_if_due()
-    monkeypatch.setattr(proposals._replica, "next_deadline_ms", lambda: wall_clock_ms() - 1)
+    monkeypatch.setattr(replica, "next_deadline_ms", lambda: NOW_MS - 1)
     core.last_index = 1
     assert not proposals.stamp_if_due(), "an entry in flight may already cause it"
     core.last_index = 0
     assert proposals.stamp_if_due()
+    proposals.propose()
+    assert len(core.entries) == 1
+
+
+# ---- time
+
+
+def commands(core: Core) -> list[Command]:
+    own = [raw for entry in core.entries for raw in entry.own]
+    return [msgspec.msgpack.decode(raw, type=AdvanceTime) for raw in own]
+
+
+def lead(core: Core, proposals: Proposals, replica: Replica, term: int) -> None:
+    """The first batch of the term is applied."""
+    core.term = term
+    proposals.stamp()
+    proposals.propose()
+    replica.batch_term = term
+
+
+def test_a_new_leader_advances_time_once_to_what_a_majority_agrees_on(core, proposals, replica, clocks):
+    core.term = 3
+    clocks.agree_on(NOW_MS + DAY_MS)
+    proposals.catch_up()
+    proposals.propose()
+    assert not core.entries, "leases get their full length first, with the first batch of the term"
+    lead(core, proposals, replica, 3)
+    proposals.catch_up()
+    proposals.propose()
+    assert commands(core) == [AdvanceTime(to_ms=NOW_MS + DAY_MS, nodes=("b", "c"))]
+    assert [entry.at_ms for entry in core.entries] == [NOW_MS, NOW_MS], "the stamp of its entry is not advanced"
+    clocks.agree_on(NOW_MS + 3 * DAY_MS)
+    proposals.catch_up()
+    proposals.propose()
+    assert len(core.entries) == 2, "a leader measures the time of its term itself"
+    lead(core, proposals, replica, 4)
+    proposals.catch_up()
+    proposals.propose()
+    assert len(commands(core)) == 2
+
+
+@pytest.mark.parametrize("ahead_ms", [AGREE_MS, 0, -DAY_MS])
+def test_applied_time_that_is_hardly_behind_or_ahead_is_not_advanced(core, proposals, replica, clocks, ahead_ms):
+    clocks.agree_on(NOW_MS + ahead_ms)
+    lead(core, proposals, replica, 3)
+    proposals.catch_up()
+    proposals.propose()
+    assert commands(core) == []
+
+
+def test_one_wrong_clock_does_not_advance_time(core, proposals, replica, clocks):
+    clocks.wall_ms += 8 * DAY_MS
+    clocks.members.look(("a", "b", "c"))
+    lead(core, proposals, replica, 3)
+    proposals.catch_up()
+    clocks.members.heard("b", NOW_MS)
+    clocks.members.look(("a", "b", "c"))
+    proposals.catch_up()
+    clocks.agree_on(NOW_MS)
+    proposals.catch_up()
+    proposals.propose()
+    assert commands(core) == []
+
+
+def test_an_advance_for_which_there_is_no_room_is_proposed_later(core, proposals, replica, clocks, monkeypatch):
+    lead(core, proposals, replica, 3)
+    clocks.agree_on(NOW_MS + DAY_MS)
+    monkeypatch.setattr(module, "GATHERED_BYTES_MAX", 0)
+    proposals.catch_up()
+    monkeypatch.undo()
+    proposals.catch_up()
+    proposals.propose()
+    assert len(commands(core)) == 1
+
+
+def test_nothing_is_stamped_before_the_stamps_in_the_log_are_known(core, proposals, replica, clocks):
+    """A node was started without a snapshot and leads: its log is not applied yet."""
+    replica.at_ms = 0
+    core.commit_index = 9
+    clocks.agree_on(NOW_MS + DAY_MS)
+    proposals.stamp()
+    proposals.propose()
+    core.log.term = lambda index: core.term - 1
+    replica.applied_index = 9
+    proposals.propose()
+    assert core.entries == [], "entries of this term may follow, and older ones before them"
+    replica.at_ms = NOW_MS
+    proposals.propose()
+    assert [entry.at_ms for entry in core.entries] == [NOW_MS]
+
+
+def test_the_first_stamp_of_a_cluster_waits_for_a_majority_of_clocks(core, proposals, replica, clocks):
+    replica.at_ms = 0
+    clocks.wall_ms -= 8 * DAY_MS
+    proposals.stamp()
+    proposals.propose()
+    assert core.entries == []
+    clocks.agree_on(NOW_MS)
+    proposals.propose()
+    assert [entry.at_ms for entry in core.entries] == [NOW_MS]
+
+
+def test_the_first_stamp_of_a_cluster_does_not_wait_long(core, proposals, replica, clocks):
+    replica.at_ms = 0
+    proposals.stamp()
+    proposals.propose()
+    clocks.steady_s += FIRST_STAMP_WAIT_S
     proposals.propose()
     assert len(core.entries) == 1

@@ -8,7 +8,7 @@ import pytest
 from dss_dev.sum_machine import Add, Sum, Wait
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.batch import encode_batch, encode_command, encode_group
-from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
+from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession
 from dss_raft.replication.replica import Replica
 from dss_raft.replication.sessions import RESULTS_KEPT_MAX
 
@@ -20,9 +20,10 @@ class Log:
         self.replicas = replicas
         self.index = 0
 
-    def batch(self, *groups: bytes, at_ms: int = 0, term: int = 1) -> None:
+    def batch(self, *groups: bytes, at_ms: int = 0, term: int = 1, own: tuple[Command, ...] = ()) -> None:
         self.index += 1
-        entry = Entry(self.index, term, EntryKind.COMMANDS, encode_batch(at_ms, [], groups))
+        encoded = [encode_command(command) for command in own]
+        entry = Entry(self.index, term, EntryKind.COMMANDS, encode_batch(at_ms, encoded, groups))
         for replica in self.replicas:
             replica.apply(entry)
 
@@ -153,3 +154,53 @@ def test_a_snapshot_contains_the_whole_state():
 def test_an_entry_out_of_order_is_refused(replica):
     with pytest.raises(ValueError, match="does not follow"):
         replica.apply(Entry(2, 1, EntryKind.NOOP, b""))
+
+
+# ---- time is advanced
+
+
+DAY_MS = 24 * 3_600_000
+
+
+class Kept(Sum):
+    """Keeps what it is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, int]] = []
+
+    def rearm(self, at_ms: int, index: int) -> None:
+        super().rearm(at_ms, index)
+        self.asked.append(("rearm", at_ms))
+
+    def expire(self, at_ms: int, index: int) -> None:
+        super().expire(at_ms, index)
+        self.asked.append(("expire", at_ms))
+
+    def next_deadline_ms(self) -> int | None:
+        return 0
+
+
+def test_advanced_time_gives_leases_their_full_length_before_anything_expires():
+    machine = Kept()
+    log = Log(replica := Replica("a", [machine]))
+    log.batch(group(1, Wait(target=9, lease_ms=1_000)), at_ms=5_000)
+    machine.asked.clear()
+    log.batch(group(2, Wait(target=9, lease_ms=700)), at_ms=5_400, own=(AdvanceTime(to_ms=DAY_MS, nodes=("a", "b")),))
+    assert machine.asked == [("expire", 5_400), ("rearm", DAY_MS), ("expire", DAY_MS)]
+    assert sorted(deadline for _, deadline, _ in machine.waiters.values()) == [DAY_MS + 700, DAY_MS + 1_000]
+    assert replica.at_ms == DAY_MS
+    (fault,) = replica.take_faults()
+    assert (fault.kind, fault.index) == ("advanced", 2)
+    assert fault.detail == f"by {DAY_MS - 5_400} ms; the clocks of a, b agree"
+
+
+@pytest.mark.parametrize("to_ms", [0, 5_000, 9_000])
+def test_time_that_is_later_already_is_not_advanced(to_ms):
+    machine = Kept()
+    log = Log(replica := Replica("a", [machine]))
+    log.batch(at_ms=9_000)
+    machine.asked.clear()
+    log.batch(at_ms=5_000, own=(AdvanceTime(to_ms=to_ms, nodes=("a",)),))
+    assert machine.asked == [("expire", 9_000)]
+    assert (replica.at_ms, replica.take_faults()) == (9_000, [])

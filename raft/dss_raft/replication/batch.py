@@ -11,12 +11,12 @@ from typing import Any, Generic, TypeVar, Union
 
 import msgspec
 
-from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession, Skip
+from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession, Skip
 
 C = TypeVar("C")
 
 SESSION_COMMANDS: tuple[type[Command], ...] = (Cancel, Nothing, OpenSession)
-LEADER_COMMANDS: tuple[type[Command], ...] = (Skip,)
+LEADER_COMMANDS: tuple[type[Command], ...] = (Skip, AdvanceTime)
 
 
 class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):

@@ -1,4 +1,4 @@
-"""The base Struct of every command, the commands of a session, and a leader's own command.
+"""The base Struct of every command, the commands of a session, and a leader's own commands.
 
 A command is the only definition of a request's field names, limits and defaults. The JSON fast path decodes into it, DRF's
 serializers and the OpenAPI schema are derived from it, and the Raft log holds its msgpack form. Every field is written to the
@@ -44,6 +44,17 @@ class Skip(Command, tag="raft.skip"):
     reason: Name
     #: the node that was asked
     by: Name
+
+
+class AdvanceTime(Command, tag="raft.advance_time"):
+    """By a new leader: applied time is behind the wall clock of a majority, because there was no leader for a while.
+
+    Leases and visibility timeouts get their full length from there on. Everything else that is due expires.
+    """
+
+    to_ms: Index
+    #: the members whose wall clocks agree
+    nodes: tuple[Name, ...]
 
 
 class OpenSession(Command, tag="session.open"):

@@ -6,8 +6,8 @@ Every machine follows these rules, so that all nodes have the same state:
    state and the arguments of the call.
 2. Time is `at_ms`, the leader's stamp in the log entry. It never goes back. `expire` runs with it before the commands of the
    entry. Nothing expires anywhere else.
-3. `rearm` runs when the first batch of a new leader is applied, before anything of its term can expire. Every lease and
-   visibility timeout gets its full length again, because clients could not renew it while there was no leader.
+3. `rearm` runs when the first batch of a new leader is applied, before anything of its term can expire, and when applied time is
+   advanced. Every lease and visibility timeout gets its full length again, because clients could not renew it in that time.
 4. A refusal is a `Result` with a `code`, never an exception. An exception means a broken invariant: the node applies nothing more.
 5. `snapshot` and `restore` transfer the whole state through msgpack, including results and waiters.
 """
@@ -66,7 +66,7 @@ class StateMachine(Protocol):
         """The earliest stamp at which `expire` would have an effect; None when nothing is pending."""
 
     def rearm(self, at_ms: int, index: int) -> None:
-        """A new leader took over at `at_ms`: give every lease its full length again."""
+        """A new leader took over at `at_ms`, or time was advanced to it: give every lease its full length again."""
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """`node` has a new incarnation: its old connections are gone, and so are its waiters."""

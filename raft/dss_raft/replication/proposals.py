@@ -1,4 +1,7 @@
-"""The commands that a leader gathers for the next log entries, in one term. A new term starts with none."""
+"""The commands that a leader gathers for the next log entries, in one term. A new term starts with none.
+
+They get their stamps here, so a new leader also finds out here, once in its term, whether applied time is behind (`catch_up`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from dss_raft import metrics
 from dss_raft.core import Busy, NotLeader, RaftCore
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import encode_batch
-from dss_raft.replication.clocks import StampClock
-from dss_raft.replication.commands import Command
+from dss_raft.replication.clocks import AGREE_MS, StampClock
+from dss_raft.replication.commands import AdvanceTime, Command
 from dss_raft.replication.replica import Replica
 from dss_raft.size_limits import ENTRY_FILL_BYTES, GROUP_BYTES_MAX
 
@@ -27,16 +30,17 @@ class Proposals:
         admission: for the leader's own commands.
     """
 
-    def __init__(self, core: RaftCore, replica: Replica, admission: Admission, clock: StampClock | None = None) -> None:
+    def __init__(self, core: RaftCore, replica: Replica, admission: Admission, clock: StampClock) -> None:
         self._core = core
         self._replica = replica
         self._admission = admission
-        self._clock = clock or StampClock()
+        self._clock = clock
         self._term = 0
         self._groups: list[bytes] = []
         self._own: list[bytes] = []
         self._gathered_bytes = 0
         self._must_stamp = False
+        self._time_is_checked = False
         #: (index, time of the proposal) of entries that are not committed yet
         self._proposed: deque[tuple[int, float]] = deque()
 
@@ -81,9 +85,24 @@ class Proposals:
         self.stamp()
         return True
 
+    def catch_up(self) -> None:
+        """Once in a term, as soon as a majority's wall clocks agree: advance applied time if it is behind by more than `AGREE_MS`.
+
+        In its term, a leader measures the time itself. Its first batch has given every lease its full length by then.
+        """
+        self._enter_term()
+        agreement = self._clock.members.agreement
+        agreed_ms = self._clock.members.agreed_ms()
+        if self._time_is_checked or agreement is None or agreed_ms is None or self._replica.batch_term != self._term:
+            return
+        is_behind = agreed_ms - self._now_ms() > AGREE_MS
+        self._time_is_checked = not is_behind or self.add_own(AdvanceTime(to_ms=int(agreed_ms), nodes=agreement.nodes))
+
     def propose(self) -> None:
         """Append all gathered commands to the log, in as few entries as the limit allows."""
         self._enter_term()
+        if not self._knows_time():
+            return
         while self._groups or self._own or self._must_stamp:
             own_count, size = _fill(self._own, 0)
             group_count, size = _fill(self._groups, size)
@@ -102,6 +121,14 @@ class Proposals:
         while self._proposed and self._proposed[0][0] <= index:
             metrics.COMMIT_SECONDS.observe(time.perf_counter() - self._proposed.popleft()[1])
 
+    def _knows_time(self) -> bool:
+        """False while the log may have stamps that are not applied, and before the first stamp of the cluster."""
+        if self._replica.at_ms:
+            return True
+        core = self._core
+        is_current = core.log.term(core.commit_index) == core.term and self._replica.applied_index == core.commit_index
+        return is_current and self._clock.may_begin()
+
     def _now_ms(self) -> int:
         return self._clock.now_ms(self._core.term, self._replica.at_ms)
 
@@ -110,6 +137,7 @@ class Proposals:
             self._term = self._core.term
             self._proposed.clear()
             self._groups, self._own, self._must_stamp = [], [], False
+            self._time_is_checked = False
             self._gathered_bytes = 0
 
 

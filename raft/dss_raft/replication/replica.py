@@ -5,7 +5,8 @@ The order inside an entry is the same on every node:
 1. Applied time advances to the stamp of the entry; it never goes back.
 2. With the first batch of a new term, every lease is re-armed, because clients could not renew it while there was no leader.
 3. Everything that is due by then expires.
-4. The leader's own commands are applied, then the commands of each session, each only if it is the next one of its session.
+4. The leader's own commands are applied: an `AdvanceTime` repeats steps 2 and 3 with a later time. Then the commands of each
+   session are applied, each only if it is the next one of its session.
 
 No entry stops all nodes for good. A command that cannot be decoded is refused: its session advances and nothing else changes. A
 batch that cannot be decoded has no effect. When a machine raises, `apply` raises `ApplyFailed` and the state cannot be used any
@@ -24,7 +25,7 @@ import msgspec
 from dss_api.result import Result
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.batch import BatchDecoder, Undecodable
-from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession, Skip
+from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession, Skip
 from dss_raft.replication.limits import HasUsage, LimitsMachine, StateLimits
 from dss_raft.replication.machine import Event, Origin, Resolved, RestoresInSlices, Restoring, StateMachine, all_at_once
 from dss_raft.replication.sessions import ClientSession, SessionTable
@@ -55,7 +56,7 @@ class Fault(msgspec.Struct, frozen=True):
     """Something in an applied entry that people should know."""
 
     index: int
-    kind: Literal["undecodable", "skipped"]
+    kind: Literal["undecodable", "skipped", "advanced"]
     detail: str
 
 
@@ -228,23 +229,40 @@ class Replica:
         if isinstance(batch, Undecodable):
             self.faults.append(Fault(index, "undecodable", f"the whole entry: {batch.reason}"))
             return
-        at_ms = self.at_ms = max(self.at_ms, batch.at_ms)
+        self.at_ms = max(self.at_ms, batch.at_ms)
         if entry.term > self.batch_term:
             self.batch_term = entry.term
-            for machine in self._machines:
-                machine.rearm(at_ms, index)
+            self._rearm(index)
+        self._expire(index)
+        for command in batch.own:
+            if type(command) is Skip:
+                self._note_skip(command, index)
+            elif type(command) is AdvanceTime:
+                self._advance_time(command, index)
+            else:
+                self._apply_one(command, self.at_ms, index, _LEADER)
+        for group in batch.groups:
+            self._apply_group(group, self.at_ms, index)
+        self._collect(index)
+
+    def _rearm(self, index: int) -> None:
+        for machine in self._machines:
+            machine.rearm(self.at_ms, index)
+
+    def _expire(self, index: int) -> None:
+        at_ms = self.at_ms
         for machine in self._machines:
             deadline = machine.next_deadline_ms()
             if deadline is not None and deadline <= at_ms:
                 machine.expire(at_ms, index)
-        for command in batch.own:
-            if type(command) is Skip:
-                self._note_skip(command, index)
-            else:
-                self._apply_one(command, at_ms, index, _LEADER)
-        for group in batch.groups:
-            self._apply_group(group, at_ms, index)
-        self._collect(index)
+
+    def _advance_time(self, command: AdvanceTime, index: int) -> None:
+        by_ms = command.to_ms - self.at_ms
+        if by_ms > 0:
+            self.at_ms = command.to_ms
+            self._rearm(index)
+            self._expire(index)
+            self.faults.append(Fault(index, "advanced", f"by {by_ms} ms; the clocks of {', '.join(command.nodes)} agree"))
 
     def _apply_group(self, group: Any, at_ms: int, index: int) -> None:
         session, is_new = self.sessions.open(group.node, group.incarnation)

@@ -36,18 +36,36 @@ COMPONENT_MUTANTS = (
     ComponentMutant(
         "expires by the local clock while applying",
         "dss_raft.replication.replica",
-        "at_ms = self.at_ms = max(self.at_ms, batch.at_ms)",
-        "at_ms = self.at_ms = __import__('time').time_ns() // 1_000_000",
+        "self.at_ms = max(self.at_ms, batch.at_ms)",
+        "self.at_ms = __import__('time').time_ns() // 1_000_000",
         ("tests/raft/test_replica.py::test_nothing_expires_without_a_later_stamp",),
     ),
     ComponentMutant(
-        "stamps with whatever the wall clock says",
+        "stamps follow the wall clocks without a limit",
         "dss_raft.replication.clocks",
-        "        if term != self._term:\n",
-        "        if True:\n",
+        "                self._ms += min(pull_ms, max(-pull_ms, agreed_ms - self._ms))\n",
+        "                self._ms = agreed_ms\n",
+        ("tests/raft/test_clocks.py::test_within_a_term_stamps_follow_the_steady_clock",),
+    ),
+    ComponentMutant(
+        "advanced time ends leases",
+        "dss_raft.replication.replica",
+        "            self.at_ms = command.to_ms\n            self._rearm(index)\n",
+        "            self.at_ms = command.to_ms\n",
         (
-            "tests/raft/test_clocks.py::test_a_wall_clock_jump_neither_expires_nor_prolongs_leases",
-            "tests/raft/simulation/test_simulation.py::test_setting_a_wall_clock_does_no_harm",
+            "tests/raft/test_replica.py::test_advanced_time_gives_leases_their_full_length_before_anything_expires",
+            "tests/raft/test_wrong_clocks.py::test_after_a_day_without_a_leader_time_is_advanced_by_a_day_and_leases_are_not_lost",
+        ),
+    ),
+    ComponentMutant(
+        "the stamps of a term start at the leader's wall clock",
+        "dss_raft.replication.clocks",
+        "self._ms = self._go_on(applied_ms) if applied_ms else self._first_ms(agreed_ms)",
+        "self._ms = self.members.wall_ms()",
+        (
+            "tests/raft/test_clocks.py::test_a_new_leader_with_a_wrong_clock_goes_on_from_applied_time",
+            "tests/raft/test_wrong_clocks.py::test_applied_time_is_right_although_the_clock_of_one_leader_is_wrong",
+            "tests/raft/simulation/test_simulation.py::test_a_wall_clock_that_is_wrong_by_days_does_no_harm",
         ),
     ),
     ComponentMutant(

@@ -11,7 +11,8 @@ All checks look only at the node that has just acted, so that a step costs the s
     linearizable_read    a read's index is at least what any node had applied when it was requested
     answered             what a proposer was told about its proposal is true, and stays true
     exactly_once         a session's commands are applied once each, in order, with the same answers on every node
-    time                 applied time never goes back, and within a term it is never faster than real time, even if clocks are set
+    time                 applied time never goes back, and is never faster than real time, whatever single clocks show; it is advanced
+                         only to what the clocks of a majority show
     progress             once healed, a leader is elected and commits, and every node catches up
     core_invariant       the core's own run-time checks
     crash                an unexpected exception
@@ -21,12 +22,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+from sim_clocks import AGREE_MS
+
 from dss_raft.core import Role
 from dss_raft.core.messages import AppendEntries, AppendReply, Entry, EntryKind, PreVote, PreVoteReply, SnapshotReply, VoteReply
+from dss_raft.replication.batch import Batch
 from dss_raft.replication.clocks import PULL
 
 if TYPE_CHECKING:
     from sim_node import SimNode
+
+#: how long the word of a clock may be on its way to a node that is paused
+LATE_MS = 2_000
+_decode_raw = msgspec.msgpack.Decoder(Batch[msgspec.Raw]).decode
 
 
 class Violation(Exception):
@@ -62,6 +71,8 @@ class Checker:
         self.proposed_us: dict[tuple[int, int], int] = {}
         #: index -> (term, when it was proposed, applied time after it)
         self.stamped: dict[int, tuple[int, int, int]] = {}
+        #: when the latest stamped entry was proposed, and the most that applied time can be then
+        self.latest = (0, 0.0)
         self.reads_answered = 0
         self.answered = 0
 
@@ -157,7 +168,9 @@ class Checker:
 
     def proposed(self, node: SimNode, index: int, data: bytes) -> None:
         node.proposed[index] = (node.core.term, data)
-        self.proposed_us[index, node.core.term] = node.clocks.now_us()
+        self.proposed_us[index, node.core.term] = node.clocks.time.now_us()
+        if node.sessions is not None:
+            self.time_advance_proposed(node, data)
 
     def delivered(self, node: SimNode, entry: Entry) -> None:
         """The entry must be at the index that `propose` returned."""
@@ -167,18 +180,38 @@ class Checker:
                 raise Violation("answered", f"{node.id} was promised {data!r} at {entry.index}, committed is {entry.data!r}")
             self.answered += 1
 
-    def time_applied(self, entry: Entry, before_ms: int, after_ms: int) -> None:
-        """Applied time never goes back, and within a term it is never faster than real time."""
+    def time_applied(self, entry: Entry, before_ms: int, after_ms: int, is_advanced: bool) -> None:
+        """Applied time never goes back, and is never faster than real time, except where an entry advances it."""
         if after_ms < before_ms:
             raise Violation("time", f"entry {entry.index} sets applied time from {before_ms} back to {after_ms}")
         proposed_us = self.proposed_us.get((entry.index, entry.term))
         if proposed_us is None or entry.index in self.stamped:
             return
-        self.stamped[entry.index] = (entry.term, proposed_us, after_ms)
         term, earlier_us, earlier_ms = self.stamped.get(entry.index - 1, (0, 0, 0))
+        self.stamped[entry.index] = (entry.term, proposed_us, after_ms)
         passed_ms = (proposed_us - earlier_us) / 1000
-        if term == entry.term and after_ms - earlier_ms > passed_ms * (1 + PULL) + 2:
+        if not is_advanced and term == entry.term and after_ms - earlier_ms > passed_ms * (1 + PULL) + 2:
             raise Violation("time", f"entry {entry.index} moves applied time by {after_ms - earlier_ms} ms in {passed_ms:g} ms")
+        self._envelope(entry.index, proposed_us, after_ms, is_advanced)
+
+    def _envelope(self, index: int, proposed_us: int, after_ms: int, is_advanced: bool) -> None:
+        """The same from one leader to the next: no leader is ahead of where all earlier ones can be by now."""
+        latest_us, latest_ms = self.latest
+        latest_ms += (proposed_us - latest_us) / 1000 * (1 + PULL)
+        if latest_us and not is_advanced and after_ms > latest_ms + 2:
+            raise Violation("time", f"entry {index} sets applied time to {after_ms}, although it was at most {latest_ms:g} then")
+        self.latest = (proposed_us, max(latest_ms, after_ms))
+
+    def time_advance_proposed(self, node: SimNode, data: bytes) -> None:
+        """Time may be advanced only to what the wall clocks of a majority of the voters show, or have shown a moment ago."""
+        for command in _decode_raw(data).own:
+            to_ms = msgspec.msgpack.decode(command)["to_ms"]
+            voters = node.core.membership.voters
+            clocks = [node.clocks.time.clocks[voter] for voter in voters]
+            agreeing = sum(clock.has_shown(to_ms, AGREE_MS + LATE_MS) for clock in clocks)
+            node.clocks.time.happened["time advanced"] += 1
+            if agreeing <= len(voters) // 2:
+                raise Violation("time", f"{node.id} advances time to {to_ms}, as {agreeing} of {len(voters)} clocks show")
 
     def session_answered(self, node_id: str, incarnation: int, seq: int, index: int, total: int) -> None:
         known = self.session_answers.setdefault((node_id, incarnation, seq), (index, total))

@@ -9,16 +9,20 @@ from typing import Any
 
 import sim_profile
 from sim_check import Violation
-from sim_clocks import SimClocks
+from sim_clocks import SimTime
 from sim_heap import Heap
 from sim_node import SimNode
-from sim_sessions import Forward
+from sim_sessions import ClockTold, Forward
 
 from dss_raft.core import Role
 from dss_raft.core.messages import Configuration, InstallSnapshot, Member, SnapshotMeta
 from dss_raft.core.ready import Persist, Ready, SnapshotChunkWanted
 
 RESEND_US = 100_000
+#: nodes tell each other their wall clocks in this interval
+CLOCK_US = 50_000
+#: a message with a clock is late by this at most, if its receiver is not paused
+CLOCK_LATE_US = 5_000
 
 
 class Drivers(Heap):
@@ -30,6 +34,7 @@ class Drivers(Heap):
         self.cut: dict[tuple[str, str], bool] = {}
         self.nodes: dict[str, SimNode] = {}
         self.restores = 0
+        self.time = SimTime(lambda: self.now, self.seed, self.profile.voters, self.happened)
         members = [Member(id=chr(97 + i), url="") for i in range(self.profile.voters)]
         for member in members:
             self._start_node(member.id, Configuration(tuple(members)))
@@ -53,7 +58,7 @@ class Drivers(Heap):
             "uncommitted_bytes_max": self.profile.uncommitted_bytes_max,
         }
         sessions_of = self.check if self.profile.sessions else None
-        clocks = SimClocks(lambda: self.now, self.seed << 8 | len(self.nodes), self.happened)
+        clocks = self.time.clocks_of(node_id)
         node = SimNode(len(self.nodes), node_id, configuration, limits, self.rng.getrandbits(32), sessions_of, clocks)
         self.nodes[node_id] = node
         node.clock_rate = self.rng.uniform(*self.profile.clock_rates)
@@ -64,6 +69,7 @@ class Drivers(Heap):
         self._later(self.rng.randint(0, self.profile.tick_us), self._tick, node, node.life)
         if self.profile.sessions:
             self._later(RESEND_US, self._resend, node, node.life)
+            self._later(0, self._tell_clock, node, node.life)
 
     def _postponed(self, node: SimNode, action: Callable[..., None], *arguments: Any) -> bool:
         """A paused node does nothing now; the work waits for it."""
@@ -83,6 +89,8 @@ class Drivers(Heap):
             return
         self._note(1, node, 0)
         node.core.tick()
+        if node.sessions is not None:
+            node.sessions.ticked()
         self._drain(node)
         self._later(tick_us, self._tick, node, life)
 
@@ -302,6 +310,25 @@ class Drivers(Heap):
             self._note(5, node, message.term)
             node.core.step(message)
         self._drain(node)
+
+    def _tell_clock(self, node: SimNode, life: int) -> None:
+        if life != node.life or self._postponed(node, self._tell_clock, node, life):
+            return
+        self._later(CLOCK_US, self._tell_clock, node, life)
+        assert node.sessions is not None
+        node.sessions.look()
+        for peer in self.nodes:
+            if peer != node.id and not self.time.chance(self.profile.loss):
+                told = ClockTold(node.id, peer, node.clocks.wall_ms())
+                self._later(self.time.delay_us(CLOCK_LATE_US), self._deliver_clock, told, self.time.down_ms)
+
+    def _deliver_clock(self, told: ClockTold, down_ms: int) -> None:
+        node = self.nodes[told.to]
+        if not node.alive or (told.sender, told.to) in self.cut or down_ms != self.time.down_ms:
+            return
+        if not self._postponed(node, self._deliver_clock, told, down_ms):
+            assert node.sessions is not None
+            node.sessions.heard(told)
 
     # ---- crashes and restarts
 

@@ -44,7 +44,7 @@ class Load(Drivers):
 
     def _data(self, node: SimNode) -> bytes:
         self._next_data += 1
-        return b"%d" % self._next_data if node.sessions is None else node.sessions.batch(node.core.term, [])
+        return b"%d" % self._next_data
 
     def _submit(self, node: SimNode, count: int) -> None:
         """A node's callers: their commands go to the leader, if the node knows one."""
@@ -69,7 +69,7 @@ class Load(Drivers):
             return
         if leader_id == node.id:
             assert node.sessions is not None
-            self._propose(node, node.sessions.batch(node.core.term, groups))
+            node.sessions.propose(groups)
             self._drain(node)
         else:
             self._transmit(Forward(node.id, leader_id, groups))
@@ -77,7 +77,7 @@ class Load(Drivers):
     def _arrived(self, node: SimNode, forward: Forward) -> None:
         if node.core.role is Role.LEADER:
             assert node.sessions is not None
-            self._propose(node, node.sessions.batch(node.core.term, forward.groups))
+            node.sessions.propose(forward.groups)
 
     def _propose(self, node: SimNode, data: bytes) -> int:
         try:

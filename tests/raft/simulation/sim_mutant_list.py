@@ -134,7 +134,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "commits what it has not verified",
         (("follower", "commit = min(message.commit, last)", "commit = min(message.commit, log.last_index)"),),
         checks=("state_machine_safety", "core_invariant"),
-        seeds=(27,),
+        seeds=(85,),
         scenario="test_5_3_commit_is_at_most_what_this_append_has_verified",
     ),
     Mutant(
@@ -373,6 +373,52 @@ MUTANTS: tuple[Mutant, ...] = (
         "a snapshot forgets the sessions",
         (("sessions", "stored = msgspec.convert(state, dict[str, StoredSession], strict=False)", "stored = {}"),),
         checks=("exactly_once", "state_machine_safety"),
+        seeds=(27,),
+    ),
+    Mutant(
+        "a new leader stamps with its own wall clock",
+        (
+            (
+                "clocks",
+                "self._ms = self._go_on(applied_ms) if applied_ms else self._first_ms(agreed_ms)",
+                "self._ms = self.members.wall_ms()",
+            ),
+        ),
+        checks=("time",),
+        seeds=(2,),
+    ),
+    Mutant(
+        "time is advanced to the leader's own clock",
+        (
+            ("proposals", "agreed_ms = self._clock.members.agreed_ms()", "agreed_ms = float(self._clock.members.wall_ms())"),
+            ("proposals", "or agreement is None or", "or"),
+            ("proposals", "nodes=agreement.nodes", "nodes=()"),
+        ),
+        checks=("time",),
         seeds=(30,),
+    ),
+    Mutant(
+        "one clock is a majority",
+        (("clocks", "self.offsets_ms, len(voters) // 2 + 1)", "self.offsets_ms, 1)"),),
+        checks=("time",),
+        seeds=(56,),
+    ),
+    Mutant(
+        "any clocks agree",
+        (("clocks", "AGREE_MS = 60_000", "AGREE_MS = 1 << 50"), ("proposals", "> AGREE_MS", "> 60_000")),
+        checks=("time", "progress"),
+        seeds=(56,),
+    ),
+    Mutant(
+        "stamps before the stamps in its log are known",
+        (("proposals", "        if not self._knows_time():", "        if False:"),),
+        checks=("time",),
+        seeds=(58,),
+    ),
+    Mutant(
+        "time is never advanced",
+        (("proposals", "is_behind = agreed_ms", "is_behind = False and agreed_ms"),),
+        checks=("progress",),
+        seeds=(57,),
     ),
 )

@@ -27,6 +27,9 @@ REPLICATED = (
     "dss_raft.replication.batch",
     "dss_raft.replication.machine",
     "dss_raft.replication.commands",
+    "dss_raft.replication.clocks",
+    "dss_raft.replication.admission",
+    "dss_raft.replication.proposals",
 )
 #: modules with directed tests
 SCENARIOS = ("test_paper", "test_paper_log", "test_paper_members_snapshots_clients", "test_elections", "test_core")

@@ -102,9 +102,7 @@ class SimNode:
         self.paused_until = 0
         self.core = RaftCore(config, self.store.boot(), self.rng)
         self.incarnation += 1
-        self.sessions = (
-            Sessions(self.id, self.incarnation, self.sessions_of, self.clocks) if self.sessions_of is not None else None
-        )
+        self.sessions = Sessions(self, self.incarnation, self.sessions_of, self.clocks) if self.sessions_of is not None else None
         self.load(self.store.snapshots[self.store.snapshot.index])
         self.seen_role = Role.FOLLOWER
         self.seen_commit = self.core.commit_index

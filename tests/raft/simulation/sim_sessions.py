@@ -7,19 +7,28 @@ of an earlier incarnation.
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sim_check import Checker, Violation
 from sim_clocks import SimClocks
 
+if TYPE_CHECKING:
+    from sim_node import SimNode
+
 from dss_api.result import Result
+from dss_raft.core import Role
 from dss_raft.core.messages import Entry
-from dss_raft.replication.batch import encode_batch, encode_command, encode_group
-from dss_raft.replication.clocks import StampClock
+from dss_raft.replication.admission import Admission
+from dss_raft.replication.batch import encode_command, encode_group
+from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin
+from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.replica import ApplyFailed, Replica
+
+#: The real one would outlast most simulated worlds.
+FIRST_STAMP_WAIT_S = 0.1
 
 
 class Add(Command, tag="sim.add"):
@@ -34,6 +43,30 @@ class Forward(msgspec.Struct, frozen=True):
     sender: str
     to: str
     groups: list[bytes]
+
+
+class ClockTold(msgspec.Struct, frozen=True):
+    """What a node's wall clock shows. It may be lost or late."""
+
+    sender: str
+    to: str
+    wall_ms: int
+
+
+class CheckedCore:
+    """A node's core, as a leader's proposals see it."""
+
+    def __init__(self, node: SimNode, check: Checker) -> None:
+        self._node = node
+        self._check = check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node.core, name)
+
+    def propose(self, data: bytes) -> int:
+        index = self._node.core.propose(data)
+        self._check.proposed(self._node, index, data)
+        return index
 
 
 class Counter:
@@ -80,13 +113,20 @@ class Counter:
 class Sessions:
     """One node's replica and its own commands in flight. All of it is in memory: a restart begins a new incarnation."""
 
-    def __init__(self, node_id: str, incarnation: int, check: Checker, clocks: SimClocks) -> None:
+    def __init__(self, node: SimNode, incarnation: int, check: Checker, clocks: SimClocks) -> None:
+        node_id = node.id
+        self.node = node
         self.node_id = node_id
         self.incarnation = incarnation
         self.check = check
         self.counter = Counter(check)
         self.replica = Replica(node_id, [self.counter])
-        self.stamps = StampClock(clocks.wall_ms, clocks.steady_s)
+        self.member_clocks = MemberClocks(node_id, clocks.wall_ms, clocks.steady_s)
+        self.applied_clock = AppliedClock(clocks.wall_ms, clocks.steady_s)
+        stamps = StampClock(self.member_clocks, self.applied_clock, clocks.steady_s, FIRST_STAMP_WAIT_S)
+        self.proposals = Proposals(CheckedCore(node, check), self.replica, Admission(self.replica.command_types), stamps)  # type: ignore[arg-type]
+        #: the term in which this node has stamped as the leader
+        self.stamped_term = 0
         self.next_seq = 1
         self.in_flight: dict[int, bytes] = {}
         self.answered: list[int] = []
@@ -102,7 +142,9 @@ class Sessions:
             self.replica.apply(entry)
         except ApplyFailed as failure:
             raise failure.cause from None  # what the checking machine has found
-        self.check.time_applied(entry, before_ms, self.replica.at_ms)
+        self.applied_clock.applied(self.replica.at_ms)
+        is_advanced = any(fault.kind == "advanced" for fault in self.replica.take_faults())
+        self.check.time_applied(entry, before_ms, self.replica.at_ms, is_advanced)
         for incarnation, seq, result in self.replica.take_outcomes():
             if incarnation == self.incarnation:
                 self._settle(seq, result)
@@ -118,6 +160,7 @@ class Sessions:
     def load(self, data: bytes) -> int:
         """A snapshot has replaced the state: answer the commands whose results are in its session table."""
         self.replica.restore(data)
+        self.applied_clock.applied(self.replica.at_ms)
         session = self.replica.sessions.get(self.node_id)
         if session is not None and session.incarnation == self.incarnation:
             for seq in [seq for seq in self.in_flight if seq <= session.last_seq]:
@@ -150,6 +193,34 @@ class Sessions:
         answered, self.answered = self.answered, []
         return encode_group(self.node_id, self.incarnation, first_seq, answered, commands)
 
-    def batch(self, term: int, groups: list[bytes]) -> bytes:
-        """The data of an entry that this node proposes as the leader of `term`."""
-        return encode_batch(self.stamps.now_ms(term, self.replica.at_ms), [], groups)
+    # ---- the node as the leader
+
+    def propose(self, groups: list[bytes]) -> None:
+        """Propose these groups, with what was gathered before."""
+        self.proposals.add_groups(groups)
+        self.proposals.propose()
+
+    def propose_empty(self) -> int:
+        """Propose an entry without commands. Returns its index, 0 if it could not be proposed yet."""
+        last_index = self.node.core.last_index
+        self.proposals.stamp()
+        self.proposals.propose()
+        return self.node.core.last_index if self.node.core.last_index > last_index else 0
+
+    def ticked(self) -> None:
+        """A tick has passed."""
+        if self.node.core.role is not Role.LEADER:
+            return
+        if self.stamped_term != self.node.core.term:
+            self.stamped_term = self.node.core.term
+            self.proposals.stamp()
+        self.proposals.catch_up()
+        self.proposals.propose()
+
+    def look(self) -> None:
+        """Compare the wall clocks."""
+        self.member_clocks.look(self.node.core.membership.voters)
+
+    def heard(self, told: ClockTold) -> None:
+        self.member_clocks.heard(told.sender, told.wall_ms)
+        self.look()

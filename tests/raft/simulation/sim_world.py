@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import sim_profile
 from sim_check import Violation
+from sim_clocks import AGREE_MS, RIGHT_MS_MAX
 from sim_load import Load
+from sim_node import SimNode
 
 from dss_raft.core import InvariantViolation
 from dss_raft.core.messages import EntryKind
@@ -26,6 +28,8 @@ HAPPENINGS = (
         "restart",
         "clock jump",
         "wall clock set",
+        "day passed",
+        "time advanced",
         "snapshot",
         "chunk",
         "transfer",
@@ -156,6 +160,7 @@ class World(Load):
     def _fault_crash_all(self) -> None:
         for node in self.nodes.values():
             self._crash(node)
+        self.time.all_are_down()
 
     def _fault_fsync_error(self) -> None:
         """The disk reports an error: the node stops without a retry."""
@@ -203,7 +208,8 @@ class World(Load):
         if leader is None:
             return False
         if self.final_term != leader.core.term:
-            self.final_index = self._propose(leader, self._data(leader))
+            sessions = leader.sessions
+            self.final_index = self._propose(leader, self._data(leader)) if sessions is None else sessions.propose_empty()
             self.final_term = leader.core.term if self.final_index else 0
             self._drain(leader)
             return False
@@ -212,4 +218,13 @@ class World(Load):
             return False
         if any(node.sessions is not None and node.sessions.in_flight for node in members if not node.lost):
             return False
-        return all(node.lost or node.core.leader_id == leader.id for node in members)
+        return all(node.lost or node.core.leader_id == leader.id for node in members) and self._time_has_caught_up(leader)
+
+    def _time_has_caught_up(self, leader: SimNode) -> bool:
+        """Applied time is not behind the right clocks, if they were a majority all the time."""
+        sessions, voters = leader.sessions, leader.core.membership.voters
+        if sessions is None or self.time.wrong_node is None or self.profile.voters < 3 or len(voters) < 3:
+            return True
+        if sum(not self.nodes[voter].lost and voter != self.time.wrong_node for voter in voters) <= len(voters) // 2:
+            return True
+        return self.time.true_ms() - sessions.replica.at_ms < AGREE_MS + 2 * RIGHT_MS_MAX

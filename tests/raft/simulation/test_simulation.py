@@ -9,8 +9,8 @@ import run
 from sim_world import HAPPENINGS, World
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "2000"))
-#: each of these seeds finds a leader that stamps with its wall clock
-WALL_CLOCK_SEEDS = (71, 75, 77, 240)
+#: each of these seeds finds a leader that stamps with its own wall clock
+WALL_CLOCK_SEEDS = (2, 43, 57, 58)
 JOBS = int(os.environ.get("SIM_JOBS", "2"))
 
 
@@ -26,8 +26,8 @@ def test_seeds_are_clean_and_something_happened_in_them() -> None:
         assert sum(outcome.happened[name] for outcome in outcomes) > SEEDS / 100, name
 
 
-def test_setting_a_wall_clock_does_no_harm() -> None:
-    """Seeds in which a leader's clock is set while session commands are applied; some of the thousands above, by number."""
+def test_a_wall_clock_that_is_wrong_by_days_does_no_harm() -> None:
+    """Seeds in which a leader's clock is wrong, and set, while session commands are applied; some of the thousands above, by number."""
     outcomes = [World(seed).run() for seed in WALL_CLOCK_SEEDS]
     assert sum(outcome.happened["wall clock set"] for outcome in outcomes) > len(outcomes)
     assert not [outcome.detail for outcome in outcomes if outcome.failed]

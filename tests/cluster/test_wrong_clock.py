@@ -1,0 +1,118 @@
+"""A node whose wall clock is wrong by eight days leads: delays, visibility, retention, dedup windows, TTLs and leases hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dss_dev.local_cluster import LocalCluster, LocalNode
+
+Wait = Callable[..., None]
+
+pytestmark = pytest.mark.cluster
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+def post(node: LocalNode, path: str, **body: Any) -> dict[str, Any]:
+    return node.call("POST", path, body).json
+
+
+def transfer(cluster: LocalCluster, to: LocalNode) -> None:
+    cluster.wait_ready()
+    if cluster.leader() is not to:
+        assert to.call("POST", "/raft/transfer", {"to": to.id}).status == 200
+    assert cluster.leader() is to
+
+
+def begin(node: LocalNode) -> None:
+    """Something of each kind that ends at a time that is far away."""
+    for topic in ("precious", "later", "handed-out"):
+        settings = {"topic": topic, "retention_ms": 7 * DAY_MS, "dedup_window_ms": HOUR_MS}
+        assert node.call("PUT", "/queue/topic", settings).status == 200
+        assert node.call("PUT", "/queue/group", {"topic": topic, "group": "g"}).status == 200
+    assert post(node, "/queue/publish", topic="precious", value="new", dedup_id="a")["duplicate"] is False
+    post(node, "/queue/publish", topic="later", value="delayed", delay_ms=HOUR_MS)
+    post(node, "/queue/publish", topic="handed-out", value=1)
+    assert post(node, "/queue/consume", topic="handed-out", group="g", visibility_ms=HOUR_MS)["msg_id"]
+    assert post(node, "/cache/put", key="kept", value=1, ttl_ms=12 * HOUR_MS)["ok"]
+    assert post(node, "/lock/acquire", key="held", client="alice", ttl_ms=HOUR_MS)["ok"]
+
+
+def assert_nothing_has_ended(node: LocalNode) -> None:
+    stats = {topic: node.call("GET", f"/queue/stats?topic={topic}").json for topic in ("precious", "later", "handed-out")}
+    groups = {topic: stat["groups"][0] for topic, stat in stats.items()}
+    assert (groups["precious"]["ready"], groups["precious"]["dead"]) == (1, 0), groups
+    assert (groups["later"]["delayed"], groups["later"]["ready"]) == (1, 0), groups
+    assert groups["handed-out"]["in_flight"] == 1, groups
+    assert post(node, "/queue/publish", topic="precious", value="new", dedup_id="a")["duplicate"] is True
+    assert post(node, "/cache/get", key="kept")["found"]
+    assert node.call("POST", "/lock/acquire", {"key": "held", "client": "bob"}).status == 423
+
+
+def assert_short_times_end(node: LocalNode) -> None:
+    """Time passes: what ends soon ends soon."""
+    assert post(node, "/cache/put", key="short", value=1, ttl_ms=200)["ok"]
+    assert post(node, "/lock/acquire", key="short", client="alice", ttl_ms=200)["ok"]
+    post(node, "/queue/publish", topic="soon", value="soon", delay_ms=200)
+    got = post(node, "/queue/consume", topic="soon", group="g", timeout_ms=10_000, visibility_ms=200)
+    assert (got["value"], got["attempt"]) == ("soon", 1)
+    again = post(node, "/queue/consume", topic="soon", group="g", timeout_ms=10_000)
+    assert (again["msg_id"], again["attempt"]) == (got["msg_id"], 2)
+    assert abs(again["published_ms"] - time.time() * 1000) < 60_000, "applied time is right"
+    post(node, "/queue/ack", topic="soon", group="g", msg_id=again["msg_id"])
+    assert post(node, "/lock/acquire", key="short", client="bob", wait_ms=10_000)["ok"]
+    post(node, "/lock/release", key="short", client="bob")
+    assert not post(node, "/cache/get", key="short")["found"]
+
+
+@pytest.mark.parametrize("wrong_ms", [8 * DAY_MS, -8 * DAY_MS], ids=["ahead", "behind"])
+def test_a_leader_whose_clock_is_wrong_by_days(clock_cluster: Any, wrong_ms: int) -> None:
+    cluster = clock_cluster(0, 0, wrong_ms)
+    right, other, wrong = cluster.nodes
+    begin(right)
+    transfer(cluster, wrong)
+    assert_nothing_has_ended(right)
+    assert_short_times_end(other)
+    clock = wrong.status()["clock"]
+    assert clock["is_wrong"]
+    assert clock["agreeing"] == [right.id, other.id]
+    assert abs(clock["off_by_ms"] - wrong_ms) < 60_000
+    assert "raft.clock_wrong" in wrong.log_path.read_text()
+
+    # all are stopped and started; at first only the wrong node and one other, which do not agree
+    assert cluster.stop() == []
+    for node in (right, wrong):
+        node.start()
+    cluster.wait_ready(nodes=[right, wrong])
+    assert_nothing_has_ended(right)
+    assert_short_times_end(wrong)
+    other.start()
+    transfer(cluster, wrong)
+    assert_nothing_has_ended(other)
+    transfer(cluster, right)
+    assert_nothing_has_ended(wrong)
+    assert_short_times_end(wrong)
+
+
+def test_a_day_without_a_leader_has_passed_when_it_is_back(clock_cluster: Any, wait_until: Wait) -> None:
+    """One clock is wrong all the time. The others show that a day has passed: all that was due in it ends, except leases."""
+    cluster = clock_cluster(0, 0, -8 * DAY_MS)
+    right, other, wrong = cluster.nodes
+    begin(right)
+    assert cluster.stop() == []
+    for node, ahead_ms in ((right, DAY_MS), (other, DAY_MS), (wrong, -7 * DAY_MS)):
+        cluster.set_clock(node, ahead_ms)
+    cluster.start()
+    cluster.wait_ready()
+    wait_until(lambda: "raft.time_advanced" in right.log_path.read_text(), lambda: "time was not advanced: " + right.log_tail())
+    assert post(right, "/queue/consume", topic="later", group="g")["value"] == "delayed"
+    assert not post(right, "/cache/get", key="kept")["found"]
+    assert post(right, "/queue/publish", topic="precious", value="new", dedup_id="a")["duplicate"] is False
+    assert right.call("POST", "/lock/acquire", {"key": "held", "client": "bob"}).status == 423, "alice has her full lease again"
+    handed_out = right.call("GET", "/queue/stats?topic=handed-out").json["groups"][0]
+    assert (handed_out["in_flight"], handed_out["ready"]) == (1, 0)
