@@ -1,4 +1,4 @@
-"""The exception that becomes a problem document."""
+"""The exceptions that are not faults of the program."""
 
 from __future__ import annotations
 
@@ -19,3 +19,7 @@ class Refused(Exception):
         self.code = code
         self.detail = detail
         self.extra = extra
+
+
+class ForOperator(Exception):
+    """A condition outside the program that only an operator can change. Its text says what to do; a traceback would not help."""

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, get_args
 import structlog
 from prometheus_client import Counter
 
+from dss_api.errors import ForOperator
+
 T = TypeVar("T")
 
 log = structlog.get_logger("node")
@@ -46,7 +48,8 @@ SOUND_S = 60.0
 def report_failure(task: TaskName, error: BaseException) -> None:
     """Log and count the exception of a background task."""
     FAILURES.labels(task).inc()
-    log.error("node.task_failed", task=task, error=f"{type(error).__name__}: {error}", exc_info=error)
+    traceback = None if isinstance(error, ForOperator) else error
+    log.error("node.task_failed", task=task, error=f"{type(error).__name__}: {error}", exc_info=traceback)
 
 
 def report_if_failed(name: TaskName, task: asyncio.Task[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 RANDOM_BYTES = 33
@@ -18,10 +19,14 @@ def read_or_make(path: Path) -> str:
 
 
 def keep(path: Path, secret: str) -> None:
-    """Write `secret` to a new file with mode 0600. An existing file is not changed."""
+    """Write `secret` to a new file with mode 0600. An existing file is not changed, unless a full disk has left it empty."""
+    if path.exists() and not path.stat().st_size:
+        path.unlink()
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secret + "\n")
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secret + "\n")
+        with suppress(FileExistsError):
+            os.link(part, path)
+    finally:
+        part.unlink(missing_ok=True)

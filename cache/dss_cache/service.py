@@ -80,8 +80,8 @@ class CacheService:
         self.write_back.start()
 
     async def stop(self) -> None:
-        """Write back what is dirty here, while the node still runs."""
-        await self.write_back.stop(WRITE_BACK_AT_STOP_S)
+        """Write back what is dirty here, if the node still runs. The replicated log has all of it in any case."""
+        await self.write_back.stop(WRITE_BACK_AT_STOP_S if self.node.is_running else 0.0)
         self.peers.close()
         self.reader.close()
         await self.store.close()

@@ -152,11 +152,12 @@ class Calls:
     def close(self) -> None:
         """The node stops: refuse all calls that have no answer yet."""
         self._pending.close()
+        self._reads.refuse_all(Refused("stopping", "this node is stopping"))
 
     def refuse_all(self, reason: str) -> None:
         """This node cannot apply: refuse the calls that wait for it. The cluster undoes what waits there."""
         self._pending.refuse_all(reason)
-        self._reads.refuse_all(reason)
+        self._reads.refuse_all(Refused("not_ready", reason, node=self.core.node_id))
         self._driver.wake()
 
     async def _within_deadline(self, future: asyncio.Future[int]) -> int:

@@ -21,7 +21,7 @@ from dss_raft.applying import Applying, ApplyListener
 from dss_raft.core import InvariantViolation, RaftCore
 from dss_raft.core.messages import AnyMessage, AppendReply, InstallSnapshot, VoteReply
 from dss_raft.core.ready import HardState, Persist, ReadState, Ready, SnapshotChunkWanted
-from dss_raft.disk.store import LogStore, SnapshotFailed, SnapshotGone
+from dss_raft.disk.store import LogStore, SnapshotFailed, SnapshotGone, StoreFailed
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import RaftFrame, Reason
 from dss_raft.replication.replica import Replica
@@ -251,4 +251,15 @@ class Driver:
     def _fail(self, error: BaseException) -> None:
         if not self._stopped:
             self._stopped = True
+            if isinstance(error, StoreFailed):
+                self._abdicate()
             self._listener.failed(error)
+
+    def _abdicate(self) -> None:
+        """The disk fails, the core does not: the others need not wait for an election timeout."""
+        try:
+            self.core.abdicate()
+            messages, self.core.messages = self.core.messages, []
+            self._send(messages)
+        except InvariantViolation as violation:  # the node stops in any case
+            log.error("raft.not_handed_over", error=str(violation))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dss_api.errors import Refused
+from dss_api.errors import ForOperator, Refused
 from dss_api.result import Result
 from dss_raft import clock_exchange, log_view, members, metrics
 from dss_raft.answers import LogEntry
@@ -75,6 +75,7 @@ class Node(Listeners):
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-store")
         self._leader_seen = ("", 0)
         self._running = False
+        self._has_started = False
         self._tick_waiters: list[asyncio.Future[None]] = []
         self._applied_clock = AppliedClock(wall_ms)
         self._member_clocks = MemberClocks(config.node_id, wall_ms)
@@ -127,9 +128,6 @@ class Node(Listeners):
             keep_entries=config.snapshot_entries // 4,
         )
         snapshots.parts = self._parts
-        if boot_state.snapshot.index > 0:
-            await snapshots.restore(boot_state.snapshot)
-            self._applied_clock.applied(self.replica.at_ms)
         self._links = PeerLinks(
             node_id=config.node_id,
             cluster_id=config.cluster_id,
@@ -158,8 +156,12 @@ class Node(Listeners):
         self._clocks = ClockExchange(self.core, self._member_clocks, self.send, self._links.up_peers)
         self._channels[clock_exchange.CHANNEL] = self._clocks.receive
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
+        if boot_state.snapshot.index > 0:
+            # Subsystems react to it, and may use any part of the node.
+            await snapshots.restore(boot_state.snapshot)
+            self._applied_clock.applied(self.replica.at_ms)
         await self._links.start()
-        self._running = True
+        self._running = self._has_started = True
         self._calls.open_session()
         self._driver.start()
         log.info(
@@ -172,9 +174,9 @@ class Node(Listeners):
 
     async def stop(self) -> None:
         """Stop taking part in the cluster. Everything that was answered is on disk already."""
-        if not self._running:
+        if not self._has_started:
             return
-        self._running = False
+        self._running = self._has_started = False
         self._recovery.close()
         self._calls.close()
         await self._driver.stop()
@@ -192,6 +194,11 @@ class Node(Listeners):
         return self._store.load()
 
     # ----------------------------------------------------------------- state
+
+    @property
+    def is_running(self) -> bool:
+        """False before the start, after a stop, and once the node has failed."""
+        return self._running
 
     @property
     def peers(self) -> list[str]:
@@ -284,8 +291,6 @@ class Node(Listeners):
         Raises:
             Refused: `no_leader`, `no_quorum` (it had no effect), `unknown_outcome`, `over_limit`, `stopping`.
         """
-        if not self._running:
-            raise Refused("stopping", "this node is not running")
         self.require_state()
         timeout = self.config.submit_timeout_ms if timeout_ms is None else timeout_ms
         return await self._calls.submit(command, timeout + wait_ms)
@@ -299,8 +304,10 @@ class Node(Listeners):
 
     def require_state(self) -> None:
         """Raises:
-        Refused: `not_ready`: this node has stopped applying, or builds its state again.
+        Refused: `not_ready`: this node has stopped applying, or builds its state again; `stopping`.
         """
+        if not self._running:
+            raise Refused("stopping", "this node is not running")
         if self.unusable_reason:
             raise Refused("not_ready", self.unusable_reason, node=self.node_id)
 
@@ -378,7 +385,7 @@ class Node(Listeners):
 
     async def hand_over(self) -> None:
         """Before a clean stop: transfer leadership to a node that is up, so that no caller has to wait for an election."""
-        if not self.is_leader or not any(self._links.is_up(peer) for peer in self.peers):
+        if not self._running or not self.is_leader or not any(self._links.is_up(peer) for peer in self.peers):
             return
         try:
             await self._ask_leader("transfer", to="", is_stopping=True)
@@ -482,7 +489,7 @@ class Node(Listeners):
         """Wait for `condition`, which is checked at every tick. False when it did not come true within the submit timeout."""
         deadline = self._loop.time() + self.config.submit_timeout_ms / 1000
         while not condition():
-            if self._loop.time() > deadline:
+            if not self._running or self._loop.time() > deadline:
                 return False
             ticked = self._loop.create_future()
             self._tick_waiters.append(ticked)
@@ -494,19 +501,24 @@ class Node(Listeners):
         if isinstance(error, NodeRemoved):
             log.critical("raft.removed", node=self.node_id, reason=str(error))
         else:
-            log.critical("raft.failed", node=self.node_id, error=f"{type(error).__name__}: {error}", exc_info=error)
+            traceback = None if isinstance(error, ForOperator) else error
+            log.critical("raft.failed", node=self.node_id, error=f"{type(error).__name__}: {error}", exc_info=traceback)
         self._running = False
         self._calls.close()
+        self._wake_tick_waiters()
         if self._on_failure is not None:
             self._on_failure(error)
 
-    def _ticked(self) -> None:
-        if not self.unusable_reason:
-            self._notify_tick()
+    def _wake_tick_waiters(self) -> None:
         waiters, self._tick_waiters = self._tick_waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _ticked(self) -> None:
+        if not self.unusable_reason:
+            self._notify_tick()
+        self._wake_tick_waiters()
         self._readiness.tick()
         self._clocks.ticked(self._loop.time())
         self._removal.check(self._loop.time())

@@ -7,6 +7,7 @@ does not contain this node, says so in the handshake. If a majority of them says
 
 from __future__ import annotations
 
+from dss_api.errors import ForOperator
 from dss_raft.core import RaftCore
 from dss_raft.net.links import PeerLinks
 
@@ -17,7 +18,7 @@ ASK_EVERY_S = 1.0
 ROUNDS = 3
 
 
-class NodeRemoved(Exception):
+class NodeRemoved(ForOperator):
     """This node is no longer a member of its cluster. The text tells the operator what to do."""
 
 

@@ -97,6 +97,7 @@ class FakeNode:
 
     term = property(lambda self: self.cluster.term)
     commit_index = property(lambda self: len(self.cluster.log))
+    is_running = True
     is_leader = property(lambda self: self.cluster.leader == self.node_id)
     leader_id = property(lambda self: self.cluster.leader)
     peers = property(lambda self: [name for name in self.cluster.nodes if name != self.node_id])

@@ -11,9 +11,10 @@ from typing import Any
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
+from django.db import DatabaseError
 
 from dss_api import environment
-from dss_project import first_user, logs, secret_files
+from dss_project import data_directory, first_user, logs, secret_files
 from dss_project.config import NodeConfig, unknown_variables
 from dss_project.server.listening import CannotListen, listen
 
@@ -48,13 +49,20 @@ class Command(BaseCommand):
     def _prepare(self, config: NodeConfig, log: Any) -> None:
         data_dir = Path(config.data_dir)
         try:
-            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            sys.exit(f"Cannot use DSS_DATA_DIR={data_dir}: {error.strerror}")
-        if not config.secret_key:
-            secret_files.keep(data_dir / "secret-key", settings.SECRET_KEY)
-        call_command("migrate", verbosity=0, interactive=False)
-        if first_user.ensure(config):
+            for path in data_directory.prepare(data_dir):
+                log.warning("node.permissions_mended", path=str(path), hint="only the user of this node may use it")
+            if not config.secret_key:
+                secret_files.keep(data_dir / "secret-key", settings.SECRET_KEY)
+                # The file may have been unreadable until its permissions were mended.
+                settings.SECRET_KEY = secret_files.read_or_make(data_dir / "secret-key")
+            call_command("migrate", verbosity=0, interactive=False)
+            is_first = first_user.ensure(config)
+        except data_directory.Unusable as error:
+            sys.exit(f"Cannot use DSS_DATA_DIR={data_dir}: {error}")
+        except (OSError, DatabaseError) as error:
+            # The disk became full since the check, or another process holds the database.
+            sys.exit(f"Cannot use DSS_DATA_DIR={data_dir}: {' '.join(str(error).split())}")
+        if is_first:
             where = "DSS_ADMIN_PASSWORD" if config.admin_password else str(first_user.password_file(config))
             log.info("node.first_user", user=first_user.USERNAME, password_in=where)
 

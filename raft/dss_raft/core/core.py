@@ -198,6 +198,11 @@ class RaftCore(CoreState):
             raise ChangeRefused(f"{to} has no vote in this cluster")
         leader.transfer(self, to)
 
+    def abdicate(self) -> None:
+        """This node can no longer write: if it leads, step down and have the best successor campaign. Its messages are ready to send."""
+        if self.role is Role.LEADER:
+            leader.abdicate(self)
+
     def change(self, change: Change) -> int:
         """Change the members by one step; returns the index of the entry that holds the new configuration.
 

@@ -123,7 +123,7 @@ def collect(core: CoreState) -> None:
         else:
             _send_entries(core, peer)
     if not core.is_voter and core.membership.index <= core.log.committed:
-        _leave(core)
+        abdicate(core)
 
 
 def _send_entries(core: CoreState, peer: Progress) -> None:
@@ -295,8 +295,12 @@ def best_successor(core: CoreState) -> Progress | None:
     return max(candidates, key=lambda peer: (peer.match, peer.id), default=None)
 
 
-def _leave(core: CoreState) -> None:
-    """The change that removed this leader is committed: now it may step down, not earlier (thesis 4.2.2)."""
+def abdicate(core: CoreState) -> None:
+    """Step down, and have the best successor campaign immediately.
+
+    For a leader whose removal is committed, not earlier (thesis 4.2.2), and for one that can no longer write: nothing here waits for
+    the disk.
+    """
     successor = best_successor(core)
     if successor is not None:
         core.send(TimeoutNow(sender=core.node_id, to=successor.id, term=core.term))

@@ -7,16 +7,22 @@ classes by recorders, and rebuild from the record every state that a crash can l
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dss_api.errors import ForOperator
+
 SQLITE_BUSY = 5
+SQLITE_READONLY = 8
+SQLITE_FULL = 13
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class StoreError(Exception):
+class StoreError(ForOperator):
     """The store cannot do this. The text is for the operator."""
 
 
@@ -34,6 +40,19 @@ class StoreFailed(StoreError):
 
 class SnapshotFailed(StoreError):
     """A snapshot could not be written, received or read. The log is not affected: try again later."""
+
+
+def what_to_do(error: BaseException) -> str:
+    """What the operator can do about an error of the disk; the data are as safe as they were."""
+    is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == SQLITE_FULL or getattr(error, "errno", 0) in _NO_SPACE
+    if is_full:
+        return "Free some space on its file system, then start the node again: nothing that was answered is lost"
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == SQLITE_READONLY or getattr(error, "errno", 0) in (
+        errno.EROFS,
+        errno.EACCES,
+    ):
+        return "Make the directory writable for the user of this node, then start the node again"
+    return "Check the disk and the limits of the process, then start the node again"
 
 
 class Files:

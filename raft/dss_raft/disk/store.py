@@ -15,7 +15,9 @@ How damage is distinguished from the torn end of a crash. Each row has a CRC ove
 counts transactions and says which indexes the log has, so a missing row is noticed. `wal` finds damage in SQLite's write-ahead
 log before SQLite drops what follows it. `raft.acknowledged`, the high-water mark, shows whether the newest transactions are
 missing, which nothing inside the database can show. The mark is never ahead of what was synced, so an intact store is never
-refused.
+refused. The file is created durably before anything is acknowledged, and never deleted. Without it the store refuses to start, until
+the operator has put back the file or an empty one. An empty file, or one whose last write was torn, tells nothing and is accepted:
+a power failure can leave it so.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from dss_raft.disk.files import (
     StoreError,
     StoreFailed,
     StoreRefused,
+    what_to_do,
 )
 from dss_raft.disk.snapshots import SnapshotFiles, SnapshotGone
 
@@ -63,6 +66,13 @@ _ADVICE = (
     "This node must not continue with it, because the missing data may have been acknowledged. Keep the directory for "
     "inspection, remove this node from the cluster, and add it again under a new NODE_ID with an empty data directory: it gets "
     "the log from the other members"
+)
+
+_MARK_IS_MISSING = (
+    "raft.acknowledged is missing. A node never deletes it, so the directory is not as the node left it, and without this file nobody can "
+    "tell whether the newest acknowledged votes and entries are missing. Put the file back. If it is lost and you are certain that nothing "
+    "else in the directory was lost, changed or restored, create it empty; otherwise keep the directory for inspection, remove this node "
+    "from the cluster, and add it again with an empty data directory"
 )
 
 
@@ -312,7 +322,7 @@ class LogStore:
         try:
             return action()
         except (OSError, sqlite3.Error) as error:
-            self._fail(str(error))
+            self._fail(str(error), what_to_do(error))
 
     def _guard_snapshot(self, what: str, action: Callable[[], T]) -> T:
         """Run what touches only the file of a snapshot; its failure leaves the log as it is."""
@@ -323,9 +333,10 @@ class LogStore:
         except OSError as error:
             raise SnapshotFailed(f"cannot {what} a snapshot: {error}") from error
 
-    def _fail(self, reason: str) -> NoReturn:
+    def _fail(self, reason: str, advice: str = "") -> NoReturn:
         self._failed = self._failed or reason
-        raise StoreFailed(f"{self.directory}: the log store cannot write: {reason}. It does not retry; the node must stop")
+        text = f"{self.directory}: the log store cannot write: {reason}. It does not retry; the node must stop"
+        raise StoreFailed(f"{text}. {advice}" if advice else text)
 
     def _require_database(self) -> Database:
         if self._database is None:
@@ -366,7 +377,7 @@ class LogStore:
             if code in _CONTENT_CODES:
                 return StoreDamaged(f"{self.directory}: SQLite cannot read {DATABASE}: {error}. {_ADVICE}")
         if isinstance(error, sqlite3.Error | OSError):
-            return StoreFailed(f"{self.directory}: cannot open the log store: {error}")
+            return StoreFailed(f"{self.directory}: cannot open the log store: {error}. {what_to_do(error)}")
         if isinstance(error, StoreDamaged):
             return StoreDamaged(f"{self.directory}: {error}. {_ADVICE}")
         if isinstance(error, StoreRefused):
@@ -387,6 +398,8 @@ class LogStore:
         rows.check_schema(database.connection)
         self._check_identity(rows.require(database.connection, "identity", rows.Identity), identity)
         self._read(database.connection)
+        if not self.is_new and not self._acknowledged.exists():
+            raise StoreRefused(_MARK_IS_MISSING)
         if acknowledged is not None and acknowledged > self._state.sequence:
             raise StoreDamaged(f"the newest {acknowledged - self._state.sequence} acknowledged transactions are missing")
         if not report.header_valid and acknowledged != self._state.sequence:

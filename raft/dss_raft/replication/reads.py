@@ -101,12 +101,12 @@ class ReadRounds:
             if not future.done():
                 future.set_result(applied_index)
 
-    def refuse_all(self, reason: str) -> None:
-        """This node cannot apply: no read can be answered."""
+    def refuse_all(self, refusal: Refused) -> None:
+        """This node cannot apply, or stops: no read can be answered."""
         waiting = [future for _, _, future in self._until_applied]
         for future in (*self._gathering, *self._in_progress, *waiting):
             if not future.done():
-                future.set_exception(Refused("not_ready", reason, node=self._core.node_id))
+                future.set_exception(Refused(refusal.code, refusal.detail, **refusal.extra))
         self._gathering, self._in_progress, self._until_applied = [], [], []
 
     def _return_to_gathering(self) -> None:

@@ -161,6 +161,22 @@ def test_a_removed_leader_commits_its_removal_and_hands_over(cluster):
     assert cluster.leader().core.membership.voters == ("b", "c")
 
 
+def test_a_leader_that_can_no_longer_write_has_the_best_successor_campaign(cluster):
+    """No node waits for an election timeout, and what a majority has is committed although this node never wrote it."""
+    cluster.elect("a")
+    cluster.propose("a", b"x")
+    leader = cluster["a"].core
+    term = leader.term
+    leader.propose(b"y")  # its own disk does not take it
+    leader.abdicate()
+    assert (leader.role, leader.leader_id) == (Role.FOLLOWER, "")
+    cluster.settle()
+    assert (cluster.leader().core.node_id in ("b", "c"), cluster.leader().core.term) == (True, term + 1)
+    follower = next(node.core for node in (cluster["b"], cluster["c"]) if node.role is not Role.LEADER)
+    follower.abdicate()
+    assert not follower.messages, "nothing to hand over"
+
+
 @pytest.mark.parametrize("change", [AddLearner("b", ""), Remove("x")])
 def test_an_impossible_change_is_refused(cluster, change):
     cluster.elect("a")

@@ -219,8 +219,15 @@ def test_an_old_copy_of_the_database_is_noticed(life, directory, make):
     assert "acknowledged transactions are missing" in outcome(directory)
 
 
-def test_a_missing_high_water_mark_alone_is_harmless(killed):
-    (killed[0] / "raft.acknowledged").unlink()
+def test_a_missing_high_water_mark_is_refused_until_an_operator_vouches_for_the_rest(killed):
+    """It is durable before the first vote. An old copy of the database without it would look complete."""
+    mark = killed[0] / "raft.acknowledged"
+    mark.unlink()
+    refusal = outcome(killed[0])
+    assert "raft.acknowledged is missing" in refusal
+    assert "create it empty" in refusal, "the message says what to do"
+    assert outcome(killed[0]) == refusal, "it is not created by the refused start"
+    mark.write_bytes(b"")
     assert outcome(killed[0]) == killed[1]
 
 
