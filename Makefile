@@ -10,7 +10,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run join test lint format docs architecture bench bench-raft load postman sim mutants model chaos hostile lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft load postman sim mutants model chaos hostile lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY) ## start a cluster of three nodes (NODES=1: a single one) and follow its logs
 	@exec $(BIN)/python manage.py cluster --nodes $(NODES)
+
+restart: $(READY) ## start a stopped node of the running cluster again: NODE=3
+	@exec $(BIN)/python manage.py restart $(NODE) $(ARGS)
 
 join: $(READY) ## add one more node to the running cluster, and follow its log
 	@exec $(BIN)/python manage.py join $(ARGS)

@@ -87,6 +87,17 @@ class CurrentVersion(Part):
     version: int
 
 
+class QuorumAtRisk(Part):
+    #: of the new configuration
+    voters: list[str]
+    #: those of them that are reachable
+    reachable: list[str]
+    #: how many must be
+    needed: int
+    #: true: the same request with `force` and a `reason` would be carried out
+    may_force: bool
+
+
 # ------------------------------------------------------------- the table
 
 
@@ -115,6 +126,7 @@ PROBLEMS: dict[str, Problem] = {
     "exists": Problem(409, "The key already has a value", members=CurrentVersion),
     "skipped": Problem(409, "An operator has skipped the log entry of this call"),
     "not_skippable": Problem(409, "The log entry cannot be skipped"),
+    "quorum_at_risk": Problem(409, "Too few voters of the new configuration are reachable", members=QuorumAtRisk),
     "too_large": Problem(413, "The request is too large", members=TooLarge),
     "unsupported_media_type": Problem(415, "Send application/json"),
     "held": Problem(423, "The lock is held by another client", members=NotGranted),

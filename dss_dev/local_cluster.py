@@ -185,6 +185,33 @@ class LocalNode:
             return ""
 
 
+def member_node(
+    node_id: str,
+    port: int,
+    members: Mapping[str, str],
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    checkout: Checkout | None = None,
+) -> LocalNode:
+    """A node on loopback with its data in `<directory>/<node id>`.
+
+    Args:
+        members: the members' ids and URLs.
+        environment: further settings.
+        prefix, checkout: as for `LocalNode`.
+    """
+    given = {
+        **(environment or {}),
+        "NODE_ID": node_id,
+        "RPC_HOST": HOST,
+        "RPC_PORT": str(port),
+        "PEERS": ",".join(f"{url}/{member}" for member, url in members.items()),
+        "DSS_DATA_DIR": str(directory / node_id),
+    }
+    return LocalNode(node_id, port, given, directory / "logs" / f"{node_id}.log", prefix=prefix, checkout=checkout)
+
+
 class LocalCluster:
     """Nodes on loopback that form one cluster.
 
@@ -205,24 +232,9 @@ class LocalCluster:
     ) -> None:
         self.directory = directory
         members = {f"node-{number}": port for number, port in enumerate(ports, 1)}
-        peers = ",".join(f"http://{HOST}:{port}/{node_id}" for node_id, port in members.items())
+        urls = {node_id: f"http://{HOST}:{port}" for node_id, port in members.items()}
         self.nodes = [
-            LocalNode(
-                node_id,
-                port,
-                {
-                    **(environment or {}),
-                    "NODE_ID": node_id,
-                    "RPC_HOST": HOST,
-                    "RPC_PORT": str(port),
-                    "PEERS": peers,
-                    "DSS_DATA_DIR": str(directory / node_id),
-                },
-                directory / "logs" / f"{node_id}.log",
-                prefix=prefix,
-                checkout=checkout,
-            )
-            for node_id, port in members.items()
+            member_node(node_id, port, urls, directory, environment, prefix, checkout) for node_id, port in members.items()
         ]
 
     def start(self) -> None:

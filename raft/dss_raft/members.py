@@ -7,12 +7,16 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import structlog
+
 from dss_api.errors import Refused
 from dss_raft.config import RaftConfig
-from dss_raft.core import AddLearner, Busy, Change, ChangeRefused, NotLeader, RaftCore, Remove
+from dss_raft.core import AddLearner, Busy, Change, ChangeRefused, NotLeader, QuorumAtRisk, RaftCore, Remove, Role
 from dss_raft.core.messages import Configuration, Member
 from dss_raft.net.control import Handler
 from dss_raft.net.links import PeerLinks
+
+log = structlog.get_logger("raft")
 
 
 def first_configuration(config: RaftConfig) -> Configuration:
@@ -35,19 +39,53 @@ def peer_address(url: str, config: RaftConfig) -> tuple[str, int]:
     return parts.hostname, parts.port + config.peer_port_offset
 
 
-def link_members(links: PeerLinks, configuration: Configuration, config: RaftConfig) -> None:
-    """Link to every member. An address in `PEERS` takes precedence over the one in the configuration."""
+def addresses(configuration: Configuration, config: RaftConfig) -> dict[str, tuple[str, int]]:
+    """The nodes to link to: the other members. An address in `PEERS` takes precedence over the one in the configuration.
+
+    A node without a configuration waits to be added by a node of `PEERS`.
+    """
     known = {peer.id: (peer.host, peer.peer_port) for peer in config.peers}
+    if not configuration.members:
+        return known
+    found = {}
     for member in configuration.members:
-        if member.id != config.node_id and member.id not in links.peers:
-            links.add_peer(member.id, known.get(member.id) or peer_address(member.url, config))
+        if member.id == config.node_id:
+            continue
+        try:
+            found[member.id] = known.get(member.id) or peer_address(member.url, config)
+        except ValueError:
+            log.error("raft.no_address", member=member.id, url=member.url, advice="put its address into PEERS")
+    return found
 
 
-def unlink_others(links: PeerLinks, configuration: Configuration) -> None:
-    """Close the links to nodes that are no longer members, and refuse them from now on."""
-    members = {member.id for member in configuration.members}
-    for peer in links.peers:
-        if members and peer not in members:
+def link_members(links: PeerLinks, configuration: Configuration, config: RaftConfig) -> None:
+    """Link to every member."""
+    for member, address in addresses(configuration, config).items():
+        if member not in links.peers:
+            links.add_peer(member, address)
+
+
+def may_connect(core: RaftCore, peer: str) -> bool:
+    """Whether to accept this node. It must be a member, unless this node follows no leader.
+
+    Then its own configuration may be old: a member that was added in the meantime, perhaps the leader, can bring it up to date.
+    """
+    return peer in core.membership.ids or not core.leader_id
+
+
+def dial_unlinked(core: RaftCore, links: PeerLinks) -> None:
+    """Call this every tick: a leader dials the members that should have dialed it. They may not know it or its address yet."""
+    if core.role is Role.LEADER and core.ticks % core.config.election_ticks_max == 0:
+        for peer in core.progress:
+            if not links.is_up(peer):
+                links.probe(peer)
+
+
+def unlink_others(core: RaftCore, links: PeerLinks) -> None:
+    """Close the links to nodes that are not members, if this node follows a leader and so knows the members."""
+    members = {*core.membership.ids, core.leader_id}
+    if core.leader_id and core.membership.ids:
+        for peer in {*links.peers, *links.up_peers()} - members:
             links.remove_peer(peer)
 
 
@@ -134,17 +172,26 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
             raise Refused("over_limit", f"{to or 'no other node'} did not take over in time; it may be down or too far behind")
         return {"leader_id": node.leader_id}
 
-    async def propose(change: Change) -> int:
-        """Propose the change. A new leader, or one with an open change, is busy for a moment only, so try again."""
+    async def propose(change: Change, force: bool) -> int:
+        """Propose the change.
+
+        The members have an election timeout to show that they are reachable. A new leader, or one with an open change, is busy for
+        a moment only, so try again.
+        """
         refusal: Refused | None = None
-        index = 0
+        index = asked_in_term = asked = 0
+        now_s = asyncio.get_running_loop().time
+        may_answer_until = now_s() + node.config.raft_election_max_ms / 1000
 
         def is_proposed() -> bool:
-            nonlocal index, refusal
+            nonlocal index, refusal, asked_in_term, asked
             try:
-                index, refusal = _guarded("id", lambda: node.core.change(change)), None
+                if asked_in_term != node.core.term:
+                    asked_in_term, asked = node.core.term, _guarded("id", node.core.ask_members)
+                    node.wake()
+                index, refusal = _guarded("id", lambda: node.core.change(change, force=force, since=asked)), None
             except Refused as error:
-                if error.code != "over_limit":
+                if error.code != "over_limit" and not (error.code == "quorum_at_risk" and now_s() < may_answer_until):
                     raise
                 refusal = error
             return refusal is None
@@ -154,8 +201,8 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
             raise refusal
         return index
 
-    async def change(change: Change) -> dict[str, Any]:
-        index = await propose(change)
+    async def change(change: Change, force: bool = False) -> dict[str, Any]:
+        index = await propose(change, force)
         node.wake()
         if not await node.until(lambda: node.applied_index >= index):
             raise Refused("unknown_outcome", "the change was proposed but not committed in time")
@@ -168,8 +215,10 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
             raise Refused("invalid", str(error), field="url") from None
         return await change(AddLearner(node_id, url))
 
-    async def remove_member(node_id: str) -> dict[str, Any]:
-        return await change(Remove(node_id))
+    async def remove_member(node_id: str, force: bool = False, reason: str = "", by: str = "") -> dict[str, Any]:
+        if force:
+            log.warning("raft.forced_removal", member=node_id, reason=reason, by=by)
+        return await change(Remove(node_id), force)
 
     return {"transfer": transfer, "add_member": add_member, "remove_member": remove_member}
 
@@ -182,5 +231,8 @@ def _guarded(field: str, action: Any) -> Any:
         raise Refused("no_leader", str(error)) from None
     except Busy as error:
         raise Refused("over_limit", f"{error}; try again") from None
+    except QuorumAtRisk as error:
+        extra = {"voters": error.voters, "reachable": error.reachable, "needed": error.needed, "may_force": error.may_force}
+        raise Refused("quorum_at_risk", str(error), **extra) from None
     except ChangeRefused as error:
         raise Refused("invalid", str(error), field=field) from None

@@ -133,7 +133,8 @@ class Node(Listeners):
             cluster_id=config.cluster_id,
             secret=config.cluster_secret.encode(),
             listen=(config.peer_host, config.peer_port),
-            peers={peer.id: (peer.host, peer.peer_port) for peer in config.peers},
+            peers=members.addresses(self.core.configuration, config),
+            accepts=lambda peer: members.may_connect(self.core, peer),
             on_frame=self._frame_arrived,
             on_up=self._peer_is_up,
             on_down=self._peer_is_down,
@@ -142,6 +143,7 @@ class Node(Listeners):
         )
         self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)
         self._driver.on_tick.append(self._ticked)
+        self._driver.on_tick.append(lambda: members.dial_unlinked(self.core, self._links))
         self._calls = Calls(
             self.core,
             self.replica,
@@ -361,13 +363,18 @@ class Node(Listeners):
         """
         return await self._ask_leader("add_member", node_id=node_id, url=url)
 
-    async def remove_member(self, node_id: str) -> dict[str, Any]:
+    async def remove_member(self, node_id: str, force: bool = False, reason: str = "") -> dict[str, Any]:
         """Remove a node from the cluster permanently.
 
+        Args:
+            force: remove it although no voter is to spare then. Without a quorum it is refused anyway.
+            reason: why it is forced, for the leader's log.
+
         Raises:
-            Refused: as `transfer`.
+            Refused: `quorum_at_risk`; as `transfer`.
         """
-        return await self._ask_leader("remove_member", node_id=node_id)
+        forced = {"force": True, "reason": reason, "by": self.node_id} if force else {}
+        return await self._ask_leader("remove_member", node_id=node_id, **forced)
 
     async def skip(self, index: int, reason: str) -> dict[str, Any]:
         """Give a committed entry that cannot be applied no effect, on every node. Returns `skipped` and the `index` of the skip.
@@ -469,6 +476,7 @@ class Node(Listeners):
         if leader == self._leader_seen:
             return
         self._leader_seen = leader
+        self._loop.call_later(UNLINK_AFTER_S, self._unlink_others)
         self._calls.leader_changed()
         self._notify_leader_change(*leader)
 
@@ -479,7 +487,7 @@ class Node(Listeners):
 
     def _unlink_others(self) -> None:
         if self._running:
-            members.unlink_others(self._links, self.core.configuration)
+            members.unlink_others(self.core, self._links)
 
     def wake(self) -> None:
         """Something was requested of the core: take a turn soon."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from dss_api.errors import Refused
-from dss_api.fields import Fields, Index, Name, check_name
+from dss_api.fields import Fields, Index, Name, OptionalName, check_name
 from dss_api.operation import Operation
 from dss_api.result import Result
 from dss_raft.answers import (
@@ -72,6 +72,15 @@ class AddMember(Fields):
 
 class RemoveMember(Fields):
     id: NodeId
+    #: remove it although the remaining voters have none to spare; needs a `reason`
+    force: bool = False
+    #: why it is forced, for the log
+    reason: OptionalName = ""
+
+    def __post_init__(self) -> None:
+        check_name("reason", self.reason)
+        if self.force and not self.reason:
+            raise ValueError("`force` needs a `reason`")
 
 
 # ------------------------------------------------------------------- handlers
@@ -117,7 +126,7 @@ async def add_member(node: Node, request: AddMember) -> Result:
 
 
 async def remove_member(node: Node, request: RemoveMember) -> Result:
-    return Result(await node.remove_member(request.id))
+    return Result(await node.remove_member(request.id, request.force, request.reason))
 
 
 async def limits(node: Node, request: NoParameters) -> Limits:
@@ -264,6 +273,7 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="Raft",
         needs_state=False,
         example={"id": "node-4", "url": "http://127.0.0.1:8104"},
+        problems=("quorum_at_risk",),
     ),
     Operation(
         name="raft.remove_member",
@@ -273,10 +283,14 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=remove_member,
         answer=Members,
         summary="Remove a member",
-        description="Removes a node from the cluster permanently; it may be the leader. Stop its process afterwards.",
+        description="Removes a node from the cluster permanently; it may be the leader. Its process ends by itself. Refused with"
+        " `quorum_at_risk` if fewer than a majority of the remaining voters are reachable, or if a voter that works would be removed"
+        " although others do not answer and none is to spare. Only in the second case, `force` with a `reason` removes it"
+        " nevertheless.",
         tag="Raft",
         needs_state=False,
         example={"id": "node-4"},
+        problems=("quorum_at_risk",),
     ),
     Operation(
         name="raft.limits",

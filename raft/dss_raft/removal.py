@@ -1,8 +1,9 @@
 """How a node finds out that it was removed while it was down or cut off.
 
 The members do not dial a removed node, and do not send it the entry that removed it. So a node that has had no leader for a while
-dials the other members of its last configuration. Each of them that has proved to know the secret, and whose committed configuration
-does not contain this node, says so in the handshake. If a majority of them says so, this node has no vote in any later configuration.
+dials the other members of its last configuration. Each of them that has proved to know the secret, follows a leader, and has a
+committed configuration that does not contain this node, says so in the handshake. One is enough if no other one accepts this node:
+the others may be down, or removed, too.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class RemovalWatch:
             now_s: time of a monotonic clock.
 
         Raises:
-            NodeRemoved: a majority of the others has said so in `ROUNDS` rounds in a row.
+            NodeRemoved: one of the others has said so, and none has accepted this node, in `ROUNDS` rounds in a row.
         """
         core = self._core
         if core.leader_id or not self._ask_at_s:
@@ -55,7 +56,8 @@ class RemovalWatch:
         self._ask_at_s = now_s + ASK_EVERY_S
         others = [member.id for member in core.configuration.members if member.id != core.node_id]
         disowning = [other for other in others if other in self._links.disowned_by]
-        self._rounds = self._rounds + 1 if len(disowning) > len(others) // 2 else 0
+        is_accepted = any(self._links.is_up(other) for other in others)
+        self._rounds = self._rounds + 1 if disowning and not is_accepted else 0
         if self._rounds >= ROUNDS:
             raise NodeRemoved(
                 f"{core.node_id} was removed from the cluster, as {', '.join(disowning)} confirmed with the cluster secret. The data in "

@@ -21,7 +21,19 @@ def test_help_lists_our_commands_first_with_a_line_each() -> None:
     rows = [line.split(None, 1) for line in ours.splitlines() if line.startswith("    ")]
     names = [name for name, *_ in rows]
     assert names == sorted(names)
-    assert {"node", "cluster", "join", "status", "member", "log", "publish", "consume", "mesi", "settings_table"} == set(names)
+    assert {
+        "node",
+        "cluster",
+        "join",
+        "status",
+        "member",
+        "log",
+        "restart",
+        "publish",
+        "consume",
+        "mesi",
+        "settings_table",
+    } == set(names)
     assert all(len(row) == 2 for row in rows), "each has a summary"
     assert max(map(len, ours.splitlines())) <= 100
     assert "[auth]" in rest

@@ -220,6 +220,102 @@ async def test_a_node_that_was_removed_while_down_finds_out(cluster, quick_remov
     assert len(cluster.failures) == 1
 
 
+@pytest.mark.parametrize("gone", ["a", "c"])
+async def test_a_removed_node_is_told_after_all_have_restarted(cluster, quick_removal, gone):
+    """The others link to the members in their logs, although `PEERS` still names the node."""
+    await cluster.start()
+    await cluster.leader()
+    await cluster.stop(gone)
+    await (await cluster.leader()).remove_member(gone)
+    await cluster.until(lambda: all(gone not in node.peers for node in cluster.nodes.values()))
+    await cluster.stop()
+    await cluster.start()
+    await cluster.until(lambda: gone in cluster.failures)
+    assert isinstance(cluster.failures[gone], removal.NodeRemoved)
+    assert len(cluster.failures) == 1
+
+
+async def test_one_member_is_enough_to_tell_a_removed_node(cluster, quick_removal):
+    """Of the members that "a" knows, only "d" remains."""
+    await cluster.start()
+    await cluster.start("d")
+    await (await cluster.leader()).add_member("d", cluster.url("d"))
+    await cluster.until(lambda: all("d" in node.core.membership.voters for node in cluster.nodes.values()))
+    await cluster.stop("a")
+    await (await cluster.leader()).transfer("d")
+    await cluster.until(lambda: cluster.nodes["d"].is_ready)
+    for gone in ("a", "b", "c"):
+        await cluster.nodes["d"].remove_member(gone)
+    await cluster.stop("b", "c")
+    await cluster.start("a")
+    await cluster.until(lambda: "a" in cluster.failures)
+    assert isinstance(cluster.failures["a"], removal.NodeRemoved)
+
+
+@pytest.mark.parametrize("late", ["a", "c"])
+async def test_a_member_that_lags_is_brought_up_to_date_by_a_leader_that_it_does_not_know(cluster, late):
+    await cluster.start()
+    await cluster.leader()
+    await cluster.stop(late)
+    await cluster.start("d")
+    await (await cluster.leader()).add_member("d", cluster.url("d"))
+    await cluster.until(lambda: all("d" in node.core.membership.voters for node in cluster.nodes.values()))
+    await (await cluster.leader()).transfer("d")
+    await cluster.start(late)
+    await cluster.until(lambda: cluster.nodes[late].is_ready)
+    assert cluster.nodes[late].leader_id == "d"
+    assert not cluster.failures
+
+
+async def test_members_that_joined_are_linked_after_all_have_restarted(cluster):
+    """`PEERS` of the first three does not name the fourth, and two of the first three were removed."""
+    await cluster.start()
+    await cluster.start("d")
+    await (await cluster.leader()).add_member("d", cluster.url("d"))
+    await cluster.until(lambda: all("d" in node.core.membership.voters for node in cluster.nodes.values()))
+    for gone in ("a", "b"):
+        await cluster.nodes["d"].remove_member(gone)
+    await cluster.stop()
+    await cluster.start("c", "d")
+    assert (await cluster.nodes["c"].submit(Add(amount=1))).body == {"total": 1}
+    assert (await cluster.nodes["d"].submit(Add(amount=1))).body == {"total": 2}
+
+
+async def test_a_change_that_would_lose_the_quorum_is_refused(cluster):
+    await cluster.start()
+    leader = await cluster.leader()
+    asked = await cluster.follower()
+    (stopped,) = set(cluster.nodes) - {leader.node_id, asked.node_id}
+    await cluster.stop(stopped)
+    for force in (False, True):
+        with pytest.raises(Refused) as refusal:
+            await asked.remove_member(asked.node_id, force, "a test")
+        assert refusal.value.code == "quorum_at_risk"
+        rule = "2 of the 2 voters of the new configuration must be reachable"
+        assert refusal.value.detail == f"{rule}, but only 1 is: {leader.node_id}"
+        assert refusal.value.extra["may_force"] is False
+    assert (await asked.submit(Add(amount=1))).body == {"total": 1}
+    answer = await asked.remove_member(stopped)
+    assert stopped not in [member["id"] for member in answer["members"]]
+
+
+async def test_a_removal_that_leaves_no_spare_voter_must_be_forced(cluster):
+    await cluster.start()
+    await cluster.start("d")
+    await (await cluster.leader()).add_member("d", cluster.url("d"))
+    await cluster.until(lambda: all("d" in node.core.membership.voters for node in cluster.nodes.values()))
+    asked = await cluster.follower()
+    stopped = next(name for name, node in cluster.nodes.items() if node is not asked and not node.is_leader)
+    await cluster.stop(stopped)
+    with pytest.raises(Refused) as refusal:
+        await asked.remove_member(asked.node_id)
+    assert refusal.value.code == "quorum_at_risk"
+    assert refusal.value.extra["may_force"] is True
+    assert f"Bring {stopped} back or remove it first" in refusal.value.detail
+    answer = await asked.remove_member(asked.node_id, True, "a test")
+    assert len(answer["members"]) == 3
+
+
 async def test_a_leader_that_was_removed_finds_out(cluster, quick_removal):
     await cluster.start()
     leader = await cluster.leader()

@@ -8,20 +8,34 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from dss_api.find_cluster import CLUSTERS, LocalMember, remove_file, write_file
-from dss_dev.local_cluster import PORTS_OF_ONE, PORTS_OF_THREE, LocalCluster, NotReady, ports_in_use
+from dss_dev.local_cluster import (
+    POLL_S,
+    PORTS_OF_ONE,
+    PORTS_OF_THREE,
+    LocalCluster,
+    LocalNode,
+    NotReady,
+    member_node,
+    ports_in_use,
+)
+from dss_dev.local_members import LocalMembers, find_members, find_place
+from dss_dev.restart_requests import take_requests
 from dss_project import secret_files
 from dss_project.first_user import PASSWORD_BYTES, USERNAME
 from dss_project.management.commands.status import table
 
 FOLLOW_S = 0.2
+#: how long nodes may take to be ready
+START_S = 60.0
 #: colours in a log line; they are removed
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -38,24 +52,26 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         ports = _ports(options["nodes"])
-        taken = ports_in_use(ports)
-        if taken:
-            sys.exit(
-                f"Nothing was started: {', '.join(f'port {port}' for port in taken)} already in use on 127.0.0.1.\n"
-                "If a cluster runs in another terminal, stop it there with Ctrl-C."
-            )
         directory: Path = options["directory"].absolute()
         environment = secrets_of(directory)
         cluster = LocalCluster(directory / f"cluster-of-{len(ports)}", ports, environment)
+        members = find_members(cluster.directory)
+        if members is not None:
+            cluster.nodes = [
+                member_node(place.id, place.port, members.urls, place.directory, environment) for place in members.places
+            ]
+        elsewhere = _without_those_that_run(cluster, members)
         stopping = Stopping()
-        self.stdout.write(f"Starting {len(ports)} node{'s' if len(ports) > 1 else ''} …")
+        count = len(cluster.nodes)
+        self.stdout.write(f"Starting {count} node{'s' if count > 1 else ''} …")
         try:
             cluster.start()
-            write_file(cluster.directory, [LocalMember(node.id, node.url, node.pid) for node in cluster.nodes])
-            cluster.wait_ready()
+            describe(cluster)
+            self._wait(cluster, stopping, members is None or members.have_quorum)
             if not stopping.asked:
                 self._introduce(cluster, environment["DSS_ADMIN_PASSWORD"])
-                self._follow(cluster, stopping)
+                self._say_who_is_missing(members, elsewhere)
+                self._follow(cluster, stopping, partial(self._start_again, cluster, environment))
         except NotReady as error:
             self.stderr.write(f"{error}\n")
             sys.exit(1)
@@ -68,9 +84,59 @@ class Command(BaseCommand):
         if not stopping.asked:
             sys.exit(1)
 
+    def _wait(self, cluster: LocalCluster, stopping: Stopping, may_be_ready: bool) -> None:
+        """Wait until each node is ready or has ended. Report those that have.
+
+        Args:
+            may_be_ready: whether a majority of the voters was started; otherwise nodes only have to serve.
+
+        Raises:
+            NotReady: no node is ready.
+        """
+        deadline = time.monotonic() + START_S
+        waiting = list(cluster.nodes)
+        ready = 0
+        while waiting and not stopping.asked and time.monotonic() < deadline:
+            for node in list(waiting):
+                if node.is_ready() if may_be_ready else node.status() is not None:
+                    ready += 1
+                    waiting.remove(node)
+                elif not node.is_running:
+                    self.stderr.write(f"{node.id} has ended:\n{node.log_tail()}\n")
+                    waiting.remove(node)
+            time.sleep(POLL_S)
+        if not ready and not stopping.asked:
+            raise NotReady("\n".join(f"{node.id} is not ready after {START_S:.0f} s:\n{node.log_tail()}" for node in waiting))
+        for node in waiting:
+            if not stopping.asked:
+                self.stderr.write(f"{node.id} is not ready yet; it is {shown(node.log_path)} that says why")
+        if not may_be_ready:
+            self.stdout.write("A majority of the voters is missing: the cluster refuses calls until enough of them are started.")
+
+    def _say_who_is_missing(self, members: LocalMembers | None, elsewhere: list[str]) -> None:
+        if members is None:
+            return
+        for node_id in elsewhere:
+            self.stdout.write(f"{node_id} runs in another terminal ({members.urls[node_id]}).")
+        for node_id in members.missing:
+            self.stdout.write(f"{node_id} ({members.urls[node_id]}) is a member, but has no data here. It was not started.")
+        for node_id, data in members.removed.items():
+            self.stdout.write(f"{node_id} was removed from the cluster. It was not started; its data are in {shown(data)}.")
+        self.stdout.flush()
+
+    def _start_again(self, cluster: LocalCluster, environment: Mapping[str, str]) -> None:
+        """Start the nodes that `manage.py restart` asks for."""
+        for node_id in take_requests(cluster.directory):
+            node = next((node for node in cluster.nodes if node.id == node_id), None)
+            node = node or _joined_node(cluster, node_id, environment)
+            if node is None or node.is_running:
+                continue
+            self.stdout.write(f"{node_id} │ is started again")
+            node.start()
+            describe(cluster)
+
     def _introduce(self, cluster: LocalCluster, password: str) -> None:
-        leader = cluster.leader()
-        rows = [[node.id, str(node.pid), "leader" if node is leader else "follower", node.url] for node in cluster.nodes]
+        rows = [[node.id, str(node.pid), _role(node), node.url] for node in cluster.nodes]
         url = cluster.nodes[0].url
         self.stdout.write("\n" + table(["NODE", "PID", "ROLE", "API"], rows))
         self.stdout.write(f"\nAdmin:    {url}/admin/     {USERNAME} / {password}")
@@ -79,17 +145,21 @@ class Command(BaseCommand):
         self.stdout.write(f"Data:     {shown(cluster.directory)}     Stop: Ctrl-C\n")
         self.stdout.flush()
 
-    def _follow(self, cluster: LocalCluster, stopping: Stopping) -> None:
-        """Print what the nodes log from now on, and report when one ends."""
-        logs = [(node, node.log_path.open(errors="replace")) for node in cluster.nodes]
-        for _, log in logs:
-            log.seek(0, os.SEEK_END)
-        running = {node.id for node in cluster.nodes}
+    def _follow(self, cluster: LocalCluster, stopping: Stopping, each_time: Callable[[], None] = lambda: None) -> None:
+        """Print what the nodes log from now on, and report when one ends. `each_time` may start nodes."""
+        logs: dict[str, TextIO] = {}
+        running = {node.id for node in cluster.nodes if node.is_running}
         while not stopping.asked and running:
-            for node, log in logs:
-                for line in log:
+            each_time()
+            for node in cluster.nodes:
+                if node.id not in logs:
+                    logs[node.id] = node.log_path.open(errors="replace")
+                    logs[node.id].seek(0, os.SEEK_END)
+                for line in logs[node.id]:
                     self.stdout.write(f"{node.id} │ {_ESCAPES.sub('', line.rstrip())}")
-                if node.id in running and not node.is_running:
+                if node.is_running:
+                    running.add(node.id)
+                elif node.id in running:
                     running.discard(node.id)
                     code = node.process.returncode if node.process else None
                     self.stdout.write(
@@ -121,6 +191,48 @@ class Stopping:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+
+
+def describe(cluster: LocalCluster) -> None:
+    """Write the file by which commands find the cluster."""
+    write_file(cluster.directory, [LocalMember(node.id, node.url, node.pid) for node in cluster.nodes])
+
+
+def _without_those_that_run(cluster: LocalCluster, members: LocalMembers | None) -> list[str]:
+    """Leave out the nodes that `make join` runs in another terminal. Returns their ids. Exits if other ports are in use."""
+    joined = {place.id for place in members.places if place.has_joined} if members is not None else set()
+    elsewhere = [node for node in cluster.nodes if node.id in joined and node.status() is not None]
+    cluster.nodes = [node for node in cluster.nodes if node not in elsewhere]
+    if taken := ports_in_use([node.port for node in cluster.nodes]):
+        sys.exit(
+            f"Nothing was started: {', '.join(f'port {port}' for port in taken)} already in use on 127.0.0.1.\n"
+            "If a cluster runs in another terminal, stop it there with Ctrl-C."
+        )
+    if not cluster.nodes:
+        sys.exit("Nothing was started: no member of the cluster has data here.")
+    return [node.id for node in elsewhere]
+
+
+def _joined_node(cluster: LocalCluster, node_id: str, environment: Mapping[str, str]) -> LocalNode | None:
+    """The node of a member that `make join` has added since the start, if its data are here."""
+    status = next(filter(None, (node.status() for node in cluster.nodes)), None)
+    members = status["members"] if status is not None else []
+    place = next((find_place(cluster.directory, member) for member in members if member["id"] == node_id), None)
+    if place is None:
+        return None
+    urls = {member["id"]: member["url"] for member in members}
+    node = member_node(node_id, place.port, urls, place.directory, environment)
+    cluster.nodes.append(node)
+    return node
+
+
+def _role(node: LocalNode) -> str:
+    if not node.is_running:
+        return "ended"
+    status = node.status()
+    if status is None or not status["leader_id"]:
+        return "no leader"
+    return str(status["state"]["name"]).lower()
 
 
 def _ports(nodes: int) -> Sequence[int]:

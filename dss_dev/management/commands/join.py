@@ -12,7 +12,8 @@ from django.core.management.base import CommandError, CommandParser
 
 from dss_api.client import CallFailed, Client
 from dss_api.find_cluster import CLUSTERS, URL_HELP, CannotChoose, cluster_urls, without_repeats
-from dss_dev.local_cluster import HOST, PORTS_OF_THREE, LocalCluster, LocalNode, NotReady, ports_in_use
+from dss_dev.local_cluster import HOST, PORTS_OF_THREE, LocalCluster, LocalNode, NotReady, member_node, ports_in_use
+from dss_dev.local_members import JOINED
 from dss_dev.management.commands import cluster as cluster_command
 
 START_S = 60.0
@@ -40,6 +41,9 @@ class Command(cluster_command.Command):
         base = PORTS_OF_THREE[0] - 1
         number = options["number"] or _next_number(base)
         node_id, port = f"node-{number}", base + number
+        if any(member["id"] == node_id and member["up"] for member in members):
+            self.stdout.write(f"{node_id} is a member and runs already. `make run` starts all members that have data here.")
+            return
         if taken := ports_in_use([port]):
             sys.exit(f"Nothing was started: port {taken[0]} is already in use on {HOST}.")
         joined = self._cluster_of_one(directory, node_id, port, members)
@@ -66,18 +70,10 @@ class Command(cluster_command.Command):
             sys.exit(1)
 
     def _cluster_of_one(self, directory: Path, node_id: str, port: int, members: list[dict[str, Any]]) -> LocalCluster:
-        environment = cluster_command.secrets_of(directory)
-        joined = LocalCluster(directory / "joined", [port], environment)
-        node = joined.nodes[0]
-        node.id = node_id
-        node.log_path = joined.directory / "logs" / f"{node_id}.log"
-        others = [member for member in members if member["id"] != node_id]
-        node.environment |= {
-            "NODE_ID": node_id,
-            "PEERS": ",".join(f"{member['url']}/{member['id']}" for member in others),
-            "DSS_DATA_DIR": str(joined.directory / node_id),
-            "DSS_JOIN": "true",
-        }
+        environment = cluster_command.secrets_of(directory) | {"DSS_JOIN": "true"}
+        others = {member["id"]: member["url"] for member in members if member["id"] != node_id}
+        joined = LocalCluster(directory / JOINED, [])
+        joined.nodes = [member_node(node_id, port, others, joined.directory, environment)]
         return joined
 
     def _add(self, node: LocalNode, client: Client, members: list[dict[str, Any]]) -> None:

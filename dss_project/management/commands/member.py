@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -28,15 +28,18 @@ class Command(BaseCommand):
         add.add_argument("address", help="its service address, like http://127.0.0.1:8104")
         remove = what.add_parser("remove", help="remove a node; it stops, and returns only if it is added again")
         remove.add_argument("id")
+        remove.add_argument("--force", action="store_true", help="remove it although no voter is to spare then; needs --reason")
+        remove.add_argument("--reason", default="", help="why it is forced, for the log")
         transfer = what.add_parser("transfer", help="make another node the leader")
         transfer.add_argument("id")
 
     def handle(self, *args: Any, **options: Any) -> None:
         say = without_repeats(partial(self.stderr.write, style_func=str))
         node_id = options["id"]
+        forced = f"?{urlencode({'force': 'true', 'reason': options['reason']})}" if options.get("force") else ""
         method, path, body = {
             "add": ("POST", "/raft/members", {"id": node_id, "url": options.get("address")}),
-            "remove": ("DELETE", f"/raft/members/{quote(node_id, safe='')}", None),
+            "remove": ("DELETE", f"/raft/members/{quote(node_id, safe='')}{forced}", None),
             "transfer": ("POST", "/raft/transfer", {"to": node_id}),
         }[options["what"]]
         try:

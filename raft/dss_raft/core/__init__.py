@@ -5,7 +5,7 @@ Practice" (the thesis). `RaftCore` is the only entry point; `messages` and `read
 """
 
 from dss_raft.core.core import CoreStatus, PeerStatus, RaftCore
-from dss_raft.core.errors import Busy, ChangeRefused, InvariantViolation, NotLeader
+from dss_raft.core.errors import Busy, ChangeRefused, InvariantViolation, NotLeader, QuorumAtRisk
 from dss_raft.core.membership import AddLearner, Change, Promote, Remove
 from dss_raft.core.state import CoreConfig, Rng, Role
 
@@ -20,6 +20,7 @@ __all__ = [
     "NotLeader",
     "PeerStatus",
     "Promote",
+    "QuorumAtRisk",
     "RaftCore",
     "Remove",
     "Rng",

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from dss_raft.core import election, follower, leader
+from dss_raft.core import election, follower, leader, membership, reachable
 from dss_raft.core.errors import Busy, ChangeRefused, InvariantViolation, NotLeader
 from dss_raft.core.membership import Change
 from dss_raft.core.messages import (
@@ -203,12 +203,27 @@ class RaftCore(CoreState):
         if self.role is Role.LEADER:
             leader.abdicate(self)
 
-    def change(self, change: Change) -> int:
+    def ask_members(self) -> int:
+        """Send a message to every member. Returns the number of this round, for `change`.
+
+        Raises:
+            NotLeader: with the leader to ask.
+        """
+        self._require_leader()
+        leader.begin_round(self)
+        return self.round
+
+    def change(self, change: Change, *, force: bool = False, since: int = 0) -> int:
         """Change the members by one step; returns the index of the entry that holds the new configuration.
+
+        Args:
+            force: make the change although it leaves no spare voter (see `reachable`).
+            since: the round that the voters must have answered; 0: they must have answered within an election timeout.
 
         Raises:
             NotLeader: with the leader to ask.
             Busy: another change or a transfer is in progress, or nothing of this term is committed yet.
+            QuorumAtRisk: too few voters of the new configuration are reachable.
             ChangeRefused: the change is not possible.
         """
         self._require_leader()
@@ -216,6 +231,8 @@ class RaftCore(CoreState):
             raise Busy(f"leadership is being transferred to {self.transferee}")
         if not leader.can_change(self):
             raise Busy("another membership change is not committed yet, or nothing of this term is committed")
+        after = membership.changed(self.configuration, change)
+        reachable.require_quorum(self, after, force=force, since=since)
         return leader.change(self, change)
 
     # ---- work for the driver

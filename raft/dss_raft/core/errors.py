@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class NotLeader(Exception):
     """Only the leader can do this. `hint` is the id of the leader; "" when this node knows none."""
@@ -17,6 +19,34 @@ class Busy(Exception):
 
 class ChangeRefused(Exception):
     """A membership change that is not possible, such as removing an unknown node or the last voter."""
+
+
+class QuorumAtRisk(ChangeRefused):
+    """Too few voters of the new configuration are reachable.
+
+    Args:
+        needed: how many of `voters` are a majority.
+        may_force: there is a majority, but no spare voter: the change is made if it is forced.
+    """
+
+    def __init__(self, voters: Sequence[str], reachable: Sequence[str], needed: int, *, may_force: bool) -> None:
+        names = ", ".join(reachable)
+        rule = f"{needed} of the {len(voters)} voters of the new configuration must be reachable"
+        if may_force:
+            missing = ", ".join(voter for voter in voters if voter not in reachable)
+            text = (
+                f"{rule}, and only {needed} are: {names}. One more failure would stop the cluster. Bring {missing} back or remove "
+                "it first, or repeat the request with `force` and a `reason`"
+            )
+        elif reachable:
+            text = f"{rule}, but only {len(reachable)} {'is' if len(reachable) == 1 else 'are'}: {names}"
+        else:
+            text = f"{rule}, but none is"
+        super().__init__(text)
+        self.voters = list(voters)
+        self.reachable = list(reachable)
+        self.needed = needed
+        self.may_force = may_force
 
 
 class InvariantViolation(Exception):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dss_raft.core import membership, quorum
-from dss_raft.core.errors import InvariantViolation
+from dss_raft.core import membership, quorum, reachable
+from dss_raft.core.errors import InvariantViolation, QuorumAtRisk
 from dss_raft.core.messages import (
     AppendEntries,
     AppendReply,
@@ -90,9 +90,18 @@ def _promote_a_learner(core: CoreState) -> None:
     for peer in core.peers:
         if not peer.learner or peer.match == 0 or peer.contact_tick < lately:
             continue
-        if peer.match + core.config.promote_lag_max >= core.log.last_index:
-            change(core, membership.Promote(peer.id))
+        promotion = membership.Promote(peer.id)
+        if peer.match + core.config.promote_lag_max >= core.log.last_index and _keeps_quorum(core, promotion):
+            change(core, promotion)
             return
+
+
+def _keeps_quorum(core: CoreState, requested: membership.Change) -> bool:
+    try:
+        reachable.require_quorum(core, membership.changed(core.configuration, requested))
+    except QuorumAtRisk:
+        return False
+    return True
 
 
 # ---- sending

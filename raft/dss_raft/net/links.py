@@ -56,6 +56,7 @@ class PeerLinks:
         on_frame: called with (peer id, frame) for each frame, in order.
         on_up, on_down: called with the peer's id, always alternating.
         has_left: whether this node knows for certain that a node is not a member.
+        accepts: whether a node with this id may connect; by default, those in `peers` may.
         idle_seconds: a link is dropped when nothing arrives for this time.
         silent_seconds: a peer is not up when nothing has arrived from it for this time (four pings at least).
     """
@@ -72,6 +73,7 @@ class PeerLinks:
         on_up: Callable[[str], None],
         on_down: Callable[[str], None],
         has_left: Callable[[str], bool] = lambda peer_id: False,
+        accepts: Callable[[str], bool] | None = None,
         idle_seconds: float = 5.0,
         silent_seconds: float = 1.0,
     ) -> None:
@@ -84,6 +86,7 @@ class PeerLinks:
         self._on_up = on_up
         self._on_down = on_down
         self._has_left = has_left
+        self._accepts = accepts or (lambda peer_id: peer_id in self._peers)
         self._tick_seconds = idle_seconds / IDLE_TICKS
         self._silent_ticks = max(SILENT_TICKS_MIN, math.ceil(silent_seconds / self._tick_seconds))
         self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
@@ -159,7 +162,8 @@ class PeerLinks:
         """A member was added, or its address has changed."""
         if peer_id == self._node_id or self._peers.get(peer_id) == address:
             return
-        self.remove_peer(peer_id)
+        if peer_id in self._peers:
+            self.remove_peer(peer_id)
         self._peers[peer_id] = address
         if self._server is not None:
             self._begin_to_dial(peer_id)
@@ -225,7 +229,7 @@ class PeerLinks:
         )
 
     def _refuses(self, peer_id: str) -> Reason | None:
-        if peer_id in self._peers:
+        if self._accepts(peer_id):
             return None
         return Reason.NO_MEMBER if self._has_left(peer_id) else Reason.UNKNOWN_PEER
 

@@ -1,0 +1,111 @@
+"""Changes of members keep a quorum: which are made, which must be forced, which are always refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from dss_raft.core import AddLearner, QuorumAtRisk, Remove, Role
+
+#: longer than an election timeout
+LONG = 21
+
+
+def stop(cluster, *ids):
+    """Stop these nodes; the leader notices."""
+    cluster.cut(*ids)
+    cluster.tick(LONG, *(node for node in cluster.nodes if node not in ids))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_live_voter_is_not_removed_when_too_few_would_remain_reachable(cluster, force):
+    leader = cluster.elect("a").core
+    stop(cluster, "c")
+    with pytest.raises(QuorumAtRisk) as refusal:
+        leader.change(Remove("b"), force=force)
+    rule = "2 of the 2 voters of the new configuration must be reachable"
+    assert str(refusal.value) == f"{rule}, but only 1 is: a"
+    assert not refusal.value.may_force
+    assert leader.membership.voters == ("a", "b", "c")
+
+
+def test_a_leader_is_not_removed_when_too_few_would_remain_reachable(cluster):
+    leader = cluster.elect("a").core
+    stop(cluster, "c")
+    with pytest.raises(QuorumAtRisk) as refusal:
+        leader.change(Remove("a"))
+    assert refusal.value.reachable == ["b"]
+
+
+def test_a_voter_that_does_not_answer_is_removed_without_force(make_cluster):
+    cluster = make_cluster("abcde")
+    leader = cluster.elect("a").core
+    stop(cluster, "d", "e")
+    leader.change(Remove("d"))
+    cluster.settle()
+    assert cluster["b"].core.membership.voters == ("a", "b", "c", "e")
+    leader.change(Remove("e"))
+
+
+def test_all_members_reachable_is_enough_without_a_spare_one(cluster):
+    leader = cluster.elect("a").core
+    leader.change(Remove("c"))
+    cluster.settle()
+    leader.change(Remove("b"))
+    cluster.settle()
+    assert leader.membership.voters == ("a",)
+
+
+def test_the_last_spare_voter_is_removed_only_by_force(make_cluster):
+    cluster = make_cluster("abcd")
+    leader = cluster.elect("a").core
+    stop(cluster, "d")
+    with pytest.raises(QuorumAtRisk) as refusal:
+        leader.change(Remove("c"))
+    assert refusal.value.may_force
+    assert (refusal.value.needed, refusal.value.reachable) == (2, ["a", "b"])
+    assert "Bring d back or remove it first" in str(refusal.value)
+    leader.change(Remove("c"), force=True)
+    cluster.settle()
+    assert cluster["b"].core.membership.voters == ("a", "b", "d")
+
+
+def test_a_learner_comes_and_goes_while_voters_are_missing(cluster):
+    """It brings lost redundancy back."""
+    leader = cluster.elect("a").core
+    stop(cluster, "c")
+    leader.change(AddLearner("d", ""))
+    cluster.settle()
+    leader.change(Remove("d"))
+    cluster.settle()
+    assert cluster["b"].core.configuration.members == cluster.configuration.members
+
+
+def test_a_new_leader_counts_no_voter_that_has_not_answered_it(cluster):
+    """The election is not an answer: "c" has been down for longer."""
+    cluster.elect("a")
+    stop(cluster, "c")
+    cluster["b"].core.campaign(force=True)
+    cluster.settle()
+    leader = cluster["b"].core
+    assert leader.role is Role.LEADER
+    with pytest.raises(QuorumAtRisk):
+        leader.change(Remove("a"))
+
+
+def test_a_voter_that_has_just_stopped_is_not_reachable_after_a_question(cluster):
+    leader = cluster.elect("a").core
+    cluster.cut("c")
+    since = leader.ask_members()
+    cluster.settle()
+    with pytest.raises(QuorumAtRisk) as refusal:
+        leader.change(Remove("b"), since=since)
+    assert refusal.value.reachable == ["a"]
+
+
+def test_an_answer_to_an_earlier_message_does_not_count(cluster):
+    leader = cluster.elect("a").core
+    since = leader.ask_members()
+    with pytest.raises(QuorumAtRisk):
+        leader.change(Remove("b"), since=since)
+    cluster.settle()
+    leader.change(Remove("b"), since=since)
