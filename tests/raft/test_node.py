@@ -245,7 +245,7 @@ async def test_one_member_is_enough_to_tell_a_removed_node(cluster, quick_remova
     await (await cluster.leader()).transfer("d")
     await cluster.until(lambda: cluster.nodes["d"].is_ready)
     for gone in ("a", "b", "c"):
-        await cluster.nodes["d"].remove_member(gone)
+        await (await cluster.leader()).remove_member(gone)
     await cluster.stop("b", "c")
     await cluster.start("a")
     await cluster.until(lambda: "a" in cluster.failures)
@@ -274,7 +274,8 @@ async def test_members_that_joined_are_linked_after_all_have_restarted(cluster):
     await (await cluster.leader()).add_member("d", cluster.url("d"))
     await cluster.until(lambda: all("d" in node.core.membership.voters for node in cluster.nodes.values()))
     for gone in ("a", "b"):
-        await cluster.nodes["d"].remove_member(gone)
+        await (await cluster.leader()).remove_member(gone)
+        await cluster.until(lambda gone=gone: gone not in cluster.nodes["c"].peers)
     await cluster.stop()
     await cluster.start("c", "d")
     assert (await cluster.nodes["c"].submit(Add(amount=1))).body == {"total": 1}
