@@ -55,7 +55,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     queue_metrics.attach(node)
     Subscribers(node)
     IdleTopics(node)
-    cache = CacheService(node, _backing_store(config))
+    cache = CacheService(node, backing_store(config))
     cache_metrics.show(cache)
     await node.start()
     await cache.start()
@@ -81,7 +81,7 @@ async def stop() -> None:
     await node.stop()
 
 
-def _backing_store(config: NodeConfig) -> BackingStore:
+def backing_store(config: NodeConfig) -> BackingStore:
     """The backing store that the settings name."""
     if config.cache_memory == "redis":
         return RedisStore(config.redis_url, config.cache_backing_prefix)

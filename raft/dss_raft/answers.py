@@ -162,3 +162,30 @@ class Skipped(Answer, kw_only=True):
     #: the entry that has no effect
     skipped: int
     index: RaftIndex
+
+
+class SnapshotMember(Part):
+    id: str
+    url: str
+    learner: bool
+
+
+class SnapshotBegun(Answer, kw_only=True):
+    #: for `GET /raft/snapshot/{id}` on the same node
+    id: str
+    node: str
+    cluster: str
+    #: the state contains everything up to this entry of the log
+    snapshot_index: int
+    #: of that entry
+    snapshot_term: int
+    #: in force at that entry
+    members: list[SnapshotMember]
+    saved_at_ms: Annotated[int, msgspec.Meta(description="wall clock of the node, in ms since 1970")]
+    bytes: int
+    sha256: str
+
+
+class SnapshotChunk(Answer, kw_only=True):
+    offset: int
+    data: Annotated[str, msgspec.Meta(description="Base64; empty at the end")]

@@ -213,6 +213,21 @@ class Applying:
             self._core.compact(meta, self._snapshots.keep_entries)
             log.info("raft.snapshot", index=meta.index, bytes=meta.size)
 
+    async def snapshot_from(self, index: int) -> SnapshotMeta | None:
+        """A durable snapshot at `index` or later, which has been applied here. None when it cannot be taken now."""
+        while self._core.snapshot.index < index:
+            if self.stopped is not None or self._restoring is not None:
+                return None
+            taking = self._taking
+            is_new = taking is None or taking.done()
+            if taking is None or taking.done():
+                taking = self._taking = self._spawn(self._take_snapshot())
+            # The task is the driver's: a caller that goes away must not interrupt it.
+            await asyncio.wait([taking])
+            if is_new and self._core.snapshot.index < index:
+                return None
+        return self._core.snapshot
+
     async def _restore(self, meta: SnapshotMeta) -> None:
         # One at a time: an older snapshot must not overwrite the state of a newer one.
         async with self._restore_lock:

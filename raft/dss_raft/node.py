@@ -27,12 +27,14 @@ from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.ready import ReadState
 from dss_raft.disk.store import LogStore
 from dss_raft.driver import Driver
+from dss_raft.exports import Exports
 from dss_raft.listeners import Listeners
 from dss_raft.net.control import CHANNEL, Control
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
 from dss_raft.readiness import Readiness
 from dss_raft.removal import NodeRemoved, RemovalWatch
+from dss_raft.replication import founding
 from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, wall_clock_ms
 from dss_raft.replication.commands import Command, Skip
 from dss_raft.replication.machine import StateMachine
@@ -96,6 +98,8 @@ class Node(Listeners):
         self._driver: Driver
         self._calls: Calls
         self._removal: RemovalWatch
+        #: snapshots that callers read, for backups
+        self.exports: Exports
         self._readiness: Readiness
         self._clocks: ClockExchange
 
@@ -144,6 +148,7 @@ class Node(Listeners):
         self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)
         self._driver.on_tick.append(self._ticked)
         self._driver.on_tick.append(lambda: members.dial_unlinked(self.core, self._links))
+        self.exports = Exports(config.node_id, config.cluster_id, self._driver.applying, self._store, self._executor)
         self._calls = Calls(
             self.core,
             self.replica,
@@ -181,6 +186,7 @@ class Node(Listeners):
         self._running = self._has_started = False
         self._recovery.close()
         self._calls.close()
+        self.exports.close()
         await self._driver.stop()
         await self._links.stop()
         await self._loop.run_in_executor(self._executor, self._store.close)
@@ -189,6 +195,7 @@ class Node(Listeners):
 
     def _open_store(self) -> Any:
         config = self.config
+        founding.refuse_unfinished(self._store_directory)
         self._store = LogStore(self._store_directory, config.node_id, config.cluster_id)
         if self._store.is_new:
             self._store.bootstrap(members.first_configuration(config))
@@ -531,6 +538,7 @@ class Node(Listeners):
         self._clocks.ticked(self._loop.time())
         self._removal.check(self._loop.time())
         self._recovery.tick(self._loop.time())
+        self.exports.close_idle()
         self._calls.ticked()
 
     # -------------------------------------------------------------- the peer links

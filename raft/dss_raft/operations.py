@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from base64 import b64encode
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -21,6 +22,9 @@ from dss_raft.answers import (
     Members,
     Ready,
     Skipped,
+    SnapshotBegun,
+    SnapshotChunk,
+    SnapshotMember,
     Status,
     Transferred,
 )
@@ -62,6 +66,19 @@ class SkipEntry(Fields):
 
     def __post_init__(self) -> None:
         check_name("reason", self.reason)
+
+
+class SaveSnapshot(Fields):
+    """Begin to save the state."""
+
+    #: local: what this node has applied, also without a majority
+    consistency: Literal["linearizable", "local"] = "linearizable"
+
+
+class ReadSnapshot(Fields):
+    #: as `POST /raft/snapshot` answered it
+    id: Name
+    offset: Index = 0
 
 
 class AddMember(Fields):
@@ -119,6 +136,29 @@ async def show_entry(node: Node, request: ShowEntry) -> LogEntry:
 
 async def skip_entry(node: Node, request: SkipEntry) -> Result:
     return Result(await node.skip(request.index, request.reason))
+
+
+async def save_snapshot(node: Node, request: SaveSnapshot) -> SnapshotBegun:
+    node.exports.require_room()
+    if request.consistency == "linearizable":
+        await node.read_index()
+    export_id, header = await node.exports.begin(node.applied_index)
+    return SnapshotBegun(
+        id=export_id,
+        node=header.node,
+        cluster=header.cluster,
+        snapshot_index=header.index,
+        snapshot_term=header.term,
+        members=[SnapshotMember(one.id, one.url, one.learner) for one in header.members],
+        saved_at_ms=header.saved_at_ms,
+        bytes=header.bytes,
+        sha256=header.sha256,
+    )
+
+
+async def read_snapshot(node: Node, request: ReadSnapshot) -> SnapshotChunk:
+    data = await node.exports.read(request.id, request.offset)
+    return SnapshotChunk(offset=request.offset, data=b64encode(data).decode())
 
 
 async def add_member(node: Node, request: AddMember) -> Result:
@@ -259,6 +299,35 @@ OPERATIONS: tuple[Operation, ...] = (
         needs_state=False,
         example={"index": 1, "reason": "a fault in the lock table"},
         problems=("not_skippable",),
+    ),
+    Operation(
+        name="raft.save_snapshot",
+        method="POST",
+        path="/raft/snapshot",
+        request=SaveSnapshot,
+        handle=save_snapshot,
+        answer=SnapshotBegun,
+        summary="Begin to save the state of the cluster",
+        description="Takes a snapshot of everything that was answered before this call, and keeps it open for"
+        " `GET /raft/snapshot/{id}` on this node. It contains all values, locks and messages: keep it as you keep them."
+        " `manage.py snapshot save` makes both calls and writes a file.",
+        tag="Raft",
+        example={"consistency": "linearizable"},
+    ),
+    Operation(
+        name="raft.read_snapshot",
+        method="GET",
+        path="/raft/snapshot/{id}",
+        request=ReadSnapshot,
+        handle=read_snapshot,
+        answer=SnapshotChunk,
+        summary="Read a part of a snapshot",
+        description="Up to 512 KiB from `offset`. An empty part is the end, and closes the snapshot; so does a minute in which it is"
+        " not read.",
+        tag="Raft",
+        needs_state=False,
+        example={"id": "6f1ed002ab5595859014ebf0951522d9", "offset": 0},
+        problems=("not_found",),
     ),
     Operation(
         name="raft.add_member",

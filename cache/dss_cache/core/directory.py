@@ -64,6 +64,11 @@ DIRTY_BYTES_MAX = "cache_dirty_bytes_max"
 BYTES_MAX = "cache_bytes_max"
 
 
+#: A new cluster that begins with a copy of the directory raises its stamp by this for each index. The stamp follows applied time,
+#: so this also covers a clock that was months ahead. All versions stay below 2^53, because the index stays below 10^12.
+STAMPS_PER_INDEX = 1000
+
+
 class Record(msgspec.Struct, array_like=True, gc=False):
     """What the directory knows about one key."""
 
@@ -172,6 +177,17 @@ class Directory:
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """The node's old process has ended, and its lines are gone."""
         self._void(node, at_ms, "restarted", 0)
+
+    def raise_numbers(self, at_ms: int, indexes: int) -> None:
+        """See `GivesOutNumbers`. No node has a line. Dirty values get new versions: a backing store may have newer ones than theirs,
+        and would not take them.
+        """
+        self.stamp = max(self.stamp, at_ms * 1000) + indexes * STAMPS_PER_INDEX
+        self.awaited = {}
+        for record in self.records.values():
+            record.sharers, record.pending_invalidations = {}, {}
+        for key in self.dirty:
+            self.records[key].version = self._next_stamp(at_ms)
 
     def take_events(self) -> list[Event]:
         events, self._events = self._events, []

@@ -53,6 +53,8 @@ from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
 
 _STALE = "stale_receipt"
+#: A new cluster that begins with a copy of the state raises the serial number by this for each index.
+SERIALS_PER_INDEX = 2**16
 
 
 class Locks(Protocol):
@@ -197,6 +199,10 @@ class Broker:
         for waiter in list(self.callers.waiters.values()):
             if waiter.origin.node == node:
                 waiter.group.forget_waiter(waiter)
+
+    def raise_numbers(self, at_ms: int, indexes: int) -> None:
+        """See `GivesOutNumbers`: a receipt contains a serial number."""
+        self.registry.serial += indexes * SERIALS_PER_INDEX
 
     def take_events(self) -> list[Event]:
         events, self.registry.events = self.registry.events, []

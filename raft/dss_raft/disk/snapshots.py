@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -80,6 +81,13 @@ class SnapshotFiles:
         if zlib.crc32(data) != meta.crc:
             raise StoreDamaged(f"snapshot file {self.path(meta)} fails its checksum")
         return data
+
+    def open(self, meta: SnapshotMeta) -> BinaryIO:
+        """The file of a snapshot. While it is open it can be read, even if a newer snapshot replaces it."""
+        try:
+            return self.path(meta).open("rb", buffering=0)
+        except FileNotFoundError:
+            raise SnapshotGone(f"snapshot {meta.index} of term {meta.term} is no longer kept") from None
 
     def read_chunk(self, meta: SnapshotMeta, offset: int, length: int) -> tuple[bytes, bool]:
         """Up to `length` bytes from `offset`, and whether they reach the end."""

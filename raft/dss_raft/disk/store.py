@@ -28,7 +28,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import BinaryIO, NoReturn, TypeVar
 
 import msgspec
 
@@ -79,6 +79,9 @@ _MARK_IS_MISSING = (
 class LogStore:
     """The durable state of one Raft member. Synchronous; one thread at a time.
 
+    Args:
+        any_cluster: accept the directory of any cluster; `identity` says which one it is.
+
     Raises:
         StoreRefused: the directory belongs to another node or cluster, is in use by another process, or is of a newer version.
         StoreDamaged: a CRC is wrong, entries or whole transactions are missing, or a file is missing or unreadable.
@@ -91,6 +94,7 @@ class LogStore:
         node_id: str,
         cluster_id: str = "",
         *,
+        any_cluster: bool = False,
         files: Files | None = None,
         database: Callable[[Path], Database] = Database,
     ) -> None:
@@ -110,6 +114,7 @@ class LogStore:
             self._take_lock()
             self._refuse_if_marked()
             self._snapshots = SnapshotFiles(directory, self._files)
+            self._any_cluster = any_cluster
             self._open(rows.Identity(node_id, cluster_id), database)
         except BaseException as error:
             self.close()
@@ -150,6 +155,15 @@ class LogStore:
             SnapshotFailed: they cannot be read now.
         """
         return self._guard_snapshot("read", lambda: self._snapshots.read(meta))
+
+    def open_snapshot(self, meta: SnapshotMeta) -> BinaryIO:
+        """The file of a snapshot, opened for reading.
+
+        Raises:
+            SnapshotGone: the snapshot is no longer kept.
+            SnapshotFailed: it cannot be opened now.
+        """
+        return self._guard_snapshot("read", lambda: self._snapshots.open(meta))
 
     def read_chunk(self, meta: SnapshotMeta, offset: int, length: int) -> tuple[bytes, bool]:
         """Up to `length` bytes from `offset`, and whether they reach the end.
@@ -396,7 +410,8 @@ class LogStore:
             database.transaction(lambda connection: rows.create(connection, identity))
             self._files.sync_directory(self.directory)
         rows.check_schema(database.connection)
-        self._check_identity(rows.require(database.connection, "identity", rows.Identity), identity)
+        self.identity = rows.require(database.connection, "identity", rows.Identity)
+        self._check_identity(self.identity, identity)
         self._read(database.connection)
         if not self.is_new and not self._acknowledged.exists():
             raise StoreRefused(_MARK_IS_MISSING)
@@ -430,11 +445,10 @@ class LogStore:
         if self._snapshot.index:
             self._snapshots.check(self._snapshot)
 
-    @staticmethod
-    def _check_identity(stored: rows.Identity, given: rows.Identity) -> None:
+    def _check_identity(self, stored: rows.Identity, given: rows.Identity) -> None:
         if stored.node_id != given.node_id:
             raise StoreRefused(
                 f"it belongs to node {stored.node_id!r}, not to {given.node_id!r}: give each node its own data directory"
             )
-        if stored.cluster_id != given.cluster_id:
+        if stored.cluster_id != given.cluster_id and not self._any_cluster:
             raise StoreRefused(f"it belongs to cluster {stored.cluster_id!r}, not to {given.cluster_id!r}: use another one")

@@ -81,6 +81,16 @@ class StateMachine(Protocol):
         """Replace the state by the result of `snapshot`, after a round trip through msgpack (as builtins)."""
 
 
+@runtime_checkable
+class GivesOutNumbers(Protocol):
+    """A machine that gives callers numbers that are not made from the index, such as versions."""
+
+    def raise_numbers(self, at_ms: int, indexes: int) -> None:
+        """A new cluster begins with this state, while the old one may have gone on: raise the numbers beyond all that it can have
+        given out in `indexes` entries. No node of the new cluster has a line, a session or a waiter yet.
+        """
+
+
 #: Steps of about a millisecond each that change no visible state. The returned function installs the result in one step.
 Restoring = Generator[None, None, Callable[[], None]]
 

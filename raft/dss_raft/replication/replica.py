@@ -27,7 +27,16 @@ from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.batch import BatchDecoder, Undecodable
 from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession, Skip
 from dss_raft.replication.limits import HasUsage, LimitsMachine, StateLimits
-from dss_raft.replication.machine import Event, Origin, Resolved, RestoresInSlices, Restoring, StateMachine, all_at_once
+from dss_raft.replication.machine import (
+    Event,
+    GivesOutNumbers,
+    Origin,
+    Resolved,
+    RestoresInSlices,
+    Restoring,
+    StateMachine,
+    all_at_once,
+)
 from dss_raft.replication.sessions import ClientSession, SessionTable
 
 _ACCEPTED = Result()
@@ -222,6 +231,28 @@ class Replica:
             self._outcomes, self._events, self._gap = [], [], False
 
         return install
+
+    def begin_new_cluster(self, raise_index_by: int) -> None:
+        """Make this the first state of a new cluster: its index is higher, and no node of the old cluster has a session or waits.
+
+        What belongs to clients stays: locks, messages, values. Their leases get their full length from the first leader (`rearm`).
+        """
+        index, at_ms = self.applied_index + raise_index_by, self.at_ms
+        for node, session in self.sessions.sessions.items():
+            # Before any node ends: what a waiter gives up must not be granted to a caller that is gone, too.
+            for seq in session.waiting:
+                for machine in self._machines:
+                    machine.cancel(Origin(node, session.incarnation, seq), at_ms, index)
+        for node in self.sessions.sessions:
+            for machine in self._machines:
+                machine.node_restarted(node, at_ms, index)
+        self.sessions.restore({})
+        for machine in self._machines:
+            if isinstance(machine, GivesOutNumbers):
+                machine.raise_numbers(at_ms, raise_index_by)
+            machine.take_events()
+        self._outcomes, self._events = [], []
+        self.applied_index = index
 
     def _apply_batch(self, entry: Entry) -> None:
         batch = self._decoder.decode(entry.data)

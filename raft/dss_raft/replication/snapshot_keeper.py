@@ -178,7 +178,7 @@ class SnapshotKeeper:
         if meta.index == 0:
             return memoryview(self._replica.first_state), {part.name: memoryview(b"") for part in self.parts}
         loop = asyncio.get_running_loop()
-        return _split(await loop.run_in_executor(self._executor, self._store.read_snapshot, meta))
+        return split(await loop.run_in_executor(self._executor, self._store.read_snapshot, meta))
 
     @staticmethod
     def chunk(sender: str, wanted: SnapshotChunkWanted, data: bytes, done: bool) -> InstallSnapshot:
@@ -196,7 +196,7 @@ class SnapshotKeeper:
 
     def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> SnapshotMeta:
         try:
-            return self._store.stage_snapshot(meta, _pieces(replica_state, parts))
+            return self._store.stage_snapshot(meta, pieces(replica_state, parts))
         finally:
             # Not in the loop: freeing a large file takes a while.
             self._child_file.unlink(missing_ok=True)
@@ -221,7 +221,7 @@ async def _in_turns(restoring: Restoring) -> Callable[[], None]:
             began = perf_counter()
 
 
-def _pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterator[bytes]:
+def pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterator[bytes]:
     """The bytes of a snapshot file, in small pieces: copying a large one would hold the interpreter's lock."""
     size = replica_state.stat().st_size if isinstance(replica_state, Path) else len(replica_state)
     header = msgspec.msgpack.encode(_Header(size, {name: sum(map(len, pieces)) for name, pieces in parts.items()}))
@@ -236,7 +236,7 @@ def _pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Itera
         yield from pieces
 
 
-def _split(data: bytes) -> tuple[memoryview, dict[str, memoryview]]:
+def split(data: bytes) -> tuple[memoryview, dict[str, memoryview]]:
     """The replica's state and the parts in a snapshot file, without copying them.
 
     Raises:

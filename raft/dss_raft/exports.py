@@ -1,0 +1,151 @@
+"""Snapshots of this node that callers are reading, for backups.
+
+A caller begins an export and then reads it in chunks, at its own pace. The node keeps the file open in the meantime, so a newer
+snapshot may replace it. An export that nobody reads for a while ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from concurrent.futures import Executor
+from typing import BinaryIO
+
+from dss_api.errors import Refused
+from dss_raft.applying import Applying
+from dss_raft.core.messages import SnapshotMeta
+from dss_raft.disk.backup import BackupMember, Header
+from dss_raft.disk.store import LogStore, SnapshotFailed
+from dss_raft.replication.clocks import wall_clock_ms
+
+CHUNK_BYTES = 512 * 1024
+EXPORTS_MAX = 2
+#: An export ends when it is not read for this long.
+IDLE_S = 60.0
+_PIECE_BYTES = 1024 * 1024
+
+
+class _Export:
+    __slots__ = ("busy", "file", "used_at_s")
+
+    def __init__(self, file: BinaryIO, now_s: float) -> None:
+        self.file = file
+        self.used_at_s = now_s
+        #: how many threads read the file
+        self.busy = 0
+
+
+class Exports:
+    """The exports of one node.
+
+    Args:
+        executor: the thread of the store.
+    """
+
+    def __init__(self, node_id: str, cluster_id: str, applying: Applying, store: LogStore, executor: Executor) -> None:
+        self._node_id = node_id
+        self._cluster_id = cluster_id
+        self._applying = applying
+        self._store = store
+        self._executor = executor
+        self._loop = asyncio.get_running_loop()
+        self._exports: dict[str, _Export] = {}
+        self._beginning = 0
+
+    def require_room(self) -> None:
+        """Raises:
+        Refused: `over_limit`.
+        """
+        if len(self._exports) + self._beginning >= EXPORTS_MAX:
+            detail = f"this node already saves {EXPORTS_MAX} snapshots; one that is not read ends after {IDLE_S:g} s"
+            raise Refused("over_limit", detail)
+
+    async def begin(self, index: int) -> tuple[str, Header]:
+        """Offer a snapshot of the state at `index`, which is applied here, or later. Returns the export's id and a backup's header.
+
+        Raises:
+            Refused: `over_limit`; `not_ready` when no snapshot can be taken now.
+        """
+        self.require_room()
+        self._beginning += 1
+        try:
+            meta = await self._applying.snapshot_from(index)
+            if meta is None or meta.index == 0:
+                raise Refused("not_ready", "this node cannot take a snapshot now; its log says why", node=self._node_id)
+            file = await self._open(meta)
+            try:
+                digest = await self._loop.run_in_executor(None, _digest, file)
+            except BaseException:
+                file.close()
+                raise
+        finally:
+            self._beginning -= 1
+        export_id = secrets.token_hex(16)
+        self._exports[export_id] = _Export(file, self._loop.time())
+        return export_id, Header(
+            cluster=self._cluster_id,
+            node=self._node_id,
+            index=meta.index,
+            term=meta.term,
+            members=tuple(BackupMember(one.id, one.url, one.learner) for one in meta.configuration.members),
+            saved_at_ms=wall_clock_ms(),
+            bytes=meta.size,
+            sha256=digest,
+        )
+
+    async def read(self, export_id: str, offset: int) -> bytes:
+        """Up to `CHUNK_BYTES` from `offset`; empty at the end, which also ends the export.
+
+        Raises:
+            Refused: `not_found`.
+        """
+        export = self._exports.get(export_id)
+        if export is None:
+            raise Refused(
+                "not_found", "this node no longer has that snapshot open: it was restarted, or nobody read the snapshot"
+            )
+        export.busy += 1
+        try:
+            data = await self._loop.run_in_executor(None, os.pread, export.file.fileno(), CHUNK_BYTES, offset)
+        except OSError as error:
+            raise Refused("not_ready", f"the snapshot cannot be read: {error.strerror}", node=self._node_id) from None
+        finally:
+            export.busy -= 1
+            export.used_at_s = self._loop.time()
+        if not data:
+            self._end(export_id, export)
+        return data
+
+    def close_idle(self) -> None:
+        """End the exports that nobody reads."""
+        if self._exports:
+            oldest_s = self._loop.time() - IDLE_S
+            for export_id, export in list(self._exports.items()):
+                if export.used_at_s < oldest_s:
+                    self._end(export_id, export)
+
+    def close(self) -> None:
+        """End all exports; the node stops."""
+        for export_id, export in list(self._exports.items()):
+            self._end(export_id, export)
+
+    async def _open(self, meta: SnapshotMeta) -> BinaryIO:
+        try:
+            return await self._loop.run_in_executor(self._executor, self._store.open_snapshot, meta)
+        except SnapshotFailed as error:
+            raise Refused("not_ready", str(error), node=self._node_id) from None
+
+    def _end(self, export_id: str, export: _Export) -> None:
+        if not export.busy and self._exports.pop(export_id, None) is not None:
+            export.file.close()
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    offset = 0
+    while piece := os.pread(file.fileno(), _PIECE_BYTES, offset):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
