@@ -44,6 +44,11 @@ class CacheCollector(Collector):
                 "Values that the backing store had lost when they were read",
                 service.reader.lost if service else 0,
             ),
+            (
+                "cache_memory_newer_total",
+                "Lost values of which the backing store had a newer version than the directory",
+                service.reader.newer if service else 0,
+            ),
         ):
             yield CounterMetricFamily(name, text, value)
         for name, text, value in (

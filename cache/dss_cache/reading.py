@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+import structlog
 
 from dss_api.errors import Refused
 from dss_api.fields import INDEX_MAX
@@ -22,10 +23,14 @@ from dss_cache.peers import Peers, Waiter
 if TYPE_CHECKING:
     from dss_raft.node import Node
 
+log = structlog.get_logger("cache")
+
 #: If the store is ahead of the fetch, there was a later write: fetch again. After this many times it is another cluster's store.
 FETCHES_MAX = 5
 #: A read looks at its lines at most this many times. Nearly all reads need one or two looks; each wait between two has a deadline.
 LOOKS_MAX = 30
+#: A backing store that is newer than the directory is logged this often.
+NEWER_REPORT_S = 60.0
 
 
 class Found(NamedTuple):
@@ -96,6 +101,9 @@ class Reader:
         self._results: dict[Flight, FoundWaiter] = {}
         #: values that the backing store had lost
         self.lost = 0
+        #: those of which it had a newer version than the directory
+        self.newer = 0
+        self._report_newer_at = 0.0
 
     async def read(self, key: str) -> Found:
         """One key.
@@ -274,6 +282,8 @@ class Reader:
                         self._store.keep(Stored(key, row.version, one["value"]))
                         return one["value"], row
         self.lost += 1
+        if found is not None and found.version > row.version:
+            self._store_is_newer(key, row.version, found.version)
         if unreachable:
             return None, FetchRow(row.version, True, None, "I", row.stamp, row.pending_invalidations, 0)
         # A shared store can contain anything.
@@ -282,6 +292,21 @@ class Reader:
         if not result.body["lost"]:
             return None
         return None, FetchRow(result.body["version"], True, None, "I", row.stamp, result.body[PENDING_KEY], 0)
+
+    def _store_is_newer(self, key: str, version: int, found_version: int) -> None:
+        """The state is older than the backing store, perhaps because it was restored from a backup."""
+        self.newer += 1
+        now = self._clock()
+        if now >= self._report_newer_at:
+            self._report_newer_at = now + NEWER_REPORT_S
+            log.warning(
+                "cache.backing_store_is_newer",
+                store=self._store.name,
+                key=key,
+                version=version,
+                found=found_version,
+                keys=self.newer,
+            )
 
     def _refuse(self, flight: Flight, refusal: Refused) -> None:
         self._fail(flight, Refused(refusal.code, refusal.detail))
