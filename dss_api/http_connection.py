@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import httptools
 
+from dss_api.client_memory import CALL_BYTES, CONNECTION_BYTES, SETTING, Account, ClientMemory
 from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.http_answers import CONTINUE, encode_answer
@@ -44,6 +45,7 @@ class Listener(Protocol):
     limits: HttpLimits
     is_stopping: bool
     turns: Turns
+    memory: ClientMemory
     find_node: Callable[[], Any]
 
     def opened(self, connection: HttpConnection) -> Refused | None:
@@ -89,6 +91,13 @@ class HttpConnection(asyncio.Protocol):
         self._can_write = True
         #: input after an upgrade request
         self._rest = b""
+        #: bytes of answers in the account
+        self._unread_bytes = 0
+        self.account: Account = listener.memory.open(self._drop_soon)
+        #: ends the connection after it was handed over
+        self.abort_handed_over: Callable[[], None] | None = None
+        #: loop time at which the listener ends a connection that was handed over
+        self.handed_over_until = 0.0
         self.address = ""
         #: loop time at which the listener ends this connection; 0: never
         self.deadline = 0.0
@@ -99,6 +108,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else ""
+        self.account.take(CONNECTION_BYTES)
         refusal = self._listener.opened(self)
         if refusal is None:
             self._set_deadline(self._limits.idle_timeout_s)
@@ -108,8 +118,12 @@ class HttpConnection(asyncio.Protocol):
         self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self.abort_handed_over is None:
+            self.account.close()
         self._is_over = self._has_hung_up = True
         self.deadline = 0.0
+        # The parser and this object refer to each other. Garbage collection would come late for a large body.
+        self._reading = None
         self._queue.clear()
         if self._task is not None:
             self._task.cancel()
@@ -130,6 +144,7 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._can_write = True
+        self._count_unread()
         self._set_deadline(self._limits.idle_timeout_s)
         self._serve_next()
 
@@ -186,6 +201,8 @@ class HttpConnection(asyncio.Protocol):
         if self._is_over:
             return
         self._set_deadline(self._limits.body_timeout_s)
+        request.held_bytes = request.head_bytes + CALL_BYTES
+        self.account.take(request.held_bytes)
         if request.head_bytes > self._limits.head_bytes_max:
             self._end_with(request, encode_refusal(self._limits.head_too_large))
             return
@@ -203,7 +220,9 @@ class HttpConnection(asyncio.Protocol):
         if request.body_bytes > self._limits.body_bytes_max:
             self._end_with(request, encode_refusal(self._limits.too_large))
         else:
-            request.body.append(body)
+            request.add_body(body)
+            request.held_bytes += len(body)
+            self.account.take(len(body))
 
     def on_message_complete(self) -> None:
         request, self._reading = self._reading, None
@@ -223,7 +242,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _end_with(self, request: HttpRequest, answer: EncodedAnswer) -> None:
         """Answer `request` after those before it, and do not parse further input."""
-        request.answer, request.keep_alive = answer, False
+        request.answer, request.keep_alive, request.body = answer, False, b""
         self._is_over = self._lingers = True
         self._queue.append(request)
 
@@ -312,6 +331,9 @@ class HttpConnection(asyncio.Protocol):
     def _send(self, request: HttpRequest, answer: EncodedAnswer) -> None:
         keeps = request.keep_alive and not self._is_half_closed and not self._listener.is_stopping
         self._transport.write(encode_answer(answer, request.method == b"HEAD", keeps, request.is_http_1_0))
+        self.account.take(-request.held_bytes)
+        request.held_bytes = 0
+        self._count_unread()
         self._set_deadline(self._limits.idle_timeout_s)
         if keeps:
             return
@@ -329,6 +351,30 @@ class HttpConnection(asyncio.Protocol):
     def _discard(self, data: bytes) -> None:
         self._discarded_bytes += len(data)
         if self._discarded_bytes > DISCARDED_BYTES_MAX:
+            self._transport.abort()
+
+    def _count_unread(self) -> None:
+        unread = self._transport.get_write_buffer_size()
+        if unread != self._unread_bytes:
+            self.account.take(unread - self._unread_bytes)
+            self._unread_bytes = unread
+
+    def _drop_soon(self) -> None:
+        """The clients' memory is exceeded, and this connection uses the most: forget its requests, and end it in the next turn."""
+        arrives = self._task is None and not self._queue and not self._is_over and self._reading is not None
+        self._is_over = True
+        self._queue.clear()
+        if self._reading is not None:
+            self._reading.body = b""
+        self._listener.loop.call_soon(self._drop, arrives and self._can_write)
+
+    def _drop(self, arrives: bool) -> None:
+        """End the connection; a request that was still arriving gets an answer."""
+        if self.abort_handed_over is not None:
+            self.abort_handed_over()
+        elif arrives and not self._transport.is_closing():
+            self._refuse(Refused("overloaded", f"the clients of this node use too much memory ({SETTING})"))
+        else:
             self._transport.abort()
 
     def _set_deadline(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ It is in front of the web server (Daphne or uvicorn), with the same limits for b
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 import structlog
 from prometheus_client import Gauge
 
-from dss_api import negotiation
+from dss_api import heap, negotiation
+from dss_api.client_memory import TAKEN_OVER_BYTES
 from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
@@ -29,6 +31,8 @@ log = structlog.get_logger("api")
 #: How often deadlines are checked.
 SWEEP_S = 1.0
 CLOSE_POLL_S = 0.01
+#: How long a page may take, from its request to the end of its answer. Longer than any call waits, and as long as a slow client needs.
+PAGE_TIMEOUT_S = 120.0
 #: A connection is handed over after earlier answers have been sent. This is how often that is checked.
 FLUSH_POLL_S = 0.01
 CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections")
@@ -50,8 +54,8 @@ class HandedOver(Protocol):
     def ping(self) -> None:
         """Send a WebSocket's ping frame."""
 
-    def watch(self, on_data: Callable[[], None]) -> None:
-        """Call `on_data` whenever something arrives on this WebSocket."""
+    def watch(self, on_data: Callable[[int], None]) -> None:
+        """Call `on_data` with the number of bytes whenever something arrives on this WebSocket."""
 
 
 #: Takes a connection over: its transport, and the first input.
@@ -80,6 +84,7 @@ class HttpListener:
         self.limits = limits
         self.find_node = json.find_node
         self.turns = in_progress.turns
+        self.memory = in_progress.memory
         self.is_stopping = False
         self._json = json
         self._is_host_allowed = is_host_allowed
@@ -88,10 +93,10 @@ class HttpListener:
         self._take_over = take_over
         self._server: asyncio.Server | None = None
         self._connections: set[HttpConnection] = set()
-        self._handed_over: dict[HandedOver, str] = {}
+        self._handed_over: dict[HandedOver, HttpConnection] = {}
         self._by_client: dict[Any, HandedOver] = {}
         in_progress.abort = self._abort_client
-        in_progress.find_line = self._find_line
+        in_progress.websocket_opened = self._websocket_opened
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -145,7 +150,7 @@ class HttpListener:
         """Count a connection as closed or handed over."""
         if connection in self._connections:
             self._connections.discard(connection)
-            self._forget_address(connection.address)
+            self._forget(connection)
 
     def call_begins(self, address: str) -> None:
         """Count a call.
@@ -203,19 +208,30 @@ class HttpListener:
             self.loop.call_later(FLUSH_POLL_S, self.hand_over, connection, transport, data)
             return
         self._connections.discard(connection)
+        # Set before the first transport is closed: the account then belongs to the connection of the web server.
+        connection.abort_handed_over = transport.abort
+        connection.account.take(TAKEN_OVER_BYTES)
         client = tuple((transport.get_extra_info("peername") or ())[:2])
         try:
             handed_over = self._take_over(transport, data)
         except Exception:
             log.exception("api.hand_over_failed")
-            self._forget_address(connection.address)
+            self._forget(connection)
             transport.abort()
             return
-        self._handed_over[handed_over] = connection.address
+        connection.abort_handed_over = handed_over.abort
+        connection.handed_over_until = self.loop.time() + PAGE_TIMEOUT_S
+        self._handed_over[handed_over] = connection
         self._by_client[client] = handed_over
 
     def _find_line(self, client: Sequence[Any] | None) -> HandedOver | None:
         return self._by_client.get(tuple(client or ())[:2])
+
+    def _websocket_opened(self, client: Sequence[Any] | None) -> HandedOver | None:
+        handed_over = self._find_line(client)
+        if handed_over in self._handed_over:
+            self._handed_over[handed_over].handed_over_until = math.inf
+        return handed_over
 
     def _abort_client(self, client: Sequence[Any] | None) -> None:
         handed_over = self._find_line(client)
@@ -229,12 +245,20 @@ class HttpListener:
         now = self.loop.time()
         for connection in [one for one in self._connections if 0.0 < one.deadline <= now]:
             connection.time_out()
+        if self.memory.was_relieved:
+            self.memory.was_relieved = False
+            heap.trim()
+        for handed_over, connection in self._handed_over.items():
+            if connection.handed_over_until <= now and not handed_over.is_closed:
+                handed_over.abort()
         for handed_over in [one for one in self._handed_over if one.is_closed]:
-            self._forget_address(self._handed_over.pop(handed_over))
+            self._forget(self._handed_over.pop(handed_over))
         if len(self._by_client) > len(self._handed_over):
             self._by_client = {client: one for client, one in self._by_client.items() if one in self._handed_over}
 
-    def _forget_address(self, address: str) -> None:
+    def _forget(self, connection: HttpConnection) -> None:
+        address = connection.address
+        connection.account.close()
         CONNECTIONS.dec()
         self._per_address[address] -= 1
         if not self._per_address[address]:

@@ -24,6 +24,7 @@ class HttpRequest:
         "has_head",
         "head_bytes",
         "headers",
+        "held_bytes",
         "is_http_1_0",
         "is_upgrade",
         "keep_alive",
@@ -50,8 +51,10 @@ class HttpRequest:
         self.is_http_1_0 = False
         self.is_upgrade = False
         self.expects_continue = False
-        self.body: list[bytes] = []
+        self.body: bytes | bytearray = b""
         self.body_bytes = 0
+        #: what it counts in its connection's account
+        self.held_bytes = 0
         self.content_type = b""
         #: the operation; None: the web server answers
         self.route: Route | None = None
@@ -69,8 +72,17 @@ class HttpRequest:
         self.is_upgrade = is_upgrade
         self.path, self.query = split_target(self.target)
 
+    def add_body(self, data: bytes) -> None:
+        """A part of the body has arrived. Most bodies are one part; many small ones must not be as many objects."""
+        if not self.body:
+            self.body = data
+            return
+        if isinstance(self.body, bytes):
+            self.body = bytearray(self.body)
+        self.body += data
+
     def decode(self) -> Any:
-        """The request of the operation.
+        """The request of the operation. The body is not kept.
 
         Raises:
             Refused: `invalid`, `unsupported_media_type`.
@@ -80,7 +92,7 @@ class HttpRequest:
         decoder = route.decoder
         if decoder.reads_query:
             return decoder.query(self.query, {route.path_parameter: self.parameter} if self.parameter else None)
-        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        body, self.body = bytes(self.body), b""
         return decoder.typed_body(self.content_type, body)
 
     def replayed(self) -> bytes:
@@ -96,7 +108,7 @@ class HttpRequest:
             lines.append(b"connection: close")
             if self.body_bytes or self.method not in (b"GET", b"HEAD", b"OPTIONS"):
                 lines.append(b"content-length: %d" % self.body_bytes)
-        return b"\r\n".join((*lines, b"", b"".join(self.body)))
+        return b"\r\n".join((*lines, b"", bytes(self.body)))
 
 
 def split_target(target: bytes) -> tuple[str, bytes]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from dss_api.client_memory import ClientMemory
 from dss_api.errors import Refused
 from dss_api.liveness import Line
 from dss_api.turns import Turns
@@ -17,10 +18,12 @@ class InProgress:
 
     Args:
         calls_per_address_max: maximum number of calls and subscriptions of one address.
+        memory: the accounts of all connections.
     """
 
-    def __init__(self, calls_per_address_max: int = 10_000) -> None:
+    def __init__(self, calls_per_address_max: int = 10_000, memory: ClientMemory | None = None) -> None:
         self.turns = Turns()
+        self.memory = memory or ClientMemory()
         self._per_address_max = calls_per_address_max
         self._per_address: Counter[str] = Counter()
         #: calls that are not answered yet, including those on WebSockets
@@ -31,8 +34,8 @@ class InProgress:
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
         #: aborts the connection of a client, (host, port); the listener sets it
         self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
-        #: the connection of a client; the listener sets it
-        self.find_line: Callable[[Sequence[Any] | None], Line | None] = lambda client: None
+        #: tells the listener that a connection is a WebSocket, and returns it; the listener sets it
+        self.websocket_opened: Callable[[Sequence[Any] | None], Line | None] = lambda client: None
 
     def admit(self, address: str) -> None:
         """Count a call or a subscription of a client at this address, until `release`.

@@ -16,8 +16,8 @@ class Line(Protocol):
     def ping(self) -> None:
         """Send a ping frame."""
 
-    def watch(self, on_data: Callable[[], None]) -> None:
-        """Call `on_data` whenever something arrives."""
+    def watch(self, on_data: Callable[[int], None]) -> None:
+        """Call `on_data` with the number of bytes whenever something arrives."""
 
 
 class Liveness:
@@ -25,10 +25,12 @@ class Liveness:
 
     Args:
         line: the connection; None when the server cannot be asked, and clients are taken to be alive.
+        on_bytes: called with the number of bytes whenever something arrives.
     """
 
-    def __init__(self, line: Line | None = None) -> None:
+    def __init__(self, line: Line | None = None, on_bytes: Callable[[int], None] = lambda count: None) -> None:
         self._line = line
+        self._on_bytes = on_bytes
         self._waiting: dict[Callable[[], None], None] = {}
         #: grows with each sign
         self.signs = 0
@@ -45,9 +47,10 @@ class Liveness:
         if self._line is not None:
             self._line.ping()
 
-    def heard(self) -> None:
-        """Something arrived."""
+    def heard(self, count: int = 0) -> None:
+        """`count` bytes have arrived."""
         self.signs += 1
+        self._on_bytes(count)
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
             for callback in waiting:

@@ -11,14 +11,16 @@ its calls are cancelled, as if each client had hung up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from time import perf_counter
+from typing import Any
 
 import msgspec
 import structlog
 from prometheus_client import Gauge
 
 from dss_api.answer import Answer
+from dss_api.client_memory import CALL_BYTES, SETTING
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, EventEncoder, RequestDecoder, encode_refusal
 from dss_api.errors import Refused
 from dss_api.feed import WebSocketFeed
@@ -38,6 +40,8 @@ PATH = "/ws"
 #: Maximum number of calls in progress on one connection. Further calls are refused with `over_limit`.
 CALLS_PER_CONNECTION_MAX = 1000
 CANCEL = "cancel"
+#: Counted for each piece of an incomplete message in addition to its length: the server keeps an object for it.
+ARRIVAL_BYTES = 64
 
 #: Close codes of RFC 6455, and our own (4000 and up) where HTTP would answer 401, 403 and 404.
 GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1001, 1007, 4401, 4403, 4404
@@ -99,9 +103,7 @@ class WebSocketEntryPoint:
             return
         await send({"type": "websocket.accept"})
         client = scope.get("client")
-        liveness = Liveness(self.in_progress.find_line(client))
-        address = (client or ("",))[0]
-        await WebSocketConnection(self, address, send, lambda: self.in_progress.abort(client), liveness).serve(receive)
+        await WebSocketConnection(self, client, send).serve(receive)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -121,16 +123,17 @@ class WebSocketEntryPoint:
 class WebSocketConnection:
     """One client's connection and its calls."""
 
-    def __init__(
-        self, entry_point: WebSocketEntryPoint, address: str, send: Send, abort: Callable[[], None], liveness: Liveness
-    ) -> None:
+    def __init__(self, entry_point: WebSocketEntryPoint, client: Sequence[Any] | None, send: Send) -> None:
         self._entry_point = entry_point
         self._json = entry_point.json
-        self._in_progress = entry_point.in_progress
-        self._address = address
+        self._in_progress = in_progress = entry_point.in_progress
+        self._address = (client or ("",))[0]
+        self._account = in_progress.memory.open(self._drop)
+        #: bytes that have arrived since the last frame was complete
+        self._arriving_bytes = 0
         self._send = send
-        self._writer = WebSocketWriter(send, abort, self._give_up)
-        self._liveness = liveness
+        self._writer = WebSocketWriter(send, lambda: in_progress.abort(client), self._give_up, self._account)
+        self._liveness = Liveness(in_progress.websocket_opened(client), self._arriving)
         self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}
         self._refusals = Tasks()
@@ -142,6 +145,8 @@ class WebSocketConnection:
         self._serving = asyncio.current_task()
         try:
             while (message := await receive())["type"] == "websocket.receive":
+                self._account.take(-self._arriving_bytes)
+                self._arriving_bytes = 0
                 text = message.get("text")
                 data = message.get("bytes") or b"" if text is None else text.encode()
                 try:
@@ -150,7 +155,7 @@ class WebSocketConnection:
                     # Without an id there is no call to answer.
                     await self._send({"type": "websocket.close", "code": BAD_FRAME})
                     return
-                await self._begin(frame, text is not None)
+                await self._begin(frame, text is not None, len(data) + CALL_BYTES)
         except asyncio.CancelledError:
             # `_give_up` cancelled this task; when it ends, the connection is closed.
             if self._writer.is_open:
@@ -158,6 +163,7 @@ class WebSocketConnection:
         finally:
             self._is_open = False
             self._writer.close()
+            self._account.close()
             self._in_progress.sockets.discard(self._go_away)
             calls = list(self._calls.values())
             for call in calls:
@@ -165,6 +171,15 @@ class WebSocketConnection:
             if calls:
                 await asyncio.wait(calls)
             await self._refusals.stop()
+
+    def _arriving(self, count: int) -> None:
+        count += ARRIVAL_BYTES
+        self._arriving_bytes += count
+        self._account.take(count)
+
+    def _drop(self) -> None:
+        """The clients' memory is exceeded, and this connection uses the most."""
+        self._writer.abandon(f"the clients of this node use too much memory ({SETTING})")
 
     def _give_up(self) -> None:
         """The client does not read: end the connection."""
@@ -176,7 +191,7 @@ class WebSocketConnection:
         self._is_open = False
         await self._send({"type": "websocket.close", "code": GOING_AWAY})
 
-    async def _begin(self, frame: Frame, as_text: bool) -> None:
+    async def _begin(self, frame: Frame, as_text: bool, held_bytes: int) -> None:
         try:
             if frame.op == CANCEL:
                 # A task that is cancelled before its first step would never answer.
@@ -194,13 +209,15 @@ class WebSocketConnection:
         subscribes = frame.op in self._entry_point.subscriptions
         work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
         task = self._calls[frame.id] = asyncio.create_task(work)
-        task.add_done_callback(lambda done: self._call_ended(frame.id, done))
+        self._account.take(held_bytes)
+        task.add_done_callback(lambda done: self._call_ended(frame.id, held_bytes, done))
         if subscribes:
             self._in_progress.subscriptions.add(task)
             task.add_done_callback(self._in_progress.subscriptions.discard)
 
-    def _call_ended(self, id: int | str, task: asyncio.Task[None]) -> None:
+    def _call_ended(self, id: int | str, held_bytes: int, task: asyncio.Task[None]) -> None:
         del self._calls[id]
+        self._account.take(-held_bytes)
         self._in_progress.release(self._address)
         report_if_failed("websocket", task)
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import structlog
 
+from dss_api.client_memory import Account
 from dss_api.json_fast_path import Send
 from dss_api.supervised import report_if_failed
 
@@ -35,15 +36,22 @@ class WebSocketWriter:
         send: `send` of the ASGI server.
         abort: ends the connection without sending the rest.
         give_up: called once when the client exceeds a limit; nothing is sent after that.
+        account: what the node keeps for the connection.
         unread_bytes_max: maximum number of bytes that wait for the client.
     """
 
     def __init__(
-        self, send: Send, abort: Callable[[], None], give_up: Callable[[], None], unread_bytes_max: int = UNREAD_BYTES_MAX
+        self,
+        send: Send,
+        abort: Callable[[], None],
+        give_up: Callable[[], None],
+        account: Account,
+        unread_bytes_max: int = UNREAD_BYTES_MAX,
     ) -> None:
         self._send = send
         self._abort = abort
         self._give_up = give_up
+        self._account = account
         self._unread_bytes_max = unread_bytes_max
         self._loop = asyncio.get_running_loop()
         self._sent = 0
@@ -83,6 +91,7 @@ class WebSocketWriter:
             self.unread_bytes -= length + OVERHEAD_BYTES
             self._end(f"more than {self._unread_bytes_max} bytes wait for the client")
             return False
+        self._account.take(length + OVERHEAD_BYTES)
         if self._stall_timer is None:
             self._sent_before = self._sent
             self._stall_timer = self._loop.call_later(STALLED_S_MAX, self._look_for_progress)
@@ -91,12 +100,21 @@ class WebSocketWriter:
     def forget(self, length: int) -> None:
         """Stop counting a message: it was sent, or will never be."""
         self.unread_bytes -= length + OVERHEAD_BYTES
+        self._account.take(-length - OVERHEAD_BYTES)
 
     def close(self) -> None:
         """The connection has ended."""
         self.is_open = False
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+
+    def abandon(self, why: str) -> None:
+        """End the connection without a close frame: the memory is needed now."""
+        if self.is_open:
+            log.warning("api.websocket_client_given_up", why=why)
+        self.is_open = False
+        self._abort()
+        self._loop.call_soon(self._give_up)
 
     def _look_for_progress(self) -> None:
         self._stall_timer = None

@@ -19,6 +19,7 @@ from channels.routing import ChannelNameRouter, ProtocolTypeRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 
 from dss_api import running  # noqa: E402
+from dss_api.client_memory import BYTES, ClientMemory  # noqa: E402
 from dss_api.guard import Guard  # noqa: E402
 from dss_api.host_check import HostCheck  # noqa: E402
 from dss_api.http_limits import HttpLimits  # noqa: E402
@@ -33,7 +34,8 @@ from dss_project.registry import operations, subscriptions  # noqa: E402
 from dss_project.server import descriptors  # noqa: E402
 
 config = settings.NODE
-in_progress = InProgress(config.calls_per_address_max)
+in_progress = InProgress(config.calls_per_address_max, ClientMemory(config.client_bytes_max))
+BYTES.set_function(lambda: in_progress.memory.bytes)
 is_host_allowed = HostCheck(config.allowed_hosts)
 json = JsonFastPath(operations(), running.node, Guard(config.api_token), config.body_bytes_max)
 
@@ -49,9 +51,14 @@ application: Any = ProtocolTypeRouter(
 
 def http_listener(take_over: TakeOver) -> HttpListener:
     """The listener of `manage.py node`, in front of the web server that takes over what is not a call of the API."""
+    connections_max = descriptors.connections_max(config.connections_max)
+    per_address_max = config.connections_per_address_max
+    if connections_max < config.connections_max:
+        # One address must not take all of the few connections.
+        per_address_max = min(per_address_max, connections_max * 9 // 10)
     limits = HttpLimits(
         body_bytes_max=config.body_bytes_max,
-        connections_max=descriptors.connections_max(config.connections_max),
-        connections_per_address_max=config.connections_per_address_max,
+        connections_max=connections_max,
+        connections_per_address_max=per_address_max,
     )
     return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over)

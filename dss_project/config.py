@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dss_api import environment
+from dss_api.client_memory import BYTES_MAX_DEFAULT
 from dss_api.environment import HOUR_MS, PORT_MAX, setting
 from dss_cache.config import CacheConfig
 from dss_queue.config import QueueConfig
@@ -83,6 +84,12 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         4 * 1024 * 1024,
         f"Maximum size of a request body. At most {BODY_BYTES_MAX}: what a call sends must fit into one log entry.",
         environment.integer(1024, BODY_BYTES_MAX),
+    )
+    client_bytes_max: int = setting(
+        "DSS_CLIENT_BYTES_MAX",
+        BYTES_MAX_DEFAULT,
+        "Memory for clients: connections, requests, unread answers. Above it, the connections that use the most are ended.",
+        environment.integer(16 * 1024 * 1024, 2**40),
     )
     drain_ms: int = setting(
         "DSS_DRAIN_MS", 5000, "How long a stopping node waits for calls in flight.", environment.integer(0, HOUR_MS)

@@ -11,9 +11,9 @@ from typing import Any
 import structlog
 from daphne.server import Server, reactor
 from daphne.ws_protocol import WebSocketProtocol
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.web.http import HTTPChannel
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from dss_api.http_limits import HttpLimits
 from dss_project.config import NodeConfig
@@ -25,13 +25,23 @@ log = structlog.get_logger("node")
 class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
     """Daphne's WebSocket, with flow control: Twisted pauses it while the client does not read."""
 
-    #: called whenever something arrives
-    on_data: Callable[[], None] | None = None
+    #: called with the number of bytes whenever something arrives
+    on_data: Callable[[int], None] | None = None
 
     def dataReceived(self, data: bytes) -> None:
         if self.on_data is not None:
-            self.on_data()
+            self.on_data(len(data))
         super().dataReceived(data)
+
+    def connectionLost(self, reason: Any) -> None:
+        super().connectionLost(reason)
+        self.forget_input()
+
+    def forget_input(self) -> None:
+        """Free what has arrived of a message. The objects refer to each other: garbage collection would come late."""
+        self.data = b""
+        self.message_data: list[bytes] = []
+        self.frame_data: list[bytes] = []
 
     def onOpen(self) -> None:
         self._can_write = asyncio.Event()
@@ -77,12 +87,27 @@ class TakenOver:
 
     def abort(self) -> None:
         self._transport.abortConnection()
+        if isinstance(self._transport.protocol, WritableWebSocket):
+            self._transport.protocol.forget_input()
 
     def ping(self) -> None:
         self._transport.protocol.sendPing()
 
-    def watch(self, on_data: Callable[[], None]) -> None:
+    def watch(self, on_data: Callable[[int], None]) -> None:
         self._transport.protocol.on_data = on_data
+
+
+def _answer_half_closed(adopted: Any) -> None:
+    """A client that has closed its sending side still gets the page that is due. Twisted would take it for a lost connection."""
+    protocol = adopted.protocol
+
+    def read_connection_lost() -> None:
+        if not protocol._channel.requests:
+            adopted.loseConnection()
+
+    protocol.readConnectionLost = read_connection_lost
+    protocol.writeConnectionLost = adopted.loseConnection
+    alsoProvides(protocol, IHalfCloseableProtocol)
 
 
 class DaphneServer(Server):  # type: ignore[misc]
@@ -119,6 +144,7 @@ class DaphneServer(Server):  # type: ignore[misc]
         finally:
             os.close(descriptor)
         transport.abort()
+        _answer_half_closed(adopted)
         adopted.protocol.dataReceived(data)
         return TakenOver(adopted)
 

@@ -18,19 +18,36 @@ from dss_project.config import NodeConfig
 class WatchedWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket, which also tells when something arrives."""
 
-    #: called whenever something arrives
-    on_data: Callable[[], None] | None = None
+    #: called with the number of bytes whenever something arrives
+    on_data: Callable[[int], None] | None = None
 
     def data_received(self, data: bytes) -> None:
         if self.on_data is not None:
-            self.on_data()
+            self.on_data(len(data))
         super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.forget_input()
+
+    def forget_input(self) -> None:
+        """Free what has arrived of a message. The objects refer to each other: garbage collection would come late."""
+        self.frames = []
+        self.conn.reader.buffer.clear()
 
     def ping(self) -> None:
         """Send a ping frame."""
         if self.handshake_complete and not self.close_sent and not self.transport.is_closing():
             self.conn.send_ping(b"")
             self.transport.write(b"".join(self.conn.data_to_send()))
+
+
+class PatientHttp(HttpToolsProtocol):
+    """uvicorn's HTTP connection. A client that has closed its sending side still gets the answer that is due."""
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """True: the connection stays open until the answer has been sent."""
+        return self.cycle is not None and not self.cycle.response_complete
 
 
 class TakenOver:
@@ -48,11 +65,14 @@ class TakenOver:
 
     def abort(self) -> None:
         self._transport.abort()
+        protocol = self._transport.get_protocol()
+        if isinstance(protocol, WatchedWebSocket):
+            protocol.forget_input()
 
     def ping(self) -> None:
         cast(WatchedWebSocket, self._transport.get_protocol()).ping()
 
-    def watch(self, on_data: Callable[[], None]) -> None:
+    def watch(self, on_data: Callable[[int], None]) -> None:
         cast(WatchedWebSocket, self._transport.get_protocol()).on_data = on_data
 
 
@@ -62,9 +82,11 @@ class UvicornServer:
     def __init__(self, application: Any, config: NodeConfig) -> None:
         self._config = uvicorn.Config(
             application,
-            http=HttpToolsProtocol,
+            http=PatientHttp,
             ws=WatchedWebSocket,
             ws_max_size=config.body_bytes_max,
+            # As under Daphne. A few compressed kilobytes could become megabytes that no account has counted.
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -77,7 +99,7 @@ class UvicornServer:
 
     def take_over(self, transport: asyncio.Transport, data: bytes) -> TakenOver:
         """Serve this connection from now on; `data` is the first input."""
-        protocol = HttpToolsProtocol(self._config, self._state, {})
+        protocol = PatientHttp(self._config, self._state, {})
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(data)

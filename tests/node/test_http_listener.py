@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dss_api.answer import Answer
+from dss_api.client_memory import CALL_BYTES, CONNECTION_BYTES, ClientMemory
 from dss_api.fields import Fields
 from dss_api.guard import Guard
 from dss_api.host_check import HostCheck
@@ -80,6 +81,11 @@ class World:
         transport.close()
         return Taken(transport)
 
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
     async def connect(self) -> Client:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         return Client(reader, writer)
@@ -146,8 +152,10 @@ class Client:
 async def make_world() -> AsyncIterator[Callable[..., Any]]:
     worlds: list[World] = []
 
-    async def make(limits: HttpLimits = LIMITS, token: str = "", calls_per_address_max: int = 100) -> World:
-        world = World(in_progress=InProgress(calls_per_address_max))
+    async def make(
+        limits: HttpLimits = LIMITS, token: str = "", calls_per_address_max: int = 100, client_bytes_max: int = 1 << 30
+    ) -> World:
+        world = World(in_progress=InProgress(calls_per_address_max, ClientMemory(client_bytes_max)))
         operations = [
             Operation("demo.echo", "POST", "/echo", Echo, world.echo, Echoed, "Echo"),
             Operation("demo.read", "GET", "/echo", Echo, world.echo, Echoed, "Read"),
@@ -399,6 +407,55 @@ async def test_a_client_with_too_many_calls_in_progress_is_refused(make_world: A
     assert (await waiting.answer()).status == 200
     other.call("/echo", {"text": "x"})
     assert (await other.answer()).status == 200
+
+
+async def test_bodies_that_are_too_much_together_are_refused_largest_first(make_world: Any) -> None:
+    """Each is within its own limits."""
+    limits = replace(LIMITS, body_bytes_max=1 << 20)
+    world = await make_world(limits, client_bytes_max=410_000)
+    memory = world.in_progress.memory
+    start = "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 200000\r\n\r\n"
+    small, large, larger = await world.connect(), await world.connect(), await world.connect()
+    for client, count in ((small, 50_000), (large, 120_000), (larger, 170_000)):
+        client.send(start.encode() + b" " * count)
+        await world.until(lambda count=count: any(account.bytes > count for account in memory.accounts))
+    large.send(b" " * 10_000)
+    answer = await larger.answer()
+    assert (answer.status, answer.document["code"]) == (503, "overloaded")
+    assert "DSS_CLIENT_BYTES_MAX" in answer.document["detail"]
+    for client, rest in ((small, 150_000), (large, 70_000)):
+        text = b'{"text": "x"}'
+        client.send(b" " * (rest - len(text)) + text)
+        assert (await client.answer()).status == 200
+    await world.until(lambda: memory.bytes <= 3 * CONNECTION_BYTES)
+
+
+async def test_the_account_of_a_connection_is_empty_again_after_each_call(make_world: Any) -> None:
+    world = await make_world()
+    client = await world.connect()
+    for text in ("x", "y" * 3000):
+        client.call("/echo", {"text": text})
+        assert (await client.answer()).status == 200
+        (account,) = world.in_progress.memory.accounts
+        assert account.bytes == CONNECTION_BYTES
+    client.call("/wait", {"text": "z" * 1000})
+    await world.waiting.wait()
+    assert account.bytes > CONNECTION_BYTES + CALL_BYTES + 1000
+    client.writer.close()
+    await world.until(lambda: not world.in_progress.memory.accounts)
+    assert world.in_progress.memory.bytes == 0
+
+
+async def test_a_body_is_freed_with_its_connection(make_world: Any) -> None:
+    """Not by the garbage collector, which comes late."""
+    world = await make_world()
+    client = await world.connect()
+    client.send(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n" + b" " * 3000)
+    await world.until(lambda: any(one._reading and one._reading.body for one in world.listener._connections))
+    (connection,) = world.listener._connections
+    client.writer.close()
+    await world.until(lambda: connection.is_closed)
+    assert connection._reading is None
 
 
 async def test_a_client_that_hangs_up_has_its_waiting_call_cancelled(world: World) -> None:

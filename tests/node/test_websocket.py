@@ -169,6 +169,51 @@ def test_calls_and_subscriptions_on_all_connections_of_an_address_have_a_limit(m
     entry_points.http.in_progress.admit(CLIENT[0])
 
 
+def test_the_account_of_a_connection_counts_calls_and_unread_messages(entry_points: Any) -> None:
+    memory = entry_points.http.in_progress.memory
+
+    async def scene() -> None:
+        peer = await accepted(entry_points)
+        rest = memory.bytes
+        peer.call(1, "demo.wait", wait_ms=20_000)
+        peer.say('{"id": 2, "op": "demo.wait", "request": {"wait_ms": 20000}' + " " * 50_000 + "}")
+        peer.call(3, "demo.put", key="a", value=1)
+        await peer.answer()
+        assert memory.bytes > rest + 50_000
+        for number in (1, 2):
+            peer.call(number + 10, "cancel", call=number)
+        assert {(await peer.answer())["id"] for _ in range(4)} == {1, 2, 11, 12}
+        await asyncio.sleep(0)
+        assert memory.bytes == rest
+        await peer.leave()
+        assert memory.bytes == 0
+
+    entry_points.run(scene())
+
+
+def test_the_client_that_uses_the_most_memory_is_disconnected(entry_points: Any) -> None:
+    memory = entry_points.http.in_progress.memory
+    aborted: list[Any] = []
+
+    async def scene() -> None:
+        entry_points.http.in_progress.abort = aborted.append
+        small, large = await accepted(entry_points), await accepted(entry_points)
+        small.call(1, "demo.wait", wait_ms=20_000)
+        large.say(b'{"id": 2, "op": "demo.wait", "request": {"wait_ms": 20000}' + b" " * 50_000 + b"}")
+        small.call(3, "demo.put", key="a", value=1)
+        assert (await small.answer())["id"] == 3
+        memory.bytes_max = memory.bytes
+        small.call(4, "demo.put", key="a", value=1)
+        assert (await small.answer())["id"] == 4
+        await asyncio.wait([large.task], timeout=5)
+        assert large.task.done()
+        assert aborted == [CLIENT]
+        await small.leave()
+        assert memory.bytes == 0
+
+    entry_points.run(scene())
+
+
 def test_a_page_counts_as_a_call_of_its_address(make_entry_points: Any) -> None:
     entry_points = make_entry_points(calls_per_address_max=1)
     in_progress = entry_points.http.in_progress

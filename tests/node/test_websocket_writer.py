@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from dss_api import websocket_writer
+from dss_api.client_memory import ClientMemory
 from dss_api.feed import WebSocketFeed
 from dss_api.supervised import FAILURES
 from dss_api.websocket_writer import OVERHEAD_BYTES, WebSocketWriter
@@ -25,7 +26,9 @@ class Line:
         self.reads = asyncio.Event()
         self.given_up = asyncio.Event()
         self.aborted = 0
-        self.writer = WebSocketWriter(self.send, self.abort, self.given_up.set, bytes_max)
+        self.memory = ClientMemory()
+        account = self.memory.open(self.given_up.set)
+        self.writer = WebSocketWriter(self.send, self.abort, self.given_up.set, account, bytes_max)
 
     async def send(self, message: dict[str, Any]) -> None:
         await self.reads.wait()

@@ -1,0 +1,60 @@
+"""The budget for the memory of clients: the connections that use the most are ended, the others notice nothing."""
+
+from __future__ import annotations
+
+from dss_api.client_memory import GOAL, Account, ClientMemory
+
+
+class Clients:
+    """Accounts with names, and the names of those that were ended."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.memory = ClientMemory(bytes_max)
+        self.ended: list[str] = []
+        self.accounts: dict[str, Account] = {}
+
+    def take(self, name: str, count: int) -> None:
+        if name not in self.accounts:
+            self.accounts[name] = self.memory.open(lambda: self.ended.append(name))
+        self.accounts[name].take(count)
+
+
+def test_nothing_is_ended_within_the_budget() -> None:
+    clients = Clients(1000)
+    clients.take("a", 600)
+    clients.take("b", 400)
+    clients.take("a", -600)
+    clients.take("b", 600)
+    assert not clients.ended
+    assert clients.memory.bytes == 1000
+
+
+def test_the_largest_are_ended_until_a_tenth_is_free() -> None:
+    clients = Clients(1000)
+    for name, count in (("small", 50), ("large", 400), ("larger", 500), ("last", 51)):
+        clients.take(name, count)
+    assert clients.ended == ["larger"]
+    clients.take("last", 500)
+    assert clients.ended == ["larger", "last"]
+    assert clients.memory.bytes == 450 <= GOAL * 1000
+
+
+def test_an_account_that_was_closed_counts_nothing_more() -> None:
+    clients = Clients(1000)
+    clients.take("a", 600)
+    clients.take("b", 100)
+    clients.accounts["a"].close()
+    clients.accounts["a"].take(-600)
+    clients.accounts["a"].take(5000)
+    clients.accounts["a"].close()
+    assert clients.memory.bytes == 100
+    assert not clients.ended
+    assert clients.memory.accounts == {clients.accounts["b"]}
+
+
+def test_one_client_that_takes_everything_is_ended_itself() -> None:
+    clients = Clients(1000)
+    clients.take("small", 10)
+    clients.take("large", 5000)
+    assert clients.ended == ["large"]
+    assert clients.memory.bytes == 10
