@@ -78,7 +78,7 @@ model: ## search the model of the cache's protocol completely, and check that ev
 	@$(PYTHON) cache/model/check.py $(ARGS)
 
 hostile: $(READY) ## attack a node that has 512 MB, 1,024 descriptors and 400 threads, with each server (HOSTILE=10: the size)
-	@DSS_HOSTILE=$(or $(HOSTILE),10) $(BIN)/python -m pytest -q -p no:xdist tests/cluster/hostile $(ARGS)
+	@DSS_HOSTILE=$(or $(HOSTILE),10) $(BIN)/python -m pytest -q tests/cluster/hostile $(ARGS)
 
 chaos: $(READY) ## load clusters that are killed, paused and cut off, and check all answers (cutting off needs root on Linux)
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \
