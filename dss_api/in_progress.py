@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from dss_api.client_memory import ClientMemory
@@ -63,9 +64,11 @@ class InProgress:
         if ending:
             await asyncio.wait(ending, timeout=timeout_s)
 
-    async def close_sockets(self) -> None:
-        """Close every WebSocket with a code that says that the node is stopping."""
-        await asyncio.gather(*(close() for close in self.sockets), return_exceptions=True)
+    async def close_sockets(self, timeout_s: float) -> None:
+        """Close every WebSocket with a code that says that the node is stopping. uvicorn's `send` waits for clients that do not read."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*(close() for close in self.sockets), return_exceptions=True)
 
 
 def cancel_once(task: asyncio.Task[Any]) -> None:

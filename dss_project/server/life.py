@@ -78,7 +78,7 @@ async def _live(
         await _until_idle(in_progress, config.drain_ms / 1000, hurry)
     clean = await _stop_raft(worker)
     await _until_idle(in_progress, LAST_ANSWERS_S, hurry)
-    await in_progress.close_sockets()
+    await in_progress.close_sockets(LAST_ANSWERS_S)
     # As in `_until_idle`: sent in the next turn.
     await asyncio.sleep(POLL_S)
     await server.close(LAST_ANSWERS_S)

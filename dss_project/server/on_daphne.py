@@ -46,6 +46,8 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
     def onOpen(self) -> None:
         self._can_write = asyncio.Event()
         self._can_write.set()
+        # The HTTP channel, which had the connection before, would be paused in place of this protocol.
+        self.transport.unregisterProducer()
         self.transport.registerProducer(self, True)
         super().onOpen()
 

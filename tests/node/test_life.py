@@ -50,7 +50,7 @@ class Stage:
     async def end_subscriptions(self, timeout_s: float) -> None:
         self.happened.append("end subscriptions")
 
-    async def close_sockets(self) -> None:
+    async def close_sockets(self, timeout_s: float) -> None:
         self.happened.append("close sockets")
 
     async def close(self, timeout_s: float) -> None:
