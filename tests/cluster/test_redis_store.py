@@ -101,3 +101,20 @@ def test_while_redis_is_down(with_redis, redis_server, redis_client, wait_until)
         first.start()
         with_redis.wait_ready()
         assert first.call("GET", "/cache/get?key=new").json["value"] == 2
+
+
+def test_a_key_of_the_wrong_type_in_redis_fails_for_itself(make_cluster, redis_server, redis_client, wait_until) -> None:
+    """Another program has a list under the name of a key. What is written back or read together with it is not affected."""
+    (node,) = make_cluster(nodes=1, REDIS_URL=redis_server.connection_url, DSS_CACHE_WRITE_BACK_MS="50").nodes
+    redis_client.rpush("kv:bad", "of another program")
+    items = [{"key": key, "value": key} for key in ("bad", "a", "b")]
+    assert node.call("POST", "/cache/mput", {"items": items}).status == 200
+    wait_until(
+        lambda: [stored(redis_client, key) for key in ("a", "b")] == ["a", "b"],
+        lambda: "the values beside it are not written back",
+    )
+    for key in ("a", "b"):
+        assert node.call("POST", "/cache/evict", {"key": key}).status == 200
+    reply = node.call("POST", "/cache/mget", {"keys": ["a", "b"]})
+    assert [(item["value"], item["hit"]) for item in reply.json["items"]] == [("a", False), ("b", False)]
+    assert node.call("POST", "/cache/get", {"key": "bad"}).json["value"] == "bad", "it is not at rest yet"
