@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from dss_dev.local_cluster import LocalCluster, LocalNode
+from dss_dev.local_cluster import POLL_S, ROOT, LocalCluster, LocalNode
 
 Wait = Callable[..., None]
 
@@ -24,9 +28,9 @@ def post(node: LocalNode, path: str, **body: Any) -> dict[str, Any]:
 
 def transfer(cluster: LocalCluster, to: LocalNode) -> None:
     cluster.wait_ready()
-    if cluster.leader() is not to:
-        assert to.call("POST", "/raft/transfer", {"to": to.id}).status == 200
-    assert cluster.leader() is to
+    while cluster.leader() is not to:
+        if to.call("POST", "/raft/transfer", {"to": to.id}).status != 200:
+            time.sleep(POLL_S)  # an election timeout must pass between two transfers
 
 
 def begin(node: LocalNode) -> None:
@@ -116,3 +120,41 @@ def test_a_day_without_a_leader_has_passed_when_it_is_back(clock_cluster: Any, w
     assert right.call("POST", "/lock/acquire", {"key": "held", "client": "bob"}).status == 423, "alice has her full lease again"
     handed_out = right.call("GET", "/queue/stats?topic=handed-out").json["groups"][0]
     assert (handed_out["in_flight"], handed_out["ready"]) == (1, 0)
+
+
+# ---- the runbook
+
+GUIDE = (ROOT / "docs/how-to/wrong-clock.md").read_text()
+
+
+def run_block(cluster: LocalCluster, number: int) -> str:
+    """Run a block of the guide as it is printed, with the ports of this cluster. Returns its output."""
+    block = re.findall(r"^ *```sh\n(.*?)^ *```$", GUIDE, flags=re.MULTILINE | re.DOTALL)[number]
+    for port, node in zip((8101, 8102, 8103), cluster.nodes, strict=True):
+        block = block.replace(str(port), str(node.port))
+    return subprocess.run(["bash", "-e"], input=block, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the guide was not tested: there is no curl on this machine")
+def test_the_guide_for_a_wrong_clock(clock_cluster: Any, wait_until: Wait) -> None:
+    cluster = clock_cluster(0, 0, -8 * DAY_MS)
+    right, other, wrong = cluster.nodes
+    wait_until(lambda: wrong.status()["clock"]["is_wrong"], wrong.log_tail)
+    shown = run_block(cluster, 0).splitlines()
+    assert [line for line in shown if line.startswith('"node"')] == [f'"node":"{node.id}"' for node in cluster.nodes]
+    assert [("true" in line) for line in shown if line.startswith('"clock"')] == [False, False, True]
+    metrics = dict(line.split() for line in run_block(cluster, 1).splitlines())
+    assert float(metrics["raft_clock_off_seconds"]) == pytest.approx(-8 * DAY_MS / 1000, abs=60)
+    assert float(metrics["raft_clock_agreeing"]) == 2
+
+    cluster.set_clock(wrong, 0)
+    wait_until(lambda: run_block(cluster, 2) == '"is_wrong":false\n', wrong.log_tail)
+    assert "raft.clock_right" in wrong.log_path.read_text()
+
+    transfer(cluster, other)
+    for node in cluster.nodes:
+        cluster.set_clock(node, DAY_MS)
+    wait_until(lambda: all(node.status()["clock"]["applied_off_by_ms"] < -DAY_MS / 2 for node in cluster.nodes), other.log_tail)
+    assert json.loads(run_block(cluster, 3))["leader_id"] == right.id
+    wait_until(lambda: all(abs(node.status()["clock"]["applied_off_by_ms"]) < 60_000 for node in cluster.nodes), right.log_tail)
+    assert "raft.time_advanced" in wrong.log_path.read_text()

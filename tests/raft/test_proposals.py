@@ -217,6 +217,16 @@ def test_one_wrong_clock_does_not_advance_time(core, proposals, replica, clocks)
     assert commands(core) == []
 
 
+def test_a_majority_whose_clocks_start_in_1970_is_asked_again(core, proposals, replica, clocks):
+    lead(core, proposals, replica, 3)
+    clocks.agree_on(3_000)
+    proposals.catch_up()
+    clocks.agree_on(NOW_MS + DAY_MS)
+    proposals.catch_up()
+    proposals.propose()
+    assert [command.to_ms for command in commands(core)] == [NOW_MS + DAY_MS]
+
+
 def test_an_advance_for_which_there_is_no_room_is_proposed_later(core, proposals, replica, clocks, monkeypatch):
     lead(core, proposals, replica, 3)
     clocks.agree_on(NOW_MS + DAY_MS)

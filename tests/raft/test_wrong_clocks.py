@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from dss_api.errors import Refused
 from dss_dev.sum_machine import Add, Wait
 from dss_raft import clock_exchange
 from dss_raft.replication.clocks import AGREE_MS, wall_clock_ms
@@ -30,8 +31,11 @@ async def leads(cluster, node_id: str) -> None:
     """Make the node the leader, and wait until its first batch is applied."""
     node = cluster.nodes[node_id]
     await cluster.until(lambda: all(one.is_ready for one in cluster.nodes.values()))
-    if not node.is_leader:
-        await node.transfer(node_id)
+    while not node.is_leader:
+        try:
+            await node.transfer(node_id)
+        except Refused:  # an election timeout must pass between two transfers
+            await asyncio.sleep(0.1)
     await cluster.until(lambda: node.replica.batch_term == node.term)
 
 

@@ -88,15 +88,19 @@ class Proposals:
     def catch_up(self) -> None:
         """Once in a term, as soon as a majority's wall clocks agree: advance applied time if it is behind by more than `AGREE_MS`.
 
-        In its term, a leader measures the time itself. Its first batch has given every lease its full length by then.
+        In its term, a leader measures the time itself. Its first batch has given every lease its full length by then. Clocks that
+        are behind applied time cannot be right (they start in 1970 on some machines), so the leader looks again later.
         """
         self._enter_term()
         agreement = self._clock.members.agreement
         agreed_ms = self._clock.members.agreed_ms()
         if self._time_is_checked or agreement is None or agreed_ms is None or self._replica.batch_term != self._term:
             return
-        is_behind = agreed_ms - self._now_ms() > AGREE_MS
-        self._time_is_checked = not is_behind or self.add_own(AdvanceTime(to_ms=int(agreed_ms), nodes=agreement.nodes))
+        behind_ms = agreed_ms - self._now_ms()
+        if behind_ms > AGREE_MS:
+            self._time_is_checked = self.add_own(AdvanceTime(to_ms=int(agreed_ms), nodes=agreement.nodes))
+        else:
+            self._time_is_checked = behind_ms >= -AGREE_MS
 
     def propose(self) -> None:
         """Append all gathered commands to the log, in as few entries as the limit allows."""

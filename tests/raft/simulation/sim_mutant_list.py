@@ -417,7 +417,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "time is never advanced",
-        (("proposals", "is_behind = agreed_ms", "is_behind = False and agreed_ms"),),
+        (("proposals", "if behind_ms > AGREE_MS:", "if False:"),),
         checks=("progress",),
         seeds=(57,),
     ),
