@@ -1,4 +1,4 @@
-"""A new cluster from a backup or from a survivor: numbers never repeat, waits end, clients keep what they have, and refusals are clear."""
+"""Data directories of new clusters: from a backup, from a survivor, after an interruption, and refused in one line."""
 
 from __future__ import annotations
 
@@ -9,164 +9,21 @@ from typing import Any
 import pytest
 
 from dss_cache.backing_store import Stored
-from dss_cache.core.commands import Fetch, Put, WrittenBack
-from dss_locks.core.commands import Acquire, StartSession
+from dss_cache.core.commands import WrittenBack
+from dss_dev.replica_log import START_MS, ReplicaLog
 from dss_project import new_cluster
 from dss_project.config import NodeConfig
 from dss_project.new_cluster import Recovery
-from dss_project.runtime import state_machines
-from dss_queue.core.commands import Consume, NewMessage, Publish
-from dss_raft.core.messages import Configuration, Entry, EntryKind, Member, SnapshotMeta
+from dss_raft.core.messages import Configuration, Member, SnapshotMeta
 from dss_raft.core.ready import HardState, Persist
 from dss_raft.disk.backup import BackupMember, BackupWriter, Header
 from dss_raft.disk.files import Files, StoreError, StoreRefused
 from dss_raft.disk.store import LogStore
 from dss_raft.replication import founding
-from dss_raft.replication.batch import encode_batch, encode_command, encode_group
-from dss_raft.replication.commands import Command
 from dss_raft.replication.founding import INDEX_MAX, INDEX_RAISE_MIN, CannotFound
-from dss_raft.replication.replica import Replica
 from dss_raft.replication.snapshot_keeper import pieces
 
-AT_MS = 1_795_581_789_119
 MEMBERS = tuple(Member(f"node-{number}", f"http://127.0.0.1:{8100 + number}") for number in (1, 2, 3))
-
-
-class Cluster:
-    """A replica, and the calls of its node's clients. One command per entry."""
-
-    def __init__(self, replica: Replica | None = None, term: int = 1, incarnation: int = 1) -> None:
-        self.replica = replica or Replica("node-1", state_machines())
-        self.entries: list[Entry] = []
-        self.term = term
-        self.at_ms = AT_MS
-        self._incarnation = incarnation
-        self._seqs: dict[str, int] = {}
-
-    def send(self, *commands: Command, node: str = "node-1") -> list[dict[str, Any]]:
-        """The answers, as far as there are any."""
-        first = self._seqs.get(node, 0) + 1
-        self._seqs[node] = first + len(commands) - 1
-        group = encode_group(node, self._incarnation, first, [], [encode_command(command) for command in commands])
-        entry = Entry(self.replica.applied_index + 1, self.term, EntryKind.COMMANDS, encode_batch(self.at_ms, [], [group]))
-        self.entries.append(entry)
-        self.replica.apply(entry)
-        return [result.body for _, _, result in self.replica.take_outcomes()]
-
-    def acquire(self, key: str, client: str, node: str = "node-1", **fields: Any) -> list[dict[str, Any]]:
-        return self.send(Acquire(key=key, client=client, **fields), node=node)
-
-    def publish(self, value: bytes = b"1") -> str:
-        message = NewMessage("t", value, "", -1, 0, "", b"")
-        return self.send(Publish(messages=[message]))[0]["messages"][0]["msg_id"]
-
-    def consume(self, **fields: Any) -> list[dict[str, Any]]:
-        answers = self.send(Consume(topic="t", group="g", visibility_ms=1000, timeout_ms=fields.pop("timeout_ms", 0), **fields))
-        return answers[0]["messages"] if answers else []
-
-    def put(self, key: str, value: bytes = b"1") -> int:
-        return self.send(Put(key=key, value=value))[0]["version"]
-
-    def numbers(self, name: str) -> dict[str, set[Any]]:
-        """Some of each kind of number that clients are given."""
-        found: dict[str, set[Any]] = {kind: set() for kind in ("token", "message", "receipt", "version", "session")}
-        for number in range(5):
-            found["token"].add(self.acquire(f"{name}{number}", name)[0]["fencing_token"])
-            found["message"].add(tuple(map(int, self.publish().split("-"))))
-            found["receipt"].update(message["receipt"] for message in self.consume())
-            found["version"].add(self.put(f"{name}{number}"))
-            found["session"].add(self.send(StartSession(client=name))[0]["session"])
-        return found
-
-    def snapshot(self) -> bytes:
-        return self.replica.snapshot()
-
-
-def continued(state: bytes, raise_by: int = INDEX_RAISE_MIN, term: int = 2) -> Cluster:
-    """A new cluster that begins with this state; its nodes count their starts from 1 again."""
-    replica = Replica("node-1", state_machines())
-    replica.restore(state)
-    replica.begin_new_cluster(raise_by)
-    encoded = replica.snapshot()
-    replica.restore(encoded)
-    assert replica.snapshot() == encoded
-    return Cluster(replica, term)
-
-
-def test_no_number_is_given_out_twice() -> None:
-    old = Cluster(incarnation=7)
-    old.numbers("a")
-    state = old.snapshot()
-    after = old.numbers("b")
-    new = continued(state)
-    # The same file again, a minute later, when the first new cluster has been used.
-    again = continued(state, founding.index_raise(AT_MS, AT_MS + 60_000))
-    used = [after, new.numbers("c"), again.numbers("d")]
-    for kind in ("token", "message", "version"):
-        assert max(used[0][kind]) < min(used[1][kind]) <= max(used[1][kind]) < min(used[2][kind])
-    for kind in ("receipt", "session"):
-        assert len(used[0][kind] | used[1][kind] | used[2][kind]) == 15
-    assert max(used[2]["version"]) < 2**53
-
-
-def test_numbers_fit_after_the_last_raise_that_is_accepted() -> None:
-    old = Cluster()
-    old.numbers("a")
-    new = continued(old.snapshot(), INDEX_MAX - old.replica.applied_index - 100)
-    assert max(new.numbers("b")["version"]) < 2**53
-    new.snapshot()
-
-
-def test_callers_that_waited_are_gone_and_got_nothing() -> None:
-    old = Cluster()
-    (token,) = (answer["fencing_token"] for answer in old.acquire("k", "holder", ttl_ms=0))
-    old.acquire("k", "writer", wait_ms=20_000, ttl_ms=0)
-    old.acquire("k", "reader", node="node-2", mode="shared", wait_ms=20_000, ttl_ms=0)
-    # Without the first waiter, the second one would be granted this lock.
-    old.acquire("s", "sharer", mode="shared", ttl_ms=0)
-    old.acquire("s", "writer", wait_ms=20_000, ttl_ms=0)
-    old.acquire("s", "reader", node="node-2", mode="shared", wait_ms=20_000, ttl_ms=0)
-    old.publish()
-    old.consume(), old.consume(timeout_ms=20_000)
-    new = continued(old.snapshot())
-    table, broker = new.replica.machines["locks"], new.replica.machines["queue"]
-    assert [(hold.client, hold.token) for hold in table.locks["k"].holds()] == [("holder", token)]  # type: ignore[attr-defined]
-    assert [hold.client for hold in table.locks["s"].holds()] == ["sharer"]  # type: ignore[attr-defined]
-    assert not list(table.waiters.all())  # type: ignore[attr-defined]
-    assert not broker.callers.waiters  # type: ignore[attr-defined]
-    assert not new.replica.sessions.sessions
-    assert new.acquire("k", "other")[0]["holders"][0]["client"] == "holder"
-
-
-def test_the_first_leader_gives_each_lease_its_full_length_again() -> None:
-    old = Cluster()
-    old.acquire("k", "alice", ttl_ms=1000)
-    old.publish()
-    old.consume()
-    new = continued(old.snapshot())
-    new.at_ms += 10**9  # the file is old
-    assert "holders" in new.acquire("k", "bob")[0]
-    assert new.consume() == []
-    new.at_ms += 999
-    assert "holders" in new.acquire("k", "bob")[0]
-    new.at_ms += 2
-    assert "fencing_token" in new.acquire("k", "bob")[0]
-    assert len(new.consume()) == 1
-
-
-def test_a_backing_store_that_went_on_takes_dirty_values_and_lines_are_gone() -> None:
-    old = Cluster()
-    old.send(WrittenBack(items=[("clean", old.put("clean"))]))
-    old.put("dirty")
-    old.send(Fetch(keys=["clean", "dirty"]), node="node-2")
-    state = old.snapshot()
-    later = old.put("dirty", b"2")
-    directory = continued(state).replica.machines["cache"]
-    records = directory.records  # type: ignore[attr-defined]
-    assert records["dirty"].version > later
-    assert records["dirty"].value == b"1"
-    assert records["clean"].version < later
-    assert not any(record.sharers or record.pending_invalidations for record in records.values())
 
 
 # ------------------------------------------------------------------- restoring
@@ -187,16 +44,16 @@ def config_of(directory: Path, cluster: str = "dss-2", node: str = "node-1") -> 
 @pytest.fixture
 def backup(tmp_path: Path) -> Path:
     """A file with a lock, a message and a value."""
-    old = Cluster()
+    old = ReplicaLog()
     old.numbers("a")
-    body = b"".join(pieces(old.snapshot(), {"cache-memory": []}))
+    body = b"".join(pieces(old.replica.snapshot(), {"cache-memory": []}))
     header = Header(
         cluster="dss",
         node="node-1",
         index=old.replica.applied_index,
         term=1,
         members=tuple(BackupMember(member.id, member.url) for member in MEMBERS),
-        saved_at_ms=AT_MS,
+        saved_at_ms=START_MS,
         bytes=len(body),
         sha256=hashlib.sha256(body).hexdigest(),
     )
@@ -262,11 +119,6 @@ def test_a_restore_that_is_refused_leaves_nothing(backup: Path, tmp_path: Path) 
     assert "is not empty (raft)" in restore()
 
 
-@pytest.mark.parametrize(("name", "proposal"), [("dss", "dss-2"), ("dss-2", "dss-3"), ("a-b", "a-b-2"), ("x-9", "x-10")])
-def test_the_proposed_name(name: str, proposal: str) -> None:
-    assert founding.another_name(name) == proposal
-
-
 # ------------------------------------------------------------------- recovering
 
 
@@ -274,14 +126,14 @@ def test_the_proposed_name(name: str, proposal: str) -> None:
 def survivor(tmp_path: Path) -> NodeConfig:
     """The settings of a survivor for its new cluster. Its log has a snapshot and entries that nobody knows to be committed."""
     config = config_of(tmp_path)
-    old = Cluster()
+    old = ReplicaLog()
     old.acquire("k", "alice", ttl_ms=0)
     store = LogStore(Path(config.data_dir) / "raft", "node-1", "dss")
     store.bootstrap(Configuration(MEMBERS))
     store.write(Persist(1, HardState(1, ""), 0, old.entries))
     begun = len(old.entries)
     store.save_snapshot(
-        SnapshotMeta(begun, 1, Configuration(MEMBERS)), b"".join(pieces(old.snapshot(), {"cache-memory": [b"saved"]})), 0
+        SnapshotMeta(begun, 1, Configuration(MEMBERS)), b"".join(pieces(old.replica.snapshot(), {"cache-memory": [b"saved"]})), 0
     )
     old.send(WrittenBack(items=[("clean", old.put("clean", b"2"))]))
     old.put("dirty")

@@ -136,6 +136,48 @@ COMPONENT_MUTANTS = (
         "link is not None",
         ("tests/raft/links/test_links_life.py::test_a_silent_peer_is_not_up_although_its_link_is",),
     ),
+    ComponentMutant(
+        "a restored cluster goes on at the index of the backup",
+        "dss_raft.replication.replica",
+        "index, at_ms = self.applied_index + raise_index_by, self.at_ms",
+        "index, at_ms = self.applied_index, self.at_ms",
+        ("tests/raft/test_founding.py::test_no_number_is_given_out_twice",),
+    ),
+    ComponentMutant(
+        "a restored cluster gives out versions again",
+        "dss_cache.core.directory",
+        "self.stamp = max(self.stamp, at_ms * 1000) + indexes * STAMPS_PER_INDEX",
+        "self.stamp = max(self.stamp, at_ms * 1000)",
+        ("tests/raft/test_founding.py::test_no_number_is_given_out_twice",),
+    ),
+    ComponentMutant(
+        "a restored cluster gives out receipts again",
+        "dss_queue.core.broker",
+        "self.registry.serial += indexes * SERIALS_PER_INDEX",
+        "pass",
+        ("tests/raft/test_founding.py::test_no_receipt_is_given_out_twice",),
+    ),
+    ComponentMutant(
+        "a restored cluster grants locks to callers that are gone",
+        "dss_raft.replication.replica",
+        "            for seq in session.waiting:\n",
+        "            for seq in ():\n",
+        ("tests/raft/test_founding.py::test_callers_that_waited_are_gone_and_got_nothing",),
+    ),
+    ComponentMutant(
+        "dirty values of a restored cluster keep versions that Redis does not take",
+        "dss_cache.core.directory",
+        "            self.records[key].version = self._next_stamp(at_ms)\n",
+        "            pass\n",
+        ("tests/raft/test_founding.py::test_a_backing_store_that_went_on_takes_dirty_values_and_lines_are_gone",),
+    ),
+    ComponentMutant(
+        "a damaged backup is restored",
+        "dss_raft.disk.backup",
+        "    if digest.hexdigest() != header.sha256:\n        raise",
+        "    if False:\n        raise",
+        ("tests/raft/store/test_backup_file.py::test_every_flipped_byte_is_noticed",),
+    ),
 )
 
 
