@@ -41,6 +41,7 @@ class WebSocketFeed:
         end_subscription: Callable[[], Any],
     ) -> None:
         self.liveness = liveness
+        self.last_ping: int | None = None
         self._writer = writer
         self._start = b'{"id":%b,"event":' % _encode(id)
         self._as_text = as_text

@@ -66,6 +66,10 @@ class Feed(Protocol):
     def liveness(self) -> Liveness:
         """Signs of life of the client."""
 
+    @property
+    def last_ping(self) -> int | None:
+        """The number in the last ping of the client for this subscription that has arrived here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subscription:

@@ -4,7 +4,8 @@ A frame is `{"id": …, "op": "locks.acquire", "request": {…}}`; `x-op` in the
 document as over HTTP, with the call's `id` and `status`. Answers are sent as soon as they are ready, in any order.
 
 A subscription is called the same way. It sends `{"id": …, "event": {…}}` as things happen, and an answer when it ends.
-`{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes, all
+`{"id": …, "op": "ping", "request": {"call": …, "ping": 17}}` numbers a moment of the client, which later events of this subscription
+name. `{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes, all
 its calls are cancelled, as if each client had hung up.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -40,6 +41,7 @@ PATH = "/ws"
 #: Maximum number of calls in progress on one connection. Further calls are refused with `over_limit`.
 CALLS_PER_CONNECTION_MAX = 1000
 CANCEL = "cancel"
+PING = "ping"
 #: Counted for each piece of an incomplete message in addition to its length: the server keeps an object for it.
 ARRIVAL_BYTES = 64
 
@@ -68,10 +70,25 @@ class CancelAnswer(Answer, kw_only=True):
     cancelled: bool
 
 
+class Ping(msgspec.Struct, forbid_unknown_fields=True):
+    """The events that a subscription sends from now on answer this ping; see `Feed.last_ping`."""
+
+    call: int | str
+    #: the client chooses it: a count, or the time of its own clock
+    ping: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+
+
+class PingAnswer(Answer, kw_only=True):
+    #: false: no such subscription is in progress
+    pinged: bool
+
+
 _decode = msgspec.json.Decoder(Frame).decode
 _decode_cancel = msgspec.json.Decoder(Cancel).decode
+_decode_ping = msgspec.json.Decoder(Ping).decode
 _encode = msgspec.json.Encoder().encode
 _cancel_answers = AnswerEncoder(CANCEL, CancelAnswer)
+_ping_answers = AnswerEncoder(PING, PingAnswer)
 
 
 class _Subscribable:
@@ -136,6 +153,8 @@ class WebSocketConnection:
         self._liveness = Liveness(in_progress.websocket_opened(client), self._arriving)
         self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}
+        #: of the subscriptions among them
+        self._feeds: dict[int | str, WebSocketFeed] = {}
         self._refusals = Tasks()
         self._is_open = True
 
@@ -193,10 +212,11 @@ class WebSocketConnection:
 
     async def _begin(self, frame: Frame, as_text: bool, held_bytes: int) -> None:
         try:
-            if frame.op == CANCEL:
-                # A task that is cancelled before its first step would never answer.
+            if frame.op in (CANCEL, PING):
+                # A task that is cancelled before its first step would never answer, and one that has not begun has no feed.
                 await asyncio.sleep(0)
-                self._answer_now(frame.id, self._cancel(bytes(frame.request)), as_text)
+                carry_out = self._cancel if frame.op == CANCEL else self._ping
+                self._answer_now(frame.id, carry_out(bytes(frame.request)), as_text)
                 return
             if frame.id in self._calls:
                 raise Refused("invalid", "a call with this `id` is in progress", field="id")
@@ -235,6 +255,16 @@ class WebSocketConnection:
             cancel_once(task)
         return _cancel_answers.encode(CancelAnswer(cancelled=task is not None))
 
+    def _ping(self, request: bytes) -> EncodedAnswer:
+        try:
+            ping = _decode_ping(request)
+        except msgspec.DecodeError as error:
+            raise Refused("invalid", f"`call` must be the id of a subscription, and `ping` a number: {error}") from None
+        feed = self._feeds.get(ping.call)
+        if feed is not None:
+            feed.last_ping = ping.ping
+        return _ping_answers.encode(PingAnswer(pinged=feed is not None))
+
     async def _call(self, frame: Frame, as_text: bool) -> None:
         started = perf_counter()
         self._in_progress.calls += 1
@@ -261,6 +291,7 @@ class WebSocketConnection:
         feed = WebSocketFeed(self._writer, self._liveness, frame.id, as_text, subscription.events, task.cancel)
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()
+        self._feeds[frame.id] = feed
         try:
             request = subscription.decoder.body(bytes(frame.request))
             node = self._json.find_node()
@@ -275,6 +306,7 @@ class WebSocketConnection:
             answer = encode_refusal(Refused("internal", INTERNAL))
         finally:
             gauge.dec()
+            del self._feeds[frame.id]
             feed.end()
         await feed.drained()
         await self._reply(frame.id, answer, as_text)

@@ -230,13 +230,19 @@ class LockEvent(Part, omit_defaults=True):
 
 
 class SessionEvent(Part, omit_defaults=True):
-    """Sent when the session starts and at each renewal. If none arrives for `expires_in_ms`, assume that the locks are lost."""
+    """Sent when the session starts and at each renewal.
+
+    The lease counts from when the client sent `ping`; without `ping`, from when it sent this call. It does not count from when the
+    event arrives: on a slow link, a part of the lease is over by then.
+    """
 
     kind: Literal["started", "renewed"]
     #: pass it to `locks.acquire`
     session: str
     expires_in_ms: int
     index: int
+    #: the client's last ping that had arrived before the renewal began
+    ping: int | None = None
 
 
 class SessionEndedAnswer(Answer, kw_only=True):

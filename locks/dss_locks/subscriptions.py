@@ -53,10 +53,11 @@ async def _keep(node: Node, started: Result, ttl_ms: int, feed: Feed) -> Result:
             await asyncio.wait((ended,), timeout=interval_ms / 1000)
             if ended.done():
                 break
+            ping = feed.last_ping  # sent before the renewal begins, so the client may count the lease from there
             with suppress(Refused):  # no majority at the moment: the session may still be alive, try again
                 renewed = await node.submit(RenewSession(session=session), timeout_ms=interval_ms)
                 if not renewed.code:
-                    feed.push(SessionEvent("renewed", session, renewed.body["expires_in_ms"], renewed.index))
+                    feed.push(SessionEvent("renewed", session, renewed.body["expires_in_ms"], renewed.index, ping))
     if ended.result() == "closed":
         return Result({"session": session, "closed": True})
     return Result({"session": session}, "session_lost")
@@ -102,7 +103,8 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         summary="Make this connection a session",
         description=(
             "Starts a session, sends its id, and renews it while the connection is open. Its locks are released immediately when "
-            "the connection closes, or after `ttl_ms` if the node fails. Ends with `session_lost` if the session is lost."
+            "the connection closes, or after `ttl_ms` if the node fails. Ends with `session_lost` if the session is lost. Send pings "
+            "(`op` `ping`): an event names the last `ping` that it answers, and `expires_in_ms` counts from when that ping was sent."
         ),
         tag="Locks",
         example={"client": "worker-1", "ttl_ms": 30000},

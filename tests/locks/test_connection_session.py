@@ -25,6 +25,7 @@ class Client:
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[SessionEvent] = asyncio.Queue()
+        self.last_ping: int | None = None
 
     def push(self, event) -> None:
         self.events.put_nowait(msgspec.json.decode(msgspec.json.encode(event), type=SessionEvent))
@@ -66,6 +67,21 @@ async def test_it_sends_its_id_and_is_renewed_at_a_third_of_its_lease(node, begi
     assert {(e.kind, e.session, e.expires_in_ms) for e in renewed} == {("renewed", started.session, SHORT_MS)}
     session = node.table.holdings.sessions.by_id[started.session]
     assert node.table.holdings.sessions.deadline_ms(session) == node.at_ms + SHORT_MS
+
+
+async def test_its_events_name_the_last_ping_that_arrived_before_the_renewal_began(node, begin, monkeypatch):
+    """A ping that arrives during a renewal was perhaps sent after the lease began again: it is for the next event."""
+    client, _ = begin(SHORT_MS)
+    assert (await client.next()).ping is None
+    submit = node.submit
+
+    async def ping_meanwhile(command, **fields):
+        client.last_ping = (client.last_ping or 0) + 1
+        return await submit(command, **fields)
+
+    monkeypatch.setattr(node, "submit", ping_meanwhile)
+    client.last_ping = 7
+    assert [(await client.next()).ping for _ in range(3)] == [7, 8, 9]
 
 
 async def test_all_locks_are_released_when_the_connection_closes(node, begin):

@@ -278,6 +278,31 @@ def test_a_client_cancels_by_the_id_of_its_call(entry_points: Any, fake_node: An
     entry_points.run(scene())
 
 
+def test_a_client_pings_a_subscription(entry_points: Any) -> None:
+    """The entry point keeps the last number. What events say about it is up to the subscription."""
+
+    async def scene() -> None:
+        peer = await accepted(entry_points)
+        peer.call("s", "demo.count", to=1)
+        peer.call(1, "ping", call="s", ping=17)
+        answers = {answer["id"]: answer for answer in [await peer.answer() for _ in range(2)]}
+        assert (answers["s"]["event"], answers[1]["status"], answers[1]["pinged"]) == ({"n": 0}, 200, True)
+        peer.call(2, "ping", call="nothing", ping=18)
+        assert not (await peer.answer())["pinged"]
+        for wrong in (
+            {"call": "s"},
+            {"ping": 1},
+            {"call": "s", "ping": -1},
+            {"call": "s", "ping": 2**53},
+            {"call": "s", "ping": "1"},
+        ):
+            peer.call(3, "ping", **wrong)
+            assert (await peer.answer())["code"] == "invalid"
+        await peer.leave()
+
+    entry_points.run(scene())
+
+
 def test_cancelled_subscriptions_give_back_what_they_hold(entry_points: Any, fake_node: Any) -> None:
     async def scene() -> None:
         peer = await accepted(entry_points)
