@@ -90,10 +90,13 @@ def unlink_others(core: RaftCore, links: PeerLinks) -> None:
 
 
 def has_left(core: RaftCore, node_id: str) -> bool:
-    """Whether this node knows for certain that `node_id` is not a member: the configuration in force is committed, and not an old one."""
+    """Whether this node knows for certain that `node_id` is not a member.
+
+    The configuration in force is committed, and this node is not behind the leader: a later configuration may have added `node_id`.
+    """
     members = core.membership
-    is_current = core.leader_id != "" and 0 < members.index <= core.commit_index
-    return is_current and node_id not in members.ids
+    is_current = core.leader_id != "" and core.known_committed <= core.commit_index
+    return is_current and 0 < members.index <= core.commit_index and node_id not in members.ids
 
 
 def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
