@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dss_dev.queue_broker import Desk
@@ -103,6 +103,7 @@ def test_a_group_does_not_block_the_keys_of_another(desk):
     assert desk.values(group="b") == [1]
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), keys=st.integers(1, 5))
 def test_first_deliveries_of_a_key_are_in_publish_order(seed, keys):
     """With acks, nacks, timeouts, dead letters and restarts from snapshots in any order."""
