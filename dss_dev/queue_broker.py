@@ -13,6 +13,7 @@ from dss_queue.core.partitions import ring
 from dss_queue.core.records import DeadLettered
 from dss_queue.core.topic_commands import DeleteGroup, PutGroup
 from dss_raft.replication.commands import Command
+from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Origin, Resolved
 
 VISIBILITY_MS = 15_000
@@ -67,7 +68,7 @@ class Desk:
     def restart(self) -> None:
         """Replace the broker with one that is restored from its snapshot."""
         state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.broker.snapshot()))
-        self.broker = Broker()
+        self.broker = Broker(limits=StateLimits(dict(self.broker.limits.maxima)))
         self.broker.restore(state)
 
     # ---------------------------------------------------------------- commands

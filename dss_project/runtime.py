@@ -34,7 +34,7 @@ def state_machines() -> list[StateMachine]:
     """The state machines of a node. Their order is part of the replicated state: the same on every node."""
     limits = StateLimits()
     table = LockTable(state_limits=limits)
-    return [table, Broker(table), Directory(limits), LimitsMachine(limits)]
+    return [table, Broker(table, limits), Directory(limits), LimitsMachine(limits)]
 
 
 async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] | None = None) -> Node:

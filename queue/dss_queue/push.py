@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 TEMPORARY = frozenset(("no_leader", "no_quorum", "unknown_outcome"))
 #: After such a refusal. Most come after a deadline, but a subscription must not try again without end and without a pause.
 PAUSE_S = 0.1
+#: While the queue is full, no consume waits. The subscription asks this often for messages that are ready.
+FULL_PAUSE_S = 1.0
 
 
 def settled(node: Node, topic: str, group: str, msg_ids: Iterable[str]) -> None:
@@ -65,6 +67,9 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                     await asyncio.sleep(PAUSE_S)
                     continue
                 if result is None:
+                    continue
+                if result.code == "over_limit" and group_exists:
+                    await asyncio.sleep(FULL_PAUSE_S)
                     continue
                 if result.code:
                     return result

@@ -76,7 +76,7 @@ def test_redrive_returns_dead_letters_with_their_attempts_reset(desk):
     assert desk.values(9) == ["a"]
     desk.ack(ids[0])
     desk.ack(ids[1])
-    assert desk.broker.registry.bytes == 0
+    assert desk.broker.usage()["queue_messages"] == 0
 
 
 def test_redrive_serves_waiting_consumers(desk):
@@ -97,4 +97,4 @@ def test_dead_letters_can_be_purged_by_group(desk):
         desk.nack(msg_id, group=group, dead=True)
     assert desk.purge(dead=True, group="one").body == {"purged": 1}
     assert desk.purge(dead=True).body == {"purged": 1}
-    assert desk.broker.registry.bytes == 0
+    assert desk.broker.usage()["queue_messages"] == 0

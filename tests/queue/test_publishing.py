@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dss_queue.core import administration, publishing
-from dss_queue.core.commands import Publish
+from dss_queue.core.commands import Publish, PutTopic
 
 
 def publish_result(desk, *messages):
@@ -78,7 +78,8 @@ def test_dead_letters_count_towards_max_bytes(desk):
     (msg_id,) = desk.publish("x" * 8)
     desk.take()
     desk.nack(msg_id, dead=True)
-    assert publish_result(desk, desk.message("y" * 8)).code == "over_limit"
+    refused = publish_result(desk, desk.message("y" * 8))
+    assert (refused.code, refused.body["limit"], refused.body["maximum"]) == ("over_limit", "max_bytes", 12)
 
 
 def test_topics_and_groups_are_bounded(desk, monkeypatch):
@@ -86,17 +87,16 @@ def test_topics_and_groups_are_bounded(desk, monkeypatch):
     monkeypatch.setattr(administration, "GROUPS_PER_TOPIC_MAX", 2)
     desk.publish(0)
     desk.publish(0, topic="second")
-    assert publish_result(desk, desk.message(0, topic="third")).code == "over_limit"
-    assert desk.consume(topic="third").code == "over_limit"
+    for refused in (
+        publish_result(desk, desk.message(0, topic="third")),
+        desk.consume(topic="third"),
+        desk.do(PutTopic(topic="third")),
+    ):
+        assert (refused.code, refused.body["limit"], refused.body["maximum"]) == ("over_limit", "topics_max", 2)
     desk.take(group="a")
     desk.take(group="b")
-    assert desk.consume(group="c").code == "over_limit"
-
-
-def test_all_topics_together_are_bounded(desk, monkeypatch):
-    monkeypatch.setattr(publishing, "TOTAL_BYTES_MAX", 20)
-    desk.publish("x" * 10)
-    assert publish_result(desk, desk.message("x" * 10, topic="other")).code == "over_limit"
+    refused = desk.consume(group="c")
+    assert (refused.code, refused.body["limit"], refused.body["maximum"]) == ("over_limit", "groups_per_topic_max", 2)
 
 
 @pytest.mark.parametrize("with_receipt", [True, False])

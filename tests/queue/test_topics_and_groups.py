@@ -27,7 +27,7 @@ def test_a_deleted_topic_leaves_nothing(desk):
     desk.take()
     assert desk.do(DeleteTopic(topic="t")).body == {"deleted": True, "purged": 3}
     assert not desk.broker.topics
-    assert desk.broker.registry.bytes == 0
+    assert desk.broker.registry.account.used == 0
     assert not desk.broker.callers.handouts
     assert desk.broker.next_deadline_ms() is None
     desk.pass_ms(10 * DAY_MS)
@@ -138,7 +138,7 @@ def test_messages_that_only_a_deleted_group_held_back_are_deleted(desk):
     desk.take(2, group="slow")
     assert desk.delete_group("slow").body == {"deleted": True}
     assert not topic_of(desk).messages.by_number
-    assert desk.broker.registry.bytes == 0
+    assert desk.broker.usage()["queue_messages"] == 0
     assert desk.delete_group("slow").body == {"deleted": False}
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from dss_api.result import Result
+from dss_queue.core.account import GROUP_KEY_BYTES, PENDING_BYTES, new_group_bytes, new_topic_bytes
 from dss_queue.core.commands import GROUPS_PER_TOPIC_MAX, Purge, PutTopic, Redrive, TopicSettings
 from dss_queue.core.group import Group
-from dss_queue.core.publishing import Publisher, over_limit, too_many_topics
+from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.records import message_number
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic import Topic
@@ -44,9 +45,12 @@ class Administration:
     # -------------------------------------------------------------------- topics
 
     def _put_topic(self, command: PutTopic, at_ms: int, index: int, origin: Origin) -> Result:
-        topic = self._topics.get(command.topic) or self._publisher.new_topic(command.topic, at_ms)
+        topic = self._topics.get(command.topic)
         if topic is None:
-            return too_many_topics()
+            refused = self._publisher.no_room_for_topics(1, new_topic_bytes(command.topic))
+            if refused is not None:
+                return refused
+            topic = self._publisher.new_topic(command.topic, at_ms)
         settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__}
         topic.settings_changed(TopicSettings(**settings), at_ms)
         return Result({"topic": command.topic, **settings})
@@ -87,19 +91,33 @@ class Administration:
         group.declared = True
         return Result({"created": created, "pending": group.backlog.pending})
 
-    def create_group(self, topic_name: str, group_name: str, at_ms: int, start: int = 0) -> Group | Result:
-        """A new group that begins with message number `start`, or a refusal. The topic is created if that is allowed."""
+    def create_group(self, topic_name: str, group_name: str, at_ms: int, start: int = 0, growth: int = 0) -> Group | Result:
+        """A new group that begins with message number `start`, or a refusal. The topic is created if that is allowed.
+
+        Args:
+            growth: bytes that the caller needs for more than the group.
+        """
         topic = self._topics.get(topic_name)
+        growth += new_group_bytes(group_name)
         if topic is None:
-            refused = self._publisher.may_not_create(topic_name)
+            growth += new_topic_bytes(topic_name)
+            refused = self._publisher.may_not_create(topic_name) or self._publisher.no_room_for_topics(1, growth)
             if refused is not None:
                 return refused
             topic = self._publisher.new_topic(topic_name, at_ms)
-            if topic is None:
-                return too_many_topics()
-        if len(topic.groups) >= GROUPS_PER_TOPIC_MAX:
-            return over_limit(f"topic {topic_name!r} has {GROUPS_PER_TOPIC_MAX} groups")
+        else:
+            refused = self._no_room_for_group(topic, growth)
+            if refused is not None:
+                return refused
         return topic.add_group(group_name, at_ms, start)
+
+    def _no_room_for_group(self, topic: Topic, growth: int) -> Result | None:
+        if len(topic.groups) >= GROUPS_PER_TOPIC_MAX:
+            detail = f"topic {topic.name!r} has {GROUPS_PER_TOPIC_MAX} groups"
+            return over_limit("groups_per_topic_max", GROUPS_PER_TOPIC_MAX, detail)
+        messages = topic.messages
+        growth += len(messages.by_number) * PENDING_BYTES + len(messages.chains) * GROUP_KEY_BYTES
+        return self._registry.account.refusal(growth)
 
     def _delete_group(self, command: DeleteGroup, at_ms: int, index: int, origin: Origin) -> Result:
         topic = self._topics.get(command.topic)

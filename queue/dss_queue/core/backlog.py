@@ -14,7 +14,8 @@ from heapq import heappop, heappush, nsmallest
 
 import msgspec
 
-from dss_queue.core.records import Ending, Message
+from dss_queue.core.account import PENDING_BYTES
+from dss_queue.core.records import GONE, Ending, Message
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
 from dss_queue.core.window import Chain
@@ -72,6 +73,7 @@ class Backlog:
         #: of `returned`, those with a delay
         self.waiting = 0
         self._registry = registry
+        self._account = registry.account
 
     @property
     def delayed(self) -> int:
@@ -165,6 +167,7 @@ class Backlog:
         number, key = message.number, message.key
         self.private[number] = message
         self.pending += 1
+        self._account.add_pending(1)
         self._hold(message, 0, history, 0, 0)
         if not key:
             heappush(self.ready, number)
@@ -180,6 +183,8 @@ class Backlog:
         """The group is finished with a message: the next one of its key becomes ready."""
         number, key = message.number, message.key
         self.pending -= 1
+        self._account.pending -= 1
+        self._account.used -= PENDING_BYTES
         if key:
             state = self.keys.get(key)
             if state is None:
@@ -191,16 +196,15 @@ class Backlog:
             self._offer_head(key, state, at_ms)
         if self.private and number in self.private:
             del self.private[number]
-            self.messages.add_bytes(-message.size)
+            self.messages.drop_copy(message)
         else:
             self.messages.finished_by_one_more(message)
 
     def make_private(self, message: Message) -> None:
         """The topic drops a message that is in flight: from now on it is this group's alone."""
         number, key = message.number, message.key
-        # The topic's bytes no longer count it, this group's private copy does.
         self.private[number] = message
-        self.messages.add_bytes(message.size)
+        self.messages.add_copy(message)
         if key:
             state = self.keys[key]
             state.position += 1
@@ -210,6 +214,7 @@ class Backlog:
     def forget_returned(self, returned: Returned) -> None:
         """The message is finished or dead, and not delivered again."""
         del self.returned[returned.message.number]
+        returned.message = GONE
         if returned.due_ms:
             self.waiting -= 1
             self._registry.disarm(returned)
@@ -232,7 +237,11 @@ class Backlog:
         """All messages are gone."""
         for returned in self.returned.values():
             self._registry.disarm(returned)
-        self.messages.add_bytes(-sum(message.size for message in self.private.values()))
+            self._account.add_endings(-len(returned.history))
+            returned.message = GONE
+        for message in self.private.values():
+            self.messages.drop_copy(message)
+        self._account.add_pending(-self.pending)
         self.ready, self.keys, self.returned, self.private = [], {}, {}, {}
         self.pending = self.waiting = 0
         self.cursor = cursor

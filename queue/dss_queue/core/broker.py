@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from dss_api.result import Result
+from dss_queue.core.account import LIMIT, QUEUE_BYTES_MAX_DEFAULT, attempt_bytes, waiter_bytes
 from dss_queue.core.administration import Administration
 from dss_queue.core.backlog import Returned
 from dss_queue.core.commands import (
@@ -50,6 +51,7 @@ from dss_queue.core.snapshot import decode_state, encode_state
 from dss_queue.core.topic import Topic, TopicTimer
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
+from dss_raft.replication.limits import StateLimit, StateLimits
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
 
 _STALE = "stale_receipt"
@@ -82,6 +84,7 @@ class Broker:
 
     Args:
         locks: the lock table of the same replica, for acks that release locks.
+        limits: those of the replica.
     """
 
     name = "queue"
@@ -103,10 +106,12 @@ class Broker:
         DropIdle,
     )
 
-    def __init__(self, locks: Locks | None = None) -> None:
+    def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
         self._locks = locks or NoLocks()
+        self.limits = limits or StateLimits()
+        self.limits.declare(StateLimit(LIMIT, QUEUE_BYTES_MAX_DEFAULT, "bytes", lambda: self.registry.account.used))
         self.topics: dict[str, Topic] = {}
-        self.registry = Registry()
+        self.registry = Registry(self.limits)
         self.callers = Callers()
         #: the highest stamp seen
         self.at_ms = 0
@@ -208,6 +213,10 @@ class Broker:
         events, self.registry.events = self.registry.events, []
         return events
 
+    def usage(self) -> dict[str, int]:
+        """See `HasUsage`."""
+        return self.registry.account.usage()
+
     def snapshot(self) -> Any:
         """The whole state as one binary. A million messages are encoded and decoded without a Python object for each field."""
         return encode_state(self.at_ms, self.registry, self.callers, self.topics)
@@ -217,7 +226,7 @@ class Broker:
 
     def restoring(self, state: bytes | memoryview) -> Restoring:
         """See `dss_raft.replication.machine.RestoresInSlices`. The previous state stays readable until the new one is installed."""
-        registry, callers = Registry(), Callers()
+        registry, callers = Registry(self.limits), Callers()
         topics: dict[str, Topic] = {}
         at_ms = yield from decode_state(state, registry, callers, topics)
 
@@ -240,15 +249,17 @@ class Broker:
     # ------------------------------------------------------------------- consume
 
     def _consume(self, command: Consume, at_ms: int, index: int, origin: Origin) -> Result | None:
-        group = self._administration.find_group(command.topic, command.group)
-        if group is None:
+        topic = self.topics.get(command.topic)
+        group = None if topic is None else topic.groups.get(command.group)
+        if topic is None or group is None:
             if not command.create:
                 return was_deleted()
-            made = self._administration.create_group(command.topic, command.group, at_ms)
+            waiting_bytes = waiter_bytes(command.attempt_id) if command.timeout_ms else 0
+            made = self._administration.create_group(command.topic, command.group, at_ms, growth=waiting_bytes)
             if isinstance(made, Result):
                 return made
-            group = made
-        self.topics[command.topic].used_ms = at_ms
+            group, topic = made, self.topics[command.topic]
+        topic.used_ms = at_ms
         attempt_id, visibility_ms = command.attempt_id, command.visibility_ms
         if attempt_id:
             waiting = group.waiting_attempts.get(attempt_id)
@@ -258,11 +269,17 @@ class Broker:
             handout = group.replays.get(attempt_id)
             if handout is not None:
                 return Result({"messages": group.hand_out_again(handout, origin, visibility_ms, at_ms)})
+            long_id = attempt_bytes(attempt_id)
+            if long_id and (refused := self.registry.account.refusal(long_id)) is not None:
+                return refused
         answers = group.hand_out(origin, attempt_id, command.max_messages, visibility_ms, at_ms)
         if answers:
             return Result({"messages": answers})
         if not command.timeout_ms:
             return _nothing(group)
+        refused = self.registry.account.refusal(waiter_bytes(attempt_id))
+        if refused is not None:
+            return refused
         waiter = Waiter(origin, group, self.registry.next_serial(), visibility_ms, command.max_messages, attempt_id)
         group.add_waiter(waiter, at_ms + command.timeout_ms)
         return None

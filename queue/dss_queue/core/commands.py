@@ -23,8 +23,6 @@ MAX_ATTEMPTS_DEFAULT = 20
 DEDUP_WINDOW_MS_DEFAULT = 300_000
 RETENTION_MS_DEFAULT = 7 * 24 * 3600 * 1000
 TOPIC_BYTES_DEFAULT = 1024**3
-#: All topics together: a node keeps every message in memory.
-TOTAL_BYTES_MAX = 4 * 1024**3
 TOPICS_MAX = 10_000
 GROUPS_PER_TOPIC_MAX = 1000
 #: One consume hands out no further message once it has more than this.

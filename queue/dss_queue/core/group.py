@@ -12,15 +12,18 @@ from typing import Any
 import msgspec
 
 from dss_api.result import Result
+from dss_queue.core.account import ENDING_BYTES, attempt_bytes, waiter_bytes
 from dss_queue.core.backlog import Backlog, Returned
 from dss_queue.core.commands import BYTES_PER_CONSUME_MAX
-from dss_queue.core.records import HISTORY_MAX, Dead, DeadLettered, Ending, Message, Rate, message_id, receipt_of
+from dss_queue.core.records import GONE, HISTORY_MAX, Dead, DeadLettered, Ending, Message, Rate, message_id, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
 from dss_raft.replication.deadlines import NO_TIMER
 from dss_raft.replication.machine import Origin, Resolved
 
 BACKOFF_MS_MAX = 3_600_000
+#: Waiters that were answered, and deliveries of a handout that have ended, stay in their lists up to this number.
+ENDED_MAX = 64
 #: Pushed deliveries of a message that do not count because they were not received. Further ones count, so that a message that
 #: crashes its consumers becomes a dead letter in the end.
 UNCOUNTED_MAX = 20
@@ -104,6 +107,8 @@ class Group:
         self.dead: dict[int, Dead] = {}
         #: first come, first served; the first one is live
         self.waiters: deque[Waiter] = deque()
+        #: those of them that are live
+        self.waiting = 0
         #: waiting consumes by their attempt_id
         self.waiting_attempts: dict[str, Waiter] = {}
         #: answered consumes by their attempt_id, while their messages are in flight
@@ -113,14 +118,17 @@ class Group:
         self.declared = False
         self._registry = registry
         self._callers = callers
+        self._account = registry.account
 
     # ------------------------------------------------------------------ waiters
 
     def add_waiter(self, waiter: Waiter, due_ms: int) -> None:
         """A consume waits until `due_ms`, behind those that wait already."""
         self._callers.waiters[waiter.origin] = waiter
+        self._account.add_waiter(waiter_bytes(waiter.attempt_id))
         self._registry.arm(waiter, due_ms)
         self.waiters.append(waiter)
+        self.waiting += 1
         if waiter.attempt_id:
             self.waiting_attempts[waiter.attempt_id] = waiter
 
@@ -129,11 +137,17 @@ class Group:
         waiter.live = False
         self._registry.disarm(waiter)
         del self._callers.waiters[waiter.origin]
+        self._account.add_waiter(-waiter_bytes(waiter.attempt_id))
         if waiter.attempt_id:
             del self.waiting_attempts[waiter.attempt_id]
         waiters = self.waiters
+        self.waiting -= 1
         while waiters and not waiters[0].live:
             waiters.popleft()
+        if len(waiters) > 2 * self.waiting + ENDED_MAX:
+            live = [waiter for waiter in waiters if waiter.live]
+            waiters.clear()
+            waiters.extend(live)
 
     def answer(self, waiter: Waiter, result: Result) -> None:
         """Answer a consume that waited."""
@@ -184,6 +198,7 @@ class Group:
         self._callers.handouts[origin] = handout
         if attempt_id:
             self.replays[attempt_id] = handout
+            self._account.add_attempt(attempt_bytes(attempt_id))
         self.counters.delivered += len(answers)
         self.counters.deliver_rate.add(at_ms, len(answers))
         return answers
@@ -196,8 +211,8 @@ class Group:
         handouts[origin] = handout
         answers = []
         for number in handout.numbers:
-            delivery = self.in_flight.get(number)
-            if delivery is not None and delivery.handout is handout:
+            if self._is_of(handout, number):
+                delivery = self.in_flight[number]
                 self.extend(delivery, visibility_ms, at_ms)
                 answers.append(self._answer(delivery))
         return answers
@@ -205,16 +220,17 @@ class Group:
     def _deliver(self, message: Message, handout: Handout, visibility_ms: int, at_ms: int) -> dict[str, Any]:
         registry, number, met = self._registry, message.number, self.backlog.returned
         returned = met.pop(number, None) if met else None
-        attempt, history, uncounted = 1, (), 0
+        registry.serial = serial = registry.serial + 1
+        due_ms = at_ms + visibility_ms
+        delivery = Delivery(message, serial, 1, at_ms, visibility_ms, handout, (), due_ms)
         if returned is not None:
-            attempt, history = returned.attempts + 1, returned.history  # type: ignore[assignment]
-            uncounted = returned.uncounted
-            if attempt > 1:
+            delivery.attempt = returned.attempts + 1
+            delivery.history, delivery.uncounted = returned.history, returned.uncounted
+            if delivery.attempt > 1:
                 self.counters.redelivered += 1
-        delivery = Delivery(message, registry.next_serial(), attempt, at_ms, visibility_ms, handout, history, uncounted=uncounted)
         self.in_flight[number] = delivery
         handout.numbers.append(number)
-        registry.arm(delivery, at_ms + visibility_ms)
+        registry.deadlines.add(delivery, due_ms)
         return self._answer(delivery)
 
     def _answer(self, delivery: Delivery) -> dict[str, Any]:
@@ -237,11 +253,14 @@ class Group:
 
     def acked(self, held: Delivery | Returned, at_ms: int) -> None:
         """The consumer is done with a message: in time, or late, when it had come back and no other consumer got it yet."""
+        message = held.message
         if isinstance(held, Delivery):
             self._close(held)
         else:
             self.backlog.forget_returned(held)
-        self.backlog.finish(held.message, at_ms)
+        if held.history:
+            self._account.add_endings(-len(held.history))
+        self.backlog.finish(message, at_ms)
         self.counters.acked += 1
         self.counters.ack_rate.add(at_ms)
 
@@ -250,22 +269,23 @@ class Group:
 
         A message is also dead when `reason` is "rejected".
         """
+        message, settings = delivery.message, self.messages.settings
         self._close(delivery)
-        settings = self.messages.settings
-        history = _with_ending(delivery, reason, at_ms)
+        history = self._history_with(delivery, reason, at_ms)
         if reason == "rejected" or delivery.attempt >= settings.max_attempts:
             why = "rejected" if reason == "rejected" else "max_attempts"
-            self._bury(delivery.message, delivery.attempt, history, why, at_ms)
+            self._bury(message, delivery.attempt, history, why, at_ms)
             return
         if delay_ms is None:
             delay_ms = min(settings.backoff_ms << min(delivery.attempt - 1, 32), BACKOFF_MS_MAX)
-        self._take_back(delivery, delivery.attempt, history, at_ms, delay_ms)
+        self._take_back(message, delivery, delivery.attempt, history, at_ms, delay_ms)
 
     def gave_back(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int = 0) -> None:
         """Back to the queue as if it had not been delivered: the attempt does not count."""
+        message = delivery.message
         self._close(delivery)
-        history = _with_ending(delivery, reason, at_ms)
-        self._take_back(delivery, delivery.attempt - 1, history, at_ms, delay_ms)
+        history = self._history_with(delivery, reason, at_ms)
+        self._take_back(message, delivery, delivery.attempt - 1, history, at_ms, delay_ms)
 
     def not_received(self, delivery: Delivery, reason: str, at_ms: int) -> None:
         """A pushed message did not reach its consumer, or its consumer left. The attempt counts only after `UNCOUNTED_MAX` of these."""
@@ -275,8 +295,10 @@ class Group:
         else:
             self.failed(delivery, reason, at_ms)
 
-    def _take_back(self, delivery: Delivery, attempts: int, history: tuple[Ending, ...], at_ms: int, delay_ms: int) -> None:
-        self.backlog.take_back(delivery.message, attempts, history, delivery.serial, at_ms, delay_ms, delivery.uncounted)
+    def _take_back(
+        self, message: Message, delivery: Delivery, attempts: int, history: tuple[Ending, ...], at_ms: int, delay_ms: int
+    ) -> None:
+        self.backlog.take_back(message, attempts, history, delivery.serial, at_ms, delay_ms, delivery.uncounted)
 
     def extend(self, delivery: Delivery, visibility_ms: int, at_ms: int) -> None:
         """Hidden for `visibility_ms` from now."""
@@ -286,14 +308,23 @@ class Group:
     def _close(self, delivery: Delivery) -> None:
         handout, message = delivery.handout, delivery.message
         del self.in_flight[message.number]
-        self._registry.disarm(delivery)
+        delivery.due_ms, delivery.message = 0, GONE
+        self._registry.deadlines.discard(delivery)
         if message.key:
             self.backlog.free_key(message.key)
         handout.live -= 1
         if not handout.live:
             del self._callers.handouts[handout.origin]
-            if handout.attempt_id and self.replays.get(handout.attempt_id) is handout:
-                del self.replays[handout.attempt_id]
+            if handout.attempt_id:
+                self._account.add_attempt(-attempt_bytes(handout.attempt_id))
+                if self.replays.get(handout.attempt_id) is handout:
+                    del self.replays[handout.attempt_id]
+        elif len(handout.numbers) > 2 * handout.live + ENDED_MAX:
+            handout.numbers = [number for number in handout.numbers if self._is_of(handout, number)]
+
+    def _is_of(self, handout: Handout, number: int) -> bool:
+        delivery = self.in_flight.get(number)
+        return delivery is not None and delivery.handout is handout
 
     # ------------------------------------------- dead letters, retention, purge
 
@@ -313,20 +344,25 @@ class Group:
         self.dead[message.number] = dead
         self._registry.events.append(DeadLettered(self.messages.topic, self.name, reason))
         self.counters.dead[reason] = self.counters.dead.get(reason, 0) + 1
-        self.messages.add_bytes(dead.size)
+        self._account.add_dead(1)
+        self.messages.add_copy(dead)
         self.backlog.finish(message, at_ms)
 
     def redrive(self, number: int, at_ms: int) -> None:
         """A dead letter goes back to the queue."""
         dead = self.dead.pop(number)
+        self._account.add_dead(-1)
         message = Message(number, dead.key, dead.partition, dead.value, dead.headers, dead.published_ms, 0)
-        # The bytes of the dead letter are now those of the private message.
+        # The copy that was a dead letter is a private message now.
         self.backlog.redriven(message, dead.history, at_ms)
 
     def forget_dead(self) -> int:
         """Delete the dead letters. Returns their number."""
         count = len(self.dead)
-        self.messages.add_bytes(-sum(dead.size for dead in self.dead.values()))
+        for dead in self.dead.values():
+            self.messages.drop_copy(dead)
+            self._account.add_endings(-len(dead.history))
+        self._account.add_dead(-count)
         self.dead = {}
         return count
 
@@ -359,12 +395,17 @@ class Group:
         """Everything but dead letters and waiters is gone."""
         for delivery in list(self.in_flight.values()):
             self._close(delivery)
+            self._account.add_endings(-len(delivery.history))
         self.backlog.reset(cursor)
 
-
-def _with_ending(delivery: Delivery, reason: str, at_ms: int) -> tuple[Ending, ...]:
-    ending = Ending(delivery.attempt, delivery.delivered_ms, at_ms, reason, delivery.handout.origin.node)
-    return (*delivery.history[-HISTORY_MAX + 1 :], ending)
+    def _history_with(self, delivery: Delivery, reason: str, at_ms: int) -> tuple[Ending, ...]:
+        """The history of a message with its latest delivery. It does not grow when it is long, or the queue is full."""
+        history = delivery.history
+        ending = Ending(delivery.attempt, delivery.delivered_ms, at_ms, reason, delivery.handout.origin.node)
+        if len(history) < HISTORY_MAX and self._account.refusal(ENDING_BYTES) is None:
+            self._account.add_endings(1)
+            return (*history, ending)
+        return (*history[1:], ending) if history else ()
 
 
 def was_deleted() -> Result:

@@ -6,11 +6,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from dss_api.result import Result
-from dss_queue.core.commands import TOPICS_MAX, TOTAL_BYTES_MAX, NewMessage
+from dss_queue.core.account import (
+    DEDUP_BYTES,
+    DELAY_BYTES,
+    GROUP_KEY_BYTES,
+    KEY_BYTES,
+    LIMIT,
+    MESSAGE_BYTES,
+    PENDING_BYTES,
+    new_topic_bytes,
+)
+from dss_queue.core.commands import TOPICS_MAX, NewMessage
 from dss_queue.core.group import Callers
 from dss_queue.core.records import COUNT_BITS, Message, message_id
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic import TIMERS, Topic
+from dss_raft.replication.limits import text_bytes
 
 
 class Publisher:
@@ -24,10 +35,8 @@ class Publisher:
         self._entry_index = 0
         self._entry_count = 0
 
-    def new_topic(self, name: str, at_ms: int) -> Topic | None:
-        """Add a topic; None when there are too many."""
-        if len(self._topics) >= TOPICS_MAX:
-            return None
+    def new_topic(self, name: str, at_ms: int) -> Topic:
+        """Add a topic, for which there is room."""
         registry = self._registry
         first = registry.next_serial()
         registry.serial += TIMERS - 1
@@ -48,29 +57,44 @@ class Publisher:
         """A refusal when these messages do not fit. Duplicates need no space."""
         topics = self._topics
         sizes: dict[str, int] = {}
+        growth = new_topics = 0
         for new in messages:
             name = new.topic
-            if new.dedup_id and (topic := topics.get(name)) is not None:
+            topic = topics.get(name)
+            if new.dedup_id and topic is not None:
                 topic.forget_dedup(at_ms)
                 if new.dedup_id in topic.dedup:
                     continue
-            sizes[name] = sizes.get(name, 0) + len(new.value) + len(new.key) + len(new.headers)
-        total, new_topics = self._registry.bytes, 0
+            size = len(new.value) + len(new.key) + len(new.headers)
+            sizes[name] = sizes.get(name, 0) + size
+            growth += MESSAGE_BYTES + size
+            if topic is not None:
+                growth += PENDING_BYTES * len(topic.groups)
+            if new.key or new.delay_ms or new.dedup_id:
+                growth += _extra_bytes(new, topic)
         for name, size in sizes.items():
-            total += size
             topic = topics.get(name)
             if topic is None:
                 new_topics += 1
+                growth += new_topic_bytes(name)
                 refused = self.may_not_create(name)
                 if refused is not None:
                     return refused
-            elif (limit := topic.messages.settings.max_bytes) and not topic.messages.make_room(size, limit):
-                return over_limit(f"topic {name!r} holds {topic.messages.bytes} of {limit} bytes")
-        if total > TOTAL_BYTES_MAX:
-            return over_limit(f"all topics hold {self._registry.bytes} of {TOTAL_BYTES_MAX} bytes")
-        if new_topics and len(topics) + new_topics > TOPICS_MAX:
-            return too_many_topics()
-        return None
+                continue
+            stored = topic.messages
+            limit = stored.settings.max_bytes
+            if limit and stored.bytes + size > limit and not stored.make_room(size, limit):
+                return over_limit("max_bytes", limit, f"topic {name!r} holds {stored.bytes} of {limit} bytes")
+        if new_topics:
+            return self.no_room_for_topics(new_topics, growth)
+        account = self._registry.account
+        return account.refusal(growth) if account.used + growth > account.maxima[LIMIT] else None
+
+    def no_room_for_topics(self, count: int, growth: int) -> Result | None:
+        """A refusal of a command that adds `count` topics and `growth` bytes, those of the topics included."""
+        if count and len(self._topics) + count > TOPICS_MAX:
+            return over_limit("topics_max", TOPICS_MAX, f"there are {len(self._topics)} topics, and at most {TOPICS_MAX}")
+        return self._registry.account.refusal(growth)
 
     def store(self, messages: Iterable[NewMessage], at_ms: int, index: int) -> list[dict[str, Any]]:
         """Store messages for which `over_limits` gave None; an answer for each."""
@@ -78,7 +102,6 @@ class Publisher:
 
     def _store(self, new: NewMessage, at_ms: int, index: int) -> dict[str, Any]:
         topic = self._topics.get(new.topic) or self.new_topic(new.topic, at_ms)
-        assert topic is not None
         if new.dedup_id:
             known = topic.dedup.get(new.dedup_id)
             if known is not None:
@@ -105,11 +128,20 @@ class Publisher:
                         group.serve(at_ms)
 
 
-def over_limit(detail: str) -> Result:
-    """A refusal with the code `over_limit`."""
-    return Result({"detail": detail}, "over_limit")
+def over_limit(limit: str, maximum: int, detail: str) -> Result:
+    """A refusal by a limit that is no `StateLimit`."""
+    return Result({"limit": limit, "maximum": maximum, "detail": detail}, "over_limit")
 
 
-def too_many_topics() -> Result:
-    """The refusal of a new topic."""
-    return over_limit(f"there are {TOPICS_MAX} topics")
+def _extra_bytes(new: NewMessage, topic: Topic | None) -> int:
+    """What a message with a routing key, a delay or a dedup_id costs beyond others."""
+    growth = DELAY_BYTES if new.delay_ms else 0
+    if new.dedup_id:
+        growth += DEDUP_BYTES + text_bytes(new.dedup_id)
+    if new.key:
+        growth += text_bytes(new.key) - len(new.key)
+        if topic is None:
+            growth += KEY_BYTES
+        elif new.key not in topic.messages.chains:
+            growth += KEY_BYTES + GROUP_KEY_BYTES * len(topic.groups)
+    return growth

@@ -57,6 +57,10 @@ class Message(msgspec.Struct, array_like=True, gc=False):
         return len(self.value) + len(self.key) + len(self.headers)
 
 
+#: Replaces the message of a delivery that has ended, because a list of deadlines may keep the delivery for a while.
+GONE = Message(-1, "", -1, b"", b"", 0, 0)
+
+
 class Ending(NamedTuple):
     """How one delivery ended without an ack."""
 

@@ -1,11 +1,13 @@
-"""The state that all topics of a broker share: deadlines, events, the serial counter, and the bytes in use."""
+"""The state that all topics of a broker share: deadlines, events, the serial counter, and the account of bytes."""
 
 from __future__ import annotations
 
 from operator import attrgetter
 from typing import Protocol
 
+from dss_queue.core.account import Account
 from dss_raft.replication.deadlines import NO_TIMER, Deadlines
+from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Event
 
 
@@ -22,13 +24,12 @@ class Timed(Protocol):
 class Registry:
     """See the module. Part of the replicated state."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: StateLimits) -> None:
         self.deadlines: Deadlines[Timed] = Deadlines(attrgetter("due_ms"), attrgetter("serial"))
         self.events: list[Event] = []
         #: whether publish and consume create topics
         self.create_topics = True
-        #: bytes of all topics
-        self.bytes = 0
+        self.account = Account(limits)
         #: the last number that `next_serial` gave out
         self.serial = 0
 
@@ -48,4 +49,5 @@ class Registry:
     def disarm(self, item: Timed) -> None:
         """Remove the deadline of an item."""
         item.due_ms = 0
-        self.deadlines.discard(item)
+        if item.timer != NO_TIMER:
+            self.deadlines.discard(item)

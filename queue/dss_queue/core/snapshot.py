@@ -5,11 +5,12 @@ Brokers that applied the same entries give the same bytes, whether or not they w
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from heapq import heapify
 
 import msgspec
 
+from dss_queue.core.account import attempt_bytes
 from dss_queue.core.backlog import READY, Backlog, KeyState, Returned
 from dss_queue.core.commands import TopicSettings
 from dss_queue.core.group import Callers, Counters, Delivery, Group, Handout, Waiter
@@ -230,6 +231,8 @@ class _Restoring:
         self._registry = registry
         self._callers = callers
         self._state = state
+        #: number -> a message of which only groups have copies
+        self._contents: dict[int, Message | Dead] = {}
 
     def run(self) -> Generator[None, None, None]:
         topic, state = self.topic, self._state
@@ -254,15 +257,14 @@ class _Restoring:
 
     def _restore_messages(self, restored: list[Message], unkeyed_from: int) -> None:
         messages = self.topic.messages
-        size = 0
         for message in restored:
             number, key = message.number, message.key
-            messages.by_number[number] = message
-            size += message.size
+            messages.retain(message)
             if key:
                 chain = messages.chains.get(key)
                 if chain is None:
                     chain = messages.chains[key] = Chain(key)
+                    self._registry.account.add_keys(1, 0)
                 message.key = chain.key
                 chain.append(number)
             elif not message.ready_ms:
@@ -270,7 +272,6 @@ class _Restoring:
                     messages.unkeyed.append(number)
             elif number not in messages.released:
                 messages.hidden_heap.append((message.ready_ms, number))
-        messages.add_bytes(size)
 
     def _group(self, state: _Group) -> Group:
         messages, registry = self.topic.messages, self._registry
@@ -279,20 +280,32 @@ class _Restoring:
         backlog.keys, backlog.pending = state.keys, state.pending
         backlog.private = {message.number: message for message in state.private}
         group.dead = {dead.number: dead for dead in state.dead}
+        self._share_content(state.private)
+        self._share_content(state.dead)
+        registry.account.add_dead(len(state.dead))
+        registry.account.add_endings(sum(len(dead.history) for dead in state.dead))
         group.counters, group.declared = state.counters, state.declared
         for r in state.returned:
             message = backlog.find(r.number)
             assert message is not None
             returned = Returned(message, backlog, r.attempts, r.history, r.serial, r.last_serial, uncounted=r.uncounted)
             backlog.returned[r.number] = returned
+            registry.account.add_endings(len(r.history))
             if r.due_ms:
                 backlog.waiting += 1
                 registry.arm(returned, r.due_ms)
         for w in state.waiters:
             waiter = Waiter(w.origin, group, w.serial, w.visibility_ms, w.messages_max, w.attempt_id)
             group.add_waiter(waiter, w.due_ms)
-        messages.add_bytes(sum(m.size for m in state.private) + sum(d.size for d in state.dead))
         return group
+
+    def _share_content(self, copies: Sequence[Message | Dead]) -> None:
+        """The copies that groups have of a message have its value only once in memory."""
+        messages = self.topic.messages
+        for one in copies:
+            first = messages.by_number.get(one.number) or self._contents.setdefault(one.number, one)
+            one.key, one.value, one.headers = first.key, first.value, first.headers
+            messages.add_copy(one)
 
 
 def _earliest(groups: list[_Group]) -> int:
@@ -308,6 +321,7 @@ def _restore_handout(group: Group, state: _Handout, registry: Registry, callers:
     callers.handouts[state.origin] = handout
     if state.attempt_id:
         group.replays[state.attempt_id] = handout
+        registry.account.add_attempt(attempt_bytes(state.attempt_id))
     for d in state.deliveries:
         message = group.backlog.find(d.number)
         assert message is not None
@@ -315,6 +329,7 @@ def _restore_handout(group: Group, state: _Handout, registry: Registry, callers:
             message, d.serial, d.attempt, d.delivered_ms, d.visibility_ms, handout, d.history, uncounted=d.uncounted
         )
         delivery.received = d.received
+        registry.account.add_endings(len(d.history))
         group.in_flight[d.number] = delivery
         registry.arm(delivery, d.due_ms)
 

@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from dss_queue.core.account import DEDUP_BYTES, PENDING_BYTES, new_group_bytes, new_topic_bytes
 from dss_queue.core.commands import TopicSettings
 from dss_queue.core.group import Callers, Group
 from dss_queue.core.partitions import PARTITIONS
@@ -15,6 +16,7 @@ from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
 from dss_queue.core.window import Chain
 from dss_raft.replication.deadlines import NO_TIMER
+from dss_raft.replication.limits import text_bytes
 
 #: Messages that one retention run drops; the rest follow a moment later.
 RETENTION_BATCH_MAX = 10_000
@@ -53,6 +55,8 @@ class Topic:
         self.used_ms = 0
         self.messages.on_kept = self._await_end_of_keep
         self._registry = registry
+        self._account = registry.account
+        self._account.add_topic(new_topic_bytes(name))
         self._callers = callers
         self._delay_timer = TopicTimer(self, serial)
         self._retention_timer = TopicTimer(self, serial + 1)
@@ -85,13 +89,14 @@ class Topic:
         messages, number = self.messages, message.number
         if message.partition < 0:
             message.partition = self.published % PARTITIONS
-        messages.by_number[number] = message
+        messages.retain(message)
         self.published += 1
         self.used_ms = at_ms
         self.publish_rate.add(at_ms)
-        messages.add_bytes(message.size)
         for group in self.groups.values():
             group.backlog.pending += 1
+            self._account.pending += 1
+            self._account.used += PENDING_BYTES
         if message.key:
             self._add_to_chain(message, at_ms)
         elif message.ready_ms:
@@ -108,6 +113,7 @@ class Topic:
         if chain is None:
             chain = chains[key] = Chain(key)
             chain.append(message.number)
+            self._account.add_keys(1, len(self.groups))
             for group in self.groups.values():
                 group.backlog.chain_begins(message, at_ms)
         else:
@@ -160,6 +166,7 @@ class Topic:
         self.attach(group)
         for message in skipped:
             group.backlog.pending -= 1
+            self._account.add_pending(-1)
             messages.finished_by_one_more(message)
         return group
 
@@ -180,14 +187,13 @@ class Topic:
 
     def remove_group(self, name: str) -> None:
         """Delete a group. What every other group has finished is finished now."""
-        messages, group = self.messages, self.groups.pop(name)
+        messages, group = self.messages, self.groups[name]
         finished = [message for message in messages.by_number.values() if not message.key and group.is_finished_with(message)]
         for chain in messages.chains.values():
             finished += [messages.by_number[number] for number in group.backlog.past_of(chain)]
         for message in finished:
             message.done -= 1
-        group.close()
-        messages.readers.remove(group.backlog)
+        self._detach(group)
         if messages.readers:
             for message in list(messages.by_number.values()):
                 if message.done == len(messages.readers):
@@ -201,16 +207,29 @@ class Topic:
     def close(self) -> int:
         """The topic is deleted. How many messages it had."""
         count = self.purge()
-        for group in self.groups.values():
-            group.close()
+        for group in list(self.groups.values()):
+            self._detach(group)
         for timer in self.timers:
             self._registry.disarm(timer)
+        self._account.add_dedup(-sum(map(_dedup_bytes, self.dedup)))
+        self._account.add_topic(-new_topic_bytes(self.name))
         return count
 
     def attach(self, group: Group) -> None:
         """From now on messages are retained until this group is finished with them, too."""
         self.groups[group.name] = group
         self.messages.readers.append(group.backlog)
+        self._account.add_group(new_group_bytes(group.name))
+        self._account.add_group_keys(len(self.messages.chains))
+        self._account.add_pending(group.backlog.pending)
+
+    def _detach(self, group: Group) -> None:
+        """Delete a group; the messages do not know yet."""
+        group.close()
+        del self.groups[group.name]
+        self.messages.readers.remove(group.backlog)
+        self._account.add_group(-new_group_bytes(group.name))
+        self._account.add_group_keys(-len(self.messages.chains))
 
     # -------------------------------------------------------------------- upkeep
 
@@ -219,19 +238,23 @@ class Topic:
         if self.messages.settings.dedup_window_ms:
             self.dedup[dedup_id] = (message.number, message.partition, at_ms)
             self._dedup_order.append(dedup_id)
+            self._account.add_dedup(_dedup_bytes(dedup_id))
             self._await_dedup(at_ms)
 
     def restore_dedup(self, dedup: dict[str, tuple[int, int, int]]) -> None:
         """After a restore, oldest first."""
         self.dedup = dedup
         self._dedup_order = deque(dedup)
+        self._account.add_dedup(sum(map(_dedup_bytes, dedup)))
 
     def forget_dedup(self, at_ms: int) -> None:
         """Drop the dedup_ids whose window is over."""
         order, dedup = self._dedup_order, self.dedup
         horizon = at_ms - self.messages.settings.dedup_window_ms
         while order and dedup[order[0]][2] <= horizon:
-            del dedup[order.popleft()]
+            dedup_id = order.popleft()
+            del dedup[dedup_id]
+            self._account.add_dedup(-_dedup_bytes(dedup_id))
         self._await_dedup(at_ms)
 
     def drop_old(self, at_ms: int) -> None:
@@ -320,6 +343,10 @@ class Topic:
         if self._dedup_order and not self._dedup_timer.due_ms:
             first_ms = self.dedup[self._dedup_order[0]][2]
             self._registry.arm(self._dedup_timer, _upkeep_ms(first_ms + self.messages.settings.dedup_window_ms, at_ms))
+
+
+def _dedup_bytes(dedup_id: str) -> int:
+    return DEDUP_BYTES + text_bytes(dedup_id)
 
 
 def _upkeep_ms(due_ms: int, at_ms: int) -> int:

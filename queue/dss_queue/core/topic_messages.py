@@ -10,10 +10,11 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Protocol
 
+from dss_queue.core.account import MESSAGE_BYTES, message_bytes
 from dss_queue.core.commands import TopicSettings
-from dss_queue.core.records import Message
+from dss_queue.core.records import Dead, Message
 from dss_queue.core.registry import Registry
-from dss_queue.core.window import Chain, Window
+from dss_queue.core.window import SLACK_MAX, Chain, Window
 
 
 class Reader(Protocol):
@@ -48,19 +49,45 @@ class TopicMessages:
         self.on_kept: Callable[[Message], None] = lambda message: None
         #: one for each group of the topic
         self.readers: list[Reader] = []
-        #: of retained messages, private messages and dead letters
+        #: what `max_bytes` limits: values, keys and headers of retained messages, private messages and dead letters
         self.bytes = 0
-        self._registry = registry
+        #: number -> how many groups have the message as a private message or a dead letter
+        self.copies: dict[int, int] = {}
+        self._account = registry.account
 
     @property
     def hidden(self) -> int:
         """Messages without a routing key whose delay is not over."""
         return len(self.hidden_heap)
 
-    def add_bytes(self, count: int) -> None:
-        """Account for memory, here and in the broker's total."""
-        self.bytes += count
-        self._registry.bytes += count
+    def retain(self, message: Message) -> None:
+        """Add a message to those of the topic. Its groups count it themselves."""
+        self.by_number[message.number] = message
+        key = message.key
+        size = len(message.value) + len(key) + len(message.headers)
+        self.bytes += size
+        self._account.used += MESSAGE_BYTES + size if key.isascii() else message_bytes(message)
+        if message.ready_ms:
+            self._account.add_delays(1)
+
+    def add_copy(self, one: Message | Dead) -> None:
+        """A group has a private message or a dead letter. It shares its value with the other copies, and the retained message."""
+        self.bytes += one.size
+        others = self.copies.get(one.number, 0)
+        self.copies[one.number] = others + 1
+        if not others and one.number not in self.by_number:
+            self._account.used += message_bytes(one)
+
+    def drop_copy(self, one: Message | Dead) -> None:
+        """A group no longer has a private message or a dead letter."""
+        self.bytes -= one.size
+        others = self.copies[one.number] - 1
+        if others:
+            self.copies[one.number] = others
+            return
+        del self.copies[one.number]
+        if one.number not in self.by_number:
+            self._account.used -= message_bytes(one)
 
     def trim_unkeyed(self) -> None:
         """Forget the unkeyed messages that every group has met. Without groups, or with `keep_ms`: the first ones that are gone."""
@@ -73,6 +100,9 @@ class TopicMessages:
         for reader in self.readers:
             reader.cursor = max(reader.cursor, start)
         unkeyed.forget_before(start)
+        if self.settings.keep_ms and unkeyed.end - start > 2 * len(self.by_number) + SLACK_MAX:
+            # A message that a group does not finish stays in front of many that are gone.
+            self.restart_unkeyed()
 
     def position_of(self, number: int) -> int:
         """The position of the first unkeyed message from `number` on; -1 for the end."""
@@ -87,15 +117,18 @@ class TopicMessages:
         """One more group is finished with a message."""
         message.done += 1
         if message.done == len(self.readers):
-            self.finished_by_all(message)
+            (self._keep if self.settings.keep_ms else self.drop)(message)
 
     def finished_by_all(self, message: Message) -> None:
         """Drop a message, or keep it for later groups."""
-        if self.settings.keep_ms:
-            heappush(self.kept, message.number)
-            self.on_kept(message)
-        else:
-            self.drop(message)
+        (self._keep if self.settings.keep_ms else self.drop)(message)
+
+    def _keep(self, message: Message) -> None:
+        heappush(self.kept, message.number)
+        if len(self.kept) > 2 * len(self.by_number) + SLACK_MAX:
+            # Groups that come and go finish the same messages several times.
+            self.kept = self.kept_numbers()
+        self.on_kept(message)
 
     def drop_kept(self, until_ms: int) -> None:
         """Drop the kept messages that were published at `until_ms` or before."""
@@ -142,20 +175,32 @@ class TopicMessages:
         """Retain a message no longer."""
         number, key = message.number, message.key
         del self.by_number[number]
-        self.add_bytes(-message.size)
+        self._forget_bytes(message)
         if key:
             # Groups finish the messages of a key in order: it is the head.
             chain = self.chains[key]
             chain.forget_before(chain.start + 1)
             if chain.start == chain.end:
                 del self.chains[key]
+                self._account.add_keys(-1, len(self.readers))
                 for reader in self.readers:
                     reader.chain_ends(key)
         elif message.ready_ms:
             self.released.pop(number, None)
 
+    def _forget_bytes(self, message: Message) -> None:
+        key = message.key
+        size = len(message.value) + len(key) + len(message.headers)
+        self.bytes -= size
+        if message.number not in self.copies:
+            self._account.used -= MESSAGE_BYTES + size if key.isascii() else message_bytes(message)
+        if message.ready_ms:
+            self._account.add_delays(-1)
+
     def clear(self) -> None:
         """Drop everything, whatever groups have done with it."""
-        self.add_bytes(-sum(message.size for message in self.by_number.values()))
+        for message in self.by_number.values():
+            self._forget_bytes(message)
+        self._account.add_keys(-len(self.chains), len(self.readers))
         self.by_number, self.chains, self.released, self.hidden_heap, self.kept = {}, {}, {}, [], []
         self.unkeyed.forget_before(self.unkeyed.end)
