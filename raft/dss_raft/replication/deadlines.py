@@ -22,7 +22,7 @@ NO_TIMER = -1
 NEAR = -2
 #: 1,024 ms per list
 SLOT_SHIFT = 10
-STALE_ALLOWED = 4096
+STALE_ALLOWED = 512
 
 
 class Timed(Protocol):
@@ -152,11 +152,11 @@ class Deadlines(Generic[T]):
 
     def _valid(self) -> list[T]:
         """The items with a valid entry, each once."""
-        entries = [(NEAR, item) for _, _, item in self._near]
-        entries += [(slot, item) for slot, items in self._slots.items() for item in items]
+        lists = [(NEAR, [item for _, _, item in self._near]), *self._slots.items()]
         valid = []
-        for timer, item in entries:
-            if item.timer == timer:
-                item.timer = NO_TIMER
-                valid.append(item)
+        for timer, items in lists:
+            for item in items:
+                if item.timer == timer:
+                    item.timer = NO_TIMER
+                    valid.append(item)
         return valid
