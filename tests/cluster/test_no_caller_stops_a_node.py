@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -84,16 +85,17 @@ def test_one_large_publish_does_not_stop_the_writes_of_a_cluster(make_cluster):
 
 def test_bursts_of_reads_that_outlast_a_coherence_lease(make_cluster):
     """The reads of a burst take longer than the lease that they wait for. The node still answers others, and stops when asked."""
-    (node,) = make_cluster(nodes=1, DSS_CACHE_LEASE_MS="50").nodes
+    (node,) = make_cluster(nodes=1, DSS_SERVER="uvicorn", DSS_CACHE_LEASE_MS="50").nodes
     keys = [f"k{number}" for number in range(1000)]
     assert node.call("POST", "/cache/mput", {"items": [{"key": key, "value": 1} for key in keys]}).status == 200
-    with websocket(node) as client:
-        for burst in range(4):
-            for number in range(50):
-                client.send(op(50 * burst + number, "cache.mget", keys=keys))
-            for _ in range(50):
+    calls = [op(number, "cache.mget", keys=keys) for number in range(100)]
+    with ThreadPoolExecutor(2) as pool, websocket(node) as one, websocket(node) as other:
+        sent = [pool.submit(lambda client=client: list(map(client.send, calls))) for client in (one, other)]
+        for _ in calls:
+            for client in (one, other):
                 assert json.loads(client.recv(PATIENCE_S))["ok"]
-            assert node.call("GET", "/health", timeout_s=PATIENCE_S).status == 200
+        assert [len(one.result()) for one in sent] == [len(calls)] * 2
+        assert node.call("GET", "/health", timeout_s=PATIENCE_S).status == 200
     assert node.stop() == 0
 
 
@@ -172,6 +174,25 @@ def test_a_watch_that_nobody_reads_ends(make_cluster, server):
 
 def watches(node: LocalNode) -> bool:
     return b'dss_subscriptions{subscription="locks.watch"} 1.0' in node.call("GET", "/metrics").body
+
+
+@SERVERS
+def test_answers_that_nobody_reads_have_a_limit_in_bytes(make_cluster, server):
+    """200 answers of 1 MB; of these the node keeps 16 MiB at most, and then it drops the connection."""
+    (node,) = make_cluster(nodes=1, DSS_SERVER=server).nodes
+    keys = [f"k{number}" for number in range(20)]
+    items = [{"key": key, "value": "x" * 50_000} for key in keys]
+    assert node.call("POST", "/cache/mput", {"items": items}).status == 200
+    memory = psutil.Process(node.pid).memory_info
+    before = memory().rss
+    with not_read(websocket(node, 4096)) as client:
+        for number in range(200):
+            client.send(op(number, "cache.mget", keys=keys))
+        most = 0
+        for _ in range(100):
+            assert node.call("GET", "/health").status == 200
+            most = max(most, memory().rss)
+    assert most - before < 100 * MIB
 
 
 @SERVERS

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dss_dev.checkouts import tested_checkout
 from dss_dev.confinement import Confinement, Limits
 from dss_dev.hostile import LIMITS, PATIENCE_S, SETTINGS, STATE_LIMITS, Probe
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
@@ -27,7 +28,9 @@ def node(
         (only,) = cluster.nodes
         try:
             cluster.wait_ready()
-            assert only.call("PUT", "/raft/limits", {"limits": STATE_LIMITS}).status == 200
+            if tested_checkout() is None:
+                # An older release has no such call. Its nodes must fail at what the tests are about.
+                assert only.call("PUT", "/raft/limits", {"limits": STATE_LIMITS}).status == 200
             _report.append(f"{server}: {'; '.join(confinement.notes)}")
             yield only
             assert only.stop(PATIENCE_S) == 0, only.log_tail()
