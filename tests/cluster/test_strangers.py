@@ -18,6 +18,7 @@ pytestmark = pytest.mark.cluster
 
 #: a node that believes what it is told ends after fewer
 DIALED = 12
+REFUSAL_TAG = handshake.Refusal.__struct_config__.tag
 
 
 @contextmanager
@@ -27,8 +28,9 @@ def stranger(node: LocalNode, reason: str) -> Iterator[list[str]]:
 
     class Refuse(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            self.request.recv(1000)
-            self.request.sendall(with_length(handshake._PREFIX + msgspec.msgpack.encode(handshake.Refusal(reason))))
+            greeting = self.request.recv(1000)
+            prefix = greeting[4 : 4 + len(handshake.MAGIC) + 1]  # of any release: the stranger speaks the caller's version
+            self.request.sendall(with_length(prefix + msgspec.msgpack.encode([REFUSAL_TAG, reason])))
             callers.append(self.client_address[0])
 
     class Server(socketserver.ThreadingTCPServer):

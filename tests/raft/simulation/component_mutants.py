@@ -120,6 +120,30 @@ COMPONENT_MUTANTS = (
         ("tests/raft/test_readiness.py::test_a_busy_node_does_not_flap",),
     ),
     ComponentMutant(
+        "a leader that cannot write goes silently",
+        "dss_raft.core.leader",
+        "    successor = best_successor(core)\n",
+        "    successor = None\n",
+        ("tests/raft/core/test_core.py::test_a_leader_that_can_no_longer_write_has_the_best_successor_campaign",),
+    ),
+    ComponentMutant(
+        "starts without its high-water mark",
+        "dss_raft.disk.store",
+        "if not self.is_new and not self._acknowledged.exists():",
+        "if False:",
+        (
+            "tests/raft/store/test_store_damage.py"
+            "::test_a_missing_high_water_mark_is_refused_until_an_operator_vouches_for_the_rest",
+        ),
+    ),
+    ComponentMutant(
+        "a session event names a ping that its renewal does not answer",
+        "dss_locks.subscriptions",
+        'renewed.body["expires_in_ms"], renewed.index, ping))',
+        'renewed.body["expires_in_ms"], renewed.index, feed.last_ping))',
+        ("tests/locks/test_connection_session.py::test_its_events_name_the_last_ping_that_arrived_before_the_renewal_began",),
+    ),
+    ComponentMutant(
         "believes a refusal without a MAC",
         "dss_raft.net.handshake",
         "if not self._dials or not self._key or not hmac.compare_digest(refusal.mac, self._refusal_mac(refusal.reason)):",

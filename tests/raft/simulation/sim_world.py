@@ -163,11 +163,15 @@ class World(Load):
         self.time.all_are_down()
 
     def _fault_fsync_error(self) -> None:
-        """The disk reports an error: the node stops without a retry."""
+        """The disk reports an error or is full: a leader hands over, and the node stops without a retry."""
         writing = [node for node in self.nodes.values() if node.writing is not None]
         if writing:
             self.happened["fsync_error"] += 1
-            self._crash(self.rng.choice(writing))
+            node = self.rng.choice(writing)
+            node.core.abdicate()
+            for message in node.core.messages:
+                self._send(node, message)
+            self._crash(node)
 
     def _fault_pause(self) -> None:
         node = self.rng.choice(list(self.nodes.values()))
