@@ -10,7 +10,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft load postman sim mutants model chaos hostile lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft load postman sim mutants model chaos hostile fuzz lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,13 +77,19 @@ mutants: $(READY) ## plant bugs in Raft, and check that each one is found
 model: ## search the model of the cache's protocol completely, and check that every planted bug is found (needs spin and gcc)
 	@$(PYTHON) cache/model/check.py $(ARGS)
 
-hostile: $(READY) ## attack a node that has 512 MB, 1,024 descriptors and 400 threads, with each server (HOSTILE=10: the size)
+hostile: $(READY) ## attack a node that has 512 MB, 1,024 descriptors and 400 threads, with each server (HOSTILE=10: the size); then fuzz
 	@DSS_HOSTILE=$(or $(HOSTILE),10) $(BIN)/python -m pytest -q tests/cluster/hostile $(ARGS)
+	@$(MAKE) --no-print-directory fuzz
 
 chaos: $(READY) ## load clusters that are killed, paused and cut off, and check all answers (cutting off needs root on Linux)
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
+
+fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 random commands, SCHEMA_CALLS=20000 from OpenAPI
+	@$(BIN)/python tests/fuzz/fuzz_commands.py --commands $(or $(COMMANDS),1000000)
+	@DSS_SCHEMA_CALLS=$(or $(SCHEMA_CALLS),20000) $(BIN)/python -m pytest -q -s tests/fuzz/test_openapi_calls.py
+	@$(BIN)/python tests/fuzz/fuzz_calls.py --calls $(or $(CALLS),200000)
 
 lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
 	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml

@@ -87,7 +87,9 @@ class PublishRequest(MessageFields, kw_only=True):
                 raise ValueError("`value` is missing (or `messages`, for several)")
             _check_message(self)
         elif self.value is not msgspec.UNSET or self.headers or self.key or self.delay_ms or self.dedup_id:
-            raise ValueError("`messages` excludes value, key, headers, delay_ms and dedup_id: give them inside each message")
+            raise ValueError(
+                "`messages` excludes `value`, `key`, `headers`, `delay_ms` and `dedup_id`: give them inside each message"
+            )
 
 
 class NewMessage(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
