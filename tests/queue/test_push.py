@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from dss_api.errors import Refused
 from dss_api.liveness import Liveness
 from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, free_ports
+from dss_queue import push
 from dss_queue.core.commands import AckRequest, ConsumeRequest, Nack, PublishRequest, Subscribe
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic
 from dss_queue.operations import ack, consume, nack, publish
@@ -70,6 +71,28 @@ def subscribed(node):
 async def put(node, *values: Any, **fields: Any) -> None:
     for value in values:
         await publish(node, PublishRequest(topic="t", value=msgspec.Raw(msgspec.json.encode(value)), **fields))
+
+
+async def test_a_subscription_stays_while_the_queue_is_full(node, subscribed, monkeypatch):
+    monkeypatch.setattr(push, "FULL_PAUSE_S", 0.01)
+    async with subscribed(credit=1) as feed:
+        await put(node, 1, 2)
+        value, event = await feed.value()
+        assert value == 1
+        maxima, message = node.broker.limits.maxima, AckRequest(topic="t", group="g", msg_id=event["msg_id"])
+        maximum, maxima["queue_bytes_max"] = maxima["queue_bytes_max"], 1
+        await ack(node, message)
+        value, event = await feed.value()
+        assert value == 2, "what is ready is pushed"
+        consumes = len(node.commands)
+        await ack(node, AckRequest(topic="t", group="g", msg_id=event["msg_id"]))
+        # No consume waits: it is refused and repeated.
+        while len(node.commands) < consumes + 4 and not feed.task.done():  # noqa: ASYNC110  (nothing else tells)
+            await asyncio.sleep(0)
+        assert not feed.task.done()
+        maxima["queue_bytes_max"] = maximum
+        await put(node, 3)
+        assert (await feed.value())[0] == 3
 
 
 async def nothing_comes(node, feed: Feed) -> None:
