@@ -125,6 +125,14 @@ def snapshot_index(client: Any, number: int) -> int:
 
 
 @SERVERS
+def test_a_head_without_an_end_is_refused_while_it_arrives(make_cluster, server):
+    (node,) = make_cluster(nodes=1, DSS_SERVER=server).nodes
+    with raw(node) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nx-long: " + b"x" * 64 * KIB)
+        assert client.recv(1000).startswith(b"HTTP/1.1 431 ")
+
+
+@SERVERS
 def test_a_request_that_does_not_arrive_is_given_up(make_cluster, server):
     (node,) = make_cluster(nodes=1, DSS_SERVER=server).nodes
     with raw(node) as client:

@@ -80,8 +80,15 @@ def test_topics_made_by_typing_errors_can_be_deleted(make_cluster):
             {"keys": [f"{{}}/{key}" for key in range(64)], "client": "a", "ttl_ms": 600_000},
             ("/lock/release", {"keys": [f"{{}}/{key}" for key in range(64)], "client": "a"}),
         ),
+        (
+            "queue_bytes_max",
+            MIB,
+            "/queue/publish",
+            {"topic": "t", "messages": [{"value": 1, "dedup_id": f"{{}}/{number}/{'d' * 400}"} for number in range(100)]},
+            None,
+        ),
     ],
-    ids=["cache bytes", "cache keys", "locks"],
+    ids=["cache bytes", "cache keys", "locks", "dedup ids"],
 )
 def test_state_over_its_limit_is_refused_and_can_shrink(make_cluster, limit, maximum, path, grow, shrink):
     (node,) = make_cluster(nodes=1, DSS_CACHE_WRITE_BACK_MS="60000").nodes
