@@ -28,10 +28,11 @@ _PIECE_BYTES = 1024 * 1024
 
 
 class _Export:
-    __slots__ = ("busy", "file", "used_at_s")
+    __slots__ = ("busy", "file", "size", "used_at_s")
 
-    def __init__(self, file: BinaryIO, now_s: float) -> None:
+    def __init__(self, file: BinaryIO, size: int, now_s: float) -> None:
         self.file = file
+        self.size = size
         self.used_at_s = now_s
         #: how many threads read the file
         self.busy = 0
@@ -83,7 +84,7 @@ class Exports:
         finally:
             self._beginning -= 1
         export_id = secrets.token_hex(16)
-        self._exports[export_id] = _Export(file, self._loop.time())
+        self._exports[export_id] = _Export(file, meta.size, self._loop.time())
         return export_id, Header(
             cluster=self._cluster_id,
             node=self._node_id,
@@ -106,6 +107,9 @@ class Exports:
             raise Refused(
                 "not_found", "this node no longer has that snapshot open: it was restarted, or nobody read the snapshot"
             )
+        if offset >= export.size:
+            self._end(export_id, export)
+            return b""
         export.busy += 1
         try:
             data = await self._loop.run_in_executor(None, os.pread, export.file.fileno(), CHUNK_BYTES, offset)
@@ -114,8 +118,6 @@ class Exports:
         finally:
             export.busy -= 1
             export.used_at_s = self._loop.time()
-        if not data:
-            self._end(export_id, export)
         return data
 
     def close_idle(self) -> None:

@@ -29,6 +29,8 @@ def test_help_lists_our_commands_first_with_a_line_each() -> None:
         "member",
         "log",
         "restart",
+        "recover",
+        "snapshot",
         "publish",
         "consume",
         "mesi",

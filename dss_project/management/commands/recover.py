@@ -14,7 +14,7 @@ from dss_raft.disk.files import StoreError
 
 
 class Command(BaseCommand):
-    help = "The last resort when a majority of the members is lost for good: this node becomes a new cluster. It must not run."
+    help = "Make the survivor of a lost majority a new cluster. The node must not run. This is the last resort."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:

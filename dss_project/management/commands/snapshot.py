@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ SNAPSHOT_MS = 600_000
 
 
 class Command(BaseCommand):
-    help = "Save the state of a running cluster to a file, look at a file, or start a new cluster from it."
+    help = "Save the state of a cluster to a file, or start a new cluster from it."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -82,14 +83,15 @@ class Command(BaseCommand):
         )
         # Only this node has the snapshot open.
         node = Client([client.url], settings.NODE.api_token, say)
+        path = f"/raft/snapshot/{begun['id']}?offset="
         with backup.BackupWriter(file, header) as writer:
-            while True:
-                path = f"/raft/snapshot/{begun['id']}?offset={writer.written}"
-                data = b64decode(node.call("GET", path, patience_s=PATIENCE_S)["data"])
-                if not data:
-                    break
+            data = b" "
+            while data and writer.written < header.bytes:
+                data = b64decode(node.call("GET", f"{path}{writer.written}", patience_s=PATIENCE_S)["data"])
                 writer.write(data)
             writer.finish()
+        with suppress(CallFailed, OSError):  # close it on the node
+            node.call("GET", f"{path}{header.bytes}", patience_s=0)
         self.stdout.write(f"{file}: cluster {header.cluster} at index {header.index}, {header.bytes} bytes, from {header.node}")
 
     # ---------------------------------------------------------------------- info
