@@ -26,7 +26,7 @@ schemathesis = pytest.importorskip(
 checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 
 CALLS = int(os.environ.get("DSS_SCHEMA_CALLS", "300"))
-REPORT_EVERY = 500
+REPORT_EVERY = 200
 WAIT_MS = 5
 #: A call waits for its default time if it does not say how long.
 WAITS = {"/queue/consume": "timeout_ms"}
@@ -80,24 +80,6 @@ def test_calls_made_from_the_openapi_document(node: LocalNode) -> None:
             # Calls without parameters soon have no further requests, so there are several rounds; none of them can be invalid.
             with suppress(Unsatisfiable):
                 seed(number)(quiet(given(case=strategy)(call)))()
-    print(f"{sum(statuses.values()):,}/{CALLS:,} calls", file=sys.stderr, flush=True)
-
-    for number in range(CALLS):
-        left = CALLS - sum(statuses.values())
-        if left <= 0:
-            break
-        for operation in operations:
-            for mode in MODES:
-                # Operations without parameters soon have no further requests, so there are several rounds.
-                run = given(case=operation.as_strategy(generation_mode=mode))(call)
-                quiet = settings(
-                    max_examples=max(1, left // (len(operations) * len(MODES))),
-                    phases=[Phase.generate],
-                    suppress_health_check=list(HealthCheck),
-                    deadline=None,
-                    database=None,
-                )
-                seed(number)(quiet(run))()
     print(f"{sum(statuses.values()):,} calls: {', '.join(f'{name} {count:,}' for name, count in sorted(statuses.items()))}")
     assert node.is_running, node.log_tail()
     assert "Traceback" not in node.log_path.read_text()
