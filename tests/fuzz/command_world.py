@@ -27,7 +27,7 @@ from dss_raft.replication.replica import Replica
 OURS = "node-1"
 NODES = (OURS, "node-2", "node-3")
 #: Entries between two comparisons of the whole state, and between two restores.
-COMPARE_EVERY, RESTORE_EVERY = 100, 250
+COMPARE_EVERY, RESTORE_EVERY = 50, 60
 COMMANDS_PER_GROUP_MAX = 12
 RESENT_MAX = 20
 
