@@ -12,7 +12,7 @@ from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Consume, NewMessage, Publish
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.batch import encode_batch, encode_command, encode_group
-from dss_raft.replication.commands import Command
+from dss_raft.replication.commands import Command, OpenSession
 from dss_raft.replication.limits import LimitsMachine, StateLimits
 from dss_raft.replication.replica import Replica
 
@@ -38,8 +38,11 @@ class ReplicaLog:
         self._seqs: dict[str, int] = {}
 
     def send(self, *commands: Command, node: str = "node-1") -> list[dict[str, Any]]:
-        """The answers that there are."""
-        first = self._seqs.get(node, 0) + 1
+        """The answers that there are. The first call of a node opens its session."""
+        if node not in self._seqs:
+            self._seqs[node] = 0
+            self.send(OpenSession(), node=node)
+        first = self._seqs[node] + 1
         self._seqs[node] = first + len(commands) - 1
         group = encode_group(node, self._incarnation, first, [], [encode_command(command) for command in commands])
         entry = Entry(self.replica.applied_index + 1, self._term, EntryKind.COMMANDS, encode_batch(self.at_ms, [], [group]))

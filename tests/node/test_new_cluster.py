@@ -122,6 +122,10 @@ def test_a_restore_that_is_refused_leaves_nothing(backup: Path, tmp_path: Path) 
 # ------------------------------------------------------------------- recovering
 
 
+#: of the survivor's log: a session is opened, and four calls
+LAST_INDEX = 5
+
+
 @pytest.fixture
 def survivor(tmp_path: Path) -> NodeConfig:
     """The settings of a survivor for its new cluster. Its log has a snapshot and entries that nobody knows to be committed."""
@@ -144,8 +148,8 @@ def survivor(tmp_path: Path) -> NodeConfig:
 
 def test_a_survivor_keeps_its_whole_log(survivor: NodeConfig) -> None:
     recovery = Recovery(survivor)
-    assert (recovery.survivor.cluster_id, recovery.survivor.last_index, recovery.survivor.last_term) == ("dss", 4, 1)
-    assert recovery.replica.applied_index == 4
+    assert (recovery.survivor.cluster_id, recovery.survivor.last_index, recovery.survivor.last_term) == ("dss", LAST_INDEX, 1)
+    assert recovery.replica.applied_index == LAST_INDEX
     index, previous = recovery.carry_out(None)
     assert previous == Path(survivor.data_dir) / "raft.before-recovery"
     store = store_of(survivor)
@@ -155,7 +159,7 @@ def test_a_survivor_keeps_its_whole_log(survivor: NodeConfig) -> None:
     assert state.hard_state == HardState(4, ""), "no term of the old log begins again"
     assert [member.id for member in state.snapshot.configuration.members] == ["node-1"]
     old = LogStore(previous, "node-1", "dss")
-    assert old.last_index == 4
+    assert old.last_index == LAST_INDEX
     old.close()
     assert "is left from an earlier recovery" in refusal(lambda: Recovery(config_again(survivor)))
 
@@ -210,7 +214,7 @@ def test_a_recovery_that_is_refused_changes_nothing(survivor: NodeConfig, tmp_pa
     with pytest.raises(CannotFound, match="at least"):
         Recovery(survivor).carry_out(1)
     store = LogStore(Path(survivor.data_dir) / "raft", "node-1", "dss")
-    assert store.last_index == 4
+    assert store.last_index == LAST_INDEX
     store.close()
 
 
