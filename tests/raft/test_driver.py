@@ -254,3 +254,22 @@ async def test_an_own_snapshot_older_than_a_received_one_is_not_used(tmp_path, s
     )
     assert await keeper.take(core) is None
     assert not committed
+
+
+@pytest.mark.parametrize(("entry_bytes", "kept"), [(1, 250), (100, 10), (5000, 0)])
+async def test_entries_before_a_snapshot_are_kept_in_number_and_in_bytes(tmp_path, stage, entry_bytes, kept):
+    """They are in memory: 2,500 entries of a megabyte would be more than a node has."""
+    store = SimpleNamespace(snapshot_index=0, stage_snapshot=lambda meta, pieces: meta, kept=None)
+
+    def commit_snapshot(meta, keep):
+        store.kept = keep
+        return meta
+
+    store.commit_snapshot = commit_snapshot
+    replica = SimpleNamespace(applied_index=1000, snapshot=lambda: b"state")
+    keeper_parts: Any = (replica, store, tmp_path, stage.executor)
+    keeper = SnapshotKeeper(*keeper_parts, entries_max=1000, bytes_max=2000, keep_entries=250)
+    log = SimpleNamespace(size=lambda after, to: (to - after) * entry_bytes)
+    core: Any = SimpleNamespace(meta_at=snapshot, snapshot=snapshot(0), log=log, configuration=CONFIGURATION)
+    assert await keeper.take(core) is not None
+    assert (keeper.keep_entries, store.kept) == (kept, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,7 +72,8 @@ class SnapshotKeeper:
         directory: the directory of the store, for the file of the child process.
         entries_max: a snapshot is due after this many applied entries,
         bytes_max: or after this many bytes of them.
-        keep_entries: entries that are kept before a snapshot, for followers that are slightly behind.
+        keep_entries: entries that are kept before a snapshot, for followers that are slightly behind. Fewer are kept if they are
+            longer than half of `bytes_max`: they are in memory.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class SnapshotKeeper:
         keep_entries: int,
     ) -> None:
         self.parts: list[SnapshotPart] = []
-        self.keep_entries = keep_entries
+        self._keep_entries_max = keep_entries
+        #: entries that are kept before the snapshot that was taken last
+        self.keep_entries = 0
         self._replica = replica
         self._store = store
         self._child_file = directory / "state.child"
@@ -123,6 +127,7 @@ class SnapshotKeeper:
         try:
             index = self._replica.applied_index
             meta = core.meta_at(index)
+            self.keep_entries = self._entries_to_keep(core, index)
             # The state cannot have grown by more than what the log has brought since.
             bytes_max = self._state_bytes + core.log.size(core.snapshot.index, index)
             replica_state = await self._replica_state(is_small=bytes_max <= INLINE_BYTES_MAX)
@@ -146,6 +151,10 @@ class SnapshotKeeper:
             return None
         finally:
             self._taking = False
+
+    def _entries_to_keep(self, core: RaftCore, index: int) -> int:
+        counts = range(1, min(self._keep_entries_max, index) + 1)
+        return bisect_right(counts, self.bytes_max // 2, key=lambda count: core.log.size(index - count, index))
 
     async def _replica_state(self, is_small: bool) -> bytes | Path:
         """The encoded state, or the file that contains it."""
