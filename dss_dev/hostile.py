@@ -26,6 +26,7 @@ STATE_LIMITS = {
     "cache_bytes_max": 24 * MIB,
     "cache_dirty_bytes_max": 16 * MIB,
     "session_bytes_max": 8 * MIB,
+    "queue_bytes_max": 32 * MIB,
 }
 
 #: 1 in CI, 10 with `make hostile`.
