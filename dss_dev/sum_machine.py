@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dss_api.result import Result
-from dss_raft.replication.commands import Command
+from dss_raft.replication.commands import Command, OpenSession
 from dss_raft.replication.machine import Event, Origin, Resolved
+from dss_raft.replication.replica import Replica
 
 
 class Add(Command, tag="sum.add"):
@@ -61,6 +62,9 @@ class Sum:
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         self.waiters = {w: v for w, v in self.waiters.items() if w.node != node}
 
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        self.node_restarted(node, at_ms, index)
+
     def take_events(self) -> list[Event]:
         events, self.events = self.events, []
         return events
@@ -71,3 +75,10 @@ class Sum:
     def restore(self, state: Any) -> None:
         self.total = state["total"]
         self.waiters = {Origin(*w): tuple(v) for w, v in state["waiters"]}
+
+
+def with_sessions(replica: Replica, *nodes: str) -> Replica:
+    """The replica, in which these nodes ("a" and "b") have sessions of incarnation 1."""
+    for node in nodes or ("a", "b"):
+        replica.sessions.open(node, 1, OpenSession(replaces=0))
+    return replica

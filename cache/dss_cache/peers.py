@@ -119,6 +119,7 @@ class Peers:
         node.on_channel(CHANNEL, self._receive)
         node.on_peer_up(self._peer_is_up)
         node.on_leader_change(self._leader_changed)
+        node.before_adding(self._cannot_hold_a_lease)
 
     # --------------------------------------------------------- acknowledgements
 
@@ -251,7 +252,8 @@ class Peers:
         node, granted = self._node, self.granted
         await node.confirm_leadership()
         now = self._clock()
-        if not node.is_leader or granted.term != node.term or not granted.may_grant(holder, now):
+        is_member = holder in node.core.membership.ids
+        if not node.is_leader or not is_member or granted.term != node.term or not granted.may_grant(holder, now):
             return _refusal(token)
         granted.grant(holder, now)
         return Grant(token, node.commit_index, granted.lease_ms)
@@ -262,6 +264,10 @@ class Peers:
         except Refused:
             grant = _refusal(token)
         self._send(peer, grant)
+
+    def _cannot_hold_a_lease(self, node_id: str) -> bool:
+        """True if no process of this node, which is no member, can answer from its lines any longer."""
+        return self.granted.term == self._node.term and self._clock() > self.granted.ends_at(node_id)
 
     def tick(self) -> None:
         """About every 20 ms: send deferred announcements. As leader, agree on the lease and revoke nodes that block a write."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import structlog
 
 from dss_api.errors import Refused
@@ -25,6 +26,7 @@ from dss_raft.replication.pending_commands import PendingCommands
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.reads import ReadRounds
 from dss_raft.replication.replica import Replica
+from dss_raft.replication.sessions import ClientSession
 
 log = structlog.get_logger("raft")
 
@@ -32,10 +34,16 @@ log = structlog.get_logger("raft")
 RESEND_AFTER_S = 1.0
 
 
+class Superseded(Exception):
+    """This process is no longer the node: another one has opened the node's session, or the node was removed."""
+
+
 class Calls:
     """The calls of one node, from one start to the next.
 
     Args:
+        incarnation: a random number that identifies this start of the node.
+        opening: the command that opens its session; `replaces` is filled in.
         timeout_ms: how long a read may wait for a confirmed leader.
         waiting_max: limit of the commands in flight, and of the reads that wait.
         clock: stamps entries while this node leads.
@@ -49,6 +57,7 @@ class Calls:
         driver: Driver,
         *,
         incarnation: int,
+        opening: OpenSession,
         timeout_ms: int,
         waiting_max: int,
         clock: StampClock,
@@ -65,10 +74,18 @@ class Calls:
         self._reads = ReadRounds(core, self._loop, waiting_max)
         self._proposals = Proposals(core, replica, admission, clock)
         self._last_progress = 0.0
+        self._opening = opening
+        #: where the log was seen to have opened the session of this incarnation; 0 before that
+        self._opened_at = 0
 
     @property
     def is_leader(self) -> bool:
         return self.core.role == Role.LEADER
+
+    @property
+    def is_open(self) -> bool:
+        """True once the log has opened the session of this incarnation."""
+        return self._opened_at > 0
 
     @property
     def in_flight(self) -> int:
@@ -94,7 +111,7 @@ class Calls:
     def is_session_accepted(self) -> bool:
         """True when the session table, as applied here, knows this incarnation as the current one."""
         session = self._replica.sessions.get(self.core.node_id)
-        return session is not None and session.incarnation == self.incarnation
+        return session is not None and session.incarnation == self.incarnation and not session.is_over
 
     @property
     def are_settled(self) -> bool:
@@ -104,8 +121,10 @@ class Calls:
     # ------------------------------------------------------------- the callers
 
     def open_session(self) -> None:
-        """Queue the first command of this incarnation."""
-        self._pending.add_unattended(OpenSession())
+        """Queue the first command of this incarnation: it replaces the one that has the session, as far as this node knows."""
+        session = self._replica.sessions.get(self.core.node_id)
+        replaces = 0 if session is None else session.incarnation
+        self._pending.open_session(msgspec.structs.replace(self._opening, replaces=replaces))
 
     async def submit(self, command: Command, timeout_ms: int) -> Result:
         """See `Node.submit`."""
@@ -195,9 +214,12 @@ class Calls:
             if incarnation == self.incarnation:
                 pending.resolve(seq, result)
         session = replica.sessions.get(self.core.node_id)
-        if session is not None and session.incarnation == self.incarnation:
+        if session is not None and session.incarnation == self.incarnation and not session.is_over:
+            self._session_is_open()
             pending.park_applied(session)
             self._last_progress = self._loop.time()
+        else:
+            self._session_is_gone(session)
 
     def end_apply(self) -> None:
         """The events of the applied entries have been handled: answer reads, and send or stamp what is still due."""
@@ -212,7 +234,12 @@ class Calls:
 
     def state_replaced(self) -> None:
         """A snapshot from the leader has replaced the state."""
-        self._pending.adopt(self._replica.sessions.get(self.core.node_id))
+        session = self._replica.sessions.get(self.core.node_id)
+        if session is not None and session.incarnation == self.incarnation and not session.is_over:
+            self._session_is_open()
+        else:
+            self._session_is_gone(session)
+        self._pending.adopt(session)
         self._reads.release(self._replica.applied_index)
 
     def read_settled(self, state: ReadState) -> None:
@@ -250,6 +277,23 @@ class Calls:
             self._proposals.add_groups([group])
             self._driver.wake()
 
+    def _session_is_open(self) -> None:
+        self._opened_at = self._opened_at or self._replica.applied_index
+
+    def _session_is_gone(self, other: ClientSession | None) -> None:
+        """The log has not opened the session of this process yet, or has ended it.
+
+        Raises:
+            Superseded: another process has the session, or the node was removed and added again.
+        """
+        node = self.core.node_id
+        if not self.is_open or self._replica.applied_index < self._opened_at:
+            return  # a state that is built again begins before the session
+        if other is not None and other.incarnation != self.incarnation:
+            raise Superseded(f"another process runs as {node} (boot {other.incarnation}; this one is {self.incarnation})")
+        if node in self.core.membership.ids:
+            raise Superseded(f"{node} was removed and added again: start it again")
+
     def _send(self, groups: list[bytes]) -> None:
         leader = self.core.leader_id
         if leader == self.core.node_id:
@@ -260,6 +304,8 @@ class Calls:
 
     def _send_again(self) -> None:
         self._last_progress = self._loop.time()
+        if not self.is_open:
+            self.open_session()
         if self.core.leader_id and self._pending.in_flight:
             self._send(self._pending.groups_again())
             self._driver.wake()

@@ -47,6 +47,9 @@ class DriverListener(ApplyListener, Protocol):
     def configuration_changed(self) -> None:
         """Another configuration is in force."""
 
+    def peers_outdated(self, peers: list[str]) -> None:
+        """The stores of these peers have lost entries that they had acknowledged to this leader."""
+
     def failed(self, error: BaseException) -> None:
         """The node must stop, because continuing could do harm."""
 
@@ -112,12 +115,12 @@ class Driver:
             self._turn_is_due = True
             self._loop.call_soon(self._turn)
 
-    def receive(self, peer: str, messages: list[AnyMessage]) -> None:
-        """Handle messages from the link to `peer`. Messages with another sender are refused."""
+    def receive(self, peer: str, messages: list[AnyMessage], store: str) -> None:
+        """Handle messages from the link to `peer`, whose store is `store`. Messages with another sender are refused."""
         try:
             for message in messages:
                 if message.sender == peer:
-                    self.core.step(message)
+                    self.core.step(message, store)
                 else:
                     metrics.peer_refused(Reason.WRONG_NODE)
         except Exception as error:
@@ -147,6 +150,9 @@ class Driver:
                 self._carry_out(ready)
                 ready = self.core.take_ready()
             self.applying.turn()
+            if self.core.found_outdated:
+                found, self.core.found_outdated = self.core.found_outdated, []
+                self._listener.peers_outdated(found)
             self._report_changes()
         except Exception as error:
             self._fail(error)

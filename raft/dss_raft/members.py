@@ -19,12 +19,11 @@ from dss_raft.net.links import PeerLinks
 log = structlog.get_logger("raft")
 
 
-def first_configuration(config: RaftConfig) -> Configuration:
-    """The configuration of a node that starts without data: itself and its `PEERS`; empty if it joins a running cluster."""
+def first_members(config: RaftConfig) -> tuple[Member, ...]:
+    """The members of the cluster that a new node forms: itself and its `PEERS`; none if it joins a running cluster."""
     if config.join:
-        return Configuration(())
-    members = [Member(config.node_id, config.url), *(Member(peer.id, peer.url) for peer in config.peers)]
-    return Configuration(tuple(sorted(members, key=lambda member: member.id)))
+        return ()
+    return Member(config.node_id, config.url), *(Member(peer.id, peer.url) for peer in config.peers)
 
 
 def peer_address(url: str, config: RaftConfig) -> tuple[str, int]:
@@ -146,6 +145,8 @@ class LeadingNode(Protocol):
 
     def wake(self) -> None: ...
 
+    def may_add(self, node_id: str) -> bool: ...
+
     async def until(self, condition: Callable[[], bool]) -> bool: ...
 
     def status(self) -> dict[str, Any]: ...
@@ -216,6 +217,8 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
             peer_address(url, node.config)
         except ValueError as error:
             raise Refused("invalid", str(error), field="url") from None
+        if not await node.until(lambda: node.may_add(node_id)):
+            raise Refused("over_limit", f"a removed process of {node_id} may still hold a cache lease; try again")
         return await change(AddLearner(node_id, url))
 
     async def remove_member(node_id: str, force: bool = False, reason: str = "", by: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,17 +18,21 @@ import structlog
 
 from dss_api.errors import ForOperator, Refused
 from dss_api.result import Result
-from dss_raft import clock_exchange, log_view, members, metrics
+from dss_api.supervised import Tasks
+from dss_raft import clock_exchange, identity, log_view, members, metrics
 from dss_raft.answers import LogEntry
 from dss_raft.apply_recovery import ApplyRecovery
 from dss_raft.applying import ApplyStop
-from dss_raft.calls import Calls
+from dss_raft.calls import Calls, Superseded
 from dss_raft.clock_exchange import ClockExchange
 from dss_raft.core import CoreConfig, RaftCore, Role
+from dss_raft.core.formation import Formation
+from dss_raft.core.messages import Configuration
 from dss_raft.core.ready import ReadState
 from dss_raft.disk.store import LogStore
 from dss_raft.driver import Driver
 from dss_raft.exports import Exports
+from dss_raft.identity import Identities
 from dss_raft.listeners import Listeners
 from dss_raft.net.control import CHANNEL, Control
 from dss_raft.net.links import PeerLinks
@@ -36,7 +41,7 @@ from dss_raft.readiness import Readiness
 from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication import founding
 from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, wall_clock_ms
-from dss_raft.replication.commands import Command, Skip
+from dss_raft.replication.commands import Command, OpenSession, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
@@ -49,6 +54,8 @@ log = structlog.get_logger("raft")
 TICKS_PER_HEARTBEAT = 5
 #: A removed node stays linked for this time: it may be the one that waits for the answer to its removal.
 UNLINK_AFTER_S = 1.0
+#: Incarnations are below this limit: JSON numbers of all readers are exact up to there.
+INCARNATION_MAX = 2**53 - 1
 
 
 class Node(Listeners):
@@ -78,6 +85,7 @@ class Node(Listeners):
         self._leader_seen = ("", 0)
         self._running = False
         self._has_started = False
+        self._tasks = Tasks()
         self._tick_waiters: list[asyncio.Future[None]] = []
         self._applied_clock = AppliedClock(wall_ms)
         self._member_clocks = MemberClocks(config.node_id, wall_ms)
@@ -102,6 +110,10 @@ class Node(Listeners):
         self.exports: Exports
         self._readiness: Readiness
         self._clocks: ClockExchange
+        self._identities: Identities
+        self._adding_checks: list[Callable[[str], bool]] = []
+        self._starts = 0
+        self._is_forming = False
 
     # -------------------------------------------------------- starting and stopping
 
@@ -120,8 +132,12 @@ class Node(Listeners):
             election_ticks_min=max(2, round(config.raft_election_min_ms / tick_ms)),
             election_ticks_max=max(3, round(config.raft_election_max_ms / tick_ms)),
             heartbeat_ticks=TICKS_PER_HEARTBEAT,
+            store_id=self._store.store_id,
         )
         self.core = RaftCore(core_config, boot_state, random.Random())
+        formation = Formation(self.node_id, self._store.store_id, members.first_members(config))
+        self._identities = Identities(self, self._store.store_id, self._starts, formation, self.replica.sessions)
+        self._channels[identity.CHANNEL] = self._identities.receive
         snapshots = SnapshotKeeper(
             self.replica,
             self._store,
@@ -155,6 +171,7 @@ class Node(Listeners):
             self._links,
             self._driver,
             incarnation=self.incarnation,
+            opening=OpenSession(store=self._store.store_id, starts=self._starts),
             timeout_ms=config.submit_timeout_ms,
             waiting_max=config.pending_commands_max,
             clock=StampClock(self._member_clocks, self._applied_clock),
@@ -187,6 +204,7 @@ class Node(Listeners):
         self._recovery.close()
         self._calls.close()
         self.exports.close()
+        await self._tasks.stop()
         await self._driver.stop()
         await self._links.stop()
         await self._loop.run_in_executor(self._executor, self._store.close)
@@ -196,11 +214,17 @@ class Node(Listeners):
     def _open_store(self) -> Any:
         config = self.config
         founding.refuse_unfinished(self._store_directory)
-        self._store = LogStore(self._store_directory, config.node_id, config.cluster_id)
-        if self._store.is_new:
-            self._store.bootstrap(members.first_configuration(config))
-        self.incarnation = self._store.next_incarnation()
-        return self._store.load()
+        store = self._store = LogStore(self._store_directory, config.node_id, config.cluster_id)
+        if store.is_new:
+            store.bootstrap(Configuration(()))
+        if not store.is_formed:
+            # A cluster of one node forms at once. The others wait for each other.
+            alone = Formation(config.node_id, store.store_id, members.first_members(config)).decide()
+            if alone is not None:
+                store.form(alone)
+        self._starts = store.count_start()
+        self.incarnation = secrets.randbelow(INCARNATION_MAX) + 1
+        return store.load()
 
     # ----------------------------------------------------------------- state
 
@@ -249,6 +273,8 @@ class Node(Listeners):
         """Why this node should get no calls now; "" if it should."""
         if not self._running:
             return "this node is not running"
+        if not self._identities.is_formed:
+            return self._identities.formation.reason()
         return self.unusable_reason or self._readiness.not_ready_reason
 
     @property
@@ -489,12 +515,21 @@ class Node(Listeners):
 
     def configuration_changed(self) -> None:
         """Another configuration is in force: link to its members, and a little later unlink all other nodes."""
+        self._identities.members_changed()
         members.link_members(self._links, self.core.configuration, self.config)
         self._loop.call_later(UNLINK_AFTER_S, self._unlink_others)
 
     def _unlink_others(self) -> None:
         if self._running:
             members.unlink_others(self.core, self._links)
+
+    def before_adding(self, check: Callable[[str], bool]) -> None:
+        """Add a node only when `check(node_id)` is true: an earlier process of that id can do no harm any longer."""
+        self._adding_checks.append(check)
+
+    def may_add(self, node_id: str) -> bool:
+        """See `before_adding`."""
+        return all(check(node_id) for check in self._adding_checks)
 
     def wake(self) -> None:
         """Something was requested of the core: take a turn soon."""
@@ -511,9 +546,50 @@ class Node(Listeners):
             await asyncio.wait([ticked], timeout=deadline - self._loop.time())
         return True
 
+    # ------------------------------------------------------------------ identity
+
+    def _identify(self, peer: str, payload: bytes) -> None:
+        try:
+            self._identities.receive(peer, payload)
+        except NodeRemoved as error:
+            self.failed(error)
+            return
+        if not self._identities.is_formed and not self._is_forming:
+            configuration = self._identities.formation.decide()
+            if configuration is not None:
+                self._is_forming = True
+                self._tasks.spawn("raft", self._form(configuration), self.failed)
+
+    async def _form(self, configuration: Configuration) -> None:
+        """Adopt the first configuration of the cluster: on the disk first."""
+        await self._loop.run_in_executor(self._executor, self._store.form, configuration)
+        if not self._running:
+            return
+        self.core.form(configuration)
+        log.info("raft.formed", node=self.node_id, members=[member.id for member in configuration.members])
+        self._identities.send_to_all()
+        self._driver.wake()
+
+    def store_outdated(self, reason: str) -> None:
+        """A member has found that this node's store was put back to an earlier state: from now on this node has no vote."""
+        if not self.core.is_outdated:
+            self._tasks.spawn("raft", self._give_up_vote(reason), self.failed)
+
+    async def _give_up_vote(self, reason: str) -> None:
+        await self._loop.run_in_executor(self._executor, self._store.mark_outdated)
+        if self._running and not self.core.is_outdated:
+            log.error("raft.outdated", node=self.node_id, reason=reason, repair=f"manage.py member replace {self.node_id}")
+            self.core.outdated()
+            self._driver.wake()
+
+    def peers_outdated(self, peers: list[str]) -> None:
+        """See `DriverListener.peers_outdated`."""
+        for peer in peers:
+            self._identities.tell_outdated(peer, "entries that it had acknowledged are missing")
+
     def failed(self, error: BaseException) -> None:
         """Stop rather than continue in a wrong state."""
-        if isinstance(error, NodeRemoved):
+        if isinstance(error, NodeRemoved | Superseded):
             log.critical("raft.removed", node=self.node_id, reason=str(error))
         else:
             traceback = None if isinstance(error, ForOperator) else error
@@ -537,6 +613,7 @@ class Node(Listeners):
         self._readiness.tick()
         self._clocks.ticked(self._loop.time())
         self._removal.check(self._loop.time())
+        self._identities.tick()
         self._recovery.tick(self._loop.time())
         self.exports.close_idle()
         self._calls.ticked()
@@ -544,8 +621,12 @@ class Node(Listeners):
     # -------------------------------------------------------------- the peer links
 
     def _frame_arrived(self, peer: str, frame: AnyFrame) -> None:
-        if isinstance(frame, RaftFrame):
-            self._driver.receive(peer, frame.messages)
+        if isinstance(frame, AppFrame) and frame.channel == identity.CHANNEL:
+            self._identify(peer, frame.data)
+        elif self._identities.is_refused(peer, frame):
+            return
+        elif isinstance(frame, RaftFrame):
+            self._driver.receive(peer, frame.messages, self._identities.store_of(peer))
         elif isinstance(frame, ForwardFrame):
             self._calls.forwarded(peer, frame.group)
         elif isinstance(frame, AppFrame) and frame.channel in self._channels:
@@ -554,8 +635,10 @@ class Node(Listeners):
     def _peer_is_up(self, peer: str) -> None:
         log.info("raft.peer_up", peer=peer)
         self._clocks.tell(peer)
+        self._identities.linked(peer)
         self._calls.peer_is_up(peer)
         self._notify_peer_up(peer)
 
     def _peer_is_down(self, peer: str) -> None:
         log.info("raft.peer_down", peer=peer)
+        self._identities.unlinked(peer)

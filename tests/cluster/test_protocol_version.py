@@ -15,7 +15,7 @@ from dss_raft.replication.batch import LEADER_COMMANDS, SESSION_COMMANDS
 from dss_raft.replication.limits import LimitsMachine
 
 #: the version of the protocol, and what the commands were when it got its number
-KNOWN = (9, "9091b8361febccc5")
+KNOWN = (10, "722e7254d1fe509a")
 
 
 def test_the_version_of_the_protocol_grows_with_the_commands():

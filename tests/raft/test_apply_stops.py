@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 from dss_api.errors import Refused
 from dss_dev.sum_machine import Add, Sum, Wait
 from dss_raft.core import Role
-from dss_raft.core.messages import Entry, EntryKind
+from dss_raft.core.messages import Configuration, Entry, EntryKind
 from dss_raft.core.ready import HardState, Persist
 from dss_raft.disk.store import LogStore
-from dss_raft.members import first_configuration
+from dss_raft.members import first_members
 from dss_raft.replication.batch import encode_batch, encode_command, encode_group
 from dss_raft.replication.commands import OpenSession, Skip
 
@@ -310,8 +310,8 @@ async def test_a_directory_whose_log_holds_an_undecodable_command_starts(cluster
     ]
     for node_id in ("a", "b", "c"):
         store = LogStore(cluster.directory / node_id / "raft", node_id, "test")
-        store.bootstrap(first_configuration(cluster.config(node_id)))
-        store.next_incarnation()
+        store.bootstrap(Configuration(tuple(sorted(first_members(cluster.config(node_id)), key=lambda member: member.id))))
+        store.count_start()
         store.write(Persist(1, HardState(1, "a"), 0, entries))
         store.close()
     await cluster.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from dss_dev.sum_machine import Add, Sum, Wait
+from dss_dev.sum_machine import Add, Sum, Wait, with_sessions
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.batch import encode_batch, encode_command, encode_group
 from dss_raft.replication.commands import Command, OpenSession, Skip
@@ -35,7 +35,7 @@ def entry(index: int, *groups: bytes, own: tuple[Command | bytes, ...] = (), at_
 
 
 def applied(log: list[Entry], machine: type[Sum] = Sum) -> Replica:
-    replica = Replica("a", [machine()])
+    replica = with_sessions(Replica("a", [machine()]))
     for one in log:
         replica.apply(one)
     return replica
@@ -111,7 +111,7 @@ def test_a_skipped_entry_refuses_its_commands_and_changes_nothing_else():
         entry(3, group(5, Add(amount=2)), at_ms=1500),
         entry(4, own=(Skip(entry=2, reason="planted", by="b"),), at_ms=1600),
     ]
-    replica = Replica("a", [Poisoned()])
+    replica = with_sessions(Replica("a", [Poisoned()]))
     replica.skip(2)
     for one in log:
         replica.apply(one)
@@ -145,7 +145,7 @@ def test_a_skip_of_an_entry_that_had_its_effect_asks_for_the_state_without_it():
 
 def test_a_repeated_skip_and_one_of_a_later_entry_have_no_effect():
     skip = Skip(entry=1, reason="r", by="b")
-    replica = Replica("a", [Sum()])
+    replica = with_sessions(Replica("a", [Sum()]))
     replica.skip(1)
     for one in (
         entry(1, group(1, Add(amount=1))),
@@ -158,10 +158,10 @@ def test_a_repeated_skip_and_one_of_a_later_entry_have_no_effect():
 
 def test_a_snapshot_carries_what_was_skipped():
     """Taken between the entry and its skip: the replica that loads it must not ask for another state."""
-    first = Replica("a", [Sum()])
+    first = with_sessions(Replica("a", [Sum()]))
     first.skip(1)
     first.apply(entry(1, group(1, Add(amount=1))))
-    second = Replica("a", [Sum()])
+    second = with_sessions(Replica("a", [Sum()]))
     second.restore(first.snapshot())
     second.apply(entry(2, own=(Skip(entry=1, reason="r", by="b"),)))
     assert second.skipped == {1: 2}
@@ -174,7 +174,7 @@ def test_a_snapshot_without_skips_is_what_it_was_before_there_were_any():
 
 
 def test_what_was_skipped_is_found_in_an_entry():
-    replica = Replica("a", [Sum()])
+    replica = with_sessions(Replica("a", [Sum()]))
     skips = [Skip(entry=4, reason="r", by="b"), Skip(entry=7, reason="r", by="b")]
     assert replica.skips(entry(9, group(1, Add(amount=1)), own=(skips[0], Add(amount=1), skips[1]))) == [4, 7]
     assert replica.skips(entry(9)) == replica.skips(Entry(9, 1, EntryKind.COMMANDS, b"x")) == []
@@ -183,7 +183,7 @@ def test_what_was_skipped_is_found_in_an_entry():
 
 def test_no_memory_is_no_fault_of_the_entry(monkeypatch):
     """It would be refused on this node and applied on the others."""
-    replica = Replica("a", [Sum()])
+    replica = with_sessions(Replica("a", [Sum()]))
 
     def fail(data):
         raise MemoryError

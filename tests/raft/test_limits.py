@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 
 from dss_api.errors import Refused
 from dss_api.result import Result
-from dss_dev.sum_machine import Add, Sum
+from dss_dev.sum_machine import Add, Sum, with_sessions
 from dss_raft import operations
+from dss_raft.replication.commands import OpenSession
 from dss_raft.replication.limits import LimitsMachine, SetLimits, StateLimit, StateLimits
 from dss_raft.replication.machine import Origin
 from dss_raft.replication.replica import Replica
@@ -79,8 +80,8 @@ def test_a_limit_that_the_snapshot_does_not_have_gets_its_default():
 
 
 def test_a_snapshot_of_a_release_without_limits_loads_with_the_defaults():
-    old, limits = Replica("a", [Sum()]), StateLimits()
-    new = Replica("a", [Sum(), LimitsMachine(limits)])
+    old, limits = with_sessions(Replica("a", [Sum()])), StateLimits()
+    new = with_sessions(Replica("a", [Sum(), LimitsMachine(limits)]))
     default = limits.maxima["session_bytes_max"]
     limits.maxima["session_bytes_max"] = 1
     new.restore(old.snapshot())
@@ -93,7 +94,7 @@ def test_a_snapshot_of_a_release_without_limits_loads_with_the_defaults():
 def full_table(maximum: int = 10**9) -> SessionTable:
     table = SessionTable(StateLimits({"session_bytes_max": maximum}))
     for node in ("a", "b"):
-        table.open(node, 1)
+        table.open(node, 1, OpenSession(replaces=0))
     return table
 
 
@@ -122,7 +123,7 @@ def test_a_result_above_the_whole_limit_is_not_kept():
 def test_a_new_incarnation_frees_the_results_of_the_old_one():
     table = full_table()
     table.keep(table.sessions["a"], 1, Result({"value": bytes(20_000)}))
-    table.open("a", 2)
+    table.open("a", 2, OpenSession(replaces=1))
     assert table.result_bytes == 0
 
 
@@ -157,7 +158,7 @@ def test_the_account_is_that_of_a_table_that_loaded_the_state(steps, maximum):
         elif what == "drop":
             table.forget(table.sessions[node], [number])
         else:
-            table.open(node, number)
+            table.open(node, number, OpenSession())
     copy = SessionTable()
     copy.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(table.snapshot()), strict=False))
     assert copy.usage() == table.usage()

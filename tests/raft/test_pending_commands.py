@@ -9,6 +9,7 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_api.result import Result
+from dss_dev.sum_machine import with_sessions
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import Group, encode_batch, encode_command
@@ -154,7 +155,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.pending = PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=10_000, admission=Admission(()))
-        self.replica = Replica("a", [])
+        self.replica = with_sessions(Replica("a", []))
 
     @property
     def session(self) -> ClientSession:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from dss_dev.sum_machine import Add, Sum
+from dss_dev.sum_machine import Add, Sum, with_sessions
 from dss_raft.core import Busy
 from dss_raft.replication import proposals as module
 from dss_raft.replication.admission import Admission
@@ -66,7 +66,7 @@ def clocks():
 
 @pytest.fixture
 def replica():
-    replica = Replica("a", [Sum()])
+    replica = with_sessions(Replica("a", [Sum()]))
     replica.at_ms = NOW_MS
     return replica
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from dss_dev.sum_machine import Add, Sum, Wait
-from dss_raft.core.messages import Entry, EntryKind
+from dss_dev.sum_machine import Add, Sum, Wait, with_sessions
+from dss_raft.core import membership
+from dss_raft.core.messages import Configuration, Entry, EntryKind, Member
 from dss_raft.replication.batch import encode_batch, encode_command, encode_group
 from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession
 from dss_raft.replication.replica import Replica
@@ -34,7 +35,7 @@ def group(first_seq: int, *commands: Command, node: str = "a", incarnation: int 
 
 @pytest.fixture
 def replica() -> Replica:
-    return Replica("a", [Sum()])
+    return with_sessions(Replica("a", [Sum()]))
 
 
 def total(replica: Replica) -> int:
@@ -67,7 +68,7 @@ def test_a_gap_in_the_session_of_another_node_is_ignored(replica):
 def test_a_new_incarnation_closes_the_old_session(replica):
     log = Log(replica)
     log.batch(group(1, Add(amount=1), incarnation=1), group(1, Wait(target=9, lease_ms=60_000), node="b"))
-    log.batch(group(1, OpenSession(), incarnation=2), group(2, Add(amount=100), incarnation=1))
+    log.batch(group(1, OpenSession(replaces=1), incarnation=2), group(2, Add(amount=100), incarnation=1))
     assert total(replica) == 1
     assert len(replica.machines["sum"].waiters) == 1, "the waiter of the other node stays"
     log.batch(group(2, Add(amount=10), incarnation=2))
@@ -139,7 +140,7 @@ def test_a_session_keeps_a_bounded_number_of_results(replica):
 
 
 def test_a_snapshot_contains_the_whole_state():
-    first, second = Replica("a", [Sum()]), Replica("a", [Sum()])
+    first, second = with_sessions(Replica("a", [Sum()])), with_sessions(Replica("a", [Sum()]))
     log = Log(first)
     log.batch(group(1, Add(amount=1), Wait(target=9)), at_ms=100, term=3)
     second.restore(first.snapshot())
@@ -183,7 +184,7 @@ class Kept(Sum):
 
 def test_advanced_time_gives_leases_their_full_length_before_anything_expires():
     machine = Kept()
-    log = Log(replica := Replica("a", [machine]))
+    log = Log(replica := with_sessions(Replica("a", [machine])))
     log.batch(group(1, Wait(target=9, lease_ms=1_000)), at_ms=5_000)
     machine.asked.clear()
     log.batch(group(2, Wait(target=9, lease_ms=700)), at_ms=5_400, own=(AdvanceTime(to_ms=DAY_MS, nodes=("a", "b")),))
@@ -198,9 +199,49 @@ def test_advanced_time_gives_leases_their_full_length_before_anything_expires():
 @pytest.mark.parametrize("to_ms", [0, 5_000, 9_000])
 def test_time_that_is_later_already_is_not_advanced(to_ms):
     machine = Kept()
-    log = Log(replica := Replica("a", [machine]))
+    log = Log(replica := with_sessions(Replica("a", [machine])))
     log.batch(at_ms=9_000)
     machine.asked.clear()
     log.batch(at_ms=5_000, own=(AdvanceTime(to_ms=to_ms, nodes=("a",)),))
     assert machine.asked == [("expire", 9_000)]
     assert (replica.at_ms, replica.take_faults()) == (9_000, [])
+
+
+def test_a_delayed_opening_does_not_close_a_newer_session():
+    log = Log(replica := Replica("a", [Sum()]))
+    delayed = group(1, OpenSession(replaces=0), Add(amount=1), incarnation=7)
+    log.batch(group(1, OpenSession(replaces=0), Add(amount=2), incarnation=5))
+    log.batch(delayed)
+    assert (total(replica), replica.sessions.get("a").incarnation) == (2, 5)
+    log.batch(group(1, OpenSession(replaces=5), Add(amount=4), incarnation=3))
+    assert (total(replica), replica.sessions.get("a").incarnation) == (6, 3)
+
+
+def test_commands_of_an_unknown_incarnation_have_no_effect():
+    log = Log(replica := Replica("a", [Sum()]))
+    log.batch(group(1, Add(amount=1), incarnation=9))
+    assert (total(replica), replica.take_gap()) == (0, True)
+
+
+def test_the_session_of_a_removed_node_ends_and_a_late_copy_does_not_open_it_again():
+    log = Log(replica := Replica("b", [Sum()]))
+    opening = group(1, OpenSession(replaces=0), Wait(target=9), incarnation=5)
+    log.batch(opening)
+    members = Configuration((Member("b", "", store="b0"),))
+    log.index += 1
+    replica.apply(Entry(log.index, 1, EntryKind.CONFIGURATION, membership.encode(members)))
+    assert not replica.machines["sum"].waiters
+    log.batch(opening, group(3, Add(amount=1), incarnation=5))
+    assert total(replica) == 0
+    log.batch(group(1, OpenSession(replaces=5), Add(amount=2), incarnation=6))
+    assert total(replica) == 2
+
+
+def test_a_store_that_was_started_more_often_than_it_says_is_outdated():
+    log = Log(replica := Replica("b", [Sum()]))
+    log.batch(group(1, OpenSession(replaces=0, store="s", starts=4), incarnation=5))
+    outdates = replica.sessions.outdates
+    assert outdates("a", 8, "s", 4)
+    assert not outdates("a", 5, "s", 4), "it is that very start"
+    assert not outdates("a", 8, "s", 5)
+    assert not outdates("a", 8, "another store", 1)

@@ -189,6 +189,9 @@ class Directory:
         for key in self.dirty:
             self.records[key].version = self._next_stamp(at_ms)
 
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        """Nothing to do: its process may still answer from its lines until its lease is over. Then the leader revokes it."""
+
     def take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events

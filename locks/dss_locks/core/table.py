@@ -145,6 +145,10 @@ class LockTable:
         self.holdings.claims.forget_node(node)
         self.scheduler.settle(at_ms, index)
 
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        """See `StateMachine.node_removed`."""
+        self.node_restarted(node, at_ms, index)
+
     def take_events(self) -> list[Event]:
         """See `StateMachine.take_events`."""
         events = self._events[:]

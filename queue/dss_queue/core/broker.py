@@ -209,6 +209,10 @@ class Broker:
         """See `GivesOutNumbers`: a receipt contains a serial number."""
         self.registry.serial += indexes * SERIALS_PER_INDEX
 
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        """See `StateMachine.node_removed`."""
+        self.node_restarted(node, at_ms, index)
+
     def take_events(self) -> list[Event]:
         events, self.registry.events = self.registry.events, []
         return events

@@ -6,11 +6,12 @@ Practice" (the thesis). `RaftCore` is the only entry point; `messages` and `read
 
 from dss_raft.core.core import CoreStatus, PeerStatus, RaftCore
 from dss_raft.core.errors import Busy, ChangeRefused, InvariantViolation, NotLeader, QuorumAtRisk
-from dss_raft.core.membership import AddLearner, Change, Promote, Remove
+from dss_raft.core.membership import AddLearner, Bind, Change, Promote, Remove
 from dss_raft.core.state import CoreConfig, Rng, Role
 
 __all__ = [
     "AddLearner",
+    "Bind",
     "Busy",
     "Change",
     "ChangeRefused",

@@ -15,11 +15,12 @@ import msgspec
 
 from dss_raft.core import election, follower, leader, membership, reachable
 from dss_raft.core.errors import Busy, ChangeRefused, InvariantViolation, NotLeader
-from dss_raft.core.membership import Change
+from dss_raft.core.membership import Change, Membership
 from dss_raft.core.messages import (
     AnyMessage,
     AppendEntries,
     AppendReply,
+    Configuration,
     Entry,
     EntryKind,
     InstallSnapshot,
@@ -51,7 +52,8 @@ _HANDLERS: dict[type, Callable[[CoreState, Any], None]] = {
     ReadIndexReply: follower.handle_read_reply,
     TimeoutNow: follower.handle_timeout_now,
 }
-#: Answers count only from members. Requests are accepted from any node, because its configuration may be newer (thesis 4.1).
+#: Answers count only from members and their stores. Requests are accepted from any, because its configuration may be newer
+#: (thesis 4.1).
 _ANSWERS = (AppendReply, PreVoteReply, VoteReply, SnapshotReply)
 
 
@@ -104,12 +106,16 @@ class RaftCore(CoreState):
         else:
             follower.tick(self)
 
-    def step(self, message: AnyMessage) -> None:
-        """Handle a message from a peer. Messages to other nodes, and answers from nodes that are not members, are ignored."""
+    def step(self, message: AnyMessage, store: str = "") -> None:
+        """Handle a message from a peer. Messages to other nodes, and answers from nodes or stores that are not members, are ignored.
+
+        Args:
+            store: the sender's store, authenticated; "" when it is not known.
+        """
         if message.to != self.node_id or message.sender == self.node_id:
             return
         kind = type(message)
-        if kind in _ANSWERS and message.sender not in self.membership.ids:
+        if kind in _ANSWERS and not self._counts(message.sender, store):
             return
         if message.term > self.term:
             if not self._enter_newer_term(message):
@@ -118,6 +124,17 @@ class RaftCore(CoreState):
             self._answer_older_term(message)
             return
         _HANDLERS[kind](self, message)
+
+    def _counts(self, sender: str, store: str) -> bool:
+        """True if answers of this store count: it is the one of a member, or the first one of a member whose store is not known."""
+        members = self.membership
+        if sender not in members.ids:
+            return False
+        if store and self.peer_stores.get(sender) != store:
+            if members.is_other_store(sender, store):
+                return False
+            self.peer_stores[sender] = store
+        return True
 
     def _enter_newer_term(self, message: AnyMessage) -> bool:
         """Enter the newer term (paper 5.1), unless the message only asks about it. False: ignore the message."""
@@ -144,6 +161,38 @@ class RaftCore(CoreState):
         else:
             return
         self.send(reply)
+
+    # ---- stores
+
+    def form(self, configuration: Configuration) -> None:
+        """The cluster of this empty store is known now: `configuration` is durable as its first snapshot.
+
+        Raises:
+            InvariantViolation: the store belongs to a cluster already.
+        """
+        if self.membership.ids or self.log.last_index:
+            raise InvariantViolation("this store belongs to a cluster already")
+        self.snapshot = SnapshotMeta(0, 0, configuration)
+        self.membership = Membership(0, configuration)
+        self.members_changed()
+        self.reset_election_timer()
+
+    def outdated(self) -> None:
+        """This store was put back to an earlier state, and that is durable: from now on this node has no vote.
+
+        It may have forgotten a vote, or entries that it acknowledged. It still receives the log, and its new acknowledgements are
+        true: elections without its vote are won by a majority of all voters, which has every committed entry.
+        """
+        self.is_outdated = True
+        self.members_changed()
+        if self.role in (Role.LEADER, Role.CANDIDATE):
+            self.become_follower(self.term, "")
+
+    def peer_restarted(self, peer_id: str) -> None:
+        """A new process of this peer is linked: learn again what it holds, beginning with what it had acknowledged."""
+        peer = self.progress.get(peer_id)
+        if peer is not None:
+            peer.restarted()
 
     # ---- requests
 

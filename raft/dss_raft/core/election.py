@@ -66,7 +66,8 @@ def _become_candidate(core: CoreState, *, transfer: bool) -> None:
 
 def handle_pre_vote(core: CoreState, message: PreVote) -> None:
     """Grant if a real vote would be granted and no live leader is known. It is no promise, so nothing has to be durable."""
-    granted = message.term > core.term and not core.in_lease and core.is_up_to_date(message.last_index, message.last_term)
+    would_vote = core.may_vote and core.is_up_to_date(message.last_index, message.last_term)
+    granted = message.term > core.term and not core.in_lease and would_vote
     core.send(
         PreVoteReply(
             sender=core.node_id,
@@ -93,7 +94,7 @@ def handle_pre_vote_reply(core: CoreState, message: PreVoteReply) -> None:
 def handle_request_vote(core: CoreState, message: RequestVote) -> None:
     """One vote per term, first come, first served, and only for a log that is at least as up to date (paper 5.2, 5.4.1)."""
     free = core.vote == message.sender or (core.vote == "" and core.leader_id == "")
-    granted = free and core.is_up_to_date(message.last_index, message.last_term)
+    granted = free and core.may_vote and core.is_up_to_date(message.last_index, message.last_term)
     reply = VoteReply(sender=core.node_id, to=message.sender, term=core.term, granted=granted)
     if not granted:
         core.send(reply)

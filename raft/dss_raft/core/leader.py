@@ -71,7 +71,7 @@ def tick(core: CoreState) -> None:
         core.become_follower(core.term, "")
         return
     begin_round(core)
-    if core.membership.learners and config.promote_lag_max >= 0:
+    if not _bind_a_store(core) and core.membership.learners and config.promote_lag_max >= 0:
         _promote_a_learner(core)
 
 
@@ -81,6 +81,18 @@ def _quorum_is_active(core: CoreState) -> bool:
     if core.is_voter:
         heard.append(core.ticks)
     return core.ticks - quorum.reached(heard) <= core.config.election_ticks_max
+
+
+def _bind_a_store(core: CoreState) -> bool:
+    """Write the store of a member into the log when it is not there. True if a member waits for that."""
+    stores = {**core.peer_stores, core.node_id: core.config.store_id}
+    for member in core.configuration.members:
+        store = "" if member.store else stores.get(member.id, "")
+        if store:
+            if not core.transferee and can_change(core):
+                change(core, membership.Bind(member.id, store))
+            return True
+    return False
 
 
 def _promote_a_learner(core: CoreState) -> None:
@@ -225,6 +237,9 @@ def _step_back(core: CoreState, peer: Progress, message: AppendReply) -> None:
     """The logs differ at `prev_index`: continue where they may agree. An answer to an older request is ignored."""
     if peer.state is ProgressState.SNAPSHOT or message.prev_index <= peer.match:
         return
+    if 0 < message.prev_index <= peer.acknowledged_before:
+        core.found_outdated.append(peer.id)
+        peer.acknowledged_before = 0
     if peer.state is ProgressState.PROBE and message.prev_index != peer.next - 1:
         return
     hint = core.log.last_with_term_at_most(min(message.hint_index, message.prev_index - 1), message.hint_term)

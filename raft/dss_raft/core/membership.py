@@ -20,6 +20,8 @@ class AddLearner(msgspec.Struct, frozen=True):
 
     id: str
     url: str
+    #: its store; "" when only its messages will say it
+    store: str = ""
 
 
 class Promote(msgspec.Struct, frozen=True):
@@ -34,7 +36,14 @@ class Remove(msgspec.Struct, frozen=True):
     id: str
 
 
-Change = AddLearner | Promote | Remove
+class Bind(msgspec.Struct, frozen=True):
+    """Say which store a member has, once: a member with another store is another member."""
+
+    id: str
+    store: str
+
+
+Change = AddLearner | Promote | Remove | Bind
 
 
 def changed(configuration: Configuration, change: Change) -> Configuration:
@@ -48,13 +57,17 @@ def changed(configuration: Configuration, change: Change) -> Configuration:
     if isinstance(change, AddLearner):
         if member is not None:
             raise ChangeRefused(f"{change.id} is already a member")
-        members[change.id] = Member(id=change.id, url=change.url, learner=True)
+        members[change.id] = Member(id=change.id, url=change.url, learner=True, store=change.store)
     elif member is None:
         raise ChangeRefused(f"{change.id} is not a member")
     elif isinstance(change, Promote):
         if not member.learner:
             raise ChangeRefused(f"{change.id} already has a vote")
-        members[change.id] = Member(id=member.id, url=member.url)
+        members[change.id] = msgspec.structs.replace(member, learner=False)
+    elif isinstance(change, Bind):
+        if member.store:
+            raise ChangeRefused(f"the store of {change.id} is known already: {member.store}")
+        members[change.id] = msgspec.structs.replace(member, store=change.store)
     else:
         del members[change.id]
         if all(other.learner for other in members.values()):
@@ -82,7 +95,7 @@ def decode(entry: Entry) -> Configuration:
 class Membership:
     """The configurations in the log. The last one is in force."""
 
-    __slots__ = ("_history", "configuration", "ids", "index", "learners", "voters")
+    __slots__ = ("_history", "configuration", "ids", "index", "learners", "stores", "voters")
 
     def __init__(self, index: int, configuration: Configuration) -> None:
         #: (index of the entry, configuration), ascending; the first comes from the snapshot
@@ -94,6 +107,13 @@ class Membership:
         self.ids = frozenset(member.id for member in self.configuration.members)
         self.voters = tuple(member.id for member in self.configuration.members if not member.learner)
         self.learners = tuple(member.id for member in self.configuration.members if member.learner)
+        #: the members whose stores are known
+        self.stores = {member.id: member.store for member in self.configuration.members if member.store}
+
+    def is_other_store(self, node_id: str, store: str) -> bool:
+        """True when `store` is not the one that member `node_id` has. An unknown store, "", is not another one."""
+        known = self.stores.get(node_id)
+        return known is not None and store not in ("", known)
 
     def append(self, index: int, configuration: Configuration) -> None:
         """`configuration` is in force from now on."""
@@ -116,9 +136,16 @@ class Membership:
 
     def at(self, index: int) -> Configuration:
         """The configuration in force at `index`, for a snapshot that ends there."""
-        found = self._history[0][1]
-        for entry_index, configuration in self._history:
-            if entry_index > index:
+        return self._at(index)[1]
+
+    def index_at(self, index: int) -> int:
+        """The index of the entry with that configuration."""
+        return self._at(index)[0]
+
+    def _at(self, index: int) -> tuple[int, Configuration]:
+        found = self._history[0]
+        for each in self._history:
+            if each[0] > index:
                 break
-            found = configuration
+            found = each
         return found

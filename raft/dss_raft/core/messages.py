@@ -37,6 +37,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     #: URL of its service, "http://127.0.0.1:8101"; opaque to the core
     url: str
     learner: bool = False
+    #: the id of the member's store: its disk. "" until the log says it; then messages of another store do not count
+    store: str = ""
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

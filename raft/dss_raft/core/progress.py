@@ -26,6 +26,7 @@ class Progress:
     """One peer of the leader. Always `0 <= match < next`."""
 
     __slots__ = (
+        "acknowledged_before",
         "chunk_due",
         "chunk_tick",
         "commit_sent",
@@ -49,6 +50,8 @@ class Progress:
         self.learner = learner
         #: last index known to be equal and durable on the peer
         self.match = 0
+        #: what `match` was before the peer restarted, until it is confirmed; 0 afterwards
+        self.acknowledged_before = 0
         #: the entry to send next
         self.next = next_index
         self.state = ProgressState.PROBE
@@ -89,9 +92,17 @@ class Progress:
         if match <= self.match:
             return False
         self.match = match
+        if match >= self.acknowledged_before:
+            self.acknowledged_before = 0
         if self.next <= match:
             self.next = match + 1
         return True
+
+    def restarted(self) -> None:
+        """Forget what the peer holds, and ask about it: its disk may not be what it was."""
+        self.acknowledged_before = max(self.acknowledged_before, self.match)
+        self.match = 0
+        self.become_probe(self.acknowledged_before + 1)
 
     def become_probe(self, next_index: int) -> None:
         self._leave(ProgressState.PROBE, next_index)

@@ -26,6 +26,8 @@ class BootState(msgspec.Struct, frozen=True):
     snapshot: SnapshotMeta
     #: contiguous, from snapshot.index + 1
     entries: list[Entry]
+    #: the store may have lost what it promised; see `RaftCore.outdated`
+    is_outdated: bool = False
 
 
 class Persist(msgspec.Struct, frozen=True):

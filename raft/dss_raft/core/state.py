@@ -66,6 +66,8 @@ class CoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     uncommitted_bytes_max: int = 64 << 20
     #: the leader promotes a learner that is at most this many entries behind; -1: never automatically
     promote_lag_max: int = 64
+    #: this node's store; "": stores are not checked
+    store_id: str = ""
 
     def __post_init__(self) -> None:
         if not self.node_id:
@@ -125,6 +127,8 @@ class CoreState:
         self.peers: list[Progress] = []
         self.voting_peers: list[Progress] = []
         self.is_voter = False
+        #: this store was put back to an earlier state: it may have voted, or acknowledged entries, and not know it
+        self.is_outdated = boot.is_outdated
         #: number of the last confirmation round of this term
         self.round = 0
         self.reads = LeaderReads()
@@ -157,6 +161,10 @@ class CoreState:
         self.chunks_wanted: list[SnapshotChunkWanted] = []
         self.chunks_received: list[InstallSnapshot] = []
         self.restore: SnapshotMeta | None = None
+        #: member id -> its store, as its messages said
+        self.peer_stores: dict[str, str] = {}
+        #: peers whose store has lost entries that it had acknowledged to this leader
+        self.found_outdated: list[str] = []
 
         for entry in boot.entries:
             if entry.kind == EntryKind.CONFIGURATION:
@@ -188,6 +196,12 @@ class CoreState:
     def in_lease(self) -> bool:
         """True when a live leader is known, so that there is no reason for an election (thesis 4.2.3, 6.2)."""
         return self.role is Role.LEADER or (self.leader_id != "" and self.election_elapsed < self.config.election_ticks_min)
+
+    @property
+    def may_vote(self) -> bool:
+        """False while a vote of this store could break a promise: it belongs to no cluster yet, to another one, or is outdated."""
+        members = self.membership
+        return bool(members.ids) and not self.is_outdated and not members.is_other_store(self.node_id, self.config.store_id)
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
         """Whether a log with this end is at least as up to date as this one (paper 5.4.1)."""
@@ -274,11 +288,12 @@ class CoreState:
     def members_changed(self) -> None:
         """Adapt role and progress to the configuration in force."""
         members = self.membership
-        self.is_voter = self.node_id in members.voters
+        self.is_voter = self.node_id in members.voters and self.may_vote
         if self.role is not Role.LEADER:
             if self.role is not Role.CANDIDATE:
                 self.role = Role.LEARNER if self.node_id in members.learners else Role.FOLLOWER
             return
+        self.peer_stores = {peer: store for peer, store in self.peer_stores.items() if peer in members.ids}
         progress: dict[str, Progress] = {}
         for member in self.configuration.members:
             if member.id != self.node_id:

@@ -32,6 +32,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
 
     node_id: str
     cluster_id: str
+    #: random, made with the directory: another directory of this node is another store
+    store_id: str = ""
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
@@ -42,10 +44,12 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     #: the database holds exactly the entries `first_index` … `last_index`; none when `last_index == first_index - 1`
     first_index: int = 1
     last_index: int = 0
-    #: number of starts of this node
-    incarnation: int = 0
+    #: number of starts with this directory
+    starts: int = 0
     #: number of transactions so far
     sequence: int = 0
+    #: other members know of later starts, or of entries that are missing here: the directory was put back to an earlier state
+    is_outdated: bool = False
 
 
 def create(connection: sqlite3.Connection, identity: Identity) -> None:

@@ -52,6 +52,7 @@ from dss_raft.disk.snapshots import SnapshotFiles, SnapshotGone
 __all__ = ["LogStore", "SnapshotFailed", "SnapshotGone", "StoreDamaged", "StoreError", "StoreFailed", "StoreRefused"]
 
 DATABASE = "raft.sqlite3"
+STORE_ID_BYTES = 8
 #: Log bytes between two checkpoints: few enough for a quick start after a crash, enough to make the syncs of checkpoints rare.
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 #: Approximate size of what one transaction adds to the write-ahead log besides its data.
@@ -115,7 +116,7 @@ class LogStore:
             self._refuse_if_marked()
             self._snapshots = SnapshotFiles(directory, self._files)
             self._any_cluster = any_cluster
-            self._open(rows.Identity(node_id, cluster_id), database)
+            self._open(rows.Identity(node_id, cluster_id, os.urandom(STORE_ID_BYTES).hex()), database)
         except BaseException as error:
             self.close()
             refusal = self._translate(error)
@@ -130,7 +131,18 @@ class LogStore:
         if self._snapshot is None:
             raise StoreError("a new store has nothing to load; call bootstrap first")
         entries, self._entries = self._entries, []
-        return BootState(HardState(self._state.term, self._state.vote), self._snapshot, entries)
+        return BootState(self.hard_state, self._snapshot, entries, self._state.is_outdated)
+
+    @property
+    def store_id(self) -> str:
+        """Random and unique: it identifies the contents of this directory."""
+        return self.identity.store_id
+
+    @property
+    def is_formed(self) -> bool:
+        """True once the store belongs to a cluster: it has members or entries."""
+        snapshot = self._snapshot
+        return snapshot is not None and bool(snapshot.configuration.members or self._state.last_index)
 
     @property
     def last_index(self) -> int:
@@ -185,10 +197,23 @@ class LogStore:
         self._snapshot = snapshot
         self.is_new = False
 
-    def next_incarnation(self) -> int:
-        """Count a start of this node, durably: 1, 2, 3, …"""
-        self._commit(msgspec.structs.replace(self._state, incarnation=self._state.incarnation + 1))
-        return self._state.incarnation
+    def form(self, configuration: Configuration) -> None:
+        """Make the store, which is empty, one of a cluster with these members."""
+        if self.is_formed:
+            raise StoreError("the store belongs to a cluster already")
+        snapshot = SnapshotMeta(index=0, term=0, configuration=configuration)
+        self._commit(self._state, lambda connection: rows.put(connection, "snapshot", snapshot))
+        self._snapshot = snapshot
+
+    def count_start(self) -> int:
+        """Count a start with this directory, durably: 1, 2, 3, …"""
+        self._commit(msgspec.structs.replace(self._state, starts=self._state.starts + 1))
+        return self._state.starts
+
+    def mark_outdated(self) -> None:
+        """Note, durably, that the store was put back to an earlier state."""
+        if not self._state.is_outdated:
+            self._commit(msgspec.structs.replace(self._state, is_outdated=True))
 
     def write(self, persist: Persist) -> None:
         """Make one `Persist` durable, in one transaction.
@@ -290,13 +315,12 @@ class LogStore:
             if entry_rows:
                 connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", entry_rows)
 
-        new = rows.State(
+        new = msgspec.structs.replace(
+            state,
             term=persist.hard_state.term,
             vote=persist.hard_state.vote,
             first_index=first,
             last_index=last + len(entries),
-            incarnation=state.incarnation,
-            sequence=state.sequence,
         )
         return new, steps
 
@@ -410,8 +434,7 @@ class LogStore:
             database.transaction(lambda connection: rows.create(connection, identity))
             self._files.sync_directory(self.directory)
         rows.check_schema(database.connection)
-        self.identity = rows.require(database.connection, "identity", rows.Identity)
-        self._check_identity(self.identity, identity)
+        self._take_identity(database, identity)
         self._read(database.connection)
         if not self.is_new and not self._acknowledged.exists():
             raise StoreRefused(_MARK_IS_MISSING)
@@ -445,10 +468,16 @@ class LogStore:
         if self._snapshot.index:
             self._snapshots.check(self._snapshot)
 
-    def _check_identity(self, stored: rows.Identity, given: rows.Identity) -> None:
+    def _take_identity(self, database: Database, given: rows.Identity) -> None:
+        """Check whose directory this is. One of a release without store ids gets one."""
+        stored = rows.require(database.connection, "identity", rows.Identity)
         if stored.node_id != given.node_id:
             raise StoreRefused(
                 f"it belongs to node {stored.node_id!r}, not to {given.node_id!r}: give each node its own data directory"
             )
         if stored.cluster_id != given.cluster_id and not self._any_cluster:
             raise StoreRefused(f"it belongs to cluster {stored.cluster_id!r}, not to {given.cluster_id!r}: use another one")
+        if not stored.store_id:
+            stored = given
+            database.transaction(lambda connection: rows.put(connection, "identity", given))
+        self.identity = stored

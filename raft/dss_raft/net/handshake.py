@@ -29,7 +29,7 @@ import msgspec
 from dss_raft.net.wire import AuthenticatedStream, FrameBuffer, Reason, WireError, with_length
 
 #: Raised when the messages between nodes or the commands in the log change. Nodes with different versions refuse each other.
-VERSION = 9
+VERSION = 10
 MAGIC = b"DSSP"
 NONCE_BYTES = 32
 #: limit of a message before the peer is authenticated

@@ -53,6 +53,8 @@ class Reason(StrEnum):
     WRONG_NODE = "wrong_node"
     #: not a member known to this node
     UNKNOWN_PEER = "unknown_peer"
+    #: a member's id with another store than the member's
+    OTHER_STORE = "other_store"
     #: not authenticated in time
     TIMEOUT = "timeout"
     #: too many unauthenticated connections

@@ -58,4 +58,13 @@ class AdvanceTime(Command, tag="raft.advance_time"):
 
 
 class OpenSession(Command, tag="session.open"):
-    """First command of a new incarnation of a node: closes the session of the previous one."""
+    """First command of a new incarnation of a node: closes the session of the incarnation that it names, and of no other.
+
+    A delayed opening therefore cannot close a newer session.
+    """
+
+    #: the incarnation that it replaces; 0: the node has no session. None, in logs of releases before 0.2: the highest opens
+    replaces: int | None = None
+    #: the store of the new incarnation, and the number of starts with it
+    store: str = ""
+    starts: int = 0

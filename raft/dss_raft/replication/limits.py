@@ -156,6 +156,9 @@ class LimitsMachine:
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """Nothing to do."""
 
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        """Nothing to do."""
+
     def take_events(self) -> list[Event]:
         """See `StateMachine.take_events`."""
         return []

@@ -71,6 +71,9 @@ class StateMachine(Protocol):
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
         """`node` has a new incarnation: its old connections are gone, and so are its waiters."""
 
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        """`node` is no longer a member. Its waiters are gone; its process may still run for a while."""
+
     def take_events(self) -> list[Event]:
         """The events since the last call, in order. `Resolved` answers waiters; listeners on each node receive the others."""
 

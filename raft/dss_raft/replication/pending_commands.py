@@ -19,7 +19,7 @@ from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import encode_command, encode_group
-from dss_raft.replication.commands import Cancel, Command, Nothing
+from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
 from dss_raft.replication.sessions import ClientSession
 from dss_raft.size_limits import ANSWERED_PER_GROUP_MAX, GROUP_FILL_BYTES
 
@@ -76,6 +76,7 @@ class PendingCommands:
         self._by_timeout: dict[int, deque[Call]] = {}
         #: true once no more commands are accepted
         self.is_closing = False
+        self._opening: Call | None = None
 
     @property
     def has_unsent(self) -> bool:
@@ -111,9 +112,17 @@ class PendingCommands:
         same_timeout.append(call)
         return call
 
-    def add_unattended(self, command: Command) -> None:
+    def add_unattended(self, command: Command) -> Call:
         """Queue a command for which no caller waits."""
-        self._unsent.append(Call(encode_command(command), None, 0.0))
+        call = Call(encode_command(command), None, 0.0)
+        self._unsent.append(call)
+        return call
+
+    def open_session(self, opening: OpenSession) -> None:
+        """Queue the first command of this incarnation, or replace it as long as it has had no effect."""
+        if self._opening is None:
+            self._opening = self.add_unattended(opening)
+        self._opening.command = encode_command(opening)
 
     def next_groups(self) -> list[bytes]:
         """Number the unsent commands, and encode them for the leader."""

@@ -23,7 +23,8 @@ from typing import Any, Literal
 import msgspec
 
 from dss_api.result import Result
-from dss_raft.core.messages import Entry, EntryKind
+from dss_raft.core import membership
+from dss_raft.core.messages import Configuration, Entry, EntryKind
 from dss_raft.replication.batch import BatchDecoder, Undecodable
 from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession, Skip
 from dss_raft.replication.limits import HasUsage, LimitsMachine, StateLimits
@@ -145,6 +146,8 @@ class Replica:
             except Exception as error:
                 del self._outcomes[outcomes:], self._events[events:]
                 raise ApplyFailed(entry.index, error) from error
+        elif entry.kind == EntryKind.CONFIGURATION:
+            self._apply_configuration(membership.decode(entry), entry.index)
         self.applied_index = entry.index
 
     def skip(self, index: int) -> None:
@@ -295,13 +298,23 @@ class Replica:
             self._expire(index)
             self.faults.append(Fault(index, "advanced", f"by {by_ms} ms; the clocks of {', '.join(command.nodes)} agree"))
 
-    def _apply_group(self, group: Any, at_ms: int, index: int) -> None:
-        session, is_new = self.sessions.open(group.node, group.incarnation)
-        if session is None:
+    def _apply_configuration(self, configuration: Configuration, index: int) -> None:
+        """End the sessions of nodes that are no longer members. Releases that did not write stores into the log left them open."""
+        if not any(member.store for member in configuration.members):
             return
-        if is_new:
+        members = {member.id for member in configuration.members}
+        for node in [node for node, one in self.sessions.sessions.items() if node not in members and not one.is_over]:
+            self.sessions.end(node)
             for machine in self._machines:
-                machine.node_restarted(group.node, at_ms, index)
+                machine.node_removed(node, self.at_ms, index)
+        self._collect(index)
+
+    def _apply_group(self, group: Any, at_ms: int, index: int) -> None:
+        session = self.sessions.get(group.node)
+        if session is None or session.incarnation != group.incarnation:
+            session = self._open_session(group, at_ms, index)
+        if session is None or session.is_over:
+            return
         self.sessions.forget(session, group.answered)
         is_ours = group.node == self.node_id
         seq = group.first_seq
@@ -317,6 +330,19 @@ class Replica:
                 else:
                     self._answer(session, seq, Result(result.body, result.code, index), is_ours)
             seq += 1
+
+    def _open_session(self, group: Any, at_ms: int, index: int) -> ClientSession | None:
+        """The session that the first command of the group opens; None if it opens none: the group has no effect."""
+        opening = group.commands[0] if group.first_seq == 1 and group.commands else None
+        session = None
+        if type(opening) is OpenSession:
+            session = self.sessions.open(group.node, group.incarnation, opening)
+        if session is None:
+            self._gap = self._gap or group.node == self.node_id
+            return None
+        for machine in self._machines:
+            machine.node_restarted(group.node, at_ms, index)
+        return session
 
     def _note_skip(self, command: Skip, index: int) -> None:
         if command.entry >= index:

@@ -2,7 +2,9 @@
 
 A session is one incarnation (one run of the process) of one node. Its commands carry sequence numbers without a gap. A command
 is applied only when its number is the next one: a repeat is skipped, and so is everything after a gap, until the node sends what
-is missing. A new incarnation closes the session of the previous one.
+is missing. Incarnations are random numbers, so that neither an older copy of a directory nor a replaced machine repeats one. The
+log orders them: `OpenSession` names the incarnation that it replaces, and has no effect if another one has opened meanwhile.
+Commands of any other incarnation than the current one have no effect.
 
 The table keeps each result until the node confirms that it has reached its caller. So a node that received a snapshot instead of
 the entries can still answer its callers.
@@ -21,6 +23,7 @@ from typing import Any
 import msgspec
 
 from dss_api.result import Result
+from dss_raft.replication.commands import OpenSession
 from dss_raft.replication.limits import MIB, StateLimit, StateLimits
 
 #: Limit of the results kept for one session. A node that confirms them needs far fewer.
@@ -42,6 +45,9 @@ class StoredSession(msgspec.Struct):
     last_seq: int = 0
     results: dict[int, Result] = msgspec.field(default_factory=dict)
     waiting: dict[int, None] = msgspec.field(default_factory=dict)
+    store: str = ""
+    starts: int = 0
+    is_over: bool = False
 
 
 @dataclass(slots=True)
@@ -55,6 +61,11 @@ class ClientSession:
     results: dict[int, Result] = field(default_factory=dict)
     #: commands that were applied and still wait: an ordered set, all values are None
     waiting: dict[int, None] = field(default_factory=dict)
+    #: the store of this incarnation, and the number of its start with it; see `outdates`
+    store: str = ""
+    starts: int = 0
+    #: the node was removed. The incarnation stays known, so that a late copy of its first command does not open it again
+    is_over: bool = False
     #: the bytes of each result, for the account
     sizes: dict[int, int] = field(default_factory=dict)
     #: their sum
@@ -76,17 +87,28 @@ class SessionTable:
         """The current session of `node`; None if it never had one."""
         return self.sessions.get(node)
 
-    def open(self, node: str, incarnation: int) -> tuple[ClientSession | None, bool]:
-        """The session for (`node`, `incarnation`), and whether it is new. None: that incarnation is over."""
+    def open(self, node: str, incarnation: int, opening: OpenSession) -> ClientSession | None:
+        """The new session of `node`. None: `opening` has no effect, because that incarnation is not the one that it may replace."""
         session = self.sessions.get(node)
-        if session is None or incarnation > session.incarnation:
-            if session is not None:
-                self.result_bytes -= session.result_bytes
-            session = self.sessions[node] = ClientSession(incarnation)
-            return session, True
-        if incarnation < session.incarnation:
-            return None, False
-        return session, False
+        current = 0 if session is None else session.incarnation
+        if incarnation <= current if opening.replaces is None else opening.replaces != current:
+            return None
+        if session is not None:
+            self.result_bytes -= session.result_bytes
+        session = self.sessions[node] = ClientSession(incarnation, store=opening.store, starts=opening.starts)
+        return session
+
+    def end(self, node: str) -> None:
+        """The node was removed from the cluster: its session accepts nothing, and keeps nothing."""
+        session = self.sessions[node]
+        self.forget(session, list(session.results))
+        session.waiting.clear()
+        session.is_over = True
+
+    def outdates(self, node: str, incarnation: int, store: str, starts: int) -> bool:
+        """True if this store of `node` was started more often than the store says now: it was put back to an earlier state."""
+        session = self.sessions.get(node)
+        return session is not None and session.store == store and session.starts >= starts and session.incarnation != incarnation
 
     def keep(self, session: ClientSession, seq: int, result: Result) -> None:
         """Remember the result of `seq` until it is confirmed."""
@@ -118,11 +140,19 @@ class SessionTable:
         }
 
     def snapshot(self) -> dict[str, StoredSession]:
-        return {node: StoredSession(s.incarnation, s.last_seq, s.results, s.waiting) for node, s in self.sessions.items()}
+        return {
+            node: StoredSession(s.incarnation, s.last_seq, s.results, s.waiting, s.store, s.starts, s.is_over)
+            for node, s in self.sessions.items()
+        }
 
     def restore(self, state: Any) -> None:
         stored = msgspec.convert(state, dict[str, StoredSession], strict=False)
-        self.sessions = {node: ClientSession(s.incarnation, s.last_seq, s.results, s.waiting) for node, s in stored.items()}
+        self.sessions = {
+            node: ClientSession(
+                s.incarnation, s.last_seq, s.results, s.waiting, store=s.store, starts=s.starts, is_over=s.is_over
+            )
+            for node, s in stored.items()
+        }
         for session in self.sessions.values():
             session.sizes = {seq: RESULT_BYTES + len(_encode(result.body)) for seq, result in session.results.items()}
             session.result_bytes = sum(session.sizes.values())

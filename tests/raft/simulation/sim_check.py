@@ -51,7 +51,7 @@ class Checker:
 
     def __init__(self) -> None:
         self.leaders: dict[int, str] = {}
-        #: (voter, term) -> candidate, from the votes that were sent
+        #: (store of the voter, term) -> candidate, from the votes that were sent
         self.votes: dict[tuple[str, int], str] = {}
         #: (index, term) -> (entry, term of the previous entry)
         self.entries: dict[tuple[int, int], tuple[Entry, int]] = {}
@@ -153,7 +153,7 @@ class Checker:
         hard = node.store.hard_state
         if hard.term == message.term and hard.vote != message.to:
             raise Violation("promise", f"{node.id} votes for {message.to} in term {message.term}, durable is {hard.vote!r}")
-        known = self.votes.setdefault((node.id, message.term), message.to)
+        known = self.votes.setdefault((node.store.id, message.term), message.to)
         if known != message.to:
             raise Violation("monotone", f"{node.id} votes for {known} and {message.to} in term {message.term}")
 

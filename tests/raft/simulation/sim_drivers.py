@@ -35,7 +35,7 @@ class Drivers(Heap):
         self.nodes: dict[str, SimNode] = {}
         self.restores = 0
         self.time = SimTime(lambda: self.now, self.seed, self.profile.voters, self.happened)
-        members = [Member(id=chr(97 + i), url="") for i in range(self.profile.voters)]
+        members = [Member(id=chr(97 + i), url="", store=f"{chr(97 + i)}0") for i in range(self.profile.voters)]
         for member in members:
             self._start_node(member.id, Configuration(tuple(members)))
 
@@ -278,10 +278,12 @@ class Drivers(Heap):
 
     def _transmit(self, message: Any) -> None:
         rng, profile = self.rng, self.profile
+        sender = self.nodes[message.sender]
+        origin = (sender.store.id, sender.incarnation)
         if message.to not in self.nodes or (message.sender, message.to) in self.cut:
             return
         if self.healed:
-            self._later(rng.randint(50, 500), self._deliver, message)
+            self._later(rng.randint(50, 500), self._deliver, message, origin)
             return
         if profile.loss and rng.random() < profile.loss:
             self.happened["message lost"] += 1
@@ -290,17 +292,23 @@ class Drivers(Heap):
         if profile.slow_probability and rng.random() < profile.slow_probability:
             delay += rng.randint(0, profile.slow_us)
             self.happened["message late"] += 1
-        self._later(delay, self._deliver, message)
+        self._later(delay, self._deliver, message, origin)
         if profile.duplicates and rng.random() < profile.duplicates:
-            self._later(delay + rng.randint(0, profile.duplicate_us), self._deliver, message)
+            self._later(delay + rng.randint(0, profile.duplicate_us), self._deliver, message, origin)
             self.happened["message doubled"] += 1
 
-    def _deliver(self, message: Any) -> None:
+    def _deliver(self, message: Any, origin: tuple[str, int]) -> None:
         node = self.nodes[message.to]
         if not node.alive or (message.sender, message.to) in self.cut:
             return
-        if self._postponed(node, self._deliver, message):
+        if self._postponed(node, self._deliver, message, origin):
             return
+        store, incarnation = origin
+        if node.peer_incarnations.get(message.sender) != incarnation:
+            if self.nodes[message.sender].incarnation != incarnation:
+                return  # the connection of a process that has ended is closed
+            node.peer_incarnations[message.sender] = incarnation
+            node.core.peer_restarted(message.sender)
         if self.trace:
             self._say(node.id, f"<- {message.sender} {brief(message)}")
         if type(message) is Forward:
@@ -308,8 +316,9 @@ class Drivers(Heap):
             self._arrived(node, message)
         else:
             self._note(5, node, message.term)
-            node.core.step(message)
+            node.core.step(message, store)
         self._drain(node)
+        self._tell_outdated(node)
 
     def _tell_clock(self, node: SimNode, life: int) -> None:
         if life != node.life or self._postponed(node, self._tell_clock, node, life):
@@ -332,6 +341,34 @@ class Drivers(Heap):
 
     # ---- crashes and restarts
 
+    def _tell_outdated(self, leader: SimNode) -> None:
+        """A leader tells its peers that they have lost what they had acknowledged."""
+        found, leader.core.found_outdated = leader.core.found_outdated, []
+        for peer in found:
+            if not self.nodes[peer].impaired:
+                raise Violation("core_invariant", f"{leader.id} says that {peer} has lost entries, but it has not")
+            self._outdated(self.nodes[peer])
+
+    def _check_starts(self, node: SimNode) -> None:
+        """The nodes that it reaches compare its starts with the log's."""
+        if node.was_restored and any(self._knows_more(other, node, node.store.starts) for other in self.nodes.values()):
+            self._outdated(node)
+
+    def _knows_more(self, other: SimNode, node: SimNode, starts: int) -> bool:
+        reached = other is not node and other.alive and other.sessions is not None and (other.id, node.id) not in self.cut
+        return (
+            reached
+            and other.sessions is not None
+            and other.sessions.replica.sessions.outdates(node.id, node.incarnation + 1, node.store.id, starts)
+        )
+
+    def _outdated(self, node: SimNode) -> None:
+        if not node.store.is_outdated:
+            self._say(node.id, "has an outdated disk")
+            node.store.is_outdated = True
+            node.core.outdated()
+            self._drain(node)
+
     def _awake(self) -> list[SimNode]:
         return [node for node in self.nodes.values() if node.alive and node.paused_until <= self.now]
 
@@ -345,6 +382,8 @@ class Drivers(Heap):
             return
         node.alive = False
         node.life += 1
+        if node.backup is None or self.rng.random() < 0.3:
+            node.backup = node.store.copy()
         if node.writing is not None:
             survives = self.rng.random() < self.profile.survives
             self.happened["write kept at a crash" if survives else "write lost at a crash"] += 1
@@ -353,11 +392,11 @@ class Drivers(Heap):
         node.writing = None
         self._note(6, node, 0)
         self._say(node.id, "CRASH")
-        if not node.lost:
+        if not node.gone:
             self._later(self.rng.randint(1, 2 * self.profile.restart_us), self._restart, node, node.life)
 
     def _restart(self, node: SimNode, life: int) -> None:
-        if node.alive or node.lost or life != node.life:
+        if node.alive or node.gone or life != node.life:
             return
         node.boot()
         self.happened["restart"] += 1
@@ -368,6 +407,7 @@ class Drivers(Heap):
         if node.core.term < node.seen_term and node.store.hard_state.term < node.core.hard_durable.term:
             raise Violation("monotone", f"{node.id} forgot term {node.seen_term}")
         node.seen_term = node.core.term
+        self._check_starts(node)
         self._wake(node)
 
 

@@ -133,15 +133,30 @@ class Load(Drivers):
     def _add(self, leader: SimNode) -> None:
         if len(self.nodes) >= NODES_MAX:
             return
+        replaced = [node for node in self.nodes.values() if node.impaired and node.id not in leader.core.membership.ids]
+        if replaced:
+            self._add_again(leader, self.rng.choice(replaced))
+            return
         node_id = chr(97 + len(self.nodes))
         leader.core.change(AddLearner(node_id, ""))
         self._say(leader.id, f"add {node_id}")
         self.happened["member added"] += 1
         self._start_node(node_id, Configuration(()))
 
+    def _add_again(self, leader: SimNode, node: SimNode) -> None:
+        """Replace a node that was removed: its id comes back with an empty disk."""
+        store_id = f"{node.id}{node.disks}"
+        leader.core.change(AddLearner(node.id, "", store_id))
+        self._say(leader.id, f"replace {node.id}")
+        self.happened["member replaced"] += 1
+        node.gone = node.impaired = node.was_restored = False
+        self._crash(node)
+        node.new_disk()
+        self._restart(node, node.life)
+
     def _remove(self, leader: SimNode) -> None:
         members = leader.core.configuration.members
-        lost = [member.id for member in members if self.nodes[member.id].lost]
+        lost = [member.id for member in members if self.nodes[member.id].impaired]
         if lost or len(leader.core.membership.voters) > 2:
             node_id = self.rng.choice(lost or [member.id for member in members])
             self._say(leader.id, f"remove {node_id}")
@@ -149,13 +164,45 @@ class Load(Drivers):
             self.happened["member removed"] += 1
 
     def _lose_disk(self, leader: SimNode) -> None:
-        """A flipped bit, found at start: the store refuses, and the node never returns. One node at a time, to keep a quorum."""
-        if any(node.lost for node in self.nodes.values()):
+        """A disk is damaged, emptied or put back. One node at a time, to keep a quorum."""
+        if any(node.impaired for node in self.nodes.values()):
             return
-        if any(len(node.core.membership.voters) < 4 for node in self.nodes.values() if node.core.membership.voters):
+        if any(len(node.core.membership.voters) < 3 for node in self.nodes.values() if node.core.membership.voters):
             return
-        node = self.rng.choice([node for node in self.nodes.values() if node is not leader])
+        others = [node for node in self.nodes.values() if node is not leader and node.id in leader.core.membership.ids]
+        outdated = [node for node in others if self._is_known_to_be_older(node)]
+        if outdated and self.rng.random() < 0.5:
+            self._restore_disk(self.rng.choice(outdated))
+        elif others:
+            self.rng.choice((self._flip_bit, self._empty_disk))(self.rng.choice(others))
+
+    def _is_known_to_be_older(self, node: SimNode) -> bool:
+        """True if at least one node that `node` reaches knows more than its backup. What no node knows cannot be found out."""
+        backup = node.backup
+        return backup is not None and any(self._knows_more(other, node, backup.starts + 1) for other in self.nodes.values())
+
+    def _flip_bit(self, node: SimNode) -> None:
+        """A flipped bit, found at start: the store refuses, and the node never returns."""
         self._say(node.id, "loses its disk")
         self.happened["flipped bit"] += 1
-        node.lost = True
+        node.gone = node.impaired = True
         self._crash(node)
+
+    def _empty_disk(self, node: SimNode) -> None:
+        """The node starts again with an empty disk, under its old id."""
+        self._crash(node)
+        self._say(node.id, "starts with an empty disk")
+        self.happened["empty disk"] += 1
+        node.impaired = True
+        node.new_disk()
+
+    def _restore_disk(self, node: SimNode) -> None:
+        """An older copy of the disk is put back."""
+        backup = node.backup
+        assert backup is not None
+        self._crash(node)
+        self._say(node.id, "starts with an older copy of its disk")
+        self.happened["restored disk"] += 1
+        node.store = backup.copy()
+        node.impaired = node.was_restored = True
+        self._restart(node, node.life)

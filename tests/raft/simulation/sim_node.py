@@ -13,6 +13,7 @@ from sim_sessions import Sessions
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.messages import Configuration, Entry, SnapshotMeta
 from dss_raft.core.ready import BootState, HardState, Persist
+from dss_raft.replication.commands import OpenSession
 
 ELECTION_TICKS = (5, 10)
 HEARTBEAT_TICKS = 2
@@ -21,7 +22,12 @@ HEARTBEAT_TICKS = 2
 class SimStore:
     """The durable state: one transaction per Persist, all or nothing."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, store_id: str, configuration: Configuration) -> None:
+        self.id = store_id
+        #: number of starts with this disk
+        self.starts = 0
+        #: it is known to have been put back to an earlier state
+        self.is_outdated = False
         self.hard_state = HardState()
         self.snapshot = SnapshotMeta(0, 0, configuration)
         #: index -> bytes of the complete snapshots that are kept
@@ -52,7 +58,13 @@ class SimStore:
             del entries[: max(0, meta.index - entries[0].index + 1)]
 
     def boot(self) -> BootState:
-        return BootState(self.hard_state, self.snapshot, list(self.entries))
+        return BootState(self.hard_state, self.snapshot, list(self.entries), self.is_outdated)
+
+    def copy(self) -> SimStore:
+        """A backup of the disk."""
+        other = SimStore(self.id, self.snapshot.configuration)
+        other.__dict__.update(self.__dict__, snapshots=dict(self.snapshots), entries=list(self.entries))
+        return other
 
 
 class SimNode:
@@ -72,21 +84,37 @@ class SimNode:
         #: if given, the state machine is a Replica with sessions
         self.sessions_of = sessions_of
         self.clocks = clocks
-        #: number of starts of this node; durable
+        #: random, of the running process
         self.incarnation = 0
         self.id = node_id
         self.limits = limits
         self.rng = random.Random(seed)
-        self.store = SimStore(configuration)
+        self.store = SimStore(f"{node_id}0", configuration)
+        #: a copy of the disk from an earlier crash
+        self.backup: SimStore | None = None
+        #: its disk was put back to an earlier state at least once
+        self.was_restored = False
+        #: peer -> its process, as its messages said
+        self.peer_incarnations: dict[str, int] = {}
         #: incremented at every crash: events from before a crash have no effect
         self.life = 0
         self.alive = False
-        #: its disk is lost permanently
-        self.lost = False
+        #: it never starts again
+        self.gone = False
+        #: its disk is gone, empty or outdated: it waits to be replaced
+        self.impaired = False
+        #: number of disks that it has had
+        self.disks = 1
         self.paused_until = 0
         self.clock_rate = 1.0
         self.seen_term = 0
         self.boot()
+
+    def new_disk(self) -> None:
+        """An empty disk, in place of the one that it had."""
+        self.store = SimStore(f"{self.id}{self.disks}", Configuration(()))
+        self.disks += 1
+        self.backup = None
 
     def boot(self) -> None:
         """Start from the durable state."""
@@ -96,13 +124,19 @@ class SimNode:
             election_ticks_max=ELECTION_TICKS[1],
             heartbeat_ticks=HEARTBEAT_TICKS,
             promote_lag_max=5,
+            store_id=self.store.id,
             **self.limits,
         )
         self.alive = True
         self.paused_until = 0
         self.core = RaftCore(config, self.store.boot(), self.rng)
-        self.incarnation += 1
-        self.sessions = Sessions(self, self.incarnation, self.sessions_of, self.clocks) if self.sessions_of is not None else None
+        self.incarnation = self.rng.getrandbits(48) + 1
+        self.store.starts += 1
+        self.sessions = None
+        if self.sessions_of is not None:
+            opening = OpenSession(store=self.store.id, starts=self.store.starts)
+            self.sessions = Sessions(self, self.incarnation, opening, self.sessions_of, self.clocks)
+        self.peer_incarnations.clear()
         self.load(self.store.snapshots[self.store.snapshot.index])
         self.seen_role = Role.FOLLOWER
         self.seen_commit = self.core.commit_index

@@ -65,9 +65,9 @@ FAULTS = ("split", "isolate", "one_way", "swizzle", "heal", "crash", "crash_all"
 
 
 def draw(rng: Random) -> Profile:
-    """The profile of a seed: one in five is a world of elections, one in five a world of changing members."""
+    """The profile of a seed: half are any worlds; the others have many elections, changes of members, or faults of disks."""
     profile = _draw(rng)
-    kind = rng.choice(["any", "any", "any", "elections", "members"])
+    kind = rng.choice(["any", "any", "any", "elections", "members", "disks"])
     ms = US_PER_MS
     if kind == "elections":
         return replace(
@@ -89,6 +89,17 @@ def draw(rng: Random) -> Profile:
             admin_us=rng.choice([10, 20, 40]) * ms,
             admin_weights=(rng.choice([0, 1]), rng.choice([0, 1, 2]), 3, 3, 0),
             client_us=rng.choice([10, 30]) * ms,
+        )
+    if kind == "disks":
+        return replace(
+            profile,
+            voters=rng.choice([3, 3, 3, 5]),
+            fault_us=rng.choice([60, 100]) * ms,
+            restart_us=rng.choice([5, 30]) * ms,
+            admin_us=rng.choice([20, 40]) * ms,
+            admin_weights=(0, rng.choice([0, 1]), 3, 2, 4),
+            sessions=True,
+            client_us=rng.choice([3, 10]) * ms,
         )
     return profile
 

@@ -22,7 +22,7 @@ from dss_raft.core.messages import Entry
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import encode_command, encode_group
 from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock
-from dss_raft.replication.commands import Command
+from dss_raft.replication.commands import Command, OpenSession
 from dss_raft.replication.machine import Event, Origin
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.replica import ApplyFailed, Replica
@@ -80,10 +80,16 @@ class Counter:
         self.total = 0
         #: node -> [incarnation, last seq] given to `apply`
         self.given: dict[str, list[int]] = {}
+        #: incarnations that are over
+        self.over: list[int] = []
 
     def apply(self, command: Any, at_ms: int, index: int, origin: Origin) -> Result | None:
         incarnation, last = self.given.get(origin.node, [0, 0])
-        if origin.incarnation < incarnation or origin.seq != (last + 1 if origin.incarnation == incarnation else 1):
+        if origin.incarnation != incarnation:
+            # the first command opens the session, and does not reach the machines
+            self.over.append(incarnation)
+            incarnation, last = origin.incarnation, 1
+        if origin.incarnation in self.over or origin.seq != last + 1:
             raise Violation("exactly_once", f"entry {index} gives {origin} to the machine after {incarnation}.{last}")
         self.given[origin.node] = [origin.incarnation, origin.seq]
         self.total = zlib.crc32(b"%d:%d" % (self.total, command.value))
@@ -100,24 +106,27 @@ class Counter:
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None: ...
 
+    def node_removed(self, node: str, at_ms: int, index: int) -> None: ...
+
     def take_events(self) -> list[Event]:
         return []
 
     def snapshot(self) -> Any:
-        return {"total": self.total, "given": self.given}
+        return {"total": self.total, "given": self.given, "over": self.over}
 
     def restore(self, state: Any) -> None:
-        self.total, self.given = state["total"], state["given"]
+        self.total, self.given, self.over = state["total"], state["given"], state["over"]
 
 
 class Sessions:
     """One node's replica and its own commands in flight. All of it is in memory: a restart begins a new incarnation."""
 
-    def __init__(self, node: SimNode, incarnation: int, check: Checker, clocks: SimClocks) -> None:
+    def __init__(self, node: SimNode, incarnation: int, opening: OpenSession, check: Checker, clocks: SimClocks) -> None:
         node_id = node.id
         self.node = node
         self.node_id = node_id
         self.incarnation = incarnation
+        self.opening = opening
         self.check = check
         self.counter = Counter(check)
         self.replica = Replica(node_id, [self.counter])
@@ -127,8 +136,9 @@ class Sessions:
         self.proposals = Proposals(CheckedCore(node, check), self.replica, Admission(self.replica.command_types), stamps)  # type: ignore[arg-type]
         #: the term in which this node has stamped as the leader
         self.stamped_term = 0
-        self.next_seq = 1
-        self.in_flight: dict[int, bytes] = {}
+        #: the first command opens the session
+        self.next_seq = 2
+        self.in_flight: dict[int, bytes] = {1: b""}
         self.answered: list[int] = []
         #: (term, leader) that in-flight commands were last sent to
         self.sent_to = (0, "")
@@ -172,7 +182,8 @@ class Sessions:
     def _settle(self, seq: int, result: Result) -> None:
         self.in_flight.pop(seq, None)
         self.answered.append(seq)
-        self.check.session_answered(self.node_id, self.incarnation, seq, result.index, result.body["total"])
+        if seq > 1:
+            self.check.session_answered(self.node_id, self.incarnation, seq, result.index, result.body["total"])
 
     # ---- the node as a client of Raft
 
@@ -181,12 +192,16 @@ class Sessions:
         seq = self.next_seq
         self.next_seq += 1
         self.in_flight[seq] = encode_command(Add(value=value))
-        return self._group(seq, [self.in_flight[seq]])
+        return self.again()[0] if 1 in self.in_flight else self._group(seq, [self.in_flight[seq]])
 
     def again(self) -> list[bytes]:
         """Everything in flight again, with the same numbers."""
         if not self.in_flight:
             return []
+        if 1 in self.in_flight:
+            session = self.replica.sessions.get(self.node_id)
+            replaces = 0 if session is None else session.incarnation
+            self.in_flight[1] = encode_command(msgspec.structs.replace(self.opening, replaces=replaces))
         return [self._group(next(iter(self.in_flight)), list(self.in_flight.values()))]
 
     def _group(self, first_seq: int, commands: list[bytes]) -> bytes:

@@ -36,6 +36,9 @@ HAPPENINGS = (
         "forced election",
         "member added",
         "member removed",
+        "member replaced",
+        "empty disk",
+        "restored disk",
     ),
 )
 
@@ -218,17 +221,18 @@ class World(Load):
             self._drain(leader)
             return False
         members = [self.nodes[member.id] for member in leader.core.configuration.members]
-        if any(not node.lost and node.state_index < self.final_index for node in members):
+        members = [node for node in members if not node.impaired]
+        if any(node.state_index < self.final_index for node in members):
             return False
-        if any(node.sessions is not None and node.sessions.in_flight for node in members if not node.lost):
+        if any(node.sessions is not None and node.sessions.in_flight for node in members):
             return False
-        return all(node.lost or node.core.leader_id == leader.id for node in members) and self._time_has_caught_up(leader)
+        return all(node.core.leader_id == leader.id for node in members) and self._time_has_caught_up(leader)
 
     def _time_has_caught_up(self, leader: SimNode) -> bool:
         """Applied time is not behind the right clocks, if they were a majority all the time."""
         sessions, voters = leader.sessions, leader.core.membership.voters
         if sessions is None or self.time.wrong_node is None or self.profile.voters < 3 or len(voters) < 3:
             return True
-        if sum(not self.nodes[voter].lost and voter != self.time.wrong_node for voter in voters) <= len(voters) // 2:
+        if sum(not self.nodes[voter].impaired and voter != self.time.wrong_node for voter in voters) <= len(voters) // 2:
             return True
         return self.time.true_ms() - sessions.replica.at_ms < AGREE_MS + 2 * RIGHT_MS_MAX

@@ -51,9 +51,9 @@ class Life:
 
         self.call(action)
 
-    def next_incarnation(self) -> None:
+    def count_start(self) -> None:
         def action() -> None:
-            self.incarnation = self.store.next_incarnation()
+            self.incarnation = self.store.count_start()
 
         self.call(action)
 
@@ -84,7 +84,7 @@ def recover_all(life: Life, crash_disk) -> int:
         allowed = life.expected[state.acknowledged : state.acknowledged + 2]
         store = LogStore(target, "node-1", "cluster")  # a crash alone is never taken for damage
         found = store.load()
-        incarnation = store.next_incarnation() - 1
+        incarnation = store.count_start() - 1
         assert (found, incarnation) in allowed, state.label
         if found.snapshot.index:
             assert len(store.read_snapshot(found.snapshot)) == found.snapshot.size, state.label
@@ -116,7 +116,7 @@ def life(directory, crash_disk, new_model, make):
 
 
 def test_appends_votes_and_truncations(life, make, crash_disk):
-    life.next_incarnation()
+    life.count_start()
     life.write(make.persist(make.entries(1, 3)))
     life.write(make.persist([], term=2, vote="node-2"))
     life.write(make.persist(make.entries(3, 20, term=2, size=300), term=2, vote="node-2", truncate_from=3))

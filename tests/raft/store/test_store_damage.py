@@ -24,7 +24,7 @@ WAL = "raft.sqlite3-wal"
 def life(directory, make, new_model) -> Iterator[tuple[LogStore, BootState]]:
     """A store with snapshots, a checkpointed part and a part in the write-ahead log, and its content."""
     model, store = new_model(), make.store(directory)
-    store.next_incarnation()
+    store.count_start()
     for persist in (
         make.persist(make.entries(1, 40)),
         make.persist(make.entries(38, 60, term=2), term=2, truncate_from=38),
@@ -34,7 +34,7 @@ def life(directory, make, new_model) -> Iterator[tuple[LogStore, BootState]]:
     model.snapshot = store.save_snapshot(make.meta(30, 1), b"state " * 50, 5)
     store.close()
     store = make.store(directory)
-    store.next_incarnation()
+    store.count_start()
     for index in range(61, 66):
         persist = make.persist(make.entries(index, index, term=2), term=2)
         store.write(persist)
@@ -72,7 +72,7 @@ def outcome(directory: Path) -> BootState | str:
         found = store.load()
         if found.snapshot.index:
             store.read_snapshot(found.snapshot)
-        return found if store.next_incarnation() == 3 else "LOST AN INCARNATION"
+        return found if store.count_start() == 3 else "LOST AN INCARNATION"
     except StoreDamaged as error:
         return f"StoreDamaged: {error}"
     finally:

@@ -18,7 +18,7 @@ def assert_stopped_with_nothing_lost(store: LogStore, directory, make, words: st
     with pytest.raises(StoreFailed, match=f"stopped earlier.*{words}"):
         store.write(make.persist(make.entries(4, 4)))
     with pytest.raises(StoreFailed, match="stopped earlier"):
-        store.next_incarnation()
+        store.count_start()
     shutil.copytree(directory, directory.with_name("afterwards"), dirs_exist_ok=True)
     store.close()
     found = LogStore(directory.with_name("afterwards"), "node-1", "cluster").load()

@@ -32,7 +32,7 @@ def test_a_new_store_has_the_configuration_it_was_given(directory, make):
 def test_the_incarnation_grows_with_each_start(directory, make):
     for expected in (1, 2, 3):
         store = make.store(directory)
-        assert store.next_incarnation() == expected
+        assert store.count_start() == expected
         store.close()
 
 

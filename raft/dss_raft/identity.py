@@ -1,0 +1,187 @@
+"""Which store and which process is behind each link, and what follows from it.
+
+Both sides of a link say who they are in its first frame (`NodeIdentity`), so a frame of Raft always comes from a known store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import structlog
+
+from dss_raft import metrics
+from dss_raft.core import RaftCore
+from dss_raft.core.formation import Formation, NodeIdentity
+from dss_raft.core.messages import Configuration
+from dss_raft.net.wire import AnyFrame, RaftFrame, Reason
+from dss_raft.removal import NodeRemoved
+
+if TYPE_CHECKING:
+    from dss_raft.replication.sessions import SessionTable
+
+log = structlog.get_logger("raft")
+
+CHANNEL = "identity"
+VERSION = 1
+
+
+class Outdated(msgspec.Struct, frozen=True, array_like=True, tag="outdated"):
+    """Tells a node that its store was put back to an earlier state."""
+
+    reason: str
+
+
+class _Identified(msgspec.Struct, frozen=True, array_like=True, tag="identity"):
+    identity: NodeIdentity
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Identified | Outdated).decode
+
+
+class IdentifyingNode(Protocol):
+    """What the exchange needs from its node."""
+
+    node_id: str
+    incarnation: int
+    core: RaftCore
+
+    def send(self, peer_id: str, channel: str, payload: bytes) -> None: ...
+
+    def store_outdated(self, reason: str) -> None: ...
+
+
+class Identities:
+    """The identities of this node and of its linked peers.
+
+    Args:
+        starts: number of starts with this store.
+        formation: of this node, as long as it is new.
+    """
+
+    def __init__(self, node: IdentifyingNode, store: str, starts: int, formation: Formation, sessions: SessionTable) -> None:
+        self.store = store
+        self.formation = formation
+        self._node = node
+        self._starts = starts
+        self._sessions = sessions
+        self._peers: dict[str, NodeIdentity] = {}
+        #: process of each peer at its last link
+        self._incarnations: dict[str, int] = {}
+        self._foreign: set[str] = set()
+        self._sent_configuration: Configuration | None = None
+        self._told_reason = ""
+
+    @property
+    def is_formed(self) -> bool:
+        """False while this node is new: it belongs to no cluster."""
+        core = self._node.core
+        return bool(core.membership.ids or core.last_index)
+
+    def store_of(self, peer: str) -> str:
+        """The store of a linked peer; "" when it is not known."""
+        identity = self._peers.get(peer)
+        return "" if identity is None else identity.store
+
+    def is_refused(self, peer: str, frame: AnyFrame) -> bool:
+        """True when a frame of this peer must be dropped.
+
+        The core itself decides about the messages of another store, because that may be the leader of a newer configuration. But
+        a new node accepts no log of a cluster in which its name has another store.
+        """
+        identity = self._peers.get(peer)
+        if identity is None:
+            return True
+        if isinstance(frame, RaftFrame):
+            return not self.is_formed and self.formation.is_other_cluster(identity)
+        return peer in self._foreign
+
+    def linked(self, peer: str) -> None:
+        """A link is up: say who this node is, before anything else."""
+        self._send_identity(peer)
+
+    def unlinked(self, peer: str) -> None:
+        self._peers.pop(peer, None)
+        self._foreign.discard(peer)
+        self.formation.lost(peer)
+
+    def tick(self) -> None:
+        """Tell the peers when the committed members have changed, and the log why this node is not one yet."""
+        if self._configuration() is not self._sent_configuration:
+            self.send_to_all()
+        reason = "" if self.is_formed else self.formation.reason()
+        if reason != self._told_reason:
+            self._told_reason = reason
+            if reason:
+                log.warning("raft.new", node=self._node.node_id, reason=reason)
+
+    def members_changed(self) -> None:
+        """Another configuration is in force."""
+        for peer in self._peers:
+            self._judge(peer)
+
+    def send_to_all(self) -> None:
+        self._sent_configuration = self._configuration()
+        for peer in self._peers:
+            self._send_identity(peer)
+
+    def receive(self, peer: str, payload: bytes) -> None:
+        """A frame on the channel.
+
+        Raises:
+            NodeRemoved: the cluster has replaced this node.
+        """
+        message = _decode(payload)
+        if isinstance(message, Outdated):
+            self._node.store_outdated(f"{peer}: {message.reason}")
+            return
+        identity = message.identity
+        self._peers[peer] = identity
+        self._check_replaced(peer, identity)
+        self.formation.heard(peer, identity)
+        if self._incarnations.get(peer) != identity.incarnation:
+            self._incarnations[peer] = identity.incarnation
+            self._node.core.peer_restarted(peer)
+        self._judge(peer)
+        if self._sessions.outdates(peer, identity.incarnation, identity.store, identity.starts):
+            self.tell_outdated(peer, f"this store has been started more often than its directory says ({identity.starts} times)")
+
+    def tell_outdated(self, peer: str, reason: str) -> None:
+        """Tell a peer that its store was put back to an earlier state."""
+        log.error("raft.peer_outdated", peer=peer, reason=reason)
+        self._node.send(peer, CHANNEL, _encode(Outdated(reason)))
+
+    def _judge(self, peer: str) -> None:
+        """Decide whether the peer's store is the member's, as far as this node knows."""
+        core, identity = self._node.core, self._peers[peer]
+        is_foreign = core.membership.is_other_store(peer, identity.store)
+        if is_foreign and peer not in self._foreign:
+            self._foreign.add(peer)
+            metrics.peer_refused(Reason.OTHER_STORE)
+            log.warning("raft.other_store", peer=peer, store=identity.store, known=core.membership.stores.get(peer, ""))
+        elif not is_foreign:
+            self._foreign.discard(peer)
+
+    def _check_replaced(self, peer: str, identity: NodeIdentity) -> None:
+        if not self.is_formed or identity.configuration is None:
+            return
+        if identity.configuration_index <= self._node.core.membership.index:
+            return
+        own = next((m for m in identity.configuration.members if m.id == self._node.node_id), None)
+        if own is not None and own.store not in ("", self.store):
+            raise NodeRemoved(
+                f"{self._node.node_id} was replaced: the cluster has a member of this name with another data directory "
+                f"(store {own.store}; this one is {self.store}), says {peer}. This directory is no longer part of the cluster"
+            )
+
+    def _configuration(self) -> Configuration | None:
+        core = self._node.core
+        return core.membership.at(core.commit_index) if self.is_formed else None
+
+    def _send_identity(self, peer: str) -> None:
+        core, configuration = self._node.core, self._configuration()
+        index = core.membership.index_at(core.commit_index)
+        would_form = () if self.is_formed else self.formation.member_ids
+        identity = NodeIdentity(VERSION, self.store, self._starts, self._node.incarnation, index, configuration, would_form)
+        self._node.send(peer, CHANNEL, _encode(_Identified(identity)))

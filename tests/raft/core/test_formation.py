@@ -1,0 +1,151 @@
+"""How new nodes form a cluster, and what an empty or outdated store may do."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from dss_raft.core import CoreConfig, RaftCore, Role
+from dss_raft.core.formation import Formation, NodeIdentity
+from dss_raft.core.messages import AppendReply, Configuration, Member, PreVote, RequestVote, VoteReply
+from dss_raft.core.ready import BootState, HardState, SnapshotMeta
+
+MEMBERS = tuple(Member(node, f"http://{node}") for node in "abc")
+FORMED = Configuration(tuple(Member(node, f"http://{node}", store=f"{node}0") for node in "abc"))
+
+
+def identity(node: str, store: str = "", configuration: Configuration | None = None, would_form: str = "abc", index: int = 0):
+    return NodeIdentity(1, store or f"{node}0", 1, 7, index, configuration, tuple(would_form))
+
+
+def formation(node: str = "a", store: str = "", members: tuple[Member, ...] = MEMBERS) -> Formation:
+    return Formation(node, store or f"{node}0", members)
+
+
+def test_the_smallest_id_forms_the_cluster_when_all_new_members_are_there():
+    first = formation("a")
+    first.heard("b", identity("b"))
+    assert first.decide() is None
+    assert "waits for c" in first.reason()
+    first.heard("c", identity("c"))
+    assert first.decide() == FORMED
+    other = formation("b")
+    for peer in "ac":
+        other.heard(peer, identity(peer))
+    assert other.decide() is None, "only one node makes the first configuration"
+    assert "waits for a" in other.reason()
+
+
+def test_a_connection_that_is_lost_says_nothing():
+    first = formation("a")
+    first.heard("b", identity("b"))
+    first.heard("c", identity("c"))
+    first.lost("b")
+    assert first.decide() is None
+
+
+def test_members_that_name_other_members_do_not_form():
+    first = formation("a")
+    first.heard("b", identity("b"))
+    first.heard("c", identity("c", would_form="bc"))
+    assert first.decide() is None
+    assert "PEERS differ: here a, b, c; at c b, c" in first.reason()
+
+
+def test_a_member_with_its_store_adopts_the_newest_configuration():
+    newer = Configuration((*FORMED.members, Member("d", "http://d", store="d0")))
+    node = formation("b")
+    node.heard("a", identity("a", configuration=FORMED))
+    node.heard("c", identity("c", configuration=newer, index=9))
+    assert node.decide() == newer
+
+
+def test_an_empty_disk_of_a_member_forms_nothing_while_any_peer_is_formed():
+    node = formation("a", store="a1")
+    node.heard("b", identity("b", configuration=FORMED))
+    node.heard("c", identity("c"))
+    assert node.decide() is None
+    assert "manage.py member replace a" in node.reason()
+    assert node.is_other_cluster(identity("b", configuration=FORMED))
+
+
+def test_a_node_that_joins_waits_for_the_log():
+    node = formation("d", members=())
+    node.heard("a", identity("a", configuration=FORMED))
+    assert node.decide() is None
+    added = Configuration((*FORMED.members, Member("d", "http://d", learner=True)))
+    node.heard("a", identity("a", configuration=added, index=5))
+    assert not node.is_other_cluster(identity("a", configuration=added, index=5))
+
+
+def core(configuration: Configuration, store: str = "a0", is_outdated: bool = False) -> RaftCore:
+    config = CoreConfig(node_id="a", election_ticks_min=5, election_ticks_max=10, heartbeat_ticks=2, store_id=store)
+    boot = BootState(HardState(), SnapshotMeta(0, 0, configuration), [], is_outdated)
+    return RaftCore(config, boot, random.Random(1))
+
+
+def answers(node: RaftCore) -> list[object]:
+    messages: list[object] = []
+    while (ready := node.take_ready()) is not None:
+        messages += ready.messages
+        if ready.persist is not None:
+            node.persisted(ready.persist.number)
+    return messages
+
+
+@pytest.mark.parametrize(
+    "node",
+    [core(Configuration(())), core(FORMED, store="a1"), core(FORMED, is_outdated=True)],
+    ids=["empty", "another store", "outdated"],
+)
+def test_a_store_without_a_right_to_vote_grants_none_and_does_not_campaign(node):
+    node.step(RequestVote(sender="b", to="a", term=3, last_index=9, last_term=2), "b0")
+    node.step(PreVote(sender="b", to="a", term=4, last_index=9, last_term=2), "b0")
+    granted = [message.granted for message in answers(node)]
+    assert granted == [False, False]
+    for _ in range(50):
+        node.tick()
+    assert node.role is not Role.CANDIDATE
+
+
+def test_the_vote_of_another_store_does_not_count():
+    node = core(FORMED)
+    node.campaign(force=True)
+    answers(node)
+    node.step(VoteReply(sender="b", to="a", term=node.term, granted=True), "b1")
+    assert node.role is Role.CANDIDATE
+    node.step(VoteReply(sender="b", to="a", term=node.term, granted=True), "b0")
+    assert node.role is Role.LEADER
+
+
+def test_a_leader_finds_a_follower_that_lost_what_it_acknowledged():
+    node = core(FORMED)
+    node.campaign(force=True)
+    answers(node)
+    node.step(VoteReply(sender="b", to="a", term=node.term, granted=True), "b0")
+    answers(node)
+    node.step(AppendReply(sender="b", to="a", term=node.term, ok=True, match=1, prev_index=1), "b0")
+    answers(node)
+    node.peer_restarted("b")
+    (probe,) = [message for message in answers(node) if message.to == "b"][:1]
+    assert probe.prev_index == 1, "it asks about what was acknowledged"
+    node.step(AppendReply(sender="b", to="a", term=node.term, ok=False, match=0, prev_index=1), "b0")
+    assert node.found_outdated == ["b"]
+    (again,) = [message for message in answers(node) if message.to == "b"][:1]
+    assert again.prev_index == 0, "and sends it again: no member stays behind while a leader is there"
+
+
+def test_a_leader_writes_an_unknown_store_into_the_log():
+    node = core(Configuration(tuple(Member(node, "") for node in "abc")))
+    node.campaign(force=True)
+    answers(node)
+    node.step(VoteReply(sender="b", to="a", term=node.term, granted=True), "b7")
+    for index in range(1, 4):
+        answers(node)
+        node.step(AppendReply(sender="b", to="a", term=node.term, ok=True, match=index, prev_index=index), "b7")
+        for _ in range(2):
+            node.tick()
+    assert {member.id: member.store for member in node.configuration.members} == {"a": "a0", "b": "b7", "c": ""}
+    node.step(VoteReply(sender="b", to="a", term=node.term, granted=True), "b8")
+    assert node.membership.is_other_store("b", "b8")
