@@ -18,8 +18,8 @@ import structlog
 from dss_api.supervised import Tasks, report_failure
 from dss_raft import metrics
 from dss_raft.applying import Applying, ApplyListener
-from dss_raft.core import InvariantViolation, RaftCore
-from dss_raft.core.messages import AnyMessage, AppendReply, InstallSnapshot, VoteReply
+from dss_raft.core import InvariantViolation, RaftCore, Role
+from dss_raft.core.messages import AnyMessage, AppendReply, InstallSnapshot, TimeoutNow, VoteReply
 from dss_raft.core.ready import HardState, Persist, ReadState, Ready, SnapshotChunkWanted
 from dss_raft.disk.store import LogStore, SnapshotFailed, SnapshotGone, StoreFailed
 from dss_raft.net.links import PeerLinks
@@ -264,8 +264,11 @@ class Driver:
     def _abdicate(self) -> None:
         """The disk fails, the core does not: the others need not wait for an election timeout."""
         try:
+            was_leader = self.core.role is Role.LEADER
             self.core.abdicate()
             messages, self.core.messages = self.core.messages, []
             self._send(messages)
+            if was_leader:
+                log.warning("raft.abdicated", to=[message.to for message in messages if isinstance(message, TimeoutNow)])
         except InvariantViolation as violation:  # the node stops in any case
             log.error("raft.not_handed_over", error=str(violation))
