@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.formation import Formation, NodeIdentity
 from dss_raft.core.messages import AppendReply, Configuration, Member, PreVote, RequestVote, VoteReply
@@ -94,19 +92,26 @@ def answers(node: RaftCore) -> list[object]:
     return messages
 
 
-@pytest.mark.parametrize(
-    "node",
-    [core(Configuration(())), core(FORMED, store="a1"), core(FORMED, is_outdated=True)],
-    ids=["empty", "another store", "outdated"],
-)
-def test_a_store_without_a_right_to_vote_grants_none_and_does_not_campaign(node):
+def has_no_vote(node: RaftCore) -> None:
+    """It grants no vote, and does not campaign."""
     node.step(RequestVote(sender="b", to="a", term=3, last_index=9, last_term=2), "b0")
     node.step(PreVote(sender="b", to="a", term=4, last_index=9, last_term=2), "b0")
-    granted = [message.granted for message in answers(node)]
-    assert granted == [False, False]
+    assert [message.granted for message in answers(node)] == [False, False]
     for _ in range(50):
         node.tick()
     assert node.role is not Role.CANDIDATE
+
+
+def test_an_empty_store_has_no_vote():
+    has_no_vote(core(Configuration(())))
+
+
+def test_another_store_of_a_member_has_no_vote():
+    has_no_vote(core(FORMED, store="a1"))
+
+
+def test_a_store_that_was_put_back_has_no_vote():
+    has_no_vote(core(FORMED, is_outdated=True))
 
 
 def test_the_vote_of_another_store_does_not_count():

@@ -421,4 +421,35 @@ MUTANTS: tuple[Mutant, ...] = (
         checks=("progress",),
         seeds=(57,),
     ),
+    Mutant(
+        "an empty store votes",
+        (("state", "return bool(members.ids) and not self.is_outdated and", "return not self.is_outdated and"),),
+        checks=("leader_completeness", "state_machine_safety", "core_invariant"),
+        scenario="test_an_empty_store_has_no_vote",
+    ),
+    Mutant(
+        "a store that was put back votes",
+        (("state", "return bool(members.ids) and not self.is_outdated and", "return bool(members.ids) and"),),
+        checks=("leader_completeness", "state_machine_safety", "election_safety", "monotone", "core_invariant"),
+        seeds=(459,),
+        scenario="test_a_store_that_was_put_back_has_no_vote",
+    ),
+    Mutant(
+        "answers of another store count",
+        (("core", "            if members.is_other_store(sender, store):\n                return False\n", ""),),
+        checks=("core_invariant", "leader_completeness", "state_machine_safety"),
+        scenario="test_the_vote_of_another_store_does_not_count",
+    ),
+    Mutant(
+        "a leader remembers what a peer held before its restart",
+        (("progress", "        self.match = 0\n        self.become_probe(self.acknowledged_before + 1)\n", "        pass\n"),),
+        checks=("progress",),
+        scenario="test_a_leader_finds_a_follower_that_lost_what_it_acknowledged",
+    ),
+    Mutant(
+        "a late copy opens the session of a removed node again",
+        (("sessions", "        session.is_over = True", "        del self.sessions[node]"),),
+        checks=("exactly_once",),
+        seeds=(56,),
+    ),
 )

@@ -32,7 +32,14 @@ REPLICATED = (
     "dss_raft.replication.proposals",
 )
 #: modules with directed tests
-SCENARIOS = ("test_paper", "test_paper_log", "test_paper_members_snapshots_clients", "test_elections", "test_core")
+SCENARIOS = (
+    "test_paper",
+    "test_paper_log",
+    "test_paper_members_snapshots_clients",
+    "test_elections",
+    "test_core",
+    "test_formation",
+)
 #: modules that must be imported again to use the mutated core
 SIMULATOR = ("sim_world", "sim_load", "sim_drivers", "sim_heap", "sim_node", "sim_sessions", "sim_check")
 REIMPORTED = (PACKAGE, *SIMULATOR, *REPLICATED, "raft_harness", *SCENARIOS)
