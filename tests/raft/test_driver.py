@@ -40,6 +40,7 @@ class Core:
     def __init__(self) -> None:
         self.readies: deque[Ready] = deque()
         self.applied_to: list[int] = []
+        self.found_outdated: list[str] = []
         self.is_broken = False
 
     def take_ready(self) -> Ready | None:
