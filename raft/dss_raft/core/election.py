@@ -11,7 +11,7 @@ from dss_raft.core.state import CoreState, Role
 
 def campaign(core: CoreState, *, force: bool = False) -> None:
     """Try to become leader. `force` skips the pre-vote and tells voters to ignore a live leader (transfer, operator)."""
-    if core.role is Role.LEADER or not core.is_voter:
+    if core.role is Role.LEADER or not core.may_campaign:
         return
     if force:
         _become_candidate(core, transfer=True)

@@ -29,7 +29,7 @@ from dss_raft.core.state import CoreState, Role
 def tick(core: CoreState) -> None:
     """Start an election when the leader is silent (paper 5.2), and give up reads that got no answer."""
     core.election_elapsed += 1
-    if core.is_voter and (core.election_elapsed >= core.election_timeout or _is_alone(core)):
+    if core.election_elapsed >= core.election_timeout or _is_alone(core):
         election.campaign(core)
     if core.forwarded.sent:
         for context in core.forwarded.expired(core.ticks - core.config.election_ticks_min):
@@ -38,7 +38,7 @@ def tick(core: CoreState) -> None:
 
 def _is_alone(core: CoreState) -> bool:
     """The only voter does not wait for an election timeout. Once it is a candidate, it waits for its own disk."""
-    return core.role is Role.FOLLOWER and len(core.membership.voters) == 1
+    return core.role is Role.FOLLOWER and core.is_voter and len(core.membership.voters) == 1
 
 
 def collect(core: CoreState) -> None:

@@ -129,6 +129,11 @@ class Membership:
         self._use_last()
         return True
 
+    def was_voter(self, node_id: str) -> bool:
+        """True if the configuration before the one in force gave this node a vote."""
+        before = self._history[-2][1].members if len(self._history) > 1 else ()
+        return any(member.id == node_id and not member.learner for member in before)
+
     def compact(self, index: int) -> None:
         """Forget the configurations that no truncation after `index` can need."""
         while len(self._history) > 1 and self._history[1][0] <= index:

@@ -203,6 +203,15 @@ class CoreState:
         members = self.membership
         return bool(members.ids) and not self.is_outdated and not members.is_other_store(self.node_id, self.config.store_id)
 
+    @property
+    def may_campaign(self) -> bool:
+        """A voter may, and also a node that an uncommitted change has removed: only its log may have that change (thesis 4.2.2).
+
+        Without it, nobody could win: its vote is needed, but the other logs are shorter. Its own vote does not count.
+        """
+        members = self.membership
+        return self.is_voter or (members.index > self.log.committed and members.was_voter(self.node_id) and self.may_vote)
+
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
         """Whether a log with this end is at least as up to date as this one (paper 5.4.1)."""
         log = self.log

@@ -109,3 +109,19 @@ def test_an_answer_to_an_earlier_message_does_not_count(cluster):
         leader.change(Remove("b"), since=since)
     cluster.settle()
     leader.change(Remove("b"), since=since)
+
+
+def test_a_leader_whose_removal_only_its_own_log_has_can_finish_it(make_cluster):
+    """Thesis 4.2.2: "a server that is not part of its own latest configuration should still start new elections". "d" is lost."""
+    cluster = make_cluster("abcd")
+    cluster.elect("a")
+    stop(cluster, "d")
+    cluster.cut("a", "d")
+    cluster["a"].core.change(Remove("a"), force=True)
+    cluster.settle()
+    cluster.tick(60, "a", "b", "c")
+    assert cluster["a"].role is not Role.LEADER
+    cluster.cut("d")
+    cluster.tick(200, "a", "b", "c")
+    assert cluster.leader().core.membership.voters == ("b", "c", "d")
+    assert cluster["a"].role is Role.FOLLOWER

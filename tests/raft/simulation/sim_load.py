@@ -9,7 +9,7 @@ from sim_drivers import RESEND_US, Drivers
 from sim_node import SimNode
 from sim_sessions import Forward
 
-from dss_raft.core import AddLearner, Busy, ChangeRefused, NotLeader, Remove, Role
+from dss_raft.core import AddLearner, Busy, ChangeRefused, NotLeader, QuorumAtRisk, Remove, Role
 from dss_raft.core.messages import Configuration
 
 NODES_MAX = 9
@@ -113,6 +113,8 @@ class Load(Drivers):
             leader = self.rng.choice(leaders)
             try:
                 action(leader)
+            except QuorumAtRisk:
+                self.happened["quorum at risk"] += 1
             except (Busy, ChangeRefused, NotLeader):
                 return
             self._drain(leader)
@@ -155,13 +157,36 @@ class Load(Drivers):
         self._restart(node, node.life)
 
     def _remove(self, leader: SimNode) -> None:
-        members = leader.core.configuration.members
-        lost = [member.id for member in members if self.nodes[member.id].impaired]
-        if lost or len(leader.core.membership.voters) > 2:
-            node_id = self.rng.choice(lost or [member.id for member in members])
+        """Remove any member. While one is lost, an error of the administrator could cost the quorum for good, so the leader asks first."""
+        members = [member.id for member in leader.core.configuration.members]
+        lost = [member for member in members if self.nodes[member].lost]
+        if lost:
+            node_id = self.rng.choice([*lost, *members])
+            self._say(leader.id, f"asks who can be reached, to remove {node_id}")
+            since, force = leader.core.ask_members(), self.rng.random() < 0.5
+            wait_us = self.rng.randint(1, 10) * self.profile.tick_us
+            self._later(wait_us, self._remove_asked, leader, leader.life, leader.core.term, since, node_id, force)
+        elif len(leader.core.membership.voters) > 2:
+            node_id = self.rng.choice(members)
             self._say(leader.id, f"remove {node_id}")
             leader.core.change(Remove(node_id))
             self.happened["member removed"] += 1
+
+    def _remove_asked(self, leader: SimNode, life: int, term: int, since: int, node_id: str, force: bool) -> None:
+        if self.healed or leader.life != life or leader.core.term != term:
+            return
+        if self._postponed(leader, self._remove_asked, leader, life, term, since, node_id, force):
+            return
+        self._say(leader.id, f"remove {node_id}{' by force' if force else ''}")
+        try:
+            leader.core.change(Remove(node_id), force=force, since=since)
+            self.happened["member removed"] += 1
+            self.happened["removal while one is lost"] += 1
+        except QuorumAtRisk:
+            self.happened["quorum at risk"] += 1
+        except (Busy, ChangeRefused, NotLeader):
+            return
+        self._drain(leader)
 
     def _lose_disk(self, leader: SimNode) -> None:
         """A disk is damaged, emptied or put back. One node at a time, to keep a quorum."""

@@ -264,6 +264,52 @@ MUTANTS: tuple[Mutant, ...] = (
         scenario="test_6_no_change_before_an_entry_of_the_leaders_term_is_committed",
     ),
     Mutant(
+        "removes a member without the check",
+        (("reachable", "if len(reachable) < needed:", "if False:"),),
+        checks=("progress",),
+        seeds=(747,),
+        scenario="test_a_live_voter_is_not_removed_when_too_few_would_remain_reachable",
+    ),
+    Mutant(
+        "force overrides the quorum",
+        (("reachable", "if len(reachable) < needed:", "if len(reachable) < needed and not force:"),),
+        checks=("progress",),
+        seeds=(747,),
+        scenario="test_a_live_voter_is_not_removed_when_too_few_would_remain_reachable",
+    ),
+    Mutant(
+        "counts a voter that answered before the question",
+        (("reachable", "return peer.round >= since", "return True"),),
+        checks=("progress",),
+        seeds=(747,),
+        scenario="test_a_voter_that_has_just_stopped_is_not_reachable_after_a_question",
+    ),
+    Mutant(
+        "a node whose removal is not committed never campaigns",
+        (
+            (
+                "state",
+                "return self.is_voter or (self.membership.index",
+                "return self.is_voter or bool(0) and (self.membership.index",
+            ),
+        ),
+        checks=("progress",),
+        seeds=(1273,),
+        scenario="test_a_leader_whose_removal_only_its_own_log_has_can_finish_it",
+    ),
+    Mutant(
+        "takes an election for an answer",
+        (("reachable", "has_answered = peer.round > 0 or peer.match > 0", "has_answered = True"),),
+        checks=("progress",),
+        scenario="test_a_new_leader_counts_no_voter_that_has_not_answered_it",
+    ),
+    Mutant(
+        "removes the last spare voter without force",
+        (("reachable", "if has_spare or force:", "if True:"),),
+        checks=("progress",),
+        scenario="test_the_last_spare_voter_is_removed_only_by_force",
+    ),
+    Mutant(
         "says it has the snapshot before it is durable",
         (
             (

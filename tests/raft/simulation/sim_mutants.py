@@ -39,6 +39,7 @@ SCENARIOS = (
     "test_elections",
     "test_core",
     "test_formation",
+    "test_reachable",
 )
 #: modules that must be imported again to use the mutated core
 SIMULATOR = ("sim_world", "sim_load", "sim_drivers", "sim_heap", "sim_node", "sim_sessions", "sim_check")

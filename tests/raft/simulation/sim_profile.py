@@ -87,7 +87,7 @@ def draw(rng: Random) -> Profile:
             voters=rng.choice([2, 3, 3, 4]),
             fault_us=rng.choice([30, 60]) * ms,
             admin_us=rng.choice([10, 20, 40]) * ms,
-            admin_weights=(rng.choice([0, 1]), rng.choice([0, 1, 2]), 3, 3, 0),
+            admin_weights=(rng.choice([0, 1]), rng.choice([0, 1, 2]), 3, 3, rng.choice([0, 2])),
             client_us=rng.choice([10, 30]) * ms,
         )
     if kind == "disks":

@@ -39,6 +39,8 @@ HAPPENINGS = (
         "member replaced",
         "empty disk",
         "restored disk",
+        "removal while one is lost",
+        "quorum at risk",
     ),
 )
 
