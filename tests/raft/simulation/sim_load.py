@@ -110,14 +110,16 @@ class Load(Drivers):
         # deposed leaders, too: they do not know it yet
         leaders = [node for node in self._awake() if node.core.role is Role.LEADER]
         if leaders:
-            leader = self.rng.choice(leaders)
-            try:
-                action(leader)
-            except QuorumAtRisk:
-                self.happened["quorum at risk"] += 1
-            except (Busy, ChangeRefused, NotLeader):
-                return
-            self._drain(leader)
+            self._carry_out(self.rng.choice(leaders), action)
+
+    def _carry_out(self, leader: SimNode, action: Callable[[SimNode], None]) -> None:
+        try:
+            action(leader)
+        except QuorumAtRisk:
+            self.happened["quorum at risk"] += 1
+        except (Busy, ChangeRefused, NotLeader):
+            return
+        self._drain(leader)
 
     def _transfer(self, leader: SimNode) -> None:
         to = self.rng.choice(leader.core.membership.voters)
@@ -157,36 +159,39 @@ class Load(Drivers):
         self._restart(node, node.life)
 
     def _remove(self, leader: SimNode) -> None:
-        """Remove any member. While one is lost, an error of the administrator could cost the quorum for good, so the leader asks first."""
+        """Remove any member. While a disk is lost, an error of the administrator could cost the quorum, so the leader asks first.
+
+        A node whose disk was put back is removed itself: it can be reached, but has no vote.
+        """
         members = [member.id for member in leader.core.configuration.members]
-        lost = [member for member in members if self.nodes[member].lost]
-        if lost:
-            node_id = self.rng.choice([*lost, *members])
+        impaired = [member for member in members if self.nodes[member].impaired]
+        restored = [member for member in impaired if self.nodes[member].was_restored]
+        if impaired and not restored:
+            node_id = self.rng.choice(members)
             self._say(leader.id, f"asks who can be reached, to remove {node_id}")
             since, force = leader.core.ask_members(), self.rng.random() < 0.5
             wait_us = self.rng.randint(1, 10) * self.profile.tick_us
-            self._later(wait_us, self._remove_asked, leader, leader.life, leader.core.term, since, node_id, force)
-        elif len(leader.core.membership.voters) > 2:
-            node_id = self.rng.choice(members)
+            self._later(wait_us, self._remove_asked, leader, leader.life, since, node_id, force, impaired)
+        elif restored or len(leader.core.membership.voters) > 2:
+            node_id = self.rng.choice(restored or members)
             self._say(leader.id, f"remove {node_id}")
             leader.core.change(Remove(node_id))
             self.happened["member removed"] += 1
 
-    def _remove_asked(self, leader: SimNode, life: int, term: int, since: int, node_id: str, force: bool) -> None:
-        if self.healed or leader.life != life or leader.core.term != term:
+    def _remove_asked(self, leader: SimNode, life: int, since: int, node_id: str, force: bool, impaired: list[str]) -> None:
+        """The members have had time to answer. Nothing else is lost meanwhile."""
+        if self.healed or leader.life != life or not all(self.nodes[member].impaired for member in impaired):
             return
-        if self._postponed(leader, self._remove_asked, leader, life, term, since, node_id, force):
+        if self._postponed(leader, self._remove_asked, leader, life, since, node_id, force, impaired):
             return
-        self._say(leader.id, f"remove {node_id}{' by force' if force else ''}")
-        try:
+
+        def remove(leader: SimNode) -> None:
+            self._say(leader.id, f"remove {node_id}{' by force' if force else ''}")
             leader.core.change(Remove(node_id), force=force, since=since)
             self.happened["member removed"] += 1
             self.happened["removal while one is lost"] += 1
-        except QuorumAtRisk:
-            self.happened["quorum at risk"] += 1
-        except (Busy, ChangeRefused, NotLeader):
-            return
-        self._drain(leader)
+
+        self._carry_out(leader, remove)
 
     def _lose_disk(self, leader: SimNode) -> None:
         """A disk is damaged, emptied or put back. One node at a time, to keep a quorum."""
@@ -200,6 +205,8 @@ class Load(Drivers):
             self._restore_disk(self.rng.choice(outdated))
         elif others:
             self.rng.choice((self._flip_bit, self._empty_disk))(self.rng.choice(others))
+            for _ in range(4):
+                self._later(self.rng.randint(1, 40) * self.profile.tick_us, self._remove_after_a_loss)
 
     def _is_known_to_be_older(self, node: SimNode) -> bool:
         """True if at least one node that `node` reaches knows more than its backup. What no node knows cannot be found out."""
@@ -231,3 +238,8 @@ class Load(Drivers):
         node.store = backup.copy()
         node.impaired = node.was_restored = True
         self._restart(node, node.life)
+
+    def _remove_after_a_loss(self) -> None:
+        leader = self._leader()
+        if leader is not None and not self.healed:
+            self._carry_out(leader, self._remove)
