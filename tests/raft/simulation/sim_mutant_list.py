@@ -267,32 +267,28 @@ MUTANTS: tuple[Mutant, ...] = (
         "removes a member without the check",
         (("reachable", "    voters = [member.id", "    return\n    voters = [member.id"),),
         checks=("progress",),
-        seeds=(661,),
+        seeds=(1,),
         scenario="test_a_live_voter_is_not_removed_when_too_few_would_remain_reachable",
     ),
     Mutant(
         "force overrides the quorum",
         (("reachable", "if len(reachable) < needed:", "if len(reachable) < needed and not force:"),),
         checks=("progress",),
+        seeds=(1,),
         scenario="test_a_live_voter_is_not_removed_when_too_few_would_remain_reachable",
     ),
     Mutant(
         "counts a voter that answered before the question",
         (("reachable", "return peer.round >= since", "return True"),),
         checks=("progress",),
-        seeds=(97,),
+        seeds=(1,),
         scenario="test_a_voter_that_has_just_stopped_is_not_reachable_after_a_question",
     ),
     Mutant(
         "a node whose removal is not committed never campaigns",
-        (
-            (
-                "state",
-                "return self.is_voter or (self.membership.index",
-                "return self.is_voter or bool(0) and (self.membership.index",
-            ),
-        ),
+        (("state", "return self.is_voter or (members.index", "return self.is_voter or bool(0) and (members.index"),),
         checks=("progress",),
+        seeds=(839,),
         scenario="test_a_leader_whose_removal_only_its_own_log_has_can_finish_it",
     ),
     Mutant(
