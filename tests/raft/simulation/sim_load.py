@@ -201,7 +201,7 @@ class Load(Drivers):
             return
         others = [node for node in self.nodes.values() if node is not leader and node.id in leader.core.membership.ids]
         outdated = [node for node in others if self._is_known_to_be_older(node)]
-        if outdated and self.rng.random() < 0.5:
+        if outdated and self.rng.random() < 0.8:
             self._restore_disk(self.rng.choice(outdated))
         elif others:
             self.rng.choice((self._flip_bit, self._empty_disk))(self.rng.choice(others))
