@@ -1,6 +1,7 @@
 """For every test: the answers of the real operations have the fields and types that their Structs declare.
 
-Tests that start real processes share one worker, because some of them use fixed ports. The other tests run beside them.
+For the two workers of `make test`: the tests of a file that starts real processes stay in one worker, where they share their nodes, and
+all files that use the ports of `make run` are in one worker.
 """
 
 from __future__ import annotations
@@ -14,10 +15,26 @@ from dss_dev.answer_check import checked
 OPERATIONS = ("health", "ready", "raft.", "locks.", "queue.", "cache.")
 
 
+#: files whose tests use the ports of `make run`, or look for a cluster there
+ON_FIXED_PORTS = (
+    "test_command_line",
+    "test_compose",
+    "test_find_cluster",
+    "test_local_members",
+    "test_members",
+    "test_readme",
+    "test_runbooks",
+    "test_startup",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
+        if item.path.stem in ON_FIXED_PORTS:
+            item.add_marker(pytest.mark.xdist_group("fixed ports"))
+        elif item.get_closest_marker("cluster") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -112,6 +112,13 @@ class FakeNode:
     def on_event(self, event_type: type, callback: Any) -> None:
         self._events[event_type].append(callback)
 
+    @property
+    def core(self) -> Any:
+        return SimpleNamespace(membership=SimpleNamespace(ids=frozenset(self.cluster.nodes)))
+
+    def before_adding(self, check: Any) -> None:
+        self.may_add = check
+
     def on_leader_change(self, callback: Any) -> None:
         self._on_leader.append(callback)
 
