@@ -33,7 +33,7 @@ join: $(READY) ## add one more node to the running cluster, and follow its log
 	@exec $(BIN)/python manage.py join $(ARGS)
 
 test: $(READY) ## run all tests, in two workers (WORKERS=0: in one process)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 lint: $(READY) ## check style, types and the import contracts
 	@$(BIN)/ruff check .

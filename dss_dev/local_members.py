@@ -91,7 +91,7 @@ def find_members(directory: Path) -> LocalMembers | None:
         else:
             found.missing.append(member.id)
     for node_id, stored in read.stored.items():
-        if node_id not in found.urls and node_id in stored.ids:
+        if node_id not in found.urls and stored.configuration.members:
             found.removed[node_id] = read.paths[node_id]
     return found
 

@@ -1,14 +1,17 @@
 """For every test: the answers of the real operations have the fields and types that their Structs declare.
 
-For the two workers of `make test`: the tests of a file that starts real processes stay in one worker, where they share their nodes, and
-all files that use the ports of `make run` are in one worker.
+For the two workers of `make test`: a file goes to one worker, because its tests may share their nodes; only the simulations are spread.
+Files that use the ports of `make run` go to the same worker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from dss_dev.answer_check import checked
 
@@ -28,13 +31,18 @@ ON_FIXED_PORTS = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem in ON_FIXED_PORTS:
-            item.add_marker(pytest.mark.xdist_group("fixed ports"))
-        elif item.get_closest_marker("cluster") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """See the module. The groups of pytest-xdist 3.8 have no effect with pytest 9.2."""
+    return _Scheduling(config, log)
+
+
+class _Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        if Path(path).stem in ON_FIXED_PORTS:
+            return "fixed ports"
+        return nodeid if "/simulation/" in path else path
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pytest
 
 from dss_api.result import Result
 from dss_dev.local_cluster import LocalCluster
+from dss_dev.sum_machine import with_sessions
 from dss_locks.core.commands import Acquire, ForceRelease
 from dss_locks.core.table import LockTable
 from dss_queue.core.broker import Broker
@@ -22,7 +23,7 @@ class Log:
     """A replica with the lock table and the broker, behind an imitation of the log with one entry per command."""
 
     def __init__(self) -> None:
-        self.replica = self._empty()
+        self.replica = with_sessions(self._empty(), "n1")
         self.index = 0
         self.results: dict[int, Result] = {}
 

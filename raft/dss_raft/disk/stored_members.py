@@ -28,10 +28,6 @@ class StoredMembers(msgspec.Struct, frozen=True):
     version: tuple[int, int]
     configuration: Configuration
 
-    @property
-    def ids(self) -> list[str]:
-        return [member.id for member in self.configuration.members]
-
 
 class Unreadable(Exception):
     """The directory cannot be read: a node uses it, or it is damaged."""

@@ -14,7 +14,7 @@ from dss_dev.confinement import MIB
 from dss_dev.hostile import SCALE, SETTINGS, STATE_LIMITS, Probe
 from dss_dev.local_cluster import ROOT, LocalNode, Reply
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hostile")]
+pytestmark = pytest.mark.cluster
 
 MakeProbe = Callable[..., Probe]
 SetLimits = Callable[..., None]

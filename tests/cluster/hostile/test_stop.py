@@ -10,7 +10,7 @@ from dss_dev.confinement import Confinement, Watch
 from dss_dev.hostile import PATIENCE_S, RECEIVE_BUFFER_BYTES, call, call_frame, connections, send_to_all, websockets
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hostile")]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])

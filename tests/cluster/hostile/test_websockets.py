@@ -25,7 +25,7 @@ from dss_dev.hostile import (
 )
 from dss_dev.local_cluster import LocalNode
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("hostile")]
+pytestmark = pytest.mark.cluster
 
 BODY_BYTES_MAX = 4 * MIB
 MakeProbe = Callable[..., Probe]

@@ -471,7 +471,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "a store that was put back votes",
         (("state", "return bool(members.ids) and not self.is_outdated and", "return bool(members.ids) and"),),
         checks=("leader_completeness", "state_machine_safety", "election_safety", "monotone", "core_invariant"),
-        seeds=(459,),
         scenario="test_a_store_that_was_put_back_has_no_vote",
     ),
     Mutant(
