@@ -6,7 +6,9 @@ import asyncio
 import errno
 import os
 import signal
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,17 +59,24 @@ async def test_the_child_does_not_keep_the_connections_of_its_parent_open(tmp_pa
     server.close()
 
 
-def has_children() -> bool:
-    """Whether this process has a child that is still running, or whose status was not collected."""
-    return bool(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+def children() -> set[str]:
+    """The children of this process that are still running, or whose status was not collected."""
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
-async def until_collected() -> None:
-    while has_children():  # noqa: ASYNC110  (there is no event for it)
-        await asyncio.sleep(0.01)
+@pytest.fixture
+def until_collected() -> Callable[[], Coroutine[Any, Any, None]]:
+    """Wait until the children of this test are gone. Those of earlier tests in this process do not matter."""
+    before = children()
+
+    async def wait() -> None:
+        while children() - before:  # noqa: ASYNC110  (there is no event for it)
+            await asyncio.sleep(0.01)
+
+    return wait
 
 
-async def test_a_child_that_hangs_is_killed(tmp_path):
+async def test_a_child_that_hangs_is_killed(tmp_path, until_collected):
     def hang() -> bytes:
         while True:
             signal.pause()
@@ -77,7 +86,7 @@ async def test_a_child_that_hangs_is_killed(tmp_path):
     await until_collected()
 
 
-async def test_a_writer_that_gives_up_leaves_no_child(tmp_path):
+async def test_a_writer_that_gives_up_leaves_no_child(tmp_path, until_collected):
     writing = asyncio.create_task(write_in_child(signal.pause, tmp_path / "copy"))
     await asyncio.sleep(0)
     writing.cancel()
@@ -85,7 +94,7 @@ async def test_a_writer_that_gives_up_leaves_no_child(tmp_path):
     await until_collected()
 
 
-async def test_without_descriptors_there_is_no_child(tmp_path, monkeypatch):
+async def test_without_descriptors_there_is_no_child(tmp_path, monkeypatch, until_collected):
     def no_descriptors(pid: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
