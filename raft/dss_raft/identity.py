@@ -88,13 +88,13 @@ class Identities:
         """True when a frame of this peer must be dropped.
 
         The core itself decides about the messages of another store, because that may be the leader of a newer configuration. But
-        a new node accepts no log of a cluster in which its name has another store.
+        a new node accepts no log before it has adopted the first configuration.
         """
         identity = self._peers.get(peer)
         if identity is None:
             return True
         if isinstance(frame, RaftFrame):
-            return not self.is_formed and self.formation.is_other_cluster(identity)
+            return not self.is_formed and not self.formation.accepts_log_of(identity)
         return peer in self._foreign
 
     def linked(self, peer: str) -> None:

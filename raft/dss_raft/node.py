@@ -634,8 +634,8 @@ class Node(Listeners):
 
     def _peer_is_up(self, peer: str) -> None:
         log.info("raft.peer_up", peer=peer)
-        self._clocks.tell(peer)
         self._identities.linked(peer)
+        self._clocks.tell(peer)
         self._calls.peer_is_up(peer)
         self._notify_peer_up(peer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 
 import pytest
 
@@ -11,8 +12,9 @@ from dss_api.errors import Refused
 from dss_api.supervised import FAILURES
 from dss_dev.sum_machine import Add, Wait
 from dss_raft import removal
+from dss_raft.clock_exchange import ClockExchange
 from dss_raft.disk.forked import ChildFailed
-from dss_raft.disk.store import StoreFailed
+from dss_raft.disk.store import LogStore, StoreFailed
 from dss_raft.replication import snapshot_keeper
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
@@ -473,3 +475,32 @@ async def test_a_snapshot_that_fails_is_counted_and_taken_later(make_cluster, mo
     while not all(node.status()["snapshot_index"] for node in cluster.nodes.values()):
         await leader.submit(Add(amount=1))
     assert not cluster.failures
+
+
+async def test_a_slow_disk_forms_before_it_accepts_the_log(cluster, monkeypatch):
+    """Two members have formed and elected a leader while the third one still writes the first configuration."""
+    form, may_go_on = LogStore.form, threading.Event()
+
+    def slow_form(store, configuration):
+        if store.identity.node_id == "c":
+            may_go_on.wait()
+        form(store, configuration)
+
+    monkeypatch.setattr(LogStore, "form", slow_form)
+    try:
+        await cluster.start()
+        leader = await cluster.leader()
+        assert (await leader.submit(Add(amount=1))).body == {"total": 1}
+        assert "about to join" in cluster.nodes["c"].not_ready_reason
+    finally:
+        may_go_on.set()
+    await cluster.until(lambda: cluster.nodes["c"].is_ready and cluster.nodes["c"].machine("sum").total == 1)
+    assert not cluster.failures
+
+
+async def test_a_peer_hears_the_clock_of_a_new_link_at_once(cluster, monkeypatch):
+    """What comes before a node has said who it is, is dropped."""
+    monkeypatch.setattr(ClockExchange, "ticked", lambda exchange, now_s: None)
+    await cluster.start()
+    await cluster.leader()
+    await cluster.until(lambda: all(set(node.peers) <= set(node._member_clocks._heard) for node in cluster.nodes.values()))

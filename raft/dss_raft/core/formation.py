@@ -99,10 +99,12 @@ class Formation:
             return f"this node is new: the cluster forms when all its members are there; it waits for {', '.join(missing)}"
         return f"this node is new and waits for {min(self._members)} to form the cluster"
 
-    def is_other_cluster(self, identity: NodeIdentity) -> bool:
-        """True if that node's cluster has a member of this name with another store."""
+    def accepts_log_of(self, identity: NodeIdentity) -> bool:
+        """False if that node's cluster has a member of this name. With this store, its configuration must be adopted first, so that
+        the log does not begin before it; with another store, this node is not that member.
+        """
         own = None if identity.configuration is None else _member(identity.configuration, self._node_id)
-        return own is not None and own.store != self._store and not (own.learner and not own.store)
+        return own is None or (own.learner and not own.store)
 
     def _reason_with_cluster(self, peer: str, configuration: Configuration) -> str:
         own = _member(configuration, self._node_id)
