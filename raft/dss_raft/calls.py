@@ -214,7 +214,7 @@ class Calls:
             if incarnation == self.incarnation:
                 pending.resolve(seq, result)
         session = replica.sessions.get(self.core.node_id)
-        if session is not None and session.incarnation == self.incarnation and not session.is_over:
+        if session is not None and self.is_session_accepted:
             self._session_is_open()
             pending.park_applied(session)
             self._last_progress = self._loop.time()
@@ -235,7 +235,7 @@ class Calls:
     def state_replaced(self) -> None:
         """A snapshot from the leader has replaced the state."""
         session = self._replica.sessions.get(self.core.node_id)
-        if session is not None and session.incarnation == self.incarnation and not session.is_over:
+        if self.is_session_accepted:
             self._session_is_open()
         else:
             self._session_is_gone(session)

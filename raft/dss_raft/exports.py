@@ -1,7 +1,7 @@
 """Snapshots of this node that callers are reading, for backups.
 
 A caller begins an export and then reads it in chunks, at its own pace. The node keeps the file open in the meantime, so a newer
-snapshot may replace it. An export that nobody reads for a while ends.
+snapshot may replace it. An export that is not read for a while ends.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Exports:
         export = self._exports.get(export_id)
         if export is None:
             raise Refused(
-                "not_found", "this node no longer has that snapshot open: it was restarted, or nobody read the snapshot"
+                "not_found",
+                "this node no longer has that snapshot open: it was restarted, or the snapshot was not read for a while",
             )
         if offset >= export.size:
             self._end(export_id, export)
@@ -121,7 +122,7 @@ class Exports:
         return data
 
     def close_idle(self) -> None:
-        """End the exports that nobody reads."""
+        """End the exports that are not read."""
         if self._exports:
             oldest_s = self._loop.time() - IDLE_S
             for export_id, export in list(self._exports.items()):

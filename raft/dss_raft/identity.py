@@ -5,15 +5,19 @@ Both sides of a link say who they are in its first frame (`NodeIdentity`), so a 
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
 
+from dss_api.supervised import Tasks
 from dss_raft import metrics
 from dss_raft.core import RaftCore
 from dss_raft.core.formation import Formation, NodeIdentity
 from dss_raft.core.messages import Configuration
+from dss_raft.disk.store import LogStore
 from dss_raft.net.wire import AnyFrame, RaftFrame, Reason
 from dss_raft.removal import NodeRemoved
 
@@ -49,23 +53,29 @@ class IdentifyingNode(Protocol):
 
     def send(self, peer_id: str, channel: str, payload: bytes) -> None: ...
 
-    def store_outdated(self, reason: str) -> None: ...
+    def wake(self) -> None: ...
+
+    def failed(self, error: BaseException) -> None: ...
 
 
 class Identities:
     """The identities of this node and of its linked peers.
 
     Args:
-        starts: number of starts with this store.
+        executor: the thread that uses `store`.
         formation: of this node, as long as it is new.
     """
 
-    def __init__(self, node: IdentifyingNode, store: str, starts: int, formation: Formation, sessions: SessionTable) -> None:
-        self.store = store
+    def __init__(
+        self, node: IdentifyingNode, store: LogStore, executor: Executor, formation: Formation, sessions: SessionTable
+    ) -> None:
         self.formation = formation
         self._node = node
-        self._starts = starts
+        self._store = store
+        self._executor = executor
         self._sessions = sessions
+        self._tasks = Tasks()
+        self._is_forming = False
         self._peers: dict[str, NodeIdentity] = {}
         #: process of each peer at its last link
         self._incarnations: dict[str, int] = {}
@@ -127,18 +137,15 @@ class Identities:
             self._send_identity(peer)
 
     def receive(self, peer: str, payload: bytes) -> None:
-        """A frame on the channel.
-
-        Raises:
-            NodeRemoved: the cluster has replaced this node.
-        """
+        """A frame on the channel."""
         message = _decode(payload)
         if isinstance(message, Outdated):
-            self._node.store_outdated(f"{peer}: {message.reason}")
+            self._tasks.spawn("raft", self._give_up_vote(f"{peer}: {message.reason}"), self._node.failed)
             return
         identity = message.identity
         self._peers[peer] = identity
-        self._check_replaced(peer, identity)
+        if self._is_replaced(peer, identity):
+            return
         self.formation.heard(peer, identity)
         if self._incarnations.get(peer) != identity.incarnation:
             self._incarnations[peer] = identity.incarnation
@@ -146,6 +153,36 @@ class Identities:
         self._judge(peer)
         if self._sessions.outdates(peer, identity.incarnation, identity.store, identity.starts):
             self.tell_outdated(peer, f"this store has been started more often than its directory says ({identity.starts} times)")
+        self._form_if_due()
+
+    async def stop(self) -> None:
+        """Stop the work in progress."""
+        await self._tasks.stop()
+
+    def _form_if_due(self) -> None:
+        if self.is_formed or self._is_forming:
+            return
+        configuration = self.formation.decide()
+        if configuration is not None:
+            self._is_forming = True
+            self._tasks.spawn("raft", self._form(configuration), self._node.failed)
+
+    async def _form(self, configuration: Configuration) -> None:
+        """Adopt the first configuration of the cluster: on the disk first."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._store.form, configuration)
+        self._node.core.form(configuration)
+        log.info("raft.formed", node=self._node.node_id, members=[member.id for member in configuration.members])
+        self.send_to_all()
+        self._node.wake()
+
+    async def _give_up_vote(self, reason: str) -> None:
+        """A member has found that this node's store was put back to an earlier state: from now on this node has no vote."""
+        node = self._node
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._store.mark_outdated)
+        if not node.core.is_outdated:
+            log.error("raft.outdated", node=node.node_id, reason=reason, repair=f"manage.py member replace {node.node_id}")
+            node.core.outdated()
+            node.wake()
 
     def tell_outdated(self, peer: str, reason: str) -> None:
         """Tell a peer that its store was put back to an earlier state."""
@@ -163,17 +200,21 @@ class Identities:
         elif not is_foreign:
             self._foreign.discard(peer)
 
-    def _check_replaced(self, peer: str, identity: NodeIdentity) -> None:
-        if not self.is_formed or identity.configuration is None:
-            return
-        if identity.configuration_index <= self._node.core.membership.index:
-            return
-        own = next((m for m in identity.configuration.members if m.id == self._node.node_id), None)
-        if own is not None and own.store not in ("", self.store):
-            raise NodeRemoved(
-                f"{self._node.node_id} was replaced: the cluster has a member of this name with another data directory "
-                f"(store {own.store}; this one is {self.store}), says {peer}. This directory is no longer part of the cluster"
+    def _is_replaced(self, peer: str, identity: NodeIdentity) -> bool:
+        """True if the cluster has a member of this name with another store: this node ends."""
+        node, configuration = self._node, identity.configuration
+        if not self.is_formed or configuration is None or identity.configuration_index <= node.core.membership.index:
+            return False
+        own, store = configuration.find(node.node_id), self._store.store_id
+        if own is None or own.store in ("", store):
+            return False
+        node.failed(
+            NodeRemoved(
+                f"{node.node_id} was replaced: the cluster has a member of this name with another data directory (store "
+                f"{own.store}; this one is {store}), says {peer}. This directory is no longer part of the cluster"
             )
+        )
+        return True
 
     def _configuration(self) -> Configuration | None:
         core = self._node.core
@@ -183,5 +224,7 @@ class Identities:
         core, configuration = self._node.core, self._configuration()
         index = core.membership.index_at(core.commit_index)
         would_form = () if self.is_formed else self.formation.member_ids
-        identity = NodeIdentity(VERSION, self.store, self._starts, self._node.incarnation, index, configuration, would_form)
+        identity = NodeIdentity(
+            VERSION, self._store.store_id, self._store.starts, self._node.incarnation, index, configuration, would_form
+        )
         self._node.send(peer, CHANNEL, _encode(_Identified(identity)))

@@ -18,7 +18,6 @@ import structlog
 
 from dss_api.errors import ForOperator, Refused
 from dss_api.result import Result
-from dss_api.supervised import Tasks
 from dss_raft import clock_exchange, identity, log_view, members, metrics
 from dss_raft.answers import LogEntry
 from dss_raft.apply_recovery import ApplyRecovery
@@ -85,7 +84,6 @@ class Node(Listeners):
         self._leader_seen = ("", 0)
         self._running = False
         self._has_started = False
-        self._tasks = Tasks()
         self._tick_waiters: list[asyncio.Future[None]] = []
         self._applied_clock = AppliedClock(wall_ms)
         self._member_clocks = MemberClocks(config.node_id, wall_ms)
@@ -112,8 +110,6 @@ class Node(Listeners):
         self._clocks: ClockExchange
         self._identities: Identities
         self._adding_checks: list[Callable[[str], bool]] = []
-        self._starts = 0
-        self._is_forming = False
 
     # -------------------------------------------------------- starting and stopping
 
@@ -136,8 +132,7 @@ class Node(Listeners):
         )
         self.core = RaftCore(core_config, boot_state, random.Random())
         formation = Formation(self.node_id, self._store.store_id, members.first_members(config))
-        self._identities = Identities(self, self._store.store_id, self._starts, formation, self.replica.sessions)
-        self._channels[identity.CHANNEL] = self._identities.receive
+        self._identities = Identities(self, self._store, self._executor, formation, self.replica.sessions)
         snapshots = SnapshotKeeper(
             self.replica,
             self._store,
@@ -171,7 +166,7 @@ class Node(Listeners):
             self._links,
             self._driver,
             incarnation=self.incarnation,
-            opening=OpenSession(store=self._store.store_id, starts=self._starts),
+            opening=OpenSession(store=self._store.store_id, starts=self._store.starts),
             timeout_ms=config.submit_timeout_ms,
             waiting_max=config.pending_commands_max,
             clock=StampClock(self._member_clocks, self._applied_clock),
@@ -204,7 +199,7 @@ class Node(Listeners):
         self._recovery.close()
         self._calls.close()
         self.exports.close()
-        await self._tasks.stop()
+        await self._identities.stop()
         await self._driver.stop()
         await self._links.stop()
         await self._loop.run_in_executor(self._executor, self._store.close)
@@ -222,7 +217,7 @@ class Node(Listeners):
             alone = Formation(config.node_id, store.store_id, members.first_members(config)).decide()
             if alone is not None:
                 store.form(alone)
-        self._starts = store.count_start()
+        store.count_start()
         self.incarnation = secrets.randbelow(INCARNATION_MAX) + 1
         return store.load()
 
@@ -546,42 +541,6 @@ class Node(Listeners):
             await asyncio.wait([ticked], timeout=deadline - self._loop.time())
         return True
 
-    # ------------------------------------------------------------------ identity
-
-    def _identify(self, peer: str, payload: bytes) -> None:
-        try:
-            self._identities.receive(peer, payload)
-        except NodeRemoved as error:
-            self.failed(error)
-            return
-        if not self._identities.is_formed and not self._is_forming:
-            configuration = self._identities.formation.decide()
-            if configuration is not None:
-                self._is_forming = True
-                self._tasks.spawn("raft", self._form(configuration), self.failed)
-
-    async def _form(self, configuration: Configuration) -> None:
-        """Adopt the first configuration of the cluster: on the disk first."""
-        await self._loop.run_in_executor(self._executor, self._store.form, configuration)
-        if not self._running:
-            return
-        self.core.form(configuration)
-        log.info("raft.formed", node=self.node_id, members=[member.id for member in configuration.members])
-        self._identities.send_to_all()
-        self._driver.wake()
-
-    def store_outdated(self, reason: str) -> None:
-        """A member has found that this node's store was put back to an earlier state: from now on this node has no vote."""
-        if not self.core.is_outdated:
-            self._tasks.spawn("raft", self._give_up_vote(reason), self.failed)
-
-    async def _give_up_vote(self, reason: str) -> None:
-        await self._loop.run_in_executor(self._executor, self._store.mark_outdated)
-        if self._running and not self.core.is_outdated:
-            log.error("raft.outdated", node=self.node_id, reason=reason, repair=f"manage.py member replace {self.node_id}")
-            self.core.outdated()
-            self._driver.wake()
-
     def peers_outdated(self, peers: list[str]) -> None:
         """See `DriverListener.peers_outdated`."""
         for peer in peers:
@@ -622,7 +581,7 @@ class Node(Listeners):
 
     def _frame_arrived(self, peer: str, frame: AnyFrame) -> None:
         if isinstance(frame, AppFrame) and frame.channel == identity.CHANNEL:
-            self._identify(peer, frame.data)
+            self._identities.receive(peer, frame.data)
         elif self._identities.is_refused(peer, frame):
             return
         elif isinstance(frame, RaftFrame):

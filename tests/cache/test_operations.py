@@ -270,7 +270,7 @@ async def test_one_value_is_not_sent_a_thousand_times(two, monkeypatch):
 
 
 async def test_a_read_of_too_many_bytes_ends_before_all_are_read(cluster, one, two, monkeypatch):
-    """100 values of 500 bytes are in the backing store, and the limit is 5,000 bytes: nobody needs the others."""
+    """100 values of 500 bytes are in the backing store, and the limit is 5,000 bytes: the others are not needed."""
     keys = [f"k{number}" for number in range(100)]
     for key in keys:
         await one.put(key, "x" * 498)

@@ -136,7 +136,10 @@ def state(node: LocalNode) -> dict[str, Any]:
     }
 
 
-def require_greater(new: Numbers, old: Numbers) -> None:
+def require_new_numbers(node: LocalNode, old: Numbers) -> None:
+    """The node gives out numbers that are greater than all of these."""
+    new = Numbers()
+    new.draw(node, "new")
     assert min(new.tokens) > max(old.tokens)
     assert min(new.messages) > max(old.messages)
     assert min(new.versions) > max(old.versions)
@@ -177,9 +180,7 @@ def test_saved_under_load_and_restored(cluster: LocalCluster, make_node: Callabl
     first.start()
     LocalCluster.wait_ready(cluster, 60, [first])
     assert state(first) == before
-    newer = Numbers()
-    newer.draw(first, "new")
-    require_greater(newer, numbers)
+    require_new_numbers(first, numbers)
 
     others = [make_node(node, f"restored-{node.id}", DSS_JOIN="true") for node in nodes[1:]]
     grow(first, others)
@@ -236,9 +237,7 @@ def test_the_survivor_of_a_lost_majority(cluster: LocalCluster, make_node: Calla
     first.start()
     LocalCluster.wait_ready(cluster, 60, [first])
     assert state(first) == before
-    newer = Numbers()
-    newer.draw(first, "new")
-    require_greater(newer, numbers)
+    require_new_numbers(first, numbers)
 
     # An old member, as it was: it belongs to another cluster, and cannot talk to this one.
     shutil.copytree(kept, nodes[2].environment["DSS_DATA_DIR"])

@@ -159,7 +159,7 @@ def test_the_last_spare_member_cannot_be_removed_and_a_stopped_one_is_restarted(
 
 
 def test_a_removed_member_and_a_missing_one_are_named(tmp_path: Path) -> None:
-    """Line 6: the others are started, and the removed one is told when it is started by hand."""
+    """Line 6: the others are started, and the removed one ends when it is started by hand."""
     with terminals(tmp_path, ("cluster",)):
         assert remove(3, through=1)[0] == 200
         until_voters(1, 2)

@@ -1,4 +1,4 @@
-"""What calls leave in the replicated state: it has limits, it can be deleted, and nothing stays that nobody needs.
+"""What calls leave in the replicated state: it has limits, it can be deleted, and nothing stays that is not needed.
 
 The sizes of files are what a test can see of another checkout's state (see CONTRIBUTING.md).
 """

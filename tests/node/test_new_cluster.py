@@ -128,7 +128,7 @@ LAST_INDEX = 5
 
 @pytest.fixture
 def survivor(tmp_path: Path) -> NodeConfig:
-    """The settings of a survivor for its new cluster. Its log has a snapshot and entries that nobody knows to be committed."""
+    """The settings of a survivor for its new cluster. Its log has a snapshot and entries that may or may not be committed."""
     config = config_of(tmp_path)
     old = ReplicaLog()
     old.acquire("k", "alice", ttl_ms=0)

@@ -1,4 +1,4 @@
-"""Snapshots that callers read: in parts, at most two at a time, and closed when nobody reads them."""
+"""Snapshots that callers read: in parts, at most two at a time, and closed when they are not read."""
 
 from __future__ import annotations
 

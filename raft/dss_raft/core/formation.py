@@ -1,6 +1,6 @@
 """How new nodes form a cluster, once, without a vote. Pure: no I/O, clock or randomness.
 
-A node with an empty store belongs to no cluster. It votes for nobody, because it cannot know what a lost disk had promised. So
+A node with an empty store belongs to no cluster. It grants no vote, because it cannot know what a lost disk had promised. So
 the first configuration does not come from an election:
 
 1. Each new node tells every other member of `PEERS` who it is: its store, and the members that its own `PEERS` names.
@@ -74,7 +74,7 @@ class Formation:
         if formed:
             newest = max(formed, key=lambda identity: identity.configuration_index)
             assert newest.configuration is not None
-            own = _member(newest.configuration, self._node_id)
+            own = newest.configuration.find(self._node_id)
             return newest.configuration if own is not None and own.store == self._store else None
         if not self._members or self._node_id != min(self._members) or self._missing() or self._disagreeing():
             return None
@@ -92,7 +92,7 @@ class Formation:
         disagreeing = self._disagreeing()
         if disagreeing:
             other = disagreeing[0]
-            theirs = ", ".join(self._heard[other].would_form) or "nobody: it has DSS_JOIN"
+            theirs = ", ".join(self._heard[other].would_form) or "none: it has DSS_JOIN"
             return f"this node is new, and PEERS differ: here {', '.join(sorted(self._members))}; at {other} {theirs}"
         missing = self._missing()
         if missing:
@@ -103,11 +103,11 @@ class Formation:
         """False if that node's cluster has a member of this name. With this store, its configuration must be adopted first, so that
         the log does not begin before it; with another store, this node is not that member.
         """
-        own = None if identity.configuration is None else _member(identity.configuration, self._node_id)
+        own = None if identity.configuration is None else identity.configuration.find(self._node_id)
         return own is None or (own.learner and not own.store)
 
     def _reason_with_cluster(self, peer: str, configuration: Configuration) -> str:
-        own = _member(configuration, self._node_id)
+        own = configuration.find(self._node_id)
         if own is None:
             return f"this node is new, and {peer} belongs to a cluster already: it waits to be added (manage.py member add)"
         if own.store == self._store:
@@ -126,7 +126,3 @@ class Formation:
     def _disagreeing(self) -> list[str]:
         own = tuple(sorted(self._members))
         return sorted(peer for peer, identity in self._heard.items() if peer in self._members and identity.would_form != own)
-
-
-def _member(configuration: Configuration, node_id: str) -> Member | None:
-    return next((member for member in configuration.members if member.id == node_id), None)

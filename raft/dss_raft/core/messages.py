@@ -46,6 +46,10 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
     members: tuple[Member, ...]
 
+    def find(self, node_id: str) -> Member | None:
+        """The member with this id."""
+        return next((member for member in self.members if member.id == node_id), None)
+
 
 class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Identifies a snapshot: it contains everything up to `index`."""

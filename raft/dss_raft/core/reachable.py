@@ -7,7 +7,7 @@ the change, of which `needed` voters are a majority:
     fewer than `needed` voters are reachable            refused, whether forced or not
     exactly `needed` are, others are not, and the       refused unless forced: one more failure would stop the cluster, and it is
     change removes a voter that works                   better to remove the unreachable voter first
-    otherwise                                           made: it adds a member, removes a failed one, or leaves nobody unreachable
+    otherwise                                           made: it adds a member, removes a failed one, or all voters are reachable
 
 A voter is reachable if it has answered the leader since the request (`since`, a round of messages), or within an election timeout if
 there is no such round. The leader itself is reachable. A voter to be removed works if it has answered within an election timeout.

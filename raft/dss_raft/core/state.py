@@ -207,7 +207,7 @@ class CoreState:
     def may_campaign(self) -> bool:
         """A voter may, and also a node that an uncommitted change has removed: only its log may have that change (thesis 4.2.2).
 
-        Without it, nobody could win: its vote is needed, but the other logs are shorter. Its own vote does not count.
+        Without it, no node could win: its vote is needed, but the other logs are shorter. Its own vote does not count.
         """
         members = self.membership
         return self.is_voter or (members.index > self.log.committed and members.was_voter(self.node_id) and self.may_vote)

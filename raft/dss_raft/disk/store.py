@@ -70,8 +70,8 @@ _ADVICE = (
 )
 
 _MARK_IS_MISSING = (
-    "raft.acknowledged is missing. A node never deletes it, so the directory is not as the node left it, and without this file nobody can "
-    "tell whether the newest acknowledged votes and entries are missing. Put the file back. If it is lost and you are certain that nothing "
+    "raft.acknowledged is missing. A node never deletes it, so the directory is not as the node left it, and without this file it cannot "
+    "know whether the newest acknowledged votes and entries are missing. Put the file back. If it is lost and you are certain that nothing "
     "else in the directory was lost, changed or restored, create it empty; otherwise keep the directory for inspection, remove this node "
     "from the cluster, and add it again with an empty data directory"
 )
@@ -137,6 +137,11 @@ class LogStore:
     def store_id(self) -> str:
         """Random and unique: it identifies the contents of this directory."""
         return self.identity.store_id
+
+    @property
+    def starts(self) -> int:
+        """How often a node was started with this directory, this time included."""
+        return self._state.starts
 
     @property
     def is_formed(self) -> bool:

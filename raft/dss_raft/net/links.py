@@ -350,7 +350,7 @@ class PeerConnection(asyncio.Protocol):
 
     @property
     def is_authenticated(self) -> bool:
-        """False: the peer's id is only what somebody claims."""
+        """False: the peer has only claimed its id."""
         return self._handshake.is_proven
 
     def tick(self) -> None:
