@@ -1,12 +1,14 @@
 """Search for bugs: run many seeds of the simulated world, or replay one with a readable trace.
 
 run.py --seeds 2000 [--first 0] [--jobs 2]     exit code 1 when a seed fails; failing seeds are appended to regressions.txt
+run.py --seeds 100000 --resume sim.json        the same; after an interruption the same command continues
 run.py --seed 17                               prints everything that happens in seed 17
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import sys
@@ -15,11 +17,37 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 from sim_world import HAPPENINGS, Outcome, World
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 #: one in this many seeds is run twice and must give the same trace hash
 TWICE_EVERY = 50
+#: seeds between two writes of the file of `--resume`
+BLOCK = 500
+#: seeds between two collections of garbage
+COLLECT_EVERY = 10
+#: what is added up over all seeds
+COUNTED = ("events", "commits", "leaders", "restores", "reads", "answered", "configurations")
+
+
+class Hunt(msgspec.Struct):
+    """How far a search is: the contents of the file of `--resume`."""
+
+    first: int
+    count: int
+    done: int = 0
+    seconds: float = 0.0
+    totals: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    happened: dict[str, int] = msgspec.field(default_factory=dict)
+    failures: list[str] = msgspec.field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        for name in self.totals:
+            self.totals[name] += getattr(outcome, name)
+        self.happened = dict(Counter(self.happened) + outcome.happened)
+        if outcome.failed:
+            self.failures.append(f"seed {outcome.seed}: {outcome.detail}")
 
 
 def run_seed(seed: int) -> Outcome:
@@ -33,13 +61,19 @@ def run_seed(seed: int) -> Outcome:
     return outcome
 
 
+def _run_in_pool(seed: int) -> Outcome:
+    """Worlds consist of cycles; a collection of garbage now and then costs less than many while they run."""
+    gc.disable()
+    outcome = run_seed(seed)
+    if seed % COLLECT_EVERY == 0:
+        gc.collect()
+    return outcome
+
+
 def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
-    """Yield the outcomes, in any order."""
-    if jobs == 1:
-        yield from map(run_seed, seeds)
-        return
-    with multiprocessing.Pool(jobs) as pool:
-        yield from pool.imap_unordered(run_seed, seeds, chunksize=8)
+    """Yield the outcomes, in any order. With one job and in a pool alike, worlds run in processes of their own."""
+    with multiprocessing.Pool(jobs, initializer=gc.freeze) as pool:
+        yield from pool.imap_unordered(_run_in_pool, seeds, chunksize=8)
 
 
 def regressions() -> list[int]:
@@ -59,55 +93,71 @@ def replay(seed: int) -> int:
     return 1 if outcome.failed else 0
 
 
-def hunt(first: int, count: int, jobs: int) -> int:
-    """Run seeds with a progress bar. Returns the exit code."""
-    started = time.perf_counter()
-    done = 0
-    totals = dict.fromkeys(("events", "commits", "leaders", "restores", "reads", "answered", "configurations"), 0)
-    happened: Counter[str] = Counter()
-    failures: list[Outcome] = []
-    bar = sys.stderr.isatty() or count >= 1000
-    for outcome in run_seeds(range(first, first + count), jobs):
-        done += 1
-        for name in totals:
-            totals[name] += getattr(outcome, name)
-        happened.update(outcome.happened)
-        if outcome.failed:
-            failures.append(outcome)
-            print(f"seed {outcome.seed}: {outcome.detail}", flush=True)
-        if bar and (done % max(1, count // 200) == 0 or done == count):
-            show_progress(done, count, totals["events"], len(failures), time.perf_counter() - started)
-    seconds = time.perf_counter() - started
-    events = totals["events"]
+def search(hunt: Hunt, jobs: int, file: Path | None) -> int:
+    """Run what is left of these seeds, with a progress bar. Returns the exit code."""
+    bar = sys.stderr.isatty() or hunt.count >= 1000
+    known = set(regressions())
+    began, before = time.perf_counter(), hunt.seconds
+    while hunt.done < hunt.count:
+        start = hunt.first + hunt.done
+        end = min(start + BLOCK, hunt.first + hunt.count)
+        for outcome in run_seeds(range(start, end), jobs):
+            hunt.add(outcome)
+            hunt.done += 1
+            if outcome.failed:
+                print(hunt.failures[-1], flush=True)
+                if outcome.seed not in known:
+                    with REGRESSIONS.open("a") as regressions_file:
+                        regressions_file.write(f"{outcome.seed}  # {outcome.detail}\n")
+            hunt.seconds = before + time.perf_counter() - began
+            if bar and (hunt.done % max(1, hunt.count // 200) == 0 or hunt.done == hunt.count):
+                show_progress(hunt)
+        if file is not None:
+            written = file.with_suffix(".new")
+            written.write_bytes(msgspec.json.encode(hunt))
+            written.rename(file)
     if bar:
         print(file=sys.stderr)
+    report(hunt, jobs)
+    return 1 if hunt.failures else 0
+
+
+def report(hunt: Hunt, jobs: int) -> None:
+    """What all seeds have shown."""
+    totals, failures, events = dict(hunt.totals), len(hunt.failures), hunt.totals["events"]
     print(
-        f"{'no violation' if not failures else f'{len(failures)} VIOLATIONS'} in {done:,} seeds, {totals.pop('events'):,} events "
+        f"{f'{failures} VIOLATIONS' if failures else 'no violation'} in {hunt.done:,} seeds, {totals.pop('events'):,} events "
         f"({', '.join(f'{value:,} {name}' for name, value in totals.items())})"
     )
-    print(f"on the way: {', '.join(f'{name} {happened[name]:,}' for name in HAPPENINGS)}")
-    print(f"{seconds:.0f} s, {events / seconds / jobs:,.0f} events/s per process")
-    if failures:
-        known = set(regressions())
-        with REGRESSIONS.open("a") as file:
-            for outcome in failures:
-                if outcome.seed not in known:
-                    file.write(f"{outcome.seed}  # {outcome.detail}\n")
-    return 1 if failures else 0
+    print(f"on the way: {', '.join(f'{name} {hunt.happened.get(name, 0):,}' for name in HAPPENINGS)}")
+    print(
+        f"{hunt.seconds:.0f} s, {events / hunt.seconds / jobs:,.0f} events/s and {hunt.done / hunt.seconds / jobs:.1f} seeds/s per process"
+    )
 
 
-def show_progress(done: int, count: int, events: int, failures: int, seconds: float) -> None:
+def show_progress(hunt: Hunt) -> None:
     """A bar on standard error."""
     width = 30
-    filled = width * done // count
+    filled = width * hunt.done // hunt.count
     bar = "#" * filled + "." * (width - filled)
-    left = seconds / done * (count - done)
+    left = hunt.seconds / hunt.done * (hunt.count - hunt.done)
     print(
-        f"\r[{bar}] {done:,}/{count:,} seeds, {events:,} events, {failures} failed, {left:.0f} s left ",
+        f"\r[{bar}] {hunt.done:,}/{hunt.count:,} seeds, {hunt.totals['events']:,} events, {len(hunt.failures)} failed, {left:.0f} s left ",
         end="",
         file=sys.stderr,
         flush=True,
     )
+
+
+def begin(first: int, count: int, file: Path | None) -> Hunt:
+    """A new search, or the one in `file`."""
+    if file is None or not file.exists():
+        return Hunt(first, count)
+    found = msgspec.json.decode(file.read_bytes(), type=Hunt)
+    if found.first != first or found.done > count:
+        raise SystemExit(f"{file} is about seeds from {found.first} on, of which {found.done} are done: remove it to begin again")
+    found.count = count
+    return found
 
 
 def main() -> int:
@@ -115,11 +165,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds to run")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes to use (default: all cores)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="keep the results in this file, and continue with them")
     parser.add_argument("--seed", type=int, help="replay this one seed with a trace")
     options = parser.parse_args()
     if options.seed is not None:
         return replay(options.seed)
-    return hunt(options.first, options.seeds, options.jobs)
+    return search(begin(options.first, options.seeds, options.resume), options.jobs, options.resume)
 
 
 if __name__ == "__main__":

@@ -105,9 +105,9 @@ class Drivers(Heap):
 
     def _drain(self, node: SimNode) -> None:
         """Carry out the work of the core, like a driver."""
-        core = node.core
+        core, check = node.core, self.check
         while (ready := core.take_ready()) is not None:
-            self.check.moved(node)
+            check.moved(node)
             if ready.persist is not None:
                 self._write(node, ready.persist)
             for message in ready.messages:
@@ -117,9 +117,10 @@ class Drivers(Heap):
             for chunk in ready.chunks_received:
                 self._store_chunk(node, chunk)
             for read in ready.read_states:
-                self.check.read_answered(read.context, read.index, read.ok)
-            self._apply(node, ready)
-        self.check.moved(node)
+                check.read_answered(read.context, read.index, read.ok)
+            if ready.committed or ready.restore is not None or node.to_apply or node.restoring is not None:
+                self._apply(node, ready)
+        check.moved(node)
 
     def _apply(self, node: SimNode, ready: Ready) -> None:
         if ready.restore is not None:
@@ -301,7 +302,7 @@ class Drivers(Heap):
         node = self.nodes[message.to]
         if not node.alive or (message.sender, message.to) in self.cut:
             return
-        if self._postponed(node, self._deliver, message, origin):
+        if node.paused_until > self.now and self._postponed(node, self._deliver, message, origin):
             return
         store, incarnation = origin
         if node.peer_incarnations.get(message.sender) != incarnation:
@@ -318,7 +319,8 @@ class Drivers(Heap):
             self._note(5, node, message.term)
             node.core.step(message, store)
         self._drain(node)
-        self._tell_outdated(node)
+        if node.core.found_outdated:
+            self._tell_outdated(node)
 
     def _tell_clock(self, node: SimNode, life: int) -> None:
         if life != node.life or self._postponed(node, self._tell_clock, node, life):

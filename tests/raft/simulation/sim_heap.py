@@ -16,12 +16,24 @@ from sim_check import Checker
 from sim_node import SimNode
 
 
+class FastRandom(random.Random):
+    """Gives the same numbers as `random.Random`, with fewer calls."""
+
+    def randint(self, a: int, b: int) -> int:
+        count = b - a + 1
+        bits = count.bit_length()
+        number = self.getrandbits(bits)
+        while number >= count:
+            number = self.getrandbits(bits)
+        return a + number
+
+
 class Heap:
     """Time, randomness, and the trace."""
 
     def __init__(self, seed: int, trace: Callable[[str], None] | None, profile: sim_profile.Profile | None) -> None:
         self.seed = seed
-        self.rng = random.Random(seed)
+        self.rng = FastRandom(seed)
         self.profile = profile or sim_profile.draw(self.rng)
         self.trace = trace
         self.check = Checker()
