@@ -87,6 +87,13 @@ class CurrentVersion(Part):
     version: int
 
 
+class NotSupportedYet(Part):
+    #: the cluster version that knows the call
+    needed: int
+    #: the present one
+    cluster_version: int
+
+
 class QuorumAtRisk(Part):
     #: of the new configuration
     voters: list[str]
@@ -127,6 +134,7 @@ PROBLEMS: dict[str, Problem] = {
     "skipped": Problem(409, "An operator has skipped the log entry of this call"),
     "not_skippable": Problem(409, "The log entry cannot be skipped"),
     "quorum_at_risk": Problem(409, "Too few voters of the new configuration are reachable", members=QuorumAtRisk),
+    "not_supported_yet": Problem(409, "Not all members of the cluster know this call", members=NotSupportedYet),
     "too_large": Problem(413, "The request is too large", members=TooLarge),
     "unsupported_media_type": Problem(415, "Send application/json"),
     "held": Problem(423, "The lock is held by another client", members=NotGranted),

@@ -69,7 +69,7 @@ class Calls:
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._timeout_ms = timeout_ms
-        admission = Admission(replica.command_types)
+        admission = Admission(replica.command_types, lambda: replica.cluster_version)
         self._pending = PendingCommands(core.node_id, incarnation, self._loop, waiting_max, admission)
         self._reads = ReadRounds(core, self._loop, waiting_max)
         self._proposals = Proposals(core, replica, admission, clock)

@@ -491,6 +491,8 @@ class Node(Listeners):
             if fault.kind == "undecodable":
                 metrics.UNDECODABLE.inc()
                 log.error("raft.undecodable", index=fault.index, detail=fault.detail)
+            elif fault.kind == "version":
+                log.info("raft.cluster_version", index=fault.index, version=int(fault.detail))
             elif fault.kind == "advanced":
                 log.warning("raft.time_advanced", index=fault.index, detail=fault.detail)
             else:

@@ -7,7 +7,7 @@ fields that a node computes itself, which no request decoder has seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from dss_api.errors import Refused
 from dss_raft.replication.batch import command_union, encode_command
 from dss_raft.replication.commands import Command
 from dss_raft.size_limits import COMMAND_BYTES_MAX
+from dss_raft.versions import LATEST, MIN
 
 
 class Admission:
@@ -24,17 +25,22 @@ class Admission:
 
     Args:
         command_types: of all state machines.
+        cluster_version: returns the present one; newer commands are refused.
     """
 
-    def __init__(self, command_types: Sequence[type[Command]]) -> None:
-        self._decode = msgspec.msgpack.Decoder(command_union(command_types)).decode
+    def __init__(self, command_types: Sequence[type[Command]], cluster_version: Callable[[], int] = lambda: LATEST) -> None:
+        self._decode = msgspec.msgpack.Decoder(command_union(command_types, LATEST)).decode
+        self._cluster_version = cluster_version
 
     def encode(self, command: Command) -> bytes:
         """The command as it is stored in the log.
 
         Raises:
-            Refused: `too_large`; `invalid` with the field, if the log's decoder would not accept it.
+            Refused: `too_large`; `invalid` with the field, if the log's decoder would not accept it; `not_supported_yet` if not all
+                members of the cluster know it.
         """
+        if command.since > MIN:
+            self._require_version(command.since)
         try:
             encoded = encode_command(command)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -50,6 +56,16 @@ class Admission:
         except (ValueError, RecursionError) as error:
             raise Refused("invalid", f"the call cannot be stored: {error}") from None
         return encoded
+
+    def _require_version(self, since: int) -> None:
+        version = self._cluster_version()
+        if since > version:
+            raise Refused(
+                "not_supported_yet",
+                f"this call needs cluster version {since}; the cluster's version is {version}, until all its members support a newer one",
+                needed=since,
+                cluster_version=version,
+            )
 
 
 def _not_encodable(command: Any, error: Exception) -> Refused:

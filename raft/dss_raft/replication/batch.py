@@ -11,12 +11,22 @@ from typing import Any, Generic, TypeVar, Union
 
 import msgspec
 
-from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession, Skip
+from dss_raft.replication.commands import (
+    AdvanceTime,
+    Cancel,
+    Command,
+    HashState,
+    Nothing,
+    OpenSession,
+    SetClusterVersion,
+    Skip,
+)
+from dss_raft.versions import LATEST
 
 C = TypeVar("C")
 
 SESSION_COMMANDS: tuple[type[Command], ...] = (Cancel, Nothing, OpenSession)
-LEADER_COMMANDS: tuple[type[Command], ...] = (Skip, AdvanceTime)
+LEADER_COMMANDS: tuple[type[Command], ...] = (Skip, AdvanceTime, SetClusterVersion, HashState)
 
 
 class Group(msgspec.Struct, Generic[C], array_like=True, frozen=True):
@@ -67,9 +77,14 @@ def encode_batch(at_ms: int, own: Sequence[bytes], groups: Sequence[bytes]) -> b
     )
 
 
-def command_union(command_types: Sequence[type[Command]]) -> Any:
-    """The type of any command in the log: one of these, or a command of a session or of a leader."""
-    return Union[(*command_types, *SESSION_COMMANDS, *LEADER_COMMANDS)]
+def command_union(command_types: Sequence[type[Command]], latest: int) -> Any:
+    """The type of any command in the log: one of these, or a command of a session or of a leader.
+
+    Args:
+        latest: the cluster version of the newest commands.
+    """
+    known = [each for each in (*command_types, *SESSION_COMMANDS, *LEADER_COMMANDS) if each.since <= latest]
+    return Union[(*known,)]
 
 
 class Undecodable(msgspec.Struct, frozen=True):
@@ -84,10 +99,11 @@ class BatchDecoder:
 
     Args:
         command_types: of all state machines.
+        latest: newer commands than those of this cluster version are not known.
     """
 
-    def __init__(self, command_types: Sequence[type[Command]]) -> None:
-        union: Any = command_union(command_types)
+    def __init__(self, command_types: Sequence[type[Command]], latest: int = LATEST) -> None:
+        union: Any = command_union(command_types, latest)
         self._decode: Callable[[bytes], Batch[Any]] = msgspec.msgpack.Decoder(Batch[union]).decode
         self._decode_command: Callable[[Any], Command] = msgspec.msgpack.Decoder(union).decode
 

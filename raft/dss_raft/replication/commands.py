@@ -10,11 +10,19 @@ has two children: the request and the command.
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
+import msgspec
+
 from dss_api.fields import Fields, Index, Name
+from dss_raft.versions import MIN, VERSION_MAX
 
 
 class Command(Fields, tag_field="op"):
     """The base of all commands that are proposed to Raft. A subclass has a name: `tag="locks.acquire"`."""
+
+    #: the cluster version from which it may be proposed; see `versions`
+    since: ClassVar[int] = MIN
 
 
 class Cancel(Command, tag="session.cancel"):
@@ -55,6 +63,18 @@ class AdvanceTime(Command, tag="raft.advance_time"):
     to_ms: Index
     #: the members whose wall clocks agree
     nodes: tuple[Name, ...]
+
+
+class SetClusterVersion(Command, tag="raft.set_cluster_version"):
+    """By a leader: all members support this cluster version. See `versions`."""
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=VERSION_MAX)]
+
+
+class HashState(Command, tag="raft.hash_state"):
+    """By a leader: every node hashes its state after this entry, so that the hashes can be compared."""
+
+    since: ClassVar[int] = 2
 
 
 class OpenSession(Command, tag="session.open"):

@@ -16,7 +16,7 @@ again, without that entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -25,8 +25,17 @@ import msgspec
 from dss_api.result import Result
 from dss_raft.core import membership
 from dss_raft.core.messages import Configuration, Entry, EntryKind
-from dss_raft.replication.batch import BatchDecoder, Undecodable
-from dss_raft.replication.commands import AdvanceTime, Cancel, Command, Nothing, OpenSession, Skip
+from dss_raft.replication.batch import Batch, BatchDecoder, Undecodable
+from dss_raft.replication.commands import (
+    AdvanceTime,
+    Cancel,
+    Command,
+    HashState,
+    Nothing,
+    OpenSession,
+    SetClusterVersion,
+    Skip,
+)
 from dss_raft.replication.limits import HasUsage, LimitsMachine, StateLimits
 from dss_raft.replication.machine import (
     Event,
@@ -39,6 +48,7 @@ from dss_raft.replication.machine import (
     all_at_once,
 )
 from dss_raft.replication.sessions import ClientSession, SessionTable
+from dss_raft.versions import MIN, RELEASE, Supported, UnsupportedVersion, require_supported
 
 _ACCEPTED = Result()
 _UNDECODABLE = Result({"detail": "the command in the log cannot be decoded; it had no effect"}, "invalid")
@@ -66,7 +76,7 @@ class Fault(msgspec.Struct, frozen=True):
     """Something in an applied entry that people should know."""
 
     index: int
-    kind: Literal["undecodable", "skipped", "advanced"]
+    kind: Literal["undecodable", "skipped", "advanced", "version"]
     detail: str
 
 
@@ -80,12 +90,16 @@ class _State(msgspec.Struct):
     machines: dict[str, msgspec.Raw]
     #: left out while it is empty
     skipped: dict[int, int] = {}
+    #: left out while it is the first one
+    cluster_version: int = 1
 
 
 _state_decoder = msgspec.msgpack.Decoder(_State)
 #: the state of a machine that an older release does not have
 _EMPTY_STATE = msgspec.Raw(msgspec.msgpack.encode({}))
 _view_decoder = msgspec.msgpack.Decoder(memoryview)
+#: in the bytes of each entry with this command
+SET_VERSION_TAG = b"raft.set_cluster_version"
 #: where a leader's own commands come from
 _LEADER = Origin("", 0, 0)
 
@@ -96,9 +110,10 @@ class Replica:
     Args:
         node_id: this node, whose callers wait for `take_outcomes`.
         machines: the state machines, in the same order on every node.
+        supported: the cluster versions that this node supports.
     """
 
-    def __init__(self, node_id: str, machines: Sequence[StateMachine]) -> None:
+    def __init__(self, node_id: str, machines: Sequence[StateMachine], supported: Supported = RELEASE) -> None:
         self.node_id = node_id
         self.machines = {machine.name: machine for machine in machines}
         #: shared with the machines when one of them is a `LimitsMachine`
@@ -109,18 +124,20 @@ class Replica:
         self.at_ms = 0
         #: term of the last batch applied: a higher one means a new leader
         self.batch_term = 0
+        self.supported = supported
+        #: never goes down; see `versions`
+        self.cluster_version = MIN
         self._machines = tuple(machines)
+        #: the commands of the machines that the present version has
         self._apply: dict[type, Callable[[Any, int, int, Origin], Result | None]] = {}
-        for machine in machines:
-            for command_type in machine.commands:
-                self._apply[command_type] = machine.apply
+        self._use_version(MIN)
         #: of all state machines
         self.command_types = tuple(t for machine in machines for t in machine.commands)
         #: entries that had no effect -> index of the `Skip` that names them, 0 before it is applied; part of the state
         self.skipped: dict[int, int] = {}
         #: entries that will have no effect when they are applied: a committed `Skip` names them
         self._to_skip: set[int] = set()
-        self._decoder = BatchDecoder(self.command_types)
+        self._decoder = BatchDecoder(self.command_types, supported.max)
         self._outcomes: list[tuple[int, int, Result]] = []
         self._events: list[Event] = []
         self._gap = False
@@ -133,6 +150,7 @@ class Replica:
 
         Raises:
             ApplyFailed: a machine raised. Nothing more can be applied before `restore`.
+            UnsupportedVersion: this node must stop. The entry had no effect.
         """
         if entry.index != self.applied_index + 1:
             raise ValueError(f"entry {entry.index} does not follow {self.applied_index}")
@@ -143,6 +161,8 @@ class Replica:
                     self._skip_batch(entry)
                 else:
                     self._apply_batch(entry)
+            except UnsupportedVersion:
+                raise
             except Exception as error:
                 del self._outcomes[outcomes:], self._events[events:]
                 raise ApplyFailed(entry.index, error) from error
@@ -160,6 +180,18 @@ class Replica:
             return []
         batch = self._decoder.decode(entry.data)
         return [] if isinstance(batch, Undecodable) else [one.entry for one in batch.own if type(one) is Skip]
+
+    def require_supported(self, entries: Iterable[Entry]) -> None:
+        """Check entries that may never be applied, such as the log at a start.
+
+        Raises:
+            UnsupportedVersion: one of them sets a cluster version that this node does not support.
+        """
+        for entry in entries:
+            if entry.kind == EntryKind.COMMANDS and SET_VERSION_TAG in entry.data:
+                batch = self._decoder.decode(entry.data)
+                if not isinstance(batch, Undecodable):
+                    self._check_versions(batch)
 
     def next_deadline_ms(self) -> int | None:
         """The earliest stamp at which something would expire; None when nothing is pending."""
@@ -205,15 +237,22 @@ class Replica:
         }
         if self.skipped:
             state["skipped"] = self.skipped
+        if self.cluster_version > 1:
+            state["cluster_version"] = self.cluster_version
         return msgspec.msgpack.encode(state)
 
     def restore(self, data: bytes | memoryview) -> None:
-        """Replace the state by an encoded one."""
+        """Replace the state by an encoded one.
+
+        Raises:
+            UnsupportedVersion: this node must stop. The state is as it was.
+        """
         all_at_once(self.restoring(data))
 
     def restoring(self, data: bytes | memoryview) -> Restoring:
         """Like `restore`, in slices. The state changes in the last step only."""
         state = _state_decoder.decode(data)
+        require_supported(state.cluster_version, self.supported)
         sessions = msgspec.msgpack.decode(state.sessions)
         yield
         installs: list[Callable[[], None]] = []
@@ -228,6 +267,7 @@ class Replica:
         def install() -> None:
             self.applied_index, self.at_ms, self.batch_term = state.applied_index, state.at_ms, state.batch_term
             self.skipped = state.skipped
+            self._use_version(state.cluster_version)
             self.sessions.restore(sessions)
             for machine_install in installs:
                 machine_install()
@@ -263,6 +303,7 @@ class Replica:
         if isinstance(batch, Undecodable):
             self.faults.append(Fault(index, "undecodable", f"the whole entry: {batch.reason}"))
             return
+        self._check_versions(batch)
         self.at_ms = max(self.at_ms, batch.at_ms)
         if entry.term > self.batch_term:
             self.batch_term = entry.term
@@ -273,6 +314,8 @@ class Replica:
                 self._note_skip(command, index)
             elif type(command) is AdvanceTime:
                 self._advance_time(command, index)
+            elif type(command) is SetClusterVersion:
+                self._set_version(command.version, index)
             else:
                 self._apply_one(command, self.at_ms, index, _LEADER)
         for group in batch.groups:
@@ -297,6 +340,20 @@ class Replica:
             self._rearm(index)
             self._expire(index)
             self.faults.append(Fault(index, "advanced", f"by {by_ms} ms; the clocks of {', '.join(command.nodes)} agree"))
+
+    def _check_versions(self, batch: Batch[Any]) -> None:
+        for command in batch.own:
+            if type(command) is SetClusterVersion:
+                require_supported(max(command.version, self.cluster_version), self.supported)
+
+    def _set_version(self, version: int, index: int) -> None:
+        if version > self.cluster_version:
+            self._use_version(version)
+            self.faults.append(Fault(index, "version", str(version)))
+
+    def _use_version(self, version: int) -> None:
+        self.cluster_version = version
+        self._apply = {t: machine.apply for machine in self._machines for t in machine.commands if t.since <= version}
 
     def _apply_configuration(self, configuration: Configuration, index: int) -> None:
         """End the sessions of nodes that are no longer members. Releases that did not write stores into the log left them open."""
@@ -376,7 +433,11 @@ class Replica:
         elif isinstance(command, Undecodable):
             self.faults.append(Fault(index, "undecodable", f"command {origin.seq} of {origin.node!r}: {command.reason}"))
             return _UNDECODABLE
-        elif not isinstance(command, Nothing | OpenSession):
+        elif command.since > self.cluster_version:
+            # The same as on a node that does not know it: see `versions`.
+            self.faults.append(Fault(index, "undecodable", f"command {origin.seq} of {origin.node!r} is newer than the cluster"))
+            return _UNDECODABLE
+        elif not isinstance(command, Nothing | OpenSession | HashState):
             raise TypeError(f"no machine applies {type(command).__name__}")
         return _ACCEPTED
 
