@@ -194,7 +194,8 @@ class Applying:
             return  # the leader's snapshot replaces the state
         meta = self._core.snapshot
         if meta.index >= entry:
-            advice = "remove this node from the cluster and add it again with an empty data directory"
+            node = self._core.node_id
+            advice = f"stop this node, start it with an empty data directory, and run `manage.py member replace {node}`"
             self._stop(self.stopped.index, f"entry {entry} was skipped, but the snapshot of this node contains it; {advice}")
             log.critical("raft.cannot_skip", entry=entry, snapshot=meta.index, advice=advice)
             return

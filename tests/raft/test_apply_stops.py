@@ -294,7 +294,10 @@ async def test_a_skip_of_what_a_snapshot_contains_stops_the_node_and_says_what_t
     await cluster.until(lambda: all(node.status()["snapshot_index"] > first.index for node in cluster.nodes.values()))
     assert leader.propose_skip(Skip(entry=first.index, reason="r", by="a"))
     await cluster.until(
-        lambda: all(node.apply_stop and "add it again" in node.apply_stop.error for node in cluster.nodes.values())
+        lambda: all(
+            node.apply_stop and f"manage.py member replace {node.node_id}" in node.apply_stop.error
+            for node in cluster.nodes.values()
+        )
     )
     assert not cluster.failures
 

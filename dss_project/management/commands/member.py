@@ -30,7 +30,7 @@ class Command(BaseCommand):
         add = what.add_parser("add", help="add a node that was started with DSS_JOIN=true")
         add.add_argument("id")
         add.add_argument("address", help="its service address, like http://127.0.0.1:8104")
-        remove = what.add_parser("remove", help="remove a node; it stops, and returns only if it is added again")
+        remove = what.add_parser("remove", help="remove a node; it stops. For a lost disk, use replace")
         remove.add_argument("id")
         remove.add_argument("--force", action="store_true", help="remove it although no voter is to spare then; needs --reason")
         remove.add_argument("--reason", default="", help="why it is forced, for the log")

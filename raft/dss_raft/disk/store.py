@@ -63,17 +63,18 @@ _CONTENT_CODES = (1, 11, 20, 24, 26)
 
 T = TypeVar("T")
 
-_ADVICE = (
-    "This node must not continue with it, because the missing data may have been acknowledged. Keep the directory for "
-    "inspection, remove this node from the cluster, and add it again under a new NODE_ID with an empty data directory: it gets "
-    "the log from the other members"
+#: what to do about a directory that must not be used; {node}: the node that it belongs to
+_REPLACE = (
+    "Move the directory away, start the node with an empty one, and run `manage.py member replace {node}`: it gets the log from the "
+    "other members. A cluster of one node needs a backup: `manage.py snapshot restore`"
 )
+
+_ADVICE = "This node must not continue with it, because the missing data may have been acknowledged. " + _REPLACE
 
 _MARK_IS_MISSING = (
     "raft.acknowledged is missing. A node never deletes it, so the directory is not as the node left it, and without this file it cannot "
     "know whether the newest acknowledged votes and entries are missing. Put the file back. If it is lost and you are certain that nothing "
-    "else in the directory was lost, changed or restored, create it empty; otherwise keep the directory for inspection, remove this node "
-    "from the cluster, and add it again with an empty data directory"
+    "else in the directory was lost, changed or restored, create it empty. Otherwise the directory must not be used. " + _REPLACE
 )
 
 
@@ -100,6 +101,7 @@ class LogStore:
         database: Callable[[Path], Database] = Database,
     ) -> None:
         self.directory = directory
+        self._node_id = node_id
         self.is_new = True
         self._files = files or Files()
         self._failed = ""
@@ -411,6 +413,9 @@ class LogStore:
             if not marker.exists():
                 marker.write_text(text + "\n")
 
+    def _advice(self) -> str:
+        return _ADVICE.format(node=self._node_id)
+
     def _translate(self, error: BaseException) -> BaseException:
         """The error that is raised for an error while opening; its text is for the person who started the node."""
         if isinstance(error, sqlite3.Error):
@@ -418,11 +423,11 @@ class LogStore:
             if code == SQLITE_BUSY:
                 return StoreRefused(f"{self.directory}: another process has {DATABASE} open")
             if code in _CONTENT_CODES:
-                return StoreDamaged(f"{self.directory}: SQLite cannot read {DATABASE}: {error}. {_ADVICE}")
+                return StoreDamaged(f"{self.directory}: SQLite cannot read {DATABASE}: {error}. {self._advice()}")
         if isinstance(error, sqlite3.Error | OSError):
             return StoreFailed(f"{self.directory}: cannot open the log store: {error}. {what_to_do(error)}")
         if isinstance(error, StoreDamaged):
-            return StoreDamaged(f"{self.directory}: {error}. {_ADVICE}")
+            return StoreDamaged(f"{self.directory}: {error}. {self._advice()}")
         if isinstance(error, StoreRefused):
             return StoreRefused(f"{self.directory}: {error}")
         return error
@@ -442,7 +447,7 @@ class LogStore:
         self._take_identity(database, identity)
         self._read(database.connection)
         if not self.is_new and not self._acknowledged.exists():
-            raise StoreRefused(_MARK_IS_MISSING)
+            raise StoreRefused(_MARK_IS_MISSING.format(node=self._node_id))
         if acknowledged is not None and acknowledged > self._state.sequence:
             raise StoreDamaged(f"the newest {acknowledged - self._state.sequence} acknowledged transactions are missing")
         if not report.header_valid and acknowledged != self._state.sequence:

@@ -255,7 +255,7 @@ def test_a_changed_row(stopped, statement, words):
     connection.close()
     found = outcome(directory)
     assert words in found
-    assert "new NODE_ID" in found, "the message says what to do"
+    assert "manage.py member replace node-1" in found, "the message says what to do"
 
 
 def test_a_missing_or_changed_snapshot(stopped):
