@@ -25,6 +25,7 @@ class Sum:
     """A small machine with every feature of the contract: results, waiters, deadlines."""
 
     name = "sum"
+    format_version = 1
     commands = (Add, Wait)
 
     def __init__(self) -> None:

@@ -10,14 +10,13 @@ import msgspec
 from dss_raft.answers import LogCommand, LogEntry, LogGroup
 from dss_raft.core.membership import decode as decode_configuration
 from dss_raft.core.messages import Entry, EntryKind
-from dss_raft.replication.batch import Batch
+from dss_raft.formats import WrongFormat
+from dss_raft.replication.batch import Batch, decode_raw
 
 #: What is shown of an entry; the rest is counted.
 COMMANDS_SHOWN_MAX = 1000
 BYTES_SHOWN_MAX = 256 * 1024
 TEXT_SHOWN_MAX = 1024
-
-_decode_raw = msgspec.msgpack.Decoder(Batch[msgspec.Raw]).decode
 
 
 def show(entry: Entry, *, committed: bool | None, applied: bool | None, skipped: bool | None) -> LogEntry:
@@ -36,8 +35,8 @@ def show(entry: Entry, *, committed: bool | None, applied: bool | None, skipped:
         if entry.kind == EntryKind.CONFIGURATION:
             view.members = [member.id for member in decode_configuration(entry).members]
         elif entry.kind == EntryKind.COMMANDS:
-            _show_batch(view, _decode_raw(entry.data))
-    except (ValueError, RecursionError) as error:
+            _show_batch(view, decode_raw(entry.data))
+    except (ValueError, RecursionError, WrongFormat) as error:
         view.fault = f"cannot be decoded: {error}"
     return view
 

@@ -116,8 +116,8 @@ class CommandWorld:
         self._check("deadlines", first.next_deadline_ms(), second.next_deadline_ms())
         if first.snapshot() != second.snapshot():
             states = [msgspec.msgpack.decode(replica.snapshot()) for replica in (first, second)]
-            for name in states[0]:
-                self._check(name, states[0][name], states[1][name])
+            for part, (ours, theirs) in enumerate(zip(*states, strict=True)):
+                self._check(f"part {part} of the state", ours, theirs)
             self._check("order in the snapshots", b"of the first", b"of the second")
 
     def _compare_outcomes(self) -> None:

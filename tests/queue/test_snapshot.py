@@ -13,6 +13,7 @@ from dss_dev.queue_recount import recounted_usage
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Ack, Consume, GiveBack, MarkReceived, Nack, Publish, Purge, PutTopic, Redrive
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
+from dss_raft.formats import WrongFormat
 from dss_raft.replication.machine import Origin
 
 
@@ -151,7 +152,7 @@ def test_nothing_is_lost(seed):
 def test_another_format_is_refused():
     state = msgspec.msgpack.decode(Broker().snapshot())
     state[0] = 99
-    with pytest.raises(ValueError, match="format 99"):
+    with pytest.raises(WrongFormat, match="format 99"):
         Broker().restore(msgspec.msgpack.encode(state))
 
 

@@ -155,7 +155,7 @@ async def test_confirmed_results_are_named_in_parts(admission):
     for _ in range(3):
         pending.add(blob(100), 5)
         (group,) = pending.next_groups()
-        named.append(msgspec.msgpack.decode(group)[3])
+        named.append(msgspec.msgpack.decode(group)[4])
     assert [len(part) for part in named] == [limits.ANSWERED_PER_GROUP_MAX, limits.ANSWERED_PER_GROUP_MAX, 1]
     assert [seq for part in named for seq in part] == list(range(2 * limits.ANSWERED_PER_GROUP_MAX + 1))
 

@@ -168,11 +168,6 @@ def test_a_snapshot_carries_what_was_skipped():
     assert second.snapshot() == msgspec.msgpack.encode(msgspec.msgpack.decode(second.snapshot()))
 
 
-def test_a_snapshot_without_skips_is_what_it_was_before_there_were_any():
-    state = msgspec.msgpack.decode(applied([entry(1, group(1, Add(amount=1)))]).snapshot())
-    assert list(state) == ["applied_index", "at_ms", "batch_term", "sessions", "machines"]
-
-
 def test_what_was_skipped_is_found_in_an_entry():
     replica = with_sessions(Replica("a", [Sum()]))
     skips = [Skip(entry=4, reason="r", by="b"), Skip(entry=7, reason="r", by="b")]

@@ -45,6 +45,8 @@ from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import MIB, StateLimit, StateLimits, text_bytes
 from dss_raft.replication.machine import Event, Origin
 
+#: of the state in a snapshot
+FORMAT = 1
 #: Key of the pending invalidations in a result's body. Results are stored with the client sessions, so its value does not change.
 PENDING_KEY = "must"
 
@@ -105,6 +107,7 @@ class Directory:
     """The state machine. See the module's docstring."""
 
     name = "cache"
+    format_version = FORMAT
     commands: tuple[type[Command], ...] = (Put, Add, Incr, Delete, Fetch, WrittenBack, Lost, Revoke, AgreeLease)
 
     def __init__(self, limits: StateLimits | None = None) -> None:

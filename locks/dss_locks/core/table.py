@@ -51,6 +51,7 @@ class LockTable:
     """The state machine `locks`. See the module's theory of operation."""
 
     name = "locks"
+    format_version = FORMAT
     commands: tuple[type[Command], ...] = (Acquire, Release, Renew, ForceRelease, StartSession, RenewSession, CloseSession)
 
     def __init__(self, limits: LockLimits | None = None, state_limits: StateLimits | None = None) -> None:

@@ -47,7 +47,7 @@ from dss_queue.core.group import Callers, Delivery, Group, Waiter, was_deleted
 from dss_queue.core.publishing import Publisher
 from dss_queue.core.records import message_number, receipt_of
 from dss_queue.core.registry import Registry
-from dss_queue.core.snapshot import decode_state, encode_state
+from dss_queue.core.snapshot import FORMAT, decode_state, encode_state
 from dss_queue.core.topic import Topic, TopicTimer
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
@@ -88,6 +88,7 @@ class Broker:
     """
 
     name = "queue"
+    format_version = FORMAT
     commands: tuple[type[Command], ...] = (
         Publish,
         Consume,

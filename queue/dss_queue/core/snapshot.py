@@ -18,9 +18,11 @@ from dss_queue.core.records import Dead, Ending, Message, Rate
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic import Topic
 from dss_queue.core.window import Chain
+from dss_raft.formats import Format, array_version
 from dss_raft.replication.machine import Origin
 
 FORMAT = 2
+_FORMAT = Format("the state of `queue` in this snapshot", FORMAT, oldest=FORMAT)
 #: Messages per piece. Pieces are decoded one by one, about a millisecond each, so that the event loop is not blocked.
 PIECE = 1000
 #: greater than any message number
@@ -137,11 +139,10 @@ def decode_state(
     """Fill an empty registry, callers and topics, in slices. Returns the `at_ms` of the state.
 
     Raises:
-        ValueError: the bytes are of another format.
+        WrongFormat: the bytes are of another format.
     """
+    _FORMAT.require(array_version(data) or 0)
     state = _decoder.decode(data)
-    if state.format != FORMAT:
-        raise ValueError(f"queue snapshot of format {state.format}; this program reads {FORMAT}")
     for topic_state in state.topics:
         restoring = _Restoring(topic_state, registry, callers)
         yield from restoring.run()

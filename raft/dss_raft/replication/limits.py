@@ -126,6 +126,7 @@ class LimitsMachine:
     """The state machine `limits`: it applies `SetLimits`. Must be the last machine in a node's list."""
 
     name = "limits"
+    format_version = 1
     commands: tuple[type[Command], ...] = (SetLimits,)
 
     def __init__(self, limits: StateLimits) -> None:

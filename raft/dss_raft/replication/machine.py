@@ -50,6 +50,8 @@ class StateMachine(Protocol):
 
     #: key in the snapshot, and the displayed name: "locks", "queue", "cache"
     name: str
+    #: of what `snapshot` returns; newer states are not given to `restore`. 1 to 127
+    format_version: int
     #: the command Structs that it applies
     commands: tuple[type[Command], ...]
 

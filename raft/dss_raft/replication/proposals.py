@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from dss_raft import metrics
 from dss_raft.core import Busy, NotLeader, RaftCore
+from dss_raft.formats import array_version
 from dss_raft.replication.admission import Admission
-from dss_raft.replication.batch import encode_batch
+from dss_raft.replication.batch import GROUP_FORMAT, encode_batch
 from dss_raft.replication.clocks import AGREE_MS, StampClock
 from dss_raft.replication.commands import AdvanceTime, Command
 from dss_raft.replication.replica import Replica
@@ -48,11 +49,12 @@ class Proposals:
         """Add groups of session commands, of this node or a follower. Their nodes send them again if they are lost here.
 
         Groups above `GATHERED_BYTES_MAX` are dropped: the calls wait at their nodes, which refuse more with `over_limit`. So is a
-        group that is larger than any that `PendingCommands` makes.
+        group that is larger than any that `PendingCommands` makes, or of another format.
         """
         self._enter_term()
         for group in groups:
-            if self._gathered_bytes < GATHERED_BYTES_MAX and len(group) <= GROUP_BYTES_MAX:
+            is_fit = len(group) <= GROUP_BYTES_MAX and array_version(group) == GROUP_FORMAT.version
+            if is_fit and self._gathered_bytes < GATHERED_BYTES_MAX:
                 self._groups.append(group)
                 self._gathered_bytes += len(group)
 

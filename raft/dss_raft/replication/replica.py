@@ -25,7 +25,8 @@ import msgspec
 from dss_api.result import Result
 from dss_raft.core import membership
 from dss_raft.core.messages import Configuration, Entry, EntryKind
-from dss_raft.replication.batch import Batch, BatchDecoder, Undecodable
+from dss_raft.formats import Format, WrongFormat, array_version
+from dss_raft.replication.batch import Batch, BatchDecoder, Undecodable, require_format
 from dss_raft.replication.commands import (
     AdvanceTime,
     Cancel,
@@ -47,6 +48,7 @@ from dss_raft.replication.machine import (
     StateMachine,
     all_at_once,
 )
+from dss_raft.replication.sessions import FORMAT as SESSIONS_FORMAT
 from dss_raft.replication.sessions import ClientSession, SessionTable
 from dss_raft.versions import MIN, RELEASE, Supported, UnsupportedVersion, require_supported
 
@@ -80,24 +82,48 @@ class Fault(msgspec.Struct, frozen=True):
     detail: str
 
 
-class _State(msgspec.Struct):
+class _Part(msgspec.Struct, array_like=True):
+    """The state of one machine, or of the sessions."""
+
+    #: of its format; it is read first. 0: a release up to 662b62d wrote it
+    version: int
+    state: msgspec.Raw
+
+
+class _State(msgspec.Struct, array_like=True):
     """The whole state. Its large parts are decoded in slices."""
+
+    #: of the format; it is read first
+    version: int
+    applied_index: int
+    at_ms: int
+    batch_term: int
+    cluster_version: int
+    skipped: dict[int, int]
+    sessions: _Part
+    machines: dict[str, _Part]
+
+
+class _StateV0(msgspec.Struct):
+    """The whole state as releases up to 662b62d wrote it: a map."""
 
     applied_index: int
     at_ms: int
     batch_term: int
     sessions: msgspec.Raw
     machines: dict[str, msgspec.Raw]
-    #: left out while it is empty
     skipped: dict[int, int] = {}
-    #: left out while it is the first one
-    cluster_version: int = 1
 
 
-_state_decoder = msgspec.msgpack.Decoder(_State)
+FORMAT = Format("this snapshot's state", 1, oldest=0)
+_encode = msgspec.msgpack.Encoder().encode
+_decode_state = msgspec.msgpack.Decoder(_State).decode
+_decode_state_v0 = msgspec.msgpack.Decoder(_StateV0).decode
 #: the state of a machine that an older release does not have
-_EMPTY_STATE = msgspec.Raw(msgspec.msgpack.encode({}))
-_view_decoder = msgspec.msgpack.Decoder(memoryview)
+_EMPTY_PART = _Part(0, msgspec.Raw(_encode({})))
+_decode_view = msgspec.msgpack.Decoder(memoryview).decode
+#: how a binary begins in msgpack
+_BINARIES = b"\xc4\xc5\xc6"
 #: in the bytes of each entry with this command
 SET_VERSION_TAG = b"raft.set_cluster_version"
 #: where a leader's own commands come from
@@ -150,7 +176,7 @@ class Replica:
 
         Raises:
             ApplyFailed: a machine raised. Nothing more can be applied before `restore`.
-            UnsupportedVersion: this node must stop. The entry had no effect.
+            WrongFormat, UnsupportedVersion: another release wrote the entry, and this node must stop. The entry had no effect.
         """
         if entry.index != self.applied_index + 1:
             raise ValueError(f"entry {entry.index} does not follow {self.applied_index}")
@@ -161,7 +187,7 @@ class Replica:
                     self._skip_batch(entry)
                 else:
                     self._apply_batch(entry)
-            except UnsupportedVersion:
+            except (UnsupportedVersion, WrongFormat):
                 raise
             except Exception as error:
                 del self._outcomes[outcomes:], self._events[events:]
@@ -178,16 +204,22 @@ class Replica:
         """The entries that the `Skip` commands in this one name."""
         if entry.kind != EntryKind.COMMANDS:
             return []
-        batch = self._decoder.decode(entry.data)
+        try:
+            batch = self._decoder.decode(entry.data)
+        except WrongFormat:
+            return []  # the node stops when it comes to apply the entry
         return [] if isinstance(batch, Undecodable) else [one.entry for one in batch.own if type(one) is Skip]
 
     def require_supported(self, entries: Iterable[Entry]) -> None:
         """Check entries that may never be applied, such as the log at a start.
 
         Raises:
+            WrongFormat: a newer release wrote one of them.
             UnsupportedVersion: one of them sets a cluster version that this node does not support.
         """
         for entry in entries:
+            if entry.kind == EntryKind.COMMANDS:
+                require_format(entry.data, f"entry {entry.index} of the log")
             if entry.kind == EntryKind.COMMANDS and SET_VERSION_TAG in entry.data:
                 batch = self._decoder.decode(entry.data)
                 if not isinstance(batch, Undecodable):
@@ -228,40 +260,43 @@ class Replica:
 
     def snapshot(self) -> bytes:
         """The whole state, encoded."""
-        state: dict[str, Any] = {
-            "applied_index": self.applied_index,
-            "at_ms": self.at_ms,
-            "batch_term": self.batch_term,
-            "sessions": self.sessions.snapshot(),
-            "machines": {name: machine.snapshot() for name, machine in self.machines.items()},
-        }
-        if self.skipped:
-            state["skipped"] = self.skipped
-        if self.cluster_version > 1:
-            state["cluster_version"] = self.cluster_version
-        return msgspec.msgpack.encode(state)
+        return _encode(
+            (
+                FORMAT.version,
+                self.applied_index,
+                self.at_ms,
+                self.batch_term,
+                self.cluster_version,
+                self.skipped,
+                (SESSIONS_FORMAT.version, self.sessions.snapshot()),
+                {name: (machine.format_version, machine.snapshot()) for name, machine in self.machines.items()},
+            )
+        )
 
     def restore(self, data: bytes | memoryview) -> None:
         """Replace the state by an encoded one.
 
         Raises:
-            UnsupportedVersion: this node must stop. The state is as it was.
+            WrongFormat, UnsupportedVersion: another release wrote it, and this node must stop. The state is as it was.
         """
         all_at_once(self.restoring(data))
 
     def restoring(self, data: bytes | memoryview) -> Restoring:
         """Like `restore`, in slices. The state changes in the last step only."""
-        state = _state_decoder.decode(data)
+        state = _read_state(data)
         require_supported(state.cluster_version, self.supported)
-        sessions = msgspec.msgpack.decode(state.sessions)
+        SESSIONS_FORMAT.require(state.sessions.version)
+        parts = [(machine, state.machines.get(name, _EMPTY_PART)) for name, machine in self.machines.items()]
+        for machine, part in parts:
+            Format(f"the state of `{machine.name}` in this snapshot", machine.format_version, oldest=0).require(part.version)
+        sessions = msgspec.msgpack.decode(state.sessions.state)
         yield
         installs: list[Callable[[], None]] = []
-        for name, machine in self.machines.items():
-            encoded = state.machines.get(name, _EMPTY_STATE)
+        for machine, part in parts:
             if isinstance(machine, RestoresInSlices):
-                installs.append((yield from machine.restoring(_view_decoder.decode(encoded))))
+                installs.append((yield from machine.restoring(_binary(machine.name, part))))
             else:
-                installs.append(partial(machine.restore, msgspec.msgpack.decode(encoded)))
+                installs.append(partial(machine.restore, msgspec.msgpack.decode(part.state)))
             yield
 
         def install() -> None:
@@ -467,3 +502,27 @@ class Replica:
                     del session.waiting[waiter.seq]
                     result = Result(event.result.body, event.result.code, index)
                     self._answer(session, waiter.seq, result, waiter.node == self.node_id)
+
+
+def _read_state(data: bytes | memoryview) -> _State:
+    """An encoded state, in the present form. Its version is read first.
+
+    Raises:
+        WrongFormat: a release of another format wrote it.
+    """
+    version = array_version(data)
+    if version is not None:
+        FORMAT.require(version)
+        return _decode_state(data)
+    old = _decode_state_v0(data)
+    machines = {name: _Part(0, state) for name, state in old.machines.items()}
+    sessions = _Part(0, old.sessions)
+    return _State(0, old.applied_index, old.at_ms, old.batch_term, MIN, old.skipped, sessions, machines)
+
+
+def _binary(name: str, part: _Part) -> memoryview:
+    """The state of a machine that is stored as one binary."""
+    data = memoryview(part.state)
+    if data[0] not in _BINARIES:
+        Format(f"the state of `{name}` in this snapshot", 1).require(0)
+    return _decode_view(data)

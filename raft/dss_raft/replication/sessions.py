@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from dss_api.result import Result
+from dss_raft.formats import Format
 from dss_raft.replication.commands import OpenSession
 from dss_raft.replication.limits import MIB, StateLimit, StateLimits
 
@@ -34,6 +35,9 @@ RESULT_BYTES = 512
 WAITING_BYTES = 128
 #: What a session costs in addition to what is in it.
 SESSION_BYTES = 1024
+
+#: of the sessions in a snapshot
+FORMAT = Format("the state of the sessions in this snapshot", 1, oldest=0)
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -27,7 +27,7 @@ from sim_clocks import AGREE_MS
 
 from dss_raft.core import Role
 from dss_raft.core.messages import AppendEntries, AppendReply, Entry, EntryKind, PreVote, PreVoteReply, SnapshotReply, VoteReply
-from dss_raft.replication.batch import Batch
+from dss_raft.replication.batch import decode_raw
 from dss_raft.replication.clocks import PULL
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 #: how long the word of a clock may be on its way to a node that is paused
 LATE_MS = 2_000
-_decode_raw = msgspec.msgpack.Decoder(Batch[msgspec.Raw]).decode
 
 
 class Violation(Exception):
@@ -204,7 +203,7 @@ class Checker:
 
     def time_advance_proposed(self, node: SimNode, data: bytes) -> None:
         """Time may be advanced only to what the wall clocks of a majority of the voters show, or have shown a moment ago."""
-        for command in _decode_raw(data).own:
+        for command in decode_raw(data).own:
             to_ms = msgspec.msgpack.decode(command)["to_ms"]
             voters = node.core.membership.voters
             clocks = [node.clocks.time.clocks[voter] for voter in voters]

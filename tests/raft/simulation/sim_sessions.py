@@ -73,6 +73,7 @@ class Counter:
     """A machine whose answers depend on all earlier commands."""
 
     name = "counter"
+    format_version = 1
     commands: tuple[type[Command], ...] = (Add,)
 
     def __init__(self, check: Checker) -> None:
