@@ -6,6 +6,8 @@ Files that use the ports of `make run` go to the same worker.
 
 from __future__ import annotations
 
+import compileall
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,13 @@ ON_FIXED_PORTS = (
     "test_runbooks",
     "test_startup",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the packages once. Where Python keeps no bytecode, each of the hundreds of nodes would compile them again."""
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        for package in (*config.rootpath.glob("dss_*"), *config.rootpath.glob("*/dss_*")):
+            compileall.compile_dir(package, quiet=2)
 
 
 @pytest.hookimpl(optionalhook=True)
