@@ -11,8 +11,24 @@ import msgspec
 
 from dss_raft.core.errors import ChangeRefused, InvariantViolation
 from dss_raft.core.messages import Configuration, Entry, Member
+from dss_raft.formats import Format, array_version
 
-_decoder = msgspec.msgpack.Decoder(Configuration)
+#: of an entry with a configuration
+FORMAT = Format("this configuration in the log", 1, oldest=0)
+#: how entries of releases up to 662b62d begin: an array of one element
+_START_V0 = 0x91
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The data of a CONFIGURATION entry."""
+
+    #: of the format; it is read first
+    version: int
+    members: tuple[Member, ...]
+
+
+_decode = msgspec.msgpack.Decoder(_Stored).decode
+_decode_v0 = msgspec.msgpack.Decoder(Configuration).decode
 
 
 class AddLearner(msgspec.Struct, frozen=True):
@@ -77,17 +93,21 @@ def changed(configuration: Configuration, change: Change) -> Configuration:
 
 def encode(configuration: Configuration) -> bytes:
     """The `data` of a CONFIGURATION entry."""
-    return msgspec.msgpack.encode(configuration)
+    return msgspec.msgpack.encode(_Stored(FORMAT.version, configuration.members))
 
 
 def decode(entry: Entry) -> Configuration:
     """The configuration in a CONFIGURATION entry.
 
     Raises:
+        WrongFormat: a newer release wrote it.
         InvariantViolation: it cannot be read.
     """
     try:
-        return _decoder.decode(entry.data)
+        if entry.data[:1] == bytes([_START_V0]):
+            return _decode_v0(entry.data)
+        FORMAT.require(array_version(entry.data) or 0, f"entry {entry.index} of the log, a configuration,")
+        return Configuration(_decode(entry.data).members)
     except msgspec.DecodeError as error:
         raise InvariantViolation(f"entry {entry.index} is not a configuration: {error}") from error
 

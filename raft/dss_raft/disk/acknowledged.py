@@ -1,4 +1,8 @@
-"""The high-water mark: the number of the newest acknowledged transaction, 12 bytes in a file of its own, synced at checkpoints.
+"""The high-water mark: the number of the newest acknowledged transaction, 13 bytes in a file of its own, synced at checkpoints.
+
+    version   1 byte; it is read first. The file of releases up to 662b62d has 12 bytes and no version
+    number    8 bytes, little-endian
+    checksum  4 bytes: CRC-32 of the number
 
 A write without a sync costs microseconds and survives the death of the process. So after a kill the mark says exactly how far the
 database must reach. After a power failure it may be older, but never older than the last checkpoint, and never ahead of the
@@ -12,9 +16,12 @@ import zlib
 from pathlib import Path
 
 from dss_raft.disk.files import Files
+from dss_raft.formats import Format
 
 FILE = "raft.acknowledged"
-_FORMAT = struct.Struct("<QI")
+FORMAT = Format(FILE, 1)
+_LAYOUT = struct.Struct("<BQI")
+_LAYOUT_V0 = struct.Struct("<QI")
 
 
 class Acknowledged:
@@ -26,11 +33,21 @@ class Acknowledged:
         self._descriptor = -1
 
     def read(self) -> int | None:
-        """The number. None: it does not exist yet, or its last write was torn."""
+        """The number. None: it does not exist yet, or its last write was torn.
+
+        Raises:
+            WrongFormat: a newer release wrote it.
+        """
         packed = self._path.read_bytes() if self._path.exists() else b""
-        if len(packed) != _FORMAT.size:
+        if len(packed) == _LAYOUT_V0.size:
+            sequence, crc = _LAYOUT_V0.unpack(packed)
+        elif packed and packed[0] > 0:
+            FORMAT.of_binary(packed)
+            if len(packed) != _LAYOUT.size:
+                return None
+            _, sequence, crc = _LAYOUT.unpack(packed)
+        else:
             return None
-        sequence, crc = _FORMAT.unpack(packed)
         return sequence if _crc(sequence) == crc else None
 
     def exists(self) -> bool:
@@ -41,7 +58,7 @@ class Acknowledged:
         self._files.sync_directory(self._path.parent)
 
     def write(self, sequence: int) -> None:
-        self._files.write(self._descriptor, _FORMAT.pack(sequence, _crc(sequence)), 0)
+        self._files.write(self._descriptor, _LAYOUT.pack(FORMAT.version, sequence, _crc(sequence)), 0)
 
     def sync(self) -> None:
         self._files.sync(self._descriptor)

@@ -16,7 +16,10 @@ import msgspec
 from dss_raft.core.messages import Entry, SnapshotMeta
 from dss_raft.disk.files import StoreDamaged, StoreRefused
 
-SCHEMA_VERSION = 1
+#: Version of the tables and of everything in them, in the header of the database file. It is read first. Releases up to 662b62d
+#: wrote version 1; a store of theirs becomes one of version 2 when it is opened, so that they do not open it again.
+SCHEMA_VERSION = 2
+SCHEMA_OLDEST = 1
 
 _TABLES = {
     "entries": "CREATE TABLE entries (idx INTEGER PRIMARY KEY, term INTEGER, kind INTEGER, data BLOB, crc INTEGER)",
@@ -56,18 +59,32 @@ def create(connection: sqlite3.Connection, identity: Identity) -> None:
     """Create the tables of a new store, in the transaction of the caller."""
     for statement in _TABLES.values():
         connection.execute(statement)
-    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    put_schema_version(connection)
     put(connection, "identity", identity)
     put(connection, "state", State())
 
 
+def put_schema_version(connection: sqlite3.Connection) -> None:
+    """Note that this release has written the store, in the transaction of the caller."""
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    """The version of the store. Nothing else in the database has been read. Raises StoreRefused for a newer one."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StoreRefused(
+            f"the log has format {version}, and this release reads formats up to {SCHEMA_VERSION}: start the release that wrote it, or "
+            "a newer one"
+        )
+    return version
+
+
 def check_schema(connection: sqlite3.Connection) -> None:
     """Raises StoreRefused for a newer schema, and StoreDamaged when the schema is not the one that this store creates."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise StoreRefused(f"its schema is {version}, this version supports {SCHEMA_VERSION}: start the newer version again")
+    version = schema_version(connection)
     tables = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
-    if version != SCHEMA_VERSION or tables != _TABLES:
+    if version < SCHEMA_OLDEST or tables != _TABLES:
         raise StoreDamaged("the schema of the database is not the one it was created with")
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":

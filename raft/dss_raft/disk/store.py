@@ -48,6 +48,7 @@ from dss_raft.disk.files import (
     what_to_do,
 )
 from dss_raft.disk.snapshots import SnapshotFiles, SnapshotGone
+from dss_raft.formats import WrongFormat
 
 __all__ = ["LogStore", "SnapshotFailed", "SnapshotGone", "StoreDamaged", "StoreError", "StoreFailed", "StoreRefused"]
 
@@ -85,7 +86,7 @@ class LogStore:
         any_cluster: accept the directory of any cluster; `identity` says which one it is.
 
     Raises:
-        StoreRefused: the directory belongs to another node or cluster, is in use by another process, or is of a newer version.
+        StoreRefused: the directory belongs to another node or cluster, is in use by another process, or is of a newer release.
         StoreDamaged: a CRC is wrong, entries or whole transactions are missing, or a file is missing or unreadable.
         StoreFailed: the disk failed while the store was opened.
     """
@@ -428,7 +429,7 @@ class LogStore:
             return StoreFailed(f"{self.directory}: cannot open the log store: {error}. {what_to_do(error)}")
         if isinstance(error, StoreDamaged):
             return StoreDamaged(f"{self.directory}: {error}. {self._advice()}")
-        if isinstance(error, StoreRefused):
+        if isinstance(error, StoreRefused | WrongFormat):
             return StoreRefused(f"{self.directory}: {error}")
         return error
 
@@ -479,7 +480,7 @@ class LogStore:
             self._snapshots.check(self._snapshot)
 
     def _take_identity(self, database: Database, given: rows.Identity) -> None:
-        """Check whose directory this is. One of a release without store ids gets one."""
+        """Check whose directory this is. One of an earlier release becomes one of this release."""
         stored = rows.require(database.connection, "identity", rows.Identity)
         if stored.node_id != given.node_id:
             raise StoreRefused(
@@ -490,4 +491,6 @@ class LogStore:
         if not stored.store_id:
             stored = given
             database.transaction(lambda connection: rows.put(connection, "identity", given))
+        if rows.schema_version(database.connection) < rows.SCHEMA_VERSION:
+            database.transaction(rows.put_schema_version)
         self.identity = stored

@@ -14,8 +14,9 @@ import msgspec
 from dss_raft.core.membership import decode
 from dss_raft.core.messages import Configuration, Entry, EntryKind, SnapshotMeta
 from dss_raft.disk import rows
-from dss_raft.disk.files import StoreDamaged
+from dss_raft.disk.files import StoreError
 from dss_raft.disk.store import DATABASE
+from dss_raft.formats import WrongFormat
 
 
 class StoredMembers(msgspec.Struct, frozen=True):
@@ -47,11 +48,12 @@ def stored_members(data_dir: Path) -> StoredMembers | None:
             if rows.is_empty(connection):
                 return None
             return _read(connection)
-    except (sqlite3.Error, StoreDamaged, msgspec.MsgspecError) as error:
+    except (sqlite3.Error, StoreError, WrongFormat, msgspec.MsgspecError) as error:
         raise Unreadable(f"{data_dir}: {error}") from None
 
 
 def _read(connection: sqlite3.Connection) -> StoredMembers | None:
+    rows.schema_version(connection)
     identity = rows.require(connection, "identity", rows.Identity)
     state = rows.require(connection, "state", rows.State)
     snapshot = rows.get(connection, "snapshot", SnapshotMeta)

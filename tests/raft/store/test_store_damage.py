@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from dss_raft.core.ready import BootState
+from dss_raft.disk.acknowledged import FORMAT
+from dss_raft.disk.rows import SCHEMA_VERSION
 from dss_raft.disk.store import LogStore, StoreDamaged, StoreError, StoreRefused
 
 DATABASE = "raft.sqlite3"
@@ -281,8 +283,22 @@ def test_a_store_whose_creation_was_interrupted_is_new(directory, make):
 
 def test_a_newer_schema_is_refused_but_is_not_damage(stopped):
     with sqlite3.connect(stopped[0] / DATABASE) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     connection.close()
-    with pytest.raises(StoreRefused, match="schema is 2"):
+    with pytest.raises(StoreRefused, match=f"the log has format {SCHEMA_VERSION + 1}, and this release reads formats up to"):
         LogStore(stopped[0], "node-1", "cluster")
     assert not (stopped[0] / "raft.damaged").exists()
+
+
+def test_a_newer_high_water_mark_is_refused_but_is_not_damage(stopped):
+    mark = stopped[0] / "raft.acknowledged"
+    mark.write_bytes(bytes([FORMAT.version + 1]) + bytes(20))
+    with pytest.raises(StoreRefused, match=f"raft.acknowledged has format {FORMAT.version + 1}, and this release reads"):
+        LogStore(stopped[0], "node-1", "cluster")
+    assert not (stopped[0] / "raft.damaged").exists()
+
+
+@pytest.mark.parametrize("written", [b"", bytes(13), bytes(12), bytes([FORMAT.version]), bytes([FORMAT.version]) + bytes(12)])
+def test_a_torn_high_water_mark_tells_nothing(stopped, written):
+    (stopped[0] / "raft.acknowledged").write_bytes(written)
+    assert outcome(stopped[0]) == stopped[1]
