@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 class CannotChoose(Exception):
-    """Several clusters run here; the text lists them."""
+    """Several clusters run here, and the text lists them; or a newer release runs one."""
 
 
 class LocalMember(msgspec.Struct, frozen=True):
@@ -54,6 +54,12 @@ class LocalClusterFile(msgspec.Struct, frozen=True):
     @property
     def urls(self) -> list[str]:
         return [node.url for node in self.nodes]
+
+
+class _Versioned(msgspec.Struct):
+    """The part of the file that is read first."""
+
+    version: int
 
 
 class NodeAddress(Protocol):
@@ -132,9 +138,19 @@ def cluster_urls(
 
 
 def _read(path: Path) -> LocalClusterFile | None:
+    """Raises:
+    CannotChoose: a newer release wrote the file.
+    """
     with suppress(OSError, msgspec.MsgspecError):
-        cluster = msgspec.json.decode(path.read_bytes(), type=LocalClusterFile)
-        return cluster if cluster.version == VERSION and cluster.nodes else None
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=_Versioned).version
+        if version > VERSION:
+            raise CannotChoose(
+                f"{path} has format {version}, and this release reads formats up to {VERSION}: use the release that runs this cluster, "
+                "or name an address with --url"
+            )
+        cluster = msgspec.json.decode(data, type=LocalClusterFile)
+        return cluster if cluster.nodes else None
     return None
 
 

@@ -2,6 +2,8 @@
 
 Every message may be lost. Acknowledgements are requested again while a call waits for them; lease requests are repeated by the
 next read.
+
+A payload begins with the version of the format, 1 byte.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dss_cache.core.commands import Revoke
 from dss_cache.core.directory import Directory
 from dss_cache.core.events import Stamps
 from dss_cache.core.leases import GrantedLeases
+from dss_raft.formats import Format
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -82,7 +85,13 @@ class Reply(PeerMessage, frozen=True, tag=6):
 
 
 _decode = msgspec.msgpack.Decoder(Applied | Wanted | Renew | Grant | Question | Reply).decode
-_encode = msgspec.msgpack.Encoder().encode
+FORMAT = Format("a message of the cache", 1)
+_START = bytes([FORMAT.version])
+_encode_message = msgspec.msgpack.Encoder().encode
+
+
+def _encode(message: PeerMessage) -> bytes:
+    return _START + _encode_message(message)
 
 
 class Peers:
@@ -335,10 +344,11 @@ class Peers:
         self._tasks.cancel()
 
     def _receive(self, peer: str, data: bytes) -> None:
+        FORMAT.of_binary(data)
         try:
-            message = _decode(data)
+            message = _decode(memoryview(data)[1:])
         except msgspec.DecodeError:
-            return  # from a node of another version: treated as lost
+            return  # treated as lost
         if isinstance(message, Applied):
             self.release(self._near.acknowledged(message.stamps))
         elif isinstance(message, Wanted):

@@ -1,7 +1,8 @@
 """Backing store `redis`: one Redis or Valkey for all nodes.
 
 A key is a hash `<prefix><key>` with the fields `version` and `value` (JSON), so that people can read it. A deleted key stays
-for a while as a version without a value, so that a late write of an older version cannot restore it.
+for a while as a version without a value, so that a late write of an older version cannot restore it. A hash of a later format will
+have a field `format`, which is read first: this release refuses the key, and does not overwrite it.
 
 Calls are pipelined, and every answer counts for its own key: if Redis has something else under a key's name (another type, or a hash
 without a number as its version), that key is refused and left as it is.
@@ -22,12 +23,16 @@ TIMEOUT_S = 1.0
 #: Longer than any write-back can be late, but short enough that deleted keys do not accumulate.
 TOMBSTONE_MS = 3600 * 1000
 
+#: of the hashes. Format 1 has no field `format`.
+FORMAT = 1
 #: How Redis begins the error for a key of another type.
 WRONG_TYPE = "WRONGTYPE"
 
 # Versions are below 2^53, so Lua's numbers hold them exactly.
 _WRITE_IF_NEWER = """
-local current = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
+local stored = redis.call('HMGET', KEYS[1], 'format', 'version')
+if stored[1] then return redis.error_reply('WRONGTYPE format ' .. stored[1] .. ', written by a newer release') end
+local current = tonumber(stored[2] or '0')
 if not current then return redis.error_reply('WRONGTYPE the field `version` is not a number') end
 if current >= tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1])
@@ -71,7 +76,7 @@ class RedisStore(BatchedReads):
         try:
             async with self._client.pipeline(transaction=False) as pipeline:
                 for key in keys:
-                    pipeline.hmget(self._prefix + key, "version", "value")
+                    pipeline.hmget(self._prefix + key, "format", "version", "value")
                 answers = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
             raise _unavailable(error) from None
@@ -80,8 +85,11 @@ class RedisStore(BatchedReads):
             if isinstance(answer, Exception):
                 found[key] = self._key_refused(key, answer)
                 continue
-            version, value = answer
-            if version is not None and version.isdigit():
+            of_format, version, value = answer
+            if of_format is not None:
+                newer = f"{WRONG_TYPE} format {of_format.decode(errors='replace')}, written by a newer release"
+                found[key] = self._key_refused(key, ResponseError(newer))
+            elif version is not None and version.isdigit():
                 found[key] = Stored(key, int(version), value)
             elif version is not None:
                 found[key] = self._key_refused(key, ResponseError(f"{WRONG_TYPE} the field `version` is not a number"))

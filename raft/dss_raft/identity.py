@@ -1,6 +1,7 @@
 """Which store and which process is behind each link, and what follows from it.
 
 Both sides of a link say who they are in its first frame (`NodeIdentity`), so a frame of Raft always comes from a known store.
+A payload begins with the version of the format, 1 byte.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dss_raft.core import RaftCore
 from dss_raft.core.formation import Formation, NodeIdentity
 from dss_raft.core.messages import Configuration
 from dss_raft.disk.store import LogStore
+from dss_raft.formats import Format
 from dss_raft.net.wire import AnyFrame, RaftFrame, Reason
 from dss_raft.removal import NodeRemoved
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("raft")
 
 CHANNEL = "identity"
-VERSION = 1
+FORMAT = Format("what a peer says about itself", 1)
 
 
 class Outdated(msgspec.Struct, frozen=True, array_like=True, tag="outdated"):
@@ -40,8 +42,11 @@ class _Identified(msgspec.Struct, frozen=True, array_like=True, tag="identity"):
     identity: NodeIdentity
 
 
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Identified | Outdated).decode
+
+
+def _encode(message: _Identified | Outdated) -> bytes:
+    return bytes([FORMAT.version]) + msgspec.msgpack.encode(message)
 
 
 class IdentifyingNode(Protocol):
@@ -137,8 +142,13 @@ class Identities:
             self._send_identity(peer)
 
     def receive(self, peer: str, payload: bytes) -> None:
-        """A frame on the channel."""
-        message = _decode(payload)
+        """A frame on the channel.
+
+        Raises:
+            WrongFormat: a newer release sent it.
+        """
+        FORMAT.of_binary(payload)
+        message = _decode(memoryview(payload)[1:])
         if isinstance(message, Outdated):
             self._tasks.spawn("raft", self._give_up_vote(f"{peer}: {message.reason}"), self._node.failed)
             return
@@ -225,6 +235,6 @@ class Identities:
         index = core.membership.index_at(core.commit_index)
         would_form = () if self.is_formed else self.formation.member_ids
         identity = NodeIdentity(
-            VERSION, self._store.store_id, self._store.starts, self._node.incarnation, index, configuration, would_form
+            self._store.store_id, self._store.starts, self._node.incarnation, index, configuration, would_form
         )
         self._node.send(peer, CHANNEL, _encode(_Identified(identity)))

@@ -31,6 +31,7 @@ from dss_raft.core.ready import ReadState
 from dss_raft.disk.store import LogStore
 from dss_raft.driver import Driver
 from dss_raft.exports import Exports
+from dss_raft.formats import WrongFormat
 from dss_raft.identity import Identities
 from dss_raft.listeners import Listeners
 from dss_raft.net.control import CHANNEL, Control
@@ -110,6 +111,8 @@ class Node(Listeners):
         self._clocks: ClockExchange
         self._identities: Identities
         self._adding_checks: list[Callable[[str], bool]] = []
+        #: formats of peers that are newer than this release, each reported once
+        self._wrong_formats: set[tuple[Any, ...]] = set()
 
     # -------------------------------------------------------- starting and stopping
 
@@ -582,6 +585,15 @@ class Node(Listeners):
     # -------------------------------------------------------------- the peer links
 
     def _frame_arrived(self, peer: str, frame: AnyFrame) -> None:
+        try:
+            self._take_frame(peer, frame)
+        except WrongFormat as error:
+            # Of a newer release: as good as lost. The cluster's version says what all members understand.
+            if error.args not in self._wrong_formats:
+                self._wrong_formats.add(error.args)
+                log.warning("raft.wrong_format", peer=peer, reason=str(error))
+
+    def _take_frame(self, peer: str, frame: AnyFrame) -> None:
         if isinstance(frame, AppFrame) and frame.channel == identity.CHANNEL:
             self._identities.receive(peer, frame.data)
         elif self._identities.is_refused(peer, frame):

@@ -130,7 +130,7 @@ def test_a_cluster_that_is_starting_is_found(tmp_path: Path) -> None:
     assert find(tmp_path)[0] == [DEAD]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"version":2,"pid":1,"nodes":[]}', '{"version":1,"pid":1,"nodes":[]}'])
+@pytest.mark.parametrize("text", ["", "{", '{"version":0,"pid":1,"nodes":[]}', '{"version":1,"pid":1,"nodes":[]}'])
 def test_another_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / find_cluster.FILE_NAME).write_text(text)

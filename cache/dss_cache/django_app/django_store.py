@@ -21,12 +21,15 @@ from django.db import DatabaseError, connections, transaction
 
 from dss_api.errors import Refused
 from dss_cache.backing_store import BatchedReads, KeyRefused, Stored
+from dss_raft.formats import Format
 
 T = TypeVar("T")
 
 TABLE = "dss_cache_storedvalue"
 #: SQLite takes at most 999 parameters in older builds.
 KEYS_PER_QUERY = 500
+#: A dump begins with its version, 1 byte; it is read first. Those of releases up to 662b62d begin with a length, whose first byte is 0.
+FORMAT = Format("the cache's values in this snapshot", 1, oldest=0)
 #: Size of a dump's piece, in rows and in bytes of values. Each piece is preceded by its length.
 PIECE_ROWS_MAX, PIECE_BYTES = 2000, 512 * 1024
 PIECE_LENGTH_BYTES = 4
@@ -117,11 +120,17 @@ class DjangoStore(BatchedReads):
                 return pieces
             last = rows[-1][0]
             data = _encode_rows(rows)
+            if not pieces:
+                pieces.append(bytes([FORMAT.version]))
             pieces.append(len(data).to_bytes(PIECE_LENGTH_BYTES, "big") + data)
 
     async def load(self, data: memoryview) -> None:
-        """Keys that are here and not in `data` may stay: the directory does not ask for deleted keys."""
-        start = 0
+        """Keys that are here and not in `data` may stay: the directory does not ask for deleted keys.
+
+        Raises:
+            WrongFormat: a newer release wrote it.
+        """
+        start = 1 if len(data) and FORMAT.of_binary(data) else 0
         while start < len(data):
             begin = start + PIECE_LENGTH_BYTES
             start = begin + int.from_bytes(data[start:begin], "big")

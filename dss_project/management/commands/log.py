@@ -12,9 +12,10 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dss_api.client import CallFailed, Client
+from dss_api.errors import ForOperator
 from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
 from dss_raft import log_view
-from dss_raft.disk.store import LogStore, StoreError
+from dss_raft.disk.store import LogStore
 
 #: how long to wait for a leader or for a node that answers
 PATIENCE_S = 15.0
@@ -43,7 +44,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"entry {answer['skipped']} is skipped, by entry {answer['index']}")
                 return
             shown = _from_directory(index) if options["offline"] else self._call(options["url"], "GET", f"/raft/log/{index}")
-        except (CallFailed, CannotChoose, OSError, ValueError, StoreError) as error:
+        except (CallFailed, CannotChoose, OSError, ValueError, ForOperator) as error:
             raise CommandError(str(error)) from None
         shown.pop("ok", None)
         self.stdout.write(json.dumps(shown, indent=2, ensure_ascii=False))

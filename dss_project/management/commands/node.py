@@ -11,7 +11,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
-from django.db import DatabaseError
+from django.db import DatabaseError, connection
+from django.db.migrations.loader import MigrationLoader
 
 from dss_api import environment
 from dss_project import data_directory, first_user, logs, secret_files
@@ -55,6 +56,7 @@ class Command(BaseCommand):
                 secret_files.keep(data_dir / "secret-key", settings.SECRET_KEY)
                 # The file may have been unreadable until its permissions were mended.
                 settings.SECRET_KEY = secret_files.read_or_make(data_dir / "secret-key")
+            _require_known_tables()
             call_command("migrate", verbosity=0, interactive=False)
             is_first = first_user.ensure(config)
         except data_directory.Unusable as error:
@@ -65,6 +67,21 @@ class Command(BaseCommand):
         if is_first:
             where = "DSS_ADMIN_PASSWORD" if config.admin_password else str(first_user.password_file(config))
             log.info("node.first_user", user=first_user.USERNAME, password_in=where)
+
+
+def _require_known_tables() -> None:
+    """Raises:
+    Unusable: a newer release has changed the tables of this node's database.
+    """
+    loader = MigrationLoader(connection)
+    newer = sorted(
+        key for key in loader.applied_migrations if key[0] in loader.migrated_apps and key not in loader.disk_migrations
+    )
+    if newer:
+        names = ", ".join(".".join(key) for key in newer)
+        raise data_directory.Unusable(
+            f"its database has tables of a newer release ({names}): start the release that wrote it, or a newer one"
+        )
 
 
 def _serve(config: NodeConfig, listening: Any) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from dss_api.errors import ForOperator
 from dss_project.new_cluster import Recovery
-from dss_raft.disk.files import StoreError
 
 
 class Command(BaseCommand):
@@ -39,7 +39,7 @@ class Command(BaseCommand):
                 index, previous = recovery.carry_out(options["raise_index_by"])
             finally:
                 recovery.close()
-        except (StoreError, ValueError) as error:
+        except (ForOperator, ValueError) as error:
             raise CommandError(str(error)) from None
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None

@@ -13,12 +13,12 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dss_api.client import CallFailed, Client
+from dss_api.errors import ForOperator
 from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
 from dss_project import new_cluster
 from dss_project.management.commands.status import table
 from dss_raft.core.messages import Member
 from dss_raft.disk import backup
-from dss_raft.disk.files import StoreError
 
 #: how long to wait for a leader or for a node that answers
 PATIENCE_S = 15.0
@@ -55,7 +55,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             {"save": self._save, "info": self._info, "restore": self._restore}[options["action"]](options)
-        except (CallFailed, CannotChoose, StoreError, ValueError) as error:
+        except (CallFailed, CannotChoose, ForOperator, ValueError) as error:
             raise CommandError(str(error)) from None
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None

@@ -26,8 +26,6 @@ from dss_raft.core.messages import Configuration, Member
 class NodeIdentity(msgspec.Struct, frozen=True, array_like=True):
     """What a node tells each peer first, on each connection."""
 
-    #: of this format; it is read first
-    version: int
     #: random, made with the data directory
     store: str
     #: number of starts with this store

@@ -214,8 +214,8 @@ class LogStore:
         self._snapshot = snapshot
 
     def count_start(self) -> int:
-        """Count a start with this directory, durably: 1, 2, 3, …"""
-        self._commit(msgspec.structs.replace(self._state, starts=self._state.starts + 1))
+        """Count a start with this directory, durably: 1, 2, 3, … From now on, releases that do not know its format refuse it."""
+        self._commit(msgspec.structs.replace(self._state, starts=self._state.starts + 1), rows.put_schema_version)
         return self._state.starts
 
     def mark_outdated(self) -> None:
@@ -480,7 +480,7 @@ class LogStore:
             self._snapshots.check(self._snapshot)
 
     def _take_identity(self, database: Database, given: rows.Identity) -> None:
-        """Check whose directory this is. One of an earlier release becomes one of this release."""
+        """Check whose directory this is. One of a release without store ids gets one."""
         stored = rows.require(database.connection, "identity", rows.Identity)
         if stored.node_id != given.node_id:
             raise StoreRefused(
@@ -491,6 +491,4 @@ class LogStore:
         if not stored.store_id:
             stored = given
             database.transaction(lambda connection: rows.put(connection, "identity", given))
-        if rows.schema_version(database.connection) < rows.SCHEMA_VERSION:
-            database.transaction(rows.put_schema_version)
         self.identity = stored

@@ -2,6 +2,8 @@
 
 A request and its reply travel over the peer link. These requests are rare and each is safe to repeat by hand, so they do not
 use a client session: a lost reply is `unknown_outcome`.
+
+A payload begins with the version of the format, 1 byte.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import msgspec
 
 from dss_api.errors import Refused
 from dss_api.supervised import Tasks
+from dss_raft.formats import Format
 
 CHANNEL = "control"
 
@@ -37,7 +40,9 @@ class ControlReply(msgspec.Struct, tag="tell", array_like=True, frozen=True):
     extra: dict[str, Any] = {}
 
 
-_decoder = msgspec.msgpack.Decoder(ControlRequest | ControlReply)
+FORMAT = Format("a control request", 1)
+_START = bytes([FORMAT.version])
+_decode = msgspec.msgpack.Decoder(ControlRequest | ControlReply).decode
 Handler = Callable[..., Awaitable[dict[str, Any]]]
 
 
@@ -69,7 +74,7 @@ class Control:
         self._number += 1
         number = self._number
         future = self._asked[number] = asyncio.get_running_loop().create_future()
-        self._send(leader_id, CHANNEL, msgspec.msgpack.encode(ControlRequest(number, what, args)))
+        self._send(leader_id, CHANNEL, _START + msgspec.msgpack.encode(ControlRequest(number, what, args)))
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await future
@@ -83,8 +88,13 @@ class Control:
         return body
 
     def receive(self, peer: str, payload: bytes) -> None:
-        """Handle a frame on the channel."""
-        message = _decoder.decode(payload)
+        """Handle a frame on the channel.
+
+        Raises:
+            WrongFormat: a newer release sent it.
+        """
+        FORMAT.of_binary(payload)
+        message = _decode(memoryview(payload)[1:])
         if isinstance(message, ControlReply):
             future = self._asked.get(message.number)
             if future is not None and not future.done():
@@ -101,4 +111,4 @@ class Control:
             answer = ControlReply(
                 request.number, {}, "invalid", f"{peer} sent a request that this version does not know: {error}"
             )
-        self._send(peer, CHANNEL, msgspec.msgpack.encode(answer))
+        self._send(peer, CHANNEL, _START + msgspec.msgpack.encode(answer))

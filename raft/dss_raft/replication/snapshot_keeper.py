@@ -22,13 +22,16 @@ from dss_raft.disk.files import StoreDamaged, StoreFailed
 from dss_raft.disk.forked import IS_AVAILABLE as CAN_FORK
 from dss_raft.disk.forked import write_in_child
 from dss_raft.disk.store import LogStore
+from dss_raft.formats import Format
 from dss_raft.replication.machine import Restoring
 from dss_raft.replication.replica import Replica
 
 log = structlog.get_logger("raft")
 
-#: A snapshot file consists of this, the length of the header in 4 bytes, the header, the replica's state and the parts.
-MAGIC = b"DSSsnap2"
+#: A snapshot file consists of this, its version (a digit), the length of the header in 4 bytes, the header, the replica's state and
+#: the parts.
+MAGIC = b"DSSsnap"
+FORMAT = Format("this snapshot", 2, oldest=2)
 PIECE_BYTES = 1024 * 1024
 #: State up to this size is encoded in the process, in a few milliseconds; larger state is encoded by a child process.
 INLINE_BYTES_MAX = 256 * 1024
@@ -170,7 +173,8 @@ class SnapshotKeeper:
         """Replace the whole state by a stored snapshot. The event loop keeps running, so that heartbeats are answered.
 
         Raises:
-            StoreDamaged: it is not a snapshot of this version.
+            WrongFormat, UnsupportedVersion: another release wrote it.
+            StoreDamaged: it is not a snapshot.
         """
         replica_state, parts = await self._read(meta)
         install = await _in_turns(self._replica.restoring(replica_state))
@@ -234,7 +238,7 @@ def pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterat
     """The bytes of a snapshot file, in small pieces: copying a large one would hold the interpreter's lock."""
     size = replica_state.stat().st_size if isinstance(replica_state, Path) else len(replica_state)
     header = msgspec.msgpack.encode(_Header(size, {name: sum(map(len, pieces)) for name, pieces in parts.items()}))
-    yield MAGIC + len(header).to_bytes(4, "big") + header
+    yield MAGIC + b"%d" % FORMAT.version + len(header).to_bytes(4, "big") + header
     if isinstance(replica_state, Path):
         with replica_state.open("rb", buffering=0) as file:
             while piece := file.read(PIECE_BYTES):
@@ -249,13 +253,15 @@ def split(data: bytes) -> tuple[memoryview, dict[str, memoryview]]:
     """The replica's state and the parts in a snapshot file, without copying them.
 
     Raises:
-        StoreDamaged: it is not a snapshot of this version.
+        WrongFormat: another release wrote it.
+        StoreDamaged: it is not a snapshot.
     """
     view = memoryview(data)
-    start = len(MAGIC) + 4
-    if view[: len(MAGIC)] != MAGIC:
-        raise StoreDamaged("the snapshot was written by another version of this program; start that version")
-    end = start + int.from_bytes(view[len(MAGIC) : start], "big")
+    start = len(MAGIC) + 5
+    if len(view) < start or view[: len(MAGIC)] != MAGIC or not 0 <= view[len(MAGIC)] - ord("0") <= 9:
+        raise StoreDamaged("it is not a snapshot of this program")
+    FORMAT.require(view[len(MAGIC)] - ord("0"))
+    end = start + int.from_bytes(view[start - 4 : start], "big")
     header = msgspec.msgpack.decode(view[start:end], type=_Header)
     sizes = [header.replica, *header.parts.values()]
     if end + sum(sizes) != len(view):

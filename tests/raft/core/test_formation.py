@@ -14,7 +14,7 @@ FORMED = Configuration(tuple(Member(node, f"http://{node}", store=f"{node}0") fo
 
 
 def identity(node: str, store: str = "", configuration: Configuration | None = None, would_form: str = "abc", index: int = 0):
-    return NodeIdentity(1, store or f"{node}0", 1, 7, index, configuration, tuple(would_form))
+    return NodeIdentity(store or f"{node}0", 1, 7, index, configuration, tuple(would_form))
 
 
 def formation(node: str = "a", store: str = "", members: tuple[Member, ...] = MEMBERS) -> Formation:
