@@ -103,6 +103,8 @@ class QuorumAtRisk(Part):
     needed: int
     #: true: the same request with `force` and a `reason` would be carried out
     may_force: bool
+    #: those of `voters` that answer but cannot vote, because their disks were put back to an earlier state
+    outdated: list[str] = []
 
 
 # ------------------------------------------------------------- the table

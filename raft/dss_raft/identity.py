@@ -2,6 +2,15 @@
 
 Both sides of a link say who they are in its first frame (`NodeIdentity`), so a frame of Raft always comes from a known store.
 A payload begins with the version of the format, 1 byte.
+
+How a store is found that was put back to an earlier state, and gives up its vote:
+
+1. by the other members: the log knows a start with this store that the store does not know; or the store had promised the member (a
+   vote, or entries that it acknowledged) more than it holds at its start. A member remembers such promises as long as it runs.
+2. by itself: it applies a start with its own store that it does not know. So it finds this out even if the others do not, no later than
+   it applies the first entries that it lacks.
+
+A process that has just started ignores requests for votes until the others have had time to tell it.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from dss_api.supervised import Tasks
 from dss_raft import metrics
 from dss_raft.core import RaftCore
 from dss_raft.core.formation import Formation, NodeIdentity
-from dss_raft.core.messages import Configuration
+from dss_raft.core.messages import Configuration, PreVote, RequestVote
 from dss_raft.disk.store import LogStore
 from dss_raft.formats import Format
 from dss_raft.net.wire import AnyFrame, RaftFrame, Reason
@@ -30,6 +39,10 @@ log = structlog.get_logger("raft")
 
 CHANNEL = "identity"
 FORMAT = Format("what a peer says about itself", 1)
+#: A new process ignores requests for votes until all members are linked and have had this time to answer …
+SETTLED_AFTER_S = 0.1
+#: … or for this time: a member that is up is linked by then.
+SETTLED_AFTER_S_MAX = 1.5
 
 
 class Outdated(msgspec.Struct, frozen=True, array_like=True, tag="outdated"):
@@ -87,6 +100,12 @@ class Identities:
         self._foreign: set[str] = set()
         self._sent_configuration: Configuration | None = None
         self._told_reason = ""
+        #: durable term and end of the log at the start
+        self._began = (node.core.term, node.core.last_index)
+        self._loop = asyncio.get_running_loop()
+        self._settles_at_s = self._loop.time() + SETTLED_AFTER_S_MAX
+        if node.core.is_outdated:
+            self._log_outdated("found at an earlier start")
 
     @property
     def is_formed(self) -> bool:
@@ -109,6 +128,8 @@ class Identities:
         if identity is None:
             return True
         if isinstance(frame, RaftFrame):
+            if self._settles_at_s and self._is_too_early(frame):
+                return True
             return not self.is_formed and not self.formation.accepts_log_of(identity)
         return peer in self._foreign
 
@@ -150,20 +171,32 @@ class Identities:
         FORMAT.of_binary(payload)
         message = _decode(memoryview(payload)[1:])
         if isinstance(message, Outdated):
-            self._tasks.spawn("raft", self._give_up_vote(f"{peer}: {message.reason}"), self._node.failed)
+            self._give_up_vote(f"{peer}: {message.reason}")
             return
-        identity = message.identity
+        core, identity = self._node.core, message.identity
         self._peers[peer] = identity
         if self._is_replaced(peer, identity):
             return
         self.formation.heard(peer, identity)
+        if identity.is_outdated:
+            core.peer_outdated(identity.store)
         if self._incarnations.get(peer) != identity.incarnation:
             self._incarnations[peer] = identity.incarnation
-            self._node.core.peer_restarted(peer)
+            if core.knows_newer(peer, identity.store, identity.began_term, identity.began_index):
+                self.tell_outdated(peer, "votes or entries that it had acknowledged are missing")
+            core.peer_restarted(peer)
         self._judge(peer)
         if self._sessions.outdates(peer, identity.incarnation, identity.store, identity.starts):
             self.tell_outdated(peer, f"this store has been started more often than its directory says ({identity.starts} times)")
         self._form_if_due()
+        if all(member.id in self._peers or member.id == self._node.node_id for member in core.configuration.members):
+            self._settles_at_s = min(self._settles_at_s, self._loop.time() + SETTLED_AFTER_S)
+
+    def applied(self) -> None:
+        """The state has changed: it may show that this node's store was put back to an earlier state."""
+        node, store = self._node, self._store
+        if self._sessions.outdates(node.node_id, node.incarnation, store.store_id, store.starts):
+            self._give_up_vote(f"the log knows more starts of this store than its directory ({store.starts})")
 
     async def stop(self) -> None:
         """Stop the work in progress."""
@@ -185,18 +218,33 @@ class Identities:
         self.send_to_all()
         self._node.wake()
 
-    async def _give_up_vote(self, reason: str) -> None:
-        """A member has found that this node's store was put back to an earlier state: from now on this node has no vote."""
-        node = self._node
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._store.mark_outdated)
-        if not node.core.is_outdated:
-            log.error("raft.outdated", node=node.node_id, reason=reason, repair=f"manage.py member replace {node.node_id}")
-            node.core.outdated()
-            node.wake()
+    def _is_too_early(self, frame: RaftFrame) -> bool:
+        """True for a request for a vote while other members may not have told this process yet that its store is outdated."""
+        if self._loop.time() >= self._settles_at_s:
+            self._settles_at_s = 0.0
+            return False
+        return any(isinstance(message, PreVote | RequestVote) for message in frame.messages)
+
+    def _give_up_vote(self, reason: str) -> None:
+        """This node's store was put back to an earlier state: from now on this node has no vote."""
+        if not self._node.core.is_outdated:
+            self._log_outdated(reason)
+            self._node.core.outdated()
+            self._node.wake()
+            self._tasks.spawn("raft", self._mark_outdated(), self._node.failed)
+
+    async def _mark_outdated(self) -> None:
+        await self._loop.run_in_executor(self._executor, self._store.mark_outdated)
+        self.send_to_all()
+
+    def _log_outdated(self, reason: str) -> None:
+        node = self._node.node_id
+        log.error("raft.outdated", node=node, reason=reason, repair=f"manage.py member replace {node}")
 
     def tell_outdated(self, peer: str, reason: str) -> None:
         """Tell a peer that its store was put back to an earlier state."""
         log.error("raft.peer_outdated", peer=peer, reason=reason)
+        self._node.core.peer_outdated(self.store_of(peer))
         self._node.send(peer, CHANNEL, _encode(Outdated(reason)))
 
     def _judge(self, peer: str) -> None:
@@ -235,6 +283,13 @@ class Identities:
         index = core.membership.index_at(core.commit_index)
         would_form = () if self.is_formed else self.formation.member_ids
         identity = NodeIdentity(
-            self._store.store_id, self._store.starts, self._node.incarnation, index, configuration, would_form
+            self._store.store_id,
+            self._store.starts,
+            self._node.incarnation,
+            index,
+            configuration,
+            would_form,
+            *self._began,
+            core.is_outdated,
         )
         self._node.send(peer, CHANNEL, _encode(_Identified(identity)))

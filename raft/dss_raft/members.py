@@ -238,7 +238,13 @@ def _guarded(field: str, action: Any) -> Any:
     except Busy as error:
         raise Refused("over_limit", f"{error}; try again") from None
     except QuorumAtRisk as error:
-        extra = {"voters": error.voters, "reachable": error.reachable, "needed": error.needed, "may_force": error.may_force}
+        extra = {
+            "voters": error.voters,
+            "reachable": error.reachable,
+            "needed": error.needed,
+            "may_force": error.may_force,
+            "outdated": error.outdated,
+        }
         raise Refused("quorum_at_risk", str(error), **extra) from None
     except ChangeRefused as error:
         raise Refused("invalid", str(error), field=field) from None

@@ -470,6 +470,7 @@ class Node(Listeners):
         """Entries were applied here: answer callers, notify listeners."""
         replica = self.replica
         self._applied_clock.applied(replica.at_ms)
+        self._identities.applied()
         self._calls.answer_commands()
         self._notify_events(replica.take_events(), replica.applied_index)
         if replica.faults:
@@ -479,6 +480,7 @@ class Node(Listeners):
     def state_replaced(self) -> None:
         """A snapshot from the leader has replaced the state."""
         self._applied_clock.applied(self.replica.at_ms)
+        self._identities.applied()
         self._calls.state_replaced()
         self._notify_state_replaced()
 

@@ -133,6 +133,8 @@ class RaftCore(CoreState):
         if store and self.peer_stores.get(sender) != store:
             if members.is_other_store(sender, store):
                 return False
+            if sender in self.peer_stores and sender in self.progress:
+                self.progress[sender].acknowledged_before = 0  # by another store, which the log does not name yet
             self.peer_stores[sender] = store
         return True
 
@@ -187,6 +189,22 @@ class RaftCore(CoreState):
         self.members_changed()
         if self.role in (Role.LEADER, Role.CANDIDATE):
             self.become_follower(self.term, "")
+
+    def peer_outdated(self, store: str) -> None:
+        """This store was put back to an earlier state: its node has no vote, and does not count where one is needed."""
+        self.outdated_stores.add(store)
+
+    def knows_newer(self, peer_id: str, store: str, term: int, last_index: int) -> bool:
+        """True if this store, with which a new process of the peer has started, had promised this node more than it holds now.
+
+        A promise in a term is durable together with that term. So a store with a later term is later than the promise. With the
+        same term, it still has all entries that it acknowledged in it.
+        """
+        promised = self.promised.get(store, (0, 0))
+        peer = self.progress.get(peer_id)
+        if peer is not None and self.store_of(peer_id) == store:
+            promised = max(promised, (self.term, peer.held) if peer.held else (0, 0))
+        return (term, last_index) < promised
 
     def peer_restarted(self, peer_id: str) -> None:
         """A new process of this peer is linked: learn again what it holds, beginning with what it had acknowledged."""
@@ -245,6 +263,8 @@ class RaftCore(CoreState):
         peer = self.progress.get(to)
         if peer is None or peer.learner:
             raise ChangeRefused(f"{to} has no vote in this cluster")
+        if not self.has_vote(to):
+            raise ChangeRefused(f"{to} has no vote: its disk was put back to an earlier state (manage.py member replace {to})")
         leader.transfer(self, to)
 
     def abdicate(self) -> None:

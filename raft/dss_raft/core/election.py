@@ -108,6 +108,8 @@ def handle_vote_reply(core: CoreState, message: VoteReply) -> None:
     if core.role is not Role.CANDIDATE or core.is_pre_candidate:
         return
     core.votes.setdefault(message.sender, message.granted)
+    if message.granted:
+        core.note_promise(message.sender, 0)
     outcome = tally(core.membership.voters, core.votes)
     if outcome is Tally.WON:
         leader.become_leader(core)

@@ -25,28 +25,44 @@ class QuorumAtRisk(ChangeRefused):
     """Too few voters of the new configuration are reachable.
 
     Args:
+        reachable: the voters that answer and have a vote.
         needed: how many of `voters` are a majority.
         may_force: there is a majority, but no spare voter: the change is made if it is forced.
+        outdated: voters that answer but have no vote, because their disks were put back to an earlier state.
     """
 
-    def __init__(self, voters: Sequence[str], reachable: Sequence[str], needed: int, *, may_force: bool) -> None:
+    def __init__(
+        self, voters: Sequence[str], reachable: Sequence[str], needed: int, *, may_force: bool, outdated: Sequence[str] = ()
+    ) -> None:
         names = ", ".join(reachable)
         rule = f"{needed} of the {len(voters)} voters of the new configuration must be reachable"
+        repair = [f"replace {node} (manage.py member replace {node})" for node in outdated]
         if may_force:
-            missing = ", ".join(voter for voter in voters if voter not in reachable)
+            missing = ", ".join(voter for voter in voters if voter not in reachable and voter not in outdated)
+            repair = [*([f"bring {missing} back or remove it"] if missing else []), *repair]
             text = (
-                f"{rule}, and only {needed} are: {names}. One more failure would stop the cluster. Bring {missing} back or remove "
-                "it first, or repeat the request with `force` and a `reason`"
+                f"{rule}, and only {needed} are: {names}. One more failure would stop the cluster. {_sentence(repair)} first, or "
+                "repeat the request with `force` and a `reason`"
             )
         elif reachable:
             text = f"{rule}, but only {len(reachable)} {'is' if len(reachable) == 1 else 'are'}: {names}"
         else:
             text = f"{rule}, but none is"
+        if outdated:
+            text = f"{text}. {', '.join(outdated)} can be reached, but cannot vote: its disk was put back to an earlier state"
+            if not may_force:
+                text = f"{text}. {_sentence(repair)} first"
         super().__init__(text)
         self.voters = list(voters)
         self.reachable = list(reachable)
         self.needed = needed
         self.may_force = may_force
+        self.outdated = list(outdated)
+
+
+def _sentence(actions: Sequence[str]) -> str:
+    text = " and ".join(actions)
+    return text[:1].upper() + text[1:]
 
 
 class InvariantViolation(Exception):

@@ -37,6 +37,11 @@ class NodeIdentity(msgspec.Struct, frozen=True, array_like=True):
     configuration: Configuration | None
     #: ids of the members of the cluster that it would form; empty if it waits to be added
     would_form: tuple[str, ...] = ()
+    #: the durable term and the end of the log when this process started
+    began_term: int = 0
+    began_index: int = 0
+    #: the store was put back to an earlier state, so the node has no vote
+    is_outdated: bool = False
 
 
 class Formation:

@@ -88,7 +88,7 @@ def _bind_a_store(core: CoreState) -> bool:
     stores = {**core.peer_stores, core.node_id: core.config.store_id}
     for member in core.configuration.members:
         store = "" if member.store else stores.get(member.id, "")
-        if store:
+        if store and store not in core.outdated_stores:
             if not core.transferee and can_change(core):
                 change(core, membership.Bind(member.id, store))
             return True
@@ -100,7 +100,7 @@ def _promote_a_learner(core: CoreState) -> None:
         return
     lately = core.ticks - core.config.election_ticks_min
     for peer in core.peers:
-        if not peer.learner or peer.match == 0 or peer.contact_tick < lately:
+        if not peer.learner or peer.match == 0 or peer.contact_tick < lately or not core.has_vote(peer.id):
             continue
         promotion = membership.Promote(peer.id)
         if peer.match + core.config.promote_lag_max >= core.log.last_index and _keeps_quorum(core, promotion):
@@ -315,7 +315,7 @@ def _continue_transfer(core: CoreState, peer: Progress) -> None:
 def best_successor(core: CoreState) -> Progress | None:
     """The voter with the most complete log among those that have answered recently."""
     lately = core.ticks - core.config.election_ticks_max
-    candidates = [peer for peer in core.voting_peers if peer.contact_tick >= lately]
+    candidates = [peer for peer in core.voting_peers if peer.contact_tick >= lately and core.has_vote(peer.id)]
     return max(candidates, key=lambda peer: (peer.match, peer.id), default=None)
 
 

@@ -98,9 +98,14 @@ class Progress:
             self.next = match + 1
         return True
 
+    @property
+    def held(self) -> int:
+        """The last index that the peer has acknowledged in this term, perhaps before it restarted."""
+        return max(self.acknowledged_before, self.match)
+
     def restarted(self) -> None:
         """Forget what the peer holds, and ask about it: its disk may not be what it was."""
-        self.acknowledged_before = max(self.acknowledged_before, self.match)
+        self.acknowledged_before = self.held
         self.match = 0
         self.become_probe(self.acknowledged_before + 1)
 

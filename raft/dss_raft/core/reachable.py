@@ -11,6 +11,7 @@ the change, of which `needed` voters are a majority:
 
 A voter is reachable if it has answered the leader since the request (`since`, a round of messages), or within an election timeout if
 there is no such round. The leader itself is reachable. A voter to be removed works if it has answered within an election timeout.
+A voter whose store is known to be outdated counts as one that is not reachable, because it could not elect the next leader.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ def require_quorum(core: CoreState, after: Configuration, *, force: bool = False
         QuorumAtRisk: refused; it says whether `force` would help.
     """
     voters = [member.id for member in after.members if not member.learner]
-    reachable = [voter for voter in voters if _is_reachable(core, voter, since)]
+    answering = [voter for voter in voters if _is_reachable(core, voter, since)]
+    reachable = [voter for voter in answering if core.has_vote(voter)]
+    outdated = [voter for voter in answering if not core.has_vote(voter)]
     needed = quorum.majority(len(voters))
     if len(reachable) < needed:
-        raise QuorumAtRisk(voters, reachable, needed, may_force=False)
+        raise QuorumAtRisk(voters, reachable, needed, may_force=False, outdated=outdated)
     has_spare = len(reachable) > needed or len(reachable) == len(voters)
     if has_spare or force:
         return
     removed = set(core.membership.voters).difference(voters)
-    if any(_is_reachable(core, voter) for voter in removed):
-        raise QuorumAtRisk(voters, reachable, needed, may_force=True)
+    if any(_is_reachable(core, voter) and core.has_vote(voter) for voter in removed):
+        raise QuorumAtRisk(voters, reachable, needed, may_force=True, outdated=outdated)
 
 
 def _is_reachable(core: CoreState, voter: str, since: int = 0) -> bool:

@@ -165,6 +165,10 @@ class CoreState:
         self.peer_stores: dict[str, str] = {}
         #: peers whose store has lost entries that it had acknowledged to this leader
         self.found_outdated: list[str] = []
+        #: stores that are known to be outdated: their nodes receive the log, but have no vote
+        self.outdated_stores: set[str] = set()
+        #: store -> the latest (term, index) that it has promised this node: a vote in that term, or entries up to that index
+        self.promised: dict[str, tuple[int, int]] = {}
 
         for entry in boot.entries:
             if entry.kind == EntryKind.CONFIGURATION:
@@ -217,6 +221,22 @@ class CoreState:
         log = self.log
         return last_term > log.last_term or (last_term == log.last_term and last_index >= log.last_index)
 
+    # ---- the stores of the other members
+
+    def store_of(self, peer_id: str) -> str:
+        """The member's store; "" when it is not known."""
+        return self.membership.stores.get(peer_id) or self.peer_stores.get(peer_id, "")
+
+    def has_vote(self, peer_id: str) -> bool:
+        """False if the member's store is known to be outdated."""
+        return self.store_of(peer_id) not in self.outdated_stores
+
+    def note_promise(self, peer_id: str, index: int) -> None:
+        """The peer has voted for this node in this term, or has acknowledged entries up to `index` in this term."""
+        store = self.store_of(peer_id)
+        if store:
+            self.promised[store] = max(self.promised.get(store, (0, 0)), (self.term, index))
+
     # ---- term, role, timers
 
     def reset_election_timer(self) -> None:
@@ -251,6 +271,9 @@ class CoreState:
     def become_follower(self, term: int, leader_id: str) -> None:
         """Follow `leader_id` ("" while unknown) in `term`. In the same term, the vote is kept (microsoft/CCF PR 8094)."""
         was_leader = self.role is Role.LEADER
+        for peer in self.peers if was_leader else ():
+            if peer.held:
+                self.note_promise(peer.id, peer.held)
         if term != self.term:
             self.set_term(term)
         self.role = Role.LEARNER if self.node_id in self.membership.learners else Role.FOLLOWER

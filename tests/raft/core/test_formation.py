@@ -159,3 +159,57 @@ def test_a_leader_writes_an_unknown_store_into_the_log():
     assert {member.id: member.store for member in node.configuration.members} == {"a": "a0", "b": "b7", "c": ""}
     node.step(VoteReply(sender="b", to="a", term=node.term, granted=True), "b8")
     assert node.membership.is_other_store("b", "b8")
+
+
+def elected(match: int = 1) -> RaftCore:
+    """The leader of term 1, which "b" has elected. "b" has acknowledged entries up to `match`."""
+    node = core(FORMED)
+    node.campaign(force=True)
+    answers(node)
+    node.step(VoteReply(sender="b", to="a", term=node.term, granted=True), "b0")
+    answers(node)
+    if match:
+        node.step(AppendReply(sender="b", to="a", term=node.term, ok=True, match=match, prev_index=match), "b0")
+    return node
+
+
+def test_a_leader_knows_which_store_has_lost_what_it_acknowledged():
+    """Whether the leader would send it entries or a snapshot."""
+    node = elected()
+    assert node.knows_newer("b", "b0", 1, 0)
+    assert node.knows_newer("b", "b0", 0, 9), "it has forgotten its vote"
+    assert not node.knows_newer("b", "b0", 1, 1)
+    assert not node.knows_newer("b", "b0", 2, 0), "in a later term, entries may have been replaced"
+    assert not node.knows_newer("b", "b1", 0, 0), "another store promised it"
+    assert not node.knows_newer("c", "c0", 0, 0), "it has promised nothing"
+    node.peer_restarted("b")
+    assert node.knows_newer("b", "b0", 1, 0)
+
+
+def test_a_deposed_leader_remembers_what_was_acknowledged():
+    node = elected()
+    node.step(RequestVote(sender="c", to="a", term=5, last_index=9, last_term=4, transfer=True), "c0")
+    assert node.role is Role.FOLLOWER
+    assert node.knows_newer("b", "b0", 1, 0)
+    assert not node.knows_newer("b", "b0", 1, 1)
+    assert not node.knows_newer("c", "c0", 0, 0)
+
+
+def test_a_member_remembers_who_voted_for_it():
+    node = elected(match=0)
+    assert node.knows_newer("b", "b0", 0, 9)
+    assert not node.knows_newer("b", "b0", 1, 0)
+
+
+def test_what_one_store_acknowledged_is_not_asked_of_the_next_one():
+    """The log does not name the store of a learner yet when its disk is emptied."""
+    node = core(Configuration((*FORMED.members, Member("d", "http://d", learner=True))))
+    node.campaign(force=True)
+    answers(node)
+    node.step(VoteReply(sender="b", to="a", term=1, granted=True), "b0")
+    answers(node)
+    node.step(AppendReply(sender="d", to="a", term=1, ok=True, match=1, prev_index=1), "d0")
+    node.peer_restarted("d")
+    node.step(AppendReply(sender="d", to="a", term=1, ok=False, match=0, prev_index=1), "d1")
+    assert not node.found_outdated
+    assert not node.knows_newer("d", "d1", 0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dss_raft.core import AddLearner, QuorumAtRisk, Remove, Role
+from dss_raft.core import AddLearner, ChangeRefused, QuorumAtRisk, Remove, Role
 
 #: longer than an election timeout
 LONG = 21
@@ -125,3 +125,81 @@ def test_a_leader_whose_removal_only_its_own_log_has_can_finish_it(make_cluster)
     cluster.tick(200, "a", "b", "c")
     assert cluster.leader().core.membership.voters == ("b", "c", "d")
     assert cluster["a"].role is Role.FOLLOWER
+
+
+def put_back(cluster, node_id):
+    """The disk of this node was put back to an earlier state. Every member knows it."""
+    for node in cluster.nodes.values():
+        node.core.peer_stores[node_id] = f"{node_id}0"
+        node.core.peer_outdated(f"{node_id}0")
+    cluster[node_id].core.outdated()
+
+
+def test_a_voter_whose_disk_was_put_back_is_none_of_those_that_are_needed(cluster):
+    """It acknowledges entries, but could not elect the next leader."""
+    leader = cluster.elect("a").core
+    put_back(cluster, "c")
+    stop(cluster, "b")
+    for force in (False, True):
+        with pytest.raises(QuorumAtRisk) as refusal:
+            leader.change(Remove("b"), force=force)
+        assert (refusal.value.reachable, refusal.value.outdated) == (["a"], ["c"])
+    rule = "2 of the 2 voters of the new configuration must be reachable, but only 1 is: a"
+    why = "c can be reached, but cannot vote: its disk was put back to an earlier state"
+    assert str(refusal.value) == f"{rule}. {why}. Replace c (manage.py member replace c) first"
+
+
+def test_a_voter_whose_disk_was_put_back_can_be_replaced(cluster):
+    leader = cluster.elect("a").core
+    put_back(cluster, "c")
+    leader.change(Remove("c"))
+    cluster.settle()
+    assert leader.membership.voters == ("a", "b")
+
+
+def test_a_voter_whose_disk_was_put_back_is_removed_without_force_although_others_are_missing(make_cluster):
+    """The cluster loses nothing by it: before, three votes of four were needed."""
+    cluster = make_cluster("abcd")
+    leader = cluster.elect("a").core
+    put_back(cluster, "d")
+    stop(cluster, "c")
+    leader.change(Remove("d"))
+
+
+def test_what_to_do_about_a_disk_that_was_put_back_while_no_voter_is_to_spare(make_cluster):
+    cluster = make_cluster("abcd")
+    leader = cluster.elect("a").core
+    put_back(cluster, "d")
+    with pytest.raises(QuorumAtRisk) as refusal:
+        leader.change(Remove("c"))
+    assert refusal.value.may_force
+    assert "Replace d (manage.py member replace d) first, or repeat the request with `force`" in str(refusal.value)
+
+
+def test_a_new_leader_knows_whose_disk_was_put_back(cluster):
+    cluster.elect("a")
+    put_back(cluster, "c")
+    cluster["b"].core.campaign(force=True)
+    cluster.settle()
+    leader = cluster["b"].core
+    assert leader.role is Role.LEADER
+    cluster.cut("a")
+    cluster.tick(LONG, "b", "c")
+    with pytest.raises(QuorumAtRisk) as refusal:
+        leader.change(Remove("a"))
+    assert refusal.value.outdated == ["c"]
+
+
+def test_a_member_whose_disk_was_put_back_gets_neither_a_vote_nor_the_lead(cluster):
+    leader = cluster.elect("a").core
+    leader.change(AddLearner("d", ""))
+    cluster.add("d")
+    put_back(cluster, "d")
+    cluster.tick(LONG)
+    assert leader.membership.learners == ("d",)
+    assert "d" not in leader.membership.stores, "its next disk gets its place"
+    put_back(cluster, "c")
+    with pytest.raises(ChangeRefused, match=r"manage\.py member replace c"):
+        leader.transfer("c")
+    leader.transfer()
+    assert leader.transferee == "b"

@@ -8,6 +8,9 @@ All checks look only at the node that has just acted, so that a step costs the s
     state_machine_safety one entry is committed at an index, and one state results from it
     monotone             term, vote, commit index and applied index never go back, across restarts where they are durable
     promise              no vote, acknowledgement or term is sent before it is durable
+    vote                 no disk votes that is empty, outdated, or not the member's
+    majority             what a leader commits is durable on the disks of a majority of its voters
+    quorum               a removal leaves a majority of voters whose disks can vote
     linearizable_read    a read's index is at least what any node had applied when it was requested
     answered             what a proposer was told about its proposal is true, and stays true
     exactly_once         a session's commands are applied once each, in order, with the same answers on every node
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sim_clocks import AGREE_MS
 
-from dss_raft.core import Role
+from dss_raft.core import RaftCore, Role
 from dss_raft.core.messages import AppendEntries, AppendReply, Entry, EntryKind, PreVote, PreVoteReply, SnapshotReply, VoteReply
 from dss_raft.replication.batch import decode_raw
 from dss_raft.replication.clocks import PULL
@@ -49,6 +52,7 @@ class Checker:
     """Knows the whole history, unlike any node."""
 
     def __init__(self) -> None:
+        self.nodes: dict[str, SimNode] = {}
         self.leaders: dict[int, str] = {}
         #: (store of the voter, term) -> candidate, from the votes that were sent
         self.votes: dict[tuple[str, int], str] = {}
@@ -115,9 +119,29 @@ class Checker:
                 raise Violation(
                     "state_machine_safety", f"entry {entry.index} is committed with terms {known.term} and {entry.term}"
                 )
+        if core.role is Role.LEADER:
+            self._is_on_a_majority(core, self.committed[commit])
         node.seen_commit = commit
         self.commit_max = max(self.commit_max, commit)
         self.commit_of_term[core.term] = max(self.commit_of_term.get(core.term, 0), commit)
+
+    def _is_on_a_majority(self, core: RaftCore, entry: Entry) -> None:
+        """What was on a disk that was lost since counts, too: it had been acknowledged."""
+        members = core.membership
+        count = 0
+        for voter in members.voters:
+            node, store_id = self.nodes[voter], members.stores.get(voter)
+            disks = [disk for disk in (node.store, node.lost) if disk is not None and store_id in (None, disk.id)]
+            count += any(disk.holds(entry) for disk in disks)
+        if count <= len(members.voters) // 2:
+            raise Violation("majority", f"{core.node_id} commits entry {entry.index}, which is on {count} of {members.voters}")
+
+    def removed(self, leader: SimNode, node_id: str, without_vote: list[str]) -> None:
+        """The leader was asked, and removes a member."""
+        voters = leader.core.membership.voters
+        able = [voter for voter in voters if voter not in without_vote]
+        if len(able) <= len(voters) // 2:
+            raise Violation("quorum", f"{leader.id} removes {node_id}, and only {able} of {voters} have a vote")
 
     # ---- what a node writes and sends
 
@@ -149,7 +173,9 @@ class Checker:
             raise Violation("promise", f"{node.id} says it has installed {message.index}, durable is {store.last_index}")
 
     def _voted(self, node: SimNode, message: VoteReply) -> None:
-        hard = node.store.hard_state
+        hard, store = node.store.hard_state, node.store
+        if store.is_empty or store.is_outdated or node.core.membership.is_other_store(node.id, store.id):
+            raise Violation("vote", f"{node.id} votes in term {message.term} although its disk has no vote")
         if hard.term == message.term and hard.vote != message.to:
             raise Violation("promise", f"{node.id} votes for {message.to} in term {message.term}, durable is {hard.vote!r}")
         known = self.votes.setdefault((node.store.id, message.term), message.to)

@@ -11,7 +11,7 @@ import sim_profile
 from sim_check import Violation
 from sim_clocks import SimTime
 from sim_heap import Heap
-from sim_node import SimNode
+from sim_node import SimNode, SimStore
 from sim_sessions import ClockTold, Forward
 
 from dss_raft.core import Role
@@ -32,7 +32,7 @@ class Drivers(Heap):
         super().__init__(seed, trace, profile)
         #: (sender, receiver) of links that are cut
         self.cut: dict[tuple[str, str], bool] = {}
-        self.nodes: dict[str, SimNode] = {}
+        self.nodes: dict[str, SimNode] = self.check.nodes
         self.restores = 0
         self.time = SimTime(lambda: self.now, self.seed, self.profile.voters, self.happened)
         members = [Member(id=chr(97 + i), url="", store=f"{chr(97 + i)}0") for i in range(self.profile.voters)]
@@ -280,7 +280,7 @@ class Drivers(Heap):
     def _transmit(self, message: Any) -> None:
         rng, profile = self.rng, self.profile
         sender = self.nodes[message.sender]
-        origin = (sender.store.id, sender.incarnation)
+        origin = (sender.store.id, sender.incarnation, sender.store.is_outdated)
         if message.to not in self.nodes or (message.sender, message.to) in self.cut:
             return
         if self.healed:
@@ -298,18 +298,23 @@ class Drivers(Heap):
             self._later(delay + rng.randint(0, profile.duplicate_us), self._deliver, message, origin)
             self.happened["message doubled"] += 1
 
-    def _deliver(self, message: Any, origin: tuple[str, int]) -> None:
+    def _deliver(self, message: Any, origin: tuple[str, int, bool]) -> None:
         node = self.nodes[message.to]
         if not node.alive or (message.sender, message.to) in self.cut:
             return
         if node.paused_until > self.now and self._postponed(node, self._deliver, message, origin):
             return
-        store, incarnation = origin
+        store, incarnation, is_outdated = origin
         if node.peer_incarnations.get(message.sender) != incarnation:
-            if self.nodes[message.sender].incarnation != incarnation:
+            sender = self.nodes[message.sender]
+            if sender.incarnation != incarnation:
                 return  # the connection of a process that has ended is closed
             node.peer_incarnations[message.sender] = incarnation
+            if node.core.knows_newer(sender.id, store, *sender.began):
+                self._finds_outdated(node, sender)
             node.core.peer_restarted(message.sender)
+        if is_outdated:
+            node.core.peer_outdated(store)
         if self.trace:
             self._say(node.id, f"<- {message.sender} {brief(message)}")
         if type(message) is Forward:
@@ -347,22 +352,28 @@ class Drivers(Heap):
         """A leader tells its peers that they have lost what they had acknowledged."""
         found, leader.core.found_outdated = leader.core.found_outdated, []
         for peer in found:
-            if not self.nodes[peer].impaired:
-                raise Violation("core_invariant", f"{leader.id} says that {peer} has lost entries, but it has not")
-            self._outdated(self.nodes[peer])
+            self._finds_outdated(leader, self.nodes[peer])
+
+    def _finds_outdated(self, node: SimNode, peer: SimNode) -> None:
+        if not peer.impaired:
+            raise Violation("core_invariant", f"{node.id} says that {peer.id} has lost what it had promised, but it has not")
+        self._outdated(peer)
 
     def _check_starts(self, node: SimNode) -> None:
         """The nodes that it reaches compare its starts with the log's."""
-        if node.was_restored and any(self._knows_more(other, node, node.store.starts) for other in self.nodes.values()):
+        if node.was_restored and any(
+            self._knows_more(other, node, node.store, node.store.starts) for other in self.nodes.values()
+        ):
             self._outdated(node)
 
-    def _knows_more(self, other: SimNode, node: SimNode, starts: int) -> bool:
-        reached = other is not node and other.alive and other.sessions is not None and (other.id, node.id) not in self.cut
-        return (
-            reached
-            and other.sessions is not None
-            and other.sessions.replica.sessions.outdates(node.id, node.incarnation + 1, node.store.id, starts)
-        )
+    def _knows_more(self, other: SimNode, node: SimNode, store: SimStore, starts: int) -> bool:
+        """True if `node` reaches `other`, and that knows more about this disk than is on it."""
+        if other is node or not other.alive or (other.id, node.id) in self.cut:
+            return False
+        if other.core.knows_newer(node.id, store.id, store.hard_state.term, store.last_index):
+            return True
+        sessions = other.sessions
+        return sessions is not None and sessions.replica.sessions.outdates(node.id, node.incarnation + 1, store.id, starts)
 
     def _outdated(self, node: SimNode) -> None:
         if not node.store.is_outdated:

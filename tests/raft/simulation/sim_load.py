@@ -161,33 +161,37 @@ class Load(Drivers):
     def _remove(self, leader: SimNode) -> None:
         """Remove any member. While a disk is lost, an error of the administrator could cost the quorum, so the leader asks first.
 
-        A node whose disk was put back is removed itself: it can be reached, but has no vote.
+        A node whose disk was put back is often removed itself: it can be reached, but has no vote.
         """
         members = [member.id for member in leader.core.configuration.members]
         impaired = [member for member in members if self.nodes[member].impaired]
         restored = [member for member in impaired if self.nodes[member].was_restored]
-        if impaired and not restored:
+        if impaired and (not restored or self.rng.random() < 0.5):
             node_id = self.rng.choice(members)
             self._say(leader.id, f"asks who can be reached, to remove {node_id}")
             since, force = leader.core.ask_members(), self.rng.random() < 0.5
             wait_us = self.rng.randint(1, 10) * self.profile.tick_us
-            self._later(wait_us, self._remove_asked, leader, leader.life, since, node_id, force, impaired)
+            without_vote = [member for member in impaired if member not in restored or self.nodes[member].store.is_outdated]
+            self._later(wait_us, self._remove_asked, leader, leader.life, since, node_id, force, impaired, without_vote)
         elif restored or len(leader.core.membership.voters) > 2:
             node_id = self.rng.choice(restored or members)
             self._say(leader.id, f"remove {node_id}")
             leader.core.change(Remove(node_id))
             self.happened["member removed"] += 1
 
-    def _remove_asked(self, leader: SimNode, life: int, since: int, node_id: str, force: bool, impaired: list[str]) -> None:
+    def _remove_asked(
+        self, leader: SimNode, life: int, since: int, node_id: str, force: bool, impaired: list[str], without_vote: list[str]
+    ) -> None:
         """The members have had time to answer. Nothing else is lost meanwhile."""
         if self.healed or leader.life != life or not all(self.nodes[member].impaired for member in impaired):
             return
-        if self._postponed(leader, self._remove_asked, leader, life, since, node_id, force, impaired):
+        if self._postponed(leader, self._remove_asked, leader, life, since, node_id, force, impaired, without_vote):
             return
 
         def remove(leader: SimNode) -> None:
             self._say(leader.id, f"remove {node_id}{' by force' if force else ''}")
             leader.core.change(Remove(node_id), force=force, since=since)
+            self.check.removed(leader, node_id, without_vote)
             self.happened["member removed"] += 1
             self.happened["removal while one is lost"] += 1
 
@@ -201,17 +205,29 @@ class Load(Drivers):
             return
         others = [node for node in self.nodes.values() if node is not leader and node.id in leader.core.membership.ids]
         outdated = [node for node in others if self._is_known_to_be_older(node)]
-        if outdated and self.rng.random() < 0.8:
+        if outdated and (self.healed or self.rng.random() < 0.8):
             self._restore_disk(self.rng.choice(outdated))
-        elif others:
+        elif others and not self.healed:
             self.rng.choice((self._flip_bit, self._empty_disk))(self.rng.choice(others))
             for _ in range(4):
                 self._later(self.rng.randint(1, 40) * self.profile.tick_us, self._remove_after_a_loss)
+        if self.profile.outage and not self.healed and self.rng.random() < self.profile.outage:
+            self._cut_off(leader)
+
+    def _cut_off(self, leader: SimNode) -> None:
+        """The leader is cut off, and nodes that were cut off before come back."""
+        self._say(leader.id, "is cut off, and no other node is")
+        self.cut = {}
+        for other in self.nodes:
+            if other != leader.id:
+                self.cut[leader.id, other] = self.cut[other, leader.id] = True
 
     def _is_known_to_be_older(self, node: SimNode) -> bool:
         """True if at least one node that `node` reaches knows more than its backup. What no node knows cannot be found out."""
         backup = node.backup
-        return backup is not None and any(self._knows_more(other, node, backup.starts + 1) for other in self.nodes.values())
+        return backup is not None and any(
+            self._knows_more(other, node, backup, backup.starts + 1) for other in self.nodes.values()
+        )
 
     def _flip_bit(self, node: SimNode) -> None:
         """A flipped bit, found at start: the store refuses, and the node never returns."""
@@ -226,6 +242,7 @@ class Load(Drivers):
         self._say(node.id, "starts with an empty disk")
         self.happened["empty disk"] += 1
         node.impaired = True
+        node.lost = node.store
         node.new_disk()
 
     def _restore_disk(self, node: SimNode) -> None:
@@ -235,7 +252,7 @@ class Load(Drivers):
         self._crash(node)
         self._say(node.id, "starts with an older copy of its disk")
         self.happened["restored disk"] += 1
-        node.store = backup.copy()
+        node.lost, node.store = node.store, backup.copy()
         node.impaired = node.was_restored = True
         self._restart(node, node.life)
 

@@ -57,6 +57,18 @@ class SimStore:
         if entries:
             del entries[: max(0, meta.index - entries[0].index + 1)]
 
+    def holds(self, entry: Entry) -> bool:
+        """True if this entry, or a snapshot that contains it, is durable here."""
+        if entry.index <= self.snapshot.index:
+            return True
+        position = entry.index - self.entries[0].index if self.entries else -1
+        return 0 <= position < len(self.entries) and self.entries[position].term == entry.term
+
+    @property
+    def is_empty(self) -> bool:
+        """True while the disk belongs to no cluster."""
+        return not self.snapshot.configuration.members and not self.entries
+
     def boot(self) -> BootState:
         return BootState(self.hard_state, self.snapshot, list(self.entries), self.is_outdated)
 
@@ -90,8 +102,10 @@ class SimNode:
         self.limits = limits
         self.rng = random.Random(seed)
         self.store = SimStore(f"{node_id}0", configuration)
-        #: a copy of the disk from an earlier crash
+        #: an older copy of the disk
         self.backup: SimStore | None = None
+        #: the disk before it was emptied or put back
+        self.lost: SimStore | None = None
         #: its disk was put back to an earlier state at least once
         self.was_restored = False
         #: peer -> its process, as its messages said
@@ -132,6 +146,8 @@ class SimNode:
         self.core = RaftCore(config, self.store.boot(), self.rng)
         self.incarnation = self.rng.getrandbits(48) + 1
         self.store.starts += 1
+        #: the durable term and the end of the log at the start
+        self.began = (self.store.hard_state.term, self.store.last_index)
         self.sessions = None
         if self.sessions_of is not None:
             opening = OpenSession(store=self.store.id, starts=self.store.starts)

@@ -58,6 +58,10 @@ class Profile:
     append_bytes_max: int
     inflight_bytes_max: int
     uncommitted_bytes_max: int
+    #: backups of disks are also taken while their nodes run, not only when they have crashed
+    hot_copies: bool = False
+    #: probability that a disk is lost or put back together with an outage of the leader, while lagging nodes come back
+    outage: float = 0.0
 
 
 #: the order of `Profile.weights`
@@ -65,9 +69,9 @@ FAULTS = ("split", "isolate", "one_way", "swizzle", "heal", "crash", "crash_all"
 
 
 def draw(rng: Random) -> Profile:
-    """The profile of a seed: half are any worlds; the others have many elections, changes of members, or faults of disks."""
+    """The profile of a seed: half are any worlds; the others have many elections, changes of members, lost disks, or restored ones."""
     profile = _draw(rng)
-    kind = rng.choice(["any", "any", "any", "elections", "members", "disks"])
+    kind = rng.choice(["any", "any", "any", "elections", "members", "disks", "restores"])
     ms = US_PER_MS
     if kind == "elections":
         return replace(
@@ -100,6 +104,21 @@ def draw(rng: Random) -> Profile:
             admin_weights=(0, rng.choice([0, 1]), 3, 2, 4),
             sessions=True,
             client_us=rng.choice([3, 10]) * ms,
+            outage=0.3,
+        )
+    if kind == "restores":
+        return replace(
+            profile,
+            voters=rng.choice([3, 3, 3, 5]),
+            fault_us=rng.choice([30, 60]) * ms,
+            restart_us=rng.choice([5, 30]) * ms,
+            weights=(1, 4, 1, 1, 1, 1, 0, 1, 0, 0),
+            admin_us=rng.choice([10, 20]) * ms,
+            admin_weights=(rng.choice([0, 1]), rng.choice([0, 1]), 4, 3, 6),
+            sessions=rng.choice([True, False]),
+            client_us=rng.choice([3, 10]) * ms,
+            hot_copies=True,
+            outage=0.6,
         )
     return profile
 

@@ -116,6 +116,9 @@ class World(Load):
         self._later(self.rng.randint(1, 2 * self.profile.fault_us), self._fault)
         if not any(self.profile.weights):
             return
+        if self.profile.hot_copies and self.rng.random() < 0.5:
+            node = self.rng.choice(list(self.nodes.values()))
+            node.backup = node.store.copy()
         (name,) = self.rng.choices(sim_profile.FAULTS, weights=self.profile.weights)
         self._say("", f"-- {name}")
         if name != "fsync_error":
@@ -197,6 +200,9 @@ class World(Load):
             node.clock_rate = 1.0
             if not node.alive:
                 self._restart(node, node.life)
+        leader = self._leader()
+        if self.profile.hot_copies and leader is not None:
+            self._lose_disk(leader)  # it must catch up, also if the leader does not change any more
         self._later(PROGRESS_US, self._too_late)
         self._later(20_000, self._finish)
 
@@ -223,7 +229,8 @@ class World(Load):
             self._drain(leader)
             return False
         members = [self.nodes[member.id] for member in leader.core.configuration.members]
-        members = [node for node in members if not node.impaired]
+        # One whose disk was put back has no vote, but catches up.
+        members = [node for node in members if not node.impaired or node.was_restored]
         if any(node.state_index < self.final_index for node in members):
             return False
         if any(node.sessions is not None and node.sessions.in_flight for node in members):
