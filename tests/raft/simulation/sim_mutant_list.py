@@ -28,7 +28,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "half is a quorum",
         (("quorum", "return voters // 2 + 1", "return max(1, voters // 2)"),),
         checks=("election_safety", "leader_completeness"),
-        seeds=(7,),
+        seeds=(1,),
         scenario="test_5_3_an_entry_is_committed_once_on_a_majority",
     ),
     Mutant(
@@ -41,7 +41,7 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
         ),
         checks=("leader_completeness",),
-        seeds=(10,),
+        seeds=(5,),
         scenario="test_5_4_1_the_voter_denies_its_vote_if_its_own_log_is_more_up_to_date",
     ),
     Mutant(
@@ -60,7 +60,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "always truncates on an append",
         (("log", ("        position = entries[0].index - self.base_index - 1\n        if"), ("        return 0\n        if")),),
         checks=("core_invariant",),
-        seeds=(0,),
+        seeds=(2,),
         scenario="test_5_3_entries_that_match_are_never_removed_by_a_late_duplicate",
     ),
     Mutant(
@@ -74,7 +74,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "no check of the previous entry's term",
         (("follower", "elif log.term(prev_index) != message.prev_term:", "elif prev_index > log.last_index:"),),
         checks=("log_matching", "state_machine_safety", "core_invariant"),
-        seeds=(13,),
+        seeds=(10,),
         scenario="test_5_3_an_append_that_does_not_fit_is_refused",
     ),
     Mutant(
@@ -91,7 +91,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "match is the leader's own last index",
         (("leader", "news = peer.acknowledged(message.match)", "news = peer.acknowledged(core.log.last_index)"),),
         checks=("leader_completeness", "state_machine_safety", "core_invariant"),
-        seeds=(5,),
+        seeds=(134,),
     ),
     Mutant(
         "term is not persisted",
@@ -134,7 +134,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "commits what it has not verified",
         (("follower", "commit = min(message.commit, last)", "commit = min(message.commit, log.last_index)"),),
         checks=("state_machine_safety", "core_invariant"),
-        seeds=(85,),
+        seeds=(26,),
         scenario="test_5_3_commit_is_at_most_what_this_append_has_verified",
     ),
     Mutant(
@@ -160,13 +160,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "a write in progress counts for entries truncated since",
         (("log", "        self.writing = min(self.writing, first - 1)\n", ""),),
         checks=("promise", "core_invariant"),
-        seeds=(27,),
+        seeds=(70,),
     ),
     Mutant(
         "the store keeps what was truncated",
         (("log", "        truncate_from = self.truncated_from\n", "        truncate_from = 0\n"),),
         checks=("core_invariant",),
-        seeds=(10,),
+        seeds=(60,),
     ),
     Mutant(
         "counts votes of an old term",
@@ -197,7 +197,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "reads without asking a quorum",
         (("leader", "core.reads.confirmed(quorum.reached(rounds))", "core.reads.confirmed(core.round)"),),
         checks=("linearizable_read",),
-        seeds=(8,),
+        seeds=(85,),
         scenario="test_a_read_is_not_answered_by_a_leader_that_is_cut_off",
     ),
     Mutant(
@@ -330,7 +330,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "takes a snapshot's term from the entry before",
         (("log", "self.base_term = self.known_term(to)", "self.base_term = self.known_term(to - 1)"),),
         checks=("progress", "core_invariant", "log_matching"),
-        seeds=(31,),
+        seeds=(30,),
     ),
     Mutant(
         "never steps back when refused",
@@ -343,7 +343,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "does not answer messages of an older term",
         (("core", "            self._answer_older_term(message)\n", ""),),
         checks=("progress",),
-        seeds=(17,),
+        seeds=(197,),
         scenario="test_a_node_with_a_higher_term_is_not_locked_out",
     ),
     Mutant(
@@ -413,7 +413,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a snapshot forgets the sessions",
         (("sessions", "stored = msgspec.convert(state, dict[str, StoredSession], strict=False)", "stored = {}"),),
         checks=("exactly_once", "state_machine_safety"),
-        seeds=(27,),
+        seeds=(30,),
     ),
     Mutant(
         "a new leader stamps with its own wall clock",
@@ -425,7 +425,7 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
         ),
         checks=("time",),
-        seeds=(2,),
+        seeds=(13,),
     ),
     Mutant(
         "time is advanced to the leader's own clock",
@@ -435,25 +435,25 @@ MUTANTS: tuple[Mutant, ...] = (
             ("proposals", "nodes=agreement.nodes", "nodes=()"),
         ),
         checks=("time",),
-        seeds=(30,),
+        seeds=(2,),
     ),
     Mutant(
         "one clock is a majority",
         (("clocks", "self.offsets_ms, len(voters) // 2 + 1)", "self.offsets_ms, 1)"),),
         checks=("time",),
-        seeds=(56,),
+        seeds=(57,),
     ),
     Mutant(
         "any clocks agree",
         (("clocks", "AGREE_MS = 60_000", "AGREE_MS = 1 << 50"), ("proposals", "> AGREE_MS", "> 60_000")),
         checks=("time", "progress"),
-        seeds=(56,),
+        seeds=(57,),
     ),
     Mutant(
         "stamps before the stamps in its log are known",
         (("proposals", "        if not self._knows_time():", "        if False:"),),
         checks=("time",),
-        seeds=(58,),
+        seeds=(13,),
     ),
     Mutant(
         "time is never advanced",

@@ -10,7 +10,7 @@ from sim_world import HAPPENINGS, World
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "2000"))
 #: each of these seeds finds a leader that stamps with its own wall clock
-WALL_CLOCK_SEEDS = (2, 43, 57, 58)
+WALL_CLOCK_SEEDS = (13, 43, 56, 57)
 JOBS = int(os.environ.get("SIM_JOBS", "2"))
 
 
