@@ -82,6 +82,8 @@ async def run_clients(node: Any, clients: int, seconds: float) -> dict[str, Any]
 
 
 def config_of(node_id: str, ports: dict[str, int], directory: Path) -> SimpleNamespace:
+    from dss_raft.versions import LATEST
+
     peers = [
         SimpleNamespace(id=peer, url=f"http://{peer}", host="127.0.0.1", peer_port=ports[peer]) for peer in IDS if peer != node_id
     ]
@@ -94,6 +96,7 @@ def config_of(node_id: str, ports: dict[str, int], directory: Path) -> SimpleNam
         peer_host="127.0.0.1",
         peer_port=ports[node_id],
         peer_port_offset=0,
+        cluster_version_max=LATEST,
         peers=peers,
         join=False,
         raft_heartbeat_ms=100,

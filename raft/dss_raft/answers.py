@@ -30,11 +30,20 @@ class Role(Part):
     name: str
 
 
+class SupportedVersions(Part):
+    min: int
+    max: int
+
+
 class MemberState(Part):
     id: str
     url: str
     learner: bool
     up: bool
+    supported_versions: Annotated[
+        SupportedVersions | None,
+        msgspec.Meta(description="cluster versions, as this member announces them; null while it is not linked to this node"),
+    ]
 
 
 class PeerState(Part):
@@ -77,6 +86,10 @@ class Status(Answer, kw_only=True):
     members: list[MemberState]
     peers: Annotated[list[PeerState], msgspec.Meta(description="what this node knows about the others while it leads")]
     apply_stopped: Annotated[ApplyStopped | None, msgspec.Meta(description="null while this node applies the log")]
+    cluster_version: Annotated[
+        int, msgspec.Meta(description="the lowest version that was common to all members; never goes down")
+    ]
+    supported_versions: Annotated[SupportedVersions, msgspec.Meta(description="cluster versions that this node supports")]
     clock: ClockState
     boot: Annotated[int, msgspec.Meta(description="how often this node has been started")]
     pending: Annotated[int, msgspec.Meta(description="calls in flight")]

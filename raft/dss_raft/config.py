@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dss_api import environment
 from dss_api.environment import HOUR_MS, setting
 from dss_raft.size_limits import VALUE_BYTES_MAX
+from dss_raft.versions import LATEST, MIN
 
 NODE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -83,6 +84,13 @@ class RaftConfig:
         "DSS_CLUSTER_SECRET",
         "",
         "Secret with which members authenticate to each other. Required unless the node listens on loopback only.",
+    )
+    cluster_version_max: int = setting(
+        "DSS_CLUSTER_VERSION_MAX",
+        LATEST,
+        "Hold the cluster's version at this one during an upgrade, so that the nodes can go back to the older release.",
+        environment.integer(MIN, LATEST),
+        shown="the newest that the release supports",
     )
     data_dir: str = setting("DSS_DATA_DIR", "", "Directory for all data of this node.", shown="`.dss/<NODE_ID>`")
     raft_election_min_ms: int = setting(

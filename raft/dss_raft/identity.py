@@ -118,6 +118,10 @@ class Identities:
         identity = self._peers.get(peer)
         return "" if identity is None else identity.store
 
+    def is_member(self, peer: str) -> bool:
+        """True for a linked peer whose store is the member's, as far as this node knows."""
+        return peer in self._peers and peer not in self._foreign
+
     def is_refused(self, peer: str, frame: AnyFrame) -> bool:
         """True when a frame of this peer must be dropped.
 

@@ -13,6 +13,7 @@ PEER_REFUSED = Counter("raft_peer_refused", "Connections and frames refused at t
 FSYNC_SECONDS = Histogram("raft_fsync_seconds", "One durable write of the log store", buckets=_FAST_SECONDS)
 COMMIT_SECONDS = Histogram("raft_commit_seconds", "From a batch's proposal to its commit, on the leader", buckets=_FAST_SECONDS)
 APPLY_SECONDS = Histogram("raft_apply_seconds", "Applying what one turn committed", buckets=_FAST_SECONDS)
+CLUSTER_VERSION = Gauge("raft_cluster_version", "The cluster version that this node has applied")
 APPLY_STOPPED = Gauge("raft_apply_stopped", "1 while this node cannot apply an entry of the log")
 CLOCK_OFF_SECONDS = Gauge(
     "raft_clock_off_seconds", "How far the wall clock of this node is ahead of the one that a majority agrees on; 0 without one"

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from dss_api.errors import ForOperator, Refused
@@ -24,6 +25,7 @@ from dss_raft.apply_recovery import ApplyRecovery
 from dss_raft.applying import ApplyStop
 from dss_raft.calls import Calls, Superseded
 from dss_raft.clock_exchange import ClockExchange
+from dss_raft.cluster_version import ClusterVersion
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.formation import Formation
 from dss_raft.core.messages import Configuration
@@ -45,6 +47,7 @@ from dss_raft.replication.commands import Command, OpenSession, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
+from dss_raft.versions import LATEST, MIN, RELEASE, Announced, Supported, UnsupportedVersion
 
 if TYPE_CHECKING:
     from dss_raft.config import RaftConfig
@@ -95,7 +98,10 @@ class Node(Listeners):
         #: why the replicated state cannot be used now; "" when it can
         self.unusable_reason = ""
         self._forced_election_at_s = float("-inf")
-        self.replica = Replica(config.node_id, machines)
+        supported = Supported(MIN, config.cluster_version_max)
+        if supported != RELEASE:
+            log.info("raft.cluster_version_held", at=supported.max, release=LATEST, by="DSS_CLUSTER_VERSION_MAX")
+        self.replica = Replica(config.node_id, machines, supported)
         self._parts: list[SnapshotPart] = []
         #: objects that subsystems attach to the node for their operations, by name
         self.services: dict[str, Any] = {}
@@ -110,6 +116,7 @@ class Node(Listeners):
         self._readiness: Readiness
         self._clocks: ClockExchange
         self._identities: Identities
+        self._version: ClusterVersion
         self._adding_checks: list[Callable[[str], bool]] = []
         #: formats of peers that are newer than this release, each reported once
         self._wrong_formats: set[tuple[Any, ...]] = set()
@@ -121,10 +128,13 @@ class Node(Listeners):
 
         Raises:
             StoreRefused, StoreDamaged: the data directory is not this node's, or it is damaged.
+            UnsupportedVersion: a newer release has used it, and the cluster's version was raised since.
             OSError: the peer port cannot be bound.
         """
         config = self.config
         boot_state = await self._loop.run_in_executor(self._executor, self._open_store)
+        # Entries that are not committed count, too. Later, when the node has voted or leads, it could only end.
+        self.replica.require_supported(boot_state.entries)
         tick_ms = config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
         core_config = CoreConfig(
             node_id=config.node_id,
@@ -156,6 +166,8 @@ class Node(Listeners):
             on_frame=self._frame_arrived,
             on_up=self._peer_is_up,
             on_down=self._peer_is_down,
+            versions=self._announced,
+            on_conflict=self._versions_conflict,
             has_left=lambda node_id: members.has_left(self.core, node_id),
             silent_seconds=config.raft_election_max_ms / 1000,
         )
@@ -177,6 +189,7 @@ class Node(Listeners):
         self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max)
         self._clocks = ClockExchange(self.core, self._member_clocks, self.send, self._links.up_peers)
         self._channels[clock_exchange.CHANNEL] = self._clocks.receive
+        self._version = ClusterVersion(self.core, self.replica, self._supported_by, self.propose_as_leader)
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         if boot_state.snapshot.index > 0:
             # Subsystems react to it, and may use any part of the node.
@@ -295,6 +308,11 @@ class Node(Listeners):
         status["last_applied"] = self.applied_index
         stop = self.apply_stop
         status["apply_stopped"] = None if stop is None else {"index": stop.index, "error": stop.error}
+        supported = self.replica.supported
+        status |= {"cluster_version": self.replica.cluster_version, "supported_versions": msgspec.structs.asdict(supported)}
+        for member in status["members"]:
+            versions = supported if member["id"] == self.node_id else self._supported_by(member["id"])
+            member["supported_versions"] = None if versions is None else msgspec.structs.asdict(versions)
         status["clock"] = self._clocks.status(self.now_ms())
         status |= {"boot": self.incarnation, "pending": self._calls.in_flight, "waiting": self._calls.parked}
         return status
@@ -496,8 +514,6 @@ class Node(Listeners):
             if fault.kind == "undecodable":
                 metrics.UNDECODABLE.inc()
                 log.error("raft.undecodable", index=fault.index, detail=fault.detail)
-            elif fault.kind == "version":
-                log.info("raft.cluster_version", index=fault.index, version=int(fault.detail))
             elif fault.kind == "advanced":
                 log.warning("raft.time_advanced", index=fault.index, detail=fault.detail)
             else:
@@ -578,6 +594,7 @@ class Node(Listeners):
         self._wake_tick_waiters()
         self._readiness.tick()
         self._clocks.ticked(self._loop.time())
+        self._version.tick()
         self._removal.check(self._loop.time())
         self._identities.tick()
         self._recovery.tick(self._loop.time())
@@ -606,6 +623,18 @@ class Node(Listeners):
             self._calls.forwarded(peer, frame.group)
         elif isinstance(frame, AppFrame) and frame.channel in self._channels:
             self._channels[frame.channel](peer, frame.data)
+
+    def _announced(self) -> Announced:
+        return Announced(self.replica.supported, self.replica.cluster_version)
+
+    def _supported_by(self, peer: str) -> Supported | None:
+        return self._links.supported_by(peer) if self._identities.is_member(peer) else None
+
+    def _versions_conflict(self, peer: str, theirs: Announced) -> None:
+        """Stop if the cluster has a version that this node does not support: it could never catch up."""
+        is_known = peer in self.core.membership.ids or peer in self._links.peers
+        if self._running and is_known and theirs.applied > self.replica.supported.max:
+            self.failed(UnsupportedVersion(theirs.applied, self.replica.supported))
 
     def _peer_is_up(self, peer: str) -> None:
         log.info("raft.peer_up", peer=peer)

@@ -10,7 +10,8 @@ Theory of operation
    linked and supports the next one. The version never goes down.
 4. A node that applies, or restores, a version that it does not support stops before it applies anything of that entry. So after a
    race (a member goes back to an older release while the version is raised) that member stops; states never differ.
-5. Two nodes link only if each supports the version that the other one has applied.
+5. Two nodes link only if they support a common version, and each supports the version that the other one has applied or an older one
+   (a member that lags gets the newer version with the log). A node that hears a newer version than it supports from a member stops.
 
 A released version never changes: tests/cluster/test_protocol_version.py has the fingerprint of the commands of each. A command whose
 fields or effect change is a new command, with a new tag, that is known from the next version on.
@@ -85,12 +86,18 @@ class Announced(msgspec.Struct, frozen=True, array_like=True):
     applied: int
 
 
+#: by a node of this release that has applied no other version yet
+FIRST_ANNOUNCED: Final = Announced(RELEASE, MIN)
+
+
 def conflict(mine: Announced, theirs: Announced) -> str:
-    """Why two nodes must not link; "" if they may. The same on both sides, but for the words."""
-    if theirs.applied not in mine.supported:
+    """Why two nodes must not link; "" if they may. Both sides decide alike."""
+    if theirs.applied > mine.supported.max:
         return str(UnsupportedVersion(theirs.applied, mine.supported))
-    if mine.applied not in theirs.supported:
-        return f"the cluster's version is {mine.applied}; the peer supports {theirs.supported}"
+    if mine.applied > theirs.supported.max:
+        return f"the cluster's version is {mine.applied}, and the peer supports {theirs.supported}"
+    if mine.supported.max < theirs.supported.min or theirs.supported.max < mine.supported.min:
+        return f"this node supports the cluster versions {mine.supported}, and the peer {theirs.supported}"
     return ""
 
 

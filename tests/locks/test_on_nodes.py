@@ -12,6 +12,7 @@ from dss_locks import operations
 from dss_locks.core.commands import Acquire, CheckToken, Release, StatusQuery
 from dss_locks.core.table import LockTable
 from dss_raft.node import Node
+from dss_raft.versions import LATEST
 
 IDS = ("a", "b", "c")
 
@@ -52,6 +53,7 @@ class Cluster:
             snapshot_entries=1_000_000,
             snapshot_bytes=1 << 30,
             peer_port_offset=0,
+            cluster_version_max=LATEST,
             join=False,
         )
 

@@ -12,6 +12,7 @@ import pytest
 from dss_dev.sum_machine import Sum
 from dss_raft.node import Node
 from dss_raft.replication.clocks import wall_clock_ms
+from dss_raft.versions import LATEST
 
 IDS = ("a", "b", "c")
 
@@ -66,6 +67,7 @@ class Cluster:
             "snapshot_entries": 1_000_000,
             "snapshot_bytes": 1 << 30,
             "peer_port_offset": 0,
+            "cluster_version_max": LATEST,
             "join": node_id not in IDS,
         }
         return SimpleNamespace(**{**defaults, **self.settings})

@@ -68,7 +68,6 @@ def test_a_version_is_part_of_the_state_and_only_grows():
     log.batch(own=(SetClusterVersion(version=2),))
     log.batch(own=(SetClusterVersion(version=1),))
     assert replica.cluster_version == 2
-    assert [(fault.kind, fault.detail) for fault in replica.take_faults()] == [("version", "2")]
     other = replica_of(NEW)
     other.restore(replica.snapshot())
     assert other.cluster_version == 2
@@ -167,7 +166,8 @@ def test_the_version_is_raised_to_what_every_member_supports(current, members, r
         (Announced(NEW, 2), Announced(NEW, 1), True),
         (Announced(NEW, 2), Announced(OLD, 1), False),
         (Announced(Supported(2, 3), 2), Announced(NEW, 2), True),
-        (Announced(Supported(2, 3), 2), Announced(NEW, 1), False),
+        (Announced(Supported(2, 3), 2), Announced(NEW, 1), True),
+        (Announced(Supported(2, 3), 1), Announced(OLD, 1), False),
         (Announced(Supported(3, 4), 3), Announced(NEW, 2), False),
     ],
 )

@@ -62,8 +62,8 @@ class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     crc: int = 0
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
-    """The fields that all messages have."""
+class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The fields that all messages have. Unlike what is stored, they may come with further fields, from a newer release."""
 
     sender: str
     to: str

@@ -1,12 +1,12 @@
 """The handshake of two peers: each proves that it knows the cluster secret, and both derive keys. No I/O.
 
     dialer                                           acceptor
-    hello  (cluster, id, the acceptor's id, nonce) ──>
-                                                   <── hello (cluster, id, the dialer's id, nonce)
-    proof  HMAC(key, "dialer")                     ──>
-                                                   <── proof HMAC(key, "acceptor")
+    hello  (cluster, id, the acceptor's id, nonce, versions) ──>
+                                                             <── hello (cluster, id, the dialer's id, nonce, versions)
+    proof  HMAC(key, "dialer")                               ──>
+                                                             <── proof HMAC(key, "acceptor")
 
-`key` is HMAC-SHA256(secret, version, cluster, both ids, both nonces). The nonces are fresh, so a recording of an earlier
+`key` is HMAC-SHA256(secret, version, both hellos as they were sent). The nonces are fresh, so a recording of an earlier
 connection is useless. The roles are part of the proofs, so a proof cannot be reflected. The keys for the frames of each
 direction are derived from `key`. The acceptor sends its proof only after it has checked the dialer's.
 
@@ -14,8 +14,12 @@ An unauthenticated peer can make this node buffer 1 KiB at most. A refused peer 
 usually a misconfigured member whose operator reads the log.
 
 Nothing that the other side says has an effect before it has proved that it knows the secret: it is only logged and counted, and it
-can put nothing but a known word or a well-formed name into the log. So the acceptor checks membership last. Instead of its proof it
-sends a refusal with a MAC, which the dialer can believe.
+can put nothing but a known word or a well-formed name into the log. So the acceptor checks membership and versions last. Instead of its
+proof it sends a refusal with a MAC, which the dialer can believe.
+
+Each message begins with a magic number and the version of the handshake, which is read first. The hellos say which cluster versions both
+sides support (see `dss_raft.versions`); nodes of different releases link. The whole hellos are part of the key, fields that one side
+does not know included, so nobody in between can make the nodes believe in other versions.
 """
 
 from __future__ import annotations
@@ -27,9 +31,11 @@ from typing import Annotated
 import msgspec
 
 from dss_raft.net.wire import AuthenticatedStream, FrameBuffer, Reason, WireError, with_length
+from dss_raft.versions import FIRST_ANNOUNCED, Announced, conflict
 
-#: Raised when the messages between nodes or the commands in the log change. Nodes with different versions refuse each other.
-VERSION = 10
+#: Of the handshake and the frames. Nodes with different ones refuse each other, so it stays as it is: new fields are appended, and new
+#: kinds of messages are sent only from the cluster version on that knows them. See `dss_raft.net.wire`.
+VERSION = 11
 MAGIC = b"DSSP"
 NONCE_BYTES = 32
 #: limit of a message before the peer is authenticated
@@ -39,18 +45,19 @@ _Name = Annotated[str, msgspec.Meta(max_length=64, pattern="^[A-Za-z0-9._-]*$")]
 _Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     cluster: _Name
     node: _Name
     to: _Name
     nonce: _Bytes32
+    versions: Announced
 
 
-class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+class Proof(msgspec.Struct, frozen=True, array_like=True, tag=2):
     mac: _Bytes32
 
 
-class Refusal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=3):
     reason: Annotated[str, msgspec.Meta(max_length=64)]
     #: proves that the acceptor knows the secret, for this connection; empty before the dialer has proved the same
     mac: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
@@ -68,6 +75,7 @@ class Handshake:
     Args:
         nonce: 32 fresh random bytes.
         dials: the peer this side dials; None for the side that accepts.
+        versions: of this node.
         refuses: why a peer with this id may not connect; None if it may (used on the accepting side only).
     """
 
@@ -79,6 +87,7 @@ class Handshake:
         secret: bytes,
         nonce: bytes,
         dials: str | None = None,
+        versions: Announced = FIRST_ANNOUNCED,
         refuses: Callable[[str], Reason | None] = lambda peer_id: None,
     ) -> None:
         self.stream: AuthenticatedStream | None = None
@@ -86,6 +95,8 @@ class Handshake:
         self.is_proven = False
         #: the peer's id: only claimed until `is_proven`
         self.peer_id = dials or ""
+        #: what the peer announces: only claimed until `is_proven`
+        self.peer_versions: Announced | None = None
         #: bytes that came after the last message of the handshake; they belong to the stream
         self.rest = b""
         self._node_id = node_id
@@ -93,7 +104,10 @@ class Handshake:
         self._secret = secret
         self._nonce = nonce
         self._dials = dials is not None
+        self._versions = versions
         self._refuses = refuses
+        #: the body of this side's hello, once it is sent
+        self._own_hello = b""
         self._key = b""
         self._was_refused = False
         self._buffer = FrameBuffer(MESSAGE_BYTES_MAX)
@@ -108,7 +122,7 @@ class Handshake:
         try:
             self._buffer.push(data)
             while self.stream is None and (body := self._buffer.pop()) is not None:
-                reply += self._take(_parse(body))
+                reply += self._take(_parse(body), body)
         except WireError as error:
             error.reply = b"" if self._was_refused else reply + self._refusal(error.reason)
             raise
@@ -116,14 +130,15 @@ class Handshake:
             self.rest = self._buffer.rest()
         return reply
 
-    def _take(self, message: Hello | Proof | Refusal) -> bytes:
+    def _take(self, message: Hello | Proof | Refusal, body: bytes) -> bytes:
         if isinstance(message, Refusal):
             raise self._refused(message)
         if isinstance(message, Hello) and not self._key:
             self._check(message)
-            self.peer_id = message.node
-            self._key = self._derive(message)
-            return self._proof() if self._dials else self._hello()
+            self.peer_id, self.peer_versions = message.node, message.versions
+            reply = b"" if self._dials else self._hello()
+            self._key = self._derive(body)
+            return self._proof() if self._dials else reply
         if isinstance(message, Proof) and self._key:
             if not hmac.compare_digest(message.mac, self._mac(self._other_role)):
                 raise WireError(Reason.WRONG_SECRET, "the peer does not know the cluster secret")
@@ -131,6 +146,7 @@ class Handshake:
             reason = None if self._dials else self._refuses(self.peer_id)
             if reason is not None:
                 raise WireError(reason, f"node {self.peer_id!r} is not a member that may connect here")
+            self._check_versions()
             self.stream = AuthenticatedStream(self._mac(f"frames of {self._role}"), self._mac(f"frames of {self._other_role}"))
             return b"" if self._dials else self._proof()
         raise WireError(Reason.MALFORMED, f"unexpected {type(message).__name__}")
@@ -143,6 +159,12 @@ class Handshake:
         if self._dials and hello.node != self.peer_id:
             raise WireError(Reason.WRONG_NODE, f"node {hello.node!r} answers at the address of {self.peer_id!r}")
 
+    def _check_versions(self) -> None:
+        assert self.peer_versions is not None
+        problem = conflict(self._versions, self.peer_versions)
+        if problem:
+            raise WireError(Reason.VERSION, f"{self.peer_id!r}: {problem}")
+
     def _refused(self, refusal: Refusal) -> WireError:
         """The error for a refusal by the other side. Only an authenticated one can say that this node is not a member."""
         self._was_refused = True
@@ -152,6 +174,9 @@ class Handshake:
         self.is_proven = True
         if reason == Reason.NO_MEMBER:
             return WireError(Reason.NO_MEMBER, f"{self.peer_id!r} says that this node is not a member of the cluster")
+        if reason == Reason.VERSION:
+            assert self.peer_versions is not None
+            return WireError(Reason.VERSION, f"{self.peer_id!r}: {conflict(self._versions, self.peer_versions)}")
         return WireError(Reason.REFUSED_BY_PEER, f"{self.peer_id!r} refused this node: {reason}")
 
     def _refusal(self, reason: Reason) -> bytes:
@@ -161,15 +186,14 @@ class Handshake:
     def _refusal_mac(self, reason: str) -> bytes:
         return self._mac(f"refused by acceptor: {reason}")
 
-    def _derive(self, hello: Hello) -> bytes:
-        mine, theirs = (self._node_id, self._nonce), (hello.node, hello.nonce)
-        dialer, acceptor = (mine, theirs) if self._dials else (theirs, mine)
-        transcript = _encode((VERSION, self._cluster_id, dialer, acceptor))
-        return hmac.digest(self._secret, transcript, "sha256")
+    def _derive(self, hello: bytes) -> bytes:
+        dialer, acceptor = (self._own_hello, hello) if self._dials else (hello, self._own_hello)
+        return hmac.digest(self._secret, _encode((VERSION, dialer, acceptor)), "sha256")
 
     def _hello(self) -> bytes:
-        hello = Hello(cluster=self._cluster_id, node=self._node_id, to=self.peer_id, nonce=self._nonce)
-        return with_length(_PREFIX + _encode(hello))
+        hello = Hello(cluster=self._cluster_id, node=self._node_id, to=self.peer_id, nonce=self._nonce, versions=self._versions)
+        self._own_hello = _PREFIX + _encode(hello)
+        return with_length(self._own_hello)
 
     def _proof(self) -> bytes:
         return with_length(_PREFIX + _encode(Proof(self._mac(self._role))))

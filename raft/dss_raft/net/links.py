@@ -27,6 +27,7 @@ from dss_api.supervised import Tasks
 from dss_raft import metrics
 from dss_raft.net.handshake import NONCE_BYTES, Handshake
 from dss_raft.net.wire import AnyFrame, AuthenticatedStream, PingFrame, RaftFrame, Reason, WireError
+from dss_raft.versions import FIRST_ANNOUNCED, Announced, Supported
 
 log = structlog.get_logger("raft.links")
 
@@ -57,6 +58,8 @@ class PeerLinks:
         on_up, on_down: called with the peer's id, always alternating.
         has_left: whether this node knows for certain that a node is not a member.
         accepts: whether a node with this id may connect; by default, those in `peers` may.
+        versions: what this node announces in its handshakes.
+        on_conflict: called with an authenticated peer's id and versions, with which this node must not link.
         idle_seconds: a link is dropped when nothing arrives for this time.
         silent_seconds: a peer is not up when nothing has arrived from it for this time (four pings at least).
     """
@@ -74,6 +77,8 @@ class PeerLinks:
         on_down: Callable[[str], None],
         has_left: Callable[[str], bool] = lambda peer_id: False,
         accepts: Callable[[str], bool] | None = None,
+        versions: Callable[[], Announced] = lambda: FIRST_ANNOUNCED,
+        on_conflict: Callable[[str, Announced], None] = lambda peer_id, versions: None,
         idle_seconds: float = 5.0,
         silent_seconds: float = 1.0,
     ) -> None:
@@ -87,6 +92,8 @@ class PeerLinks:
         self._on_down = on_down
         self._has_left = has_left
         self._accepts = accepts or (lambda peer_id: peer_id in self._peers)
+        self._versions = versions
+        self._on_conflict = on_conflict
         self._tick_seconds = idle_seconds / IDLE_TICKS
         self._silent_ticks = max(SILENT_TICKS_MIN, math.ceil(silent_seconds / self._tick_seconds))
         self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
@@ -143,6 +150,13 @@ class PeerLinks:
         """True when something has arrived from the peer within `silent_seconds`."""
         link = self._links.get(peer_id)
         return link is not None and link.ticks_without_data <= self._silent_ticks
+
+    def supported_by(self, peer_id: str) -> Supported | None:
+        """The cluster versions that a peer supports; None unless it is up."""
+        if not self.is_up(peer_id):
+            return None
+        versions = self._links[peer_id].versions
+        return None if versions is None else versions.supported
 
     def up_peers(self) -> list[str]:
         return sorted(filter(self.is_up, self._links))
@@ -225,6 +239,7 @@ class PeerLinks:
             secret=self._secret,
             nonce=os.urandom(NONCE_BYTES),
             dials=connection.dials,
+            versions=self._versions(),
             refuses=self._refuses,
         )
 
@@ -258,6 +273,8 @@ class PeerLinks:
         if error.reason is Reason.NO_MEMBER and connection.dials is not None:
             self.disowned_by.add(connection.peer_id)
         self._refusals.write(error, connection)
+        if error.reason is Reason.VERSION and connection.is_authenticated and connection.versions is not None:
+            self._on_conflict(connection.peer_id, connection.versions)
 
     def configure(self, sock: socket.socket) -> None:
         """Send small frames without delay, and drop the connection when bytes stay unacknowledged for the idle time."""
@@ -352,6 +369,11 @@ class PeerConnection(asyncio.Protocol):
     def is_authenticated(self) -> bool:
         """False: the peer has only claimed its id."""
         return self._handshake.is_proven
+
+    @property
+    def versions(self) -> Announced | None:
+        """What the peer announces."""
+        return self._handshake.peer_versions
 
     def tick(self) -> None:
         """Called `IDLE_TICKS` times per `idle_seconds`."""

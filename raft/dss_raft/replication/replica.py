@@ -78,7 +78,7 @@ class Fault(msgspec.Struct, frozen=True):
     """Something in an applied entry that people should know."""
 
     index: int
-    kind: Literal["undecodable", "skipped", "advanced", "version"]
+    kind: Literal["undecodable", "skipped", "advanced"]
     detail: str
 
 
@@ -350,7 +350,7 @@ class Replica:
             elif type(command) is AdvanceTime:
                 self._advance_time(command, index)
             elif type(command) is SetClusterVersion:
-                self._set_version(command.version, index)
+                self._use_version(max(command.version, self.cluster_version))
             else:
                 self._apply_one(command, self.at_ms, index, _LEADER)
         for group in batch.groups:
@@ -380,11 +380,6 @@ class Replica:
         for command in batch.own:
             if type(command) is SetClusterVersion:
                 require_supported(max(command.version, self.cluster_version), self.supported)
-
-    def _set_version(self, version: int, index: int) -> None:
-        if version > self.cluster_version:
-            self._use_version(version)
-            self.faults.append(Fault(index, "version", str(version)))
 
     def _use_version(self, version: int) -> None:
         self.cluster_version = version

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from dss_raft.core.messages import AppendEntries, Entry, EntryKind, TimeoutNow
 from dss_raft.net import links as links_module
 from dss_raft.net.wire import FRAME_BYTES_MAX, AppFrame, ForwardFrame, RaftFrame
+from dss_raft.versions import RELEASE, Announced, Supported
 
 NOWHERE = ("127.0.0.1", 1)
 SMALL = TimeoutNow(sender="a", to="b", term=1)
@@ -232,3 +233,28 @@ async def test_a_working_link_is_never_silent(start_pair):
         await asyncio.sleep(a.links._tick_seconds)
         assert a.links.is_up("b")
         assert b.links.is_up("a")
+
+
+async def test_a_node_knows_what_a_linked_peer_supports(start_node, start_pair):
+    old = Announced(Supported(1, 1), 1)
+    b = await start_node("b", {"a": ("127.0.0.1", 1)}, versions=lambda: old)
+    a = await start_node("a", {"b": b.address})
+    assert await a.next_event() == ("up", "b")
+    assert await b.next_event() == ("up", "a")
+    assert (a.links.supported_by("b"), b.links.supported_by("a"), a.links.supported_by("c")) == (old.supported, RELEASE, None)
+    await b.links.stop()
+    assert await a.next_event() == ("down", "b")
+    assert a.links.supported_by("b") is None
+
+
+async def test_nodes_whose_versions_do_not_fit_report_it_on_both_sides(start_node, refusals):
+    old, new = Announced(Supported(1, 1), 1), Announced(Supported(1, 2), 2)
+    reported: asyncio.Queue[tuple[str, Announced]] = asyncio.Queue()
+    report = {"on_conflict": lambda peer, versions: reported.put_nowait((peer, versions))}
+    b = await start_node("b", {"a": ("127.0.0.1", 1)}, versions=lambda: new, **report)
+    a = await start_node("a", {"b": b.address}, versions=lambda: old, **report)
+    async with asyncio.timeout(10):
+        assert sorted([await reported.get(), await reported.get()]) == [("a", old), ("b", new)]
+    await refusals.next("version")
+    assert a.events.empty()
+    assert b.events.empty()

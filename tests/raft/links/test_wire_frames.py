@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -228,3 +229,49 @@ class Raw:
 
     def encode(self, frame: object) -> bytes:
         return self.payload
+
+
+def _newer(frame, streams, change):
+    """What the acceptor makes of a frame that a newer release has encoded, as `change(parts)` makes it from the parts of this one."""
+    dialer, acceptor = streams()
+    parts = change(msgspec.msgpack.decode(msgspec.msgpack.encode(frame)))
+    dialer._encoder = SimpleNamespace(encode=lambda _: msgspec.msgpack.encode(parts))
+    return feed(acceptor, dialer.encode(frame))
+
+
+APPEND = AppendEntries(sender="a", to="b", term=3, prev_index=1, prev_term=2, entries=[Entry(2, 3, 0, b"x")], commit=1)
+
+
+def _append_to_message(parts):
+    return [parts[0], [[*message, "new", 7] for message in parts[1]]]
+
+
+def _append_to_entries(parts):
+    message = parts[1][0]
+    position = message.index([[2, 3, 0, b"x"]])
+    return [parts[0], [[*message[:position], [[2, 3, 0, b"x", "new"]], *message[position + 1 :]]]]
+
+
+@pytest.mark.parametrize("frame", [RaftFrame([APPEND]), ForwardFrame(b"x"), AppFrame("c", b"x"), PingFrame()])
+def test_a_field_that_a_newer_release_has_appended_to_a_frame_is_ignored(streams, frame):
+    assert _newer(frame, streams, lambda parts: [*(parts if isinstance(parts, list) else [parts]), {"new": 1}]) == [frame]
+
+
+def test_a_field_that_a_newer_release_has_appended_to_a_message_is_ignored(streams):
+    frame = RaftFrame([APPEND])
+    assert _newer(frame, streams, _append_to_message) == [frame]
+
+
+def test_an_unknown_field_of_what_is_stored_is_refused(streams):
+    """It would be lost on this node only."""
+    with pytest.raises(WireError) as caught:
+        _newer(RaftFrame([APPEND]), streams, _append_to_entries)
+    assert caught.value.reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize("change", [lambda parts: [99, *parts[1:]], lambda parts: [parts[0], [[99, *parts[1][0][1:]]]]])
+def test_an_unknown_kind_of_frame_or_message_is_refused(streams, change):
+    """A newer release sends it only from the cluster version on that knows it."""
+    with pytest.raises(WireError) as caught:
+        _newer(RaftFrame([APPEND]), streams, change)
+    assert caught.value.reason is Reason.MALFORMED

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dss_raft.net import handshake as handshake_module
 from dss_raft.net.wire import PingFrame, Reason, WireError, with_length
+from dss_raft.versions import FIRST_ANNOUNCED, Announced, Supported
 
 
 def refusal(side, data: bytes) -> WireError:
@@ -70,7 +71,9 @@ def test_a_node_other_than_the_dialed_one_is_refused_by_both_sides(ends):
     acceptor = ends.handshake("c")
     assert refusal(acceptor, ends.handshake("a", dials="b").greeting()).reason is Reason.WRONG_NODE
     dialer = ends.handshake("a", dials="b")
-    hello = msgspec.msgpack.encode(handshake_module.Hello(cluster="c", node="d", to="a", nonce=bytes(32)))
+    hello = msgspec.msgpack.encode(
+        handshake_module.Hello(cluster="c", node="d", to="a", nonce=bytes(32), versions=FIRST_ANNOUNCED)
+    )
     assert refusal(dialer, with_length(handshake_module._PREFIX + hello)).reason is Reason.WRONG_NODE
 
 
@@ -124,7 +127,7 @@ def test_a_refusal_counts_for_its_own_connection_its_own_reason_and_the_dialer(e
 def test_a_name_that_no_node_can_have_is_malformed(ends, field):
     """Nothing that a stranger writes reaches the log as it is."""
     names = {"cluster": "c", "node": "a", "to": "b", field: "b: delete all data"}
-    hello = msgspec.msgpack.encode(handshake_module.Hello(**names, nonce=bytes(32)))
+    hello = msgspec.msgpack.encode(handshake_module.Hello(**names, nonce=bytes(32), versions=FIRST_ANNOUNCED))
     error = refusal(ends.handshake("b"), with_length(handshake_module._PREFIX + hello))
     assert error.reason is Reason.MALFORMED
     assert "delete" not in error.detail
@@ -135,6 +138,71 @@ def test_another_version_is_reported_whatever_its_messages_look_like(ends):
     error = refusal(ends.handshake("b"), with_length(b"DSSP" + bytes([other]) + b"anything else"))
     assert error.reason is Reason.VERSION
     assert f"version {other}" in error.detail
+
+
+OLDER, NEWER = Announced(Supported(1, 1), 1), Announced(Supported(1, 2), 1)
+
+
+@pytest.mark.parametrize(("dials", "accepts"), [(OLDER, NEWER), (NEWER, OLDER)])
+def test_nodes_of_two_releases_link_and_know_what_the_other_supports(ends, dials, accepts):
+    dialer, acceptor = ends.handshake("a", dials="b", versions=dials), ends.handshake("b", versions=accepts)
+    ends.shake(dialer, acceptor)
+    assert (dialer.peer_versions, acceptor.peer_versions) == (accepts, dials)
+    assert list(acceptor.stream.feed(dialer.stream.encode(PingFrame()))) == [PingFrame()]
+
+
+@pytest.mark.parametrize("is_dialer_old", [True, False])
+def test_an_older_release_is_refused_once_both_know_the_secret_and_both_say_why(ends, is_dialer_old):
+    old, new = OLDER, Announced(Supported(1, 2), 2)
+    dialer = ends.handshake("a", dials="b", versions=old if is_dialer_old else new)
+    acceptor = ends.handshake("b", versions=new if is_dialer_old else old)
+    error = refusal(acceptor, dialer.feed(acceptor.feed(dialer.greeting())))
+    told = refusal(dialer, error.reply)
+    assert (error.reason, told.reason) == (Reason.VERSION, Reason.VERSION)
+    assert (acceptor.is_proven, dialer.is_proven) == (True, True)
+    assert "the cluster's version is 2" in error.detail
+    assert "the cluster's version is 2" in told.detail
+
+
+def test_an_acceptor_that_does_not_check_versions_is_refused_by_the_dialer(ends, monkeypatch):
+    dialer = ends.handshake("a", dials="b", versions=OLDER)
+    acceptor = ends.handshake("b", versions=Announced(Supported(1, 2), 2))
+    monkeypatch.setattr(acceptor, "_check_versions", lambda: None)
+    assert refusal(dialer, acceptor.feed(dialer.feed(acceptor.feed(dialer.greeting())))).reason is Reason.VERSION
+
+
+@pytest.mark.parametrize("changed_by", ["dialer to acceptor", "acceptor to dialer"])
+def test_nobody_in_between_can_change_the_versions(ends, changed_by):
+    dialer, acceptor = ends.handshake("a", dials="b", versions=NEWER), ends.handshake("b", versions=NEWER)
+    greeting = dialer.greeting()
+    answer = acceptor.feed(_with_versions(greeting, OLDER) if changed_by == "dialer to acceptor" else greeting)
+    proof = dialer.feed(_with_versions(answer, OLDER) if changed_by == "acceptor to dialer" else answer)
+    assert refusal(acceptor, proof).reason is Reason.WRONG_SECRET
+
+
+def _with_versions(sent: bytes, versions: Announced) -> bytes:
+    hello = handshake_module._decode(sent[4 + 5 :])
+    return with_length(handshake_module._PREFIX + msgspec.msgpack.encode(msgspec.structs.replace(hello, versions=versions)))
+
+
+def test_fields_of_a_newer_hello_are_ignored_and_cannot_be_removed(ends):
+    """A later release appends a field to its hello, and one to the versions in it."""
+
+    def shake(keeps_field: bool):
+        dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
+        parts = [*msgspec.msgpack.decode(dialer.greeting()[4 + 5 :]), "a new field"]
+        parts[5] = [*parts[5], 7]
+        newer = handshake_module._PREFIX + msgspec.msgpack.encode(parts)
+        dialer._own_hello = newer
+        answer = acceptor.feed(with_length(newer) if keeps_field else dialer.greeting())
+        dialer._own_hello = newer
+        return acceptor, dialer.feed(answer)
+
+    acceptor, proof = shake(keeps_field=True)
+    assert acceptor.feed(proof)
+    assert acceptor.stream is not None
+    acceptor, proof = shake(keeps_field=False)
+    assert refusal(acceptor, proof).reason is Reason.WRONG_SECRET
 
 
 def test_a_recorded_handshake_is_useless_on_another_connection(ends):

@@ -1,0 +1,168 @@
+"""Real nodes of two releases: they work together, the version rises when the last one is new, and then nobody can go back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import pytest
+from prometheus_client import REGISTRY
+
+from dss_api.errors import Refused
+from dss_api.result import Result
+from dss_dev.sum_machine import Add, Sum
+from dss_raft.net.wire import AppFrame
+from dss_raft.replication.commands import Command
+from dss_raft.replication.machine import Origin
+from dss_raft.versions import LATEST, UnsupportedVersion
+
+
+class Double(Command, tag="test.double"):
+    since: ClassVar[int] = 2
+
+
+class NewSum(Sum):
+    commands = (*Sum.commands, Double)
+
+    def apply(self, command: Any, at_ms: int, index: int, origin: Origin) -> Result | None:
+        if isinstance(command, Double):
+            self.total *= 2
+            return Result({"total": self.total})
+        return super().apply(command, at_ms, index, origin)
+
+
+class Upgrade:
+    """A cluster whose nodes are restarted with another release."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+
+    async def restart(self, node_id: str, latest: int) -> None:
+        if node_id in self.cluster.nodes:
+            await self.cluster.stop(node_id)
+        self.cluster.settings["cluster_version_max"] = latest
+        await self.cluster.start(node_id)
+
+    async def all_apply(self, version: int) -> None:
+        nodes = self.cluster.nodes.values()
+        await self.cluster.until(lambda: all(node.replica.cluster_version == version for node in nodes))
+
+    async def all_are_linked(self) -> None:
+        nodes = self.cluster.nodes.values()
+        await self.cluster.until(lambda: all(node.is_ready and len(node._links.up_peers()) == len(nodes) - 1 for node in nodes))
+
+
+@pytest.fixture
+def upgrade(make_cluster) -> Upgrade:
+    return Upgrade(make_cluster(machine=NewSum, cluster_version_max=1))
+
+
+async def test_a_single_node_has_the_latest_version(make_cluster):
+    cluster = make_cluster(peers=[])
+    await cluster.start("a")
+    node = cluster.nodes["a"]
+    await cluster.until(lambda: node.replica.cluster_version == LATEST)
+    status = node.status()
+    assert status["cluster_version"] == LATEST
+    assert status["supported_versions"] == status["members"][0]["supported_versions"] == {"min": 1, "max": LATEST}
+    await cluster.until(lambda: REGISTRY.get_sample_value("raft_cluster_version") == LATEST)
+
+
+async def test_an_upgrade_node_by_node_and_the_way_back(upgrade):
+    cluster = upgrade.cluster
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.submit(Add(amount=3))
+    for node_id in ("a", "b"):
+        await upgrade.restart(node_id, 2)
+        await upgrade.all_are_linked()
+    node = cluster.nodes["a"]
+    with pytest.raises(Refused) as refused:
+        await node.submit(Double())
+    assert refused.value.code == "not_supported_yet"
+    supported = {member["id"]: member["supported_versions"]["max"] for member in node.status()["members"]}
+    assert supported == {"a": 2, "b": 2, "c": 1}
+
+    await upgrade.restart("a", 1)  # back
+    await upgrade.all_are_linked()
+    assert {node.replica.cluster_version for node in cluster.nodes.values()} == {1}
+
+    await upgrade.restart("a", 2)
+    await upgrade.restart("c", 2)
+    await upgrade.all_apply(2)
+    result = await (await cluster.leader()).submit(Double())
+    assert result.body == {"total": 6}
+
+    await cluster.stop("a")
+    cluster.settings["cluster_version_max"] = 1
+    with pytest.raises(UnsupportedVersion, match="the cluster's version is 2; DSS_CLUSTER_VERSION_MAX is 1"):
+        await cluster.create("a").start()
+
+
+async def test_a_member_that_is_down_holds_the_version(upgrade):
+    cluster = upgrade.cluster
+    await cluster.start()
+    await cluster.leader()
+    await cluster.stop("c")
+    for node_id in ("a", "b"):
+        await upgrade.restart(node_id, 2)
+    leader = await cluster.leader()
+    for _ in range(5):
+        await leader.submit(Add(amount=1))
+    version = leader._version
+    await cluster.until(lambda: version._obstacle.missing == ("c",))
+    assert leader.replica.cluster_version == 1
+    await upgrade.restart("c", 2)
+    await upgrade.all_apply(2)
+
+
+async def test_a_node_of_an_older_release_that_joins_ends_and_says_why(upgrade):
+    cluster = upgrade.cluster
+    cluster.settings["cluster_version_max"] = 2
+    await cluster.start()
+    await upgrade.all_apply(2)
+    leader = await cluster.leader()
+    await leader.add_member("d", cluster.url("d"))
+    await upgrade.restart("d", 1)
+    await cluster.until(lambda: "d" in cluster.failures)
+    assert isinstance(cluster.failures["d"], UnsupportedVersion)
+    assert not cluster.nodes["d"].is_running
+    assert cluster.failures.keys() == {"d"}
+    await leader.submit(Add(amount=1))
+
+
+async def test_a_member_that_goes_back_while_the_version_rises_stops_before_it_applies_it(upgrade, monkeypatch):
+    """The leader believes an old announcement: the member ends, and the states never differ."""
+    cluster = upgrade.cluster
+    await cluster.start("a", "b")
+    await upgrade.restart("a", 2)
+    await upgrade.restart("b", 2)
+    await upgrade.restart("c", 1)
+    await upgrade.all_are_linked()
+    leader = await cluster.leader()
+    if leader.node_id == "c":
+        await leader.transfer("a")
+        leader = await cluster.leader()
+        await cluster.until(lambda: cluster.nodes["a"].is_leader)
+        leader = cluster.nodes["a"]
+    await leader.submit(Add(amount=5))
+    old = cluster.nodes["c"]
+    monkeypatch.setattr(leader._version, "_supported_by", lambda peer: leader.replica.supported)
+    await cluster.until(lambda: "c" in cluster.failures)
+    assert isinstance(cluster.failures["c"], UnsupportedVersion)
+    applied = old.applied_index
+    await cluster.until(lambda: leader.replica.cluster_version == 2)
+    assert (await leader.submit(Double())).body == {"total": 10}
+    assert (old.replica.cluster_version, old.applied_index) == (1, applied)
+    assert old.machine("sum").total == 5
+
+
+async def test_a_frame_on_a_channel_of_a_newer_release_is_ignored(upgrade):
+    cluster = upgrade.cluster
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    leader._links.send(follower.node_id, AppFrame("a channel of tomorrow", b"\x00anything"))
+    await follower.submit(Add(amount=1))
+    await asyncio.sleep(0)
+    assert cluster.failures == {}
+    assert follower._links.is_up(leader.node_id)
