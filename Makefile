@@ -10,7 +10,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft load postman sim mutants model chaos hostile fuzz lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft load postman sim mutants model chaos rounds hostile fuzz lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,9 @@ chaos: $(READY) ## load clusters that are killed, paused and cut off, and check 
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
+
+rounds: $(READY) ## each fault of disks, clocks and members ROUNDS=10 times on real processes, at random moments (root on Linux for all)
+	@DSS_ROUNDS=$(or $(ROUNDS),10) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m rounds $(ARGS)
 
 fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 random commands, SCHEMA_CALLS=20000 from OpenAPI
 	@$(BIN)/python tests/fuzz/fuzz_commands.py --commands $(or $(COMMANDS),1000000)

@@ -7,8 +7,9 @@ Files that use the ports of `make run` go to the same worker.
 from __future__ import annotations
 
 import compileall
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from dss_dev.answer_check import checked
+from dss_dev.local_cluster import LocalNode
+from dss_dev.rounds import ROUNDS, wait_for_a_moment
 
 OPERATIONS = ("health", "ready", "raft.", "locks.", "queue.", "cache.")
 
@@ -52,6 +55,45 @@ class _Scheduling(LoadScopeScheduling):
         if Path(path).stem in ON_FIXED_PORTS:
             return "fixed ports"
         return nodeid if "/simulation/" in path else path
+
+
+@pytest.fixture
+def round_number() -> int:
+    """1, 2, … in the rounds of a test with the mark `rounds`."""
+    return 1
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat the tests with the mark `rounds` DSS_ROUNDS times."""
+    if ROUNDS > 1 and metafunc.definition.get_closest_marker("rounds"):
+        metafunc.fixturenames.append("round_number")
+        metafunc.parametrize("round_number", range(1, ROUNDS + 1))
+
+
+@pytest.fixture(autouse=True)
+def _faults_come_at_random_moments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rounds, a node is stopped, killed or paused after a random time. `rounds(kills=True)`: some clean stops are kills instead."""
+    mark = request.node.get_closest_marker("rounds")
+    if mark is None or ROUNDS == 1:
+        return
+    stop, kill, pause = LocalNode.stop, LocalNode.kill, LocalNode.pause
+
+    def stop_or_kill(node: LocalNode, *arguments: Any, **options: Any) -> int | None:
+        wait_for_a_moment()
+        if mark.kwargs.get("kills") and random.random() < 0.5:
+            kill(node)
+        return stop(node, *arguments, **options)
+
+    def later(action: Callable[[LocalNode], None]) -> Callable[[LocalNode], None]:
+        def act(node: LocalNode) -> None:
+            wait_for_a_moment()
+            action(node)
+
+        return act
+
+    monkeypatch.setattr(LocalNode, "stop", stop_or_kill)
+    monkeypatch.setattr(LocalNode, "kill", later(kill))
+    monkeypatch.setattr(LocalNode, "pause", later(pause))
 
 
 @pytest.fixture(autouse=True)

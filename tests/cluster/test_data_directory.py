@@ -130,6 +130,7 @@ def test_a_full_disk_at_the_start_is_refused(make_disk, make_node, wait_until):
     ready(make_node(disk / "data"), wait_until)
 
 
+@pytest.mark.rounds
 def test_a_read_only_disk_is_refused(make_disk, make_node, wait_until):
     disk = make_disk("disk", 64 * MIB)
     node = make_node(disk / "data")
@@ -147,6 +148,7 @@ def test_a_limit_of_the_file_size_is_refused(make_node, tmp_path):
     assert line.endswith("this process may not write large files (ulimit -f). Raise that limit")
 
 
+@pytest.mark.rounds
 def test_a_missing_high_water_mark_is_refused(make_node, tmp_path, wait_until):
     data = tmp_path / "data"
     node = make_node(data)
@@ -160,6 +162,7 @@ def test_a_missing_high_water_mark_is_refused(make_node, tmp_path, wait_until):
     ready(node, wait_until)
 
 
+@pytest.mark.rounds
 def test_a_start_from_a_snapshot(make_cluster):
     cluster = make_cluster(DSS_SNAPSHOT_ENTRIES="10")
     for number in range(40):
@@ -191,6 +194,7 @@ def fill_disk(node: LocalNode) -> None:
                 size //= 2
 
 
+@pytest.mark.rounds
 @pytest.mark.parametrize("how", [limit_file_size, fill_disk])
 def test_a_leader_whose_disk_becomes_full_hands_over_and_ends(cluster, request, how, wait_until):
     if how is fill_disk:

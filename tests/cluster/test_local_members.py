@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from dss_dev.local_cluster import POLL_S, ROOT, ports_in_use
+from dss_dev.rounds import wait_for_a_moment
 
 pytestmark = pytest.mark.cluster
 
@@ -55,6 +56,7 @@ class Terminal:
         return self.said
 
     def stop(self) -> int:
+        wait_for_a_moment()
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
@@ -108,6 +110,7 @@ def remove(number: int, through: int) -> tuple[int, dict]:
     return call(through, "DELETE", f"/raft/members/node-{number}")
 
 
+@pytest.mark.rounds
 def test_members_that_joined_are_started_again_and_others_may_leave(tmp_path: Path) -> None:
     """Line 7: the processes know the first three from `PEERS`, and the others from their logs only."""
     with terminals(tmp_path, ("cluster",), ("join", "--number", "4"), ("join", "--number", "5")):
@@ -134,11 +137,13 @@ def test_members_that_joined_are_started_again_and_others_may_leave(tmp_path: Pa
         assert call(3, "POST", "/cache/put", {"key": "k", "value": 2})[0] == 200
 
 
+@pytest.mark.rounds
 def test_the_last_spare_member_cannot_be_removed_and_a_stopped_one_is_restarted(tmp_path: Path) -> None:
     """Line 5: with one of three down, a live one must stay. Then the stopped one is started again."""
     with terminals(tmp_path, ("cluster",)) as (run,):
         (leader,) = map(int, re.findall(r"^node-(\d) +\d+ +leader ", run.said, flags=re.MULTILINE))
         stopped, live = (number for number in (1, 2, 3) if number != leader)
+        wait_for_a_moment()
         os.kill(process_of(stopped, run), signal.SIGKILL)
         status, problem = remove(live, through=leader)
         assert (status, problem["code"]) == (409, "quorum_at_risk")
@@ -158,6 +163,7 @@ def test_the_last_spare_member_cannot_be_removed_and_a_stopped_one_is_restarted(
         assert f"node-{stopped} is running" in twice.said
 
 
+@pytest.mark.rounds
 def test_a_removed_member_and_a_missing_one_are_named(tmp_path: Path) -> None:
     """Line 6: the others are started, and the removed one ends when it is started by hand."""
     with terminals(tmp_path, ("cluster",)):

@@ -17,6 +17,7 @@ def dropped_links(node) -> list[str]:
     return [line for line in node.log_path.read_text().splitlines() if '"peer_silent"' in line or '"raft.peer_down"' in line]
 
 
+@pytest.mark.rounds
 def test_a_stopped_peer_is_not_up(cluster, wait_until):
     """SIGSTOP leaves its connections open. They are dropped after 5 s; `up` must not wait for that."""
     stopped, *others = (*cluster.followers(), cluster.leader())
@@ -33,6 +34,7 @@ def test_a_stopped_peer_is_not_up(cluster, wait_until):
     wait_until(lambda: all(all(up(node).values()) for node in cluster.nodes), lambda: "it does not come back")
 
 
+@pytest.mark.rounds
 @pytest.mark.parametrize("role", ["leader", "follower"])
 def test_a_node_that_was_cut_off_is_not_ready_before_its_links_break(make_partitioned_cluster, wait_until, role):
     cluster = make_partitioned_cluster(DSS_SUBMIT_TIMEOUT_MS="1000")

@@ -47,6 +47,7 @@ def stranger(node: LocalNode, reason: str) -> Iterator[list[str]]:
             serving.join()
 
 
+@pytest.mark.rounds
 def test_a_stranger_says_that_the_node_was_removed(cluster, wait_until):
     node, *stopped = cluster.nodes
     for other in stopped:

@@ -74,6 +74,7 @@ def assert_short_times_end(node: LocalNode) -> None:
     assert not post(node, "/cache/get", key="short")["found"]
 
 
+@pytest.mark.rounds
 @pytest.mark.parametrize("wrong_ms", [8 * DAY_MS, -8 * DAY_MS], ids=["ahead", "behind"])
 def test_a_leader_whose_clock_is_wrong_by_days(clock_cluster: Any, wrong_ms: int) -> None:
     cluster = clock_cluster(0, 0, wrong_ms)

@@ -209,6 +209,7 @@ class Holder:
             self.has_lease.set()
 
 
+@pytest.mark.rounds
 def test_on_a_slow_link_a_client_does_not_believe_longer_than_its_lease(cluster):
     """Its node is killed. The last event arrives long after the lease began, and another client gets the lock in the meantime."""
     delay_s, ttl_ms = 1.0, 4000
