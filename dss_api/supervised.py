@@ -33,6 +33,7 @@ TaskName = Literal[
     "peer_link",
     "raft",
     "snapshot",
+    "tick",
     "websocket",
 ]
 

@@ -89,14 +89,22 @@ class TakenOver:
 
     def abort(self) -> None:
         self._transport.abortConnection()
-        if isinstance(self._transport.protocol, WritableWebSocket):
-            self._transport.protocol.forget_input()
+        if (websocket := self._websocket) is not None:
+            websocket.forget_input()
 
     def ping(self) -> None:
-        self._transport.protocol.sendPing()
+        if (websocket := self._websocket) is not None:
+            websocket.sendPing()
 
     def watch(self, on_data: Callable[[int], None]) -> None:
-        self._transport.protocol.on_data = on_data
+        if (websocket := self._websocket) is not None:
+            websocket.on_data = on_data
+
+    @property
+    def _websocket(self) -> WritableWebSocket | None:
+        """None before the connection is a WebSocket, and after it was lost: then Twisted's transport has no protocol at all."""
+        protocol = getattr(self._transport, "protocol", None)
+        return protocol if isinstance(protocol, WritableWebSocket) else None
 
 
 def _answer_half_closed(adopted: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -65,15 +65,22 @@ class TakenOver:
 
     def abort(self) -> None:
         self._transport.abort()
-        protocol = self._transport.get_protocol()
-        if isinstance(protocol, WatchedWebSocket):
-            protocol.forget_input()
+        if (websocket := self._websocket) is not None:
+            websocket.forget_input()
 
     def ping(self) -> None:
-        cast(WatchedWebSocket, self._transport.get_protocol()).ping()
+        if (websocket := self._websocket) is not None:
+            websocket.ping()
 
     def watch(self, on_data: Callable[[int], None]) -> None:
-        cast(WatchedWebSocket, self._transport.get_protocol()).on_data = on_data
+        if (websocket := self._websocket) is not None:
+            websocket.on_data = on_data
+
+    @property
+    def _websocket(self) -> WatchedWebSocket | None:
+        """None before the connection is a WebSocket, and after it was lost."""
+        protocol = self._transport.get_protocol()
+        return protocol if isinstance(protocol, WatchedWebSocket) else None
 
 
 class UvicornServer:

@@ -6,7 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from dss_api.supervised import report_failure
 from dss_raft.replication.machine import Event
+
+#: Ticks without a callback after it has raised.
+PAUSE_TICKS = 50
 
 
 class Listeners:
@@ -16,6 +20,8 @@ class Listeners:
         self._event_listeners: dict[type[Event], list[Callable[[Any, int], None]]] = defaultdict(list)
         self._leader_listeners: list[Callable[[str, int], None]] = []
         self._tick_listeners: list[Callable[[], None]] = []
+        #: callbacks that have raised -> ticks until the next call
+        self._paused: dict[Callable[[], None], int] = {}
         self._peer_listeners: list[Callable[[str], None]] = []
         self._replacement_listeners: list[Callable[[], None]] = []
 
@@ -28,7 +34,11 @@ class Listeners:
         self._leader_listeners.append(callback)
 
     def on_tick(self, callback: Callable[[], None]) -> None:
-        """Call `callback()` every tick (a fifth of a heartbeat)."""
+        """Call `callback()` every tick (a fifth of a heartbeat).
+
+        If it raises, that is logged and counted, and it is called again later: what it does is done for clients and connections, and
+        a fault with one of them must not stop the node.
+        """
         self._tick_listeners.append(callback)
 
     def on_state_replaced(self, callback: Callable[[], None]) -> None:
@@ -50,7 +60,19 @@ class Listeners:
 
     def _notify_tick(self) -> None:
         for callback in self._tick_listeners:
-            callback()
+            if self._paused and self._is_paused(callback):
+                continue
+            try:
+                callback()
+            except Exception as error:
+                report_failure("tick", error)
+                self._paused[callback] = PAUSE_TICKS
+
+    def _is_paused(self, callback: Callable[[], None]) -> bool:
+        ticks = self._paused.pop(callback, 0)
+        if ticks:
+            self._paused[callback] = ticks - 1
+        return ticks > 0
 
     def _notify_state_replaced(self) -> None:
         for callback in self._replacement_listeners:

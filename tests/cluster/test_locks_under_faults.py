@@ -53,7 +53,9 @@ def overlaps(grants: list[Grant]) -> list[tuple[Grant, Grant]]:
     for key in {grant.key for grant in grants}:
         of_key = sorted((grant for grant in grants if grant.key == key), key=lambda grant: grant.answered_s)
         for first, second in itertools.combinations(of_key, 2):
-            if second.answered_s < first.safe_until_s and "exclusive" in (first.mode, second.mode):
+            # An answer that came after its own lease gave its client nothing to believe.
+            both_until_s = min(first.safe_until_s, second.safe_until_s)
+            if second.answered_s < both_until_s and "exclusive" in (first.mode, second.mode):
                 found.append((first, second))
     return found
 
@@ -264,6 +266,7 @@ FIRST = Grant("k", "x", "exclusive", 5, asked_s=1.0, answered_s=1.1, safe_until_
         (overlaps, replace(FIRST, answered_s=1.9, mode="shared"), 1),
         (overlaps, replace(FIRST, answered_s=1.9, key="other"), 0),
         (overlaps, replace(FIRST, answered_s=2.0), 0),
+        (overlaps, replace(FIRST, answered_s=1.9, safe_until_s=1.5), 0),
         (disorders, replace(FIRST, asked_s=1.2, token=5), 1),
         (disorders, replace(FIRST, asked_s=1.2, token=4), 1),
         (disorders, replace(FIRST, asked_s=1.2, token=6), 0),

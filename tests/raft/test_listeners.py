@@ -1,0 +1,38 @@
+"""A callback that raises must not stop the node, if what it does is upkeep for clients."""
+
+from __future__ import annotations
+
+import pytest
+
+from dss_api.supervised import FAILURES
+from dss_raft.listeners import PAUSE_TICKS, Listeners
+from dss_raft.replication.machine import Event
+
+
+def test_a_tick_that_raises_is_counted_and_tried_again_later() -> None:
+    listeners, calls = Listeners(), []
+
+    def fails() -> None:
+        calls.append("fails")
+        raise AttributeError("the connection is gone")
+
+    listeners.on_tick(fails)
+    listeners.on_tick(lambda: calls.append("works"))
+    counted = FAILURES.labels("tick")._value.get()
+    for _ in range(PAUSE_TICKS + 2):
+        listeners._notify_tick()
+    assert calls.count("fails") == 2
+    assert calls.count("works") == PAUSE_TICKS + 2
+    assert FAILURES.labels("tick")._value.get() == counted + 2
+
+
+def test_an_event_of_the_log_that_raises_is_a_failure_of_the_node() -> None:
+    """What was derived from the state would be wrong from then on, for example the lines of the cache."""
+    listeners = Listeners()
+
+    def fails(event: Event, index: int) -> None:
+        raise AttributeError("a bug")
+
+    listeners.on_event(Event, fails)
+    with pytest.raises(AttributeError):
+        listeners._notify_events([Event()], 7)
