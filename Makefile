@@ -87,7 +87,7 @@ chaos: $(READY) ## load clusters that are killed, paused and cut off, and check 
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
 
 rounds: $(READY) ## each fault of disks, clocks and members ROUNDS=10 times on real processes, at random moments (root on Linux for all)
-	@DSS_ROUNDS=$(or $(ROUNDS),10) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m rounds $(ARGS)
+	@TEST_ROUNDS=$(or $(ROUNDS),10) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m rounds $(ARGS)
 
 fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 random commands, SCHEMA_CALLS=20000 from OpenAPI
 	@$(BIN)/python tests/fuzz/fuzz_commands.py --commands $(or $(COMMANDS),1000000)

@@ -1,4 +1,4 @@
-"""Repeats of the tests of faults, each at other moments: `DSS_ROUNDS=10` (`make rounds`)."""
+"""Repeats of the tests of faults, each at other moments: `TEST_ROUNDS=10` (`make rounds`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import random
 import time
 
-ROUNDS = int(os.environ.get("DSS_ROUNDS", "1"))
+ROUNDS = int(os.environ.get("TEST_ROUNDS", "1"))
 #: longest pause before a node is stopped, killed or paused
 MOMENT_S_MAX = 0.5
 

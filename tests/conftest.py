@@ -64,7 +64,7 @@ def round_number() -> int:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat the tests with the mark `rounds` DSS_ROUNDS times."""
+    """Repeat the tests with the mark `rounds` TEST_ROUNDS times."""
     if ROUNDS > 1 and metafunc.definition.get_closest_marker("rounds"):
         metafunc.fixturenames.append("round_number")
         metafunc.parametrize("round_number", range(1, ROUNDS + 1))
