@@ -287,6 +287,17 @@ async def test_redis_refuses_a_key_of_another_type_for_itself_alone(redis_store,
     assert await redis_store.read("text") == Stored("text", 5, b"1")
 
 
+async def test_redis_refuses_a_key_of_a_later_format_and_does_not_overwrite_it(redis_store, server):
+    async with redis.asyncio.Redis.from_url(server.connection_url) as client:
+        later = {b"format": b"2", b"version": b"3", b"value": b"packed"}
+        await client.hset("kv:later", mapping=later)
+        refused = await redis_store.write([Stored("later", 5, b"1")])
+        assert "format 2, written by a newer release" in refused["later"].detail
+        with pytest.raises(KeyRefused, match="format 2, written by a newer release"):
+            await redis_store.read("later")
+        assert await client.hgetall("kv:later") == later
+
+
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_redis_that_has_no_memory_left_refuses_the_whole_batch(kind):
     with make_server(kind) as own:
