@@ -106,6 +106,7 @@ def config_of(node_id: str, ports: dict[str, int], directory: Path) -> SimpleNam
         submit_timeout_ms=5000,
         snapshot_entries=10_000,
         snapshot_bytes=64 * 1024 * 1024,
+        state_hash_interval_s=0,
     )
 
 

@@ -74,6 +74,18 @@ class ClockState(Part):
     ]
 
 
+class StateHash(Part):
+    index: Annotated[
+        int | None, msgspec.Meta(description="the entry after which this node hashed its state last; null before that")
+    ]
+    agreeing: Annotated[list[str], msgspec.Meta(description="the other members that had the same state then")]
+    differing: Annotated[
+        list[str],
+        msgspec.Meta(description="members that had another state than this node, until they are rebuilt; see the how-to guide"),
+    ]
+    parts: Annotated[list[str], msgspec.Meta(description="the parts of the state that differ")]
+
+
 class Status(Answer, kw_only=True):
     node: str
     term: int
@@ -91,6 +103,7 @@ class Status(Answer, kw_only=True):
     ]
     supported_versions: Annotated[SupportedVersions, msgspec.Meta(description="cluster versions that this node supports")]
     clock: ClockState
+    state_hash: StateHash
     boot: Annotated[int, msgspec.Meta(description="how often this node has been started")]
     pending: Annotated[int, msgspec.Meta(description="calls in flight")]
     waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]

@@ -50,6 +50,9 @@ class ApplyListener(Protocol):
     def entries_applied(self) -> None:
         """Entries were applied: take the replica's outcomes and events."""
 
+    def hash_state(self) -> None:
+        """The last entry that was applied asks for a hash of the state."""
+
     def state_replaced(self) -> None:
         """A snapshot has replaced the replicated state."""
 
@@ -125,6 +128,9 @@ class Applying:
         try:
             while to_apply:
                 replica.apply(to_apply.popleft())
+                if replica.must_hash:
+                    replica.must_hash = False
+                    self._listener.hash_state()
                 if perf_counter() - began > APPLY_BUDGET_S:
                     break
         except ApplyFailed as error:

@@ -118,3 +118,9 @@ class RaftConfig:
     snapshot_bytes: int = setting(
         "DSS_SNAPSHOT_BYTES", 64 * 1024 * 1024, "Take a snapshot after this many bytes of log.", environment.integer(1024, 2**40)
     )
+    state_hash_interval_s: int = setting(
+        "DSS_STATE_HASH_INTERVAL_S",
+        600,
+        "How often the nodes compare hashes of their states, if the log has moved, in seconds. 0: never.",
+        environment.integer(0, 7 * 24 * 3600),
+    )

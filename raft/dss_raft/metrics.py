@@ -19,6 +19,8 @@ CLOCK_OFF_SECONDS = Gauge(
     "raft_clock_off_seconds", "How far the wall clock of this node is ahead of the one that a majority agrees on; 0 without one"
 )
 CLOCK_AGREEING = Gauge("raft_clock_agreeing", "Voters whose wall clocks agree; 0 while they are not a majority")
+STATE_DIFFERS = Gauge("raft_state_differs", "Members whose state differs from the state of this node")
+STATE_HASHES = Counter("raft_state_hashes", "Requests to hash the state, by result", ["result"])
 UNDECODABLE = Counter("raft_undecodable", "Commands and entries in the log that could not be decoded, and had no effect")
 FRAMES_DROPPED = Counter("raft_frames_dropped", "Frames to other members that were dropped, by reason", ["reason"])
 
@@ -28,6 +30,10 @@ _VOTE_GRANTED = REQUEST_VOTE.labels(granted="true")
 _VOTE_REFUSED = REQUEST_VOTE.labels(granted="false")
 
 role_changed = ROLE.set
+
+state_hashed = STATE_HASHES.labels(result="hashed").inc
+#: another child process was at work, or it failed
+state_not_hashed = STATE_HASHES.labels(result="skipped").inc
 
 
 #: a frame is over the limit; a member does not read fast enough

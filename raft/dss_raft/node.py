@@ -19,7 +19,7 @@ import structlog
 
 from dss_api.errors import ForOperator, Refused
 from dss_api.result import Result
-from dss_raft import clock_exchange, identity, log_view, members, metrics
+from dss_raft import clock_exchange, identity, log_view, members, metrics, state_hashes
 from dss_raft.answers import LogEntry
 from dss_raft.apply_recovery import ApplyRecovery
 from dss_raft.applying import ApplyStop
@@ -47,6 +47,7 @@ from dss_raft.replication.commands import Command, OpenSession, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
+from dss_raft.state_hashes import StateHashes
 from dss_raft.versions import LATEST, MIN, RELEASE, Announced, Supported, UnsupportedVersion
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Node(Listeners):
         self.exports: Exports
         self._readiness: Readiness
         self._clocks: ClockExchange
+        self._hashes: StateHashes
         self._identities: Identities
         self._version: ClusterVersion
         self._adding_checks: list[Callable[[str], bool]] = []
@@ -190,6 +192,10 @@ class Node(Listeners):
         self._clocks = ClockExchange(self.core, self._member_clocks, self.send, self._links.up_peers)
         self._channels[clock_exchange.CHANNEL] = self._clocks.receive
         self._version = ClusterVersion(self.core, self.replica, self._supported_by, self.propose_as_leader)
+        self._hashes = StateHashes(
+            self, self.core, self.replica, snapshots, self._store_directory, config.state_hash_interval_s, self._loop.time()
+        )
+        self._channels[state_hashes.CHANNEL] = self._hashes.receive
         self._removal = RemovalWatch(self.core, self._links, str(config.data_dir))
         if boot_state.snapshot.index > 0:
             # Subsystems react to it, and may use any part of the node.
@@ -217,6 +223,7 @@ class Node(Listeners):
         self.exports.close()
         await self._identities.stop()
         await self._driver.stop()
+        await self._hashes.stop()
         await self._links.stop()
         await self._loop.run_in_executor(self._executor, self._store.close)
         self._executor.shutdown(wait=True)
@@ -314,6 +321,7 @@ class Node(Listeners):
             versions = supported if member["id"] == self.node_id else self._supported_by(member["id"])
             member["supported_versions"] = None if versions is None else msgspec.structs.asdict(versions)
         status["clock"] = self._clocks.status(self.now_ms())
+        status["state_hash"] = self._hashes.status()
         status |= {"boot": self.incarnation, "pending": self._calls.in_flight, "waiting": self._calls.parked}
         return status
 
@@ -495,6 +503,10 @@ class Node(Listeners):
             self._report(replica.take_faults())
         self._calls.end_apply()
 
+    def hash_state(self) -> None:
+        """See `ApplyListener.hash_state`."""
+        self._hashes.begin(self._loop.time())
+
     def state_replaced(self) -> None:
         """A snapshot from the leader has replaced the state."""
         self._applied_clock.applied(self.replica.at_ms)
@@ -595,6 +607,7 @@ class Node(Listeners):
         self._readiness.tick()
         self._clocks.ticked(self._loop.time())
         self._version.tick()
+        self._hashes.ticked(self._loop.time())
         self._removal.check(self._loop.time())
         self._identities.tick()
         self._recovery.tick(self._loop.time())
@@ -640,6 +653,7 @@ class Node(Listeners):
         log.info("raft.peer_up", peer=peer)
         self._identities.linked(peer)
         self._clocks.tell(peer)
+        self._hashes.linked(peer)
         self._calls.peer_is_up(peer)
         self._notify_peer_up(peer)
 

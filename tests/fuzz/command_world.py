@@ -22,6 +22,7 @@ from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import SESSION_COMMANDS, encode_batch, encode_group
 from dss_raft.replication.commands import Cancel, Command, OpenSession, Skip
 from dss_raft.replication.replica import Replica
+from dss_raft.replication.state_hash import state_hashes
 
 #: The replicas' node: both collect the results of its session, so that the results are compared, too.
 OURS = "node-1"
@@ -119,6 +120,7 @@ class CommandWorld:
             for part, (ours, theirs) in enumerate(zip(*states, strict=True)):
                 self._check(f"part {part} of the state", ours, theirs)
             self._check("order in the snapshots", b"of the first", b"of the second")
+        self._check("hashes", state_hashes(first), state_hashes(second))
 
     def _compare_outcomes(self) -> None:
         first, second = self.first, self.second

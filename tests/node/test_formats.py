@@ -15,7 +15,7 @@ from dss_cache.django_app import django_store
 from dss_locks.core import rows as lock_rows
 from dss_project.runtime import state_machines
 from dss_queue.core import snapshot as queue_snapshot
-from dss_raft import clock_exchange, identity
+from dss_raft import clock_exchange, identity, state_hashes
 from dss_raft.core import membership
 from dss_raft.core.messages import Configuration, Entry, EntryKind, Member
 from dss_raft.disk import acknowledged, backup, rows
@@ -50,6 +50,7 @@ CODE = {
     "channel `control`": control.FORMAT[1:],
     "channel `clock`": (clock_exchange.FORMAT, clock_exchange.FORMAT),
     "channel `cache`": peers.FORMAT[1:],
+    "channel `state_hash`": state_hashes.FORMAT[1:],
     "`cluster.json` of `make run`": (find_cluster.VERSION, find_cluster.VERSION),
 }
 

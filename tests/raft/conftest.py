@@ -66,6 +66,7 @@ class Cluster:
             "submit_timeout_ms": 5000,
             "snapshot_entries": 1_000_000,
             "snapshot_bytes": 1 << 30,
+            "state_hash_interval_s": 0,
             "peer_port_offset": 0,
             "cluster_version_max": LATEST,
             "join": node_id not in IDS,

@@ -101,7 +101,7 @@ class Stage:
             failed=self.failures.put_nowait,
         )
         links = SimpleNamespace(send=lambda peer, frame: self.sent.append(peer))
-        replica = SimpleNamespace(applied_index=0, apply=lambda entry: self.applied.append(entry.index))
+        replica = SimpleNamespace(applied_index=0, must_hash=False, apply=lambda entry: self.applied.append(entry.index))
         parts: Any = (self.core, self.store, links, replica, self.snapshots, self.executor, listener)
         self.driver = Driver(*parts, tick_s=3600)
 

@@ -7,7 +7,8 @@ import pytest
 
 from dss_dev.sum_machine import Add, Sum, Wait, with_sessions
 from dss_raft.core.messages import Entry, EntryKind
-from dss_raft.replication.batch import encode_batch, encode_command, encode_group
+from dss_raft.formats import WrongFormat
+from dss_raft.replication.batch import FORMAT, encode_batch, encode_command, encode_group
 from dss_raft.replication.commands import Command, OpenSession, Skip
 from dss_raft.replication.replica import AppliedBeforeSkip, ApplyFailed, Replica
 
@@ -87,6 +88,14 @@ def test_an_entry_that_is_no_batch_has_no_effect(data):
     replica = applied(log)
     assert (replica.machines["sum"].total, replica.applied_index, replica.batch_term) == (3, 3, 1)
     assert [fault.kind for fault in replica.take_faults()] == ["undecodable"]
+
+
+def test_an_entry_of_a_newer_release_stops_its_node_and_is_not_taken_for_garbage():
+    """The others may have applied it: to refuse it, as if it were damaged, would make the states differ."""
+    replica = applied([entry(1, group(1, Add(amount=1)))])
+    with pytest.raises(WrongFormat, match="start the release that wrote it, or a newer one"):
+        replica.apply(Entry(2, 1, EntryKind.COMMANDS, msgspec.msgpack.encode([FORMAT.version + 1, "of a later release"])))
+    assert (replica.machines["sum"].total, replica.applied_index) == (1, 1)
 
 
 def test_a_decodable_entry_has_no_faults():

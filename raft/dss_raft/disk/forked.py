@@ -32,29 +32,64 @@ async def write_in_child(encode: Callable[[], bytes], path: Path, timeout_s: flo
     Raises:
         ChildFailed: `path` is not complete.
     """
-    # An earlier child that could not be killed may still have the file open: use another one.
-    path.unlink(missing_ok=True)  # noqa: ASYNC240  (as quick as the fork below)
-    try:
-        pid = os.fork()
-    except OSError as error:
-        raise ChildFailed(f"cannot start a child process: {error.strerror}") from None
-    if pid == 0:
-        _run_child(encode, path)
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError as error:
-        os.kill(pid, signal.SIGKILL)
-        _collect_later(pid)
-        raise ChildFailed(f"cannot watch the child process: {error.strerror}") from None
-    try:
-        status = await _ended(pid, descriptor, timeout_s)
-    finally:
-        os.close(descriptor)
-    if status != 0:
-        raise ChildFailed(f"the child process that writes {path.name} ended with status {status}")
+    await Child(encode, path).ended(timeout_s)
 
 
-def _run_child(encode: Callable[[], bytes], path: Path) -> None:
+class Child:
+    """A child process that writes the result of `encode()` to `path`. It sees the state of the moment at which this returns.
+
+    Await `ended`, or call `kill`.
+
+    Args:
+        sync: the file must survive the machine.
+
+    Raises:
+        ChildFailed: it cannot be started.
+    """
+
+    def __init__(self, encode: Callable[[], bytes], path: Path, *, sync: bool = True) -> None:
+        # An earlier child that could not be killed may still have the file open: use another one.
+        path.unlink(missing_ok=True)
+        self._path = path
+        try:
+            self._pid = os.fork()
+        except OSError as error:
+            raise ChildFailed(f"cannot start a child process: {error.strerror}") from None
+        if self._pid == 0:
+            _run_child(encode, path, sync)
+        try:
+            self._descriptor = os.pidfd_open(self._pid)
+        except OSError as error:
+            os.kill(self._pid, signal.SIGKILL)
+            _collect_later(self._pid)
+            raise ChildFailed(f"cannot watch the child process: {error.strerror}") from None
+
+    async def ended(self, timeout_s: float = CHILD_TIMEOUT_S) -> None:
+        """Wait until the file is complete.
+
+        Raises:
+            ChildFailed: it is not. A child that takes too long is killed.
+        """
+        try:
+            status = await _ended(self._pid, self._descriptor, timeout_s)
+        finally:
+            self._close()
+        if status != 0:
+            raise ChildFailed(f"the child process that writes {self._path.name} ended with status {status}")
+
+    def kill(self) -> None:
+        """Give up, unless `ended` was called."""
+        if self._descriptor >= 0:
+            os.kill(self._pid, signal.SIGKILL)
+            _collect_later(self._pid)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def _run_child(encode: Callable[[], bytes], path: Path, sync: bool) -> None:
     status = 1
     try:
         gc.disable()
@@ -64,7 +99,8 @@ def _run_child(encode: Callable[[], bytes], path: Path) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
         status = 0
     finally:
         os._exit(status)

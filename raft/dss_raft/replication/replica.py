@@ -167,6 +167,8 @@ class Replica:
         self._outcomes: list[tuple[int, int, Result]] = []
         self._events: list[Event] = []
         self._gap = False
+        #: the last entry asks for a hash of the state after it; whoever takes the hash sets this to False
+        self.must_hash = False
         self.faults: list[Fault] = []
         #: the state before the first entry
         self.first_state = self.snapshot()
@@ -351,6 +353,8 @@ class Replica:
                 self._advance_time(command, index)
             elif type(command) is SetClusterVersion:
                 self._use_version(max(command.version, self.cluster_version))
+            elif type(command) is HashState and command.since <= self.cluster_version:
+                self.must_hash = True
             else:
                 self._apply_one(command, self.at_ms, index, _LEADER)
         for group in batch.groups:

@@ -117,6 +117,11 @@ class SnapshotKeeper:
         applied, last = self._replica.applied_index, core.snapshot.index
         return applied - last >= self._entries_max or core.log.size(last, applied) >= self.bytes_max
 
+    def is_small(self, core: RaftCore) -> bool:
+        """True if the applied state can be encoded in the process: it has not grown by more than what the log has brought since."""
+        log_bytes = core.log.size(core.snapshot.index, self._replica.applied_index)
+        return self._state_bytes + log_bytes <= INLINE_BYTES_MAX or not CAN_FORK
+
     async def take(self, core: RaftCore) -> SnapshotMeta | None:
         """Write a snapshot of the applied state. None when another one is being taken, or when this one failed.
 
@@ -131,9 +136,7 @@ class SnapshotKeeper:
             index = self._replica.applied_index
             meta = core.meta_at(index)
             self.keep_entries = self._entries_to_keep(core, index)
-            # The state cannot have grown by more than what the log has brought since.
-            bytes_max = self._state_bytes + core.log.size(core.snapshot.index, index)
-            replica_state = await self._replica_state(is_small=bytes_max <= INLINE_BYTES_MAX)
+            replica_state = await self._replica_state(self.is_small(core))
             parts: dict[str, list[bytes]] = {}
             for part in self.parts:
                 await part.before_snapshot(index)
@@ -161,7 +164,7 @@ class SnapshotKeeper:
 
     async def _replica_state(self, is_small: bool) -> bytes | Path:
         """The encoded state, or the file that contains it."""
-        if is_small or not CAN_FORK:
+        if is_small:
             state = self._replica.snapshot()
             self._state_bytes = len(state)
             return state

@@ -196,6 +196,20 @@ COMPONENT_MUTANTS = (
         ("tests/raft/test_founding.py::test_a_backing_store_that_went_on_takes_dirty_values_and_lines_are_gone",),
     ),
     ComponentMutant(
+        "a node hashes its state at the end of a turn",
+        "dss_raft.applying",
+        "                if replica.must_hash:\n",
+        "                if replica.must_hash and not to_apply:\n",
+        ("tests/raft/test_state_hashes.py::test_the_state_is_hashed_right_after_the_entry_that_asks_for_it",),
+    ),
+    ComponentMutant(
+        "an entry of a newer release is taken for one that cannot be decoded",
+        "dss_raft.replication.batch",
+        "_MUST_BE_RAISED = (MemoryError, RecursionError, WrongFormat)",
+        "_MUST_BE_RAISED = (MemoryError, RecursionError)",
+        ("tests/raft/test_impossible_entries.py::test_an_entry_of_a_newer_release_stops_its_node_and_is_not_taken_for_garbage",),
+    ),
+    ComponentMutant(
         "a damaged backup is restored",
         "dss_raft.disk.backup",
         "    if digest.hexdigest() != header.sha256:\n        raise",

@@ -1,0 +1,57 @@
+"""The canonical form of the replicated state, and its hashes. Pure: no I/O, clock or randomness.
+
+All nodes have the same state at the same index. A leader proposes `HashState` now and then, and every node hashes its state right
+after that entry. The hashes of different nodes are compared (see `state_hashes`), so a state that differs is found: because of a bug,
+of damaged memory, or of files that somebody changed.
+
+The canonical form of a part of the state is what `StateMachine.snapshot` returns, encoded in msgpack, in the order in which it is kept;
+a snapshot that is one binary is its own form. It is the same whether a node has applied all entries or was restored from a snapshot: the
+fuzzer of commands compares these bytes, order included. Heaps, accounts and whatever else is derived from the state are not in it.
+
+A form belongs to a cluster version and never changes: nodes of two releases compare their hashes. A release that changes the format of a
+machine's state goes on to hash the form of `FORMS` until the cluster has its next version, and adds the new one there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from dss_raft.replication.replica import Replica
+
+#: cluster version from which on a form is used -> part -> version of its format
+FORMS: dict[int, dict[str, int]] = {2: {"replica": 1, "sessions": 1, "locks": 2, "queue": 2, "cache": 1, "limits": 1}}
+
+Hashes = dict[str, bytes]
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def form(cluster_version: int) -> dict[str, int]:
+    """The versions of the formats that are hashed in this cluster version."""
+    return FORMS[max(version for version in FORMS if version <= cluster_version)]
+
+
+def state_hashes(replica: Replica) -> Hashes:
+    """Part of the state -> SHA-256 of its canonical form: the sessions, each machine, and "replica" for what is left."""
+    return {part: sha256(_canonical(state)).digest() for part, state in _parts(replica)}
+
+
+def differing_parts(first: Hashes, second: Hashes) -> list[str]:
+    """The parts that do not have the same hash, sorted."""
+    return sorted(part for part in first.keys() | second.keys() if first.get(part) != second.get(part))
+
+
+def _parts(replica: Replica) -> Iterator[tuple[str, Any]]:
+    """One part at a time, so that only one of them is in memory a second time."""
+    yield "replica", (replica.at_ms, replica.batch_term, replica.cluster_version, replica.skipped)
+    yield "sessions", replica.sessions.snapshot()
+    for name, machine in replica.machines.items():
+        yield name, machine.snapshot()
+
+
+def _canonical(state: Any) -> bytes:
+    return state if isinstance(state, bytes) else _encode(state)

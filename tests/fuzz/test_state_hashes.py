@@ -1,0 +1,118 @@
+"""Hashes of random states: equal on all nodes, however they got there, and different where something differs.
+
+The fuzzer compares the hashes of two replicas, one of which is restored now and then, with each comparison of the states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from command_world import CommandWorld
+
+from dss_project.runtime import state_machines
+from dss_raft.replication.replica import Replica
+from dss_raft.replication.state_hash import FORMS, differing_parts, form, state_hashes
+from dss_raft.versions import LATEST
+
+COMMANDS = 1000
+
+
+@pytest.fixture(scope="module")
+def world() -> CommandWorld:
+    world = CommandWorld(3)
+    world.weights = [1] * len(world.weights)
+    world.run(COMMANDS)
+    return world
+
+
+def copy_of(replica: Replica) -> Replica:
+    copy = Replica(replica.node_id, state_machines())
+    copy.restore(replica.snapshot())
+    return copy
+
+
+def in_slices(replica: Replica) -> Replica:
+    """A copy, restored as a node does it; the state changes in the last step only."""
+    copy = Replica(replica.node_id, state_machines())
+    before = state_hashes(copy)
+    restoring = copy.restoring(replica.snapshot())
+    slices = 0
+    while True:
+        try:
+            next(restoring)
+        except StopIteration as end:
+            end.value()
+            break
+        slices += 1
+        assert state_hashes(copy) == before
+    assert slices > 10
+    return copy
+
+
+def test_a_state_that_was_restored_has_the_same_hashes(world: CommandWorld) -> None:
+    hashes = state_hashes(world.first)
+    assert world.restores
+    assert state_hashes(world.second) == state_hashes(copy_of(world.first)) == state_hashes(in_slices(world.first)) == hashes
+    assert len(set(hashes.values())) == len(hashes) == 6
+
+
+def change_limit(replica: Replica) -> None:
+    replica.limits.maxima["session_bytes_max"] += 1
+
+
+def change_lock(replica: Replica) -> None:
+    table = replica.machines["locks"]
+    lock = next(iter(table.locks.values()))
+    next(iter(lock.holds())).token += 1
+
+
+def change_message(replica: Replica) -> None:
+    topics = replica.machines["queue"].topics.values()
+    message = next(message for topic in topics for message in topic.messages.by_number.values())
+    message.value = message.value + b" "
+
+
+def change_record(replica: Replica) -> None:
+    next(iter(replica.machines["cache"].records.values())).version += 1
+
+
+def change_session(replica: Replica) -> None:
+    next(iter(replica.sessions.sessions.values())).last_seq += 1
+
+
+def change_time(replica: Replica) -> None:
+    replica.at_ms += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (change_lock, "locks"),
+        (change_message, "queue"),
+        (change_record, "cache"),
+        (change_limit, "limits"),
+        (change_session, "sessions"),
+        (change_time, "replica"),
+    ],
+)
+def test_a_small_change_of_a_part_changes_its_hash_alone(
+    world: CommandWorld, change: Callable[[Replica], None], part: str
+) -> None:
+    changed = copy_of(world.first)
+    change(changed)
+    assert differing_parts(state_hashes(world.first), state_hashes(changed)) == [part]
+
+
+def test_the_form_of_the_present_version_is_what_this_release_hashes() -> None:
+    """If this fails: keep hashing the earlier form until the cluster has its next version, and add the new form to `FORMS`."""
+    replica = Replica("a", state_machines())
+    _, *_, sessions, machines = msgspec.msgpack.decode(replica.snapshot())
+    formats = {"replica": 1, "sessions": sessions[0], **{name: part[0] for name, part in machines.items()}}
+    assert form(LATEST) == formats
+    assert max(FORMS) <= LATEST
+
+
+def test_missing_parts_differ() -> None:
+    assert differing_parts({"a": b"1", "b": b"2"}, {"a": b"1", "c": b"3"}) == ["b", "c"]
