@@ -223,11 +223,12 @@ def survived(mutant: ComponentMutant) -> list[str]:
     """The tests that should have failed but did not; empty when the bug was found."""
     missing = []
     for test in mutant.tests:
-        options = ["-x", "-q", "-p", "no:django", "-p", "no:cacheprovider", "-p", Path(__file__).stem]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", Path(__file__).stem]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, test],
             cwd=ROOT,
-            env=os.environ | {VARIABLE: mutant.name, "PYTHONPATH": str(HERE)},
+            # The plugins that these tests do not need take three quarters of the time.
+            env=os.environ | {VARIABLE: mutant.name, "PYTHONPATH": str(HERE), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             capture_output=True,
             timeout=PATIENCE_S,
             check=False,
