@@ -8,6 +8,7 @@ flight are sent again. Sequence numbers make the repeat harmless (see `replicati
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -27,6 +28,7 @@ from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.reads import ReadRounds
 from dss_raft.replication.replica import Replica
 from dss_raft.replication.sessions import ClientSession
+from dss_raft.versions import Raise, Supported
 
 log = structlog.get_logger("raft")
 
@@ -148,6 +150,15 @@ class Calls:
             return False
         self._driver.wake()
         return True
+
+    def raise_version(self, supported_by: Callable[[str], Supported | None]) -> Raise:
+        """See `Proposals.raise_version`. Nothing to raise on a node that does not lead."""
+        if not self.is_leader:
+            return Raise()
+        found = self._proposals.raise_version(supported_by)
+        if found.to:
+            self._driver.wake()
+        return found
 
     async def read_index(self) -> None:
         """See `Node.read_index`."""

@@ -191,7 +191,7 @@ class Node(Listeners):
         self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max)
         self._clocks = ClockExchange(self.core, self._member_clocks, self.send, self._links.up_peers)
         self._channels[clock_exchange.CHANNEL] = self._clocks.receive
-        self._version = ClusterVersion(self.core, self.replica, self._supported_by, self.propose_as_leader)
+        self._version = ClusterVersion(self.replica, lambda: self._calls.raise_version(self._supported_by))
         self._hashes = StateHashes(
             self, self.core, self.replica, snapshots, self._store_directory, config.state_hash_interval_s, self._loop.time()
         )

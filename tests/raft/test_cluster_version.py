@@ -110,7 +110,7 @@ async def test_a_member_that_is_down_holds_the_version(upgrade):
     for _ in range(5):
         await leader.submit(Add(amount=1))
     version = leader._version
-    await cluster.until(lambda: version._obstacle.missing == ("c",))
+    await cluster.until(lambda: version.obstacle.missing == ("c",))
     assert leader.replica.cluster_version == 1
     await upgrade.restart("c", 2)
     await upgrade.all_apply(2)
@@ -147,7 +147,7 @@ async def test_a_member_that_goes_back_while_the_version_rises_stops_before_it_a
         leader = cluster.nodes["a"]
     await leader.submit(Add(amount=5))
     old = cluster.nodes["c"]
-    monkeypatch.setattr(leader._version, "_supported_by", lambda peer: leader.replica.supported)
+    monkeypatch.setattr(leader, "_supported_by", lambda peer: leader.replica.supported)
     await cluster.until(lambda: "c" in cluster.failures)
     assert isinstance(cluster.failures["c"], UnsupportedVersion)
     applied = old.applied_index

@@ -16,6 +16,7 @@ from dss_raft.replication.clocks import AGREE_MS, FIRST_STAMP_WAIT_S, AppliedClo
 from dss_raft.replication.commands import AdvanceTime, Command
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.replica import Replica
+from dss_raft.versions import Raise, Supported
 
 NOW_MS = 1_000_000_000_000
 DAY_MS = 24 * 3_600_000
@@ -272,3 +273,45 @@ def test_the_first_stamp_of_a_cluster_does_not_wait_long(core, proposals, replic
     clocks.steady_s += FIRST_STAMP_WAIT_S
     proposals.propose()
     assert len(core.entries) == 1
+
+
+# --------------------------------------------------------- the cluster's version
+
+
+@pytest.fixture
+def leading(core, replica, proposals):
+    """The proposals of a leader that has applied a batch of its term; the members are a, b and c."""
+    core.node_id, core.membership = "a", SimpleNamespace(ids=frozenset("abc"))
+    replica.batch_term = core.term
+    return proposals
+
+
+def versions(core: Core) -> list[int]:
+    own = [msgspec.msgpack.decode(command) for entry in core.entries for command in entry.own]
+    return [command["version"] for command in own if command["op"] == "raft.set_cluster_version"]
+
+
+def test_a_leader_proposes_a_version_once_in_a_term_and_the_next_leader_again(core, replica, leading):
+    for _ in range(3):
+        assert leading.raise_version(lambda peer: Supported(1, 2)) == Raise(2)
+        leading.propose()
+    assert versions(core) == [2]
+    core.term = replica.batch_term = 4
+    leading.raise_version(lambda peer: Supported(1, 2))
+    leading.propose()
+    assert versions(core) == [2, 2]
+
+
+def test_a_leader_waits_for_all_members_and_for_the_entries_of_earlier_terms(core, replica, leading):
+    assert leading.raise_version({"b": Supported(1, 2)}.get) == Raise(0, ("c",))
+    core.term = 2
+    assert leading.raise_version(lambda peer: Supported(1, 2)) == Raise()
+    leading.propose()
+    assert versions(core) == []
+
+
+def test_a_version_that_is_in_force_is_not_proposed_again(core, replica, leading):
+    replica.cluster_version = 2
+    assert leading.raise_version(lambda peer: Supported(1, 3)) == Raise()
+    leading.propose()
+    assert versions(core) == []

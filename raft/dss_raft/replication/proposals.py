@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dss_raft import metrics
 from dss_raft.core import Busy, NotLeader, RaftCore
@@ -15,9 +15,10 @@ from dss_raft.formats import array_version
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import GROUP_FORMAT, encode_batch
 from dss_raft.replication.clocks import AGREE_MS, StampClock
-from dss_raft.replication.commands import AdvanceTime, Command
+from dss_raft.replication.commands import AdvanceTime, Command, SetClusterVersion
 from dss_raft.replication.replica import Replica
 from dss_raft.size_limits import ENTRY_FILL_BYTES, GROUP_BYTES_MAX
+from dss_raft.versions import Raise, Supported, next_version
 
 #: Limit of the bytes gathered while the core accepts nothing (`Busy`). Nodes repeat unanswered commands every second, so without a
 #: limit, a log that makes no progress would fill the leader's memory with repeats.
@@ -42,6 +43,8 @@ class Proposals:
         self._gathered_bytes = 0
         self._must_stamp = False
         self._time_is_checked = False
+        #: the cluster version that was proposed in this term
+        self._version = 0
         #: (index, time of the proposal) of entries that are not committed yet
         self._proposed: deque[tuple[int, float]] = deque()
 
@@ -104,6 +107,25 @@ class Proposals:
         else:
             self._time_is_checked = behind_ms >= -AGREE_MS
 
+    def raise_version(self, supported_by: Callable[[str], Supported | None]) -> Raise:
+        """Raise the cluster's version if all members support a newer one. Returns whether they do, and otherwise why not.
+
+        Args:
+            supported_by: what a linked member announces.
+        """
+        self._enter_term()
+        core, replica = self._core, self._replica
+        # After the first batch of its term, a leader has applied all earlier versions.
+        if replica.batch_term != self._term or replica.cluster_version >= replica.supported.max:
+            return Raise()
+        announced = {member: supported_by(member) for member in core.membership.ids if member != core.node_id}
+        if core.node_id in core.membership.ids:
+            announced[core.node_id] = replica.supported
+        found = next_version(replica.cluster_version, announced)
+        if found.to > self._version and self.add_own(SetClusterVersion(version=found.to)):
+            self._version = found.to
+        return found
+
     def propose(self) -> None:
         """Append all gathered commands to the log, in as few entries as the limit allows."""
         self._enter_term()
@@ -144,6 +166,7 @@ class Proposals:
             self._proposed.clear()
             self._groups, self._own, self._must_stamp = [], [], False
             self._time_is_checked = False
+            self._version = 0
             self._gathered_bytes = 0
 
 

@@ -216,6 +216,48 @@ COMPONENT_MUTANTS = (
         "    if False:\n        raise",
         ("tests/raft/store/test_backup_file.py::test_every_flipped_byte_is_noticed",),
     ),
+    ComponentMutant(
+        "a newer command in the log takes effect on the releases that know it",
+        "dss_raft.replication.replica",
+        "for t in machine.commands if t.since <= version}",
+        "for t in machine.commands}",
+        ("tests/raft/test_versions.py::test_a_command_that_is_newer_than_the_version_has_no_effect_on_any_release",),
+    ),
+    ComponentMutant(
+        "a snapshot of a newer release is restored",
+        "dss_raft.replication.replica",
+        "        require_supported(state.cluster_version, self.supported)\n",
+        "",
+        ("tests/raft/test_versions.py::test_a_snapshot_of_an_unknown_version_is_not_restored",),
+    ),
+    ComponentMutant(
+        "the version is proposed by the first leader only",
+        "dss_raft.replication.proposals",
+        "            self._version = 0\n            self._gathered",
+        "            self._gathered",
+        ("tests/raft/test_proposals.py::test_a_leader_proposes_a_version_once_in_a_term_and_the_next_leader_again",),
+    ),
+    ComponentMutant(
+        "a node of an older release starts with a log that it cannot apply",
+        "dss_raft.node",
+        "        self.replica.require_supported(boot_state.entries)\n",
+        "",
+        ("tests/raft/test_cluster_version.py::test_an_upgrade_node_by_node_and_the_way_back",),
+    ),
+    ComponentMutant(
+        "an older release is linked",
+        "dss_raft.net.handshake",
+        "            self._check_versions()\n",
+        "",
+        ("tests/raft/links/test_wire_handshake.py::test_an_older_release_is_refused_once_both_know_the_secret_and_both_say_why",),
+    ),
+    ComponentMutant(
+        "the key does not cover what the nodes announce",
+        "dss_raft.net.handshake",
+        "dialer, acceptor = (self._own_hello, hello) if self._dials else (hello, self._own_hello)",
+        "dialer, acceptor = b'', b''",
+        ("tests/raft/links/test_wire_handshake.py::test_nobody_in_between_can_change_the_versions",),
+    ),
 )
 
 

@@ -16,7 +16,9 @@ All checks look only at the node that has just acted, so that a step costs the s
     exactly_once         a session's commands are applied once each, in order, with the same answers on every node
     time                 applied time never goes back, and is never faster than real time, whatever single clocks show; it is advanced
                          only to what the clocks of a majority show
-    progress             once healed, a leader is elected and commits, and every node catches up
+    version              no node applies anything from a version on that its release does not support; the version is raised only while
+                         all members, as they have last announced it to the leader, support it; no newer command is proposed before
+    progress             once healed, a leader is elected and commits, and every node catches up; the version rises if all are new
     core_invariant       the core's own run-time checks
     crash                an unexpected exception
 """
@@ -32,6 +34,8 @@ from dss_raft.core import RaftCore, Role
 from dss_raft.core.messages import AppendEntries, AppendReply, Entry, EntryKind, PreVote, PreVoteReply, SnapshotReply, VoteReply
 from dss_raft.replication.batch import decode_raw
 from dss_raft.replication.clocks import PULL
+from dss_raft.replication.replica import SET_VERSION_TAG
+from dss_raft.versions import Supported
 
 if TYPE_CHECKING:
     from sim_node import SimNode
@@ -70,6 +74,10 @@ class Checker:
         self.floors: dict[int, int] = {}
         #: (node, incarnation, seq) -> (index, total) as first answered
         self.session_answers: dict[tuple[str, int, int], tuple[int, int]] = {}
+        #: index -> the cluster version that the entry there sets
+        self.versions: dict[int, int] = {}
+        #: (node, peer) -> what the peer has last announced to the node
+        self.announced: dict[tuple[str, str], Supported] = {}
         #: (index, term) -> when it was proposed
         self.proposed_us: dict[tuple[int, int], int] = {}
         #: index -> (term, when it was proposed, applied time after it)
@@ -195,7 +203,9 @@ class Checker:
         node.proposed[index] = (node.core.term, data)
         self.proposed_us[index, node.core.term] = node.clocks.time.now_us()
         if node.sessions is not None:
-            self.time_advance_proposed(node, data)
+            self.own_proposed(node, data)
+            if b"sim.add_twice" in data and not self.versions:
+                raise Violation("version", f"{node.id} proposes a command of version 2 before that version")
 
     def delivered(self, node: SimNode, entry: Entry) -> None:
         """The entry must be at the index that `propose` returned."""
@@ -227,16 +237,43 @@ class Checker:
             raise Violation("time", f"entry {index} sets applied time to {after_ms}, although it was at most {latest_ms:g} then")
         self.latest = (proposed_us, max(latest_ms, after_ms))
 
-    def time_advance_proposed(self, node: SimNode, data: bytes) -> None:
+    def own_proposed(self, node: SimNode, data: bytes) -> None:
+        for command in map(msgspec.msgpack.decode, decode_raw(data).own):
+            if command["op"] == "raft.set_cluster_version":
+                self.version_proposed(node, command["version"])
+            else:
+                self.time_advance_proposed(node, command["to_ms"])
+
+    def time_advance_proposed(self, node: SimNode, to_ms: int) -> None:
         """Time may be advanced only to what the wall clocks of a majority of the voters show, or have shown a moment ago."""
-        for command in decode_raw(data).own:
-            to_ms = msgspec.msgpack.decode(command)["to_ms"]
-            voters = node.core.membership.voters
-            clocks = [node.clocks.time.clocks[voter] for voter in voters]
-            agreeing = sum(clock.has_shown(to_ms, AGREE_MS + LATE_MS) for clock in clocks)
-            node.clocks.time.happened["time advanced"] += 1
-            if agreeing <= len(voters) // 2:
-                raise Violation("time", f"{node.id} advances time to {to_ms}, as {agreeing} of {len(voters)} clocks show")
+        voters = node.core.membership.voters
+        clocks = [node.clocks.time.clocks[voter] for voter in voters]
+        agreeing = sum(clock.has_shown(to_ms, AGREE_MS + LATE_MS) for clock in clocks)
+        node.clocks.time.happened["time advanced"] += 1
+        if agreeing <= len(voters) // 2:
+            raise Violation("time", f"{node.id} advances time to {to_ms}, as {agreeing} of {len(voters)} clocks show")
+
+    def version_applied(self, node: SimNode, entry: Entry) -> None:
+        """The node has applied an entry."""
+        if entry.kind == EntryKind.COMMANDS and SET_VERSION_TAG in entry.data and entry.index not in self.versions:
+            found = [each["version"] for each in map(msgspec.msgpack.decode, decode_raw(entry.data).own) if "version" in each]
+            self.versions[entry.index] = max(found)
+            node.releases.happened["version raised"] += 1
+        self.version_restored(node, entry.index)
+
+    def version_restored(self, node: SimNode, index: int) -> None:
+        """The node's state is now that after `index`."""
+        for at, version in self.versions.items():
+            if at <= index and version not in node.supported:
+                raise Violation(
+                    "version", f"{node.id} supports {node.supported} and applies {index}, but {at} sets version {version}"
+                )
+
+    def version_proposed(self, node: SimNode, version: int) -> None:
+        for member in node.core.membership.ids:
+            supported = node.supported if member == node.id else self.announced.get((node.id, member))
+            if supported is None or version not in supported:
+                raise Violation("version", f"{node.id} proposes version {version}, but {member} announced {supported}")
 
     def session_answered(self, node_id: str, incarnation: int, seq: int, index: int, total: int) -> None:
         known = self.session_answers.setdefault((node_id, incarnation, seq), (index, total))

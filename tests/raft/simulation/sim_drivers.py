@@ -13,10 +13,12 @@ from sim_clocks import SimTime
 from sim_heap import Heap
 from sim_node import SimNode, SimStore
 from sim_sessions import ClockTold, Forward
+from sim_versions import NEW, Releases
 
 from dss_raft.core import Role
 from dss_raft.core.messages import Configuration, InstallSnapshot, Member, SnapshotMeta
 from dss_raft.core.ready import Persist, Ready, SnapshotChunkWanted
+from dss_raft.versions import UnsupportedVersion
 
 RESEND_US = 100_000
 #: nodes tell each other their wall clocks in this interval
@@ -35,6 +37,7 @@ class Drivers(Heap):
         self.nodes: dict[str, SimNode] = self.check.nodes
         self.restores = 0
         self.time = SimTime(lambda: self.now, self.seed, self.profile.voters, self.happened)
+        self.releases = Releases(self.seed, self.profile.sessions, lambda: self.now, self.happened)
         members = [Member(id=chr(97 + i), url="", store=f"{chr(97 + i)}0") for i in range(self.profile.voters)]
         for member in members:
             self._start_node(member.id, Configuration(tuple(members)))
@@ -59,7 +62,9 @@ class Drivers(Heap):
         }
         sessions_of = self.check if self.profile.sessions else None
         clocks = self.time.clocks_of(node_id)
-        node = SimNode(len(self.nodes), node_id, configuration, limits, self.rng.getrandbits(32), sessions_of, clocks)
+        node = SimNode(
+            len(self.nodes), node_id, configuration, limits, self.rng.getrandbits(32), sessions_of, clocks, self.releases
+        )
         self.nodes[node_id] = node
         node.clock_rate = self.rng.uniform(*self.profile.clock_rates)
         self._wake(node)
@@ -105,6 +110,18 @@ class Drivers(Heap):
 
     def _drain(self, node: SimNode) -> None:
         """Carry out the work of the core, like a driver."""
+        try:
+            self._carry_out_ready(node)
+        except UnsupportedVersion:
+            self._stop_at_version(node)
+
+    def _stop_at_version(self, node: SimNode) -> None:
+        """It has met a version that it does not support."""
+        self._say(node.id, "stops at a version that its release does not support")
+        self.happened["stop at a newer version"] += 1
+        self._crash(node)
+
+    def _carry_out_ready(self, node: SimNode) -> None:
         core, check = node.core, self.check
         while (ready := core.take_ready()) is not None:
             check.moved(node)
@@ -138,7 +155,11 @@ class Drivers(Heap):
             return
         node.applying = False
         self._note(9, node, len(node.to_apply))
-        self._apply_waiting(node)
+        try:
+            self._apply_waiting(node)
+        except UnsupportedVersion:
+            self._stop_at_version(node)
+            return
         self._drain(node)
 
     def _apply_waiting(self, node: SimNode) -> None:
@@ -335,7 +356,7 @@ class Drivers(Heap):
         node.sessions.look()
         for peer in self.nodes:
             if peer != node.id and not self.time.chance(self.profile.loss):
-                told = ClockTold(node.id, peer, node.clocks.wall_ms())
+                told = ClockTold(node.id, peer, node.clocks.wall_ms(), node.supported)
                 self._later(self.time.delay_us(CLOCK_LATE_US), self._deliver_clock, told, self.time.down_ms)
 
     def _deliver_clock(self, told: ClockTold, down_ms: int) -> None:
@@ -411,7 +432,13 @@ class Drivers(Heap):
     def _restart(self, node: SimNode, life: int) -> None:
         if node.alive or node.gone or life != node.life:
             return
-        node.boot()
+        self.releases.restarts(node)
+        try:
+            node.boot()
+        except UnsupportedVersion:
+            self.happened["way back refused"] += 1
+            node.supported = NEW  # as its last line advises
+            node.boot()
         self.happened["restart"] += 1
         self._note(7, node, 0)
         self._say(

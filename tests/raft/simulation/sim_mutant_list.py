@@ -514,4 +514,31 @@ MUTANTS: tuple[Mutant, ...] = (
         checks=("exactly_once",),
         seeds=(56,),
     ),
+    Mutant(
+        "the version rises without a member that is not linked",
+        (("versions", "if missing or old or not members:", "if old or not members:"),),
+        checks=("version",),
+        seeds=(113,),
+    ),
+    Mutant(
+        "the version rises to the newest release of a member",
+        (
+            ("versions", "if missing or old or not members:", "if missing or not members:"),
+            ("versions", "Raise(min(supported.max", "Raise(max(supported.max"),
+        ),
+        checks=("version",),
+        seeds=(57,),
+    ),
+    Mutant(
+        "a version of a newer release is applied",
+        (("replica", "        self._check_versions(batch)\n        self.at_ms", "        self.at_ms"),),
+        checks=("version",),
+        seeds=(97,),
+    ),
+    Mutant(
+        "a newer command is proposed before its version",
+        (("admission", "if command.since > MIN:", "if False:"),),
+        checks=("version",),
+        seeds=(1,),
+    ),
 )

@@ -30,6 +30,7 @@ REPLICATED = (
     "dss_raft.replication.clocks",
     "dss_raft.replication.admission",
     "dss_raft.replication.proposals",
+    "dss_raft.versions",
 )
 #: modules with directed tests
 SCENARIOS = (
@@ -42,7 +43,7 @@ SCENARIOS = (
     "test_reachable",
 )
 #: modules that must be imported again to use the mutated core
-SIMULATOR = ("sim_world", "sim_load", "sim_drivers", "sim_heap", "sim_node", "sim_sessions", "sim_check")
+SIMULATOR = ("sim_world", "sim_load", "sim_drivers", "sim_heap", "sim_node", "sim_sessions", "sim_versions", "sim_check")
 REIMPORTED = (PACKAGE, *SIMULATOR, *REPLICATED, "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"
 
@@ -74,8 +75,8 @@ class Patched(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def full_name(module: str) -> str:
     """A module of the core by its short name, or one of REPLICATED."""
-    replicated = f"dss_raft.replication.{module}"
-    return replicated if replicated in REPLICATED else f"{PACKAGE}.{module}"
+    names = (f"dss_raft.replication.{module}", f"dss_raft.{module}")
+    return next((name for name in names if name in REPLICATED), f"{PACKAGE}.{module}")
 
 
 @contextmanager

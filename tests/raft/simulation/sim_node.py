@@ -9,6 +9,7 @@ from typing import Any
 from sim_check import Checker
 from sim_clocks import SimClocks
 from sim_sessions import Sessions
+from sim_versions import Releases
 
 from dss_raft.core import CoreConfig, RaftCore, Role
 from dss_raft.core.messages import Configuration, Entry, SnapshotMeta
@@ -91,11 +92,15 @@ class SimNode:
         seed: int,
         sessions_of: Checker | None,
         clocks: SimClocks,
+        releases: Releases,
     ) -> None:
         self.number = number
         #: if given, the state machine is a Replica with sessions
         self.sessions_of = sessions_of
         self.clocks = clocks
+        self.releases = releases
+        #: the cluster versions that its present release supports
+        self.supported = releases.first()
         #: random, of the running process
         self.incarnation = 0
         self.id = node_id
@@ -152,6 +157,7 @@ class SimNode:
         if self.sessions_of is not None:
             opening = OpenSession(store=self.store.id, starts=self.store.starts)
             self.sessions = Sessions(self, self.incarnation, opening, self.sessions_of, self.clocks)
+            self.sessions.replica.require_supported(self.store.entries)
         self.peer_incarnations.clear()
         self.load(self.store.snapshots[self.store.snapshot.index])
         self.seen_role = Role.FOLLOWER

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sim_check import Checker, Violation
 from sim_clocks import SimClocks
+from sim_versions import LINKED_US, AddTwice
 
 if TYPE_CHECKING:
     from sim_node import SimNode
 
+from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_raft.core import Role
 from dss_raft.core.messages import Entry
@@ -26,13 +28,14 @@ from dss_raft.replication.commands import Command, OpenSession
 from dss_raft.replication.machine import Event, Origin
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.replica import ApplyFailed, Replica
+from dss_raft.versions import Supported
 
 #: The real one would outlast most simulated worlds.
 FIRST_STAMP_WAIT_S = 0.1
 
 
 class Add(Command, tag="sim.add"):
-    """The only command. Its effect shows in every later answer."""
+    """The command of all releases. Its effect shows in every later answer."""
 
     value: int
 
@@ -51,6 +54,8 @@ class ClockTold(msgspec.Struct, frozen=True):
     sender: str
     to: str
     wall_ms: int
+    #: the cluster versions that the node supports: in the handshake of a real link
+    supported: Supported
 
 
 class CheckedCore:
@@ -74,7 +79,7 @@ class Counter:
 
     name = "counter"
     format_version = 1
-    commands: tuple[type[Command], ...] = (Add,)
+    commands: tuple[type[Command], ...] = (Add, AddTwice)
 
     def __init__(self, check: Checker) -> None:
         self.check = check
@@ -93,7 +98,10 @@ class Counter:
         if origin.incarnation in self.over or origin.seq != last + 1:
             raise Violation("exactly_once", f"entry {index} gives {origin} to the machine after {incarnation}.{last}")
         self.given[origin.node] = [origin.incarnation, origin.seq]
-        self.total = zlib.crc32(b"%d:%d" % (self.total, command.value))
+        times = 2 if isinstance(command, AddTwice) else 1
+        self.total = zlib.crc32(
+            b"%d:%d:%d" % (self.total, command.value, times) if times > 1 else b"%d:%d" % (self.total, command.value)
+        )
         return Result({"total": self.total})
 
     def cancel(self, waiter: Origin, at_ms: int, index: int) -> None: ...
@@ -130,11 +138,14 @@ class Sessions:
         self.opening = opening
         self.check = check
         self.counter = Counter(check)
-        self.replica = Replica(node_id, [self.counter])
+        self.replica = Replica(node_id, [self.counter], node.supported)
+        #: peer -> (when, what it supports)
+        self.announced: dict[str, tuple[int, Supported]] = {}
+        self.admission = Admission(self.replica.command_types, lambda: self.replica.cluster_version)
         self.member_clocks = MemberClocks(node_id, clocks.wall_ms, clocks.steady_s)
         self.applied_clock = AppliedClock(clocks.wall_ms, clocks.steady_s)
         stamps = StampClock(self.member_clocks, self.applied_clock, clocks.steady_s, FIRST_STAMP_WAIT_S)
-        self.proposals = Proposals(CheckedCore(node, check), self.replica, Admission(self.replica.command_types), stamps)  # type: ignore[arg-type]
+        self.proposals = Proposals(CheckedCore(node, check), self.replica, self.admission, stamps)  # type: ignore[arg-type]
         #: the term in which this node has stamped as the leader
         self.stamped_term = 0
         #: the first command opens the session
@@ -155,6 +166,7 @@ class Sessions:
             raise failure.cause from None  # what the checking machine has found
         self.applied_clock.applied(self.replica.at_ms)
         is_advanced = any(fault.kind == "advanced" for fault in self.replica.take_faults())
+        self.check.version_applied(self.node, entry)
         self.check.time_applied(entry, before_ms, self.replica.at_ms, is_advanced)
         for incarnation, seq, result in self.replica.take_outcomes():
             if incarnation == self.incarnation:
@@ -163,7 +175,8 @@ class Sessions:
 
     def face(self) -> int:
         given = self.counter.given
-        return zlib.crc32(repr((self.counter.total, self.replica.at_ms, sorted(given.items()))).encode())
+        version = self.replica.cluster_version
+        return zlib.crc32(repr((self.counter.total, self.replica.at_ms, sorted(given.items()), version)).encode())
 
     def dump(self) -> bytes:
         return self.replica.snapshot()
@@ -171,6 +184,7 @@ class Sessions:
     def load(self, data: bytes) -> int:
         """A snapshot has replaced the state: answer the commands whose results are in its session table."""
         self.replica.restore(data)
+        self.check.version_restored(self.node, self.replica.applied_index)
         self.applied_clock.applied(self.replica.at_ms)
         session = self.replica.sessions.get(self.node_id)
         if session is not None and session.incarnation == self.incarnation:
@@ -192,8 +206,18 @@ class Sessions:
         """A new command, as the group that carries it."""
         seq = self.next_seq
         self.next_seq += 1
-        self.in_flight[seq] = encode_command(Add(value=value))
+        self.in_flight[seq] = self._encode(value)
         return self.again()[0] if 1 in self.in_flight else self._group(seq, [self.in_flight[seq]])
+
+    def _encode(self, value: int) -> bytes:
+        if self.node.releases.wants_newer_command():
+            try:
+                encoded = self.admission.encode(AddTwice(value=value))
+                self.node.releases.happened["newer command"] += 1
+                return encoded
+            except Refused:
+                self.node.releases.happened["newer command refused"] += 1
+        return encode_command(Add(value=value))
 
     def again(self) -> list[bytes]:
         """Everything in flight again, with the same numbers."""
@@ -231,12 +255,20 @@ class Sessions:
             self.stamped_term = self.node.core.term
             self.proposals.stamp()
         self.proposals.catch_up()
+        if self.node.releases.is_mixed:
+            self.proposals.raise_version(self._supported_by)
         self.proposals.propose()
+
+    def _supported_by(self, peer: str) -> Supported | None:
+        at_us, supported = self.announced.get(peer, (-LINKED_US, None))
+        return supported if self.node.releases.now_us() - at_us < LINKED_US else None
 
     def look(self) -> None:
         """Compare the wall clocks."""
         self.member_clocks.look(self.node.core.membership.voters)
 
     def heard(self, told: ClockTold) -> None:
+        self.announced[told.sender] = (self.node.releases.now_us(), told.supported)
+        self.check.announced[self.node_id, told.sender] = told.supported
         self.member_clocks.heard(told.sender, told.wall_ms)
         self.look()

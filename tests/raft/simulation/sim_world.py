@@ -11,6 +11,7 @@ from sim_check import Violation
 from sim_clocks import AGREE_MS, RIGHT_MS_MAX
 from sim_load import Load
 from sim_node import SimNode
+from sim_versions import NEW
 
 from dss_raft.core import InvariantViolation
 from dss_raft.core.messages import EntryKind
@@ -41,6 +42,13 @@ HAPPENINGS = (
         "restored disk",
         "removal while one is lost",
         "quorum at risk",
+        "upgrade",
+        "way back",
+        "way back refused",
+        "version raised",
+        "stop at a newer version",
+        "newer command",
+        "newer command refused",
     ),
 )
 
@@ -193,12 +201,15 @@ class World(Load):
     def _heal(self) -> None:
         """Everything works from now on: a leader must commit, and every node must catch up (`_too_late`)."""
         self._say("", "-- healed")
-        self.healed = True
+        self.healed = self.releases.is_end = True
         self.cut = {}
         for node in self.nodes.values():
             node.paused_until = min(node.paused_until, self.now)
             node.clock_rate = 1.0
             if not node.alive:
+                self._restart(node, node.life)
+            if self.releases.end_upgraded and node.supported is not NEW and not node.gone:
+                self._crash(node)
                 self._restart(node, node.life)
         leader = self._leader()
         if self.profile.hot_copies and leader is not None:
@@ -235,7 +246,17 @@ class World(Load):
             return False
         if any(node.sessions is not None and node.sessions.in_flight for node in members):
             return False
-        return all(node.core.leader_id == leader.id for node in members) and self._time_has_caught_up(leader)
+        if not all(node.core.leader_id == leader.id for node in members):
+            return False
+        return self._time_has_caught_up(leader) and self._version_has_risen(leader)
+
+    def _version_has_risen(self, leader: SimNode) -> bool:
+        """If all members have the new release, the cluster has its version."""
+        members = [self.nodes[member] for member in leader.core.membership.ids]
+        if not self.releases.is_mixed or any(node.gone or node.supported is not NEW for node in members):
+            return True
+        assert leader.sessions is not None
+        return leader.sessions.replica.cluster_version == NEW.max
 
     def _time_has_caught_up(self, leader: SimNode) -> bool:
         """Applied time is not behind the right clocks, if they were a majority all the time."""
