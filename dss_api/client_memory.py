@@ -63,6 +63,23 @@ class Account:
         self.bytes = 0
 
 
+class Share:
+    """A part of an account that is measured again and again, not counted up and down: what the web server keeps."""
+
+    __slots__ = ("_account", "_bytes")
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._bytes = 0
+
+    def set(self, count: int) -> None:
+        """It is `count` bytes now."""
+        change = count - self._bytes
+        if change:
+            self._bytes = count
+            self._account.take(change)
+
+
 class ClientMemory:
     """The accounts of a node's clients. See the module.
 

@@ -26,7 +26,7 @@ from dss_api.http_answers import CONTINUE, encode_answer
 from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
 from dss_api.supervised import report_failure
-from dss_api.turns import Turns
+from dss_api.turns import InputTurns, Turns
 
 #: Maximum number of pipelined requests on one connection. Above it, reading pauses.
 PIPELINED_MAX = 64
@@ -45,6 +45,7 @@ class Listener(Protocol):
     limits: HttpLimits
     is_stopping: bool
     turns: Turns
+    input_turns: InputTurns
     memory: ClientMemory
     find_node: Callable[[], Any]
 
@@ -127,6 +128,7 @@ class HttpConnection(asyncio.Protocol):
         self._queue.clear()
         if self._task is not None:
             self._task.cancel()
+        self._listener.input_turns.forget(self)
         self._listener.closed(self)
 
     def eof_received(self) -> bool:
@@ -149,6 +151,10 @@ class HttpConnection(asyncio.Protocol):
         self._serve_next()
 
     def data_received(self, data: bytes) -> None:
+        self._listener.input_turns.deliver(self, data)
+
+    def take_input(self, data: bytes) -> None:
+        """Parse this input."""
         if self._is_over:
             self._discard(data)
             return
@@ -238,6 +244,15 @@ class HttpConnection(asyncio.Protocol):
             self._is_reading_paused = True
             self._transport.pause_reading()
 
+    def pause_input(self) -> None:
+        """Stop reading until `resume_input`: other connections take their turn."""
+        self._transport.pause_reading()
+
+    def resume_input(self) -> None:
+        """Read again, unless too many requests wait."""
+        if not self._is_reading_paused and self.abort_handed_over is None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     # --------------------------------------------------------------- serving
 
     def _end_with(self, request: HttpRequest, answer: EncodedAnswer) -> None:
@@ -281,7 +296,7 @@ class HttpConnection(asyncio.Protocol):
         route = request.route
         assert route is not None
         try:
-            await self._listener.turns.enter()
+            await self._listener.turns.enter(self.address)
             answer = await route.carry_out(self._listener.find_node, decoded)
         except asyncio.CancelledError:
             if self._has_hung_up:

@@ -10,13 +10,14 @@ import math
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
 from prometheus_client import Gauge
 
 from dss_api import heap, negotiation
-from dss_api.client_memory import TAKEN_OVER_BYTES
+from dss_api.client_memory import TAKEN_OVER_BYTES, Account
 from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
@@ -25,11 +26,15 @@ from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, nothing_there
+from dss_api.liveness import Line
+from dss_api.turns import InputTurns, Reader
 
 log = structlog.get_logger("api")
 
 #: How often deadlines are checked.
 SWEEP_S = 1.0
+#: When clients use this much less than before, the heap is trimmed.
+TRIM_BYTES = 8 * 1024 * 1024
 CLOSE_POLL_S = 0.01
 #: How long a page may take, from its request to the end of its answer. Longer than any call waits, and as long as a slow client needs.
 PAGE_TIMEOUT_S = 120.0
@@ -38,8 +43,8 @@ FLUSH_POLL_S = 0.01
 CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections")
 
 
-class HandedOver(Protocol):
-    """A connection that the web server has taken over."""
+class HandedOver(Line, Reader, Protocol):
+    """A connection that the web server has taken over. The methods of `Line` but `recount` are for WebSockets."""
 
     @property
     def is_closed(self) -> bool:
@@ -51,15 +56,23 @@ class HandedOver(Protocol):
     def abort(self) -> None:
         """End the connection immediately."""
 
-    def ping(self) -> None:
-        """Send a WebSocket's ping frame."""
 
-    def watch(self, on_data: Callable[[int], None]) -> None:
-        """Call `on_data` with the number of bytes whenever something arrives on this WebSocket."""
+@dataclass(frozen=True)
+class Client:
+    """The client of a connection that is handed over.
+
+    Args:
+        account: where the web server counts what it keeps for the client.
+        input_turns: decides when the web server takes what the client sends on a WebSocket.
+    """
+
+    address: str
+    account: Account
+    input_turns: InputTurns
 
 
-#: Takes a connection over: its transport, and the first input.
-TakeOver = Callable[[asyncio.Transport, bytes], HandedOver]
+#: Takes a connection over: its transport, the first input, its client.
+TakeOver = Callable[[asyncio.Transport, bytes, Client], HandedOver]
 
 
 class HttpListener:
@@ -84,6 +97,7 @@ class HttpListener:
         self.limits = limits
         self.find_node = json.find_node
         self.turns = in_progress.turns
+        self.input_turns = in_progress.input_turns
         self.memory = in_progress.memory
         self.is_stopping = False
         self._json = json
@@ -96,9 +110,12 @@ class HttpListener:
         self._handed_over: dict[HandedOver, HttpConnection] = {}
         self._by_client: dict[Any, HandedOver] = {}
         in_progress.abort = self._abort_client
+        in_progress.recount = self._recount
         in_progress.websocket_opened = self._websocket_opened
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
+        #: the largest use of memory by clients that a sweep has seen since the heap was trimmed
+        self._most_bytes = 0
 
     async def accept(self, listening: socket.socket) -> None:
         """Accept connections from this socket."""
@@ -208,12 +225,15 @@ class HttpListener:
             self.loop.call_later(FLUSH_POLL_S, self.hand_over, connection, transport, data)
             return
         self._connections.discard(connection)
+        rest = self.input_turns.forget(connection)
         # Set before the first transport is closed: the account then belongs to the connection of the web server.
         connection.abort_handed_over = transport.abort
         connection.account.take(TAKEN_OVER_BYTES)
         client = tuple((transport.get_extra_info("peername") or ())[:2])
         try:
-            handed_over = self._take_over(transport, data)
+            handed_over = self._take_over(transport, data, Client(connection.address, connection.account, self.input_turns))
+            if rest:
+                self.input_turns.deliver(handed_over, rest)
         except Exception:
             log.exception("api.hand_over_failed")
             self._forget(connection)
@@ -238,6 +258,11 @@ class HttpListener:
         if handed_over is not None:
             handed_over.abort()
 
+    def _recount(self, client: Sequence[Any] | None) -> None:
+        handed_over = self._find_line(client)
+        if handed_over is not None:
+            handed_over.recount()
+
     # ----------------------------------------------------------------- sweep
 
     def _sweep(self) -> None:
@@ -245,16 +270,25 @@ class HttpListener:
         now = self.loop.time()
         for connection in [one for one in self._connections if 0.0 < one.deadline <= now]:
             connection.time_out()
-        if self.memory.was_relieved:
-            self.memory.was_relieved = False
-            heap.trim()
+        self._trim()
         for handed_over, connection in self._handed_over.items():
             if connection.handed_over_until <= now and not handed_over.is_closed:
                 handed_over.abort()
+            handed_over.recount()
         for handed_over in [one for one in self._handed_over if one.is_closed]:
+            self.input_turns.forget(handed_over)
             self._forget(self._handed_over.pop(handed_over))
         if len(self._by_client) > len(self._handed_over):
             self._by_client = {client: one for client, one in self._by_client.items() if one in self._handed_over}
+
+    def _trim(self) -> None:
+        """After a burst, the heap has holes: give them back to the system."""
+        memory = self.memory
+        self._most_bytes = max(self._most_bytes, memory.bytes)
+        if memory.was_relieved or self._most_bytes - memory.bytes > TRIM_BYTES:
+            memory.was_relieved = False
+            self._most_bytes = memory.bytes
+            heap.trim()
 
     def _forget(self, connection: HttpConnection) -> None:
         address = connection.address

@@ -11,7 +11,7 @@ from typing import Any
 from dss_api.client_memory import ClientMemory
 from dss_api.errors import Refused
 from dss_api.liveness import Line
-from dss_api.turns import Turns
+from dss_api.turns import InputTurns, Turns
 
 
 class InProgress:
@@ -24,6 +24,7 @@ class InProgress:
 
     def __init__(self, calls_per_address_max: int = 10_000, memory: ClientMemory | None = None) -> None:
         self.turns = Turns()
+        self.input_turns = InputTurns()
         self.memory = memory or ClientMemory()
         self._per_address_max = calls_per_address_max
         self._per_address: Counter[str] = Counter()
@@ -35,6 +36,8 @@ class InProgress:
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
         #: aborts the connection of a client, (host, port); the listener sets it
         self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
+        #: measures what the web server keeps for a client, (host, port); the listener sets it
+        self.recount: Callable[[Sequence[Any] | None], None] = lambda client: None
         #: tells the listener that a connection is a WebSocket, and returns it; the listener sets it
         self.websocket_opened: Callable[[Sequence[Any] | None], Line | None] = lambda client: None
 

@@ -16,21 +16,37 @@ class Line(Protocol):
     def ping(self) -> None:
         """Send a ping frame."""
 
-    def watch(self, on_data: Callable[[int], None]) -> None:
-        """Call `on_data` with the number of bytes whenever something arrives."""
+    def watch(self, on_data: Callable[[], None]) -> None:
+        """Call `on_data` whenever something arrives. Its input is taken in turns from now on."""
+
+    def message_taken(self) -> None:
+        """The application has received a message: the server no longer keeps it."""
+
+    def recount(self) -> None:
+        """Measure what the server keeps for the client: input, messages that nobody has received, output that nobody has read."""
+
+
+class NoLine:
+    """In place of a connection of a server that cannot be asked."""
+
+    def ping(self) -> None:
+        """Do nothing."""
+
+    def watch(self, on_data: Callable[[], None]) -> None:
+        """Do nothing."""
+
+    message_taken = recount = ping
 
 
 class Liveness:
     """See the module.
 
     Args:
-        line: the connection; None when the server cannot be asked, and clients are taken to be alive.
-        on_bytes: called with the number of bytes whenever something arrives.
+        line: the connection; None or `NoLine` when the server cannot be asked, and clients are taken to be alive.
     """
 
-    def __init__(self, line: Line | None = None, on_bytes: Callable[[int], None] = lambda count: None) -> None:
-        self._line = line
-        self._on_bytes = on_bytes
+    def __init__(self, line: Line | None = None) -> None:
+        self._line = line = None if isinstance(line, NoLine) else line
         self._waiting: dict[Callable[[], None], None] = {}
         #: grows with each sign
         self.signs = 0
@@ -47,10 +63,9 @@ class Liveness:
         if self._line is not None:
             self._line.ping()
 
-    def heard(self, count: int = 0) -> None:
-        """`count` bytes have arrived."""
+    def heard(self) -> None:
+        """Something has arrived."""
         self.signs += 1
-        self._on_bytes(count)
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
             for callback in waiting:

@@ -29,7 +29,7 @@ from dss_api.guard import check_origin
 from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
-from dss_api.liveness import Liveness
+from dss_api.liveness import Liveness, NoLine
 from dss_api.operation import Subscription
 from dss_api.routes import require_state
 from dss_api.supervised import Tasks, report_if_failed
@@ -42,8 +42,6 @@ PATH = "/ws"
 CALLS_PER_CONNECTION_MAX = 1000
 CANCEL = "cancel"
 PING = "ping"
-#: Counted for each piece of an incomplete message in addition to its length: the server keeps an object for it.
-ARRIVAL_BYTES = 64
 
 #: Close codes of RFC 6455, and our own (4000 and up) where HTTP would answer 401, 403 and 404.
 GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1001, 1007, 4401, 4403, 4404
@@ -146,11 +144,12 @@ class WebSocketConnection:
         self._in_progress = in_progress = entry_point.in_progress
         self._address = (client or ("",))[0]
         self._account = in_progress.memory.open(self._drop)
-        #: bytes that have arrived since the last frame was complete
-        self._arriving_bytes = 0
         self._send = send
-        self._writer = WebSocketWriter(send, lambda: in_progress.abort(client), self._give_up, self._account)
-        self._liveness = Liveness(in_progress.websocket_opened(client), self._arriving)
+        self._line = in_progress.websocket_opened(client) or NoLine()
+        self._writer = WebSocketWriter(
+            send, lambda: in_progress.abort(client), self._give_up, self._account, recount=self._line.recount
+        )
+        self._liveness = Liveness(self._line)
         self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}
         #: of the subscriptions among them
@@ -164,17 +163,19 @@ class WebSocketConnection:
         self._serving = asyncio.current_task()
         try:
             while (message := await receive())["type"] == "websocket.receive":
-                self._account.take(-self._arriving_bytes)
-                self._arriving_bytes = 0
+                self._line.message_taken()
                 text = message.get("text")
                 data = message.get("bytes") or b"" if text is None else text.encode()
+                is_text = text is not None or message.get("is_text", False)
+                del text, message
                 try:
                     frame = _decode(data)
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                     # Without an id there is no call to answer.
                     await self._send({"type": "websocket.close", "code": BAD_FRAME})
                     return
-                await self._begin(frame, text is not None, len(data) + CALL_BYTES)
+                await self._begin(frame, is_text, len(data) + CALL_BYTES)
+                del frame, data
         except asyncio.CancelledError:
             # `_give_up` cancelled this task; when it ends, the connection is closed.
             if self._writer.is_open:
@@ -190,11 +191,6 @@ class WebSocketConnection:
             if calls:
                 await asyncio.wait(calls)
             await self._refusals.stop()
-
-    def _arriving(self, count: int) -> None:
-        count += ARRIVAL_BYTES
-        self._arriving_bytes += count
-        self._account.take(count)
 
     def _drop(self) -> None:
         """The clients' memory is exceeded, and this connection uses the most."""
@@ -272,7 +268,7 @@ class WebSocketConnection:
             route = self._json.routes.by_name.get(frame.op)
             if route is None:
                 raise Refused("not_found", f"there is no operation {frame.op}")
-            await self._in_progress.turns.enter()
+            await self._in_progress.turns.enter(self._address)
             answer = await route.carry_out(self._json.find_node, route.decoder.body(bytes(frame.request)))
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:

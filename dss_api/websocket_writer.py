@@ -38,6 +38,7 @@ class WebSocketWriter:
         give_up: called once when the client exceeds a limit; nothing is sent after that.
         account: what the node keeps for the connection.
         unread_bytes_max: maximum number of bytes that wait for the client.
+        recount: called after each message that the server has taken: the server counts it from now on.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class WebSocketWriter:
         give_up: Callable[[], None],
         account: Account,
         unread_bytes_max: int = UNREAD_BYTES_MAX,
+        recount: Callable[[], None] = lambda: None,
     ) -> None:
         self._send = send
+        self._recount = recount
         self._abort = abort
         self._give_up = give_up
         self._account = account
@@ -80,6 +83,7 @@ class WebSocketWriter:
         except OSError:
             return False
         self._sent += 1
+        self._recount()
         return self.is_open
 
     def keep(self, length: int) -> bool:

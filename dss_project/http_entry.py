@@ -25,6 +25,9 @@ WEB_SERVER_PATHS = (*PAGES, "/metrics", settings.STATIC_URL)
 #: Pages in progress. Each needs a thread, and a page of a call that waits keeps its thread until the call ends.
 PAGES_MAX = 32
 TOO_MANY_PAGES = Refused("overloaded", f"this node already shows {PAGES_MAX} pages")
+#: Static files in progress. Each needs a thread until its client has read it.
+FILES_MAX = 32
+TOO_MANY_FILES = Refused("overloaded", f"this node already sends {FILES_MAX} files")
 # The `_created` series would double the page for little use.
 disable_created_metrics()
 METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
@@ -44,10 +47,17 @@ class HttpEntryPoint:
         self._django: Application = get_asgi_application()
         self._static: Application | None = None
         self._pages = 0
+        self._files = 0
         self.in_progress = in_progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        address = (scope.get("client") or ("",))[0]
+        client = scope.get("client")
+        address = _address(scope)
+
+        async def counted(message: dict[str, Any]) -> None:
+            await send(message)
+            self.in_progress.recount(client)
+
         try:
             self.in_progress.admit(address)
         except Refused as refusal:
@@ -55,7 +65,7 @@ class HttpEntryPoint:
             return
         self.in_progress.calls += 1
         try:
-            await self._open(scope, receive, send)
+            await self._open(scope, receive, counted)
         finally:
             self.in_progress.calls -= 1
             self.in_progress.release(address)
@@ -77,11 +87,12 @@ class HttpEntryPoint:
             return
         path = scope["path"]
         if path == "/metrics":
+            await self.in_progress.turns.enter(_address(scope))
             await send_answer(send, scope["method"], EncodedAnswer(200, generate_latest(), METRICS_HEADERS))
         elif path.startswith(settings.STATIC_URL):
-            await self._static_files()(scope, receive, send)
+            await self._file(scope, receive, send)
         elif not is_page(path, accept, from_form, PAGES):
-            await self.in_progress.turns.enter()
+            await self.in_progress.turns.enter(_address(scope))
             await self._json(scope, receive, send)
         elif content_length.isdigit() and int(content_length) > self._body_bytes_max:
             await send_answer(send, scope["method"], encode_refusal(too_large(self._body_bytes_max)))
@@ -98,12 +109,27 @@ class HttpEntryPoint:
         finally:
             self._pages -= 1
 
+    async def _file(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._files >= FILES_MAX:
+            await send_answer(send, scope["method"], encode_refusal(TOO_MANY_FILES))
+            return
+        self._files += 1
+        try:
+            await self._static_files()(scope, receive, send)
+        finally:
+            self._files -= 1
+
     def _static_files(self) -> Application:
         if self._static is None:
             from dss_console.static_files import static_files
 
             self._static = static_files(self._django)
         return self._static
+
+
+def _address(scope: Scope) -> str:
+    address: str = (scope.get("client") or ("",))[0]
+    return address
 
 
 def _limited(receive: Receive, bytes_max: int) -> Receive:

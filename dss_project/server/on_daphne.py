@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,8 +16,11 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.web.http import HTTPChannel
 from zope.interface import alsoProvides, implementer
 
+from dss_api.client_memory import Share
 from dss_api.http_limits import HttpLimits
+from dss_api.http_listener import Client
 from dss_project.config import NodeConfig
+from dss_project.server.held import HeldMessages
 
 log = structlog.get_logger("node")
 
@@ -25,23 +29,62 @@ log = structlog.get_logger("node")
 class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
     """Daphne's WebSocket, with flow control: Twisted pauses it while the client does not read."""
 
-    #: called with the number of bytes whenever something arrives
-    on_data: Callable[[int], None] | None = None
+    #: called with everything that arrives; by default, it is taken immediately
+    deliver: Callable[[bytes], None] | None = None
+    #: where it counts what it keeps
+    share: Share | None = None
+    _has_ended = False
+
+    def connectionMade(self) -> None:
+        self.held = HeldMessages()
+        super().connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
-        if self.on_data is not None:
-            self.on_data(len(data))
-        super().dataReceived(data)
+        (self.deliver or self.take_input)(data)
+
+    def take_input(self, data: bytes) -> None:
+        """Parse this input."""
+        if not self._has_ended:
+            super().dataReceived(data)
+            self.recount()
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        self.held.add_piece(len(payload))
+        super().onMessageFrameData(payload)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        """Queue the message as bytes: as `str` it can be four times as long. Autobahn has checked its encoding."""
+        self.last_ping = time.time()
+        if self.muted:
+            self.held.forget_unfinished()
+            return
+        self.held.complete()
+        self.application_queue.put_nowait({"type": "websocket.receive", "bytes": payload, "is_text": not isBinary})
 
     def connectionLost(self, reason: Any) -> None:
         super().connectionLost(reason)
-        self.forget_input()
+        self._forget_input()
 
-    def forget_input(self) -> None:
+    def abandon(self) -> None:
+        """Free everything that has arrived. The application learns of the end when the connection is lost."""
+        self._forget_input()
+        queue = getattr(self, "application_queue", None)
+        while queue is not None and not queue.empty():
+            queue.get_nowait()
+        self.held.clear()
+
+    def _forget_input(self) -> None:
         """Free what has arrived of a message. The objects refer to each other: garbage collection would come late."""
+        self._has_ended = True
+        self.held.forget_unfinished()
         self.data = b""
         self.message_data: list[bytes] = []
         self.frame_data: list[bytes] = []
+
+    def recount(self) -> None:
+        """See `Line`."""
+        if self.share is not None:
+            self.share.set(len(self.data) + self.held.bytes + _unsent_bytes(self.transport))
 
     def onOpen(self) -> None:
         self._can_write = asyncio.Event()
@@ -60,6 +103,7 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
 
     def resumeProducing(self) -> None:
         self._can_write.set()
+        self.recount()
 
     def stopProducing(self) -> None:
         self._can_write.set()
@@ -77,8 +121,13 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
 class TakenOver:
     """A connection that Daphne has taken over."""
 
-    def __init__(self, transport: Any) -> None:
+    def __init__(self, transport: Any, client: Client) -> None:
+        self.address = client.address
+        self.account = client.account
+        self._input_turns = client.input_turns
         self._transport = transport
+        self._share = Share(client.account)
+        self._on_data: Callable[[], None] = lambda: None
 
     @property
     def is_closed(self) -> bool:
@@ -88,23 +137,65 @@ class TakenOver:
         self._transport.loseConnection()
 
     def abort(self) -> None:
+        websocket = self._websocket
+        self._input_turns.forget(self)
         self._transport.abortConnection()
-        if (websocket := self._websocket) is not None:
-            websocket.forget_input()
+        _forget_output(self._transport)
+        if websocket is not None:
+            websocket.abandon()
 
     def ping(self) -> None:
-        if (websocket := self._websocket) is not None:
-            websocket.sendPing()
+        if self._websocket is not None:
+            self._websocket.sendPing()
 
-    def watch(self, on_data: Callable[[int], None]) -> None:
-        if (websocket := self._websocket) is not None:
-            websocket.on_data = on_data
+    def watch(self, on_data: Callable[[], None]) -> None:
+        if self._websocket is not None:
+            self._on_data = on_data
+            self._websocket.deliver = self._deliver
+            self._websocket.share = self._share
+
+    def _deliver(self, data: bytes) -> None:
+        self._on_data()
+        self._input_turns.deliver(self, data)
+
+    def take_input(self, data: bytes) -> None:
+        if self._websocket is not None:
+            self._websocket.take_input(data)
+
+    def message_taken(self) -> None:
+        if self._websocket is not None:
+            self._websocket.held.take()
+            self._websocket.recount()
+
+    def recount(self) -> None:
+        if self._websocket is not None:
+            self._websocket.recount()
+        else:
+            self._share.set(_unsent_bytes(self._transport))
 
     @property
     def _websocket(self) -> WritableWebSocket | None:
-        """None before the connection is a WebSocket, and after it was lost: then Twisted's transport has no protocol at all."""
+        """None: this is a page, or the connection was lost. Twisted then deletes the attribute."""
         protocol = getattr(self._transport, "protocol", None)
         return protocol if isinstance(protocol, WritableWebSocket) else None
+
+    def pause_input(self) -> None:
+        self._transport.pauseProducing()
+
+    def resume_input(self) -> None:
+        if self._transport.connected and not self._transport.disconnecting:
+            self._transport.resumeProducing()
+
+
+def _unsent_bytes(transport: Any) -> int:
+    """What Twisted keeps because the client has not read it."""
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def _forget_output(transport: Any) -> None:
+    """The connection is aborted: free what would have been sent."""
+    transport.dataBuffer, transport.offset = b"", 0
+    transport._tempDataBuffer, transport._tempDataLen = [], 0
 
 
 def _answer_half_closed(adopted: Any) -> None:
@@ -142,7 +233,7 @@ class DaphneServer(Server):  # type: ignore[misc]
         self._loop: asyncio.AbstractEventLoop = reactor._asyncioEventloop
         self._task: asyncio.Task[None] | None = None
 
-    def take_over(self, transport: asyncio.Transport, data: bytes) -> TakenOver:
+    def take_over(self, transport: asyncio.Transport, data: bytes, client: Client) -> TakenOver:
         """Serve this connection from now on; `data` is the first input. Twisted gets a descriptor of its own."""
         transport.pause_reading()
         connection = transport.get_extra_info("socket")
@@ -156,7 +247,7 @@ class DaphneServer(Server):  # type: ignore[misc]
         transport.abort()
         _answer_half_closed(adopted)
         adopted.protocol.dataReceived(data)
-        return TakenOver(adopted)
+        return TakenOver(adopted, client)
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
         """Do what Daphne does, then wait until the client of a WebSocket reads."""

@@ -11,29 +11,105 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import CloseCode, Frame
 
+from dss_api.client_memory import Share
+from dss_api.http_listener import Client
 from dss_project.config import NodeConfig
+from dss_project.server.held import HeldMessages
 
 
-class WatchedWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which also tells when something arrives."""
+class CountedWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, which also counts what it keeps, and tells when something arrives."""
 
-    #: called with the number of bytes whenever something arrives
-    on_data: Callable[[int], None] | None = None
+    #: called with everything that arrives; by default, it is taken immediately
+    deliver: Callable[[bytes], None] | None = None
+    #: where it counts what it keeps
+    share: Share | None = None
+    _has_ended = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.held = HeldMessages()
 
     def data_received(self, data: bytes) -> None:
-        if self.on_data is not None:
-            self.on_data(len(data))
-        super().data_received(data)
+        (self.deliver or self.take_input)(data)
+
+    def take_input(self, data: bytes) -> None:
+        """Parse this input."""
+        if not self._has_ended:
+            super().data_received(data)
+            self.recount()
+
+    def handle_text(self, event: Frame) -> None:
+        self._add(event, super().handle_text)
+
+    def handle_bytes(self, event: Frame) -> None:
+        self._add(event, super().handle_bytes)
+
+    def handle_cont(self, event: Frame) -> None:
+        self._add(event, super().handle_cont)
+
+    def _add(self, event: Frame, handle: Callable[[Frame], None]) -> None:
+        self.held.add_piece(len(event.data))
+        handle(event)
+        # The parser keeps the frame until it has read the next one.
+        event.data = b""
+
+    def send_receive_event_to_app(self) -> None:
+        """Queue the message as bytes: as `str` it can be four times as long."""
+        data = b"".join(self.frames)
+        self.frames = []
+        if self.close_sent:
+            self.held.forget_unfinished()
+            return
+        is_text = self.curr_msg_data_type == "text"
+        if is_text and not data.isascii():
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self.conn.send_close(CloseCode.INVALID_DATA)
+                self.handle_parser_exception()
+                return
+        self.held.complete()
+        message: Any = {"type": "websocket.receive", "bytes": data, "is_text": is_text}
+        self.queue.put_nowait(message)
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.recount()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.forget_input()
+        self._forget_input()
 
-    def forget_input(self) -> None:
+    def abandon(self) -> None:
+        """Free everything that has arrived. The application learns of the end when the connection is lost."""
+        self._forget_input()
+        while not self.queue.empty():
+            self.queue.get_nowait()
+        self.held.clear()
+
+    def _forget_input(self) -> None:
         """Free what has arrived of a message. The objects refer to each other: garbage collection would come late."""
+        self._has_ended = True
         self.frames = []
+        self.held.forget_unfinished()
         self.conn.reader.buffer.clear()
+        self.conn.parser.close()
+
+    def recount(self) -> None:
+        """See `Line`."""
+        if self.share is not None:
+            self.share.set(len(self.conn.reader.buffer) + self.held.bytes + self.transport.get_write_buffer_size())
+
+    def resume_input(self) -> None:
+        """See `Line`. A message that the application has not received keeps the input paused."""
+        if not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def ping(self) -> None:
         """Send a ping frame."""
@@ -45,6 +121,14 @@ class WatchedWebSocket(WebSocketsSansIOProtocol):
 class PatientHttp(HttpToolsProtocol):
     """uvicorn's HTTP connection. A client that has closed its sending side still gets the answer that is due."""
 
+    _has_request = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take the request that the listener hands over. Its answer closes the connection, so what follows is not read."""
+        if not self._has_request:
+            self._has_request = True
+            super().data_received(data)
+
     def eof_received(self) -> bool:  # type: ignore[override]
         """True: the connection stays open until the answer has been sent."""
         return self.cycle is not None and not self.cycle.response_complete
@@ -53,8 +137,15 @@ class PatientHttp(HttpToolsProtocol):
 class TakenOver:
     """A connection that uvicorn has taken over."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, client: Client) -> None:
+        self.address = client.address
+        self.account = client.account
+        self._input_turns = client.input_turns
         self._transport = transport
+        self._share = Share(client.account)
+        self._on_data: Callable[[], None] = lambda: None
+        #: None: this is a page
+        self._websocket: CountedWebSocket | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -65,22 +156,51 @@ class TakenOver:
 
     def abort(self) -> None:
         self._transport.abort()
-        if (websocket := self._websocket) is not None:
-            websocket.forget_input()
+        self._input_turns.forget(self)
+        if self._websocket is not None:
+            self._websocket.abandon()
 
     def ping(self) -> None:
-        if (websocket := self._websocket) is not None:
-            websocket.ping()
+        if self._websocket is not None:
+            self._websocket.ping()
 
-    def watch(self, on_data: Callable[[int], None]) -> None:
-        if (websocket := self._websocket) is not None:
-            websocket.on_data = on_data
-
-    @property
-    def _websocket(self) -> WatchedWebSocket | None:
-        """None before the connection is a WebSocket, and after it was lost."""
+    def watch(self, on_data: Callable[[], None]) -> None:
         protocol = self._transport.get_protocol()
-        return protocol if isinstance(protocol, WatchedWebSocket) else None
+        # A transport that was closed has no protocol.
+        if isinstance(protocol, CountedWebSocket):
+            self._on_data = on_data
+            self._websocket = protocol
+            protocol.deliver = self._deliver
+            protocol.share = self._share
+
+    def _deliver(self, data: bytes) -> None:
+        self._on_data()
+        self._input_turns.deliver(self, data)
+
+    def take_input(self, data: bytes) -> None:
+        protocol = self._websocket or self._transport.get_protocol()
+        if isinstance(protocol, CountedWebSocket):
+            protocol.take_input(data)
+
+    def message_taken(self) -> None:
+        if self._websocket is not None:
+            self._websocket.held.take()
+            self._websocket.recount()
+
+    def recount(self) -> None:
+        if self._websocket is not None:
+            self._websocket.recount()
+        else:
+            self._share.set(self._transport.get_write_buffer_size())
+
+    def pause_input(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_input(self) -> None:
+        if self._websocket is not None:
+            self._websocket.resume_input()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
 
 
 class UvicornServer:
@@ -90,7 +210,7 @@ class UvicornServer:
         self._config = uvicorn.Config(
             application,
             http=PatientHttp,
-            ws=WatchedWebSocket,
+            ws=CountedWebSocket,
             ws_max_size=config.body_bytes_max,
             # As under Daphne. A few compressed kilobytes could become megabytes that no account has counted.
             ws_per_message_deflate=False,
@@ -104,13 +224,14 @@ class UvicornServer:
         self._config.load()
         self._state = ServerState()
 
-    def take_over(self, transport: asyncio.Transport, data: bytes) -> TakenOver:
+    def take_over(self, transport: asyncio.Transport, data: bytes, client: Client) -> TakenOver:
         """Serve this connection from now on; `data` is the first input."""
         protocol = PatientHttp(self._config, self._state, {})
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(data)
-        return TakenOver(transport)
+        transport.resume_reading()
+        return TakenOver(transport, client)
 
 
 def run(application: Any, config: NodeConfig, main: Callable[[Any], Awaitable[int]]) -> int:

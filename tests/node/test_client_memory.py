@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dss_api.client_memory import GOAL, Account, ClientMemory
+from dss_api.client_memory import GOAL, Account, ClientMemory, Share
+from dss_project.server.held import MESSAGE_BYTES, PIECE_BYTES, HeldMessages
 
 
 class Clients:
@@ -58,3 +59,34 @@ def test_one_client_that_takes_everything_is_ended_itself() -> None:
     clients.take("large", 5000)
     assert clients.ended == ["large"]
     assert clients.memory.bytes == 10
+
+
+def test_a_share_is_measured_and_not_counted() -> None:
+    memory = ClientMemory(1000)
+    account = memory.open(lambda: None)
+    account.take(100)
+    share = Share(account)
+    for count in (500, 200, 200):
+        share.set(count)
+        assert memory.bytes == 100 + count
+    account.close()
+    share.set(900)
+    assert memory.bytes == 0
+
+
+def test_a_web_server_keeps_parts_and_messages_until_they_are_taken() -> None:
+    held = HeldMessages()
+    held.add_piece(1000)
+    held.add_piece(500)
+    assert held.bytes == 1500 + 2 * PIECE_BYTES
+    held.complete()
+    held.add_piece(7)
+    held.take()
+    assert held.bytes == 7 + PIECE_BYTES
+    held.complete()
+    held.add_piece(1)
+    held.forget_unfinished()
+    assert held.bytes == 7 + PIECE_BYTES + MESSAGE_BYTES
+    held.take()
+    held.take()
+    assert held.bytes == 0

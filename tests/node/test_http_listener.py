@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from dss_api.answer import Answer
-from dss_api.client_memory import CALL_BYTES, CONNECTION_BYTES, ClientMemory
+from dss_api.client_memory import CALL_BYTES, CONNECTION_BYTES, ClientMemory, Share
 from dss_api.fields import Fields
 from dss_api.guard import Guard
 from dss_api.host_check import HostCheck
 from dss_api.http_limits import HttpLimits
+from dss_api.http_listener import Client as TakenClient
 from dss_api.http_listener import HttpListener
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath
@@ -75,11 +76,11 @@ class World:
         self.undone.append(request.text)
         self.given_back.set()
 
-    def take_over(self, transport: asyncio.Transport, data: bytes) -> Any:
+    def take_over(self, transport: asyncio.Transport, data: bytes, client: TakenClient) -> Any:
         self.handed_over.append(data)
         transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\npage")
         transport.close()
-        return Taken(transport)
+        return Taken(transport, client)
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -92,8 +93,11 @@ class World:
 
 
 class Taken:
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, client: TakenClient) -> None:
+        self.address = client.address
+        self.account = client.account
         self._transport = transport
+        self._share = Share(client.account)
 
     @property
     def is_closed(self) -> bool:
@@ -104,6 +108,9 @@ class Taken:
 
     def abort(self) -> None:
         self._transport.abort()
+
+    def recount(self) -> None:
+        self._share.set(self._transport.get_write_buffer_size())
 
 
 @dataclass

@@ -102,6 +102,22 @@ def test_answers_that_are_not_read_are_not_kept(node: LocalNode, probe: MakeProb
         send_to_all(clients, call("/cache/mget", {"keys": keys}) * 20, timeout_s=10.0)
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/static/drf_spectacular_sidecar/redoc/bundles/redoc.standalone.js.map"])
+def test_pages_that_are_not_read_are_not_kept(node: LocalNode, probe: MakeProbe, path: str) -> None:
+    with probe(), connections(node, 40 * SCALE, RECEIVE_BUFFER_BYTES) as clients:
+        send_to_all(clients, head(path, method="GET"))
+        # Until the server has begun to answer all of them.
+        for client in clients:
+            answer_of(client)
+
+
+def test_requests_behind_a_page_are_not_kept(node: LocalNode, probe: MakeProbe) -> None:
+    page = call("/queue/consume", {"topic": "none", "group": "g", "timeout_ms": 2000}, "Accept: text/html")
+    with probe(), connections(node, 4 * SCALE) as clients:
+        send_to_all(clients, page)
+        send_to_all(clients, head("/admin/login/", method="GET") * 50_000, timeout_s=5.0)
+
+
 def test_more_connections_than_there_is_room_for(node: LocalNode, probe: MakeProbe) -> None:
     """The node keeps descriptors for itself: it takes snapshots, and answers clients at other addresses."""
     taken = node.status()

@@ -87,6 +87,25 @@ def test_frames_that_never_end_are_not_kept(node: LocalNode, probe: MakeProbe, f
         send_to_all(clients, data)
 
 
+def test_messages_of_many_small_frames_are_not_kept(node: LocalNode, probe: MakeProbe) -> None:
+    """The server keeps an object for each frame: it takes many times the bytes that were sent."""
+    frames = frame(b" ", first=0) + frame(b" ", opcode=0, first=0) * 100_000
+    with probe(), websockets(node, 10 * SCALE) as clients:
+        send_to_all(clients, frames, timeout_s=20.0)
+
+
+def test_answers_to_pings_that_are_not_read_are_not_kept(node: LocalNode, probe: MakeProbe) -> None:
+    pings = frame(b"x" * 125, opcode=9) * 20_000
+    with probe(), websockets(node, 10 * SCALE, RECEIVE_BUFFER_BYTES) as clients:
+        send_to_all(clients, pings * 4, timeout_s=20.0)
+
+
+def test_small_messages_that_arrive_together_are_not_kept(node: LocalNode, probe: MakeProbe) -> None:
+    frames = b"".join(call_frame(number, "nothing", {}) for number in range(20_000))
+    with probe(), websockets(node, 10 * SCALE, RECEIVE_BUFFER_BYTES) as clients:
+        send_to_all(clients, frames, timeout_s=20.0)
+
+
 def test_a_frame_over_the_limit_is_refused_with_its_code(node: LocalNode, probe: MakeProbe) -> None:
     with probe(), websocket(node) as client:
         send_to_all([client], call_frame(1, "queue.publish", {"topic": "t", "value": "x" * (5 * MIB)}), 5.0)
