@@ -7,17 +7,25 @@ import sys
 
 import pytest
 
+CLIENT = """
+from dss_api.client_memory import ClientMemory
+from dss_api.http_listener import Client
+from dss_api.turns import InputTurns
+client = Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns())
+"""
 #: what the transports of the servers are like after the connection was lost
 LOST = {
     "uvicorn": """
 from types import SimpleNamespace
 from dss_project.server.on_uvicorn import TakenOver
-connection = TakenOver(SimpleNamespace(abort=lambda: None, get_protocol=lambda: None))
+connection = TakenOver(SimpleNamespace(abort=int, get_protocol=lambda: None, is_closing=lambda: True, get_write_buffer_size=int), client)
 """,
     "daphne": """
 from types import SimpleNamespace
 from dss_project.server.on_daphne import TakenOver
-connection = TakenOver(SimpleNamespace(abortConnection=lambda: None))  # Twisted deletes `protocol`
+# Twisted deletes `protocol`.
+transport = SimpleNamespace(abortConnection=int, connected=0, dataBuffer=b'', offset=0, _tempDataLen=0)
+connection = TakenOver(transport, client)
 """,
 }
 
@@ -25,5 +33,6 @@ connection = TakenOver(SimpleNamespace(abortConnection=lambda: None))  # Twisted
 @pytest.mark.parametrize("server", LOST)
 def test_a_lost_connection_can_be_called(server: str) -> None:
     """In a process of its own: the import of Daphne creates Twisted's reactor."""
-    calls = "connection.watch(print); connection.ping(); connection.abort()"
-    subprocess.run([sys.executable, "-c", LOST[server] + calls], check=True, timeout=60)
+    names = ["watch(print)", "ping()", "message_taken()", "recount()", "take_input(b'x')", "resume_input()", "abort()"]
+    calls = "\n".join(f"connection.{name}" for name in names)
+    subprocess.run([sys.executable, "-c", CLIENT + LOST[server] + calls], check=True, timeout=60)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from dss_api.client_memory import ClientMemory
 from dss_api.turns import INPUT_BUDGET_S, LATE_PER_TURN, SLICE_BYTES, TURN_BUDGET_S, InputTurns, Turns
 
@@ -109,7 +111,8 @@ class Reader:
         self.may_read = True
 
 
-async def test_small_input_is_taken_immediately() -> None:
+async def test_small_input_is_taken_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dss_api.turns.perf_counter", lambda: 1.0)
     turns, reader = InputTurns(), Reader("a")
     for _ in range(100):
         turns.deliver(reader, b"x" * SLICE_BYTES)
