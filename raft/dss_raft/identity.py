@@ -7,8 +7,8 @@ How a store is found that was put back to an earlier state, and gives up its vot
 
 1. by the other members: the log knows a start with this store that the store does not know; or the store had promised the member (a
    vote, or entries that it acknowledged) more than it holds at its start. A member remembers such promises as long as it runs.
-2. by itself: it applies a start with its own store that it does not know. So it finds this out even if the others do not, no later than
-   it applies the first entries that it lacks.
+2. by itself, when it applies entries that it lacks: a start with its own store that it does not know, or a command with which an
+   earlier process confirmed a result, so that the store must have had the entry of the result.
 
 A process that has just started ignores requests for votes until the others have had time to tell it.
 """
@@ -33,7 +33,7 @@ from dss_raft.net.wire import AnyFrame, RaftFrame, Reason
 from dss_raft.removal import NodeRemoved
 
 if TYPE_CHECKING:
-    from dss_raft.replication.sessions import SessionTable
+    from dss_raft.replication.replica import Replica
 
 log = structlog.get_logger("raft")
 
@@ -85,13 +85,15 @@ class Identities:
     """
 
     def __init__(
-        self, node: IdentifyingNode, store: LogStore, executor: Executor, formation: Formation, sessions: SessionTable
+        self, node: IdentifyingNode, store: LogStore, executor: Executor, formation: Formation, replica: Replica
     ) -> None:
         self.formation = formation
         self._node = node
         self._store = store
         self._executor = executor
-        self._sessions = sessions
+        self._replica = replica
+        self._sessions = replica.sessions
+        replica.own = (node.incarnation, store.store_id)
         self._tasks = Tasks()
         self._is_forming = False
         self._peers: dict[str, NodeIdentity] = {}
@@ -201,6 +203,10 @@ class Identities:
         node, store = self._node, self._store
         if self._sessions.outdates(node.node_id, node.incarnation, store.store_id, store.starts):
             self._give_up_vote(f"the log knows more starts of this store than its directory ({store.starts})")
+        elif self._replica.applied_before > self._began[1]:
+            self._give_up_vote(
+                f"it had applied entry {self._replica.applied_before} before, and its log ended at {self._began[1]}"
+            )
 
     async def stop(self) -> None:
         """Stop the work in progress."""

@@ -147,7 +147,7 @@ class Node(Listeners):
         )
         self.core = RaftCore(core_config, boot_state, random.Random())
         formation = Formation(self.node_id, self._store.store_id, members.first_members(config))
-        self._identities = Identities(self, self._store, self._executor, formation, self.replica.sessions)
+        self._identities = Identities(self, self._store, self._executor, formation, self.replica)
         snapshots = SnapshotKeeper(
             self.replica,
             self._store,

@@ -92,6 +92,41 @@ async def test_a_node_finds_out_by_itself_that_its_store_had_later_starts(cluste
     assert cluster.nodes[old].core.is_outdated, "it remembers it"
 
 
+async def test_a_node_finds_out_by_itself_that_it_had_applied_more(cluster):
+    """A copy of its last run, and nobody remembers anything: all others have been restarted. The log has commands of the node itself."""
+    await cluster.start()
+    await submit(cluster, 1)
+    old = await cluster.follower()
+    copy(cluster, old.node_id)
+    for _ in range(3):
+        await old.submit(Add(amount=1))
+    others = [node_id for node_id in cluster.nodes if node_id != old.node_id]
+    await cluster.stop()
+    await cluster.start(*others)
+    await cluster.leader()
+    await put_back(cluster, old.node_id)
+    await is_found_out(cluster, old.node_id)
+
+
+async def test_an_empty_store_is_not_taken_for_an_older_one(cluster):
+    """It applies the whole log, with the commands of the store that it replaces."""
+    await cluster.start()
+    await submit(cluster, 1)
+    lost = await cluster.follower()
+    for _ in range(3):
+        await lost.submit(Add(amount=1))
+    await cluster.stop(lost.node_id)
+    leader = await cluster.leader()
+    await leader.remove_member(lost.node_id)
+    shutil.rmtree(cluster.directory / lost.node_id)
+    await cluster.start(lost.node_id)
+    await (await cluster.leader()).add_member(lost.node_id, cluster.url(lost.node_id))
+    new = cluster.nodes[lost.node_id]
+    await cluster.until(lambda: new.node_id in new.core.membership.voters and new.is_ready)
+    assert not new.core.is_outdated
+    assert new.replica.applied_before == 0
+
+
 async def test_a_new_process_waits_for_what_the_others_tell_it_before_it_votes(cluster, monkeypatch):
     monkeypatch.setattr(identity, "SETTLED_AFTER_S", 0.0)
     await cluster.start("a", "b")

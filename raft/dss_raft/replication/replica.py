@@ -151,6 +151,10 @@ class Replica:
         #: term of the last batch applied: a higher one means a new leader
         self.batch_term = 0
         self.supported = supported
+        #: incarnation and store of this process; not a part of the replicated state
+        self.own = (0, "")
+        #: the last entry that an earlier process with this store is known to have applied, from the log alone
+        self.applied_before = 0
         #: never goes down; see `versions`
         self.cluster_version = MIN
         self._machines = tuple(machines)
@@ -406,8 +410,10 @@ class Replica:
             session = self._open_session(group, at_ms, index)
         if session is None or session.is_over:
             return
-        self.sessions.forget(session, group.answered)
         is_ours = group.node == self.node_id
+        if is_ours and group.answered:
+            self._note_applied_before(session, group.answered)
+        self.sessions.forget(session, group.answered)
         seq = group.first_seq
         if seq > session.last_seq + 1:
             self._gap = self._gap or is_ours
@@ -421,6 +427,13 @@ class Replica:
                 else:
                     self._answer(session, seq, Result(result.body, result.code, index), is_ours)
             seq += 1
+
+    def _note_applied_before(self, session: ClientSession, answered: Sequence[int]) -> None:
+        """An earlier process of this node has confirmed results, so its store held the entries that they are from."""
+        incarnation, store = self.own
+        if session.incarnation != incarnation and session.store == store:
+            indexes = [session.results[seq].index for seq in answered if seq in session.results]
+            self.applied_before = max(self.applied_before, *indexes, 0)
 
     def _open_session(self, group: Any, at_ms: int, index: int) -> ClientSession | None:
         """The session that the first command of the group opens; None if it opens none: the group has no effect."""

@@ -258,6 +258,20 @@ COMPONENT_MUTANTS = (
         "dialer, acceptor = b'', b''",
         ("tests/raft/links/test_wire_handshake.py::test_nobody_in_between_can_change_the_versions",),
     ),
+    ComponentMutant(
+        "what an earlier process had applied proves nothing",
+        "dss_raft.replication.replica",
+        "            self._note_applied_before(session, group.answered)",
+        "            pass",
+        ("tests/raft/test_outdated_stores.py::test_a_node_finds_out_by_itself_that_it_had_applied_more",),
+    ),
+    ComponentMutant(
+        "a new process votes before the others can tell it that its store is outdated",
+        "dss_raft.identity",
+        "return any(isinstance(message, PreVote | RequestVote) for message in frame.messages)",
+        "return False",
+        ("tests/raft/test_outdated_stores.py::test_a_new_process_waits_for_what_the_others_tell_it_before_it_votes",),
+    ),
 )
 
 

@@ -176,6 +176,8 @@ class Drivers(Heap):
             if node.proposed:
                 check.delivered(node, entry)
         node.core.applied(node.state_index)
+        if node.finds_itself_outdated:
+            self._finds_outdated(node, node)
         if self.trace:
             self._say(node.id, f"applied {entries[0].index}-{node.state_index}")
         # the core's snapshot, not the store's: one that is being installed has replaced the log already

@@ -158,6 +158,7 @@ class SimNode:
             opening = OpenSession(store=self.store.id, starts=self.store.starts)
             self.sessions = Sessions(self, self.incarnation, opening, self.sessions_of, self.clocks)
             self.sessions.replica.require_supported(self.store.entries)
+            self.sessions.replica.own = (self.incarnation, self.store.id)
         self.peer_incarnations.clear()
         self.load(self.store.snapshots[self.store.snapshot.index])
         self.seen_role = Role.FOLLOWER
@@ -179,6 +180,15 @@ class SimNode:
             self.state = hash((self.state, entry.index, entry.term, zlib.crc32(entry.data)))
         self.state_index = entry.index
         return self.state
+
+    @property
+    def finds_itself_outdated(self) -> bool:
+        """True if its replicated state shows that the disk had held more."""
+        if self.sessions is None:
+            return False
+        replica = self.sessions.replica
+        has_started = replica.sessions.outdates(self.id, self.incarnation, self.store.id, self.store.starts)
+        return has_started or replica.applied_before > self.began[1]
 
     def take_snapshot(self) -> tuple[SnapshotMeta, bytes]:
         """A snapshot of the present state."""
