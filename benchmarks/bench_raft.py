@@ -2,6 +2,7 @@
 
     python benchmarks/bench_raft.py                       # table of commands/s and latency, then failover
     python benchmarks/bench_raft.py --kills 50 --seconds 5
+    python benchmarks/bench_raft.py --seconds 0           # failover alone; the file with the results stays as it is
 
 Each client is a coroutine in a node's process that submits one small command after the other. Every answered command is
 fsynced on a majority.
@@ -15,7 +16,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from dss_dev.local_cluster import free_ports
 
 IDS = ("a", "b", "c")
 RESULTS = Path(__file__).parent / "results" / "bench_raft.json"
@@ -119,30 +121,25 @@ class Process:
     def __init__(self, node_id: str, ports: dict[str, int], directory: Path) -> None:
         self.id = node_id
         arguments = [sys.executable, __file__, "--node", node_id, "--ports", json.dumps(ports), "--directory", str(directory)]
-        self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
-        )
+        self.log = directory / f"{node_id}.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1
+            )
 
     def ask(self, question: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(question + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.id} has ended:\n{self.log.read_text()[-2000:]}")
+        return json.loads(line)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-
-
-def free_ports() -> dict[str, int]:
-    sockets = {node_id: socket.socket() for node_id in IDS}
-    for one in sockets.values():
-        one.bind(("127.0.0.1", 0))
-    ports = {node_id: one.getsockname()[1] for node_id, one in sockets.items()}
-    for one in sockets.values():
-        one.close()
-    return ports
 
 
 def wait_for_leader(nodes: dict[str, Process], other_than: str = "") -> str:
@@ -190,7 +187,7 @@ def measure_failover(nodes: dict[str, Process], ports: dict[str, int], directory
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of each throughput run")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each throughput run; 0: none")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--node", help=argparse.SUPPRESS)
     parser.add_argument("--ports", help=argparse.SUPPRESS)
@@ -201,23 +198,25 @@ def main() -> None:
 
         uvloop.run(run_node(options.node, json.loads(options.ports), Path(options.directory)))
         return
-    ports = free_ports()
+    ports = dict(zip(IDS, free_ports(len(IDS)), strict=True))
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         nodes = {node_id: Process(node_id, ports, directory) for node_id in IDS}
         try:
             result: dict[str, Any] = {
                 "machine": f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}",
-                "throughput": measure_throughput(nodes, options.seconds),
             }
+            if options.seconds:
+                result["throughput"] = measure_throughput(nodes, options.seconds)
             if options.kills:
                 result["failover"] = measure_failover(nodes, ports, directory, options.kills)
                 print("failover", "  ".join(f"{key} {value}" for key, value in result["failover"].items()))
         finally:
             for node in nodes.values():
                 node.kill()
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    if options.seconds:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ log = structlog.get_logger("raft")
 
 CHANNEL = "identity"
 FORMAT = Format("what a peer says about itself", 1)
-#: A new process ignores requests for votes until all members are linked and have had this time to answer …
+#: A new process ignores requests for votes until all members have been linked and have had this time to answer …
 SETTLED_AFTER_S = 0.1
 #: … or for this time: a member that is up is linked by then.
 SETTLED_AFTER_S_MAX = 1.5
@@ -195,7 +195,7 @@ class Identities:
         if self._sessions.outdates(peer, identity.incarnation, identity.store, identity.starts):
             self.tell_outdated(peer, f"this store has been started more often than its directory says ({identity.starts} times)")
         self._form_if_due()
-        if all(member.id in self._peers or member.id == self._node.node_id for member in core.configuration.members):
+        if all(member.id in self._incarnations or member.id == self._node.node_id for member in core.configuration.members):
             self._settles_at_s = min(self._settles_at_s, self._loop.time() + SETTLED_AFTER_S)
 
     def applied(self) -> None:
