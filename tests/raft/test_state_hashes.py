@@ -16,6 +16,7 @@ from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.disk import forked
 from dss_raft.disk.forked import IS_AVAILABLE
 from dss_raft.formats import WrongFormat
+from dss_raft.replication import snapshot_keeper
 from dss_raft.replication.batch import encode_batch, encode_command
 from dss_raft.replication.commands import HashState
 from dss_raft.replication.replica import Replica
@@ -214,6 +215,13 @@ def test_the_state_is_hashed_right_after_the_entry_that_asks_for_it():
     assert seen == [(2, 2), (4, 3)]
 
 
+def test_a_request_whose_entry_could_not_be_applied_is_forgotten_with_the_state():
+    replica = Replica("a", [Sum()])
+    replica.must_hash = True
+    replica.restore(replica.first_state)
+    assert not replica.must_hash
+
+
 def test_a_request_that_is_newer_than_the_cluster_has_no_effect():
     replica = Replica("a", [Sum()])
     replica.apply(entry(1, HashState()))
@@ -283,7 +291,9 @@ async def hashed(cluster, above: int = 0) -> None:
     await cluster.until(is_done)
 
 
-async def test_a_state_that_was_changed_behind_its_node_raises_an_alarm_on_all_nodes(make_cluster):
+@pytest.mark.parametrize("inline_bytes_max", [snapshot_keeper.INLINE_BYTES_MAX, pytest.param(-1, marks=needs_fork)])
+async def test_a_state_that_was_changed_behind_its_node_raises_an_alarm_on_all_nodes(make_cluster, monkeypatch, inline_bytes_max):
+    monkeypatch.setattr(snapshot_keeper, "INLINE_BYTES_MAX", inline_bytes_max)
     cluster = make_cluster(state_hash_interval_s=0.3)
     await cluster.start()
     leader = await cluster.leader()

@@ -50,7 +50,10 @@ def _state_of(member: dict[str, Any], first: dict[str, Any]) -> tuple[str, list[
         except (CallFailed, OSError, ValueError) as error:
             return "no answer", ["", "", ""], str(error).rpartition(": ")[2]
     figures = [str(status[name]) for name in ("term", "commit_index", "last_applied")]
-    return status["state"]["name"].lower(), figures, "learner" if member["learner"] else ""
+    notes = ["learner"] if member["learner"] else []
+    if differing := status["state_hash"]["differing"]:
+        notes.append(f"its state differs from that of {', '.join(differing)}: see docs/how-to/state-differs.md")
+    return status["state"]["name"].lower(), figures, "; ".join(notes)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

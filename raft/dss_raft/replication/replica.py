@@ -312,7 +312,7 @@ class Replica:
             self.sessions.restore(sessions)
             for machine_install in installs:
                 machine_install()
-            self._outcomes, self._events, self._gap = [], [], False
+            self._outcomes, self._events, self._gap, self.must_hash = [], [], False, False
 
         return install
 
