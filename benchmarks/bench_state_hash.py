@@ -49,11 +49,12 @@ async def measure(directory: Path, messages: int, size: int) -> dict[str, Any]:
         publish(replica, BATCH, size)
     gc.collect()
     gc.freeze()
-    forks_ms, children_s, late_ms = [], [], []
+    forks_ms, fork_cpu_ms, children_s, late_ms = [], [], [], []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         child = Child(lambda: b"".join(state_hashes(replica).values()), directory / "hashes.child", sync=False)
         forks_ms.append((time.perf_counter() - began) * 1000)
+        fork_cpu_ms.append((time.process_time() - cpu_began) * 1000)
         ended = asyncio.create_task(child.ended())
         while not ended.done():
             due = time.perf_counter() + PERIOD_S
@@ -66,6 +67,7 @@ async def measure(directory: Path, messages: int, size: int) -> dict[str, Any]:
         "messages": messages,
         "bytes_a_message": size,
         "resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "fork_cpu_ms": [round(one, 1) for one in sorted(fork_cpu_ms)],
         "fork_ms": [round(one, 1) for one in sorted(forks_ms)],
         "child_s": [round(one, 2) for one in sorted(children_s)],
         "pause_p99_ms": round(late_ms[int(len(late_ms) * 0.99)], 1),
