@@ -315,3 +315,14 @@ def test_a_version_that_is_in_force_is_not_proposed_again(core, replica, leading
     assert leading.raise_version(lambda peer: Supported(1, 3)) == Raise()
     leading.propose()
     assert versions(core) == []
+
+
+def test_a_version_that_cannot_be_proposed_now_is_not_proposed_when_a_member_has_gone_back(core, replica, leading):
+    core.busy = True
+    leading.raise_version(lambda peer: Supported(1, 2))
+    core.busy = False
+    assert leading.raise_version({"b": Supported(1, 2), "c": Supported(1, 1)}.get) == Raise(0, (), {"c": 1})
+    leading.propose()
+    assert versions(core) == []
+    leading.raise_version(lambda peer: Supported(1, 2))
+    assert versions(core) == [2]

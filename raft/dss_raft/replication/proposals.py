@@ -122,8 +122,10 @@ class Proposals:
         if core.node_id in core.membership.ids:
             announced[core.node_id] = replica.supported
         found = next_version(replica.cluster_version, announced)
-        if found.to > self._version and self.add_own(SetClusterVersion(version=found.to)):
-            self._version = found.to
+        if found.to > self._version and self._knows_time():
+            # Not gathered: until there is room for it, a member could go back to an older release.
+            if self._append([self._admission.encode(SetClusterVersion(version=found.to))], []):
+                self._version = found.to
         return found
 
     def propose(self) -> None:
@@ -134,15 +136,21 @@ class Proposals:
         while self._groups or self._own or self._must_stamp:
             own_count, size = _fill(self._own, 0)
             group_count, size = _fill(self._groups, size)
-            try:
-                index = self._core.propose(encode_batch(self._now_ms(), self._own[:own_count], self._groups[:group_count]))
-            except (NotLeader, Busy):
+            if not self._append(self._own[:own_count], self._groups[:group_count]):
                 return
-            self._proposed.append((index, time.perf_counter()))
             self._gathered_bytes -= size
             del self._own[:own_count]
             del self._groups[:group_count]
             self._must_stamp = False
+
+    def _append(self, own: Sequence[bytes], groups: Sequence[bytes]) -> bool:
+        """Append an entry to the log; False if that is not possible now."""
+        try:
+            index = self._core.propose(encode_batch(self._now_ms(), own, groups))
+        except (NotLeader, Busy):
+            return False
+        self._proposed.append((index, time.perf_counter()))
+        return True
 
     def committed(self, index: int) -> None:
         """Entries up to `index` are committed: record how long that took."""
