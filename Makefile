@@ -10,7 +10,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft load postman sim mutants model chaos rounds hostile fuzz lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft load upgrade postman sim mutants model chaos rounds hostile fuzz lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ load: $(READY) ## Locust: 200 users for 60 s against a running cluster (NODES=1:
 	@mkdir -p report
 	@$(BIN)/locust -f benchmarks/load_test_scenarios.py --headless -u 200 -r 50 -t 60s --only-summary --csv report/locust \
 		$(if $(filter 1,$(NODES)),--host http://127.0.0.1:8201) $(ARGS)
+
+upgrade: $(READY) ## roll three nodes under load from the older release to this one, back, and forward again
+	@$(BIN)/python -m dss_dev.upgrade $(ARGS)
 
 postman: ## run the Postman collection against a running cluster (NODES=1: the single one; needs Node.js)
 	@npx --yes newman@6 run postman/distributed-sync-system.postman_collection.json \

@@ -68,7 +68,7 @@ class LocalNode:
         self.port = port
         self.url = f"http://{host}:{port}"
         self._prefix = prefix
-        self._checkout = checkout or tested_checkout()
+        self.checkout = checkout or tested_checkout()
         self.log_path = log_path
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
@@ -85,7 +85,7 @@ class LocalNode:
     def start(self) -> None:
         """Start the process with the data of its last run."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        checkout = self._checkout
+        checkout = self.checkout
         if checkout is None:
             folder, python, environment = ROOT, sys.executable, {**os.environ, **self.environment}
         else:

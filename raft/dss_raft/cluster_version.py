@@ -8,7 +8,7 @@ import structlog
 
 from dss_raft import metrics
 from dss_raft.replication.replica import Replica
-from dss_raft.versions import Raise
+from dss_raft.versions import MIN, Raise
 
 log = structlog.get_logger("raft")
 
@@ -36,7 +36,8 @@ class ClusterVersion:
         if self._seen != replica.cluster_version:
             self._seen = replica.cluster_version
             metrics.CLUSTER_VERSION.set(self._seen)
-            log.info("raft.cluster_version", version=self._seen, supported=str(replica.supported))
+            if self._seen > MIN:  # a node that starts without a snapshot begins with the first version
+                log.info("raft.cluster_version", version=self._seen, supported=str(replica.supported))
         found = self._raise_version()
         if found != self.obstacle:
             self.obstacle, self._obstacle_ticks = found, 0

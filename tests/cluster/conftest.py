@@ -69,6 +69,12 @@ def prepare_pages(cluster: LocalCluster) -> None:
             database.write_bytes(database_of_pages())
 
 
+@pytest.fixture(scope="session", name="prepare_pages")
+def _prepare_pages() -> Callable[[LocalCluster], None]:
+    """For tests that start their clusters themselves."""
+    return prepare_pages
+
+
 @contextmanager
 def running(cluster: C, request: pytest.FixtureRequest) -> Iterator[C]:
     """The cluster, started and ready. Its logs are printed if the test fails."""
