@@ -122,11 +122,13 @@ class Proposals:
         if core.node_id in core.membership.ids:
             announced[core.node_id] = replica.supported
         found = next_version(replica.cluster_version, announced)
-        if found.to > self._version and self._knows_time():
-            # Not gathered: until there is room for it, a member could go back to an older release.
-            if self._append([self._admission.encode(SetClusterVersion(version=found.to))], []):
-                self._version = found.to
+        # It is not gathered: until there is room for it, a member could go back to an older release.
+        if found.to > self._version and self._knows_time() and self._append([self._set_version(found.to)], []):
+            self._version = found.to
         return found
+
+    def _set_version(self, version: int) -> bytes:
+        return self._admission.encode(SetClusterVersion(version=version))
 
     def propose(self) -> None:
         """Append all gathered commands to the log, in as few entries as the limit allows."""
