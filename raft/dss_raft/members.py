@@ -173,7 +173,7 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
         node.wake()
         gave_up_or_moved = await node.until(lambda: not node.core.transferee if node.is_leader else bool(node.leader_id))
         if node.is_leader or not gave_up_or_moved:
-            raise Refused("over_limit", f"{to or 'no other node'} did not take over in time; it may be down or too far behind")
+            raise Refused("over_limit", f"{to or 'another node'} did not take over in time; it may be down or too far behind")
         return {"leader_id": node.leader_id}
 
     async def propose(change: Change, force: bool) -> int:
