@@ -20,6 +20,7 @@ from dss_raft.replication.clocks import wall_clock_ms
 from dss_raft.replication.founding import CannotFound, Survivor
 from dss_raft.replication.replica import ApplyFailed, Replica
 from dss_raft.replication.snapshot_keeper import split
+from dss_raft.versions import MIN, Supported
 
 
 def store_directory(config: NodeConfig) -> Path:
@@ -36,12 +37,13 @@ def restore(file: Path, config: NodeConfig, members: Sequence[Member], raise_by:
 
     Raises:
         StoreError: the file or the directory cannot be used; the text is one line.
+        UnsupportedVersion: the state is of a cluster version that this node does not support.
         OSError: the disk failed.
     """
     header, body = backup.read(file)
     founding.require_new_name(header.cluster, config.cluster_id)
     _require_empty(Path(config.data_dir))
-    replica = Replica(config.node_id, state_machines())
+    replica = _replica(config)
     state, parts = split(body)
     replica.restore(state)
     members = tuple(sorted(members or [Member(config.node_id, config.url)], key=lambda member: member.id))
@@ -70,6 +72,10 @@ def restore(file: Path, config: NodeConfig, members: Sequence[Member], raise_by:
     return header, index
 
 
+def _replica(config: NodeConfig) -> Replica:
+    return Replica(config.node_id, state_machines(), Supported(MIN, config.cluster_version_max))
+
+
 def _require_empty(data_dir: Path) -> None:
     """Raises:
     CannotFound: a node has used this directory.
@@ -93,7 +99,7 @@ class Recovery:
         self.survivor = Survivor(self._directory, config.node_id)
         try:
             founding.require_new_name(self.survivor.cluster_id, config.cluster_id)
-            self.replica = Replica(config.node_id, state_machines())
+            self.replica = _replica(config)
             self._written = self._replay()
         except BaseException:
             self.survivor.close()

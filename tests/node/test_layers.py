@@ -19,7 +19,7 @@ WITHOUT_DJANGO = {
     "dss_api.json_fast_path": (),
     "dss_api.websocket": (),
     "dss_api.openapi": (),
-    "dss_raft.core": (),
+    "dss_raft.core": ("dss_api",),
     "dss_raft.node": ("dss_api",),
     "dss_raft.operations": ("dss_api",),
     "dss_locks.core.table": ("dss_api", "dss_raft"),

@@ -14,14 +14,17 @@ from dss_dev.replica_log import START_MS, ReplicaLog
 from dss_project import new_cluster
 from dss_project.config import NodeConfig
 from dss_project.new_cluster import Recovery
-from dss_raft.core.messages import Configuration, Member, SnapshotMeta
+from dss_raft.core.messages import Configuration, Entry, EntryKind, Member, SnapshotMeta
 from dss_raft.core.ready import HardState, Persist
 from dss_raft.disk.backup import BackupMember, BackupWriter, Header
 from dss_raft.disk.files import Files, StoreError, StoreRefused
 from dss_raft.disk.store import LogStore
 from dss_raft.replication import founding
+from dss_raft.replication.batch import encode_batch, encode_command
+from dss_raft.replication.commands import SetClusterVersion
 from dss_raft.replication.founding import INDEX_MAX, INDEX_RAISE_MIN, CannotFound
-from dss_raft.replication.snapshot_keeper import pieces
+from dss_raft.replication.snapshot_keeper import pieces, split
+from dss_raft.versions import UnsupportedVersion
 
 MEMBERS = tuple(Member(f"node-{number}", f"http://127.0.0.1:{8100 + number}") for number in (1, 2, 3))
 
@@ -29,7 +32,7 @@ MEMBERS = tuple(Member(f"node-{number}", f"http://127.0.0.1:{8100 + number}") fo
 # ------------------------------------------------------------------- restoring
 
 
-def config_of(directory: Path, cluster: str = "dss-2", node: str = "node-1") -> NodeConfig:
+def config_of(directory: Path, cluster: str = "dss-2", node: str = "node-1", **settings: str) -> NodeConfig:
     return NodeConfig.from_env(
         {
             "NODE_ID": node,
@@ -37,6 +40,7 @@ def config_of(directory: Path, cluster: str = "dss-2", node: str = "node-1") -> 
             "DSS_DATA_DIR": str(directory / node),
             "DSS_CLUSTER_ID": cluster,
             "REDIS_URL": "redis://127.0.0.1:1/0",
+            **settings,
         }
     )
 
@@ -46,6 +50,10 @@ def backup(tmp_path: Path) -> Path:
     """A file with a lock, a message and a value."""
     old = ReplicaLog()
     old.numbers("a")
+    return write_backup(old, tmp_path / "dss.backup")
+
+
+def write_backup(old: ReplicaLog, path: Path) -> Path:
     body = b"".join(pieces(old.replica.snapshot(), {"cache-memory": []}))
     header = Header(
         cluster="dss",
@@ -57,7 +65,6 @@ def backup(tmp_path: Path) -> Path:
         bytes=len(body),
         sha256=hashlib.sha256(body).hexdigest(),
     )
-    path = tmp_path / "dss.backup"
     with BackupWriter(path, header) as writer:
         writer.write(body)
         writer.finish()
@@ -117,6 +124,28 @@ def test_a_restore_that_is_refused_leaves_nothing(backup: Path, tmp_path: Path) 
     assert not (Path(config.data_dir) / "raft").exists()
     new_cluster.restore(backup, config, [], None)
     assert "is not empty (raft)" in restore()
+
+
+OLDER_RELEASE = {"DSS_CLUSTER_VERSION_MAX": "1"}
+
+
+def test_a_new_cluster_goes_on_at_the_cluster_version_of_the_backup(tmp_path: Path) -> None:
+    old = ReplicaLog()
+    old.numbers("a")
+    old.replica._use_version(2)
+    saved = write_backup(old, tmp_path / "dss.backup")
+    older = config_of(tmp_path, **OLDER_RELEASE)
+    with pytest.raises(UnsupportedVersion, match="the cluster's version is 2; DSS_CLUSTER_VERSION_MAX is 1"):
+        new_cluster.restore(saved, older, [], None)
+    assert not (Path(older.data_dir) / "raft").exists()
+    config = config_of(tmp_path)
+    new_cluster.restore(saved, config, [], None)
+    store = store_of(config)
+    state, _ = split(store.read_snapshot(store.load().snapshot))
+    store.close()
+    old.replica._use_version(1)
+    old.replica.restore(state)
+    assert old.replica.cluster_version == 2
 
 
 # ------------------------------------------------------------------- recovering
@@ -216,6 +245,18 @@ def test_a_recovery_that_is_refused_changes_nothing(survivor: NodeConfig, tmp_pa
     store = LogStore(Path(survivor.data_dir) / "raft", "node-1", "dss")
     assert store.last_index == LAST_INDEX
     store.close()
+
+
+def test_an_older_release_does_not_recover_a_survivor_that_it_cannot_read(survivor: NodeConfig, tmp_path: Path) -> None:
+    store = LogStore(Path(survivor.data_dir) / "raft", "node-1", "dss")
+    data = encode_batch(START_MS, [encode_command(SetClusterVersion(version=2))], [])
+    store.write(Persist(3, HardState(4, ""), 0, [Entry(LAST_INDEX + 1, 4, EntryKind.COMMANDS, data)]))
+    store.close()
+    with pytest.raises(UnsupportedVersion):
+        Recovery(config_of(tmp_path, **OLDER_RELEASE))
+    recovery = Recovery(survivor)
+    assert recovery.replica.cluster_version == 2
+    recovery.close()
 
 
 def test_a_recovery_that_was_interrupted_is_repeated(survivor: NodeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ _SHOWN = (
     "last_applied",
     "log_len",
     "snapshot_index",
+    "cluster_version",
     "boot",
     "pending",
     "waiting",
@@ -32,9 +33,13 @@ def _status() -> dict[str, Any]:
     return rows_from_loop(lambda: running.node().status())
 
 
+def _range(versions: dict[str, int] | None) -> str:
+    return "" if versions is None else f"{versions['min']} to {versions['max']}"
+
+
 @admin.register(MemberRow)
 class MemberAdmin(LiveAdmin):
-    list_display = ("id", "url", "role", "up", "match_index", "lag", "last_contact_ms")
+    list_display = ("id", "url", "role", "up", "match_index", "lag", "last_contact_ms", "versions")
     search_fields = ("id", "url")
     list_filter = ("up",)
     ordering = ("id",)
@@ -55,6 +60,7 @@ class MemberAdmin(LiveAdmin):
             up=member["up"],
             match_index=match_index,
             lag=None if match_index is None else max(0, status["commit_index"] - match_index),
+            versions=_range(member["supported_versions"]),
             last_contact_ms=0 if is_self else peer.get("last_contact_ms"),
         )
 

@@ -16,6 +16,8 @@ class MemberRow(models.Model):
     lag = models.BigIntegerField("entries behind", null=True)
     last_contact_ms = models.BigIntegerField("last contact (ms ago)", null=True)
 
+    versions = models.CharField("supports cluster versions", max_length=16, help_text="Empty while it is not linked.")
+
     class Meta:
         managed = False
         default_permissions = ("view", "change")
