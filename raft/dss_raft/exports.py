@@ -22,6 +22,8 @@ from dss_raft.replication.clocks import wall_clock_ms
 
 CHUNK_BYTES = 512 * 1024
 EXPORTS_MAX = 2
+#: A snapshot of the whole state is written and hashed for a caller at most once in this time.
+SNAPSHOT_INTERVAL_S = 5.0
 #: An export ends when it is not read for this long.
 IDLE_S = 60.0
 _PIECE_BYTES = 1024 * 1024
@@ -53,15 +55,19 @@ class Exports:
         self._executor = executor
         self._loop = asyncio.get_running_loop()
         self._exports: dict[str, _Export] = {}
-        self._beginning = 0
+        self._is_beginning = False
+        self._began_at_s = float("-inf")
 
     def require_room(self) -> None:
         """Raises:
         Refused: `over_limit`.
         """
-        if len(self._exports) + self._beginning >= EXPORTS_MAX:
+        if len(self._exports) + self._is_beginning >= EXPORTS_MAX:
             detail = f"this node already saves {EXPORTS_MAX} snapshots; one that is not read ends after {IDLE_S:g} s"
-            raise Refused("over_limit", detail)
+            raise Refused("over_limit", detail, limit="exports_max", maximum=EXPORTS_MAX)
+        if self._is_beginning or self._loop.time() < self._began_at_s + SNAPSHOT_INTERVAL_S:
+            detail = f"a node takes one snapshot at a time for callers, and one in {SNAPSHOT_INTERVAL_S:g} s; try again later"
+            raise Refused("over_limit", detail, limit="snapshot_interval_s")
 
     async def begin(self, index: int) -> tuple[str, Header]:
         """Offer a snapshot of the state at `index`, which is applied here, or later. Returns the export's id and a backup's header.
@@ -70,7 +76,8 @@ class Exports:
             Refused: `over_limit`; `not_ready` when no snapshot can be taken now.
         """
         self.require_room()
-        self._beginning += 1
+        self._is_beginning = True
+        self._began_at_s = self._loop.time()
         try:
             meta = await self._applying.snapshot_from(index)
             if meta is None or meta.index == 0:
@@ -82,7 +89,7 @@ class Exports:
                 file.close()
                 raise
         finally:
-            self._beginning -= 1
+            self._is_beginning = False
         export_id = secrets.token_hex(16)
         self._exports[export_id] = _Export(file, meta.size, self._loop.time())
         return export_id, Header(

@@ -41,7 +41,8 @@ def snapshots(tmp_path: Path) -> Snapshots:
 
 
 @pytest.fixture
-async def node(snapshots: Snapshots):
+async def node(snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exports, "SNAPSHOT_INTERVAL_S", 0.0)
     with ThreadPoolExecutor(1) as executor:
         node = Exports("a", "dss", snapshots, snapshots, executor)  # type: ignore[arg-type]
         yield node
@@ -68,8 +69,24 @@ async def test_it_is_read_in_parts_although_another_snapshot_replaces_it(node: E
     assert await refusal(node.read(export_id, 0)) == "not_found", "the end closes it"
 
 
+async def test_there_is_one_at_a_time_and_one_in_an_interval(
+    node: Exports, snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "SNAPSHOT_INTERVAL_S", 5.0)
+    now = asyncio.get_running_loop().time()
+    monkeypatch.setattr(node, "_loop", _LoopAt(now))
+    _, refused = await asyncio.gather(node.begin(1), node.begin(1), return_exceptions=True)
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.extra["limit"]) == ("over_limit", "snapshot_interval_s")
+    assert snapshots.wanted == [1]
+    monkeypatch.setattr(node, "_loop", _LoopAt(now + 4))
+    assert await refusal(node.begin(1)) == "over_limit"
+    monkeypatch.setattr(node, "_loop", _LoopAt(now + 6))
+    await node.begin(1)
+
+
 async def test_there_are_at_most_two(node: Exports) -> None:
-    begun = await asyncio.gather(*(node.begin(1) for _ in range(EXPORTS_MAX)))
+    begun = [await node.begin(1) for _ in range(EXPORTS_MAX)]
     assert await refusal(node.begin(1)) == "over_limit"
     assert await node.read(begun[0][0], 2**63 - 1) == b""
     await node.begin(1)
