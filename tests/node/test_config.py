@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dss_project.config import ConfigError, NodeConfig, settings_table, unknown_variables
+from dss_raft.versions import LATEST
 
 PEERS = "http://node-2:8102/node-2,http://node-3:8103/node-3"
 
@@ -54,6 +55,8 @@ def test_redis_is_the_backing_store_when_its_address_is_given() -> None:
         ({"RPC_PORT": "http"}, "RPC_PORT", "whole number"),
         ({"RPC_PORT": "0"}, "RPC_PORT", "from 1 to 65535"),
         ({"RPC_PORT": "65000"}, "RPC_PORT", "DSS_PEER_PORT_OFFSET"),
+        ({"DSS_CLUSTER_VERSION_MAX": "0"}, "DSS_CLUSTER_VERSION_MAX", f"from 1 to {LATEST}"),
+        ({"DSS_CLUSTER_VERSION_MAX": str(LATEST + 1)}, "DSS_CLUSTER_VERSION_MAX", f"from 1 to {LATEST}"),
         ({"NODE_ID": "a/b"}, "NODE_ID", "letters"),
         ({"PEERS": "node-2:8102"}, "PEERS", "http://node-2:8102/node-2"),
         ({"PEERS": "http://node-2/node-2"}, "PEERS", "http://node-2:8102/node-2"),

@@ -7,14 +7,17 @@ from typing import Any, ClassVar
 
 import pytest
 from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_dev.sum_machine import Add, Sum
+from dss_raft import cluster_version as module
 from dss_raft.net.wire import AppFrame
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Origin
-from dss_raft.versions import LATEST, UnsupportedVersion
+from dss_raft.replication.replica import Replica
+from dss_raft.versions import LATEST, Raise, UnsupportedVersion
 
 
 class Double(Command, tag="test.double"):
@@ -114,6 +117,24 @@ async def test_a_member_that_is_down_holds_the_version(upgrade):
     assert leader.replica.cluster_version == 1
     await upgrade.restart("c", 2)
     await upgrade.all_apply(2)
+
+
+def test_why_the_version_does_not_rise_is_logged_once(monkeypatch):
+    monkeypatch.setattr(module, "REPORT_AFTER_TICKS", 5)
+    obstacle = Raise(0, ("c",), {"b": 1})
+    watch = module.ClusterVersion(Replica("a", [Sum()]), lambda: obstacle)
+    with capture_logs() as logs:
+        for _ in range(4):
+            watch.tick()
+        assert logs == []
+        for _ in range(20):
+            watch.tick()
+        obstacle = Raise()
+        for _ in range(20):
+            watch.tick()
+    (line,) = logs
+    assert line["event"] == "raft.cluster_version_waits"
+    assert (line["version"], line["not_linked"], line["older"]) == (1, ["c"], {"b": 1})
 
 
 async def test_a_node_of_an_older_release_that_joins_ends_and_says_why(upgrade):
