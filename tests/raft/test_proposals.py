@@ -32,6 +32,7 @@ class Core:
         self.busy = False
         self.entries: list[Batch] = []
         self.log = SimpleNamespace(term=lambda index: self.term)
+        self.membership = SimpleNamespace(ids=frozenset("abc"), voters=("a", "b", "c"))
 
     def propose(self, data: bytes) -> int:
         if self.busy:
@@ -275,13 +276,27 @@ def test_the_first_stamp_of_a_cluster_does_not_wait_long(core, proposals, replic
     assert len(core.entries) == 1
 
 
+def test_clocks_that_were_compared_before_a_change_of_members_advance_nothing(core, proposals, replica, clocks):
+    replica.batch_term = core.term
+    clocks.agree_on(NOW_MS + DAY_MS)
+    clocks.wall_ms += DAY_MS
+    core.membership.voters = ("a", "b", "c", "d", "e", "f")
+    proposals.catch_up()
+    proposals.propose()
+    assert core.entries == []
+    core.membership.voters = ("a", "b", "c")
+    proposals.catch_up()
+    proposals.propose()
+    assert len(core.entries) == 1
+
+
 # --------------------------------------------------------- the cluster's version
 
 
 @pytest.fixture
 def leading(core, replica, proposals):
     """The proposals of a leader that has applied a batch of its term; the members are a, b and c."""
-    core.node_id, core.membership = "a", SimpleNamespace(ids=frozenset("abc"))
+    core.node_id = "a"
     replica.batch_term = core.term
     return proposals
 

@@ -101,6 +101,9 @@ class Proposals:
         agreed_ms = self._clock.members.agreed_ms()
         if self._time_is_checked or agreement is None or agreed_ms is None or self._replica.batch_term != self._term:
             return
+        voters = self._core.membership.voters
+        if sum(voter in agreement.nodes for voter in voters) <= len(voters) // 2:
+            return  # these clocks were compared before the last change of members
         behind_ms = agreed_ms - self._now_ms()
         if behind_ms > AGREE_MS:
             self._time_is_checked = self.add_own(AdvanceTime(to_ms=int(agreed_ms), nodes=agreement.nodes))
