@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -48,6 +49,7 @@ class HttpEntryPoint:
         self._static: Application | None = None
         self._pages = 0
         self._files = 0
+        self._metrics_turn = asyncio.Lock()
         self.in_progress = in_progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,8 +89,7 @@ class HttpEntryPoint:
             return
         path = scope["path"]
         if path == "/metrics":
-            await self.in_progress.turns.enter(_address(scope))
-            await send_answer(send, scope["method"], EncodedAnswer(200, generate_latest(), METRICS_HEADERS))
+            await send_answer(send, scope["method"], EncodedAnswer(200, await self._metrics_page(), METRICS_HEADERS))
         elif path.startswith(settings.STATIC_URL):
             await self._file(scope, receive, send)
         elif not is_page(path, accept, from_form, PAGES):
@@ -100,6 +101,12 @@ class HttpEntryPoint:
             await send_answer(send, scope["method"], encode_refusal(TOO_MANY_PAGES))
         else:
             await self._page(scope, _limited(receive, self._body_bytes_max), send)
+
+    async def _metrics_page(self) -> bytes:
+        """It takes some milliseconds, so there is one in a turn of the event loop."""
+        async with self._metrics_turn:
+            await asyncio.sleep(0)
+            return generate_latest()
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Django runs each page in a thread of its own."""

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from dss_api import heap
 from dss_api.supervised import FAILURES
 from dss_raft.core import InvariantViolation, RaftCore
 from dss_raft.core.messages import InstallSnapshot, SnapshotMeta
@@ -157,6 +158,8 @@ class SnapshotKeeper:
             return None
         finally:
             self._taking = False
+            # The parts are large, and are freed when this returns.
+            asyncio.get_running_loop().call_soon(heap.trim)
 
     def _entries_to_keep(self, core: RaftCore, index: int) -> int:
         counts = range(1, min(self._keep_entries_max, index) + 1)
