@@ -439,7 +439,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "one clock is a majority",
-        (("clocks", "self.offsets_ms, len(voters) // 2 + 1)", "self.offsets_ms, 1)"),),
+        (
+            ("clocks", "self.offsets_ms, len(voters) // 2 + 1)", "self.offsets_ms, 1)"),
+            ("proposals", "if sum(voter in agreement.nodes for voter in voters) <= len(voters) // 2:", "if False:"),
+        ),
         checks=("time",),
         seeds=(57,),
     ),
