@@ -76,14 +76,16 @@ class ClockState(Part):
 
 class StateHash(Part):
     index: Annotated[
-        int | None, msgspec.Meta(description="the entry after which this node hashed its state last; null before that")
+        int | None, msgspec.Meta(description="the entry after which this node last hashed its state; null before the first time")
     ]
-    agreeing: Annotated[list[str], msgspec.Meta(description="the other members that had the same state then")]
+    agreeing: Annotated[list[str], msgspec.Meta(description="the other members whose state was equal at that index")]
     differing: Annotated[
         list[str],
-        msgspec.Meta(description="members that had another state than this node, until they are rebuilt; see the how-to guide"),
+        msgspec.Meta(
+            description="members whose state differed from this node's, each until it is removed or has a new data directory"
+        ),
     ]
-    parts: Annotated[list[str], msgspec.Meta(description="the parts of the state that differ")]
+    parts: Annotated[list[str], msgspec.Meta(description="the parts of the state that differed")]
 
 
 class Status(Answer, kw_only=True):
@@ -98,13 +100,11 @@ class Status(Answer, kw_only=True):
     members: list[MemberState]
     peers: Annotated[list[PeerState], msgspec.Meta(description="what this node knows about the others while it leads")]
     apply_stopped: Annotated[ApplyStopped | None, msgspec.Meta(description="null while this node applies the log")]
-    cluster_version: Annotated[
-        int, msgspec.Meta(description="the lowest version that was common to all members; never goes down")
-    ]
+    cluster_version: Annotated[int, msgspec.Meta(description="the cluster version that this node has applied; never goes down")]
     supported_versions: Annotated[SupportedVersions, msgspec.Meta(description="cluster versions that this node supports")]
     clock: ClockState
     state_hash: StateHash
-    boot: Annotated[int, msgspec.Meta(description="how often this node has been started")]
+    boot: Annotated[int, msgspec.Meta(description="a random number, another one for each start of this node")]
     pending: Annotated[int, msgspec.Meta(description="calls in flight")]
     waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]
 
