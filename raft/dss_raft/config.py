@@ -88,7 +88,7 @@ class RaftConfig:
     cluster_version_max: int = setting(
         "DSS_CLUSTER_VERSION_MAX",
         LATEST,
-        "Hold the cluster's version at this one during an upgrade, so that the nodes can go back to the older release.",
+        "Highest cluster version that this node supports. Set it during an upgrade, to be able to go back to the older release.",
         environment.integer(MIN, LATEST),
         shown="the newest that the release supports",
     )
@@ -121,6 +121,6 @@ class RaftConfig:
     state_hash_interval_s: int = setting(
         "DSS_STATE_HASH_INTERVAL_S",
         600,
-        "How often the nodes compare hashes of their states, if the log has moved, in seconds. 0: never.",
+        "Interval in seconds at which the nodes compare hashes of their states, if the log has new entries. 0: never.",
         environment.integer(0, 7 * 24 * 3600),
     )
