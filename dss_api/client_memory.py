@@ -64,7 +64,7 @@ class Account:
 
 
 class Share:
-    """A part of an account that is measured again and again, not counted up and down: what the web server keeps."""
+    """A part of an account that is measured as a whole instead of being counted up and down: what the web server keeps."""
 
     __slots__ = ("_account", "_bytes")
 
@@ -73,7 +73,7 @@ class Share:
         self._bytes = 0
 
     def set(self, count: int) -> None:
-        """It is `count` bytes now."""
+        """Set this part to `count` bytes."""
         change = count - self._bytes
         if change:
             self._bytes = count

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 class CannotChoose(Exception):
-    """Several clusters run here, and the text lists them; or a newer release runs one."""
+    """Several clusters run here (the text lists them), or one is run by a newer release."""
 
 
 class LocalMember(msgspec.Struct, frozen=True):

@@ -44,7 +44,7 @@ CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections
 
 
 class HandedOver(Line, Reader, Protocol):
-    """A connection that the web server has taken over. The methods of `Line` but `recount` are for WebSockets."""
+    """A connection that the web server has taken over. Except `recount`, the methods of `Line` are for WebSockets only."""
 
     @property
     def is_closed(self) -> bool:
@@ -114,7 +114,7 @@ class HttpListener:
         in_progress.websocket_opened = self._websocket_opened
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
-        #: the largest use of memory by clients that a sweep has seen since the heap was trimmed
+        #: the most memory that clients have used at any sweep since the heap was trimmed
         self._most_bytes = 0
 
     async def accept(self, listening: socket.socket) -> None:
@@ -282,7 +282,7 @@ class HttpListener:
             self._by_client = {client: one for client, one in self._by_client.items() if one in self._handed_over}
 
     def _trim(self) -> None:
-        """After a burst, the heap has holes: give them back to the system."""
+        """Give free memory back to the system after a burst."""
         memory = self.memory
         self._most_bytes = max(self._most_bytes, memory.bytes)
         if memory.was_relieved or self._most_bytes - memory.bytes > TRIM_BYTES:

@@ -36,7 +36,7 @@ class InProgress:
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
         #: aborts the connection of a client, (host, port); the listener sets it
         self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
-        #: measures what the web server keeps for a client, (host, port); the listener sets it
+        #: measures what the web server keeps for the client at (host, port); the listener sets it
         self.recount: Callable[[Sequence[Any] | None], None] = lambda client: None
         #: tells the listener that a connection is a WebSocket, and returns it; the listener sets it
         self.websocket_opened: Callable[[Sequence[Any] | None], Line | None] = lambda client: None

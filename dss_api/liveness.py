@@ -17,17 +17,17 @@ class Line(Protocol):
         """Send a ping frame."""
 
     def watch(self, on_data: Callable[[], None]) -> None:
-        """Call `on_data` whenever something arrives. Its input is taken in turns from now on."""
+        """Call `on_data` whenever something arrives. From now on, the input is taken in turns (see `turns`)."""
 
     def message_taken(self) -> None:
         """The application has received a message: the server no longer keeps it."""
 
     def recount(self) -> None:
-        """Measure what the server keeps for the client: input, messages that nobody has received, output that nobody has read."""
+        """Measure what the server keeps for the client: input, messages that are not received yet, and unread output."""
 
 
 class NoLine:
-    """In place of a connection of a server that cannot be asked."""
+    """Stands for the connection when the server gives no access to it."""
 
     def ping(self) -> None:
         """Do nothing."""
@@ -42,7 +42,7 @@ class Liveness:
     """See the module.
 
     Args:
-        line: the connection; None or `NoLine` when the server cannot be asked, and clients are taken to be alive.
+        line: the connection. None or `NoLine`: the server gives no access to it, and clients count as alive.
     """
 
     def __init__(self, line: Line | None = None) -> None:

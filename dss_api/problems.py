@@ -88,9 +88,9 @@ class CurrentVersion(Part):
 
 
 class NotSupportedYet(Part):
-    #: the cluster version that knows the call
+    #: the first cluster version that has the call
     needed: int
-    #: the present one
+    #: the cluster's present version
     cluster_version: int
 
 
@@ -136,7 +136,7 @@ PROBLEMS: dict[str, Problem] = {
     "skipped": Problem(409, "An operator has skipped the log entry of this call"),
     "not_skippable": Problem(409, "The log entry cannot be skipped"),
     "quorum_at_risk": Problem(409, "Too few voters of the new configuration are reachable", members=QuorumAtRisk),
-    "not_supported_yet": Problem(409, "Not all members of the cluster know this call", members=NotSupportedYet),
+    "not_supported_yet": Problem(409, "Not all members of the cluster support this call yet", members=NotSupportedYet),
     "too_large": Problem(413, "The request is too large", members=TooLarge),
     "unsupported_media_type": Problem(415, "Send application/json"),
     "held": Problem(423, "The lock is held by another client", members=NotGranted),

@@ -4,9 +4,9 @@ Every call that is ready runs in the same turn of the loop. A thousand calls of 
 heartbeat. So calls begin only until a turn has lasted for a while, and the rest begin in the following turns. Addresses take turns, too:
 a client that has one call does not wait for the thousand calls of another one.
 
-In the same way, a turn takes input only for a while. A thousand connections that send megabytes, or thousands of small messages, would be
-one turn of many seconds, and the watchdog would end the node. What was read and cannot be taken yet waits, its connection is not read
-until it has been taken, and it is taken in slices.
+Input is limited in the same way. If a thousand connections sent megabytes or thousands of small messages each, parsing them in one turn
+would take many seconds, and the watchdog would end the node. So input is parsed in slices, for a limited time in each turn. The rest
+waits, and nothing more is read from its connection in the meantime.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Turns:
 
 
 class Reader(Protocol):
-    """A connection whose input can wait."""
+    """A connection whose input can wait for a later turn."""
 
     address: str
     account: Account
@@ -106,7 +106,7 @@ class InputTurns:
             reader.take_input(data)
 
     def forget(self, reader: Reader) -> bytes:
-        """This connection has ended, or is handed over. Returns what it has not taken."""
+        """Forget a connection that has ended or is handed over. Returns the input that it has not taken."""
         readers = self._waiting.get(reader.address, {})
         data = readers.pop(reader, b"")
         if not readers:
@@ -124,7 +124,7 @@ class InputTurns:
             self._take_slice()
 
     def _take_slice(self) -> None:
-        """One slice of the next connection of the next address, which then are the last ones."""
+        """Let the next connection of the next address take a slice. Both then go to the end of their queues."""
         address = next(iter(self._waiting))
         readers = self._waiting.pop(address)
         reader = next(iter(readers))

@@ -1,4 +1,4 @@
-"""Repeats of the tests of faults, each at other moments: `TEST_ROUNDS=10` (`make rounds`)."""
+"""Repeats tests of faults, each time with the faults at other moments: `TEST_ROUNDS=10` (`make rounds`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Rolls three nodes under load from an older release to this one, back, and forward again. `make upgrade` runs it.
+"""Upgrades three nodes under load from an older release to this one, one at a time, then back, and forward again (`make upgrade`).
 
-The older release is the commit that `dss_dev/kept_release` names, checked out beside. Until there is a release that works together
-with this one, it is a copy of this checkout that supports one cluster version less. Its nodes have the Python and the dependencies of
-this checkout.
+The older release is the commit in `dss_dev/kept_release`, checked out to another directory. Without that file, it is a copy of this
+checkout that supports one cluster version less. Its nodes use the Python and the dependencies of this checkout.
 
 Every write that was answered is checked at the end: each lock has its holder and its fencing token, each message is there, each key
 has the last value that was answered, or one that was sent after it without an answer.
@@ -36,7 +35,7 @@ KEPT_RELEASE = Path(__file__).with_name("kept_release")
 #: what a node does not need to run
 NOT_COPIED = (".*", "__pycache__", "tests", "docs", "benchmarks", "build", "dist", "report")
 HELD = "DSS_CLUSTER_VERSION_MAX"
-#: the states of all nodes are compared after the version has risen: that command is one of the newer release
+#: Every second, so that the states are compared soon after the version has risen: `HashState` is a command of the newer release.
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "upgrade", "DSS_ADMIN_PASSWORD": "upgrade", "DSS_STATE_HASH_INTERVAL_S": "1"}
 PATIENCE_S = 60.0
 #: answered writes between two steps
@@ -49,11 +48,11 @@ CONSUME = {"topic": TOPIC, "group": "check", "timeout_ms": 0, "max_messages": 10
 
 
 class Failed(Exception):
-    """The upgrade is not as promised. The text says what was expected."""
+    """The upgrade did not go as expected. The text says what was expected."""
 
 
 def older_release(directory: Path) -> tuple[Checkout, str]:
-    """A checkout of the older release in `directory`, and what it is called."""
+    """A checkout of the older release in `directory`, and its name."""
     commit = KEPT_RELEASE.read_text().strip() if KEPT_RELEASE.exists() else ""
     if commit:
         packed = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
@@ -88,7 +87,7 @@ class Load:
     messages: set[int] = field(default_factory=set)
     #: key -> the value that was answered last, and those that were sent after it
     values: dict[str, tuple[int, set[int]]] = field(default_factory=dict)
-    #: answers that no upgrade explains
+    #: answers that an upgrade must not cause
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -299,12 +298,12 @@ class Upgrade:
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     """Raises:
-    Failed: it does not come true.
+    Failed: it did not become true in time.
     """
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
-            raise Failed(f"not in {PATIENCE_S:.0f} s: {what}")
+            raise Failed(f"not within {PATIENCE_S:.0f} s: {what}")
         time.sleep(POLL_S)
 
 
@@ -321,7 +320,7 @@ def run(
         is_short: only one node is held and goes back, for tests.
 
     Raises:
-        Failed: something is not as promised.
+        Failed: something was not as expected.
         NotReady: a node did not start.
     """
     old, name = older_release(directory / "older")

@@ -28,7 +28,7 @@ PAGES_MAX = 32
 TOO_MANY_PAGES = Refused("overloaded", f"this node already shows {PAGES_MAX} pages")
 #: Static files in progress. Each needs a thread until its client has read it.
 FILES_MAX = 32
-TOO_MANY_FILES = Refused("overloaded", f"this node already sends {FILES_MAX} files")
+TOO_MANY_FILES = Refused("overloaded", f"this node is already sending {FILES_MAX} files")
 # The `_created` series would double the page for little use.
 disable_created_metrics()
 METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)

@@ -1,4 +1,4 @@
-"""Counts what a web server keeps of a WebSocket's messages, beside the buffer of its parser."""
+"""Counts what a web server keeps of a WebSocket's messages, apart from the buffer of its parser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 
 #: Counted for each part of a message in addition to its length: the server keeps an object for it.
 PIECE_BYTES = 128
-#: The same for each message that the application has not received yet.
+#: Counted in addition for each complete message that the application has not received yet.
 MESSAGE_BYTES = 512
 
 

@@ -42,7 +42,7 @@ class MemberState(Part):
     up: bool
     supported_versions: Annotated[
         SupportedVersions | None,
-        msgspec.Meta(description="cluster versions, as this member announces them; null while it is not linked to this node"),
+        msgspec.Meta(description="cluster versions that this member supports; null while it is not linked to this node"),
     ]
 
 

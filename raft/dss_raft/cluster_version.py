@@ -12,7 +12,7 @@ from dss_raft.versions import MIN, Raise
 
 log = structlog.get_logger("raft")
 
-#: Why the version is not raised is logged when it has been so for this many ticks: at a start, members link one by one.
+#: The log says why the version is not raised after this many ticks. At a start, members are linked one by one, so it is not said earlier.
 REPORT_AFTER_TICKS = 250
 
 

@@ -63,10 +63,12 @@ class Exports:
         Refused: `over_limit`.
         """
         if len(self._exports) + self._is_beginning >= EXPORTS_MAX:
-            detail = f"this node already saves {EXPORTS_MAX} snapshots; one that is not read ends after {IDLE_S:g} s"
+            detail = (
+                f"{EXPORTS_MAX} snapshots are already being saved from this node; one that is not read ends after {IDLE_S:g} s"
+            )
             raise Refused("over_limit", detail, limit="exports_max", maximum=EXPORTS_MAX)
         if self._is_beginning or self._loop.time() < self._began_at_s + SNAPSHOT_INTERVAL_S:
-            detail = f"a node takes one snapshot at a time for callers, and one in {SNAPSHOT_INTERVAL_S:g} s; try again later"
+            detail = f"a node takes one snapshot at a time for callers, and at most one every {SNAPSHOT_INTERVAL_S:g} s; try again later"
             raise Refused("over_limit", detail, limit="snapshot_interval_s")
 
     async def begin(self, index: int) -> tuple[str, Header]:

@@ -5,10 +5,9 @@ Theory of operation
 1. A binary format begins with its version in one byte. A msgpack format is an array, and its version is the first element, so it is
    the second byte of the data (`array_version`). Reading it takes neither a decoder nor a copy.
 2. A format whose version is newer than this release is refused with `WrongFormat`: one line for the operator. It is never decoded.
-3. Releases up to 662b62d wrote some formats without a version. They are told from all others by their first byte, and count as
-   version 0.
-4. A change of a format gets a new version. A release writes it only after the cluster's version says that all members read it (see
-   `versions`): two releases that work together never meet a format that one of them does not know.
+3. Releases up to 662b62d wrote some formats without a version. Their first byte or length shows that, and they count as version 0.
+4. A changed format gets a new version. A release writes it only once the cluster version says that all members read it (see `versions`).
+   So of two releases that work together, neither gets data in a format that it does not know.
 
 docs/reference/formats.md lists all formats. A test compares it with the code.
 """
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from dss_api.errors import ForOperator
 
-#: versions of arrays are encoded in one byte
+#: the highest version that msgpack encodes in one byte
 VERSION_MAX = 127
 #: msgpack arrays of 1 to 15 elements
 _ARRAY_MIN, _ARRAY_MAX = 0x91, 0x9F
@@ -34,7 +33,7 @@ class Format(NamedTuple):
 
     #: the name in messages: "this snapshot", "entry 7"
     name: str
-    #: that this release writes, and the newest that it reads
+    #: the version that this release writes, and the newest that it reads
     version: int
     #: the oldest version that this release reads
     oldest: int = 1
@@ -43,7 +42,7 @@ class Format(NamedTuple):
         """Check the version of some data.
 
         Args:
-            name: of the data, if it says more than the name of the format.
+            name: what the data are, if that says more than the name of the format.
 
         Raises:
             WrongFormat: this release does not read it.

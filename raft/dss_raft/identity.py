@@ -3,12 +3,12 @@
 Both sides of a link say who they are in its first frame (`NodeIdentity`), so a frame of Raft always comes from a known store.
 A payload begins with the version of the format, 1 byte.
 
-How a store is found that was put back to an earlier state, and gives up its vote:
+A node whose store was put back to an earlier state gives up its vote. This is found in two ways:
 
-1. by the other members: the log knows a start with this store that the store does not know; or the store had promised the member (a
-   vote, or entries that it acknowledged) more than it holds at its start. A member remembers such promises as long as it runs.
-2. by itself, when it applies entries that it lacks: a start with its own store that it does not know, or a command with which an
-   earlier process confirmed a result, so that the store must have had the entry of the result.
+1. By the other members. Either the log has a start with this store that the store does not know. Or the store lacks something that it
+   promised the member: a vote, or entries that it acknowledged. A member remembers such promises as long as it runs.
+2. By the node itself, when it applies entries that its store lacks. Either one of them is a start with its own store. Or one has a command
+   with which an earlier process of the node confirmed a result, so the store must have had the entry of that result.
 
 A process that has just started ignores requests for votes until the others have had time to tell it.
 """
@@ -39,9 +39,9 @@ log = structlog.get_logger("raft")
 
 CHANNEL = "identity"
 FORMAT = Format("what a peer says about itself", 1)
-#: A new process ignores requests for votes until all members have been linked and have had this time to answer …
+#: A new process ignores requests for votes until all members have been linked for this time …
 SETTLED_AFTER_S = 0.1
-#: … or for this time: a member that is up is linked by then.
+#: … and never longer than this: a member that is up is linked by then.
 SETTLED_AFTER_S_MAX = 1.5
 
 
@@ -189,11 +189,11 @@ class Identities:
         if self._incarnations.get(peer) != identity.incarnation:
             self._incarnations[peer] = identity.incarnation
             if core.knows_newer(peer, identity.store, identity.began_term, identity.began_index):
-                self.tell_outdated(peer, "votes or entries that it had acknowledged are missing")
+                self.tell_outdated(peer, "votes that the node gave, or entries that it acknowledged, are missing in the directory")
             core.peer_restarted(peer)
         self._judge(peer)
         if self._sessions.outdates(peer, identity.incarnation, identity.store, identity.starts):
-            self.tell_outdated(peer, f"this store has been started more often than its directory says ({identity.starts} times)")
+            self.tell_outdated(peer, f"the log has more starts with the directory than the directory itself ({identity.starts})")
         self._form_if_due()
         if all(member.id in self._incarnations or member.id == self._node.node_id for member in core.configuration.members):
             self._settles_at_s = min(self._settles_at_s, self._loop.time() + SETTLED_AFTER_S)
@@ -202,10 +202,10 @@ class Identities:
         """The state has changed: it may show that this node's store was put back to an earlier state."""
         node, store = self._node, self._store
         if self._sessions.outdates(node.node_id, node.incarnation, store.store_id, store.starts):
-            self._give_up_vote(f"the log knows more starts of this store than its directory ({store.starts})")
+            self._give_up_vote(f"the log has more starts with the directory than the directory itself ({store.starts})")
         elif self._replica.applied_before > self._began[1]:
             self._give_up_vote(
-                f"it had applied entry {self._replica.applied_before} before, and its log ended at {self._began[1]}"
+                f"an earlier process applied entry {self._replica.applied_before}, but the log ended at {self._began[1]} at the start"
             )
 
     async def stop(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from dss_api.supervised import report_failure
 from dss_raft.replication.machine import Event
 
-#: Ticks without a callback after it has raised.
+#: After a callback has raised, it is not called for this many ticks.
 PAUSE_TICKS = 50
 
 
@@ -36,8 +36,8 @@ class Listeners:
     def on_tick(self, callback: Callable[[], None]) -> None:
         """Call `callback()` every tick (a fifth of a heartbeat).
 
-        If it raises, that is logged and counted, and it is called again later: what it does is done for clients and connections, and
-        a fault with one of them must not stop the node.
+        If it raises, that is logged and counted, and it is called again later. Ticks serve clients and connections, and a fault with one
+        of them must not stop the node.
         """
         self._tick_listeners.append(callback)
 

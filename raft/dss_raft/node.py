@@ -135,7 +135,7 @@ class Node(Listeners):
         """
         config = self.config
         boot_state = await self._loop.run_in_executor(self._executor, self._open_store)
-        # Entries that are not committed count, too. Later, when the node has voted or leads, it could only end.
+        # Also for uncommitted entries: the node would have to stop at them later, perhaps as the leader.
         self.replica.require_supported(boot_state.entries)
         tick_ms = config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
         core_config = CoreConfig(
@@ -424,7 +424,7 @@ class Node(Listeners):
         """Remove a node from the cluster permanently.
 
         Args:
-            force: remove it although no voter is to spare then. Without a quorum it is refused anyway.
+            force: remove it even if no spare voter is left then. Without a quorum it is refused anyway.
             reason: why it is forced, for the leader's log.
 
         Raises:
@@ -620,7 +620,7 @@ class Node(Listeners):
         try:
             self._take_frame(peer, frame)
         except WrongFormat as error:
-            # Of a newer release: as good as lost. The cluster's version says what all members understand.
+            # A newer release sent it. Treat it as lost: what matters is sent only once all members understand it.
             if error.args not in self._wrong_formats:
                 self._wrong_formats.add(error.args)
                 log.warning("raft.wrong_format", peer=peer, reason=str(error))
@@ -644,7 +644,7 @@ class Node(Listeners):
         return self._links.supported_by(peer) if self._identities.is_member(peer) else None
 
     def _versions_conflict(self, peer: str, theirs: Announced) -> None:
-        """Stop if the cluster has a version that this node does not support: it could never catch up."""
+        """Stop if the cluster has a version that this node does not support, because it could never catch up."""
         is_known = peer in self.core.membership.ids or peer in self._links.peers
         if self._running and is_known and theirs.applied > self.replica.supported.max:
             self.failed(UnsupportedVersion(theirs.applied, self.replica.supported))

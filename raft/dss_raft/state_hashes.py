@@ -1,12 +1,12 @@
 """The nodes compare hashes of their states, and report a state that differs.
 
-1. The leader proposes `HashState` every DSS_STATE_HASH_INTERVAL_S, if the log has moved.
+1. The leader proposes `HashState` every DSS_STATE_HASH_INTERVAL_S, if the log has new entries.
 2. Each node that applies it hashes its state at that index: in the process if the state is small, otherwise in a child process, like a
-   snapshot. While a snapshot is being taken, it does not: there is no hash of this node at that index, which is no difference.
-3. The nodes tell each other their hashes (`Hashed`), when they have them and when a link comes up, and keep the last few.
-4. Hashes of one index that differ raise an alarm on both nodes. It stays until the other node is rebuilt: until it is removed, or has
-   another store (`manage.py member replace`). Later hashes that agree do not end it: a state that was wrong once may have given wrong
-   answers, and what is wrong may be hidden only.
+   snapshot. While it is taking a snapshot, it skips the round: a missing hash is not a difference.
+3. The nodes send their hashes (`Hashed`) to each other, when they have them and when a link comes up, and keep the last few.
+4. Different hashes of one index raise an alarm on both nodes. It stays until the other node is removed or has another store
+   (`manage.py member replace`). Equal hashes later do not end it: a state that was wrong may have given wrong answers, and may still be
+   wrong in a way that the hash does not show.
 
 A payload begins with the version of the format, 1 byte.
 """
@@ -33,7 +33,7 @@ log = structlog.get_logger("raft")
 
 CHANNEL = "state_hash"
 FORMAT = Format("a state's hash", 1)
-#: Hashes that are kept of each node, and hashes of the future that are kept of a peer.
+#: How many hashes are kept of each node. Those of a peer may be of entries that this node has not applied yet.
 KEPT_MAX = 8
 
 
@@ -50,7 +50,7 @@ class Difference(msgspec.Struct, frozen=True):
 
     index: int
     parts: tuple[str, ...]
-    #: of the peer; another one is another state
+    #: the peer's; when it has another one, the alarm ends
     store: str
 
 
@@ -90,7 +90,7 @@ class StateHashes:
         self._snapshots = snapshots
         self._file = directory / "hashes.child"
         self._interval_s = interval_s
-        #: the last request that was proposed or applied here: when, and its entry
+        #: time and entry of the last `HashState` that was proposed or applied here
         self._asked_s = now_s
         self._asked_index = 0
         self._child: Child | None = None
@@ -114,7 +114,7 @@ class StateHashes:
         if self._snapshots.is_small(self._core):
             self._add_own(Hashed(index, self._replica.cluster_version, state_hashes(self._replica)))
         elif self._child is not None or self._snapshots.is_taking:
-            self._not_hashed(index, "another child process copies the state")
+            self._not_hashed(index, "another child process is writing the state")
         else:
             try:
                 self._child = Child(self._encoded, self._file, sync=False)
@@ -135,7 +135,7 @@ class StateHashes:
         self._compare(peer, hashed.index)
 
     def linked(self, peer: str) -> None:
-        """A link is up: the peer may have missed something."""
+        """A link is up. Send the kept hashes: the peer may have missed some."""
         for hashed in self._own.values():
             self._tell(peer, hashed)
 

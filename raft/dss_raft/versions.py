@@ -4,17 +4,18 @@ Theory of operation
 -------------------
 1. The cluster version is one number in the replicated state. A release supports the versions `MIN` to `LATEST`. A node announces what
    it supports in each handshake; DSS_CLUSTER_VERSION_MAX makes it support less than its release does.
-2. Each command says from which version on it may be proposed (`Command.since`). A node knows the commands of the versions that it
-   supports, and no others. It refuses a call whose command is newer than the version that it has applied.
+2. Each command says from which version on it may be proposed (`Command.since`). A node decodes only the commands of the versions that it
+   supports. It refuses a call whose command is newer than the version that it has applied.
 3. A leader raises the version (`SetClusterVersion` in the log) when every member of its latest configuration, learners included, is
    linked and supports the next one. The version never goes down.
-4. A node that applies, or restores, a version that it does not support stops before it applies anything of that entry. So after a
-   race (a member goes back to an older release while the version is raised) that member stops; states never differ.
-5. Two nodes link only if they support a common version, and each supports the version that the other one has applied or an older one
-   (a member that lags gets the newer version with the log). A node that hears a newer version than it supports from a member stops.
+4. A node that would have to apply or restore a version that it does not support stops before it applies anything of that entry. So if a
+   member goes back to an older release while the version is raised, that member stops, and the states never differ.
+5. Two nodes link only if they support a common version, and neither has applied a newer version than the other one supports. One may have
+   applied an older version than the other one supports: it lags, and gets the newer version with the log. A node stops when a member has
+   applied a newer version than the node supports.
 
 A released version never changes: tests/cluster/test_protocol_version.py has the fingerprint of the commands of each. A command whose
-fields or effect change is a new command, with a new tag, that is known from the next version on.
+fields or effect change is a new command, with a new tag, from the next version on.
 
     version   adds
     1         the first one: the commands of the release that introduced it
@@ -54,7 +55,7 @@ RELEASE: Final = Supported(MIN, LATEST)
 
 
 class UnsupportedVersion(ForOperator):
-    """The cluster's version is one that this node does not support. It must not apply anything, and stops.
+    """This node does not support the cluster's version. It must not apply anything, and stops.
 
     Args:
         version: of the cluster.
@@ -86,7 +87,7 @@ class Announced(msgspec.Struct, frozen=True, array_like=True):
     applied: int
 
 
-#: by a node of this release that has applied no other version yet
+#: what a node of this release announces until it has applied a version
 FIRST_ANNOUNCED: Final = Announced(RELEASE, MIN)
 
 
@@ -104,7 +105,7 @@ def conflict(mine: Announced, theirs: Announced) -> str:
 class Raise(msgspec.Struct, frozen=True):
     """Whether the version can be raised."""
 
-    #: to this version; 0: not now
+    #: the new version; 0: it cannot be raised now
     to: int = 0
     #: members that are not linked
     missing: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ class Command(BaseCommand):
         add.add_argument("address", help="its service address, like http://127.0.0.1:8104")
         remove = what.add_parser("remove", help="remove a node; it stops. For a lost disk, use replace")
         remove.add_argument("id")
-        remove.add_argument("--force", action="store_true", help="remove it although no voter is to spare then; needs --reason")
+        remove.add_argument("--force", action="store_true", help="remove it even if no spare voter is left then; needs --reason")
         remove.add_argument("--reason", default="", help="why it is forced, for the log")
         replace = what.add_parser("replace", help="remove a node whose data is lost, and add the empty one that takes its place")
         replace.add_argument("id")

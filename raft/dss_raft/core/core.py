@@ -191,14 +191,14 @@ class RaftCore(CoreState):
             self.become_follower(self.term, "")
 
     def peer_outdated(self, store: str) -> None:
-        """This store was put back to an earlier state: its node has no vote, and does not count where one is needed."""
+        """This store was put back to an earlier state, so its node has no vote. It does not count for a majority that elects."""
         self.outdated_stores.add(store)
 
     def knows_newer(self, peer_id: str, store: str, term: int, last_index: int) -> bool:
-        """True if this store, with which a new process of the peer has started, had promised this node more than it holds now.
+        """True if a new process of the peer has started with less in this store than the store had promised to this node.
 
-        A promise in a term is durable together with that term. So a store with a later term is later than the promise. With the
-        same term, it still has all entries that it acknowledged in it.
+        A promise in a term is durable together with that term. So a store with a later term is newer than the promise. A store with
+        the same term must still have all entries that it acknowledged in that term.
         """
         promised = self.promised.get(store, (0, 0))
         peer = self.progress.get(peer_id)

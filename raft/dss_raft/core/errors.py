@@ -49,7 +49,8 @@ class QuorumAtRisk(ChangeRefused):
         else:
             text = f"{rule}, but none is"
         if outdated:
-            text = f"{text}. {', '.join(outdated)} can be reached, but cannot vote: its disk was put back to an earlier state"
+            disks = "its disk was" if len(outdated) == 1 else "their disks were"
+            text = f"{text}. {', '.join(outdated)} can be reached, but cannot vote: {disks} put back to an earlier state"
             if not may_force:
                 text = f"{text}. {_sentence(repair)} first"
         super().__init__(text)

@@ -63,7 +63,7 @@ class SnapshotMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """The fields that all messages have. Unlike what is stored, they may come with further fields, from a newer release."""
+    """The fields that all messages have. A newer release may append further ones, unlike in stored data."""
 
     sender: str
     to: str

@@ -36,12 +36,12 @@ async def write_in_child(encode: Callable[[], bytes], path: Path, timeout_s: flo
 
 
 class Child:
-    """A child process that writes the result of `encode()` to `path`. It sees the state of the moment at which this returns.
+    """A child process that writes the result of `encode()` to `path`. It sees the state at the moment of its start.
 
     Await `ended`, or call `kill`.
 
     Args:
-        sync: the file must survive the machine.
+        sync: the file must survive a crash of the machine.
 
     Raises:
         ChildFailed: it cannot be started.

@@ -17,7 +17,7 @@ from dss_raft.core.messages import Entry, SnapshotMeta
 from dss_raft.disk.files import StoreDamaged, StoreRefused
 
 #: Version of the tables and of everything in them, in the header of the database file. It is read first. Releases up to 662b62d
-#: wrote version 1; a store of theirs becomes one of version 2 when a node starts with it, so that they do not start with it again.
+#: wrote version 1. When a node starts with such a store, the version becomes 2, so that those releases refuse it from then on.
 SCHEMA_VERSION = 2
 SCHEMA_OLDEST = 1
 

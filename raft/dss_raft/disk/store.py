@@ -214,7 +214,7 @@ class LogStore:
         self._snapshot = snapshot
 
     def count_start(self) -> int:
-        """Count a start with this directory, durably: 1, 2, 3, … From now on, releases that do not know its format refuse it."""
+        """Count a start with this directory, durably: 1, 2, 3, … From now on, releases that do not know this format refuse it."""
         self._commit(msgspec.structs.replace(self._state, starts=self._state.starts + 1), rows.put_schema_version)
         return self._state.starts
 

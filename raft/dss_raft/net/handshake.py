@@ -18,8 +18,8 @@ can put nothing but a known word or a well-formed name into the log. So the acce
 proof it sends a refusal with a MAC, which the dialer can believe.
 
 Each message begins with a magic number and the version of the handshake, which is read first. The hellos say which cluster versions both
-sides support (see `dss_raft.versions`); nodes of different releases link. The whole hellos are part of the key, fields that one side
-does not know included, so nobody in between can make the nodes believe in other versions.
+sides support (see `dss_raft.versions`), so that nodes of different releases can link. The whole hellos are part of the key, even fields
+that one side does not know, so an attacker in between cannot make the nodes believe in other versions.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import msgspec
 from dss_raft.net.wire import AuthenticatedStream, FrameBuffer, Reason, WireError, with_length
 from dss_raft.versions import FIRST_ANNOUNCED, Announced, conflict
 
-#: Of the handshake and the frames. Nodes with different ones refuse each other, so it stays as it is: new fields are appended, and new
-#: kinds of messages are sent only from the cluster version on that knows them. See `dss_raft.net.wire`.
+#: Version of the handshake and the frames. Do not change it: nodes with different ones refuse each other. Append new fields instead, and
+#: send a new kind of message only from the cluster version on that has it. See `dss_raft.net.wire`.
 VERSION = 11
 MAGIC = b"DSSP"
 NONCE_BYTES = 32
@@ -95,7 +95,7 @@ class Handshake:
         self.is_proven = False
         #: the peer's id: only claimed until `is_proven`
         self.peer_id = dials or ""
-        #: what the peer announces: only claimed until `is_proven`
+        #: what the peer announces; not to be believed until `is_proven`
         self.peer_versions: Announced | None = None
         #: bytes that came after the last message of the handshake; they belong to the stream
         self.rest = b""

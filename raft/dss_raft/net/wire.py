@@ -10,9 +10,9 @@ A frame on the wire is
 So changed bytes, frames that are missing, repeated or from another connection, and bytes of a stranger are all refused before
 anything is decoded. Frames are authenticated, not encrypted: keep the peer port on a private network.
 
-Nodes of different releases exchange frames. A new field of a frame or message has a default and is appended; a node ignores those that
+Nodes of different releases exchange frames. A new field of a frame or message has a default and is appended; a node ignores fields that
 it does not know. A new kind of frame or message, or a field that must not be ignored, is sent only from the cluster version on that
-knows it (`dss_raft.versions`). An `AppFrame` on an unknown channel is ignored.
+has it (`dss_raft.versions`). An `AppFrame` on an unknown channel is ignored.
 
 Memory is bounded: at most one frame is buffered, and a length over the limit is refused as soon as its four bytes have arrived.
 """
@@ -51,7 +51,7 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     #: a valid frame with the wrong sequence number
     REPLAY = "replay"
-    #: another version of the handshake, or cluster versions that do not fit together
+    #: another version of the handshake, or cluster versions that do not work together
     VERSION = "version"
     #: it expects another node, or is not the node that was dialed
     WRONG_NODE = "wrong_node"

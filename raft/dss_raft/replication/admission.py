@@ -62,7 +62,7 @@ class Admission:
         if since > version:
             raise Refused(
                 "not_supported_yet",
-                f"this call needs cluster version {since}; the cluster's version is {version}, until all its members support a newer one",
+                f"this call needs cluster version {since}, and the cluster has version {version} until all members support a newer one",
                 needed=since,
                 cluster_version=version,
             )

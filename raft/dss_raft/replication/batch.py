@@ -86,7 +86,7 @@ class _BatchV0(msgspec.Struct, Generic[C], array_like=True, frozen=True):
     groups: list[_GroupV0[C]]
 
 
-#: how data of `FORMAT` begin; an array of four elements and the version
+#: how data of `FORMAT` begin: an array of four elements, and the version
 _START = bytes([0x94, FORMAT.version])
 _START_V0 = b"\x93"
 _encoder = msgspec.msgpack.Encoder()
@@ -194,7 +194,7 @@ def require_format(data: bytes, name: str) -> None:
 
 
 def _present(data: bytes, decode_v0: Callable[[bytes], _BatchV0[C]]) -> Batch[C]:
-    """A batch that does not begin as this release writes it, in the present form."""
+    """Convert a batch that does not begin as this release writes it to the present form."""
     if not data.startswith(_START_V0):
         FORMAT.require(array_version(data) or 0)
         raise msgspec.DecodeError("it does not begin as a batch")
@@ -205,5 +205,5 @@ def _present(data: bytes, decode_v0: Callable[[bytes], _BatchV0[C]]) -> Batch[C]
 
 _decode_raw = msgspec.msgpack.Decoder(Batch[msgspec.Raw]).decode
 _decode_raw_v0 = msgspec.msgpack.Decoder(_BatchV0[msgspec.Raw]).decode
-#: Memory and the stack are faults of one node at one moment, and say nothing about the data. A newer format is not a fault.
+#: Lack of memory or stack is a fault of one node at one moment, and says nothing about the data. A newer format is not a fault.
 _MUST_BE_RAISED = (MemoryError, RecursionError, WrongFormat)

@@ -66,13 +66,13 @@ class AdvanceTime(Command, tag="raft.advance_time"):
 
 
 class SetClusterVersion(Command, tag="raft.set_cluster_version"):
-    """By a leader: all members support this cluster version. See `versions`."""
+    """A leader's: all members support this cluster version. See `versions`."""
 
     version: Annotated[int, msgspec.Meta(ge=1, le=VERSION_MAX)]
 
 
 class HashState(Command, tag="raft.hash_state"):
-    """By a leader: every node hashes its state after this entry, so that the hashes can be compared."""
+    """A leader's: every node hashes its state after this entry, so that the hashes can be compared."""
 
     since: ClassVar[int] = 2
 

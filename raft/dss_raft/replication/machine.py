@@ -50,7 +50,7 @@ class StateMachine(Protocol):
 
     #: key in the snapshot, and the displayed name: "locks", "queue", "cache"
     name: str
-    #: of what `snapshot` returns; newer states are not given to `restore`. 1 to 127
+    #: version of what `snapshot` returns, 1 to 127; `restore` never gets a newer one
     format_version: int
     #: the command Structs that it applies
     commands: tuple[type[Command], ...]

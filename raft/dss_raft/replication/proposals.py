@@ -111,7 +111,7 @@ class Proposals:
             self._time_is_checked = behind_ms >= -AGREE_MS
 
     def raise_version(self, supported_by: Callable[[str], Supported | None]) -> Raise:
-        """Raise the cluster's version if all members support a newer one. Returns whether they do, and otherwise why not.
+        """Raise the cluster's version if all members support a newer one. Returns the new version, or what prevents it.
 
         Args:
             supported_by: what a linked member announces.
@@ -125,7 +125,7 @@ class Proposals:
         if core.node_id in core.membership.ids:
             announced[core.node_id] = replica.supported
         found = next_version(replica.cluster_version, announced)
-        # It is not gathered: until there is room for it, a member could go back to an older release.
+        # Append it now instead of gathering it: while it waits, a member could go back to an older release.
         if found.to > self._version and self._knows_time() and self._append([self._set_version(found.to)], []):
             self._version = found.to
         return found

@@ -85,7 +85,7 @@ class Fault(msgspec.Struct, frozen=True):
 class _Part(msgspec.Struct, array_like=True):
     """The state of one machine, or of the sessions."""
 
-    #: of its format; it is read first. 0: a release up to 662b62d wrote it
+    #: version of its format, which is read first. 0: a release up to 662b62d wrote it
     version: int
     state: msgspec.Raw
 
@@ -124,7 +124,7 @@ _EMPTY_PART = _Part(0, msgspec.Raw(_encode({})))
 _decode_view = msgspec.msgpack.Decoder(memoryview).decode
 #: how a binary begins in msgpack
 _BINARIES = b"\xc4\xc5\xc6"
-#: in the bytes of each entry with this command
+#: every entry with this command contains these bytes
 SET_VERSION_TAG = b"raft.set_cluster_version"
 #: where a leader's own commands come from
 _LEADER = Origin("", 0, 0)
@@ -153,7 +153,7 @@ class Replica:
         self.supported = supported
         #: incarnation and store of this process; not a part of the replicated state
         self.own = (0, "")
-        #: the last entry that an earlier process with this store is known to have applied, from the log alone
+        #: the last entry that an earlier process with this store must have applied, according to the log
         self.applied_before = 0
         #: never goes down; see `versions`
         self.cluster_version = MIN
@@ -171,7 +171,7 @@ class Replica:
         self._outcomes: list[tuple[int, int, Result]] = []
         self._events: list[Event] = []
         self._gap = False
-        #: the last entry asks for a hash of the state after it; whoever takes the hash sets this to False
+        #: the last entry asks for a hash of the state after it; the node hashes it, and sets this to False
         self.must_hash = False
         self.faults: list[Fault] = []
         #: the state before the first entry
@@ -429,7 +429,7 @@ class Replica:
             seq += 1
 
     def _note_applied_before(self, session: ClientSession, answered: Sequence[int]) -> None:
-        """An earlier process of this node has confirmed results, so its store held the entries that they are from."""
+        """An earlier process of this node has confirmed results, so its store held the entries with those results."""
         incarnation, store = self.own
         if session.incarnation != incarnation and session.store == store:
             indexes = [session.results[seq].index for seq in answered if seq in session.results]

@@ -29,8 +29,8 @@ from dss_raft.replication.replica import Replica
 
 log = structlog.get_logger("raft")
 
-#: A snapshot file consists of this, its version (a digit), the length of the header in 4 bytes, the header, the replica's state and
-#: the parts.
+#: A snapshot file consists of this, the version (a digit), the length of the header (4 bytes), the header, the replica's state and the
+#: parts.
 MAGIC = b"DSSsnap"
 FORMAT = Format("this snapshot", 2, oldest=2)
 PIECE_BYTES = 1024 * 1024
@@ -119,7 +119,7 @@ class SnapshotKeeper:
         return applied - last >= self._entries_max or core.log.size(last, applied) >= self.bytes_max
 
     def is_small(self, core: RaftCore) -> bool:
-        """True if the applied state can be encoded in the process: it has not grown by more than what the log has brought since."""
+        """True if the applied state is small enough to be encoded in the process. It cannot have grown by more than the log since then."""
         log_bytes = core.log.size(core.snapshot.index, self._replica.applied_index)
         return self._state_bytes + log_bytes <= INLINE_BYTES_MAX or not CAN_FORK
 

@@ -1,15 +1,15 @@
 """The canonical form of the replicated state, and its hashes. Pure: no I/O, clock or randomness.
 
-All nodes have the same state at the same index. A leader proposes `HashState` now and then, and every node hashes its state right
-after that entry. The hashes of different nodes are compared (see `state_hashes`), so a state that differs is found: because of a bug,
-of damaged memory, or of files that somebody changed.
+All nodes have the same state at the same index. A leader proposes `HashState` at intervals, and every node hashes its state right after
+that entry. The nodes compare their hashes (see `state_hashes`), and so find states that differ because of a bug, damaged memory, or files
+that were changed by hand.
 
-The canonical form of a part of the state is what `StateMachine.snapshot` returns, encoded in msgpack, in the order in which it is kept;
-a snapshot that is one binary is its own form. It is the same whether a node has applied all entries or was restored from a snapshot: the
-fuzzer of commands compares these bytes, order included. Heaps, accounts and whatever else is derived from the state are not in it.
+The canonical form of a part of the state is what `StateMachine.snapshot` returns, encoded in msgpack in the order in which it is kept. A
+snapshot that is one binary is used as it is. The form is the same whether a node has applied all entries or was restored from a snapshot:
+the fuzzer of commands compares these bytes, order included. Data derived from the state, such as heaps and accounts, are not in it.
 
-A form belongs to a cluster version and never changes: nodes of two releases compare their hashes. A release that changes the format of a
-machine's state goes on to hash the form of `FORMS` until the cluster has its next version, and adds the new one there.
+A form belongs to a cluster version and never changes, because nodes of two releases compare their hashes. A release that changes the format
+of a machine's state adds the new form to `FORMS`, and hashes the old one until the cluster has the next version.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 
 from dss_raft.replication.replica import Replica
 
-#: cluster version from which on a form is used -> part -> version of its format
+#: first cluster version that uses the form -> part -> version of its format
 FORMS: dict[int, dict[str, int]] = {2: {"replica": 1, "sessions": 1, "locks": 2, "queue": 2, "cache": 1, "limits": 1}}
 
 Hashes = dict[str, bytes]
