@@ -189,7 +189,9 @@ class Identities:
         if self._incarnations.get(peer) != identity.incarnation:
             self._incarnations[peer] = identity.incarnation
             if core.knows_newer(peer, identity.store, identity.began_term, identity.began_index):
-                self.tell_outdated(peer, "votes that the node gave, or entries that it acknowledged, are missing in the directory")
+                self.tell_outdated(
+                    peer, "votes that the node gave, or entries that it acknowledged, are missing in the directory"
+                )
             core.peer_restarted(peer)
         self._judge(peer)
         if self._sessions.outdates(peer, identity.incarnation, identity.store, identity.starts):
