@@ -2,7 +2,7 @@
 
     python benchmarks/bench_raft.py                       # table of commands/s and latency, then failover
     python benchmarks/bench_raft.py --kills 50 --seconds 5
-    python benchmarks/bench_raft.py --seconds 0           # failover alone; the file with the results stays as it is
+    python benchmarks/bench_raft.py --seconds 0           # failover alone; the results file is not changed
 
 Each client is a coroutine in a node's process that submits one small command after the other. Every answered command is
 fsynced on a majority.

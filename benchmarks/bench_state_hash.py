@@ -3,8 +3,8 @@
     python benchmarks/bench_state_hash.py                     # 1,000,000 queued messages of 700 bytes: about 1 GiB of memory
     python benchmarks/bench_state_hash.py --messages 100000
 
-One process, no network: a replica with a filled queue, a timer with a period of one millisecond, and one command after the other, which
-makes the kernel copy pages. The delay of the timer is the pause.
+It runs one process without a network: a replica with a filled queue, a timer with a period of one millisecond, and one command after the
+other, which makes the kernel copy pages. The pause is the delay of the timer.
 """
 
 from __future__ import annotations

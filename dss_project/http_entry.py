@@ -103,7 +103,7 @@ class HttpEntryPoint:
             await self._page(scope, _limited(receive, self._body_bytes_max), send)
 
     async def _metrics_page(self) -> bytes:
-        """It takes some milliseconds, so there is one in a turn of the event loop."""
+        """Make the page. It takes some milliseconds, so at most one is made in a turn of the event loop."""
         async with self._metrics_turn:
             await asyncio.sleep(0)
             return generate_latest()

@@ -40,6 +40,6 @@ class HeldMessages:
         self._pieces = 0
 
     def clear(self) -> None:
-        """Nothing is kept any more."""
+        """The server no longer keeps anything."""
         self._messages.clear()
         self.bytes = self._pieces = 0

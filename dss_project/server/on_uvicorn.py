@@ -20,7 +20,7 @@ from dss_project.server.held import HeldMessages
 
 
 class CountedWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which also counts what it keeps, and tells when something arrives."""
+    """uvicorn's WebSocket, which also counts what it keeps, and reports when something arrives."""
 
     #: called with everything that arrives; by default, it is taken immediately
     deliver: Callable[[bytes], None] | None = None
