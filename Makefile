@@ -64,7 +64,7 @@ load: $(READY) ## Locust: 200 users for 60 s against a running cluster (NODES=1:
 	@$(BIN)/locust -f benchmarks/load_test_scenarios.py --headless -u 200 -r 50 -t 60s --only-summary --csv report/locust \
 		$(if $(filter 1,$(NODES)),--host http://127.0.0.1:8201) $(ARGS)
 
-upgrade: $(READY) ## roll three nodes under load from the older release to this one, back, and forward again
+upgrade: $(READY) ## upgrade three nodes under load from the older release to this one, back, and forward again
 	@$(BIN)/python -m dss_dev.upgrade $(ARGS)
 
 postman: ## run the Postman collection against a running cluster (NODES=1: the single one; needs Node.js)
@@ -89,7 +89,7 @@ chaos: $(READY) ## load clusters that are killed, paused and cut off, and check 
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
 
-rounds: $(READY) ## each fault of disks, clocks and members ROUNDS=10 times on real processes, at random moments (root on Linux for all)
+rounds: $(READY) ## each fault of disks, clocks and members ROUNDS=10 times on real processes, at random moments (some need root on Linux)
 	@TEST_ROUNDS=$(or $(ROUNDS),10) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m rounds $(ARGS)
 
 fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 random commands, SCHEMA_CALLS=20000 from OpenAPI

@@ -252,17 +252,17 @@ class Upgrade:
         wait_until(lambda: set(self._versions()) == {version}, f"all nodes have version {version}, not {self._versions()}")
 
     def require_old_version(self) -> None:
-        """The version has not risen: the nodes can go back."""
+        """Check that the version has not risen, so that the nodes can go back."""
         if set(self._versions()) != {self.old_version}:
             raise Failed(f"the version has risen: {self._versions()}")
 
     def require_newer_commands(self) -> None:
-        """The nodes compare their states: the leader's command for that is newer than the older release."""
+        """Check that a command of the newer release works: with `HashState`, the nodes compare their states."""
         wait_until(lambda: all(self._status(node)["state_hash"]["index"] for node in self.cluster.nodes), "states are compared")
         self._say("the newer command works on all nodes")
 
     def require_refusal(self, what: str, node: LocalNode, checkout: Checkout, held: bool, line: str) -> None:
-        """A node that goes back ends with one line. Afterwards it is started with this release again."""
+        """Check that a node that goes back ends with this line. Then start it with this release again."""
         self._use(node, checkout, held)
         self.load.restarting = node
         node.stop()
