@@ -229,7 +229,7 @@ class Upgrade:
         self._say(f"three nodes of the older release, cluster version {self.old_version}")
 
     def roll(self, what: str, checkout: Checkout, nodes: Sequence[LocalNode], held: bool) -> None:
-        """Restart the nodes with this release, one at a time, while the clients go on."""
+        """Restart the nodes with this release, one at a time, while the clients continue."""
         for node in nodes:
             self.load.take_gap_s()
             before, began_s = self.load.answered, time.monotonic()
