@@ -147,7 +147,7 @@ class Recovery:
             for item in self._written.values():
                 store.keep(item)
             await store.flush()
-            return await store.dump()
+            return list(await store.dump())
         finally:
             await store.close()
 

@@ -9,7 +9,7 @@ versions.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from dss_api.errors import Refused
@@ -70,7 +70,7 @@ class BackingStore(Protocol):
             Refused: `memory_unavailable`.
         """
 
-    async def dump(self) -> list[bytes]:
+    async def dump(self) -> Iterable[bytes]:
         """Everything that a lagging node needs, in pieces; empty for a shared store.
 
         Raises:

@@ -10,7 +10,7 @@ without a number as its version), that key is refused and left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import redis.asyncio
@@ -125,7 +125,7 @@ class RedisStore(BatchedReads):
     async def flush(self) -> None:
         """Nothing is buffered here."""
 
-    async def dump(self) -> list[bytes]:
+    async def dump(self) -> Iterable[bytes]:
         return []
 
     async def load(self, data: memoryview) -> None:

@@ -8,6 +8,7 @@ Everything runs in the node's event loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from dss_api.errors import Refused
@@ -164,7 +165,7 @@ class CacheService:
             self.write_back.store_failed(refusal)
             raise
 
-    async def dump(self) -> list[bytes]:
+    async def dump(self) -> Iterable[bytes]:
         return await self.store.dump()
 
     def before_restore(self) -> None:

@@ -11,9 +11,12 @@ A deleted key has no row: the directory, which every node has, knows that it is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeVar
 
 import msgspec
@@ -43,6 +46,23 @@ _DELETE = f'DELETE FROM {TABLE} WHERE "key" = %s AND version < %s'
 _Rows = list[tuple[str, int, bytes]]
 _encode_rows = msgspec.msgpack.Encoder().encode
 _decode_rows = msgspec.msgpack.Decoder(_Rows).decode
+
+
+class _Spool:
+    """Bytes in a file without a name. They can be read any number of times, in pieces."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._file = TemporaryFile(dir=directory)  # noqa: SIM115
+
+    def append(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.flush()
+        offset = 0
+        while piece := os.pread(self._file.fileno(), PIECE_BYTES, offset):
+            yield piece
+            offset += len(piece)
 
 
 class DjangoStore(BatchedReads):
@@ -110,19 +130,19 @@ class DjangoStore(BatchedReads):
             found.update((key, Stored(key, version, bytes(value))) for key, version, value in rows)
         return found
 
-    async def dump(self) -> list[bytes]:
-        """Not a consistent view: it may contain versions that are written meanwhile. They are in the log, too."""
-        pieces: list[bytes] = []
+    async def dump(self) -> Iterable[bytes]:
+        """Not a consistent view: it may contain versions that are written meanwhile. They are in the log, too.
+
+        The values are as large as the disk allows, so they are collected in a file beside the database.
+        """
+        pieces = await self._in_thread(self._spool)
         last = ""
-        while True:
-            rows = await self._in_thread(partial(self._select_after, last))
-            if not rows:
-                return pieces
+        while rows := await self._in_thread(partial(self._select_after, last)):
+            start = b"" if last else bytes([FORMAT.version])
             last = rows[-1][0]
             data = _encode_rows(rows)
-            if not pieces:
-                pieces.append(bytes([FORMAT.version]))
-            pieces.append(len(data).to_bytes(PIECE_LENGTH_BYTES, "big") + data)
+            await self._in_thread(partial(pieces.append, start + len(data).to_bytes(PIECE_LENGTH_BYTES, "big") + data))
+        return pieces
 
     async def load(self, data: memoryview) -> None:
         """Keys that are here and not in `data` may stay: the directory does not ask for deleted keys.
@@ -148,6 +168,11 @@ class DjangoStore(BatchedReads):
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except DatabaseError as error:
             raise Refused("memory_unavailable", f"SQLite: {error}") from None
+
+    def _spool(self) -> _Spool:
+        database = str(connections[self._alias].settings_dict["NAME"])
+        directory = Path(database).parent
+        return _Spool(directory if directory.is_absolute() and directory.is_dir() else None)
 
     def _select(self, keys: list[str]) -> _Rows:
         rows: _Rows = []

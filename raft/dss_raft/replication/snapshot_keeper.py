@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -52,8 +52,11 @@ class SnapshotPart(Protocol):
     async def before_snapshot(self, index: int) -> None:
         """Make everything up to `index` durable, because the log that could repeat it is about to be dropped."""
 
-    async def dump(self) -> list[bytes]:
-        """The state, at least as new as the index given to `before_snapshot`; in pieces, because a large copy blocks the loop."""
+    async def dump(self) -> Iterable[bytes]:
+        """The state, at least as new as the index given to `before_snapshot`; in pieces, because a large copy blocks the loop.
+
+        They are read more than once, in other threads.
+        """
 
     def before_restore(self) -> None:
         """The replicated state is about to be replaced: stop relying on what was derived from it."""
@@ -138,7 +141,7 @@ class SnapshotKeeper:
             meta = core.meta_at(index)
             self.keep_entries = self._entries_to_keep(core, index)
             replica_state = await self._replica_state(self.is_small(core))
-            parts: dict[str, list[bytes]] = {}
+            parts: dict[str, Iterable[bytes]] = {}
             for part in self.parts:
                 await part.before_snapshot(index)
                 parts[part.name] = await part.dump()
@@ -213,7 +216,7 @@ class SnapshotKeeper:
             done=done,
         )
 
-    def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> SnapshotMeta:
+    def _stage(self, meta: SnapshotMeta, replica_state: bytes | Path, parts: dict[str, Iterable[bytes]]) -> SnapshotMeta:
         try:
             return self._store.stage_snapshot(meta, pieces(replica_state, parts))
         finally:
@@ -240,7 +243,7 @@ async def _in_turns(restoring: Restoring) -> Callable[[], None]:
             began = perf_counter()
 
 
-def pieces(replica_state: bytes | Path, parts: dict[str, list[bytes]]) -> Iterator[bytes]:
+def pieces(replica_state: bytes | Path, parts: dict[str, Iterable[bytes]]) -> Iterator[bytes]:
     """The bytes of a snapshot file, in small pieces: copying a large one would hold the interpreter's lock."""
     size = replica_state.stat().st_size if isinstance(replica_state, Path) else len(replica_state)
     header = msgspec.msgpack.encode(_Header(size, {name: sum(map(len, pieces)) for name, pieces in parts.items()}))
