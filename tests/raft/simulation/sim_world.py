@@ -53,6 +53,10 @@ HAPPENINGS = (
 )
 
 
+#: those that need a world with two releases and a node that goes back at the wrong moment
+RARE = ("way back refused", "stop at a newer version")
+
+
 @dataclass
 class Outcome:
     """How a seed went; `failed` names the check, "" for a clean run."""
