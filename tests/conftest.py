@@ -1,6 +1,6 @@
 """For every test: the answers of the real operations have the fields and types that their Structs declare.
 
-For the two workers of `make test`: a file goes to one worker, because its tests may share their nodes; only the simulations are spread.
+For the workers of `make test`: a file goes to one worker, because its tests may share their nodes; only the simulations are spread.
 Files that use the ports of `make run` go to the same worker.
 """
 
