@@ -171,7 +171,13 @@ class Load(Drivers):
             self._say(leader.id, f"asks who can be reached, to remove {node_id}")
             since, force = leader.core.ask_members(), self.rng.random() < 0.5
             wait_us = self.rng.randint(1, 10) * self.profile.tick_us
-            without_vote = [member for member in impaired if member not in restored or self.nodes[member].store.is_outdated]
+            stores = leader.core.membership.stores
+            # A learner whose disk was lost before the log named its store is promoted with the new one.
+            without_vote = [
+                member
+                for member in impaired
+                if self.nodes[member].store.is_outdated or stores.get(member) != self.nodes[member].store.id
+            ]
             self._later(wait_us, self._remove_asked, leader, leader.life, since, node_id, force, impaired, without_vote)
         elif restored or len(leader.core.membership.voters) > 2:
             node_id = self.rng.choice(restored or members)
