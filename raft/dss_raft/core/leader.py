@@ -100,7 +100,10 @@ def _promote_a_learner(core: CoreState) -> None:
         return
     lately = core.ticks - core.config.election_ticks_min
     for peer in core.peers:
-        if not peer.learner or peer.match == 0 or peer.contact_tick < lately or not core.has_vote(peer.id):
+        if not peer.learner or peer.contact_tick < lately or not core.has_vote(peer.id):
+            continue
+        # Until its log names it, a node belongs to no cluster and refuses the vote that its promotion could make necessary.
+        if peer.match < max(1, core.membership.index):
             continue
         promotion = membership.Promote(peer.id)
         if peer.match + core.config.promote_lag_max >= core.log.last_index and _keeps_quorum(core, promotion):

@@ -85,6 +85,20 @@ def test_6_a_learner_that_has_caught_up_becomes_a_full_member(cluster):
     assert cluster["d"].core.is_voter
 
 
+def test_6_a_learner_is_promoted_only_when_its_log_names_it(cluster):
+    """Otherwise it belongs to no cluster, and would refuse a vote without which the new configuration has no leader."""
+    leader = cluster.elect("a").core
+    leader.change(AddLearner("d", ""))
+    cluster.settle()
+    peer = leader.progress["d"]
+    peer.match, peer.contact_tick = leader.membership.index - 1, leader.ticks
+    cluster.tick(leader.config.heartbeat_ticks, "a")
+    assert "d" in leader.membership.learners
+    peer.match = leader.membership.index
+    cluster.tick(leader.config.heartbeat_ticks, "a")
+    assert "d" in leader.membership.voters
+
+
 def test_6_a_leader_that_is_not_part_of_the_new_configuration_steps_down_once_it_is_committed(cluster):
     """6: "the leader steps down (returns to follower state) once it has committed the Cnew log entry"; not before."""
     leader = cluster.elect("a")

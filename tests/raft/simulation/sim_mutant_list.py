@@ -524,6 +524,13 @@ MUTANTS: tuple[Mutant, ...] = (
         seeds=(113,),
     ),
     Mutant(
+        "a learner is promoted before its log names it",
+        (("leader", "if peer.match < max(1, core.membership.index):", "if peer.match == 0:"),),
+        checks=("progress",),
+        scenario="test_6_a_learner_is_promoted_only_when_its_log_names_it",
+        seeds=(9997,),
+    ),
+    Mutant(
         "the version rises to the newest release of a member",
         (
             ("versions", "if missing or old or not members:", "if missing or not members:"),
