@@ -13,6 +13,7 @@ from dss_raft.core.messages import Entry
 from dss_raft.disk.store import LogStore
 from dss_raft.replication.replica import Replica
 from dss_raft.replication.snapshot_keeper import split
+from dss_raft.replication.state_hash import parts
 
 CLUSTER_ID = "dss"
 
@@ -72,5 +73,4 @@ def _state(disk: Disk, index: int) -> dict[str, object]:
             replica.apply(entry)
             replica.take_outcomes()
             replica.take_events()
-    state = msgspec.msgpack.decode(replica.snapshot())
-    return {**{name: part for name, part in state.items() if name != "machines"}, **state["machines"]}
+    return {name: msgspec.msgpack.encode(part) for name, part in parts(replica)}

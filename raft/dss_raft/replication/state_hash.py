@@ -37,7 +37,7 @@ def form(cluster_version: int) -> dict[str, int]:
 
 def state_hashes(replica: Replica) -> Hashes:
     """Part of the state -> SHA-256 of its canonical form: the sessions, each machine, and "replica" for what is left."""
-    return {part: sha256(_canonical(state)).digest() for part, state in _parts(replica)}
+    return {part: sha256(_canonical(state)).digest() for part, state in parts(replica)}
 
 
 def differing_parts(first: Hashes, second: Hashes) -> list[str]:
@@ -45,8 +45,8 @@ def differing_parts(first: Hashes, second: Hashes) -> list[str]:
     return sorted(part for part in first.keys() | second.keys() if first.get(part) != second.get(part))
 
 
-def _parts(replica: Replica) -> Iterator[tuple[str, Any]]:
-    """One part at a time, so that only one of them is in memory a second time."""
+def parts(replica: Replica) -> Iterator[tuple[str, Any]]:
+    """The parts of the state: name and state, one at a time, so that only one of them is in memory a second time."""
     yield "replica", (replica.at_ms, replica.batch_term, replica.cluster_version, replica.skipped)
     yield "sessions", replica.sessions.snapshot()
     for name, machine in replica.machines.items():
