@@ -10,7 +10,8 @@ A node whose store was put back to an earlier state gives up its vote. This is f
 2. By the node itself, when it applies entries that its store lacks. Either one of them is a start with its own store. Or one has a command
    with which an earlier process of the node confirmed a result, so the store must have had the entry of that result.
 
-A process that has just started ignores requests for votes until the others have had time to tell it.
+A process that has just started ignores requests for votes, entries and snapshots until the others have had time to tell it. They also say
+in which term they know this: the store had promised them nothing in a later one, so the node takes over that term.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dss_api.supervised import Tasks
 from dss_raft import metrics
 from dss_raft.core import RaftCore
 from dss_raft.core.formation import Formation, NodeIdentity
-from dss_raft.core.messages import Configuration, PreVote, RequestVote
+from dss_raft.core.messages import AppendEntries, Configuration, InstallSnapshot, PreVote, RequestVote, TimeoutNow
 from dss_raft.disk.store import LogStore
 from dss_raft.formats import Format
 from dss_raft.net.wire import AnyFrame, RaftFrame, Reason
@@ -39,7 +40,7 @@ log = structlog.get_logger("raft")
 
 CHANNEL = "identity"
 FORMAT = Format("what a peer says about itself", 1)
-#: A new process ignores requests for votes until all members have been linked for this time …
+#: A new process ignores requests for votes, entries and snapshots until all members have been linked for this time …
 SETTLED_AFTER_S = 0.1
 #: … and never longer than this: a member that is up is linked by then.
 SETTLED_AFTER_S_MAX = 1.5
@@ -49,6 +50,8 @@ class Outdated(msgspec.Struct, frozen=True, array_like=True, tag="outdated"):
     """Tells a node that its store was put back to an earlier state."""
 
     reason: str
+    #: of the member that says so: what the store had promised it was not in a later term
+    term: int = 0
 
 
 class _Identified(msgspec.Struct, frozen=True, array_like=True, tag="identity"):
@@ -56,6 +59,7 @@ class _Identified(msgspec.Struct, frozen=True, array_like=True, tag="identity"):
 
 
 _decode = msgspec.msgpack.Decoder(_Identified | Outdated).decode
+_ASKS_FOR_A_PROMISE = PreVote | RequestVote | AppendEntries | InstallSnapshot | TimeoutNow
 
 
 def _encode(message: _Identified | Outdated) -> bytes:
@@ -177,7 +181,7 @@ class Identities:
         FORMAT.of_binary(payload)
         message = _decode(memoryview(payload)[1:])
         if isinstance(message, Outdated):
-            self._give_up_vote(f"{peer}: {message.reason}")
+            self._give_up_vote(f"{peer}: {message.reason}", message.term)
             return
         core, identity = self._node.core, message.identity
         self._peers[peer] = identity
@@ -231,19 +235,25 @@ class Identities:
         self._node.wake()
 
     def _is_too_early(self, frame: RaftFrame) -> bool:
-        """True for a request for a vote while other members may not have told this process yet that its store is outdated."""
+        """True for a request while other members may not have told this process yet that its store is outdated.
+
+        It may have forgotten a vote. So it must not vote again, nor help the leader of an earlier term to commit entries.
+        """
         if self._loop.time() >= self._settles_at_s:
             self._settles_at_s = 0.0
             return False
-        return any(isinstance(message, PreVote | RequestVote) for message in frame.messages)
+        return any(isinstance(message, _ASKS_FOR_A_PROMISE) for message in frame.messages)
 
-    def _give_up_vote(self, reason: str) -> None:
+    def _give_up_vote(self, reason: str, term: int = 0) -> None:
         """This node's store was put back to an earlier state: from now on this node has no vote."""
-        if not self._node.core.is_outdated:
+        core = self._node.core
+        if not core.is_outdated:
             self._log_outdated(reason)
-            self._node.core.outdated()
-            self._node.wake()
             self._tasks.spawn("raft", self._mark_outdated(), self._node.failed)
+        elif term <= core.term:
+            return
+        core.outdated(term)
+        self._node.wake()
 
     async def _mark_outdated(self) -> None:
         await self._loop.run_in_executor(self._executor, self._store.mark_outdated)
@@ -257,7 +267,7 @@ class Identities:
         """Tell a peer that its store was put back to an earlier state."""
         log.error("raft.peer_outdated", peer=peer, reason=reason)
         self._node.core.peer_outdated(self.store_of(peer))
-        self._node.send(peer, CHANNEL, _encode(Outdated(reason)))
+        self._node.send(peer, CHANNEL, _encode(Outdated(reason, self._node.core.term)))
 
     def _judge(self, peer: str) -> None:
         """Decide whether the peer's store is the member's, as far as this node knows."""

@@ -8,7 +8,7 @@ import pytest
 
 from dss_dev.sum_machine import Add
 from dss_raft import identity
-from dss_raft.core.messages import PreVote, RequestVote
+from dss_raft.core.messages import AppendEntries, PreVote, RequestVote
 from dss_raft.identity import Identities
 from dss_raft.net.wire import RaftFrame
 
@@ -127,12 +127,14 @@ async def test_an_empty_store_is_not_taken_for_an_older_one(cluster):
     assert new.replica.applied_before == 0
 
 
-async def test_a_new_process_waits_for_what_the_others_tell_it_before_it_votes(cluster, monkeypatch):
+async def test_a_new_process_waits_for_what_the_others_tell_it_before_it_promises_anything(cluster, monkeypatch):
     monkeypatch.setattr(identity, "SETTLED_AFTER_S", 0.0)
     await cluster.start("a", "b")
     node = cluster.nodes["b"]
     request = RequestVote(sender="a", to="b", term=9, last_index=9, last_term=8)
-    frames = [RaftFrame([request]), RaftFrame([PreVote(sender="a", to="b", term=9, last_index=9, last_term=8)])]
+    entries = AppendEntries(sender="a", to="b", term=9, prev_index=0, prev_term=0, entries=[], commit=0)
+    pre_vote = PreVote(sender="a", to="b", term=9, last_index=9, last_term=8)
+    frames = [RaftFrame([message]) for message in (request, pre_vote, entries)]
     await cluster.until(lambda: node._identities.store_of("a"))
     monkeypatch.setattr(node._identities, "_settles_at_s", float("inf"))
     assert all(node._identities.is_refused("a", frame) for frame in frames)

@@ -179,16 +179,20 @@ class RaftCore(CoreState):
         self.members_changed()
         self.reset_election_timer()
 
-    def outdated(self) -> None:
+    def outdated(self, term: int = 0) -> None:
         """This store was put back to an earlier state, and that is durable: from now on this node has no vote.
 
         It may have forgotten a vote, or entries that it acknowledged. It still receives the log, and its new acknowledgements are
-        true: elections without its vote are won by a majority of all voters, which has every committed entry.
+        true: elections without its vote are won by a majority of all voters, which has every committed entry. It must not help a
+        leader of an earlier term than the one in which it had voted.
+
+        Args:
+            term: of the member that knows what this store had promised, so the promise was not made in a later one.
         """
         self.is_outdated = True
         self.members_changed()
-        if self.role in (Role.LEADER, Role.CANDIDATE):
-            self.become_follower(self.term, "")
+        if term > self.term or self.role in (Role.LEADER, Role.CANDIDATE):
+            self.become_follower(max(term, self.term), "")
 
     def peer_outdated(self, store: str) -> None:
         """This store was put back to an earlier state, so its node has no vote. It does not count for a majority that elects."""

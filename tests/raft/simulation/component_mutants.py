@@ -268,9 +268,9 @@ COMPONENT_MUTANTS = (
     ComponentMutant(
         "a new process votes before the others can tell it that its store is outdated",
         "dss_raft.identity",
-        "return any(isinstance(message, PreVote | RequestVote) for message in frame.messages)",
+        "return any(isinstance(message, _ASKS_FOR_A_PROMISE) for message in frame.messages)",
         "return False",
-        ("tests/raft/test_outdated_stores.py::test_a_new_process_waits_for_what_the_others_tell_it_before_it_votes",),
+        ("tests/raft/test_outdated_stores.py::test_a_new_process_waits_for_what_the_others_tell_it_before_it_promises_anything",),
     ),
 )
 

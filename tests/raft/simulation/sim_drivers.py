@@ -380,14 +380,15 @@ class Drivers(Heap):
     def _finds_outdated(self, node: SimNode, peer: SimNode) -> None:
         if not peer.impaired:
             raise Violation("core_invariant", f"{node.id} says that {peer.id} has lost what it had promised, but it has not")
-        self._outdated(peer)
+        self._outdated(peer, node.core.term)
 
     def _check_starts(self, node: SimNode) -> None:
         """The nodes that it reaches compare its starts with the log's."""
-        if node.was_restored and any(
-            self._knows_more(other, node, node.store, node.store.starts) for other in self.nodes.values()
-        ):
-            self._outdated(node)
+        if not node.was_restored:
+            return
+        for other in self.nodes.values():
+            if self._knows_more(other, node, node.store, node.store.starts):
+                self._outdated(node, other.core.term)
 
     def _knows_more(self, other: SimNode, node: SimNode, store: SimStore, starts: int) -> bool:
         """True if `node` reaches `other`, and that knows more about this disk than is on it."""
@@ -398,12 +399,14 @@ class Drivers(Heap):
         sessions = other.sessions
         return sessions is not None and sessions.replica.sessions.outdates(node.id, node.incarnation + 1, store.id, starts)
 
-    def _outdated(self, node: SimNode) -> None:
+    def _outdated(self, node: SimNode, term: int) -> None:
         if not node.store.is_outdated:
             self._say(node.id, "has an outdated disk")
             node.store.is_outdated = True
-            node.core.outdated()
-            self._drain(node)
+        elif term <= node.core.term:
+            return
+        node.core.outdated(term)
+        self._drain(node)
 
     def _awake(self) -> list[SimNode]:
         return [node for node in self.nodes.values() if node.alive and node.paused_until <= self.now]

@@ -524,6 +524,18 @@ MUTANTS: tuple[Mutant, ...] = (
         seeds=(113,),
     ),
     Mutant(
+        "an outdated node helps the leader of a term that it had left",
+        (
+            (
+                "core",
+                '            self.become_follower(max(term, self.term), "")',
+                '            self.become_follower(self.term, "")',
+            ),
+        ),
+        checks=("core_invariant", "leader_completeness", "state_machine_safety"),
+        seeds=(4304,),
+    ),
+    Mutant(
         "a learner is promoted before its log names it",
         (("leader", "if peer.match < max(1, core.membership.index):", "if peer.match == 0:"),),
         checks=("progress",),
