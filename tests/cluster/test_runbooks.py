@@ -105,7 +105,7 @@ def old_cluster(machine: Machine) -> LocalCluster:
 
 def check_new_cluster(machine: Machine) -> None:
     first, second = machine.node(1), machine.node(2)
-    LocalCluster.wait_ready(machine, 60, [second])  # type: ignore[arg-type]
+    upgrade.wait_until(second.is_ready, "node-2 is ready")
     for node in (first, second):
         assert node.call("GET", "/lock/status?key=a").json["holders"][0]["client"] == "alice"
         assert node.call("GET", "/cache/get?key=a").json["value"] == 1
