@@ -1,4 +1,4 @@
-"""A data directory that was put back to an earlier state is found out, whoever leads and however the log is sent."""
+"""A data directory that was put back to an earlier state is found out, with any leader, whether entries or a snapshot are sent."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_copy_of_a_running_node_is_found_by_the_leader_that_was(cluster)
 
 
 async def test_a_node_finds_out_by_itself_that_its_store_had_later_starts(cluster, monkeypatch):
-    """Nobody tells it: the log does."""
+    """The other members do not tell it. The log does."""
     monkeypatch.setattr(Identities, "tell_outdated", lambda *arguments: None)
     await cluster.start()
     await submit(cluster, 1)
@@ -93,7 +93,7 @@ async def test_a_node_finds_out_by_itself_that_its_store_had_later_starts(cluste
 
 
 async def test_a_node_finds_out_by_itself_that_it_had_applied_more(cluster):
-    """A copy of its last run, and nobody remembers anything: all others have been restarted. The log has commands of the node itself."""
+    """The others do not remember what it had promised, because they were restarted. But the log has commands of the node itself."""
     await cluster.start()
     await submit(cluster, 1)
     old = await cluster.follower()

@@ -341,3 +341,16 @@ def test_a_version_that_cannot_be_proposed_now_is_not_proposed_when_a_member_has
     assert versions(core) == []
     leading.raise_version(lambda peer: Supported(1, 2))
     assert versions(core) == [2]
+
+
+def test_time_that_cannot_be_advanced_now_is_not_advanced_when_the_members_have_changed(core, replica, proposals, clocks):
+    core.node_id, core.membership = "a", SimpleNamespace(voters=("a", "b", "c"), ids=frozenset("abc"))
+    replica.batch_term, replica.at_ms = core.term, NOW_MS
+    clocks.agree_on(NOW_MS + DAY_MS)
+    core.busy = True
+    proposals.catch_up()
+    core.busy = False
+    core.membership.voters = ("a", "d", "e")
+    proposals.catch_up()
+    proposals.propose()
+    assert core.entries == []

@@ -106,7 +106,7 @@ class Proposals:
             return  # these clocks were compared before the last change of members
         behind_ms = agreed_ms - self._now_ms()
         if behind_ms > AGREE_MS:
-            self._time_is_checked = self.add_own(AdvanceTime(to_ms=int(agreed_ms), nodes=agreement.nodes))
+            self._time_is_checked = self._propose_now(AdvanceTime(to_ms=int(agreed_ms), nodes=agreement.nodes))
         else:
             self._time_is_checked = behind_ms >= -AGREE_MS
 
@@ -125,13 +125,16 @@ class Proposals:
         if core.node_id in core.membership.ids:
             announced[core.node_id] = replica.supported
         found = next_version(replica.cluster_version, announced)
-        # Append it now instead of gathering it: while it waits, a member could go back to an older release.
-        if found.to > self._version and self._knows_time() and self._append([self._set_version(found.to)], []):
+        if found.to > self._version and self._propose_now(SetClusterVersion(version=found.to)):
             self._version = found.to
         return found
 
-    def _set_version(self, version: int) -> bytes:
-        return self._admission.encode(SetClusterVersion(version=version))
+    def _propose_now(self, command: Command) -> bool:
+        """Propose a command that follows from the present members; False: decide again later.
+
+        It is not gathered. While it waited, the members could change, or one could go back to an older release.
+        """
+        return self._knows_time() and self._append([self._admission.encode(command)], [])
 
     def propose(self) -> None:
         """Append all gathered commands to the log, in as few entries as the limit allows."""

@@ -405,8 +405,9 @@ class Drivers(Heap):
             node.store.is_outdated = True
         elif term <= node.core.term:
             return
-        node.core.outdated(term)
-        self._drain(node)
+        if node.alive:
+            node.core.outdated(term)
+            self._drain(node)
 
     def _awake(self) -> list[SimNode]:
         return [node for node in self.nodes.values() if node.alive and node.paused_until <= self.now]
