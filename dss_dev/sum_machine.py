@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from dss_api.result import Result
 from dss_raft.replication.commands import Command, OpenSession
@@ -21,12 +21,18 @@ class Wait(Command, tag="sum.wait"):
     lease_ms: int = 1000
 
 
+class Double(Command, tag="sum.double"):
+    """A command of cluster version 2, which `NewSum` applies."""
+
+    since: ClassVar[int] = 2
+
+
 class Sum:
     """A small machine with every feature of the contract: results, waiters, deadlines."""
 
     name = "sum"
     format_version = 1
-    commands = (Add, Wait)
+    commands: tuple[type[Command], ...] = (Add, Wait)
 
     def __init__(self) -> None:
         self.total = 0
@@ -76,6 +82,18 @@ class Sum:
     def restore(self, state: Any) -> None:
         self.total = state["total"]
         self.waiters = {Origin(*w): tuple(v) for w, v in state["waiters"]}
+
+
+class NewSum(Sum):
+    """The machine of a newer release."""
+
+    commands = (*Sum.commands, Double)
+
+    def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
+        if isinstance(command, Double):
+            self.total *= 2
+            return Result({"total": self.total})
+        return super().apply(command, at_ms, index, origin)
 
 
 def with_sessions(replica: Replica, *nodes: str) -> Replica:

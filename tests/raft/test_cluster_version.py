@@ -1,37 +1,20 @@
-"""Real nodes of two releases: they work together, the version rises when the last one is new, and then nobody can go back."""
+"""Real nodes of two releases: they work together, the version rises when the last one is new, and then no node can go back."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from dss_api.errors import Refused
-from dss_api.result import Result
-from dss_dev.sum_machine import Add, Sum
+from dss_dev.sum_machine import Add, Double, NewSum, Sum
 from dss_raft import cluster_version as module
 from dss_raft.net.wire import AppFrame
-from dss_raft.replication.commands import Command
-from dss_raft.replication.machine import Origin
 from dss_raft.replication.replica import Replica
 from dss_raft.versions import LATEST, Raise, UnsupportedVersion
-
-
-class Double(Command, tag="test.double"):
-    since: ClassVar[int] = 2
-
-
-class NewSum(Sum):
-    commands = (*Sum.commands, Double)
-
-    def apply(self, command: Any, at_ms: int, index: int, origin: Origin) -> Result | None:
-        if isinstance(command, Double):
-            self.total *= 2
-            return Result({"total": self.total})
-        return super().apply(command, at_ms, index, origin)
 
 
 class Upgrade:

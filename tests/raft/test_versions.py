@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import pytest
 
 from dss_api.errors import Refused
-from dss_api.result import Result
-from dss_dev.sum_machine import Add, Sum, with_sessions
+from dss_dev.sum_machine import Add, Double, NewSum, with_sessions
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import encode_batch, encode_command, encode_group
 from dss_raft.replication.commands import Command, HashState, SetClusterVersion
-from dss_raft.replication.machine import Origin
 from dss_raft.replication.replica import Replica
 from dss_raft.versions import LATEST, RELEASE, Announced, Raise, Supported, UnsupportedVersion, conflict, next_version
 
 OLD, NEW = Supported(1, 1), Supported(1, 2)
-
-
-class Double(Command, tag="test.double"):
-    """A command of version 2."""
-
-    since: ClassVar[int] = 2
-
-
-class NewSum(Sum):
-    commands = (*Sum.commands, Double)
-
-    def apply(self, command: Any, at_ms: int, index: int, origin: Origin) -> Result | None:
-        if isinstance(command, Double):
-            self.total *= 2
-            return Result({"total": self.total})
-        return super().apply(command, at_ms, index, origin)
 
 
 class Log:
