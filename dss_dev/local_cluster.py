@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dss_dev.checkouts import ROOT, Checkout, tested_checkout
+from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
 
 HOST = "127.0.0.1"
 PEER_PORT_OFFSET = 1000
@@ -45,6 +46,9 @@ class Reply:
 class LocalNode:
     """One node process and its HTTP address.
 
+    Attributes:
+        pool: where nodes of this checkout are started quickly, if it is set.
+
     Args:
         environment: the node's settings.
         log_path: the file that gets its output.
@@ -52,6 +56,8 @@ class LocalNode:
         prefix: a command that runs the node's command, for example in a network namespace.
         checkout: whose code it runs. By default the one that `DSS_TEST_CHECKOUT` names, otherwise this one.
     """
+
+    pool: ClassVar[Pool | None] = None
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class LocalNode:
         self.checkout = checkout or tested_checkout()
         self.log_path = log_path
         self.environment = dict(environment)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     @property
     def is_running(self) -> bool:
@@ -91,6 +97,9 @@ class LocalNode:
         else:
             folder, python, environment = checkout.path, str(checkout.python), checkout.environment(self.environment)
         with self.log_path.open("ab") as log:
+            if self.pool and checkout is None and not self._prefix and Preloaded.can_start(environment):
+                self.process = self.pool.start(["manage.py", "node"], folder, environment, log.fileno())
+                return
             self.process = subprocess.Popen(
                 [*self._prefix, python, str(folder / "manage.py"), "node"],
                 cwd=folder,

@@ -18,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from dss_dev.answer_check import checked
 from dss_dev.local_cluster import LocalNode
+from dss_dev.preloaded import Pool
 from dss_dev.rounds import ROUNDS, wait_for_a_moment
 
 OPERATIONS = ("health", "ready", "raft.", "locks.", "queue.", "cache.")
@@ -55,6 +56,15 @@ class _Scheduling(LoadScopeScheduling):
         if Path(path).stem in ON_FIXED_PORTS:
             return "fixed ports"
         return nodeid if "/simulation/" in path else path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nodes_start_quickly() -> Iterator[None]:
+    """See `dss_dev.preloaded`."""
+    LocalNode.pool = pool = Pool()
+    yield
+    LocalNode.pool = None
+    pool.close()
 
 
 @pytest.fixture

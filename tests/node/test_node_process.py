@@ -20,6 +20,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect as websocket
 
+from dss_dev.local_cluster import LocalNode
+from dss_dev.preloaded import ForkedProcess, Preloaded
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30
 
@@ -49,18 +52,18 @@ class Process:
             **environ,
         }
         self.arguments = ["manage.py", "node"]
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     def start(self, **environ: str) -> Process:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DSS_", "RPC_", "NODE_", "PEERS"))}
+        environment = {**inherited, **self.environ, **environ}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.arguments],
-                cwd=ROOT,
-                env={**inherited, **self.environ, **environ},
-                stdout=log,
-                stderr=log,
-            )
+            if LocalNode.pool and self.arguments[0] == "manage.py" and Preloaded.can_start(environment):
+                self.process = LocalNode.pool.start(self.arguments, ROOT, environment, log.fileno())
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, *self.arguments], cwd=ROOT, env=environment, stdout=log, stderr=log
+                )
         return self
 
     def until_ready(self) -> Process:

@@ -1,0 +1,232 @@
+"""Start nodes quickly, for tests: each is forked from a process that has the libraries loaded.
+
+Loading them takes most of the start of a node. A node that is started this way is an ordinary process with its own
+environment, session, output and exit code. It has the hash seed of the process that it is forked from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+#: What a node loads, as far as it depends neither on settings nor on the environment. `daphne.server` opens an event loop.
+MODULES = (
+    "autobahn.twisted.websocket",
+    "channels.routing",
+    "django.contrib.staticfiles.handlers",
+    "django.core.management.base",
+    "django.db.backends.sqlite3.base",
+    "django.db.migrations.loader",
+    "django.db.models",
+    "django.forms",
+    "django.template.loader",
+    "django.urls",
+    "django.views.debug",
+    "dss_project.command_line",
+    "dss_project.runtime",
+    "httptools",
+    "redis.asyncio",
+    "structlog",
+    "twisted.internet.asyncioreactor",
+    "twisted.internet.ssl",
+    "twisted.web.http",
+    "uvicorn",
+    "uvloop",
+)
+_REQUEST_BYTES_MAX = 128 * 1024
+#: environment variables with these prefixes have their effect when an interpreter starts
+_READ_AT_START = ("PYTHON", "LD_")
+
+
+class ForkedProcess:
+    """A process that `Preloaded` has started. It has the methods of `subprocess.Popen` that tests use."""
+
+    def __init__(self, states: int) -> None:
+        self._states = states
+        self.returncode: int | None = None
+        self.pid = self._read()
+
+    def _read(self) -> int:
+        data = os.read(self._states, 12)
+        if not data:
+            os.close(self._states)
+            raise RuntimeError("the process that starts nodes has ended")
+        return int(data)
+
+    def poll(self) -> int | None:
+        return self._ended_within(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises:
+        subprocess.TimeoutExpired: it is still running after `timeout` seconds.
+        """
+        code = self._ended_within(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("node", timeout or 0)
+        return code
+
+    def _ended_within(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._states], [], [], timeout)[0]:
+            self.returncode = self._read()
+            os.close(self._states)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Preloaded:
+    """A process with the libraries loaded, which lives as long as this object is not closed."""
+
+    def __init__(self) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno())],
+                cwd=Path(__file__).parents[1],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    @staticmethod
+    def can_start(environment: Mapping[str, str]) -> bool:
+        """Whether an interpreter that starts with `environment` would be no different from this one."""
+        return all(
+            environment.get(name) == os.environ.get(name)
+            for name in {*environment, *os.environ}
+            if name.startswith(_READ_AT_START)
+        )
+
+    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int) -> ForkedProcess:
+        """Run a Python script.
+
+        Args:
+            arguments: the script and its arguments.
+            folder: its working directory.
+            output: the file descriptor that gets what it prints.
+        """
+        request = json.dumps([list(arguments), str(folder), dict(environment)]).encode()
+        assert len(request) < _REQUEST_BYTES_MAX
+        states, theirs = os.pipe()
+        try:
+            socket.send_fds(self._requests, [request], [output, theirs])
+        finally:
+            os.close(theirs)
+        return ForkedProcess(states)
+
+    def close(self) -> None:
+        self._requests.close()
+        self._process.wait()
+
+
+class Pool:
+    """Some `Preloaded`, each started when it is first needed. They take turns, so nodes of a cluster differ in their hash seeds."""
+
+    def __init__(self, size: int = 3) -> None:
+        self._size = size
+        self._processes: list[Preloaded] = []
+        self._started = 0
+
+    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int) -> ForkedProcess:
+        """See `Preloaded.start`."""
+        turn = self._started % self._size
+        self._started += 1
+        if turn == len(self._processes):
+            self._processes.append(Preloaded())
+        return self._processes[turn].start(arguments, folder, environment, output)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.close()
+
+
+def _serve(requests: socket.socket) -> list[str]:
+    """Fork for each request. Returns in a child, with the arguments of its script; the parent ends with its caller."""
+    ended, wake = os.pipe()
+    for descriptor in (ended, wake):
+        os.set_blocking(descriptor, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    children: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([requests.fileno(), ended], [], [])
+        if ended in ready:
+            os.read(ended, 4096)
+            _report_ended(children)
+        if requests.fileno() not in ready:
+            continue
+        request, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES_MAX, 2)
+        if not request:
+            os._exit(0)
+        output, states = descriptors
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for descriptor in (requests.detach(), ended, wake, states, *children.values()):
+                os.close(descriptor)
+            return _become(json.loads(request), output)
+        os.close(output)
+        os.write(states, b"%12d" % pid)
+        children[pid] = states
+
+
+def _report_ended(children: dict[int, int]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        states = children.pop(pid)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(states, b"%12d" % os.waitstatus_to_exitcode(status))
+        os.close(states)
+
+
+def _become(request: Any, output: int) -> list[str]:
+    """Give this child the session, output, folder and environment of its script."""
+    arguments, folder, environment = request
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    return list(arguments)
+
+
+def _main() -> None:
+    for module in MODULES:
+        import_module(module)
+    gc.collect()
+    gc.freeze()
+    # In place: a module may have kept the list.
+    sys.argv[:] = _serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.path[0] = os.getcwd()
+
+
+if __name__ == "__main__":
+    _main()
+    # Not in a function: the script ends as one that an interpreter was started with, with its traceback and exit code.
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,85 @@
+"""Processes forked from one that has the libraries loaded are as those that an interpreter was started for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
+
+Start = Callable[..., ForkedProcess]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    pool = Pool(2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def start(pool: Pool, tmp_path: Path) -> Start:
+    def run(code: str, *arguments: str, **environment: str) -> ForkedProcess:
+        (tmp_path / "script.py").write_text(code)
+        with (tmp_path / "output").open("ab") as output:
+            return pool.start(["script.py", *arguments], tmp_path, {"A": "1", **environment}, output.fileno())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "output"),
+    [
+        ("import os, sys; print(sys.argv, dict(os.environ), os.getcwd())", 0, "['script.py', 'x'] {'A': '1'} {folder}\n"),
+        ("import sys; sys.exit(7)", 7, ""),
+        ("import sys; sys.exit('why')", 1, "why\n"),
+        ("import os; print(os.getsid(0) == os.getpid(), os.read(0, 1))", 0, "True b''\n"),
+        ("import neighbour; print(neighbour.__file__)", 0, "{folder}/neighbour.py\n"),
+        ("import os; print(sorted(map(int, os.listdir('/proc/self/fd')))[:4])", 0, "[0, 1, 2, 3]\n"),
+        ("import signal; print(signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)", 0, "True\n"),
+    ],
+)
+def test_it_runs_as_a_script_does(start: Start, tmp_path: Path, code: str, exit_code: int, output: str) -> None:
+    (tmp_path / "neighbour.py").write_text("")
+    assert start(code, "x").wait(60) == exit_code
+    assert (tmp_path / "output").read_text() == output.replace("{folder}", str(tmp_path))
+
+
+def test_a_traceback_goes_to_its_output(start: Start, tmp_path: Path) -> None:
+    assert start("1 / 0").wait(60) == 1
+    assert (tmp_path / "output").read_text().endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_it_can_be_signalled_and_waited_for(start: Start) -> None:
+    process = start("import time; time.sleep(600)")
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.01)
+    process.kill()
+    assert process.wait(60) == process.poll() == -signal.SIGKILL
+    process.terminate()  # a process that has ended is left alone
+
+
+def test_two_that_start_after_each_other_differ_in_their_hash_seeds(start: Start, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert start("print(hash('a'))").wait(60) == 0
+    assert len(set((tmp_path / "output").read_text().split())) == 2
+
+
+def test_what_an_interpreter_reads_at_its_start_needs_an_interpreter_of_its_own() -> None:
+    assert Preloaded.can_start({**os.environ, "DSS_LOG_LEVEL": "info"})
+    assert not Preloaded.can_start({**os.environ, "PYTHONPATH": "elsewhere"})
+    assert not Preloaded.can_start({**os.environ, "LD_PRELOAD": "libfaketime.so.1"})
+
+
+def test_no_event_loop_is_there_before_the_fork() -> None:
+    code = (
+        "import sys, dss_dev.preloaded as p; [*map(p.import_module, p.MODULES)]; print('twisted.internet.reactor' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
