@@ -40,6 +40,12 @@ class MemberState(Part):
     url: str
     learner: bool
     up: bool
+    outdated: Annotated[
+        bool,
+        msgspec.Meta(
+            description="its disk was put back to an earlier state: it has no vote until `manage.py member replace` replaces it"
+        ),
+    ]
     supported_versions: Annotated[
         SupportedVersions | None,
         msgspec.Meta(description="cluster versions that this member supports; null while it is not linked to this node"),

@@ -261,6 +261,7 @@ class Identities:
 
     def _log_outdated(self, reason: str) -> None:
         node = self._node.node_id
+        metrics.OUTDATED.set(1)
         log.error("raft.outdated", node=node, reason=reason, repair=f"manage.py member replace {node}")
 
     def tell_outdated(self, peer: str, reason: str) -> None:

@@ -110,7 +110,13 @@ def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
         "log_len": core.last_index - core.snapshot.index,
         "snapshot_index": core.snapshot.index,
         "members": [
-            {"id": m.id, "url": m.url, "learner": m.learner, "up": m.id == core.node_id or links.is_up(m.id)}
+            {
+                "id": m.id,
+                "url": m.url,
+                "learner": m.learner,
+                "up": m.id == core.node_id or links.is_up(m.id),
+                "outdated": core.is_outdated if m.id == core.node_id else not core.has_vote(m.id),
+            }
             for m in core.configuration.members
         ],
         "peers": [

@@ -15,6 +15,7 @@ COMMIT_SECONDS = Histogram("raft_commit_seconds", "From a batch's proposal to it
 APPLY_SECONDS = Histogram("raft_apply_seconds", "Applying what one turn committed", buckets=_FAST_SECONDS)
 CLUSTER_VERSION = Gauge("raft_cluster_version", "The cluster version that this node has applied")
 APPLY_STOPPED = Gauge("raft_apply_stopped", "1 while this node cannot apply an entry of the log")
+OUTDATED = Gauge("raft_outdated", "1 while this node has no vote, because its disk was put back to an earlier state")
 CLOCK_OFF_SECONDS = Gauge(
     "raft_clock_off_seconds", "How far the wall clock of this node is ahead of the one that a majority agrees on; 0 without one"
 )

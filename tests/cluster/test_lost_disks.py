@@ -123,6 +123,10 @@ def test_a_node_whose_older_disk_was_put_back_catches_up_and_repeats_no_number(c
     one.call("POST", "/lock/release", {"key": "L", "client": "holder"})
     assert one.call("GET", "/lock/status?key=L").json["holders"] == [], "alice's call ended with her node"
     wait_until(lambda: "raft.outdated" in three.log_path.read_text(), lambda: "node-3 was not told that its disk is outdated")
+    for node in cluster.nodes:
+        wait_until(lambda node=node: _outdated(node) == ["node-3"], lambda node=node: f"{node.id} names {_outdated(node)}")
+    assert "raft_outdated 1.0" in three.call("GET", "/metrics").body.decode()
+    assert "raft_outdated 0.0" in one.call("GET", "/metrics").body.decode()
 
 
 @pytest.mark.rounds(kills=True)
@@ -143,6 +147,10 @@ def test_a_removed_member_comes_back_empty_under_its_id(cluster: LocalCluster):
     cluster.wait_ready()
     for number in range(3):
         assert three.call("POST", "/cache/put", {"key": "k", "value": number}).status == 200
+
+
+def _outdated(node: LocalNode) -> list[str]:
+    return [member["id"] for member in node.call("GET", "/raft/status").json["members"] if member["outdated"]]
 
 
 def _quietly(node: LocalNode, body: dict[str, object]) -> None:

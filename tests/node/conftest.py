@@ -98,7 +98,7 @@ class FakeNode:
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
 
     def status(self) -> dict[str, Any]:
-        members = [{"id": "node-1", "url": "http://127.0.0.1:8201", "learner": False, "up": True}]
+        members = [{"id": "node-1", "url": "http://127.0.0.1:8201", "learner": False, "up": True, "outdated": False}]
         state = {"code": 2, "name": "LEADER"}
         return {
             "node": "node-1",

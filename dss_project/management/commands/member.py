@@ -86,6 +86,8 @@ class Command(BaseCommand):
                     break
                 if member is not None and not member["up"]:
                     say(f"{node_id} is not there: start it with an empty data directory")
+                elif member is not None and member["outdated"]:
+                    say(f"{node_id} has an outdated data directory: stop it, and start it with an empty one")
                 time.sleep(POLL_S)
         except (CallFailed, CannotChoose, OSError, ValueError) as error:
             raise CommandError(f"{error}\nRun the command again: it continues where it stopped") from None

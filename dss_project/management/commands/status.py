@@ -51,6 +51,8 @@ def _state_of(member: dict[str, Any], first: dict[str, Any]) -> tuple[str, list[
             return "no answer", ["", "", ""], str(error).rpartition(": ")[2]
     figures = [str(status[name]) for name in ("term", "commit_index", "last_applied")]
     notes = ["learner"] if member["learner"] else []
+    if member["outdated"]:
+        notes.append(f"its disk is outdated, so it has no vote: manage.py member replace {member['id']}")
     if differing := status["state_hash"]["differing"]:
         notes.append(f"its state differs from that of {', '.join(differing)}: see docs/how-to/state-differs.md")
     return status["state"]["name"].lower(), figures, "; ".join(notes)

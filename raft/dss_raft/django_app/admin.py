@@ -39,7 +39,7 @@ def _range(versions: dict[str, int] | None) -> str:
 
 @admin.register(MemberRow)
 class MemberAdmin(LiveAdmin):
-    list_display = ("id", "url", "role", "up", "match_index", "lag", "last_contact_ms", "versions")
+    list_display = ("id", "url", "role", "up", "match_index", "lag", "last_contact_ms", "outdated", "versions")
     search_fields = ("id", "url")
     list_filter = ("up",)
     ordering = ("id",)
@@ -60,6 +60,7 @@ class MemberAdmin(LiveAdmin):
             up=member["up"],
             match_index=match_index,
             lag=None if match_index is None else max(0, status["commit_index"] - match_index),
+            outdated=member["outdated"],
             versions=_range(member["supported_versions"]),
             last_contact_ms=0 if is_self else peer.get("last_contact_ms"),
         )

@@ -15,7 +15,7 @@ class MemberRow(models.Model):
     match_index = models.BigIntegerField("replicated up to", null=True, help_text="Known only on the leader.")
     lag = models.BigIntegerField("entries behind", null=True)
     last_contact_ms = models.BigIntegerField("last contact (ms ago)", null=True)
-
+    outdated = models.BooleanField(help_text="Its disk was put back to an earlier state: replace the member.")
     versions = models.CharField("supports cluster versions", max_length=16, help_text="Empty while it is not linked.")
 
     class Meta:
