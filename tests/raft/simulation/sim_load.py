@@ -22,6 +22,8 @@ class Load(Drivers):
         super().__init__(seed, trace, profile)
         self._next_data = 0
         self._next_context = 0
+        #: disks that were damaged, emptied or put back
+        self.losses = 0
         self._later(self.profile.client_us, self._client)
         self._later(self.profile.read_us, self._read)
         self._later(self.profile.admin_us, self._admin)
@@ -178,7 +180,9 @@ class Load(Drivers):
                 for member in impaired
                 if self.nodes[member].store.is_outdated or stores.get(member) != self.nodes[member].store.id
             ]
-            self._later(wait_us, self._remove_asked, leader, leader.life, since, node_id, force, impaired, without_vote)
+            self._later(
+                wait_us, self._remove_asked, leader, leader.life, since, node_id, force, impaired, without_vote, self.losses
+            )
         elif restored or len(leader.core.membership.voters) > 2:
             node_id = self.rng.choice(restored or members)
             self._say(leader.id, f"remove {node_id}")
@@ -186,12 +190,20 @@ class Load(Drivers):
             self.happened["member removed"] += 1
 
     def _remove_asked(
-        self, leader: SimNode, life: int, since: int, node_id: str, force: bool, impaired: list[str], without_vote: list[str]
+        self,
+        leader: SimNode,
+        life: int,
+        since: int,
+        node_id: str,
+        force: bool,
+        impaired: list[str],
+        without_vote: list[str],
+        losses: int,
     ) -> None:
-        """The members have had time to answer. Nothing else is lost meanwhile."""
-        if self.healed or leader.life != life or not all(self.nodes[member].impaired for member in impaired):
+        """The members have had time to answer. Nothing else is lost meanwhile: the leader could not know of it."""
+        if self.healed or leader.life != life or self.losses != losses or not all(self.nodes[m].impaired for m in impaired):
             return
-        if self._postponed(leader, self._remove_asked, leader, life, since, node_id, force, impaired, without_vote):
+        if self._postponed(leader, self._remove_asked, leader, life, since, node_id, force, impaired, without_vote, losses):
             return
 
         def remove(leader: SimNode) -> None:
@@ -212,8 +224,10 @@ class Load(Drivers):
         others = [node for node in self.nodes.values() if node is not leader and node.id in leader.core.membership.ids]
         outdated = [node for node in others if self._is_known_to_be_older(node)]
         if outdated and (self.healed or self.rng.random() < 0.8):
+            self.losses += 1
             self._restore_disk(self.rng.choice(outdated))
         elif others and not self.healed:
+            self.losses += 1
             self.rng.choice((self._flip_bit, self._empty_disk))(self.rng.choice(others))
             for _ in range(4):
                 self._later(self.rng.randint(1, 40) * self.profile.tick_us, self._remove_after_a_loss)
