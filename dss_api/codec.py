@@ -18,6 +18,8 @@ from dss_api.answer import Answer
 from dss_api.errors import Refused
 from dss_api.operation import Operation, Subscription
 from dss_api.problems import PROBLEMS, problem_document
+from dss_api.request_id import FIELD as REQUEST_ID
+from dss_api.request_id import split
 from dss_api.result import Result
 
 log = structlog.get_logger("api")
@@ -32,6 +34,9 @@ JSON_HEADERS = ((b"content-type", b"application/json"),)
 PROBLEM_HEADERS = ((b"content-type", b"application/problem+json"),)
 
 _encode = msgspec.json.Encoder().encode
+_REQUEST_ID = REQUEST_ID.encode()
+#: A field's name may be written with escapes.
+_ESCAPE = b"\\u"
 
 
 class EncodedAnswer(msgspec.Struct, gc=False):
@@ -45,12 +50,16 @@ class EncodedAnswer(msgspec.Struct, gc=False):
 
 
 class RequestDecoder:
-    """Decodes the requests of one operation."""
+    """Decodes the requests of one operation. A request with a `request_id` is decoded as `Identified`."""
 
     def __init__(self, operation: Operation | Subscription) -> None:
         self.type = operation.request
+        self._name = operation.name
+        self._type_with_id = operation.request_with_id if isinstance(operation, Operation) else operation.request
+        self._takes_id = self._type_with_id is not self.type
         self.reads_query = operation.method in ("GET", "DELETE")
         self._decode_json = msgspec.json.Decoder(operation.request, strict=False).decode
+        self._decode_with_id = msgspec.json.Decoder(self._type_with_id, strict=False).decode
         self._list_fields = frozenset(
             field.encode_name for field in _struct_info(operation.request).fields if _is_list(field.type)
         )
@@ -75,6 +84,8 @@ class RequestDecoder:
             if not body.isascii():
                 # msgspec copies a Raw field without checking its encoding.
                 body.decode()
+            if self._takes_id and (_REQUEST_ID in body or _ESCAPE in body):
+                return split(self._decode_with_id(body), self.type, self._name)
             return self._decode_json(body or b"{}")
         except msgspec.ValidationError as error:
             raise invalid(str(error)) from None
@@ -104,6 +115,8 @@ class RequestDecoder:
                 raise Refused("invalid", f"`{name}` is already given in the path", field=name)
             values[name] = value
         try:
+            if REQUEST_ID in values and self._takes_id:
+                return split(msgspec.convert(values, self._type_with_id, strict=False), self.type, self._name)
             return msgspec.convert(values, self.type, strict=False)
         except msgspec.ValidationError as error:
             raise invalid(str(error)) from None

@@ -14,6 +14,7 @@ REFERENCE = "#/components/schemas/"
 
 _ALWAYS = ("invalid", "stopping")
 _WITH_BODY = ("too_large", "unsupported_media_type")
+_WITH_REQUEST_ID = ("request_expired", "request_id_reused", "not_supported_yet")
 _GUARDED = ("unauthenticated", "forbidden", "over_limit", "no_leader", "no_quorum", "unknown_outcome", "not_ready", "skipped")
 
 _PROBLEM: dict[str, Any] = {
@@ -45,7 +46,7 @@ class OpenApi:
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         operations = list(operations)
-        requests = dict.fromkeys(operation.request for operation in operations)
+        requests = dict.fromkeys(operation.request_with_id for operation in operations)
         answers = dict.fromkeys(operation.answer for operation in operations)
         members = dict.fromkeys(problem.members for problem in PROBLEMS.values() if problem.members is not None)
         types = [*requests, *answers, *members]
@@ -91,18 +92,18 @@ class OpenApi:
             if parameters := self._parameters(operation):
                 described["parameters"] = parameters
         else:
-            schema = {"$ref": REFERENCE + self._names[operation.request]}
+            schema = {"$ref": REFERENCE + self._names[operation.request_with_id]}
             media: dict[str, Any] = {"schema": schema}
             if operation.example:
                 media["example"] = operation.example
             described["requestBody"] = {
                 "content": {"application/json": media},
-                "required": bool(self._component(operation.request).get("required")),
+                "required": bool(self._component(operation.request_with_id).get("required")),
             }
         return described
 
     def _parameters(self, operation: Operation) -> list[dict[str, Any]]:
-        component = self._component(operation.request)
+        component = self._component(operation.request_with_id)
         required = component.get("required", ())
         parameters = []
         for name, schema in component.get("properties", {}).items():
@@ -124,6 +125,7 @@ class OpenApi:
         codes = [*_ALWAYS, *operation.problems]
         codes += _WITH_BODY if operation.method in ("POST", "PUT") else ()
         codes += _GUARDED if operation.guarded else ()
+        codes += _WITH_REQUEST_ID if operation.takes_request_id else ()
         by_status: dict[int, list[str]] = {}
         for code in dict.fromkeys(codes):
             by_status.setdefault(PROBLEMS[code].status, []).append(code)

@@ -10,6 +10,7 @@ import msgspec
 
 from dss_api.answer import Answer
 from dss_api.liveness import Liveness
+from dss_api.request_id import with_request_id
 from dss_api.result import Result
 
 
@@ -17,9 +18,9 @@ from dss_api.result import Result
 class Operation:
     """One call of the contract.
 
-    `handle(node, request)` gets the decoded request. It returns an instance of `answer`, or the `Result` of a state machine, whose
-    body must have the fields of `answer`. It may raise `Refused`. It runs in the node's event loop: it must not block, and must not
-    use the ORM or a session.
+    `handle(node, request)` gets the decoded request; if the client gave it an id, `handle(node, request, id)`. It returns an instance
+    of `answer`, or the `Result` of a state machine, whose body must have the fields of `answer`. It may raise `Refused`. It runs in
+    the node's event loop: it must not block, and must not use the ORM or a session.
     """
 
     #: "locks.acquire": names it in metrics, logs and the OpenAPI schema
@@ -29,7 +30,7 @@ class Operation:
     path: str
     #: the Struct that defines fields, limits and defaults; for GET its fields are the query's parameters
     request: type[msgspec.Struct]
-    handle: Callable[[Any, Any], Awaitable[Result | Answer]]
+    handle: Callable[..., Awaitable[Result | Answer]]
     #: the Struct that every 200 answer is made of
     answer: type[Answer]
     #: one line, then the full text in Markdown
@@ -45,8 +46,15 @@ class Operation:
     guarded: bool = True
     #: False for a call that works while the node cannot use the replicated state, because an entry could not be applied
     needs_state: bool = True
+    #: True for a call that the client may repeat without a second effect: its requests have the field `request_id`
+    takes_request_id: bool = False
     #: called with node, request and result if the client disconnected before the answer could be sent; gives back what it got
     undo: Callable[[Any, Any, Any], Awaitable[None]] | None = None
+
+    @property
+    def request_with_id(self) -> type[msgspec.Struct]:
+        """The Struct of all fields that a client may send."""
+        return with_request_id(self.request) if self.takes_request_id else self.request
 
 
 class Feed(Protocol):

@@ -136,6 +136,8 @@ PROBLEMS: dict[str, Problem] = {
     "skipped": Problem(409, "An operator has skipped the log entry of this call"),
     "not_skippable": Problem(409, "The log entry cannot be skipped"),
     "quorum_at_risk": Problem(409, "Too few voters of the new configuration are reachable", members=QuorumAtRisk),
+    "request_expired": Problem(409, "The request may have been carried out before, and is not carried out again"),
+    "request_id_reused": Problem(409, "The number of the request was used for another call", members=Invalid),
     "not_supported_yet": Problem(409, "Not all members of the cluster support this call yet", members=NotSupportedYet),
     "too_large": Problem(413, "The request is too large", members=TooLarge),
     "unsupported_media_type": Problem(415, "Send application/json"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
 import structlog
 from prometheus_client import Histogram
 
+from dss_api.answer import Answer
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, RequestDecoder, encode_refusal
 from dss_api.errors import Refused
 from dss_api.operation import Operation
+from dss_api.request_id import Identified
+from dss_api.result import Result
 
 log = structlog.get_logger("api")
 
@@ -58,9 +61,10 @@ class Route:
             node = find_node()
             if self.needs_state:
                 require_state(node)
-            result = await self.handle(node, request)
+            result = await self.begin(node, request)
             answer = self.encoder.encode(result)
-            if self.undo is not None and answer.status == 200:
+            # A client that gave an id can repeat the call, and gets the same answer.
+            if self.undo is not None and answer.status == 200 and type(request) is not Identified:
                 answer.undo = partial(self.undo, node, request, result)
             return answer
         except Refused as refusal:
@@ -68,6 +72,12 @@ class Route:
         except Exception:
             log.exception("api.failed", operation=self.name)
             return encode_refusal(Refused("internal", INTERNAL))
+
+    def begin(self, node: Any, request: Any) -> Awaitable[Result | Answer]:
+        """Call the operation's handler with a decoded request."""
+        if type(request) is Identified:
+            return self.handle(node, request.request, request.id)
+        return self.handle(node, request)
 
     def observe(self, status: int, seconds: float) -> None:
         observe = self.observers.get(status)

@@ -180,7 +180,7 @@ class OperationView(APIView):
         else:
             decoded = route.decoder.body(request.data or b"")
         node = running.node()
-        return route.encoder.encode(running.await_in_loop(route.handle(node, decoded)))  # type: ignore[arg-type]
+        return route.encoder.encode(running.await_in_loop(route.begin(node, decoded)))  # type: ignore[arg-type]
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)

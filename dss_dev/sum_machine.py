@@ -17,6 +17,8 @@ class Add(Command, tag="sum.add"):
 class Wait(Command, tag="sum.wait"):
     """Waits until the sum has reached `target`."""
 
+    is_undone_by_cancel: ClassVar[bool] = True
+
     target: int
     lease_ms: int = 1000
 

@@ -21,7 +21,7 @@ from dss_dev.local_cluster import LocalNode
 from dss_dev.preloaded import Pool
 from dss_dev.rounds import ROUNDS, wait_for_a_moment
 
-OPERATIONS = ("health", "ready", "raft.", "locks.", "queue.", "cache.")
+OPERATIONS = ("health", "ready", "raft.", "requests.", "locks.", "queue.", "cache.")
 
 
 #: files whose tests use the ports of `make run`, or look for a cluster there

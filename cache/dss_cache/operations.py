@@ -9,6 +9,7 @@ import msgspec
 
 from dss_api.errors import Refused
 from dss_api.operation import Operation
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_cache.answers import (
     DeleteAnswer,
@@ -59,28 +60,28 @@ _decode_integer = msgspec.json.Decoder(int).decode
 # ------------------------------------------------------------------ writing
 
 
-async def put(node: Node, request: PutRequest) -> Result:
+async def put(node: Node, request: PutRequest, once: RequestId | None = None) -> Result:
     """Answered when the value is on the disks of a majority and no client can read an older one."""
     service = service_of(node)
     command = Put(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms, if_version=request.if_version)
-    result = await service.write(command)
+    result = await service.write(command, once)
     return _written(service, request.key, result)
 
 
-async def add(node: Node, request: AddRequest) -> Result:
+async def add(node: Node, request: AddRequest, once: RequestId | None = None) -> Result:
     """Like put, for a key without a value."""
     service = service_of(node)
-    result = await service.write(Add(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms))
+    result = await service.write(Add(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms), once)
     return _written(service, request.key, result)
 
 
-async def incr(node: Node, request: IncrRequest) -> Result:
+async def incr(node: Node, request: IncrRequest, once: RequestId | None = None) -> Result:
     """Atomic on any number of nodes: the directory adds. Only a clean value has to be read first."""
     service = service_of(node)
     base = base_version = 0
     for _ in range(INCR_READS_MAX):
         result = await service.write(
-            Incr(key=request.key, delta=request.delta, ttl_ms=request.ttl_ms, base=base, base_version=base_version)
+            Incr(key=request.key, delta=request.delta, ttl_ms=request.ttl_ms, base=base, base_version=base_version), once
         )
         if "wanted" not in result.body:
             return _written(service, request.key, result)
@@ -97,15 +98,17 @@ async def incr(node: Node, request: IncrRequest) -> Result:
     raise Refused("over_limit", detail, limit="incr_reads_max", maximum=INCR_READS_MAX)
 
 
-async def delete(node: Node, request: Delete) -> Result:
+async def delete(node: Node, request: Delete, once: RequestId | None = None) -> Result:
     """Answered when no client can read the value. Repeating it is harmless."""
-    result = await service_of(node).write(request)
+    result = await service_of(node).write(request, once)
     return _without_pending(result)
 
 
-async def mput(node: Node, request: PutManyRequest) -> Result:
+async def mput(node: Node, request: PutManyRequest, once: RequestId | None = None) -> Result:
     """All items concurrently, each independently of the others."""
-    answers = await asyncio.gather(*(put(node, item) for item in request.items), return_exceptions=True)
+    parts = [once and msgspec.structs.replace(once, part=part) for part in range(len(request.items))]
+    puts = (put(node, item, part) for item, part in zip(request.items, parts, strict=True))
+    answers = await asyncio.gather(*puts, return_exceptions=True)
     items: list[dict[str, Any]] = []
     index = 0
     for item, answer in zip(request.items, answers, strict=True):
@@ -290,6 +293,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=PutRequest,
         handle=put,
         answer=PutAnswer,
+        takes_request_id=True,
         summary="Store a value",
         description=(
             "Answered when the value is on the disks of a majority and no node can return an older one. `ttl_ms` is the time to live. "
@@ -308,6 +312,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Delete,
         handle=delete,
         answer=DeleteAnswer,
+        takes_request_id=True,
         summary="Delete a key's value",
         description="`deleted` is false if there was no value. With `if_version` only if the key has that version.",
         tag="Cache",
@@ -321,6 +326,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=AddRequest,
         handle=add,
         answer=PutAnswer,
+        takes_request_id=True,
         summary="Store a value if the key has none",
         tag="Cache",
         example={"key": "user/8", "value": {"name": "Grace"}},
@@ -333,6 +339,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=IncrRequest,
         handle=incr,
         answer=IncrAnswer,
+        takes_request_id=True,
         summary="Add to an integer",
         description="Atomic, on any node. A key without a value counts as 0; `delta` may be negative.",
         tag="Cache",
@@ -359,6 +366,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=PutManyRequest,
         handle=mput,
         answer=PutManyAnswer,
+        takes_request_id=True,
         summary="Store several values",
         description="Each like a separate put: some may be refused (`ok` is false, with the `code`) while others are stored.",
         tag="Cache",

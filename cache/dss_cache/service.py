@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from dss_api.errors import Refused
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_cache.backing_store import BackingStore
 from dss_cache.config import config_of
@@ -98,13 +99,16 @@ class CacheService:
         self.near.used_at = self.clock()
         return await self.reader.read_many(keys, bytes_max)
 
-    async def write(self, command: Command) -> Result:
+    async def write(self, command: Command, once: RequestId | None = None) -> Result:
         """Submit a command and wait until its effect, or the version it found, may be shown.
+
+        Args:
+            once: the client's request; a repeat waits as the first call did.
 
         Raises:
             Refused: what `submit` raises; `unknown_outcome` if a node may still hold an older line.
         """
-        result = await self.node.submit(command)
+        result = await self.node.submit(command, once=once)
         pending = result.body.get(PENDING_KEY)
         if pending and not self.near.acknowledgements.covers(pending):
             await self.peers.wait_for_invalidations(pending, ask_now=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from dss_api.errors import Refused
 from dss_api.operation import Operation
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_locks import metrics
 from dss_locks.answers import (
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 
-async def acquire(node: Node, request: Acquire) -> Result:
+async def acquire(node: Node, request: Acquire, once: RequestId | None = None) -> Result:
     """Answer immediately or, if the request has to wait, when it is granted, refused or timed out."""
     outcome = "failed"
     try:
-        result = await node.submit(request, wait_ms=request.wait_ms)
+        result = await node.submit(request, wait_ms=request.wait_ms, once=once)
         outcome = result.code or ("reentrant" if result.body["reentrant"] else "granted")
     except asyncio.CancelledError:
         outcome = "cancelled"
@@ -64,35 +65,35 @@ async def acquire(node: Node, request: Acquire) -> Result:
     return result
 
 
-async def release(node: Node, request: Release) -> Result:
+async def release(node: Node, request: Release, once: RequestId | None = None) -> Result:
     """Release a lock. A repeat has no effect."""
     outcome = "failed"
     try:
-        result = await node.submit(request)
+        result = await node.submit(request, once=once)
         outcome = result.code or ("released" if result.body["released"] else "not_held")
     finally:
         metrics.release_counters[outcome].inc()
     return result
 
 
-async def renew(node: Node, request: Renew) -> Result:
-    return await node.submit(request)
+async def renew(node: Node, request: Renew, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def start_session(node: Node, request: StartSession) -> Result:
-    return await node.submit(request)
+async def start_session(node: Node, request: StartSession, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def renew_session(node: Node, request: RenewSession) -> Result:
-    return await node.submit(request)
+async def renew_session(node: Node, request: RenewSession, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def close_session(node: Node, request: CloseSession) -> Result:
-    return await node.submit(request)
+async def close_session(node: Node, request: CloseSession, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def force_release(node: Node, request: ForceRelease) -> Result:
-    result = await node.submit(request)
+async def force_release(node: Node, request: ForceRelease, once: RequestId | None = None) -> Result:
+    result = await node.submit(request, once=once)
     if result.body["released"]:
         metrics.release_counters["forced"].inc()
     return result
@@ -135,6 +136,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Acquire,
         handle=acquire,
         answer=AcquireAnswer,
+        takes_request_id=True,
         summary="Acquire a lock",
         description=(
             "Locks `key`, or all of `keys` or none, in mode `exclusive` or `shared`, first come, first served. A lock that "
@@ -155,6 +157,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Release,
         handle=release,
         answer=ReleaseAnswer,
+        takes_request_id=True,
         summary="Release a lock",
         description="A repeat has no effect (`released: false`). With `fencing_token`, only that grant is released.",
         tag="Locks",
@@ -168,6 +171,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Renew,
         handle=renew,
         answer=RenewAnswer,
+        takes_request_id=True,
         summary="Renew a lease",
         description="Restarts the lease with its current length, or with `ttl_ms`. Renew after about a third of the lease.",
         tag="Locks",
@@ -181,6 +185,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StartSession,
         handle=start_session,
         answer=SessionAnswer,
+        takes_request_id=True,
         summary="Start a client session",
         description=(
             "One lease for all locks that are acquired with this `session`. One call renews all of them; if the client does not "
@@ -196,6 +201,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=RenewSession,
         handle=renew_session,
         answer=SessionRenewAnswer,
+        takes_request_id=True,
         summary="Renew a session and all its locks",
         description="Renew after about a third of the lease.",
         tag="Locks",
@@ -209,6 +215,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=CloseSession,
         handle=close_session,
         answer=SessionCloseAnswer,
+        takes_request_id=True,
         summary="Close a session and release all its locks",
         description="A repeat has no effect (`closed: false`).",
         tag="Locks",
@@ -256,6 +263,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=ForceRelease,
         handle=force_release,
         answer=ForceReleaseAnswer,
+        takes_request_id=True,
         summary="Force the release of a lock",
         description=(
             "Takes the lock away without asking its holder, who may still be running: only the fencing token protects the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dss_api.operation import Operation
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_queue import answers
 from dss_queue.core.commands import Purge, PutTopic, Redrive
@@ -14,32 +15,32 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 
-async def put_topic(node: Node, request: PutTopic) -> Result:
-    return await node.submit(request)
+async def put_topic(node: Node, request: PutTopic, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def delete_topic(node: Node, request: DeleteTopic) -> Result:
-    return await node.submit(request)
+async def delete_topic(node: Node, request: DeleteTopic, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def put_group(node: Node, request: PutGroup) -> Result:
-    return await node.submit(request)
+async def put_group(node: Node, request: PutGroup, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def delete_group(node: Node, request: DeleteGroup) -> Result:
-    return await node.submit(request)
+async def delete_group(node: Node, request: DeleteGroup, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def put_settings(node: Node, request: PutQueueSettings) -> Result:
-    return await node.submit(request)
+async def put_settings(node: Node, request: PutQueueSettings, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def redrive(node: Node, request: Redrive) -> Result:
-    return await node.submit(request)
+async def redrive(node: Node, request: Redrive, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
-async def purge(node: Node, request: Purge) -> Result:
-    return await node.submit(request)
+async def purge(node: Node, request: Purge, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -50,6 +51,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=PutTopic,
         handle=put_topic,
         answer=answers.TopicAnswer,
+        takes_request_id=True,
         summary="Set a topic's settings",
         description=(
             "Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use, unless "
@@ -65,6 +67,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=DeleteTopic,
         handle=delete_topic,
         answer=answers.TopicDeletedAnswer,
+        takes_request_id=True,
         summary="Delete a topic",
         description=(
             "Deletes the topic with its messages, dead letters, groups and settings. Consumes that wait are answered `not_found`. A "
@@ -80,6 +83,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=PutGroup,
         handle=put_group,
         answer=answers.GroupAnswer,
+        takes_request_id=True,
         summary="Create a group",
         description=(
             "Creates the group before its first consume. It starts with the oldest retained message; with `start: now`, with the next "
@@ -97,6 +101,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=DeleteGroup,
         handle=delete_group,
         answer=answers.GroupDeletedAnswer,
+        takes_request_id=True,
         summary="Delete a group",
         description=(
             "Deletes the group with its dead letters. Messages that every other group has finished are deleted, too. Consumes that "
@@ -112,6 +117,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=PutQueueSettings,
         handle=put_settings,
         answer=answers.QueueSettingsAnswer,
+        takes_request_id=True,
         summary="Set the queue's settings for the cluster",
         description=(
             "With `create_topics: false`, `publish` and `consume` no longer create a topic that does not exist, but answer `not_found`: "
@@ -127,6 +133,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Redrive,
         handle=redrive,
         answer=answers.RedriveAnswer,
+        takes_request_id=True,
         summary="Return dead letters to the queue",
         description="Returns all dead letters of the group, or `msg_id` only. Their attempts start again at zero.",
         tag="Queue",
@@ -139,6 +146,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Purge,
         handle=purge,
         answer=answers.PurgeAnswer,
+        takes_request_id=True,
         summary="Delete the messages of a topic",
         description="Deletes all messages, including those in flight; with `dead`, the dead letters of `group` or of every group instead.",
         tag="Queue",

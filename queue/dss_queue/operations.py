@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from dss_api.errors import Refused
 from dss_api.operation import Operation
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_queue import answers, metrics, push
 from dss_queue.admin_operations import OPERATIONS as ADMIN_OPERATIONS
@@ -45,12 +46,12 @@ _ACK_FIELDS = AckFields.__struct_fields__
 # ------------------------------------------------------------------ publish
 
 
-async def publish(node: Node, request: PublishRequest) -> Result | answers.PublishAnswer:
+async def publish(node: Node, request: PublishRequest, once: RequestId | None = None) -> Result | answers.PublishAnswer:
     """Store messages. Answered when they are on the disks of a majority."""
     several = request.messages is not None
     requests: Sequence[MessageRequest | PublishRequest] = request.messages if request.messages is not None else (request,)
     messages = [_new_message(node, request.topic, one) for one in requests]
-    result = await node.submit(Publish(messages=messages))
+    result = await node.submit(Publish(messages=messages), once=once)
     if result.code:
         return result
     published = result.body["messages"]
@@ -76,7 +77,7 @@ def _new_message(node: Node, topic: str, request: MessageRequest | PublishReques
 # ------------------------------------------------------------------ consume
 
 
-async def consume(node: Node, request: ConsumeRequest) -> Result | answers.ConsumeAnswer:
+async def consume(node: Node, request: ConsumeRequest, once: RequestId | None = None) -> Result | answers.ConsumeAnswer:
     """Take messages. Answered when one is ready, or when `timeout_ms` is over."""
     visibility_ms = request.visibility_ms
     command = Consume(
@@ -89,7 +90,7 @@ async def consume(node: Node, request: ConsumeRequest) -> Result | answers.Consu
     )
     counters = metrics.of_topic(request.topic)
     try:
-        result = await node.submit(command, wait_ms=request.timeout_ms)
+        result = await node.submit(command, wait_ms=request.timeout_ms, once=once)
     except asyncio.CancelledError:
         counters.consumed("cancelled")
         raise
@@ -138,11 +139,11 @@ async def give_back(node: Node, request: ConsumeRequest, answer: answers.Consume
 # ------------------------------------------------------ ack, nack, extend …
 
 
-async def ack(node: Node, request: AckRequest) -> Result | answers.AckAnswer:
+async def ack(node: Node, request: AckRequest, once: RequestId | None = None) -> Result | answers.AckAnswer:
     """Finish messages. A repeat has no effect."""
     fields = {name: getattr(request, name) for name in _ACK_FIELDS}
     publish = [_new_message(node, one.topic, one) for one in request.publish or ()]
-    result = await node.submit(Ack(**fields, publish=publish, release=request.release or []))
+    result = await node.submit(Ack(**fields, publish=publish, release=request.release or []), once=once)
     for message, published in zip(publish, result.body.get("published", ()), strict=False):
         if not published["duplicate"]:
             metrics.of_topic(message.topic).published.inc()
@@ -152,14 +153,14 @@ async def ack(node: Node, request: AckRequest) -> Result | answers.AckAnswer:
     return answers.AckAnswer(acked=result.body["acked"], index=result.index)
 
 
-async def nack(node: Node, request: Nack) -> Result:
-    result = await node.submit(request)
+async def nack(node: Node, request: Nack, once: RequestId | None = None) -> Result:
+    result = await node.submit(request, once=once)
     push.settled(node, request.topic, request.group, (request.msg_id,))
     return result
 
 
-async def extend(node: Node, request: Extend) -> Result:
-    return await node.submit(request)
+async def extend(node: Node, request: Extend, once: RequestId | None = None) -> Result:
+    return await node.submit(request, once=once)
 
 
 # ------------------------------------------------------------------ queries
@@ -193,6 +194,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=PublishRequest,
         handle=publish,
         answer=answers.PublishAnswer,
+        takes_request_id=True,
         summary="Publish a message",
         description=(
             "Stores `value`, any JSON, for every group of the topic. Messages with the same routing `key` reach a group in publish "
@@ -211,6 +213,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=consume,
         undo=give_back,
         answer=answers.ConsumeAnswer,
+        takes_request_id=True,
         summary="Take a message",
         description=(
             "Waits up to `timeout_ms` for a message and hides it from the rest of the group for `visibility_ms`. It is delivered "
@@ -229,6 +232,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=AckRequest,
         handle=ack,
         answer=answers.AckAnswer,
+        takes_request_id=True,
         summary="Acknowledge a message",
         description=(
             "With `receipt`, the ack applies to this delivery only; without it, to the one in flight. A repeat answers "
@@ -246,6 +250,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Nack,
         handle=nack,
         answer=answers.NackAnswer,
+        takes_request_id=True,
         summary="Give a message back",
         description=(
             "The attempt failed. The message is delivered again after `delay_ms` or the topic's backoff; with `dead` it becomes a "
@@ -262,6 +267,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Extend,
         handle=extend,
         answer=answers.ExtendAnswer,
+        takes_request_id=True,
         summary="Keep a message hidden for longer",
         description="Hides the message for `visibility_ms` from now. Call it after a third of this time.",
         tag="Queue",

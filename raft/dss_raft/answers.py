@@ -221,3 +221,16 @@ class SnapshotBegun(Answer, kw_only=True):
 class SnapshotChunk(Answer, kw_only=True):
     offset: int
     data: Annotated[str, msgspec.Meta(description="Base64; empty at the end")]
+
+
+class RequestSessionOpened(Answer, kw_only=True):
+    session: str
+    #: unless a request uses it before
+    expires_in_ms: int
+    index: RaftIndex
+
+
+class RequestSessionClosed(Answer, kw_only=True):
+    #: false: there was no such session
+    closed: bool
+    index: RaftIndex

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from dss_api.errors import Refused
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_raft.core import RaftCore, Role
 from dss_raft.core.ready import ReadState
@@ -128,9 +129,9 @@ class Calls:
         replaces = 0 if session is None else session.incarnation
         self._pending.open_session(msgspec.structs.replace(self._opening, replaces=replaces))
 
-    async def submit(self, command: Command, timeout_ms: int) -> Result:
+    async def submit(self, command: Command, timeout_ms: int, once: RequestId | None = None) -> Result:
         """See `Node.submit`."""
-        call = self._pending.add(command, timeout_ms / 1000)
+        call = self._pending.add(command, timeout_ms / 1000, once)
         self._driver.wake()
         assert call.future is not None
         try:

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from dss_api.errors import ForOperator, Refused
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_raft import clock_exchange, identity, log_view, members, metrics, state_hashes
 from dss_raft.answers import LogEntry
@@ -42,6 +43,7 @@ from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
 from dss_raft.readiness import Readiness
 from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication import founding
+from dss_raft.replication.client_requests import REFUSALS
 from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, wall_clock_ms
 from dss_raft.replication.commands import Command, OpenSession, Skip
 from dss_raft.replication.machine import StateMachine
@@ -340,19 +342,26 @@ class Node(Listeners):
 
     # ------------------------------------------------------------- submitting
 
-    async def submit(self, command: Command, *, timeout_ms: int | None = None, wait_ms: int = 0) -> Result:
+    async def submit(
+        self, command: Command, *, timeout_ms: int | None = None, wait_ms: int = 0, once: RequestId | None = None
+    ) -> Result:
         """Replicate a command, apply it exactly once, and return its result as applied on this node.
 
         Args:
             timeout_ms: how long to try; None: the setting's value.
             wait_ms: how long the command itself may wait (a lock, a long poll); added to `timeout_ms`.
+            once: the client's request, which may be repeated at any node.
 
         Raises:
-            Refused: `no_leader`, `no_quorum` (it had no effect), `unknown_outcome`, `over_limit`, `stopping`.
+            Refused: `no_leader`, `no_quorum` (it had no effect), `unknown_outcome`, `over_limit`, `stopping`; with `once`
+                `request_expired`, `request_id_reused`, `not_supported_yet`.
         """
         self.require_state()
         timeout = self.config.submit_timeout_ms if timeout_ms is None else timeout_ms
-        return await self._calls.submit(command, timeout + wait_ms)
+        result = await self._calls.submit(command, timeout + wait_ms, once)
+        if once is not None and result.code in REFUSALS:
+            raise Refused(result.code, **result.body)
+        return result
 
     def propose_as_leader(self, command: Command) -> bool:
         """Append a command to this leader's log in its current term. False when this node does not lead or cannot accept more.

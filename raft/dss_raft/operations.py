@@ -10,6 +10,7 @@ import msgspec
 from dss_api.errors import Refused
 from dss_api.fields import Fields, Index, Name, OptionalName, check_name
 from dss_api.operation import Operation
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_raft.answers import (
     Campaigning,
@@ -173,11 +174,11 @@ async def limits(node: Node, request: NoParameters) -> Limits:
     return Limits(limits=_limit_rows(node), usage=node.replica.usage())
 
 
-async def set_limits(node: Node, request: SetLimits) -> LimitsSet:
+async def set_limits(node: Node, request: SetLimits, once: RequestId | None = None) -> LimitsSet:
     fault = node.replica.limits.fault(request.limits)
     if fault:
         raise Refused("invalid", fault, field="limits")
-    result = await node.submit(request)
+    result = await node.submit(request, once=once)
     if result.code:
         raise Refused(result.code, **result.body)
     return LimitsSet(limits=_limit_rows(node), usage=node.replica.usage(), index=result.index)
@@ -187,7 +188,7 @@ def _limit_rows(node: Node) -> list[LimitRow]:
     limits = node.replica.limits
     return [
         LimitRow(limit.name, maximum := limits.maxima[limit.name], limit.unit, used := limit.used(), round(used / maximum, 4))
-        for limit in limits.declared.values()
+        for limit in limits.present().values()
     ]
 
 
@@ -380,6 +381,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=SetLimits,
         handle=set_limits,
         answer=LimitsSet,
+        takes_request_id=True,
         summary="Change limits of the replicated state",
         description="Takes effect on all nodes at the same log index. Limits that are not named stay as they are. A limit may be set"
         " below what is in use: nothing is deleted, but the state can only shrink until enough has gone.",

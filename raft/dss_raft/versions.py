@@ -20,6 +20,7 @@ fields or effect change is a new command, with a new tag, from the next version 
     version   adds
     1         the first one: the commands of the release that introduced it
     2         `HashState`
+    3         `Once` and request sessions: calls with a `request_id`
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import msgspec
 from dss_api.errors import ForOperator
 
 MIN: Final = 1
-LATEST: Final = 2
+LATEST: Final = 3
 #: limit of what a peer may announce
 VERSION_MAX: Final = 2**16 - 1
 

@@ -136,7 +136,7 @@ class FakeNode:
             receive = self.cluster.nodes[peer_id]._channels[channel]
             asyncio.get_running_loop().call_soon(receive, self.node_id, payload)
 
-    async def submit(self, command: Any, *, timeout_ms: int | None = None, wait_ms: int = 0) -> Result:
+    async def submit(self, command: Any, *, timeout_ms: int | None = None, wait_ms: int = 0, once: Any = None) -> Result:
         if self.cluster.refusal is not None:
             raise self.cluster.refusal
         self._seq += 1

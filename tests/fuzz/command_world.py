@@ -16,13 +16,16 @@ import msgspec
 from values import EDGES, NAMES, Seen, Values, can_wait
 
 from dss_api.errors import Refused
+from dss_api.request_id import DIGEST_BYTES, RequestId
 from dss_project.runtime import state_machines
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import SESSION_COMMANDS, encode_batch, encode_group
-from dss_raft.replication.commands import Cancel, Command, OpenSession, Skip
+from dss_raft.replication.client_requests import OpenRequestSession
+from dss_raft.replication.commands import Cancel, Command, OpenSession, SetClusterVersion, Skip
 from dss_raft.replication.replica import Replica
 from dss_raft.replication.state_hash import state_hashes
+from dss_raft.versions import LATEST
 
 #: The replicas' node: both collect the results of its session, so that the results are compared, too.
 OURS = "node-1"
@@ -125,7 +128,8 @@ class CommandWorld:
     def _compare_outcomes(self) -> None:
         first, second = self.first, self.second
         results = first.take_outcomes()
-        self._check("results", results, second.take_outcomes())
+        # A kept answer to a repeat was decoded after a restore, so its Structs are lists.
+        self._check("results", *(msgspec.to_builtins(found) for found in (results, second.take_outcomes())))
         self._check("events", first.take_events(), second.take_events())
         self._check("gaps", first.take_gap(), second.take_gap())
         faults = first.take_faults()
@@ -182,13 +186,18 @@ class CommandWorld:
             if command_type is Cancel:
                 return self._admit(Cancel(seq=max(0, session.next_seq - rng.randint(0, 20))))
             return self._made(command_type)
-        encoded = self._made(self._any_type())
+        if rng.random() < 0.01:
+            return self._admit(OpenRequestSession(session=f"s{rng.randint(1, 9)}", ttl_ms=24 * 3600 * 1000))
+        once = self._request_id() if rng.random() < 0.3 else None
+        encoded = self._made(self._any_type(), once)
         if encoded is not None and rng.random() < 0.003:
             return self._damaged(encoded)
         return encoded
 
     def _leaders_command(self) -> bytes | None:
         """Leaders propose no command that can wait."""
+        if self.random.random() < 0.02:
+            return self._admit(SetClusterVersion(version=LATEST))
         if self.random.random() < 0.1:
             return self._admit(Skip(entry=self.index + 1 + self.random.choice([0, 1, 2**62]), reason="fuzzer", by=OURS))
         command_type = self._any_type()
@@ -197,17 +206,26 @@ class CommandWorld:
     def _any_type(self) -> type[Command]:
         return self.random.choices(self.first.command_types, self.weights)[0]
 
-    def _made(self, command_type: type[Command]) -> bytes | None:
+    def _request_id(self) -> RequestId:
+        """Of few numbers, so that many are used again: repeats, or other calls with the same number."""
+        rng = self.random
+        session = rng.choice([*self.first.requests.sessions, "unknown"])
+        number = rng.randint(1, 100)
+        answered = max(0, number - 50) if rng.random() < 0.05 else 0
+        digest = bytes([rng.random() < 0.1]) * DIGEST_BYTES
+        return RequestId(session, number, answered, digest, rng.choice([0, 0, 1]))
+
+    def _made(self, command_type: type[Command], once: RequestId | None = None) -> bytes | None:
         try:
             command: Command = self.values.struct(command_type)
         except ValueError:
             self.count["refused by the constructor"] += 1
             return None
-        return self._admit(command)
+        return self._admit(command, once)
 
-    def _admit(self, command: Command) -> bytes | None:
+    def _admit(self, command: Command, once: RequestId | None = None) -> bytes | None:
         try:
-            encoded = self.admission.encode(command)
+            encoded = self.admission.encode(command) if once is None else self.admission.encode_once(command, once)
         except Refused as refusal:
             self.count[f"refused by admission: {refusal.code}"] += 1
             return None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from command_world import CommandWorld, Diverged
 
+from dss_api.request_id import RequestId
 from dss_cache.core.directory import Directory
 from dss_locks.core.table import LockTable
 from dss_raft.replication.commands import Command
@@ -37,8 +38,8 @@ def test_every_command_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     world = CommandWorld(0)
     admit = world._admit
 
-    def noted(command: Command) -> bytes | None:
-        encoded = admit(command)
+    def noted(command: Command, once: RequestId | None = None) -> bytes | None:
+        encoded = admit(command, once)
         if encoded is not None:
             tried.add(type(command))
         return encoded

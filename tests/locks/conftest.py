@@ -155,7 +155,7 @@ class FakeNode:
     async def read_index(self):
         self.reads += 1
 
-    async def submit(self, command, *, timeout_ms=5000, wait_ms=0):
+    async def submit(self, command, *, timeout_ms=5000, wait_ms=0, once=None):
         if self.refusal:
             raise self.refusal
         self.index += 1

@@ -73,7 +73,7 @@ class Cluster:
     def now_ms(self):
         return self.locks.at_ms
 
-    async def submit(self, command):
+    async def submit(self, command, *, once=None):
         (result,) = self.locks.entry(command)
         return result
 

@@ -24,6 +24,7 @@ from dss_raft.formats import Format, WrongFormat
 from dss_raft.net import control, handshake
 from dss_raft.replication import batch, sessions, snapshot_keeper
 from dss_raft.replication import replica as replicas
+from dss_raft.replication.client_requests import ClientRequests
 from dss_raft.replication.limits import LimitsMachine
 from dss_raft.replication.replica import Replica
 
@@ -42,6 +43,7 @@ CODE = {
     "state of `queue`": (queue_snapshot.FORMAT, queue_snapshot.FORMAT),
     "state of `cache`": (directory.FORMAT, 0),
     "state of `limits`": (LimitsMachine.format_version, 0),
+    "state of `requests`": (ClientRequests.format_version, 0),
     "values of the cache in a snapshot": django_store.FORMAT[1:],
     "values of the cache in Redis": (redis_store.FORMAT, 1),
     "backup file": (backup.VERSION, 1),
@@ -106,7 +108,7 @@ def test_a_newer_state_is_refused() -> None:
     assert "this snapshot's state has format 2" in refusal(caught.value)
 
 
-@pytest.mark.parametrize("name", ["sessions", "locks", "queue", "cache", "limits"])
+@pytest.mark.parametrize("name", ["sessions", "locks", "queue", "cache", "limits", "requests"])
 def test_a_newer_state_of_one_machine_is_refused_before_any_is_changed(name: str) -> None:
     replica = Replica("a", state_machines())
     state = msgspec.msgpack.decode(replica.snapshot())

@@ -56,7 +56,7 @@ class LocalNode:
     async def read_index(self):
         pass
 
-    async def submit(self, command, *, timeout_ms=None, wait_ms=0):
+    async def submit(self, command, *, timeout_ms=None, wait_ms=0, once=None):
         if self.refusal is not None:
             raise self.refusal
         encode_command(command)

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from dss_api.fields import DurationMs, Fields, Index, Name, PositiveDurationMs, check_name
+from dss_api.result import Result
 from dss_raft.replication.commands import Command
 
 KEYS_PER_CALL_MAX = 1000
@@ -97,6 +98,11 @@ class Incr(IncrFields, Command, tag="cache.incr", kw_only=True):
 
     base: Integer = 0
     base_version: Version = 0
+
+    @staticmethod
+    def is_answer(result: Result) -> bool:
+        """False while the directory wants the value; the command had no effect then."""
+        return "wanted" not in result.body
 
 
 # ------------------------------------------------------------------ reading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -51,6 +51,8 @@ class KeyFields(Fields, kw_only=True):
 
 class Acquire(KeyFields, Command, tag="locks.acquire", kw_only=True):
     """Lock a key, or several keys all or nothing. A client may acquire again a key that it already holds."""
+
+    is_undone_by_cancel: ClassVar[bool] = True
 
     mode: Mode = "exclusive"
     #: length of the lease; 0: until released

@@ -6,7 +6,7 @@ A message's value and headers are JSON for the client and encoded bytes in the l
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -140,6 +140,8 @@ class ConsumeRequest(ConsumeFields, kw_only=True):
 
 
 class Consume(ConsumeFields, Command, tag="queue.consume", kw_only=True):
+    is_undone_by_cancel: ClassVar[bool] = True
+
     #: each message stays hidden for this time; then it is delivered again unless it was acked
     visibility_ms: VisibilityMs
     max_messages: MessageCount = 1

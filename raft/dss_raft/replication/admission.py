@@ -14,8 +14,9 @@ import msgspec
 
 from dss_api.codec import invalid
 from dss_api.errors import Refused
+from dss_api.request_id import RequestId
 from dss_raft.replication.batch import command_union, encode_command
-from dss_raft.replication.commands import Command
+from dss_raft.replication.commands import Command, Once
 from dss_raft.size_limits import COMMAND_BYTES_MAX
 from dss_raft.versions import LATEST, MIN
 
@@ -56,6 +57,23 @@ class Admission:
         except (ValueError, RecursionError) as error:
             raise Refused("invalid", f"the call cannot be stored: {error}") from None
         return encoded
+
+    def encode_once(self, command: Command, once: RequestId) -> bytes:
+        """The command of a client's request as it is stored in the log: an `Once`.
+
+        Raises:
+            Refused: as `encode`.
+        """
+        return self.encode(
+            Once(
+                session=once.session,
+                number=once.number,
+                part=once.part,
+                answered=once.answered,
+                digest=once.digest,
+                command=self.encode(command),
+            )
+        )
 
     def _require_version(self, since: int) -> None:
         version = self._cluster_version()

@@ -18,6 +18,7 @@ from dss_raft.replication.commands import (
     Command,
     HashState,
     Nothing,
+    Once,
     OpenSession,
     SetClusterVersion,
     Skip,
@@ -31,7 +32,7 @@ FORMAT = Format("this entry of the log", 1, oldest=0)
 #: of a group, from the node of its callers to the leader and in an entry
 GROUP_FORMAT = Format("this group of commands", 1)
 
-SESSION_COMMANDS: tuple[type[Command], ...] = (Cancel, Nothing, OpenSession)
+SESSION_COMMANDS: tuple[type[Command], ...] = (Cancel, Nothing, Once, OpenSession)
 LEADER_COMMANDS: tuple[type[Command], ...] = (Skip, AdvanceTime, SetClusterVersion, HashState)
 
 
@@ -152,6 +153,10 @@ class BatchDecoder:
             raise
         except Exception:
             return self._decode_parts(data)
+
+    def command(self, data: bytes) -> Command | Undecodable:
+        """One command, as `encode_command` made it."""
+        return self._command(msgspec.Raw(data))
 
     def _decode_parts(self, data: bytes) -> Batch[Any] | Undecodable:
         try:

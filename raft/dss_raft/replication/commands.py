@@ -15,6 +15,8 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from dss_api.fields import Fields, Index, Name
+from dss_api.request_id import DIGEST_BYTES, NUMBER_MAX, PARTS_MAX, RequestSessionId
+from dss_api.result import Result
 from dss_raft.versions import MIN, VERSION_MAX
 
 
@@ -23,6 +25,13 @@ class Command(Fields, tag_field="op"):
 
     #: the cluster version from which it may be proposed; see `versions`
     since: ClassVar[int] = MIN
+    #: a cancel undoes all that it did, so it can be carried out again; only such a command may wait. See `client_requests`
+    is_undone_by_cancel: ClassVar[bool] = False
+
+    @staticmethod
+    def is_answer(result: Result) -> bool:
+        """False: the node that proposed the command proposes it again, with more fields, before it answers the call."""
+        return True
 
 
 class Cancel(Command, tag="session.cancel"):
@@ -40,6 +49,24 @@ class Nothing(Command, tag="session.nothing"):
 
     It leaves no gap in the sequence of the session, and prevents a late effect that the caller does not expect.
     """
+
+
+class Once(Command, tag="request.once", kw_only=True):
+    """A command of a client's request. It takes effect once, however often the client repeats the request. See `client_requests`."""
+
+    since: ClassVar[int] = 3
+
+    #: the client's request session, and the number of the request in it
+    session: RequestSessionId
+    number: Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)]
+    #: position in a request with several commands
+    part: Annotated[int, msgspec.Meta(ge=0, lt=PARTS_MAX)] = 0
+    #: the client has the answers of all numbers up to this one
+    answered: Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)] = 0
+    #: of the call and its fields, as the client sent them
+    digest: Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+    #: the command, encoded
+    command: bytes
 
 
 class Skip(Command, tag="raft.skip"):

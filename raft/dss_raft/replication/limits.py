@@ -36,6 +36,7 @@ from dss_api.fields import Name
 from dss_api.result import Result
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Event, Origin
+from dss_raft.versions import MIN
 
 MIB = 1024 * 1024
 BYTES_MIN, BYTES_MAX = MIB, 2**50
@@ -60,6 +61,8 @@ class StateLimit(msgspec.Struct, frozen=True):
     unit: Unit
     #: how much of it is in use now
     used: Callable[[], int]
+    #: the cluster version from which it exists
+    since: int = MIN
 
 
 class StateLimits:
@@ -74,6 +77,8 @@ class StateLimits:
         self.declared: dict[str, StateLimit] = {}
         #: name -> the maximum in force. Only `LimitsMachine` and tests change it.
         self.maxima: dict[str, int] = {}
+        #: the present one; set by the replica
+        self.cluster_version = MIN
 
     def declare(self, *limits: StateLimit) -> None:
         """Add limits, with their defaults in force.
@@ -88,12 +93,17 @@ class StateLimits:
             self.declared[limit.name] = msgspec.structs.replace(limit, default=default)
             self.maxima[limit.name] = default
 
+    def present(self) -> dict[str, StateLimit]:
+        """The limits that exist in the present cluster version."""
+        return {name: limit for name, limit in self.declared.items() if limit.since <= self.cluster_version}
+
     def fault(self, maxima: dict[str, int]) -> str:
         """The reason why these maxima cannot be set; "" if they can."""
+        present = self.present()
         for name, maximum in maxima.items():
-            limit = self.declared.get(name)
+            limit = present.get(name)
             if limit is None:
-                return f"there is no limit {name}; the limits are {', '.join(sorted(self.declared))}"
+                return f"there is no limit {name}; the limits are {', '.join(sorted(present))}"
             lowest, highest = (BYTES_MIN, BYTES_MAX) if limit.unit == "bytes" else (COUNT_MIN, COUNT_MAX)
             if not lowest <= maximum <= highest:
                 return f"{name} must be {lowest} to {highest}"
@@ -166,7 +176,7 @@ class LimitsMachine:
 
     def snapshot(self) -> Any:
         """See `StateMachine.snapshot`."""
-        return {"maxima": self.limits.maxima}
+        return {"maxima": {name: self.limits.maxima[name] for name in self.limits.present()}}
 
     def restore(self, state: Any) -> None:
         """See `StateMachine.restore`. An empty state is that of a release without this machine: everything gets its default."""

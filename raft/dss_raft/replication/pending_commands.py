@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from dss_api.errors import Refused
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import encode_command, encode_group
@@ -92,7 +93,7 @@ class PendingCommands:
         """Commands applied here that wait for an event."""
         return len(self._parked)
 
-    def add(self, command: Command, timeout_s: float) -> Call:
+    def add(self, command: Command, timeout_s: float, once: RequestId | None = None) -> Call:
         """Queue a command for a caller.
 
         Raises:
@@ -104,7 +105,8 @@ class PendingCommands:
         if len(self._unsent) + len(self._in_flight) >= self.pending_max:
             raise Refused("over_limit", f"this node already has {self.pending_max} calls waiting for the cluster")
         grains = -int(-timeout_s // DEADLINE_GRAIN_S)
-        call = Call(self._admission.encode(command), self._loop.create_future(), self._loop.time() + timeout_s)
+        encoded = self._admission.encode(command) if once is None else self._admission.encode_once(command, once)
+        call = Call(encoded, self._loop.create_future(), self._loop.time() + timeout_s)
         self._unsent.append(call)
         same_timeout = self._by_timeout.get(grains)
         if same_timeout is None:

@@ -27,12 +27,14 @@ from dss_raft.core import membership
 from dss_raft.core.messages import Configuration, Entry, EntryKind
 from dss_raft.formats import Format, WrongFormat, array_version
 from dss_raft.replication.batch import Batch, BatchDecoder, Undecodable, require_format
+from dss_raft.replication.client_requests import ANY_NODE, ClientRequests, Unknown
 from dss_raft.replication.commands import (
     AdvanceTime,
     Cancel,
     Command,
     HashState,
     Nothing,
+    Once,
     OpenSession,
     SetClusterVersion,
     Skip,
@@ -135,15 +137,17 @@ class Replica:
 
     Args:
         node_id: this node, whose callers wait for `take_outcomes`.
-        machines: the state machines, in the same order on every node.
+        machines: the state machines, in the same order on every node. The table of client requests is added to them.
         supported: the cluster versions that this node supports.
     """
 
     def __init__(self, node_id: str, machines: Sequence[StateMachine], supported: Supported = RELEASE) -> None:
         self.node_id = node_id
-        self.machines = {machine.name: machine for machine in machines}
         #: shared with the machines when one of them is a `LimitsMachine`
         self.limits = next((machine.limits for machine in machines if isinstance(machine, LimitsMachine)), StateLimits())
+        self.requests = ClientRequests(self.limits, self._cancel_in_machines)
+        machines = (*machines, self.requests)
+        self.machines = {machine.name: machine for machine in machines}
         self.sessions = SessionTable(self.limits)
         self.applied_index = 0
         #: applied time: the highest stamp seen, ms since 1970
@@ -157,7 +161,7 @@ class Replica:
         self.applied_before = 0
         #: never goes down; see `versions`
         self.cluster_version = MIN
-        self._machines = tuple(machines)
+        self._machines = machines
         #: the commands of the machines that the present version has
         self._apply: dict[type, Callable[[Any, int, int, Origin], Result | None]] = {}
         self._use_version(MIN)
@@ -325,8 +329,7 @@ class Replica:
         for node, session in self.sessions.sessions.items():
             # Before any node ends: what a waiter gives up must not be granted to a caller that is gone, too.
             for seq in session.waiting:
-                for machine in self._machines:
-                    machine.cancel(Origin(node, session.incarnation, seq), at_ms, index)
+                self._cancel_in_machines(Origin(node, session.incarnation, seq), at_ms, index)
         for node in self.sessions.sessions:
             for machine in self._machines:
                 machine.node_restarted(node, at_ms, index)
@@ -390,7 +393,7 @@ class Replica:
                 require_supported(max(command.version, self.cluster_version), self.supported)
 
     def _use_version(self, version: int) -> None:
-        self.cluster_version = version
+        self.cluster_version = self.limits.cluster_version = version
         self._apply = {t: machine.apply for machine in self._machines for t in machine.commands if t.since <= version}
 
     def _apply_configuration(self, configuration: Configuration, index: int) -> None:
@@ -425,7 +428,8 @@ class Replica:
                 if result is None:
                     session.waiting[seq] = None
                 else:
-                    self._answer(session, seq, Result(result.body, result.code, index), is_ours)
+                    # The answer to a repeated request has an index already.
+                    self._answer(session, seq, Result(result.body, result.code, result.index or index), is_ours)
             seq += 1
 
     def _note_applied_before(self, session: ClientSession, answered: Sequence[int]) -> None:
@@ -484,17 +488,48 @@ class Replica:
             # The same as on a node that does not know it: see `versions`.
             self.faults.append(Fault(index, "undecodable", f"command {origin.seq} of {origin.node!r} is newer than the cluster"))
             return _UNDECODABLE
+        elif isinstance(command, Once):
+            return self._apply_once(command, at_ms, index, origin)
         elif not isinstance(command, Nothing | OpenSession | HashState):
             raise TypeError(f"no machine applies {type(command).__name__}")
         return _ACCEPTED
+
+    def _apply_once(self, once: Once, at_ms: int, index: int, origin: Origin) -> Result | None:
+        """Apply the command of a client's request, unless that was done before."""
+        requests = self.requests
+        found = requests.find(once, at_ms, origin)
+        if not isinstance(found, Unknown):
+            return found
+        command = self._decoder.command(once.command)
+        if type(command) not in self._apply or type(command) in requests.commands:
+            reason = command.reason if isinstance(command, Undecodable) else f"{type(command).__name__} cannot be repeated"
+            return self._apply_one(Undecodable(reason), at_ms, index, origin)
+        if not command.is_undone_by_cancel:  # type: ignore[union-attr]
+            result = self._apply_one(command, at_ms, index, origin)
+            assert result is not None, f"{type(command).__name__} waits, but a cancel does not undo it"
+            if not command.is_answer(result):  # type: ignore[union-attr]
+                return result
+            return requests.answered(once, found.session, Result(result.body, result.code, index))
+        refusal = requests.refusal_to_wait(found.session)
+        if refusal is not None:
+            return refusal
+        # The client may repeat it at another node, so it does not belong to the node of this caller.
+        waiter = requests.begin(once, found.session, origin)
+        result = self._apply_one(command, at_ms, index, waiter)
+        if result is not None:
+            requests.resolve(waiter, Result(result.body, result.code, index))
+        return result
+
+    def _cancel_in_machines(self, waiter: Origin, at_ms: int, index: int) -> None:
+        for machine in self._machines:
+            machine.cancel(waiter, at_ms, index)
 
     def _cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
         session = self.sessions.get(waiter.node)
         if session is not None:
             session.waiting.pop(waiter.seq, None)
             self.sessions.forget(session, [waiter.seq])
-        for machine in self._machines:
-            machine.cancel(waiter, at_ms, index)
+        self._cancel_in_machines(waiter, at_ms, index)
 
     def _answer(self, session: ClientSession, seq: int, result: Result, is_ours: bool) -> None:
         self.sessions.keep(session, seq, result)
@@ -508,12 +543,19 @@ class Replica:
                 if not isinstance(event, Resolved):
                     self._events.append(event)
                     continue
-                waiter = event.waiter
-                session = self.sessions.get(waiter.node)
-                if session is not None and session.incarnation == waiter.incarnation and waiter.seq in session.waiting:
-                    del session.waiting[waiter.seq]
-                    result = Result(event.result.body, event.result.code, index)
-                    self._answer(session, waiter.seq, result, waiter.node == self.node_id)
+                result = Result(event.result.body, event.result.code, index)
+                if event.waiter.node == ANY_NODE:
+                    for caller in self.requests.resolve(event.waiter, result):
+                        self._resolved(caller, result)
+                else:
+                    self._resolved(event.waiter, result)
+
+    def _resolved(self, waiter: Origin, result: Result) -> None:
+        """A command that waited has its result."""
+        session = self.sessions.get(waiter.node)
+        if session is not None and session.incarnation == waiter.incarnation and waiter.seq in session.waiting:
+            del session.waiting[waiter.seq]
+            self._answer(session, waiter.seq, result, waiter.node == self.node_id)
 
 
 def _read_state(data: bytes | memoryview) -> _State:

@@ -23,7 +23,8 @@ import msgspec
 from dss_raft.replication.replica import Replica
 
 #: first cluster version that uses the form -> part -> version of its format
-FORMS: dict[int, dict[str, int]] = {2: {"replica": 1, "sessions": 1, "locks": 2, "queue": 2, "cache": 1, "limits": 1}}
+_FORM_2 = {"replica": 1, "sessions": 1, "locks": 2, "queue": 2, "cache": 1, "limits": 1}
+FORMS: dict[int, dict[str, int]] = {2: _FORM_2, 3: {**_FORM_2, "requests": 1}}
 
 Hashes = dict[str, bytes]
 
@@ -50,7 +51,9 @@ def parts(replica: Replica) -> Iterator[tuple[str, Any]]:
     yield "replica", (replica.at_ms, replica.batch_term, replica.cluster_version, replica.skipped)
     yield "sessions", replica.sessions.snapshot()
     for name, machine in replica.machines.items():
-        yield name, machine.snapshot()
+        # A machine without a command in this version is empty, and older releases do not have it.
+        if any(command.since <= replica.cluster_version for command in machine.commands):
+            yield name, machine.snapshot()
 
 
 def _canonical(state: Any) -> bytes:
