@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand
 from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 
-from dss_api import environment
+from dss_api import environment, heap
 from dss_project import data_directory, first_user, logs, secret_files
 from dss_project.config import NodeConfig, unknown_variables
 from dss_project.server.listening import CannotListen, listen
@@ -25,6 +25,7 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
+        heap.keep_large_blocks_apart()
         config: NodeConfig = settings.NODE
         logs.configure(config)
         # Imported after the configuration: a logger keeps the configuration of its first use.
