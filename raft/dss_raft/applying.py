@@ -219,6 +219,7 @@ class Applying:
         if meta is not None:
             self._core.compact(meta, self._snapshots.keep_entries)
             log.info("raft.snapshot", index=meta.index, bytes=meta.size)
+            self._wake()
 
     async def snapshot_from(self, index: int) -> SnapshotMeta | None:
         """A durable snapshot at `index` or later, which has been applied here. None when it cannot be taken now."""

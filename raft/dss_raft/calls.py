@@ -35,6 +35,8 @@ log = structlog.get_logger("raft")
 
 #: Commands in flight are sent to the leader again after this time without progress.
 RESEND_AFTER_S = 1.0
+#: While the log is too long, commands of this length and more wait. Shorter ones, such as renewals, hardly lengthen it.
+HELD_FROM_BYTES = 16 * 1024
 
 
 class Superseded(Exception):
@@ -49,6 +51,8 @@ class Calls:
         opening: the command that opens its session; `replaces` is filled in.
         timeout_ms: how long a read may wait for a confirmed leader.
         waiting_max: limit of the commands in flight, and of the reads that wait.
+        log_bytes_max: while the log since the last snapshot is longer, large commands wait: it is in memory, and the next snapshot
+            is not written yet.
         clock: stamps entries while this node leads.
     """
 
@@ -63,6 +67,7 @@ class Calls:
         opening: OpenSession,
         timeout_ms: int,
         waiting_max: int,
+        log_bytes_max: int,
         clock: StampClock,
     ) -> None:
         self.core = core
@@ -72,6 +77,7 @@ class Calls:
         self._driver = driver
         self._loop = asyncio.get_running_loop()
         self._timeout_ms = timeout_ms
+        self._log_bytes_max = log_bytes_max
         admission = Admission(replica.command_types, lambda: replica.cluster_version)
         self._pending = PendingCommands(core.node_id, incarnation, self._loop, waiting_max, admission)
         self._reads = ReadRounds(core, self._loop, waiting_max)
@@ -213,9 +219,9 @@ class Calls:
             return
         if leader != self.core.node_id:
             if self._pending.has_unsent and self._links.is_up(leader):
-                self._send(self._pending.next_groups())
+                self._send(self._next_groups())
         elif not self._driver.is_writing:
-            self._send(self._pending.next_groups())
+            self._send(self._next_groups())
             self._proposals.propose()
 
     def answer_commands(self) -> None:
@@ -268,7 +274,7 @@ class Calls:
 
     def ticked(self) -> None:
         """A tick has passed: refuse calls whose deadline has passed, and send again what makes no progress."""
-        self._pending.sweep(self._why_no_answer)
+        self._pending.sweep(self._why_unsent)
         is_stuck = self._driver.applying.stopped is not None  # no progress is to be expected
         if self._pending.in_flight and not is_stuck and self._loop.time() - self._last_progress > RESEND_AFTER_S:
             self._send_again()
@@ -305,6 +311,15 @@ class Calls:
             raise Superseded(f"another process runs as {node} (boot {other.incarnation}; this one is {self.incarnation})")
         if node in self.core.membership.ids:
             raise Superseded(f"{node} was removed and added again: start it again")
+
+    def _next_groups(self) -> list[bytes]:
+        return self._pending.next_groups(HELD_FROM_BYTES) if self._is_log_too_long() else self._pending.next_groups()
+
+    def _is_log_too_long(self) -> bool:
+        return self.core.log.size(self.core.snapshot.index, self.core.last_index) > self._log_bytes_max
+
+    def _why_unsent(self) -> str:
+        return "over_limit" if self.core.leader_id and self._is_log_too_long() else self._why_no_answer()
 
     def _send(self, groups: list[bytes]) -> None:
         leader = self.core.leader_id

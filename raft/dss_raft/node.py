@@ -60,6 +60,8 @@ log = structlog.get_logger("raft")
 TICKS_PER_HEARTBEAT = 5
 #: A removed node stays linked for this time: it may be the one that waits for the answer to its removal.
 UNLINK_AFTER_S = 1.0
+#: While the log is longer than this many times DSS_SNAPSHOT_BYTES, large commands wait.
+LOG_SNAPSHOTS_MAX = 2
 #: Incarnations are below this limit: JSON numbers of all readers are exact up to there.
 INCARNATION_MAX = 2**53 - 1
 
@@ -188,6 +190,7 @@ class Node(Listeners):
             opening=OpenSession(store=self._store.store_id, starts=self._store.starts),
             timeout_ms=config.submit_timeout_ms,
             waiting_max=config.pending_commands_max,
+            log_bytes_max=LOG_SNAPSHOTS_MAX * config.snapshot_bytes,
             clock=StampClock(self._member_clocks, self._applied_clock),
         )
         self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max)

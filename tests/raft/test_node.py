@@ -11,11 +11,12 @@ import pytest
 from dss_api.errors import Refused
 from dss_api.supervised import FAILURES
 from dss_dev.sum_machine import Add, Wait
-from dss_raft import removal
+from dss_raft import calls, removal
 from dss_raft.clock_exchange import ClockExchange
 from dss_raft.disk.forked import ChildFailed
 from dss_raft.disk.store import LogStore, StoreFailed
 from dss_raft.replication import snapshot_keeper
+from dss_raft.replication.batch import encode_command
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
 IDS = ("a", "b", "c")
@@ -475,6 +476,39 @@ async def test_a_snapshot_that_fails_is_counted_and_taken_later(make_cluster, mo
     while not all(node.status()["snapshot_index"] for node in cluster.nodes.values()):
         await leader.submit(Add(amount=1))
     assert not cluster.failures
+
+
+async def test_large_commands_wait_while_the_log_is_long_and_small_ones_do_not(make_cluster, monkeypatch):
+    """The log is in memory until a snapshot is written, however slowly."""
+    monkeypatch.setattr(calls, "HELD_FROM_BYTES", len(encode_command(Wait(target=1))))
+    may_go_on = asyncio.Event()
+
+    class Part:
+        name = "part"
+
+        async def before_snapshot(self, index):
+            await may_go_on.wait()
+
+        async def dump(self):
+            return []
+
+    cluster = make_cluster(snapshot_bytes=1024)
+    await cluster.start()
+    for node in cluster.nodes.values():
+        node._parts.append(Part())
+    leader, follower = await cluster.leader(), await cluster.follower()
+    while not all(node.core.log.size(0, node.core.last_index) > 2 * 1024 for node in (leader, follower)):
+        await leader.submit(Add(amount=1))
+    for node in (leader, follower):
+        with pytest.raises(Refused) as refusal:
+            await node.submit(Wait(target=1), timeout_ms=100)
+        assert refusal.value.code == "over_limit"
+        assert (await node.submit(Add(amount=1))).code == ""
+    waiting = [asyncio.create_task(node.submit(Wait(target=10**6), timeout_ms=20_000, wait_ms=0)) for node in (leader, follower)]
+    may_go_on.set()
+    await cluster.until(lambda: len(leader.machine("sum").waiters) == 2)
+    await leader.submit(Add(amount=10**6))
+    assert [(await call).code for call in waiting] == ["", ""]
 
 
 async def test_a_slow_disk_forms_before_it_accepts_the_log(cluster, monkeypatch):

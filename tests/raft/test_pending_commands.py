@@ -43,6 +43,19 @@ async def test_numbers_are_assigned_at_the_first_send_and_kept_afterwards(pendin
     assert [(g.node, g.incarnation, g.first_seq, len(g.commands)) for g in again] == [("a", 3, 1, 3)]
 
 
+async def test_long_commands_can_be_held_and_are_sent_later(pending):
+    long = OpenSession(store="x" * 100)
+    for command in (long, OpenSession(), long):
+        pending.add(command, 5)
+    length = len(encode_command(long))
+    (held,) = decode(pending.next_groups(shorter_than=length))
+    assert (held.first_seq, list(map(bytes, held.commands))) == (1, [encode_command(OpenSession())])
+    assert pending.has_unsent
+    assert pending.next_groups(shorter_than=length) == []
+    (later,) = decode(pending.next_groups())
+    assert (later.first_seq, len(later.commands)) == (2, 2)
+
+
 async def test_the_result_reaches_the_caller_and_is_confirmed_with_the_next_group(pending):
     call = pending.add(OpenSession(), 5)
     pending.next_groups()
