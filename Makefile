@@ -5,7 +5,7 @@ NODES ?= 3
 WORKERS ?= 3
 BIN := .venv/bin
 READY := .venv/.ready
-PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev
+PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client
 COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
@@ -15,12 +15,12 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, but $(PYTHON) is " + sys.version.split()[0] + ". Choose another one: make PYTHON=python3.12 …")'
 	@echo "Setting up .venv (once, about a minute)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e client
 	@touch $(READY)
 
 run: $(READY) ## start a cluster of three nodes (NODES=1: a single one) and follow its logs
@@ -98,7 +98,7 @@ fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 ra
 	@$(BIN)/python tests/fuzz/fuzz_calls.py --calls $(or $(CALLS),200000)
 
 lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
-	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml
+	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml client/pyproject.toml
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
 
 clean: ## remove everything that was built; keep the clusters' data in .dss

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +16,11 @@ from dss_api.routes import Routes
 from dss_dev import local_partitions
 from dss_dev.answer_check import check
 from dss_dev.checkouts import tested_checkout
-from dss_dev.local_cluster import POLL_S, ROOT, LocalCluster, LocalNode, Reply, free_ports
+from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, free_ports
 from dss_dev.local_partitions import PartitionedCluster
+from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 from dss_project.registry import operations
 
-ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
 #: Python runs this before a node's own code: its wall clock is ahead by what the file says, in ms.
 FAKE_CLOCK = """
 import os, pathlib, time
@@ -36,37 +31,7 @@ time.time_ns = lambda: clock_ns() + int(file.read_text()) * 1_000_000
 #: a condition that is still false after this time never becomes true, even on a busy machine
 PATIENCE_S = 60.0
 
-#: prepares the database of the pages, as a node does at its first start
-PREPARE_PAGES = """
-import django, django.core.management
-django.setup()
-from django.conf import settings
-from dss_project import first_user
-django.core.management.call_command("migrate", verbosity=0)
-first_user.ensure(settings.NODE)
-"""
-
 C = TypeVar("C", bound=LocalCluster)
-
-
-@cache
-def database_of_pages() -> bytes:
-    """Django's tables with the first user. To make them takes half of the first start of a node."""
-    with tempfile.TemporaryDirectory() as directory:
-        environment = {**os.environ, **ENVIRONMENT, "DSS_DATA_DIR": directory, "DJANGO_SETTINGS_MODULE": "dss_project.settings"}
-        subprocess.run([sys.executable, "-c", PREPARE_PAGES], cwd=ROOT, env=environment, check=True)
-        return (Path(directory) / "django.sqlite3").read_bytes()
-
-
-def prepare_pages(cluster: LocalCluster) -> None:
-    """Nodes of this checkout find their pages' database at their first start."""
-    if tested_checkout() is not None:
-        return
-    for node in cluster.nodes:
-        database = Path(node.environment["DSS_DATA_DIR"]) / "django.sqlite3"
-        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not database.exists():
-            database.write_bytes(database_of_pages())
 
 
 @pytest.fixture(scope="session", name="prepare_pages")

@@ -1,0 +1,245 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import os
+import signal
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from dss_client.cache import AsyncCache
+from dss_client.config import Config, Transport
+from dss_client.core import Core, Repeat
+from dss_client.errors import ClientClosed, WrongUse
+from dss_client.locks import AsyncLock, LockSpec, Owners
+from dss_client.operations import OF_ONE_NODE, OPERATIONS, is_read
+from dss_client.queue import AsyncMessage, AsyncTopic, WorkerLoop, WorkerOptions
+
+AsyncHandler = Callable[[AsyncMessage], Awaitable[object]]
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class AsyncClient:
+    """Locks, topics, workers and the cache, for asyncio.
+
+    Args:
+        urls: the nodes: "http://127.0.0.1:8101,http://127.0.0.1:8102", or several strings. By default from DSS_URLS.
+        token: for clusters that ask for one. By default from DSS_TOKEN.
+        name: of this program, in the owners of its locks; by default the name of the machine.
+        timeout: for how many seconds a call looks for a node that carries it out, beyond the time that the call itself waits.
+        transport: "websocket", or "http" where WebSockets do not pass.
+
+    Raises:
+        WrongUrl, WrongUse
+    """
+
+    def __init__(
+        self,
+        urls: str | Iterable[str] | None = None,
+        token: str | None = None,
+        *,
+        name: str | None = None,
+        timeout: float = 15.0,
+        transport: Transport = "websocket",
+    ) -> None:
+        self._config = Config.read(urls, token, name=name, timeout=timeout, transport=transport)
+        self._core: Core | None = None
+        self._is_closed = False
+        self._owners = Owners(self._config.name)
+        self.cache = AsyncCache(self._running)
+        _clients.add(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Release the locks that are still held, and close the connection. A second call does nothing."""
+        self._is_closed = True
+        core, self._core = self._core, None
+        if core is None:
+            return
+        for held in {held for one in self._owners.held.values() for held in one}:
+            with contextlib.suppress(Exception):
+                await held.release()
+        await core.close()
+
+    # ------------------------------------------------------------- locks
+
+    def lock(
+        self,
+        key: str,
+        *,
+        ttl: float | None = 30,
+        wait: float | None = 10,
+        shared: bool = False,
+        renew: bool = True,
+        lock_delay: float = 0,
+    ) -> AsyncLock:
+        """A lock, for `async with`.
+
+        Args:
+            ttl: the lease in seconds; None: held until released, even if this process ends.
+            wait: how many seconds to wait for it; None: without a limit.
+            shared: several clients may hold it in this mode.
+            renew: renew the lease at a third of it.
+            lock_delay: if the lock is lost, no client gets the key for this many seconds.
+        """
+        spec = LockSpec([key], is_multiple=False, ttl=ttl, wait=wait, shared=shared, renew=renew, lock_delay=lock_delay)
+        return AsyncLock(self._running, lambda: self._owners, spec)
+
+    def locks(
+        self,
+        keys: Iterable[str],
+        *,
+        ttl: float | None = 30,
+        wait: float | None = 10,
+        shared: bool = False,
+        renew: bool = True,
+        lock_delay: float = 0,
+    ) -> AsyncLock:
+        """Several locks that are acquired in one step. The arguments are those of `lock`."""
+        spec = LockSpec(keys, is_multiple=True, ttl=ttl, wait=wait, shared=shared, renew=renew, lock_delay=lock_delay)
+        return AsyncLock(self._running, lambda: self._owners, spec)
+
+    # ------------------------------------------------------------- queue
+
+    def topic(self, name: str) -> AsyncTopic:
+        """A topic. It need not exist before."""
+        return AsyncTopic(self._running, name)
+
+    def worker(
+        self,
+        topic: str,
+        *,
+        group: str,
+        concurrency: int = 1,
+        visibility: float = 15,
+        backoff: float = 1,
+        backoff_max: float = 300,
+        grace: float = 30,
+    ) -> Callable[[AsyncHandler], AsyncWorker]:
+        """Make a coroutine function the handler of a topic's messages for a group; `run` of the result works.
+
+        Args:
+            concurrency: how many handlers run at a time.
+            visibility: for how many seconds a message is hidden; extended while its handler runs.
+            backoff: seconds before the second attempt, doubled with each further one up to `backoff_max`.
+            grace: how many seconds running handlers have when the worker is stopped.
+        """
+        options = WorkerOptions(
+            topic=topic,
+            group=group,
+            concurrency=concurrency,
+            visibility=visibility,
+            backoff=backoff,
+            backoff_max=backoff_max,
+            grace=grace,
+        )
+        return lambda handler: AsyncWorker(self, options, handler)
+
+    # ------------------------------------------------------------ others
+
+    async def call(self, operation: str, **fields: Any) -> dict[str, Any]:
+        """Any call of the API by the name of its operation: `await dss.call("raft.status")`."""
+        if operation not in OPERATIONS:
+            raise WrongUse(f"there is no operation {operation!r}")
+        repeat = Repeat.READ if is_read(operation) else Repeat.NUMBERED
+        wait_s = max(fields.get("wait_ms") or 0, fields.get("timeout_ms") or 0) / 1000
+        return await self._running().call(operation, fields, repeat, wait_s=wait_s, is_numbered=operation not in OF_ONE_NODE)
+
+    def _running(self) -> Core:
+        if self._core is None:
+            if self._is_closed:
+                raise ClientClosed("this client is closed")
+            self._core = Core(self._config)
+        return self._core
+
+    def _forked(self) -> None:
+        """This is the child of a fork: the parent goes on with the connection, the locks and the name."""
+        core, self._core = self._core, None
+        for held in {held for one in self._owners.held.values() for held in one}:
+            held.lose_in_child()
+        self._owners = Owners(self._config.name)
+        if core is not None:
+            core.drop()
+            # Its event loop belongs to the parent. Not even its destructors may run here.
+            _of_parents.append(core)
+
+
+class AsyncWorker:
+    """A handler with its topic. Call it as the function that it was made from, or `run` it."""
+
+    def __init__(self, client: AsyncClient, options: WorkerOptions, handler: AsyncHandler) -> None:
+        if not inspect.iscoroutinefunction(handler):
+            raise WrongUse("a handler of AsyncClient is a coroutine function: `async def`")
+        functools.update_wrapper(self, handler)
+        self.options = options
+        self._client = client
+        self._handler = handler
+        self._loop: WorkerLoop | None = None
+
+    async def __call__(self, message: AsyncMessage) -> object:
+        return await self._handler(message)
+
+    @property
+    def done(self) -> int:
+        """Handled and acked messages."""
+        return self._loop.done if self._loop is not None else 0
+
+    @property
+    def failed(self) -> int:
+        """Failed attempts."""
+        return self._loop.failed if self._loop is not None else 0
+
+    async def run(self, *, handle_signals: bool = True) -> None:
+        """Work until `stop`, SIGTERM or SIGINT, then let the running handlers finish.
+
+        Args:
+            handle_signals: False: only `stop` ends it.
+        """
+
+        async def handle(message: AsyncMessage) -> None:
+            await self._handler(message)
+
+        self._loop = WorkerLoop(self._client.topic(self.options.topic), self.options, handle)
+        handled = []
+        loop = asyncio.get_running_loop()
+        if handle_signals:
+            for number in SIGNALS:
+                with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+                    loop.add_signal_handler(number, self.stop)
+                    handled.append(number)
+        try:
+            await self._loop.run()
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Take no more messages."""
+        if self._loop is not None:
+            self._loop.stop()
+
+
+_clients: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
+_of_parents: list[Any] = []
+
+
+def _after_fork() -> None:
+    for client in list(_clients):
+        client._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,114 @@
+"""The coherent cache for asyncio: a `get` that starts after a `put` was answered never returns an older value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from dss_client.core import Core, Repeat
+from dss_client.errors import WrongUse, refusal
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What a read found."""
+
+    key: str
+    #: None: there is none, or it is null; see `found`
+    value: Any = None
+    found: bool = False
+    #: pass it to `cas`; 0: there is no value
+    version: int = 0
+    #: answered from the node's own line
+    hit: bool = False
+    #: of the node's line: "M", "E", "S" or "I"
+    state: str = "I"
+
+
+class AsyncCache:
+    """The calls of the cache. `ttl` is in seconds; None: the value stays."""
+
+    def __init__(self, core: Callable[[], Core]) -> None:
+        self._core = core
+
+    async def put(self, key: str, value: Any, ttl: float | None = None) -> int:
+        """Store a value. Returns its version."""
+        return await self._change("cache.put", {"key": key, "value": value, **_ttl(ttl)})
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` if there is none."""
+        entry = await self.entry(key)
+        return entry.value if entry.found else default
+
+    async def entry(self, key: str) -> Entry:
+        """The value with its version."""
+        return _entry(key, await self._core().call("cache.get", {"key": key}, Repeat.READ))
+
+    async def cas(self, key: str, value: Any, version: int, ttl: float | None = None) -> int:
+        """Store a value only if the key still has this version; 0: only if it has no value. Returns the new version.
+
+        Raises:
+            VersionConflict: it has another `version`.
+        """
+        return await self._change("cache.put", {"key": key, "value": value, "if_version": version, **_ttl(ttl)})
+
+    async def add(self, key: str, value: Any, ttl: float | None = None) -> int:
+        """Store a value only if the key has none. Returns its version.
+
+        Raises:
+            Exists: it has one.
+        """
+        return await self._change("cache.add", {"key": key, "value": value, **_ttl(ttl)})
+
+    async def incr(self, key: str, delta: int = 1, ttl: float | None = None) -> int:
+        """Add to an integer; a key without a value counts as 0. Returns the sum. With `ttl` None, an earlier one stays."""
+        answer = await self._core().call("cache.incr", {"key": key, "delta": delta, **_ttl(ttl)}, Repeat.NUMBERED)
+        return int(answer["value"])
+
+    async def delete(self, key: str, version: int | None = None) -> bool:
+        """Delete the value, or only this version of it. False: there was none.
+
+        Raises:
+            VersionConflict: it has another `version`.
+        """
+        fields = {"key": key} if version is None else {"key": key, "if_version": version}
+        return bool((await self._core().call("cache.delete", fields, Repeat.NUMBERED))["deleted"])
+
+    async def mget(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values of those keys that have one."""
+        answer = await self._core().call("cache.mget", {"keys": list(keys)}, Repeat.READ)
+        return {item["key"]: item["value"] for item in answer["items"] if item["found"]}
+
+    async def mput(self, values: Mapping[str, Any], ttl: float | None = None) -> dict[str, int]:
+        """Store values, each independently. Returns their versions.
+
+        Raises:
+            Refused: the first refusal; the other values may be stored.
+        """
+        items = [{"key": key, "value": value, **_ttl(ttl)} for key, value in values.items()]
+        answer = await self._core().call("cache.mput", {"items": items}, Repeat.NUMBERED)
+        for item in answer["items"]:
+            if not item["ok"]:
+                raise refusal(429 if item.get("code") == "over_limit" else 409, item)
+        return {item["key"]: item["version"] for item in answer["items"]}
+
+    async def trace(self, key: str, limit: int = 100) -> list[dict[str, Any]]:
+        """The last transitions of the key's lines on every node, latest first."""
+        answer = await self._core().call("cache.trace", {"key": key, "limit": limit}, Repeat.READ)
+        return list(answer["transitions"])
+
+    async def _change(self, operation: str, fields: dict[str, Any]) -> int:
+        return int((await self._core().call(operation, fields, Repeat.NUMBERED))["version"])
+
+
+def _ttl(ttl: float | None) -> dict[str, int]:
+    if ttl is None:
+        return {}
+    if not ttl > 0:
+        raise WrongUse(f"`ttl` is in seconds and more than 0, or None, not {ttl!r}")
+    return {"ttl_ms": max(1, round(ttl * 1000))}
+
+
+def _entry(key: str, answer: dict[str, Any]) -> Entry:
+    return Entry(key, answer["value"], answer["found"], answer.get("version") or 0, answer["hit"], answer.get("state") or "I")

@@ -1,0 +1,96 @@
+"""What the transports have in common: a connection that carries out calls, and how a call can fail without an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from dss_client.errors import Unencodable
+
+Answer = dict[str, Any]
+
+_encoder = msgspec.json.Encoder()
+
+
+class NotSent(Exception):
+    """The call has not left this machine."""
+
+
+class NoAnswer(Exception):
+    """The connection ended, or the time was over, before the answer came. The call may have taken effect."""
+
+
+class CannotConnect(Exception):
+    """No connection to this node.
+
+    Args:
+        is_wrong: something answers, but it is no node.
+    """
+
+    def __init__(self, detail: str, *, is_wrong: bool = False) -> None:
+        super().__init__(detail)
+        self.is_wrong = is_wrong
+
+
+class Handle:
+    """Cancels a call that is in progress, and waits for its answer nevertheless."""
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+        self._connection: Connection | None = None
+        self._id = 0
+
+    def sent(self, connection: Connection | None, id: int) -> None:
+        """For connections: the call is on its way. None: it has ended."""
+        self._connection, self._id = connection, id
+        if self.is_cancelled and connection is not None:
+            connection.cancel(id)
+
+    def cancel(self) -> None:
+        """The call is answered `cancelled`, unless its answer is on its way already. It is not sent again."""
+        self.is_cancelled = True
+        if self._connection is not None:
+            self._connection.cancel(self._id)
+
+
+class Connection(Protocol):
+    """A way to one node."""
+
+    url: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes calls."""
+
+    async def call(self, operation: str, fields: Mapping[str, Any], timeout_s: float, handle: Handle | None) -> Answer:
+        """One call. The answer has its `status`.
+
+        Raises:
+            NotSent, NoAnswer, Unencodable.
+        """
+
+    def cancel(self, id: int) -> None:
+        """Ask the node to end a call."""
+
+    def retire(self) -> None:
+        """Take no more calls. Close when those in progress have ended."""
+
+    def close(self) -> None:
+        """Close now. Calls in progress end with `NoAnswer`."""
+
+    def drop(self) -> None:
+        """In the child of a fork: close this process's copy of the socket, so that the node sees only what the parent does."""
+
+
+def encode(value: Any) -> bytes:
+    """JSON.
+
+    Raises:
+        Unencodable: the value has no JSON form.
+    """
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise Unencodable(f"a value cannot be written as JSON: {error}") from error

@@ -1,0 +1,326 @@
+"""Failover, repeats and their numbers, against fake nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from dss_api.problems import PROBLEMS
+from dss_client import (
+    AsyncClient,
+    ClientClosed,
+    InternalError,
+    Invalid,
+    NotFound,
+    Refused,
+    Unavailable,
+    Unencodable,
+    UnknownOutcome,
+    VersionConflict,
+    WrongServer,
+    WrongUrl,
+    WrongUse,
+)
+from dss_client.errors import NO_EFFECT, refusal
+from dss_client.operations import OF_ONE_NODE, OPERATIONS, is_read
+from dss_project.registry import operations
+
+INCREMENTED = {"ok": True, "value": 1, "version": 1, "state": "M"}
+EXPIRED = {"ok": False, "status": 409, "code": "request_expired", "detail": "the session is not known"}
+UNSUPPORTED = {"ok": False, "status": 409, "code": "not_supported_yet", "detail": "version 3 is needed"}
+NO_LEADER = {"ok": False, "status": 503, "code": "no_leader", "detail": "no leader is known"}
+UNKNOWN = {"ok": False, "status": 503, "code": "unknown_outcome", "detail": "no answer came in time"}
+
+Make = Callable[..., AsyncClient]
+Until = Callable[[Callable[[], Any]], Awaitable[None]]
+MakeNode = Callable[[], Awaitable[Any]]
+
+
+# ------------------------------------------------------------ the tables
+
+
+def test_every_problem_code_has_its_error() -> None:
+    for code in PROBLEMS:
+        if code not in NO_EFFECT and code != "unknown_outcome":
+            error = refusal(PROBLEMS[code].status, {"code": code})
+            assert type(error) is not Refused, code
+            assert error.code == code
+
+
+def test_a_code_of_a_newer_release_is_a_refusal() -> None:
+    error = refusal(418, {"code": "teapot", "detail": "short and stout"})
+    assert type(error) is Refused
+    assert (error.code, error.status, str(error)) == ("teapot", 418, "short and stout (teapot)")
+
+
+def test_operations_have_the_paths_of_the_api() -> None:
+    given = {one.name: (one.method, one.path) for one in operations()}
+    assert {name: OPERATIONS[name] for name in given if name in OPERATIONS} == {
+        name: route for name, route in given.items() if name in OPERATIONS
+    }
+    assert set(given) - set(OPERATIONS) <= {"metrics"}
+
+
+def test_operations_that_take_a_number() -> None:
+    for one in operations():
+        if one.name in OPERATIONS:
+            numbered = not is_read(one.name) and one.name not in OF_ONE_NODE
+            assert numbered == one.takes_request_id, one.name
+
+
+# -------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8101", "ftp://a", "http://", "http://a:port", "http://a/path", "http://u:p@a"])
+def test_a_wrong_address(url: str) -> None:
+    with pytest.raises(WrongUrl):
+        AsyncClient(url)
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"transport": "pigeon"}, {"token": "two words"}, {"token": "a\nb"}])
+def test_a_wrong_option(options: dict[str, Any]) -> None:
+    with pytest.raises(WrongUse):
+        AsyncClient("http://a", **options)
+
+
+def test_addresses_and_token_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSS_URLS", "http://a:1, https://b/,http://a:1")
+    monkeypatch.setenv("DSS_TOKEN", "secret")
+    config = AsyncClient()._config
+    assert [node.url for node in config.nodes] == ["http://a:1", "https://b:443"]
+    assert config.token == "secret"
+    assert "secret" not in repr(config)
+
+
+async def test_the_token_is_sent(node: Any, make_client: Make) -> None:
+    await make_client(node, token="secret").call("health")
+    assert node.authorization == "Bearer secret"
+
+
+@pytest.mark.parametrize("value", [object(), {1, object()}, {"a": {(1, 2): 3}}, "\ud800"], ids=repr)
+async def test_a_value_that_cannot_be_written_as_json(client: AsyncClient, value: Any) -> None:
+    with pytest.raises(Unencodable):
+        await client.cache.put("key", value)
+
+
+async def test_a_closed_client(node: Any, client: AsyncClient) -> None:
+    await client.call("health")
+    await client.aclose()
+    await client.aclose()
+    with pytest.raises(ClientClosed):
+        await client.call("health")
+
+
+async def test_an_operation_that_does_not_exist(client: AsyncClient) -> None:
+    with pytest.raises(WrongUse):
+        await client.call("locks.conjure")
+
+
+# ------------------------------------------------------------------ calls
+
+
+async def test_answers_may_come_in_any_order(node: Any, client: AsyncClient) -> None:
+    node.answers["cache.get"] = lambda request: {"value": request["key"], "found": True, "hit": False, "version": 1, "state": "S"}
+    keys = [f"key {number}" for number in range(2000)]
+    assert await asyncio.gather(*map(client.cache.get, keys)) == keys
+    assert len(node.connections) == 1
+
+
+async def test_a_refusal_is_not_repeated(node: Any, client: AsyncClient) -> None:
+    node.answers["cache.put"] = {"ok": False, "status": 409, "code": "version_conflict", "detail": "no", "version": 5}
+    with pytest.raises(VersionConflict) as caught:
+        await client.cache.cas("key", 1, 4)
+    assert caught.value.version == 5
+    assert len(node.requests("cache.put")) == 1
+
+
+@pytest.mark.parametrize("code", sorted(NO_EFFECT))
+async def test_a_call_without_effect_is_repeated(node: Any, client: AsyncClient, code: str) -> None:
+    node.answers["cache.incr"] = [{**NO_LEADER, "code": code}, INCREMENTED]
+    assert await client.cache.incr("key") == 1
+    first, second = node.requests("cache.incr")
+    assert first == second
+
+
+async def test_the_next_node_is_asked_when_one_ends(make_node: MakeNode, make_client: Make) -> None:
+    first, second = await make_node(), await make_node()
+    client = make_client(first, second)
+    await client.call("health")
+    await first.stop()
+    await client.call("health")
+    assert len(second.requests("health")) == 1
+    await first.start()
+
+
+async def test_a_node_that_cannot_be_reached_is_passed_over(make_node: MakeNode, make_client: Make) -> None:
+    first, second = await make_node(), await make_node()
+    await first.stop()
+    await make_client(first, second).call("health")
+    assert len(second.requests("health")) == 1
+    await first.start()
+
+
+async def test_many_calls_move_on_together(make_node: MakeNode, make_client: Make) -> None:
+    first, second = await make_node(), await make_node()
+    first.answers["cache.incr"] = NO_LEADER
+    second.answers["cache.incr"] = INCREMENTED
+    client = make_client(first, second)
+    await asyncio.gather(*(client.cache.incr("key") for _ in range(100)))
+    assert len(second.requests("cache.incr")) == 100
+    assert len(first.requests("cache.incr")) == 100
+
+
+async def test_no_node_before_the_deadline(node: Any, make_client: Make) -> None:
+    node.answers["cache.get"] = NO_LEADER
+    started = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        await make_client(node, timeout=0.3).cache.get("key")
+    assert time.monotonic() - started < 0.5
+    assert caught.value.troubles == {node.url: "no leader is known"}
+
+
+async def test_a_node_that_does_not_answer_in_time(node: Any, make_client: Make) -> None:
+    node.answers["cache.get"] = node.answers["cache.put"] = None
+    client = make_client(node, timeout=0.1)
+    with pytest.raises(Unavailable):
+        await client.cache.get("key")
+    with pytest.raises(UnknownOutcome):
+        await client.cache.put("key", 1)
+    assert node.requests("cancel")
+
+
+async def test_a_half_open_connection_is_left(make_node: MakeNode, make_client: Make) -> None:
+    first, second = await make_node(), await make_node()
+    second.answers["cache.incr"] = INCREMENTED
+    client = make_client(first, second, timeout=5.0, check_s=0.05)
+    await client.call("health")
+    first.stop_reading()
+    started = time.monotonic()
+    assert await client.cache.incr("key") == 1
+    assert time.monotonic() - started < 1.0
+
+
+async def test_a_slow_node_keeps_its_calls(node: Any, make_client: Make, until: Until) -> None:
+    node.answers["cache.get"] = None
+    client = make_client(node, timeout=5.0, check_s=0.05)
+    slow = asyncio.ensure_future(client.cache.get("key"))
+    await asyncio.sleep(0.5)
+    assert len(node.connections) == 1
+    assert not slow.done()
+    slow.cancel()
+    await asyncio.wait({slow})
+    await until(lambda: node.requests("cancel"))
+
+
+async def test_something_else_at_the_address(make_client: Make) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        for transport in ("websocket", "http"):
+            async with AsyncClient(f"http://127.0.0.1:{port}", transport=transport) as client:  # type: ignore[arg-type]
+                started = time.monotonic()
+                with pytest.raises(WrongServer, match="no address is a node"):
+                    await client.call("health")
+                assert time.monotonic() - started < 1.0
+    finally:
+        server.close()
+
+
+# ---------------------------------------------------------------- numbers
+
+
+async def test_changing_calls_are_numbered(node: Any, client: AsyncClient) -> None:
+    node.answers["cache.incr"] = INCREMENTED
+    for _ in range(3):
+        await client.cache.incr("key")
+    assert [request["request_id"] for request in node.requests("cache.incr")] == ["s:1:0", "s:2:1", "s:3:2"]
+    assert len(node.requests("requests.open")) == 1
+
+
+async def test_reads_are_not_numbered(node: Any, client: AsyncClient) -> None:
+    node.answers["cache.get"] = {"value": None, "found": False, "hit": False, "version": 0, "state": "I"}
+    assert await client.cache.get("key", "default") == "default"
+    assert not node.requests("requests.open")
+
+
+async def test_the_oldest_call_in_progress_limits_what_is_forgotten(node: Any, client: AsyncClient) -> None:
+    node.answers["cache.incr"] = lambda request: None if request["key"] == "slow" else INCREMENTED
+    slow = asyncio.ensure_future(client.cache.incr("slow"))
+    await asyncio.sleep(0.05)
+    await client.cache.incr("fast")
+    await client.cache.incr("fast")
+    assert [request["request_id"] for request in node.requests("cache.incr")] == ["s:1:0", "s:2:0", "s:3:0"]
+    slow.cancel()
+    await asyncio.wait({slow})
+    await client.cache.incr("fast")
+    assert node.requests("cache.incr")[-1]["request_id"] == "s:4:3"
+
+
+@pytest.mark.parametrize("lost", [UNKNOWN, ConnectionError()], ids=["unknown_outcome", "connection"])
+async def test_a_lost_answer_is_asked_for_again(node: Any, client: AsyncClient, lost: Any) -> None:
+    node.answers["cache.incr"] = [lost, INCREMENTED]
+    assert await client.cache.incr("key") == 1
+    first, second = node.requests("cache.incr")
+    assert first["request_id"] == second["request_id"] == "s:1:0"
+
+
+@pytest.mark.parametrize("lost", [UNKNOWN, ConnectionError()], ids=["unknown_outcome", "connection"])
+@pytest.mark.parametrize(
+    "answer", [UNSUPPORTED, {"ok": False, "status": 404, "code": "not_found", "detail": "there is no operation requests.open"}]
+)
+async def test_without_numbers_a_lost_answer_is_an_unknown_outcome(
+    node: Any, client: AsyncClient, lost: Any, answer: Any
+) -> None:
+    node.answers["requests.open"] = answer
+    node.answers["cache.incr"] = [INCREMENTED, lost]
+    assert await client.cache.incr("key") == 1
+    with pytest.raises(UnknownOutcome):
+        await client.cache.incr("key")
+    assert node.requests("cache.incr") == [{"key": "key", "delta": 1}] * 2
+    # It is not asked again for each call.
+    assert len(node.requests("requests.open")) == 1
+
+
+async def test_an_older_node_does_not_know_the_field(node: Any, client: AsyncClient) -> None:
+    unknown_field = {"ok": False, "status": 400, "code": "invalid", "detail": "unknown field", "field": "request_id"}
+    node.answers["cache.incr"] = [unknown_field, INCREMENTED]
+    assert await client.cache.incr("key") == 1
+    assert "request_id" not in node.requests("cache.incr")[1]
+
+
+async def test_an_expired_session_is_replaced(node: Any, client: AsyncClient) -> None:
+    node.answers["requests.open"] = [{"ok": True, "session": name, "expires_in_ms": 1} for name in ("a", "b")]
+    node.answers["cache.incr"] = [EXPIRED, INCREMENTED]
+    assert await client.cache.incr("key") == 1
+    assert [request["request_id"] for request in node.requests("cache.incr")] == ["a:1:0", "b:1:0"]
+
+
+async def test_a_lost_answer_of_an_expired_session_is_never_repeated(node: Any, client: AsyncClient) -> None:
+    node.answers["cache.incr"] = [UNKNOWN, EXPIRED, INCREMENTED]
+    with pytest.raises(UnknownOutcome):
+        await client.cache.incr("key")
+    assert len(node.requests("cache.incr")) == 2
+
+
+async def test_a_cluster_that_forgets_every_session(node: Any, client: AsyncClient) -> None:
+    node.answers["cache.incr"] = EXPIRED
+    with pytest.raises(Unavailable):
+        await client.cache.incr("key")
+    assert len(node.requests("cache.incr")) == 3
+
+
+async def test_other_errors(node: Any, client: AsyncClient) -> None:
+    for code, status, kind in (("invalid", 400, Invalid), ("not_found", 404, NotFound), ("internal", 500, InternalError)):
+        node.answers["queue.stats"] = {"ok": False, "status": status, "code": code, "detail": "no", "field": "topic"}
+        with pytest.raises(kind) as caught:
+            await client.topic("orders").stats()
+        assert caught.value.status == status

@@ -1,0 +1,67 @@
+"""Nodes are killed under locks and workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from dss_client import Client, DssError
+from dss_dev.local_cluster import LocalCluster
+
+pytestmark = pytest.mark.cluster
+MESSAGES = 40
+
+
+def urls_from(cluster: LocalCluster, first: Any) -> list[str]:
+    return [first.url, *(node.url for node in cluster.nodes if node is not first)]
+
+
+def test_a_killed_leader_takes_no_lock_and_no_message(three_nodes: LocalCluster) -> None:
+    """The client talks to the leader, which is killed while a lock is held, messages are handled and a counter is incremented."""
+    leader = three_nodes.leader()
+    with Client(urls_from(three_nodes, leader)) as dss:
+        dss.topic("orders").publish_many(range(MESSAGES))
+        handled: list[int] = []
+        counted: list[int] = []
+        errors: list[BaseException] = []
+        started, has_recovered = threading.Event(), threading.Event()
+
+        @dss.worker("orders", group="billing", concurrency=4)
+        def bill(message: Any) -> None:
+            handled.append(message.value)
+            if len(handled) == MESSAGES // 4:
+                started.set()
+            time.sleep(0.02)
+            message.ack(publish=[("invoices", message.value)])
+            if bill.done >= MESSAGES - 4 and len(handled) >= MESSAGES:
+                bill.stop()
+
+        def count() -> None:
+            while not has_recovered.is_set():
+                try:
+                    counted.append(dss.cache.incr("count"))
+                except DssError as error:
+                    errors.append(error)
+                    return
+
+        threads = [threading.Thread(target=bill.run), threading.Thread(target=count)]
+        with dss.lock("precious", ttl=6) as held:
+            for thread in threads:
+                thread.start()
+            assert started.wait(20)
+            leader.kill()
+            threads[0].join(30)
+            has_recovered.set()
+            threads[1].join(30)
+            assert held.owned()
+            assert not held.lost.is_set()
+        assert errors == []
+        # No ack was lost, and none had its effect twice.
+        assert sorted(handled) == list(range(MESSAGES))
+        assert (bill.done, bill.failed) == (MESSAGES, 0)
+        invoices = dss.topic("invoices").consume("mail", max_messages=1000, wait=1)
+        assert sorted(invoice.value for invoice in invoices) == list(range(MESSAGES))
+        assert counted == list(range(1, len(counted) + 1))
