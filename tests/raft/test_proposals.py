@@ -16,7 +16,7 @@ from dss_raft.replication.clocks import AGREE_MS, FIRST_STAMP_WAIT_S, AppliedClo
 from dss_raft.replication.commands import AdvanceTime, Command
 from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.replica import Replica
-from dss_raft.versions import Raise, Supported
+from dss_raft.versions import LATEST, Raise, Supported
 
 NOW_MS = 1_000_000_000_000
 DAY_MS = 24 * 3_600_000
@@ -326,8 +326,8 @@ def test_a_leader_waits_for_all_members_and_for_the_entries_of_earlier_terms(cor
 
 
 def test_a_version_that_is_in_force_is_not_proposed_again(core, replica, leading):
-    replica.cluster_version = 2
-    assert leading.raise_version(lambda peer: Supported(1, 3)) == Raise()
+    replica.cluster_version = LATEST
+    assert leading.raise_version(lambda peer: Supported(1, LATEST + 1)) == Raise()
     leading.propose()
     assert versions(core) == []
 

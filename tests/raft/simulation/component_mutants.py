@@ -69,6 +69,43 @@ COMPONENT_MUTANTS = (
         ),
     ),
     ComponentMutant(
+        "a cancel forgets a request that it does not undo",
+        "dss_raft.replication.replica",
+        "if not command.is_undone_by_cancel:",
+        "if False:",
+        (
+            "tests/raft/test_client_requests.py::test_a_cancel_does_not_undo_what_it_cannot_undo",
+            "tests/raft/test_repeated_calls.py::test_messages_are_published_once_also_if_the_caller_hung_up",
+        ),
+    ),
+    ComponentMutant(
+        "a cancel undoes what another caller may have got",
+        "dss_raft.replication.client_requests",
+        "if not request.callers:",
+        "if True:",
+        (
+            "tests/raft/test_client_requests.py::test_an_answered_request_is_undone_when_no_caller_can_have_the_answer",
+            "tests/raft/test_repeated_calls.py::test_a_lock_that_another_caller_may_have_got_stays",
+        ),
+    ),
+    ComponentMutant(
+        "a waiter goes with the node of its first caller",
+        "dss_raft.replication.client_requests",
+        "return Origin(ANY_NODE, 0, request.serial)",
+        "return origin",
+        (
+            "tests/raft/test_client_requests.py::test_a_waiter_survives_the_restart_of_its_first_node",
+            "tests/raft/test_repeated_calls.py::test_a_wait_for_a_lock_goes_on_at_another_node",
+        ),
+    ),
+    ComponentMutant(
+        "requests outlive their session's time",
+        "dss_raft.replication.client_requests",
+        "for session in self._deadlines.pop_due(at_ms):",
+        "for session in []:",
+        ("tests/raft/test_client_requests.py::test_a_request_of_a_session_that_has_expired_is_refused",),
+    ),
+    ComponentMutant(
         "a fencing token counted by the process",
         "dss_locks.core.holdings",
         "hold = Hold(key, client, exclusive, index, at_ms",

@@ -13,7 +13,8 @@ All checks look only at the node that has just acted, so that a step costs the s
     quorum               a removal leaves a majority of voters whose disks can vote
     linearizable_read    a read's index is at least what any node had applied when it was requested
     answered             what a proposer was told about its proposal is true, and stays true
-    exactly_once         a session's commands are applied once each, in order, with the same answers on every node
+    exactly_once         a session's commands are applied once each, in order, with the same answers on every node; a client's request is
+                         carried out once, at whichever nodes it is repeated, and never after it was refused as forgotten
     time                 applied time never goes back, and is never faster than real time, whatever single clocks show; it is advanced
                          only to what the clocks of a majority show
     version              no node applies anything from a version on that its release does not support; the version is raised only while
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sim_clocks import AGREE_MS
 
+from dss_api.result import Result
 from dss_raft.core import RaftCore, Role
 from dss_raft.core.messages import AppendEntries, AppendReply, Entry, EntryKind, PreVote, PreVoteReply, SnapshotReply, VoteReply
 from dss_raft.replication.batch import decode_raw
@@ -74,6 +76,14 @@ class Checker:
         self.floors: dict[int, int] = {}
         #: (node, incarnation, seq) -> (index, total) as first answered
         self.session_answers: dict[tuple[str, int, int], tuple[int, int]] = {}
+        #: (node, incarnation, seq) of commands that may not reach the machine
+        self.apart: set[tuple[str, int, int]] = set()
+        #: value of a client's request -> index at which it was carried out
+        self.carried_out: dict[int, int] = {}
+        #: value of a client's request -> its first answer: index and total
+        self.request_answers: dict[int, tuple[int, int]] = {}
+        #: value of a client's request -> the first index at which it was refused as forgotten
+        self.refused: dict[int, int] = {}
         #: index -> the cluster version that the entry there sets
         self.versions: dict[int, int] = {}
         #: (node, peer) -> what the peer has last announced to the node
@@ -279,6 +289,30 @@ class Checker:
         known = self.session_answers.setdefault((node_id, incarnation, seq), (index, total))
         if known != (index, total):
             raise Violation("exactly_once", f"{node_id}'s command {incarnation}.{seq} is answered {(index, total)} after {known}")
+
+    def request_carried_out(self, value: int, index: int) -> None:
+        known = self.carried_out.setdefault(value, index)
+        if known != index:
+            raise Violation("exactly_once", f"request {value} is carried out at {known} and at {index}")
+        if self.refused.get(value, index) < index:
+            raise Violation(
+                "exactly_once", f"request {value} is carried out at {index}, after it was refused at {self.refused[value]}"
+            )
+
+    def request_answered(self, value: int, result: Result) -> None:
+        answer = (result.index, result.body["total"])
+        known = self.request_answers.setdefault(value, answer)
+        if known != answer or self.carried_out.get(value) != result.index:
+            raise Violation(
+                "exactly_once", f"request {value} of {self.carried_out.get(value)} is answered {answer} after {known}"
+            )
+
+    def request_refused(self, value: int, result: Result) -> None:
+        if result.code != "request_expired":
+            raise Violation("exactly_once", f"request {value} is refused with {result.code}: {result.body}")
+        self.refused[value] = min(self.refused.get(value, result.index), result.index)
+        if self.carried_out.get(value, 0) > result.index:
+            raise Violation("exactly_once", f"request {value} is refused at {result.index}, and was carried out later")
 
     def read_asked(self, context: int) -> None:
         self.floors[context] = self.applied_max

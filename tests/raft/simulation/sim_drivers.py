@@ -12,6 +12,7 @@ from sim_check import Violation
 from sim_clocks import SimTime
 from sim_heap import Heap
 from sim_node import SimNode, SimStore
+from sim_requests import Clients
 from sim_sessions import ClockTold, Forward
 from sim_versions import NEW, Releases
 
@@ -38,6 +39,8 @@ class Drivers(Heap):
         self.restores = 0
         self.time = SimTime(lambda: self.now, self.seed, self.profile.voters, self.happened)
         self.releases = Releases(self.seed, self.profile.sessions, lambda: self.now, self.happened)
+        self.clients = Clients(self.seed, self.profile.sessions, self.happened)
+        self.releases.must_rise |= self.clients.are_there
         members = [Member(id=chr(97 + i), url="", store=f"{chr(97 + i)}0") for i in range(self.profile.voters)]
         for member in members:
             self._start_node(member.id, Configuration(tuple(members)))

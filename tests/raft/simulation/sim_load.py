@@ -55,7 +55,7 @@ class Load(Drivers):
         for _ in range(count):
             self._next_data += 1
             groups.append(node.sessions.submit(self._next_data))
-        self._forward(node, groups)
+        self._forward(node, groups + self.clients.groups(node))
 
     def _resend(self, node: SimNode, life: int) -> None:
         """Send everything in flight again, from time to time and so after a change of leader."""

@@ -416,6 +416,48 @@ MUTANTS: tuple[Mutant, ...] = (
         seeds=(30,),
     ),
     Mutant(
+        "a repeated request is carried out again",
+        (("client_requests", "request = session.answers.get(key) or session.waiting.get(key)", "request = None"),),
+        checks=("exactly_once",),
+        seeds=(2,),
+    ),
+    Mutant(
+        "a snapshot forgets the answers to requests",
+        (("client_requests", "for one in stored.requests:", "for one in []:"),),
+        checks=("exactly_once", "state_machine_safety"),
+        seeds=(30,),
+    ),
+    Mutant(
+        "a request of a session that is over is carried out",
+        (
+            (
+                "client_requests",
+                'return _expired("the session of `request_id` is unknown, or has ended")',
+                "return Unknown(RequestSession(once.session, 1000, at_ms))",
+            ),
+        ),
+        checks=("exactly_once",),
+        seeds=(2,),
+    ),
+    Mutant(
+        "a request whose answer was dropped is carried out again",
+        (("client_requests", "if once.number > session.dropped:", "if True:"),),
+        checks=("exactly_once",),
+        seeds=(2,),
+    ),
+    Mutant(
+        "a request whose answer the client has is carried out again",
+        (("client_requests", "if once.number <= session.answered:", "if False:"),),
+        checks=("exactly_once",),
+        seeds=(2,),
+    ),
+    Mutant(
+        "two numbers are one request",
+        (("client_requests", "key = (once.number, once.part)", "key = (once.number // 2, once.part)"),),
+        checks=("exactly_once",),
+        seeds=(2,),
+    ),
+    Mutant(
         "a new leader stamps with its own wall clock",
         (
             (
@@ -496,7 +538,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a member without a vote counts for a quorum",
         (("reachable", "reachable = [voter for voter in answering if core.has_vote(voter)]", "reachable = answering"),),
         checks=("quorum",),
-        seeds=(203,),
+        seeds=(212,),
         scenario="test_a_voter_whose_disk_was_put_back_is_none_of_those_that_are_needed",
     ),
     Mutant(
@@ -515,13 +557,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "a late copy opens the session of a removed node again",
         (("sessions", "        session.is_over = True", "        del self.sessions[node]"),),
         checks=("exactly_once",),
-        seeds=(13,),
+        seeds=(63,),
     ),
     Mutant(
         "the version rises without a member that is not linked",
         (("versions", "if missing or old or not members:", "if old or not members:"),),
         checks=("version",),
-        seeds=(113,),
+        seeds=(167,),
     ),
     Mutant(
         "an outdated node helps the leader of a term that it had left",

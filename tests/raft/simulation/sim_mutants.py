@@ -23,6 +23,7 @@ PACKAGE = "dss_raft.core"
 #: modules above the core that may have planted bugs, too
 REPLICATED = (
     "dss_raft.replication.replica",
+    "dss_raft.replication.client_requests",
     "dss_raft.replication.sessions",
     "dss_raft.replication.batch",
     "dss_raft.replication.machine",
@@ -43,7 +44,17 @@ SCENARIOS = (
     "test_reachable",
 )
 #: modules that must be imported again to use the mutated core
-SIMULATOR = ("sim_world", "sim_load", "sim_drivers", "sim_heap", "sim_node", "sim_sessions", "sim_versions", "sim_check")
+SIMULATOR = (
+    "sim_world",
+    "sim_load",
+    "sim_drivers",
+    "sim_heap",
+    "sim_node",
+    "sim_sessions",
+    "sim_requests",
+    "sim_versions",
+    "sim_check",
+)
 REIMPORTED = (PACKAGE, *SIMULATOR, *REPLICATED, "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"
 

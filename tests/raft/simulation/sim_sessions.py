@@ -7,6 +7,7 @@ of an earlier incarnation.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,6 +31,10 @@ from dss_raft.replication.proposals import Proposals
 from dss_raft.replication.replica import ApplyFailed, Replica
 from dss_raft.versions import Supported
 
+#: The values of clients' requests begin here; those of the nodes' own commands are below.
+FIRST_REQUEST = 10**9
+#: Answers to requests, in bytes: so few that some are dropped.
+REQUEST_BYTES_MAX = 12_000
 #: The real one would outlast most simulated worlds.
 FIRST_STAMP_WAIT_S = 0.1
 
@@ -95,9 +100,13 @@ class Counter:
             # the first command opens the session, and does not reach the machines
             self.over.append(incarnation)
             incarnation, last = origin.incarnation, 1
-        if origin.incarnation in self.over or origin.seq != last + 1:
+        # Repeats of clients' requests do not reach the machine.
+        missing = (seq for seq in range(last + 1, origin.seq) if (origin.node, incarnation, seq) not in self.check.apart)
+        if origin.incarnation in self.over or origin.seq <= last or next(missing, 0):
             raise Violation("exactly_once", f"entry {index} gives {origin} to the machine after {incarnation}.{last}")
         self.given[origin.node] = [origin.incarnation, origin.seq]
+        if command.value >= FIRST_REQUEST:
+            self.check.request_carried_out(command.value, index)
         times = 2 if isinstance(command, AddTwice) else 1
         self.total = zlib.crc32(
             b"%d:%d:%d" % (self.total, command.value, times) if times > 1 else b"%d:%d" % (self.total, command.value)
@@ -139,6 +148,7 @@ class Sessions:
         self.check = check
         self.counter = Counter(check)
         self.replica = Replica(node_id, [self.counter], node.supported)
+        self.replica.limits.maxima["request_bytes_max"] = REQUEST_BYTES_MAX
         #: peer -> (when, what it supports)
         self.announced: dict[str, tuple[int, Supported]] = {}
         self.admission = Admission(self.replica.command_types, lambda: self.replica.cluster_version)
@@ -151,6 +161,8 @@ class Sessions:
         #: the first command opens the session
         self.next_seq = 2
         self.in_flight: dict[int, bytes] = {1: b""}
+        #: for the clients' commands: what takes the answer
+        self.callers: dict[int, Callable[[Result], None]] = {}
         self.answered: list[int] = []
         #: (term, leader) that in-flight commands were last sent to
         self.sent_to = (0, "")
@@ -175,8 +187,11 @@ class Sessions:
 
     def face(self) -> int:
         given = self.counter.given
-        version = self.replica.cluster_version
-        return zlib.crc32(repr((self.counter.total, self.replica.at_ms, sorted(given.items()), version)).encode())
+        version, requests = self.replica.cluster_version, self.replica.requests
+        parts = (self.counter.total, self.replica.at_ms, sorted(given.items()), version)
+        if requests.sessions:
+            parts = (*parts, requests.answer_bytes, list(requests.sessions), requests.next_deadline_ms())  # type: ignore[assignment]
+        return zlib.crc32(repr(parts).encode())
 
     def dump(self) -> bytes:
         return self.replica.snapshot()
@@ -197,7 +212,10 @@ class Sessions:
     def _settle(self, seq: int, result: Result) -> None:
         self.in_flight.pop(seq, None)
         self.answered.append(seq)
-        if seq > 1:
+        if (self.node_id, self.incarnation, seq) in self.check.apart:
+            if seq in self.callers:
+                self.callers.pop(seq)(result)
+        elif seq > 1:
             self.check.session_answered(self.node_id, self.incarnation, seq, result.index, result.body["total"])
 
     # ---- the node as a client of Raft
@@ -208,6 +226,16 @@ class Sessions:
         self.next_seq += 1
         self.in_flight[seq] = self._encode(value)
         return self.again()[0] if 1 in self.in_flight else self._group(seq, [self.in_flight[seq]])
+
+    def submit_apart(self, encoded: bytes, answered: Callable[[Result], None] | None = None) -> bytes:
+        """A command of a client, as the group that carries it. It may not reach the machine."""
+        seq = self.next_seq
+        self.next_seq += 1
+        self.in_flight[seq] = encoded
+        self.check.apart.add((self.node_id, self.incarnation, seq))
+        if answered is not None:
+            self.callers[seq] = answered
+        return self.again()[0] if 1 in self.in_flight else self._group(seq, [encoded])
 
     def _encode(self, value: int) -> bytes:
         if self.node.releases.wants_newer_command():
@@ -255,7 +283,7 @@ class Sessions:
             self.stamped_term = self.node.core.term
             self.proposals.stamp()
         self.proposals.catch_up()
-        if self.node.releases.is_mixed:
+        if self.node.releases.must_rise:
             self.proposals.raise_version(self._supported_by)
         self.proposals.propose()
 

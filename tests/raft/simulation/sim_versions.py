@@ -16,7 +16,7 @@ from dss_raft.versions import Supported
 if TYPE_CHECKING:
     from sim_node import SimNode
 
-OLD, NEW = Supported(1, 1), Supported(1, 2)
+OLD, NEW = Supported(1, 1), Supported(1, 3)
 #: what a peer has announced counts for this time: then its link is down
 LINKED_US = 150_000
 
@@ -33,7 +33,7 @@ class Releases:
     """Which release each node has.
 
     Args:
-        is_mixed: false: all nodes have the same release, and the version is not raised.
+        is_mixed: false: all nodes have the same release.
     """
 
     def __init__(self, seed: int, is_mixed: bool, now_us: Callable[[], int], happened: Counter[str]) -> None:
@@ -44,6 +44,8 @@ class Releases:
         #: all nodes are upgraded in the end, so the version must rise
         self.end_upgraded = self.is_mixed and self._dice.random() < 0.5
         self.is_end = False
+        #: the leader raises the version as soon as it can
+        self.must_rise = self.is_mixed
 
     def first(self) -> Supported:
         """The release of a new node."""

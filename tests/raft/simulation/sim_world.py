@@ -46,6 +46,8 @@ HAPPENINGS = (
         "way back",
         "way back refused",
         "version raised",
+        "request repeated",
+        "request expired",
         "stop at a newer version",
         "newer command",
         "newer command refused",
