@@ -159,11 +159,17 @@ class AsyncClient:
         return await self._running().call(operation, fields, repeat, wait_s=wait_s, is_numbered=operation not in OF_ONE_NODE)
 
     def _running(self) -> Core:
-        if self._core is None:
+        core = self._core
+        if core is not None and core.loop is not asyncio.get_running_loop():
+            if not core.loop.is_closed():
+                raise WrongUse("this client belongs to another event loop; make one for each loop")
+            # `asyncio.run` was called again.
+            core = None
+        if core is None:
             if self._is_closed:
                 raise ClientClosed("this client is closed")
-            self._core = Core(self._config)
-        return self._core
+            core = self._core = Core(self._config)
+        return core
 
     def _forked(self) -> None:
         """This is the child of a fork: the parent goes on with the connection, the locks and the name."""

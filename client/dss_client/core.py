@@ -55,6 +55,7 @@ class Core:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
         self._next_node = 0
@@ -94,7 +95,7 @@ class Core:
         deadline = now() + wait_s + (self.config.timeout_s if timeout_s is None else timeout_s)
         request: Request | None = None
         if is_numbered and repeat in (Repeat.NUMBERED, Repeat.NUMBERED_IF_POSSIBLE):
-            request = await self.requests.begin()
+            request = await self.requests.begin(deadline - now())
         if request is None:
             return await self._until(deadline, operation, fields, repeat, None, attempt_s, handle)
         for _ in range(SESSIONS_MAX):
@@ -104,7 +105,7 @@ class Core:
                 pass
             finally:
                 request.end()
-            request = await self.requests.begin()
+            request = await self.requests.begin(deadline - now())
             if request is None:
                 return await self._until(deadline, operation, fields, repeat, None, attempt_s, handle)
         raise Unavailable("the cluster does not keep the client session that this call needs")

@@ -8,11 +8,14 @@ longer knows it, the next call opens another.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from dss_client.clock import now
-from dss_client.errors import Invalid, NotFound, NotSupportedYet
+from dss_client.errors import Invalid, NotFound, NotSupportedYet, OverLimit, Unavailable, UnknownOutcome
+
+log = logging.getLogger("dss_client")
 
 TTL_MS = 600_000
 #: how long to do without, after the cluster has said that it does not support this yet
@@ -71,8 +74,8 @@ class Requests:
         self._opening: asyncio.Task[None] | None = None
         self._unsupported_until = 0.0
 
-    async def begin(self) -> Request | None:
-        """The next number, or None if the cluster does not support this yet.
+    async def begin(self, timeout_s: float) -> Request | None:
+        """The next number, or None if the cluster does not support this yet, or has no room for another session.
 
         Raises:
             DssError: the session cannot be opened.
@@ -83,7 +86,11 @@ class Requests:
             if self._opening is None:
                 self._opening = asyncio.ensure_future(self._open_session())
                 self._opening.add_done_callback(self._opened)
-            await asyncio.shield(self._opening)
+            opening = self._opening
+            await asyncio.wait({opening}, timeout=max(0.0, timeout_s))
+            if not opening.done():
+                raise Unavailable("no node opened the session for request ids in time")
+            opening.result()
             if self._session is None:
                 return None
         return self._session.begin()
@@ -108,6 +115,12 @@ class Requests:
             self._session = Session(await self._open())
         except (NotSupportedYet, NotFound, Invalid):
             self.is_unsupported()
+        except OverLimit as error:
+            log.warning("lost answers cannot be asked for again, because the cluster has too many request sessions: %s", error)
+            self.is_unsupported()
+        except UnknownOutcome as error:
+            # It says nothing about the call that needs the session.
+            raise Unavailable(str(error)) from error
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening = None

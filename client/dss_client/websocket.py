@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from websockets.client import ClientProtocol
@@ -62,6 +63,10 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._calls: dict[int, asyncio.Future[Answer]] = {}
+        #: When the time of each call is over, by the loop's clock. One timer for the first of them serves all calls.
+        self._until: dict[int, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._last_id = 0
         self._is_open = False
         self._is_retired = False
@@ -112,7 +117,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     async def call(self, operation: str, fields: Mapping[str, Any], timeout_s: float, handle: Handle | None) -> Answer:
         request = encode(fields)
-        if not (self._has_room and self._may_send):
+        if len(self._calls) + self._coming >= CALLS_MAX or not self._may_send:
             await self._wait_for_room(timeout_s)
         if not self._is_open:
             raise NotSent
@@ -125,15 +130,16 @@ class WebSocketConnection(asyncio.Protocol):
             self._checker = self._loop.call_later(self._check_s, self._check)
         if handle is not None:
             handle.sent(self, id)
-        timer = self._loop.call_later(timeout_s, self._time_is_over, id)
+        self._until[id] = until = self._loop.time() + timeout_s
+        if until < self._timer_at:
+            self._set_timer(until)
         try:
             return await answered
         except asyncio.CancelledError:
             self.cancel(id)
             raise
         finally:
-            timer.cancel()
-            del self._calls[id]
+            del self._calls[id], self._until[id]
             if self._waiting:
                 self._let_in()
             if handle is not None:
@@ -187,11 +193,24 @@ class WebSocketConnection(asyncio.Protocol):
     def _has_room(self) -> bool:
         return len(self._calls) + self._coming < CALLS_MAX
 
-    def _time_is_over(self, id: int) -> None:
-        answered = self._calls.get(id)
-        if answered is not None and not answered.done():
-            self.cancel(id)
-            answered.set_exception(NoAnswer("no answer in time"))
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = self._loop.call_at(at, self._time_is_over), at
+
+    def _time_is_over(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        time = self._loop.time()
+        for id, until in self._until.items():
+            answered = self._calls[id]
+            if not answered.done():
+                if until <= time:
+                    self.cancel(id)
+                    answered.set_exception(NoAnswer("no answer in time"))
+                else:
+                    self._timer_at = min(self._timer_at, until)
+        if self._timer_at < math.inf:
+            self._set_timer(self._timer_at)
 
     def _send(self, opcode: int, payload: bytes) -> None:
         self._unsent.append(self._writer.frame(opcode, payload))
@@ -227,8 +246,8 @@ class WebSocketConnection(asyncio.Protocol):
     # ------------------------------------------------- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # That of uvloop is no subclass of it.
+        self._transport = stream = cast(asyncio.Transport, transport)
         handshake = self._handshake
         assert handshake is not None
         request = handshake.connect()
@@ -236,7 +255,7 @@ class WebSocketConnection(asyncio.Protocol):
             request.headers["Authorization"] = f"Bearer {self._token}"
         request.headers["User-Agent"] = "dss-client"
         handshake.send_request(request)
-        transport.write(b"".join(handshake.data_to_send()))
+        stream.write(b"".join(handshake.data_to_send()))
 
     def data_received(self, data: bytes) -> None:
         self._has_heard = True
@@ -309,9 +328,10 @@ class WebSocketConnection(asyncio.Protocol):
     def _end(self, why: str) -> None:
         self._is_open = False
         self._let_in()
-        if self._checker is not None:
-            self._checker.cancel()
-            self._checker = None
+        for timer in (self._checker, self._timer):
+            if timer is not None:
+                timer.cancel()
+        self._checker = self._timer = None
         if not self._opened.done():
             self._opened.set_exception(CannotConnect(why))
         for answered in self._calls.values():

@@ -100,6 +100,12 @@ class FakeNode:
 
 
 @pytest.fixture
+def make_fake_node() -> Callable[[], FakeNode]:
+    """Nodes that the test starts itself."""
+    return FakeNode
+
+
+@pytest.fixture
 async def make_node() -> AsyncIterator[Callable[[], Awaitable[FakeNode]]]:
     nodes: list[FakeNode] = []
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from dss_api.problems import PROBLEMS
 from dss_client import (
@@ -113,6 +114,33 @@ async def test_a_closed_client(node: Any, client: AsyncClient) -> None:
     await client.aclose()
     with pytest.raises(ClientClosed):
         await client.call("health")
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_one_event_loop_after_the_other(make_fake_node: Callable[[], Any], run: Callable[..., None]) -> None:
+    async def call(client: AsyncClient) -> None:
+        node = make_fake_node()
+        await node.start()
+        try:
+            client._config = AsyncClient(node.url)._config
+            await client.call("health")
+            assert len(node.requests("health")) == 1
+        finally:
+            await node.stop()
+
+    client = AsyncClient("http://127.0.0.1:1")
+    run(call(client))
+    run(call(client))
+
+
+async def test_two_event_loops_at_a_time(client: AsyncClient) -> None:
+    await client.call("health")
+
+    def call() -> None:
+        asyncio.run(client.call("health"))
+
+    with pytest.raises(WrongUse, match="another event loop"):
+        await asyncio.to_thread(call)
 
 
 async def test_an_operation_that_does_not_exist(client: AsyncClient) -> None:
@@ -295,6 +323,30 @@ async def test_an_older_node_does_not_know_the_field(node: Any, client: AsyncCli
     node.answers["cache.incr"] = [unknown_field, INCREMENTED]
     assert await client.cache.incr("key") == 1
     assert "request_id" not in node.requests("cache.incr")[1]
+
+
+async def test_a_cluster_without_room_for_a_session(node: Any, client: AsyncClient) -> None:
+    node.answers["requests.open"] = {
+        "ok": False,
+        "status": 429,
+        "code": "over_limit",
+        "detail": "",
+        "limit": "request_sessions_max",
+    }
+    node.answers["cache.incr"] = INCREMENTED
+    assert await client.cache.incr("key") == 1
+    assert "request_id" not in node.requests("cache.incr")[0]
+
+
+async def test_the_session_is_part_of_the_deadline(node: Any, make_client: Make) -> None:
+    node.answers["requests.open"] = None
+    client = make_client(node, timeout=0.2)
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            await client.cache.incr("key")
+        assert time.monotonic() - started < 0.35
+    assert not node.requests("cache.incr")
 
 
 async def test_an_expired_session_is_replaced(node: Any, client: AsyncClient) -> None:
