@@ -45,7 +45,7 @@ from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication import founding
 from dss_raft.replication.client_requests import REFUSALS
 from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, wall_clock_ms
-from dss_raft.replication.commands import Command, OpenSession, Skip
+from dss_raft.replication.commands import Command, Once, OpenSession, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
@@ -360,6 +360,9 @@ class Node(Listeners):
                 `request_expired`, `request_id_reused`, `not_supported_yet`.
         """
         self.require_state()
+        if (command.since if once is None else max(command.since, Once.since)) > self.replica.cluster_version:
+            # Another node may have the version already: this one has just started, or lags a little.
+            await self.read_index()
         timeout = self.config.submit_timeout_ms if timeout_ms is None else timeout_ms
         result = await self._calls.submit(command, timeout + wait_ms, once)
         if once is not None and result.code in REFUSALS:

@@ -21,7 +21,7 @@ COMMANDS = 1000
 
 @pytest.fixture(scope="module")
 def world() -> CommandWorld:
-    world = CommandWorld(3)
+    world = CommandWorld(48)
     world.weights = [1] * len(world.weights)
     world.run(COMMANDS)
     return world
@@ -55,7 +55,7 @@ def test_a_state_that_was_restored_has_the_same_hashes(world: CommandWorld) -> N
     hashes = state_hashes(world.first)
     assert world.restores
     assert state_hashes(world.second) == state_hashes(copy_of(world.first)) == state_hashes(in_slices(world.first)) == hashes
-    assert len(set(hashes.values())) == len(hashes) == 6
+    assert len(set(hashes.values())) == len(hashes) == 7
 
 
 def change_limit(replica: Replica) -> None:
@@ -82,6 +82,10 @@ def change_session(replica: Replica) -> None:
     next(iter(replica.sessions.sessions.values())).last_seq += 1
 
 
+def change_request(replica: Replica) -> None:
+    next(iter(replica.requests._answers)).number += 1
+
+
 def change_time(replica: Replica) -> None:
     replica.at_ms += 1
 
@@ -94,6 +98,7 @@ def change_time(replica: Replica) -> None:
         (change_record, "cache"),
         (change_limit, "limits"),
         (change_session, "sessions"),
+        (change_request, "requests"),
         (change_time, "replica"),
     ],
 )

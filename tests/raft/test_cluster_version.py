@@ -102,6 +102,18 @@ async def test_a_member_that_is_down_holds_the_version(upgrade):
     await upgrade.all_apply(2)
 
 
+async def test_a_node_that_has_just_started_does_not_refuse_what_the_others_know(make_cluster):
+    cluster = make_cluster(machine=NewSum)
+    await cluster.start()
+    await cluster.until(lambda: all(node.replica.cluster_version == LATEST for node in cluster.nodes.values()))
+    await (await cluster.leader()).submit(Add(amount=3))
+    await cluster.stop("a")
+    await cluster.start("a")
+    node = cluster.nodes["a"]
+    assert node.replica.cluster_version == 1, "it has not applied its log yet"
+    assert (await node.submit(Double())).body == {"total": 6}
+
+
 def test_why_the_version_does_not_rise_is_logged_once(monkeypatch):
     monkeypatch.setattr(module, "REPORT_AFTER_TICKS", 5)
     obstacle = Raise(0, ("c",), {"b": 1})
