@@ -149,7 +149,7 @@ class Core:
                     may_have_effect = True
                     trouble = str(answer.get("detail"))
                 elif request is not None and self._needs_other_session(request, answer):
-                    if may_have_effect:
+                    if may_have_effect and repeat is Repeat.NUMBERED:
                         raise UnknownOutcome(f"{operation}: the cluster no longer knows whether it was carried out")
                     raise _OtherSession
                 else:
@@ -309,4 +309,4 @@ class Core:
 
 
 class _OtherSession(Exception):
-    """The call had no effect, and needs another session."""
+    """The call needs another session. It had no effect, or a repeat is harmless."""

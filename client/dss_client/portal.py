@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from dss_client.errors import ClientClosed, WrongUse
@@ -16,6 +17,7 @@ class Portal:
     """One thread with one event loop."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="dss-client", daemon=True)
         self._thread.start()
@@ -49,6 +51,18 @@ class Portal:
     def post(self, function: Any, *arguments: Any) -> None:
         """Call a function in the background soon."""
         self._loop.call_soon_threadsafe(function, *arguments)
+
+    def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a last coroutine, then end the thread. Returns immediately."""
+
+        async def run() -> None:
+            try:
+                await work()
+            finally:
+                self._loop.stop()
+
+        if self._pid == os.getpid() and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(run()))
 
     def stop(self, timeout_s: float) -> None:
         """End the thread."""

@@ -18,7 +18,17 @@ import msgspec
 from dss_client.clock import now
 from dss_client.connection import Handle
 from dss_client.core import Core, Repeat
-from dss_client.errors import Cancelled, DssError, StaleReceipt, Unavailable, UnknownOutcome, WrongUse
+from dss_client.errors import (
+    Cancelled,
+    DssError,
+    InternalError,
+    NotFound,
+    OverLimit,
+    StaleReceipt,
+    Unavailable,
+    UnknownOutcome,
+    WrongUse,
+)
 
 log = logging.getLogger("dss_client")
 
@@ -308,6 +318,8 @@ class WorkerLoop:
     async def _take_messages(self) -> None:
         failures = 0
         complain_at = 0.0
+        #: A topic that does not exist ends the worker, but one that is deleted later may come back.
+        has_polled = False
         while not self._stopping.is_set():
             free = self.options.concurrency - len(self._running)
             if free <= 0:
@@ -322,7 +334,9 @@ class WorkerLoop:
                 )
             except Cancelled:
                 continue
-            except (Unavailable, UnknownOutcome) as error:
+            except (Unavailable, UnknownOutcome, OverLimit, InternalError, NotFound) as error:
+                if isinstance(error, NotFound) and not has_polled:
+                    raise
                 if now() >= complain_at:
                     log.warning("worker of %s: %s", self._topic.name, error)
                     complain_at = now() + COMPLAIN_S
@@ -331,6 +345,7 @@ class WorkerLoop:
                 continue
             finally:
                 self._poll = None
+            has_polled = True
             failures = 0
             for message in messages:
                 task = asyncio.ensure_future(self._work(message))
@@ -363,6 +378,8 @@ class WorkerLoop:
             except asyncio.CancelledError:
                 await self._give_back(message)
                 return
+            except StaleReceipt:
+                raise
             except Exception as error:
                 await self._fail(message, error)
                 return

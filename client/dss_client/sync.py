@@ -189,7 +189,11 @@ class Client:
                     if work is not None:
                         work.close()
                     raise ClientClosed("this client is closed")
-                portal = self._portal = self._portal or Portal()
+                if self._portal is None:
+                    self._portal = Portal()
+                    # A client that is thrown away without `close` leaves no thread behind.
+                    weakref.finalize(self, self._portal.finish, self._client.aclose).atexit = False
+                portal = self._portal
         return portal
 
     def _owner(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ def urls_from(cluster: LocalCluster, first: Any) -> list[str]:
     return [first.url, *(node.url for node in cluster.nodes if node is not first)]
 
 
-def test_a_killed_leader_takes_no_lock_and_no_message(three_nodes: LocalCluster) -> None:
+def test_a_killed_leader_and_a_paused_node(three_nodes: LocalCluster) -> None:
     """The client talks to the leader, which is killed while a lock is held, messages are handled and a counter is incremented."""
     leader = three_nodes.leader()
     with Client(urls_from(three_nodes, leader)) as dss:
+        dss._client._config = replace(dss._client._config, check_s=0.2)
         dss.topic("orders").publish_many(range(MESSAGES))
         handled: list[int] = []
         counted: list[int] = []
@@ -65,3 +67,24 @@ def test_a_killed_leader_takes_no_lock_and_no_message(three_nodes: LocalCluster)
         invoices = dss.topic("invoices").consume("mail", max_messages=1000, wait=1)
         assert sorted(invoice.value for invoice in invoices) == list(range(MESSAGES))
         assert counted == list(range(1, len(counted) + 1))
+
+        # A node that is paused is a half-open connection: it takes everything and answers nothing.
+        leader.start()
+        three_nodes.wait_ready(nodes=[leader])
+        paused = next(node for node in three_nodes.nodes if node.url == url_of(dss))
+        with dss.lock("precious", ttl=3) as held:
+            paused.pause()
+            # Not the leader, perhaps: then only the client notices.
+            assert dss.cache.incr("count") == len(counted) + 1
+            assert url_of(dss) != paused.url
+            time.sleep(1.5)
+            assert held.owned()
+            assert not held.lost.is_set()
+        paused.resume()
+
+
+def url_of(dss: Client) -> str:
+    core = dss._client._core
+    assert core is not None
+    assert core._connection is not None
+    return core._connection.url

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -32,7 +32,7 @@ from dss_client import (
     WrongToken,
     WrongUse,
 )
-from dss_dev.local_cluster import ROOT, LocalCluster, free_ports
+from dss_dev.local_cluster import LocalCluster, free_ports
 
 pytestmark = pytest.mark.cluster
 
@@ -414,6 +414,20 @@ def test_a_closed_client(url: str, token: str) -> None:
         assert not other.lock("closed").locked()
 
 
+def test_a_forgotten_client_leaves_no_thread(url: str, token: str) -> None:
+    before = threading.active_count()
+    forgotten = Client(url, token)
+    forgotten.cache.get("key")
+    assert threading.active_count() > before
+    del forgotten
+    gc.collect()
+    for _ in range(500):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
 async def test_both_clients_agree(url: str, token: str) -> None:
     async with AsyncClient(url, token) as dss, dss.lock("k") as held:
         assert await held.owned()
@@ -426,25 +440,3 @@ async def test_a_coroutine_may_not_wait_for_its_own_thread(dss: Client) -> None:
 
     with pytest.raises(WrongUse):
         dss._run(call())
-
-
-# ------------------------------------------------------------------ README
-
-
-def test_the_example_of_the_readme(dss: Client, url: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
-    example, count = re.subn(r"http://[\d.:]+(,http://[\d.:]+)*", url, example)
-    assert count == 1
-    monkeypatch.setenv("DSS_TOKEN", token)
-    names: dict[str, Any] = {}
-    thread = threading.Thread(target=exec, args=(example, names))
-    thread.start()
-    (invoice,) = dss.topic("invoices").consume("the example", wait=10)
-    names["bill"].stop()
-    thread.join(10)
-    assert not thread.is_alive()
-    assert invoice.value == {"id": 42}
-    assert dss.cache.get("page") == "<html>"
-    assert not dss.lock("orders/42").locked()
-    names["dss"].close()

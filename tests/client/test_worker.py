@@ -17,7 +17,7 @@ MakeNode = Callable[[], Awaitable[Any]]
 
 NO_LEADER = {"ok": False, "status": 503, "code": "no_leader", "detail": "no leader is known"}
 STALE = {"ok": False, "status": 409, "code": "stale_receipt", "detail": "another consumer has it", "msg_ids": ["1-0"]}
-FORBIDDEN = {"ok": False, "status": 404, "code": "not_found", "detail": "there is no such topic"}
+NO_TOPIC = {"ok": False, "status": 404, "code": "not_found", "detail": "there is no such topic"}
 
 
 def message(number: int, attempt: int = 1, value: Any = None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ async def test_publish_many(node: Any, client: AsyncClient) -> None:
 
 async def test_a_dedup_id_makes_a_repeat_safe(node: Any, client: AsyncClient) -> None:
     published = {"ok": True, "msg_id": "5-0", "partition": 1, "duplicate": True}
-    node.answers["requests.open"] = FORBIDDEN
+    node.answers["requests.open"] = NO_TOPIC
     node.answers["queue.publish"] = [ConnectionError(), published, ConnectionError()]
     assert (await client.topic("orders").publish(1, dedup_id="one")).duplicate
     with pytest.raises(UnknownOutcome):
@@ -186,6 +186,33 @@ async def test_another_consumer_has_it(node: Any, client: AsyncClient, caplog: p
     assert "another consumer got 1-0" in caplog.text
 
 
+async def test_another_consumer_has_what_the_handler_acks(
+    node: Any, client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    delivers(node, message(1))
+    node.answers["queue.ack"] = STALE
+
+    @client.worker("orders", group="billing")
+    async def bill(message: AsyncMessage) -> None:
+        await message.ack()
+
+    await run_until(bill, lambda: "another consumer got 1-0" in caplog.text)
+    assert (bill.done, bill.failed) == (0, 0)
+    assert not node.requests("queue.nack")
+
+
+async def test_the_topic_is_deleted_while_the_worker_waits(node: Any, client: AsyncClient) -> None:
+    delivers(node, message(2))
+    deliver = node.answers["queue.consume"]
+    node.answers["queue.consume"] = [{"messages": [message(1)]}, NO_TOPIC, deliver]
+
+    @client.worker("orders", group="billing")
+    async def bill(message: AsyncMessage) -> None:
+        pass
+
+    await run_until(bill, lambda: bill.done == 2)
+
+
 async def test_a_stopped_worker_lets_its_handlers_finish(node: Any, client: AsyncClient) -> None:
     delivers(node, message(1))
     begun = asyncio.Event()
@@ -262,7 +289,7 @@ async def test_no_node_for_a_while(node: Any, make_client: Make) -> None:
 
 
 async def test_the_cluster_refuses_the_worker(node: Any, client: AsyncClient) -> None:
-    node.answers["queue.consume"] = FORBIDDEN
+    node.answers["queue.consume"] = NO_TOPIC
 
     @client.worker("orders", group="billing")
     async def bill(message: AsyncMessage) -> None:
