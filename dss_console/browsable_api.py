@@ -35,6 +35,8 @@ from dss_api.routes import Route, not_allowed, split_path
 
 log = structlog.get_logger("api")
 
+REPEATABLE = "With the field `request_id` (see `POST /request/session`), the call can be repeated at any node, and takes effect once."
+
 
 class SessionOrToken(SessionAuthentication):
     """The bearer token, or the admin's session together with Django's CSRF token."""
@@ -200,6 +202,8 @@ class OperationView(APIView):
         texts = []
         for operation in self.operations.values():
             text = format_html("<p>{}</p>", _with_code(operation.description or operation.summary))
+            if operation.takes_request_id:
+                text += format_html("<p>{}</p>", _with_code(REPEATABLE))
             if self.routes[operation.method].decoder.reads_query and operation.example:
                 query = "&".join(f"{name}={value}" for name, value in operation.example.items())
                 text += format_html(

@@ -27,6 +27,7 @@ STATE_LIMITS = {
     "cache_dirty_bytes_max": 16 * MIB,
     "session_bytes_max": 8 * MIB,
     "queue_bytes_max": 32 * MIB,
+    "request_bytes_max": 8 * MIB,
 }
 
 #: 1 in CI, 10 with `make hostile`.

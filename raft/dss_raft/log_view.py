@@ -12,6 +12,7 @@ from dss_raft.core.membership import decode as decode_configuration
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.formats import WrongFormat
 from dss_raft.replication.batch import Batch, decode_raw
+from dss_raft.replication.commands import Once
 
 #: What is shown of an entry; the rest is counted.
 COMMANDS_SHOWN_MAX = 1000
@@ -78,8 +79,18 @@ class _Room:
             return LogCommand(seq=seq, op="", fields={"undecodable": _text(bytes(raw)), "error": str(error)})
         if not isinstance(decoded, dict):
             return LogCommand(seq=seq, op="", fields={"value": _readable(decoded)})
+        if decoded.get("op") == Once.__struct_config__.tag:
+            decoded["command"] = _decoded(decoded.get("command"))
         fields = {str(name): _readable(value) for name, value in decoded.items() if name != "op"}
         return LogCommand(seq=seq, op=str(decoded.get("op", "")), fields=fields)
+
+
+def _decoded(command: Any) -> Any:
+    """The command inside an `Once`; as it is, if it cannot be decoded."""
+    try:
+        return msgspec.msgpack.decode(command)
+    except (TypeError, ValueError, RecursionError):
+        return command
 
 
 def _readable(value: Any) -> Any:

@@ -8,8 +8,10 @@ import pytest
 from dss_api.result import Result
 from dss_dev.request_world import TTL_MS, RequestWorld, once
 from dss_dev.sum_machine import Add, Sum, Wait, with_sessions
+from dss_raft import log_view
+from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication import client_requests
-from dss_raft.replication.batch import encode_command, encode_group
+from dss_raft.replication.batch import encode_batch, encode_command, encode_group
 from dss_raft.replication.client_requests import ClientRequests, CloseRequestSession, OpenRequestSession
 from dss_raft.replication.commands import Cancel, HashState, Nothing, SetClusterVersion
 from dss_raft.replication.limits import LimitsMachine, SetLimits, StateLimits
@@ -340,3 +342,15 @@ def test_the_account_is_empty_again_when_all_is_gone(world):
     assert requests.usage() == {"request_answers": 0, "request_others": 0}
     assert not requests._by_caller
     assert not requests._waiting
+
+
+@pytest.mark.parametrize(
+    ("inner", "shown"),
+    [(encode_command(Add(amount=5)), {"op": "sum.add", "amount": 5}), (b"\xc1nonsense", "base64:wW5vbnNlbnNl")],
+)
+def test_the_log_shows_the_command_of_a_request(inner, shown):
+    command = msgspec.structs.replace(once(7, Add(amount=1)), command=inner)
+    data = encode_batch(1, [], [encode_group("a", 1, 1, [], [encode_command(command)])])
+    view = log_view.show(Entry(1, 1, EntryKind.COMMANDS, data), committed=True, applied=True, skipped=False)
+    found = view.groups[0].commands[0]
+    assert (found.op, found.fields["number"], found.fields["command"]) == ("request.once", 7, shown)

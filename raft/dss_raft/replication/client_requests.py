@@ -37,7 +37,7 @@ from dss_api.result import Result
 from dss_raft.replication.commands import Command, Once
 from dss_raft.replication.deadlines import NO_TIMER, Deadlines
 from dss_raft.replication.limits import MIB, StateLimit, StateLimits
-from dss_raft.replication.machine import Event, Origin, Resolved
+from dss_raft.replication.machine import Event, Origin, Resolved, Restoring, all_at_once
 
 #: codes with which the table refuses a request without having its command applied
 REFUSALS = ("request_expired", "request_id_reused")
@@ -58,6 +58,8 @@ SESSIONS_LIMIT = "request_sessions_max"
 BYTES_LIMIT = "request_bytes_max"
 SESSIONS_MAX_DEFAULT = 10_000
 BYTES_MAX_DEFAULT = 64 * MIB
+#: Requests that are restored in one step.
+SLICE = 200
 #: What each costs in the account, with the objects around it.
 SESSION_BYTES = 1024
 ANSWER_BYTES = 1024
@@ -65,8 +67,6 @@ WAITING_BYTES = 768
 CALLER_BYTES = 256
 
 TtlMs = Annotated[int, msgspec.Meta(ge=TTL_MS_MIN, le=TTL_MS_MAX)]
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class OpenRequestSession(Command, tag="request.open", kw_only=True):
@@ -157,11 +157,16 @@ class StoredRequest(msgspec.Struct, array_like=True):
     callers: list[Origin]
 
 
-class _Stored(msgspec.Struct):
+class _Stored(msgspec.Struct, array_like=True):
     serial: int = 0
     sessions: list[StoredSession] = []
-    #: in the order of their answers, then those that wait in their order
-    requests: list[StoredRequest] = []
+    #: slices of encoded requests: in the order of their answers, then those that wait in their order
+    requests: list[bytes] = []
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Stored).decode
+_decode_slice = msgspec.msgpack.Decoder(list[StoredRequest]).decode
 
 
 class ClientRequests:
@@ -308,32 +313,49 @@ class ClientRequests:
         others = len(self.sessions) * SESSION_BYTES + len(self._waiting) * WAITING_BYTES + len(self._by_caller) * CALLER_BYTES
         return {"request_answers": self.answer_bytes, "request_others": others}
 
-    def snapshot(self) -> Any:
-        """See `StateMachine.snapshot`."""
+    def snapshot(self) -> bytes:
+        """See `StateMachine.snapshot`. One binary, because it is restored in slices."""
         sessions = [StoredSession(s.id, s.ttl_ms, s.deadline_ms, s.answered, s.dropped) for s in self.sessions.values()]
         requests = [
             StoredRequest(one.session.id, one.number, one.part, one.digest, one.serial, one.result, list(one.callers))
             for one in (*self._answers, *self._waiting.values())
         ]
-        return _Stored(self._last_serial, sessions, requests)
+        slices = [_encode(requests[start : start + SLICE]) for start in range(0, len(requests), SLICE)]
+        return _encode(_Stored(self._last_serial, sessions, slices))
 
     def restore(self, state: Any) -> None:
-        """See `StateMachine.restore`. An empty state is that of a release without request sessions."""
-        stored = msgspec.convert(state, _Stored)
-        self._last_serial, self.answer_bytes = stored.serial, 0
-        self.sessions = {
-            one.id: RequestSession(one.id, one.ttl_ms, one.deadline_ms, one.answered, one.dropped) for one in stored.sessions
-        }
-        self._answers, self._waiting, self._by_caller, self._events = {}, {}, {}, []
-        for one in stored.requests:
-            request = Request(self.sessions[one.session], one.number, one.part, one.digest, one.serial)
-            for caller in one.callers:
-                self._add_caller(request, Origin(*caller))
-            if one.result is None:
-                request.session.waiting[one.number, one.part] = self._waiting[one.serial] = request
-            else:
-                self._add_answer(request, one.result)
-        self._deadlines.rebuild(self.sessions.values())
+        """See `StateMachine.restore`."""
+        all_at_once(self.restoring(state))
+
+    def restoring(self, state: bytes | memoryview) -> Restoring:
+        """See `RestoresInSlices`. Nothing at all is the state of a release without request sessions."""
+        stored = _decode(state) if state else _Stored()
+        new = ClientRequests(StateLimits(), self._cancel)
+        new._last_serial = stored.serial
+        for one in stored.sessions:
+            new.sessions[one.id] = RequestSession(one.id, one.ttl_ms, one.deadline_ms, one.answered, one.dropped)
+        yield
+        for data in stored.requests:
+            for request in _decode_slice(data):
+                new._add_stored(request)
+            yield
+
+        def install() -> None:
+            self._last_serial, self.answer_bytes, self._events = new._last_serial, new.answer_bytes, []
+            self.sessions, self._answers, self._waiting = new.sessions, new._answers, new._waiting
+            self._by_caller = new._by_caller
+            self._deadlines.rebuild(self.sessions.values())
+
+        return install
+
+    def _add_stored(self, stored: StoredRequest) -> None:
+        request = Request(self.sessions[stored.session], stored.number, stored.part, stored.digest, stored.serial)
+        for caller in stored.callers:
+            self._add_caller(request, caller)
+        if stored.result is None:
+            request.session.waiting[stored.number, stored.part] = self._waiting[stored.serial] = request
+        else:
+            self._add_answer(request, stored.result)
 
     # -- steps -----------------------------------------------------------------------------------------------------------------
 

@@ -303,7 +303,9 @@ class Replica:
         yield
         installs: list[Callable[[], None]] = []
         for machine, part in parts:
-            if isinstance(machine, RestoresInSlices):
+            if machine is self.requests and machine.name not in state.machines:
+                installs.append((yield from self.requests.restoring(b"")))
+            elif isinstance(machine, RestoresInSlices):
                 installs.append((yield from machine.restoring(_binary(machine.name, part))))
             else:
                 installs.append(partial(machine.restore, msgspec.msgpack.decode(part.state)))

@@ -423,7 +423,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a snapshot forgets the answers to requests",
-        (("client_requests", "for one in stored.requests:", "for one in []:"),),
+        (("client_requests", "for data in stored.requests:", "for data in []:"),),
         checks=("exactly_once", "state_machine_safety"),
         seeds=(30,),
     ),
