@@ -35,7 +35,9 @@ from dss_api.routes import Route, not_allowed, split_path
 
 log = structlog.get_logger("api")
 
-REPEATABLE = "With the field `request_id` (see `POST /request/session`), the call can be repeated at any node, and takes effect once."
+REPEATABLE = (
+    "With the field `request_id` (see `POST /request/session`), the call can be repeated at any node, and takes effect once."
+)
 
 
 class SessionOrToken(SessionAuthentication):
