@@ -222,7 +222,9 @@ class Upgrade:
         """Form a cluster of the older release."""
         self.cluster.start()
         self.cluster.wait_ready(PATIENCE_S)
-        self.old_version = self._versions()[0]
+        # Its latest version: it is in force when all members are linked, a moment after they are ready.
+        self.old_version = self._status(self.cluster.nodes[0])["supported_versions"]["max"]
+        self.require_version(self.old_version)
         self.cluster.nodes[0].call("POST", "/queue/consume", CONSUME)  # the group gets everything that is published from now on
         self.load.start()
         self.load.wait_for_writes(WRITES_PER_STEP)
@@ -257,8 +259,11 @@ class Upgrade:
             raise Failed(f"the version has risen: {self._versions()}")
 
     def require_newer_commands(self) -> None:
-        """Check that a command of the newer release works: with `HashState`, the nodes compare their states."""
-        wait_until(lambda: all(self._status(node)["state_hash"]["index"] for node in self.cluster.nodes), "states are compared")
+        """Check that a command of the newer release works: each node opens a request session."""
+        wait_until(
+            lambda: all(node.call("POST", "/request/session", {}).status == 200 for node in self.cluster.nodes),
+            "request sessions are opened",
+        )
         self._say("the newer command works on all nodes")
 
     def require_refusal(self, what: str, node: LocalNode, checkout: Checkout, held: bool, line: str) -> None:
