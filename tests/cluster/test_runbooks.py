@@ -17,6 +17,7 @@ import pytest
 
 from dss_dev import upgrade
 from dss_dev.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports
+from dss_raft.versions import LATEST, MIN
 
 pytestmark = pytest.mark.cluster
 
@@ -150,26 +151,30 @@ def test_upgrade(machine: Machine) -> None:
     ports = [int(port) for port in machine.ports.values()]
     cluster = LocalCluster(machine.directory / "data", ports, machine.environment, checkout=old)
     look, save, *commands, version = machine.commands("upgrade.md")
-    starts, held = [each for each in commands if each.endswith("manage.py node")], "DSS_CLUSTER_VERSION_MAX=1"
+    starts, held = [each for each in commands if each.endswith("manage.py node")], f"DSS_CLUSTER_VERSION_MAX={LATEST - 1}"
     assert [held in start for start in starts] == [True] * 3 + [False] * 3
     assert starts == commands
     try:
         cluster.start()
         cluster.wait_ready()
         assert cluster.nodes[0].call("POST", "/lock/acquire", {"key": "a", "client": "alice", "ttl_ms": 0}).status == 200
+        upgrade.wait_until(lambda: machine.run(version).strip() == str(LATEST - 1), "the older release has its latest version")
         seen = json.loads(machine.run(look))
-        assert (seen["cluster_version"], seen["members"][0]["supported_versions"]) == (1, {"min": 1, "max": 1})
+        assert (seen["cluster_version"], seen["members"][0]["supported_versions"]) == (
+            LATEST - 1,
+            {"min": MIN, "max": LATEST - 1},
+        )
         machine.run(save)
         for node, start in zip(cluster.nodes, starts, strict=False):
             assert node.stop() == 0
             machine.run(start)
-        assert machine.run(version).strip() == "1"
+        assert machine.run(version).strip() == str(LATEST - 1)
         for running, start in zip(tuple(machine.nodes), starts[3:], strict=True):
             running.send_signal(signal.SIGTERM)
             assert running.wait(60) == 0
             machine.nodes.remove(running)
             machine.run(start)
-        upgrade.wait_until(lambda: machine.run(version).strip() == "2", "the version rises")
+        upgrade.wait_until(lambda: machine.run(version).strip() == str(LATEST), "the version rises")
         assert machine.node(2).call("GET", "/lock/status?key=a").json["holders"][0]["client"] == "alice"
     finally:
         cluster.stop()
