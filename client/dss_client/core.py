@@ -153,7 +153,9 @@ class Core:
                         raise UnknownOutcome(f"{operation}: the cluster no longer knows whether it was carried out")
                     raise _OtherSession
                 else:
-                    raise refusal(answer["status"], answer)
+                    refused = refusal(answer["status"], answer)
+                    refused.was_repeated = may_have_effect
+                    raise refused
             except NoAnswer as error:
                 may_have_effect = True
                 trouble = str(error)

@@ -79,7 +79,10 @@ class Refused(DssError):
         status: of HTTP.
         detail: the node's explanation.
         fields: the whole problem document.
+        was_repeated: the answer to an earlier attempt of the call was lost, so that one may have had an effect.
     """
+
+    was_repeated = False
 
     def __init__(self, detail: str = "", *, code: str = "", status: int = 0, fields: Mapping[str, Any] | None = None) -> None:
         self.code = code or type(self).code

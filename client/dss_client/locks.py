@@ -220,6 +220,9 @@ class AsyncHeld:
         try:
             answer = await self._core.call("locks.release", self._named(), Repeat.HARMLESS)
         except (NotHolder, LockLost) as error:
+            if error.was_repeated and not was_lost:
+                # The first attempt has released it, or the lease has ended since. It was held when the block ended.
+                return
             self._lost_because = self._lost_because or error.detail
             raise self._loss() from None
         if was_lost:
@@ -444,8 +447,19 @@ async def acquire(core: Core, owners: Owners, owner: str, spec: LockSpec, wait: 
     """
     if wait != 0:
         owners.refuse_to_wait_for_itself(owner, spec.keys, spec.shared)
-    name = owners.reserve(owner, spec.keys)
     until = None if wait is None else now() + wait
+    while True:
+        held = await _acquire_once(core, owners, owner, spec, until)
+        if not held.is_lost:
+            return held
+        # The answer was on its way for longer than the lease. Nobody has relied on it yet.
+        if until is not None and now() >= until:
+            held.require()
+
+
+async def _acquire_once(core: Core, owners: Owners, owner: str, spec: LockSpec, until: float | None) -> AsyncHeld:
+    """Acquire a lock, which may be lost already."""
+    name = owners.reserve(owner, spec.keys)
     try:
         while True:
             left_s = WAIT_S_MAX if until is None else max(0.0, min(until - now(), WAIT_S_MAX))
@@ -472,14 +486,14 @@ async def acquire(core: Core, owners: Owners, owner: str, spec: LockSpec, wait: 
     held.granted(answer, sent)
     remaining = held.remaining
     if remaining is not None and remaining < spec.ttl_ms / 2000:
-        # The answer was long on its way.
+        # Little of the lease is left, because the answer was long on its way.
         try:
             await held.refresh()
-        except asyncio.CancelledError:
-            held.released()
-            core.spawn(_give_up(core, owners, spec, name))
+        except LockLost:
+            pass
+        except BaseException:
+            core.spawn(held.release())
             raise
-        held.require()
     return held
 
 

@@ -88,6 +88,21 @@ async def test_an_answer_that_was_long_on_its_way_is_renewed_first(node: Any, cl
         assert (held.remaining or 0) > 0.2
 
 
+@pytest.mark.parametrize("renew", [True, False])
+async def test_a_lock_that_is_lost_before_its_answer_is_acquired_again(node: Any, client: AsyncClient, renew: bool) -> None:
+    grants(node, 300)
+
+    def slowly(request: Any) -> Any:
+        time.sleep(0.2)
+        return granted(300)
+
+    node.answers["locks.acquire"] = [slowly, granted(300)]
+    node.answers["locks.renew"] = [LOST, granted(300)]
+    async with client.lock("k", ttl=0.3, renew=renew) as held:
+        assert not held.lost.is_set()
+    assert len(node.requests("locks.acquire")) == 2
+
+
 async def test_it_is_lost_before_the_lease_ends(node: Any, client: AsyncClient) -> None:
     grants(node, 300)
     node.answers["locks.renew"] = None
@@ -140,11 +155,19 @@ async def test_it_was_taken_away(node: Any, client: AsyncClient) -> None:
             pass
 
 
-async def test_the_first_release_may_have_worked(node: Any, client: AsyncClient) -> None:
+NOT_HOLDER = {"ok": False, "status": 409, "code": "not_holder", "detail": "another client has it", "keys": ["k"]}
+
+
+@pytest.mark.parametrize("answer", [{"ok": True, "released": False}, NOT_HOLDER], ids=["free", "another holder"])
+async def test_the_first_release_may_have_worked(node: Any, client: AsyncClient, answer: Any) -> None:
     grants(node, 30_000)
-    node.answers["locks.release"] = [ConnectionError(), {"ok": True, "released": False}]
+    node.answers["locks.release"] = [ConnectionError(), answer]
     async with client.lock("k"):
         pass
+    node.answers["locks.release"] = answer
+    with pytest.raises(LockLost):
+        async with client.lock("k"):
+            pass
 
 
 async def test_an_error_of_the_block_is_not_replaced(node: Any, client: AsyncClient) -> None:
