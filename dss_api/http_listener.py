@@ -33,6 +33,8 @@ log = structlog.get_logger("api")
 
 #: How often deadlines are checked.
 SWEEP_S = 1.0
+#: A connection that would be refused is a reason to look for closed ones earlier, but not more often than this.
+LOOK_FOR_CLOSED_S = 0.1
 #: When clients use this much less than before, the heap is trimmed.
 TRIM_BYTES = 8 * 1024 * 1024
 CLOSE_POLL_S = 0.01
@@ -113,6 +115,7 @@ class HttpListener:
         in_progress.recount = self._recount
         in_progress.websocket_opened = self._websocket_opened
         self._per_address: Counter[str] = Counter()
+        self._looked_for_closed_s = float("-inf")
         self._sweeper: asyncio.TimerHandle | None = None
         #: the most memory that clients have used at any sweep since the heap was trimmed
         self._most_bytes = 0
@@ -149,19 +152,26 @@ class HttpListener:
 
     def opened(self, connection: HttpConnection) -> Refused | None:
         """Count the connection, or refuse it."""
-        address, limits = connection.address, self.limits
-        refusal = None
-        if len(self._connections) + len(self._handed_over) >= limits.connections_max:
-            refusal = Refused("overloaded", f"this node already has {limits.connections_max} connections (DSS_CONNECTIONS_MAX)")
-        elif self._per_address[address] >= limits.connections_per_address_max:
-            refusal = Refused(
-                "overloaded",
-                f"{address} already has {limits.connections_per_address_max} connections (DSS_CONNECTIONS_PER_ADDRESS_MAX)",
-            )
+        address = connection.address
+        refusal = self._refusal(address)
+        if refusal is not None and self.loop.time() >= self._looked_for_closed_s + LOOK_FOR_CLOSED_S:
+            self._forget_closed()
+            refusal = self._refusal(address)
         self._connections.add(connection)
         self._per_address[address] += 1
         CONNECTIONS.inc()
         return refusal
+
+    def _refusal(self, address: str) -> Refused | None:
+        limits = self.limits
+        if len(self._connections) + len(self._handed_over) >= limits.connections_max:
+            return Refused("overloaded", f"this node already has {limits.connections_max} connections (DSS_CONNECTIONS_MAX)")
+        if self._per_address[address] >= limits.connections_per_address_max:
+            return Refused(
+                "overloaded",
+                f"{address} already has {limits.connections_per_address_max} connections (DSS_CONNECTIONS_PER_ADDRESS_MAX)",
+            )
+        return None
 
     def closed(self, connection: HttpConnection) -> None:
         """Count a connection as closed or handed over."""
@@ -275,6 +285,11 @@ class HttpListener:
             if connection.handed_over_until <= now and not handed_over.is_closed:
                 handed_over.abort()
             handed_over.recount()
+        self._forget_closed()
+
+    def _forget_closed(self) -> None:
+        """Stop counting the connections of the web server that have ended."""
+        self._looked_for_closed_s = self.loop.time()
         for handed_over in [one for one in self._handed_over if one.is_closed]:
             self.input_turns.forget(handed_over)
             self._forget(self._handed_over.pop(handed_over))

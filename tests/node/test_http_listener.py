@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dss_api import http_listener
 from dss_api.answer import Answer
 from dss_api.client_memory import CALL_BYTES, CONNECTION_BYTES, ClientMemory, Share
 from dss_api.fields import Fields
@@ -399,6 +400,20 @@ async def test_connections_over_the_limit_are_refused_with_the_reason(make_world
             again.call("/echo", {"text": "in"})
             if (await again.answer()).status == 200:
                 break
+
+
+async def test_connections_of_the_web_server_that_have_ended_make_room_immediately(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser, or a client that connects again and again, is not refused because of connections that it has closed."""
+    monkeypatch.setattr(http_listener, "SWEEP_S", 3600)
+    monkeypatch.setattr(http_listener, "LOOK_FOR_CLOSED_S", 0.0)
+    world = await make_world(replace(LIMITS, connections_max=2, connections_per_address_max=2))
+    for number in range(6):
+        client = await world.connect()
+        client.call("/admin/", {})
+        await client.ends()
+        await world.until(lambda wanted=number + 1: len(world.handed_over) == wanted)
 
 
 async def test_a_client_with_too_many_calls_in_progress_is_refused(make_world: Any) -> None:
