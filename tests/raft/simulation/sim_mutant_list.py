@@ -288,7 +288,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a node whose removal is not committed never campaigns",
         (("state", "return self.is_voter or (members.index", "return self.is_voter or bool(0) and (members.index"),),
         checks=("progress",),
-        seeds=(839,),
+        seeds=(3077,),
         scenario="test_a_leader_whose_removal_only_its_own_log_has_can_finish_it",
     ),
     Mutant(
