@@ -48,7 +48,10 @@ from dss_client.errors import (
 )
 from dss_client.locks import AsyncHeld, AsyncLock
 from dss_client.queue import AsyncMessage, AsyncTopic, Receipt
-from dss_client.sync import Cache, Client, Held, Lock, Message, Topic, Worker, run_workers
+from dss_client.sync import Client
+from dss_client.sync_cache import Cache
+from dss_client.sync_locks import Held, Lock
+from dss_client.sync_queue import Message, Topic, Worker, run_workers
 
 __all__ = [
     "AsyncCache",

@@ -1,4 +1,4 @@
-"""What a client is told: addresses, token, time limits."""
+"""The configuration of a client: addresses, token, time limits."""
 
 from __future__ import annotations
 

@@ -452,7 +452,7 @@ async def acquire(core: Core, owners: Owners, owner: str, spec: LockSpec, wait: 
         held = await _acquire_once(core, owners, owner, spec, until)
         if not held.is_lost:
             return held
-        # The answer was on its way for longer than the lease. Nobody has relied on it yet.
+        # The answer was on its way for longer than the lease. No code of this program has relied on it yet.
         if until is not None and now() >= until:
             held.require()
 

@@ -41,7 +41,7 @@ class Session:
 
     @property
     def answered(self) -> int:
-        """The answers of all numbers up to this one are here, or nobody waits for them."""
+        """The answers of all numbers up to this one are here, or no caller waits for them."""
         return next(iter(self._in_progress)) - 1 if self._in_progress else self._last
 
 
@@ -125,5 +125,5 @@ class Requests:
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening = None
         if not task.cancelled():
-            # Without this, a failure for which nobody waits any longer would be logged.
+            # Without this, asyncio would log a failure that no caller waits for.
             task.exception()
