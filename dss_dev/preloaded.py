@@ -1,7 +1,8 @@
 """Start nodes quickly, for tests: each is forked from a process that has the libraries loaded.
 
-Loading them takes most of the start of a node. A node that is started this way is an ordinary process with its own
-environment, session, output and exit code. It has the hash seed of the process that it is forked from.
+Loading them takes most of the start of a node. A node that is started this way is an ordinary process with its own environment, session,
+output and exit code. It has the hash seed of the process that it is forked from. The fork server of `multiprocessing` runs functions
+instead of scripts, with one hash seed for all of them.
 """
 
 from __future__ import annotations

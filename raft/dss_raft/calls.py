@@ -313,7 +313,7 @@ class Calls:
             raise Superseded(f"{node} was removed and added again: start it again")
 
     def _next_groups(self) -> list[bytes]:
-        return self._pending.next_groups(HELD_FROM_BYTES) if self._is_log_too_long() else self._pending.next_groups()
+        return self._pending.next_groups(HELD_FROM_BYTES if self._is_log_too_long() else None)
 
     def _is_log_too_long(self) -> bool:
         return self.core.log.size(self.core.snapshot.index, self.core.last_index) > self._log_bytes_max

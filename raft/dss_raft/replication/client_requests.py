@@ -294,7 +294,7 @@ class ClientRequests:
             session.deadline_ms = at_ms + session.ttl_ms
 
     def node_restarted(self, node: str, at_ms: int, index: int) -> None:
-        """See `StateMachine.node_restarted`. A caller that may have got an answer stays: nobody can say that it has not."""
+        """See `StateMachine.node_restarted`. A caller that may have got an answer stays."""
         for request in list(self._waiting.values()):
             for caller in [caller for caller in request.callers if caller.node == node]:
                 self._drop_caller(request, caller, at_ms, index)

@@ -22,7 +22,7 @@ from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import encode_command, encode_group
 from dss_raft.replication.commands import Cancel, Command, Nothing, OpenSession
 from dss_raft.replication.sessions import ClientSession
-from dss_raft.size_limits import ANSWERED_PER_GROUP_MAX, COMMAND_BYTES_MAX, GROUP_FILL_BYTES
+from dss_raft.size_limits import ANSWERED_PER_GROUP_MAX, GROUP_FILL_BYTES
 
 #: Calls with the same timeout share a queue, in which deadlines are in order. Timeouts are rounded up to this, for few queues.
 DEADLINE_GRAIN_S = 0.1
@@ -126,13 +126,13 @@ class PendingCommands:
             self._opening = self.add_unattended(opening)
         self._opening.command = encode_command(opening)
 
-    def next_groups(self, shorter_than: int = COMMAND_BYTES_MAX + 1) -> list[bytes]:
-        """Number the unsent commands, and encode them for the leader. Longer ones remain unsent."""
-        waiting = [call for call in self._unsent if not call.is_over]
-        calls = [call for call in waiting if len(call.command) < shorter_than]
+    def next_groups(self, shorter_than: int | None = None) -> list[bytes]:
+        """Number the unsent commands, and encode them for the leader. With `shorter_than` bytes, longer ones remain unsent."""
+        calls = [call for call in self._unsent if not call.is_over]
         self._unsent.clear()
-        if len(calls) < len(waiting):
-            self._unsent.extend(call for call in waiting if len(call.command) >= shorter_than)
+        if shorter_than is not None:
+            self._unsent.extend(call for call in calls if len(call.command) >= shorter_than)
+            calls = [call for call in calls if len(call.command) < shorter_than]
         for call in calls:
             call.seq = self._next_seq
             self._next_seq += 1
