@@ -91,6 +91,8 @@ class Node(Listeners):
         self._store_directory = Path(config.data_dir) / "raft"
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-store")
         self._leader_seen = ("", 0)
+        #: removed nodes are unlinked then
+        self._unlinking: asyncio.TimerHandle | None = None
         self._running = False
         self._has_started = False
         self._tick_waiters: list[asyncio.Future[None]] = []
@@ -554,7 +556,7 @@ class Node(Listeners):
         if leader == self._leader_seen:
             return
         self._leader_seen = leader
-        self._loop.call_later(UNLINK_AFTER_S, self._unlink_others)
+        self._unlink_others_later()
         self._calls.leader_changed()
         self._notify_leader_change(*leader)
 
@@ -562,7 +564,13 @@ class Node(Listeners):
         """Another configuration is in force: link to its members, and a little later unlink all other nodes."""
         self._identities.members_changed()
         members.link_members(self._links, self.core.configuration, self.config)
-        self._loop.call_later(UNLINK_AFTER_S, self._unlink_others)
+        self._unlink_others_later()
+
+    def _unlink_others_later(self) -> None:
+        # The time of an earlier change must not cut short that of a later one.
+        if self._unlinking is not None:
+            self._unlinking.cancel()
+        self._unlinking = self._loop.call_later(UNLINK_AFTER_S, self._unlink_others)
 
     def _unlink_others(self) -> None:
         if self._running:

@@ -11,7 +11,7 @@ import pytest
 from dss_api.errors import Refused
 from dss_api.supervised import FAILURES
 from dss_dev.sum_machine import Add, Wait
-from dss_raft import calls, removal
+from dss_raft import calls, members, removal
 from dss_raft.clock_exchange import ClockExchange
 from dss_raft.disk.forked import ChildFailed
 from dss_raft.disk.store import LogStore, StoreFailed
@@ -194,9 +194,24 @@ async def test_a_fourth_node_joins_gets_a_vote_and_can_be_removed(cluster):
     await cluster.until(lambda: all(len(n.core.configuration.members) == 3 for i, n in cluster.nodes.items() if i != "d"))
     with pytest.raises(Refused) as refusal:
         await newcomer.submit(Add(amount=100), timeout_ms=1500)
-    # "stopping": it has found out before the call that it was removed.
-    assert refusal.value.code in {"no_leader", "no_quorum", "unknown_outcome", "stopping"}
+    assert refusal.value.code in {"no_leader", "no_quorum", "unknown_outcome"}
     assert (await follower.submit(Add(amount=1))).body == {"total": 22}
+
+
+async def test_a_node_stays_linked_for_its_time_although_the_members_have_changed_before(cluster, monkeypatch):
+    """A node that asks for its own removal soon after another change gets the answer."""
+    monkeypatch.setattr("dss_raft.node.UNLINK_AFTER_S", 0.1)
+    await cluster.start()
+    leader = await cluster.leader()
+    loop, unlinked_at = asyncio.get_running_loop(), []
+    monkeypatch.setattr(members, "unlink_others", lambda core, _: core is leader.core and unlinked_at.append(loop.time()))
+    leader.configuration_changed()
+    first_at = loop.time()
+    await cluster.until(lambda: loop.time() > first_at + 0.03)
+    second_at = loop.time()
+    leader.configuration_changed()
+    await cluster.until(lambda: unlinked_at)
+    assert unlinked_at[0] >= second_at + 0.1
 
 
 @pytest.fixture
