@@ -54,12 +54,12 @@ async def test_several_locks_in_one_step(node: Any, client: AsyncClient) -> None
 
 
 async def test_it_is_renewed_at_a_third_of_the_lease(node: Any, client: AsyncClient) -> None:
-    grants(node, 300)
-    async with client.lock("k", ttl=0.3) as held:
-        await asyncio.sleep(0.75)
+    grants(node, 900)
+    async with client.lock("k", ttl=0.9) as held:
+        await asyncio.sleep(2.25)
         assert not held.lost.is_set()
     assert 5 <= len(node.requests("locks.renew")) <= 8
-    assert node.requests("locks.renew")[0] == {"key": "k", "client": held.name, "fencing_token": 7, "ttl_ms": 300}
+    assert node.requests("locks.renew")[0] == {"key": "k", "client": held.name, "fencing_token": 7, "ttl_ms": 900}
 
 
 async def test_the_lease_counts_from_sending(node: Any, client: AsyncClient) -> None:
@@ -76,41 +76,41 @@ async def test_the_lease_counts_from_sending(node: Any, client: AsyncClient) -> 
 
 
 async def test_an_answer_that_was_long_on_its_way_is_renewed_first(node: Any, client: AsyncClient) -> None:
-    grants(node, 300)
+    grants(node, 900)
 
     def slowly(request: Any) -> Any:
-        time.sleep(0.2)
-        return granted(300)
+        time.sleep(0.6)
+        return granted(900)
 
     node.answers["locks.acquire"] = slowly
-    async with client.lock("k", ttl=0.3) as held:
+    async with client.lock("k", ttl=0.9) as held:
         assert len(node.requests("locks.renew")) == 1
-        assert (held.remaining or 0) > 0.2
+        assert (held.remaining or 0) > 0.6
 
 
 @pytest.mark.parametrize("renew", [True, False])
 async def test_a_lock_that_is_lost_before_its_answer_is_acquired_again(node: Any, client: AsyncClient, renew: bool) -> None:
-    grants(node, 300)
+    grants(node, 900)
 
     def slowly(request: Any) -> Any:
-        time.sleep(0.2)
-        return granted(300)
+        time.sleep(0.6)
+        return granted(900)
 
-    node.answers["locks.acquire"] = [slowly, granted(300)]
-    node.answers["locks.renew"] = [LOST, granted(300)]
-    async with client.lock("k", ttl=0.3, renew=renew) as held:
+    node.answers["locks.acquire"] = [slowly, granted(900)]
+    node.answers["locks.renew"] = [LOST, granted(900)]
+    async with client.lock("k", ttl=0.9, renew=renew) as held:
         assert not held.lost.is_set()
     assert len(node.requests("locks.acquire")) == 2
 
 
 async def test_it_is_lost_before_the_lease_ends(node: Any, client: AsyncClient) -> None:
-    grants(node, 300)
+    grants(node, 900)
     node.answers["locks.renew"] = None
     started = time.monotonic()
-    lock = client.lock("k", ttl=0.3)
+    lock = client.lock("k", ttl=0.9)
     held = await lock.__aenter__()
     await asyncio.wait_for(held.lost.wait(), 5)
-    assert 0.2 < time.monotonic() - started < 0.3 + 0.1
+    assert 0.6 < time.monotonic() - started < 0.9 + 0.3
     assert held.lost.is_set()
     with pytest.raises(LockLost, match="the lease is over"):
         await lock.__aexit__(None, None, None)
@@ -118,21 +118,21 @@ async def test_it_is_lost_before_the_lease_ends(node: Any, client: AsyncClient) 
 
 
 async def test_a_node_without_leader_does_not_lose_it(node: Any, client: AsyncClient) -> None:
-    grants(node, 600)
-    node.answers["locks.renew"] = [NO_LEADER, NO_LEADER, granted(600)]
-    async with client.lock("k", ttl=0.6) as held:
-        await asyncio.sleep(0.7)
+    grants(node, 1800)
+    node.answers["locks.renew"] = [NO_LEADER, NO_LEADER, granted(1800)]
+    async with client.lock("k", ttl=1.8) as held:
+        await asyncio.sleep(2.1)
         assert not held.lost.is_set()
 
 
 async def test_a_renewal_goes_to_another_node_in_time(make_node: MakeNode, make_client: Make) -> None:
     first, second = await make_node(), await make_node()
     for one in (first, second):
-        grants(one, 900)
+        grants(one, 1800)
     client = make_client(first, second)
-    async with client.lock("k", ttl=0.9) as held:
+    async with client.lock("k", ttl=1.8) as held:
         first.stop_reading()
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2.0)
         assert not held.lost.is_set()
         assert second.requests("locks.renew")
 
