@@ -4,9 +4,12 @@
 """
 
 from dss_client.aio import AsyncClient, AsyncWorker
+from dss_client.barrier import AsyncBarrier, AsyncDoubleBarrier
 from dss_client.cache import AsyncCache, Entry
+from dss_client.election import AsyncElection, Leader
 from dss_client.errors import (
     BackingStoreUnavailable,
+    BarrierTimeout,
     Cancelled,
     ClientClosed,
     CurrentVersion,
@@ -28,6 +31,7 @@ from dss_client.errors import (
     NotSupportedYet,
     OverLimit,
     QuorumAtRisk,
+    RateLimited,
     Refused,
     RequestExpired,
     RequestIdReused,
@@ -48,27 +52,39 @@ from dss_client.errors import (
 )
 from dss_client.locks import AsyncHeld, AsyncLock
 from dss_client.queue import AsyncMessage, AsyncTopic, Receipt
+from dss_client.rate_limit import AsyncRateLimit
+from dss_client.semaphore import AsyncSemaphore
 from dss_client.sync import Client
 from dss_client.sync_cache import Cache
 from dss_client.sync_locks import Held, Lock
 from dss_client.sync_queue import Message, Topic, Worker, run_workers
+from dss_client.sync_recipes import Barrier, DoubleBarrier, Election, RateLimit, Semaphore
 
 __all__ = [
+    "AsyncBarrier",
     "AsyncCache",
     "AsyncClient",
+    "AsyncDoubleBarrier",
+    "AsyncElection",
     "AsyncHeld",
     "AsyncLock",
     "AsyncMessage",
+    "AsyncRateLimit",
+    "AsyncSemaphore",
     "AsyncTopic",
     "AsyncWorker",
     "BackingStoreUnavailable",
+    "Barrier",
+    "BarrierTimeout",
     "Cache",
     "Cancelled",
     "Client",
     "ClientClosed",
     "CurrentVersion",
     "Deadlock",
+    "DoubleBarrier",
     "DssError",
+    "Election",
     "Entry",
     "Exists",
     "Forbidden",
@@ -76,6 +92,7 @@ __all__ = [
     "Held",
     "InternalError",
     "Invalid",
+    "Leader",
     "Lock",
     "LockHeld",
     "LockLost",
@@ -89,11 +106,14 @@ __all__ = [
     "NotSupportedYet",
     "OverLimit",
     "QuorumAtRisk",
+    "RateLimit",
+    "RateLimited",
     "Receipt",
     "Refused",
     "RequestExpired",
     "RequestIdReused",
     "RequestTimeout",
+    "Semaphore",
     "SessionLost",
     "Skipped",
     "StaleReceipt",

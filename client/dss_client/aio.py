@@ -13,13 +13,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
+from dss_client.barrier import AsyncBarrier, AsyncDoubleBarrier, BarrierSpec
 from dss_client.cache import AsyncCache
 from dss_client.config import Config, Transport
 from dss_client.core import Core, Repeat
+from dss_client.election import AsyncElection, election_spec
 from dss_client.errors import ClientClosed, WrongUse
 from dss_client.locks import AsyncLock, LockSpec, Owners
 from dss_client.operations import OF_ONE_NODE, OPERATIONS, is_read
 from dss_client.queue import AsyncMessage, AsyncTopic, WorkerLoop, WorkerOptions
+from dss_client.rate_limit import AsyncRateLimit, ClusterClock, RateSpec
+from dss_client.semaphore import AsyncSemaphore, SemaphoreSpec
 
 AsyncHandler = Callable[[AsyncMessage], Awaitable[object]]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -52,6 +56,7 @@ class AsyncClient:
         self._core: Core | None = None
         self._is_closed = False
         self._owners = Owners(self._config.name)
+        self._clock = ClusterClock()
         self.cache = AsyncCache(self._running)
         _clients.add(self)
 
@@ -111,6 +116,54 @@ class AsyncClient:
         """Several locks that are acquired in one step. The arguments are those of `lock`."""
         spec = LockSpec(keys, is_multiple=True, ttl=ttl, wait=wait, shared=shared, renew=renew, lock_delay=lock_delay)
         return AsyncLock(self._running, lambda: self._owners, spec)
+
+    # ----------------------------------------------------------- recipes
+
+    def election(self, name: str, *, ttl: float = 10, wait: float | None = None, value: str = "") -> AsyncElection:
+        """An election, for `async with`: the block runs while this candidate leads.
+
+        Args:
+            ttl: if the leader crashes, the next candidate is elected after this many seconds.
+            wait: how many seconds to wait; None: without a limit.
+            value: what `leader` shows to others, for example an address.
+        """
+        spec = election_spec(name, ttl=ttl, wait=wait, value=value)
+        return AsyncElection(self._running, lambda: self._owners, spec)
+
+    def semaphore(self, name: str, permits: int, *, ttl: float = 30, wait: float | None = 10) -> AsyncSemaphore:
+        """A semaphore, for `async with`: at most `permits` holders at a time.
+
+        Args:
+            ttl: if a holder crashes, its permit is free after this many seconds.
+            wait: how many seconds to wait for a permit; None: without a limit.
+        """
+        return AsyncSemaphore(self._running, lambda: self._owners, SemaphoreSpec(name, permits, ttl=ttl, wait=wait))
+
+    def barrier(self, name: str, parties: int, *, ttl: float = 10, wait: float | None = None) -> AsyncBarrier:
+        """A barrier: `wait` returns when `parties` tasks or processes have called it.
+
+        Args:
+            ttl: a party that crashes while it waits counts for this many seconds at most.
+            wait: how many seconds to wait for the others; None: without a limit.
+        """
+        spec = BarrierSpec(name, parties, ttl=ttl, wait=wait)
+        return AsyncBarrier(self._running, self.cache, lambda: self._owners, spec)
+
+    def double_barrier(self, name: str, parties: int, *, ttl: float = 10, wait: float | None = None) -> AsyncDoubleBarrier:
+        """A barrier at the beginning and the end of a block, for `async with`. The arguments are those of `barrier`."""
+        return AsyncDoubleBarrier(self.barrier(name, parties, ttl=ttl, wait=wait))
+
+    def rate_limit(
+        self, name: str, rate: float, *, per: float = 1, burst: int | None = None, wait: float | None = 10
+    ) -> AsyncRateLimit:
+        """A rate limit: `rate` calls in `per` seconds, from all processes together.
+
+        Args:
+            burst: how many calls may come at once after a pause; by default `rate`.
+            wait: for how many seconds `acquire` waits at most; None: without a limit.
+        """
+        spec = RateSpec(name, rate, per=per, burst=burst, wait=wait)
+        return AsyncRateLimit(self._running, self.cache, self._clock, spec)
 
     # ------------------------------------------------------------- queue
 

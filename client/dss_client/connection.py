@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -35,9 +35,14 @@ class CannotConnect(Exception):
 
 
 class Handle:
-    """Cancels a call that is in progress, and waits for its answer nevertheless."""
+    """Cancels a call that is in progress, and waits for its answer nevertheless.
 
-    def __init__(self) -> None:
+    Args:
+        on_event: the call is a subscription, and this gets its events.
+    """
+
+    def __init__(self, on_event: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.on_event = on_event
         self.is_cancelled = False
         self._connection: Connection | None = None
         self._id = 0

@@ -69,6 +69,34 @@ class UnknownOutcome(DssError):
     code = "unknown_outcome"
 
 
+class BarrierTimeout(DssError):
+    """Too few parties came to a barrier in time, or too many were still there.
+
+    Attributes:
+        present: how many were there.
+    """
+
+    code = "barrier_timeout"
+
+    def __init__(self, detail: str, present: int) -> None:
+        super().__init__(detail)
+        self.present = present
+
+
+class RateLimited(DssError):
+    """The tokens of a rate limit would be due later than the caller waits. Nothing was taken.
+
+    Attributes:
+        retry_after: in how many seconds they would be due.
+    """
+
+    code = "rate_limited"
+
+    def __init__(self, name: str, retry_after: float) -> None:
+        super().__init__(f"the rate limit {name!r} is used up for {retry_after:.3g} s")
+        self.retry_after = retry_after
+
+
 # -------------------------------------------------------------- refusals
 
 

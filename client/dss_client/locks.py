@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import EllipsisType, TracebackType
 from typing import Any
 
@@ -39,6 +40,8 @@ log = logging.getLogger("dss_client")
 
 #: a node lets a call wait for at most this long; a longer wait takes several calls
 WAIT_S_MAX = 20.0
+#: after this part of a call's wait, the next call begins
+NEXT_CALL = 0.75
 #: this part of a lease is left for the difference of the clocks
 MARGIN = 0.01
 #: a renewal goes to another node after this part of the lease without an answer
@@ -408,6 +411,7 @@ class LockSpec:
         shared: bool,
         renew: bool,
         lock_delay: float,
+        meta: Mapping[str, str] | None = None,
     ) -> None:
         self.keys = tuple(dict.fromkeys(keys))
         if not self.keys or not all(isinstance(key, str) for key in self.keys):
@@ -422,6 +426,7 @@ class LockSpec:
         self.shared = shared
         self.renew = renew
         self._lock_delay_ms = round(lock_delay * 1000)
+        self._meta = meta
 
     def named(self, client: str) -> dict[str, Any]:
         return {"keys": list(self.keys), "client": client} if self._is_multiple else {"key": self.keys[0], "client": client}
@@ -432,6 +437,8 @@ class LockSpec:
             request["mode"] = "shared"
         if self._lock_delay_ms:
             request["lock_delay_ms"] = self._lock_delay_ms
+        if self._meta is not None:
+            request["meta"] = self._meta
         return request
 
 
@@ -460,28 +467,19 @@ async def acquire(core: Core, owners: Owners, owner: str, spec: LockSpec, wait: 
 async def _acquire_once(core: Core, owners: Owners, owner: str, spec: LockSpec, until: float | None) -> AsyncHeld:
     """Acquire a lock, which may be lost already."""
     name = owners.reserve(owner, spec.keys)
+    held = AsyncHeld(core, owners, owner, name, spec)
+    is_long = until is None or until - now() > WAIT_S_MAX
     try:
-        while True:
-            left_s = WAIT_S_MAX if until is None else max(0.0, min(until - now(), WAIT_S_MAX))
-            held = AsyncHeld(core, owners, owner, name, spec)
-            sent = now()
-            try:
-                answer = await core.call(
-                    "locks.acquire",
-                    {**spec.request(name), "wait_ms": round(left_s * 1000)},
-                    Repeat.NUMBERED_IF_POSSIBLE,
-                    wait_s=left_s,
-                )
-                break
-            except LockTimeout:
-                if until is not None and now() >= until - 0.001:
-                    raise
-    except (UnknownOutcome, asyncio.CancelledError):
-        # The name stays in use until the lock is certainly not held under it.
-        core.spawn(_give_up(core, owners, spec, name))
-        raise
-    except BaseException:
-        owners.give_back(name, spec.keys)
+        if until is None or is_long:
+            answer, sent = await _wait_long(core, spec, name, until)
+        else:
+            answer, sent = await _ask(core, spec, name, max(0.0, until - now()))
+    except BaseException as error:
+        if is_long or isinstance(error, UnknownOutcome | asyncio.CancelledError):
+            # The name stays in use until the lock is certainly not held under it.
+            core.spawn(_give_up(core, owners, spec, name))
+        else:
+            owners.give_back(name, spec.keys)
         raise
     held.granted(answer, sent)
     remaining = held.remaining
@@ -495,6 +493,40 @@ async def _acquire_once(core: Core, owners: Owners, owner: str, spec: LockSpec, 
             core.spawn(held.release())
             raise
     return held
+
+
+async def _ask(core: Core, spec: LockSpec, name: str, wait_s: float) -> tuple[dict[str, Any], float]:
+    """One call. Returns the answer, and when the call was sent."""
+    sent = now()
+    fields = {**spec.request(name), "wait_ms": round(wait_s * 1000)}
+    return await core.call("locks.acquire", fields, Repeat.NUMBERED_IF_POSSIBLE, wait_s=wait_s), sent
+
+
+async def _wait_long(core: Core, spec: LockSpec, name: str, until: float | None) -> tuple[dict[str, Any], float]:
+    """Wait for longer than a call can. Each call is followed by the next one before it ends: the two share a place in the queue."""
+    calls: set[asyncio.Task[tuple[dict[str, Any], float]]] = set()
+    try:
+        while True:
+            begun = now()
+            wait_s = WAIT_S_MAX if until is None else max(0.0, min(until - begun, WAIT_S_MAX))
+            is_last = until is not None and begun + wait_s >= until
+            calls.add(asyncio.ensure_future(_ask(core, spec, name, wait_s)))
+            next_at = math.inf if is_last else begun + wait_s * NEXT_CALL
+            while calls and now() < next_at:
+                timeout_s = None if is_last else next_at - now()
+                done, calls = await asyncio.wait(calls, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                for call in done:
+                    error = call.exception()
+                    if error is None:
+                        # The lock is held under this name, so another call that is in progress is answered, too.
+                        await asyncio.gather(*calls, return_exceptions=True)
+                        calls = set()
+                        return call.result()
+                    if not isinstance(error, LockTimeout) or (is_last and not calls):
+                        raise error
+    finally:
+        for call in calls:
+            call.cancel()
 
 
 async def _give_up(core: Core, owners: Owners, spec: LockSpec, name: str) -> None:

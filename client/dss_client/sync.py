@@ -14,9 +14,11 @@ from dss_client.background import Background
 from dss_client.config import Transport
 from dss_client.locks import LockSpec
 from dss_client.queue import WorkerOptions
+from dss_client.semaphore import SemaphoreSpec
 from dss_client.sync_cache import Cache
 from dss_client.sync_locks import Lock
 from dss_client.sync_queue import Handler, Topic, Worker, run_workers
+from dss_client.sync_recipes import Barrier, DoubleBarrier, Election, RateLimit, Semaphore
 
 
 class Client(Background):
@@ -86,6 +88,51 @@ class Client(Background):
         """Several locks that are acquired in one step. The arguments are those of `lock`."""
         spec = LockSpec(keys, is_multiple=True, ttl=ttl, wait=wait, shared=shared, renew=renew, lock_delay=lock_delay)
         return Lock(self, spec, thread_local)
+
+    # ----------------------------------------------------------- recipes
+
+    def election(self, name: str, *, ttl: float = 10, wait: float | None = None, value: str = "") -> Election:
+        """An election, for `with`: the block runs while this candidate leads.
+
+        Args:
+            ttl: if the leader crashes, the next candidate is elected after this many seconds.
+            wait: how many seconds to wait; None: without a limit.
+            value: what `leader` shows to others, for example an address.
+        """
+        return Election(self, self._client.election(name, ttl=ttl, wait=wait, value=value))
+
+    def semaphore(self, name: str, permits: int, *, ttl: float = 30, wait: float | None = 10) -> Semaphore:
+        """A semaphore, for `with`: at most `permits` holders at a time.
+
+        Args:
+            ttl: if a holder crashes, its permit is free after this many seconds.
+            wait: how many seconds to wait for a permit; None: without a limit.
+        """
+        return Semaphore(self, SemaphoreSpec(name, permits, ttl=ttl, wait=wait))
+
+    def barrier(self, name: str, parties: int, *, ttl: float = 10, wait: float | None = None) -> Barrier:
+        """A barrier: `wait` returns when `parties` threads or processes have called it.
+
+        Args:
+            ttl: a party that crashes while it waits counts for this many seconds at most.
+            wait: how many seconds to wait for the others; None: without a limit.
+        """
+        return Barrier(self, self._client.barrier(name, parties, ttl=ttl, wait=wait))
+
+    def double_barrier(self, name: str, parties: int, *, ttl: float = 10, wait: float | None = None) -> DoubleBarrier:
+        """A barrier at the beginning and the end of a block, for `with`. The arguments are those of `barrier`."""
+        return DoubleBarrier(self, self._client.double_barrier(name, parties, ttl=ttl, wait=wait))
+
+    def rate_limit(
+        self, name: str, rate: float, *, per: float = 1, burst: int | None = None, wait: float | None = 10
+    ) -> RateLimit:
+        """A rate limit: `rate` calls in `per` seconds, from all processes together.
+
+        Args:
+            burst: how many calls may come at once after a pause; by default `rate`.
+            wait: for how many seconds `acquire` waits at most; None: without a limit.
+        """
+        return RateLimit(self, self._client.rate_limit(name, rate, per=per, burst=burst, wait=wait))
 
     # ------------------------------------------------------------- queue
 

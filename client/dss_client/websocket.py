@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -65,6 +65,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[Answer]] = {}
         #: When the time of each call is over, by the loop's clock. One timer for the first of them serves all calls.
         self._until: dict[int, float] = {}
+        #: those calls that are subscriptions
+        self._on_event: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._last_id = 0
@@ -130,6 +132,8 @@ class WebSocketConnection(asyncio.Protocol):
             self._checker = self._loop.call_later(self._check_s, self._check)
         if handle is not None:
             handle.sent(self, id)
+            if handle.on_event is not None:
+                self._on_event[id] = handle.on_event
         self._until[id] = until = self._loop.time() + timeout_s
         if until < self._timer_at:
             self._set_timer(until)
@@ -144,6 +148,7 @@ class WebSocketConnection(asyncio.Protocol):
                 self._let_in()
             if handle is not None:
                 handle.sent(None, 0)
+                self._on_event.pop(id, None)
             if self._is_retired and not self._calls:
                 self.close()
 
@@ -154,6 +159,10 @@ class WebSocketConnection(asyncio.Protocol):
 
     def retire(self) -> None:
         self._is_retired = True
+        for id in self._on_event:
+            # It would never end by itself.
+            if not self._calls[id].done():
+                self._calls[id].set_exception(NoAnswer("the client goes to another node"))
         if not self._calls:
             self.close()
 
@@ -321,6 +330,11 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _answered(self, data: bytes) -> None:
         answer = _decode(data)
+        if self._on_event and "event" in answer:
+            on_event = self._on_event.get(answer["id"])
+            if on_event is not None:
+                on_event(answer["event"])
+            return
         answered = self._calls.get(answer.pop("id"))
         if answered is not None and not answered.done():
             answered.set_result(answer)

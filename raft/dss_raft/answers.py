@@ -17,6 +17,8 @@ class Ready(Answer, kw_only=True):
     node: str
     leader_id: str
     applied_index: int
+    #: the cluster's time as this node estimates it, in ms since 1970; leases end by it
+    now_ms: int
 
 
 class Leader(Answer, kw_only=True):

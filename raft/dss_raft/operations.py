@@ -111,7 +111,7 @@ async def health(node: Node, request: NoParameters) -> Health:
 async def ready(node: Node, request: NoParameters) -> Ready:
     if node.not_ready_reason:
         raise Refused("not_ready", node.not_ready_reason, node=node.node_id)
-    return Ready(node=node.node_id, leader_id=node.leader_id, applied_index=node.applied_index)
+    return Ready(node=node.node_id, leader_id=node.leader_id, applied_index=node.applied_index, now_ms=node.now_ms())
 
 
 async def status(node: Node, request: NoParameters) -> Result:

@@ -1,0 +1,141 @@
+"""Elections, semaphores, barriers and rate limits while processes and nodes are killed and paused, on three real nodes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from dss_client import BarrierTimeout, Client, Leader
+from dss_dev.local_cluster import LocalCluster
+
+pytestmark = pytest.mark.cluster
+TTL_S = 4.0
+
+HOLDER = """
+import sys, threading, time
+from dss_client import Client, LockLost
+
+dss = Client(sys.argv[1])
+try:
+    with dss.election("crash", ttl=4, value="holder") as term, dss.semaphore("crash", 1, ttl=4) as permit:
+        if sys.argv[2] == "barrier":
+            threading.Thread(target=dss.barrier("crash", 2, ttl=4).wait, daemon=True).start()
+            time.sleep(0.5)
+        print(term.token, permit.token, flush=True)
+        sys.stdin.readline()
+        print("lost" if term.lost.is_set() and permit.lost.is_set() else "held", flush=True)
+except LockLost as error:
+    print("LockLost", flush=True)
+"""
+
+
+class Holder:
+    """A process that is elected, holds a permit and waits at a barrier."""
+
+    def __init__(self, urls: str, *arguments: str) -> None:
+        command = [sys.executable, "-c", HOLDER, urls, *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.tokens = [int(word) for word in self.read().split()]
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def wake_up(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_holders_and_nodes_fail(three_nodes: LocalCluster) -> None:
+    urls = ",".join(node.url for node in three_nodes.nodes)
+    with Client(urls) as dss, ThreadPoolExecutor(8) as threads:
+        # A paused process loses its term before another one is elected, and sees it when it runs again.
+        paused = Holder(urls, "")
+        paused.process.send_signal(signal.SIGSTOP)
+        with dss.election("crash", ttl=TTL_S, wait=30) as term, dss.semaphore("crash", 1, wait=30) as permit:
+            assert term.token > paused.tokens[0]
+            assert permit.token > paused.tokens[1]
+            paused.wake_up()
+            paused.process.send_signal(signal.SIGCONT)
+            assert (paused.read(), paused.read()) == ("lost", "LockLost")
+        paused.process.wait(10)
+
+        # A process is killed.
+        killed = Holder(urls, "barrier")
+        killed.process.kill()
+        killed.process.wait()
+        started = time.monotonic()
+        with dss.election("crash", wait=30) as term, dss.semaphore("crash", 1, wait=30) as permit:
+            assert term.token > killed.tokens[0]
+            assert permit.token > killed.tokens[1]
+        assert time.monotonic() - started < TTL_S + 10
+        with pytest.raises(BarrierTimeout) as caught:
+            dss.barrier("crash", 2).wait(wait=0.5)
+        assert caught.value.present == 1
+
+        # The leading node is killed while a client leads, others wait, and one observes.
+        seen: list[Leader | None] = []
+        is_over = threading.Event()
+
+        def observe() -> None:
+            with Client(urls) as other:
+                for leader in other.election("failover").observe():
+                    seen.append(leader)
+                    if is_over.is_set():
+                        return
+
+        observing = threads.submit(observe)
+        limit = dss.rate_limit("failover", 1, per=600, burst=5)
+        assert all(limit.try_acquire() for _ in range(3))
+        first = dss.election("failover", ttl=8, value="first")
+        assert first.campaign()
+        assert first.term is not None
+        permit = dss.semaphore("failover", 1, ttl=8).acquire()
+        second = dss.election("failover", ttl=8, value="second")
+        elected = threads.submit(second.campaign)
+        permits = [threads.submit(dss.semaphore("failover", 1, ttl=8, wait=60).acquire) for _ in range(2)]
+        meeting = threads.submit(dss.barrier("failover", 2, ttl=8).wait)
+        until(lambda: seen and seen[-1] and seen[-1].value == "first")
+        until(lambda: len(first.candidates()) == 1)
+        until(lambda: dss.call("locks.status", key="semaphore/failover/queue")["waiter_count"] == 1)
+        until(lambda: dss.cache.get("barrier/failover") is None and not meeting.done())
+
+        leader = three_nodes.leader()
+        leader.kill()
+        assert sorted([dss.barrier("failover", 2).wait(), meeting.result(30)]) == [0, 1]
+        assert not first.term.lost.is_set()
+        assert not permit.lost.is_set()
+        assert not elected.done()
+        permit.release()
+        # Each of those that wait is given the permit, one after the other.
+        done = [permits[0], permits[1]]
+        until(lambda: any(one.done() for one in done))
+        given = next(one for one in done if one.done())
+        assert not all(one.done() for one in done)
+        given.result().release()
+        next(one for one in done if one is not given).result(30).release()
+        assert [limit.try_acquire() for _ in range(3)] == [True, True, False]
+        first.resign()
+        assert elected.result(30)
+        until(lambda: seen[-1] and seen[-1].value == "second")
+        is_over.set()
+        second.resign()
+        observing.result(30)
+        tokens = [leader.token for leader in seen if leader]
+        assert tokens == sorted(set(tokens))
