@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dss_client import AsyncClient
 from dss_client.config import Config
 from dss_dev.local_cluster import LocalCluster, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
+from dss_raft.versions import LATEST
 
 #: of the real node
 TOKEN = "secret"
@@ -153,9 +155,18 @@ def _cluster(directory: Path, size: int, **environment: str) -> Iterator[LocalCl
     cluster.start()
     try:
         cluster.wait_ready()
+        _wait_for_request_ids(cluster)
         yield cluster
     finally:
         cluster.stop()
+
+
+def _wait_for_request_ids(cluster: LocalCluster) -> None:
+    """A new cluster begins with the first cluster version. A client that asks too early does without them for a minute."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    for node in cluster.nodes:
+        while node.call("GET", "/raft/status", headers=headers).json["cluster_version"] < LATEST:
+            time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

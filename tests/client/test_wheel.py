@@ -51,6 +51,7 @@ def test_the_example_of_the_readme(real_node: LocalCluster, token: str, tmp_path
     for name in {*dependencies("dss-client")}:
         install(name, packages)
     assert (packages / "dss_client" / "py.typed").exists()
+    assert (packages / "pytest_dss" / "guard.py").exists()
 
     (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     example, count = re.subn(r"http://[\d.:]+(,http://[\d.:]+)*", url, example)
