@@ -489,7 +489,9 @@ async def _acquire_once(core: Core, owners: Owners, owner: str, spec: LockSpec, 
             await held.refresh()
         except LockLost:
             pass
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Unavailable | UnknownOutcome) and held.is_lost:
+                return held
             core.spawn(held.release())
             raise
     return held

@@ -103,6 +103,19 @@ async def test_a_lock_that_is_lost_before_its_answer_is_acquired_again(node: Any
     assert len(node.requests("locks.acquire")) == 2
 
 
+async def test_a_lock_whose_first_renewal_gets_no_answer_is_acquired_again(node: Any, client: AsyncClient) -> None:
+    grants(node, 900)
+
+    def slowly(request: Any) -> Any:
+        time.sleep(0.6)
+        return granted(900)
+
+    node.answers["locks.acquire"] = [slowly, granted(30_000)]
+    node.answers["locks.renew"] = None
+    async with client.lock("k", ttl=0.9, renew=False) as held:
+        assert (held.remaining or 0) > 20
+
+
 async def test_it_is_lost_before_the_lease_ends(node: Any, client: AsyncClient) -> None:
     grants(node, 900)
     node.answers["locks.renew"] = None
