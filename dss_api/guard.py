@@ -1,45 +1,235 @@
-"""Access checks, the same for every entry point: a bearer token if one is configured, and no calls by pages of other sites."""
+"""Access checks, the same for every entry point: who calls, and no calls by pages of other sites.
+
+A node is *open* or *closed*. A closed node answers 401 to every call without a token, except to calls that never need one. It is closed if
+DSS_API_TOKEN is set, once the cluster has or had a token, or if others than this machine reach it (unless DSS_OPEN is set). See
+docs/how-to/tokens.md.
+
+Checking a token costs one lookup: a header that was found valid is kept until the tokens change. Only valid headers are kept, so there are
+never more of them than tokens.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
+from dss_api import token_text
+from dss_api.caller import ANYONE, Caller
 from dss_api.errors import Refused
+from dss_api.rights import EVERYTHING, Access
+from dss_api.token_text import KEY_HOLDER, KEY_HOLDER_S, TokenKey
+
+T = TypeVar("T")
 
 TOKEN_WANTED = "send `Authorization: Bearer <token>`"
+NOT_VALID = "the token is not valid"
+TOKEN_ENDED = "the token was revoked or has expired, or calls need a token now"
 
 _SCHEME = b"bearer "
+#: Headers that are kept. Several clients may write the same token in several ways.
+CACHED_MAX = 10_000
+
+
+class Token(Protocol):
+    """A token as the guard sees it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def scopes(self) -> Sequence[str]: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def previous_until_ms(self) -> int: ...
+    @property
+    def previous_key(self) -> str: ...
+    @property
+    def is_expired(self) -> bool: ...
+
+
+class TokenBook(Protocol):
+    """The tokens that this node knows."""
+
+    @property
+    def is_closed(self) -> bool:
+        """A token exists or existed."""
+
+    def find(self, token_id: str) -> Token | None:
+        """The token with this id."""
+
+
+class _NoTokens:
+    is_closed = False
+
+    def find(self, token_id: str) -> None:
+        return None
 
 
 class Guard:
     """Checks a call's headers.
 
     Args:
-        token: "" when calls need none.
+        api_token: DSS_API_TOKEN, which may do everything; "" for none.
+        is_open: calls need no token while the cluster has none.
+        keys: of the cluster; the first one makes new secrets.
+        wall_s: replaces the clock by which a key holder's token is checked.
     """
 
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
+    def __init__(
+        self,
+        api_token: str = "",
+        is_open: bool = True,
+        keys: Sequence[TokenKey] = (),
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._api_token = api_token.encode()
+        self._may_be_open = is_open and not api_token
+        self._keys = {key.id: key for key in keys}
+        self._wall_s = wall_s
+        self._tokens: TokenBook = _NoTokens()
+        self._cached: dict[bytes, Caller] = {}
+        self._watchers: dict[Callable[[], None], None] = {}
+        #: whether calls need no token now
+        self.is_open = self._may_be_open
+        #: the key that makes new secrets; None: this node cannot make tokens
+        self.key = keys[0] if keys else None
 
     @property
-    def is_open(self) -> bool:
-        """Whether calls need no token."""
-        return not self._token
+    def has_tokens(self) -> bool:
+        """Whether the cluster has or had a token."""
+        return self._tokens.is_closed
 
-    def check_token(self, authorization: bytes) -> None:
-        """Raises:
-        Refused: `unauthenticated`.
+    def use(self, tokens: TokenBook | None) -> None:
+        """Check tokens against these from now on."""
+        self._tokens = tokens or _NoTokens()
+        self.changed()
+
+    def changed(self) -> None:
+        """The tokens have changed: whoever has a call or a connection open is checked again."""
+        self._cached.clear()
+        self.is_open = self._may_be_open and not self._tokens.is_closed
+        for watcher in list(self._watchers):
+            watcher()
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback()` whenever the tokens have changed, until the returned function is called."""
+        self._watchers[callback] = None
+        return lambda: self._watchers.pop(callback, None)
+
+    def authenticate(self, authorization: bytes) -> Caller:
+        """Who makes a call with this header; b"" for none.
+
+        Raises:
+            Refused: `unauthenticated`.
         """
-        if not self._token:
-            return
+        if self.is_open:
+            return ANYONE
+        caller = self._cached.get(authorization)
+        if caller is None:
+            caller = self._check(authorization)
+        caller.used = True
+        return caller
+
+    def is_valid(self, authorization: bytes) -> bool:
+        """Whether calls with this header are still accepted."""
+        try:
+            self.authenticate(authorization)
+        except Refused:
+            return False
+        return True
+
+    async def while_valid(self, authorization: bytes, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work`, and cancel it when calls with this header are not accepted any longer.
+
+        Raises:
+            Refused: `unauthenticated`.
+        """
+        task = asyncio.ensure_future(work)
+        ended = False
+
+        def check() -> None:
+            nonlocal ended
+            if not ended and not self.is_valid(authorization):
+                ended = True
+                task.cancel()
+
+        unwatch = self.watch(check)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            task.cancel()
+            if ended:
+                raise Refused("unauthenticated", TOKEN_ENDED) from None
+            raise
+        finally:
+            unwatch()
+
+    def take_used(self) -> list[str]:
+        """The ids of the tokens with which calls were made since the last time."""
+        used = [caller for caller in self._cached.values() if caller.used and caller.owner]
+        for caller in used:
+            caller.used = False
+        return list(dict.fromkeys(caller.owner for caller in used))
+
+    def _check(self, authorization: bytes) -> Caller:
         if not authorization:
             raise Refused("unauthenticated", TOKEN_WANTED)
-        if authorization[: len(_SCHEME)].lower() != _SCHEME or not self.is_token(authorization):
-            raise Refused("unauthenticated", "the token is not valid")
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
+            raise Refused("unauthenticated", NOT_VALID)
+        text = authorization[len(_SCHEME) :].strip()
+        if self._api_token and hmac.compare_digest(text, self._api_token):
+            caller = Caller("DSS_API_TOKEN", EVERYTHING)
+        else:
+            parts = token_text.split(text.decode("latin-1"))
+            if parts is None:
+                raise Refused("unauthenticated", NOT_VALID)
+            if parts[0].startswith(KEY_HOLDER):
+                # Not kept: it ends without a change of the tokens.
+                return self._key_holder(*parts)
+            caller = self._token_holder(*parts)
+        if len(self._cached) >= CACHED_MAX:
+            self._cached.clear()
+        self._cached[authorization] = caller
+        return caller
 
-    def is_token(self, authorization: bytes) -> bool:
-        """Whether the header contains the token."""
-        return bool(self._token) and hmac.compare_digest(authorization[len(_SCHEME) :].strip(), self._token)
+    def _token_holder(self, token_id: str, secret: str) -> Caller:
+        token = self._tokens.find(token_id)
+        if token is None or not self._has_secret(token, secret):
+            raise Refused("unauthenticated", NOT_VALID)
+        if token.is_expired:
+            raise Refused("unauthenticated", "the token has expired")
+        return Caller(f"token {token.name} ({token.id})", Access(token.scopes), token.id, self._session_key(token))
+
+    def _has_secret(self, token: Token, secret: str) -> bool:
+        key = self._keys.get(token.key)
+        if key is not None and token_text.is_secret(secret, key, token.id, token.generation):
+            return True
+        previous = self._keys.get(token.previous_key) if token.previous_until_ms else None
+        return previous is not None and token_text.is_secret(secret, previous, token.id, token.generation - 1)
+
+    def _session_key(self, token: Token) -> TokenKey:
+        """The key with which sessions are sealed: the same before and after a rotation of the token."""
+        return self.key or self._keys[token.key]
+
+    def _key_holder(self, token_id: str, secret: str) -> Caller:
+        """Whoever can compute this token has the key, and could compute every other one."""
+        try:
+            made_s = int(token_id[len(KEY_HOLDER) :], 16)
+        except ValueError:
+            raise Refused("unauthenticated", NOT_VALID) from None
+        valid = [key for key in self._keys.values() if token_text.is_secret(secret, key, token_id, 0)]
+        if not valid:
+            raise Refused("unauthenticated", NOT_VALID)
+        if abs(self._wall_s() - made_s) > KEY_HOLDER_S:
+            raise Refused("unauthenticated", f"the clocks of the two machines differ by more than {KEY_HOLDER_S} s")
+        return Caller("holder of the cluster's key", EVERYTHING)
 
 
 def check_origin(origin: bytes, host: bytes) -> None:
@@ -50,3 +240,17 @@ def check_origin(origin: bytes, host: bytes) -> None:
     """
     if origin and origin.partition(b"://")[2] != host:
         raise Refused("forbidden", "pages of another site may not call this node")
+
+
+def shared() -> Guard:
+    """The guard of this process, for pages."""
+    return _shared
+
+
+def set_shared(guard: Guard) -> None:
+    """Make `guard` the one of this process."""
+    global _shared
+    _shared = guard
+
+
+_shared: Guard = Guard()

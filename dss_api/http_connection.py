@@ -19,9 +19,11 @@ from typing import Any, Protocol
 
 import httptools
 
+from dss_api.caller import Caller
 from dss_api.client_memory import CALL_BYTES, CONNECTION_BYTES, SETTING, Account, ClientMemory
 from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
+from dss_api.guard import TOKEN_ENDED
 from dss_api.http_answers import CONTINUE, encode_answer
 from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
@@ -58,6 +60,9 @@ class Listener(Protocol):
     def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
         """Find out what answers the request, and check its headers. Returns a refusal, or None."""
 
+    def caller_of(self, request: HttpRequest) -> Caller:
+        """Who makes the call now. Raises `Refused` if its token has ended since its head was checked."""
+
     def call_begins(self, address: str) -> None:
         """Count a call. Raises `Refused` when its client has too many in progress."""
 
@@ -79,6 +84,10 @@ class HttpConnection(asyncio.Protocol):
         self._reading: HttpRequest | None = None
         self._queue: deque[HttpRequest] = deque()
         self._task: asyncio.Task[None] | None = None
+        #: the request of `_task`
+        self._serving: HttpRequest | None = None
+        #: the token of `_task` has ended
+        self._is_revoked = False
         self._head_bytes = 0
         self._messages_read = 0
         self._discarded_bytes = 0
@@ -285,26 +294,33 @@ class HttpConnection(asyncio.Protocol):
     def _begin_call(self, request: HttpRequest) -> None:
         try:
             decoded = request.decode()
+            caller = self._listener.caller_of(request)
             self._listener.call_begins(self.address)
         except Refused as refusal:
             self._send(request, encode_refusal(refusal))
             return
         self.deadline = 0.0
-        self._task = self._listener.loop.create_task(self._call(request, decoded))
+        self._serving, self._is_revoked = request, False
+        self._task = self._listener.loop.create_task(self._call(request, decoded, caller))
 
-    async def _call(self, request: HttpRequest, decoded: Any) -> None:
+    async def _call(self, request: HttpRequest, decoded: Any, caller: Caller) -> None:
         route = request.route
         assert route is not None
         try:
             await self._listener.turns.enter(self.address)
-            answer = await route.carry_out(self._listener.find_node, decoded)
+            answer = await route.carry_out(self._listener.find_node, decoded, caller)
         except asyncio.CancelledError:
             if self._has_hung_up:
                 route.observe(499, perf_counter() - request.started)
                 return
-            if not self._is_half_closed:
+            if self._is_revoked:
+                answer = encode_refusal(Refused("unauthenticated", TOKEN_ENDED))
+            elif self._is_half_closed:
+                answer = encode_refusal(
+                    Refused("cancelled", "the client closed its side of the connection while the call waited")
+                )
+            else:
                 raise
-            answer = encode_refusal(Refused("cancelled", "the client closed its side of the connection while the call waited"))
         finally:
             self._listener.call_ended(self.address)
         try:
@@ -338,6 +354,17 @@ class HttpConnection(asyncio.Protocol):
         """Let the loop deliver the connection's events. The loss of the connection cancels this task."""
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(seconds)
+
+    def tokens_changed(self) -> None:
+        """End the call in progress if its token is not valid any longer."""
+        request = self._serving
+        if self._task is None or self._is_revoked or request is None or request.route is None or request.route.outlives_tokens:
+            return
+        try:
+            self._listener.caller_of(request)
+        except Refused:
+            self._is_revoked = True
+            self._task.cancel()
 
     def _cancel_if_slow(self, task: asyncio.Task[None] | None) -> None:
         if task is not None and task is self._task:

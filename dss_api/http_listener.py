@@ -17,6 +17,7 @@ import structlog
 from prometheus_client import Gauge
 
 from dss_api import heap, negotiation
+from dss_api.caller import Caller
 from dss_api.client_memory import TAKEN_OVER_BYTES, Account
 from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
@@ -73,6 +74,7 @@ class Client:
     input_turns: InputTurns
 
 
+CheckPage = Callable[[str, str, Sequence[tuple[bytes, bytes]]], EncodedAnswer | None]
 #: Takes a connection over: its transport, the first input, its client.
 TakeOver = Callable[[asyncio.Transport, bytes, Client], HandedOver]
 
@@ -84,6 +86,7 @@ class HttpListener:
         json: the operations and their access checks.
         page_prefixes: paths below which the web server answers every request.
         take_over: hands a connection to the web server.
+        check_page: refuses a request for the web server before its body is read: method, path and headers.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class HttpListener:
         page_prefixes: tuple[str, ...],
         limits: HttpLimits,
         take_over: TakeOver,
+        check_page: CheckPage = lambda method, path, headers: None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
@@ -107,6 +111,7 @@ class HttpListener:
         self._in_progress = in_progress
         self._page_prefixes = page_prefixes
         self._take_over = take_over
+        self._check_page = check_page
         self._server: asyncio.Server | None = None
         self._connections: set[HttpConnection] = set()
         self._handed_over: dict[HandedOver, HttpConnection] = {}
@@ -122,6 +127,7 @@ class HttpListener:
 
     async def accept(self, listening: socket.socket) -> None:
         """Accept connections from this socket."""
+        self._json.guard.watch(self._tokens_changed)
         self._server = await self.loop.create_server(lambda: HttpConnection(self), sock=listening)
         self._sweep()
 
@@ -179,6 +185,19 @@ class HttpListener:
             self._connections.discard(connection)
             self._forget(connection)
 
+    def caller_of(self, request: HttpRequest) -> Caller:
+        """Who makes the call now.
+
+        Raises:
+            Refused: `unauthenticated`.
+        """
+        assert request.route is not None
+        return self._json.authenticate(request.route, request.authorization)
+
+    def _tokens_changed(self) -> None:
+        for connection in list(self._connections):
+            connection.tokens_changed()
+
     def call_begins(self, address: str) -> None:
         """Count a call.
 
@@ -213,15 +232,17 @@ class HttpListener:
         if host and not self._is_host_allowed(host):
             return encode_refusal(WRONG_HOST)
         path = request.path
-        if request.is_upgrade or negotiation.is_page(path, accept, from_form, self._page_prefixes):
-            return encode_refusal(self.limits.too_large) if length > self.limits.body_bytes_max else None
-        methods, request.parameter = self._json.routes.find(path)
         method = request.method.decode("latin-1")
+        if request.is_upgrade or negotiation.is_page(path, accept, from_form, self._page_prefixes):
+            if length > self.limits.body_bytes_max:
+                return encode_refusal(self.limits.too_large)
+            return self._check_page(method, path, request.headers)
+        methods, request.parameter = self._json.routes.find(path)
         route = methods.get("GET" if method == "HEAD" else method) if methods else None
         if route is None:
             return nothing_there(path, method, methods)
         try:
-            self._json.check_headers(route, request.headers)
+            _, request.authorization, _ = self._json.check_headers(route, request.headers)
         except Refused as refusal:
             return encode_refusal(refusal)
         request.route = route

@@ -17,6 +17,7 @@ class HttpRequest:
 
     __slots__ = (
         "answer",
+        "authorization",
         "body",
         "body_bytes",
         "content_type",
@@ -56,6 +57,7 @@ class HttpRequest:
         #: what it counts in its connection's account
         self.held_bytes = 0
         self.content_type = b""
+        self.authorization = b""
         #: the operation; None: the web server answers
         self.route: Route | None = None
         #: value of the path's parameter

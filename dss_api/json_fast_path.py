@@ -13,11 +13,12 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from dss_api.caller import ANYONE, Caller
 from dss_api.codec import EncodedAnswer, encode_refusal, too_large
 from dss_api.errors import Refused
-from dss_api.guard import Guard, check_origin
+from dss_api.guard import TOKEN_ENDED, Guard, check_origin
 from dss_api.operation import Operation
-from dss_api.routes import Route, Routes, not_allowed
+from dss_api.routes import Route, Routes, not_allowed, require_possible
 from dss_api.supervised import report_if_failed
 
 Scope = dict[str, Any]
@@ -52,7 +53,7 @@ class JsonFastPath:
         if route is None:
             await send_answer(send, method, nothing_there(scope["path"], method, methods))
             return
-        call = _Call(receive)
+        call = _Call(receive, self.guard)
         try:
             answer = await self._answer(route, parameter, scope, call)
             if answer.undo is not None and await call.has_ended():
@@ -64,27 +65,31 @@ class JsonFastPath:
             await send_answer(send, method, answer)
         except asyncio.CancelledError:
             call.end()
-            if not call.hung_up:
+            if call.is_revoked:
+                await send_answer(send, method, encode_refusal(Refused("unauthenticated", TOKEN_ENDED)))
+            elif not call.hung_up:
                 raise
-            route.observe(499, perf_counter() - started)
+            route.observe(401 if call.is_revoked else 499, perf_counter() - started)
 
     async def _answer(self, route: Route, parameter: str, scope: Scope, call: _Call) -> EncodedAnswer:
         try:
-            content_type = self.check_headers(route, scope["headers"])
+            content_type, call.authorization, caller = self.check_headers(route, scope["headers"])
             decoder = route.decoder
             if decoder.reads_query:
                 request = decoder.query(scope["query_string"], {route.path_parameter: parameter} if parameter else None)
             else:
                 request = decoder.typed_body(content_type, await call.body(self._body_bytes_max))
+                # The body may have taken a while.
+                caller = self.authenticate(route, call.authorization)
         except Refused as refusal:
             if refusal.code == "too_large":
                 await call.discard_body()
             return encode_refusal(refusal)
-        call.watch()
-        return await route.carry_out(self.find_node, request)
+        call.watch(not route.outlives_tokens)
+        return await route.carry_out(self.find_node, request, caller)
 
-    def check_headers(self, route: Route, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Check token, origin and declared length in one pass, and return the content type.
+    def check_headers(self, route: Route, headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, Caller]:
+        """Check token, origin and declared length in one pass. Returns the content type, the authorization, and the caller.
 
         Raises:
             Refused: `unauthenticated`, `forbidden`, `too_large`.
@@ -101,20 +106,47 @@ class JsonFastPath:
                 host = value
             elif name == b"content-length" and value.isdigit() and int(value) > self._body_bytes_max:
                 raise too_large(self._body_bytes_max)
-        if route.guarded:
-            self.guard.check_token(authorization)
+        caller = self.authenticate(route, authorization)
+        if caller is not ANYONE:
+            require_possible(route.needs, caller)
         if origin and route.changes:
             check_origin(origin, host)
-        return content_type
+        return content_type, authorization, caller
+
+    def authenticate(self, route: Route, authorization: bytes) -> Caller:
+        """Who makes the call.
+
+        Raises:
+            Refused: `unauthenticated`.
+        """
+        return self.guard.authenticate(authorization) if route.guarded else ANYONE
 
 
 class _Call:
     """A call in progress: its body, and whether its client is still there."""
 
-    __slots__ = ("_has_more", "_receive", "_task", "_timer", "_watcher", "hung_up")
+    __slots__ = (
+        "_ends_with_token",
+        "_guard",
+        "_has_more",
+        "_receive",
+        "_task",
+        "_timer",
+        "_unwatch",
+        "_watcher",
+        "authorization",
+        "hung_up",
+        "is_revoked",
+    )
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, guard: Guard) -> None:
         self._receive = receive
+        self._guard = guard
+        self._ends_with_token = False
+        self._unwatch: Callable[[], Any] | None = None
+        self.authorization = b""
+        #: the token of the call has ended
+        self.is_revoked = False
         self._has_more = True
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -157,15 +189,25 @@ class _Call:
         self.hung_up = True
         raise asyncio.CancelledError
 
-    def watch(self) -> None:
-        """Cancel this task when the client hangs up, checked from `WATCH_AFTER_S` on: the node then removes its waiter."""
+    def watch(self, ends_with_token: bool) -> None:
+        """Cancel this task when the client hangs up or its token ends, checked from `WATCH_AFTER_S` on: the node removes its waiter."""
         loop = asyncio.get_running_loop()
+        self._ends_with_token = ends_with_token
         self._task = asyncio.current_task(loop)
         self._timer = loop.call_later(WATCH_AFTER_S, self._begin_watching)
 
     def _begin_watching(self) -> None:
+        if self._ends_with_token:
+            self._unwatch = self._guard.watch(self._tokens_changed)
+            self._tokens_changed()
         self._watcher = asyncio.create_task(self._watch())
         self._watcher.add_done_callback(partial(report_if_failed, "http_call"))
+
+    def _tokens_changed(self) -> None:
+        if not self.is_revoked and not self._guard.is_valid(self.authorization):
+            self.is_revoked = True
+            assert self._task is not None
+            self._task.cancel()
 
     async def has_ended(self) -> bool:
         """Whether the client has hung up, even in a call too quick to be watched."""
@@ -186,6 +228,8 @@ class _Call:
         self._task.cancel()
 
     def end(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
         if self._timer is not None:
             self._timer.cancel()
         if self._watcher is not None:

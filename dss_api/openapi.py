@@ -71,7 +71,9 @@ class OpenApi:
         """The `components` object of the document."""
         return {
             "schemas": {**self._components, "Problem": _PROBLEM},
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "description": "The node's DSS_API_TOKEN."}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "A token of the cluster, or DSS_API_TOKEN."}
+            },
         }
 
     def describe(self, operation: Operation) -> dict[str, Any]:
@@ -83,6 +85,8 @@ class OpenApi:
             "tags": [operation.tag],
             # its name in a WebSocket frame (websocket.py)
             "x-op": operation.name,
+            # the right that a token needs for it (dss_api/rights.py)
+            "x-right": operation.needs.text,
             "responses": self._responses(operation),
         }
         if operation.guarded:

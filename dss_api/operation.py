@@ -12,6 +12,7 @@ from dss_api.answer import Answer
 from dss_api.liveness import Liveness
 from dss_api.request_id import with_request_id
 from dss_api.result import Result
+from dss_api.rights import Need, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Operation:
     handle: Callable[..., Awaitable[Result | Answer]]
     #: the Struct that every 200 answer is made of
     answer: type[Answer]
+    #: the right that a caller needs; `OPEN` for calls that never need a token
+    needs: Need
     #: one line, then the full text in Markdown
     summary: str
     description: str = ""
@@ -42,14 +45,20 @@ class Operation:
     example: dict[str, Any] = field(default_factory=dict)
     #: problem codes of this call, in addition to those of every call
     problems: tuple[str, ...] = ()
-    #: False for calls that never need a token (/health, /ready)
-    guarded: bool = True
     #: False for a call that works while the node cannot use the replicated state, because an entry could not be applied
     needs_state: bool = True
     #: True for a call that the client may repeat without a second effect: its requests have the field `request_id`
     takes_request_id: bool = False
     #: called with node, request and result if the client disconnected before the answer could be sent; gives back what it got
     undo: Callable[[Any, Any, Any], Awaitable[None]] | None = None
+
+    def __post_init__(self) -> None:
+        check(self.needs, self.request)
+
+    @property
+    def guarded(self) -> bool:
+        """False for calls that never need a token."""
+        return not self.needs.is_open
 
     @property
     def request_with_id(self) -> type[msgspec.Struct]:
@@ -98,6 +107,8 @@ class Subscription:
     handle: Callable[[Any, Any, Feed], Awaitable[Result | Answer]]
     #: declares every field of what is pushed
     event: type[msgspec.Struct]
+    #: the right that a caller needs
+    needs: Need
     summary: str
     description: str = ""
     tag: str = ""
@@ -106,3 +117,6 @@ class Subscription:
     problems: tuple[str, ...] = ()
     #: the Struct of its last answer, if it ends without a refusal
     answer: type[Answer] = Answer
+
+    def __post_init__(self) -> None:
+        check(self.needs, self.request)

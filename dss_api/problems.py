@@ -122,7 +122,7 @@ class Problem(NamedTuple):
 PROBLEMS: dict[str, Problem] = {
     "invalid": Problem(400, "The request is not valid", members=Invalid),
     "unauthenticated": Problem(401, "Authentication is required"),
-    "forbidden": Problem(403, "Not allowed"),
+    "forbidden": Problem(403, "Not allowed", members=Invalid),
     "not_found": Problem(404, "Not found"),
     "method_not_allowed": Problem(405, "Method not allowed"),
     "request_timeout": Problem(408, "The request did not arrive in time"),

@@ -16,6 +16,9 @@ import msgspec
 from dss_api.errors import Refused
 
 FIELD = "request_id"
+#: Between the random part of a session's id and the proof to whom it was given; see `Caller.seal`.
+SEAL_MARK = "-"
+SEAL_PURPOSE = "request session"
 #: Numbers that all readers of JSON read exactly.
 NUMBER_MAX = 2**53
 #: Commands of one request.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,13 @@ import structlog
 from prometheus_client import Histogram
 
 from dss_api.answer import Answer
+from dss_api.caller import ANYONE, Caller, set_caller
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, RequestDecoder, encode_refusal
 from dss_api.errors import Refused
 from dss_api.operation import Operation
-from dss_api.request_id import Identified
+from dss_api.request_id import FIELD, SEAL_MARK, SEAL_PURPOSE, Identified
 from dss_api.result import Result
+from dss_api.rights import ONLY_ALL, Need
 
 log = structlog.get_logger("api")
 
@@ -36,6 +38,7 @@ class Route:
         "guarded",
         "handle",
         "name",
+        "needs",
         "needs_state",
         "observers",
         "path_parameter",
@@ -47,6 +50,7 @@ class Route:
         self.handle = operation.handle
         self.undo = operation.undo
         self.guarded = operation.guarded
+        self.needs = operation.needs
         self.needs_state = operation.needs_state
         self.changes = operation.method != "GET"
         self.decoder = RequestDecoder(operation)
@@ -55,13 +59,18 @@ class Route:
         self.observers: dict[int, Callable[[float], None]] = {}
         _, self.path_parameter = split_path(operation.path)
 
-    async def carry_out(self, find_node: Callable[[], Any], request: Any) -> EncodedAnswer:
-        """Run the operation; an unexpected exception is logged and answered `internal`."""
+    @property
+    def outlives_tokens(self) -> bool:
+        """True for a call that changes tokens: it is answered although its caller's token may have ended by it."""
+        return self.needs is ONLY_ALL
+
+    async def carry_out(self, find_node: Callable[[], Any], request: Any, caller: Caller) -> EncodedAnswer:
+        """Run the operation for this caller; an unexpected exception is logged and answered `internal`."""
         try:
             node = find_node()
             if self.needs_state:
                 require_state(node)
-            result = await self.begin(node, request)
+            result = await self.perform(node, request, caller)
             answer = self.encoder.encode(result)
             # A client that gave an id can repeat the call, and gets the same answer.
             if self.undo is not None and answer.status == 200 and type(request) is not Identified:
@@ -73,17 +82,45 @@ class Route:
             log.exception("api.failed", operation=self.name)
             return encode_refusal(Refused("internal", INTERNAL))
 
-    def begin(self, node: Any, request: Any) -> Awaitable[Result | Answer]:
-        """Call the operation's handler with a decoded request."""
+    async def perform(self, node: Any, request: Any, caller: Caller) -> Result | Answer:
+        """Call the operation's handler with a decoded request, if the caller may. Every call of every entry point passes here.
+
+        Raises:
+            Refused: `forbidden`; what the handler raises.
+        """
+        if caller is not ANYONE:
+            set_caller(caller)
+            require_right(self.needs, caller, request)
         if type(request) is Identified:
-            return self.handle(node, request.request, request.id)
-        return self.handle(node, request)
+            return await self.handle(node, request.request, request.id)
+        return await self.handle(node, request)
 
     def observe(self, status: int, seconds: float) -> None:
         observe = self.observers.get(status)
         if observe is None:
             observe = self.observers[status] = REQUEST_SECONDS.labels(self.name, str(status)).observe
         observe(seconds)
+
+
+def require_possible(needs: Need, caller: Caller) -> None:
+    """Before the request is read: refuse a caller that may make no such call.
+
+    Raises:
+        Refused: `forbidden`.
+    """
+    if caller is not ANYONE and not needs.is_possible(caller.access):
+        raise Refused("forbidden", f"the token may not make this call; it needs {needs.text}")
+
+
+def require_right(needs: Need, caller: Caller, request: Any) -> None:
+    """Raises:
+    Refused: `forbidden`: the caller may not make this call with this request.
+    """
+    if type(request) is Identified:
+        caller.check_seal(SEAL_PURPOSE, request.id.session, SEAL_MARK, FIELD)
+        request = request.request
+    if not needs.is_met(caller.access, request):
+        raise Refused("forbidden", f"the token may not make this call; it needs {needs.text}")
 
 
 def require_state(node: Any) -> None:

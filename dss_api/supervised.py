@@ -34,6 +34,7 @@ TaskName = Literal[
     "raft",
     "snapshot",
     "tick",
+    "tokens",
     "websocket",
 ]
 

@@ -21,6 +21,7 @@ import structlog
 from prometheus_client import Gauge
 
 from dss_api.answer import Answer
+from dss_api.caller import ANYONE, set_caller
 from dss_api.client_memory import CALL_BYTES, SETTING
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, EventEncoder, RequestDecoder, encode_refusal
 from dss_api.errors import Refused
@@ -31,7 +32,7 @@ from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.liveness import Liveness, NoLine
 from dss_api.operation import Subscription
-from dss_api.routes import require_state
+from dss_api.routes import require_right, require_state
 from dss_api.supervised import Tasks, report_if_failed
 from dss_api.websocket_writer import WebSocketWriter
 
@@ -94,6 +95,7 @@ class _Subscribable:
 
     def __init__(self, subscription: Subscription) -> None:
         self.handle = subscription.handle
+        self.needs = subscription.needs
         self.decoder = RequestDecoder(subscription)
         self.events = EventEncoder(subscription)
         self.answers = AnswerEncoder(subscription.name, subscription.answer)
@@ -118,7 +120,8 @@ class WebSocketEntryPoint:
             return
         await send({"type": "websocket.accept"})
         client = scope.get("client")
-        await WebSocketConnection(self, client, send).serve(receive)
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
+        await WebSocketConnection(self, client, send, authorization).serve(receive)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -129,7 +132,7 @@ class WebSocketEntryPoint:
             if host and not self.is_host_allowed(host):
                 return FORBIDDEN
             check_origin(headers.get(b"origin", b""), host)
-            self.json.guard.check_token(headers.get(b"authorization", b""))
+            self.json.guard.authenticate(headers.get(b"authorization", b""))
         except Refused as refusal:
             return UNAUTHENTICATED if refusal.code == "unauthenticated" else FORBIDDEN
         return 0
@@ -138,8 +141,12 @@ class WebSocketEntryPoint:
 class WebSocketConnection:
     """One client's connection and its calls."""
 
-    def __init__(self, entry_point: WebSocketEntryPoint, client: Sequence[Any] | None, send: Send) -> None:
+    def __init__(
+        self, entry_point: WebSocketEntryPoint, client: Sequence[Any] | None, send: Send, authorization: bytes = b""
+    ) -> None:
         self._entry_point = entry_point
+        self._guard = entry_point.json.guard
+        self._authorization = authorization
         self._json = entry_point.json
         self._in_progress = in_progress = entry_point.in_progress
         self._address = (client or ("",))[0]
@@ -154,6 +161,8 @@ class WebSocketConnection:
         self._calls: dict[int | str, asyncio.Task[None]] = {}
         #: of the subscriptions among them
         self._feeds: dict[int | str, WebSocketFeed] = {}
+        #: calls that change tokens: they are answered although the connection's token may end by them
+        self._changing_tokens: set[asyncio.Task[None]] = set()
         self._refusals = Tasks()
         self._is_open = True
 
@@ -161,6 +170,7 @@ class WebSocketConnection:
         """Serve until the connection closes. When this returns, cancelled calls have given back what they held."""
         self._in_progress.sockets.add(self._go_away)
         self._serving = asyncio.current_task()
+        unwatch = self._guard.watch(self._tokens_changed)
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 self._line.message_taken()
@@ -181,6 +191,7 @@ class WebSocketConnection:
             if self._writer.is_open:
                 raise
         finally:
+            unwatch()
             self._is_open = False
             self._writer.close()
             self._account.close()
@@ -206,6 +217,21 @@ class WebSocketConnection:
         self._is_open = False
         await self._send({"type": "websocket.close", "code": GOING_AWAY})
 
+    def _tokens_changed(self) -> None:
+        """Close the connection if its token is not valid any longer: its calls and subscriptions end."""
+        if self._is_open and not self._guard.is_valid(self._authorization):
+            self._refusals.spawn("websocket", self._end_unauthenticated())
+
+    async def _end_unauthenticated(self) -> None:
+        if self._changing_tokens:
+            await asyncio.wait(self._changing_tokens)
+        if not self._is_open:
+            return
+        self._is_open = False
+        for call in list(self._calls.values()):
+            cancel_once(call)
+        await self._send({"type": "websocket.close", "code": UNAUTHENTICATED})
+
     async def _begin(self, frame: Frame, as_text: bool, held_bytes: int) -> None:
         try:
             if frame.op in (CANCEL, PING):
@@ -225,6 +251,10 @@ class WebSocketConnection:
         subscribes = frame.op in self._entry_point.subscriptions
         work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
         task = self._calls[frame.id] = asyncio.create_task(work)
+        route = self._json.routes.by_name.get(frame.op)
+        if route is not None and route.outlives_tokens:
+            self._changing_tokens.add(task)
+            task.add_done_callback(self._changing_tokens.discard)
         self._account.take(held_bytes)
         task.add_done_callback(lambda done: self._call_ended(frame.id, held_bytes, done))
         if subscribes:
@@ -269,7 +299,8 @@ class WebSocketConnection:
             if route is None:
                 raise Refused("not_found", f"there is no operation {frame.op}")
             await self._in_progress.turns.enter(self._address)
-            answer = await route.carry_out(self._json.find_node, route.decoder.body(bytes(frame.request)))
+            caller = self._json.authenticate(route, self._authorization)
+            answer = await route.carry_out(self._json.find_node, route.decoder.body(bytes(frame.request)), caller)
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:
             answer = encode_refusal(refusal)
@@ -290,6 +321,10 @@ class WebSocketConnection:
         self._feeds[frame.id] = feed
         try:
             request = subscription.decoder.body(bytes(frame.request))
+            caller = self._guard.authenticate(self._authorization)
+            if caller is not ANYONE:
+                set_caller(caller)
+                require_right(subscription.needs, caller, request)
             node = self._json.find_node()
             require_state(node)
             answer = subscription.answers.encode(await subscription.handle(node, request, feed))

@@ -25,13 +25,16 @@ from rest_framework.renderers import BaseRenderer, BrowsableAPIRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from dss_api import guard as guards
 from dss_api import running
+from dss_api.caller import ANYONE, Caller
 from dss_api.codec import INTERNAL, EncodedAnswer, encode_refusal, too_large
 from dss_api.errors import Refused
-from dss_api.guard import TOKEN_WANTED, Guard, check_origin
+from dss_api.guard import TOKEN_WANTED, check_origin
 from dss_api.negotiation import prefers_page
 from dss_api.operation import Operation
-from dss_api.routes import Route, not_allowed, split_path
+from dss_api.routes import Route, not_allowed, require_possible, split_path
+from dss_console.callers import caller_of_header, caller_of_user
 
 log = structlog.get_logger("api")
 
@@ -41,32 +44,56 @@ REPEATABLE = (
 
 
 class SessionOrToken(SessionAuthentication):
-    """The bearer token, or the admin's session together with Django's CSRF token."""
+    """The bearer token, or the admin's session together with Django's CSRF token. `request.auth` is the `Caller`."""
 
     def authenticate(self, request: Any) -> tuple[Any, Any] | None:
-        header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-        if header:
-            guard = Guard(settings.NODE.api_token)
-            try:
-                guard.check_token(header)
-            except Refused as refusal:
-                raise exceptions.AuthenticationFailed(refusal.detail) from None
-            if guard.is_token(header):
-                return request._request.user, "token"
-        return super().authenticate(request)
+        header = request.META.get("HTTP_AUTHORIZATION", "")
+        route = _route_of(request.parser_context["view"], request)
+        try:
+            if route is not None and not route.guarded:
+                return None
+            if header and (caller := caller_of_header(header)) is not ANYONE:
+                return request._request.user, caller
+            found = super().authenticate(request)
+            return None if found is None else (found[0], caller_of_user(found[0]))
+        except Refused as refusal:
+            raise exceptions.AuthenticationFailed(refusal.detail) from None
 
     def authenticate_header(self, request: Any) -> str:
         return "Bearer"
 
 
 class MayCall(BasePermission):
-    """Anyone if no token is configured; otherwise callers with the token, and staff users."""
+    """The caller has the right that the call needs, as far as that is known without its fields."""
 
     def has_permission(self, request: Any, view: Any) -> bool:
-        if request.auth == "token" or Guard(settings.NODE.api_token).is_open:
+        route = _route_of(view, request)
+        if route is not None and not route.guarded:
             return True
-        route = getattr(view, "routes", {}).get(request.method)
-        return (route is not None and not route.guarded) or bool(request.user.is_staff)
+        try:
+            caller = caller_of(request)
+            if route is not None:
+                require_possible(route.needs, caller)
+        except Refused as refusal:
+            if refusal.code == "unauthenticated":
+                raise exceptions.NotAuthenticated from None
+            raise exceptions.PermissionDenied(refusal.detail) from None
+        return True
+
+
+def _route_of(view: Any, request: Any) -> Route | None:
+    """The call that the request makes; None if it only shows a form."""
+    routes: dict[str, Route] = getattr(view, "routes", {})
+    return routes.get(request.method.replace("HEAD", "GET"))
+
+
+def caller_of(request: Any) -> Caller:
+    """Who makes the call, after the authentication.
+
+    Raises:
+        Refused: `unauthenticated`.
+    """
+    return request.auth if isinstance(request.auth, Caller) else caller_of_user(None)
 
 
 class BodyParser(BaseParser):
@@ -184,7 +211,12 @@ class OperationView(APIView):
         else:
             decoded = route.decoder.body(request.data or b"")
         node = running.node()
-        return route.encoder.encode(running.await_in_loop(route.begin(node, decoded)))  # type: ignore[arg-type]
+        caller = caller_of(request) if route.guarded else ANYONE
+        work = route.perform(node, decoded, caller)
+        if caller.is_token:
+            header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
+            work = guards.shared().while_valid(header, work)
+        return route.encoder.encode(running.await_in_loop(work))
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)

@@ -111,7 +111,7 @@ class JsonEntryPoint(EntryPoint):
 
             headers = [(b"content-type", b"application/json")] if body else []
             scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
-            await JsonFastPath(self._operations, lambda: self.node, Guard(""), BODY_BYTES_MAX)(scope, receive, send)
+            await JsonFastPath(self._operations, lambda: self.node, Guard(), BODY_BYTES_MAX)(scope, receive, send)
 
         self.run(ask)
         document = msgspec.json.decode(b"".join(message.get("body", b"") for message in sent[1:]))

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dss_api.token_text import key_holder_text, token_key
 from dss_dev.checkouts import ROOT, Checkout, tested_checkout
 from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
 
@@ -161,10 +162,19 @@ class LocalNode:
         finally:
             connection.close()
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """The header of a call that may do everything, from the settings of the node."""
+        token = self.environment.get("DSS_API_TOKEN", "")
+        secret = self.environment.get("DSS_TOKEN_KEY") or self.environment.get("DSS_CLUSTER_SECRET", "")
+        if not token and secret:
+            token = key_holder_text(token_key(secret), int(time.time()))
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
     def status(self) -> dict[str, Any] | None:
         """The answer to `GET /raft/status`, or None."""
         try:
-            reply = self.call("GET", "/raft/status", timeout_s=2.0)
+            reply = self.call("GET", "/raft/status", timeout_s=2.0, headers=self.credentials)
             return reply.json if reply.status == 200 else None
         except (OSError, http.client.HTTPException, ValueError):
             return None

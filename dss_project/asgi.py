@@ -18,16 +18,18 @@ django.setup()
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 
+from dss_api import guard as guards  # noqa: E402
 from dss_api import running  # noqa: E402
 from dss_api.client_memory import BYTES, ClientMemory  # noqa: E402
-from dss_api.guard import Guard  # noqa: E402
 from dss_api.host_check import HostCheck  # noqa: E402
 from dss_api.http_limits import HttpLimits  # noqa: E402
 from dss_api.http_listener import HttpListener, TakeOver  # noqa: E402
 from dss_api.in_progress import InProgress  # noqa: E402
 from dss_api.json_fast_path import JsonFastPath  # noqa: E402
+from dss_api.page_access import PageAccess  # noqa: E402
 from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
-from dss_project.http_entry import WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
+from dss_project.access import make_guard  # noqa: E402
+from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
 from dss_project.lifespan import Lifespan  # noqa: E402
 from dss_project.raft_worker import RaftConsumer  # noqa: E402
 from dss_project.registry import operations, subscriptions  # noqa: E402
@@ -37,11 +39,16 @@ config = settings.NODE
 in_progress = InProgress(config.calls_per_address_max, ClientMemory(config.client_bytes_max))
 BYTES.set_function(lambda: in_progress.memory.bytes)
 is_host_allowed = HostCheck(config.allowed_hosts)
-json = JsonFastPath(operations(), running.node, Guard(config.api_token), config.body_bytes_max)
+guard = make_guard(config)
+guards.set_shared(guard)
+json = JsonFastPath(operations(), running.node, guard, config.body_bytes_max)
+check_page = PageAccess(
+    guard, json.routes, (*ALWAYS_OPEN, *config.open_paths), settings.SESSION_COOKIE_NAME, login="/admin/login/"
+)
 
 application: Any = ProtocolTypeRouter(
     {
-        "http": HttpEntryPoint(json, is_host_allowed, in_progress, config.body_bytes_max),
+        "http": HttpEntryPoint(json, is_host_allowed, in_progress, config.body_bytes_max, check_page),
         "websocket": WebSocketEntryPoint(json, is_host_allowed, in_progress, subscriptions()),
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
         "lifespan": Lifespan(lambda: application),
@@ -61,4 +68,4 @@ def http_listener(take_over: TakeOver) -> HttpListener:
         connections_max=connections_max,
         connections_per_address_max=per_address_max,
     )
-    return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over)
+    return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over, check_page)

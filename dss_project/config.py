@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from urllib.parse import urlsplit
 from dss_api import environment
 from dss_api.client_memory import BYTES_MAX_DEFAULT
 from dss_api.environment import HOUR_MS, PORT_MAX, setting
+from dss_api.find_cluster import ADDRESS_VARIABLES, CLUSTERS, running_clusters
+from dss_api.token_text import key_holder_text, token_key
 from dss_cache.config import CacheConfig
 from dss_queue.config import QueueConfig
 from dss_raft.config import NODE_ID_PATTERN, Peer, RaftConfig
@@ -44,6 +47,25 @@ class Setting:
     meaning: str
 
 
+#: in the data directory of a node that has no secret in common with others
+TOKEN_KEY_FILE = "token-key"
+#: the cluster secret of `make run`, in the directory of its clusters
+LOCAL_SECRET = "cluster-secret"
+#: pages that DSS_OPEN_PATHS may open
+OPENABLE = ("/metrics", "/api/docs", "/api/schema", "/")
+
+
+def read_open_paths(value: str) -> tuple[str, ...]:
+    """Raises:
+    ValueError: one of them is not a page that may be open.
+    """
+    paths = environment.comma_separated(value)
+    for path in paths:
+        if path not in OPENABLE:
+            raise ValueError(f"must list some of {', '.join(OPENABLE)}, not {path!r}")
+    return paths
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     """The settings of one node, read by `from_env`. Tests may construct it directly."""
@@ -57,7 +79,30 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         environment.comma_separated,
         shown="`localhost`, `RPC_HOST`, `NODE_ID`, the peers' hosts",
     )
-    api_token: str = setting("DSS_API_TOKEN", "", "If set, calls must send `Authorization: Bearer <token>`.")
+    api_token: str = setting(
+        "DSS_API_TOKEN", "", "A token that may do everything. If set, calls must send `Authorization: Bearer <token>`."
+    )
+    open: bool = setting(
+        "DSS_OPEN",
+        False,
+        "Serve calls without a token although the node listens beyond loopback. Ends when the first token is made.",
+        environment.boolean,
+    )
+    open_paths: tuple[str, ...] = setting(
+        "DSS_OPEN_PATHS",
+        (),
+        "Pages that need no token, of /metrics, /api/docs, /api/schema and /. Calls always need one, except /health and /ready.",
+        read_open_paths,
+    )
+    token_key: str = setting(
+        "DSS_TOKEN_KEY",
+        "",
+        "Secret from which the secrets of tokens are computed, the same on every node.",
+        shown="`DSS_CLUSTER_SECRET`; a node without one generates `<data dir>/token-key`",
+    )
+    token_key_previous: str = setting(
+        "DSS_TOKEN_KEY_PREVIOUS", "", "The value before a change: tokens made with it stay valid until they are rotated."
+    )
     server: str = setting(
         "DSS_SERVER",
         "daphne",
@@ -130,8 +175,31 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         return cls(**values)
 
     @property
+    def command_token(self) -> str:
+        """What a command on this machine sends: DSS_API_TOKEN, or a proof that it has the cluster's key; "" if it has neither."""
+        secret = self.token_key or self.cluster_secret
+        if self.api_token:
+            return self.api_token
+        if not secret and not any(os.environ.get(name, "").strip() for name in ADDRESS_VARIABLES) and running_clusters():
+            secret = _content(CLUSTERS / LOCAL_SECRET)
+        secret = secret or _content(Path(self.data_dir) / TOKEN_KEY_FILE)
+        return key_holder_text(token_key(secret), int(time.time())) if secret else ""
+
+    @property
+    def is_local_only(self) -> bool:
+        """Whether only this machine reaches the service port."""
+        return environment.is_loopback(self.rpc_host)
+
+    @property
     def peer_is_local_only(self) -> bool:
         return environment.is_loopback(self.rpc_host) and environment.is_loopback(self.peer_host)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def settings_table() -> list[Setting]:

@@ -16,7 +16,7 @@ from pathlib import Path
 #: A start writes less: the tables of Django, the first entries of the log.
 FREE_BYTES_MIN = 4 * 1024 * 1024
 _CHECK_FILE = ".write-check"
-_SECRETS = ("admin-password", "secret-key")
+_SECRETS = ("admin-password", "secret-key", "token-key")
 
 
 class Unusable(Exception):

@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, gene
 from dss_api.codec import EncodedAnswer, encode_refusal, too_large
 from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
+from dss_api.http_listener import CheckPage
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer
 from dss_api.negotiation import is_page
@@ -23,6 +24,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 PAGES = ("/admin", "/api/", "/favicon.ico")
 #: Paths that the web server answers, not the listener.
 WEB_SERVER_PATHS = (*PAGES, "/metrics", settings.STATIC_URL)
+#: Paths that need no token: the admin has its own login, and its files are the same on every node.
+ALWAYS_OPEN = ("/admin", "/admin/", "/favicon.ico", settings.STATIC_URL)
 #: Pages in progress. Each needs a thread, and a page of a call that waits keeps its thread until the call ends.
 PAGES_MAX = 32
 TOO_MANY_PAGES = Refused("overloaded", f"this node already shows {PAGES_MAX} pages")
@@ -39,10 +42,19 @@ class HttpEntryPoint:
 
     Args:
         body_bytes_max: longest body for Django's pages; the JSON fast path has its own check.
+        check_page: refuses a request for a page before its body is read.
     """
 
-    def __init__(self, json: JsonFastPath, is_host_allowed: HostCheck, in_progress: InProgress, body_bytes_max: int) -> None:
+    def __init__(
+        self,
+        json: JsonFastPath,
+        is_host_allowed: HostCheck,
+        in_progress: InProgress,
+        body_bytes_max: int,
+        check_page: CheckPage = lambda method, path, headers: None,
+    ) -> None:
         self._json = json
+        self._check_page = check_page
         self.is_host_allowed = is_host_allowed
         self._body_bytes_max = body_bytes_max
         self._django: Application = get_asgi_application()
@@ -88,11 +100,15 @@ class HttpEntryPoint:
             await send_answer(send, scope["method"], encode_refusal(WRONG_HOST))
             return
         path = scope["path"]
-        if path == "/metrics":
+        is_json = path != "/metrics" and not path.startswith(settings.STATIC_URL) and not is_page(path, accept, from_form, PAGES)
+        refusal = None if is_json else self._check_page(scope["method"], path, scope["headers"])
+        if refusal is not None:
+            await send_answer(send, scope["method"], refusal)
+        elif path == "/metrics":
             await send_answer(send, scope["method"], EncodedAnswer(200, await self._metrics_page(), METRICS_HEADERS))
         elif path.startswith(settings.STATIC_URL):
             await self._file(scope, receive, send)
-        elif not is_page(path, accept, from_form, PAGES):
+        elif is_json:
             await self.in_progress.turns.enter(_address(scope))
             await self._json(scope, receive, send)
         elif content_length.isdigit() and int(content_length) > self._body_bytes_max:

@@ -14,16 +14,17 @@ from dss_queue.operations import OPERATIONS as QUEUE_OPERATIONS
 from dss_queue.operations import SUBSCRIPTIONS as QUEUE_SUBSCRIPTIONS
 from dss_raft.operations import OPERATIONS as RAFT_OPERATIONS
 from dss_raft.request_operations import OPERATIONS as REQUEST_OPERATIONS
+from dss_raft.token_operations import OPERATIONS as TOKEN_OPERATIONS
 
 
 @cache
 def operations() -> tuple[Operation, ...]:
-    """The operations of Raft, of request sessions and of the three subsystems.
+    """The operations of Raft, of tokens, of request sessions and of the three subsystems.
 
     Raises:
         ValueError: two of them share a name, or one names a problem that does not exist.
     """
-    found = (*RAFT_OPERATIONS, *REQUEST_OPERATIONS, *LOCK_OPERATIONS, *QUEUE_OPERATIONS, *CACHE_OPERATIONS)
+    found = (*RAFT_OPERATIONS, *TOKEN_OPERATIONS, *REQUEST_OPERATIONS, *LOCK_OPERATIONS, *QUEUE_OPERATIONS, *CACHE_OPERATIONS)
     _check(found)
     return found
 

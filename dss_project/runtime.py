@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections.abc import Callable
 
-from dss_api import running
+from dss_api import guard, running
 from dss_cache import metrics as cache_metrics
 from dss_cache.backing_store import BackingStore
 from dss_cache.core.directory import Directory
@@ -23,8 +23,10 @@ from dss_queue.idle_topics import IdleTopics
 from dss_queue.subscribers import Subscribers
 from dss_raft import state_usage
 from dss_raft.node import Node
+from dss_raft.replication.access_tokens import AccessTokens
 from dss_raft.replication.limits import LimitsMachine, StateLimits
 from dss_raft.replication.machine import StateMachine
+from dss_raft.tokens import Tokens
 
 _node: Node | None = None
 _cache_service: CacheService | None = None
@@ -34,7 +36,7 @@ def state_machines() -> list[StateMachine]:
     """The state machines of a node. Their order is part of the replicated state: the same on every node."""
     limits = StateLimits()
     table = LockTable(state_limits=limits)
-    return [table, Broker(table, limits), Directory(limits), LimitsMachine(limits)]
+    return [table, Broker(table, limits), Directory(limits), AccessTokens(limits), LimitsMachine(limits)]
 
 
 async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] | None = None) -> Node:
@@ -55,9 +57,11 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     queue_metrics.attach(node)
     Subscribers(node)
     IdleTopics(node)
+    tokens = Tokens(node, guard.shared())
     cache = CacheService(node, backing_store(config))
     cache_metrics.show(cache)
     await node.start()
+    tokens.begin()
     await cache.start()
     _node, _cache_service = node, cache
     running.set_running(node, asyncio.get_running_loop())

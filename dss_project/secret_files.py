@@ -1,9 +1,14 @@
-"""Secrets that a node generates at its first start, in files that only its user can read."""
+"""Secrets that a node generates at its first start, in files that only its user can read.
+
+`python -m dss_project.secret_files FILE` keeps the secret of a cluster in FILE: the one in DSS_CLUSTER_SECRET, otherwise the one that is
+there already, otherwise a new one. Compose runs it before the nodes.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,3 +35,14 @@ def keep(path: Path, secret: str) -> None:
             os.link(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def main(path: Path, given: str) -> None:
+    """See the module."""
+    if given and given != read_or_make(path):
+        path.unlink(missing_ok=True)
+    keep(path, given or secrets.token_urlsafe(RANDOM_BYTES))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), os.environ.get("DSS_CLUSTER_SECRET", "").strip())

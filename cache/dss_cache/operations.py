@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dss_api import rights
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
+from dss_api.rights import READ, Either
 from dss_cache.answers import (
     DeleteAnswer,
     EvictAnswer,
@@ -276,6 +278,7 @@ _GET: dict[str, Any] = {
     "request": GetRequest,
     "handle": get,
     "answer": GetAnswer,
+    "needs": rights.cache("read", "key"),
     "description": (
         "The value is never older than one that was put or read before, on any node. "
         "`hit`: answered from this node's line. If the key has no value, `found` is false and `value` is null."
@@ -294,6 +297,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=put,
         answer=PutAnswer,
         takes_request_id=True,
+        needs=rights.cache("write", "key"),
         summary="Store a value",
         description=(
             "Answered when the value is on the disks of a majority and no node can return an older one. `ttl_ms` is the time to live. "
@@ -313,6 +317,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=delete,
         answer=DeleteAnswer,
         takes_request_id=True,
+        needs=rights.cache("write", "key"),
         summary="Delete a key's value",
         description="`deleted` is false if there was no value. With `if_version` only if the key has that version.",
         tag="Cache",
@@ -327,6 +332,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=add,
         answer=PutAnswer,
         takes_request_id=True,
+        needs=rights.cache("write", "key"),
         summary="Store a value if the key has none",
         tag="Cache",
         example={"key": "user/8", "value": {"name": "Grace"}},
@@ -340,6 +346,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=incr,
         answer=IncrAnswer,
         takes_request_id=True,
+        needs=rights.cache("write", "key"),
         summary="Add to an integer",
         description="Atomic, on any node. A key without a value counts as 0; `delta` may be negative.",
         tag="Cache",
@@ -353,6 +360,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=GetManyRequest,
         handle=mget,
         answer=GetManyAnswer,
+        needs=rights.cache("read", "keys"),
         summary="Read several keys",
         description="Each like a separate get; the values need not be from the same moment.",
         tag="Cache",
@@ -367,6 +375,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=mput,
         answer=PutManyAnswer,
         takes_request_id=True,
+        needs=rights.cache("write", "items.key"),
         summary="Store several values",
         description="Each like a separate put: some may be refused (`ok` is false, with the `code`) while others are stored.",
         tag="Cache",
@@ -379,6 +388,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=EvictRequest,
         handle=evict,
         answer=EvictAnswer,
+        needs=rights.cache("write", "key"),
         summary="Drop this node's line for a key",
         description="The value stays; the next read on this node fetches it again.",
         tag="Cache",
@@ -392,6 +402,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=LinesQuery,
         handle=lines,
         answer=LinesAnswer,
+        needs=Either((READ, rights.cache("read", "key"))),
         summary="List this node's lines, or every node's line for a key",
         tag="Cache",
         example={"key": "user/7"},
@@ -403,6 +414,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=TraceQuery,
         handle=trace,
         answer=TraceAnswer,
+        needs=Either((READ, rights.cache("read", "key"))),
         summary="List the last transitions of a key's lines on every node, with the reasons",
         description="Latest first, by each node's wall clock.",
         tag="Cache",
@@ -415,6 +427,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StatsQuery,
         handle=stats,
         answer=StatsAnswer,
+        needs=READ,
         summary="Statistics of this node's cache since it started",
         tag="Cache",
     ),

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 import structlog
 
+from dss_api import guard
 from dss_api.in_progress import InProgress
+from dss_project.access import announce
 from dss_project.config import NodeConfig
 from dss_project.raft_worker import RaftWorker
 from dss_project.watchdog import Watchdog
@@ -66,6 +68,7 @@ async def _live(
         await _end()
         return 1
     await server.accept(listening)
+    announce(config, guard.shared(), log)
     log.info("node.serving", url=config.url, listening=f"{config.rpc_host}:{config.rpc_port}", server=config.server)
     stopped = loop.create_task(stop.wait())
     await asyncio.wait((stopped, worker.failed), return_when=asyncio.FIRST_COMPLETED)

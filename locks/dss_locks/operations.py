@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+import msgspec
+
+from dss_api.caller import caller
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
+from dss_api.rights import OPERATE, READ, AnyIn, Either, locks
 from dss_locks import metrics
 from dss_locks.answers import (
     AcquireAnswer,
@@ -43,10 +47,17 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 
+#: in a session's id for a token, between the id in the lock table and the seal; see `Caller.seal`
+SEAL_MARK = "~"
+SEAL_PURPOSE = "lock session"
+
+
 async def acquire(node: Node, request: Acquire, once: RequestId | None = None) -> Result:
     """Answer immediately or, if the request has to wait, when it is granted, refused or timed out."""
     outcome = "failed"
     try:
+        if request.session:
+            request = msgspec.structs.replace(request, session=own_session(request.session))
         result = await node.submit(request, wait_ms=request.wait_ms, once=once)
         outcome = result.code or ("reentrant" if result.body["reentrant"] else "granted")
     except asyncio.CancelledError:
@@ -62,7 +73,7 @@ async def acquire(node: Node, request: Acquire, once: RequestId | None = None) -
         metrics.lock_wait_seconds.observe(result.body.get("waited_ms", 0) / 1000)
     elif result.code == "deadlock":
         metrics.lock_deadlock_total.inc()
-    return result
+    return with_seal(result)
 
 
 async def release(node: Node, request: Release, once: RequestId | None = None) -> Result:
@@ -81,14 +92,16 @@ async def renew(node: Node, request: Renew, once: RequestId | None = None) -> Re
 
 
 async def start_session(node: Node, request: StartSession, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
+    return with_seal(await node.submit(request, once=once))
 
 
 async def renew_session(node: Node, request: RenewSession, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
+    request = msgspec.structs.replace(request, session=own_session(request.session))
+    return with_seal(await node.submit(request, once=once))
 
 
 async def close_session(node: Node, request: CloseSession, once: RequestId | None = None) -> Result:
+    request = msgspec.structs.replace(request, session=own_session(request.session))
     return await node.submit(request, once=once)
 
 
@@ -97,6 +110,23 @@ async def force_release(node: Node, request: ForceRelease, once: RequestId | Non
     if result.body["released"]:
         metrics.release_counters["forced"].inc()
     return result
+
+
+def own_session(session: str) -> str:
+    """The session as the lock table knows it. Ids of sessions can be guessed, so a token gets them with a seal, and must send it.
+
+    Raises:
+        Refused: `forbidden`: it is the session of another token.
+    """
+    return caller().check_seal(SEAL_PURPOSE, session, SEAL_MARK, "session")
+
+
+def with_seal(result: Result) -> Result:
+    """The result with its session as the caller must send it."""
+    session = result.body.get("session")
+    if session is None:
+        return result
+    return Result({**result.body, "session": caller().seal(SEAL_PURPOSE, session, SEAL_MARK)}, result.code, result.index)
 
 
 async def check(node: Node, request: CheckToken) -> Result:
@@ -137,6 +167,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=acquire,
         answer=AcquireAnswer,
         takes_request_id=True,
+        needs=locks("key", "keys"),
         summary="Acquire a lock",
         description=(
             "Locks `key`, or all of `keys` or none, in mode `exclusive` or `shared`, first come, first served. A lock that "
@@ -158,6 +189,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=release,
         answer=ReleaseAnswer,
         takes_request_id=True,
+        needs=locks("key", "keys"),
         summary="Release a lock",
         description="A repeat has no effect (`released: false`). With `fencing_token`, only that grant is released.",
         tag="Locks",
@@ -172,6 +204,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=renew,
         answer=RenewAnswer,
         takes_request_id=True,
+        needs=locks("key", "keys"),
         summary="Renew a lease",
         description="Restarts the lease with its current length, or with `ttl_ms`. Renew after about a third of the lease.",
         tag="Locks",
@@ -186,6 +219,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=start_session,
         answer=SessionAnswer,
         takes_request_id=True,
+        needs=AnyIn("locks", ""),
         summary="Start a client session",
         description=(
             "One lease for all locks that are acquired with this `session`. One call renews all of them; if the client does not "
@@ -202,6 +236,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=renew_session,
         answer=SessionRenewAnswer,
         takes_request_id=True,
+        needs=AnyIn("locks", ""),
         summary="Renew a session and all its locks",
         description="Renew after about a third of the lease.",
         tag="Locks",
@@ -216,6 +251,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=close_session,
         answer=SessionCloseAnswer,
         takes_request_id=True,
+        needs=AnyIn("locks", ""),
         summary="Close a session and release all its locks",
         description="A repeat has no effect (`closed: false`).",
         tag="Locks",
@@ -228,6 +264,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=CheckToken,
         handle=check,
         answer=CheckAnswer,
+        needs=Either((READ, locks("key"))),
         summary="Check a fencing token",
         description="For a protected resource that cannot remember the highest token itself: check the token before each write.",
         tag="Locks",
@@ -240,6 +277,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StatusQuery,
         handle=status,
         answer=StatusAnswer,
+        needs=Either((READ, locks("key"))),
         summary="Who holds a key, who waits for it, and why",
         description="Linearizable unless `consistency=local`. With `client`: why that client is waiting.",
         tag="Locks",
@@ -252,6 +290,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=GraphQuery,
         handle=graph,
         answer=GraphAnswer,
+        needs=READ,
         summary="The waits-for graph",
         description="The clients that wait or are waited for, and who waits for whom. Linearizable unless `consistency=local`.",
         tag="Locks",
@@ -264,6 +303,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=force_release,
         answer=ForceReleaseAnswer,
         takes_request_id=True,
+        needs=OPERATE,
         summary="Force the release of a lock",
         description=(
             "Takes the lock away without asking its holder, who may still be running: only the fencing token protects the "
@@ -279,6 +319,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=AuditQuery,
         handle=audit,
         answer=AuditAnswer,
+        needs=READ,
         summary="Forced releases, latest first",
         description="The last 1,000 forced releases. Linearizable unless `consistency=local`.",
         tag="Locks",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from dss_api.errors import Refused
 from dss_api.operation import Feed, Subscription
 from dss_api.result import Result
+from dss_api.rights import READ, AnyIn, Either, locks
 from dss_locks.answers import LockEvent, SessionEndedAnswer, SessionEvent, StateKind
 from dss_locks.core.commands import CloseSession, KeepSession, RenewSession, StartSession, Watch
+from dss_locks.operations import with_seal
 from dss_locks.watching import SERVICE, LockWatchers
 
 if TYPE_CHECKING:
@@ -46,9 +48,10 @@ async def keep_session(node: Node, request: KeepSession, feed: Feed) -> Result:
 
 async def _keep(node: Node, started: Result, ttl_ms: int, feed: Feed) -> Result:
     session: str = started.body["session"]
+    shown: str = with_seal(started).body["session"]
     interval_ms = ttl_ms // RENEWALS_PER_LEASE
     with _watchers(node).session(session) as ended:
-        feed.push(SessionEvent("started", session, started.body["expires_in_ms"], started.index))
+        feed.push(SessionEvent("started", shown, started.body["expires_in_ms"], started.index))
         while True:
             await asyncio.wait((ended,), timeout=interval_ms / 1000)
             if ended.done():
@@ -57,10 +60,10 @@ async def _keep(node: Node, started: Result, ttl_ms: int, feed: Feed) -> Result:
             with suppress(Refused):  # no majority at the moment: the session may still be alive, try again
                 renewed = await node.submit(RenewSession(session=session), timeout_ms=interval_ms)
                 if not renewed.code:
-                    feed.push(SessionEvent("renewed", session, renewed.body["expires_in_ms"], renewed.index, ping))
+                    feed.push(SessionEvent("renewed", shown, renewed.body["expires_in_ms"], renewed.index, ping))
     if ended.result() == "closed":
-        return Result({"session": session, "closed": True})
-    return Result({"session": session}, "session_lost")
+        return Result({"session": shown, "closed": True})
+    return Result({"session": shown}, "session_lost")
 
 
 async def _close(node: Node, starting: asyncio.Future[Result]) -> None:
@@ -83,6 +86,7 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         request=Watch,
         handle=watch,
         event=LockEvent,
+        needs=Either((READ, locks("key", "keys", "prefix"))),
         summary="Watch locks as they change hands",
         description=(
             "Watches one key, several keys, all keys with a prefix, or the keys of one client. The first event is the state "
@@ -100,6 +104,7 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         handle=keep_session,
         event=SessionEvent,
         answer=SessionEndedAnswer,
+        needs=AnyIn("locks", ""),
         summary="Make this connection a session",
         description=(
             "Starts a session, sends its id, and renews it while the connection is open. Its locks are released immediately when "

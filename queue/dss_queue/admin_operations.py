@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
+from dss_api.rights import OPERATE, Either, queue
 from dss_queue import answers
 from dss_queue.core.commands import Purge, PutTopic, Redrive
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup, PutQueueSettings
@@ -52,6 +53,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=put_topic,
         answer=answers.TopicAnswer,
         takes_request_id=True,
+        needs=Either((OPERATE, queue("manage", "topic"))),
         summary="Set a topic's settings",
         description=(
             "Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use, unless "
@@ -68,6 +70,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=delete_topic,
         answer=answers.TopicDeletedAnswer,
         takes_request_id=True,
+        needs=Either((OPERATE, queue("manage", "topic"))),
         summary="Delete a topic",
         description=(
             "Deletes the topic with its messages, dead letters, groups and settings. Consumes that wait are answered `not_found`. A "
@@ -84,6 +87,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=put_group,
         answer=answers.GroupAnswer,
         takes_request_id=True,
+        needs=Either((queue("consume", "topic"), queue("manage", "topic"))),
         summary="Create a group",
         description=(
             "Creates the group before its first consume. It starts with the oldest retained message; with `start: now`, with the next "
@@ -102,6 +106,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=delete_group,
         answer=answers.GroupDeletedAnswer,
         takes_request_id=True,
+        needs=Either((OPERATE, queue("manage", "topic"))),
         summary="Delete a group",
         description=(
             "Deletes the group with its dead letters. Messages that every other group has finished are deleted, too. Consumes that "
@@ -118,6 +123,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=put_settings,
         answer=answers.QueueSettingsAnswer,
         takes_request_id=True,
+        needs=OPERATE,
         summary="Set the queue's settings for the cluster",
         description=(
             "With `create_topics: false`, `publish` and `consume` no longer create a topic that does not exist, but answer `not_found`: "
@@ -134,6 +140,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=redrive,
         answer=answers.RedriveAnswer,
         takes_request_id=True,
+        needs=Either((OPERATE, queue("manage", "topic"))),
         summary="Return dead letters to the queue",
         description="Returns all dead letters of the group, or `msg_id` only. Their attempts start again at zero.",
         tag="Queue",
@@ -147,6 +154,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=purge,
         answer=answers.PurgeAnswer,
         takes_request_id=True,
+        needs=Either((OPERATE, queue("manage", "topic"))),
         summary="Delete the messages of a topic",
         description="Deletes all messages, including those in flight; with `dead`, the dead letters of `group` or of every group instead.",
         tag="Queue",

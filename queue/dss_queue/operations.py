@@ -13,6 +13,7 @@ from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
+from dss_api.rights import READ, Either, Every, locks, queue
 from dss_queue import answers, metrics, push
 from dss_queue.admin_operations import OPERATIONS as ADMIN_OPERATIONS
 from dss_queue.config import config_of
@@ -195,6 +196,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=publish,
         answer=answers.PublishAnswer,
         takes_request_id=True,
+        needs=queue("publish", "topic"),
         summary="Publish a message",
         description=(
             "Stores `value`, any JSON, for every group of the topic. Messages with the same routing `key` reach a group in publish "
@@ -214,6 +216,7 @@ OPERATIONS: tuple[Operation, ...] = (
         undo=give_back,
         answer=answers.ConsumeAnswer,
         takes_request_id=True,
+        needs=queue("consume", "topic"),
         summary="Take a message",
         description=(
             "Waits up to `timeout_ms` for a message and hides it from the rest of the group for `visibility_ms`. It is delivered "
@@ -233,6 +236,13 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=ack,
         answer=answers.AckAnswer,
         takes_request_id=True,
+        needs=Every(
+            (
+                queue("consume", "topic"),
+                queue("publish", "publish.topic", optional=True),
+                locks("release.key", optional=True),
+            )
+        ),
         summary="Acknowledge a message",
         description=(
             "With `receipt`, the ack applies to this delivery only; without it, to the one in flight. A repeat answers "
@@ -251,6 +261,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=nack,
         answer=answers.NackAnswer,
         takes_request_id=True,
+        needs=queue("consume", "topic"),
         summary="Give a message back",
         description=(
             "The attempt failed. The message is delivered again after `delay_ms` or the topic's backoff; with `dead` it becomes a "
@@ -268,6 +279,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=extend,
         answer=answers.ExtendAnswer,
         takes_request_id=True,
+        needs=queue("consume", "topic"),
         summary="Keep a message hidden for longer",
         description="Hides the message for `visibility_ms` from now. Call it after a third of this time.",
         tag="Queue",
@@ -281,6 +293,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StatsQuery,
         handle=stats,
         answer=answers.StatsAnswer,
+        needs=Either((READ, queue("publish", "topic"), queue("consume", "topic"), queue("manage", "topic"))),
         summary="Statistics of a topic and its groups",
         description="Without `topic`: one entry per topic.",
         tag="Queue",
@@ -293,6 +306,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=PeekQuery,
         handle=peek,
         answer=answers.PeekAnswer,
+        needs=Either((queue("consume", "topic"), queue("manage", "topic"))),
         summary="Look at messages without taking them",
         description="The retained messages of the topic; with `group`, its unfinished messages; with `dead`, its dead letters.",
         tag="Queue",

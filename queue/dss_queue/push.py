@@ -15,6 +15,7 @@ from dss_api.errors import Refused
 from dss_api.fields import WAIT_MS_MAX
 from dss_api.operation import Subscription
 from dss_api.result import Result
+from dss_api.rights import queue
 from dss_queue.answers import Delivered
 from dss_queue.config import config_of
 from dss_queue.core.commands import Consume, GiveBack, Subscribe
@@ -107,6 +108,7 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
         request=Subscribe,
         handle=subscribe,
         event=Delivered,
+        needs=queue("consume", "topic"),
         summary="Receive messages as they arrive",
         description=(
             "Each message is an event with the fields of a consumed message. At most `credit` of them are unfinished at a time. An "

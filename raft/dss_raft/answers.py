@@ -153,6 +153,56 @@ class LimitsSet(Limits, kw_only=True):
     index: RaftIndex
 
 
+class TokenRow(Part):
+    """A token, without its secret."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    #: 1, and one more with each rotation
+    generation: int
+    created_ms: int
+    #: who made it
+    created_by: str
+    #: null: never
+    rotated_ms: int | None
+    #: null: never
+    expires_ms: int | None
+    expired: bool
+    #: the hour of the last use; null: none is known
+    used_ms: int | None
+    #: until then, the secret before the last rotation is valid, too
+    previous_until_ms: int | None
+
+
+class Tokens(Answer, kw_only=True):
+    #: oldest first
+    tokens: list[TokenRow]
+
+
+class TokenMade(Answer, kw_only=True):
+    #: the secret text that clients send; it is not shown again
+    token: str
+    id: str
+    name: str
+    scopes: list[str]
+    generation: int
+    created_ms: int
+    created_by: str
+    rotated_ms: int | None
+    expires_ms: int | None
+    expired: bool
+    used_ms: int | None
+    previous_until_ms: int | None
+    index: RaftIndex
+
+
+class TokenRevoked(Answer, kw_only=True):
+    #: false: there was no such token
+    revoked: bool
+    index: RaftIndex
+
+
 class LogCommand(Part):
     seq: Annotated[int, msgspec.Meta(description="its number in the session; 0 for a command of the leader")]
     op: str

@@ -43,6 +43,7 @@ from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
 from dss_raft.readiness import Readiness
 from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication import founding
+from dss_raft.replication.access_tokens import last_with_token
 from dss_raft.replication.client_requests import REFUSALS
 from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, wall_clock_ms
 from dss_raft.replication.commands import Command, Once, OpenSession, Skip
@@ -112,6 +113,8 @@ class Node(Listeners):
         self._parts: list[SnapshotPart] = []
         #: objects that subsystems attach to the node for their operations, by name
         self.services: dict[str, Any] = {}
+        #: the last entry at the start that may add a token: until it is applied, the node does not know whether calls need one
+        self.tokens_up_to = 0
         self.core: RaftCore
         self._store: LogStore
         self._links: PeerLinks
@@ -143,6 +146,7 @@ class Node(Listeners):
         boot_state = await self._loop.run_in_executor(self._executor, self._open_store)
         # Also for uncommitted entries: the node would have to stop at them later, perhaps as the leader.
         self.replica.require_supported(boot_state.entries)
+        self.tokens_up_to = last_with_token(boot_state.entries)
         tick_ms = config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
         core_config = CoreConfig(
             node_id=config.node_id,

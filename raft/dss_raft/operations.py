@@ -12,6 +12,7 @@ from dss_api.fields import Fields, Index, Name, OptionalName, check_name
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
+from dss_api.rights import CLUSTER, OPEN, READ
 from dss_raft.answers import (
     Campaigning,
     Health,
@@ -200,11 +201,11 @@ OPERATIONS: tuple[Operation, ...] = (
         request=NoParameters,
         handle=health,
         answer=Health,
+        needs=OPEN,
         summary="Is this process serving?",
         description="200 while the process serves requests, in any state of the cluster. For liveness probes. Needs no token.",
         tag="Health",
         needs_state=False,
-        guarded=False,
     ),
     Operation(
         name="ready",
@@ -213,13 +214,13 @@ OPERATIONS: tuple[Operation, ...] = (
         request=NoParameters,
         handle=ready,
         answer=Ready,
+        needs=OPEN,
         summary="Is this node ready to serve calls?",
         description="200 when a write that is sent to this node now would be answered; otherwise 503 `not_ready`."
         " For load balancers. Needs no token.",
         tag="Health",
         needs_state=False,
         problems=("not_ready",),
-        guarded=False,
     ),
     Operation(
         name="raft.status",
@@ -228,6 +229,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=NoParameters,
         handle=status,
         answer=Status,
+        needs=READ,
         summary="Raft state as this node sees it",
         tag="Raft",
         needs_state=False,
@@ -239,6 +241,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=NoParameters,
         handle=leader,
         answer=Leader,
+        needs=READ,
         summary="The current leader",
         tag="Raft",
         needs_state=False,
@@ -250,6 +253,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StartElection,
         handle=start_election,
         answer=Campaigning,
+        needs=CLUSTER,
         summary="Start an election on this node",
         description="Without `force`, a live leader keeps its role: the other nodes refuse the pre-vote."
         " With `force`, the node raises its term immediately.",
@@ -264,6 +268,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=Transfer,
         handle=transfer,
         answer=Transferred,
+        needs=CLUSTER,
         summary="Transfer leadership to another node",
         description="The leader brings the chosen node up to date and tells it to start an election."
         " If `to` is empty, the leader chooses the node that is most up to date.",
@@ -278,6 +283,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=ShowEntry,
         handle=show_entry,
         answer=LogEntry,
+        needs=CLUSTER,
         summary="Show a log entry",
         description="The entry as this node stores it, with its commands. Entries before the last snapshot may be gone.",
         tag="Raft",
@@ -292,6 +298,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=SkipEntry,
         handle=skip_entry,
         answer=Skipped,
+        needs=CLUSTER,
         summary="Skip a log entry that cannot be applied",
         description="For an entry at which members have stopped applying (`apply_stopped` in `GET /raft/status`). It then has no"
         " effect on any node, and its calls are refused with `skipped`. Refused with `not_skippable` unless every member answers that"
@@ -308,6 +315,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=SaveSnapshot,
         handle=save_snapshot,
         answer=SnapshotBegun,
+        needs=CLUSTER,
         summary="Begin to save the state of the cluster",
         description="Takes a snapshot of everything that was answered before this call, and keeps it open for"
         " `GET /raft/snapshot/{id}` on this node. It contains all values, locks and messages: keep it as you keep them."
@@ -322,6 +330,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=ReadSnapshot,
         handle=read_snapshot,
         answer=SnapshotChunk,
+        needs=CLUSTER,
         summary="Read a part of a snapshot",
         description="Up to 512 KiB from `offset`. An empty part is the end, and closes the snapshot; so does a minute in which it is"
         " not read.",
@@ -337,6 +346,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=AddMember,
         handle=add_member,
         answer=Members,
+        needs=CLUSTER,
         summary="Add a member",
         description="The node starts as a learner, without a vote, and becomes a voter once it has caught up."
         " Start the new node with `DSS_JOIN=true`.",
@@ -352,6 +362,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=RemoveMember,
         handle=remove_member,
         answer=Members,
+        needs=CLUSTER,
         summary="Remove a member",
         description="Removes a node from the cluster permanently; it may be the leader. Its process ends by itself. Refused with"
         " `quorum_at_risk` if fewer than a majority of the remaining voters are reachable, or if a voter that works would be removed"
@@ -369,6 +380,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=NoParameters,
         handle=limits,
         answer=Limits,
+        needs=READ,
         summary="The limits of the replicated state",
         description="Each limit and how much of it is in use, as this node sees it. While a limit is reached, calls that make the"
         " state grow fail with 429 `over_limit`, which names the limit; calls that make it shrink always work.",
@@ -382,6 +394,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=set_limits,
         answer=LimitsSet,
         takes_request_id=True,
+        needs=CLUSTER,
         summary="Change limits of the replicated state",
         description="Takes effect on all nodes at the same log index. Limits that are not named stay as they are. A limit may be set"
         " below what is in use: nothing is deleted, but the state can only shrink until enough has gone.",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from dss_api.caller import caller
 from dss_api.fields import Fields
 from dss_api.operation import Operation
+from dss_api.request_id import SEAL_MARK, SEAL_PURPOSE
 from dss_api.result import Result
+from dss_api.rights import ANY_TOKEN
 from dss_raft.answers import RequestSessionClosed, RequestSessionOpened
 from dss_raft.replication.client_requests import TTL_MS_DEFAULT, CloseRequestSession, OpenRequestSession, TtlMs
 
@@ -26,10 +29,12 @@ class OpenRequestSessionRequest(Fields):
 
 
 async def open_session(node: Node, request: OpenRequestSessionRequest) -> Result:
-    return await node.submit(OpenRequestSession(session=secrets.token_hex(ID_BYTES), ttl_ms=request.ttl_ms))
+    session = caller().seal(SEAL_PURPOSE, secrets.token_hex(ID_BYTES), SEAL_MARK)
+    return await node.submit(OpenRequestSession(session=session, ttl_ms=request.ttl_ms))
 
 
 async def close_session(node: Node, request: CloseRequestSession) -> Result:
+    caller().check_seal(SEAL_PURPOSE, request.session, SEAL_MARK, "session")
     return await node.submit(request)
 
 
@@ -41,6 +46,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=OpenRequestSessionRequest,
         handle=open_session,
         answer=RequestSessionOpened,
+        needs=ANY_TOKEN,
         summary="Open a request session",
         description=(
             "The client numbers its requests in the session and gives a changing call the field `request_id`, "
@@ -60,6 +66,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=CloseRequestSession,
         handle=close_session,
         answer=RequestSessionClosed,
+        needs=ANY_TOKEN,
         summary="Close a request session",
         description="Its answers are forgotten, and its calls that wait are cancelled. A repeat has no effect (`closed: false`).",
         tag="Requests",

@@ -21,6 +21,7 @@ fields or effect change is a new command, with a new tag, from the next version 
     1         the first one: the commands of the release that introduced it
     2         `HashState`
     3         `Once` and request sessions: calls with a `request_id`
+    4         tokens and the audit trail
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import msgspec
 from dss_api.errors import ForOperator
 
 MIN: Final = 1
-LATEST: Final = 3
+LATEST: Final = 4
 #: limit of what a peer may announce
 VERSION_MAX: Final = 2**16 - 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from dss_project.config import ConfigError, NodeConfig
 DOCKER = ROOT / "docker"
 FILES = {"docker-compose.yml": [8101, 8102, 8103], "docker-compose.single.yml": [8201]}
 REDIS_PORTS = {"docker-compose.yml": 6379, "docker-compose.single.yml": 6380}
-#: what a person has in .env after following .env.example
-DOTENV = {"DSS_CLUSTER_SECRET": "0123456789abcdef", "DSS_API_TOKEN": "", "DSS_ADMIN_PASSWORD": "", "DSS_SERVER": "daphne"}
+#: what a person has in .env after copying .env.example; without .env it is the same
+DOTENV = {"DSS_CLUSTER_SECRET": "", "DSS_OPEN": "true", "DSS_API_TOKEN": "", "DSS_ADMIN_PASSWORD": "", "DSS_SERVER": "daphne"}
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
@@ -81,12 +82,14 @@ def test_ports_volumes_and_health(name: str) -> None:
     assert [service["ports"] for service in nodes.values()] == [[f"{HOST}:{port}:{port}"] for port in FILES[name]]
     assert file["services"]["redis"]["ports"] == [f"{HOST}:{REDIS_PORTS[name]}:6379"]
     for service_name, service in file["services"].items():
-        (volume,) = service["volumes"]
-        assert volume == f"{service_name}:/data"
+        own, *shared = service["volumes"]
+        assert own == ("secret:/secret" if service_name == "secret" else f"{service_name}:/data")
+        assert shared == (["secret:/secret:ro"] if service_name in nodes else [])
         assert service_name in file["volumes"], "a named volume"
     assert file["services"]["redis"]["healthcheck"]["test"][0] == "CMD"
     for service in nodes.values():
         assert service["depends_on"]["redis"]["condition"] == "service_healthy"
+        assert service["depends_on"]["secret"]["condition"] == "service_completed_successfully"
         build = service["build"]
         assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
 
@@ -108,26 +111,54 @@ def test_the_image() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_secret_must_be_given(name: str) -> None:
-    with pytest.raises(LookupError, match="DSS_CLUSTER_SECRET: set it"):
-        compose(name, {**DOTENV, "DSS_CLUSTER_SECRET": ""})
+def test_nothing_has_to_be_set(name: str) -> None:
+    assert compose(name, {}) == compose(name, DOTENV)
     offered = set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
     used = {match[0] for match in _VARIABLE.findall((DOCKER / name).read_text())}
     assert used <= offered, "every variable is in .env.example"
 
 
+def make_secret(file: dict[str, Any], directory: Path, given: str = "") -> Path:
+    """What the service `secret` does, with a directory for its volume."""
+    directory.mkdir(exist_ok=True)
+    program, *arguments = file["services"]["secret"]["command"]
+    assert program == "python"
+    command = [sys.executable, *(argument.replace("/secret/", f"{directory}/") for argument in arguments)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "DSS_CLUSTER_SECRET": given}, check=True)
+    return directory / "cluster-secret"
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_the_settings_describe_nodes_that_find_each_other(name: str) -> None:
+def test_a_secret_is_made_once(name: str, tmp_path: Path) -> None:
+    file = compose(name)
+    path = make_secret(file, tmp_path)
+    first = path.read_text()
+    assert len(first) >= 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    make_secret(file, tmp_path)
+    assert path.read_text() == first
+    make_secret(file, tmp_path, "given in .env")
+    assert path.read_text().strip() == "given in .env"
+    make_secret(file, tmp_path)
+    assert path.read_text().strip() == "given in .env"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_settings_describe_nodes_that_find_each_other(name: str, tmp_path: Path) -> None:
     nodes = nodes_of(compose(name))
+    secret = make_secret(compose(name), tmp_path)
     for service_name, service in nodes.items():
         environment = {**image_environment(), **service["environment"]}
-        config = NodeConfig.from_env(environment)
+        assert environment["DSS_CLUSTER_SECRET_FILE"] == "/secret/cluster-secret"
+        config = NodeConfig.from_env({**environment, "DSS_CLUSTER_SECRET_FILE": str(secret)})
         assert config.node_id == service_name
         assert config.url == f"http://{service_name}:{config.rpc_port}"
         assert {peer.id for peer in config.peers} == set(nodes) - {service_name}
         assert config.cache_memory == "redis"
+        assert config.open
+        assert not config.api_token
         with pytest.raises(ConfigError, match="DSS_CLUSTER_SECRET is missing"):
-            NodeConfig.from_env({**environment, "DSS_CLUSTER_SECRET": ""})
+            NodeConfig.from_env({**environment, "DSS_CLUSTER_SECRET_FILE": ""})
 
 
 @pytest.fixture
@@ -135,10 +166,12 @@ def processes(redis_server: ValkeyServer, tmp_path: Path, request: pytest.Fixtur
     """The services of a file as processes, with its environment. Host names become loopback, and ports become free ones."""
     file = compose(request.param)
     ports = dict(zip(FILES[request.param], free_ports(len(FILES[request.param])), strict=True))
+    secret = make_secret(file, tmp_path / "secret")
     nodes = []
     for name, service in nodes_of(file).items():
         environment = {**image_environment(), **service["environment"], "DSS_DATA_DIR": str(tmp_path / name)}
         environment.pop("PATH")
+        environment["DSS_CLUSTER_SECRET_FILE"] = str(secret)
         for variable, value in environment.items():
             value = value.replace("redis://redis:6379", redis_server.connection_url).replace("0.0.0.0", HOST)
             value = re.sub(r"//node-\d+:", f"//{HOST}:", value)

@@ -48,6 +48,7 @@ def test_every_operation_is_called() -> None:
             path = re.sub(r"/postman-{{\w+}}$", "/{id}", item["request"]["url"]["raw"].split("}}", 1)[1].split("?")[0])
             path = re.sub(r"^/raft/log/{{\w+}}$", "/raft/log/{index}", path)
             path = re.sub(r"^/raft/snapshot/{{\w+}}$", "/raft/snapshot/{id}", path)
+            path = re.sub(r"^/tokens/{{\w+}}$", "/tokens/{id}", path)
             called.add((item["request"]["method"], path))
     missing = {(operation.method, operation.path) for operation in operations()} - called
     assert not missing, f"no request for {sorted(missing)}"

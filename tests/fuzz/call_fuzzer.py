@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from call_requests import Mutation, RequestMaker, encode, field_of, is_json_object
-from entry_points import BAD_FRAME, EntryPoint, Http, Pages, Reply, WebSocket
+from entry_points import BAD_FRAME, TOKEN, EntryPoint, Http, Pages, Reply, WebSocket
 from node_states import differences, read
 from repairs import repaired
 from stored_values import PLACEHOLDER, StoredValues
@@ -42,6 +42,7 @@ ENVIRONMENT = {
     "DSS_CLUSTER_SECRET": "test",
     "DSS_LOG_FORMAT": "json",
     "DSS_ADMIN_PASSWORD": "test",
+    "DSS_API_TOKEN": TOKEN,
     "CACHE_MAX_ITEMS": "20",
     "DSS_SNAPSHOT_ENTRIES": "2000",
 }

@@ -19,6 +19,7 @@ from dss_api.errors import Refused
 from dss_api.request_id import DIGEST_BYTES, RequestId
 from dss_project.runtime import state_machines
 from dss_raft.core.messages import Entry, EntryKind
+from dss_raft.replication.access_tokens import CreateToken, NoteTokensUsed, RevokeToken, RotateToken
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import SESSION_COMMANDS, encode_batch, encode_group
 from dss_raft.replication.client_requests import OpenRequestSession
@@ -26,6 +27,8 @@ from dss_raft.replication.commands import Cancel, Command, OpenSession, SetClust
 from dss_raft.replication.replica import Replica
 from dss_raft.replication.state_hash import state_hashes
 from dss_raft.versions import LATEST
+
+TOKEN_COMMANDS = (CreateToken, RotateToken, RevokeToken, NoteTokensUsed)
 
 #: The replicas' node: both collect the results of its session, so that the results are compared, too.
 OURS = "node-1"
@@ -217,11 +220,24 @@ class CommandWorld:
 
     def _made(self, command_type: type[Command], once: RequestId | None = None) -> bytes | None:
         try:
-            command: Command = self.values.struct(command_type)
+            command: Command = (
+                self.values.struct(command_type) if command_type not in TOKEN_COMMANDS else self._of_tokens(command_type)
+            )
         except ValueError:
             self.count["refused by the constructor"] += 1
             return None
         return self._admit(command, once)
+
+    def _of_tokens(self, command_type: type[Command]) -> Command:
+        """Ids of tokens have a pattern, and few of them are used, so that most commands find one."""
+        rng = self.random
+        token_id, key = f"{rng.randint(1, 9):012x}", "0123abcd"
+        if command_type is CreateToken:
+            expires_in_ms = rng.choice([0, 1, 1000, 10**9])
+            return CreateToken(id=token_id, name=rng.choice("abcde"), scopes=["read"], key=key, expires_in_ms=expires_in_ms)
+        if command_type is RotateToken:
+            return RotateToken(id=token_id, key=key, overlap_ms=rng.choice([0, 1, 1000]))
+        return RevokeToken(id=token_id) if command_type is RevokeToken else NoteTokensUsed(ids=[token_id])
 
     def _admit(self, command: Command, once: RequestId | None = None) -> bytes | None:
         try:

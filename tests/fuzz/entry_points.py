@@ -21,6 +21,10 @@ BAD_FRAME = 1007
 _TAGS = re.compile(r"<[^>]*>")
 _PROBLEM = re.compile(r"\{\s*\"type\": \"urn:dss:problem.*?\n\}", re.DOTALL)
 
+#: The nodes have it, because calls without a token end when the fuzzer has made the first one.
+TOKEN = "fuzz"
+AUTHORIZATION = f"Bearer {TOKEN}"
+
 
 class Reply(NamedTuple):
     """An answer. Status 0: the node closed the connection; the body says how."""
@@ -70,7 +74,7 @@ class Http(EntryPoint):
         path, body = address(operation, request)
         head = (
             f"{operation.method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {self.accept}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Authorization: {AUTHORIZATION}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         async with asyncio.timeout(PATIENCE_S):
             for attempt in (1, 2):
@@ -143,7 +147,12 @@ class WebSocket(EntryPoint):
     async def call(self, operation: Operation | Subscription, request: Any) -> Reply:
         async with asyncio.timeout(PATIENCE_S):
             if self._socket is None:
-                self._socket = await connect(f"ws://{self.host}:{self.port}/ws", max_size=None, ping_interval=None)
+                self._socket = await connect(
+                    f"ws://{self.host}:{self.port}/ws",
+                    max_size=None,
+                    ping_interval=None,
+                    additional_headers={"Authorization": AUTHORIZATION},
+                )
             self._number += 1
             name = json.dumps(operation.name).encode()
             frame = b'{"id":%d,"op":%b,"request":%b}' % (self._number, name, encode(request))

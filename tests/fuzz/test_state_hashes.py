@@ -21,7 +21,7 @@ COMMANDS = 1000
 
 @pytest.fixture(scope="module")
 def world() -> CommandWorld:
-    world = CommandWorld(48)
+    world = CommandWorld(63)
     world.weights = [1] * len(world.weights)
     world.run(COMMANDS)
     return world
@@ -55,7 +55,7 @@ def test_a_state_that_was_restored_has_the_same_hashes(world: CommandWorld) -> N
     hashes = state_hashes(world.first)
     assert world.restores
     assert state_hashes(world.second) == state_hashes(copy_of(world.first)) == state_hashes(in_slices(world.first)) == hashes
-    assert len(set(hashes.values())) == len(hashes) == 7
+    assert len(set(hashes.values())) == len(hashes) == 8
 
 
 def change_limit(replica: Replica) -> None:
@@ -86,6 +86,10 @@ def change_request(replica: Replica) -> None:
     next(iter(replica.requests._answers)).number += 1
 
 
+def change_token(replica: Replica) -> None:
+    next(iter(replica.machines["tokens"].tokens.values())).generation += 1
+
+
 def change_time(replica: Replica) -> None:
     replica.at_ms += 1
 
@@ -99,6 +103,7 @@ def change_time(replica: Replica) -> None:
         (change_limit, "limits"),
         (change_session, "sessions"),
         (change_request, "requests"),
+        (change_token, "tokens"),
         (change_time, "replica"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from django.conf import settings
 from django.test import Client, override_settings
 
+from dss_api import guard as guards
 from dss_api import running
 from dss_api.answer import Answer, RaftIndex
 from dss_api.errors import Refused
@@ -23,10 +24,12 @@ from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath
 from dss_api.operation import Operation
+from dss_api.page_access import PageAccess
 from dss_api.result import Result
+from dss_api.rights import ANY_TOKEN, OPEN, Need
 from dss_console.browsable_api import views_of
 from dss_console.pages import page_patterns
-from dss_project.http_entry import HttpEntryPoint
+from dss_project.http_entry import ALWAYS_OPEN, HttpEntryPoint
 from dss_raft.replication.commands import Command
 
 BODY_BYTES_MAX = 4096
@@ -143,7 +146,14 @@ async def remove(node: FakeNode, request: Remove) -> Result:
 
 
 def _operation(
-    name: str, method: str, path: str, request: Any, handle: Any, answer: type[Answer] = Answer, **more: Any
+    name: str,
+    method: str,
+    path: str,
+    request: Any,
+    handle: Any,
+    answer: type[Answer] = Answer,
+    needs: Need = ANY_TOKEN,
+    **more: Any,
 ) -> Operation:
     return Operation(
         name=name,
@@ -152,6 +162,7 @@ def _operation(
         request=request,
         handle=handle,
         answer=answer,
+        needs=needs,
         summary=f"Do {name}",
         tag="Demo",
         **more,
@@ -165,7 +176,7 @@ DEMO = (
     _operation("demo.wait", "POST", "/demo/wait", Wait, wait),
     _operation("demo.refuse", "POST", "/demo/refuse", Refuse, refuse, problems=("held",)),
     _operation("demo.remove", "DELETE", "/demo/things/{id}", Remove, remove, RemoveAnswer),
-    _operation("demo.open", "GET", "/open", Wait, wait, guarded=False),
+    _operation("demo.open", "GET", "/open", Wait, wait, needs=OPEN),
 )
 
 
@@ -301,9 +312,12 @@ def make_entry_points(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop)
         def make(token: str = "", body_bytes_max: int = BODY_BYTES_MAX, calls_per_address_max: int = 100) -> EntryPoints:
             config = replace(settings.NODE, api_token=token, body_bytes_max=body_bytes_max)
             patch.setattr(settings, "NODE", config)
-            json = JsonFastPath(DEMO, lambda: fake_node, Guard(token), body_bytes_max)
+            guard = Guard(token)
+            patch.setattr(guards, "_shared", guard)
+            json = JsonFastPath(DEMO, lambda: fake_node, guard, body_bytes_max)
             hosts, in_progress = HostCheck(["localhost", "testserver"]), InProgress(calls_per_address_max)
-            return EntryPoints(json, HttpEntryPoint(json, hosts, in_progress, body_bytes_max), node_loop)
+            page_access = PageAccess(guard, json.routes, ALWAYS_OPEN, settings.SESSION_COOKIE_NAME, login="/admin/login/")
+            return EntryPoints(json, HttpEntryPoint(json, hosts, in_progress, body_bytes_max, page_access), node_loop)
 
         yield make
 

@@ -31,6 +31,7 @@ def test_help_lists_our_commands_first_with_a_line_each() -> None:
         "restart",
         "recover",
         "snapshot",
+        "token",
         "publish",
         "consume",
         "mesi",

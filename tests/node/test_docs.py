@@ -169,6 +169,16 @@ def test_the_api_page_lists_every_problem_with_its_status() -> None:
     assert retry == {code for code, problem in PROBLEMS.items() if problem.retry_after_s is not None}
 
 
+# ------------------------------------------------------------------------ access
+
+
+def test_the_access_page_has_the_right_that_each_call_needs() -> None:
+    rows = re.findall(r"^\| `(\S+)` \| (.+?) \| (.+) \|$", read("docs/reference/access.md"), flags=re.MULTILINE)
+    expected = [(one.name, f"`{one.method} {one.path}`", one.needs.text) for one in operations()]
+    expected += [(one.name, "WebSocket", one.needs.text) for one in subscriptions()]
+    assert rows == expected, "docs/reference/access.md must be:\n" + "\n".join(f"| `{a}` | {b} | {c} |" for a, b, c in expected)
+
+
 # ----------------------------------------------------------------------- metrics
 
 #: counted by libraries, and described by them

@@ -24,6 +24,7 @@ from dss_api.http_listener import HttpListener
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath
 from dss_api.operation import Operation
+from dss_api.rights import ANY_TOKEN
 from dss_api.supervised import FAILURES
 
 PATIENCE_S = 20
@@ -165,10 +166,10 @@ async def make_world() -> AsyncIterator[Callable[..., Any]]:
     ) -> World:
         world = World(in_progress=InProgress(calls_per_address_max, ClientMemory(client_bytes_max)))
         operations = [
-            Operation("demo.echo", "POST", "/echo", Echo, world.echo, Echoed, "Echo"),
-            Operation("demo.read", "GET", "/echo", Echo, world.echo, Echoed, "Read"),
-            Operation("demo.wait", "POST", "/wait", Echo, world.wait, Echoed, "Wait", undo=world.undo),
-            Operation("demo.grant", "POST", "/grant", Echo, world.echo, Echoed, "Grant", undo=world.undo),
+            Operation("demo.echo", "POST", "/echo", Echo, world.echo, Echoed, ANY_TOKEN, "Echo"),
+            Operation("demo.read", "GET", "/echo", Echo, world.echo, Echoed, ANY_TOKEN, "Read"),
+            Operation("demo.wait", "POST", "/wait", Echo, world.wait, Echoed, ANY_TOKEN, "Wait", undo=world.undo),
+            Operation("demo.grant", "POST", "/grant", Echo, world.echo, Echoed, ANY_TOKEN, "Grant", undo=world.undo),
         ]
         node = SimpleNamespace(node_id="node-1", unusable_reason="")
         fast_path = JsonFastPath(operations, lambda: node, Guard(token), limits.body_bytes_max)

@@ -310,13 +310,50 @@ def test_why_a_websocket_ends(node: Process) -> None:
     assert "Traceback" not in node.log.read_text()
 
 
+BROWSER = "text/html,application/xhtml+xml"
+
+
 def test_the_token(make_node: Callable[..., Process]) -> None:
+    right = "Bearer s3cret"
     for server in ("daphne", "uvicorn"):
         node = make_node(DSS_SERVER=server, DSS_API_TOKEN="s3cret").start().until_ready()
-        assert node.get("/raft/status")[0] == 401
-        assert node.get("/raft/status", Authorization="Bearer s3cret")[0] == 200
-        assert node.get("/health")[0] == 200
+        assert node.get("/health")[0] == node.get("/ready")[0] == 200
+        for path in ("/raft/status", "/metrics", "/", "/api/docs", "/api/schema", "/nowhere/"):
+            refused, found = node.get(path)[0], node.get(path, Authorization=right)[0]
+            assert (refused, found) == ((401, 200) if path != "/nowhere/" else (404, 404)), path
+            assert node.get(path, Authorization="Bearer s3cre")[0] in (401, 404)
+        assert node.get("/raft/status", Accept=BROWSER)[0] == 302, "a browser is sent to the login"
+        url = f"ws://127.0.0.1:{node.port}/ws"
+        with pytest.raises(InvalidStatus) as refused_socket, websocket(url):
+            pass
+        assert refused_socket.value.response.status_code == 401
+        with websocket(url, additional_headers={"Authorization": right}) as connection:
+            connection.send(json.dumps({"id": 1, "op": "raft.leader"}))
+            assert json.loads(connection.recv(PATIENCE_S))["leader_id"] == "node-1"
+        # Refused before the body is read: none of it was sent.
+        for accept in ("application/json", BROWSER):
+            head = f"POST /lock/acquire HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nContent-Length: 4000000\r\n\r\n"
+            assert _raw(node, head.encode()).startswith(b"HTTP/1.1 401")
         assert node.stop() == 0
+        assert "s3cret" not in node.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "event"),
+    [
+        ({}, 200, "node.open "),
+        ({"RPC_HOST": "0.0.0.0"}, 401, "node.closed "),
+        ({"RPC_HOST": "0.0.0.0", "DSS_OPEN": "true"}, 200, "node.open_to_the_network "),
+    ],
+)
+def test_a_node_without_tokens_says_whether_it_is_open(
+    make_node: Callable[..., Process], environment: dict[str, str], status: int, event: str
+) -> None:
+    node = make_node(DSS_CLUSTER_SECRET="test", **environment).start().until_ready()
+    assert node.get("/raft/status")[0] == status
+    (said,) = [line for line in node.log.read_text().splitlines() if "manage.py token create" in line]
+    assert event in f"{said} ".replace('"', " ").replace(",", " ")
+    assert node.stop() == 0
 
 
 def test_status_prints_the_cluster(make_node: Callable[..., Process]) -> None:

@@ -15,6 +15,7 @@ from dss_api import websocket
 from dss_api.answer import Answer
 from dss_api.errors import Refused
 from dss_api.operation import Feed, Subscription
+from dss_api.rights import ANY_TOKEN
 from dss_api.websocket import WebSocketEntryPoint
 
 CLIENT = ("192.0.2.1", 50_000)
@@ -51,7 +52,7 @@ async def count(node: Any, request: Count, feed: Feed) -> CountAnswer:
         node.cancelled.append("count")
 
 
-COUNT = Subscription("demo.count", Count, count, Counted, "Count", answer=CountAnswer)
+COUNT = Subscription("demo.count", Count, count, Counted, ANY_TOKEN, "Count", answer=CountAnswer)
 
 
 class Peer:
@@ -382,7 +383,7 @@ def test_an_event_that_differs_from_its_declaration_ends_the_subscription(entry_
         await asyncio.get_running_loop().create_future()
 
     async def scene() -> None:
-        peer = await accepted(entry_points, subscription=Subscription("demo.count", Count, count, Counted, "Count"))
+        peer = await accepted(entry_points, subscription=Subscription("demo.count", Count, count, Counted, ANY_TOKEN, "Count"))
         peer.call(1, "demo.count", to=1)
         answers = [await peer.answer()]
         while "event" in answers[-1]:

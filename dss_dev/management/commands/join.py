@@ -32,7 +32,7 @@ class Command(cluster_command.Command):
         directory: Path = options["directory"].absolute()
         try:
             urls = cluster_urls(options["url"], settings.NODE, say, directory)
-            client = Client(urls, settings.NODE.api_token, say)
+            client = Client(urls, settings.NODE.command_token, say)
             members = client.call("GET", "/raft/status", patience_s=0)["members"]
         except (CallFailed, CannotChoose, ValueError) as error:
             raise CommandError(str(error)) from None

@@ -51,7 +51,7 @@ class Command(BaseCommand):
 
     def _call(self, urls: list[str], method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         say = without_repeats(partial(self.stderr.write, style_func=str))
-        client = Client(cluster_urls(urls, settings.NODE, say), settings.NODE.api_token, say)
+        client = Client(cluster_urls(urls, settings.NODE, say), settings.NODE.command_token, say)
         answer: dict[str, Any] = client.call(method, path, body, patience_s=PATIENCE_S, may_repeat=method == "GET")
         return answer
 

@@ -53,7 +53,7 @@ class Command(BaseCommand):
             "transfer": ("POST", "/raft/transfer", {"to": node_id}),
         }[options["what"]]
         try:
-            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.api_token, say)
+            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.command_token, say)
             answer = client.call(method, path, body, patience_s=PATIENCE_S, may_repeat=False)
         except (CallFailed, CannotChoose, OSError, ValueError) as error:
             raise CommandError(str(error)) from None
@@ -66,7 +66,7 @@ class Command(BaseCommand):
     def _replace(self, node_id: str, options: dict[str, Any], say: Callable[[str], None]) -> None:
         """Remove, add, and wait for the vote. Each step is left out when it is done, so the command can be repeated."""
         try:
-            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.api_token, say)
+            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.command_token, say)
             address = options["address"]
             member = self._member(client, node_id)
             if member is not None and not member["learner"]:

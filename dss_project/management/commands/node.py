@@ -14,8 +14,8 @@ from django.core.management.base import BaseCommand
 from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 
-from dss_api import environment, heap
-from dss_project import data_directory, first_user, logs, secret_files
+from dss_api import heap
+from dss_project import access, data_directory, first_user, logs, secret_files
 from dss_project.config import NodeConfig, unknown_variables
 from dss_project.server.listening import CannotListen, listen
 
@@ -35,10 +35,6 @@ class Command(BaseCommand):
         for name, meant in unknown_variables().items():
             hint = f"did you mean {meant}?" if meant else "no setting has this name"
             log.warning("node.unknown_setting", variable=name, hint=hint)
-        if not environment.is_loopback(config.rpc_host) and not config.api_token:
-            log.warning(
-                "node.open_to_the_network", rpc_host=config.rpc_host, hint="set DSS_API_TOKEN to require a token from callers"
-            )
         try:
             listening = listen(config.rpc_host, config.rpc_port)
         except CannotListen as error:
@@ -57,6 +53,7 @@ class Command(BaseCommand):
                 secret_files.keep(data_dir / "secret-key", settings.SECRET_KEY)
                 # The file may have been unreadable until its permissions were mended.
                 settings.SECRET_KEY = secret_files.read_or_make(data_dir / "secret-key")
+            access.make_key_file(config)
             _require_known_tables()
             call_command("migrate", verbosity=0, interactive=False)
             is_first = first_user.ensure(config)

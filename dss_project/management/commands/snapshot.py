@@ -68,7 +68,7 @@ class Command(BaseCommand):
             raise ValueError(f"{file} exists: choose another name, or delete it first")
         say = without_repeats(partial(self.stderr.write, style_func=str))
         urls = cluster_urls(options["url"], settings.NODE, say)
-        client = Client(urls, settings.NODE.api_token, say)
+        client = Client(urls, settings.NODE.command_token, say)
         body = {"consistency": "local" if options["local"] else "linearizable"}
         begun = client.call("POST", "/raft/snapshot", body, wait_ms=SNAPSHOT_MS, patience_s=PATIENCE_S)
         header = backup.Header(
@@ -82,7 +82,7 @@ class Command(BaseCommand):
             sha256=begun["sha256"],
         )
         # Only this node has the snapshot open.
-        node = Client([client.url], settings.NODE.api_token, say)
+        node = Client([client.url], settings.NODE.command_token, say)
         path = f"/raft/snapshot/{begun['id']}?offset="
         with backup.BackupWriter(file, header) as writer:
             data = b" "

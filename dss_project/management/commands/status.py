@@ -22,7 +22,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         say = without_repeats(partial(self.stderr.write, style_func=str))
         try:
-            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.api_token, say)
+            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.command_token, say)
             first = client.call("GET", "/raft/status", patience_s=0)
         except (CallFailed, CannotChoose, ValueError) as error:
             raise CommandError(str(error)) from None
@@ -44,7 +44,7 @@ def _state_of(member: dict[str, Any], first: dict[str, Any]) -> tuple[str, list[
     """A member's state, term and indexes, and a remark. `first` is the status of the node that was asked first."""
     status = first
     if member["id"] != first["node"]:
-        client = Client([member["url"]], settings.NODE.api_token)
+        client = Client([member["url"]], settings.NODE.command_token)
         try:
             status = client.call("GET", "/raft/status", patience_s=0)
         except (CallFailed, OSError, ValueError) as error:

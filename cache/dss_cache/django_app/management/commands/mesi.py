@@ -48,13 +48,13 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("key")
         parser.add_argument("--url", "--urls", action="append", default=[], help=URL_HELP)
-        parser.add_argument("--token", default=settings.NODE.api_token, help="the API token, if one is set")
+        parser.add_argument("--token", default="", help="a token (default: the one of the settings)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         key = options["key"]
         say = without_repeats(partial(self.stderr.write, style_func=str))
         try:
-            cluster = Cluster(cluster_urls(options["url"], settings.NODE, say), options["token"])
+            cluster = Cluster(cluster_urls(options["url"], settings.NODE, say), options["token"] or settings.NODE.command_token)
         except (CannotChoose, ValueError) as error:
             raise CommandError(str(error)) from None
 

@@ -63,7 +63,7 @@ class Command(BaseCommand):
         names = set(Options.__struct_fields__) & options.keys()
         worker_options = Options(command=command, **{name: options[name] for name in names})
         worker = Worker(
-            worker_options, lambda: Client(urls, settings.NODE.api_token, say), partial(self.stderr.write, style_func=str)
+            worker_options, lambda: Client(urls, settings.NODE.command_token, say), partial(self.stderr.write, style_func=str)
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: worker.stop())

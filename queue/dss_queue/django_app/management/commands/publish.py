@@ -45,7 +45,7 @@ class Command(BaseCommand):
         common = {"key": options["key"], "delay_ms": options["delay_ms"], "headers": headers}
         say = without_repeats(partial(self.stderr.write, style_func=str))
         try:
-            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.api_token, say)
+            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.command_token, say)
         except (CannotChoose, ValueError) as error:
             raise CommandError(str(error)) from None
         try:

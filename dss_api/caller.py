@@ -1,0 +1,58 @@
+"""Who makes a call: what the entry points found out about it, for operations that depend on it.
+
+Entry points set the caller for the task of the call. An operation reads it with `caller()`; everything else is given the caller.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from hmac import compare_digest
+
+from dss_api.errors import Refused
+from dss_api.rights import EVERYTHING, Access
+from dss_api.token_text import TokenKey, seal
+
+
+class Caller:
+    """An authenticated caller, or a caller of an open node.
+
+    Attributes:
+        name: for the audit trail: "token billing (3f9a1c2b7d4e)", "user alice". The authentication knows it, not the request.
+        owner: whom the sessions belong to that this caller opens; "" for callers that may use every session.
+        access: what it may do.
+        is_token: the token can be revoked or expire while the call is in progress.
+        used: set by the guard; tells that calls were made with this token.
+    """
+
+    __slots__ = ("_key", "access", "is_token", "name", "owner", "used")
+
+    def __init__(self, name: str, access: Access, owner: str = "", key: TokenKey | None = None) -> None:
+        self.name = name
+        self.access = access
+        self.owner = owner
+        self.is_token = bool(owner)
+        self.used = False
+        self._key = key
+
+    def seal(self, purpose: str, text: str, mark: str) -> str:
+        """`text`, `mark`, and a proof that it was given to this caller; only `text` for a caller that may use everybody's."""
+        return text if self._key is None else f"{text}{mark}{seal(self._key, purpose, self.owner, text)}"
+
+    def check_seal(self, purpose: str, sealed: str, mark: str, field: str) -> str:
+        """Returns what `seal` got.
+
+        Raises:
+            Refused: `forbidden`: it was given to another caller.
+        """
+        text = sealed.partition(mark)[0]
+        if self._key is not None and not compare_digest(self.seal(purpose, text, mark).encode(), sealed.encode()):
+            raise Refused("forbidden", f"`{field}` belongs to another token", field=field)
+        return text
+
+
+#: Calls of an open node, and of programs that use operations directly.
+ANYONE = Caller("anyone", EVERYTHING)
+
+_caller: ContextVar[Caller] = ContextVar("caller", default=ANYONE)
+set_caller = _caller.set
+caller = _caller.get

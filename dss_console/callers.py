@@ -1,0 +1,44 @@
+"""Who makes a request for a page: the bearer of a token, or a logged-in user of the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dss_api import guard as guards
+from dss_api.caller import ANYONE, Caller
+from dss_api.errors import Refused
+from dss_api.guard import TOKEN_WANTED
+from dss_api.rights import EVERYTHING, Access
+
+#: permission of Django -> scope of the API. Superusers may do everything.
+_PERMISSIONS = {
+    "dss_raft.view_memberrow": "read",
+    "dss_locks.view_lockrow": "read",
+    "dss_locks.change_lockrow": "operate",
+    "dss_queue.change_backlogrow": "operate",
+    "dss_raft.change_memberrow": "cluster",
+}
+
+
+def caller_of_header(header: str) -> Caller:
+    """Raises:
+    Refused: `unauthenticated`.
+    """
+    return guards.shared().authenticate(header.encode("latin-1"))
+
+
+def caller_of_user(user: Any) -> Caller:
+    """A logged-in user, with what their permissions allow. On an open node everybody may do everything.
+
+    Raises:
+        Refused: `unauthenticated`: nobody is logged in, and calls need a token.
+    """
+    is_open = guards.shared().is_open
+    if not (user and user.is_authenticated and user.is_active and user.is_staff):
+        if is_open:
+            return ANYONE
+        raise Refused("unauthenticated", TOKEN_WANTED)
+    name = f"user {user.get_username()}"
+    if is_open or user.is_superuser:
+        return Caller(name, EVERYTHING)
+    return Caller(name, Access(scope for permission, scope in _PERMISSIONS.items() if user.has_perm(permission)))
