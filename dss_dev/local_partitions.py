@@ -55,6 +55,8 @@ class PartitionedCluster(LocalCluster):
                     **(environment or {}),
                     "NODE_ID": node_id,
                     "RPC_HOST": address,
+                    # Its addresses are not loopback, but nothing else reaches them.
+                    "DSS_OPEN": "true",
                     "RPC_PORT": str(PORT),
                     "PEERS": peers,
                     "DSS_DATA_DIR": str(directory / node_id),
