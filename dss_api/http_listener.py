@@ -236,7 +236,11 @@ class HttpListener:
         if request.is_upgrade or negotiation.is_page(path, accept, from_form, self._page_prefixes):
             if length > self.limits.body_bytes_max:
                 return encode_refusal(self.limits.too_large)
-            return self._check_page(method, path, request.headers)
+            refusal = self._check_page(method, path, request.headers)
+            if refusal is not None and request.is_upgrade:
+                # Clients of WebSockets read the status of a refusal, and not all of them its body.
+                return EncodedAnswer(refusal.status, b"", refusal.headers[1:])
+            return refusal
         methods, request.parameter = self._json.routes.find(path)
         route = methods.get("GET" if method == "HEAD" else method) if methods else None
         if route is None:
