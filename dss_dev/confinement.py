@@ -120,7 +120,7 @@ class Watch:
         self._limits = limits
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.rest_bytes = _memory(self._process)
+        self.rest_bytes = _memory(self._process, _children(self._process))
         self.peak_bytes = self.rest_bytes
         self.peak_threads = 0
         #: why the node was killed
@@ -142,7 +142,8 @@ class Watch:
                 return
 
     def _sample(self) -> None:
-        memory, threads = _memory(self._process), self._process.num_threads() + len(self._process.children())
+        children = _children(self._process)
+        memory, threads = _memory(self._process, children), self._process.num_threads() + len(children)
         self.peak_bytes = max(self.peak_bytes, memory)
         self.peak_threads = max(self.peak_threads, threads)
         limits = self._limits
@@ -151,12 +152,24 @@ class Watch:
             self._process.kill()
 
 
-def _memory(process: psutil.Process) -> int:
+def _children(process: psutil.Process) -> list[int]:
+    """Process ids. psutil would read the status of every process of the machine for them."""
+    lists = list(Path(f"/proc/{process.pid}/task").glob("*/children"))
+    if not lists:
+        return [child.pid for child in process.children()]
+    children: list[int] = []
+    for each in lists:
+        with contextlib.suppress(OSError):
+            children += map(int, each.read_text().split())
+    return children
+
+
+def _memory(process: psutil.Process, children: Sequence[int]) -> int:
     """Bytes of a process, and what its children do not share with it."""
     total = int(process.memory_info().rss)
-    for child in process.children():
-        with contextlib.suppress(psutil.Error, OSError):
-            total += _private_bytes(child.pid)
+    for child in children:
+        with contextlib.suppress(OSError):
+            total += _private_bytes(child)
     return total
 
 

@@ -36,6 +36,8 @@ SCALE = int(os.environ.get("DSS_HOSTILE", "1"))
 PATIENCE_S = 60.0
 HOSTILE, PROBE = "127.0.0.1", "127.0.0.2"
 BODY = json.dumps({"key": "probe", "client": "probe"})
+#: Between two pairs of a probe's calls: the processor belongs to the attack.
+PROBE_PAUSE_S = 0.01
 #: The share of a probe's calls that may be answered with 429 or 503.
 REFUSED_SHARE_MAX = 0.2
 #: How much more memory than at rest a node may use for its clients, whatever they do.
@@ -68,7 +70,7 @@ class Probe:
         self.seconds = 0.0
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while True:
             status, answer = self._call("POST", "/lock/acquire", BODY)
             if status == 200:
                 self.answered += 1
@@ -81,6 +83,8 @@ class Probe:
                 self.not_ready.append(answer)
             elif status not in (0, 200):
                 self.failures.append(f"/ready: {status} {answer}")
+            if self._stop.wait(PROBE_PAUSE_S):
+                return
 
     def _call(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
         began = time.monotonic()
