@@ -8,7 +8,7 @@ import pytest
 import run
 from sim_world import HAPPENINGS, RARE, World
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "1000"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "500"))
 #: each of these seeds finds a leader that stamps with its own wall clock
 WALL_CLOCK_SEEDS = (13, 43, 56, 57)
 JOBS = int(os.environ.get("SIM_JOBS", "2"))
