@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -119,19 +120,22 @@ class Preloaded:
             if name.startswith(_READ_AT_START)
         )
 
-    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int) -> ForkedProcess:
+    def start(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int, errors: int | None = None
+    ) -> ForkedProcess:
         """Run a Python script.
 
         Args:
             arguments: the script and its arguments.
             folder: its working directory.
             output: the file descriptor that gets what it prints.
+            errors: the one for its standard error; None: `output`.
         """
         request = json.dumps([list(arguments), str(folder), dict(environment)]).encode()
         assert len(request) < _REQUEST_BYTES_MAX
         states, theirs = os.pipe()
         try:
-            socket.send_fds(self._requests, [request], [output, theirs])
+            socket.send_fds(self._requests, [request], [output, output if errors is None else errors, theirs])
         finally:
             os.close(theirs)
         return ForkedProcess(states)
@@ -149,13 +153,34 @@ class Pool:
         self._processes: list[Preloaded] = []
         self._started = 0
 
-    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int) -> ForkedProcess:
+    def start(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int, errors: int | None = None
+    ) -> ForkedProcess:
         """See `Preloaded.start`."""
         turn = self._started % self._size
         self._started += 1
         if turn == len(self._processes):
             self._processes.append(Preloaded())
-        return self._processes[turn].start(arguments, folder, environment, output)
+        return self._processes[turn].start(arguments, folder, environment, output, errors)
+
+    def run(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Python script to its end, as `subprocess.run` does. It reads nothing.
+
+        Raises:
+            subprocess.TimeoutExpired: it was killed after `timeout_s`.
+        """
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            process = self.start(arguments, folder, environment, output.fileno(), errors.fileno())
+            try:
+                code = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            output.seek(0)
+            errors.seek(0)
+            return subprocess.CompletedProcess(list(arguments), code, output.read(), errors.read())
 
     def close(self) -> None:
         for process in self._processes:
@@ -177,18 +202,19 @@ def _serve(requests: socket.socket) -> list[str]:
             _report_ended(children)
         if requests.fileno() not in ready:
             continue
-        request, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES_MAX, 2)
+        request, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES_MAX, 3)
         if not request:
             os._exit(0)
-        output, states = descriptors
+        output, errors, states = descriptors
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in (requests.detach(), ended, wake, states, *children.values()):
                 os.close(descriptor)
-            return _become(json.loads(request), output)
+            return _become(json.loads(request), output, errors)
         os.close(output)
+        os.close(errors)
         os.write(states, b"%12d" % pid)
         children[pid] = states
 
@@ -204,13 +230,14 @@ def _report_ended(children: dict[int, int]) -> None:
         os.close(states)
 
 
-def _become(request: Any, output: int) -> list[str]:
+def _become(request: Any, output: int, errors: int) -> list[str]:
     """Give this child the session, output, folder and environment of its script."""
     arguments, folder, environment = request
     os.setsid()
     os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(errors, 2)
     os.close(output)
+    os.close(errors)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from dss_dev.local_cluster import ROOT, LocalCluster, LocalNode, free_ports
+from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
+from dss_dev.local_cluster import manage as run_manage
 
 pytestmark = pytest.mark.cluster
 
@@ -24,11 +23,7 @@ NEW_NAME = {"DSS_CLUSTER_ID": "dss-2"}
 
 def manage(node: LocalNode, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command with the settings of `node`."""
-    given = {**os.environ, **node.environment, **environment}
-    command = [sys.executable, str(ROOT / "manage.py"), *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
-    )
+    return run_manage(*arguments, environment={**node.environment, **environment})
 
 
 def done(run: subprocess.CompletedProcess[str]) -> str:

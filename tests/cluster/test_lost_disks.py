@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dss_dev.local_cluster import ROOT, LocalCluster, LocalNode
+from dss_dev.local_cluster import LocalCluster, LocalNode, manage
 from dss_dev.rounds import ROUNDS
 
 pytestmark = pytest.mark.cluster
@@ -56,8 +55,7 @@ def directory(node: LocalNode) -> Path:
 
 
 def member(asked: LocalNode, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "manage.py", "member", "--url", asked.url, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return manage("member", "--url", asked.url, *arguments)
 
 
 def acquire(node: LocalNode, client: str, key: str = "k") -> int:

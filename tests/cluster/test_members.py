@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from dss_dev.local_cluster import ROOT, LocalCluster, LocalNode, free_ports, ports_in_use
+from dss_dev.local_cluster import ROOT, LocalCluster, LocalNode, free_ports, manage, ports_in_use
 
 pytestmark = pytest.mark.cluster
 
@@ -23,8 +23,7 @@ JOINING = 8109
 
 
 def member(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "manage.py", "member", "--url", cluster.nodes[1].url, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return manage("member", "--url", cluster.nodes[1].url, *arguments)
 
 
 @pytest.fixture

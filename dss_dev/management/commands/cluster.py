@@ -28,6 +28,7 @@ from dss_dev.local_cluster import (
     ports_in_use,
 )
 from dss_dev.local_members import LocalMembers, find_members, find_place
+from dss_dev.preloaded import Pool
 from dss_dev.restart_requests import take_requests
 from dss_project import secret_files
 from dss_project.first_user import PASSWORD_BYTES, USERNAME
@@ -64,6 +65,8 @@ class Command(BaseCommand):
         stopping = Stopping()
         count = len(cluster.nodes)
         self.stdout.write(f"Starting {count} node{'s' if count > 1 else ''} …")
+        # The nodes share the time and the memory that loading the libraries takes.
+        LocalNode.pool = pool = Pool(1)
         try:
             cluster.start()
             describe(cluster)
@@ -80,6 +83,7 @@ class Command(BaseCommand):
             write_to_nowhere()
         finally:
             self._stop(cluster)
+            pool.close()
             remove_file(cluster.directory)
         if not stopping.asked:
             sys.exit(1)
