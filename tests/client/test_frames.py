@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import SERVER, Protocol, State
@@ -22,7 +22,7 @@ def as_sent(opcode: int, payload: bytes, fin: bool = True) -> bytes:
     return Frame(Opcode(opcode), payload, fin).serialize(mask=False)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(MESSAGES)
 def test_the_library_reads_our_frames(messages: list[tuple[int, bytes]]) -> None:
     writer, server = FrameWriter(), Protocol(SERVER, state=State.OPEN, max_size=None)
@@ -31,7 +31,7 @@ def test_the_library_reads_our_frames(messages: list[tuple[int, bytes]]) -> None
     assert [(frame.opcode, bytes(frame.data)) for frame in frames] == messages
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(MESSAGES, st.integers(1, 40) | st.just(50_000), st.booleans())
 def test_we_read_frames_of_the_library(messages: list[tuple[int, bytes]], size: int, in_parts: bool) -> None:
     sent = b""
