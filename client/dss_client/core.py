@@ -60,6 +60,8 @@ class Core:
         self._connecting: asyncio.Task[Connection] | None = None
         self._next_node = 0
         self._troubles: dict[str, str] = {}
+        #: ids of the members' data directories: which cluster this is
+        self._stores: set[str] = set()
         #: those that are being retired, too
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -220,7 +222,7 @@ class Core:
 
         Raises:
             CannotConnect: no node can be reached now.
-            WrongServer: something answers at each address, but it is no node.
+            WrongServer: something answers at each address, but it is no node, or one of another cluster.
             Refused: a node does not accept this client.
         """
         nodes = self.config.nodes
@@ -232,6 +234,7 @@ class Core:
                     connection: Connection = await HttpConnection.connect(node, self.config)
                 else:
                     connection = await self._websocket(node)
+                await self._check_cluster(connection)
             except CannotConnect as error:
                 self._troubles[node.url] = str(error)
                 wrong += error.is_wrong
@@ -242,8 +245,29 @@ class Core:
             return connection
         if wrong == len(nodes):
             text = "; ".join(f"{url}: {trouble}" for url, trouble in self._troubles.items())
-            raise WrongServer(f"no address is a node of the Distributed Sync System ({text})", self._troubles)
+            raise WrongServer(f"no address is a node of {self._cluster} ({text})", self._troubles)
         raise CannotConnect("no node can be reached")
+
+    @property
+    def _cluster(self) -> str:
+        return "the cluster that this client used before" if self._stores else "the Distributed Sync System"
+
+    async def _check_cluster(self, connection: Connection) -> None:
+        """A node of another cluster knows nothing of this client's locks. A list of addresses that mixes clusters would never fail.
+
+        Raises:
+            CannotConnect: it is one, or it does not answer.
+        """
+        try:
+            answer = await connection.call("raft.leader", {}, self.config.connect_timeout_s, None)
+        except (NoAnswer, NotSent) as error:
+            connection.close()
+            raise CannotConnect(str(error)) from None
+        stores = set(answer.get("stores") or ())
+        if stores and self._stores and not stores & self._stores:
+            connection.close()
+            raise CannotConnect("it is a node of another cluster", is_wrong=True)
+        self._stores = stores or self._stores
 
     async def _websocket(self, node: Any) -> Connection:
         try:

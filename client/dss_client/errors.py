@@ -58,7 +58,7 @@ class Unavailable(DssError):
 
 
 class WrongServer(Unavailable):
-    """No address is a node of the Distributed Sync System."""
+    """No address is a node of the cluster: of the Distributed Sync System, and of the one that this client used before."""
 
     code = "wrong_server"
 

@@ -103,9 +103,9 @@ class _Attempt:
                 self._core.spawn(_end(first))
 
     async def _take_without_waiting(self, queue: dict[str, Any]) -> AsyncHeld:
-        if queue["locked"]:
-            raise LockHeld("other clients wait for a permit", status=423, fields={"holders": queue["holders"]})
         async with LockWatch(self._core, self._spec.prefix) as watch:
+            if queue["locked"] and not watch.holders.keys() >= set(self._spec.permits):
+                raise LockHeld("other clients wait for a permit", status=423, fields={"holders": queue["holders"]})
             permit = await self._take_free(watch)
             if permit is None:
                 raise self._timeout(LockHeld, watch)

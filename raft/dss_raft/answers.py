@@ -25,6 +25,10 @@ class Leader(Answer, kw_only=True):
     #: null while no leader is known
     leader_id: str | None
     node: str
+    stores: Annotated[
+        list[str],
+        msgspec.Meta(description="random ids of the members' data directories; nodes of different clusters have none in common"),
+    ]
 
 
 class Role(Part):

@@ -12,7 +12,7 @@ from dss_api.fields import Fields, Index, Name, OptionalName, check_name
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
-from dss_api.rights import CLUSTER, OPEN, READ
+from dss_api.rights import ANY_TOKEN, CLUSTER, OPEN, READ
 from dss_raft.answers import (
     Campaigning,
     Health,
@@ -120,7 +120,8 @@ async def status(node: Node, request: NoParameters) -> Result:
 
 
 async def leader(node: Node, request: NoParameters) -> Leader:
-    return Leader(leader_id=node.leader_id or None, node=node.node_id)
+    stores = [member.store for member in node.core.configuration.members if member.store]
+    return Leader(leader_id=node.leader_id or None, node=node.node_id, stores=stores)
 
 
 async def start_election(node: Node, request: StartElection) -> Campaigning:
@@ -241,7 +242,7 @@ OPERATIONS: tuple[Operation, ...] = (
         request=NoParameters,
         handle=leader,
         answer=Leader,
-        needs=READ,
+        needs=ANY_TOKEN,
         summary="The current leader",
         tag="Raft",
         needs_state=False,

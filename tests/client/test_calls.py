@@ -230,6 +230,23 @@ async def test_something_else_at_the_address(make_client: Make) -> None:
         server.close()
 
 
+async def test_a_node_of_another_cluster(make_node: MakeNode, make_client: Make) -> None:
+    """A replaced member has another store; a node with no store in common belongs to another cluster."""
+    first, replaced, foreign = await make_node(), await make_node(), await make_node()
+    for each, stores in ((first, ["a", "b"]), (replaced, ["b", "c"]), (foreign, ["x", "y"])):
+        each.answers["raft.leader"] = {"ok": True, "leader_id": "node-1", "node": "node-1", "stores": stores}
+        each.answers["cache.incr"] = INCREMENTED
+    client = make_client(first, foreign, replaced)
+    await client.cache.incr("key")
+    await first.stop()
+    await client.cache.incr("key")
+    assert len(replaced.requests("cache.incr")) == 1
+    assert not foreign.requests("cache.incr")
+    await replaced.stop()
+    with pytest.raises(Unavailable, match="it is a node of another cluster"):
+        await client.cache.incr("key")
+
+
 # ---------------------------------------------------------------- numbers
 
 

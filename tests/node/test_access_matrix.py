@@ -40,7 +40,7 @@ ALLOWED = {
     "health": "-",
     "ready": "-",
     "raft.status": "read",
-    "raft.leader": "read",
+    "raft.leader": "*",
     "raft.start_election": "cluster",
     "raft.transfer": "cluster",
     "raft.log": "cluster",
