@@ -41,11 +41,23 @@ def install(name: str, directory: Path) -> None:
             shutil.copy(Path(str(file.locate())), directory / file)
 
 
+def plugin_needs_the_server(python: Path, packages: Path, directory: Path) -> None:
+    """pytest finds the plugin, which says that the node's distribution is missing."""
+    for name in {"pytest", *dependencies("pytest")}:
+        install(name, packages)
+    (directory / "test_it.py").write_text("def test_it(dss): ...")
+    run = [python, "-m", "pytest", "-q", "test_it.py", "-c", os.devnull]
+    ran = subprocess.run(run, cwd=directory, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert ran.returncode == 1, ran.stderr
+    assert "distributed-sync-system, is not installed here" in ran.stdout
+
+
 def test_the_example_of_the_readme(real_node: LocalCluster, token: str, tmp_path: Path) -> None:
     url = real_node.nodes[0].url
     build = [sys.executable, "-c", BUILD, str(tmp_path)]
     wheel = tmp_path / subprocess.run(build, cwd=ROOT / "client", check=True, capture_output=True, text=True).stdout.strip()
     venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
     (packages,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
     zipfile.ZipFile(wheel).extractall(packages)
     for name in {*dependencies("dss-client")}:
@@ -53,11 +65,12 @@ def test_the_example_of_the_readme(real_node: LocalCluster, token: str, tmp_path
     assert (packages / "dss_client" / "py.typed").exists()
     assert (packages / "pytest_dss" / "guard.py").exists()
 
+    plugin_needs_the_server(python, packages, tmp_path)
+
     (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     example, count = re.subn(r"http://[\d.:]+(,http://[\d.:]+)*", url, example)
     assert count == 1
     environment = {"DSS_TOKEN": token, "PATH": os.environ["PATH"]}
-    python = tmp_path / "venv" / "bin" / "python"
     with (
         subprocess.Popen([python, "-c", example], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process,
         Client(url, token) as dss,

@@ -1,0 +1,67 @@
+"""`LockWatch`, against fake nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from dss_client import AsyncClient, OverLimit, Unavailable
+from dss_client.watch import LockWatch
+
+Make = Callable[..., AsyncClient]
+Until = Callable[[Callable[[], Any]], Awaitable[None]]
+MakeNode = Callable[[], Awaitable[Any]]
+
+NO_LEADER = {"ok": False, "status": 503, "code": "no_leader", "detail": "no leader is known"}
+
+
+def state(index: int, *keys: str, more: bool = False) -> dict[str, Any]:
+    locks = [{"key": key, "holders": [{"client": "bob", "fencing_token": index}]} for key in keys]
+    return {"event": {"kind": "state", "index": index, "locks": locks, "more": more}}
+
+
+async def test_it_goes_to_another_node_with_the_client(make_node: MakeNode, make_client: Make, until: Until) -> None:
+    first, second = await make_node(), await make_node()
+    first.answers["locks.watch"], second.answers["locks.watch"] = state(7, "a"), state(9, "b")
+    first.answers["cache.get"] = NO_LEADER
+    second.answers["cache.get"] = {"ok": True, "value": 1, "found": True, "version": 1, "hit": True, "state": "E"}
+    client = make_client(first, second)
+    async with LockWatch(client._running(), "") as watch:
+        assert (watch.holders, watch.index) == ({"a": {"bob": 7}}, 7)
+        # Another call finds out that the node is of no use. The watch must not stay there.
+        assert await client.cache.get("key") == 1
+        await until(lambda: watch.holders == {"b": {"bob": 9}})
+    await until(lambda: second.requests("cancel"))
+
+
+async def test_it_goes_on_when_the_node_ends(make_node: MakeNode, make_client: Make, until: Until) -> None:
+    first, second = await make_node(), await make_node()
+    first.answers["locks.watch"], second.answers["locks.watch"] = state(7, "a"), state(9)
+    async with LockWatch(make_client(first, second)._running(), "") as watch:
+        await first.stop()
+        await until(lambda: watch.holders == {})
+
+
+async def test_the_state_may_come_in_parts(node: Any, client: AsyncClient) -> None:
+    node.answers["locks.watch"] = state(7, "a", more=True)
+    watch = LockWatch(client._running(), "")
+    for event in (state(7, "a", more=True), state(7, "b")):
+        watch._on_event(event["event"])
+    assert set(watch.holders) == {"a", "b"}
+
+
+async def test_a_refused_watch(node: Any, client: AsyncClient) -> None:
+    node.answers["locks.watch"] = {"ok": False, "status": 429, "code": "over_limit", "limit": "watches_max", "detail": ""}
+    with pytest.raises(OverLimit):
+        async with LockWatch(client._running(), ""):
+            pass
+
+
+async def test_no_state_in_time(node: Any, make_client: Make) -> None:
+    node.answers["locks.watch"] = None
+    client = make_client(node, timeout=0.1)
+    with pytest.raises(Unavailable):
+        async with LockWatch(client._running(), ""):
+            pass
