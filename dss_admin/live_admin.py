@@ -7,7 +7,7 @@ snapshot taken in the node's loop. Lists, search, filters, sorting, pages, detai
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,12 @@ from django.contrib import admin, messages
 from django.db.models import Model, Q
 from django.http import HttpRequest
 
+from dss_admin.callers import admin_caller
+from dss_api import running
 from dss_api.errors import Refused
+from dss_api.operation import Operation
 from dss_api.result import Result
+from dss_api.routes import ADMIN, Route
 from dss_api.running import await_in_loop, call_in_loop
 
 #: `rows_from_loop(function)` takes the snapshot for `rows` in the thread that owns the state.
@@ -224,7 +228,7 @@ class LiveValuesFilter(admin.FieldListFilter):
 
 
 class LiveAdmin(admin.ModelAdmin):
-    """Lists live rows. A subclass defines `rows`, and may define actions, which submit commands through `do_each`.
+    """Lists live rows. A subclass defines `rows`, and may define actions, which make calls through `do_each`.
 
     Reading needs the model's `view` permission. An action declares `permissions=["operate"]`, which is the `change` permission.
     """
@@ -265,17 +269,26 @@ class LiveAdmin(admin.ModelAdmin):
         return actions
 
     def do_each(
-        self, request: HttpRequest, rows: Iterable[Any], act: Callable[[Any], Coroutine[Any, Any, Result]]
-    ) -> list[Result]:
-        """Run an action: submit a command for each row until one is refused, and show the refusal. Returns the results before it."""
-        results: list[Result] = []
+        self, request: HttpRequest, rows: Iterable[Any], operation: Operation, request_of: Callable[[Any], Any]
+    ) -> list[Any]:
+        """Run an action: make a call for each row until one is refused, and show the refusal. Returns the results before it.
+
+        The calls are recorded in the audit trail, with this user.
+
+        Args:
+            request_of: the request of the call for a row.
+        """
+        route = Route(operation)
+        caller = admin_caller(request)
+        address = request.META.get("REMOTE_ADDR") or ""
+        results: list[Any] = []
         for row in rows:
             try:
-                result = await_in_loop(act(row))
+                result = await_in_loop(route.perform(running.node(), request_of(row), caller, ADMIN, address))
             except Refused as refusal:
                 self.message_user(request, f"{row}: {refusal.detail or refusal.code}", messages.ERROR)
                 break
-            if result.code:
+            if isinstance(result, Result) and result.code:
                 self.message_user(request, f"{row}: {result.body.get('detail') or result.code}", messages.ERROR)
                 break
             results.append(result)

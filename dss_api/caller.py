@@ -12,12 +12,15 @@ from dss_api.errors import Refused
 from dss_api.rights import EVERYTHING, Access
 from dss_api.token_text import TokenKey, seal
 
+#: longer names are cut
+NAME_BYTES_MAX = 256
+
 
 class Caller:
     """An authenticated caller, or a caller of an open node.
 
     Attributes:
-        name: for the audit trail: "token billing (3f9a1c2b7d4e)", "user alice". The authentication knows it, not the request.
+        name: for the audit trail: "token 3f9a1c2b7d4e (billing)", "user alice". The authentication knows it, not the request.
         owner: whom the sessions belong to that this caller opens; "" for callers that may use every session.
         access: what it may do.
         is_token: the token can be revoked or expire while the call is in progress.
@@ -27,7 +30,7 @@ class Caller:
     __slots__ = ("_key", "access", "is_token", "name", "owner", "used")
 
     def __init__(self, name: str, access: Access, owner: str = "", key: TokenKey | None = None) -> None:
-        self.name = name
+        self.name = name.encode()[:NAME_BYTES_MAX].decode(errors="ignore")
         self.access = access
         self.owner = owner
         self.is_token = bool(owner)

@@ -205,7 +205,7 @@ class Guard:
             raise Refused("unauthenticated", NOT_VALID)
         if token.is_expired:
             raise Refused("unauthenticated", "the token has expired")
-        return Caller(f"token {token.name} ({token.id})", Access(token.scopes), token.id, self._session_key(token))
+        return Caller(f"token {token.id} ({token.name})", Access(token.scopes), token.id, self._session_key(token))
 
     def _has_secret(self, token: Token, secret: str) -> bool:
         key = self._keys.get(token.key)

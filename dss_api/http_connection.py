@@ -308,7 +308,7 @@ class HttpConnection(asyncio.Protocol):
         assert route is not None
         try:
             await self._listener.turns.enter(self.address)
-            answer = await route.carry_out(self._listener.find_node, decoded, caller)
+            answer = await route.carry_out(self._listener.find_node, decoded, caller, "http", self.address)
         except asyncio.CancelledError:
             if self._has_hung_up:
                 route.observe(499, perf_counter() - request.started)

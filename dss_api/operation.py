@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +12,7 @@ from dss_api.answer import Answer
 from dss_api.liveness import Liveness
 from dss_api.request_id import with_request_id
 from dss_api.result import Result
-from dss_api.rights import Need, check
+from dss_api.rights import OPERATORS, Need, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,19 @@ class Operation:
         return not self.needs.is_open
 
     @property
+    def is_audited(self) -> bool:
+        """True for a call of an operator that changes something."""
+        return self.method != "GET" and not self.needs.plain_scopes().isdisjoint(OPERATORS)
+
+    @property
     def request_with_id(self) -> type[msgspec.Struct]:
         """The Struct of all fields that a client may send."""
         return with_request_id(self.request) if self.takes_request_id else self.request
+
+
+def named(operations: Iterable[Operation], name: str) -> Operation:
+    """The operation with this name, which must be among them."""
+    return next(operation for operation in operations if operation.name == name)
 
 
 class Feed(Protocol):

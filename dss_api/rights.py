@@ -26,6 +26,8 @@ from dss_api.fields import BYTES_PER_NAME_MAX
 ALL = "all"
 #: scopes without a prefix
 PLAIN = ("read", "operate", "cluster", ALL)
+#: the scopes of operators, whose changing calls are audited
+OPERATORS = frozenset(("operate", "cluster", ALL))
 #: area -> its actions; "" for an area whose scopes have no action
 AREAS: dict[str, tuple[str, ...]] = {
     "locks": ("",),

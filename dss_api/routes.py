@@ -37,6 +37,7 @@ class Route:
         "encoder",
         "guarded",
         "handle",
+        "is_audited",
         "name",
         "needs",
         "needs_state",
@@ -51,6 +52,7 @@ class Route:
         self.undo = operation.undo
         self.guarded = operation.guarded
         self.needs = operation.needs
+        self.is_audited = operation.is_audited
         self.needs_state = operation.needs_state
         self.changes = operation.method != "GET"
         self.decoder = RequestDecoder(operation)
@@ -64,13 +66,19 @@ class Route:
         """True for a call that changes tokens: it is answered although its caller's token may have ended by it."""
         return self.needs is ONLY_ALL
 
-    async def carry_out(self, find_node: Callable[[], Any], request: Any, caller: Caller) -> EncodedAnswer:
-        """Run the operation for this caller; an unexpected exception is logged and answered `internal`."""
+    async def carry_out(
+        self, find_node: Callable[[], Any], request: Any, caller: Caller, via: str, address: str
+    ) -> EncodedAnswer:
+        """Run the operation for this caller; an unexpected exception is logged and answered `internal`.
+
+        Args:
+            via, address: the entry point, and where the call came from.
+        """
         try:
             node = find_node()
             if self.needs_state:
                 require_state(node)
-            result = await self.perform(node, request, caller)
+            result = await self.perform(node, request, caller, via, address)
             answer = self.encoder.encode(result)
             # A client that gave an id can repeat the call, and gets the same answer.
             if self.undo is not None and answer.status == 200 and type(request) is not Identified:
@@ -82,7 +90,7 @@ class Route:
             log.exception("api.failed", operation=self.name)
             return encode_refusal(Refused("internal", INTERNAL))
 
-    async def perform(self, node: Any, request: Any, caller: Caller) -> Result | Answer:
+    async def perform(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
         """Call the operation's handler with a decoded request, if the caller may. Every call of every entry point passes here.
 
         Raises:
@@ -92,7 +100,11 @@ class Route:
             set_caller(caller)
             require_right(self.needs, caller, request)
         if type(request) is Identified:
+            if self.is_audited or via == ADMIN:
+                await audit_of(node).record(self, caller, request.request, via, address)
             return await self.handle(node, request.request, request.id)
+        if self.is_audited or via == ADMIN:
+            await audit_of(node).record(self, caller, request, via, address)
         return await self.handle(node, request)
 
     def observe(self, status: int, seconds: float) -> None:
@@ -100,6 +112,31 @@ class Route:
         if observe is None:
             observe = self.observers[status] = REQUEST_SECONDS.labels(self.name, str(status)).observe
         observe(seconds)
+
+
+#: the entry point whose calls are audited in any case: its users are operators
+ADMIN = "admin"
+
+
+class Audit:
+    """Records the calls of operators before they are carried out. This one, for nodes without an audit trail, records nothing."""
+
+    #: its name among the services of a node
+    SERVICE = "audit"
+
+    async def record(self, route: Route, caller: Caller, request: Any, via: str, address: str) -> None:
+        """Raises:
+        Refused: the call cannot be recorded, and so must not be carried out.
+        """
+
+
+def audit_of(node: Any) -> Audit:
+    """The audit trail of a node."""
+    found: Audit | None = getattr(node, "services", {}).get(Audit.SERVICE)
+    return found or _NO_AUDIT
+
+
+_NO_AUDIT = Audit()
 
 
 def require_possible(needs: Need, caller: Caller) -> None:

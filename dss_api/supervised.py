@@ -25,6 +25,7 @@ log = structlog.get_logger("node")
 
 #: The values of the metric's label.
 TaskName = Literal[
+    "audit",
     "cache_peers",
     "cache_reads",
     "cache_write_back",

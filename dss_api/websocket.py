@@ -300,7 +300,8 @@ class WebSocketConnection:
                 raise Refused("not_found", f"there is no operation {frame.op}")
             await self._in_progress.turns.enter(self._address)
             caller = self._json.authenticate(route, self._authorization)
-            answer = await route.carry_out(self._json.find_node, route.decoder.body(bytes(frame.request)), caller)
+            request = route.decoder.body(bytes(frame.request))
+            answer = await route.carry_out(self._json.find_node, request, caller, "websocket", self._address)
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:
             answer = encode_refusal(refusal)

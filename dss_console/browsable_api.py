@@ -25,6 +25,7 @@ from rest_framework.renderers import BaseRenderer, BrowsableAPIRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from dss_admin.callers import caller_of_header, caller_of_user
 from dss_api import guard as guards
 from dss_api import running
 from dss_api.caller import ANYONE, Caller
@@ -34,7 +35,6 @@ from dss_api.guard import TOKEN_WANTED, check_origin
 from dss_api.negotiation import prefers_page
 from dss_api.operation import Operation
 from dss_api.routes import Route, not_allowed, require_possible, split_path
-from dss_console.callers import caller_of_header, caller_of_user
 
 log = structlog.get_logger("api")
 
@@ -212,7 +212,7 @@ class OperationView(APIView):
             decoded = route.decoder.body(request.data or b"")
         node = running.node()
         caller = caller_of(request) if route.guarded else ANYONE
-        work = route.perform(node, decoded, caller)
+        work = route.perform(node, decoded, caller, "page", request.META.get("REMOTE_ADDR") or "")
         if caller.is_token:
             header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
             work = guards.shared().while_valid(header, work)

@@ -14,13 +14,13 @@ from django.shortcuts import render
 from django.urls import path
 from django.views.decorators.http import require_safe
 
+from dss_admin.callers import caller_of_header, caller_of_user
 from dss_api import guard as guards
 from dss_api import running
 from dss_api.errors import Refused
 from dss_api.problems import PROBLEMS
 from dss_api.rights import READ
 from dss_api.routes import require_possible
-from dss_console.callers import caller_of_header, caller_of_user
 
 
 def readers_only(view: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:

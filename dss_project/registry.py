@@ -12,6 +12,7 @@ from dss_locks.operations import OPERATIONS as LOCK_OPERATIONS
 from dss_locks.subscriptions import SUBSCRIPTIONS as LOCK_SUBSCRIPTIONS
 from dss_queue.operations import OPERATIONS as QUEUE_OPERATIONS
 from dss_queue.operations import SUBSCRIPTIONS as QUEUE_SUBSCRIPTIONS
+from dss_raft.audit_operations import OPERATIONS as AUDIT_OPERATIONS
 from dss_raft.operations import OPERATIONS as RAFT_OPERATIONS
 from dss_raft.request_operations import OPERATIONS as REQUEST_OPERATIONS
 from dss_raft.token_operations import OPERATIONS as TOKEN_OPERATIONS
@@ -24,7 +25,15 @@ def operations() -> tuple[Operation, ...]:
     Raises:
         ValueError: two of them share a name, or one names a problem that does not exist.
     """
-    found = (*RAFT_OPERATIONS, *TOKEN_OPERATIONS, *REQUEST_OPERATIONS, *LOCK_OPERATIONS, *QUEUE_OPERATIONS, *CACHE_OPERATIONS)
+    found = (
+        *RAFT_OPERATIONS,
+        *TOKEN_OPERATIONS,
+        *AUDIT_OPERATIONS,
+        *REQUEST_OPERATIONS,
+        *LOCK_OPERATIONS,
+        *QUEUE_OPERATIONS,
+        *CACHE_OPERATIONS,
+    )
     _check(found)
     return found
 

@@ -22,8 +22,10 @@ from dss_queue.core.broker import Broker
 from dss_queue.idle_topics import IdleTopics
 from dss_queue.subscribers import Subscribers
 from dss_raft import state_usage
+from dss_raft.audit_log import AuditLog
 from dss_raft.node import Node
 from dss_raft.replication.access_tokens import AccessTokens
+from dss_raft.replication.audit import AuditTrail
 from dss_raft.replication.limits import LimitsMachine, StateLimits
 from dss_raft.replication.machine import StateMachine
 from dss_raft.tokens import Tokens
@@ -36,7 +38,7 @@ def state_machines() -> list[StateMachine]:
     """The state machines of a node. Their order is part of the replicated state: the same on every node."""
     limits = StateLimits()
     table = LockTable(state_limits=limits)
-    return [table, Broker(table, limits), Directory(limits), AccessTokens(limits), LimitsMachine(limits)]
+    return [table, Broker(table, limits), Directory(limits), AccessTokens(limits), AuditTrail(limits), LimitsMachine(limits)]
 
 
 async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] | None = None) -> Node:
@@ -57,6 +59,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     queue_metrics.attach(node)
     Subscribers(node)
     IdleTopics(node)
+    AuditLog(node)
     tokens = Tokens(node, guard.shared())
     cache = CacheService(node, backing_store(config))
     cache_metrics.show(cache)

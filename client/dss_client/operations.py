@@ -22,6 +22,7 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "tokens.create": ("POST", "/tokens"),
     "tokens.rotate": ("POST", "/tokens/rotate"),
     "tokens.revoke": ("DELETE", "/tokens/{id}"),
+    "audit.list": ("GET", "/audit"),
     "requests.open": ("POST", "/request/session"),
     "requests.close": ("DELETE", "/request/session"),
     "locks.acquire": ("POST", "/lock/acquire"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from dss_api.caller import caller
+from dss_api.caller import ANYONE, caller
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
@@ -106,6 +106,9 @@ async def close_session(node: Node, request: CloseSession, once: RequestId | Non
 
 
 async def force_release(node: Node, request: ForceRelease, once: RequestId | None = None) -> Result:
+    if caller() is not ANYONE:
+        # The authentication knows who it is; the field is what an unknown caller of an open node says.
+        request = msgspec.structs.replace(request, by=caller().name)
     result = await node.submit(request, once=once)
     if result.body["released"]:
         metrics.release_counters["forced"].inc()

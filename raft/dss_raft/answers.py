@@ -207,6 +207,32 @@ class TokenRevoked(Answer, kw_only=True):
     index: RaftIndex
 
 
+class AuditRecord(Part):
+    """A call of an operator."""
+
+    #: of the record in the log; the call was carried out after it
+    index: int
+    at_ms: int
+    #: as authenticated
+    by: str
+    #: "http", "websocket", "page" or "admin"
+    via: str
+    address: str
+    #: the node that took the call
+    node: str
+    operation: str
+    #: its fields as JSON, perhaps cut
+    request: str
+    reason: str
+
+
+class AuditPage(Answer, kw_only=True):
+    #: oldest first
+    records: list[AuditRecord]
+    #: older records that are gone
+    dropped: int
+
+
 class LogCommand(Part):
     seq: Annotated[int, msgspec.Meta(description="its number in the session; 0 for a command of the leader")]
     op: str

@@ -94,6 +94,7 @@ def test_a_token_on_three_nodes(cluster: LocalCluster) -> None:
     until(leader.is_ready)
     assert leader.call("GET", "/tokens", headers=bearer(operator)).json["tokens"][0]["name"] == "operator"
 
+    the_audit_trail_is_complete(leader, made["id"])
     commands_need_no_token(leader, operator)
     for node in cluster.nodes:
         node.stop()
@@ -158,6 +159,20 @@ def revocation_ends_what_is_open(
     with pytest.raises(InvalidStatus) as refused, connect(f"ws://{three.host}:{three.port}/ws", additional_headers=shop):
         pass
     assert refused.value.response.status_code == 401
+
+
+def the_audit_trail_is_complete(node: LocalNode, operator_id: str) -> None:
+    """Each entry point, and who it was; refused calls are not in it. Any node has all of it."""
+    until(lambda: node.call("GET", "/audit", headers=node.credentials).status == 200)
+    records = node.call("GET", "/audit?limit=1000", headers=node.credentials).json["records"]
+    first, *others = records
+    assert (first["operation"], first["by"], first["via"]) == ("tokens.create", "anyone", "http")
+    by_operator = [one for one in others if one["by"] == f"token {operator_id} (operator)"]
+    assert by_operator == others
+    assert [one["operation"] for one in others].count("tokens.revoke") == 1
+    assert {one["address"] for one in records} == {"127.0.0.1"}
+    assert [one["index"] for one in records] == sorted(one["index"] for one in records)
+    assert not [one for one in records if one["operation"] == "queue.purge"]
 
 
 def commands_need_no_token(node: LocalNode, operator: str) -> None:

@@ -107,7 +107,7 @@ def test_a_forced_release_needs_a_reason(boss, busy):
     assert "1 released" in response.content.decode()
     assert busy.holders("k1") == [("b", "exclusive")], "not granted to the next waiter"
     (forced,) = busy.table.forced_releases
-    assert (forced.reason, forced.by, forced.client) == ("hangs", "boss", "a")
+    assert (forced.reason, forced.by, forced.client) == ("hangs", "user boss", "a")
 
 
 def test_a_viewer_cannot_force_a_release(boss, busy, client):

@@ -55,6 +55,7 @@ ALLOWED = {
     "tokens.create": "",
     "tokens.rotate": "",
     "tokens.revoke": "",
+    "audit.list": "read",
     "requests.open": "*",
     "requests.close": "*",
     "locks.acquire": "locks",

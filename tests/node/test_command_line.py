@@ -32,6 +32,7 @@ def test_help_lists_our_commands_first_with_a_line_each() -> None:
         "recover",
         "snapshot",
         "token",
+        "audit",
         "publish",
         "consume",
         "mesi",

@@ -25,6 +25,7 @@ from dss_raft.net import control, handshake
 from dss_raft.replication import batch, sessions, snapshot_keeper
 from dss_raft.replication import replica as replicas
 from dss_raft.replication.access_tokens import AccessTokens
+from dss_raft.replication.audit import AuditTrail
 from dss_raft.replication.client_requests import ClientRequests
 from dss_raft.replication.limits import LimitsMachine
 from dss_raft.replication.replica import Replica
@@ -45,6 +46,7 @@ CODE = {
     "state of `cache`": (directory.FORMAT, 0),
     "state of `limits`": (LimitsMachine.format_version, 0),
     "state of `tokens`": (AccessTokens.format_version, 0),
+    "state of `audit`": (AuditTrail.format_version, 0),
     "state of `requests`": (ClientRequests.format_version, 0),
     "values of the cache in a snapshot": django_store.FORMAT[1:],
     "values of the cache in Redis": (redis_store.FORMAT, 1),

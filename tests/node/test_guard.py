@@ -75,7 +75,7 @@ def test_a_token_ends_by_rotation_revocation_and_expiry() -> None:
     guard = make_guard(book)
     token = book.add("read")
     old = token.header.encode()
-    assert guard.authenticate(old).name == f"token read ({token.id})"
+    assert guard.authenticate(old).name == f"token {token.id} (read)"
     token.generation, token.previous_until_ms, token.previous_key = 2, 1, KEY.id
     guard.changed()
     assert guard.authenticate(old).owner == guard.authenticate(token.header.encode()).owner == token.id

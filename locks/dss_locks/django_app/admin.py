@@ -18,12 +18,14 @@ from django.utils.safestring import mark_safe
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
 from dss_api import running
 from dss_api.errors import Refused
-from dss_locks import operations, picture
+from dss_api.operation import named
+from dss_locks import picture
 from dss_locks.core import inspection
 from dss_locks.core.commands import REASON_LENGTH_MAX, ForceRelease
 from dss_locks.core.table import LockTable
 from dss_locks.core.waiters import Positions
 from dss_locks.django_app.models import DelayRow, ForcedRow, LockRow, WaiterRow
+from dss_locks.operations import OPERATIONS
 
 #: Maximum rows of a list. They are read in the node's event loop, while other calls wait.
 ROWS_MAX = 1_000
@@ -144,12 +146,12 @@ class LockRowAdmin(LockAdmin):
         if not reason:
             self.message_user(request, "Enter a reason. It is recorded in the audit list.", messages.ERROR)
             return
-        by = request.user.get_username()
 
-        def release(row: LockRow) -> Any:
-            return operations.force_release(running.node(), ForceRelease(key=row.key, client=row.client, reason=reason, by=by))
+        def release(row: LockRow) -> ForceRelease:
+            return ForceRelease(key=row.key, client=row.client, reason=reason)
 
-        released = sum(bool(result.body["released"]) for result in self.do_each(request, queryset, release))
+        results = self.do_each(request, queryset, named(OPERATIONS, "locks.force_release"), release)
+        released = sum(bool(result.body["released"]) for result in results)
         self.message_user(request, f"{released} released. If a holder is still running, only its fencing token can stop it.")
 
 

@@ -12,13 +12,14 @@ from django.http import HttpRequest
 
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
 from dss_api import running
-from dss_queue import admin_operations, operations
+from dss_api.operation import named
 from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Nack, Redrive
 from dss_queue.core.records import Ending, message_id, receipt_of
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic
 from dss_queue.django_app.models import BacklogRow, DeadLetterRow, InFlightRow
+from dss_queue.operations import OPERATIONS
 
 #: Maximum rows of a list. They are read in the event loop, so other calls wait meanwhile.
 ROWS_MAX = 5_000
@@ -124,20 +125,18 @@ class BacklogRowAdmin(LiveAdmin):
 
     @admin.action(description="Delete the groups, with their dead letters", permissions=["operate"])
     def delete_groups(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        def delete(row: BacklogRow) -> Any:
-            return admin_operations.delete_group(running.node(), DeleteGroup(topic=row.topic, group=row.group))
-
         groups = [row for row in queryset if row.group]
-        deleted = sum(result.body["deleted"] for result in self.do_each(request, groups, delete))
+        results = self.do_each(
+            request, groups, named(OPERATIONS, "queue.group_delete"), lambda row: DeleteGroup(topic=row.topic, group=row.group)
+        )
+        deleted = sum(result.body["deleted"] for result in results)
         self.message_user(request, f"{deleted} groups deleted.")
 
     @admin.action(description="Delete the topics, with all their messages and groups", permissions=["operate"])
     def delete_topics(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        def delete(row: BacklogRow) -> Any:
-            return admin_operations.delete_topic(running.node(), DeleteTopic(topic=row.topic))
-
         topics = list({row.topic: row for row in queryset}.values())
-        deleted = sum(result.body["deleted"] for result in self.do_each(request, topics, delete))
+        results = self.do_each(request, topics, named(OPERATIONS, "queue.topic_delete"), lambda row: DeleteTopic(topic=row.topic))
+        deleted = sum(result.body["deleted"] for result in results)
         self.message_user(request, f"{deleted} topics deleted.")
 
 
@@ -165,11 +164,11 @@ class InFlightRowAdmin(LiveAdmin):
 
     @admin.action(description="Return to the queue now (the attempt counts as failed)", permissions=["operate"])
     def requeue(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        def nack(row: InFlightRow) -> Any:
-            command = Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0)
-            return operations.nack(running.node(), command)
+        def nack(row: InFlightRow) -> Nack:
+            return Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0)
 
-        given_back = sum(result.body["nacked"] for result in self.do_each(request, queryset, nack))
+        results = self.do_each(request, queryset, named(OPERATIONS, "queue.nack"), nack)
+        given_back = sum(result.body["nacked"] for result in results)
         self.message_user(
             request, f"{given_back} returned to the queue. A consumer that is still working on one can no longer ack it."
         )
@@ -189,8 +188,9 @@ class DeadLetterRowAdmin(LiveAdmin):
 
     @admin.action(description="Redrive: return to the queue with the attempts reset", permissions=["operate"])
     def redrive(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        def redrive(row: DeadLetterRow) -> Any:
-            return admin_operations.redrive(running.node(), Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id))
+        def redrive(row: DeadLetterRow) -> Redrive:
+            return Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id)
 
-        redriven = sum(result.body["redriven"] for result in self.do_each(request, queryset, redrive))
+        results = self.do_each(request, queryset, named(OPERATIONS, "queue.redrive"), redrive)
+        redriven = sum(result.body["redriven"] for result in results)
         self.message_user(request, f"{redriven} returned to the queue.")

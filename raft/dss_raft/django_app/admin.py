@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from django.contrib import admin, messages
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 
-from dss_admin.live_admin import LiveAdmin, rows_from_loop
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, rows_from_loop
 from dss_api import running
-from dss_api.errors import Refused
-from dss_api.running import await_in_loop
-from dss_raft.django_app.models import MemberRow, StatusRow
+from dss_api.operation import named
+from dss_raft.django_app.models import AuditRow, MemberRow, StatusRow, TokenRow
+from dss_raft.operations import OPERATIONS, RemoveMember, Transfer
+from dss_raft.replication.access_tokens import AccessTokens, RevokeToken
+from dss_raft.replication.audit import AuditTrail
+from dss_raft.token_operations import OPERATIONS as TOKEN_OPERATIONS
 
 _SHOWN = (
     "node",
@@ -27,6 +32,37 @@ _SHOWN = (
     "pending",
     "waiting",
 )
+
+
+#: Rows of the audit trail in the list. They are read in the event loop; `manage.py audit` reads all.
+AUDIT_ROWS_MAX = 5_000
+#: of an exported record
+AUDIT_FIELDS = ("index", "at_ms", "by", "via", "address", "node", "operation", "request", "reason")
+
+
+def token_rows(tokens: AccessTokens) -> list[TokenRow]:
+    return [
+        TokenRow(
+            id=token.id,
+            name=token.name,
+            scopes=" ".join(token.scopes),
+            created=_time(token.created_ms),
+            created_by=token.created_by,
+            expires=_time(token.expires_ms),
+            expired=token.is_expired,
+            last_used=_time(token.used_ms),
+            generation=token.generation,
+        )
+        for token in tokens.tokens.values()
+    ]
+
+
+def audit_rows(trail: AuditTrail) -> list[AuditRow]:
+    return [AuditRow(at=_time(one.at_ms), **msgspec.structs.asdict(one)) for one in trail.latest(AUDIT_ROWS_MAX)]
+
+
+def _time(at_ms: int) -> datetime | None:
+    return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms else None
 
 
 def _status() -> dict[str, Any]:
@@ -70,20 +106,59 @@ class MemberAdmin(LiveAdmin):
         if len(queryset) != 1:
             self.message_user(request, "Select exactly one member.", messages.WARNING)
             return
-        self._for_each(request, queryset, running.node().transfer, "is the leader now")
+        self._for_each(request, queryset, "raft.transfer", lambda row: Transfer(to=row.id), "is the leader now")
 
     @admin.action(description="Remove the selected members from the cluster", permissions=["operate"])
     def remove(self, request: HttpRequest, queryset: Any) -> None:
-        self._for_each(request, queryset, running.node().remove_member, "was removed")
+        self._for_each(request, queryset, "raft.remove_member", lambda row: RemoveMember(id=row.id), "was removed")
 
-    def _for_each(self, request: HttpRequest, queryset: Any, act: Callable[[str], Any], done: str) -> None:
+    def _for_each(self, request: HttpRequest, queryset: Any, name: str, request_of: Callable[[Any], Any], done: str) -> None:
         for row in queryset:
-            try:
-                await_in_loop(act(row.id))
-            except Refused as refusal:
-                self.message_user(request, f"{row.id}: {refusal.detail or refusal.code}", messages.ERROR)
-            else:
+            if self.do_each(request, [row], named(OPERATIONS, name), request_of):
                 self.message_user(request, f"{row.id} {done}.")
+
+
+@admin.register(TokenRow)
+class TokenAdmin(LiveAdmin):
+    """The tokens. They are made and rotated where the answer can show a secret once: `/tokens`, or `manage.py token`."""
+
+    list_display = ("id", "name", "scopes", "created", "created_by", "expires", "expired", "last_used", "generation")
+    search_fields = ("id", "name", "scopes")
+    ordering = ("created",)
+    actions = ("revoke",)
+
+    def rows(self) -> list[TokenRow]:
+        return rows_from_loop(lambda: token_rows(running.node().machine("tokens")))
+
+    @admin.action(description="Revoke the selected tokens: they end now, on every node", permissions=["operate"])
+    def revoke(self, request: HttpRequest, queryset: Any) -> None:
+        results = self.do_each(request, queryset, named(TOKEN_OPERATIONS, "tokens.revoke"), lambda row: RevokeToken(id=row.id))
+        revoked = sum(result.body["revoked"] for result in results)
+        self.message_user(request, f"{revoked} revoked.")
+
+
+@admin.register(AuditRow)
+class AuditAdmin(LiveAdmin):
+    """The audit trail, latest first."""
+
+    list_display = ("index", "at", "by", "operation", "request", "reason", "via", "address", "node")
+    search_fields = ("by", "operation", "request", "reason", "address")
+    list_filter = (("by", LiveValuesFilter), ("operation", LiveValuesFilter))
+    ordering = ("-index",)
+    actions = ("export",)
+
+    def rows(self) -> list[AuditRow]:
+        return rows_from_loop(lambda: audit_rows(running.node().machine("audit")))
+
+    @admin.action(description="Export as JSON lines", permissions=["view"])
+    def export(self, request: HttpRequest, queryset: Any) -> HttpResponse:
+        lines = [{name: getattr(row, name) for name in AUDIT_FIELDS} for row in queryset]
+        body = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        return HttpResponse(
+            body,
+            content_type="application/x-ndjson",
+            headers={"Content-Disposition": 'attachment; filename="audit.jsonl"', "Cache-Control": "no-store"},
+        )
 
 
 @admin.register(StatusRow)

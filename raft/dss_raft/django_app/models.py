@@ -28,6 +28,53 @@ class MemberRow(models.Model):
         return self.id
 
 
+class TokenRow(models.Model):
+    """A token, without its secret."""
+
+    id = models.CharField(primary_key=True, max_length=12)
+    name = models.CharField(max_length=512)
+    scopes = models.TextField()
+    created = models.DateTimeField()
+    created_by = models.CharField("made by", max_length=512)
+    expires = models.DateTimeField(null=True)
+    expired = models.BooleanField()
+    last_used = models.DateTimeField("last use", null=True, help_text="To the hour.")
+    generation = models.IntegerField(help_text="1, and one more with each rotation.")
+
+    class Meta:
+        managed = False
+        default_permissions = ("view", "change")
+        verbose_name = "token"
+        verbose_name_plural = "tokens"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.id})"
+
+
+class AuditRow(models.Model):
+    """A call of an operator."""
+
+    index = models.BigIntegerField(primary_key=True)
+    at = models.DateTimeField("when")
+    at_ms = models.BigIntegerField()
+    by = models.CharField("who", max_length=600)
+    operation = models.CharField("what", max_length=600)
+    request = models.TextField("fields")
+    reason = models.CharField("why", max_length=512)
+    via = models.CharField("entry point", max_length=16)
+    address = models.CharField("from", max_length=600)
+    node = models.CharField(max_length=64)
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = "audit record"
+        verbose_name_plural = "audit trail"
+
+    def __str__(self) -> str:
+        return f"{self.index}: {self.operation} by {self.by}"
+
+
 class StatusRow(models.Model):
     """One value of this node's Raft status."""
 

@@ -1,0 +1,176 @@
+"""The audit trail: what operators did, as replicated state that no caller can write to or change.
+
+Theory of operation
+-------------------
+1. A record says who made a call (as the node has authenticated them), through which entry point, from which address, which call it was with
+   which fields, and the reason if the call has one. Applied time says when, and its index says where in the log.
+2. The node that takes the call proposes the record *before* it carries the call out. So no call has an effect without a record. A record
+   without an effect is possible: the call may be refused after it, or the node may stop in between.
+3. Calls that must work without a majority (elections, members, a log that cannot be applied) do not wait for their record. Their node
+   proposes it again until it is committed (`dss_raft.audit_log`).
+4. The trail keeps the last `audit_records_max` records with at most `audit_bytes_max` bytes. The oldest ones are dropped and counted.
+
+The machine is empty below the cluster version that has its command.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from dss_api.fields import OptionalName
+from dss_api.result import Result
+from dss_raft.replication.access_tokens import SINCE
+from dss_raft.replication.commands import Command
+from dss_raft.replication.limits import MIB, StateLimit, StateLimits, text_bytes
+from dss_raft.replication.machine import Event, Origin
+
+RECORDS_LIMIT = "audit_records_max"
+BYTES_LIMIT = "audit_bytes_max"
+RECORDS_MAX_DEFAULT = 10_000
+BYTES_MAX_DEFAULT = 16 * MIB
+#: Characters of a call's fields in a record; the rest is cut.
+REQUEST_LENGTH_MAX = 2048
+REASON_LENGTH_MAX = 512
+#: What a record costs in the account besides its texts, with the objects around it.
+RECORD_BYTES = 512
+
+Text = Annotated[str, msgspec.Meta(max_length=600)]
+
+
+class RecordCall(Command, tag="audit.record", kw_only=True):
+    """A call of an operator is about to be carried out."""
+
+    since: ClassVar[int] = SINCE
+
+    #: who, as authenticated
+    by: Text
+    #: the entry point: "http", "websocket", "page", "admin"
+    via: Text
+    #: of the caller, or of the proxy in front of the node
+    address: Text
+    #: the node that took the call
+    node: OptionalName
+    #: "locks.force_release"
+    operation: Text
+    #: the call's fields as JSON, perhaps cut
+    request: Annotated[str, msgspec.Meta(max_length=REQUEST_LENGTH_MAX + 1)]
+    #: why, if the call says so
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_LENGTH_MAX)] = ""
+
+
+class Record(msgspec.Struct, array_like=True):
+    """One call of an operator."""
+
+    index: int
+    at_ms: int
+    by: str
+    via: str
+    address: str
+    node: str
+    operation: str
+    request: str
+    reason: str
+
+    @property
+    def bytes(self) -> int:
+        texts = (self.by, self.via, self.address, self.node, self.operation, self.request, self.reason)
+        return RECORD_BYTES + sum(map(text_bytes, texts))
+
+
+class _Stored(msgspec.Struct, array_like=True):
+    dropped: int = 0
+    records: list[Record] = []
+
+
+class AuditTrail:
+    """The state machine `audit`. See the module."""
+
+    name = "audit"
+    format_version = 1
+    commands: tuple[type[Command], ...] = (RecordCall,)
+
+    def __init__(self, limits: StateLimits | None = None) -> None:
+        self._limits = limits = limits or StateLimits()
+        #: oldest first
+        self.records: deque[Record] = deque()
+        #: older records that are gone
+        self.dropped = 0
+        self.bytes = 0
+        limits.declare(
+            StateLimit(RECORDS_LIMIT, RECORDS_MAX_DEFAULT, "count", lambda: len(self.records), SINCE),
+            StateLimit(BYTES_LIMIT, BYTES_MAX_DEFAULT, "bytes", lambda: self.bytes, SINCE),
+        )
+
+    def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
+        """See `StateMachine.apply`. A record is never refused: the oldest ones make room."""
+        assert isinstance(command, RecordCall)
+        record = Record(
+            index,
+            at_ms,
+            command.by,
+            command.via,
+            command.address,
+            command.node,
+            command.operation,
+            command.request,
+            command.reason,
+        )
+        self.records.append(record)
+        self.bytes += record.bytes
+        maxima = self._limits.maxima
+        while len(self.records) > maxima[RECORDS_LIMIT] or self.bytes > maxima[BYTES_LIMIT]:
+            self.bytes -= self.records.popleft().bytes
+            self.dropped += 1
+        return Result()
+
+    def after(self, index: int, count: int) -> list[Record]:
+        """The first `count` records behind this index, oldest first."""
+        return list(islice((record for record in self.records if record.index > index), count))
+
+    def latest(self, count: int) -> Iterator[Record]:
+        """The last records, latest first."""
+        return islice(reversed(self.records), count)
+
+    # -- the rest of the interface of a state machine ------------------------------------------------------------------------------
+
+    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
+        """Nothing to do: no command waits."""
+
+    def expire(self, at_ms: int, index: int) -> None:
+        """Nothing to do: a record has no deadline."""
+
+    def next_deadline_ms(self) -> int | None:
+        """See `StateMachine.next_deadline_ms`."""
+        return None
+
+    def rearm(self, at_ms: int, index: int) -> None:
+        """Nothing to do."""
+
+    def node_restarted(self, node: str, at_ms: int, index: int) -> None:
+        """Nothing to do."""
+
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        """Nothing to do."""
+
+    def take_events(self) -> list[Event]:
+        """See `StateMachine.take_events`."""
+        return []
+
+    def usage(self) -> dict[str, int]:
+        """See `HasUsage`."""
+        return {"audit": self.bytes}
+
+    def snapshot(self) -> Any:
+        """See `StateMachine.snapshot`."""
+        return _Stored(self.dropped, list(self.records))
+
+    def restore(self, state: Any) -> None:
+        """See `StateMachine.restore`. An empty state is that of a release without an audit trail."""
+        stored = msgspec.convert(state, _Stored) if state else _Stored()
+        self.dropped, self.records = stored.dropped, deque(stored.records)
+        self.bytes = sum(record.bytes for record in self.records)

@@ -1,0 +1,184 @@
+"""The audit trail: the records of the replicated state, and the record of a call before the call."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from dss_api.caller import ANYONE, Caller
+from dss_api.errors import Refused
+from dss_api.operation import Operation, named
+from dss_api.request_id import Identified, RequestId
+from dss_api.result import Result
+from dss_api.rights import EVERYTHING
+from dss_api.routes import Route
+from dss_project.registry import operations
+from dss_raft import audit_log
+from dss_raft.audit_log import AuditLog
+from dss_raft.audit_operations import AuditQuery, audit
+from dss_raft.replication.audit import REQUEST_LENGTH_MAX, AuditTrail, RecordCall
+from dss_raft.replication.limits import StateLimits
+from dss_raft.replication.machine import Origin
+
+ALICE = Caller("user alice", EVERYTHING)
+
+
+def record(**fields: Any) -> RecordCall:
+    given = {"by": "a", "via": "http", "address": "192.0.2.1", "node": "n", "operation": "queue.purge", "request": "{}", **fields}
+    return RecordCall(**given)
+
+
+def filled(count: int, **maxima: int) -> AuditTrail:
+    trail = AuditTrail(StateLimits(maxima))
+    for index in range(1, count + 1):
+        assert trail.apply(record(reason=str(index)), index * 10, index, Origin("n", 1, index)) == Result()
+    return trail
+
+
+def test_the_oldest_records_make_room() -> None:
+    trail = filled(5, audit_records_max=3)
+    assert [(one.index, one.at_ms, one.reason) for one in trail.after(0, 10)] == [(3, 30, "3"), (4, 40, "4"), (5, 50, "5")]
+    assert trail.dropped == 2
+    assert [one.index for one in trail.latest(2)] == [5, 4]
+    assert [one.index for one in trail.after(3, 1)] == [4]
+    small = filled(5, audit_bytes_max=2 * filled(1).bytes)
+    assert (len(small.records), small.dropped) == (2, 3)
+
+
+def test_a_copy_from_a_snapshot_is_the_same() -> None:
+    trail = filled(5, audit_records_max=3)
+    copy = AuditTrail()
+    copy.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(trail.snapshot())))
+    assert (copy.after(0, 9), copy.dropped, copy.usage()) == (trail.after(0, 9), trail.dropped, trail.usage())
+    copy.restore({})
+    assert (copy.after(0, 9), copy.dropped, copy.usage()) == ([], 0, {"audit": 0})
+
+
+# ---------------------------------------------------------------------- before the call
+
+
+class Node:
+    """Applies what is submitted; without a majority it refuses."""
+
+    def __init__(self, version: int = 4) -> None:
+        self.node_id = "node-1"
+        self.is_running = True
+        self.services: dict[str, Any] = {}
+        self.replica = SimpleNamespace(cluster_version=version)
+        self.trail = AuditTrail()
+        self.submitted: list[str] = []
+        self.has_majority = True
+        AuditLog(self)  # type: ignore[arg-type]
+
+    async def submit(self, command: Any, **options: Any) -> Result:
+        if not self.has_majority:
+            raise Refused("no_quorum")
+        self.submitted.append(type(command).__struct_config__.tag)
+        if isinstance(command, RecordCall):
+            self.trail.apply(command, 7, len(self.submitted), Origin("n", 1, 1))
+        return Result({"released": False, "holders": []}, index=len(self.submitted))
+
+    async def start_election(self, force: bool) -> None:
+        self.submitted.append("election")
+
+    async def read_index(self) -> None:
+        pass
+
+    def machine(self, name: str) -> AuditTrail:
+        assert name == "audit"
+        return self.trail
+
+
+def request_of(operation: Operation, **fields: Any) -> Any:
+    return msgspec.convert({**operation.example, **fields}, operation.request, strict=False)
+
+
+async def test_a_record_is_committed_before_the_call_and_names_the_authenticated_caller() -> None:
+    node = Node()
+    operation = named(operations(), "locks.force_release")
+    request = request_of(operation, by="mallory")
+    await Route(operation).perform(node, request, ALICE, "websocket", "192.0.2.7")
+    assert node.submitted == ["audit.record", "locks.force_release"]
+    (one,) = (await audit(node, AuditQuery())).records  # type: ignore[arg-type]
+    assert (one.by, one.via, one.address, one.node) == ("user alice", "websocket", "192.0.2.7", "node-1")
+    assert (one.operation, one.reason, one.index, one.at_ms) == ("locks.force_release", "worker-1 is gone", 1, 7)
+    assert msgspec.json.decode(one.request) == {
+        "key": "orders/42",
+        "reason": "worker-1 is gone",
+        "by": "mallory",
+        "client": "",
+    }
+
+
+async def test_a_call_that_cannot_be_recorded_is_not_carried_out() -> None:
+    node = Node()
+    node.has_majority = False
+    operation = named(operations(), "queue.purge")
+    with pytest.raises(Refused, match="no_quorum"):
+        await Route(operation).perform(node, request_of(operation), ALICE, "http", "")
+    assert node.submitted == []
+
+
+async def test_an_election_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_log, "RETRY_S", 0)
+    node = Node()
+    node.has_majority = False
+    operation = named(operations(), "raft.start_election")
+    await Route(operation).perform(node, request_of(operation), ALICE, "http", "")
+    assert node.submitted == ["election"]
+    node.has_majority = True
+    async with asyncio.timeout(60):
+        while not node.trail.records:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert node.trail.records[0].operation == "raft.start_election"
+
+
+async def test_a_repeatable_call_is_recorded_too() -> None:
+    node = Node()
+    operation = named(operations(), "locks.force_release")
+    request = Identified(request_of(operation), RequestId("s", 1, 0, b""))
+    await Route(operation).perform(node, request, ANYONE, "http", "")
+    assert [one.by for one in node.trail.records] == ["anyone"]
+
+
+async def test_below_version_4_calls_are_only_logged() -> None:
+    node = Node(version=3)
+    operation = named(operations(), "locks.force_release")
+    await Route(operation).perform(node, request_of(operation), ALICE, "http", "")
+    assert node.submitted == ["locks.force_release"]
+
+
+async def test_a_long_call_is_cut() -> None:
+    node = Node()
+    operation = named(operations(), "locks.force_release")
+    await Route(operation).perform(node, request_of(operation, reason="é" * 512, by="ü" * 250), ALICE, "http", "x" * 1000)
+    (one,) = node.trail.records
+    assert len(one.request) <= REQUEST_LENGTH_MAX + 1
+    assert one.reason == "é" * 512
+
+
+def test_which_calls_are_audited() -> None:
+    audited = {one.name for one in operations() if one.is_audited}
+    assert audited == {
+        "raft.start_election",
+        "raft.transfer",
+        "raft.skip",
+        "raft.save_snapshot",
+        "raft.add_member",
+        "raft.remove_member",
+        "raft.set_limits",
+        "tokens.create",
+        "tokens.rotate",
+        "tokens.revoke",
+        "locks.force_release",
+        "queue.topic",
+        "queue.topic_delete",
+        "queue.group_delete",
+        "queue.settings",
+        "queue.redrive",
+        "queue.purge",
+    }
