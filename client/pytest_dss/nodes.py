@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dss_client import AsyncClient, Client
-from pytest_dss.purge import purge
+if TYPE_CHECKING:
+    # The node starts while the client is imported.
+    from dss_client import AsyncClient, Client
 
 HOST = "127.0.0.1"
 SERVER = "distributed-sync-system"
@@ -221,10 +222,14 @@ class Cluster:
 
     def client(self, **options: object) -> Client:
         """A client. The test closes it."""
+        from dss_client import Client
+
         return Client(self.urls, self.token, **options)  # type: ignore[arg-type]
 
     def async_client(self, **options: object) -> AsyncClient:
         """An asyncio client. The test closes it."""
+        from dss_client import AsyncClient
+
         return AsyncClient(self.urls, self.token, **options)  # type: ignore[arg-type]
 
     def leader(self, timeout: float = 30) -> Node:
@@ -254,6 +259,8 @@ class Cluster:
 
     def empty(self) -> None:
         """Delete what is stored: locks, topics, and the cache."""
+        from pytest_dss.purge import purge
+
         if self._janitor is None:
             self._janitor = self.client()
         purge(self._janitor, [node.url for node in self.nodes], self.token)
@@ -328,6 +335,8 @@ class Nodes:
             try:
                 for node in nodes:
                     node.start(wait=False)
+                import dss_client  # noqa: F401
+
                 for node in nodes:
                     node.wait_ready()
             except NotStarted:

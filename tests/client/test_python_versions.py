@@ -20,8 +20,10 @@ from dss_dev.local_cluster import ROOT
 
 SUPPORTED = ("3.11", "3.12", "3.13")
 OTHERS = [number for number in SUPPORTED if number != f"{sys.version_info.major}.{sys.version_info.minor}"]
-FILES = ["test_calls.py", "test_frames.py", "test_locks.py", "test_worker.py"]
-OPTIONS = ["-q", "-p", "pytest_asyncio.plugin", "-p", "no:cacheprovider"]
+FILES = ["test_calls.py", "test_frames.py", "test_locks.py", "test_watch.py", "test_worker.py"]
+#: Those that wait for seconds show nothing about the version.
+SLOW = "not renew and not without_leader and not node_of_another_cluster"
+OPTIONS = ["-q", "-p", "pytest_asyncio.plugin", "-p", "no:cacheprovider", "-k", SLOW]
 INI = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function", "addopts=--import-mode=importlib"]
 COMPILED = ("hypothesis", "msgspec")
 
