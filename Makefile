@@ -10,7 +10,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft load upgrade postman sim mutants model chaos rounds hostile fuzz lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client load upgrade postman sim mutants model chaos rounds hostile fuzz lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench: $(READY) ## measure three nodes over HTTP, with Daphne and with uvicorn
 
 bench-raft: $(READY) ## measure Raft alone: throughput, latency, failover
 	@$(BIN)/python benchmarks/bench_raft.py $(ARGS)
+
+bench-client: $(READY) ## measure the Python client against a bare WebSocket, and aio-pika on RabbitMQ if that is installed
+	@$(BIN)/python benchmarks/bench_client.py $(ARGS)
 
 load: $(READY) ## Locust: 200 users for 60 s against a running cluster (NODES=1: against the single one)
 	@mkdir -p report

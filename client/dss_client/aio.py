@@ -38,6 +38,7 @@ class AsyncClient:
         name: of this program, in the owners of its locks; by default the name of the machine.
         timeout: for how many seconds a call looks for a node that carries it out, beyond the time that the call itself waits.
         transport: "websocket", or "http" where WebSockets do not pass.
+        traces: make OpenTelemetry spans of calls and of handled messages. It needs the extra `[otel]`.
 
     Raises:
         WrongUrl, WrongUse
@@ -51,8 +52,9 @@ class AsyncClient:
         name: str | None = None,
         timeout: float = 15.0,
         transport: Transport = "websocket",
+        traces: bool = False,
     ) -> None:
-        self._config = Config.read(urls, token, name=name, timeout=timeout, transport=transport)
+        self._config = Config.read(urls, token, name=name, timeout=timeout, transport=transport, traces=traces)
         self._core: Core | None = None
         self._is_closed = False
         self._owners = Owners(self._config.name)

@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from dss_client.errors import WrongUrl, WrongUse
+from dss_client.tracing import Tracing
 
 Transport = Literal["websocket", "http"]
 
@@ -60,10 +61,19 @@ class Config:
     connect_timeout_s: float = 2.0
     #: With calls in progress and nothing received for this long, the client pings; twice this time later the connection is dead.
     check_s: float = 1.0
+    #: makes spans of the calls, if there is one
+    tracing: Tracing | None = None
 
     @classmethod
     def read(
-        cls, urls: str | Iterable[str] | None, token: str | None, *, name: str | None, timeout: float, transport: Transport
+        cls,
+        urls: str | Iterable[str] | None,
+        token: str | None,
+        *,
+        name: str | None,
+        timeout: float,
+        transport: Transport,
+        traces: bool = False,
     ) -> Config:
         """Take what is not given from DSS_URLS and DSS_TOKEN.
 
@@ -82,7 +92,8 @@ class Config:
         if not token.isprintable() or not token.isascii() or " " in token:
             raise WrongUse("`token` has characters that an HTTP header cannot have")
         nodes = list(dict.fromkeys(Node.parse(text) for text in texts))
-        return cls(nodes, token, name or socket.gethostname(), timeout, transport)
+        tracing = Tracing() if traces else None
+        return cls(nodes, token, name or socket.gethostname(), timeout, transport, tracing=tracing)
 
 
 def pause_s(failures: int) -> float:

@@ -26,6 +26,7 @@ from dss_client.connection import Answer, CannotConnect, Connection, Handle, NoA
 from dss_client.errors import NO_EFFECT, Cancelled, ClientClosed, DssError, Unavailable, UnknownOutcome, WrongServer, refusal
 from dss_client.http import HttpConnection
 from dss_client.requests import TTL_MS, Request, Requests
+from dss_client.tracing import UNTRACED
 from dss_client.websocket import ConnectionRefused, WebSocketConnection
 
 log = logging.getLogger("dss_client")
@@ -81,6 +82,7 @@ class Core:
         attempt_s: float | None = None,
         handle: Handle | None = None,
         is_numbered: bool = True,
+        is_traced: bool = True,
     ) -> Answer:
         """Call until a node answers.
 
@@ -90,10 +92,31 @@ class Core:
             attempt_s: go to another node if there is no answer after this time.
             handle: cancels the call.
             is_numbered: False for calls that take no `request_id`.
+            is_traced: False for calls that the client makes by itself.
 
         Raises:
             DssError: see errors.py.
         """
+        tracing = self.config.tracing
+        if tracing is None or not is_traced or operation in UNTRACED:
+            return await self._call(operation, fields, repeat, wait_s, timeout_s, attempt_s, handle, is_numbered)
+        with tracing.call(operation, fields) as sent:
+            answer = await self._call(operation, sent, repeat, wait_s, timeout_s, attempt_s, handle, is_numbered)
+            if self._connection is not None:
+                tracing.set_node(self._connection.url)
+            return answer
+
+    async def _call(
+        self,
+        operation: str,
+        fields: Mapping[str, Any],
+        repeat: Repeat,
+        wait_s: float,
+        timeout_s: float | None,
+        attempt_s: float | None,
+        handle: Handle | None,
+        is_numbered: bool,
+    ) -> Answer:
         deadline = now() + wait_s + (self.config.timeout_s if timeout_s is None else timeout_s)
         request: Request | None = None
         if is_numbered and repeat in (Repeat.NUMBERED, Repeat.NUMBERED_IF_POSSIBLE):

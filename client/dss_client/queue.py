@@ -7,6 +7,7 @@ that delivered it dies: any other node takes the ack.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import uuid
@@ -29,6 +30,7 @@ from dss_client.errors import (
     UnknownOutcome,
     WrongUse,
 )
+from dss_client.tracing import Tracing
 
 log = logging.getLogger("dss_client")
 
@@ -191,6 +193,10 @@ class AsyncTopic:
         self._core = core
         self.name = name
 
+    @property
+    def tracing(self) -> Tracing | None:
+        return self._core().config.tracing
+
     async def publish(
         self, value: Any, key: str = "", delay: float = 0, dedup_id: str = "", headers: Mapping[str, str] | None = None
     ) -> Receipt:
@@ -234,7 +240,9 @@ class AsyncTopic:
             "attempt_id": uuid.uuid4().hex,
         }
         sent = now()
-        answer = await self._core().call("queue.consume", fields, Repeat.HARMLESS, wait_s=wait, handle=handle)
+        answer = await self._core().call(
+            "queue.consume", fields, Repeat.HARMLESS, wait_s=wait, handle=handle, is_traced=handle is None
+        )
         return [AsyncMessage(self._core, self.name, group, one, sent + visibility) for one in answer.get("messages", ())]
 
     async def peek(self, limit: int = 10, group: str = "", dead: bool = False) -> list[dict[str, Any]]:
@@ -374,7 +382,7 @@ class WorkerLoop:
                 await self._give_back(message)
                 return
             try:
-                await self._handle(message)
+                await self._traced(message)
             except asyncio.CancelledError:
                 await self._give_back(message)
                 return
@@ -392,6 +400,15 @@ class WorkerLoop:
             log.warning("worker of %s: %s: %s", self._topic.name, message.msg_id, error)
         finally:
             extending.cancel()
+
+    async def _traced(self, message: AsyncMessage) -> None:
+        tracing = self._topic.tracing
+        with (
+            contextlib.nullcontext()
+            if tracing is None
+            else tracing.process(message.topic, message.group, message.msg_id, message.attempt, message.headers)
+        ):
+            await self._handle(message)
 
     async def _fail(self, message: AsyncMessage, error: Exception) -> None:
         self.failed += 1

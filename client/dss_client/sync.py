@@ -30,6 +30,7 @@ class Client(Background):
         name: of this program, in the owners of its locks; by default the name of the machine.
         timeout: for how many seconds a call looks for a node that carries it out, beyond the time that the call itself waits.
         transport: "websocket", or "http" where WebSockets do not pass.
+        traces: make OpenTelemetry spans of calls and of handled messages. It needs the extra `[otel]`.
 
     Raises:
         WrongUrl, WrongUse
@@ -43,8 +44,9 @@ class Client(Background):
         name: str | None = None,
         timeout: float = 15.0,
         transport: Transport = "websocket",
+        traces: bool = False,
     ) -> None:
-        super().__init__(AsyncClient(urls, token, name=name, timeout=timeout, transport=transport))
+        super().__init__(AsyncClient(urls, token, name=name, timeout=timeout, transport=transport, traces=traces))
         self._workers: list[Worker] = []
         self.cache = Cache(self, self._client.cache)
 

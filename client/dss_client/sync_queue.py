@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import inspect
 import signal
@@ -215,7 +216,9 @@ class _Threads:
 
     def start(self, function: Callable[[Message], None], message: Message) -> Future[None]:
         future: Future[None] = Future()
-        self._work.put((future, function, message))
+        # The handler sees the context variables of its worker: the current span is one of them.
+        context = contextvars.copy_context()
+        self._work.put((future, lambda message: context.run(function, message), message))
         return future
 
     def end(self) -> None:
