@@ -28,6 +28,8 @@ from dss_client.watch import LockWatch
 
 PREFIX = "semaphore/"
 PERMITS_MAX = 1000
+#: so many permits are tried before the cluster is asked which are free
+DIRECT_MAX = 3
 
 
 class SemaphoreSpec:
@@ -83,9 +85,10 @@ class _Attempt:
     async def run(self) -> AsyncHeld:
         queue = await self._core.call("locks.status", {"key": self._spec.queue.keys[0]}, Repeat.READ)
         if not queue["locked"]:
-            permit = await self._take(random.choice(self._spec.permits))
-            if permit is not None:
-                return permit
+            for key in self._likely_free()[:DIRECT_MAX]:
+                permit = await self._take(key)
+                if permit is not None:
+                    return permit
         if self._wait == 0:
             return await self._take_without_waiting(queue)
         self._refuse_to_wait_for_itself()
@@ -124,6 +127,11 @@ class _Attempt:
                     raise self._timeout(LockTimeout, watch)
                 # The lease of the queue's lock may end without an event, if this process was paused.
                 await watch.changed(first.ttl_s if left_s is None else min(left_s, first.ttl_s))
+
+    def _likely_free(self) -> list[str]:
+        """The permits in the order in which to try them without knowing who holds them."""
+        used = {key for _, key in self._owners.used}
+        return sorted(self._spec.permits, key=lambda key: (key in used, random.random()))
 
     async def _take_free(self, watch: LockWatch) -> AsyncHeld | None:
         free = [key for key in self._spec.permits if key not in watch.holders]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from dss_client import BarrierTimeout, Client, Leader
+from dss_client import AsyncClient, BarrierTimeout, Client, Leader
 from dss_dev.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster
@@ -62,8 +65,36 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
+async def meet_and_give_up(urls: list[str]) -> None:
+    """Parties at three nodes, whose watches do not see the same at the same time. Each meeting must be complete."""
+    numbers: Counter[int] = Counter()
+    given_up = 0
+    clients = [AsyncClient(urls[first:] + urls[:first]) for first in range(len(urls))]
+
+    async def party(client: AsyncClient, name: int) -> None:
+        nonlocal given_up
+        barrier = client.barrier(f"storm {name}", 3)
+        for _ in range(10):
+            try:
+                numbers[await barrier.wait(random.uniform(0.01, 0.1))] += 1
+            except BarrierTimeout:
+                given_up += 1
+
+    await asyncio.gather(*(party(client, name) for client in clients for name in range(4)))
+    assert numbers[0] == numbers[1] == numbers[2] > 0
+    assert numbers.total() + given_up == 3 * 4 * 10
+    # What is stored does not grow.
+    await clients[0].barrier("storm 0", 1).wait()
+    value = await clients[0].cache.get("barrier/storm 0")
+    assert len(value["met"]) + len(value["left"]) <= 4
+    for client in clients:
+        await client.aclose()
+
+
 def test_holders_and_nodes_fail(three_nodes: LocalCluster) -> None:
-    urls = ",".join(node.url for node in three_nodes.nodes)
+    addresses = [node.url for node in three_nodes.nodes]
+    urls = ",".join(addresses)
+    asyncio.run(meet_and_give_up(addresses))
     with Client(urls) as dss, ThreadPoolExecutor(8) as threads:
         # A paused process loses its term before another one is elected, and sees it when it runs again.
         paused = Holder(urls, "")

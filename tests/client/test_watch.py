@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from dss_client import AsyncClient, OverLimit, Unavailable
+from dss_client.barrier import BarrierSpec, Party
+from dss_client.cache import Entry
 from dss_client.watch import LockWatch
 
 Make = Callable[..., AsyncClient]
@@ -65,3 +67,22 @@ async def test_no_state_in_time(node: Any, make_client: Make) -> None:
     with pytest.raises(Unavailable):
         async with LockWatch(client._running(), ""):
             pass
+
+
+async def test_a_barrier_keeps_what_its_watch_has_not_seen(node: Any, client: AsyncClient) -> None:
+    """A party that has met is forgotten when its lock is gone, but not while the watch may lag behind the grant of that lock."""
+    node.answers["cache.put"] = {"ok": True, "version": 2, "state": "M"}
+    watch = LockWatch(client._running(), "barrier/b/")
+    watch._on_event(state(20, "barrier/b/here", "barrier/b/other/there")["event"])
+    party = Party(client._running(), client.cache, client._owners, BarrierSpec("b", 2, ttl=10, wait=None))
+    met = {"here": [1, 0, 5], "gone": [1, 1, 6], "unseen": [1, 2, 21]}
+    entry = Entry("barrier/b", {"met": met, "left": {"also gone": 20, "also unseen": 22}, "meetings": 1}, True, 1)
+    assert await party._decide(entry, watch, {"new": [2, 0, 30]}, {}, 2)
+    (put,) = node.requests("cache.put")
+    assert put["value"] == {
+        "met": {"here": [1, 0, 5], "unseen": [1, 2, 21], "new": [2, 0, 30]},
+        "left": {"also unseen": 22},
+        "meetings": 2,
+    }
+    assert put["if_version"] == 1
+    assert list(party._present(watch)) == ["here"]
