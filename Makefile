@@ -5,9 +5,10 @@ NODES ?= 3
 WORKERS ?= 3
 BIN := .venv/bin
 READY := .venv/.ready
-PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client
+PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client dss_cli
 COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
 .PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client load upgrade postman sim mutants model chaos rounds hostile fuzz lock clean
@@ -100,7 +101,9 @@ fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 ra
 	@DSS_SCHEMA_CALLS=$(or $(SCHEMA_CALLS),20000) $(BIN)/python -m pytest -q -s tests/fuzz/test_openapi_calls.py
 	@$(BIN)/python tests/fuzz/fuzz_calls.py --calls $(or $(CALLS),200000)
 
+# dss-client is a part of this repository, so it is not pinned. Its wheel tells pip-compile what it needs.
 lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheels ./client
 	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml client/pyproject.toml
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
 
 MARKER = re.compile(r"<!-- generated: (\w+) -->")
 #: Options that Django gives to every command.
@@ -72,4 +77,54 @@ def _sentence(text: str | None) -> str:
     return text[0].upper() + text[1:] + ("" if text.endswith((".", "`", "…")) else ".")
 
 
-_PARTS = {"settings": settings, "commands": commands}
+def dss() -> str:
+    """Every command of `dss`, with its help text and options."""
+    import click
+
+    from dss_cli.commands import dss as root
+
+    lines = ["## Common options", "", *_options(root, click.Context(root, info_name="dss", **root.context_settings))]
+    for name, command in _leaves(root):
+        context = click.Context(command, info_name=f"dss {name}", **command.context_settings)
+        usage = " ".join(["dss", name, *command.collect_usage_pieces(context)])
+        lines += ["", f"## dss {name}", "", f"```text\n{usage}\n```", "", *_paragraphs(command.help or "")]
+        lines += _options(command, context)
+    return "\n".join(lines)
+
+
+def _leaves(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    import click
+
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _leaves(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """A help text. What click prints as it is becomes a block."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        literal = paragraph.removeprefix("\b\n")
+        if literal == paragraph:
+            yield re.sub(r"(?<![\w`-])(--[a-z-]+|DSS_[A-Z_]+)", r"`\1`", paragraph) + "\n"
+        else:
+            title, _, rest = literal.partition("\n")
+            yield f"{title}\n\n```text\n{inspect.cleandoc(rest)}\n```\n"
+
+
+def _options(command: click.Command, context: click.Context) -> Iterator[str]:
+    import click
+
+    from dss_cli.commands.common import common_options
+
+    common = {option.name for option in common_options()}
+    for option in command.get_params(context):
+        if not isinstance(option, click.Option) or "--help" in option.opts or (command.name != "dss" and option.name in common):
+            continue
+        record = option.get_help_record(context)
+        if record is not None:
+            yield f"- `{record[0]}`: {record[1]}"
+
+
+_PARTS = {"settings": settings, "commands": commands, "dss": dss}

@@ -7,8 +7,9 @@ from typing import Any
 
 from dss_api.guard import Guard
 from dss_api.token_text import TokenKey, token_key
+from dss_cli.find_cluster import TOKEN_KEY_FILE
 from dss_project import secret_files
-from dss_project.config import TOKEN_KEY_FILE, NodeConfig
+from dss_project.config import NodeConfig
 
 FIRST_TOKEN = "manage.py token create NAME --scope SCOPE"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -18,8 +17,6 @@ from urllib.parse import urlsplit
 from dss_api import environment
 from dss_api.client_memory import BYTES_MAX_DEFAULT
 from dss_api.environment import HOUR_MS, PORT_MAX, setting
-from dss_api.find_cluster import ADDRESS_VARIABLES, CLUSTERS, running_clusters
-from dss_api.token_text import key_holder_text, token_key
 from dss_cache.config import CacheConfig
 from dss_queue.config import QueueConfig
 from dss_raft.config import NODE_ID_PATTERN, Peer, RaftConfig
@@ -47,10 +44,6 @@ class Setting:
     meaning: str
 
 
-#: in the data directory of a node that has no secret in common with others
-TOKEN_KEY_FILE = "token-key"
-#: the cluster secret of `make run`, in the directory of its clusters
-LOCAL_SECRET = "cluster-secret"
 #: pages that DSS_OPEN_PATHS may open
 OPENABLE = ("/metrics", "/api/docs", "/api/schema", "/")
 
@@ -175,17 +168,6 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         return cls(**values)
 
     @property
-    def command_token(self) -> str:
-        """What a command on this machine sends: DSS_API_TOKEN, or a proof that it has the cluster's key; "" if it has neither."""
-        secret = self.token_key or self.cluster_secret
-        if self.api_token:
-            return self.api_token
-        if not secret and not any(os.environ.get(name, "").strip() for name in ADDRESS_VARIABLES) and running_clusters():
-            secret = _content(CLUSTERS / LOCAL_SECRET)
-        secret = secret or _content(Path(self.data_dir) / TOKEN_KEY_FILE)
-        return key_holder_text(token_key(secret), int(time.time())) if secret else ""
-
-    @property
     def is_local_only(self) -> bool:
         """Whether only this machine reaches the service port."""
         return environment.is_loopback(self.rpc_host)
@@ -193,13 +175,6 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     @property
     def peer_is_local_only(self) -> bool:
         return environment.is_loopback(self.rpc_host) and environment.is_loopback(self.peer_host)
-
-
-def _content(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def settings_table() -> list[Setting]:
@@ -214,12 +189,16 @@ def settings_table() -> list[Setting]:
     return rows
 
 
+#: of programs that use the cluster, and of `dss`
+CLIENT_VARIABLES = frozenset(("DSS_URLS", "DSS_TOKEN"))
+
+
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables that look like misspelt settings: name -> the similar setting, "" if none is similar.
 
     A variable without the prefix `DSS_` may belong to another program. It is reported only if it is very similar to a setting.
     """
-    known = {row.variable for row in settings_table()}
+    known = {row.variable for row in settings_table()} | CLIENT_VARIABLES
     unknown = {}
     for name in sorted(environ):
         base = name.upper().removesuffix("_FILE")

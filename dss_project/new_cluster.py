@@ -11,10 +11,10 @@ from django.core.management import call_command
 from dss_cache.backing_store import Stored
 from dss_cache.core.events import Written
 from dss_cache.service import CacheService
+from dss_cli import backup
 from dss_project.config import NodeConfig
 from dss_project.runtime import backing_store, state_machines
 from dss_raft.core.messages import Configuration, Member
-from dss_raft.disk import backup
 from dss_raft.replication import founding
 from dss_raft.replication.clocks import wall_clock_ms
 from dss_raft.replication.founding import CannotFound, Survivor
@@ -36,7 +36,8 @@ def restore(file: Path, config: NodeConfig, members: Sequence[Member], raise_by:
         raise_by: by how much to raise the index; None: computed from the age of the state.
 
     Raises:
-        StoreError: the file or the directory cannot be used; the text is one line.
+        BackupInvalid: the file cannot be used; the text is one line.
+        StoreError: the directory cannot be used; the text is one line.
         UnsupportedVersion: the state is of a cluster version that this node does not support.
         OSError: the disk failed.
     """

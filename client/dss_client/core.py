@@ -30,6 +30,8 @@ from dss_client.tracing import UNTRACED
 from dss_client.websocket import ConnectionRefused, WebSocketConnection
 
 log = logging.getLogger("dss_client")
+#: says at level DEBUG which node does not answer, and why a call is repeated
+retries = logging.getLogger("dss_client.retries")
 
 #: how often a call starts again with another session, after the cluster has refused it because the session was unknown
 SESSIONS_MAX = 3
@@ -135,6 +137,29 @@ class Core:
                 return await self._until(deadline, operation, fields, repeat, None, attempt_s, handle)
         raise Unavailable("the cluster does not keep the client session that this call needs")
 
+    async def once(self, operation: str, fields: Mapping[str, Any], timeout_s: float) -> Answer:
+        """Call the first node that can be reached, and no other. The call is sent once.
+
+        Raises:
+            DssError: see errors.py.
+        """
+        connection = self._connection
+        try:
+            if connection is None or not connection.is_open:
+                connection = self._connection = await self._connect_to_any()
+            answer = await connection.call(operation, fields, timeout_s, None)
+        except CannotConnect:
+            raise self._unavailable(operation) from None
+        except NotSent as error:
+            raise Unavailable(f"{operation}: {error}") from None
+        except NoAnswer as error:
+            if connection is not None:
+                self._leave(connection)
+            raise UnknownOutcome(f"{operation}: it may have taken effect, because the answer was lost ({error})") from None
+        if answer["status"] >= 400:
+            raise refusal(answer["status"], answer)
+        return answer
+
     async def _until(
         self,
         deadline: float,
@@ -198,7 +223,8 @@ class Core:
                 if may_have_effect and repeat is not Repeat.READ:
                     raise UnknownOutcome(f"{operation}: it may have taken effect, but no node answered in time ({trouble})")
                 raise self._unavailable(operation)
-            log.debug("%s: %s; trying again", operation, trouble)
+            if connection is not None:
+                retries.debug("%s: %s; trying again", connection.url, trouble or "not sent")
             await asyncio.sleep(pause)
 
     def _needs_other_session(self, request: Request, answer: Answer) -> bool:
@@ -260,6 +286,7 @@ class Core:
                 await self._check_cluster(connection)
             except CannotConnect as error:
                 self._troubles[node.url] = str(error)
+                retries.debug("no answer from %s: %s", node.url, error)
                 wrong += error.is_wrong
                 continue
             self._next_node = (self._next_node + step) % len(nodes)

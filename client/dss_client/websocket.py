@@ -28,6 +28,8 @@ from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSe
 from dss_client.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, FrameWriter, ProtocolError
 
 PATH = "/ws"
+#: An answer begins with it.
+ID = b'{"id":'
 #: a node takes 1000 calls at a time on a connection
 CALLS_MAX = 960
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
@@ -282,7 +284,7 @@ class WebSocketConnection(asyncio.Protocol):
                     self._flush()
                     if self._transport is not None:
                         self._transport.close()
-        except (ProtocolError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        except (ProtocolError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
             self._end(f"the node sent what is no answer: {error}")
             if self._transport is not None:
                 self._transport.abort()
@@ -335,7 +337,13 @@ class WebSocketConnection(asyncio.Protocol):
             if on_event is not None:
                 on_event(answer["event"])
             return
-        answered = self._calls.get(answer.pop("id"))
+        id = answer["id"]
+        if isinstance(id, int):
+            del answer["id"]
+        else:
+            # The answer has an `id` of its own, such as that of a token. It comes after the one of the call.
+            id = int(data[len(ID) : data.index(b",")])
+        answered = self._calls.get(id)
         if answered is not None and not answered.done():
             answered.set_result(answer)
 

@@ -11,12 +11,12 @@ import hashlib
 import os
 import secrets
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from dss_api.errors import Refused
 from dss_raft.applying import Applying
-from dss_raft.core.messages import SnapshotMeta
-from dss_raft.disk.backup import BackupMember, Header
+from dss_raft.core.messages import Member, SnapshotMeta
 from dss_raft.disk.store import LogStore, SnapshotFailed
 from dss_raft.replication.clocks import wall_clock_ms
 
@@ -27,6 +27,24 @@ SNAPSHOT_INTERVAL_S = 5.0
 #: An export ends when it is not read for this long.
 IDLE_S = 60.0
 _PIECE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A snapshot that a caller may read: what it contains."""
+
+    #: the name of the cluster
+    cluster: str
+    node: str
+    #: everything up to this entry of the log is in the state, and its term
+    index: int
+    term: int
+    #: the configuration in force at `index`
+    members: tuple[Member, ...]
+    #: wall clock of the node, in ms since 1970
+    saved_at_ms: int
+    bytes: int
+    sha256: str
 
 
 class _Export:
@@ -71,8 +89,8 @@ class Exports:
             detail = f"a node takes one snapshot at a time for callers, and at most one every {SNAPSHOT_INTERVAL_S:g} s; try again later"
             raise Refused("over_limit", detail, limit="snapshot_interval_s")
 
-    async def begin(self, index: int) -> tuple[str, Header]:
-        """Offer a snapshot of the state at `index`, which is applied here, or later. Returns the export's id and a backup's header.
+    async def begin(self, index: int) -> tuple[str, Offered]:
+        """Offer a snapshot of the state at `index`, which is applied here, or later. Returns the export's id and what it contains.
 
         Raises:
             Refused: `over_limit`; `not_ready` when no snapshot can be taken now.
@@ -94,12 +112,12 @@ class Exports:
             self._is_beginning = False
         export_id = secrets.token_hex(16)
         self._exports[export_id] = _Export(file, meta.size, self._loop.time())
-        return export_id, Header(
+        return export_id, Offered(
             cluster=self._cluster_id,
             node=self._node_id,
             index=meta.index,
             term=meta.term,
-            members=tuple(BackupMember(one.id, one.url, one.learner) for one in meta.configuration.members),
+            members=tuple(meta.configuration.members),
             saved_at_ms=wall_clock_ms(),
             bytes=meta.size,
             sha256=digest,

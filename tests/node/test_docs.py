@@ -100,7 +100,7 @@ def test_code_that_a_page_links_to_is_defined_in_that_file(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PAGE_NAMES if name.startswith("docs/")])
 def test_python_files_that_a_page_names_exist(name: str) -> None:
     paths = set(re.findall(r"`((?:\w+/)+\w+\.py)`", read(name))) - {"queue/__init__.py"}  # which decision 19 forbids
-    folders = (ROOT, *(ROOT / name for name in ("raft", "locks", "queue", "cache")))
+    folders = (ROOT, *(ROOT / name for name in ("raft", "locks", "queue", "cache", "client")))
     assert not [path for path in paths if not any((folder / path).exists() for folder in folders)]
 
 
@@ -255,14 +255,17 @@ def test_the_limits_page_lists_all_limits_of_the_replicated_state() -> None:
 
 
 def test_settings_and_commands_are_generated_from_the_code() -> None:
-    code = "import sys; sys.path.insert(0, 'docs'); import generated; print(generated.settings(), generated.commands())"
+    code = "import sys; sys.path.insert(0, 'docs'); import generated; print(generated.settings(), generated.commands(), generated.dss())"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     for setting in ("`NODE_ID`", "`RAFT_HEARTBEAT_MS`", "`DSS_API_TOKEN`"):
         assert setting in run.stdout
     for command in ("node", "status", "member", "publish", "consume", "mesi"):
         assert f"## {command}\n" in run.stdout
     assert "`--until-empty`" in run.stdout
-    for page in ("settings", "commands"):
+    for command in ("status", "lock run", "queue consume", "cache trace", "leader transfer"):
+        assert f"## dss {command}\n\n```text\ndss {command} [OPTIONS]" in run.stdout
+    assert "- `--kill-after SECONDS`: " in run.stdout
+    for page in ("settings", "commands", "dss"):
         assert f"<!-- generated: {page} -->" in read(f"docs/reference/{page}.md")
 
 

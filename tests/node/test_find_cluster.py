@@ -6,46 +6,42 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from dss_api import find_cluster
-from dss_api.client import CallFailed, Client
-from dss_api.find_cluster import (
+from dss_api.token_text import KEY_HOLDER, is_secret, split, token_key
+from dss_cli import find_cluster
+from dss_cli.find_cluster import (
     CannotChoose,
     LocalMember,
     cluster_urls,
+    node_addresses,
     remove_file,
     running_clusters,
-    without_repeats,
+    token_of,
     write_file,
 )
 from dss_project.config import NodeConfig
 
 #: nothing listens there
 DEAD = "http://127.0.0.1:1"
-Answer = tuple[int, dict[str, object]]
 
 
 @contextmanager
-def serving(answer: Callable[[], Answer] = lambda: (200, {"ok": True})) -> Iterator[str]:
-    """An HTTP server that gives the same answer to every call; its address."""
+def serving() -> Iterator[str]:
+    """An HTTP server that answers every call; its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, document = answer()
-            body = msgspec.json.encode(document)
-            self.send_response(status)
+            body = b'{"ok":true}'
+            self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
-
-        do_POST = do_GET
 
         def log_message(self, *_: object) -> None:
             pass
@@ -79,7 +75,7 @@ def of_a_dead_process(directory: Path) -> None:
 def find(clusters: Path, *given: str, **environ: str) -> tuple[list[str], list[str]]:
     """The addresses, and the lines that were printed."""
     said: list[str] = []
-    return cluster_urls(given, NodeConfig.from_env(environ), said.append, clusters, environ), said
+    return cluster_urls(given, said.append, clusters, environ), said
 
 
 def test_the_given_address_wins(tmp_path: Path) -> None:
@@ -139,36 +135,53 @@ def test_another_file_is_ignored(tmp_path: Path, text: str) -> None:
     assert "the default: no cluster of `make run` runs in" in said[0]
 
 
-def test_a_node_that_does_not_answer_is_followed_by_the_next() -> None:
-    said: list[str] = []
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"RPC_PORT": "8000"},
+        {"RPC_HOST": "0.0.0.0", "RPC_PORT": "8000", "NODE_ID": "node-7", "DSS_CLUSTER_SECRET": "x" * 32},
+        {"RPC_HOST": "::1", "RPC_PORT": "8000"},
+        {"DSS_URL": "http://example:1/"},
+        {"NODE_ID": "b", "PEERS": "http://a:8001/a, http://b:8002/b,http://c:8003/c", "RPC_PORT": "8002"},
+        {"NODE_ID": "d", "PEERS": "http://a:8001/a,http://c:8003/c"},
+    ],
+)
+def test_the_node_of_the_environment_is_the_one_that_the_settings_describe(environ: dict[str, str]) -> None:
+    config = NodeConfig.from_env(environ)
+    assert node_addresses(environ) == [config.url, *(peer.url for peer in config.peers)]
+
+
+def test_the_addresses_for_programs_come_before_those_of_a_node(tmp_path: Path) -> None:
+    urls, said = find(tmp_path, DSS_URLS="http://a:1/, http://b:2", RPC_PORT="8000")
+    assert urls == ["http://a:1", "http://b:2"]
+    assert said == ["cluster at http://a:1 (from DSS_URLS)"]
+
+
+def test_the_token_is_that_of_a_program_or_of_a_node_or_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("in-a-file\n")
+    assert token_of(tmp_path, {"DSS_API_TOKEN": "n", "DSS_TOKEN": "p"}) == "p"
+    assert token_of(tmp_path, {"DSS_API_TOKEN": "n", "DSS_TOKEN": ""}) == "n"
+    assert token_of(tmp_path, {"DSS_API_TOKEN_FILE": str(file)}) == "in-a-file"
+    with pytest.raises(OSError, match="none"):
+        token_of(tmp_path, {"DSS_TOKEN_FILE": str(tmp_path / "none")})
+
+
+def test_without_a_token_the_secret_of_the_cluster_is_proved(tmp_path: Path) -> None:
+    def is_proof(token: str, secret: str) -> bool:
+        token_id, proof = split(token) or ("", "")
+        return token_id.startswith(KEY_HOLDER) and is_secret(proof, token_key(secret), token_id, 0)
+
+    nothing = {"DSS_DATA_DIR": str(tmp_path / "data")}
+    assert token_of(tmp_path, nothing) == ""
+    assert is_proof(token_of(tmp_path, {**nothing, "DSS_CLUSTER_SECRET": "s"}), "s")
+    assert is_proof(token_of(tmp_path, {**nothing, "DSS_CLUSTER_SECRET": "s", "DSS_TOKEN_KEY": "k"}), "k")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "token-key").write_text("own")
+    assert is_proof(token_of(tmp_path, nothing), "own")
+    (tmp_path / "cluster-secret").write_text("local")
     with serving() as url:
-        assert Client([DEAD, url], say=said.append).call("GET", "/health", patience_s=0) == {"ok": True}
-    assert said == [f"No answer from {DEAD}: Connection refused; trying {url}"]
-
-
-def test_it_says_what_it_waits_for() -> None:
-    said: list[str] = []
-    answers: list[Answer] = [(503, {"code": "no_leader", "detail": "no leader is known"})] * 3 + [(200, {"ok": True})]
-    with serving(lambda: answers.pop(0)) as url:
-        assert Client([url, DEAD], say=without_repeats(said.append)).post("/x", {}, dict) == {"ok": True}
-    assert said[0] == "waiting for a leader …"
-    assert len(said) < 3
-    with pytest.raises(OSError, match=f"No answer from {DEAD}"):
-        Client([DEAD], say=said.append).call("GET", "/x", patience_s=0.15)
-    assert said[-1] == "no node answers yet; retrying …"
-
-
-def test_a_call_that_may_have_had_an_effect_is_not_sent_again() -> None:
-    calls: list[Answer] = [(503, {"code": "unknown_outcome", "detail": "nobody knows"}), (200, {})]
-    with serving(lambda: calls.pop(0)) as url:
-        with pytest.raises(CallFailed, match="nobody knows"):
-            Client([url]).call("POST", "/x", {}, may_repeat=False)
-        assert len(calls) == 1
-    answers: list[Answer] = [(503, {"code": "no_leader"}), (200, {"ok": True})]
-    with serving(lambda: answers.pop(0)) as url:
-        assert Client([url]).call("POST", "/x", {}, may_repeat=False) == {"ok": True}
-
-
-def test_an_answer_of_another_program_is_refused() -> None:
-    with serving(lambda: (404, {})) as url, pytest.raises(CallFailed, match="status 404"):
-        Client([url]).call("GET", "/raft/status")
+        describe(tmp_path, "cluster-of-1", url)
+        assert is_proof(token_of(tmp_path, nothing), "local")
+        assert is_proof(token_of(tmp_path, {**nothing, "RPC_PORT": "1"}), "own"), "the environment describes another node"

@@ -8,17 +8,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dss_api import find_cluster
 from dss_cache import peers, redis_store
 from dss_cache.core import directory
 from dss_cache.django_app import django_store
+from dss_cli import backup, find_cluster
 from dss_locks.core import rows as lock_rows
 from dss_project.runtime import state_machines
 from dss_queue.core import snapshot as queue_snapshot
 from dss_raft import clock_exchange, identity, state_hashes
 from dss_raft.core import membership
 from dss_raft.core.messages import Configuration, Entry, EntryKind, Member
-from dss_raft.disk import acknowledged, backup, rows
+from dss_raft.disk import acknowledged, rows
 from dss_raft.disk.files import StoreDamaged
 from dss_raft.formats import Format, WrongFormat
 from dss_raft.net import control, handshake

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: bottom to top, as in pyproject.toml's contract "Imports point down"
+#: bottom to top, as in pyproject.toml's contract "Imports point down", on top of the client's distribution
 LAYERS = ("dss_api", "dss_admin", "dss_raft", "dss_locks", "dss_queue", "dss_cache", "dss_console", "dss_project", "dss_dev")
 SUBSYSTEMS = ("dss_locks", "dss_queue", "dss_cache")
 

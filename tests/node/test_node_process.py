@@ -365,7 +365,7 @@ def test_status_prints_the_cluster(make_node: Callable[..., Process]) -> None:
     command[-1] = "http://127.0.0.1:1"
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
-    assert "No answer from http://127.0.0.1:1" in failed.stderr
+    assert "no answer from http://127.0.0.1:1" in failed.stderr
 
 
 #: A node whose loop blocks permanently when it gets SIGUSR1.

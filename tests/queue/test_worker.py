@@ -5,26 +5,33 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+from functools import partial
 
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
-from dss_api.client import Client
-from dss_queue.worker import Options, Worker
+from dss_cli.cluster import Cluster
+from dss_cli.consume import CommandWorker, Options
 
 
 @pytest.fixture
-async def start(api, node):
-    """`start(program, **options)` runs a worker in a thread; it is stopped after the test."""
+async def cluster(api):
+    async with Cluster([api.url], "", print, transport="http") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def start(cluster):
+    """`start(program, **options)` runs a worker; it is stopped after the test."""
     workers = []
 
     def start(program, **options):
         reports = []
         told = Options(topic="t", group="g", command=[sys.executable, "-c", program], **{"timeout_ms": 1000, **options})
-        worker = Worker(told, lambda: Client([api.url]), reports.append)
+        worker = CommandWorker(cluster, told, reports.append)
         worker.reports = reports
-        worker.running = asyncio.ensure_future(asyncio.to_thread(worker.run))
+        worker.running = asyncio.ensure_future(worker.run(handle_signals=False))
         workers.append(worker)
         return worker
 
@@ -35,11 +42,9 @@ async def start(api, node):
         await worker.running
 
 
-async def publish(api, *values, **fields):
-    client = Client([api.url])
+async def publish(cluster, *values, **fields):
     messages = [{"value": value, **fields} for value in values]
-    answer = await asyncio.to_thread(client.post, "/queue/publish", {"topic": "t", "messages": messages}, dict)
-    client.close()
+    answer = await cluster.call("queue.publish", topic="t", messages=messages)
     return [one["msg_id"] for one in answer["messages"]]
 
 
@@ -53,13 +58,13 @@ def group_of(node):
     return node.broker.topics["t"].groups["g"]
 
 
-async def test_the_command_gets_the_value_and_exit_0_acks(api, node, start, tmp_path):
+async def test_the_command_gets_the_value_and_exit_0_acks(api, cluster, node, start, tmp_path):
     program = f"""
 import os, sys
 open({str(tmp_path)!r} + "/" + os.environ["DSS_MESSAGE_KEY"], "w").write(sys.stdin.read() + os.environ["DSS_MESSAGE_ATTEMPT"])
 """
-    await publish(api, {"a": [1, "é"]}, key="k1")
-    await publish(api, "plain", key="k2")
+    await publish(cluster, {"a": [1, "é"]}, key="k1")
+    await publish(cluster, "plain", key="k2")
     worker = start(program, limit=2)
     await worker.running
     assert (tmp_path / "k1").read_text() == '{"a":[1,"é"]}1'
@@ -68,8 +73,8 @@ open({str(tmp_path)!r} + "/" + os.environ["DSS_MESSAGE_KEY"], "w").write(sys.std
     assert not node.broker.topics["t"].messages.by_number
 
 
-async def test_after_a_failure_the_message_comes_back_later(api, node, start):
-    await publish(api, 1)
+async def test_after_a_failure_the_message_comes_back_later(api, cluster, node, start):
+    await publish(cluster, 1)
     worker = start("raise SystemExit(3)", limit=2, backoff_ms=20)
     await worker.running
     assert worker.failed == 2
@@ -80,9 +85,9 @@ async def test_after_a_failure_the_message_comes_back_later(api, node, start):
     assert "next attempt in 40 ms" in worker.reports[1]
 
 
-async def test_the_visibility_is_extended_while_the_command_runs(api, node, start, tmp_path):
+async def test_the_visibility_is_extended_while_the_command_runs(api, cluster, node, start, tmp_path):
     go = tmp_path / "go"
-    await publish(api, 1)
+    await publish(cluster, 1)
     worker = start(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)", visibility_ms=300, limit=1)
     await until(lambda: api.calls.count("/queue/extend") >= 4)
     assert group_of(node).in_flight
@@ -92,9 +97,9 @@ async def test_the_visibility_is_extended_while_the_command_runs(api, node, star
     assert group_of(node).counters.acked == 1
 
 
-async def test_a_stop_lets_the_command_finish(api, node, start, tmp_path):
+async def test_a_stop_lets_the_command_finish(api, cluster, node, start, tmp_path):
     started, go = tmp_path / "started", tmp_path / "go"
-    await publish(api, 1)
+    await publish(cluster, 1)
     worker = start(
         f"import os, time\nopen({str(started)!r}, 'w')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)", grace_s=60
     )
@@ -106,9 +111,11 @@ async def test_a_stop_lets_the_command_finish(api, node, start, tmp_path):
     assert group_of(node).counters.acked == 1
 
 
-async def test_after_the_grace_period_the_command_is_terminated_and_the_attempt_does_not_count(api, node, start, tmp_path):
+async def test_after_the_grace_period_the_command_is_terminated_and_the_attempt_does_not_count(
+    api, cluster, node, start, tmp_path
+):
     started = tmp_path / "started"
-    await publish(api, 1)
+    await publish(cluster, 1)
     worker = start(f"import time\nopen({str(started)!r}, 'w')\ntime.sleep(600)", grace_s=0)
     await until(started.exists)
     worker.stop()
@@ -117,7 +124,7 @@ async def test_after_the_grace_period_the_command_is_terminated_and_the_attempt_
     assert (returned.attempts, returned.history[-1].reason) == (0, "silent")
 
 
-async def test_a_stop_ends_the_waiting_call_and_its_waiter(api, node, start):
+async def test_a_stop_ends_the_waiting_call_and_its_waiter(api, cluster, node, start):
     worker = start("", timeout_ms=20_000)
     await until(lambda: node.broker.callers.waiters)
     worker.stop()
@@ -125,9 +132,9 @@ async def test_a_stop_ends_the_waiting_call_and_its_waiter(api, node, start):
     await until(lambda: not node.broker.callers.waiters)
 
 
-async def test_lost_answers_cost_neither_messages_nor_attempts(api, node, start):
+async def test_lost_answers_cost_neither_messages_nor_attempts(api, cluster, node, start):
     """The connection breaks after the node has applied the call. The worker repeats its consumes and acks."""
-    await publish(api, *range(5))
+    await publish(cluster, *range(5))
     api.lose = {"/queue/consume": 2, "/queue/ack": 2}
     worker = start("", limit=5)
     await worker.running
@@ -136,7 +143,7 @@ async def test_lost_answers_cost_neither_messages_nor_attempts(api, node, start)
     assert not node.broker.topics["t"].messages.by_number
 
 
-async def test_several_commands_run_at_the_same_time(api, node, start, tmp_path):
+async def test_several_commands_run_at_the_same_time(api, cluster, node, start, tmp_path):
     """Each command waits until all three are running."""
     program = f"""
 import os, pathlib, time
@@ -144,40 +151,33 @@ here = pathlib.Path({str(tmp_path)!r})
 (here / os.environ["DSS_MESSAGE_ID"]).touch()
 while len(list(here.iterdir())) < 3: time.sleep(0.01)
 """
-    await publish(api, 1, 2, 3)
+    await publish(cluster, 1, 2, 3)
     worker = start(program, concurrency=3, limit=3)
     await worker.running
     assert worker.done == 3
 
 
-async def test_until_empty(api, node, start):
-    await publish(api, 1, 2)
+async def test_until_empty(api, cluster, node, start):
+    await publish(cluster, 1, 2)
     worker = start("", until_empty=True)
     await worker.running
     assert worker.done == 2
 
 
-async def test_a_command_that_does_not_read_its_input(api, node, start):
-    await publish(api, "x" * 900)
+async def test_a_command_that_does_not_read_its_input(api, cluster, node, start):
+    await publish(cluster, "x" * 900)
     worker = start("import sys; sys.stdin.close()", limit=1)
     await worker.running
     assert worker.done == 1
 
 
-async def test_the_client_tries_the_next_node(api):
-    gone = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{gone.sockets[0].getsockname()[1]}"
-    gone.close()
-    await gone.wait_closed()
-    client = Client([url, api.url], token="secret")
-    call = {"topic": "t", "value": 1}
-    answer = await asyncio.to_thread(client.post, "/queue/publish", call, dict, 0, 30.0)
-    client.close()
-    assert answer["ok"] is True
-    assert api.authorization == ["Bearer secret"]
+@pytest.fixture
+def over_http(monkeypatch):
+    """The management commands use HTTP, because `api` has no WebSocket."""
+    monkeypatch.setattr("dss_admin.cluster_command.Cluster", partial(Cluster, transport="http"))
 
 
-async def test_the_management_commands(api, node, monkeypatch, tmp_path):
+async def test_the_management_commands(api, over_http, monkeypatch, tmp_path):
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"n": 1}\n"two"\n'))
     await asyncio.to_thread(call_command, "publish", topic="t", url=[api.url], lines=True, key="k", stdout=out)
@@ -186,7 +186,6 @@ async def test_the_management_commands(api, node, monkeypatch, tmp_path):
     )
     assert len(out.getvalue().split()) == 3
     got = tmp_path / "got"
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     err = io.StringIO()
     program = f"import sys; open({str(got)!r}, 'a').write(sys.stdin.read() + chr(10))"
     await asyncio.to_thread(
@@ -203,7 +202,7 @@ async def test_the_management_commands(api, node, monkeypatch, tmp_path):
         program,
         stderr=err,
     )
-    assert got.read_text().splitlines() == ['{"n": 1}', "two", "plain text"]
+    assert got.read_text().splitlines() == ['{"n":1}', "two", "plain text"]
     assert "3 done, 0 failed" in err.getvalue()
 
 
@@ -219,8 +218,7 @@ async def test_the_management_commands(api, node, monkeypatch, tmp_path):
         ("consume", "--topic=t", "--group=", "--", "true"),
     ],
 )
-async def test_invalid_arguments_get_clear_messages(api, arguments, monkeypatch):
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+async def test_invalid_arguments_get_clear_messages(api, over_http, arguments):
     name, *rest = arguments
     url = [] if any(text.startswith("--url") for text in rest) else [f"--url={api.url}"]
     with pytest.raises(CommandError):

@@ -16,7 +16,8 @@ from typing import Any, TextIO
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from dss_api.find_cluster import CLUSTERS, LocalMember, remove_file, write_file
+from dss_cli.find_cluster import CLUSTERS, LocalMember, remove_file, write_file
+from dss_cli.terminal import plain_table
 from dss_dev.local_cluster import (
     POLL_S,
     PORTS_OF_ONE,
@@ -32,7 +33,6 @@ from dss_dev.preloaded import Pool
 from dss_dev.restart_requests import take_requests
 from dss_project import secret_files
 from dss_project.first_user import PASSWORD_BYTES, USERNAME
-from dss_project.management.commands.status import table
 
 FOLLOW_S = 0.2
 #: how long nodes may take to be ready
@@ -142,7 +142,7 @@ class Command(BaseCommand):
     def _introduce(self, cluster: LocalCluster, password: str) -> None:
         rows = [[node.id, str(node.pid), _role(node), node.url] for node in cluster.nodes]
         url = cluster.nodes[0].url
-        self.stdout.write("\n" + table(["NODE", "PID", "ROLE", "API"], rows))
+        self.stdout.write("\n" + plain_table(["NODE", "PID", "ROLE", "API"], rows))
         self.stdout.write(f"\nAdmin:    {url}/admin/     {USERNAME} / {password}")
         self.stdout.write(f"API docs: {url}/api/docs")
         self.stdout.write(f"Metrics:  {url}/metrics")

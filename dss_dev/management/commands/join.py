@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandParser
 
-from dss_api.client import CallFailed, Client
-from dss_api.find_cluster import CLUSTERS, URL_HELP, CannotChoose, cluster_urls, without_repeats
+from dss_admin.cluster_command import ClusterCommand
+from dss_cli.cluster import Cluster
+from dss_cli.find_cluster import CLUSTERS, URL_HELP
+from dss_cli.terminal import Terminal
+from dss_client import DssError
 from dss_dev.local_cluster import HOST, PORTS_OF_THREE, LocalCluster, LocalNode, NotReady, member_node, ports_in_use
 from dss_dev.local_members import JOINED
 from dss_dev.management.commands import cluster as cluster_command
@@ -19,7 +21,8 @@ from dss_dev.management.commands import cluster as cluster_command
 START_S = 60.0
 
 
-class Command(cluster_command.Command):
+class Command(cluster_command.Command, ClusterCommand):
+    hint = ". Is the cluster running? Start one with `make run`."
     help = "Start one more node and add it to the cluster that runs on this machine. Follow its log until Ctrl-C."
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -28,16 +31,8 @@ class Command(cluster_command.Command):
         parser.add_argument("--directory", type=Path, default=CLUSTERS, help="where the cluster's data and secrets are kept")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        say = without_repeats(partial(self.stderr.write, style_func=str))
         directory: Path = options["directory"].absolute()
-        try:
-            urls = cluster_urls(options["url"], settings.NODE, say, directory)
-            client = Client(urls, settings.NODE.command_token, say)
-            members = client.call("GET", "/raft/status", patience_s=0)["members"]
-        except (CallFailed, CannotChoose, ValueError) as error:
-            raise CommandError(str(error)) from None
-        except OSError as error:
-            raise CommandError(f"{error}. Is the cluster running? Start one with `make run`.") from None
+        cluster, members = self.carry_out(options["url"], _members, directory)
         base = PORTS_OF_THREE[0] - 1
         number = options["number"] or _next_number(base)
         node_id, port = f"node-{number}", base + number
@@ -51,15 +46,15 @@ class Command(cluster_command.Command):
         self.stdout.write(f"Starting {node_id} …")
         try:
             joined.start()
-            self._add(joined.nodes[0], client, members)
+            self._add(joined.nodes[0], cluster, members)
             joined.wait_ready(START_S)
             node = joined.nodes[0]
             data = cluster_command.shown(joined.directory)
             self.stdout.write(f"\n{node_id} at {node.url} belongs to the cluster. Data: {data}     Stop: Ctrl-C")
-            self.stdout.write(f"To remove it from the cluster: manage.py member --url {client.url} remove {node_id}\n")
+            self.stdout.write(f"To remove it from the cluster: manage.py member --url {cluster.urls[0]} remove {node_id}\n")
             self.stdout.flush()
             self._follow(joined, stopping)
-        except (NotReady, CallFailed) as error:
+        except NotReady as error:
             self.stderr.write(f"{error}\n")
             sys.exit(1)
         except OSError:
@@ -76,15 +71,24 @@ class Command(cluster_command.Command):
         joined.nodes = [member_node(node_id, port, others, joined.directory, environment)]
         return joined
 
-    def _add(self, node: LocalNode, client: Client, members: list[dict[str, Any]]) -> None:
+    def _add(self, node: LocalNode, found: Cluster, members: list[dict[str, Any]]) -> None:
         """Add the node, unless it has been a member since an earlier start."""
         node.wait_alive(START_S)
         if node.id in [member["id"] for member in members]:
             return
+
+        async def add() -> None:
+            async with Cluster(found.urls, found.token, self.terminal().say, START_S) as cluster:
+                await cluster.call("raft.add_member", id=node.id, url=node.url)
+
         try:
-            client.call("POST", "/raft/members", {"id": node.id, "url": node.url}, patience_s=START_S, may_repeat=False)
-        except OSError as error:
+            asyncio.run(add())
+        except DssError as error:
             raise NotReady(str(error)) from None
+
+
+async def _members(cluster: Cluster, terminal: Terminal) -> tuple[Cluster, list[dict[str, Any]]]:
+    return cluster, (await cluster.any().call("raft.status"))["members"]
 
 
 def _next_number(base: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from dss_api.find_cluster import CLUSTERS, LocalClusterFile, LocalMember, running_clusters
+from dss_cli.find_cluster import CLUSTERS, LocalClusterFile, LocalMember, running_clusters
 from dss_dev import restart_requests
 from dss_dev.local_cluster import HOST, LocalNode
 from dss_dev.local_members import find_place

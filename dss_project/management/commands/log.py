@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
-from dss_api.client import CallFailed, Client
+from dss_admin.cluster_command import ClusterCommand
 from dss_api.errors import ForOperator
-from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
+from dss_cli import replicated_log
+from dss_cli.cluster import Cluster
+from dss_cli.terminal import Terminal
 from dss_raft import log_view
 from dss_raft.disk.store import LogStore
 
-#: how long to wait for a leader or for a node that answers
-PATIENCE_S = 15.0
 
-
-class Command(BaseCommand):
+class Command(ClusterCommand):
     help = "Show an entry of the log, or skip one that no node can apply."
-    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--url", action="append", default=[], help=URL_HELP)
+        super().add_arguments(parser)
         action = parser.add_subparsers(dest="action", required=True, metavar="show | skip")
         show = action.add_parser("show", help="print one entry as a node stores it")
         show.add_argument("index", type=int)
@@ -37,23 +33,20 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         index = options["index"]
-        try:
-            if options["action"] == "skip":
-                body = {"index": index, "reason": options["reason"]}
-                answer = self._call(options["url"], "POST", "/raft/skip", body)
-                self.stdout.write(f"entry {answer['skipped']} is skipped, by entry {answer['index']}")
-                return
-            shown = _from_directory(index) if options["offline"] else self._call(options["url"], "GET", f"/raft/log/{index}")
-        except (CallFailed, CannotChoose, OSError, ValueError, ForOperator) as error:
-            raise CommandError(str(error)) from None
-        shown.pop("ok", None)
-        self.stdout.write(json.dumps(shown, indent=2, ensure_ascii=False))
+        if options["action"] == "show" and options["offline"]:
+            try:
+                replicated_log.show_entry(_from_directory(index), self.terminal())
+            except (OSError, ValueError, ForOperator) as error:
+                raise CommandError(str(error)) from None
+            return
 
-    def _call(self, urls: list[str], method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        say = without_repeats(partial(self.stderr.write, style_func=str))
-        client = Client(cluster_urls(urls, settings.NODE, say), settings.NODE.command_token, say)
-        answer: dict[str, Any] = client.call(method, path, body, patience_s=PATIENCE_S, may_repeat=method == "GET")
-        return answer
+        async def work(cluster: Cluster, terminal: Terminal) -> None:
+            if options["action"] == "skip":
+                await replicated_log.skip(cluster, terminal, index, options["reason"])
+            else:
+                await replicated_log.show(cluster, terminal, index)
+
+        self.carry_out(options["url"], work)
 
 
 def _from_directory(index: int) -> dict[str, Any]:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
-from contextlib import suppress
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
-from dss_api.client import CallFailed, Client
+from dss_admin.cluster_command import ClusterCommand
 from dss_api.errors import ForOperator
-from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
+from dss_cli import snapshots
+from dss_cli.backup import BackupInvalid
+from dss_cli.cluster import Cluster
+from dss_cli.find_cluster import URL_HELP
+from dss_cli.terminal import Terminal
 from dss_project import new_cluster
-from dss_project.management.commands.status import table
 from dss_raft.core.messages import Member
-from dss_raft.disk import backup
-
-#: how long to wait for a leader or for a node that answers
-PATIENCE_S = 15.0
-#: how long a node may take for the snapshot itself
-SNAPSHOT_MS = 600_000
 
 
-class Command(BaseCommand):
+class Command(ClusterCommand):
     help = "Save the state of a cluster to a file, or start a new cluster from it."
-    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         action = parser.add_subparsers(dest="action", required=True, metavar="save | info | restore")
@@ -55,64 +47,19 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             {"save": self._save, "info": self._info, "restore": self._restore}[options["action"]](options)
-        except (CallFailed, CannotChoose, ForOperator, ValueError) as error:
+        except (BackupInvalid, ForOperator, ValueError) as error:
             raise CommandError(str(error)) from None
         except OSError as error:
             raise CommandError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from None
 
-    # ---------------------------------------------------------------------- save
-
     def _save(self, options: dict[str, Any]) -> None:
-        file: Path = options["file"]
-        if file.exists():
-            raise ValueError(f"{file} exists: choose another name, or delete it first")
-        say = without_repeats(partial(self.stderr.write, style_func=str))
-        urls = cluster_urls(options["url"], settings.NODE, say)
-        client = Client(urls, settings.NODE.command_token, say)
-        body = {"consistency": "local" if options["local"] else "linearizable"}
-        begun = client.call("POST", "/raft/snapshot", body, wait_ms=SNAPSHOT_MS, patience_s=PATIENCE_S)
-        header = backup.Header(
-            cluster=begun["cluster"],
-            node=begun["node"],
-            index=begun["snapshot_index"],
-            term=begun["snapshot_term"],
-            members=tuple(backup.BackupMember(**member) for member in begun["members"]),
-            saved_at_ms=begun["saved_at_ms"],
-            bytes=begun["bytes"],
-            sha256=begun["sha256"],
-        )
-        # Only this node has the snapshot open.
-        node = Client([client.url], settings.NODE.command_token, say)
-        path = f"/raft/snapshot/{begun['id']}?offset="
-        with backup.BackupWriter(file, header) as writer:
-            data = b" "
-            while data and writer.written < header.bytes:
-                data = b64decode(node.call("GET", f"{path}{writer.written}", patience_s=PATIENCE_S)["data"])
-                writer.write(data)
-            writer.finish()
-        with suppress(CallFailed, OSError):  # close it on the node
-            node.call("GET", f"{path}{header.bytes}", patience_s=0)
-        self.stdout.write(f"{file}: cluster {header.cluster} at index {header.index}, {header.bytes} bytes, from {header.node}")
+        async def work(cluster: Cluster, terminal: Terminal) -> None:
+            await snapshots.save(cluster, terminal, options["file"], local=options["local"])
 
-    # ---------------------------------------------------------------------- info
+        self.carry_out(options["url"], work)
 
     def _info(self, options: dict[str, Any]) -> None:
-        file: Path = options["file"]
-        header = backup.check(file)
-        saved_at = datetime.fromtimestamp(header.saved_at_ms / 1000, UTC)
-        rows = [
-            ["cluster", header.cluster],
-            ["index", str(header.index)],
-            ["term", str(header.term)],
-            ["saved at", saved_at.isoformat(" ", "seconds")],
-            ["saved by", header.node],
-            *(["member", f"{one.id}  {one.url}{'  (learner)' if one.learner else ''}"] for one in header.members),
-            ["bytes", str(header.bytes)],
-            ["SHA-256", f"{header.sha256}  (correct)"],
-        ]
-        self.stdout.write(table(["FILE", str(file)], rows))
-
-    # ------------------------------------------------------------------- restore
+        snapshots.info(self.terminal(), options["file"])
 
     def _restore(self, options: dict[str, Any]) -> None:
         config = settings.NODE

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
-from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 
-from dss_api.client import CallFailed, Client
-from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
+from dss_admin.cluster_command import ClusterCommand
 from dss_api.rights import FORMS
-from dss_project.management.commands.status import table
+from dss_cli import tokens
+from dss_cli.cluster import Cluster
+from dss_cli.terminal import Terminal
 
-PATIENCE_S = 15.0
-_UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
-
-class Command(BaseCommand):
+class Command(ClusterCommand):
     help = (
         "Make, list, rotate and revoke tokens. On a node's machine, with its settings, it needs no token: it proves that it has the"
         " cluster's secret."
     )
-    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--url", action="append", default=[], help=URL_HELP)
+        super().add_arguments(parser)
         what = parser.add_subparsers(dest="what", required=True, metavar="create | ls | rotate | revoke")
         create = what.add_parser("create", help="make a token, and print it once")
         create.add_argument("name", help="for people: who or what uses it")
@@ -46,61 +40,15 @@ class Command(BaseCommand):
         revoke.add_argument("id")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        say = without_repeats(partial(self.stderr.write, style_func=str))
-        try:
-            method, path, body = self._request(options)
-            client = Client(cluster_urls(options["url"], settings.NODE, say), settings.NODE.command_token, say)
-            answer = client.call(method, path, body, patience_s=PATIENCE_S, may_repeat=method == "GET")
-        except (CallFailed, CannotChoose, OSError, ValueError) as error:
-            raise CommandError(str(error)) from None
-        if options["what"] == "ls":
-            self._list(answer["tokens"])
-        elif options["what"] == "revoke":
-            self.stdout.write("revoked" if answer["revoked"] else f"there is no token {options['id']}")
-        else:
-            self.stderr.write("Keep it: it is not shown again.", style_func=str)
-            self.stdout.write(answer["token"])
+        async def work(cluster: Cluster, terminal: Terminal) -> None:
+            match options["what"]:
+                case "create":
+                    await tokens.create(cluster, terminal, options["name"], options["scope"], options["expires"])
+                case "ls":
+                    await tokens.ls(cluster, terminal)
+                case "rotate":
+                    await tokens.rotate(cluster, terminal, options["id"], options["overlap"])
+                case "revoke":
+                    await tokens.revoke(cluster, terminal, options["id"])
 
-    def _request(self, options: dict[str, Any]) -> tuple[str, str, Any]:
-        match options["what"]:
-            case "create":
-                body = {"name": options["name"], "scopes": options["scope"], "expires_in_ms": _duration_ms(options["expires"])}
-                return "POST", "/tokens", body
-            case "ls":
-                return "GET", "/tokens", None
-            case "rotate":
-                return "POST", "/tokens/rotate", {"id": options["id"], "overlap_ms": _duration_ms(options["overlap"])}
-            case _:
-                if not options["id"].isalnum():
-                    raise ValueError("an id has letters and digits only; `manage.py token ls` shows it")
-                return "DELETE", f"/tokens/{options['id']}", None
-
-    def _list(self, tokens: list[dict[str, Any]]) -> None:
-        rows = [
-            [
-                token["id"],
-                token["name"],
-                " ".join(token["scopes"]),
-                _time(token["created_ms"]),
-                "expired" if token["expired"] else _time(token["expires_ms"]) or "never",
-                _time(token["used_ms"]) or "not known",
-            ]
-            for token in tokens
-        ]
-        self.stdout.write(table(["ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "LAST USE"], rows))
-
-
-def _duration_ms(text: str) -> int:
-    """Raises:
-    ValueError: it is not a number and a unit.
-    """
-    if not text:
-        return 0
-    number, unit = text[:-1], text[-1:]
-    if not number.isdigit() or not int(number) or unit not in _UNITS:
-        raise ValueError(f"a time must be like 90d, 12h or 30m, not {text!r}")
-    return int(number) * _UNITS[unit]
-
-
-def _time(at_ms: int | None) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%F %R}" if at_ms else ""
+        self.carry_out(options["url"], work)

@@ -204,4 +204,4 @@ def test_the_guide_for_small_nodes_names_these_settings() -> None:
     for name, value in SETTINGS.items():
         assert f"{name}={value}\n" in guide
     for name, maximum in STATE_LIMITS.items():
-        assert f'"{name}": {maximum}' in guide
+        assert f"{name}={maximum}" in guide

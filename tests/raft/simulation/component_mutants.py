@@ -248,10 +248,10 @@ COMPONENT_MUTANTS = (
     ),
     ComponentMutant(
         "a damaged backup is restored",
-        "dss_raft.disk.backup",
+        "dss_cli.backup",
         "    if digest.hexdigest() != header.sha256:\n        raise",
         "    if False:\n        raise",
-        ("tests/raft/store/test_backup_file.py::test_every_flipped_byte_is_noticed",),
+        ("tests/client/test_backup_file.py::test_every_flipped_byte_is_noticed",),
     ),
     ComponentMutant(
         "a newer command in the log takes effect on the releases that know it",

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from functools import partial
 from typing import Any
 
-from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
-from dss_api.client import CallFailed, Client
-from dss_api.find_cluster import URL_HELP, CannotChoose, cluster_urls, without_repeats
-from dss_queue.worker import Options, Worker
+from dss_admin.cluster_command import ClusterCommand
+from dss_cli.cluster import Cluster
+from dss_cli.consume import CommandWorker, Options
+from dss_cli.terminal import Terminal
+from dss_client import WrongUse
 
 
-class Command(BaseCommand):
+class Command(ClusterCommand):
     help = (
         "Run a command for each message of a topic. The message's JSON is on the command's standard input; DSS_MESSAGE_ID, _TOPIC, "
         "_GROUP, _KEY, _ATTEMPT and _HEADERS are in its environment. Exit code 0 acknowledges the message; otherwise it is delivered "
         "again later. "
         "Example: manage.py consume --topic orders --group billing -- ./send-invoice --now"
     )
-    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         defaults = Options(topic="", group="", command=())
         parser.add_argument("--topic", required=True, help="topic whose messages are consumed")
         parser.add_argument("--group", required=True, help="consumer group; each group gets every message")
-        parser.add_argument("--url", action="append", default=[], help=URL_HELP)
+        super().add_arguments(parser)
         parser.add_argument("--concurrency", type=int, default=defaults.concurrency, help="commands that run at the same time")
         parser.add_argument(
             "--visibility-ms",
@@ -52,23 +50,15 @@ class Command(BaseCommand):
         command = options["run"]
         if shutil.which(command[0]) is None:
             raise CommandError(f"Command not found: {command[0]!r}")
-        for name in ("concurrency", "visibility_ms"):
-            if options[name] < 1:
-                raise CommandError(f"--{name.replace('_', '-')} must be at least 1")
-        say = without_repeats(partial(self.stderr.write, style_func=str))
-        try:
-            urls = cluster_urls(options["url"], settings.NODE, say)
-        except CannotChoose as error:
-            raise CommandError(str(error)) from None
         names = set(Options.__struct_fields__) & options.keys()
-        worker_options = Options(command=command, **{name: options[name] for name in names})
-        worker = Worker(
-            worker_options, lambda: Client(urls, settings.NODE.command_token, say), partial(self.stderr.write, style_func=str)
-        )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: worker.stop())
         try:
-            worker.run()
-        except (CallFailed, ValueError) as error:
+            worker_options = Options(command=command, **{name: options[name] for name in names})
+        except WrongUse as error:
             raise CommandError(str(error)) from None
-        self.stderr.write(f"{worker.done} done, {worker.failed} failed", style_func=str)
+
+        async def work(cluster: Cluster, terminal: Terminal) -> None:
+            worker = CommandWorker(cluster, worker_options, terminal.say)
+            await worker.run()
+            terminal.say(f"{worker.done} done, {worker.failed} failed")
+
+        self.carry_out(options["url"], work)

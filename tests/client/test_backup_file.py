@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dss_raft.disk import backup
-from dss_raft.disk.backup import MAGIC, BackupInvalid, BackupMember, BackupWriter, Header
+from dss_cli import backup
+from dss_cli.backup import MAGIC, BackupInvalid, BackupMember, BackupWriter, Header
 
 BODY = bytes(range(256)) * 40
 

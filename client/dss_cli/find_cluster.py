@@ -1,19 +1,20 @@
 """How a command at a terminal finds its cluster.
 
-In this order: the addresses given with `--url`; this node's address, if the environment sets it; the cluster that `make run` started in
-this directory; this node's default address. `make run` writes a file to the cluster's data directory and removes it when it stops. A stale
-file is ignored: no node answers, and the process that wrote it is gone.
+In this order: the addresses given with `--url`; those in DSS_URLS; the node whose settings are in the environment, as in its container;
+the cluster that `make run` started in this directory; a single node's default address. `make run` writes a file to the cluster's data
+directory and removes it when it stops. A stale file is ignored: no node answers, and the process that wrote it is gone.
 """
 
 from __future__ import annotations
 
+import hmac
 import http.client
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,9 +23,23 @@ import msgspec
 CLUSTERS = Path(".dss")
 FILE_NAME = "cluster.json"
 VERSION = 1
+#: the addresses for programs that use the cluster
+URLS_VARIABLE = "DSS_URLS"
 #: if one of these is set, the environment describes the node to use
 ADDRESS_VARIABLES = ("DSS_URL", "RPC_HOST", "RPC_PORT", "PEERS")
 ASK_TIMEOUT_S = 1.0
+#: where a token may be, in this order: that of a program, then that of the node whose settings are in the environment
+TOKEN_VARIABLES = ("DSS_TOKEN", "DSS_API_TOKEN")
+#: secrets of a cluster from which the keys of its tokens are derived; the first that is set counts
+KEY_VARIABLES = ("DSS_TOKEN_KEY", "DSS_CLUSTER_SECRET")
+#: the cluster secret of `make run`, in the directory of its clusters
+LOCAL_SECRET = "cluster-secret"
+#: in the data directory of a node that has no secret in common with others
+TOKEN_KEY_FILE = "token-key"
+NODE_ID = "node-1"
+RPC_HOST = "127.0.0.1"
+RPC_PORT = "8201"
+_WILDCARDS = ("0.0.0.0", "::")
 #: the same line is not printed again within this time
 REPEAT_AFTER_S = 30.0
 
@@ -62,15 +77,6 @@ class _Versioned(msgspec.Struct):
     version: int
 
 
-class NodeAddress(Protocol):
-    """The addresses in a node's settings."""
-
-    @property
-    def url(self) -> str: ...
-    @property
-    def peers(self) -> Sequence[Any]: ...
-
-
 def write_file(directory: Path, nodes: Sequence[LocalMember]) -> None:
     """Describe the cluster that this process runs in `directory`."""
     described = LocalClusterFile(VERSION, os.getpid(), list(nodes))
@@ -103,26 +109,22 @@ def without_repeats(say: Say) -> Say:
     return say_once
 
 
-def cluster_urls(
-    given: Sequence[str],
-    node: NodeAddress,
-    say: Say,
-    clusters: Path = CLUSTERS,
-    environ: Mapping[str, str] = os.environ,
-) -> list[str]:
+def cluster_urls(given: Sequence[str], say: Say, clusters: Path = CLUSTERS, environ: Mapping[str, str] = os.environ) -> list[str]:
     """The addresses to try, in this order. `say` gets a line with the cluster and how it was found.
 
     Args:
         given: the values of `--url`.
-        node: this node's settings.
 
     Raises:
         CannotChoose: several clusters run here.
     """
-    if urls := [url.strip().rstrip("/") for text in given for url in text.split(",") if url.strip()]:
+    if urls := [url for text in given for url in _separated(text)]:
         say(f"cluster at {urls[0]}")
         return urls
-    own = [node.url, *(peer.url for peer in node.peers)]
+    if urls := _separated(environ.get(URLS_VARIABLE, "")):
+        say(f"cluster at {urls[0]} (from {URLS_VARIABLE})")
+        return urls
+    own = node_addresses(environ)
     if variables := [name for name in ADDRESS_VARIABLES if environ.get(name, "").strip()]:
         say(f"cluster at {own[0]} (from {variables[0]})")
         return own
@@ -135,6 +137,64 @@ def cluster_urls(
         return cluster.urls
     say(f"cluster at {own[0]} (the default: no cluster of `make run` runs in {clusters.absolute()})")
     return own
+
+
+def node_addresses(environ: Mapping[str, str]) -> list[str]:
+    """The address of the node whose settings are in the environment, then those of the other members in PEERS."""
+
+    def read(name: str, default: str = "") -> str:
+        return environ.get(name, "").strip() or default
+
+    node_id, host = read("NODE_ID", NODE_ID), read("RPC_HOST", RPC_HOST)
+    peers = {peer_id: url for url, _, peer_id in (text.rpartition("/") for text in _separated(read("PEERS")))}
+    host = node_id if host in _WILDCARDS else f"[{host}]" if ":" in host else host
+    url = read("DSS_URL").rstrip("/") or peers.get(node_id) or f"http://{host}:{read('RPC_PORT', RPC_PORT)}"
+    return [url, *(peer for peer_id, peer in peers.items() if peer_id != node_id)]
+
+
+def token_of(clusters: Path = CLUSTERS, environ: Mapping[str, str] = os.environ) -> str:
+    """The token that the environment has for the cluster. If it has none, but a secret of the cluster: a proof of that. "" for neither.
+
+    Raises:
+        OSError: a file that the environment names cannot be read.
+    """
+    if token := _from_environment(TOKEN_VARIABLES, environ):
+        return token
+    secret = _from_environment(KEY_VARIABLES, environ)
+    if not secret and not any(environ.get(name, "").strip() for name in ADDRESS_VARIABLES) and running_clusters(clusters):
+        secret = _content(clusters / LOCAL_SECRET)
+    node_id = environ.get("NODE_ID", "").strip() or NODE_ID
+    directory = environ.get("DSS_DATA_DIR", "").strip() or CLUSTERS / node_id
+    secret = secret or _content(Path(directory) / TOKEN_KEY_FILE)
+    return key_holder_token(secret, int(time.time())) if secret else ""
+
+
+def key_holder_token(secret: str, now_s: int) -> str:
+    """Proves for some minutes that its sender has this secret of the cluster, and does not tell the secret."""
+    key = hmac.digest(secret.encode(), b"dss token key 1", sha256)
+    token_id = f"key{now_s:x}"
+    return f"dss1_{token_id}_{hmac.digest(key, f'token {token_id} 0'.encode(), sha256).hex()}"
+
+
+def _from_environment(names: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The first of the variables that is set, or the content of the file that NAME_FILE names."""
+    for name in names:
+        if text := environ.get(name, "").strip():
+            return text
+        if file := environ.get(f"{name}_FILE", "").strip():
+            return Path(file).read_text().strip()
+    return ""
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _separated(text: str) -> list[str]:
+    return [url.strip().rstrip("/") for url in text.split(",") if url.strip()]
 
 
 def _read(path: Path) -> LocalClusterFile | None:

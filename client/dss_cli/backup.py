@@ -5,7 +5,7 @@
     length    4 bytes: size of the header
     header    JSON, see `Header`
     digest    32 bytes: SHA-256 of everything before it
-    body      a node's snapshot, see `replication.snapshot_keeper`; the header has its size and its SHA-256
+    body      a node's snapshot, see `dss_raft.replication.snapshot_keeper`; the header has its size and its SHA-256
 
 A file gets its name when all its bytes are synced, so a file with that name is complete. It contains every value and every lock of
 the cluster, so only its owner may read it.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +24,6 @@ from types import TracebackType
 from typing import BinaryIO
 
 import msgspec
-
-from dss_raft.disk.files import Files, StoreError
 
 MAGIC = b"DSSbackp"
 VERSION = 1
@@ -35,7 +34,7 @@ _PREFIX = struct.Struct(">8sII")
 _DIGEST_BYTES = 32
 
 
-class BackupInvalid(StoreError):
+class BackupInvalid(Exception):
     """The file is not a backup that this release can use. The text is one line for the operator."""
 
 
@@ -80,16 +79,14 @@ class BackupWriter:
         OSError: from every method.
     """
 
-    def __init__(self, path: Path, header: Header, files: Files | None = None) -> None:
+    def __init__(self, path: Path, header: Header) -> None:
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
         self._header = header
-        self._files = files or Files()
-        self._files.remove(self._part)
-        self._descriptor = self._files.create(self._part)
+        self._part.unlink(missing_ok=True)
+        self._file = open(self._part, "xb", opener=_for_its_owner)  # noqa: SIM115 (closed by `close`)
         self._hash = hashlib.sha256()
-        self._offset = 0
-        self._write(encode_header(header))
+        self._file.write(encode_header(header))
         #: bytes of the body so far
         self.written = 0
 
@@ -101,7 +98,7 @@ class BackupWriter:
 
     def write(self, data: bytes) -> None:
         """Add to the body."""
-        self._write(data)
+        self._file.write(data)
         self._hash.update(data)
         self.written += len(data)
 
@@ -113,21 +110,36 @@ class BackupWriter:
         """
         if self.written != self._header.bytes or self._hash.hexdigest() != self._header.sha256:
             raise BackupInvalid("the node sent something other than what it announced; nothing was saved")
-        self._files.sync(self._descriptor)
-        self._files.rename(self._part, self._path)
-        self._files.sync_directory(self._path.absolute().parent)
+        self._file.flush()
+        _sync(self._file.fileno())
+        self._part.rename(self._path)
+        directory = os.open(self._path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def close(self) -> None:
         """Close the file, and remove it unless it is finished."""
-        if self._descriptor >= 0:
-            self._files.close(self._descriptor)
-            self._descriptor = -1
+        if not self._file.closed:
+            # What could not be written cannot be flushed either.
             with suppress(OSError):
-                self._files.remove(self._part)
+                self._file.close()
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
-        self._files.write(self._descriptor, data, self._offset)
-        self._offset += len(data)
+
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync(descriptor: int) -> None:
+    if sys.platform == "darwin":  # fsync leaves the bytes in the cache of the drive there
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
 
 
 def check(path: Path) -> Header:
