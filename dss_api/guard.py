@@ -20,6 +20,7 @@ from dss_api import token_text
 from dss_api.caller import ANYONE, Caller
 from dss_api.errors import Refused
 from dss_api.rights import EVERYTHING, Access
+from dss_api.supervised import report_failure
 from dss_api.token_text import KEY_HOLDER, KEY_HOLDER_S, TokenKey
 
 T = TypeVar("T")
@@ -116,7 +117,10 @@ class Guard:
         self._cached.clear()
         self.is_open = self._may_be_open and not self._tokens.is_closed
         for watcher in list(self._watchers):
-            watcher()
+            try:
+                watcher()
+            except Exception as error:  # a fault with one client must not keep the others' tokens valid
+                report_failure("tokens", error)
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback()` whenever the tokens have changed, until the returned function is called."""

@@ -15,7 +15,7 @@ Pure: no I/O, clock or state. Nothing here knows tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,9 @@ class Access:
         self.plain = frozenset(plain)
         self._prefixes = prefixes
 
-    def covers(self, area: str, action: str, name: str) -> bool:
-        """Whether a prefix of this area and action begins `name`."""
-        return name.startswith(self._prefixes.get((area, action), ()))
+    def prefixes(self, area: str, action: str) -> tuple[str, ...]:
+        """The prefixes of this area and action. A name that begins with one of them is covered."""
+        return self._prefixes.get((area, action), ())
 
     def has(self, area: str, action: str) -> bool:
         """Whether there is any prefix of this area and action."""
@@ -187,10 +187,11 @@ class Prefixed(Need):
     def is_met(self, access: Access, request: Any) -> bool:
         if access.everything:
             return True
+        prefixes = access.prefixes(self.area, self.action)
         count = 0
         for field in self.fields:
             for name in names_in(request, field):
-                if not access.covers(self.area, self.action, name):
+                if not name.startswith(prefixes):
                     return False
                 count += 1
         return self.optional or count > 0
@@ -257,19 +258,16 @@ class Every(_Several):
         return all(part.is_met(access, request) for part in self.parts)
 
 
-def names_in(request: Any, field: str) -> Iterator[str]:
+def names_in(request: Any, field: str) -> Sequence[str]:
     """Every name in the field of a decoded request; none if it is absent. A field inside a list is "list.field"."""
-    first, _, rest = field.partition(".")
-    value = getattr(request, first)
-    if value is None or value is msgspec.UNSET:
-        return
-    if rest:
-        for member in value:
-            yield from names_in(member, rest)
-    elif isinstance(value, str):
-        yield value
-    else:
-        yield from value
+    if "." in field:
+        first, _, rest = field.partition(".")
+        value = getattr(request, first)
+        return () if value is None or value is msgspec.UNSET else [name for member in value for name in names_in(member, rest)]
+    value = getattr(request, field)
+    if isinstance(value, str):
+        return (value,)
+    return () if value is None or value is msgspec.UNSET else value  # type: ignore[no-any-return]
 
 
 OPEN: Need = _Open()

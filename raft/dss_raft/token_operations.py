@@ -17,6 +17,7 @@ from dss_api.result import Result
 from dss_api.rights import ONLY_ALL, split_scope
 from dss_raft.answers import TokenMade, TokenRevoked, TokenRow, Tokens
 from dss_raft.replication.access_tokens import (
+    SINCE,
     AccessTokens,
     CreateToken,
     OverlapMs,
@@ -73,6 +74,9 @@ async def list_tokens(node: Node, request: ListTokens) -> Tokens:
 
 async def create(node: Node, request: CreateTokenRequest, once: RequestId | None = None) -> Result | TokenMade:
     key = _key(node)
+    if node.replica.cluster_version < SINCE:
+        # A new cluster gets its version in the moments after it was formed.
+        await node.until(lambda: node.replica.cluster_version >= SINCE)
     command = CreateToken(
         id=token_text.new_id(),
         name=request.name,
