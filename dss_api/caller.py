@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from hmac import compare_digest
 
 from dss_api.errors import Refused
+from dss_api.quotas import TokenQuotas
 from dss_api.rights import EVERYTHING, Access
 from dss_api.token_text import TokenKey, seal
 
@@ -24,17 +25,21 @@ class Caller:
         owner: whom the sessions belong to that this caller opens; "" for callers that may use every session.
         access: what it may do.
         is_token: the token can be revoked or expire while the call is in progress.
+        quotas: of tokens; None for callers without.
         used: set by the guard; tells that calls were made with this token.
     """
 
-    __slots__ = ("_key", "access", "is_token", "name", "owner", "used")
+    __slots__ = ("_key", "access", "is_token", "name", "owner", "quotas", "used")
 
-    def __init__(self, name: str, access: Access, owner: str = "", key: TokenKey | None = None) -> None:
+    def __init__(
+        self, name: str, access: Access, owner: str = "", key: TokenKey | None = None, quotas: TokenQuotas | None = None
+    ) -> None:
         self.name = name.encode()[:NAME_BYTES_MAX].decode(errors="ignore")
         self.access = access
         self.owner = owner
         self.is_token = bool(owner)
         self.used = False
+        self.quotas = quotas
         self._key = key
 
     def seal(self, purpose: str, text: str, mark: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from dss_api import token_text
 from dss_api.caller import ANYONE, Caller
 from dss_api.errors import Refused
+from dss_api.quotas import TokenQuotas
 from dss_api.rights import EVERYTHING, Access
 from dss_api.supervised import report_failure
 from dss_api.token_text import KEY_HOLDER, KEY_HOLDER_S, TokenKey
@@ -80,6 +81,7 @@ class Guard:
         api_token: DSS_API_TOKEN, which may do everything; "" for none.
         is_open: calls need no token while the cluster has none.
         keys: of the cluster; the first one makes new secrets.
+        quotas: how much each token may use of this node.
         wall_s: replaces the clock by which a key holder's token is checked.
     """
 
@@ -89,11 +91,13 @@ class Guard:
         is_open: bool = True,
         keys: Sequence[TokenKey] = (),
         wall_s: Callable[[], float] = time.time,
+        quotas: TokenQuotas | None = None,
     ) -> None:
         self._api_token = api_token.encode()
         self._may_be_open = is_open and not api_token
         self._keys = {key.id: key for key in keys}
         self._wall_s = wall_s
+        self._quotas = quotas or TokenQuotas()
         self._tokens: TokenBook = _NoTokens()
         self._cached: dict[bytes, Caller] = {}
         self._watchers: dict[Callable[[], None], None] = {}
@@ -209,7 +213,7 @@ class Guard:
             raise Refused("unauthenticated", NOT_VALID)
         if token.is_expired:
             raise Refused("unauthenticated", "the token has expired")
-        return Caller(f"token {token.id} ({token.name})", Access(token.scopes), token.id, self._session_key(token))
+        return Caller(f"token {token.id} ({token.name})", Access(token.scopes), token.id, self._session_key(token), self._quotas)
 
     def _has_secret(self, token: Token, secret: str) -> bool:
         key = self._keys.get(token.key)

@@ -11,6 +11,7 @@ from typing import Any
 from dss_api.client_memory import ClientMemory
 from dss_api.errors import Refused
 from dss_api.liveness import Line
+from dss_api.quotas import InUse, Limit, Rates
 from dss_api.turns import InputTurns, Turns
 
 
@@ -20,12 +21,29 @@ class InProgress:
     Args:
         calls_per_address_max: maximum number of calls and subscriptions of one address.
         memory: the accounts of all connections.
+        calls_per_second_max: calls that one address may begin in a second; 0: unlimited.
+        subscriptions_per_address_max: subscriptions of one address; 0: unlimited.
     """
 
-    def __init__(self, calls_per_address_max: int = 10_000, memory: ClientMemory | None = None) -> None:
+    def __init__(
+        self,
+        calls_per_address_max: int = 10_000,
+        memory: ClientMemory | None = None,
+        calls_per_second_max: int = 0,
+        subscriptions_per_address_max: int = 0,
+    ) -> None:
         self.turns = Turns()
         self.input_turns = InputTurns()
         self.memory = memory or ClientMemory()
+        self._rates = (
+            Rates(Limit("calls_per_second_per_address_max", "DSS_CALLS_PER_SECOND_PER_ADDRESS_MAX", calls_per_second_max))
+            if calls_per_second_max
+            else None
+        )
+        #: subscriptions of each address
+        self.subscriptions_of = InUse(
+            Limit("subscriptions_per_address_max", "DSS_SUBSCRIPTIONS_PER_ADDRESS_MAX", subscriptions_per_address_max)
+        )
         self._per_address_max = calls_per_address_max
         self._per_address: Counter[str] = Counter()
         #: calls that are not answered yet, including those on WebSockets
@@ -45,8 +63,10 @@ class InProgress:
         """Count a call or a subscription of a client at this address, until `release`.
 
         Raises:
-            Refused: `over_limit` when too many are in progress.
+            Refused: `over_limit` when too many are in progress, or began in the last second.
         """
+        if self._rates is not None:
+            self._rates.take(address)
         if self._per_address[address] >= self._per_address_max:
             raise Refused(
                 "over_limit", f"{address} already has {self._per_address_max} calls in progress (DSS_CALLS_PER_ADDRESS_MAX)"

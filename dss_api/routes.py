@@ -99,6 +99,14 @@ class Route:
         if caller is not ANYONE:
             set_caller(caller)
             require_right(self.needs, caller, request)
+            quotas = caller.quotas
+            if quotas is not None and quotas.is_limited:
+                quotas.rates.take(caller.name)
+                with quotas.calls.one(caller.name):
+                    return await self._handle(node, request, caller, via, address)
+        return await self._handle(node, request, caller, via, address)
+
+    async def _handle(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
         if type(request) is Identified:
             if self.is_audited or via == ADMIN:
                 await audit_of(node).record(self, caller, request.request, via, address)

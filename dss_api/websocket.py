@@ -32,6 +32,7 @@ from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.liveness import Liveness, NoLine
 from dss_api.operation import Subscription
+from dss_api.quotas import TokenQuotas
 from dss_api.routes import require_right, require_state
 from dss_api.supervised import Tasks, report_if_failed
 from dss_api.websocket_writer import WebSocketWriter
@@ -44,8 +45,9 @@ CALLS_PER_CONNECTION_MAX = 1000
 CANCEL = "cancel"
 PING = "ping"
 
-#: Close codes of RFC 6455, and our own (4000 and up) where HTTP would answer 401, 403 and 404.
-GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 1001, 1007, 4401, 4403, 4404
+#: Close codes of RFC 6455, and our own (4000 and up) where HTTP would answer 401, 403, 404 and 429.
+GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, OVER_LIMIT = 1001, 1007, 4401, 4403, 4404, 4429
+_NO_QUOTAS = TokenQuotas()
 
 SUBSCRIPTIONS = Gauge("dss_subscriptions", "Subscriptions on this node's WebSocket connections.", ["subscription"])
 
@@ -118,10 +120,20 @@ class WebSocketEntryPoint:
         if refused:
             await send({"type": "websocket.close", "code": refused})
             return
-        await send({"type": "websocket.accept"})
         client = scope.get("client")
         authorization = dict(scope["headers"]).get(b"authorization", b"")
-        await WebSocketConnection(self, client, send, authorization).serve(receive)
+        caller = self.json.guard.authenticate(authorization)
+        quotas = caller.quotas or _NO_QUOTAS
+        try:
+            quotas.connections.take(caller.name)
+        except Refused:
+            await send({"type": "websocket.close", "code": OVER_LIMIT})
+            return
+        try:
+            await send({"type": "websocket.accept"})
+            await WebSocketConnection(self, client, send, authorization).serve(receive)
+        finally:
+            quotas.connections.give_back(caller.name)
 
     def _refused(self, scope: Scope) -> int:
         headers = dict(scope["headers"])
@@ -328,7 +340,9 @@ class WebSocketConnection:
                 require_right(subscription.needs, caller, request)
             node = self._json.find_node()
             require_state(node)
-            answer = subscription.answers.encode(await subscription.handle(node, request, feed))
+            quotas = caller.quotas or _NO_QUOTAS
+            with quotas.subscriptions.one(caller.name), self._in_progress.subscriptions_of.one(self._address):
+                answer = subscription.answers.encode(await subscription.handle(node, request, feed))
         except Refused as refusal:
             answer = encode_refusal(refusal)
         except asyncio.CancelledError:

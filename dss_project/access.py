@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dss_api.guard import Guard
+from dss_api.quotas import TokenQuotas
 from dss_api.token_text import TokenKey, token_key
 from dss_cli.find_cluster import TOKEN_KEY_FILE
 from dss_project import secret_files
@@ -38,7 +39,13 @@ def make_key_file(config: NodeConfig) -> None:
 
 
 def make_guard(config: NodeConfig) -> Guard:
-    return Guard(config.api_token, config.open or config.is_local_only, token_keys(config))
+    quotas = TokenQuotas(
+        calls_per_second=config.calls_per_second_per_token_max,
+        calls=config.calls_per_token_max,
+        connections=config.websockets_per_token_max,
+        subscriptions=config.subscriptions_per_token_max,
+    )
+    return Guard(config.api_token, config.open or config.is_local_only, token_keys(config), quotas=quotas)
 
 
 def announce(config: NodeConfig, guard: Guard, log: Any) -> None:

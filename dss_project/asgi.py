@@ -36,7 +36,12 @@ from dss_project.registry import operations, subscriptions  # noqa: E402
 from dss_project.server import descriptors  # noqa: E402
 
 config = settings.NODE
-in_progress = InProgress(config.calls_per_address_max, ClientMemory(config.client_bytes_max))
+in_progress = InProgress(
+    config.calls_per_address_max,
+    ClientMemory(config.client_bytes_max),
+    calls_per_second_max=config.calls_per_second_per_address_max,
+    subscriptions_per_address_max=config.subscriptions_per_address_max,
+)
 BYTES.set_function(lambda: in_progress.memory.bytes)
 is_host_allowed = HostCheck(config.allowed_hosts)
 guard = make_guard(config)

@@ -117,6 +117,42 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         "Maximum number of calls in progress from one address: HTTP calls, and calls and subscriptions on WebSockets.",
         environment.integer(1, 1_000_000),
     )
+    calls_per_second_per_address_max: int = setting(
+        "DSS_CALLS_PER_SECOND_PER_ADDRESS_MAX",
+        0,
+        "Calls that one address may begin at this node in a second. 0: unlimited.",
+        environment.integer(0, 1_000_000),
+    )
+    subscriptions_per_address_max: int = setting(
+        "DSS_SUBSCRIPTIONS_PER_ADDRESS_MAX",
+        0,
+        "Subscriptions that one address may have at this node. 0: unlimited.",
+        environment.integer(0, 1_000_000),
+    )
+    calls_per_second_per_token_max: int = setting(
+        "DSS_CALLS_PER_SECOND_PER_TOKEN_MAX",
+        0,
+        "Calls that one token may begin at this node in a second. 0: unlimited.",
+        environment.integer(0, 1_000_000),
+    )
+    calls_per_token_max: int = setting(
+        "DSS_CALLS_PER_TOKEN_MAX",
+        0,
+        "Calls of one token in progress at this node. 0: unlimited.",
+        environment.integer(0, 1_000_000),
+    )
+    websockets_per_token_max: int = setting(
+        "DSS_WEBSOCKETS_PER_TOKEN_MAX",
+        0,
+        "WebSocket connections of one token at this node. 0: unlimited.",
+        environment.integer(0, 1_000_000),
+    )
+    subscriptions_per_token_max: int = setting(
+        "DSS_SUBSCRIPTIONS_PER_TOKEN_MAX",
+        0,
+        "Subscriptions of one token at this node. 0: unlimited.",
+        environment.integer(0, 1_000_000),
+    )
     body_bytes_max: int = setting(
         "DSS_BODY_BYTES_MAX",
         4 * 1024 * 1024,
