@@ -83,7 +83,12 @@ class LockWatch:
         while True:
             try:
                 await self._core.call(
-                    OPERATION, {"prefix": self._prefix}, Repeat.READ, wait_s=WATCH_S, handle=Handle(self._on_event)
+                    OPERATION,
+                    {"prefix": self._prefix},
+                    Repeat.READ,
+                    wait_s=WATCH_S,
+                    handle=Handle(self._on_event),
+                    is_traced=False,
                 )
             except Unavailable as error:
                 log.warning("locks cannot be watched: %s", error)

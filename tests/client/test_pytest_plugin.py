@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from dss_client import AsyncClient
+from pytest_dss.closing import close
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.cluster
@@ -162,6 +170,23 @@ def test_no_node_outlives_a_killed_run(pytester: pytest.Pytester, report: Path, 
     while is_running(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_client_whose_event_loop_is_closed(make_fake_node: Callable[[], Any]) -> None:
+    """As anyio leaves it."""
+    node, loop = make_fake_node(), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(node.start(), loop).result(10)
+    clients = [AsyncClient(node.url)]
+    asyncio.run(clients[0].call("health"))
+    close(clients.pop())
+    gc.collect()
+    asyncio.run_coroutine_threadsafe(node.stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def test_without_the_servers_distribution(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
