@@ -113,6 +113,8 @@ class WebSocketEntryPoint:
         self.is_host_allowed = is_host_allowed
         self.in_progress = in_progress
         self.subscriptions = {one.name: _Subscribable(one) for one in subscriptions}
+        for name in self.subscriptions:
+            SUBSCRIPTIONS.labels(name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()

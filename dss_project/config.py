@@ -185,6 +185,12 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     log_level: str = setting(
         "DSS_LOG_LEVEL", "info", "Minimum log level.", environment.one_of("debug", "info", "warning", "error", "critical")
     )
+    django_metrics: bool = setting(
+        "DSS_DJANGO_METRICS",
+        False,
+        "Also show the metrics of django-prometheus: requests and answers of pages and the admin.",
+        environment.boolean,
+    )
     debug: bool = setting(
         "DSS_DEBUG", False, "Show Django's debug pages. Never enable this on a node that others can reach.", environment.boolean
     )

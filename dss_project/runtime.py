@@ -21,7 +21,7 @@ from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
 from dss_queue.idle_topics import IdleTopics
 from dss_queue.subscribers import Subscribers
-from dss_raft import state_usage
+from dss_raft import node_metrics, state_usage
 from dss_raft.audit_log import AuditLog
 from dss_raft.node import Node
 from dss_raft.replication.access_tokens import AccessTokens
@@ -54,6 +54,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     global _node, _cache_service
     node = Node(config, state_machines(), on_failure)
     state_usage.attach(node)
+    node_metrics.attach(node)
     lock_metrics.attach(node)
     LockWatchers(node)
     queue_metrics.attach(node)

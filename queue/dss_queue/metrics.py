@@ -38,6 +38,8 @@ queue_deliver_seconds = Histogram(
     "queue_deliver_seconds", "Time from publish to first delivery, for messages delivered at this node", buckets=_SECONDS
 )
 
+CONSUME_RESULTS = ("message", "empty", "cancelled", "refused", "failed")
+
 for _reason in ("max_attempts", "rejected", "expired"):
     queue_dead_total.labels(_reason)
 
@@ -45,20 +47,16 @@ for _reason in ("max_attempts", "rejected", "expired"):
 class TopicCounters:
     """The counters of one topic. They are kept because looking up a label costs more than counting."""
 
-    __slots__ = ("_label", "_results", "published", "redelivered")
+    __slots__ = ("_results", "published", "redelivered")
 
     def __init__(self, label: str) -> None:
-        self._label = label
         self.published = queue_publish_total.labels(label)
         self.redelivered = queue_redeliver_total.labels(label)
-        self._results: dict[str, Any] = {}
+        self._results: dict[str, Any] = {result: queue_consume_total.labels(label, result) for result in CONSUME_RESULTS}
 
     def consumed(self, result: str, count: int = 1) -> None:
         """Count `count` messages, or one call that got none."""
-        counter = self._results.get(result)
-        if counter is None:
-            counter = self._results[result] = queue_consume_total.labels(self._label, result)
-        counter.inc(count)
+        self._results[result].inc(count)
 
 
 _of_topic: dict[str, TopicCounters] = {}
@@ -90,7 +88,12 @@ class StateCollector(Collector):
         in_flight, depth, oldest = self._families()
         totals: dict[str, list[float]] = {}
         now_ms = self.now_ms()
-        for topic in list(self.broker.topics.values()) if self.broker is not None else ():
+        topics = list(self.broker.topics.values()) if self.broker is not None else []
+        if len(topics) <= TOPIC_LABELS_MAX:
+            # Each gets a label in any case. So its counters are there before this node's first call.
+            for topic in topics:
+                of_topic(topic.name)
+        for topic in topics:
             label = topic.name if len(totals) < TOPIC_LABELS_MAX else OTHER
             total = totals.setdefault(label, [0, 0, 0])
             total[0] += sum(len(group.in_flight) for group in topic.groups.values())

@@ -83,6 +83,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._turn_is_due = False
         self._tick_timer: asyncio.TimerHandle | None = None
+        self._tick_due_s = 0.0
         self._write: asyncio.Future[None] | None = None
         self._stopped = False
         self._role_seen = (-1, -1, "")
@@ -97,7 +98,7 @@ class Driver:
         return self._write is not None
 
     def start(self) -> None:
-        self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
+        self._set_tick_timer()
         self.wake()
 
     async def stop(self) -> None:
@@ -127,10 +128,15 @@ class Driver:
             self._fail(error)
         self.wake()
 
+    def _set_tick_timer(self) -> None:
+        self._tick_due_s = self._loop.time() + self._tick_s
+        self._tick_timer = self._loop.call_at(self._tick_due_s, self._tick)
+
     def _tick(self) -> None:
         if self._stopped:
             return
-        self._tick_timer = self._loop.call_later(self._tick_s, self._tick)
+        metrics.loop_was_late(max(0.0, self._loop.time() - self._tick_due_s))
+        self._set_tick_timer()
         try:
             self.core.tick()
             for callback in self.on_tick:

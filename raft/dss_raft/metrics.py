@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _FAST_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -13,6 +15,16 @@ PEER_REFUSED = Counter("raft_peer_refused", "Connections and frames refused at t
 FSYNC_SECONDS = Histogram("raft_fsync_seconds", "One durable write of the log store", buckets=_FAST_SECONDS)
 COMMIT_SECONDS = Histogram("raft_commit_seconds", "From a batch's proposal to its commit, on the leader", buckets=_FAST_SECONDS)
 APPLY_SECONDS = Histogram("raft_apply_seconds", "Applying what one turn committed", buckets=_FAST_SECONDS)
+SNAPSHOT_SECONDS = Histogram(
+    "raft_snapshot_seconds", "Taking a snapshot of the state", buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+)
+#: observed on every tick of Raft's timer, which is how soon the loop serves any other event, too
+LOOP_DELAY_SECONDS = Histogram(
+    "dss_loop_delay_seconds",
+    "How late the event loop ran the timer of Raft's ticks",
+    buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 1, 5),
+)
+LEADER_CHANGES = Counter("raft_leader_changes", "Leaders that this node has learned of, one for each term that had a leader")
 CLUSTER_VERSION = Gauge("raft_cluster_version", "The cluster version that this node has applied")
 APPLY_STOPPED = Gauge("raft_apply_stopped", "1 while this node cannot apply an entry of the log")
 OUTDATED = Gauge("raft_outdated", "1 while this node has no vote, because its disk was put back to an earlier state")
@@ -31,6 +43,8 @@ _VOTE_GRANTED = REQUEST_VOTE.labels(granted="true")
 _VOTE_REFUSED = REQUEST_VOTE.labels(granted="false")
 
 role_changed = ROLE.set
+leader_changed = LEADER_CHANGES.inc
+loop_was_late = LOOP_DELAY_SECONDS.observe
 
 state_hashed = STATE_HASHES.labels(result="hashed").inc
 #: another child process was at work, or it failed
@@ -55,3 +69,9 @@ def vote_answered(granted: bool) -> None:
 def peer_refused(reason: str) -> None:
     """Count a refusal. `reason` is one of `wire.Reason`, so a stranger cannot create labels."""
     PEER_REFUSED.labels(reason=reason).inc()
+
+
+def show_refusal_reasons(reasons: Iterable[str]) -> None:
+    """Show these reasons, at 0: alerts notice the first refusal only if the counter was there before."""
+    for reason in reasons:
+        PEER_REFUSED.labels(reason=reason)

@@ -147,7 +147,7 @@ class Node(Listeners):
         # Also for uncommitted entries: the node would have to stop at them later, perhaps as the leader.
         self.replica.require_supported(boot_state.entries)
         self.tokens_up_to = last_with_token(boot_state.entries)
-        tick_ms = config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
+        tick_ms = self.tick_s * 1000
         core_config = CoreConfig(
             node_id=config.node_id,
             election_ticks_min=max(2, round(config.raft_election_min_ms / tick_ms)),
@@ -312,6 +312,29 @@ class Node(Listeners):
         return self._driver.applying.stopped
 
     @property
+    def tick_s(self) -> float:
+        """The length of a tick of the core."""
+        return self.config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT / 1000
+
+    @property
+    def pending_commands(self) -> tuple[int, int]:
+        """How many commands of this node's callers are not applied yet, and how many wait for a lock or a message."""
+        return self._calls.in_flight, self._calls.parked
+
+    def is_linked(self, peer: str) -> bool:
+        """Whether the link to this member works."""
+        return self._links.is_up(peer)
+
+    @property
+    def snapshot_path(self) -> Path | None:
+        """The file of the current snapshot, which a newer one may replace at any time. None while there is no snapshot."""
+        return self._store.snapshot_path
+
+    def store_bytes(self) -> int:
+        """The size of the log store's database files. Raises OSError."""
+        return self._store.database_bytes()
+
+    @property
     def is_taking_snapshot(self) -> bool:
         return self._running and self._driver.snapshots.is_taking
 
@@ -321,8 +344,7 @@ class Node(Listeners):
 
     def status(self) -> dict[str, Any]:
         """The fields of `GET /raft/status`."""
-        tick_ms = self.config.raft_heartbeat_ms / TICKS_PER_HEARTBEAT
-        status = members.status(self.core, self._links, tick_ms)
+        status = members.status(self.core, self._links, self.tick_s * 1000)
         status["last_applied"] = self.applied_index
         stop = self.apply_stop
         status["apply_stopped"] = None if stop is None else {"index": stop.index, "error": stop.error}
@@ -560,6 +582,8 @@ class Node(Listeners):
         if leader == self._leader_seen:
             return
         self._leader_seen = leader
+        if self.core.leader_id:
+            metrics.leader_changed()
         self._unlink_others_later()
         self._calls.leader_changed()
         self._notify_leader_change(*leader)

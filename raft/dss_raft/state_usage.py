@@ -69,15 +69,18 @@ class StateCollector(Collector):
     def collect(self) -> Iterator[Any]:
         kinds = GaugeMetricFamily("dss_state_bytes", "Bytes of the replicated state, by kind", labels=["kind"])
         maxima = GaugeMetricFamily("dss_state_bytes_max", "Limits in bytes of the replicated state", labels=["limit"])
+        in_use = GaugeMetricFamily("dss_limit_used", "How much of a limit of the replicated state is in use", labels=["limit"])
+        limits = GaugeMetricFamily("dss_limit_max", "The limits of the replicated state", labels=["limit"])
         if _node is not None:
             replica = _node.replica
             for kind, used in replica.usage().items():
                 kinds.add_metric([kind], used)
             for limit in replica.limits.declared.values():
+                in_use.add_metric([limit.name], limit.used())
+                limits.add_metric([limit.name], replica.limits.maxima[limit.name])
                 if limit.unit == "bytes":
                     maxima.add_metric([limit.name], replica.limits.maxima[limit.name])
-        yield kinds
-        yield maxima
+        yield from (kinds, maxima, in_use, limits)
 
 
 REGISTRY.register(StateCollector())

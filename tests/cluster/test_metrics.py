@@ -100,6 +100,55 @@ def test_raft(shared_cluster: LocalCluster, wait_until) -> None:
     assert moves.after[("raft_role", frozenset())] == 0
 
 
+def test_the_member(shared_cluster: LocalCluster, wait_until) -> None:
+    """A node's place in the cluster, its peers, its log and its disk, for alerts."""
+    leader, follower = shared_cluster.leader(), shared_cluster.followers()[0]
+    of_leader, of_follower = samples(leader), samples(follower)
+    peers = [node.id for node in shared_cluster.nodes if node is not follower]
+    for found in (of_leader, of_follower):
+        assert value(found, "dss_ready") == value(found, "raft_leader_known") == 1
+        assert value(found, "raft_leader_changes_total") >= 1
+        assert value(found, "raft_term") >= 1
+        assert 0 < value(found, "raft_applied_index") <= value(found, "raft_commit_index") <= value(found, "raft_last_index")
+        assert value(found, "raft_log_bytes") > 0
+        assert value(found, "raft_store_bytes") > 0
+        assert 0 < value(found, "dss_disk_free_bytes") < value(found, "dss_disk_size_bytes")
+        assert value(found, "process_open_fds") > 0
+        assert value(found, "dss_loop_delay_seconds_count") > 0
+        assert (
+            0
+            < value(found, "dss_limit_used", limit="queue_bytes_max") + 1
+            <= value(found, "dss_limit_max", limit="queue_bytes_max")
+        )
+    assert [value(of_follower, "raft_peer_up", peer=peer) for peer in peers] == [1, 1]
+    assert not [name for name, _ in of_follower if name == "raft_peer_lag_entries"], "only the leader knows"
+    assert ("raft_peer_lag_entries", frozenset({("peer", follower.id)})) in of_leader
+    (build,) = [dict(labels) for name, labels in of_leader if name == "dss_build_info"]
+    assert build["node"] == leader.id
+    assert build["version"] not in ("", "unknown")
+    with Moves(leader) as moves:
+        assert leader.call("POST", "/raft/snapshot", {}).status == 200
+    assert moves.by("raft_snapshot_seconds_count") == 1
+    assert moves.by("raft_snapshot_index") > 0
+    assert value(moves.after, "raft_snapshot_bytes") > 0
+
+
+def test_known_labels_are_there_at_0(shared_cluster: LocalCluster, wait_until) -> None:
+    """`increase` counts the first event only if the series was there before it."""
+    leader, follower = shared_cluster.leader(), shared_cluster.followers()[0]
+    assert leader.call("POST", "/queue/publish", {"topic": "known", "value": 1}).status == 200
+    published = ("queue_publish_total", frozenset({("topic", "known")}))
+    wait_until(lambda: published in samples(follower), lambda: "the topic has no counter on the follower")
+    found = samples(follower)
+    for topic in ("known", "other"):
+        assert ("queue_publish_total", frozenset({("topic", topic)})) in found
+        for result in ("message", "empty", "cancelled", "refused", "failed"):
+            assert found["queue_consume_total", frozenset({("topic", topic), ("result", result)})] == 0
+    assert ("raft_peer_refused_total", frozenset({("reason", "wrong_secret")})) in found
+    assert ("dss_subscriptions", frozenset({("subscription", "queue.subscribe")})) in found
+    assert not [name for name, _ in found if name.startswith("django_")], "they are off"
+
+
 def test_locks(shared_cluster: LocalCluster, node: LocalNode) -> None:
     with Moves(node) as moves:
         for mode in ("exclusive", "shared"):

@@ -167,6 +167,16 @@ class LogStore:
         """The index of the snapshot that a start would load; -1 before `bootstrap`."""
         return -1 if self._snapshot is None else self._snapshot.index
 
+    @property
+    def snapshot_path(self) -> Path | None:
+        """The file of the current snapshot; None at index 0, which has no file."""
+        return self._snapshots.path(self._snapshot) if self._snapshot is not None and self._snapshot.index else None
+
+    def database_bytes(self) -> int:
+        """The size of the database and its write-ahead log. Raises OSError."""
+        path, wal_path = self.directory / DATABASE, self.directory / f"{DATABASE}-wal"
+        return path.stat().st_size + (wal_path.stat().st_size if wal_path.exists() else 0)
+
     def read_snapshot(self, meta: SnapshotMeta) -> bytes:
         """All bytes of a snapshot.
 

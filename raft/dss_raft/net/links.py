@@ -30,6 +30,7 @@ from dss_raft.net.wire import AnyFrame, AuthenticatedStream, PingFrame, RaftFram
 from dss_raft.versions import FIRST_ANNOUNCED, Announced, Supported
 
 log = structlog.get_logger("raft.links")
+metrics.show_refusal_reasons(Reason)
 
 #: Above this limit, frames to a peer are dropped: it does not keep up, or has disappeared unnoticed.
 WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024

@@ -16,6 +16,7 @@ import structlog
 
 from dss_api import heap
 from dss_api.supervised import FAILURES
+from dss_raft import metrics
 from dss_raft.core import InvariantViolation, RaftCore
 from dss_raft.core.messages import InstallSnapshot, SnapshotMeta
 from dss_raft.core.ready import SnapshotChunkWanted
@@ -136,6 +137,7 @@ class SnapshotKeeper:
         if self._taking:
             return None
         self._taking = True
+        began = perf_counter()
         try:
             index = self._replica.applied_index
             meta = core.meta_at(index)
@@ -150,6 +152,7 @@ class SnapshotKeeper:
             staged = await loop.run_in_executor(None, self._stage, meta, replica_state, parts)
             snapshot = await loop.run_in_executor(self._executor, self._commit, staged)
             self._pause_s = self._not_before = 0.0
+            metrics.SNAPSHOT_SECONDS.observe(perf_counter() - began)
             return snapshot
         except (StoreFailed, InvariantViolation):
             raise
