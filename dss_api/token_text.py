@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from hashlib import sha256
+from functools import cache
+from hashlib import scrypt, sha256
 from typing import NamedTuple
 
 PREFIX = "dss1_"
@@ -37,9 +38,13 @@ class TokenKey(NamedTuple):
     key: bytes
 
 
+@cache
 def token_key(secret: str) -> TokenKey:
-    """The key that is derived from a secret of the cluster. Its id tells nothing about the secret."""
-    key = _mac(secret.encode(), b"dss token key 1")
+    """The key that is derived from a secret of the cluster. Its id tells nothing about the secret.
+
+    A secret may be a word that a person chose, and whoever has one token can try words. So each try is made to cost some 50 ms.
+    """
+    key = scrypt(secret.encode(), salt=b"dss token key 1", n=2**14, r=8, p=1, dklen=32)
     return TokenKey(_mac(key, b"id").hex()[:8], key)
 
 

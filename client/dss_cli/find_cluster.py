@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import scrypt, sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -171,7 +171,7 @@ def token_of(clusters: Path = CLUSTERS, environ: Mapping[str, str] = os.environ)
 
 def key_holder_token(secret: str, now_s: int) -> str:
     """Proves for some minutes that its sender has this secret of the cluster, and does not tell the secret."""
-    key = hmac.digest(secret.encode(), b"dss token key 1", sha256)
+    key = scrypt(secret.encode(), salt=b"dss token key 1", n=2**14, r=8, p=1, dklen=32)
     token_id = f"key{now_s:x}"
     return f"dss1_{token_id}_{hmac.digest(key, f'token {token_id} 0'.encode(), sha256).hex()}"
 
