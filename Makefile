@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client load upgrade postman sim mutants model chaos rounds hostile fuzz lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client load upgrade postman sim mutants model chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -101,6 +101,13 @@ fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 ra
 	@DSS_SCHEMA_CALLS=$(or $(SCHEMA_CALLS),20000) $(BIN)/python -m pytest -q -s tests/fuzz/test_openapi_calls.py
 	@$(BIN)/python tests/fuzz/fuzz_calls.py --calls $(or $(CALLS),200000)
 
+audit: ## look for known vulnerabilities in the pinned packages, and write the list of parts (SBOM) to report/ (needs PyPI)
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit cyclonedx-bom; }
+	@mkdir -p report
+	@.venv-audit/bin/cyclonedx-py requirements docker/requirements.lock --of JSON -o report/sbom.json
+	@echo "report/sbom.json"
+	@.venv-audit/bin/pip-audit --disable-pip --require-hashes -r docker/requirements.lock $(ARGS)
+
 # dss-client is a part of this repository, so it is not pinned. Its wheel tells pip-compile what it needs.
 lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheels ./client
@@ -108,4 +115,4 @@ lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
 
 clean: ## remove everything that was built; keep the clusters' data in .dss
-	@rm -rf .venv build dist report docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-audit build dist report docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -94,6 +94,18 @@ def test_ports_volumes_and_health(name: str) -> None:
         assert (DOCKER / build["context"] / build["dockerfile"]).resolve() == DOCKER / "Dockerfile"
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_services_are_confined(name: str) -> None:
+    for service_name, service in compose(name)["services"].items():
+        assert (service["read_only"], service["cap_drop"], service["tmpfs"]) == (True, ["ALL"], ["/tmp"]), service_name
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["pids_limit"] > 0
+        assert "mem_limit" in service or service_name == "secret"
+        image = service["image"]
+        assert "build" in service or re.search(r":\d+\.\d+\.\d+", image), f"{image} is not an exact version"
+    assert all(re.search(r":\d+\.\d+\.\d+", rest) for word, rest in dockerfile() if word == "FROM")
+
+
 def test_both_can_run_at_the_same_time() -> None:
     both = [compose(name) for name in FILES]
     assert len({file["name"] for file in both}) == 2, "else they would share their volumes"
