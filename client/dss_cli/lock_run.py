@@ -32,7 +32,7 @@ NOT_FOUND = 127
 SIGNALLED = 128
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-FORWARDED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
+HANDLED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
 #: On a terminal, the command in the foreground gets these from it.
 FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 
@@ -56,7 +56,7 @@ class Options:
 async def run(cluster: Cluster, terminal: Terminal, options: Options) -> int:
     """Acquire, run, release. Returns the exit status for `dss`."""
     router = _Router()
-    with _signals(FORWARDED, router):
+    with _signals(HANDLED, router):
         return await _run(cluster, terminal, options, router)
 
 
@@ -107,6 +107,8 @@ async def _acquire(lock: AsyncLock, terminal: Terminal, options: Options, router
         if number in ENDING:
             stopped_by.append(number)
             acquiring.cancel()
+        elif number == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     router.handle = stop
     try:
@@ -164,7 +166,7 @@ class _Running:
         for number in early:
             self._forward(number)
         try:
-            with _signals((signal.SIGTSTP,), self._stop), _signals((signal.SIGCHLD,), self._look):
+            with _signals((signal.SIGCHLD,), self._look):
                 status = await self._ended(self._process)
         finally:
             self._process = None
@@ -198,10 +200,12 @@ class _Running:
         }
 
     def _forward(self, number: signal.Signals) -> None:
-        if not (self._options.foreground and number in FROM_THE_TERMINAL):
+        if number == signal.SIGTSTP:
+            self._stop()
+        elif not (self._options.foreground and number in FROM_THE_TERMINAL):
             self._signal(number)
 
-    def _stop(self, number: signal.Signals) -> None:
+    def _stop(self) -> None:
         """Ctrl-Z: the command must not go on while this process cannot renew the lock."""
         self._signal(signal.SIGTSTP)
         os.kill(os.getpid(), signal.SIGSTOP)
