@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -267,6 +268,47 @@ def test_settings_and_commands_are_generated_from_the_code() -> None:
     assert "- `--kill-after SECONDS`: " in run.stdout
     for page in ("settings", "commands", "dss"):
         assert f"<!-- generated: {page} -->" in read(f"docs/reference/{page}.md")
+
+
+def test_every_command_line_of_dss_in_the_pages_is_accepted() -> None:
+    from click import Group, MissingParameter, UsageError
+    from click.exceptions import NoArgsIsHelpError
+
+    from dss_cli.commands import dss
+
+    def check(words: list[str]) -> None:
+        """Parse the arguments, without carrying the command out.
+
+        Raises:
+            UsageError: the command does not take them.
+        """
+        command, parent, name = dss, None, "dss"
+        while isinstance(command, Group):
+            parent = command.make_context(name, words, parent)
+            name, found, words = command.resolve_command(parent, [*parent._protected_args, *parent.args])
+            assert found is not None
+            command = found
+        command.make_context(name, words, parent)
+
+    found, wrong = [], []
+    for page in sorted({*ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("README*.md"), ROOT / "CHANGELOG.md"}):
+        text = page.read_text().replace("\\\n", " ")
+        lines = "\n".join(re.findall(r"^ *```(?:sh|console)\n(.*?)^ *```$", text, flags=re.MULTILINE | re.DOTALL)).splitlines()
+        in_text = re.findall(r"`(dss [a-z][^`]*)`", text)
+        for line in (*lines, *in_text):
+            match = re.search(r"(?:^|[ (/$])dss ((?:-q |--json )*[a-z][a-z]+ ?.*)", line)
+            if match is None or "COMMAND" in line:
+                continue
+            words = shlex.split(re.split(r" \| | > |\)$", match[1])[0], comments=True)
+            found.append(line)
+            try:
+                check(words)
+            except UsageError as error:
+                if isinstance(error, MissingParameter | NoArgsIsHelpError) and line in in_text:
+                    continue  # the name of a command
+                wrong.append(f"{page.relative_to(ROOT)}: {line}: {error.format_message()}")
+    assert len(found) > 40
+    assert wrong == []
 
 
 # ---------------------------------------------------------------------- glossary
