@@ -19,6 +19,8 @@ FIELD = "request_id"
 #: Between the random part of a session's id and the proof to whom it was given; see `Caller.seal`.
 SEAL_MARK = "-"
 SEAL_PURPOSE = "request session"
+#: Between the random part of a session's id and the token that opened it; not in the id if any caller may use the session.
+OWNER_MARK = "_"
 #: Numbers that all readers of JSON read exactly.
 NUMBER_MAX = 2**53
 #: Commands of one request.
@@ -35,6 +37,16 @@ RequestIdText = Annotated[
         " and each repeat gets the same answer",
     ),
 ]
+
+
+def new_session_id(random: str, owner: str) -> str:
+    """The id of a session, without its seal."""
+    return f"{random}{OWNER_MARK}{owner}" if owner else random
+
+
+def owner_of(session: str) -> str:
+    """The token that opened a session; "" if any caller may use it."""
+    return session.partition(SEAL_MARK)[0].partition(OWNER_MARK)[2]
 
 
 class RequestId(msgspec.Struct, frozen=True):

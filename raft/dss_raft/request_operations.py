@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dss_api.caller import caller
 from dss_api.fields import Fields
 from dss_api.operation import Operation
-from dss_api.request_id import SEAL_MARK, SEAL_PURPOSE
+from dss_api.request_id import SEAL_MARK, SEAL_PURPOSE, new_session_id
 from dss_api.result import Result
 from dss_api.rights import ANY_TOKEN
 from dss_raft.answers import RequestSessionClosed, RequestSessionOpened
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 #: Of a session's id: it is never guessed, and never made twice.
-ID_BYTES = 16
+ID_BYTES = 12
 
 
 class OpenRequestSessionRequest(Fields):
@@ -29,7 +29,8 @@ class OpenRequestSessionRequest(Fields):
 
 
 async def open_session(node: Node, request: OpenRequestSessionRequest) -> Result:
-    session = caller().seal(SEAL_PURPOSE, secrets.token_hex(ID_BYTES), SEAL_MARK)
+    by = caller()
+    session = by.seal(SEAL_PURPOSE, new_session_id(secrets.token_hex(ID_BYTES), by.owner), SEAL_MARK)
     return await node.submit(OpenRequestSession(session=session, ttl_ms=request.ttl_ms))
 
 

@@ -354,3 +354,21 @@ def test_the_log_shows_the_command_of_a_request(inner, shown):
     view = log_view.show(Entry(1, 1, EntryKind.COMMANDS, data), committed=True, applied=True, skipped=False)
     found = view.groups[0].commands[0]
     assert (found.op, found.fields["number"], found.fields["command"]) == ("request.once", 7, shown)
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def test_a_token_has_a_limited_number_of_sessions(world: RequestWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_requests, "SESSIONS_PER_TOKEN_MAX", 2)
+    refused = {"limit": "request_sessions_per_token_max"}
+    assert [world.run(OpenRequestSession(session=f"{n}_billing-seal")).code for n in range(3)] == ["", "", "over_limit"]
+    assert world.run(OpenRequestSession(session="3_billing-seal")).body.items() >= refused.items()
+    # Those of other tokens, and those without one, do not count.
+    assert [world.run(OpenRequestSession(session=session)).code for session in ("4_mail-seal", "5", "6", "7")] == [""] * 4
+    world.run(CloseRequestSession(session="0_billing-seal"))
+    assert world.run(OpenRequestSession(session="8_billing-seal")).code == ""
+    world.restore()
+    assert world.run(OpenRequestSession(session="9_billing-seal")).code == "over_limit"
+    world.run(Nothing(), later_ms=client_requests.TTL_MS_DEFAULT + 1)
+    assert world.run(OpenRequestSession(session="10_billing-seal")).code == ""

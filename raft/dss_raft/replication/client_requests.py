@@ -25,6 +25,7 @@ version that has `Once`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -32,7 +33,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
-from dss_api.request_id import RequestSessionId
+from dss_api.request_id import RequestSessionId, owner_of
 from dss_api.result import Result
 from dss_raft.replication.commands import Command, Once
 from dss_raft.replication.deadlines import NO_TIMER, Deadlines
@@ -49,6 +50,8 @@ TTL_MS_MIN = 1_000
 TTL_MS_MAX = 24 * 3600 * 1000
 #: Limit of the answers kept for one session. Above it, its oldest ones are dropped.
 ANSWER_BYTES_PER_SESSION_MAX = 16 * MIB
+#: Sessions that one token has open.
+SESSIONS_PER_TOKEN_MAX = 1000
 #: Requests of one session that wait.
 WAITING_PER_SESSION_MAX = 1000
 #: Calls that wait for one request.
@@ -184,6 +187,8 @@ class ClientRequests:
         self._limits = limits
         self._cancel = cancel
         self.sessions: dict[str, RequestSession] = {}
+        #: by the token that opened them
+        self._of_token: Counter[str] = Counter()
         self._deadlines: Deadlines[RequestSession] = Deadlines(attrgetter("deadline_ms"), attrgetter("id"))
         #: all answers, oldest first: an ordered set
         self._answers: dict[Request, None] = {}
@@ -344,6 +349,7 @@ class ClientRequests:
             self._last_serial, self.answer_bytes, self._events = new._last_serial, new.answer_bytes, []
             self.sessions, self._answers, self._waiting = new.sessions, new._answers, new._waiting
             self._by_caller = new._by_caller
+            self._of_token = Counter(map(owner_of, new.sessions))
             self._deadlines.rebuild(self.sessions.values())
 
         return install
@@ -364,6 +370,10 @@ class ClientRequests:
             return self._limits.over_limit(SESSIONS_LIMIT)
         if command.session in self.sessions:
             return Result({"field": "session", "detail": "`session` is open already"}, "invalid")
+        token = owner_of(command.session)
+        if token and self._of_token[token] >= SESSIONS_PER_TOKEN_MAX:
+            return _over_limit("request_sessions_per_token_max", SESSIONS_PER_TOKEN_MAX)
+        self._of_token[token] += 1
         session = self.sessions[command.session] = RequestSession(command.session, command.ttl_ms, at_ms + command.ttl_ms)
         self._deadlines.add(session, session.deadline_ms)
         return Result({"session": session.id, "expires_in_ms": session.ttl_ms})
@@ -376,6 +386,10 @@ class ClientRequests:
         for request in list(session.answers.values()):
             self._forget_answer(request)
         del self.sessions[session.id]
+        token = owner_of(session.id)
+        self._of_token[token] -= 1
+        if not self._of_token[token]:
+            del self._of_token[token]
 
     def _keep(self, request: Request, result: Result) -> None:
         """Keep an answer, and drop the oldest ones above the limits."""
