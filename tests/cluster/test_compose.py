@@ -82,6 +82,8 @@ def test_ports_volumes_and_health(name: str) -> None:
     assert [service["ports"] for service in nodes.values()] == [[f"{HOST}:{port}:{port}"] for port in FILES[name]]
     assert file["services"]["redis"]["ports"] == [f"{HOST}:{REDIS_PORTS[name]}:6379"]
     for service_name, service in file["services"].items():
+        if "profiles" in service:
+            continue
         own, *shared = service["volumes"]
         assert own == ("secret:/secret" if service_name == "secret" else f"{service_name}:/data")
         assert shared == (["secret:/secret:ro"] if service_name in nodes else [])
@@ -102,8 +104,34 @@ def test_services_are_confined(name: str) -> None:
         assert service["pids_limit"] > 0
         assert "mem_limit" in service or service_name == "secret"
         image = service["image"]
-        assert "build" in service or re.search(r":\d+\.\d+\.\d+", image), f"{image} is not an exact version"
+        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+", image), f"{image} is not an exact version"
     assert all(re.search(r":\d+\.\d+\.\d+", rest) for word, rest in dockerfile() if word == "FROM")
+
+
+def test_the_profile_for_monitoring() -> None:
+    """Prometheus and Grafana find their files, and start only if they are asked for."""
+    file = compose("docker-compose.yml")
+    services = {name: service for name, service in file["services"].items() if service.get("profiles") == ["monitoring"]}
+    assert set(services) == {"prometheus", "grafana"}
+    mounted = {}
+    for service in services.values():
+        assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), "an exact version"
+        assert all(port.startswith(f"{HOST}:") for port in service["ports"])
+        for source, target, *mode in (volume.split(":") for volume in service["volumes"]):
+            if source.startswith("."):
+                mounted[target] = (DOCKER / source).resolve()
+                assert mounted[target].is_dir()
+                assert mode == ["ro"]
+            else:
+                assert source in file["volumes"]
+    assert (mounted["/etc/prometheus"] / "prometheus.yml").is_file()
+    (provider,) = yaml.safe_load((mounted["/etc/grafana/provisioning"] / "dashboards/dss.yml").read_text())["providers"]
+    assert list(mounted[provider["options"]["path"]].glob("*.json"))
+    (source,) = yaml.safe_load((mounted["/etc/grafana/provisioning"] / "datasources/prometheus.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (scrape,) = yaml.safe_load((mounted["/etc/prometheus"] / "prometheus.yml").read_text())["scrape_configs"]
+    targets = {target for config in scrape["static_configs"] for target in config["targets"]}
+    assert targets == {f"{name}:{service['environment']['RPC_PORT']}" for name, service in nodes_of(file).items()}
 
 
 def test_both_can_run_at_the_same_time() -> None:
