@@ -296,7 +296,7 @@ def test_every_command_line_of_dss_in_the_pages_is_accepted() -> None:
         lines = "\n".join(re.findall(r"^ *```(?:sh|console)\n(.*?)^ *```$", text, flags=re.MULTILINE | re.DOTALL)).splitlines()
         in_text = re.findall(r"`(dss [a-z][^`]*)`", text)
         for line in (*lines, *in_text):
-            match = re.search(r"(?:^|[ (/$])dss ((?:-q |--json )*[a-z][a-z]+ ?.*)", line)
+            match = re.search(r"(?:^ *(?:\$ )?|/|\* |exec node-1 )dss ((?:-q |--json )*[a-z][a-z]+ ?.*)", line)
             if match is None or "COMMAND" in line:
                 continue
             words = shlex.split(re.split(r" \| | > |\)$", match[1])[0], comments=True)

@@ -126,7 +126,7 @@ async def lock_why(cluster: Cluster, terminal: Terminal, key: str, client: str |
 @lock.command("acquire")
 @click.argument("keys", nargs=-1, required=True, metavar="KEY…")
 @click.option("--client", required=True, metavar="NAME", help="The owner. It keeps the lock when this command has ended.")
-@click.option("--ttl", type=Seconds(), default=30, metavar="SECONDS", help="0: until it is released.")
+@click.option("--ttl", type=Seconds(), default=30, metavar="SECONDS", help="The lease; 0: until it is released.")
 @click.option("--wait", type=Seconds(20), default=0, metavar="SECONDS", help="How long to wait for it, at most 20.")
 @click.option("--shared", is_flag=True, help="Others may hold it in this mode at the same time.")
 @in_cluster
@@ -145,7 +145,7 @@ async def lock_acquire(
 @click.option("--fencing-token", type=int, metavar="N", help="Release only the grant with this token.")
 @click.option("--force", is_flag=True, help="Take it away, whoever holds it. Needs --reason.")
 @click.option("--reason", metavar="TEXT", help="Why it is forced; `dss lock audit` shows it.")
-@click.option("--by", metavar="NAME", help="Who decided that. Default: the user of this command.")
+@click.option("--by", metavar="NAME", help="Who decided that, if the cluster does not know who you are. Default: your user name.")
 @in_cluster
 async def lock_release(
     cluster: Cluster,

@@ -47,7 +47,7 @@ async def member_add(cluster: Cluster, terminal: Terminal, id: str, address: str
 @member.command("remove")
 @click.argument("id")
 @click.option("--force", is_flag=True, help="Remove it even if no spare voter is left then. Needs --reason.")
-@click.option("--reason", default="", metavar="TEXT", help="Why it is forced, for the log.")
+@click.option("--reason", default="", show_default=False, metavar="TEXT", help="Why it is forced, for the log.")
 @in_cluster
 async def member_remove(cluster: Cluster, terminal: Terminal, id: str, force: bool, reason: str) -> None:
     """Remove the node ID permanently; its process stops.
@@ -63,7 +63,9 @@ async def member_remove(cluster: Cluster, terminal: Terminal, id: str, force: bo
 
 @member.command("replace")
 @click.argument("id")
-@click.option("--address", default="", metavar="URL", help="The service address of the new node, if it is another one.")
+@click.option(
+    "--address", default="", show_default=False, metavar="URL", help="The service address of the new node, if it is another one."
+)
 @in_cluster
 async def member_replace(cluster: Cluster, terminal: Terminal, id: str, address: str) -> None:
     """Replace the node ID, whose data is lost.
@@ -99,7 +101,7 @@ async def leader_show(cluster: Cluster, terminal: Terminal) -> None:
 async def leader_transfer(cluster: Cluster, terminal: Terminal, id: str) -> None:
     """Have the leader hand over to another node.
 
-    To the node ID, or to the one that is most up to date.
+    Without ID, the node that is most up to date is chosen.
     """
     from dss_cli import members
 
@@ -132,7 +134,7 @@ def snapshot() -> None:
 
 @snapshot.command("save")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--local", is_flag=True, help="What one node has applied, also without a majority.")
+@click.option("--local", is_flag=True, help="Save what one node has applied; this works without a majority, too.")
 @in_cluster
 async def snapshot_save(cluster: Cluster, terminal: Terminal, file: Path, local: bool) -> None:
     """Save the state of a running cluster to FILE.
@@ -170,7 +172,9 @@ def token() -> None:
 @click.option(
     "--scope", multiple=True, required=True, metavar="SCOPE", help="What it may do, such as `locks:orders/`; repeat it."
 )
-@click.option("--expires", default="", metavar="TIME", help="When it ends: 90d, 12h or 30m from now. Default: never.")
+@click.option(
+    "--expires", default="", show_default=False, metavar="TIME", help="When it ends: 90d, 12h or 30m from now. Default: never."
+)
 @in_cluster
 async def token_create(cluster: Cluster, terminal: Terminal, name: str, scope: tuple[str, ...], expires: str) -> None:
     """Make a token, and print it once.
@@ -193,7 +197,13 @@ async def token_ls(cluster: Cluster, terminal: Terminal) -> None:
 
 @token.command("rotate")
 @click.argument("id")
-@click.option("--overlap", default="", metavar="TIME", help="How long the present secret stays valid, such as 1h. Default: not.")
+@click.option(
+    "--overlap",
+    default="",
+    show_default=False,
+    metavar="TIME",
+    help="How long the present secret stays valid, such as 1h. Default: not.",
+)
 @in_cluster
 async def token_rotate(cluster: Cluster, terminal: Terminal, id: str, overlap: str) -> None:
     """Give the token ID another secret, and print it once."""
@@ -217,7 +227,11 @@ async def token_revoke(cluster: Cluster, terminal: Terminal, id: str) -> None:
 
 @click.command("audit", cls=DssCommand)
 @click.option(
-    "--after", type=click.IntRange(min=0), default=0, metavar="INDEX", help="Only records behind this one, to continue an export."
+    "--after",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="INDEX",
+    help="Only records after this index, to continue an export.",
 )
 @in_cluster
 async def audit(cluster: Cluster, terminal: Terminal, after: int) -> None:

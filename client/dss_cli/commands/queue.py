@@ -23,7 +23,9 @@ def queue() -> None:
 @queue.command("publish")
 @click.argument("topic")
 @click.argument("value", required=False)
-@click.option("--key", default="", metavar="KEY", help="Routing key: messages with the same key stay in order.")
+@click.option(
+    "--key", default="", show_default=False, metavar="KEY", help="Routing key: messages with the same key stay in order."
+)
 @click.option("--delay", type=Seconds(), default=0, metavar="SECONDS", help="Hide the message for this time.")
 @click.option("--dedup-id", metavar="ID", help="A message with the same id is not stored again.")
 @click.option("--header", multiple=True, metavar="NAME=TEXT", help="Header of the message; repeat it.")

@@ -37,13 +37,13 @@ def dss() -> None:
 
 
 @dss.command("status")
-@click.option("--watch", "-w", is_flag=True, help="Again and again, until interrupted.")
-@click.option("--interval", type=Seconds(zero=False), default=2, metavar="SECONDS", help="With --watch: how often.")
+@click.option("--watch", "-w", is_flag=True, help="Repeat it until interrupted.")
+@click.option("--interval", type=Seconds(zero=False), default=2, metavar="SECONDS", help="With --watch: time between two reads.")
 @in_cluster
 async def status(cluster: Cluster, terminal: Terminal, watch: bool, interval: float) -> None:
     """Show the members, the leader, and the progress of each node.
 
-    With --json, each node has its whole answer to `raft.status`. With --json and --watch, each look is a line.
+    With --json, each node has its whole answer to `raft.status`. With --json and --watch, a line is printed each time.
     """
     from dss_cli import status as states
 
@@ -56,7 +56,7 @@ async def status(cluster: Cluster, terminal: Terminal, watch: bool, interval: fl
 async def ready(cluster: Cluster, terminal: Terminal, wait: float) -> None:
     """Check whether the first node would answer a write now.
 
-    It is the one at the first address. Exit status 1 or 3: it would not.
+    The first node is the one at the first address. Exit status 1 or 3: it would not.
     """
     from dss_cli import calls
 
