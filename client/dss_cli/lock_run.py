@@ -167,6 +167,7 @@ class _Running:
             self._forward(number)
         try:
             with _signals((signal.SIGCHLD,), self._look):
+                self._look(signal.SIGCHLD)
                 status = await self._ended(self._process)
         finally:
             self._process = None
@@ -222,6 +223,12 @@ class _Running:
                 self._terminal.say("the command was stopped because it uses the terminal; run it with --foreground")
 
     def _signal(self, number: signal.Signals) -> None:
+        self._send(number)
+        if number in ENDING:
+            # A command that is stopped gets it when it goes on.
+            self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):

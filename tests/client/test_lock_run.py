@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -196,3 +199,27 @@ def test_in_the_foreground_only_the_command_gets_signals(tmp_path: Path) -> None
         assert process.wait(30) == 9
         assert is_alive(child)
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_command_that_reads_from_the_terminal_is_told_of_and_ended_by_ctrl_c(client: Client) -> None:
+    terminal, other_end = pty.openpty()
+    process = subprocess.Popen(
+        [name for name in (*DSS, "typed", "--", "cat") if name != "--quiet"],
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(other_end)
+    try:
+        shown = b""
+        while b"run it with --foreground" not in shown:
+            shown += os.read(terminal, 4096)
+        os.write(terminal, b"\x03")
+        assert process.wait(30) == 128 + signal.SIGINT
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    assert not client.lock("typed").locked()
