@@ -120,7 +120,7 @@ class JsonFastPath:
         Raises:
             Refused: `unauthenticated`.
         """
-        return self.guard.authenticate(authorization) if route.guarded else ANYONE
+        return ANYONE if self.guard.is_open or not route.guarded else self.guard.authenticate(authorization)
 
 
 class _Call:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from dss_api.caller import ANYONE, Caller, set_caller
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, RequestDecoder, encode_refusal
 from dss_api.errors import Refused
 from dss_api.operation import Operation
+from dss_api.quotas import TokenQuotas
 from dss_api.request_id import FIELD, SEAL_MARK, SEAL_PURPOSE, Identified
 from dss_api.result import Result
 from dss_api.rights import ONLY_ALL, Need
@@ -78,7 +79,7 @@ class Route:
             node = find_node()
             if self.needs_state:
                 require_state(node)
-            result = await self.perform(node, request, caller, via, address)
+            result = await self.begin(node, request, caller, via, address)
             answer = self.encoder.encode(result)
             # A client that gave an id can repeat the call, and gets the same answer.
             if self.undo is not None and answer.status == 200 and type(request) is not Identified:
@@ -90,30 +91,45 @@ class Route:
             log.exception("api.failed", operation=self.name)
             return encode_refusal(Refused("internal", INTERNAL))
 
-    async def perform(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
+    def begin(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Awaitable[Result | Answer]:
         """Call the operation's handler with a decoded request, if the caller may. Every call of every entry point passes here.
 
+        Call it in the task of the call, because it sets the task's caller. It is not a coroutine: most calls need only the handler's.
+
         Raises:
-            Refused: `forbidden`; what the handler raises.
+            Refused: `forbidden`.
         """
         if caller is not ANYONE:
             set_caller(caller)
             require_right(self.needs, caller, request)
-            quotas = caller.quotas
-            if quotas is not None and quotas.is_limited:
-                quotas.rates.take(caller.name)
-                with quotas.calls.one(caller.name):
-                    return await self._handle(node, request, caller, via, address)
-        return await self._handle(node, request, caller, via, address)
-
-    async def _handle(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
-        if type(request) is Identified:
-            if self.is_audited or via == ADMIN:
-                await audit_of(node).record(self, caller, request.request, via, address)
-            return await self.handle(node, request.request, request.id)
+            if caller.quotas is not None and caller.quotas.is_limited:
+                return self._within_quotas(caller.quotas, node, request, caller, via, address)
         if self.is_audited or via == ADMIN:
-            await audit_of(node).record(self, caller, request, via, address)
-        return await self.handle(node, request)
+            return self._audited(node, request, caller, via, address)
+        return self._call(node, request)
+
+    async def perform(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
+        """`begin`, as a task of its own."""
+        return await self.begin(node, request, caller, via, address)
+
+    async def _within_quotas(
+        self, quotas: TokenQuotas, node: Any, request: Any, caller: Caller, via: str, address: str
+    ) -> Result | Answer:
+        quotas.rates.take(caller.name)
+        with quotas.calls.one(caller.name):
+            if self.is_audited:
+                return await self._audited(node, request, caller, via, address)
+            return await self._call(node, request)
+
+    async def _audited(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
+        fields = request.request if type(request) is Identified else request
+        await audit_of(node).record(self, caller, fields, via, address)
+        return await self._call(node, request)
+
+    def _call(self, node: Any, request: Any) -> Awaitable[Result | Answer]:
+        if type(request) is Identified:
+            return self.handle(node, request.request, request.id)
+        return self.handle(node, request)
 
     def observe(self, status: int, seconds: float) -> None:
         observe = self.observers.get(status)
