@@ -47,6 +47,14 @@ def test_a_layer_is_imported_without_django_and_higher_layers(module: str, below
     assert {name for name in loaded if name.startswith("dss_")} <= {module.partition(".")[0], *below}
 
 
+def test_a_node_does_not_load_the_client_library(tmp_path: Path) -> None:
+    environment = {"DJANGO_SETTINGS_MODULE": "dss_project.settings", "DSS_DATA_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", _LOADED, "dss_project.asgi"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert not set(run.stdout.split()) & {"dss_client", "httpx", "click"}
+
+
 def test_the_contracts_have_no_exceptions() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     assert "layers" in {contract["type"] for contract in contracts}
