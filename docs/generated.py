@@ -107,10 +107,15 @@ def _paragraphs(text: str) -> Iterator[str]:
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         literal = paragraph.removeprefix("\b\n")
         if literal == paragraph:
-            yield re.sub(r"(?<![\w`-])(--[a-z-]+|DSS_[A-Z_]+)", r"`\1`", paragraph) + "\n"
+            yield _with_code(paragraph) + "\n"
         else:
             title, _, rest = literal.partition("\n")
             yield f"{title}\n\n```text\n{inspect.cleandoc(rest)}\n```\n"
+
+
+def _with_code(text: str) -> str:
+    """Options and variables as code."""
+    return re.sub(r"(?<![\w`-])(--[a-z-]+|DSS_[A-Z_]+)", r"`\1`", text)
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -124,7 +129,7 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
             continue
         record = option.get_help_record(context)
         if record is not None:
-            yield f"- `{record[0]}`: {record[1]}"
+            yield f"- `{record[0]}`: {_with_code(record[1])}"
 
 
 _PARTS = {"settings": settings, "commands": commands, "dss": dss}
