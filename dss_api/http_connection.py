@@ -221,6 +221,7 @@ class HttpConnection(asyncio.Protocol):
         if request.head_bytes > self._limits.head_bytes_max:
             self._end_with(request, encode_refusal(self._limits.head_too_large))
             return
+        request.address = self.address
         refusal = self._listener.check_head(request)
         if refusal is not None:
             self._end_with(request, refusal)
@@ -295,7 +296,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             decoded = request.decode()
             caller = self._listener.caller_of(request)
-            self._listener.call_begins(self.address)
+            self._listener.call_begins(request.address)
         except Refused as refusal:
             self._send(request, encode_refusal(refusal))
             return
@@ -307,8 +308,8 @@ class HttpConnection(asyncio.Protocol):
         route = request.route
         assert route is not None
         try:
-            await self._listener.turns.enter(self.address)
-            answer = await route.carry_out(self._listener.find_node, decoded, caller, "http", self.address)
+            await self._listener.turns.enter(request.address)
+            answer = await route.carry_out(self._listener.find_node, decoded, caller, "http", request.address)
         except asyncio.CancelledError:
             if self._has_hung_up:
                 route.observe(499, perf_counter() - request.started)
@@ -322,7 +323,7 @@ class HttpConnection(asyncio.Protocol):
             else:
                 raise
         finally:
-            self._listener.call_ended(self.address)
+            self._listener.call_ended(request.address)
         try:
             if answer.undo is not None and await self._is_gone(request, answer):
                 route.observe(499, perf_counter() - request.started)

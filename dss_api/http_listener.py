@@ -28,6 +28,7 @@ from dss_api.http_request import HttpRequest
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, nothing_there
 from dss_api.liveness import Line
+from dss_api.proxies import NO_PROXIES, TrustedProxies, with_host
 from dss_api.turns import InputTurns, Reader
 
 log = structlog.get_logger("api")
@@ -87,6 +88,7 @@ class HttpListener:
         page_prefixes: paths below which the web server answers every request.
         take_over: hands a connection to the web server.
         check_page: refuses a request for the web server before its body is read: method, path and headers.
+        proxies: whose headers say where requests come from.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class HttpListener:
         limits: HttpLimits,
         take_over: TakeOver,
         check_page: CheckPage = lambda method, path, headers: None,
+        proxies: TrustedProxies = NO_PROXIES,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
@@ -112,6 +115,7 @@ class HttpListener:
         self._page_prefixes = page_prefixes
         self._take_over = take_over
         self._check_page = check_page
+        self._proxies = proxies
         self._server: asyncio.Server | None = None
         self._connections: set[HttpConnection] = set()
         self._handed_over: dict[HandedOver, HttpConnection] = {}
@@ -172,7 +176,7 @@ class HttpListener:
         limits = self.limits
         if len(self._connections) + len(self._handed_over) >= limits.connections_max:
             return Refused("overloaded", f"this node already has {limits.connections_max} connections (DSS_CONNECTIONS_MAX)")
-        if self._per_address[address] >= limits.connections_per_address_max:
+        if self._per_address[address] >= limits.connections_per_address_max and not self._proxies.trusts(address):
             return Refused(
                 "overloaded",
                 f"{address} already has {limits.connections_per_address_max} connections (DSS_CONNECTIONS_PER_ADDRESS_MAX)",
@@ -216,7 +220,11 @@ class HttpListener:
         """Find out what answers the request, and check its headers before its body is read."""
         host = accept = b""
         length, from_form = 0, False
-        for name, value in request.headers:
+        headers: Sequence[tuple[bytes, bytes]] = request.headers
+        if self._proxies.trusts(request.address):
+            origin = self._proxies.origin(request.address, headers)
+            request.address, headers = origin.address, with_host(headers, origin.host)
+        for name, value in headers:
             if name == b"host":
                 host = value
             elif name == b"accept":
@@ -236,7 +244,7 @@ class HttpListener:
         if request.is_upgrade or negotiation.is_page(path, accept, from_form, self._page_prefixes):
             if length > self.limits.body_bytes_max:
                 return encode_refusal(self.limits.too_large)
-            refusal = self._check_page(method, path, request.headers)
+            refusal = self._check_page(method, path, headers)
             if refusal is not None and request.is_upgrade:
                 # Clients of WebSockets read the status of a refusal, and not all of them its body.
                 return EncodedAnswer(refusal.status, b"", refusal.headers[1:])
@@ -246,7 +254,7 @@ class HttpListener:
         if route is None:
             return nothing_there(path, method, methods)
         try:
-            _, request.authorization, _ = self._json.check_headers(route, request.headers)
+            _, request.authorization, _ = self._json.check_headers(route, headers)
         except Refused as refusal:
             return encode_refusal(refusal)
         request.route = route

@@ -16,6 +16,7 @@ class HttpRequest:
     """Filled in by the parser's callbacks."""
 
     __slots__ = (
+        "address",
         "answer",
         "authorization",
         "body",
@@ -40,6 +41,8 @@ class HttpRequest:
 
     def __init__(self) -> None:
         self.started = perf_counter()
+        #: of the client: its connection's, or the one that a trusted proxy forwards
+        self.address = ""
         self.method = b""
         self.target = b""
         self.path = ""

@@ -32,6 +32,7 @@ from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.liveness import Liveness, NoLine
 from dss_api.operation import Subscription
+from dss_api.proxies import NO_PROXIES, TrustedProxies
 from dss_api.quotas import TokenQuotas
 from dss_api.routes import require_right, require_state
 from dss_api.supervised import Tasks, report_if_failed
@@ -107,9 +108,15 @@ class WebSocketEntryPoint:
     """The ASGI application for WebSockets."""
 
     def __init__(
-        self, json: JsonFastPath, is_host_allowed: HostCheck, in_progress: InProgress, subscriptions: Iterable[Subscription] = ()
+        self,
+        json: JsonFastPath,
+        is_host_allowed: HostCheck,
+        in_progress: InProgress,
+        subscriptions: Iterable[Subscription] = (),
+        proxies: TrustedProxies = NO_PROXIES,
     ) -> None:
         self.json = json
+        self._proxies = proxies
         self.is_host_allowed = is_host_allowed
         self.in_progress = in_progress
         self.subscriptions = {one.name: _Subscribable(one) for one in subscriptions}
@@ -118,11 +125,12 @@ class WebSocketEntryPoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
+        client = scope.get("client")
+        scope = self._proxies.scope(scope)
         refused = self._refused(scope)
         if refused:
             await send({"type": "websocket.close", "code": refused})
             return
-        client = scope.get("client")
         authorization = dict(scope["headers"]).get(b"authorization", b"")
         caller = self.json.guard.authenticate(authorization)
         quotas = caller.quotas or _NO_QUOTAS
@@ -133,7 +141,7 @@ class WebSocketEntryPoint:
             return
         try:
             await send({"type": "websocket.accept"})
-            await WebSocketConnection(self, client, send, authorization).serve(receive)
+            await WebSocketConnection(self, client, send, authorization, (scope.get("client") or ("",))[0]).serve(receive)
         finally:
             quotas.connections.give_back(caller.name)
 
@@ -156,14 +164,19 @@ class WebSocketConnection:
     """One client's connection and its calls."""
 
     def __init__(
-        self, entry_point: WebSocketEntryPoint, client: Sequence[Any] | None, send: Send, authorization: bytes = b""
+        self,
+        entry_point: WebSocketEntryPoint,
+        client: Sequence[Any] | None,
+        send: Send,
+        authorization: bytes = b"",
+        address: str = "",
     ) -> None:
         self._entry_point = entry_point
         self._guard = entry_point.json.guard
         self._authorization = authorization
         self._json = entry_point.json
         self._in_progress = in_progress = entry_point.in_progress
-        self._address = (client or ("",))[0]
+        self._address = address
         self._account = in_progress.memory.open(self._drop)
         self._send = send
         self._line = in_progress.websocket_opened(client) or NoLine()

@@ -27,6 +27,7 @@ from dss_api.http_listener import HttpListener, TakeOver  # noqa: E402
 from dss_api.in_progress import InProgress  # noqa: E402
 from dss_api.json_fast_path import JsonFastPath  # noqa: E402
 from dss_api.page_access import PageAccess  # noqa: E402
+from dss_api.proxies import TrustedProxies  # noqa: E402
 from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
 from dss_project.access import make_guard  # noqa: E402
 from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
@@ -44,7 +45,9 @@ in_progress = InProgress(
 )
 BYTES.set_function(lambda: in_progress.memory.bytes)
 is_host_allowed = HostCheck(config.allowed_hosts)
+proxies = TrustedProxies(config.trusted_proxies)
 guard = make_guard(config)
+guards.trust_origins(config.csrf_trusted_origins)
 guards.set_shared(guard)
 json = JsonFastPath(operations(), running.node, guard, config.body_bytes_max)
 check_page = PageAccess(
@@ -53,8 +56,8 @@ check_page = PageAccess(
 
 application: Any = ProtocolTypeRouter(
     {
-        "http": HttpEntryPoint(json, is_host_allowed, in_progress, config.body_bytes_max, check_page),
-        "websocket": WebSocketEntryPoint(json, is_host_allowed, in_progress, subscriptions()),
+        "http": HttpEntryPoint(json, is_host_allowed, in_progress, config.body_bytes_max, check_page, proxies),
+        "websocket": WebSocketEntryPoint(json, is_host_allowed, in_progress, subscriptions(), proxies),
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
         "lifespan": Lifespan(lambda: application),
     }
@@ -73,4 +76,4 @@ def http_listener(take_over: TakeOver) -> HttpListener:
         connections_max=connections_max,
         connections_per_address_max=per_address_max,
     )
-    return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over, check_page)
+    return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over, check_page, proxies)

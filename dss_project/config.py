@@ -7,7 +7,9 @@ generates the README's table from the fields.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -44,6 +46,7 @@ class Setting:
     meaning: str
 
 
+ORIGIN_PATTERN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 #: pages that DSS_OPEN_PATHS may open
 OPENABLE = ("/metrics", "/api/docs", "/api/schema", "/")
 
@@ -57,6 +60,32 @@ def read_open_paths(value: str) -> tuple[str, ...]:
         if path not in OPENABLE:
             raise ValueError(f"must list some of {', '.join(OPENABLE)}, not {path!r}")
     return paths
+
+
+def read_proxies(value: str) -> tuple[str, ...]:
+    """Raises:
+    ValueError: one of them is not an address or a network, or it is everybody's.
+    """
+    networks = environment.comma_separated(value)
+    for network in networks:
+        try:
+            is_everybody = ipaddress.ip_network(network, strict=False).prefixlen == 0
+        except ValueError:
+            raise ValueError(f"must list IP addresses and networks like 10.0.0.5,10.1.0.0/16, not {network!r}") from None
+        if is_everybody:
+            raise ValueError(f"must not contain {network}: then every client could name any address as its own")
+    return networks
+
+
+def read_origins(value: str) -> tuple[str, ...]:
+    """Raises:
+    ValueError: one of them is not a scheme and a host.
+    """
+    origins = environment.comma_separated(value)
+    for origin in origins:
+        if not ORIGIN_PATTERN.fullmatch(origin):
+            raise ValueError(f"must list sites like https://dss.example.org, not {origin!r}")
+    return origins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +124,30 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     )
     token_key_previous: str = setting(
         "DSS_TOKEN_KEY_PREVIOUS", "", "The value before a change: tokens made with it stay valid until they are rotated."
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "DSS_TRUSTED_PROXIES",
+        (),
+        "Addresses and networks of proxies (`10.0.0.5,10.1.0.0/16`) whose `X-Forwarded-For`, `-Proto` and `-Host` are believed.",
+        read_proxies,
+    )
+    csrf_trusted_origins: tuple[str, ...] = setting(
+        "DSS_CSRF_TRUSTED_ORIGINS",
+        (),
+        "Sites whose pages may also call this node, `https://dss.example.org`. Not needed for the host that the proxy forwards.",
+        read_origins,
+    )
+    secure_cookies: bool = setting(
+        "DSS_SECURE_COOKIES",
+        False,
+        "Browsers send the cookies of the admin over HTTPS only. Then nobody can log in over plain HTTP.",
+        environment.boolean,
+    )
+    hsts_seconds: int = setting(
+        "DSS_HSTS_SECONDS",
+        0,
+        "For so long, browsers that have seen a page over HTTPS use only HTTPS for this host. 0: no such rule.",
+        environment.integer(0, 10 * 365 * 24 * 3600),
     )
     server: str = setting(
         "DSS_SERVER",

@@ -17,6 +17,7 @@ from dss_api.http_listener import CheckPage
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer
 from dss_api.negotiation import is_page
+from dss_api.proxies import NO_PROXIES, TrustedProxies
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -43,6 +44,7 @@ class HttpEntryPoint:
     Args:
         body_bytes_max: longest body for Django's pages; the JSON fast path has its own check.
         check_page: refuses a request for a page before its body is read.
+        proxies: whose headers say where requests come from.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class HttpEntryPoint:
         in_progress: InProgress,
         body_bytes_max: int,
         check_page: CheckPage = lambda method, path, headers: None,
+        proxies: TrustedProxies = NO_PROXIES,
     ) -> None:
         self._json = json
         self._check_page = check_page
+        self._proxies = proxies
         self.is_host_allowed = is_host_allowed
         self._body_bytes_max = body_bytes_max
         self._django: Application = get_asgi_application()
@@ -66,6 +70,7 @@ class HttpEntryPoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope.get("client")
+        scope = self._proxies.scope(scope)
         address = _address(scope)
 
         async def counted(message: dict[str, Any]) -> None:
