@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import structlog
+
 from dss_api import token_text
 from dss_api.caller import ANYONE, Caller
 from dss_api.errors import Refused
@@ -23,6 +25,8 @@ from dss_api.quotas import TokenQuotas
 from dss_api.rights import EVERYTHING, Access
 from dss_api.supervised import report_failure
 from dss_api.token_text import KEY_HOLDER, KEY_HOLDER_S, TokenKey
+
+log = structlog.get_logger("access")
 
 T = TypeVar("T")
 
@@ -100,6 +104,8 @@ class Guard:
         self._quotas = quotas or TokenQuotas()
         self._tokens: TokenBook = _NoTokens()
         self._cached: dict[bytes, Caller] = {}
+        #: keys of tokens that this node does not have, each reported once
+        self._unknown_keys: set[str] = set()
         self._watchers: dict[Callable[[], None], None] = {}
         #: whether calls need no token now
         self.is_open = self._may_be_open
@@ -217,6 +223,9 @@ class Guard:
 
     def _has_secret(self, token: Token, secret: str) -> bool:
         key = self._keys.get(token.key)
+        if key is None and token.key not in self._unknown_keys:
+            self._unknown_keys.add(token.key)
+            log.warning("access.unknown_key", key=token.key, hint="give every node the same DSS_CLUSTER_SECRET, or DSS_TOKEN_KEY")
         if key is not None and token_text.is_secret(secret, key, token.id, token.generation):
             return True
         previous = self._keys.get(token.previous_key) if token.previous_until_ms else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from dss_api import guard as guards
 from dss_api import token_text
@@ -100,6 +101,12 @@ def test_a_change_of_the_key() -> None:
         guard.use(book)
         assert guard.is_valid(token.header.encode()) is is_valid
     assert old.id != new.id
+    guard = Guard("", False, [new])
+    guard.use(book)
+    with capture_logs() as logs:
+        assert not guard.is_valid(token.header.encode())
+        assert not guard.is_valid(token.header.encode())
+    assert [(line["event"], line["key"]) for line in logs] == [("access.unknown_key", old.id)]
     assert old.id not in old.key.hex()
 
 
