@@ -57,6 +57,7 @@ class PartitionedCluster(LocalCluster):
                     "RPC_HOST": address,
                     # Its addresses are not loopback, but nothing else reaches them.
                     "DSS_OPEN": "true",
+                    "DSS_CLUSTER_SECRET": "of a partitioned cluster",
                     "RPC_PORT": str(PORT),
                     "PEERS": peers,
                     "DSS_DATA_DIR": str(directory / node_id),

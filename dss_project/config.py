@@ -46,6 +46,8 @@ class Setting:
     meaning: str
 
 
+#: of a cluster secret beyond loopback
+SECRET_CHARACTERS_MIN = 16
 ORIGIN_PATTERN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 #: pages that DSS_OPEN_PATHS may open
 OPENABLE = ("/metrics", "/api/docs", "/api/schema", "/")
@@ -384,6 +386,15 @@ def _read_peer(text: str, peer_port_offset: int) -> Peer:
     return Peer(peer_id, f"http://{_bracketed(url.hostname)}:{port}", url.hostname, port, port + peer_port_offset)
 
 
+def _is_url(text: str) -> bool:
+    """Whether host and port can be read. The error of `urlsplit` would show a part of the password."""
+    try:
+        urlsplit(text).port  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
 def _contradictions(values: dict[str, Any]) -> list[str]:
     """Faults of settings that are valid one by one but not together."""
     faults = []
@@ -396,7 +407,9 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
     if values["cache_memory"] == "redis" and not values["redis_url"]:
         faults.append("REDIS_URL is missing: DSS_CACHE_MEMORY is redis")
     if values["redis_url"] and urlsplit(values["redis_url"]).scheme not in ("redis", "rediss", "unix"):
-        faults.append(f"REDIS_URL must begin with redis://, rediss:// or unix://, not {values['redis_url']!r}")
+        faults.append("REDIS_URL must begin with redis://, rediss:// or unix://")
+    elif not _is_url(values["redis_url"]):
+        faults.append("REDIS_URL is not a valid URL; in its password, write %23 for #, %2F for /, %3F for ?, %40 for @")
     if values["peer_port"] == values["rpc_port"]:
         faults.append("DSS_PEER_PORT must be another port than RPC_PORT")
     if values["body_bytes_max"] < values["value_bytes_max"]:
@@ -407,5 +420,10 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         faults.append(
             f"DSS_CLUSTER_SECRET is missing: {variable}={values[exposed[0]]} listens beyond loopback, where without a secret"
             " anyone could join the cluster through the peer port. Give every node the same long random text"
+        )
+    elif exposed and len(values["cluster_secret"]) < SECRET_CHARACTERS_MIN:
+        faults.append(
+            f"DSS_CLUSTER_SECRET must have at least {SECRET_CHARACTERS_MIN} characters on a node that listens beyond loopback, or"
+            " others could guess it. Use a random text: openssl rand -base64 33"
         )
     return faults

@@ -16,7 +16,6 @@ from pathlib import Path
 #: A start writes less: the tables of Django, the first entries of the log.
 FREE_BYTES_MIN = 4 * 1024 * 1024
 _CHECK_FILE = ".write-check"
-_SECRETS = ("admin-password", "secret-key", "token-key")
 
 
 class Unusable(Exception):
@@ -36,7 +35,7 @@ def prepare(directory: Path) -> list[Path]:
     except OSError as error:
         raise Unusable(_reason(directory, error)) from None
     try:
-        mended = [path for path in _everything(directory) if _mend(path, _forbidden(directory, path))]
+        mended = [path for path in _everything(directory) if _mend(path)]
         for path in _everything(directory):
             _check_access(path)
         _check_writing(directory)
@@ -57,12 +56,8 @@ def _everything(directory: Path) -> Iterator[Path]:
             yield path
 
 
-def _forbidden(directory: Path, path: Path) -> int:
-    """The group may not write to the directory, and others may do nothing. Secrets are for this user only."""
-    return 0o027 if path == directory else 0o077 if path.name in _SECRETS else 0
-
-
-def _mend(path: Path, forbidden: int) -> bool:
+def _mend(path: Path) -> bool:
+    """Only this user may use the directory and what is in it: the log, the pages' database and the secrets show everything."""
     try:
         found = path.stat()
     except FileNotFoundError:  # another process uses the directory; the lock of the log refuses that
@@ -71,7 +66,7 @@ def _mend(path: Path, forbidden: int) -> bool:
         return False
     mode = stat.S_IMODE(found.st_mode)
     needed = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
-    right = (mode | needed) & ~forbidden
+    right = (mode | needed) & ~0o077
     if right == mode:
         return False
     path.chmod(right)

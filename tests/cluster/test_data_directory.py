@@ -88,14 +88,21 @@ def test_wrong_permissions_are_mended(make_node, tmp_path, wait_until):
     node = make_node(data)
     ready(node, wait_until)
     assert node.stop() == 0
-    wrong = {data: 0o755, data / "secret-key": 0o644, data / "raft": 0o500, data / "raft" / "raft.sqlite3": 0o400}
+    assert not [path for path in (data, *data.rglob("*")) if path.stat().st_mode & 0o077], "only this user may use them"
+    wrong = {
+        data: 0o755,
+        data / "secret-key": 0o644,
+        data / "django.sqlite3": 0o644,
+        data / "raft": 0o500,
+        data / "raft" / "raft.sqlite3": 0o400,
+    }
     for path, mode in wrong.items():
         path.chmod(mode)
     key = (data / "secret-key").read_text()
     ready(node, wait_until)
     assert node.stop() == 0
     mended = [stat.S_IMODE(path.stat().st_mode) for path in wrong]
-    assert mended == [0o750, 0o600, 0o700, 0o600]
+    assert mended == [0o700, 0o600, 0o600, 0o700, 0o600]
     assert (data / "secret-key").read_text() == key
     log = node.log_path.read_text()
     assert log.count("node.permissions_mended") == len(wrong)

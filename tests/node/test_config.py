@@ -35,7 +35,7 @@ def test_peers() -> None:
 
 
 def test_peers_may_name_the_node_itself() -> None:
-    config = read(PEERS=PEERS, NODE_ID="node-3", RPC_HOST="0.0.0.0", DSS_CLUSTER_SECRET="s")
+    config = read(PEERS=PEERS, NODE_ID="node-3", RPC_HOST="0.0.0.0", DSS_CLUSTER_SECRET="s" * 16)
     assert [peer.id for peer in config.peers] == ["node-2"]
     assert config.url == "http://node-3:8103"
 
@@ -94,7 +94,18 @@ def test_all_faults_at_once() -> None:
 def test_beyond_loopback_a_secret_is_required(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"DSS_CLUSTER_SECRET is missing.*beyond loopback.*peer port"):
         NodeConfig.from_env(environ)
-    assert NodeConfig.from_env({**environ, "DSS_CLUSTER_SECRET": "s"}).cluster_secret == "s"
+    with pytest.raises(ConfigError, match="DSS_CLUSTER_SECRET must have at least 16 characters"):
+        NodeConfig.from_env({**environ, "DSS_CLUSTER_SECRET": "s" * 15})
+    assert NodeConfig.from_env({**environ, "DSS_CLUSTER_SECRET": "s" * 16}).cluster_secret == "s" * 16
+
+
+@pytest.mark.parametrize(
+    "url", ["http://:geheim@host", "redis://:geheim#1@host", "redis://:geheim/1@host", "redis://u:geheim@host:x"]
+)
+def test_no_fault_shows_a_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="REDIS_URL") as caught:
+        read(REDIS_URL=url)
+    assert "geheim" not in str(caught.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])

@@ -152,7 +152,7 @@ def test_first_start_stop_and_second_start(make_node: Callable[..., Process]) ->
     [
         ({"RPC_HOST": "0.0.0.0"}, "DSS_CLUSTER_SECRET is missing"),
         ({"RPC_PORT": "many"}, "RPC_PORT must be a whole number"),
-        ({"RPC_HOST": "192.0.2.1", "DSS_CLUSTER_SECRET": "s"}, "no interface of this machine has that address"),
+        ({"RPC_HOST": "192.0.2.1", "DSS_CLUSTER_SECRET": "s" * 16}, "no interface of this machine has that address"),
         ({"DSS_DATA_DIR": "/proc/nowhere"}, "Cannot use DSS_DATA_DIR=/proc/nowhere"),
     ],
 )
@@ -349,7 +349,7 @@ def test_the_token(make_node: Callable[..., Process]) -> None:
 def test_a_node_without_tokens_says_whether_it_is_open(
     make_node: Callable[..., Process], environment: dict[str, str], status: int, event: str
 ) -> None:
-    node = make_node(DSS_CLUSTER_SECRET="test", **environment).start().until_ready()
+    node = make_node(DSS_CLUSTER_SECRET="a test's cluster secret", **environment).start().until_ready()
     assert node.get("/raft/status")[0] == status
     (said,) = [line for line in node.log.read_text().splitlines() if "manage.py token create" in line]
     assert event in f"{said} ".replace('"', " ").replace(",", " ")

@@ -46,6 +46,8 @@ class Command(BaseCommand):
 
     def _prepare(self, config: NodeConfig, log: Any) -> None:
         data_dir = Path(config.data_dir)
+        # SQLite creates its files with the mode that this leaves.
+        os.umask(0o077)
         try:
             for path in data_directory.prepare(data_dir):
                 log.warning("node.permissions_mended", path=str(path), hint="only the user of this node may use it")
