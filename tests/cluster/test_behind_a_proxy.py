@@ -32,7 +32,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif(NGINX is None, reason="nginx not found: install the package `nginx` (apt install nginx-light)"),
+    pytest.mark.skipif(NGINX is None, reason="nginx not found: install the package `nginx` (apt install nginx)"),
 ]
 
 
