@@ -55,11 +55,13 @@ async def save(cluster: Cluster, terminal: Terminal, file: Path, *, local: bool 
     with backup.BackupWriter(file, header) as writer:
         data = b" "
         while data and writer.written < header.bytes:
-            data = b64decode((await node.call("raft.read_snapshot", READ_S, id=begun["id"], offset=writer.written))["data"])
+            data = b64decode(
+                (await node.call("raft.read_snapshot", READ_S, id=begun["snapshot_id"], offset=writer.written))["data"]
+            )
             writer.write(data)
         writer.finish()
     with suppress(DssError):  # close it on the node
-        await node.call("raft.read_snapshot", READ_S, id=begun["id"], offset=header.bytes)
+        await node.call("raft.read_snapshot", READ_S, id=begun["snapshot_id"], offset=header.bytes)
     if terminal.is_json:
         terminal.json({"ok": True, "file": str(file), **msgspec.to_builtins(header)})
     else:

@@ -29,7 +29,6 @@ from dss_client.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, Fram
 
 PATH = "/ws"
 #: An answer begins with it.
-ID = b'{"id":'
 #: a node takes 1000 calls at a time on a connection
 CALLS_MAX = 960
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
@@ -337,13 +336,7 @@ class WebSocketConnection(asyncio.Protocol):
             if on_event is not None:
                 on_event(answer["event"])
             return
-        id = answer["id"]
-        if isinstance(id, int):
-            del answer["id"]
-        else:
-            # The answer has an `id` of its own, such as that of a token. It comes after the one of the call.
-            id = int(data[len(ID) : data.index(b",")])
-        answered = self._calls.get(id)
+        answered = self._calls.get(answer.pop("id"))
         if answered is not None and not answered.done():
             answered.set_result(answer)
 

@@ -187,7 +187,7 @@ class Tokens(Answer, kw_only=True):
 class TokenMade(Answer, kw_only=True):
     #: the secret text that clients send; it is not shown again
     token: str
-    id: str
+    token_id: str
     name: str
     scopes: list[str]
     generation: int
@@ -286,7 +286,7 @@ class SnapshotMember(Part):
 
 class SnapshotBegun(Answer, kw_only=True):
     #: for `GET /raft/snapshot/{id}` on the same node
-    id: str
+    snapshot_id: str
     node: str
     cluster: str
     #: the state contains everything up to this entry of the log

@@ -147,7 +147,7 @@ async def save_snapshot(node: Node, request: SaveSnapshot) -> SnapshotBegun:
         await node.read_index()
     export_id, header = await node.exports.begin(node.applied_index)
     return SnapshotBegun(
-        id=export_id,
+        snapshot_id=export_id,
         node=header.node,
         cluster=header.cluster,
         snapshot_index=header.index,

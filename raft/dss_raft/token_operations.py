@@ -101,8 +101,10 @@ def _made(key: TokenKey, result: Result) -> Result | TokenMade:
     """The answer with the secret, which is shown here only. A repeat of the call gets the same one."""
     if result.code:
         return result
-    text = token_text.text_of(key, result.body["id"], result.body["generation"])
-    return TokenMade(token=text, index=result.index, **result.body)
+    fields = dict(result.body)
+    token_id = fields.pop("id")
+    text = token_text.text_of(key, token_id, fields["generation"])
+    return TokenMade(token=text, token_id=token_id, index=result.index, **fields)
 
 
 def _key(node: Node) -> TokenKey:

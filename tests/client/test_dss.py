@@ -117,7 +117,7 @@ CASES = [
     Case("leader show", r"^node-1$", {"leader_id"}),
     Case("leader transfer node-1", r"^node-1 leads$", {"leader_id"}),
     Case("leader election", r"^node-1 campaigns$", {"node"}),
-    Case("token create name{n} --scope all --expires 1d", r"^dss1_\w+$", {"token", "id"}),
+    Case("token create name{n} --scope all --expires 1d", r"^dss1_\w+$", {"token", "token_id"}),
     Case("token ls", r"^ID +NAME .*\n(?:.*\n)*\w+ +name\d+ +all +.* never ", {"tokens"}, ["token create name{n} --scope all"]),
     Case("audit", r"^\d+ +[\d-]+ [\d:.]+ .* tokens.create ", {"index", "by", "operation"}, ["token create a{n} --scope all"]),
     Case("log show 3", r'^\{\n  "index": 3,', {"index", "term", "kind"}),
@@ -193,13 +193,13 @@ def test_a_backup_is_saved_and_checked(dss: Dss, tmp_path: Path, monkeypatch: py
 
 def test_a_token_is_rotated_and_revoked(dss: Dss) -> None:
     (made,) = dss("token", "create", "short", "--scope", "locks:a", "--json").documents
-    (rotated,) = dss("token", "rotate", made["id"], "--overlap", "1h", "--json").documents
+    (rotated,) = dss("token", "rotate", made["token_id"], "--overlap", "1h", "--json").documents
     assert made["token"] != rotated["token"]
     refused = dss("lock", "acquire", "b", "--client", "c", "--token", rotated["token"])
     assert (refused.status, "(forbidden)" in refused.err) == (1, True)
-    assert dss("token", "revoke", made["id"]).out == "revoked\n"
-    again = dss("token", "revoke", made["id"], "--quiet")
-    assert (again.status, again.err) == (1, f"dss: there is no token {made['id']}\n")
+    assert dss("token", "revoke", made["token_id"]).out == "revoked\n"
+    again = dss("token", "revoke", made["token_id"], "--quiet")
+    assert (again.status, again.err) == (1, f"dss: there is no token {made['token_id']}\n")
     assert dss("lock", "ls", "--token", rotated["token"]).status == 1
 
 

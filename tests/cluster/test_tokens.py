@@ -44,7 +44,7 @@ def test_a_token_on_three_nodes(cluster: LocalCluster) -> None:
     assert one.call("GET", "/raft/status").status == 200, "on loopback, a cluster without tokens is open"
     made = make(one, "operator", "all")
     operator = made["token"]
-    assert operator.startswith(f"dss1_{made['id']}_")
+    assert operator.startswith(f"dss1_{made['token_id']}_")
     secrets = [operator.rpartition("_")[2]]
     for node in cluster.nodes:
         # The first token closes every node as soon as it has applied it.
@@ -72,7 +72,7 @@ def test_a_token_on_three_nodes(cluster: LocalCluster) -> None:
     revocation_ends_what_is_open(one, two, three, operator, narrow, shop)
 
     # A rotation changes the secret everywhere; the one before it stays valid as long as asked.
-    rotated = one.call("POST", "/tokens/rotate", {"id": made["id"], "overlap_ms": 3_600_000}, headers=bearer(operator)).json
+    rotated = one.call("POST", "/tokens/rotate", {"id": made["token_id"], "overlap_ms": 3_600_000}, headers=bearer(operator)).json
     secrets.append(rotated["token"].rpartition("_")[2])
     for node in (two, three):
         until(lambda node=node: node.call("GET", "/raft/leader", headers=bearer(rotated["token"])).status == 200)
@@ -94,7 +94,7 @@ def test_a_token_on_three_nodes(cluster: LocalCluster) -> None:
     until(leader.is_ready)
     assert leader.call("GET", "/tokens", headers=bearer(operator)).json["tokens"][0]["name"] == "operator"
 
-    the_audit_trail_is_complete(leader, made["id"])
+    the_audit_trail_is_complete(leader, made["token_id"])
     commands_need_no_token(leader, operator)
     for node in cluster.nodes:
         node.stop()
@@ -148,7 +148,7 @@ def revocation_ends_what_is_open(
         connection.send(json.dumps({"id": 2, "op": "locks.watch", "request": {"prefix": "sho"}}))
         assert json.loads(connection.recv(PATIENCE_S))["code"] == "forbidden"
         until(lambda: (two.status() or {}).get("waiting") == 1)
-        assert one.call("DELETE", f"/tokens/{narrow['id']}", headers=bearer(operator)).json["revoked"]
+        assert one.call("DELETE", f"/tokens/{narrow['token_id']}", headers=bearer(operator)).json["revoked"]
         with pytest.raises(ConnectionClosed) as closed:
             connection.recv(PATIENCE_S)
         assert closed.value.rcvd is not None

@@ -46,6 +46,13 @@ def test_every_example_can_be_decoded() -> None:
             decoder.body(msgspec.json.encode(operation.example))
 
 
+def test_no_answer_has_a_field_that_a_websocket_frame_has() -> None:
+    """A frame is the answer's document with the call's `id` and the status. A second member with the name would hide it."""
+    for operation in operations():
+        fields = {field.encode_name for field in msgspec.structs.fields(operation.answer)}
+        assert not fields & {"id", "status", "event"}, operation.name
+
+
 def test_the_openapi_document_is_valid_and_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     response = Client().get("/api/schema")
     document = json.loads(response.content)
