@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 NODES ?= 3
-WORKERS ?= 3
+WORKERS ?= 4
 BIN := .venv/bin
 READY := .venv/.ready
 PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client dss_cli
@@ -35,7 +35,7 @@ restart: $(READY) ## start a stopped node of the running cluster again: NODE=3
 join: $(READY) ## add one more node to the running cluster, and follow its log
 	@exec $(BIN)/python manage.py join $(ARGS)
 
-test: $(READY) ## run all tests, in three workers (WORKERS=0: in one process)
+test: $(READY) ## run all tests, in four workers (WORKERS=0: in one process)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 lint: $(READY) ## check style, types and the import contracts

@@ -173,8 +173,8 @@ async def test_no_node_before_the_deadline(node: Any, make_client: Make) -> None
     node.answers["cache.get"] = NO_LEADER
     started = time.monotonic()
     with pytest.raises(Unavailable) as caught:
-        await make_client(node, timeout=0.3).cache.get("key")
-    assert time.monotonic() - started < 5
+        await make_client(node, timeout=1.5).cache.get("key")
+    assert time.monotonic() - started < 10
     assert caught.value.troubles == {node.url: "no leader is known"}
 
 

@@ -20,7 +20,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect as websocket
 
-from dss_dev.local_cluster import LocalNode
+from dss_dev.local_cluster import PEER_PORT_OFFSET, LocalNode, free_ports
 from dss_dev.preloaded import ForkedProcess, Preloaded
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +30,8 @@ pytestmark = pytest.mark.cluster
 
 
 def two_free_ports() -> tuple[int, int]:
-    with closing(socket.socket()) as one, closing(socket.socket()) as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    (port,) = free_ports(1)
+    return port, port + PEER_PORT_OFFSET
 
 
 class Process:

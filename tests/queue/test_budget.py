@@ -9,6 +9,7 @@ from dss_dev.queue_broker import Desk
 from dss_dev.queue_recount import recounted_usage
 from dss_project.runtime import state_machines
 from dss_queue.core.account import ATTEMPT_ID_BYTES, ENDING_BYTES, LIMIT, PENDING_BYTES
+from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Publish, PutTopic
 from dss_queue.core.records import GONE, HISTORY_MAX
 from dss_queue.core.topic_commands import DeleteTopic
@@ -298,8 +299,10 @@ def test_long_attempt_ids_are_charged_while_their_messages_are_in_flight():
 
 
 def test_a_node_shows_the_kinds_and_warns_at_80_percent():
-    table, broker, directory, limits = state_machines()
-    replica = Replica("n1", [table, broker, directory, limits])
+    machines = state_machines()
+    broker = machines[1]
+    assert isinstance(broker, Broker)
+    replica = Replica("n1", machines)
     origin = Origin("n1", 1, 1)
     broker.apply(PutTopic(topic="t"), 1000, 1, origin)
     shown = {kind: used for kind, used in replica.usage().items() if kind.startswith("queue_")}
