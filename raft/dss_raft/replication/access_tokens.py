@@ -31,7 +31,7 @@ from dss_api.token_text import ID_PATTERN, KEY_PATTERN
 from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import StateLimit, StateLimits, text_bytes
-from dss_raft.replication.machine import Event, Origin
+from dss_raft.replication.machine import Event, Origin, WithoutWaiters
 
 SINCE = 4
 #: every entry with a `CreateToken` contains these bytes
@@ -166,7 +166,7 @@ class _Stored(msgspec.Struct, array_like=True):
 _FIELDS = StoredToken.__struct_fields__
 
 
-class AccessTokens:
+class AccessTokens(WithoutWaiters):
     """The state machine `tokens`. See the module."""
 
     name = "tokens"
@@ -261,9 +261,6 @@ class AccessTokens:
 
     # -- the rest of the interface of a state machine ------------------------------------------------------------------------------
 
-    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
-        """Nothing to do: no command waits."""
-
     def expire(self, at_ms: int, index: int) -> None:
         """See `StateMachine.expire`."""
         for token in self.tokens.values():
@@ -275,16 +272,8 @@ class AccessTokens:
 
     def next_deadline_ms(self) -> int | None:
         """See `StateMachine.next_deadline_ms`."""
+        # It stays when a new leader rearms the leases: the end of a token is none.
         return self._next_ms
-
-    def rearm(self, at_ms: int, index: int) -> None:
-        """Nothing to do: the end of a token is not a lease, and does not move."""
-
-    def node_restarted(self, node: str, at_ms: int, index: int) -> None:
-        """Nothing to do."""
-
-    def node_removed(self, node: str, at_ms: int, index: int) -> None:
-        """Nothing to do."""
 
     def take_events(self) -> list[Event]:
         """See `StateMachine.take_events`."""

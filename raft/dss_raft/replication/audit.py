@@ -27,7 +27,7 @@ from dss_api.result import Result
 from dss_raft.replication.access_tokens import SINCE
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import MIB, StateLimit, StateLimits, text_bytes
-from dss_raft.replication.machine import Event, Origin
+from dss_raft.replication.machine import Origin, WithoutWaiters
 
 RECORDS_LIMIT = "audit_records_max"
 BYTES_LIMIT = "audit_bytes_max"
@@ -87,7 +87,7 @@ class _Stored(msgspec.Struct, array_like=True):
     records: list[Record] = []
 
 
-class AuditTrail:
+class AuditTrail(WithoutWaiters):
     """The state machine `audit`. See the module."""
 
     name = "audit"
@@ -137,29 +137,6 @@ class AuditTrail:
         return islice(reversed(self.records), count)
 
     # -- the rest of the interface of a state machine ------------------------------------------------------------------------------
-
-    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
-        """Nothing to do: no command waits."""
-
-    def expire(self, at_ms: int, index: int) -> None:
-        """Nothing to do: a record has no deadline."""
-
-    def next_deadline_ms(self) -> int | None:
-        """See `StateMachine.next_deadline_ms`."""
-        return None
-
-    def rearm(self, at_ms: int, index: int) -> None:
-        """Nothing to do."""
-
-    def node_restarted(self, node: str, at_ms: int, index: int) -> None:
-        """Nothing to do."""
-
-    def node_removed(self, node: str, at_ms: int, index: int) -> None:
-        """Nothing to do."""
-
-    def take_events(self) -> list[Event]:
-        """See `StateMachine.take_events`."""
-        return []
 
     def usage(self) -> dict[str, int]:
         """See `HasUsage`."""

@@ -35,7 +35,7 @@ import msgspec
 from dss_api.fields import Name
 from dss_api.result import Result
 from dss_raft.replication.commands import Command
-from dss_raft.replication.machine import Event, Origin
+from dss_raft.replication.machine import Origin, WithoutWaiters
 from dss_raft.versions import MIN
 
 MIB = 1024 * 1024
@@ -132,7 +132,7 @@ class SetLimits(Command, tag="limits.set"):
     limits: Annotated[dict[Name, Maximum], msgspec.Meta(min_length=1, max_length=LIMITS_PER_CALL_MAX)]
 
 
-class LimitsMachine:
+class LimitsMachine(WithoutWaiters):
     """The state machine `limits`: it applies `SetLimits`. Must be the last machine in a node's list."""
 
     name = "limits"
@@ -150,29 +150,6 @@ class LimitsMachine:
             return Result({"field": "limits", "detail": fault}, "invalid")
         self.limits.maxima.update(command.limits)
         return Result()
-
-    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
-        """Nothing to do: no command waits."""
-
-    def expire(self, at_ms: int, index: int) -> None:
-        """Nothing to do: a limit has no deadline."""
-
-    def next_deadline_ms(self) -> int | None:
-        """See `StateMachine.next_deadline_ms`."""
-        return None
-
-    def rearm(self, at_ms: int, index: int) -> None:
-        """Nothing to do."""
-
-    def node_restarted(self, node: str, at_ms: int, index: int) -> None:
-        """Nothing to do."""
-
-    def node_removed(self, node: str, at_ms: int, index: int) -> None:
-        """Nothing to do."""
-
-    def take_events(self) -> list[Event]:
-        """See `StateMachine.take_events`."""
-        return []
 
     def snapshot(self) -> Any:
         """See `StateMachine.snapshot`."""

@@ -86,6 +86,33 @@ class StateMachine(Protocol):
         """Replace the state by the result of `snapshot`, after a round trip through msgpack (as builtins)."""
 
 
+class WithoutWaiters:
+    """The part of `StateMachine` in which a machine does nothing whose commands never wait, and whose state has no deadlines or leases."""
+
+    def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
+        """No command waits."""
+
+    def expire(self, at_ms: int, index: int) -> None:
+        """Nothing has a deadline."""
+
+    def next_deadline_ms(self) -> int | None:
+        """See `StateMachine.next_deadline_ms`."""
+        return None
+
+    def rearm(self, at_ms: int, index: int) -> None:
+        """Nothing has a lease."""
+
+    def node_restarted(self, node: str, at_ms: int, index: int) -> None:
+        """Nothing belongs to a node."""
+
+    def node_removed(self, node: str, at_ms: int, index: int) -> None:
+        """Nothing belongs to a node."""
+
+    def take_events(self) -> list[Event]:
+        """See `StateMachine.take_events`."""
+        return []
+
+
 @runtime_checkable
 class GivesOutNumbers(Protocol):
     """A machine that gives callers numbers that are not made from the index, such as versions."""
