@@ -47,6 +47,8 @@ class Operation:
     problems: tuple[str, ...] = ()
     #: False for a call that works while the node cannot use the replicated state, because an entry could not be applied
     needs_state: bool = True
+    #: of an audited call: waits until the node can carry it out, before the call is recorded
+    prepare: Callable[[Any], Awaitable[None]] | None = None
     #: True for a call that the client may repeat without a second effect: its requests have the field `request_id`
     takes_request_id: bool = False
     #: called with node, request and result if the client disconnected before the answer could be sent; gives back what it got
@@ -54,6 +56,8 @@ class Operation:
 
     def __post_init__(self) -> None:
         check(self.needs, self.request)
+        if self.prepare is not None and not self.is_audited:
+            raise ValueError(f"{self.name}: only audited calls are prepared")
 
     @property
     def guarded(self) -> bool:

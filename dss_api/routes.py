@@ -44,12 +44,14 @@ class Route:
         "needs_state",
         "observers",
         "path_parameter",
+        "prepare",
         "undo",
     )
 
     def __init__(self, operation: Operation) -> None:
         self.name = operation.name
         self.handle = operation.handle
+        self.prepare = operation.prepare
         self.undo = operation.undo
         self.guarded = operation.guarded
         self.needs = operation.needs
@@ -123,6 +125,8 @@ class Route:
 
     async def _audited(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
         fields = request.request if type(request) is Identified else request
+        if self.prepare is not None:
+            await self.prepare(node)
         await audit_of(node).record(self, caller, fields, via, address)
         return await self._call(node, request)
 

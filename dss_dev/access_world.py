@@ -59,7 +59,7 @@ async def _reached(node: Any, *request: Any) -> Any:
 
 
 def stubbed() -> list[Operation]:
-    return [dataclasses.replace(operation, handle=_reached) for operation in operations()]
+    return [dataclasses.replace(operation, handle=_reached, prepare=None) for operation in operations()]
 
 
 def stubbed_subscriptions() -> list[Subscription]:

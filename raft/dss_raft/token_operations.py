@@ -72,11 +72,14 @@ async def list_tokens(node: Node, request: ListTokens) -> Tokens:
     return Tokens(tokens=[TokenRow(**describe(token)) for token in tokens])
 
 
+async def wait_for_version(node: Node) -> None:
+    """A new cluster gets its version in the moments after it was formed. If it does not come, the call is refused."""
+    if node.replica.cluster_version < SINCE:
+        await node.until(lambda: node.replica.cluster_version >= SINCE)
+
+
 async def create(node: Node, request: CreateTokenRequest, once: RequestId | None = None) -> Result | TokenMade:
     key = _key(node)
-    if node.replica.cluster_version < SINCE:
-        # A new cluster gets its version in the moments after it was formed.
-        await node.until(lambda: node.replica.cluster_version >= SINCE)
     command = CreateToken(
         id=token_text.new_id(),
         name=request.name,
@@ -138,6 +141,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/tokens",
         request=CreateTokenRequest,
         handle=create,
+        prepare=wait_for_version,
         answer=TokenMade,
         needs=ONLY_ALL,
         takes_request_id=True,
