@@ -36,7 +36,7 @@ def caller_of_user(user: Any) -> Caller:
     """A logged-in user, with what their permissions allow. On an open node everybody may do everything.
 
     Raises:
-        Refused: `unauthenticated`: nobody is logged in, and calls need a token.
+        Refused: `unauthenticated`: no user is logged in, and calls need a token.
     """
     is_open = guards.shared().is_open
     if not (user and user.is_authenticated and user.is_active and user.is_staff):

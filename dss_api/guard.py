@@ -123,7 +123,7 @@ class Guard:
         self.changed()
 
     def changed(self) -> None:
-        """The tokens have changed: whoever has a call or a connection open is checked again."""
+        """The tokens have changed: check all open calls and connections again."""
         self._cached.clear()
         self.is_open = self._may_be_open and not self._tokens.is_closed
         for watcher in list(self._watchers):
@@ -236,7 +236,7 @@ class Guard:
         return self.key or self._keys[token.key]
 
     def _key_holder(self, token_id: str, secret: str) -> Caller:
-        """Whoever can compute this token has the key, and could compute every other one."""
+        """Check a token that only a holder of the key can compute. Such a caller could compute every other token, too."""
         try:
             made_s = int(token_id[len(KEY_HOLDER) :], 16)
         except ValueError:

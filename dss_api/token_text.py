@@ -1,7 +1,7 @@
 """The text of a token: `dss1_<id>_<secret>`, and how its secret is computed.
 
 The secret is an HMAC of the id and the generation with a key that all nodes of a cluster have. So no node stores a secret, a node can
-check any token that another one made, and whoever has the key can compute every secret. The key is derived from the cluster's secret, or
+check any token that another one made, and with the key every secret can be computed. The key is derived from the cluster's secret, or
 from DSS_TOKEN_KEY, so that one can change without the other.
 
 A *key holder's token* proves the possession of the key itself, for commands on a node's machine: its id is `key` and the time at which it
@@ -42,7 +42,7 @@ class TokenKey(NamedTuple):
 def token_key(secret: str) -> TokenKey:
     """The key that is derived from a secret of the cluster. Its id tells nothing about the secret.
 
-    A secret may be a word that a person chose, and whoever has one token can try words. So each try is made to cost some 50 ms.
+    A secret may be a word that a person chose, and a person with one token can try words. So each try is made to cost some 50 ms.
     """
     key = scrypt(secret.encode(), salt=b"dss token key 1", n=2**14, r=8, p=1, dklen=32)
     return TokenKey(_mac(key, b"id").hex()[:8], key)
@@ -62,7 +62,7 @@ def text_of(key: TokenKey, token_id: str, generation: int) -> str:
 
 
 def key_holder_text(key: TokenKey, now_s: int) -> str:
-    """A token for whoever has the key."""
+    """A token for a holder of the key."""
     token_id = f"{KEY_HOLDER}{now_s:x}"
     return f"{PREFIX}{token_id}_{secret_of(key, token_id, 0)}"
 

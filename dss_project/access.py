@@ -57,7 +57,7 @@ def announce(config: NodeConfig, guard: Guard, log: Any) -> None:
             "node.open_to_the_network",
             rpc_host=config.rpc_host,
             because="DSS_OPEN=true",
-            hint=f"whoever reaches this port may do everything, until the first token is made: {FIRST_TOKEN}",
+            hint=f"every client that reaches this port may do everything until the first token is made: {FIRST_TOKEN}",
         )
     elif not config.api_token and not guard.has_tokens:
         log.warning(

@@ -142,13 +142,13 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     secure_cookies: bool = setting(
         "DSS_SECURE_COOKIES",
         False,
-        "Browsers send the cookies of the admin over HTTPS only. Then nobody can log in over plain HTTP.",
+        "Browsers send the cookies of the admin over HTTPS only. Logging in over plain HTTP is then impossible.",
         environment.boolean,
     )
     hsts_seconds: int = setting(
         "DSS_HSTS_SECONDS",
         0,
-        "For so long, browsers that have seen a page over HTTPS use only HTTPS for this host. 0: no such rule.",
+        "How long browsers that have seen a page over HTTPS use only HTTPS for this host. 0: no such rule.",
         environment.integer(0, 10 * 365 * 24 * 3600),
     )
     server: str = setting(

@@ -3,9 +3,9 @@
 Each of the N permits is an exclusive lock, `semaphore/NAME/1` to `semaphore/NAME/N`. That alone makes it safe: there are never more
 than N holders, a holder that crashes loses its permit with its lease, and each permit has fencing tokens of its own.
 
-A further lock, `semaphore/NAME/queue`, makes it fair. Whoever finds no free permit waits for it, in the order of arrival. Its holder is the
-first in line: it watches the permits, takes the first one that becomes free, and gives the queue's lock to the next. If the first in line
-crashes, the queue's lock ends with its lease.
+A further lock, `semaphore/NAME/queue`, makes it fair. A client that finds no free permit waits for it, in the order of arrival. Its
+holder is the first in line: it watches the permits, takes the first one that becomes free, and gives the queue's lock to the next. If the
+first in line crashes, the queue's lock ends with its lease.
 
 The first in line waits for no lock, so no cycle of waiting clients leads through a semaphore, and the cluster cannot mistake a wait for any
 of N permits for a wait for all of them. In turn, it cannot find a deadlock in which a semaphore takes part.

@@ -143,7 +143,7 @@ async def lock_acquire(
 @click.argument("key")
 @click.option("--client", metavar="NAME", help="The owner. With --force, take it from this one only.")
 @click.option("--fencing-token", type=int, metavar="N", help="Release only the grant with this token.")
-@click.option("--force", is_flag=True, help="Take it away, whoever holds it. Needs --reason.")
+@click.option("--force", is_flag=True, help="Take it away from any holder. Needs --reason.")
 @click.option("--reason", metavar="TEXT", help="Why it is forced; `dss lock audit` shows it.")
 @click.option("--by", metavar="NAME", help="Who decided that, if the cluster does not know who you are. Default: your user name.")
 @in_cluster
