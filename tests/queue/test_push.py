@@ -280,8 +280,12 @@ def run_the_readme(publisher: LocalNode, node: LocalNode) -> None:
 
 
 def hang_up_at_once(node, request) -> None:
-    """Make a call and close the connection before it can be answered."""
+    """Make a call and close the connection before it can be answered: the node is paused meanwhile."""
     body = json.dumps(request).encode()
-    with socket.create_connection(("127.0.0.1", node.port)) as connection:
-        head = f"POST /queue/consume HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+    head = f"POST /queue/consume HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    node.pause()
+    try:
+        with socket.create_connection(("127.0.0.1", node.port)) as connection:
+            connection.sendall(head.encode() + body)
+    finally:
+        node.resume()
