@@ -21,6 +21,7 @@ from dss_api.problems import PROBLEMS, problem_document
 from dss_api.request_id import FIELD as REQUEST_ID
 from dss_api.request_id import split
 from dss_api.result import Result
+from dss_api.security_headers import NOSNIFF
 
 log = structlog.get_logger("api")
 
@@ -30,8 +31,8 @@ QUERY_FIELDS_MAX = 64
 INTERNAL = "internal error; see the node's log"
 
 JSON = b"application/json"
-JSON_HEADERS = ((b"content-type", b"application/json"),)
-PROBLEM_HEADERS = ((b"content-type", b"application/problem+json"),)
+JSON_HEADERS = ((b"content-type", b"application/json"), NOSNIFF)
+PROBLEM_HEADERS = ((b"content-type", b"application/problem+json"), NOSNIFF)
 
 _encode = msgspec.json.Encoder().encode
 _REQUEST_ID = REQUEST_ID.encode()

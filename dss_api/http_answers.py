@@ -24,18 +24,19 @@ def _status_line(status: int) -> bytes:
 
 
 @cache
-def _header_lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+def header_lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
-def encode_answer(answer: EncodedAnswer, is_head: bool, keeps_alive: bool, is_http_1_0: bool) -> bytes:
-    """The complete answer. `is_head` omits the body."""
+def encode_answer(answer: EncodedAnswer, is_head: bool, keeps_alive: bool, is_http_1_0: bool, more: bytes = b"") -> bytes:
+    """The complete answer. `is_head` omits the body. `more` is lines of headers."""
     body = answer.body
     connection = _CLOSE if not keeps_alive else _KEEP_ALIVE if is_http_1_0 else b""
-    return b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
+    return b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
         _status_line(answer.status),
-        _header_lines(answer.headers),
+        header_lines(answer.headers),
         connection,
+        more,
         len(body),
         b"" if is_head else body,
     )

@@ -50,6 +50,8 @@ class Listener(Protocol):
     input_turns: InputTurns
     memory: ClientMemory
     find_node: Callable[[], Any]
+    #: lines of headers for answers over HTTPS
+    https_headers: bytes
 
     def opened(self, connection: HttpConnection) -> Refused | None:
         """Count a connection, or return the reason why it is refused."""
@@ -103,6 +105,8 @@ class HttpConnection(asyncio.Protocol):
         self._rest = b""
         #: bytes of answers in the account
         self._unread_bytes = 0
+        #: lines of headers of every answer on this connection
+        self._more_headers = b""
         self.account: Account = listener.memory.open(self._drop_soon)
         #: ends the connection after it was handed over
         self.abort_handed_over: Callable[[], None] | None = None
@@ -118,6 +122,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else ""
+        if transport.get_extra_info("sslcontext") is not None:
+            self._more_headers = self._listener.https_headers
         self.account.take(CONNECTION_BYTES)
         refusal = self._listener.opened(self)
         if refusal is None:
@@ -339,11 +345,15 @@ class HttpConnection(asyncio.Protocol):
             report_failure("http_call", error)
             self._transport.abort()
 
+    def _encoded(self, request: HttpRequest, answer: EncodedAnswer, keeps_alive: bool) -> bytes:
+        more = self._more_headers or request.more_headers
+        return encode_answer(answer, request.method == b"HEAD", keeps_alive, request.is_http_1_0, more)
+
     async def _is_gone(self, request: HttpRequest, answer: EncodedAnswer) -> bool:
         """Whether the client has hung up. If it has only closed its sending side, this sends the answer to find out."""
         await self._pause(0)
         if self._is_half_closed and not self._has_hung_up:
-            data = encode_answer(answer, request.method == b"HEAD", False, request.is_http_1_0)
+            data = self._encoded(request, answer, False)
             for part in (data[:1], data[1:]):
                 self._transport.write(part)
                 await self._pause(HALF_CLOSED_PROBE_S)
@@ -373,7 +383,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _send(self, request: HttpRequest, answer: EncodedAnswer) -> None:
         keeps = request.keep_alive and not self._is_half_closed and not self._listener.is_stopping
-        self._transport.write(encode_answer(answer, request.method == b"HEAD", keeps, request.is_http_1_0))
+        self._transport.write(self._encoded(request, answer, keeps))
         self.account.take(-request.held_bytes)
         request.held_bytes = 0
         self._count_unread()

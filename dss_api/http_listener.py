@@ -22,6 +22,7 @@ from dss_api.client_memory import TAKEN_OVER_BYTES, Account
 from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
+from dss_api.http_answers import header_lines
 from dss_api.http_connection import HttpConnection
 from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
@@ -29,6 +30,7 @@ from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, nothing_there
 from dss_api.liveness import Line
 from dss_api.proxies import NO_PROXIES, TrustedProxies, with_host
+from dss_api.security_headers import Header
 from dss_api.turns import InputTurns, Reader
 
 log = structlog.get_logger("api")
@@ -89,6 +91,7 @@ class HttpListener:
         take_over: hands a connection to the web server.
         check_page: refuses a request for the web server before its body is read: method, path and headers.
         proxies: whose headers say where requests come from.
+        https_headers: headers for answers over HTTPS, to this node or to a trusted proxy.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class HttpListener:
         take_over: TakeOver,
         check_page: CheckPage = lambda method, path, headers: None,
         proxies: TrustedProxies = NO_PROXIES,
+        https_headers: tuple[Header, ...] = (),
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
@@ -116,6 +120,7 @@ class HttpListener:
         self._take_over = take_over
         self._check_page = check_page
         self._proxies = proxies
+        self.https_headers = header_lines(https_headers)
         self._server: asyncio.Server | None = None
         self._connections: set[HttpConnection] = set()
         self._handed_over: dict[HandedOver, HttpConnection] = {}
@@ -224,6 +229,8 @@ class HttpListener:
         if self._proxies.trusts(request.address):
             origin = self._proxies.origin(request.address, headers)
             request.address, headers = origin.address, with_host(headers, origin.host)
+            if origin.scheme == "https":
+                request.more_headers = self.https_headers
         for name, value in headers:
             if name == b"host":
                 host = value

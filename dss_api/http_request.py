@@ -31,6 +31,7 @@ class HttpRequest:
         "is_upgrade",
         "keep_alive",
         "method",
+        "more_headers",
         "parameter",
         "path",
         "query",
@@ -61,6 +62,8 @@ class HttpRequest:
         self.held_bytes = 0
         self.content_type = b""
         self.authorization = b""
+        #: lines of headers that its answer has besides its own
+        self.more_headers = b""
         #: the operation; None: the web server answers
         self.route: Route | None = None
         #: value of the path's parameter

@@ -73,10 +73,10 @@ def schema(request: HttpRequest) -> Any:
 
 @readers_only
 def docs(request: HttpRequest) -> Any:
-    """Swagger UI, with files that this node serves."""
-    from drf_spectacular.views import SpectacularSwaggerView
+    """Swagger UI, with files that this node serves; its own script with `?script=`."""
+    from drf_spectacular.views import SpectacularSwaggerSplitView
 
-    return SpectacularSwaggerView.as_view(url_name="schema")(request)
+    return SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="dss_console/api_docs.html")(request)
 
 
 page_patterns = [

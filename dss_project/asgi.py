@@ -28,6 +28,7 @@ from dss_api.in_progress import InProgress  # noqa: E402
 from dss_api.json_fast_path import JsonFastPath  # noqa: E402
 from dss_api.page_access import PageAccess  # noqa: E402
 from dss_api.proxies import TrustedProxies  # noqa: E402
+from dss_api.security_headers import hsts  # noqa: E402
 from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
 from dss_project.access import make_guard  # noqa: E402
 from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
@@ -56,7 +57,9 @@ check_page = PageAccess(
 
 application: Any = ProtocolTypeRouter(
     {
-        "http": HttpEntryPoint(json, is_host_allowed, in_progress, config.body_bytes_max, check_page, proxies),
+        "http": HttpEntryPoint(
+            json, is_host_allowed, in_progress, config.body_bytes_max, check_page, proxies, hsts(config.hsts_seconds)
+        ),
         "websocket": WebSocketEntryPoint(json, is_host_allowed, in_progress, subscriptions(), proxies),
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
         "lifespan": Lifespan(lambda: application),
@@ -76,4 +79,14 @@ def http_listener(take_over: TakeOver) -> HttpListener:
         connections_max=connections_max,
         connections_per_address_max=per_address_max,
     )
-    return HttpListener(json, is_host_allowed, in_progress, WEB_SERVER_PATHS, limits, take_over, check_page, proxies)
+    return HttpListener(
+        json,
+        is_host_allowed,
+        in_progress,
+        WEB_SERVER_PATHS,
+        limits,
+        take_over,
+        check_page,
+        proxies,
+        hsts(config.hsts_seconds),
+    )

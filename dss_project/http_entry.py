@@ -18,6 +18,7 @@ from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer
 from dss_api.negotiation import is_page
 from dss_api.proxies import NO_PROXIES, TrustedProxies
+from dss_api.security_headers import NOSNIFF, PAGE_HEADERS, Header, with_headers
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -35,7 +36,11 @@ FILES_MAX = 32
 TOO_MANY_FILES = Refused("overloaded", f"this node is already sending {FILES_MAX} files")
 # The `_created` series would double the page for little use.
 disable_created_metrics()
-METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
+METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()), NOSNIFF)
+#: Django's debug pages have scripts and styles in their HTML. Browsers only report what the policy forbids.
+DEBUG_PAGE_HEADERS = tuple(
+    (name.replace(b"-policy", b"-policy-report-only") if b"content-sec" in name else name, value) for name, value in PAGE_HEADERS
+)
 
 
 class HttpEntryPoint:
@@ -45,6 +50,7 @@ class HttpEntryPoint:
         body_bytes_max: longest body for Django's pages; the JSON fast path has its own check.
         check_page: refuses a request for a page before its body is read.
         proxies: whose headers say where requests come from.
+        https_headers: headers for answers over HTTPS.
     """
 
     def __init__(
@@ -55,10 +61,12 @@ class HttpEntryPoint:
         body_bytes_max: int,
         check_page: CheckPage = lambda method, path, headers: None,
         proxies: TrustedProxies = NO_PROXIES,
+        https_headers: tuple[Header, ...] = (),
     ) -> None:
         self._json = json
         self._check_page = check_page
         self._proxies = proxies
+        self._https_headers = https_headers
         self.is_host_allowed = is_host_allowed
         self._body_bytes_max = body_bytes_max
         self._django: Application = get_asgi_application()
@@ -77,14 +85,15 @@ class HttpEntryPoint:
             await send(message)
             self.in_progress.recount(client)
 
+        answer = with_headers(counted, self._https_headers) if scope["scheme"] == "https" else counted
         try:
             self.in_progress.admit(address)
         except Refused as refusal:
-            await send_answer(send, scope["method"], encode_refusal(refusal))
+            await send_answer(answer, scope["method"], encode_refusal(refusal))
             return
         self.in_progress.calls += 1
         try:
-            await self._open(scope, receive, counted)
+            await self._open(scope, receive, answer)
         finally:
             self.in_progress.calls -= 1
             self.in_progress.release(address)
@@ -133,7 +142,7 @@ class HttpEntryPoint:
         """Django runs each page in a thread of its own."""
         self._pages += 1
         try:
-            await self._django(scope, receive, send)
+            await self._django(scope, receive, with_headers(send, DEBUG_PAGE_HEADERS if settings.DEBUG else PAGE_HEADERS))
         finally:
             self._pages -= 1
 
@@ -143,7 +152,7 @@ class HttpEntryPoint:
             return
         self._files += 1
         try:
-            await self._static_files()(scope, receive, send)
+            await self._static_files()(scope, receive, with_headers(send, PAGE_HEADERS))
         finally:
             self._files -= 1
 

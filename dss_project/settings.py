@@ -137,6 +137,8 @@ SPECTACULAR_SETTINGS = {
     # Served by the node itself, without the internet.
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # Otherwise the page asks a validator on the internet.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
     "DEFAULT_GENERATOR_CLASS": "dss_console.openapi_schema.ApiSchemaGenerator",
     "POSTPROCESSING_HOOKS": [],
     "ENABLE_DJANGO_DEPLOY_CHECK": False,

@@ -138,6 +138,10 @@ def test_a_browser_logs_in_to_the_admin(front: Front) -> None:
     page = front.call("GET", "/admin/login/")
     assert page.status == 200
     assert page.headers["Strict-Transport-Security"] == "max-age=31536000"
+    for path in ("/raft/leader", "/nothing", "/metrics", "/static/dss_console/pages.css"):
+        answer = front.call("GET", path)
+        assert answer.headers.get_all("Strict-Transport-Security") == ["max-age=31536000"], path
+        assert answer.headers.get_all("X-Content-Type-Options") == ["nosniff"], path
     cookie = page.headers["Set-Cookie"]
     assert "Secure" in cookie
     token = re.search(rb'csrfmiddlewaretoken" value="([^"]*)"', page.content)
@@ -190,6 +194,7 @@ def test_only_the_proxy_is_believed(front: Front) -> None:
     assert "6.6.6.6" not in {record["address"] for record in records}
     page = front.node.call("GET", "/admin/login/", headers=headers)
     assert "strict-transport-security" not in page.headers
+    assert "strict-transport-security" not in front.node.call("GET", "/raft/leader", headers=headers).headers
 
 
 def test_another_host_is_refused(front: Front) -> None:
