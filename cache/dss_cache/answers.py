@@ -75,6 +75,41 @@ class DeleteAnswer(Answer, kw_only=True):
     index: RaftIndex
 
 
+class DeleteItem(Part, kw_only=True):
+    """One key of a `mdelete`: done, or refused with a problem's code."""
+
+    key: str
+    ok: bool
+    code: str | UnsetType = UNSET
+    #: false: the key had no value
+    deleted: bool | UnsetType = UNSET
+    version: int | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
+
+
+class DeleteManyAnswer(Answer, kw_only=True):
+    #: one for each key, in order
+    items: list[DeleteItem]
+    #: of the last key; absent: every call was refused
+    index: RaftIndex | UnsetType = UNSET
+
+
+class ClearAnswer(Answer, kw_only=True):
+    #: values that this call deleted
+    deleted: int
+    #: values up to `up_to_version` that are left: repeat the call with this `up_to_version` until there are none
+    remaining: int
+    up_to_version: int
+
+
+class TouchAnswer(Answer, kw_only=True):
+    #: false: the key has no value
+    touched: bool
+    #: stays: the value is the same
+    version: int
+    index: RaftIndex
+
+
 class IncrAnswer(Answer, kw_only=True):
     version: int
     state: str

@@ -14,7 +14,9 @@ from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_api.rights import READ, Either
 from dss_cache.answers import (
+    ClearAnswer,
     DeleteAnswer,
+    DeleteManyAnswer,
     EvictAnswer,
     GetAnswer,
     GetItem,
@@ -24,27 +26,34 @@ from dss_cache.answers import (
     PutAnswer,
     PutManyAnswer,
     StatsAnswer,
+    TouchAnswer,
     TraceAnswer,
 )
 from dss_cache.config import config_of
 from dss_cache.core.commands import (
     INTEGER_MAX,
+    KEYS_PER_CALL_MAX,
+    KEYS_PER_CLEAR_MAX,
     Add,
     AddRequest,
+    ClearRequest,
     Delete,
+    DeleteManyRequest,
     EvictRequest,
     GetManyRequest,
     GetRequest,
     Incr,
+    IncrExisting,
     IncrRequest,
     LinesQuery,
     Put,
     PutManyRequest,
     PutRequest,
     StatsQuery,
+    Touch,
     TraceQuery,
 )
-from dss_cache.core.directory import PENDING_KEY
+from dss_cache.core.directory import PENDING_KEY, Directory
 from dss_cache.reading import Found, too_large
 from dss_cache.service import CacheService, service_of
 
@@ -56,6 +65,8 @@ _NULL = msgspec.Raw(b"null")
 BYTES_PER_MGET_MAX = 16 * 1024 * 1024
 #: The value changes between read and write only while it is written back or expires, so one read is nearly always enough.
 INCR_READS_MAX = 16
+#: How many keys a `clear` looks at before other calls have their turn: about 2 ms.
+KEYS_PER_TURN = 10_000
 _decode_integer = msgspec.json.Decoder(int).decode
 
 
@@ -80,10 +91,11 @@ async def add(node: Node, request: AddRequest, once: RequestId | None = None) ->
 async def incr(node: Node, request: IncrRequest, once: RequestId | None = None) -> Result:
     """Atomic on any number of nodes: the directory adds. Only a clean value has to be read first."""
     service = service_of(node)
+    command = IncrExisting if request.must_exist else Incr
     base = base_version = 0
     for _ in range(INCR_READS_MAX):
         result = await service.write(
-            Incr(key=request.key, delta=request.delta, ttl_ms=request.ttl_ms, base=base, base_version=base_version), once
+            command(key=request.key, delta=request.delta, ttl_ms=request.ttl_ms, base=base, base_version=base_version), once
         )
         if "wanted" not in result.body:
             return _written(service, request.key, result)
@@ -106,21 +118,68 @@ async def delete(node: Node, request: Delete, once: RequestId | None = None) -> 
     return _without_pending(result)
 
 
+async def touch(node: Node, request: Touch, once: RequestId | None = None) -> Result:
+    """Repeating it is harmless."""
+    return _without_pending(await service_of(node).write(request, once))
+
+
 async def mput(node: Node, request: PutManyRequest, once: RequestId | None = None) -> Result:
     """All items concurrently, each independently of the others."""
-    parts = [once and msgspec.structs.replace(once, part=part) for part in range(len(request.items))]
+    parts = _parts(once, len(request.items))
     puts = (put(node, item, part) for item, part in zip(request.items, parts, strict=True))
-    answers = await asyncio.gather(*puts, return_exceptions=True)
+    return _many([item.key for item in request.items], await asyncio.gather(*puts, return_exceptions=True))
+
+
+async def mdelete(node: Node, request: DeleteManyRequest, once: RequestId | None = None) -> Result:
+    """All keys concurrently, each independently of the others."""
+    parts = _parts(once, len(request.keys))
+    deletions = (delete(node, Delete(key=key), part) for key, part in zip(request.keys, parts, strict=True))
+    return _many(request.keys, await asyncio.gather(*deletions, return_exceptions=True))
+
+
+async def clear(node: Node, request: ClearRequest) -> ClearAnswer:
+    """Answered when no client can read a deleted value. Values that are stored while it runs stay."""
+    await node.read_index()
+    directory = service_of(node).directory
+    up_to = directory.stamp if request.up_to_version is None else request.up_to_version
+    found = await _values_under(directory, request.prefix, up_to)
+    now, later = found[:KEYS_PER_CLEAR_MAX], found[KEYS_PER_CLEAR_MAX:]
+    deleted = 0
+    for start in range(0, len(now), KEYS_PER_CALL_MAX):
+        results = await asyncio.gather(*(delete(node, each) for each in now[start : start + KEYS_PER_CALL_MAX]))
+        # A version conflict: the key has a newer value.
+        deleted += sum(not result.code and result.body["deleted"] for result in results)
+    return ClearAnswer(deleted=deleted, remaining=len(later), up_to_version=up_to)
+
+
+async def _values_under(directory: Directory, prefix: str, up_to: int) -> list[Delete]:
+    """Deletions of the values under a prefix. Looks at all keys, which may be millions, over many turns of the event loop."""
+    found = []
+    keys = list(directory.records)
+    for start in range(0, len(keys), KEYS_PER_TURN):
+        for key in keys[start : start + KEYS_PER_TURN]:
+            if key.startswith(prefix):
+                record = directory.records.get(key)
+                if record is not None and not record.absent and record.version <= up_to:
+                    found.append(Delete(key=key, if_version=record.version))
+        await asyncio.sleep(0)
+    return found
+
+
+def _parts(once: RequestId | None, count: int) -> list[RequestId | None]:
+    return [once and msgspec.structs.replace(once, part=part) for part in range(count)]
+
+
+def _many(keys: list[str], answers: list[Result | BaseException]) -> Result:
+    """The answer to a call that does the same with several keys."""
     items: list[dict[str, Any]] = []
     index = 0
-    for item, answer in zip(request.items, answers, strict=True):
+    for key, answer in zip(keys, answers, strict=True):
         if isinstance(answer, Result):
             index = max(index, answer.index)
-            items.append(
-                {"key": item.key, "ok": not answer.code, **({"code": answer.code} if answer.code else {}), **answer.body}
-            )
+            items.append({"key": key, "ok": not answer.code, **({"code": answer.code} if answer.code else {}), **answer.body})
         elif isinstance(answer, Refused):
-            items.append({"key": item.key, "ok": False, "code": answer.code, "detail": answer.detail})
+            items.append({"key": key, "ok": False, "code": answer.code, "detail": answer.detail})
         else:
             raise answer
     return Result({"items": items}, "", index)
@@ -348,10 +407,24 @@ OPERATIONS: tuple[Operation, ...] = (
         takes_request_id=True,
         needs=rights.cache("write", "key"),
         summary="Add to an integer",
-        description="Atomic, on any node. A key without a value counts as 0; `delta` may be negative.",
+        description="Atomic, on any node. `delta` may be negative. A key without a value counts as 0, or is refused with `must_exist`.",
         tag="Cache",
         example={"key": "visits", "delta": 1},
-        problems=("memory_unavailable", "over_limit"),
+        problems=("memory_unavailable", "over_limit", "not_found"),
+    ),
+    Operation(
+        name="cache.touch",
+        method="POST",
+        path="/cache/touch",
+        request=Touch,
+        handle=touch,
+        answer=TouchAnswer,
+        takes_request_id=True,
+        needs=rights.cache("write", "key"),
+        summary="Give a value a new time to live",
+        description="`ttl_ms` counts from now; 0: unlimited. The value and its version stay.",
+        tag="Cache",
+        example={"key": "user/7", "ttl_ms": 60000},
     ),
     Operation(
         name="cache.mget",
@@ -380,6 +453,36 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Each like a separate put: some may be refused (`ok` is false, with the `code`) while others are stored.",
         tag="Cache",
         example={"items": [{"key": "user/7", "value": 1}, {"key": "user/8", "value": 2}]},
+    ),
+    Operation(
+        name="cache.mdelete",
+        method="POST",
+        path="/cache/mdelete",
+        request=DeleteManyRequest,
+        handle=mdelete,
+        answer=DeleteManyAnswer,
+        takes_request_id=True,
+        needs=rights.cache("write", "keys"),
+        summary="Delete the values of several keys",
+        description="Each like a separate delete.",
+        tag="Cache",
+        example={"keys": ["user/7", "user/8"]},
+    ),
+    Operation(
+        name="cache.clear",
+        method="POST",
+        path="/cache/clear",
+        request=ClearRequest,
+        handle=clear,
+        answer=ClearAnswer,
+        needs=rights.cache("write", "prefix"),
+        summary="Delete the values of all keys that begin with a prefix",
+        description=(
+            f"Deletes at most {KEYS_PER_CLEAR_MAX:,} values that exist when the call begins; newer ones stay. "
+            "If some remain, repeat the call with the `up_to_version` of its answer."
+        ),
+        tag="Cache",
+        example={"prefix": "user/"},
     ),
     Operation(
         name="cache.evict",

@@ -20,7 +20,7 @@ from dss_client.core import Core, Repeat
 from dss_client.election import AsyncElection, election_spec
 from dss_client.errors import ClientClosed, WrongUse
 from dss_client.locks import AsyncLock, LockSpec, Owners
-from dss_client.operations import OF_ONE_NODE, OPERATIONS, is_read
+from dss_client.operations import NOT_NUMBERED, OPERATIONS, is_read
 from dss_client.queue import AsyncMessage, AsyncTopic, WorkerLoop, WorkerOptions
 from dss_client.rate_limit import AsyncRateLimit, ClusterClock, RateSpec
 from dss_client.semaphore import AsyncSemaphore, SemaphoreSpec
@@ -211,7 +211,7 @@ class AsyncClient:
             raise WrongUse(f"there is no operation {operation!r}")
         repeat = Repeat.READ if is_read(operation) else Repeat.NUMBERED
         wait_s = max(fields.get("wait_ms") or 0, fields.get("timeout_ms") or 0) / 1000
-        return await self._running().call(operation, fields, repeat, wait_s=wait_s, is_numbered=operation not in OF_ONE_NODE)
+        return await self._running().call(operation, fields, repeat, wait_s=wait_s, is_numbered=operation not in NOT_NUMBERED)
 
     def _running(self) -> Core:
         core = self._core

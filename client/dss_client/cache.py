@@ -61,10 +61,20 @@ class AsyncCache:
         """
         return await self._change("cache.add", {"key": key, "value": value, **_ttl(ttl)})
 
-    async def incr(self, key: str, delta: int = 1, ttl: float | None = None) -> int:
-        """Add to an integer; a key without a value counts as 0. Returns the sum. With `ttl` None, an earlier one stays."""
-        answer = await self._core().call("cache.incr", {"key": key, "delta": delta, **_ttl(ttl)}, Repeat.NUMBERED)
-        return int(answer["value"])
+    async def incr(self, key: str, delta: int = 1, ttl: float | None = None, must_exist: bool = False) -> int:
+        """Add to an integer; a key without a value counts as 0. Returns the sum. With `ttl` None, an earlier one stays.
+
+        Raises:
+            NotFound: the key has no value, with `must_exist`.
+        """
+        fields: dict[str, Any] = {"key": key, "delta": delta, **_ttl(ttl)}
+        if must_exist:
+            fields["must_exist"] = True
+        return int((await self._core().call("cache.incr", fields, Repeat.NUMBERED))["value"])
+
+    async def touch(self, key: str, ttl: float | None = None) -> bool:
+        """Let the value expire `ttl` from now; None: it stays. False: there is none."""
+        return bool((await self._core().call("cache.touch", {"key": key, **_ttl(ttl)}, Repeat.NUMBERED))["touched"])
 
     async def delete(self, key: str, version: int | None = None) -> bool:
         """Delete the value, or only this version of it. False: there was none.
@@ -74,6 +84,32 @@ class AsyncCache:
         """
         fields = {"key": key} if version is None else {"key": key, "if_version": version}
         return bool((await self._core().call("cache.delete", fields, Repeat.NUMBERED))["deleted"])
+
+    async def mdelete(self, keys: Iterable[str]) -> int:
+        """Delete values, each independently. Returns how many there were.
+
+        Raises:
+            Refused: the first refusal; the other values may be deleted.
+        """
+        answer = await self._core().call("cache.mdelete", {"keys": list(keys)}, Repeat.NUMBERED)
+        for item in answer["items"]:
+            if not item["ok"]:
+                raise refusal(409, item)
+        return sum(item["deleted"] for item in answer["items"])
+
+    async def clear(self, prefix: str) -> int:
+        """Delete the values of all keys that begin with `prefix`; "": all. Returns how many there were.
+
+        A value that is stored after the call began stays.
+        """
+        fields: dict[str, Any] = {"prefix": prefix}
+        deleted = 0
+        while True:
+            answer = await self._core().call("cache.clear", fields, Repeat.HARMLESS)
+            deleted += answer["deleted"]
+            if not answer["remaining"]:
+                return int(deleted)
+            fields["up_to_version"] = answer["up_to_version"]
 
     async def mget(self, keys: Iterable[str]) -> dict[str, Any]:
         """The values of those keys that have one."""

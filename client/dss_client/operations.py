@@ -56,8 +56,11 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "cache.delete": ("POST", "/cache/delete"),
     "cache.add": ("POST", "/cache/add"),
     "cache.incr": ("POST", "/cache/incr"),
+    "cache.touch": ("POST", "/cache/touch"),
     "cache.mget": ("POST", "/cache/mget"),
     "cache.mput": ("POST", "/cache/mput"),
+    "cache.mdelete": ("POST", "/cache/mdelete"),
+    "cache.clear": ("POST", "/cache/clear"),
     "cache.evict": ("POST", "/cache/evict"),
     "cache.lines": ("GET", "/cache/lines"),
     "cache.trace": ("GET", "/cache/trace"),
@@ -67,8 +70,8 @@ OPERATIONS: dict[str, tuple[str, str]] = {
 #: These POST calls change nothing.
 READ_BY_POST = frozenset({"cache.get", "cache.mget", "locks.check"})
 
-#: What a node does for itself. It has no place in the replicated state, so it takes no `request_id`.
-OF_ONE_NODE = frozenset(
+#: They take no `request_id`: what a node does for itself, and `cache.clear`, which is a series of commands.
+NOT_NUMBERED = frozenset(
     {
         "raft.start_election",
         "raft.transfer",
@@ -76,6 +79,7 @@ OF_ONE_NODE = frozenset(
         "raft.save_snapshot",
         "raft.add_member",
         "raft.remove_member",
+        "cache.clear",
         "cache.evict",
         "requests.open",
         "requests.close",

@@ -44,9 +44,17 @@ class Cache:
         """
         return self._client._run(self._cache.add(key, value, ttl))
 
-    def incr(self, key: str, delta: int = 1, ttl: float | None = None) -> int:
-        """Add to an integer; a key without a value counts as 0. Returns the sum. With `ttl` None, an earlier one stays."""
-        return self._client._run(self._cache.incr(key, delta, ttl))
+    def incr(self, key: str, delta: int = 1, ttl: float | None = None, must_exist: bool = False) -> int:
+        """Add to an integer; a key without a value counts as 0. Returns the sum. With `ttl` None, an earlier one stays.
+
+        Raises:
+            NotFound: the key has no value, with `must_exist`.
+        """
+        return self._client._run(self._cache.incr(key, delta, ttl, must_exist))
+
+    def touch(self, key: str, ttl: float | None = None) -> bool:
+        """Let the value expire `ttl` from now; None: it stays. False: there is none."""
+        return self._client._run(self._cache.touch(key, ttl))
 
     def delete(self, key: str, version: int | None = None) -> bool:
         """Delete the value, or only this version of it. False: there was none.
@@ -55,6 +63,21 @@ class Cache:
             VersionConflict: it has another `version`.
         """
         return self._client._run(self._cache.delete(key, version))
+
+    def mdelete(self, keys: Iterable[str]) -> int:
+        """Delete values, each independently. Returns how many there were.
+
+        Raises:
+            Refused: the first refusal; the other values may be deleted.
+        """
+        return self._client._run(self._cache.mdelete(keys))
+
+    def clear(self, prefix: str) -> int:
+        """Delete the values of all keys that begin with `prefix`; "": all. Returns how many there were.
+
+        A value that is stored after the call began stays.
+        """
+        return self._client._run(self._cache.clear(prefix))
 
     def mget(self, keys: Iterable[str]) -> dict[str, Any]:
         """The values of those keys that have one."""

@@ -22,6 +22,7 @@ fields or effect change is a new command, with a new tag, from the next version 
     2         `HashState`
     3         `Once` and request sessions: calls with a `request_id`
     4         tokens and the audit trail
+    5         `cache.touch`, and `must_exist` of `cache.incr`
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import msgspec
 from dss_api.errors import ForOperator
 
 MIN: Final = 1
-LATEST: Final = 4
+LATEST: Final = 5
 #: limit of what a peer may announce
 VERSION_MAX: Final = 2**16 - 1
 

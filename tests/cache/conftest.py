@@ -157,6 +157,11 @@ class FakeNode:
             raise Refused("no_leader")
         return self.commit_index
 
+    async def read_index(self) -> None:
+        index = await self.cluster.nodes[self.leader_id].confirm_leadership()
+        while self.applied_index < index:  # noqa: ASYNC110  (each try is a turn of the loop)
+            await asyncio.sleep(0)
+
     def apply_all(self) -> None:
         while not self.is_held and self.applied_index < len(self.cluster.log):
             command, origin, at_ms = self.cluster.log[self.applied_index]

@@ -201,6 +201,24 @@ def test_incr(api):
         assert (status, answer["code"]) == (400, "invalid")
 
 
+def test_touch_mdelete_and_clear(api):
+    api.post("/cache/put", key="k/1", value=1, ttl_ms=1000)
+    status, answer, _ = api.post("/cache/touch", key="k/1", ttl_ms=60_000)
+    assert (status, answer["ok"], answer["touched"]) == (200, True, True)
+    api.pass_s(1.1)
+    assert api.get("/cache/get?key=k/1")[1]["value"] == 1
+    status, answer, _ = api.post("/cache/mdelete", keys=["k/1", "k/2"])
+    assert (status, [item["deleted"] for item in answer["items"]]) == (200, [True, False])
+    api.post("/cache/put", key="k/3", value=3)
+    status, answer, _ = api.post("/cache/clear", prefix="k/")
+    assert (status, answer["deleted"], answer["remaining"]) == (200, 1, 0)
+    assert api.get("/cache/get?key=k/3")[1]["found"] is False
+    status, answer, _ = api.post("/cache/incr", key="k/3", must_exist=True)
+    assert (status, answer["code"]) == (404, "not_found")
+    status, answer, _ = api.post("/cache/clear")
+    assert (status, answer["code"], answer["field"]) == (400, "invalid", "prefix")
+
+
 def test_mput_and_mget(api):
     items = [{"key": f"k{number}", "value": number} for number in range(3)]
     status, answer, _ = api.post("/cache/mput", items=[*items, {"key": "k0", "value": 9, "if_version": 1}])

@@ -11,7 +11,9 @@ from dss_api.errors import Refused
 from dss_cache import operations as ops
 from dss_cache.core.commands import (
     AddRequest,
+    ClearRequest,
     Delete,
+    DeleteManyRequest,
     GetManyRequest,
     GetRequest,
     IncrRequest,
@@ -19,6 +21,7 @@ from dss_cache.core.commands import (
     PutManyRequest,
     PutRequest,
     StatsQuery,
+    Touch,
     TraceQuery,
 )
 
@@ -44,6 +47,13 @@ class Client:
 
     async def incr(self, key, delta=1, **fields):
         return await ops.incr(self.node, IncrRequest(key=key, delta=delta, **fields))
+
+    async def touch(self, key, ttl_ms=0):
+        return (await ops.touch(self.node, Touch(key=key, ttl_ms=ttl_ms))).body
+
+    async def clear(self, prefix, **fields):
+        answer = await ops.clear(self.node, ClearRequest(prefix=prefix, **fields))
+        return answer.deleted, answer.remaining
 
 
 @pytest.fixture
@@ -190,6 +200,73 @@ async def test_a_put_without_ttl_removes_the_old_ttl(one, cluster):
     cluster.pass_s(1)
     await cluster.settle()
     assert (await one.get("k"))["value"] == 2
+
+
+async def test_touch_changes_the_time_to_live_and_nothing_else(one, two, cluster):
+    version = (await one.put("k", 1, ttl_ms=500)).body["version"]
+    assert (await two.get("k"))["hit"] is False
+    assert await two.touch("k", 5000) == {"touched": True, "version": version}
+    assert (await one.get("k"))["hit"] is (await two.get("k"))["hit"] is True, "the lines stay"
+    cluster.pass_s(1)
+    await cluster.settle()
+    assert (await two.get("k"))["value"] == 1
+    assert (await one.touch("k"))["touched"]
+    cluster.pass_s(10)
+    await cluster.settle()
+    assert (await two.get("k"))["value"] == 1, "without a limit"
+    await one.touch("k", 100)
+    cluster.pass_s(1)
+    await cluster.settle()
+    assert (await two.get("k"))["found"] is False
+    assert (await one.touch("k", 5000))["touched"] is False
+    assert await one.touch("unknown") == {"touched": False, "version": 0}
+
+
+async def test_incr_of_a_key_that_must_exist(one, two, cluster):
+    refused = await one.incr("n", must_exist=True)
+    assert (refused.code, refused.body) == ("not_found", {"detail": "the key has no value"})
+    assert (await one.get("n"))["found"] is False
+    await one.put("n", 40)
+    assert (await two.incr("n", must_exist=True)).body["value"] == 41
+    await cluster.settle()
+    assert (await two.incr("n", must_exist=True)).body["value"] == 42, "a clean value"
+    await one.delete("n")
+    assert (await two.incr("n", must_exist=True)).code == "not_found"
+
+
+async def test_mdelete(one, two):
+    for key in ("a", "b"):
+        await one.put(key, key)
+    assert (await two.get("b"))["found"]
+    result = await ops.mdelete(one.node, DeleteManyRequest(keys=["a", "b", "c"]))
+    assert [(item["key"], item["ok"], item["deleted"]) for item in result.body["items"]] == [
+        ("a", True, True),
+        ("b", True, True),
+        ("c", True, False),
+    ]
+    assert (await two.get("b"))["found"] is False
+
+
+async def test_clear_deletes_what_begins_with_the_prefix(one, two):
+    for key in ("user/1", "user/2", "user", "users"):
+        await one.put(key, key)
+    assert (await two.get("user/1"))["found"]
+    assert await two.clear("user/") == (2, 0)
+    assert [(await one.get(key))["found"] for key in ("user/1", "user/2", "user", "users")] == [False, False, True, True]
+    assert await two.clear("user/") == (0, 0)
+    assert await two.clear("") == (2, 0)
+
+
+async def test_a_clear_in_parts_spares_newer_values(one, monkeypatch):
+    monkeypatch.setattr(ops, "KEYS_PER_CLEAR_MAX", 2)
+    monkeypatch.setattr(ops, "KEYS_PER_TURN", 1)
+    for key in "abc":
+        await one.put(key, key)
+    answer = await ops.clear(one.node, ClearRequest(prefix=""))
+    assert (answer.deleted, answer.remaining) == (2, 1)
+    await one.put("a", "new")
+    assert await one.clear("", up_to_version=answer.up_to_version) == (1, 0)
+    assert (await one.get("a"))["value"] == "new"
 
 
 async def test_incr_keeps_the_time_to_live(one, cluster):

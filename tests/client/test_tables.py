@@ -5,7 +5,7 @@ from __future__ import annotations
 from dss_api.problems import PROBLEMS
 from dss_client import Refused
 from dss_client.errors import NO_EFFECT, refusal
-from dss_client.operations import OF_ONE_NODE, OPERATIONS, is_read
+from dss_client.operations import NOT_NUMBERED, OPERATIONS, is_read
 from dss_project.registry import operations
 
 
@@ -34,5 +34,5 @@ def test_operations_have_the_paths_of_the_api() -> None:
 def test_operations_that_take_a_number() -> None:
     for one in operations():
         if one.name in OPERATIONS:
-            numbered = not is_read(one.name) and one.name not in OF_ONE_NODE
+            numbered = not is_read(one.name) and one.name not in NOT_NUMBERED
             assert numbered == one.takes_request_id, one.name

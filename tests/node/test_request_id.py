@@ -30,6 +30,7 @@ WITHOUT_ID = {
     "locks.check",
     "cache.get",
     "cache.mget",
+    "cache.clear",
     "cache.evict",
 }
 

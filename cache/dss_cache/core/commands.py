@@ -6,15 +6,17 @@ command of the same name is stored in the log.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
-from dss_api.fields import DurationMs, Fields, Index, Name, PositiveDurationMs, check_name
+from dss_api.fields import DurationMs, Fields, Index, Name, OptionalName, PositiveDurationMs, check_name
 from dss_api.result import Result
 from dss_raft.replication.commands import Command
 
 KEYS_PER_CALL_MAX = 1000
+#: A `clear` deletes at most this many values. Its caller repeats it until none remain.
+KEYS_PER_CLEAR_MAX = 100_000
 #: Counters stay within 64 bits, so that every client can read them.
 INTEGER_MAX = 2**63 - 1
 
@@ -90,7 +92,8 @@ class IncrFields(KeyFields, kw_only=True):
 
 
 class IncrRequest(IncrFields, kw_only=True):
-    pass
+    #: only if the key has a value
+    must_exist: bool = False
 
 
 class Incr(IncrFields, Command, tag="cache.incr", kw_only=True):
@@ -103,6 +106,43 @@ class Incr(IncrFields, Command, tag="cache.incr", kw_only=True):
     def is_answer(result: Result) -> bool:
         """False while the directory wants the value; the command had no effect then."""
         return "wanted" not in result.body
+
+
+class IncrExisting(Incr, tag="cache.incr_existing", kw_only=True):
+    """Like `Incr`, for a key with a value."""
+
+    since: ClassVar[int] = 5
+
+
+class Touch(KeyFields, Command, tag="cache.touch", kw_only=True):
+    """Give a value a new time to live."""
+
+    since: ClassVar[int] = 5
+
+    #: from now on; 0: unlimited
+    ttl_ms: DurationMs = 0
+
+
+class DeleteManyRequest(Fields):
+    """Delete the values of several keys, each independently of the others."""
+
+    keys: Keys
+
+    def __post_init__(self) -> None:
+        for key in self.keys:
+            check_name("keys", key)
+
+
+class ClearRequest(Fields):
+    """Delete the values of all keys that begin with a prefix."""
+
+    #: "": all keys
+    prefix: OptionalName
+    #: only values up to this version; by default those that exist when the call begins
+    up_to_version: Version | None = None
+
+    def __post_init__(self) -> None:
+        check_name("prefix", self.prefix)
 
 
 # ------------------------------------------------------------------ reading

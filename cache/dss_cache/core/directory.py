@@ -39,7 +39,20 @@ from typing import Any
 import msgspec
 
 from dss_api.result import Result
-from dss_cache.core.commands import INTEGER_MAX, Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
+from dss_cache.core.commands import (
+    INTEGER_MAX,
+    Add,
+    AgreeLease,
+    Delete,
+    Fetch,
+    Incr,
+    IncrExisting,
+    Lost,
+    Put,
+    Revoke,
+    Touch,
+    WrittenBack,
+)
 from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Stamps, Voided, Written
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import MIB, StateLimit, StateLimits, text_bytes
@@ -108,7 +121,19 @@ class Directory:
 
     name = "cache"
     format_version = FORMAT
-    commands: tuple[type[Command], ...] = (Put, Add, Incr, Delete, Fetch, WrittenBack, Lost, Revoke, AgreeLease)
+    commands: tuple[type[Command], ...] = (
+        Put,
+        Add,
+        Incr,
+        IncrExisting,
+        Touch,
+        Delete,
+        Fetch,
+        WrittenBack,
+        Lost,
+        Revoke,
+        AgreeLease,
+    )
 
     def __init__(self, limits: StateLimits | None = None) -> None:
         self.limits = limits or StateLimits()
@@ -138,6 +163,8 @@ class Directory:
             Put: self._put,
             Add: self._add,
             Incr: self._incr,
+            IncrExisting: self._incr,
+            Touch: self._touch,
             Delete: self._delete,
             Fetch: self._fetch,
             WrittenBack: self._written_back,
@@ -279,6 +306,9 @@ class Directory:
         record = self.records.get(command.key)
         expires_at_ms = _expiry(at_ms, command.ttl_ms)
         if record is None or record.absent:
+            if isinstance(command, IncrExisting):
+                pending = record.pending_invalidations if record is not None else {}
+                return Result({"detail": "the key has no value", PENDING_KEY: pending}, "not_found")
             base = 0
         else:
             expires_at_ms = expires_at_ms or record.expires_at_ms
@@ -308,11 +338,20 @@ class Directory:
             return refusal
         record = self.records.get(command.key)
         if record is None or record.absent:
-            version, pending = (record.version, record.pending_invalidations) if record is not None else (0, {})
-            return Result({"deleted": False, "version": version, PENDING_KEY: pending})
+            return _absent(record, "deleted")
         result = self._write(command.key, None, at_ms, 0, origin, "delete")
         result.body["deleted"] = True
         return result
+
+    def _touch(self, command: Touch, at_ms: int, origin: Origin) -> Result:
+        """The version stays, because the value does: no node has to drop its line."""
+        record = self.records.get(command.key)
+        if record is None or record.absent:
+            return _absent(record, "touched")
+        record.expires_at_ms = _expiry(at_ms, command.ttl_ms)
+        if record.expires_at_ms:
+            self._add_deadline(record.expires_at_ms, command.key)
+        return Result({"touched": True, "version": record.version, PENDING_KEY: record.pending_invalidations})
 
     def _fetch(self, command: Fetch, at_ms: int, origin: Origin) -> Result:
         return Result({"rows": [self._fetch_one(key, at_ms, origin) for key in command.keys]})
@@ -459,6 +498,12 @@ class Directory:
 
 def _expiry(at_ms: int, ttl_ms: int) -> int:
     return at_ms + ttl_ms if ttl_ms else 0
+
+
+def _absent(record: Record | None, done: str) -> Result:
+    """The result if there is no value with which this can be done."""
+    version, pending = (0, {}) if record is None else (record.version, record.pending_invalidations)
+    return Result({done: False, "version": version, PENDING_KEY: pending})
 
 
 def _not_summed(field: str, detail: str, record: Record | None) -> Result:
