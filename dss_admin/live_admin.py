@@ -21,7 +21,7 @@ from dss_api import running
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.result import Result
-from dss_api.routes import ADMIN, Route
+from dss_api.routes import ADMIN, route_of
 from dss_api.running import await_in_loop, call_in_loop
 
 #: `rows_from_loop(function)` takes the snapshot for `rows` in the thread that owns the state.
@@ -278,7 +278,7 @@ class LiveAdmin(admin.ModelAdmin):
         Args:
             request_of: the request of the call for a row.
         """
-        route = Route(operation)
+        route = route_of(operation)
         caller = admin_caller(request)
         address = request.META.get("REMOTE_ADDR") or ""
         results: list[Any] = []

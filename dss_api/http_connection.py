@@ -315,7 +315,7 @@ class HttpConnection(asyncio.Protocol):
         assert route is not None
         try:
             await self._listener.turns.enter(request.address)
-            answer = await route.carry_out(self._listener.find_node, decoded, caller, "http", request.address)
+            answer = await route.carry_out(self._listener.find_node, decoded, caller, "http", request.address, request.headers)
         except asyncio.CancelledError:
             if self._has_hung_up:
                 route.observe(499, perf_counter() - request.started)

@@ -87,7 +87,7 @@ class JsonFastPath:
             return encode_refusal(refusal)
         call.watch(not route.outlives_tokens)
         address = (scope.get("client") or ("",))[0]
-        return await route.carry_out(self.find_node, request, caller, "http", address)
+        return await route.carry_out(self.find_node, request, caller, "http", address, scope["headers"])
 
     def check_headers(self, route: Route, headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, Caller]:
         """Check token, origin and declared length in one pass. Returns the content type, the authorization, and the caller.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from dss_api.result import Result
 from dss_api.rights import ONLY_ALL, Need
 
 log = structlog.get_logger("api")
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 REQUEST_SECONDS = Histogram(
     "dss_request_seconds",
@@ -70,12 +72,19 @@ class Route:
         return self.needs is ONLY_ALL
 
     async def carry_out(
-        self, find_node: Callable[[], Any], request: Any, caller: Caller, via: str, address: str
+        self,
+        find_node: Callable[[], Any],
+        request: Any,
+        caller: Caller,
+        via: str,
+        address: str,
+        headers: Headers = (),
     ) -> EncodedAnswer:
         """Run the operation for this caller; an unexpected exception is logged and answered `internal`.
 
         Args:
             via, address: the entry point, and where the call came from.
+            headers: of its request; for traces.
         """
         try:
             node = find_node()
@@ -110,7 +119,9 @@ class Route:
             return self._audited(node, request, caller, via, address)
         return self._call(node, request)
 
-    async def perform(self, node: Any, request: Any, caller: Caller, via: str, address: str) -> Result | Answer:
+    async def perform(
+        self, node: Any, request: Any, caller: Caller, via: str, address: str, headers: Headers = ()
+    ) -> Result | Answer:
         """`begin`, as a task of its own."""
         return await self.begin(node, request, caller, via, address)
 
@@ -140,6 +151,20 @@ class Route:
         if observe is None:
             observe = self.observers[status] = REQUEST_SECONDS.labels(self.name, str(status)).observe
         observe(seconds)
+
+
+_make: Callable[[Operation], Route] = Route
+
+
+def use(make: Callable[[Operation], Route]) -> None:
+    """Routes are made with this from now on."""
+    global _make
+    _make = make
+
+
+def route_of(operation: Operation) -> Route:
+    """The route of an operation, as this process makes them."""
+    return _make(operation)
 
 
 #: the entry point whose calls are audited in any case: its users are operators
@@ -218,7 +243,7 @@ class Routes:
             methods = (self._below if parameter else self._exact).setdefault(prefix, {})
             if operation.method in methods:
                 raise ValueError(f"two operations at {operation.method} {operation.path}")
-            methods[operation.method] = self.by_name[operation.name] = Route(operation)
+            methods[operation.method] = self.by_name[operation.name] = route_of(operation)
 
     def find(self, path: str) -> tuple[dict[str, Route] | None, str]:
         """The routes at `path` by method, and the value of the path's parameter."""

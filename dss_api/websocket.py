@@ -59,6 +59,8 @@ class Frame(msgspec.Struct, forbid_unknown_fields=True):
     id: int | str
     op: str
     request: msgspec.Raw = msgspec.Raw(b"{}")
+    #: the trace of the caller (W3C Trace Context); of calls only
+    traceparent: str = ""
 
 
 class Cancel(msgspec.Struct, forbid_unknown_fields=True):
@@ -328,7 +330,8 @@ class WebSocketConnection:
             await self._in_progress.turns.enter(self._address)
             caller = self._json.authenticate(route, self._authorization)
             request = route.decoder.body(bytes(frame.request))
-            answer = await route.carry_out(self._json.find_node, request, caller, "websocket", self._address)
+            headers = ((b"traceparent", frame.traceparent.encode()),) if frame.traceparent else ()
+            answer = await route.carry_out(self._json.find_node, request, caller, "websocket", self._address, headers)
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:
             answer = encode_refusal(refusal)

@@ -34,7 +34,7 @@ from dss_api.errors import Refused
 from dss_api.guard import TOKEN_WANTED, check_origin
 from dss_api.negotiation import prefers_page
 from dss_api.operation import Operation
-from dss_api.routes import Route, not_allowed, require_possible, split_path
+from dss_api.routes import Headers, Route, not_allowed, require_possible, route_of, split_path
 
 log = structlog.get_logger("api")
 
@@ -216,7 +216,7 @@ class OperationView(APIView):
             decoded = route.decoder.body(request.data or b"")
         node = running.node()
         caller = caller_of(request) if route.guarded else ANYONE
-        work = route.perform(node, decoded, caller, "page", request.META.get("REMOTE_ADDR") or "")
+        work = route.perform(node, decoded, caller, "page", request.META.get("REMOTE_ADDR") or "", _trace(request))
         if caller.is_token:
             header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
             work = guards.shared().while_valid(header, work)
@@ -249,6 +249,11 @@ class OperationView(APIView):
                 )
             texts.append(text)
         return mark_safe("".join(texts)) if html else ""
+
+
+def _trace(request: Any) -> Headers:
+    parent = request.META.get("HTTP_TRACEPARENT", "")
+    return ((b"traceparent", parent.encode("latin-1", "replace")),) if parent else ()
 
 
 def _with_code(text: str) -> str:
@@ -297,7 +302,7 @@ def views_of(operations: Iterable[Operation]) -> list[URLPattern]:
         prefix, parameter = split_path(operation_path)
         handlers = {"get": OperationView.show_form, **{method.lower(): OperationView.call for method in methods}}
         name = "".join(part.title() for part in operation_path.replace("{", "").replace("}", "").replace("_", "/").split("/"))
-        routes = {method: Route(operation) for method, operation in methods.items()}
+        routes = {method: route_of(operation) for method, operation in methods.items()}
         view: Any = type(f"{name}View", (OperationView,), {"operations": methods, "routes": routes, **handlers})
         route = prefix.lstrip("/") + (f"<str:{parameter}>" if parameter else "")
         patterns.append(path(route, view.as_view(), name=next(iter(methods.values())).name))

@@ -30,6 +30,7 @@ from dss_api.page_access import PageAccess  # noqa: E402
 from dss_api.proxies import TrustedProxies  # noqa: E402
 from dss_api.security_headers import hsts  # noqa: E402
 from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
+from dss_project import tracing  # noqa: E402
 from dss_project.access import make_guard  # noqa: E402
 from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
 from dss_project.lifespan import Lifespan  # noqa: E402
@@ -50,6 +51,8 @@ proxies = TrustedProxies(config.trusted_proxies)
 guard = make_guard(config)
 guards.trust_origins(config.csrf_trusted_origins)
 guards.set_shared(guard)
+#: sends the last spans
+end_traces = tracing.begin(config) if config.traces else None
 json = JsonFastPath(operations(), running.node, guard, config.body_bytes_max)
 check_page = PageAccess(
     guard, json.routes, (*ALWAYS_OPEN, *config.open_paths), settings.SESSION_COOKIE_NAME, login="/admin/login/"
@@ -62,7 +65,7 @@ application: Any = ProtocolTypeRouter(
         ),
         "websocket": WebSocketEntryPoint(json, is_host_allowed, in_progress, subscriptions(), proxies),
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
-        "lifespan": Lifespan(lambda: application),
+        "lifespan": Lifespan(lambda: application, end_traces),
     }
 )
 

@@ -240,6 +240,12 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     log_level: str = setting(
         "DSS_LOG_LEVEL", "info", "Minimum log level.", environment.one_of("debug", "info", "warning", "error", "critical")
     )
+    traces: bool = setting(
+        "DSS_TRACES",
+        False,
+        "Send an OpenTelemetry span of each call to the collector that `OTEL_EXPORTER_OTLP_ENDPOINT` names. Needs the extra `[otel]`.",
+        environment.boolean,
+    )
     django_metrics: bool = setting(
         "DSS_DJANGO_METRICS",
         False,

@@ -85,7 +85,7 @@ class HttpEntryPoint:
             await send(message)
             self.in_progress.recount(client)
 
-        answer = with_headers(counted, self._https_headers) if scope["scheme"] == "https" else counted
+        answer = with_headers(counted, self._https_headers) if scope.get("scheme") == "https" else counted
         try:
             self.in_progress.admit(address)
         except Refused as refusal:

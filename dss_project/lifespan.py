@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
@@ -16,10 +18,12 @@ class Lifespan:
 
     Args:
         find_application: returns the application that has the channel `raft`.
+        end_traces: sends the last spans.
     """
 
-    def __init__(self, find_application: Any) -> None:
+    def __init__(self, find_application: Any, end_traces: Callable[[], None] | None = None) -> None:
         self._find_application = find_application
+        self._end_traces = end_traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -36,4 +40,6 @@ class Lifespan:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await worker.stop()
+        if self._end_traces is not None:
+            await asyncio.to_thread(self._end_traces)
         await send({"type": "lifespan.shutdown.complete"})

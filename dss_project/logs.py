@@ -24,6 +24,10 @@ def configure(config: NodeConfig) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         name_the_node,
     ]
+    if config.traces:
+        from dss_project.tracing import add_trace
+
+        shared.append(add_trace)
     if config.log_format == "json":
         last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:

@@ -34,6 +34,7 @@ class HttpConnection:
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
             trust_env=False,
         )
+        self._tracing = config.tracing
         self._is_open = True
         self._calls: dict[int, asyncio.Task[httpx.Response]] = {}
         self._cancelled: set[int] = set()
@@ -95,6 +96,8 @@ class HttpConnection:
             request = self._client.build_request(
                 method, path, content=encode(fields), headers={"Content-Type": "application/json"}
             )
+        if self._tracing is not None:
+            request.headers.update(self._tracing.context())
         self._last_id = id = self._last_id + 1
         task = self._calls[id] = asyncio.ensure_future(self._client.send(request))
         if handle is not None:

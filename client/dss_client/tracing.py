@@ -1,8 +1,8 @@
 """OpenTelemetry spans, for programs that ask for them with `traces=True`. They need the extra `[otel]`.
 
-Each call is a span with the name of its operation; a publication is a PRODUCER span. Messages carry its context in their headers
-(`traceparent`), as the program's propagators write it. A worker handles each message in a CONSUMER span that links to the producer's. What
-the client does by itself, to renew leases or to wait for messages, has no spans.
+Each call is a span with the name of its operation; a publication is a PRODUCER span. Calls, and messages in their headers, carry its
+context (`traceparent`), as the program's propagators write it: the node's spans continue the trace. A worker handles each message in a
+CONSUMER span that links to the producer's. What the client does by itself, to renew leases or to wait for messages, has no spans.
 
 https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
 """
@@ -81,6 +81,12 @@ class Tracing:
         links = [self._trace.Link(origin)] if origin.is_valid else []
         with self._span(f"process {topic}", self._trace.SpanKind.CONSUMER, attributes, links):
             yield
+
+    def context(self) -> dict[str, str]:
+        """The context of the current span, for a call to a node, whose span continues the trace."""
+        context: dict[str, str] = {}
+        self._propagate.inject(context)
+        return context
 
     def set_node(self, url: str) -> None:
         """Add the node that carried out the call to the current span."""

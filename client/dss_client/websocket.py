@@ -60,6 +60,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._writer = FrameWriter()
         self._unsent: list[bytes] = []
         self._token = config.token
+        self._tracing = config.tracing
         self._check_s = config.check_s
         self._transport: asyncio.Transport | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -127,7 +128,9 @@ class WebSocketConnection(asyncio.Protocol):
         self._last_id = id = self._last_id + 1
         answered: asyncio.Future[Answer] = self._loop.create_future()
         self._calls[id] = answered
-        self._send(TEXT, b'{"id":%d,"op":"%b","request":%b}' % (id, operation.encode(), request))
+        parent = self._tracing.context().get("traceparent") if self._tracing is not None else None
+        trace = b',"traceparent":"%b"' % parent.encode() if parent else b""
+        self._send(TEXT, b'{"id":%d,"op":"%b","request":%b%b}' % (id, operation.encode(), request, trace))
         if self._checker is None:
             self._has_heard = True
             self._checker = self._loop.call_later(self._check_s, self._check)

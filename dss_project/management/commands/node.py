@@ -40,7 +40,12 @@ class Command(BaseCommand):
         except CannotListen as error:
             sys.exit(str(error))
         self._prepare(config, log)
-        code = _serve(config, listening)
+        from dss_project.tracing import TracesUnusable
+
+        try:
+            code = _serve(config, listening)
+        except TracesUnusable as error:
+            sys.exit(str(error))
         sys.stderr.flush()
         sys.exit(code)
 
@@ -94,10 +99,13 @@ def _serve(config: NodeConfig, listening: Any) -> int:
         from dss_project.server import on_uvicorn as server
     else:
         from dss_project.server import on_daphne as server  # type: ignore[no-redef]
-    from dss_project.asgi import application, http_listener, in_progress
+    from dss_project.asgi import application, end_traces, http_listener, in_progress
     from dss_project.server.life import live
 
     def main(web: Any) -> Any:
         return live(config, application, in_progress, http_listener(web.take_over), listening)
 
-    return server.run(application, config, main)
+    code = server.run(application, config, main)
+    if end_traces is not None:
+        end_traces()
+    return code
