@@ -18,6 +18,7 @@ from django.http import HttpRequest
 
 from dss_admin.callers import admin_caller
 from dss_api import running
+from dss_api.durations import duration_text
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.result import Result
@@ -26,19 +27,6 @@ from dss_api.running import await_in_loop, call_in_loop
 
 #: `rows_from_loop(function)` takes the snapshot for `rows` in the thread that owns the state.
 rows_from_loop = call_in_loop
-
-
-def duration_text(ms: int) -> str:
-    """A duration as people read it: `350 ms`, `12.3 s`, `4 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
-    if ms < 1000:
-        return f"{ms} ms"
-    if ms < 60_000:
-        return f"{ms // 100 / 10:g} s"
-    seconds = ms // 1000
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
-    if not hours:
-        return f"{minutes} min {seconds % 60} s"
-    return f"{days:,} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
 
 
 def duration(field: str, label: str, none: str = "") -> Any:

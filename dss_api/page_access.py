@@ -17,7 +17,7 @@ from dss_api.rights import READ
 from dss_api.routes import Routes, require_possible
 
 #: Pages whose answer needs the right to read, not only some token.
-READ_PATHS = ("/", "/metrics", "/api/")
+READ_PATHS = ("/", "/metrics", "/api/", "/ui/")
 
 
 class PageAccess:

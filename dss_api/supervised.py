@@ -31,6 +31,7 @@ TaskName = Literal[
     "cache_write_back",
     "control",
     "http_call",
+    "live",
     "peer_link",
     "raft",
     "snapshot",

@@ -20,8 +20,9 @@ import msgspec
 import structlog
 from prometheus_client import Gauge
 
+from dss_api import tickets
 from dss_api.answer import Answer
-from dss_api.caller import ANYONE, set_caller
+from dss_api.caller import ANYONE, Caller, set_caller
 from dss_api.client_memory import CALL_BYTES, SETTING
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, EventEncoder, RequestDecoder, encode_refusal
 from dss_api.errors import Refused
@@ -34,7 +35,7 @@ from dss_api.liveness import Liveness, NoLine
 from dss_api.operation import Subscription
 from dss_api.proxies import NO_PROXIES, TrustedProxies
 from dss_api.quotas import TokenQuotas
-from dss_api.routes import require_right, require_state
+from dss_api.routes import Route, require_possible, require_right, require_state
 from dss_api.supervised import Tasks, report_if_failed
 from dss_api.websocket_writer import WebSocketWriter
 
@@ -48,6 +49,8 @@ PING = "ping"
 
 #: Close codes of RFC 6455, and our own (4000 and up) where HTTP would answer 401, 403, 404 and 429.
 GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, OVER_LIMIT = 1001, 1007, 4401, 4403, 4404, 4429
+#: the connection was opened with a ticket, whose time is over
+TICKET_ENDED = 4408
 _NO_QUOTAS = TokenQuotas()
 
 SUBSCRIPTIONS = Gauge("dss_subscriptions", "Subscriptions on this node's WebSocket connections.", ["subscription"])
@@ -129,12 +132,20 @@ class WebSocketEntryPoint:
         await receive()
         client = scope.get("client")
         scope = self._proxies.scope(scope)
+        subprotocols = scope.get("subprotocols") or ()
         refused = self._refused(scope)
+        holder = None
+        if not refused or refused == UNAUTHENTICATED:
+            try:
+                holder = tickets.shared().take(subprotocols)
+                refused = 0 if holder is not None else refused
+            except Refused:
+                refused = UNAUTHENTICATED
         if refused:
             await send({"type": "websocket.close", "code": refused})
             return
         authorization = dict(scope["headers"]).get(b"authorization", b"")
-        caller = self.json.guard.authenticate(authorization)
+        caller = holder or self.json.guard.authenticate(authorization)
         quotas = caller.quotas or _NO_QUOTAS
         try:
             quotas.connections.take(caller.name)
@@ -142,8 +153,10 @@ class WebSocketEntryPoint:
             await send({"type": "websocket.close", "code": OVER_LIMIT})
             return
         try:
-            await send({"type": "websocket.accept"})
-            await WebSocketConnection(self, client, send, authorization, (scope.get("client") or ("",))[0]).serve(receive)
+            accepts = {"subprotocol": tickets.PROTOCOL} if tickets.PROTOCOL in subprotocols else {}
+            await send({"type": "websocket.accept", **accepts})
+            address = (scope.get("client") or ("",))[0]
+            await WebSocketConnection(self, client, send, authorization, address, holder).serve(receive)
         finally:
             quotas.connections.give_back(caller.name)
 
@@ -172,8 +185,11 @@ class WebSocketConnection:
         send: Send,
         authorization: bytes = b"",
         address: str = "",
+        holder: Caller | None = None,
     ) -> None:
         self._entry_point = entry_point
+        #: who had the ticket with which it was opened
+        self._holder = holder
         self._guard = entry_point.json.guard
         self._authorization = authorization
         self._json = entry_point.json
@@ -200,6 +216,9 @@ class WebSocketConnection:
         self._in_progress.sockets.add(self._go_away)
         self._serving = asyncio.current_task()
         unwatch = self._guard.watch(self._tokens_changed)
+        ending = None
+        if self._holder is not None:
+            ending = asyncio.get_running_loop().call_later(tickets.CONNECTION_S, self._end_ticket)
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 self._line.message_taken()
@@ -221,6 +240,8 @@ class WebSocketConnection:
                 raise
         finally:
             unwatch()
+            if ending is not None:
+                ending.cancel()
             self._is_open = False
             self._writer.close()
             self._account.close()
@@ -248,10 +269,14 @@ class WebSocketConnection:
 
     def _tokens_changed(self) -> None:
         """Close the connection if its token is not valid any longer: its calls and subscriptions end."""
-        if self._is_open and not self._guard.is_valid(self._authorization):
-            self._refusals.spawn("websocket", self._end_unauthenticated())
+        if self._is_open and self._holder is None and not self._guard.is_valid(self._authorization):
+            self._refusals.spawn("websocket", self._end_unauthenticated(UNAUTHENTICATED))
 
-    async def _end_unauthenticated(self) -> None:
+    def _end_ticket(self) -> None:
+        if self._is_open:
+            self._refusals.spawn("websocket", self._end_unauthenticated(TICKET_ENDED))
+
+    async def _end_unauthenticated(self, code: int) -> None:
         if self._changing_tokens:
             await asyncio.wait(self._changing_tokens)
         if not self._is_open:
@@ -259,7 +284,19 @@ class WebSocketConnection:
         self._is_open = False
         for call in list(self._calls.values()):
             cancel_once(call)
-        await self._send({"type": "websocket.close", "code": UNAUTHENTICATED})
+        await self._send({"type": "websocket.close", "code": code})
+
+    def _authenticate(self, route: Route) -> Caller:
+        """Who makes a call.
+
+        Raises:
+            Refused: `unauthenticated`, `forbidden`.
+        """
+        if self._holder is None:
+            return self._json.authenticate(route, self._authorization)
+        if route.guarded:
+            require_possible(route.needs, self._holder)
+        return self._holder
 
     async def _begin(self, frame: Frame, as_text: bool, held_bytes: int) -> None:
         try:
@@ -328,7 +365,7 @@ class WebSocketConnection:
             if route is None:
                 raise Refused("not_found", f"there is no operation {frame.op}")
             await self._in_progress.turns.enter(self._address)
-            caller = self._json.authenticate(route, self._authorization)
+            caller = self._authenticate(route)
             request = route.decoder.body(bytes(frame.request))
             headers = ((b"traceparent", frame.traceparent.encode()),) if frame.traceparent else ()
             answer = await route.carry_out(self._json.find_node, request, caller, "websocket", self._address, headers)
@@ -352,7 +389,7 @@ class WebSocketConnection:
         self._feeds[frame.id] = feed
         try:
             request = subscription.decoder.body(bytes(frame.request))
-            caller = self._guard.authenticate(self._authorization)
+            caller = self._holder or self._guard.authenticate(self._authorization)
             if caller is not ANYONE:
                 set_caller(caller)
                 require_right(subscription.needs, caller, request)

@@ -23,7 +23,7 @@ from dss_api.security_headers import NOSNIFF, PAGE_HEADERS, Header, with_headers
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Pages for every client, whatever its Accept header says.
-PAGES = ("/admin", "/api/", "/favicon.ico")
+PAGES = ("/admin", "/api/", "/ui/", "/favicon.ico")
 #: Paths that the web server answers, not the listener.
 WEB_SERVER_PATHS = (*PAGES, "/metrics", settings.STATIC_URL)
 #: Paths that need no token: the admin has its own login, and its files are the same on every node.

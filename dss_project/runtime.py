@@ -12,6 +12,7 @@ from dss_cache.backing_store import BackingStore
 from dss_cache.core.directory import Directory
 from dss_cache.django_app.django_store import DjangoStore
 from dss_cache.service import CacheService
+from dss_console.live.view import SERVICE, LiveView
 from dss_locks import metrics as lock_metrics
 from dss_locks.core.table import LockTable
 from dss_locks.watching import LockWatchers
@@ -63,6 +64,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     tokens = Tokens(node, guard.shared())
     cache = CacheService(node, backing_store(config))
     cache_metrics.show(cache)
+    LiveView(node, cache)
     await node.start()
     tokens.begin()
     await cache.start()
@@ -83,6 +85,7 @@ async def stop() -> None:
         return
     if _cache_service is not None:
         await _cache_service.stop()
+    node.services[SERVICE].close()
     await node.withdraw()
     await node.hand_over()
     await node.stop()

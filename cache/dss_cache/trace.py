@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import Any, NamedTuple
 
 #: Transitions that a node keeps, of all keys together.
@@ -29,10 +30,10 @@ class Trace:
     def add(self, transition: Transition) -> None:
         self._ring.append(transition)
 
-    def of_key(self, key: str, node: str, limit: int) -> list[dict[str, Any]]:
-        """The key's transitions, latest first."""
+    def of_key(self, key: str, node: str, limit: int, scanned_max: int = TRANSITIONS_MAX) -> list[dict[str, Any]]:
+        """The key's transitions among the last `scanned_max` of all keys, latest first."""
         rows = []
-        for one in reversed(self._ring):
+        for one in islice(reversed(self._ring), scanned_max):
             if one.key == key:
                 rows.append(
                     {

@@ -23,6 +23,8 @@ class Listeners:
         #: callbacks that have raised -> ticks until the next call
         self._paused: dict[Callable[[], None], int] = {}
         self._peer_listeners: list[Callable[[str], None]] = []
+        self._peer_down_listeners: list[Callable[[str], None]] = []
+        self._configuration_listeners: list[Callable[[], None]] = []
         self._replacement_listeners: list[Callable[[], None]] = []
 
     def on_event(self, event_type: type[Event], callback: Callable[[Any, int], None]) -> None:
@@ -48,6 +50,14 @@ class Listeners:
     def on_peer_up(self, callback: Callable[[str], None]) -> None:
         """Call `callback(peer_id)` when a link comes up."""
         self._peer_listeners.append(callback)
+
+    def on_peer_down(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(peer_id)` when a link goes down."""
+        self._peer_down_listeners.append(callback)
+
+    def on_configuration_change(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` when another configuration is in force."""
+        self._configuration_listeners.append(callback)
 
     def _notify_events(self, events: list[Event], index: int) -> None:
         for event in events:
@@ -81,3 +91,11 @@ class Listeners:
     def _notify_peer_up(self, peer_id: str) -> None:
         for callback in self._peer_listeners:
             callback(peer_id)
+
+    def _notify_peer_down(self, peer_id: str) -> None:
+        for callback in self._peer_down_listeners:
+            callback(peer_id)
+
+    def _notify_configuration_change(self) -> None:
+        for callback in self._configuration_listeners:
+            callback()

@@ -325,6 +325,10 @@ class Node(Listeners):
         """Whether the link to this member works."""
         return self._links.is_up(peer)
 
+    def silent_ms(self, peer: str) -> int | None:
+        """For how long nothing has arrived from this member, in steps of the links' timer; None without a link."""
+        return self._links.silent_ms(peer)
+
     @property
     def snapshot_path(self) -> Path | None:
         """The file of the current snapshot, which a newer one may replace at any time. None while there is no snapshot."""
@@ -593,6 +597,7 @@ class Node(Listeners):
         self._identities.members_changed()
         members.link_members(self._links, self.core.configuration, self.config)
         self._unlink_others_later()
+        self._notify_configuration_change()
 
     def _unlink_others_later(self) -> None:
         # The time of an earlier change must not cut short that of a later one.
@@ -711,3 +716,4 @@ class Node(Listeners):
     def _peer_is_down(self, peer: str) -> None:
         log.info("raft.peer_down", peer=peer)
         self._identities.unlinked(peer)
+        self._notify_peer_down(peer)

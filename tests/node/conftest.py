@@ -28,6 +28,10 @@ from dss_api.page_access import PageAccess
 from dss_api.result import Result
 from dss_api.rights import ANY_TOKEN, OPEN, Need
 from dss_console.browsable_api import views_of
+from dss_console.live.answers import ClusterEvent
+from dss_console.live.judgement import Facts, MemberFacts, judge
+from dss_console.live.requests import WatchCluster
+from dss_console.live.view import SERVICE
 from dss_console.pages import page_patterns
 from dss_project.http_entry import ALWAYS_OPEN, HttpEntryPoint
 from dss_raft.replication.commands import Command
@@ -91,6 +95,21 @@ class RemoveAnswer(Answer, kw_only=True):
     index: RaftIndex
 
 
+class FakeLiveView:
+    """What the pages need of a live view."""
+
+    def glance(self, request: WatchCluster) -> ClusterEvent:
+        members = [MemberFacts("node-1", "http://127.0.0.1:8201", False, False, 0, None)]
+        facts = Facts("node-1", 0, members, term=3, leader="node-1", leaderless_ms=0, leader_since_ms=0, election_ms_max=300)
+        found = judge(facts)
+        return ClusterEvent(
+            kind="state", node="node-1", at_ms=0, at="00:00:00", verdict=found.verdict, checks=found.checks, nodes=found.nodes
+        )
+
+    async def look(self, request: WatchCluster) -> ClusterEvent:
+        return self.glance(request)
+
+
 @dataclass
 class FakeNode:
     """What the demo operations leave behind."""
@@ -99,6 +118,10 @@ class FakeNode:
     unusable_reason: str = ""
     cancelled: list[str] = field(default_factory=list)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def services(self) -> dict[str, Any]:
+        return {SERVICE: FakeLiveView()}
 
     def status(self) -> dict[str, Any]:
         members = [{"id": "node-1", "url": "http://127.0.0.1:8201", "learner": False, "up": True, "outdated": False}]

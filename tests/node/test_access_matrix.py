@@ -71,6 +71,7 @@ ALLOWED = {
     "locks.audit": "read",
     "locks.watch": "read locks",
     "locks.session": "any_locks",
+    "cluster.watch": "read",
     "queue.publish": "queue:publish",
     "queue.consume": "queue:consume",
     "queue.ack": "queue:consume",

@@ -12,6 +12,7 @@ from dss_cache import peers, redis_store
 from dss_cache.core import directory
 from dss_cache.django_app import django_store
 from dss_cli import backup, find_cluster
+from dss_console.live import messages
 from dss_locks.core import rows as lock_rows
 from dss_project.runtime import state_machines
 from dss_queue.core import snapshot as queue_snapshot
@@ -56,6 +57,7 @@ CODE = {
     "channel `control`": control.FORMAT[1:],
     "channel `clock`": (clock_exchange.FORMAT, clock_exchange.FORMAT),
     "channel `cache`": peers.FORMAT[1:],
+    "channel `live`": messages.FORMAT[1:],
     "channel `state_hash`": state_hashes.FORMAT[1:],
     "`cluster.json` of `make run`": (find_cluster.VERSION, find_cluster.VERSION),
 }

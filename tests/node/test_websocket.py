@@ -219,7 +219,7 @@ def test_a_page_counts_as_a_call_of_its_address(make_entry_points: Any) -> None:
     entry_points = make_entry_points(calls_per_address_max=1)
     in_progress = entry_points.http.in_progress
     sent: list[dict[str, Any]] = []
-    scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "client": CLIENT}
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "scheme": "http", "headers": [], "client": CLIENT}
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}

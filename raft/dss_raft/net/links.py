@@ -152,6 +152,11 @@ class PeerLinks:
         link = self._links.get(peer_id)
         return link is not None and link.ticks_without_data <= self._silent_ticks
 
+    def silent_ms(self, peer_id: str) -> int | None:
+        """For how long nothing has arrived on the link, in steps of a tick; None without a link."""
+        link = self._links.get(peer_id)
+        return None if link is None else round(link.ticks_without_data * self._tick_seconds * 1000)
+
     def supported_by(self, peer_id: str) -> Supported | None:
         """The cluster versions that a peer supports; None unless it is up."""
         if not self.is_up(peer_id):

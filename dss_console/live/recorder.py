@@ -1,0 +1,103 @@
+"""The rare events of one node, for people: elections, links, members, dead letters, refused deadlocks, lost locks. Pure.
+
+They are recorded all the time, so that a page can show what happened before it was opened. An entry costs less than 200 ns, and the ring
+bounds the memory. Frequent events, such as grants and publishes, are not recorded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+#: Events that a node keeps.
+EVENTS_KEPT = 1024
+#: Events in one frame. Above it, the oldest are left out.
+EVENTS_PER_FRAME_MAX = 100
+
+
+class Recorded(NamedTuple):
+    """One event.
+
+    Attributes:
+        seq: counts the events of this node from its start.
+        at_ms: by the node's wall clock.
+        kind: see `TEXTS`.
+        subject: a node, a client, or a topic.
+        object: a key, or a group.
+        detail: a reason.
+        term: for elections.
+    """
+
+    seq: int
+    at_ms: int
+    kind: str
+    subject: str = ""
+    object: str = ""
+    detail: str = ""
+    term: int = 0
+
+
+#: kind -> sentence
+TEXTS = {
+    "started": "{subject} started",
+    "leader": "{subject} leads in term {term}",
+    "no_leader": "{subject} knows no leader in term {term}",
+    "candidate": "{subject} asks for votes in term {term}",
+    "link_up": "{subject} is linked to {object}",
+    "link_down": "{subject} has lost its link to {object}",
+    "members": "the members are {detail}",
+    "restored": "{subject} restored a snapshot",
+    "dead_letter": "a message of {subject}/{object} became a dead letter: {detail}",
+    "deadlock": "{subject} was refused {object}: that would be a deadlock",
+    "lock_lost": "{subject} lost {object}: {detail}",
+}
+#: kinds that every node records by itself from the same log: a view shows its own node's
+REPLICATED = frozenset(("members", "dead_letter", "deadlock", "lock_lost"))
+#: kinds that deserve attention
+WARNINGS = frozenset(("no_leader", "candidate", "link_down", "dead_letter", "deadlock", "lock_lost"))
+
+
+class Recorder:
+    """The last events of a node.
+
+    Args:
+        wall_ms: the clock of the events.
+    """
+
+    def __init__(self, wall_ms: Callable[[], int]) -> None:
+        self._wall_ms = wall_ms
+        self._ring: deque[Recorded] = deque(maxlen=EVENTS_KEPT)
+        self.last_seq = 0
+
+    def add(self, kind: str, subject: str = "", object: str = "", detail: str = "", term: int = 0) -> None:
+        """Record an event."""
+        self.last_seq = seq = self.last_seq + 1
+        self._ring.append(Recorded(seq, self._wall_ms(), kind, subject, object, detail, term))
+
+    def since(self, seq: int, limit: int = EVENTS_PER_FRAME_MAX) -> list[Recorded]:
+        """The events after `seq`, oldest first; the latest `limit` of them."""
+        wanted = min(limit, self.last_seq - seq, len(self._ring))
+        if wanted <= 0:
+            return []
+        return list(islice(self._ring, len(self._ring) - wanted, None))
+
+    def count(self, kind: str, since_ms: int) -> int:
+        """How many events of this kind happened since then."""
+        count = 0
+        for event in reversed(self._ring):
+            if event.at_ms < since_ms:
+                break
+            count += event.kind == kind
+        return count
+
+    def last(self, kind: str) -> Recorded | None:
+        """The latest event of this kind."""
+        return next((event for event in reversed(self._ring) if event.kind == kind), None)
+
+
+def text_of(event: Recorded) -> str:
+    """The event as a sentence without a full stop; a kind of a later release as its name."""
+    form = TEXTS.get(event.kind)
+    return event.kind if form is None else form.format_map(event._asdict())
