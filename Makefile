@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client load upgrade postman sim mutants model chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client bench-peers load upgrade postman sim mutants model chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ bench-raft: $(READY) ## measure Raft alone: throughput, latency, failover
 
 bench-client: $(READY) ## measure the Python client against a bare WebSocket, and aio-pika on RabbitMQ if that is installed
 	@$(BIN)/python benchmarks/bench_client.py $(ARGS)
+
+bench-peers: $(READY) ## measure three nodes next to etcd, RabbitMQ, NATS and Redis, those that are installed
+	@$(BIN)/python benchmarks/bench_peers.py $(ARGS)
 
 load: $(READY) ## Locust: 200 users for 60 s against a running cluster (NODES=1: against the single one)
 	@mkdir -p report
