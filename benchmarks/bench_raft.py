@@ -5,7 +5,7 @@
     python benchmarks/bench_raft.py --seconds 0           # failover alone; the results file is not changed
 
 Each client is a coroutine in a node's process that submits one small command after the other. Every answered command is
-fsynced on a majority.
+fsynced on a majority. DSS_BENCH_PLAIN=1 links the nodes without TLS.
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ def config_of(node_id: str, ports: dict[str, int], directory: Path) -> SimpleNam
         url=f"http://{node_id}",
         cluster_id="bench",
         cluster_secret="bench",
+        cluster_secret_previous="",
+        peer_tls="DSS_BENCH_PLAIN" not in os.environ,
+        peer_certificate_file="",
         data_dir=directory / node_id,
         peer_host="127.0.0.1",
         peer_port=ports[node_id],

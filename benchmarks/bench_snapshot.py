@@ -62,7 +62,7 @@ def config(directory: Path) -> SimpleNamespace:
         node_id="a", url="http://127.0.0.1:1", cluster_id="bench", cluster_secret="bench", data_dir=directory / "a",
         peer_host="127.0.0.1", peer_port=0, peers=[], raft_heartbeat_ms=100, raft_election_min_ms=500, raft_election_max_ms=1000,
         pending_commands_max=20_000, submit_timeout_ms=60_000, snapshot_entries=ENTRIES, snapshot_bytes=1 << 40,
-        peer_port_offset=0, cluster_version_max=LATEST, state_hash_interval_s=0, join=False,
+        peer_port_offset=0, cluster_version_max=LATEST, state_hash_interval_s=0, join=False, peer_tls=False,
     )  # fmt: skip
 
 

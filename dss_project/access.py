@@ -28,7 +28,8 @@ def token_keys(config: NodeConfig) -> list[TokenKey]:
         first = secret_files.read_or_make(path) if path.exists() else ""
     if not first:
         return []
-    return [token_key(secret) for secret in dict.fromkeys((first, config.token_key_previous)) if secret]
+    previous = (config.token_key_previous, config.cluster_secret_previous)
+    return [token_key(secret) for secret in dict.fromkeys((first, *previous)) if secret]
 
 
 def make_key_file(config: NodeConfig) -> None:

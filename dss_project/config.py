@@ -305,7 +305,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]
     unknown = {}
     for name in sorted(environ):
         base = name.upper().removesuffix("_FILE")
-        if name.removesuffix("_FILE") in known:
+        if name in known or name.removesuffix("_FILE") in known:
             continue
         similarity = SIMILARITY_WITH_PREFIX if base.startswith("DSS_") else SIMILARITY
         meant = difflib.get_close_matches(base, known, 1, similarity)
@@ -432,4 +432,22 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
             f"DSS_CLUSTER_SECRET must have at least {SECRET_CHARACTERS_MIN} characters on a node that listens beyond loopback, or"
             " others could guess it. Use a random text: openssl rand -base64 33"
         )
+    return [*faults, *_peer_contradictions(values, bool(exposed))]
+
+
+def _peer_contradictions(values: dict[str, Any], is_exposed: bool) -> list[str]:
+    """Faults of the settings for links between members."""
+    faults = []
+    if values["cluster_secret_previous"] and not values["cluster_secret"]:
+        faults.append("DSS_CLUSTER_SECRET is missing: DSS_CLUSTER_SECRET_PREVIOUS is only the one before it")
+    if is_exposed and not values["peer_tls"]:
+        faults.append("DSS_PEER_TLS=false is possible on loopback only: without TLS, links are not encrypted")
+    needed = {name: values[f"peer_{name}_file"] for name in ("certificate", "key", "ca")}
+    missing = [f"DSS_PEER_{name.upper()}_FILE" for name, path in needed.items() if not path]
+    if 0 < len(missing) < len(needed):
+        faults.append(
+            f"{' and '.join(missing)} missing: a node's own certificate for links needs certificate, key and authorities"
+        )
+    if values["peer_crl_file"] and missing:
+        faults.append("DSS_PEER_CRL_FILE needs DSS_PEER_CERTIFICATE_FILE, DSS_PEER_KEY_FILE and DSS_PEER_CA_FILE")
     return faults

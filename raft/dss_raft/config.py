@@ -83,8 +83,30 @@ class RaftConfig:
     cluster_secret: str = setting(
         "DSS_CLUSTER_SECRET",
         "",
-        "Secret with which members authenticate to each other. Required unless the node listens on loopback only.",
+        "Secret from which members compute the certificates with which they link. Required unless the node listens on loopback only.",
     )
+    cluster_secret_previous: str = setting(
+        "DSS_CLUSTER_SECRET_PREVIOUS",
+        "",
+        "The secret before a change: links and tokens made with it are still accepted.",
+    )
+    peer_tls: bool = setting(
+        "DSS_PEER_TLS",
+        True,
+        "Members link with TLS. `false` is possible on loopback only: links are then authenticated, not encrypted.",
+        environment.boolean,
+    )
+    peer_certificate_file: str = setting(
+        "DSS_PEER_CERTIFICATE_FILE",
+        "",
+        "PEM file with this node's certificate for links and its chain. Its URI is `dss://<DSS_CLUSTER_ID>/<NODE_ID>`.",
+        shown="computed from the secret",
+    )
+    peer_key_file: str = setting("DSS_PEER_KEY_FILE", "", "PEM file with the key of that certificate.")
+    peer_ca_file: str = setting(
+        "DSS_PEER_CA_FILE", "", "PEM file with the authorities whose certificates members accept from each other."
+    )
+    peer_crl_file: str = setting("DSS_PEER_CRL_FILE", "", "PEM file with revocation lists of these authorities.")
     cluster_version_max: int = setting(
         "DSS_CLUSTER_VERSION_MAX",
         LATEST,

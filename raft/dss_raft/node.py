@@ -37,6 +37,7 @@ from dss_raft.exports import Exports
 from dss_raft.formats import WrongFormat
 from dss_raft.identity import Identities
 from dss_raft.listeners import Listeners
+from dss_raft.net.certificates import CertificateFiles, Credentials, FileCredentials, SecretCredentials
 from dss_raft.net.control import CHANNEL, Control
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import AnyFrame, AppFrame, ForwardFrame, RaftFrame
@@ -51,7 +52,7 @@ from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
 from dss_raft.state_hashes import StateHashes
-from dss_raft.versions import LATEST, MIN, RELEASE, Announced, Supported, UnsupportedVersion
+from dss_raft.versions import KNOWS_TLS, LATEST, MIN, MUTUAL_TLS, RELEASE, Announced, Supported, UnsupportedVersion
 
 if TYPE_CHECKING:
     from dss_raft.config import RaftConfig
@@ -147,6 +148,7 @@ class Node(Listeners):
         # Also for uncommitted entries: the node would have to stop at them later, perhaps as the leader.
         self.replica.require_supported(boot_state.entries)
         self.tokens_up_to = last_with_token(boot_state.entries)
+        version_in_log = self.replica.version_in(boot_state.entries)
         tick_ms = self.tick_s * 1000
         core_config = CoreConfig(
             node_id=config.node_id,
@@ -181,6 +183,8 @@ class Node(Listeners):
             versions=self._announced,
             on_conflict=self._versions_conflict,
             has_left=lambda node_id: members.has_left(self.core, node_id),
+            credentials=self._credentials(),
+            requires_tls=lambda: max(self.replica.cluster_version, version_in_log) >= MUTUAL_TLS,
             silent_seconds=config.raft_election_max_ms / 1000,
         )
         self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)
@@ -692,6 +696,24 @@ class Node(Listeners):
             self._calls.forwarded(peer, frame.group)
         elif isinstance(frame, AppFrame) and frame.channel in self._channels:
             self._channels[frame.channel](peer, frame.data)
+
+    def _credentials(self) -> Credentials | None:
+        """What links need for TLS; None: they do not use it."""
+        config = self.config
+        if not (config.peer_tls and KNOWS_TLS):
+            return None
+        if config.peer_certificate_file:
+            files = CertificateFiles(
+                config.peer_certificate_file, config.peer_key_file, config.peer_ca_file, config.peer_crl_file
+            )
+            return FileCredentials(files, config.cluster_id, config.node_id)
+        return SecretCredentials(
+            config.cluster_secret,
+            config.cluster_id,
+            config.node_id,
+            previous=config.cluster_secret_previous,
+            directory=str(self._store_directory),
+        )
 
     def _announced(self) -> Announced:
         return Announced(self.replica.supported, self.replica.cluster_version)

@@ -22,7 +22,7 @@ fields or effect change is a new command, with a new tag, from the next version 
     2         `HashState`
     3         `Once` and request sessions: calls with a `request_id`
     4         tokens and the audit trail
-    5         `cache.touch`, and `must_exist` of `cache.incr`
+    5         `cache.touch`, and `must_exist` of `cache.incr`; links use mutual TLS only (`dss_raft.net.tls_handshake`)
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from dss_api.errors import ForOperator
 
 MIN: Final = 1
 LATEST: Final = 5
+#: the version from which on members are linked with TLS only
+MUTUAL_TLS: Final = 5
+#: False in a copy of this release with a lower `LATEST`, which tests use as an older one
+KNOWS_TLS: Final = LATEST >= MUTUAL_TLS
 #: limit of what a peer may announce
 VERSION_MAX: Final = 2**16 - 1
 

@@ -72,6 +72,11 @@ def test_redis_is_the_backing_store_when_its_address_is_given() -> None:
         ({"DSS_DEBUG": "perhaps"}, "DSS_DEBUG", "true or false"),
         ({"DSS_PEER_PORT": "8201"}, "DSS_PEER_PORT", "another port"),
         ({"DSS_BODY_BYTES_MAX": "2048"}, "DSS_BODY_BYTES_MAX", "DSS_VALUE_BYTES_MAX"),
+        ({"DSS_CLUSTER_SECRET_PREVIOUS": "x"}, "DSS_CLUSTER_SECRET", "missing"),
+        ({"DSS_PEER_TLS": "false", "RPC_HOST": "::", "DSS_CLUSTER_SECRET": "s" * 16}, "DSS_PEER_TLS", "loopback only"),
+        ({"DSS_PEER_CERTIFICATE_FILE": "c"}, "DSS_PEER_KEY_FILE and DSS_PEER_CA_FILE", "missing"),
+        ({"DSS_PEER_CA_FILE": "c", "DSS_PEER_KEY_FILE": "k"}, "DSS_PEER_CERTIFICATE_FILE", "missing"),
+        ({"DSS_PEER_CRL_FILE": "c"}, "DSS_PEER_CRL_FILE", "needs"),
     ],
 )
 def test_a_bad_value(environ: dict[str, str], variable: str, words: str) -> None:
@@ -106,6 +111,10 @@ def test_no_fault_shows_a_password(url: str) -> None:
     with pytest.raises(ConfigError, match="REDIS_URL") as caught:
         read(REDIS_URL=url)
     assert "geheim" not in str(caught.value)
+
+
+def test_files_for_links_are_settings_and_not_misspelt_ones() -> None:
+    assert unknown_variables({f"DSS_PEER_{name}_FILE": "x" for name in ("CERTIFICATE", "KEY", "CA", "CRL")}) == {}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])

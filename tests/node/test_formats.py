@@ -22,7 +22,7 @@ from dss_raft.core.messages import Configuration, Entry, EntryKind, Member
 from dss_raft.disk import acknowledged, rows
 from dss_raft.disk.files import StoreDamaged
 from dss_raft.formats import Format, WrongFormat
-from dss_raft.net import control, handshake
+from dss_raft.net import control, handshake, tls_handshake
 from dss_raft.replication import batch, sessions, snapshot_keeper
 from dss_raft.replication import replica as replicas
 from dss_raft.replication.access_tokens import AccessTokens
@@ -52,7 +52,8 @@ CODE = {
     "values of the cache in a snapshot": django_store.FORMAT[1:],
     "values of the cache in Redis": (redis_store.FORMAT, 1),
     "backup file": (backup.VERSION, 1),
-    "handshake, and all frames of the connection": (handshake.VERSION, handshake.VERSION),
+    "hello and all frames of a link with TLS": (tls_handshake.VERSION, tls_handshake.VERSION),
+    "handshake and all frames of a link without TLS": (handshake.VERSION, handshake.VERSION),
     "channel `identity`": identity.FORMAT[1:],
     "channel `control`": control.FORMAT[1:],
     "channel `clock`": (clock_exchange.FORMAT, clock_exchange.FORMAT),

@@ -182,3 +182,13 @@ async def test_a_frame_on_a_channel_of_a_newer_release_is_ignored(upgrade):
     await asyncio.sleep(0)
     assert cluster.failures == {}
     assert follower._links.is_up(leader.node_id)
+
+
+async def test_a_restarted_node_links_with_tls_only_before_it_applies_its_log(cluster):
+    await cluster.start()
+    await cluster.until(lambda: all(node.replica.cluster_version == LATEST for node in cluster.nodes.values()))
+    await cluster.stop()
+    await cluster.start("a")
+    node = cluster.nodes["a"]
+    assert node.replica.cluster_version < LATEST
+    assert not node._links._may_be_without_tls

@@ -1,4 +1,7 @@
-"""The handshake of two peers: each proves that it knows the cluster secret, and both derive keys. No I/O.
+"""The handshake of releases before mutual TLS: each side proves that it knows the cluster secret, and both derive keys. No I/O.
+
+Members of this release use it with members of such a release, until the cluster's version is `MUTUAL_TLS`, and with `DSS_PEER_TLS=false` on
+loopback. Otherwise see `tls_handshake`.
 
     dialer                                           acceptor
     hello  (cluster, id, the acceptor's id, nonce, versions) ──>
@@ -19,7 +22,8 @@ proof it sends a refusal with a MAC, which the dialer can believe.
 
 Each message begins with a magic number and the version of the handshake, which is read first. The hellos say which cluster versions both
 sides support (see `dss_raft.versions`), so that nodes of different releases can link. The whole hellos are part of the key, even fields
-that one side does not know, so an attacker in between cannot make the nodes believe in other versions.
+that one side does not know, so an attacker in between cannot make the nodes believe in other versions. Nor can it make two nodes that both
+know TLS use this handshake: each says in its hello whether it does, and they refuse each other then.
 """
 
 from __future__ import annotations
@@ -41,16 +45,18 @@ NONCE_BYTES = 32
 #: limit of a message before the peer is authenticated
 MESSAGE_BYTES_MAX = 1024
 
-_Name = Annotated[str, msgspec.Meta(max_length=64, pattern="^[A-Za-z0-9._-]*$")]
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern="^[A-Za-z0-9._-]*$")]
 _Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    cluster: _Name
-    node: _Name
-    to: _Name
+    cluster: Name
+    node: Name
+    to: Name
     nonce: _Bytes32
     versions: Announced
+    #: whether the node uses TLS with nodes that do; releases before it do not send this
+    can_tls: bool = False
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -65,7 +71,7 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Hello | Proof | Refusal).decode
-_PREFIX = MAGIC + bytes([VERSION])
+PREFIX = MAGIC + bytes([VERSION])
 _REASONS = frozenset(map(str, Reason))
 
 
@@ -77,6 +83,7 @@ class Handshake:
         dials: the peer this side dials; None for the side that accepts.
         versions: of this node.
         refuses: why a peer with this id may not connect; None if it may (used on the accepting side only).
+        can_tls: this node uses TLS with nodes that do.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class Handshake:
         dials: str | None = None,
         versions: Announced = FIRST_ANNOUNCED,
         refuses: Callable[[str], Reason | None] = lambda peer_id: None,
+        can_tls: bool = False,
     ) -> None:
         self.stream: AuthenticatedStream | None = None
         #: the other side has proved that it knows the secret
@@ -106,6 +114,8 @@ class Handshake:
         self._dials = dials is not None
         self._versions = versions
         self._refuses = refuses
+        self._can_tls = can_tls
+        self._peer_can_tls = False
         #: the body of this side's hello, once it is sent
         self._own_hello = b""
         self._key = b""
@@ -135,7 +145,7 @@ class Handshake:
             raise self._refused(message)
         if isinstance(message, Hello) and not self._key:
             self._check(message)
-            self.peer_id, self.peer_versions = message.node, message.versions
+            self.peer_id, self.peer_versions, self._peer_can_tls = message.node, message.versions, message.can_tls
             reply = b"" if self._dials else self._hello()
             self._key = self._derive(body)
             return self._proof() if self._dials else reply
@@ -147,6 +157,8 @@ class Handshake:
             if reason is not None:
                 raise WireError(reason, f"node {self.peer_id!r} is not a member that may connect here")
             self._check_versions()
+            if self._can_tls and self._peer_can_tls:
+                raise WireError(Reason.NO_TLS, f"{self.peer_id!r} knows TLS, and this connection does not use it")
             self.stream = AuthenticatedStream(self._mac(f"frames of {self._role}"), self._mac(f"frames of {self._other_role}"))
             return b"" if self._dials else self._proof()
         raise WireError(Reason.MALFORMED, f"unexpected {type(message).__name__}")
@@ -181,7 +193,7 @@ class Handshake:
 
     def _refusal(self, reason: Reason) -> bytes:
         mac = self._refusal_mac(reason) if self.is_proven and not self._dials else b""
-        return with_length(_PREFIX + _encode(Refusal(reason, mac)))
+        return with_length(PREFIX + _encode(Refusal(reason, mac)))
 
     def _refusal_mac(self, reason: str) -> bytes:
         return self._mac(f"refused by acceptor: {reason}")
@@ -191,12 +203,12 @@ class Handshake:
         return hmac.digest(self._secret, _encode((VERSION, dialer, acceptor)), "sha256")
 
     def _hello(self) -> bytes:
-        hello = Hello(cluster=self._cluster_id, node=self._node_id, to=self.peer_id, nonce=self._nonce, versions=self._versions)
-        self._own_hello = _PREFIX + _encode(hello)
+        hello = Hello(self._cluster_id, self._node_id, self.peer_id, self._nonce, self._versions, self._can_tls)
+        self._own_hello = PREFIX + _encode(hello)
         return with_length(self._own_hello)
 
     def _proof(self) -> bytes:
-        return with_length(_PREFIX + _encode(Proof(self._mac(self._role))))
+        return with_length(PREFIX + _encode(Proof(self._mac(self._role))))
 
     def _mac(self, label: str) -> bytes:
         return hmac.digest(self._key, label.encode(), "sha256")
@@ -211,7 +223,7 @@ class Handshake:
 
 
 def _parse(body: bytes) -> Hello | Proof | Refusal:
-    if body[:4] != MAGIC or len(body) < len(_PREFIX):
+    if body[:4] != MAGIC or len(body) < len(PREFIX):
         raise WireError(Reason.MALFORMED, "not a peer of this system")
     if body[4] != VERSION:
         raise WireError(Reason.VERSION, f"the peer uses version {body[4]} of the protocol, this node uses version {VERSION}")

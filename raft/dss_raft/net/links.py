@@ -8,6 +8,9 @@ Frames sent to a peer within one turn of the event loop go out in one write. A l
 dropped, because the other machine may have disappeared. Long before, after `silent_seconds`, the peer does not count as up. Each side
 sends a ping when it has sent nothing else for a tick or two, so that a working link is never silent that long. Idle time is counted
 in ticks of a timer, not with a clock: a node that was paused reads what has arrived before it suspects a peer.
+
+Links use mutual TLS. Until the cluster's version says that all members know it, a member that does not is linked with the handshake of the
+older releases: the dialer tries TLS first, each time.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ import structlog
 
 from dss_api.supervised import Tasks
 from dss_raft import metrics
+from dss_raft.net.certificates import Credentials
 from dss_raft.net.handshake import NONCE_BYTES, Handshake
+from dss_raft.net.tls import TlsStream
+from dss_raft.net.tls_handshake import Acceptance, TlsHandshake
 from dss_raft.net.wire import AnyFrame, AuthenticatedStream, PingFrame, RaftFrame, Reason, WireError
 from dss_raft.versions import FIRST_ANNOUNCED, Announced, Supported
 
@@ -47,6 +53,10 @@ SILENT_TICKS_MIN = 4
 LASTING_TICKS = 4
 #: Minimum interval between two log lines for the same reason of refusal. The metric counts every refusal.
 LOG_SECONDS_MIN = 1.0
+#: Certificate files are looked at so often.
+REFRESH_TICKS = 8
+
+AnyHandshake = Handshake | TlsHandshake | Acceptance
 
 
 class PeerLinks:
@@ -61,6 +71,8 @@ class PeerLinks:
         accepts: whether a node with this id may connect; by default, those in `peers` may.
         versions: what this node announces in its handshakes.
         on_conflict: called with an authenticated peer's id and versions, with which this node must not link.
+        credentials: for TLS; None: links use the handshake of the older releases.
+        requires_tls: whether all members are known to use TLS.
         idle_seconds: a link is dropped when nothing arrives for this time.
         silent_seconds: a peer is not up when nothing has arrived from it for this time (four pings at least).
     """
@@ -80,6 +92,8 @@ class PeerLinks:
         accepts: Callable[[str], bool] | None = None,
         versions: Callable[[], Announced] = lambda: FIRST_ANNOUNCED,
         on_conflict: Callable[[str, Announced], None] = lambda peer_id, versions: None,
+        credentials: Credentials | None = None,
+        requires_tls: Callable[[], bool] = lambda: False,
         idle_seconds: float = 5.0,
         silent_seconds: float = 1.0,
     ) -> None:
@@ -95,6 +109,9 @@ class PeerLinks:
         self._accepts = accepts or (lambda peer_id: peer_id in self._peers)
         self._versions = versions
         self._on_conflict = on_conflict
+        self._credentials = credentials
+        self._requires_tls = requires_tls
+        self._ticks = 0
         self._tick_seconds = idle_seconds / IDLE_TICKS
         self._silent_ticks = max(SILENT_TICKS_MIN, math.ceil(silent_seconds / self._tick_seconds))
         self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
@@ -215,38 +232,72 @@ class PeerLinks:
 
     async def _dial(self, peer_id: str) -> bool:
         """Run one connection until it ends. True when it was authenticated and lasted for a while."""
+        connection = await self._connect(peer_id, with_tls=self._credentials is not None)
+        if connection is not None and connection.is_without_tls and peer_id in self._peers:
+            connection = await self._connect(peer_id, with_tls=False)
+        return connection is not None and connection.ticks >= LASTING_TICKS and connection.stream is not None
+
+    async def _connect(self, peer_id: str, with_tls: bool) -> PeerConnection | None:
+        """Run one connection until it ends. None: nothing listens there."""
         host, port = self._peers[peer_id]
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                _, connection = await loop.create_connection(lambda: PeerConnection(self, dials=peer_id), host, port)
+                _, connection = await loop.create_connection(lambda: PeerConnection(self, peer_id, with_tls), host, port)
         except (OSError, UnicodeError) as error:  # TimeoutError is an OSError; UnicodeError: the host name is invalid
             if peer_id not in self._unreachable:
                 log.info("peer_unreachable", peer=peer_id, address=f"{host}:{port}", error=str(error) or "timed out")
             self._unreachable.add(peer_id)
-            return False
+            return None
         try:
             await connection.closed
         finally:
             connection.close()
-        return connection.ticks >= LASTING_TICKS and connection.stream is not None
+        return connection
 
     # -- called by the connections ---------------------------------------------------------------------------------------------
 
-    def opened(self, connection: PeerConnection) -> Handshake:
+    def opened(self, connection: PeerConnection) -> AnyHandshake:
         """A TCP connection was opened; the other side is not authenticated yet."""
         accepted = [other for other in self._unauthenticated if other.dials is None]
         if connection.dials is None and len(accepted) >= UNAUTHENTICATED_MAX:
             accepted[0].refuse(WireError(Reason.TOO_MANY, f"more than {UNAUTHENTICATED_MAX} unauthenticated connections"))
         self._unauthenticated[connection] = None
+        if self._credentials is None:
+            return self._secret_handshake(connection.dials)
+        if connection.dials is not None:
+            dials, with_tls = connection.dials, connection.with_tls
+            return self._tls_handshake(self._credentials, dials) if with_tls else self._secret_handshake(dials)
+        credentials = self._credentials
+        return Acceptance(
+            lambda: self._tls_handshake(credentials, None), self._secret_handshake if self._may_be_without_tls else None
+        )
+
+    @property
+    def _may_be_without_tls(self) -> bool:
+        """Whether this node links with nodes that do not know TLS."""
+        return self._credentials is None or not self._requires_tls()
+
+    def _tls_handshake(self, credentials: Credentials, dials: str | None) -> TlsHandshake:
+        return TlsHandshake(
+            node_id=self._node_id,
+            cluster_id=self._cluster_id,
+            credentials=credentials,
+            dials=dials,
+            versions=self._versions(),
+            refuses=self._refuses,
+        )
+
+    def _secret_handshake(self, dials: str | None = None) -> Handshake:
         return Handshake(
             node_id=self._node_id,
             cluster_id=self._cluster_id,
             secret=self._secret,
             nonce=os.urandom(NONCE_BYTES),
-            dials=connection.dials,
+            dials=dials,
             versions=self._versions(),
             refuses=self._refuses,
+            can_tls=self._credentials is not None,
         )
 
     def _refuses(self, peer_id: str) -> Reason | None:
@@ -275,6 +326,10 @@ class PeerLinks:
 
     def refused(self, connection: PeerConnection, error: WireError) -> None:
         """The other side broke the protocol, or refused this node. The connection is being closed."""
+        if error.reason is Reason.NO_TLS and connection.dials is not None and connection.with_tls and self._may_be_without_tls:
+            connection.is_without_tls = True
+            log.info("peer_without_tls", peer=connection.dials, address=connection.address)
+            return
         metrics.peer_refused(error.reason)
         if error.reason is Reason.NO_MEMBER and connection.dials is not None:
             self.disowned_by.add(connection.peer_id)
@@ -294,14 +349,26 @@ class PeerLinks:
         self._ticker = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
         for connection in [*self._links.values(), *self._unauthenticated]:
             connection.tick()
+        self._ticks += 1
+        if self._ticks % REFRESH_TICKS == 0 and self._credentials is not None and self._credentials.refresh():
+            self._relink()
+
+    def _relink(self) -> None:
+        """Close all links: they are made again, with the certificates that count now."""
+        for connection in [*self._links.values(), *self._unauthenticated]:
+            connection.close()
 
 
 class PeerConnection(asyncio.Protocol):
     """One TCP connection to a peer."""
 
-    def __init__(self, links: PeerLinks, dials: str | None = None) -> None:
+    def __init__(self, links: PeerLinks, dials: str | None = None, with_tls: bool = True) -> None:
         self.dials = dials
-        self.stream: AuthenticatedStream | None = None
+        #: used for dialing only
+        self.with_tls = with_tls
+        #: the peer does not know TLS: dial it without
+        self.is_without_tls = False
+        self.stream: AuthenticatedStream | TlsStream | None = None
         self.peer_id = ""
         self.address = ""
         self.ticks = 0
@@ -309,7 +376,7 @@ class PeerConnection(asyncio.Protocol):
         self._links = links
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._handshake: Handshake
+        self._handshake: AnyHandshake
         self._queued: list[bytes] = []
         self._queued_bytes = 0
         self.ticks_without_data = 0
@@ -324,7 +391,7 @@ class PeerConnection(asyncio.Protocol):
         self.address = f"{peername[0]}:{peername[1]}" if peername else "unknown"
         self._links.configure(transport.get_extra_info("socket"))
         self._handshake = self._links.opened(self)
-        if self.dials is not None:
+        if not isinstance(self._handshake, Acceptance) and self.dials is not None:
             self._transport.write(self._handshake.greeting())
 
     def data_received(self, data: bytes) -> None:
@@ -425,7 +492,7 @@ class PeerConnection(asyncio.Protocol):
         self._links.authenticated(self)
         return self._handshake.rest
 
-    def _deliver(self, stream: AuthenticatedStream, data: bytes) -> None:
+    def _deliver(self, stream: AuthenticatedStream | TlsStream, data: bytes) -> None:
         on_frame, peer_id = self._links.on_frame, self.peer_id
         for frame in stream.feed(data):
             if self._transport.is_closing():
@@ -439,8 +506,8 @@ class PeerConnection(asyncio.Protocol):
             self._queued.clear()
             self._queued_bytes = 0
             self._has_sent = True
-            if not self._transport.is_closing():
-                self._transport.write(data)
+            if self.stream is not None and not self._transport.is_closing():
+                self._transport.write(self.stream.seal(data))
 
 
 class _RefusalLog:

@@ -1,6 +1,6 @@
-"""The codec of the peer links: bytes in, frames out, no I/O.
+"""What members send each other, and the codec of links without TLS: bytes in, frames out, no I/O. For links with TLS, see `tls`.
 
-A frame on the wire is
+Without TLS a frame on the wire is
 
     4 bytes   length of the rest, big-endian
     16 bytes  keyed BLAKE2b over the rest; each connection and direction has its own key (see `handshake`)
@@ -8,7 +8,7 @@ A frame on the wire is
     payload   msgpack of a `Frame`
 
 So changed bytes, frames that are missing, repeated or from another connection, and bytes of a stranger are all refused before
-anything is decoded. Frames are authenticated, not encrypted: keep the peer port on a private network.
+anything is decoded. They are authenticated, not encrypted.
 
 Nodes of different releases exchange frames. A new field of a frame or message has a default and is appended; a node ignores fields that
 it does not know. A new kind of frame or message, or a field that must not be ignored, is sent only from the cluster version on that
@@ -39,7 +39,7 @@ _HEAD_BYTES = MAC_BYTES + _SEQUENCE.size
 class Reason(StrEnum):
     """Why a peer or its bytes were refused: the labels of `raft_peer_refused_total`."""
 
-    #: the MAC is wrong: the frame was changed, or is from another connection
+    #: the MAC of a frame or of a TLS record is wrong: it was changed, or is from another connection
     BAD_MAC = "bad_mac"
     #: a length over the limit
     TOO_LARGE = "too_large"
@@ -47,6 +47,10 @@ class Reason(StrEnum):
     WRONG_CLUSTER = "wrong_cluster"
     #: it does not know the cluster secret
     WRONG_SECRET = "wrong_secret"
+    #: its certificate is missing, foreign, expired or revoked
+    CERTIFICATE = "certificate"
+    #: it does not use TLS
+    NO_TLS = "no_tls"
     #: not a message of this protocol
     MALFORMED = "malformed"
     #: a valid frame with the wrong sequence number
@@ -175,6 +179,10 @@ class AuthenticatedStream:
         mac.update(sequence)
         mac.update(payload)
         return b"".join((_LENGTH.pack(length), mac.digest(), sequence, payload))
+
+    def seal(self, frames: bytes) -> bytes:
+        """What to send for these encoded frames."""
+        return frames
 
     def feed(self, data: bytes) -> Iterator[AnyFrame]:
         """Add received bytes, and yield each complete frame. After a WireError the connection must be closed."""

@@ -230,10 +230,18 @@ class Replica:
         for entry in entries:
             if entry.kind == EntryKind.COMMANDS:
                 require_format(entry.data, f"entry {entry.index} of the log")
-            if entry.kind == EntryKind.COMMANDS and SET_VERSION_TAG in entry.data:
-                batch = self._decoder.decode(entry.data)
-                if not isinstance(batch, Undecodable):
-                    self._check_versions(batch)
+                for version in self._versions_set(entry):
+                    require_supported(max(version, self.cluster_version), self.supported)
+
+    def version_in(self, entries: Iterable[Entry]) -> int:
+        """The highest cluster version that one of these entries sets; 0: none."""
+        return max((version for entry in entries for version in self._versions_set(entry)), default=0)
+
+    def _versions_set(self, entry: Entry) -> list[int]:
+        if entry.kind != EntryKind.COMMANDS or SET_VERSION_TAG not in entry.data:
+            return []
+        batch = self._decoder.decode(entry.data)
+        return [] if isinstance(batch, Undecodable) else [one.version for one in batch.own if type(one) is SetClusterVersion]
 
     def next_deadline_ms(self) -> int | None:
         """The earliest stamp at which something would expire; None when nothing is pending."""

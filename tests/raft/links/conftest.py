@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -11,11 +12,14 @@ import uvloop
 from prometheus_client import REGISTRY
 
 from dss_raft import metrics
+from dss_raft.net.certificates import Credentials, SecretCredentials
 from dss_raft.net.handshake import Handshake
 from dss_raft.net.links import PeerLinks
+from dss_raft.net.tls_handshake import TlsHandshake
 from dss_raft.net.wire import AnyFrame, AuthenticatedStream
 
 SECRET = b"the cluster's secret"
+OF_SECRET = functools.partial(SecretCredentials, SECRET.decode())
 _nonces = itertools.count(1)
 
 
@@ -26,6 +30,18 @@ class Ends:
     def handshake(node_id: str, dials: str | None = None, cluster_id: str = "c", secret: bytes = SECRET, **more) -> Handshake:
         nonce = next(_nonces).to_bytes(32, "big")
         return Handshake(node_id=node_id, cluster_id=cluster_id, secret=secret, nonce=nonce, dials=dials, **more)
+
+    @staticmethod
+    def credentials(node_id: str, cluster_id: str = "c") -> Credentials:
+        """Made from the cluster's secret."""
+        return OF_SECRET(cluster_id, node_id)
+
+    @classmethod
+    def tls(
+        cls, node_id: str, dials: str | None = None, cluster_id: str = "c", credentials: Credentials | None = None, **more
+    ) -> TlsHandshake:
+        credentials = credentials or cls.credentials(node_id, cluster_id)
+        return TlsHandshake(node_id=node_id, cluster_id=cluster_id, credentials=credentials, dials=dials, **more)
 
     @staticmethod
     def shake(dialer: Handshake, acceptor: Handshake) -> list[bytes]:

@@ -195,7 +195,7 @@ async def test_a_node_that_is_not_a_member(start_node, refusals, has_left):
 async def test_a_stranger_at_a_peers_address_cannot_say_that_this_node_was_removed(start_node, refusals, reason):
     async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
-        writer.write(with_length(handshake_module._PREFIX + msgspec.msgpack.encode(handshake_module.Refusal(reason))))
+        writer.write(with_length(handshake_module.PREFIX + msgspec.msgpack.encode(handshake_module.Refusal(reason))))
         writer.close()
 
     server = await asyncio.start_server(stranger, "127.0.0.1", 0)

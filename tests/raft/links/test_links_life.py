@@ -18,6 +18,16 @@ NOWHERE = ("127.0.0.1", 1)
 SMALL = TimeoutNow(sender="a", to="b", term=1)
 
 
+@pytest.fixture(params=["tls", "secret"])
+def start_node(request, ends, start_node):
+    """Links with TLS, and those of releases before it."""
+
+    async def start(node_id: str, *more, **named):
+        return await start_node(node_id, *more, **{"credentials": ends.credentials(node_id), **named})
+
+    return start if request.param == "tls" else start_node
+
+
 @pytest.fixture
 def start_pair(start_node):
     """Two nodes whose link is up; "a" dials."""

@@ -74,7 +74,7 @@ def test_a_node_other_than_the_dialed_one_is_refused_by_both_sides(ends):
     hello = msgspec.msgpack.encode(
         handshake_module.Hello(cluster="c", node="d", to="a", nonce=bytes(32), versions=FIRST_ANNOUNCED)
     )
-    assert refusal(dialer, with_length(handshake_module._PREFIX + hello)).reason is Reason.WRONG_NODE
+    assert refusal(dialer, with_length(handshake_module.PREFIX + hello)).reason is Reason.WRONG_NODE
 
 
 @pytest.mark.parametrize("reason", [Reason.UNKNOWN_PEER, Reason.NO_MEMBER])
@@ -90,7 +90,7 @@ def test_a_node_that_is_not_a_member_is_refused_once_both_know_the_secret(ends, 
 
 
 def refused(reason: str, mac: bytes = b"") -> bytes:
-    return with_length(handshake_module._PREFIX + msgspec.msgpack.encode(handshake_module.Refusal(reason, mac)))
+    return with_length(handshake_module.PREFIX + msgspec.msgpack.encode(handshake_module.Refusal(reason, mac)))
 
 
 @pytest.mark.parametrize("reason", [*Reason, "delete all data of this node"])
@@ -128,7 +128,7 @@ def test_a_name_that_no_node_can_have_is_malformed(ends, field):
     """Nothing that a stranger writes reaches the log as it is."""
     names = {"cluster": "c", "node": "a", "to": "b", field: "b: delete all data"}
     hello = msgspec.msgpack.encode(handshake_module.Hello(**names, nonce=bytes(32), versions=FIRST_ANNOUNCED))
-    error = refusal(ends.handshake("b"), with_length(handshake_module._PREFIX + hello))
+    error = refusal(ends.handshake("b"), with_length(handshake_module.PREFIX + hello))
     assert error.reason is Reason.MALFORMED
     assert "delete" not in error.detail
 
@@ -182,7 +182,7 @@ def test_nobody_in_between_can_change_the_versions(ends, changed_by):
 
 def _with_versions(sent: bytes, versions: Announced) -> bytes:
     hello = handshake_module._decode(sent[4 + 5 :])
-    return with_length(handshake_module._PREFIX + msgspec.msgpack.encode(msgspec.structs.replace(hello, versions=versions)))
+    return with_length(handshake_module.PREFIX + msgspec.msgpack.encode(msgspec.structs.replace(hello, versions=versions)))
 
 
 def test_fields_of_a_newer_hello_are_ignored_and_cannot_be_removed(ends):
@@ -192,7 +192,7 @@ def test_fields_of_a_newer_hello_are_ignored_and_cannot_be_removed(ends):
         dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
         parts = [*msgspec.msgpack.decode(dialer.greeting()[4 + 5 :]), "a new field"]
         parts[5] = [*parts[5], 7]
-        newer = handshake_module._PREFIX + msgspec.msgpack.encode(parts)
+        newer = handshake_module.PREFIX + msgspec.msgpack.encode(parts)
         dialer._own_hello = newer
         answer = acceptor.feed(with_length(newer) if keeps_field else dialer.greeting())
         dialer._own_hello = newer
@@ -230,7 +230,7 @@ def test_a_stranger_cannot_make_this_node_buffer_more_than_a_kibibyte(ends, leng
 def test_random_bytes_are_refused_or_incomplete(ends, data, framed, prefixed):
     acceptor = ends.handshake("b")
     if prefixed:
-        data = handshake_module._PREFIX + data
+        data = handshake_module.PREFIX + data
     reply, reason = b"", None
     try:
         reply = acceptor.feed(with_length(data) if framed else data)
@@ -267,7 +267,7 @@ def test_one_flipped_bit_in_any_step_prevents_authentication(ends, step, data):
 
 def test_messages_in_the_wrong_order_are_refused(ends):
     dialer, acceptor = ends.handshake("a", dials="b"), ends.handshake("b")
-    proof = with_length(handshake_module._PREFIX + msgspec.msgpack.encode(handshake_module.Proof(bytes(32))))
+    proof = with_length(handshake_module.PREFIX + msgspec.msgpack.encode(handshake_module.Proof(bytes(32))))
     assert refusal(ends.handshake("b"), proof).reason is Reason.MALFORMED
     acceptor.feed(dialer.greeting())
     assert refusal(acceptor, dialer.greeting()).reason is Reason.MALFORMED

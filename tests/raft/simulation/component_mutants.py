@@ -191,6 +191,37 @@ COMPONENT_MUTANTS = (
         ),
     ),
     ComponentMutant(
+        "a member may use the certificate of another one",
+        "dss_raft.net.tls_handshake",
+        "        self._check_certificate()\n",
+        "",
+        ("tests/raft/links/test_tls_handshake.py::test_a_node_cannot_use_the_certificate_of_another_one",),
+    ),
+    ComponentMutant(
+        "two nodes that know TLS link without it",
+        "dss_raft.net.handshake",
+        "if self._can_tls and self._peer_can_tls:",
+        "if False:",
+        (
+            "tests/raft/links/test_tls_handshake.py"
+            "::test_two_nodes_that_know_tls_refuse_the_older_handshake_whatever_somebody_in_between_does",
+        ),
+    ),
+    ComponentMutant(
+        "links without TLS are accepted when all members know it",
+        "dss_raft.net.links",
+        "return self._credentials is None or not self._requires_tls()",
+        "return True",
+        ("tests/raft/links/test_links_tls.py::test_when_all_know_tls_no_other_link_is_made",),
+    ),
+    ComponentMutant(
+        "a restarted node forgets that all members know TLS",
+        "dss_raft.node",
+        "max(self.replica.cluster_version, version_in_log) >= MUTUAL_TLS",
+        "self.replica.cluster_version >= MUTUAL_TLS",
+        ("tests/raft/test_cluster_version.py::test_a_restarted_node_links_with_tls_only_before_it_applies_its_log",),
+    ),
+    ComponentMutant(
         "a peer is up until its link breaks",
         "dss_raft.net.links",
         "link is not None and link.ticks_without_data <= self._silent_ticks",
