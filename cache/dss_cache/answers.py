@@ -49,6 +49,8 @@ class GetAnswer(Answer, kw_only=True):
     #: state of this node's line: `M`, `E`, `S`; `I`: there is none
     state: str
     node: str
+    #: "base64": the value is bytes, and `value` is a string in Base64; absent: `value` is the value
+    encoding: str | UnsetType = UNSET
 
 
 class GetItem(Part):
@@ -61,6 +63,7 @@ class GetItem(Part):
     version: int
     state: str
     node: str
+    encoding: str | UnsetType = UNSET
 
 
 class GetManyAnswer(Answer, kw_only=True):

@@ -54,6 +54,7 @@ from dss_cache.core.commands import (
     TraceQuery,
 )
 from dss_cache.core.directory import PENDING_KEY, Directory
+from dss_cache.core.values import BASE64, as_json, from_base64, is_binary
 from dss_cache.reading import Found, too_large
 from dss_cache.service import CacheService, service_of
 
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 _NULL = msgspec.Raw(b"null")
+#: Cluster version from which all members know values that are bytes.
+BYTES_SINCE = 5
 #: Values that one `mget` answers.
 BYTES_PER_MGET_MAX = 16 * 1024 * 1024
 #: The value changes between read and write only while it is written back or expires, so one read is nearly always enough.
@@ -76,7 +79,7 @@ _decode_integer = msgspec.json.Decoder(int).decode
 async def put(node: Node, request: PutRequest, once: RequestId | None = None) -> Result:
     """Answered when the value is on the disks of a majority and no client can read an older one."""
     service = service_of(node)
-    command = Put(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms, if_version=request.if_version)
+    command = Put(key=request.key, value=_value(node, request), ttl_ms=request.ttl_ms, if_version=request.if_version)
     result = await service.write(command, once)
     return _written(service, request.key, result)
 
@@ -84,7 +87,7 @@ async def put(node: Node, request: PutRequest, once: RequestId | None = None) ->
 async def add(node: Node, request: AddRequest, once: RequestId | None = None) -> Result:
     """Like put, for a key without a value."""
     service = service_of(node)
-    result = await service.write(Add(key=request.key, value=_value(node, request.value), ttl_ms=request.ttl_ms), once)
+    result = await service.write(Add(key=request.key, value=_value(node, request), ttl_ms=request.ttl_ms), once)
     return _written(service, request.key, result)
 
 
@@ -185,8 +188,22 @@ def _many(keys: list[str], answers: list[Result | BaseException]) -> Result:
     return Result({"items": items}, "", index)
 
 
-def _value(node: Node, raw: msgspec.Raw) -> bytes:
-    value = bytes(raw)
+def _value(node: Node, request: PutRequest | AddRequest) -> bytes:
+    """The stored form.
+
+    Raises:
+        Refused: `too_large`, `invalid`, `not_supported_yet`.
+    """
+    value = bytes(request.value)
+    if request.encoding == BASE64:
+        version = node.replica.cluster_version
+        if version < BYTES_SINCE:
+            detail = f"bytes need cluster version {BYTES_SINCE}; it is {version}"
+            raise Refused("not_supported_yet", detail, needed=BYTES_SINCE, cluster_version=version)
+        try:
+            value = from_base64(value)
+        except ValueError as error:
+            raise Refused("invalid", str(error), field="value") from None
     bytes_max = config_of(node).value_bytes_max
     if len(value) > bytes_max:
         raise Refused("too_large", f"`value` is {len(value)} bytes long; the limit is {bytes_max}", field="value")
@@ -218,12 +235,14 @@ async def get(node: Node, request: GetRequest) -> GetAnswer:
     if line is not None:
         service.hits += 1
         if line.answer is None:
-            line.answer = GetAnswer(
-                value=msgspec.Raw(line.value), found=True, hit=True, version=line.version, state=line.state, node=node.node_id
-            )
+            line.answer = _answer(node, Found(line.value, line.version, line.state, hit=True))
         return line.answer  # type: ignore[no-any-return]
     (found,) = await service.read_many([request.key])
     _count(service, found)
+    return _answer(node, found)
+
+
+def _answer(node: Node, found: Found) -> GetAnswer:
     return GetAnswer(
         value=_json(found.value),
         found=found.value is not None,
@@ -231,6 +250,7 @@ async def get(node: Node, request: GetRequest) -> GetAnswer:
         version=found.version,
         state=found.state,
         node=node.node_id,
+        encoding=_encoding(found.value),
     )
 
 
@@ -245,17 +265,22 @@ async def mget(node: Node, request: GetManyRequest) -> GetManyAnswer:
             missing.append(key)
         else:
             service.hits += 1
-            items[key] = GetItem(key, msgspec.Raw(line.value), True, True, line.version, line.state, node.node_id)
+            items[key] = _item(node, key, Found(line.value, line.version, line.state, hit=True))
     if missing:
         for key, found in zip(missing, await service.read_many(missing, BYTES_PER_MGET_MAX), strict=True):
             _count(service, found)
-            is_found = found.value is not None
-            items[key] = GetItem(key, _json(found.value), is_found, found.hit, found.version, found.state, node.node_id)
+            items[key] = _item(node, key, found)
     answer = [items[key] for key in request.keys]
     # A key may be named more than once, and each time its value is sent.
     if sum(len(item.value) for item in answer) > BYTES_PER_MGET_MAX:
         raise too_large(BYTES_PER_MGET_MAX)
     return GetManyAnswer(items=answer)
+
+
+def _item(node: Node, key: str, found: Found) -> GetItem:
+    is_found = found.value is not None
+    value, encoding = _json(found.value), _encoding(found.value)
+    return GetItem(key, value, is_found, found.hit, found.version, found.state, node.node_id, encoding)
 
 
 def _count(service: CacheService, found: Found) -> None:
@@ -266,7 +291,11 @@ def _count(service: CacheService, found: Found) -> None:
 
 
 def _json(value: bytes | None) -> msgspec.Raw:
-    return _NULL if value is None else msgspec.Raw(value)
+    return _NULL if value is None else msgspec.Raw(as_json(value))
+
+
+def _encoding(value: bytes | None) -> str | msgspec.UnsetType:
+    return BASE64 if value is not None and is_binary(value) else msgspec.UNSET
 
 
 # -------------------------------------------------------------- diagnostics
@@ -360,7 +389,8 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Store a value",
         description=(
             "Answered when the value is on the disks of a majority and no node can return an older one. `ttl_ms` is the time to live. "
-            "With `if_version` the put succeeds only if the key has that version (compare-and-set), or no value if it is 0."
+            "With `if_version` the put succeeds only if the key has that version (compare-and-set), or no value if it is 0. "
+            "With `encoding: base64` the value is bytes, and `value` is a string in Base64."
         ),
         tag="Cache",
         example={"key": "user/7", "value": {"name": "Ada"}, "ttl_ms": 60000},

@@ -1,8 +1,8 @@
 """Backing store `redis`: one Redis or Valkey for all nodes.
 
-A key is a hash `<prefix><key>` with the fields `version` and `value` (JSON), so that people can read it. A deleted key stays
-for a while as a version without a value, so that a late write of an older version cannot restore it. A hash of a later format will
-have a field `format`, which is read first: this release refuses the key, and does not overwrite it.
+A key is a hash `<prefix><key>` with the fields `version` and `value` (JSON, so that people can read it, or bytes after a zero byte). A
+deleted key stays for a while as a version without a value, so that a late write of an older version cannot restore it. A hash of a later
+format will have a field `format`, which is read first: this release refuses the key, and does not overwrite it.
 
 Calls are pipelined, and every answer counts for its own key: if Redis has something else under a key's name (another type, or a hash
 without a number as its version), that key is refused and left as it is.

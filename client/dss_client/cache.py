@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,14 +28,14 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class AsyncCache:
-    """The calls of the cache. `ttl` is in seconds; None: the value stays."""
+    """The calls of the cache. A value is JSON, or bytes. `ttl` is in seconds; None: the value stays."""
 
     def __init__(self, core: Callable[[], Core]) -> None:
         self._core = core
 
     async def put(self, key: str, value: Any, ttl: float | None = None) -> int:
         """Store a value. Returns its version."""
-        return await self._change("cache.put", {"key": key, "value": value, **_ttl(ttl)})
+        return await self._change("cache.put", {"key": key, **_value(value), **_ttl(ttl)})
 
     async def get(self, key: str, default: Any = None) -> Any:
         """The value, or `default` if there is none."""
@@ -51,7 +52,7 @@ class AsyncCache:
         Raises:
             VersionConflict: it has another `version`.
         """
-        return await self._change("cache.put", {"key": key, "value": value, "if_version": version, **_ttl(ttl)})
+        return await self._change("cache.put", {"key": key, **_value(value), "if_version": version, **_ttl(ttl)})
 
     async def add(self, key: str, value: Any, ttl: float | None = None) -> int:
         """Store a value only if the key has none. Returns its version.
@@ -59,7 +60,7 @@ class AsyncCache:
         Raises:
             Exists: it has one.
         """
-        return await self._change("cache.add", {"key": key, "value": value, **_ttl(ttl)})
+        return await self._change("cache.add", {"key": key, **_value(value), **_ttl(ttl)})
 
     async def incr(self, key: str, delta: int = 1, ttl: float | None = None, must_exist: bool = False) -> int:
         """Add to an integer; a key without a value counts as 0. Returns the sum. With `ttl` None, an earlier one stays.
@@ -114,7 +115,7 @@ class AsyncCache:
     async def mget(self, keys: Iterable[str]) -> dict[str, Any]:
         """The values of those keys that have one."""
         answer = await self._core().call("cache.mget", {"keys": list(keys)}, Repeat.READ)
-        return {item["key"]: item["value"] for item in answer["items"] if item["found"]}
+        return {item["key"]: _found(item) for item in answer["items"] if item["found"]}
 
     async def mput(self, values: Mapping[str, Any], ttl: float | None = None) -> dict[str, int]:
         """Store values, each independently. Returns their versions.
@@ -122,7 +123,7 @@ class AsyncCache:
         Raises:
             Refused: the first refusal; the other values may be stored.
         """
-        items = [{"key": key, "value": value, **_ttl(ttl)} for key, value in values.items()]
+        items = [{"key": key, **_value(value), **_ttl(ttl)} for key, value in values.items()]
         answer = await self._core().call("cache.mput", {"items": items}, Repeat.NUMBERED)
         for item in answer["items"]:
             if not item["ok"]:
@@ -146,5 +147,16 @@ def _ttl(ttl: float | None) -> dict[str, int]:
     return {"ttl_ms": max(1, round(ttl * 1000))}
 
 
+def _value(value: Any) -> dict[str, Any]:
+    """JSON, or bytes."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"value": base64.b64encode(value).decode(), "encoding": "base64"}
+    return {"value": value}
+
+
+def _found(answer: dict[str, Any]) -> Any:
+    return base64.b64decode(answer["value"]) if answer.get("encoding") == "base64" else answer["value"]
+
+
 def _entry(key: str, answer: dict[str, Any]) -> Entry:
-    return Entry(key, answer["value"], answer["found"], answer.get("version") or 0, answer["hit"], answer.get("state") or "I")
+    return Entry(key, _found(answer), answer["found"], answer.get("version") or 0, answer["hit"], answer.get("state") or "I")

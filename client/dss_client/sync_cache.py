@@ -10,7 +10,7 @@ from dss_client.cache import AsyncCache, Entry
 
 
 class Cache:
-    """The calls of the cache. `ttl` is in seconds; None: the value stays."""
+    """The calls of the cache. A value is JSON, or bytes. `ttl` is in seconds; None: the value stays."""
 
     def __init__(self, client: Background, cache: AsyncCache) -> None:
         self._client = client

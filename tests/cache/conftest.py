@@ -17,6 +17,7 @@ from dss_cache.core.commands import AgreeLease
 from dss_cache.core.directory import Directory
 from dss_cache.service import CacheService
 from dss_raft.replication.machine import Origin
+from dss_raft.versions import LATEST
 
 
 class FakeStore:
@@ -98,6 +99,7 @@ class FakeNode:
     term = property(lambda self: self.cluster.term)
     commit_index = property(lambda self: len(self.cluster.log))
     is_running = True
+    replica = SimpleNamespace(cluster_version=LATEST)
     is_leader = property(lambda self: self.cluster.leader == self.node_id)
     leader_id = property(lambda self: self.cluster.leader)
     peers = property(lambda self: [name for name in self.cluster.nodes if name != self.node_id])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 
 import msgspec
 import pytest
@@ -232,6 +233,38 @@ async def test_incr_of_a_key_that_must_exist(one, two, cluster):
     assert (await two.incr("n", must_exist=True)).body["value"] == 42, "a clean value"
     await one.delete("n")
     assert (await two.incr("n", must_exist=True)).code == "not_found"
+
+
+async def test_a_value_of_bytes(one, two, cluster):
+    data = bytes(range(256))
+    text = base64.b64encode(data).decode()
+    for rest in (lambda: None, cluster.settle):
+        assert not (await one.put("k", text, encoding="base64")).code
+        first, second = await two.get("k"), await two.get("k")
+        assert (first["value"], first["encoding"], second["value"], second["hit"]) == (text, "base64", text, True)
+        (item,) = (await ops.mget(one.node, GetManyRequest(keys=["k"]))).items
+        assert (msgspec.json.decode(item.value), item.encoding) == (text, "base64")
+        assert (await one.incr("k")).code == "invalid"
+        if waiting := rest():
+            await waiting
+    await one.put("k", text)
+    assert (await two.get("k"))["encoding"] is msgspec.UNSET, "a string that happens to be Base64"
+    assert not (await one.add("empty", "", encoding="base64")).code
+    assert (await two.get("empty"))["value"] == ""
+
+
+@pytest.mark.parametrize("value", ["not Base64", "YQ", "YQ==\n", 7, None, "\u00e9"])
+async def test_what_is_not_base64_is_refused(one, value):
+    with pytest.raises(Refused) as refusal:
+        await one.put("k", value, encoding="base64")
+    assert (refusal.value.code, refusal.value.extra["field"]) == ("invalid", "value")
+
+
+async def test_bytes_need_members_that_know_them(one, monkeypatch):
+    monkeypatch.setattr(one.node.replica, "cluster_version", 4)
+    with pytest.raises(Refused) as refusal:
+        await one.put("k", "YQ==", encoding="base64")
+    assert refusal.value.code == "not_supported_yet"
 
 
 async def test_mdelete(one, two):

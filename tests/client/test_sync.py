@@ -25,6 +25,7 @@ from dss_client import (
     LockLost,
     LockNotHeld,
     LockTimeout,
+    NotFound,
     NotHolder,
     Unavailable,
     Unencodable,
@@ -363,6 +364,18 @@ def test_the_cache(dss: Client) -> None:
     assert cache.mget(["x", "y", "z"]) == {"x": 1, "y": None}
     assert cache.delete("key")
     assert not cache.delete("key")
+    assert cache.incr("count", must_exist=True) == 7
+    with pytest.raises(NotFound):
+        cache.incr("unknown", must_exist=True)
+    assert (cache.touch("count", ttl=60), cache.touch("unknown")) == (True, False)
+    cache.put("bytes", b"\x00\xff")
+    assert cache.get("bytes") == cache.entry("bytes").value == b"\x00\xff"
+    cache.mput({"more": memoryview(b"more"), "text": "bW9yZQ=="})
+    assert cache.mget(["more", "text"]) == {"more": b"more", "text": "bW9yZQ=="}
+    assert cache.mdelete(["more", "text", "unknown"]) == 2
+    cache.mput({"page/1": 1, "page/2": 2, "pages": 3})
+    assert cache.clear("page/") == 2
+    assert cache.mget(["page/1", "pages"]) == {"pages": 3}
     assert cache.trace("count", limit=2)
     for value in (object(), {("a", "b"): 1}):
         with pytest.raises(Unencodable):

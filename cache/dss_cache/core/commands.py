@@ -1,12 +1,12 @@
 """Requests of clients and commands of the log: the only definition of field names, limits and defaults.
 
-A value is JSON for the client and encoded bytes in the log. Types that end in `Request` are decoded by the entry points; the
-command of the same name is stored in the log.
+A value is JSON for the client, or bytes in Base64, and encoded bytes in the log (see `values`). Types that end in `Request` are decoded by
+the entry points; the command of the same name is stored in the log.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -23,6 +23,8 @@ INTEGER_MAX = 2**63 - 1
 Version = Index
 Integer = Annotated[int, msgspec.Meta(ge=-INTEGER_MAX, le=INTEGER_MAX)]
 Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
+#: how a request or an answer carries a value: as it is, or bytes as a string in Base64
+Encoding = Literal["json", "base64"]
 RowCount = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
@@ -47,10 +49,12 @@ class AddFields(KeyFields, kw_only=True):
 
 class AddRequest(AddFields, kw_only=True):
     value: msgspec.Raw
+    #: "base64": `value` is a string that stands for bytes
+    encoding: Encoding = "json"
 
 
 class Add(AddFields, Command, tag="cache.add", kw_only=True):
-    #: JSON
+    #: see `values`
     value: bytes
 
 
@@ -63,10 +67,12 @@ class PutFields(AddFields, kw_only=True):
 
 class PutRequest(PutFields, kw_only=True):
     value: msgspec.Raw
+    #: "base64": `value` is a string that stands for bytes
+    encoding: Encoding = "json"
 
 
 class Put(PutFields, Command, tag="cache.put", kw_only=True):
-    #: JSON
+    #: see `values`
     value: bytes
 
 

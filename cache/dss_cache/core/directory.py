@@ -88,7 +88,7 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     """What the directory knows about one key."""
 
     version: int = 0
-    #: JSON; None: clean (the backing store has it), or absent
+    #: see `values`; None: clean (the backing store has it), or absent
     value: bytes | None = None
     #: deleted or expired (a tombstone)
     absent: bool = True

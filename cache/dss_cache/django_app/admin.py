@@ -8,6 +8,7 @@ from django.contrib import admin
 
 from dss_admin.live_admin import LiveAdmin, rows_from_loop
 from dss_api import running
+from dss_cache.core.values import as_text
 from dss_cache.django_app.models import LineRow
 from dss_cache.service import CacheService, service_of
 
@@ -22,7 +23,7 @@ def line_rows(service: CacheService) -> list[LineRow]:
     for key, line in islice(service.lines.recent_first(), ROWS_MAX):
         shown = service.line_row(key, line)
         del shown["node"]
-        rows.append(LineRow(**shown, value=line.value[:VALUE_LENGTH_SHOWN].decode(errors="replace")))
+        rows.append(LineRow(**shown, value=as_text(line.value, VALUE_LENGTH_SHOWN)))
     return rows
 
 
