@@ -34,6 +34,7 @@ from dss_project import tracing  # noqa: E402
 from dss_project.access import make_guard  # noqa: E402
 from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
 from dss_project.lifespan import Lifespan  # noqa: E402
+from dss_project.local_clients import LocalClients  # noqa: E402
 from dss_project.raft_worker import RaftConsumer  # noqa: E402
 from dss_project.registry import operations, subscriptions  # noqa: E402
 from dss_project.server import descriptors  # noqa: E402
@@ -58,7 +59,7 @@ check_page = PageAccess(
     guard, json.routes, (*ALWAYS_OPEN, *config.open_paths), settings.SESSION_COOKIE_NAME, login="/admin/login/"
 )
 
-application: Any = ProtocolTypeRouter(
+_by_protocol = ProtocolTypeRouter(
     {
         "http": HttpEntryPoint(
             json, is_host_allowed, in_progress, config.body_bytes_max, check_page, proxies, hsts(config.hsts_seconds)
@@ -68,6 +69,8 @@ application: Any = ProtocolTypeRouter(
         "lifespan": Lifespan(lambda: application, end_traces),
     }
 )
+
+application: Any = LocalClients(_by_protocol, guard, config.open)
 
 
 def http_listener(take_over: TakeOver) -> HttpListener:

@@ -64,6 +64,17 @@ def read_open_paths(value: str) -> tuple[str, ...]:
     return paths
 
 
+def read_checks(value: str) -> tuple[str, ...]:
+    """Raises:
+    ValueError: one of them is not the id of a check.
+    """
+    ids = environment.comma_separated(value)
+    for id in ids:
+        if not re.fullmatch(r"[a-z_]+\.[A-Z]\d{3}", id):
+            raise ValueError(f"must list ids of checks like dss.I001, not {id!r}")
+    return ids
+
+
 def read_proxies(value: str) -> tuple[str, ...]:
     """Raises:
     ValueError: one of them is not an address or a network, or it is everybody's.
@@ -252,6 +263,12 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         "Also show the metrics of django-prometheus: requests and answers of pages and the admin.",
         environment.boolean,
     )
+    silenced_checks: tuple[str, ...] = setting(
+        "DSS_SILENCED_CHECKS",
+        (),
+        "Checks of `manage.py check --deploy` that are not repeated, because somebody has dealt with them: `dss.I001,dss.I002`.",
+        read_checks,
+    )
     debug: bool = setting(
         "DSS_DEBUG", False, "Show Django's debug pages. Never enable this on a node that others can reach.", environment.boolean
     )
@@ -272,8 +289,8 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
 
     @property
     def is_local_only(self) -> bool:
-        """Whether only this machine reaches the service port."""
-        return environment.is_loopback(self.rpc_host)
+        """Whether only this machine reaches the service port. A proxy brings others to it."""
+        return environment.is_loopback(self.rpc_host) and not self.trusted_proxies
 
     @property
     def peer_is_local_only(self) -> bool:

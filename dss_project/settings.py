@@ -39,6 +39,19 @@ INSTALLED_APPS = [
     *(["dss_dev"] if find_spec("dss_dev") else []),
 ]
 
+# `dss_project/deploy_checks.py` says the same with the names of our settings, and looks at more.
+SILENCED_SYSTEM_CHECKS = [
+    "security.W004",  # HSTS: dss.W010, where there is TLS
+    "security.W005",  # HSTS of subdomains: a node has none, and does not decide for those of its host name
+    "security.W008",  # redirects to HTTPS: a node that speaks TLS has no port without it, and a proxy has its own
+    "security.W009",  # the secret key: the generated one has 264 bits in fewer than 50 characters; a given one: dss.W004
+    "security.W012",  # cookies: dss.W009, where there is TLS
+    "security.W016",  # as W012
+    "security.W018",  # DEBUG: dss.W014
+    "security.W021",  # browsers' lists of HTTPS sites: as W005
+    *NODE.silenced_checks,
+]
+
 # For pages only: the JSON fast path (dss_api/json_fast_path.py) bypasses the middleware.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -12,6 +13,27 @@ from dss_client.errors import Unencodable
 Answer = dict[str, Any]
 
 _encoder = msgspec.json.Encoder()
+_decode = msgspec.json.Decoder(Answer).decode
+#: Python reads integers of at most so many digits from text.
+DIGITS_MAX = 4300
+
+
+def decode(data: bytes) -> Answer:
+    """The answer of a node. Numbers that no float can have are read as infinity, because other programs may store them: JSON allows 1E400.
+
+    Raises:
+        msgspec.MsgspecError: this is no JSON object.
+    """
+    try:
+        return _decode(data)
+    except msgspec.ValidationError:
+        try:
+            answer = json.loads(data, parse_int=lambda text: int(text) if len(text) <= DIGITS_MAX else float(text))
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise
+        return answer
 
 
 class NotSent(Exception):

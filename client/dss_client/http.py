@@ -11,11 +11,10 @@ import httpx
 import msgspec
 
 from dss_client.config import Config, Node
-from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, encode
+from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, decode, encode
 from dss_client.errors import Unencodable, refusal
 from dss_client.operations import OPERATIONS
 
-_decode = msgspec.json.Decoder(Answer).decode
 CONNECTIONS_MAX = 64
 
 
@@ -69,7 +68,7 @@ class HttpConnection:
         except httpx.HTTPError as error:
             raise CannotConnect(str(error) or type(error).__name__) from error
         try:
-            answer = _decode(response.content)
+            answer = decode(response.content)
         except msgspec.MsgspecError:
             answer = {}
         if response.status_code in (401, 403) and "code" in answer:
@@ -105,7 +104,7 @@ class HttpConnection:
         try:
             async with asyncio.timeout(timeout_s):
                 response = await task
-            answer = _decode(response.content)
+            answer = decode(response.content)
         except asyncio.CancelledError:
             if id in self._cancelled:
                 return {"ok": False, "status": 499, "code": "cancelled", "detail": "the call was cancelled"}

@@ -24,7 +24,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from dss_client.config import Config, Node
-from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, encode
+from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, decode, encode
 from dss_client.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, FrameWriter, ProtocolError
 
 PATH = "/ws"
@@ -37,8 +37,6 @@ HEAD_BYTES_MAX = 65536
 NORMAL = (1000).to_bytes(2)
 #: statuses with which a node refuses the connection itself
 REFUSED = (401, 403)
-
-_decode = msgspec.json.Decoder(Answer).decode
 
 
 class ConnectionRefused(Exception):
@@ -333,7 +331,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._opened.set_exception(CannotConnect(str(error)))
 
     def _answered(self, data: bytes) -> None:
-        answer = _decode(data)
+        answer = decode(data)
         if self._on_event and "event" in answer:
             on_event = self._on_event.get(answer["id"])
             if on_event is not None:

@@ -44,7 +44,8 @@ def block(language: str) -> str:
 
 def settings_of_the_guide() -> dict[str, str]:
     settings = dict(line.split("=", 1) for line in block("sh").splitlines())
-    return {**settings, "DSS_TRUSTED_PROXIES": PROXY}
+    # A proxy brings others to a node on loopback: without a token, it would be closed.
+    return {**settings, "DSS_TRUSTED_PROXIES": PROXY, "DSS_OPEN": "true"}
 
 
 @dataclass
