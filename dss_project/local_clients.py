@@ -48,7 +48,7 @@ class LocalClients:
 def _is_local(scope: Scope) -> bool:
     client = scope.get("client")
     # On a Unix socket, there is no address: a proxy is in front.
-    return bool(client) and environment.is_loopback(client[0])
+    return client is not None and environment.is_loopback(client[0])
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

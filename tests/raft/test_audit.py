@@ -49,6 +49,23 @@ def test_the_oldest_records_make_room() -> None:
     assert (len(small.records), small.dropped) == (2, 3)
 
 
+@pytest.mark.parametrize("maxima", [{"audit_records_max": 6}, {"audit_bytes_max": 6 * filled(1).bytes}])
+def test_a_caller_that_makes_many_calls_pushes_out_its_own_records_only(maxima: dict[str, int]) -> None:
+    trail = AuditTrail(StateLimits(maxima))
+    callers = ["b", "b", "c", *["a"] * 50, "d"]
+    for index, by in enumerate(callers, 1):
+        trail.apply(record(by=by), index, index, Origin("n", 1, index))
+    assert [(one.by, one.index) for one in trail.records] == [("b", 1), ("b", 2), ("c", 3), ("a", 52), ("a", 53), ("d", 54)]
+    assert trail.dropped == len(callers) - 6
+    copy = AuditTrail(StateLimits(maxima))
+    copy.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(trail.snapshot())))
+    for one in (trail, copy):
+        for index, by in enumerate("eefa", 60):
+            one.apply(record(by=by), index, index, Origin("n", 1, index))
+    assert (copy.records, copy.dropped, copy.usage()) == (trail.records, trail.dropped, trail.usage())
+    assert {one.by for one in trail.records} >= {"c", "d", "f"}
+
+
 def test_a_copy_from_a_snapshot_is_the_same() -> None:
     trail = filled(5, audit_records_max=3)
     copy = AuditTrail()

@@ -8,7 +8,8 @@ Theory of operation
    without an effect is possible: the call may be refused after it, or the node may stop in between.
 3. Calls that must work without a majority (elections, members, a log that cannot be applied) do not wait for their record. Their node
    proposes it again until it is committed (`dss_raft.audit_log`).
-4. The trail keeps the last `audit_records_max` records with at most `audit_bytes_max` bytes. The oldest ones are dropped and counted.
+4. The trail keeps `audit_records_max` records with at most `audit_bytes_max` bytes. To make room, it drops the oldest record of the caller
+   that has the most, and counts it. So a caller that makes many calls loses its own records, and cannot hide what others did.
 
 The machine is empty below the cluster version that has its command.
 """
@@ -87,6 +88,17 @@ class _Stored(msgspec.Struct, array_like=True):
     records: list[Record] = []
 
 
+class _Caller:
+    """What the trail keeps of one caller."""
+
+    __slots__ = ("bytes", "numbers")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        #: of its records, oldest first
+        self.numbers: deque[int] = deque()
+
+
 class AuditTrail(WithoutWaiters):
     """The state machine `audit`. See the module."""
 
@@ -96,18 +108,20 @@ class AuditTrail(WithoutWaiters):
 
     def __init__(self, limits: StateLimits | None = None) -> None:
         self._limits = limits = limits or StateLimits()
-        #: oldest first
-        self.records: deque[Record] = deque()
+        #: number of a record in this trail -> the record, oldest first
+        self._records: dict[int, Record] = {}
+        self._last = 0
+        self._callers: dict[str, _Caller] = {}
         #: older records that are gone
         self.dropped = 0
         self.bytes = 0
         limits.declare(
-            StateLimit(RECORDS_LIMIT, RECORDS_MAX_DEFAULT, "count", lambda: len(self.records), SINCE),
+            StateLimit(RECORDS_LIMIT, RECORDS_MAX_DEFAULT, "count", lambda: len(self._records), SINCE),
             StateLimit(BYTES_LIMIT, BYTES_MAX_DEFAULT, "bytes", lambda: self.bytes, SINCE),
         )
 
     def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
-        """See `StateMachine.apply`. A record is never refused: the oldest ones make room."""
+        """See `StateMachine.apply`. A record is never refused: others make room."""
         assert isinstance(command, RecordCall)
         record = Record(
             index,
@@ -120,21 +134,49 @@ class AuditTrail(WithoutWaiters):
             command.request,
             command.reason,
         )
-        self.records.append(record)
-        self.bytes += record.bytes
+        self._append(record)
         maxima = self._limits.maxima
-        while len(self.records) > maxima[RECORDS_LIMIT] or self.bytes > maxima[BYTES_LIMIT]:
-            self.bytes -= self.records.popleft().bytes
-            self.dropped += 1
+        while self._records and (len(self._records) > maxima[RECORDS_LIMIT] or self.bytes > maxima[BYTES_LIMIT]):
+            self._drop_one(by_bytes=self.bytes > maxima[BYTES_LIMIT])
         return Result()
+
+    def _append(self, record: Record) -> None:
+        self._last += 1
+        self._records[self._last] = record
+        caller = self._callers.setdefault(record.by, _Caller())
+        caller.numbers.append(self._last)
+        caller.bytes += record.bytes
+        self.bytes += record.bytes
+
+    def _drop_one(self, by_bytes: bool) -> None:
+        """Drop the oldest record of the caller that has the most; of two that have as much, of the one whose record is older."""
+        by = max(
+            self._callers,
+            key=lambda name: (
+                self._callers[name].bytes if by_bytes else len(self._callers[name].numbers),
+                -self._callers[name].numbers[0],
+            ),
+        )
+        caller = self._callers[by]
+        record = self._records.pop(caller.numbers.popleft())
+        caller.bytes -= record.bytes
+        self.bytes -= record.bytes
+        self.dropped += 1
+        if not caller.numbers:
+            del self._callers[by]
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, oldest first."""
+        return list(self._records.values())
 
     def after(self, index: int, count: int) -> list[Record]:
         """The first `count` records behind this index, oldest first."""
-        return list(islice((record for record in self.records if record.index > index), count))
+        return list(islice((record for record in self._records.values() if record.index > index), count))
 
     def latest(self, count: int) -> Iterator[Record]:
         """The last records, latest first."""
-        return islice(reversed(self.records), count)
+        return islice(reversed(self._records.values()), count)
 
     # -- the rest of the interface of a state machine ------------------------------------------------------------------------------
 
@@ -144,10 +186,12 @@ class AuditTrail(WithoutWaiters):
 
     def snapshot(self) -> Any:
         """See `StateMachine.snapshot`."""
-        return _Stored(self.dropped, list(self.records))
+        return _Stored(self.dropped, self.records)
 
     def restore(self, state: Any) -> None:
         """See `StateMachine.restore`. An empty state is that of a release without an audit trail."""
         stored = msgspec.convert(state, _Stored) if state else _Stored()
-        self.dropped, self.records = stored.dropped, deque(stored.records)
-        self.bytes = sum(record.bytes for record in self.records)
+        self.dropped, self.bytes, self._last = stored.dropped, 0, 0
+        self._records, self._callers = {}, {}
+        for record in stored.records:
+            self._append(record)
