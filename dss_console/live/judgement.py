@@ -237,10 +237,10 @@ def _dead_letters(facts: Facts) -> list[Check]:
         return [Check("dead-letters", "ok", "No dead letters.", "")]
     total = sum(count for _, _, count in facts.dead_letters)
     topic, group, _ = facts.dead_letters[0]
-    others = f" and {len(facts.dead_letters) - 1} more" if len(facts.dead_letters) > 1 else ""
-    text = f"{number(total)} dead {'letter' if total == 1 else 'letters'}: {topic}/{group}{others}"
+    others = f" and {len(facts.dead_letters) - 1} more groups" if len(facts.dead_letters) > 1 else ""
+    text = f"{number(total)} dead {'letter' if total == 1 else 'letters'} in {topic}/{group}{others}"
     if facts.new_dead_letters:
-        return [Check("dead-letters", "warn", f"{text}; {facts.new_dead_letters} of them new.", topic_link(topic))]
+        return [Check("dead-letters", "warn", f"{text}, {facts.new_dead_letters} new.", topic_link(topic))]
     return [Check("dead-letters", "info", f"{text}.", topic_link(topic))]
 
 
@@ -346,7 +346,7 @@ def _log_text(report: Report | None, behind: int) -> str:
 def _health_text(report: Report | None) -> str:
     if report is None:
         return ""
-    fsync = f"fsync {report.fsync_ms:g} ms, " if report.fsync_ms else ""
+    fsync = f"fsync at most {report.fsync_ms:g} ms, " if report.fsync_ms else ""
     memory = f"{size(report.rss_bytes)}, " if report.rss_bytes else ""
     return f"{fsync}{memory}release {report.release}"
 

@@ -1,6 +1,7 @@
 // Puts data into the page that the server has rendered. The same attributes are in the server's templates:
 //   data-part="locks"          everything inside is filled from the part `locks` of an event
 //   data-bind="word"           the text is the field `word`
+//                              (data-zero: what a zero is written as; data-plain: a number without separators)
 //   data-attr="href:link a:b"  attributes from fields; an empty value removes the attribute
 //   data-show="rows"           hidden while the field is empty; "!rows": hidden while it is not
 //   data-list="rows"           one element for each row, made from the <template> inside; "": the part itself is the list.
@@ -13,7 +14,8 @@ const isEmpty = (value) => value === undefined || value === null || value === ""
 const text = (value) => (typeof value === "number" ? value.toLocaleString("en-US") : value === undefined || value === null ? "" : String(value));
 
 function setText(element, value) {
-  const wanted = value === 0 && element.dataset.zero !== undefined ? element.dataset.zero : text(value);
+  const { zero, plain } = element.dataset;
+  const wanted = value === 0 && zero !== undefined ? zero : plain !== undefined ? String(value ?? "") : text(value);
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 
