@@ -15,6 +15,7 @@ from typing import NamedTuple
 EVENTS_KEPT = 1024
 #: Events in one frame. Above it, the oldest are left out.
 EVENTS_PER_FRAME_MAX = 100
+NS_PER_MS = 1_000_000
 
 
 class Recorded(NamedTuple):
@@ -63,38 +64,44 @@ class Recorder:
     """The last events of a node.
 
     Args:
-        wall_ms: the clock of the events.
+        wall_ns: the clock of the events.
     """
 
-    def __init__(self, wall_ms: Callable[[], int]) -> None:
-        self._wall_ms = wall_ms
-        self._ring: deque[Recorded] = deque(maxlen=EVENTS_KEPT)
+    def __init__(self, wall_ns: Callable[[], int]) -> None:
+        self._wall_ns = wall_ns
+        #: as a `Recorded`, with the time in ns: what is added is read rarely
+        self._ring: deque[tuple[int, int, str, str, str, str, int]] = deque(maxlen=EVENTS_KEPT)
         self.last_seq = 0
 
     def add(self, kind: str, subject: str = "", object: str = "", detail: str = "", term: int = 0) -> None:
         """Record an event."""
         self.last_seq = seq = self.last_seq + 1
-        self._ring.append(Recorded(seq, self._wall_ms(), kind, subject, object, detail, term))
+        self._ring.append((seq, self._wall_ns(), kind, subject, object, detail, term))
 
     def since(self, seq: int, limit: int = EVENTS_PER_FRAME_MAX) -> list[Recorded]:
         """The events after `seq`, oldest first; the latest `limit` of them."""
         wanted = min(limit, self.last_seq - seq, len(self._ring))
         if wanted <= 0:
             return []
-        return list(islice(self._ring, len(self._ring) - wanted, None))
+        return [_recorded(event) for event in islice(self._ring, len(self._ring) - wanted, None)]
 
     def count(self, kind: str, since_ms: int) -> int:
         """How many events of this kind happened since then."""
         count = 0
-        for event in reversed(self._ring):
-            if event.at_ms < since_ms:
+        for _, at_ns, found, *_ in reversed(self._ring):
+            if at_ns < since_ms * NS_PER_MS:
                 break
-            count += event.kind == kind
+            count += found == kind
         return count
 
     def last(self, kind: str) -> Recorded | None:
         """The latest event of this kind."""
-        return next((event for event in reversed(self._ring) if event.kind == kind), None)
+        return next((_recorded(event) for event in reversed(self._ring) if event[2] == kind), None)
+
+
+def _recorded(event: tuple[int, int, str, str, str, str, int]) -> Recorded:
+    seq, at_ns, *rest = event
+    return Recorded(seq, at_ns // NS_PER_MS, *rest)  # type: ignore[arg-type]
 
 
 def text_of(event: Recorded) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ class Reporter:
     def __init__(self, node: Node, cache: CacheService) -> None:
         self._node = node
         self._cache = cache
-        self.recorder = Recorder(wall_clock_ms)
+        self.recorder = Recorder(time.time_ns)
         self._fsync = FsyncQuantile()
         self._led_by = ""
         self._members: tuple[str, ...] = ()

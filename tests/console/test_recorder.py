@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dss_console.live.recorder import EVENTS_KEPT, EVENTS_PER_FRAME_MAX, TEXTS, Recorded, Recorder, text_of
+from dss_console.live.recorder import EVENTS_KEPT, EVENTS_PER_FRAME_MAX, NS_PER_MS, TEXTS, Recorded, Recorder, text_of
 
 
 def make_recorder() -> Recorder:
-    times = iter(range(1000, 10**9, 10))
+    times = iter(range(1000 * NS_PER_MS, 10**18, 10 * NS_PER_MS))
     return Recorder(lambda: next(times))
 
 
