@@ -26,8 +26,8 @@ $(READY): requirements.lock pyproject.toml client/pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e client
 	@touch $(READY)
 
-run: $(READY) ## start a cluster of three nodes (NODES=1: a single one) and follow its logs
-	@exec $(BIN)/python manage.py cluster --nodes $(NODES)
+run: $(READY) ## start a cluster of three nodes (NODES=1: a single one; TLS=1: with HTTPS) and follow its logs
+	@exec $(BIN)/python manage.py cluster --nodes $(NODES) $(if $(TLS),--tls)
 
 restart: $(READY) ## start a stopped node of the running cluster again: NODE=3
 	@exec $(BIN)/python manage.py restart $(NODE) $(ARGS)

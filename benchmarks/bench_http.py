@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import platform
+import ssl
 import subprocess
 import sysconfig
 import tempfile
@@ -174,12 +175,12 @@ class Load:
             self.errors += 1
 
 
-async def run(port: int, calls: Calls, connections: int, seconds: float) -> tuple[Load, float]:
+async def run(port: int, calls: Calls, connections: int, seconds: float, tls: ssl.SSLContext | None = None) -> tuple[Load, float]:
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     load = Load(began + seconds)
     clients = [
-        (await loop.create_connection(lambda number=number: Connection(number, calls, load), HOST, port))[1]
+        (await loop.create_connection(lambda number=number: Connection(number, calls, load), HOST, port, ssl=tls))[1]
         for number in range(connections)
     ]
     await asyncio.gather(*(client.finished for client in clients))
@@ -197,7 +198,7 @@ def prepare(node: LocalNode, name: str, connections: int, seconds: float) -> Non
     if name == "get":
         put_keys(node)
     elif name == "consume-100":
-        uvloop.run(run(node.port, publish_batches, connections, seconds))
+        uvloop.run(run(node.port, publish_batches, connections, seconds, node.tls))
 
 
 def measure(node: LocalNode, server: str, name: str, connections: int, seconds: float) -> Row:

@@ -3,6 +3,7 @@
     python benchmarks/compare_http.py OTHER_CHECKOUT
     python benchmarks/compare_http.py OTHER_CHECKOUT --servers uvicorn --scenarios put get --seconds 6
     python benchmarks/compare_http.py OTHER_CHECKOUT --together      # on a busy machine
+    python benchmarks/compare_http.py . --tls                        # what TLS costs
 
 The speed of a machine changes from hour to hour by more than most changes of the program, so the checkouts run side by side. Each
 alternation starts three nodes of each checkout, and sends the load to one cluster and then to the other, a second each. Odd alternations
@@ -39,10 +40,13 @@ import uvloop
 
 from dss_dev.checkouts import ROOT, Checkout, checkout_at
 from dss_dev.local_cluster import LocalCluster, NotReady, free_ports
+from dss_dev.local_tls import make_files
 
 NODES = 3
 #: load on one cluster before it goes to the other, s
 SLICE_S = 1.0
+#: the same with `--tls`: every slice opens its connections again, and a handshake costs as much as ten calls
+TLS_SLICE_S = 5.0
 #: load that does not count, for each row and cluster, s
 WARM_UP_S = 1.0
 #: a row whose interval lies wholly above this ratio is slower
@@ -155,10 +159,12 @@ def estimate(ratios: Sequence[float]) -> Estimate:
 
 
 @contextmanager
-def started(checkout: Checkout, server: str, ports: Sequence[int]) -> Iterator[LocalCluster]:
+def started(checkout: Checkout, server: str, ports: Sequence[int], tls: bool = False) -> Iterator[LocalCluster]:
     """A node of the checkout for each port, with new data; they may not be ready yet."""
     with tempfile.TemporaryDirectory() as name:
         settings = {"DSS_SERVER": server, "DSS_CLUSTER_SECRET": "compare"}
+        if tls:
+            settings |= make_files(Path(name) / "tls")
         cluster = LocalCluster(Path(name), ports, settings, checkout=checkout)
         try:
             cluster.start()
@@ -198,7 +204,9 @@ def load(targets: Sequence[Target], scenario: str, connections: int, seconds: fl
     calls = bench_http.SCENARIOS[scenario].calls
 
     async def send() -> list[tuple[bench_http.Load, float]]:
-        return await asyncio.gather(*(bench_http.run(target.node.port, calls, connections, seconds) for target in targets))
+        return await asyncio.gather(
+            *(bench_http.run(target.node.port, calls, connections, seconds, target.node.tls) for target in targets)
+        )
 
     before_s = [cpu_time_s(target.processes) for target in targets]
     results = uvloop.run(send())
@@ -226,7 +234,7 @@ def measure_pair(clusters: Sequence[LocalCluster], scenario: str, first: int, op
     targets = [Target(cluster) for cluster in clusters]
     for target in targets:
         warm_up(target, scenario, options)
-    slices = max(1, round(options.seconds / SLICE_S))
+    slices = max(1, round(options.seconds / (TLS_SLICE_S if options.tls else SLICE_S)))
     for number in range(slices):
         order = targets if (number + first) % 2 == 0 else targets[::-1]
         for turn in [order] if options.together else [[target] for target in order]:
@@ -243,7 +251,11 @@ def measure_server(server: str, checkouts: Sequence[Checkout], options: argparse
     for number in range(options.alternations):
         progress(f"{server}: alternation {number + 1} of {options.alternations}")
         ports = free_ports(2 * NODES)
-        with started(checkouts[0], server, ports[:NODES]) as this, started(checkouts[1], server, ports[NODES:]) as other:
+        this_one, other_one = (
+            started(checkouts[0], server, ports[:NODES], options.tls),
+            started(checkouts[1], server, ports[NODES:]),
+        )
+        with this_one as this, other_one as other:
             for cluster in (this, other):
                 cluster.wait_ready()
             for row in rows:
@@ -298,7 +310,7 @@ def compare(checkouts: Sequence[Checkout], options: argparse.Namespace) -> int:
         for row in found:
             print_row(row)
         rows += found
-    text, code = verdict(rows, options.alternations)
+    text, code = ("this: with TLS; other: without", 0) if options.tls else verdict(rows, options.alternations)
     print(
         f"\n{options.alternations} alternations of {options.seconds:g} s a row and checkout, {time.monotonic() - began:.0f} s in all"
     )
@@ -321,6 +333,7 @@ def main() -> int:
     parser.add_argument("--alternations", type=positive, default=5, help="ratios for each row; a verdict needs 5 or more")
     parser.add_argument("--seconds", type=float, default=4.0, help="load for each row, checkout and alternation")
     parser.add_argument("--together", action="store_true", help="load both clusters at the same moment")
+    parser.add_argument("--tls", action="store_true", help="this checkout's nodes speak HTTPS; gives no verdict")
     parser.add_argument("--connections", type=positive, default=64)
     parser.add_argument("--python", type=Path, help="runs this checkout's nodes, instead of its .venv")
     parser.add_argument("--other-python", type=Path, help="runs the other checkout's nodes, instead of its .venv")

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dss_cli.backup import BackupInvalid
 from dss_cli.cluster import TIMEOUT_S, Cluster, CommandFailed
-from dss_cli.find_cluster import CLUSTERS, URL_HELP, CannotChoose, cluster_urls, token_of, without_repeats
+from dss_cli.find_cluster import CLUSTERS, URL_HELP, CannotChoose, cluster_urls, tls_of, token_of, without_repeats
 from dss_cli.terminal import Terminal
 from dss_client import DssError, Unavailable
 
@@ -51,7 +51,7 @@ class ClusterCommand(BaseCommand):
         say = without_repeats(terminal.say)
         try:
             found = cluster_urls(urls, say, clusters)
-            cluster = Cluster(found, token or token_of(clusters), say, self.timeout_s)
+            cluster = Cluster(found, token or token_of(clusters), say, self.timeout_s, tls=tls_of(found, clusters))
             return asyncio.run(_within(cluster, terminal, work))
         except Unavailable as error:
             raise CommandError(f"{error}{self.hint}") from None

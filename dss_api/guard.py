@@ -255,13 +255,19 @@ def check_origin(origin: bytes, host: bytes) -> None:
     Raises:
         Refused: `forbidden`.
     """
-    if origin and origin.partition(b"://")[2] != host and origin not in _trusted_origins:
+    scheme, _, site = origin.partition(b"://")
+    if origin and (site != host or (_https_only and scheme != b"https")) and origin not in _trusted_origins:
         raise Refused("forbidden", "pages of another site may not call this node")
 
 
-def trust_origins(origins: Iterable[str]) -> None:
-    """Let pages of these sites call this node, too."""
-    global _trusted_origins
+def trust_origins(origins: Iterable[str], https_only: bool = False) -> None:
+    """Let pages of these sites call this node, too.
+
+    Args:
+        https_only: this node speaks HTTPS, so a page of the same host that came over HTTP is another site.
+    """
+    global _trusted_origins, _https_only
+    _https_only = https_only
     _trusted_origins = frozenset(origin.encode() for origin in origins)
 
 
@@ -278,3 +284,4 @@ def set_shared(guard: Guard) -> None:
 
 _shared: Guard = Guard()
 _trusted_origins: frozenset[bytes] = frozenset()
+_https_only = False

@@ -15,6 +15,8 @@ class HttpLimits:
     body_bytes_max: int
     #: size of request line and headers
     head_bytes_max: int = 32 * 1024
+    #: from the connection to the end of its TLS handshake
+    handshake_timeout_s: float = 10.0
     #: from a request's first byte to the end of its head
     head_timeout_s: float = 10.0
     #: from the end of a head to the end of its body

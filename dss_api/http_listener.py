@@ -31,6 +31,8 @@ from dss_api.json_fast_path import JsonFastPath, nothing_there
 from dss_api.liveness import Line
 from dss_api.proxies import NO_PROXIES, TrustedProxies, with_host
 from dss_api.security_headers import Header
+from dss_api.tls import ServerTls
+from dss_api.tls_transport import TlsTransport
 from dss_api.turns import InputTurns, Reader
 
 log = structlog.get_logger("api")
@@ -92,6 +94,7 @@ class HttpListener:
         check_page: refuses a request for the web server before its body is read: method, path and headers.
         proxies: whose headers say where requests come from.
         https_headers: headers for answers over HTTPS, to this node or to a trusted proxy.
+        tls: the port speaks HTTPS.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class HttpListener:
         check_page: CheckPage = lambda method, path, headers: None,
         proxies: TrustedProxies = NO_PROXIES,
         https_headers: tuple[Header, ...] = (),
+        tls: ServerTls | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits
@@ -121,6 +125,7 @@ class HttpListener:
         self._check_page = check_page
         self._proxies = proxies
         self.https_headers = header_lines(https_headers)
+        self.tls = tls
         self._server: asyncio.Server | None = None
         self._connections: set[HttpConnection] = set()
         self._handed_over: dict[HandedOver, HttpConnection] = {}
@@ -137,7 +142,11 @@ class HttpListener:
     async def accept(self, listening: socket.socket) -> None:
         """Accept connections from this socket."""
         self._json.guard.watch(self._tokens_changed)
-        self._server = await self.loop.create_server(lambda: HttpConnection(self), sock=listening)
+        tls = self.tls
+        if tls is None:
+            self._server = await self.loop.create_server(lambda: HttpConnection(self), sock=listening)
+        else:
+            self._server = await self.loop.create_server(lambda: TlsTransport(HttpConnection(self), self, tls), sock=listening)
         self._sweep()
 
     def stop_accepting(self) -> None:
@@ -320,6 +329,8 @@ class HttpListener:
         now = self.loop.time()
         for connection in [one for one in self._connections if 0.0 < one.deadline <= now]:
             connection.time_out()
+        if self.tls is not None:
+            self.tls.check()
         self._trim()
         for handed_over, connection in self._handed_over.items():
             if connection.handed_over_until <= now and not handed_over.is_closed:

@@ -9,14 +9,18 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dss_api.token_text import key_holder_text, token_key
+from dss_client.tls import default_context
+from dss_dev import local_tls
 from dss_dev.checkouts import ROOT, Checkout, tested_checkout
 from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
 
@@ -74,11 +78,12 @@ class LocalNode:
         self.id = node_id
         self.host = host
         self.port = port
-        self.url = f"http://{host}:{port}"
         self._prefix = prefix
         self.checkout = checkout or tested_checkout()
         self.log_path = log_path
-        self.environment = dict(environment)
+        self.environment = dict(environment) if self.checkout else local_tls.tested(environment)
+        self.is_secure = "DSS_TLS_CERT_FILE" in self.environment
+        self.url = f"{'https' if self.is_secure else 'http'}://{host}:{port}"
         self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     @property
@@ -89,6 +94,26 @@ class LocalNode:
     def pid(self) -> int:
         """0 before the first start."""
         return self.process.pid if self.process is not None else 0
+
+    @property
+    def websocket_url(self) -> str:
+        return f"{self.url.replace('http', 'ws', 1)}/ws"
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """For clients of this node, from its settings; None: it speaks HTTP."""
+        return default_context(self.environment) if self.is_secure else None
+
+    def connection(self, timeout_s: float = 30.0) -> http.client.HTTPConnection:
+        """A connection for HTTP calls. It is opened by the first call."""
+        if self.tls is None:
+            return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=self.tls)
+
+    def open_socket(self, timeout_s: float = 30.0) -> socket.socket:
+        """A connected socket that carries bytes of HTTP."""
+        tcp = socket.create_connection((self.host, self.port), timeout_s)
+        return tcp if self.tls is None else self.tls.wrap_socket(tcp, server_hostname=self.host)
 
     def start(self) -> None:
         """Start the process with the data of its last run."""
@@ -153,7 +178,7 @@ class LocalNode:
         Raises:
             OSError, http.client.HTTPException: no answer, or an incomplete one.
         """
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+        connection = self.connection(timeout_s)
         try:
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
             given = {"Content-Type": "application/json"} if data is not None else {}
@@ -252,7 +277,8 @@ class LocalCluster:
     ) -> None:
         self.directory = directory
         members = {f"node-{number}": port for number, port in enumerate(ports, 1)}
-        urls = {node_id: f"http://{HOST}:{port}" for node_id, port in members.items()}
+        scheme = "https" if environment and "DSS_TLS_CERT_FILE" in environment else "http"
+        urls = {node_id: f"{scheme}://{HOST}:{port}" for node_id, port in members.items()}
         self.nodes = [
             member_node(node_id, port, urls, directory, environment, prefix, checkout) for node_id, port in members.items()
         ]

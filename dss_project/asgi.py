@@ -29,6 +29,7 @@ from dss_api.json_fast_path import JsonFastPath  # noqa: E402
 from dss_api.page_access import PageAccess  # noqa: E402
 from dss_api.proxies import TrustedProxies  # noqa: E402
 from dss_api.security_headers import hsts  # noqa: E402
+from dss_api.tls import ServerTls  # noqa: E402
 from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
 from dss_project import tracing  # noqa: E402
 from dss_project.access import make_guard  # noqa: E402
@@ -50,7 +51,7 @@ BYTES.set_function(lambda: in_progress.memory.bytes)
 is_host_allowed = HostCheck(config.allowed_hosts)
 proxies = TrustedProxies(config.trusted_proxies)
 guard = make_guard(config)
-guards.trust_origins(config.csrf_trusted_origins)
+guards.trust_origins(config.csrf_trusted_origins, https_only=config.tls is not None)
 guards.set_shared(guard)
 #: sends the last spans
 end_traces = tracing.begin(config) if config.traces else None
@@ -73,7 +74,7 @@ _by_protocol = ProtocolTypeRouter(
 application: Any = LocalClients(_by_protocol, guard, config.open)
 
 
-def http_listener(take_over: TakeOver) -> HttpListener:
+def http_listener(take_over: TakeOver, tls: ServerTls | None) -> HttpListener:
     """The listener of `manage.py node`, in front of the web server that takes over what is not a call of the API."""
     connections_max = descriptors.connections_max(config.connections_max)
     per_address_max = config.connections_per_address_max
@@ -95,4 +96,5 @@ def http_listener(take_over: TakeOver) -> HttpListener:
         check_page,
         proxies,
         hsts(config.hsts_seconds),
+        tls,
     )

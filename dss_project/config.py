@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from dss_api import environment
 from dss_api.client_memory import BYTES_MAX_DEFAULT
 from dss_api.environment import HOUR_MS, PORT_MAX, setting
+from dss_api.tls import TlsFiles
 from dss_cache.config import CacheConfig
 from dss_queue.config import QueueConfig
 from dss_raft.config import NODE_ID_PATTERN, Peer, RaftConfig
@@ -162,6 +163,25 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         "How long browsers that have seen a page over HTTPS use only HTTPS for this host. 0: no such rule.",
         environment.integer(0, 10 * 365 * 24 * 3600),
     )
+    tls_cert_file: str = setting(
+        "DSS_TLS_CERT_FILE",
+        "",
+        "Certificate of the service port, followed by those of its authorities (PEM). If set, the port speaks HTTPS and WSS only.",
+    )
+    tls_key_file: str = setting(
+        "DSS_TLS_KEY_FILE", "", "Its key (PEM, without a password). Both files are read again when they change."
+    )
+    tls_client_ca_file: str = setting(
+        "DSS_TLS_CLIENT_CA_FILE",
+        "",
+        "If set, clients need a certificate of one of these authorities (PEM), on every entry point.",
+    )
+    tls_crl_file: str = setting(
+        "DSS_TLS_CRL_FILE", "", "Revocation lists of these authorities (PEM), read again when the file changes."
+    )
+    tls_min_version: str = setting(
+        "DSS_TLS_MIN_VERSION", "1.2", "Lowest version of TLS: `1.2` or `1.3`.", environment.one_of("1.2", "1.3")
+    )
     server: str = setting(
         "DSS_SERVER",
         "daphne",
@@ -288,6 +308,19 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         return cls(**values)
 
     @property
+    def tls(self) -> TlsFiles | None:
+        """The TLS files of the service port; None: it speaks HTTP."""
+        if not self.tls_cert_file:
+            return None
+        return TlsFiles(
+            certificate=self.tls_cert_file,
+            key=self.tls_key_file,
+            client_ca=self.tls_client_ca_file,
+            crl=self.tls_crl_file,
+            min_version=self.tls_min_version,
+        )
+
+    @property
     def is_local_only(self) -> bool:
         """Whether only this machine reaches the service port. A proxy brings others to it."""
         return environment.is_loopback(self.rpc_host) and not self.trusted_proxies
@@ -310,7 +343,7 @@ def settings_table() -> list[Setting]:
 
 
 #: of programs that use the cluster, and of `dss`
-CLIENT_VARIABLES = frozenset(("DSS_URLS", "DSS_TOKEN"))
+CLIENT_VARIABLES = frozenset(("DSS_URLS", "DSS_TOKEN", "DSS_CA_FILE", "DSS_CLIENT_CERT_FILE", "DSS_CLIENT_KEY_FILE"))
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -367,7 +400,8 @@ def _complete(values: dict[str, Any]) -> list[str]:
 
 def _own_url(values: dict[str, Any]) -> str:
     host = values["node_id"] if environment.is_wildcard(values["rpc_host"]) else values["rpc_host"]
-    return f"http://{_bracketed(host)}:{values['rpc_port']}"
+    scheme = "https" if values["tls_cert_file"] else "http"
+    return f"{scheme}://{_bracketed(host)}:{values['rpc_port']}"
 
 
 def _bracketed(host: str) -> str:
@@ -395,18 +429,21 @@ def _read_peers(text: str, peer_port_offset: int) -> tuple[Peer, ...]:
 
 
 def _read_peer(text: str, peer_port_offset: int) -> Peer:
-    wanted = f"must be like http://node-2:8102/node-2, not {text!r}"
+    wanted = f"must be like http://node-2:8102/node-2 (or https://…), not {text!r}"
     url = urlsplit(text)
     try:
         port = url.port
     except ValueError:
         port = None
     peer_id = url.path.strip("/")
-    if url.scheme != "http" or not url.hostname or port is None or url.query or not NODE_ID_PATTERN.fullmatch(peer_id):
+    is_url = url.scheme in ("http", "https") and url.hostname and port is not None and not url.query
+    if not is_url or not NODE_ID_PATTERN.fullmatch(peer_id):
         raise ValueError(wanted)
+    assert url.hostname is not None
+    assert port is not None
     if port + peer_port_offset > PORT_MAX:
         raise ValueError(f"gives {peer_id} a port with no peer port {peer_port_offset} above it")
-    return Peer(peer_id, f"http://{_bracketed(url.hostname)}:{port}", url.hostname, port, port + peer_port_offset)
+    return Peer(peer_id, f"{url.scheme}://{_bracketed(url.hostname)}:{port}", url.hostname, port, port + peer_port_offset)
 
 
 def _is_url(text: str) -> bool:
@@ -433,6 +470,7 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         faults.append("REDIS_URL must begin with redis://, rediss:// or unix://")
     elif not _is_url(values["redis_url"]):
         faults.append("REDIS_URL is not a valid URL; in its password, write %23 for #, %2F for /, %3F for ?, %40 for @")
+    faults += _tls_contradictions(values)
     if values["peer_port"] == values["rpc_port"]:
         faults.append("DSS_PEER_PORT must be another port than RPC_PORT")
     if values["body_bytes_max"] < values["value_bytes_max"]:
@@ -467,4 +505,23 @@ def _peer_contradictions(values: dict[str, Any], is_exposed: bool) -> list[str]:
         )
     if values["peer_crl_file"] and missing:
         faults.append("DSS_PEER_CRL_FILE needs DSS_PEER_CERTIFICATE_FILE, DSS_PEER_KEY_FILE and DSS_PEER_CA_FILE")
+    return faults
+
+
+def _tls_contradictions(values: dict[str, Any]) -> list[str]:
+    faults = []
+    if bool(values["tls_cert_file"]) != bool(values["tls_key_file"]):
+        faults.append("DSS_TLS_CERT_FILE and DSS_TLS_KEY_FILE belong together: set both, or neither")
+    if values["tls_client_ca_file"] and not values["tls_cert_file"]:
+        faults.append("DSS_TLS_CLIENT_CA_FILE needs DSS_TLS_CERT_FILE: without TLS, clients have no certificates")
+    if values["tls_crl_file"] and not values["tls_client_ca_file"]:
+        faults.append("DSS_TLS_CRL_FILE needs DSS_TLS_CLIENT_CA_FILE: it revokes the certificates of clients")
+    scheme = "https" if values["tls_cert_file"] else "http"
+    if urlsplit(values["url"]).scheme not in ("", scheme):
+        speaks = (
+            "this node speaks HTTPS (DSS_TLS_CERT_FILE)"
+            if scheme == "https"
+            else "without DSS_TLS_CERT_FILE this node speaks HTTP"
+        )
+        faults.append(f"this node's address {values['url']} must begin with {scheme}:// ({speaks}). It is in DSS_URL or PEERS")
     return faults

@@ -68,7 +68,7 @@ def _is_weak(secret: str) -> bool:
 
 def has_tls(config: NodeConfig) -> bool:
     """Whether this node or a proxy in front of it speaks TLS with clients."""
-    return bool(config.trusted_proxies)
+    return config.tls is not None or bool(config.trusted_proxies)
 
 
 def _open_node(config: NodeConfig, _: Environ) -> str:
@@ -114,13 +114,13 @@ def _no_tls(config: NodeConfig, _: Environ) -> str:
 
 
 def _past_the_proxy(config: NodeConfig, _: Environ) -> str:
-    if config.trusted_proxies and environment.is_wildcard(config.rpc_host):
+    if config.trusted_proxies and config.tls is None and environment.is_wildcard(config.rpc_host):
         return f"RPC_HOST={config.rpc_host}: clients can reach the node past the proxy, in plain text"
     return ""
 
 
 def _cookies(config: NodeConfig, _: Environ) -> str:
-    if has_tls(config) and not config.secure_cookies:
+    if config.tls is None and has_tls(config) and not config.secure_cookies:
         return "browsers also send the cookies of the admin over plain HTTP"
     return ""
 

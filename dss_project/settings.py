@@ -110,7 +110,7 @@ AUTH_PASSWORD_VALIDATORS = [
 SESSION_COOKIE_NAME = f"dss_session_{NODE.rpc_port}"
 CSRF_COOKIE_NAME = f"dss_csrf_{NODE.rpc_port}"
 SESSION_COOKIE_SAMESITE = "Lax"
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = NODE.secure_cookies
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = NODE.secure_cookies or NODE.tls is not None
 # Behind a proxy, `dss_api/proxies.py` gives Django the client's scheme, host and address.
 CSRF_TRUSTED_ORIGINS = list(NODE.csrf_trusted_origins)
 SECURE_HSTS_SECONDS = NODE.hsts_seconds

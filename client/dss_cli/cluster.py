@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ class Cluster:
         urls: each may answer.
         say: gets a line when a node does not answer, and when a call is repeated.
         timeout_s: how long to look for a node that carries out a call.
+        tls: for https addresses.
 
     Raises:
         WrongUse: an address or the token cannot be used.
@@ -40,12 +42,14 @@ class Cluster:
         say: Callable[[str], Any],
         timeout_s: float = TIMEOUT_S,
         transport: Transport = "websocket",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.urls = list(urls)
         self.token = token
         self.timeout_s = timeout_s
         self._transport: Transport = transport
-        self.client = AsyncClient(self.urls, token, timeout=timeout_s, transport=transport)
+        self._tls = tls
+        self.client = AsyncClient(self.urls, token, timeout=timeout_s, transport=transport, tls=tls)
         self._nodes: dict[str, OneNode] = {}
         self._log = _Said(without_repeats(say))
 
@@ -81,22 +85,22 @@ class Cluster:
     def at(self, url: str) -> OneNode:
         """One of the nodes."""
         if url not in self._nodes:
-            self._nodes[url] = OneNode([url], self.token, self._transport)
+            self._nodes[url] = OneNode([url], self.token, self._transport, self._tls)
         return self._nodes[url]
 
     def any(self) -> OneNode:
         """The first node that can be reached, for several calls to the same one."""
         key = ",".join(self.urls)
         if key not in self._nodes:
-            self._nodes[key] = OneNode(self.urls, self.token, self._transport)
+            self._nodes[key] = OneNode(self.urls, self.token, self._transport, self._tls)
         return self._nodes[key]
 
 
 class OneNode:
     """The first of some nodes that can be reached. Each call is sent once."""
 
-    def __init__(self, urls: Sequence[str], token: str, transport: Transport) -> None:
-        self._config = Config.read(urls, token, name=None, timeout=TIMEOUT_S, transport=transport)
+    def __init__(self, urls: Sequence[str], token: str, transport: Transport, tls: ssl.SSLContext | None) -> None:
+        self._config = Config.read(urls, token, name=None, timeout=TIMEOUT_S, transport=transport, tls=tls)
         self._core: Core | None = None
 
     async def call(self, operation: str, timeout_s: float = ASK_S, **fields: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import http.client
 import os
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -34,6 +35,10 @@ TOKEN_VARIABLES = ("DSS_TOKEN", "DSS_API_TOKEN")
 KEY_VARIABLES = ("DSS_TOKEN_KEY", "DSS_CLUSTER_SECRET")
 #: the cluster secret of `make run`, in the directory of its clusters
 LOCAL_SECRET = "cluster-secret"
+#: the authority of the certificates of `make run TLS=1`, there too
+LOCAL_AUTHORITY = "tls/ca.pem"
+#: the certificate of the node whose settings are in the environment
+NODE_CERTIFICATE_VARIABLE = "DSS_TLS_CERT_FILE"
 #: in the data directory of a node that has no secret in common with others
 TOKEN_KEY_FILE = "token-key"
 NODE_ID = "node-1"
@@ -92,7 +97,10 @@ def remove_file(directory: Path) -> None:
 def running_clusters(clusters: Path = CLUSTERS) -> dict[Path, LocalClusterFile]:
     """The clusters of `make run` in `clusters` that answer; if none does, those that are starting."""
     described = {path.parent: cluster for path in sorted(clusters.glob(f"*/{FILE_NAME}")) if (cluster := _read(path))}
-    answering = {directory: cluster for directory, cluster in described.items() if any(map(_answers, cluster.urls))}
+    authority = clusters / LOCAL_AUTHORITY
+    answering = {
+        directory: cluster for directory, cluster in described.items() if any(_answers(url, authority) for url in cluster.urls)
+    }
     return answering or {directory: cluster for directory, cluster in described.items() if _is_alive(cluster.pid)}
 
 
@@ -148,7 +156,8 @@ def node_addresses(environ: Mapping[str, str]) -> list[str]:
     node_id, host = read("NODE_ID", NODE_ID), read("RPC_HOST", RPC_HOST)
     peers = {peer_id: url for url, _, peer_id in (text.rpartition("/") for text in _separated(read("PEERS")))}
     host = node_id if host in _WILDCARDS else f"[{host}]" if ":" in host else host
-    url = read("DSS_URL").rstrip("/") or peers.get(node_id) or f"http://{host}:{read('RPC_PORT', RPC_PORT)}"
+    scheme = "https" if read(NODE_CERTIFICATE_VARIABLE) else "http"
+    url = read("DSS_URL").rstrip("/") or peers.get(node_id) or f"{scheme}://{host}:{read('RPC_PORT', RPC_PORT)}"
     return [url, *(peer for peer_id, peer in peers.items() if peer_id != node_id)]
 
 
@@ -167,6 +176,35 @@ def token_of(clusters: Path = CLUSTERS, environ: Mapping[str, str] = os.environ)
     directory = environ.get("DSS_DATA_DIR", "").strip() or CLUSTERS / node_id
     secret = secret or _content(Path(directory) / TOKEN_KEY_FILE)
     return key_holder_token(secret, int(time.time())) if secret else ""
+
+
+def tls_of(urls: Sequence[str], clusters: Path = CLUSTERS, environ: Mapping[str, str] = os.environ) -> ssl.SSLContext | None:
+    """Whom to trust at these addresses; None: none of them is https.
+
+    Trusted are the authorities of the system and of DSS_CA_FILE, the certificate of the node whose settings are in the environment, and
+    the authority of a cluster of `make run`.
+
+    Raises:
+        WrongUse: a file cannot be used.
+    """
+    from dss_client.errors import WrongUse
+    from dss_client.tls import default_context, trouble_of
+
+    if not any(url.startswith(("https:", "wss:")) for url in urls):
+        return None
+    context = default_context(environ)
+    own = environ.get(NODE_CERTIFICATE_VARIABLE, "").strip()
+    local = any(url in cluster.urls for cluster in running_clusters(clusters).values() for url in urls)
+    for file in (own, str(clusters / LOCAL_AUTHORITY) if local else ""):
+        try:
+            if file:
+                context.load_verify_locations(file)
+        except OSError as error:
+            raise WrongUse(f"cannot read the certificate {file}: {trouble_of(error)}") from None
+    if own:
+        # The node's own certificate is trusted itself, not because of its authority.
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def key_holder_token(secret: str, now_s: int) -> str:
@@ -214,10 +252,14 @@ def _read(path: Path) -> LocalClusterFile | None:
     return None
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, authority: Path) -> bool:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ASK_TIMEOUT_S)
+    host, port = parts.hostname or "", parts.port
+    connection = http.client.HTTPConnection(host, port, timeout=ASK_TIMEOUT_S)
     try:
+        if parts.scheme == "https":
+            context = ssl.create_default_context(cafile=str(authority))
+            connection = http.client.HTTPSConnection(host, port, timeout=ASK_TIMEOUT_S, context=context)
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):

@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 import signal
+import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
@@ -39,6 +40,8 @@ class AsyncClient:
         timeout: for how many seconds a call looks for a node that carries it out, beyond the time that the call itself waits.
         transport: "websocket", or "http" where WebSockets do not pass.
         traces: make OpenTelemetry spans of calls and of handled messages. It needs the extra `[otel]`.
+        tls: for https addresses: whom to trust, and this program's certificate. By default the authorities of the system and of
+            DSS_CA_FILE, and the certificate in DSS_CLIENT_CERT_FILE with its key in DSS_CLIENT_KEY_FILE.
 
     Raises:
         WrongUrl, WrongUse
@@ -53,8 +56,9 @@ class AsyncClient:
         timeout: float = 15.0,
         transport: Transport = "websocket",
         traces: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._config = Config.read(urls, token, name=name, timeout=timeout, transport=transport, traces=traces)
+        self._config = Config.read(urls, token, name=name, timeout=timeout, transport=transport, traces=traces, tls=tls)
         self._core: Core | None = None
         self._is_closed = False
         self._owners = Owners(self._config.name)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import random
 import socket
+import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
 from dss_client.errors import WrongUrl, WrongUse
+from dss_client.tls import default_context
 from dss_client.tracing import Tracing
 
 Transport = Literal["websocket", "http"]
@@ -63,6 +65,8 @@ class Config:
     check_s: float = 1.0
     #: makes spans of the calls, if there is one
     tracing: Tracing | None = None
+    #: for https addresses
+    tls: ssl.SSLContext | None = None
 
     @classmethod
     def read(
@@ -74,8 +78,9 @@ class Config:
         timeout: float,
         transport: Transport,
         traces: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> Config:
-        """Take what is not given from DSS_URLS and DSS_TOKEN.
+        """Take what is not given from DSS_URLS, DSS_TOKEN and the variables in tls.py.
 
         Raises:
             WrongUrl, WrongUse: something is not as it must be.
@@ -93,7 +98,9 @@ class Config:
             raise WrongUse("`token` has characters that an HTTP header cannot have")
         nodes = list(dict.fromkeys(Node.parse(text) for text in texts))
         tracing = Tracing() if traces else None
-        return cls(nodes, token, name or socket.gethostname(), timeout, transport, tracing=tracing)
+        if tls is None and any(node.is_secure for node in nodes):
+            tls = default_context()
+        return cls(nodes, token, name or socket.gethostname(), timeout, transport, tracing=tracing, tls=tls)
 
 
 def pause_s(failures: int) -> float:

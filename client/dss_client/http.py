@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from dss_client.config import Config, Node
 from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, decode, encode
 from dss_client.errors import Unencodable, refusal
 from dss_client.operations import OPERATIONS
+from dss_client.tls import trouble_of
 
 CONNECTIONS_MAX = 64
 
@@ -32,6 +34,7 @@ class HttpConnection:
             timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
             trust_env=False,
+            verify=config.tls or True,
         )
         self._tracing = config.tracing
         self._is_open = True
@@ -66,6 +69,11 @@ class HttpConnection:
         except httpx.TimeoutException:
             raise CannotConnect("no answer in time") from None
         except httpx.HTTPError as error:
+            tls_error = _tls_error(error)
+            if tls_error is not None:
+                raise CannotConnect(
+                    trouble_of(tls_error), is_wrong=isinstance(tls_error, ssl.SSLCertVerificationError)
+                ) from error
             raise CannotConnect(str(error) or type(error).__name__) from error
         try:
             answer = decode(response.content)
@@ -147,6 +155,14 @@ class HttpConnection:
 
     def drop(self) -> None:
         self._is_open = False
+
+
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """The error of TLS that httpx has wrapped."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _as_text(value: Any) -> str:

@@ -6,6 +6,7 @@ program's own threads do. The thread starts with the first call. The child of a 
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,6 +32,8 @@ class Client(Background):
         timeout: for how many seconds a call looks for a node that carries it out, beyond the time that the call itself waits.
         transport: "websocket", or "http" where WebSockets do not pass.
         traces: make OpenTelemetry spans of calls and of handled messages. It needs the extra `[otel]`.
+        tls: for https addresses: whom to trust, and this program's certificate. By default the authorities of the system and of
+            DSS_CA_FILE, and the certificate in DSS_CLIENT_CERT_FILE with its key in DSS_CLIENT_KEY_FILE.
 
     Raises:
         WrongUrl, WrongUse
@@ -45,8 +48,9 @@ class Client(Background):
         timeout: float = 15.0,
         transport: Transport = "websocket",
         traces: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(AsyncClient(urls, token, name=name, timeout=timeout, transport=transport, traces=traces))
+        super().__init__(AsyncClient(urls, token, name=name, timeout=timeout, transport=transport, traces=traces, tls=tls))
         self._workers: list[Worker] = []
         self.cache = Cache(self, self._client.cache)
 

@@ -26,6 +26,7 @@ from websockets.uri import parse_uri
 from dss_client.config import Config, Node
 from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, decode, encode
 from dss_client.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, FrameWriter, ProtocolError
+from dss_client.tls import trouble_of
 
 PATH = "/ws"
 #: An answer begins with it.
@@ -48,6 +49,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def __init__(self, node: Node, config: Config, sock: socket.socket) -> None:
         self.url = node.url
+        self._is_secure = node.is_secure
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         scheme = "wss" if node.is_secure else "ws"
@@ -93,9 +95,11 @@ class WebSocketConnection(asyncio.Protocol):
                 sock = await _open_socket(node)
                 try:
                     connection = cls(node, config, sock)
-                    context = ssl.create_default_context() if node.is_secure else None
                     await connection._loop.create_connection(
-                        lambda: connection, sock=sock, ssl=context, server_hostname=node.host if context else None
+                        lambda: connection,
+                        sock=sock,
+                        ssl=config.tls if node.is_secure else None,
+                        server_hostname=node.host if node.is_secure else None,
                     )
                 except BaseException:
                     sock.close()
@@ -109,7 +113,7 @@ class WebSocketConnection(asyncio.Protocol):
         except TimeoutError:
             raise CannotConnect(f"no answer within {config.connect_timeout_s:g} s") from None
         except OSError as error:
-            raise CannotConnect(os.strerror(number).lower() if (number := error.errno or 0) > 0 else str(error)) from error
+            raise CannotConnect(trouble_of(error), is_wrong=isinstance(error, ssl.SSLCertVerificationError)) from error
 
     # ------------------------------------------------------------- calls
 
@@ -290,7 +294,8 @@ class WebSocketConnection(asyncio.Protocol):
                 self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(f"the connection ended: {exc}" if exc else "the node closed the connection")
+        why = trouble_of(exc) if isinstance(exc, ssl.SSLError) else exc
+        self._end(f"the connection ended: {why}" if exc else "the node closed the connection")
 
     def pause_writing(self) -> None:
         self._may_send = False
@@ -326,7 +331,8 @@ class WebSocketConnection(asyncio.Protocol):
         elif isinstance(error, InvalidStatus) and error.response.status_code in (429, 503):
             self._opened.set_exception(CannotConnect(f"the node answers with {error.response.status_code}"))
         elif isinstance(error, InvalidHandshake | EOFError | ValueError):
-            self._opened.set_exception(CannotConnect(f"this is no node: {error}", is_wrong=True))
+            hint = "" if self._is_secure else ". If it speaks HTTPS, write https://"
+            self._opened.set_exception(CannotConnect(f"this is no node: {error}{hint}", is_wrong=True))
         else:
             self._opened.set_exception(CannotConnect(str(error)))
 

@@ -15,6 +15,7 @@ import structlog
 
 from dss_api import guard
 from dss_api.in_progress import InProgress
+from dss_api.tls import ServerTls
 from dss_project.access import announce
 from dss_project.config import NodeConfig
 from dss_project.raft_worker import RaftWorker
@@ -30,7 +31,10 @@ POLL_S = 0.01
 
 
 class WebServer(Protocol):
-    """The methods of a server that `live` uses."""
+    """The part of a server that `live` uses."""
+
+    #: None: it speaks HTTP
+    tls: ServerTls | None
 
     async def accept(self, listening: socket.socket) -> None:
         """Serve connections from this socket."""
@@ -68,6 +72,8 @@ async def _live(
         await _end()
         return 1
     await server.accept(listening)
+    if server.tls is not None:
+        loop.add_signal_handler(signal.SIGHUP, server.tls.reload)
     announce(config, guard.shared(), log)
     log.info("node.serving", url=config.url, listening=f"{config.rpc_host}:{config.rpc_port}", server=config.server)
     stopped = loop.create_task(stop.wait())

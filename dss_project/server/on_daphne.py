@@ -19,8 +19,10 @@ from zope.interface import alsoProvides, implementer
 from dss_api.client_memory import Share
 from dss_api.http_limits import HttpLimits
 from dss_api.http_listener import Client
+from dss_api.tls_transport import TlsTransport
 from dss_project.config import NodeConfig
 from dss_project.server.held import HeldMessages
+from dss_project.server.twisted_tls import TwistedTls
 
 log = structlog.get_logger("node")
 
@@ -189,11 +191,15 @@ class TakenOver:
 
 def _unsent_bytes(transport: Any) -> int:
     """What Twisted keeps because the client has not read it."""
+    if isinstance(transport, TwistedTls):
+        return transport.unsent_bytes
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
 
 
 def _forget_output(transport: Any) -> None:
     """The connection is aborted: free what would have been sent."""
+    if isinstance(transport, TwistedTls):
+        return
     transport.dataBuffer, transport.offset = b"", 0
     transport._tempDataBuffer, transport._tempDataLen = [], 0
 
@@ -234,7 +240,13 @@ class DaphneServer(Server):  # type: ignore[misc]
         self._task: asyncio.Task[None] | None = None
 
     def take_over(self, transport: asyncio.Transport, data: bytes, client: Client) -> TakenOver:
-        """Serve this connection from now on; `data` is the first input. Twisted gets a descriptor of its own."""
+        """Serve this connection from now on; `data` is the first input. Without TLS, Twisted gets a descriptor of its own."""
+        if isinstance(transport, TlsTransport):
+            secure = TwistedTls(transport)
+            secure.start(self.http_factory.buildProtocol(secure.getPeer()))
+            _answer_half_closed(secure)
+            secure.protocol.dataReceived(data)
+            return TakenOver(secure, client)
         transport.pause_reading()
         connection = transport.get_extra_info("socket")
         descriptor = os.dup(connection.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -33,8 +33,8 @@ def peer_address(url: str, config: RaftConfig) -> tuple[str, int]:
         ValueError: the text says what a member's url must look like.
     """
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname or parts.port is None or parts.path.strip("/"):
-        raise ValueError("`url` must be like http://node-4:8104")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None or parts.path.strip("/"):
+        raise ValueError("`url` must be like http://node-4:8104 or https://node-4:8104")
     return parts.hostname, parts.port + config.peer_port_offset
 
 
@@ -98,8 +98,17 @@ def has_left(core: RaftCore, node_id: str) -> bool:
     return is_current and 0 < members.index <= core.commit_index and node_id not in members.ids
 
 
-def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
-    """The fields of `GET /raft/status` that describe this member, and what it knows about the others."""
+def service_urls(config: RaftConfig) -> dict[str, str]:
+    """The members' URLs in this node's settings. As for links, they take precedence over those in the configuration."""
+    return {**{peer.id: peer.url for peer in config.peers}, config.node_id: config.url}
+
+
+def status(core: RaftCore, links: PeerLinks, tick_ms: float, urls: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of `GET /raft/status` that describe this member, and what it knows about the others.
+
+    Args:
+        urls: those of `service_urls`.
+    """
     return {
         "node": core.node_id,
         "term": core.term,
@@ -112,7 +121,7 @@ def status(core: RaftCore, links: PeerLinks, tick_ms: float) -> dict[str, Any]:
         "members": [
             {
                 "id": m.id,
-                "url": m.url,
+                "url": urls.get(m.id, m.url),
                 "learner": m.learner,
                 "up": m.id == core.node_id or links.is_up(m.id),
                 "outdated": core.is_outdated if m.id == core.node_id else not core.has_vote(m.id),

@@ -352,7 +352,7 @@ class Node(Listeners):
 
     def status(self) -> dict[str, Any]:
         """The fields of `GET /raft/status`."""
-        status = members.status(self.core, self._links, self.tick_s * 1000)
+        status = members.status(self.core, self._links, self.tick_s * 1000, members.service_urls(self.config))
         status["last_applied"] = self.applied_index
         stop = self.apply_stop
         status["apply_stopped"] = None if stop is None else {"index": stop.index, "error": stop.error}

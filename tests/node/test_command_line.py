@@ -33,6 +33,7 @@ def test_help_lists_our_commands_first_with_a_line_each() -> None:
         "snapshot",
         "token",
         "audit",
+        "certificate",
         "publish",
         "consume",
         "mesi",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dss_api.tls import TlsFiles
 from dss_project.config import ConfigError, NodeConfig, settings_table, unknown_variables
 from dss_raft.versions import LATEST
 
@@ -162,3 +163,35 @@ def test_the_table_has_every_setting_once() -> None:
     assert len({row.variable for row in rows}) == len(rows)
     assert all(row.meaning for row in rows)
     assert {row.variable: row.default for row in rows}["RPC_PORT"] == "`8201`"
+
+
+@pytest.mark.parametrize(
+    ("environment", "fault"),
+    [
+        ({"DSS_TLS_CERT_FILE": "c"}, "belong together"),
+        ({"DSS_TLS_KEY_FILE": "k"}, "belong together"),
+        ({"DSS_TLS_CLIENT_CA_FILE": "ca"}, "DSS_TLS_CLIENT_CA_FILE needs DSS_TLS_CERT_FILE"),
+        ({"DSS_TLS_CERT_FILE": "c", "DSS_TLS_KEY_FILE": "k", "DSS_TLS_CRL_FILE": "crl"}, "DSS_TLS_CRL_FILE needs"),
+        ({"DSS_TLS_MIN_VERSION": "1.1"}, "DSS_TLS_MIN_VERSION must be one of 1.2, 1.3"),
+        ({"DSS_TLS_CERT_FILE": "c", "DSS_TLS_KEY_FILE": "k", "DSS_URL": "http://a:1"}, "http://a:1 must begin with https://"),
+        (
+            {"DSS_TLS_CERT_FILE": "c", "DSS_TLS_KEY_FILE": "k", "PEERS": "http://a:1/node-1"},
+            "http://a:1 must begin with https://",
+        ),
+        ({"DSS_URL": "https://a:1"}, "https://a:1 must begin with http://"),
+    ],
+)
+def test_tls_settings_that_do_not_go_together(environment: dict[str, str], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        NodeConfig.from_env(environment)
+
+
+def test_tls_settings() -> None:
+    given = {"DSS_TLS_CERT_FILE": "/c", "DSS_TLS_KEY_FILE": "/k", "PEERS": "https://b:8102/node-2,http://c:8103/node-3"}
+    config = NodeConfig.from_env(given)
+    assert config.url == "https://127.0.0.1:8201"
+    assert config.tls == TlsFiles(certificate="/c", key="/k")
+    assert [peer.url for peer in config.peers] == ["https://b:8102", "http://c:8103"]
+    assert NodeConfig.from_env({}).tls is None
+    assert unknown_variables({**given, "DSS_CA_FILE": "/a"}) == {}
+    assert unknown_variables({"DSS_TLS_CERT_FLE": "/c"}) == {"DSS_TLS_CERT_FLE": "DSS_TLS_CERT_FILE"}

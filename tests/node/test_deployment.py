@@ -31,6 +31,7 @@ EVERYTHING: dict[str, Any] = {
     "server": "uvicorn",
     "settings": {"DSS_CACHE_MAX_BYTES": 33554432, "DSS_ALLOWED_HOSTS": "dss.example.org"},
     "auth": {"existingSecret": "mine", "existingSecretKey": "dss", "apiTokenSecret": "token", "open": True},
+    "tls": {"secretName": "certificate"},
     "redis": {"urlSecret": "redis"},
     "networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"team": "orders"}}}]},
     "serviceMonitor": {"enabled": True, "tokenSecret": "metrics", "labels": {"release": "prometheus"}},
@@ -116,7 +117,8 @@ def test_every_pod_can_read_its_settings(
                 patch.setenv(name, secret if name.endswith("_FILE") else value)
             config = NodeConfig.from_env()
         # The names are those of the service that also has the pods that are not ready.
-        assert config.url == f"http://rel-dss-{number}.rel-dss-peers.prod.svc:8101"
+        scheme = "https" if values else "http"
+        assert config.url == f"{scheme}://rel-dss-{number}.rel-dss-peers.prod.svc:8101"
         others = {f"rel-dss-{each}" for each in range(3)} - {f"rel-dss-{number}"}
         assert {peer.id for peer in config.peers} == others
         accepts = HostCheck(config.allowed_hosts)
@@ -156,6 +158,9 @@ def test_pods_find_each_other_before_they_are_ready(tmp_path: Path) -> None:
     (container,) = pods["template"]["spec"]["containers"]
     probes = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert set(probes.values()) == open_paths
+    assert {container[name]["httpGet"]["scheme"] for name in probes} == {"HTTP"}
+    (secure,) = render(tmp_path, EVERYTHING)["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert {secure[name]["httpGet"]["scheme"] for name in probes} == {"HTTPS"}
     assert probes["livenessProbe"] == "/health", "a node without a quorum must not be restarted"
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +29,9 @@ from dss_api.json_fast_path import JsonFastPath
 from dss_api.operation import Operation
 from dss_api.rights import ANY_TOKEN
 from dss_api.supervised import FAILURES
+from dss_api.tls import HANDSHAKES, ServerTls, TlsFiles
+from dss_api.tls_transport import TLS_BYTES
+from dss_project.certificates import make_authority, make_certificate
 
 PATIENCE_S = 20
 LIMITS = HttpLimits(body_bytes_max=4096)
@@ -49,6 +55,8 @@ class World:
 
     port: int = 0
     listener: Any = None
+    #: of the clients; None: plain HTTP
+    tls: ssl.SSLContext | None = None
     in_progress: InProgress = field(default_factory=InProgress)
     handled: list[str] = field(default_factory=list)
     undone: list[str] = field(default_factory=list)
@@ -89,8 +97,17 @@ class World:
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
+    @property
+    def connection_bytes(self) -> int:
+        """What an idle connection is counted as."""
+        return CONNECTION_BYTES + (0 if self.tls is None else TLS_BYTES)
+
+    def require_half_close(self) -> None:
+        if self.tls is not None:
+            pytest.skip("Python's TLS cannot close one side")
+
     async def connect(self) -> Client:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls)
         return Client(reader, writer)
 
 
@@ -157,9 +174,19 @@ class Client:
                 return b""
 
 
-@pytest.fixture
-async def make_world() -> AsyncIterator[Callable[..., Any]]:
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    directory = tmp_path_factory.mktemp("tls")
+    authority, files = (directory / "ca.pem", directory / "ca.key"), (directory / "node.pem", directory / "node.key")
+    make_authority(*authority)
+    make_certificate(*files, authority, ["127.0.0.1"])
+    return TlsFiles(certificate=str(files[0]), key=str(files[1]))
+
+
+@pytest.fixture(params=["http", "https"])
+async def make_world(request: pytest.FixtureRequest, tls_files: TlsFiles) -> AsyncIterator[Callable[..., Any]]:
     worlds: list[World] = []
+    tls = None if request.param == "http" else ServerTls(tls_files)
 
     async def make(
         limits: HttpLimits = LIMITS, token: str = "", calls_per_address_max: int = 100, client_bytes_max: int = 1 << 30
@@ -174,7 +201,10 @@ async def make_world() -> AsyncIterator[Callable[..., Any]]:
         node = SimpleNamespace(node_id="node-1", unusable_reason="")
         fast_path = JsonFastPath(operations, lambda: node, Guard(token), limits.body_bytes_max)
         hosts = HostCheck(["localhost"])
-        world.listener = HttpListener(fast_path, hosts, world.in_progress, ("/admin", "/metrics"), limits, world.take_over)
+        pages = ("/admin", "/metrics")
+        world.listener = HttpListener(fast_path, hosts, world.in_progress, pages, limits, world.take_over, tls=tls)
+        if tls is not None:
+            world.tls = ssl.create_default_context(cafile=str(Path(tls_files.certificate).with_name("ca.pem")))
         listening = socket.create_server(("127.0.0.1", 0))
         listening.setblocking(False)
         world.port = listening.getsockname()[1]
@@ -389,18 +419,86 @@ async def test_connections_over_the_limit_are_refused_with_the_reason(make_world
     for client in (first, second):
         client.call("/echo", {"text": "in"})
         assert (await client.answer()).status == 200
-    third = await world.connect()
-    answer = await third.answer()
-    assert (answer.status, answer.document["code"]) == (503, "overloaded")
-    assert answer.headers["retry-after"] == "1"
+    if world.tls is None:
+        answer = await (await world.connect()).answer()
+        assert (answer.status, answer.document["code"]) == (503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+    else:
+        with pytest.raises(ConnectionError):  # an answer would cost a handshake
+            await world.connect()
     first.writer.close()
     await first.writer.wait_closed()
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            again = await world.connect()
-            again.call("/echo", {"text": "in"})
-            if (await again.answer()).status == 200:
-                break
+            with contextlib.suppress(ConnectionError):
+                again = await world.connect()
+                again.call("/echo", {"text": "in"})
+                if (await again.answer()).status == 200:
+                    break
+
+
+async def test_half_open_handshakes_count_as_connections_and_end_in_time(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_listener, "SWEEP_S", 0.05)
+    world = await make_world(replace(LIMITS, connections_max=3, handshake_timeout_s=0.3))
+    if world.tls is None:
+        return
+    unfinished = HANDSHAKES.labels("unfinished")
+    before = unfinished._value.get()
+    silent, halting, slow = [Client(*(await asyncio.open_connection("127.0.0.1", world.port))) for _ in range(3)]
+    hello = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        world.tls.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1").do_handshake()
+    data = hello.read()
+    # One has sent nothing, one a part of the first message, one the whole: the node waits for its answer.
+    halting.send(data[:100])
+    slow.send(data)
+    await slow.reader.readexactly(5)
+    with pytest.raises(ConnectionError):
+        await world.connect()
+    for client in (silent, halting, slow):
+        await client.ends()
+    await world.until(lambda: unfinished._value.get() == before + 3)
+    client = await world.connect()
+    client.call("/echo", {"text": "in"})
+    assert (await client.answer()).status == 200
+
+
+async def test_many_handshakes_are_spread_over_turns(make_world: Any) -> None:
+    world = await make_world()
+    if world.tls is None:
+        return
+    began = HANDSHAKES.labels("done")._value.get()
+    turns: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            before = HANDSHAKES.labels("done")._value.get()
+            await asyncio.sleep(0)
+            turns.append(HANDSHAKES.labels("done")._value.get() - before)
+
+    watching = asyncio.ensure_future(watch())
+    clients = await asyncio.gather(*(world.connect() for _ in range(100)))
+    await world.until(lambda: HANDSHAKES.labels("done")._value.get() == began + 100)
+    watching.cancel()
+    assert max(turns) < 100
+    for client in clients:
+        client.writer.close()
+
+
+async def test_the_answers_that_a_tls_client_does_not_read_are_counted(make_world: Any) -> None:
+    """As bytes of TLS: they wait in the socket's buffer, after encryption."""
+    world = await make_world(replace(LIMITS, body_bytes_max=4 << 20), client_bytes_max=1 << 30)
+    client = await world.connect()
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    for _ in range(4):
+        client.call("/echo", {"text": "x" * 3_000_000})
+    (connection,) = world.listener._connections
+    await world.until(lambda: connection._transport.get_write_buffer_size() > 500_000)
+    assert connection.account.bytes > 500_000
+    client.writer.transport.abort()
+    await world.until(lambda: world.in_progress.memory.bytes == 0)
 
 
 async def test_connections_of_the_web_server_that_have_ended_make_room_immediately(
@@ -435,7 +533,9 @@ async def test_a_client_with_too_many_calls_in_progress_is_refused(make_world: A
 async def test_bodies_that_are_too_much_together_are_refused_largest_first(make_world: Any) -> None:
     """Each is within its own limits."""
     limits = replace(LIMITS, body_bytes_max=1 << 20)
-    world = await make_world(limits, client_bytes_max=410_000)
+    world = await make_world(limits, client_bytes_max=410_000 + 3 * TLS_BYTES)
+    if world.tls is None:
+        world.in_progress.memory.bytes_max = 410_000
     memory = world.in_progress.memory
     start = "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 200000\r\n\r\n"
     small, large, larger = await world.connect(), await world.connect(), await world.connect()
@@ -450,7 +550,7 @@ async def test_bodies_that_are_too_much_together_are_refused_largest_first(make_
         text = b'{"text": "x"}'
         client.send(b" " * (rest - len(text)) + text)
         assert (await client.answer()).status == 200
-    await world.until(lambda: memory.bytes <= 3 * CONNECTION_BYTES)
+    await world.until(lambda: memory.bytes <= 3 * world.connection_bytes)
 
 
 async def test_the_account_of_a_connection_is_empty_again_after_each_call(make_world: Any) -> None:
@@ -460,10 +560,10 @@ async def test_the_account_of_a_connection_is_empty_again_after_each_call(make_w
         client.call("/echo", {"text": text})
         assert (await client.answer()).status == 200
         (account,) = world.in_progress.memory.accounts
-        assert account.bytes == CONNECTION_BYTES
+        assert account.bytes == world.connection_bytes
     client.call("/wait", {"text": "z" * 1000})
     await world.waiting.wait()
-    assert account.bytes > CONNECTION_BYTES + CALL_BYTES + 1000
+    assert account.bytes > world.connection_bytes + CALL_BYTES + 1000
     client.writer.close()
     await world.until(lambda: not world.in_progress.memory.accounts)
     assert world.in_progress.memory.bytes == 0
@@ -492,6 +592,7 @@ async def test_a_client_that_hangs_up_has_its_waiting_call_cancelled(world: Worl
 
 
 async def test_a_client_that_has_closed_its_sending_side_gets_its_answer(world: World) -> None:
+    world.require_half_close()
     for path in ("/echo", "/grant"):
         client = await world.connect()
         client.call(path, {"text": "x"})
@@ -502,6 +603,7 @@ async def test_a_client_that_has_closed_its_sending_side_gets_its_answer(world: 
 
 
 async def test_a_waiting_call_of_a_half_closed_client_is_cancelled_and_answered(world: World) -> None:
+    world.require_half_close()
     client = await world.connect()
     client.call("/wait", {})
     await world.waiting.wait()
@@ -511,6 +613,7 @@ async def test_a_waiting_call_of_a_half_closed_client_is_cancelled_and_answered(
 
 
 async def test_a_grant_to_a_client_that_has_gone_is_undone(world: World) -> None:
+    world.require_half_close()
     raw = socket.create_connection(("127.0.0.1", world.port))
     head = b"POST /grant HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n"
     raw.sendall(head + b'{"text": "x"}')

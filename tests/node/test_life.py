@@ -37,6 +37,7 @@ class Stage:
     accepting: asyncio.Event = field(default_factory=asyncio.Event)
     stopped_accepting: asyncio.Event = field(default_factory=asyncio.Event)
     on_failure: Any = None
+    tls: Any = None
     refusal: Exception | None = None
 
     async def accept(self, listening: socket.socket) -> None:

@@ -61,11 +61,11 @@ class Common:
             CannotChoose, WrongUse, OSError
         """
         from dss_cli.cluster import Cluster
-        from dss_cli.find_cluster import cluster_urls, token_of
+        from dss_cli.find_cluster import cluster_urls, tls_of, token_of
 
         urls = cluster_urls(self.url, self.say)
         token = token_of() if self.token is None else self.token
-        return Cluster(urls, token, self.say, self.timeout, "http" if self.http else "websocket")
+        return Cluster(urls, token, self.say, self.timeout, "http" if self.http else "websocket", tls_of(urls))
 
 
 def common_options() -> list[click.Parameter]:
@@ -91,7 +91,7 @@ def common_options() -> list[click.Parameter]:
             metavar="SECONDS",
             help="How long to look for a node that carries out a call.",
         ),
-        click.Option(["--http"], is_flag=True, help="Call over plain HTTP, where WebSockets do not pass."),
+        click.Option(["--http"], is_flag=True, help="Call over HTTP, where WebSockets do not pass."),
         click.Option(
             ["--json"], is_flag=True, help="Print JSON: one document on one line, or a line each for what a command lists."
         ),

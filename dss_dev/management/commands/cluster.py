@@ -18,6 +18,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from dss_cli.find_cluster import CLUSTERS, LocalMember, remove_file, write_file
 from dss_cli.terminal import plain_table
+from dss_dev import local_tls
 from dss_dev.local_cluster import (
     POLL_S,
     PORTS_OF_ONE,
@@ -50,12 +51,18 @@ class Command(BaseCommand):
             "--nodes", type=int, default=3, help="number of nodes, 1 to 9: one on port 8201, several on the ports from 8101"
         )
         parser.add_argument("--directory", type=Path, default=CLUSTERS, help="where data, logs and secrets are kept")
+        parser.add_argument("--tls", action="store_true", help="speak HTTPS, with certificates that are made for it")
 
     def handle(self, *args: Any, **options: Any) -> None:
         ports = _ports(options["nodes"])
         directory: Path = options["directory"].absolute()
         environment = secrets_of(directory)
-        cluster = LocalCluster(directory / f"cluster-of-{len(ports)}", ports, environment)
+        name = f"cluster-of-{len(ports)}"
+        if options["tls"]:
+            # A cluster of its own: the members' addresses are others.
+            name += "-tls"
+            environment |= local_tls.make_files(directory / local_tls.DIRECTORY)
+        cluster = LocalCluster(directory / name, ports, environment)
         members = find_members(cluster.directory)
         if members is not None:
             cluster.nodes = [

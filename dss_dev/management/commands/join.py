@@ -14,6 +14,7 @@ from dss_cli.cluster import Cluster
 from dss_cli.find_cluster import CLUSTERS, URL_HELP
 from dss_cli.terminal import Terminal
 from dss_client import DssError
+from dss_dev import local_tls
 from dss_dev.local_cluster import HOST, PORTS_OF_THREE, LocalCluster, LocalNode, NotReady, member_node, ports_in_use
 from dss_dev.local_members import JOINED
 from dss_dev.management.commands import cluster as cluster_command
@@ -66,6 +67,8 @@ class Command(cluster_command.Command, ClusterCommand):
 
     def _cluster_of_one(self, directory: Path, node_id: str, port: int, members: list[dict[str, Any]]) -> LocalCluster:
         environment = cluster_command.secrets_of(directory) | {"DSS_JOIN": "true"}
+        if any(member["url"].startswith("https:") for member in members):
+            environment |= local_tls.settings_of(directory / local_tls.DIRECTORY)
         others = {member["id"]: member["url"] for member in members if member["id"] != node_id}
         joined = LocalCluster(directory / JOINED, [])
         joined.nodes = [member_node(node_id, port, others, joined.directory, environment)]

@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dss_cli.find_cluster import CLUSTERS, LocalClusterFile, LocalMember, running_clusters
-from dss_dev import restart_requests
+from dss_dev import local_tls, restart_requests
 from dss_dev.local_cluster import HOST, LocalNode
 from dss_dev.local_members import find_place
 
@@ -52,7 +52,7 @@ class Command(BaseCommand):
             if started is not None and started.pid != old_pid:
                 if not _is_alive(started.pid):
                     raise CommandError(f"{node_id} has ended again; the terminal of `make run` shows why")
-                if _local(started).is_ready():
+                if _local(started, directory.parent).is_ready():
                     return started
             time.sleep(POLL_S)
         restart_requests.withdraw(directory, node_id)
@@ -82,13 +82,14 @@ def _cluster_of(node_id: str, clusters: Path) -> tuple[Path, LocalClusterFile]:
 def _has_data(directory: Path, cluster: LocalClusterFile, node_id: str) -> bool:
     """Whether the node is a member that `make join` has added, with its data on this disk."""
     members: list[dict[str, Any]] = next(
-        (status["members"] for node in cluster.nodes if (status := _local(node).status()) is not None), []
+        (status["members"] for node in cluster.nodes if (status := _local(node, directory.parent).status()) is not None), []
     )
     return any(find_place(directory, member) is not None for member in members if member["id"] == node_id)
 
 
-def _local(member: LocalMember) -> LocalNode:
-    return LocalNode(member.id, int(member.url.rpartition(":")[2]), {}, Path(), HOST)
+def _local(member: LocalMember, clusters: Path) -> LocalNode:
+    tls = local_tls.settings_of(clusters / local_tls.DIRECTORY) if member.url.startswith("https:") else {}
+    return LocalNode(member.id, int(member.url.rpartition(":")[2]), tls, Path(), HOST)
 
 
 def _described(cluster: LocalClusterFile, node_id: str) -> LocalMember | None:

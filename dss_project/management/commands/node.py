@@ -15,6 +15,7 @@ from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 
 from dss_api import heap
+from dss_api.tls import CannotUse, ServerTls
 from dss_project import access, data_directory, first_user, logs, secret_files
 from dss_project.config import NodeConfig, unknown_variables
 from dss_project.server.listening import CannotListen, listen
@@ -37,13 +38,14 @@ class Command(BaseCommand):
             log.warning("node.unknown_setting", variable=name, hint=hint)
         try:
             listening = listen(config.rpc_host, config.rpc_port)
-        except CannotListen as error:
+            tls = ServerTls(config.tls) if config.tls else None
+        except (CannotListen, CannotUse) as error:
             sys.exit(str(error))
         self._prepare(config, log)
         from dss_project.tracing import TracesUnusable
 
         try:
-            code = _serve(config, listening)
+            code = _serve(config, listening, tls)
         except TracesUnusable as error:
             sys.exit(str(error))
         sys.stderr.flush()
@@ -89,7 +91,7 @@ def _require_known_tables() -> None:
         )
 
 
-def _serve(config: NodeConfig, listening: Any) -> int:
+def _serve(config: NodeConfig, listening: Any, tls: ServerTls | None) -> int:
     import uvloop
 
     # Before Twisted is imported: its reactor uses the loop of this policy.
@@ -103,7 +105,7 @@ def _serve(config: NodeConfig, listening: Any) -> int:
     from dss_project.server.life import live
 
     def main(web: Any) -> Any:
-        return live(config, application, in_progress, http_listener(web.take_over), listening)
+        return live(config, application, in_progress, http_listener(web.take_over, tls), listening)
 
     code = server.run(application, config, main)
     if end_traces is not None:

@@ -77,6 +77,6 @@ class Command(ClusterCommand):
 
 def _member(text: str) -> Member:
     node_id, equals, url = text.partition("=")
-    if not equals or not node_id or not url.startswith("http://"):
+    if not equals or not node_id or not url.startswith(("http://", "https://")):
         raise ValueError(f"--member must be like node-2=http://10.0.0.2:8102, not {text!r}")
     return Member(node_id, url)

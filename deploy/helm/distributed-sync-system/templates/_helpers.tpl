@@ -46,11 +46,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 {{- /* http://NAME-0.NAME-peers.NAMESPACE.svc:8101/NAME-0,… : the members that form the cluster. The names stay when a pod moves. */ -}}
+{{- define "dss.scheme" -}}
+{{ if .Values.tls.secretName }}https{{ else }}http{{ end }}
+{{- end -}}
+
 {{- define "dss.peers" -}}
 {{- $peers := list -}}
 {{- range $number := until (int .Values.founders) -}}
 {{- $id := printf "%s-%d" (include "dss.fullname" $) $number -}}
-{{- $peers = append $peers (printf "http://%s.%s.%s.svc:8101/%s" $id (include "dss.peersService" $) $.Release.Namespace $id) -}}
+{{- $peers = append $peers (printf "%s://%s.%s.%s.svc:8101/%s" (include "dss.scheme" $) $id (include "dss.peersService" $) $.Release.Namespace $id) -}}
 {{- end -}}
 {{- join "," $peers -}}
 {{- end -}}

@@ -1,0 +1,136 @@
+"""A TLS connection of the listener as Twisted's protocols see it. Twisted cannot take over its descriptor: the keys are in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from daphne.http_protocol import WebRequest
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ITCPTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from dss_api.tls_transport import TlsTransport
+
+
+class SecureRequest(WebRequest):  # type: ignore[misc]
+    """Daphne's request, on a connection with TLS. `ISSLTransport` would be the usual sign, but Autobahn then wants Twisted's own TLS."""
+
+    def isSecure(self) -> bool:
+        return True
+
+
+@implementer(ITCPTransport, IPushProducer)
+class TwistedTls(asyncio.Protocol):
+    """To the listener's connection it is a protocol, to Twisted's protocols a transport."""
+
+    def __init__(self, transport: TlsTransport) -> None:
+        self._transport = transport
+        self._producer: Any = None
+        self._can_write = True
+        #: Daphne replaces it when a request becomes a WebSocket.
+        self.protocol: Any = None
+        self.connected = True
+        self.disconnecting = False
+
+    def start(self, protocol: Any) -> None:
+        """Serve the connection with this protocol, which `HTTPFactory` has made."""
+        self.protocol = protocol
+        protocol.requestFactory = SecureRequest
+        self._transport.set_protocol(self)
+        protocol.makeConnection(self)
+        self._transport.resume_reading()
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    # ------------------------------------------------------- asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        self.protocol.dataReceived(data)
+
+    def eof_received(self) -> bool:
+        if not IHalfCloseableProtocol.providedBy(self.protocol):
+            return False
+        self.protocol.readConnectionLost()
+        return True
+
+    def pause_writing(self) -> None:
+        self._can_write = False
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resume_writing(self) -> None:
+        self._can_write = True
+        if self._producer is not None:
+            self._producer.resumeProducing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.connected = False
+        protocol, self.protocol, self._producer = self.protocol, None, None
+        protocol.connectionLost(Failure(ConnectionLost(str(error)) if error else ConnectionDone()))
+
+    # ------------------------------------------------------------ ITransport
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self._transport.write(b"".join(data))
+
+    def loseConnection(self) -> None:
+        self.disconnecting = True
+        self._transport.close()
+
+    def loseWriteConnection(self) -> None:
+        self._transport.write_eof()
+
+    def abortConnection(self) -> None:
+        self.disconnecting = True
+        self._transport.abort()
+
+    def getPeer(self) -> Any:
+        return _address(self._transport.get_extra_info("peername"))
+
+    def getHost(self) -> Any:
+        return _address(self._transport.get_extra_info("sockname"))
+
+    def getTcpNoDelay(self) -> bool:
+        return True
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """The event loop has set it."""
+
+    def getTcpKeepAlive(self) -> bool:
+        return False
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """Pings find dead connections."""
+
+    # --------------------------------------------------------- flow control
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        assert streaming
+        self._producer = producer
+        if not self._can_write:
+            producer.pauseProducing()
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+
+    def pauseProducing(self) -> None:
+        self._transport.pause_reading()
+
+    def resumeProducing(self) -> None:
+        self._transport.resume_reading()
+
+    def stopProducing(self) -> None:
+        self.loseConnection()
+
+
+def _address(name: Any) -> Any:
+    return (IPv6Address if ":" in name[0] else IPv4Address)("TCP", *name[:2])
