@@ -5,6 +5,7 @@ Entry points set the caller for the task of the call. An operation reads it with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from hmac import compare_digest
 
@@ -29,10 +30,10 @@ class Caller:
         used: set by the guard; tells that calls were made with this token.
     """
 
-    __slots__ = ("_key", "access", "is_token", "name", "owner", "quotas", "used")
+    __slots__ = ("_keys", "access", "is_token", "name", "owner", "quotas", "used")
 
     def __init__(
-        self, name: str, access: Access, owner: str = "", key: TokenKey | None = None, quotas: TokenQuotas | None = None
+        self, name: str, access: Access, owner: str = "", keys: Sequence[TokenKey] = (), quotas: TokenQuotas | None = None
     ) -> None:
         self.name = name.encode()[:NAME_BYTES_MAX].decode(errors="ignore")
         self.access = access
@@ -40,11 +41,12 @@ class Caller:
         self.is_token = bool(owner)
         self.used = False
         self.quotas = quotas
-        self._key = key
+        #: the first one makes seals, each one is good for checking them
+        self._keys = keys
 
     def seal(self, purpose: str, text: str, mark: str) -> str:
         """`text`, `mark`, and a proof that it was given to this caller; only `text` for a caller that may use everybody's."""
-        return text if self._key is None else f"{text}{mark}{seal(self._key, purpose, self.owner, text)}"
+        return self._sealed(self._keys[0], purpose, text, mark) if self._keys else text
 
     def check_seal(self, purpose: str, sealed: str, mark: str, field: str) -> str:
         """Returns what `seal` got.
@@ -53,9 +55,13 @@ class Caller:
             Refused: `forbidden`: it was given to another caller.
         """
         text = sealed.partition(mark)[0]
-        if self._key is not None and not compare_digest(self.seal(purpose, text, mark).encode(), sealed.encode()):
+        given = sealed.encode()
+        if self._keys and not any(compare_digest(self._sealed(key, purpose, text, mark).encode(), given) for key in self._keys):
             raise Refused("forbidden", f"`{field}` belongs to another token", field=field)
         return text
+
+    def _sealed(self, key: TokenKey, purpose: str, text: str, mark: str) -> str:
+        return f"{text}{mark}{seal(key, purpose, self.owner, text)}"
 
 
 #: Calls of an open node, and of programs that use operations directly.

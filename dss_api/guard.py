@@ -109,7 +109,7 @@ class Guard:
         self._watchers: dict[Callable[[], None], None] = {}
         #: whether calls need no token now
         self.is_open = self._may_be_open
-        #: the key that makes new secrets; None: this node cannot make tokens
+        #: the key that makes new secrets of tokens; None: this node cannot make tokens
         self.key = keys[0] if keys else None
 
     @property
@@ -219,7 +219,7 @@ class Guard:
             raise Refused("unauthenticated", NOT_VALID)
         if token.is_expired:
             raise Refused("unauthenticated", "the token has expired")
-        return Caller(f"token {token.id} ({token.name})", Access(token.scopes), token.id, self._session_key(token), self._quotas)
+        return Caller(f"token {token.id} ({token.name})", Access(token.scopes), token.id, self._session_keys(token), self._quotas)
 
     def _has_secret(self, token: Token, secret: str) -> bool:
         key = self._keys.get(token.key)
@@ -231,9 +231,12 @@ class Guard:
         previous = self._keys.get(token.previous_key) if token.previous_until_ms else None
         return previous is not None and token_text.is_secret(secret, previous, token.id, token.generation - 1)
 
-    def _session_key(self, token: Token) -> TokenKey:
-        """The key with which sessions are sealed: the same before and after a rotation of the token."""
-        return self.key or self._keys[token.key]
+    def _session_keys(self, token: Token) -> list[TokenKey]:
+        """The keys with which sessions are sealed, the token's own first.
+
+        So all nodes seal in the same way while they get another key, and sessions outlive the rotation of their token.
+        """
+        return sorted(self._keys.values(), key=lambda key: key.id != token.key)
 
     def _key_holder(self, token_id: str, secret: str) -> Caller:
         """Check a token that only a holder of the key can compute. Such a caller could compute every other token, too."""

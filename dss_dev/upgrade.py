@@ -87,6 +87,8 @@ class Load:
     messages: set[int] = field(default_factory=set)
     #: key -> the value that was answered last, and those that were sent after it
     values: dict[str, tuple[int, set[int]]] = field(default_factory=dict)
+    #: of each call
+    headers: dict[str, str] = field(default_factory=dict)
     #: answers that an upgrade must not cause
     faults: list[str] = field(default_factory=list)
 
@@ -136,7 +138,7 @@ class Load:
         """The answer of any node in rotation; None if the outcome is not known."""
         node = random.choice([node for node in self.nodes if node is not self.restarting])
         try:
-            reply = node.call("POST", path, body, timeout_s=10.0)
+            reply = node.call("POST", path, body, timeout_s=10.0, headers=self.headers)
         except (OSError, http.client.HTTPException):
             return None
         if reply.status == 200:
@@ -175,27 +177,25 @@ class Load:
         missing = self.messages - self._consumed(node)
         lost += [f"message {number}" for number in sorted(missing)]
         for key, (known, sent) in self.values.items():
-            value = node.call("GET", f"/cache/get?key={key}").json["value"] or 0
+            value = node.call("GET", f"/cache/get?key={key}", headers=self.headers).json["value"] or 0
             if value not in {known, *sent}:
                 lost.append(f"{key}: {value} instead of {known}")
         if lost or self.faults:
             raise Failed("\n".join([f"{len(lost)} answered writes are not there: {', '.join(lost[:10])}", *self.faults[:10]]))
 
-    @staticmethod
-    def _token(node: LocalNode, key: str) -> int:
-        holders = node.call("GET", f"/lock/status?key={key}").json["holders"]
+    def _token(self, node: LocalNode, key: str) -> int:
+        holders = node.call("GET", f"/lock/status?key={key}", headers=self.headers).json["holders"]
         return int(holders[0]["fencing_token"]) if holders else 0
 
-    @staticmethod
-    def _consumed(node: LocalNode) -> set[int]:
+    def _consumed(self, node: LocalNode) -> set[int]:
         found: set[int] = set()
         while True:
-            messages = node.call("POST", "/queue/consume", CONSUME).json["messages"]
+            messages = node.call("POST", "/queue/consume", CONSUME, headers=self.headers).json["messages"]
             if not messages:
                 return found
             found |= {message["value"] for message in messages}
             ids = [message["msg_id"] for message in messages]
-            node.call("POST", "/queue/ack", {"topic": TOPIC, "group": "check", "msg_ids": ids})
+            node.call("POST", "/queue/ack", {"topic": TOPIC, "group": "check", "msg_ids": ids}, headers=self.headers)
 
 
 # ---------------------------------------------------------------- the upgrade

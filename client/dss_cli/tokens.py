@@ -10,7 +10,7 @@ from dss_cli.cluster import Cluster, CommandFailed
 from dss_cli.terminal import Terminal
 from dss_client import WrongUse
 
-HEAD = ("ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "LAST USE")
+HEAD = ("ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "LAST USE", "KEY")
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -82,6 +82,7 @@ def _row(token: dict[str, Any]) -> list[str]:
         _time(token["created_ms"]),
         "expired" if token["expired"] else _time(token["expires_ms"]) or "never",
         _time(token["used_ms"]) or "not known",
+        "old" if token.get("old_key") else "",
     ]
 
 

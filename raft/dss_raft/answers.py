@@ -177,6 +177,8 @@ class TokenRow(Part):
     used_ms: int | None
     #: until then, the secret before the last rotation is valid, too
     previous_until_ms: int | None
+    #: its secret is computed from another key than those of new tokens
+    old_key: bool
 
 
 class Tokens(Answer, kw_only=True):

@@ -69,7 +69,8 @@ class RotateTokenRequest(Fields):
 async def list_tokens(node: Node, request: ListTokens) -> Tokens:
     await node.read_index()
     tokens = cast(AccessTokens, node.machine("tokens")).tokens.values()
-    return Tokens(tokens=[TokenRow(**describe(token)) for token in tokens])
+    key = _key_of(node)
+    return Tokens(tokens=[TokenRow(**describe(token), old_key=key is None or token.key != key.id) for token in tokens])
 
 
 async def wait_for_version(node: Node) -> None:
@@ -114,12 +115,18 @@ def _key(node: Node) -> TokenKey:
     """Raises:
     Refused: `invalid`: the nodes have no secret in common.
     """
-    guard = cast("Guard | None", node.services.get(SERVICE))
-    if guard is None or guard.key is None:
+    key = _key_of(node)
+    if key is None:
         raise Refused(
             "invalid", "the nodes have no secret in common: set DSS_CLUSTER_SECRET (or DSS_TOKEN_KEY) on every node first"
         )
-    return guard.key
+    return key
+
+
+def _key_of(node: Node) -> TokenKey | None:
+    """The key of new tokens."""
+    guard = cast("Guard | None", node.services.get(SERVICE))
+    return guard.key if guard is not None else None
 
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -17,7 +17,7 @@ from dss_api.errors import Refused
 from dss_api.guard import Guard
 from dss_api.page_access import PageAccess
 from dss_api.request_id import SEAL_MARK, SEAL_PURPOSE
-from dss_api.rights import Access, Prefixed, check, locks, split_scope
+from dss_api.rights import EVERYTHING, Access, Prefixed, check, locks, split_scope
 from dss_api.routes import Routes, require_right
 from dss_api.token_text import key_holder_text, token_key
 from dss_dev.access_world import KEY, FakeBook, make_guard
@@ -187,7 +187,7 @@ def may(scopes: list[str], name: str, request: dict[str, Any]) -> bool:
     operation = OPERATIONS[name]
     decoded = RequestDecoder(operation).body(msgspec.json.encode(request))
     try:
-        require_right(operation.needs, Caller("test", Access(scopes), "0" * 12, KEY), decoded)
+        require_right(operation.needs, Caller("test", Access(scopes), "0" * 12, [KEY]), decoded)
     except Refused as refused:
         return {"forbidden": False}[refused.code]
     return True
@@ -375,6 +375,26 @@ def test_a_session_belongs_to_its_token() -> None:
             caller.check_seal(SEAL_PURPOSE, text, SEAL_MARK, "session")
     with pytest.raises(Refused, match="forbidden"):
         first.check_seal("another purpose", sealed, SEAL_MARK, "session")
+
+
+def test_sessions_outlive_a_change_of_the_key_while_nodes_have_both() -> None:
+    """A seal of a node that has one key counts on a node that has both, and the other way around, before and after the rotation."""
+    book = FakeBook()
+    token = book.add("locks:")
+    other = token_key("another secret")
+    old, both = Guard(keys=[KEY], is_open=False), Guard(keys=[other, KEY], is_open=False)
+    for guard in (old, both):
+        guard.use(book)
+    header = token.header.encode()
+    on_old, on_both = old.authenticate(header), both.authenticate(header)
+    sealed = on_old.seal(SEAL_PURPOSE, "abc", SEAL_MARK)
+    assert on_both.seal(SEAL_PURPOSE, "abc", SEAL_MARK) == sealed
+    assert on_both.check_seal(SEAL_PURPOSE, sealed, SEAL_MARK, "session") == "abc"
+    rotated = Caller("t", EVERYTHING, token.id, [other, KEY])
+    assert rotated.check_seal(SEAL_PURPOSE, sealed, SEAL_MARK, "session") == "abc"
+    assert rotated.seal(SEAL_PURPOSE, "abc", SEAL_MARK) != sealed
+    with pytest.raises(Refused, match="forbidden"):
+        Caller("t", EVERYTHING, token.id, [other]).check_seal(SEAL_PURPOSE, sealed, SEAL_MARK, "session")
 
 
 def test_a_request_id_of_another_token_is_refused() -> None:

@@ -140,7 +140,7 @@ SUBSCRIBE = Subscription("demo.subscribe", Nothing, subscribe, Event, ANY_TOKEN,
 
 async def test_calls_of_a_token_wherever_they_come_from() -> None:
     quotas = TokenQuotas(calls=1)
-    first, second = (Caller(name, EVERYTHING, name, KEY, quotas) for name in ("token a", "token b"))
+    first, second = (Caller(name, EVERYTHING, name, [KEY], quotas) for name in ("token a", "token b"))
     waiting, answered = (Route(operation) for operation in OPERATIONS)
     task = asyncio.create_task(waiting.perform(NODE, Nothing(), first, "websocket", "192.0.2.1"))
     await asyncio.sleep(0)
@@ -156,7 +156,7 @@ async def test_calls_of_a_token_wherever_they_come_from() -> None:
 
 async def test_the_rate_of_a_token() -> None:
     quotas = TokenQuotas(calls_per_second=2)
-    caller = Caller("token a", EVERYTHING, "a", KEY, quotas)
+    caller = Caller("token a", EVERYTHING, "a", [KEY], quotas)
     route = Route(OPERATIONS[1])
     answers = [await route.carry_out(lambda: NODE, Nothing(), caller, "http", "") for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 429]
