@@ -20,20 +20,33 @@ _PERMISSIONS = {
 }
 
 
+def access_of(user: Any) -> Access:
+    """What a logged-in user may do: that of the group, or of the permissions of a user whom this node has from an older release."""
+    if user.is_superuser:
+        return EVERYTHING
+    of_group: Access | None = getattr(user, "access", None)
+    if of_group is not None:
+        return of_group
+    return Access(scope for permission, scope in _PERMISSIONS.items() if user.has_perm(permission))
+
+
 def admin_caller(request: Any) -> Caller:
-    """The user of an action in the admin. Django has checked the action's permission."""
-    return Caller(f"user {request.user.get_username()}", EVERYTHING)
+    """The user of an action in the admin. On an open node, too, they may do only what their group allows."""
+    return Caller(f"user {request.user.get_username()}", access_of(request.user))
 
 
-def caller_of_header(header: str) -> Caller:
-    """Raises:
-    Refused: `unauthenticated`.
+def caller_of_header(request: Any) -> Caller:
+    """The bearer of the token in the header of a request.
+
+    Raises:
+        Refused: `unauthenticated`, `over_limit`.
     """
-    return guards.shared().authenticate(header.encode("latin-1"))
+    header = request.META.get("HTTP_AUTHORIZATION", "")
+    return guards.shared().authenticate(header.encode("latin-1"), request.META.get("REMOTE_ADDR") or "")
 
 
 def caller_of_user(user: Any) -> Caller:
-    """A logged-in user, with what their permissions allow. On an open node everybody may do everything.
+    """A logged-in user, with what they may do. On an open node everybody may do everything.
 
     Raises:
         Refused: `unauthenticated`: no user is logged in, and calls need a token.
@@ -44,6 +57,4 @@ def caller_of_user(user: Any) -> Caller:
             return ANYONE
         raise Refused("unauthenticated", TOKEN_WANTED)
     name = f"user {user.get_username()}"
-    if is_open or user.is_superuser:
-        return Caller(name, EVERYTHING)
-    return Caller(name, Access(scope for permission, scope in _PERMISSIONS.items() if user.has_perm(permission)))
+    return Caller(name, EVERYTHING if is_open else access_of(user))

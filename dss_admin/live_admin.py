@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import reduce
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,13 @@ from django.contrib import admin, messages
 from django.db.models import Model, Q
 from django.http import HttpRequest
 
-from dss_admin.callers import admin_caller
+from dss_admin.callers import access_of, admin_caller
 from dss_api import running
 from dss_api.durations import duration_text
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.result import Result
+from dss_api.rights import OPERATE, READ, Need
 from dss_api.routes import ADMIN, route_of
 from dss_api.running import await_in_loop, call_in_loop
 
@@ -218,8 +220,16 @@ class LiveValuesFilter(admin.FieldListFilter):
 class LiveAdmin(admin.ModelAdmin):
     """Lists live rows. A subclass defines `rows`, and may define actions, which make calls through `do_each`.
 
-    Reading needs the model's `view` permission. An action declares `permissions=["operate"]`, which is the `change` permission.
+    Reading needs the model's `view` permission. An action declares `permissions=["operate"]`, which is the `change` permission. The groups
+    of the cluster's users have the permissions that their rights give them: `view_needs` and `act_needs`.
     """
+
+    #: the right to see the rows
+    view_needs: Need = READ
+    #: the right to act on them
+    act_needs: Need = OPERATE
+    #: fields with messages or cached values; only users who may do everything see them
+    contents: tuple[str, ...] = ()
 
     show_facets = admin.ShowFacets.NEVER
     list_per_page = 100
@@ -244,6 +254,18 @@ class LiveAdmin(admin.ModelAdmin):
         ordering = self.get_ordering(request)
         return queryset.order_by(*ordering) if ordering else queryset
 
+    def get_list_display(self, request: HttpRequest) -> Any:
+        return [name for name in super().get_list_display(request) if name not in self._hidden(request)]
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [name for name in super().get_fields(request, obj) if name not in self._hidden(request)]
+
+    def get_search_fields(self, request: HttpRequest) -> Any:
+        return [name for name in super().get_search_fields(request) if name not in self._hidden(request)]
+
+    def _hidden(self, request: HttpRequest) -> tuple[str, ...]:
+        return () if access_of(request.user).everything else self.contents
+
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         """Every word must occur in one of `search_fields`."""
         fields = [name.lstrip("^=@") for name in self.get_search_fields(request)]
@@ -257,7 +279,12 @@ class LiveAdmin(admin.ModelAdmin):
         return actions
 
     def do_each(
-        self, request: HttpRequest, rows: Iterable[Any], operation: Operation, request_of: Callable[[Any], Any]
+        self,
+        request: HttpRequest,
+        rows: Iterable[Any],
+        operation: Operation,
+        request_of: Callable[[Any], Any],
+        needs: Need | None = None,
     ) -> list[Any]:
         """Run an action: make a call for each row until one is refused, and show the refusal. Returns the results before it.
 
@@ -265,8 +292,9 @@ class LiveAdmin(admin.ModelAdmin):
 
         Args:
             request_of: the request of the call for a row.
+            needs: the right to act in the admin, if it is another one than that of the operation.
         """
-        route = route_of(operation)
+        route = route_of(operation if needs is None else replace(operation, needs=needs))
         caller = admin_caller(request)
         address = request.META.get("REMOTE_ADDR") or ""
         results: list[Any] = []

@@ -21,6 +21,7 @@ import structlog
 from dss_api import token_text
 from dss_api.caller import ANYONE, Caller
 from dss_api.errors import Refused
+from dss_api.failures import FailedTokens
 from dss_api.quotas import TokenQuotas
 from dss_api.rights import EVERYTHING, Access
 from dss_api.supervised import report_failure
@@ -102,6 +103,7 @@ class Guard:
         self._keys = {key.id: key for key in keys}
         self._wall_s = wall_s
         self._quotas = quotas or TokenQuotas()
+        self._failures = FailedTokens()
         self._tokens: TokenBook = _NoTokens()
         self._cached: dict[bytes, Caller] = {}
         #: keys of tokens that this node does not have, each reported once
@@ -137,17 +139,25 @@ class Guard:
         self._watchers[callback] = None
         return lambda: self._watchers.pop(callback, None)
 
-    def authenticate(self, authorization: bytes) -> Caller:
+    def authenticate(self, authorization: bytes, address: str | None = None) -> Caller:
         """Who makes a call with this header; b"" for none.
 
+        Args:
+            address: where a new call comes from; None: a call that was already authenticated is checked again.
+
         Raises:
-            Refused: `unauthenticated`.
+            Refused: `unauthenticated`; `over_limit`: this address has sent too many invalid tokens, and this is one more.
         """
         if self.is_open:
             return ANYONE
         caller = self._cached.get(authorization)
         if caller is None:
-            caller = self._check(authorization)
+            try:
+                caller = self._check(authorization)
+            except Refused:
+                if address is not None:
+                    self._failures.note(address, bool(authorization))
+                raise
         caller.used = True
         return caller
 

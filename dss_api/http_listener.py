@@ -79,7 +79,7 @@ class Client:
     input_turns: InputTurns
 
 
-CheckPage = Callable[[str, str, Sequence[tuple[bytes, bytes]]], EncodedAnswer | None]
+CheckPage = Callable[[str, str, Sequence[tuple[bytes, bytes]], str], EncodedAnswer | None]
 #: Takes a connection over: its transport, the first input, its client.
 TakeOver = Callable[[asyncio.Transport, bytes, Client], HandedOver]
 
@@ -105,7 +105,7 @@ class HttpListener:
         page_prefixes: tuple[str, ...],
         limits: HttpLimits,
         take_over: TakeOver,
-        check_page: CheckPage = lambda method, path, headers: None,
+        check_page: CheckPage = lambda method, path, headers, address: None,
         proxies: TrustedProxies = NO_PROXIES,
         https_headers: tuple[Header, ...] = (),
         tls: ServerTls | None = None,
@@ -260,7 +260,7 @@ class HttpListener:
         if request.is_upgrade or negotiation.is_page(path, accept, from_form, self._page_prefixes):
             if length > self.limits.body_bytes_max:
                 return encode_refusal(self.limits.too_large)
-            refusal = self._check_page(method, path, headers)
+            refusal = self._check_page(method, path, headers, request.address)
             if refusal is not None and request.is_upgrade:
                 # Clients of WebSockets read the status of a refusal, and not all of them its body.
                 return EncodedAnswer(refusal.status, b"", refusal.headers[1:])
@@ -270,7 +270,7 @@ class HttpListener:
         if route is None:
             return nothing_there(path, method, methods)
         try:
-            _, request.authorization, _ = self._json.check_headers(route, headers)
+            _, request.authorization, _ = self._json.check_headers(route, headers, request.address)
         except Refused as refusal:
             return encode_refusal(refusal)
         request.route = route

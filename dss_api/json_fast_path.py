@@ -73,7 +73,7 @@ class JsonFastPath:
 
     async def _answer(self, route: Route, parameter: str, scope: Scope, call: _Call) -> EncodedAnswer:
         try:
-            content_type, call.authorization, caller = self.check_headers(route, scope["headers"])
+            content_type, call.authorization, caller = self.check_headers(route, scope["headers"], _address(scope))
             decoder = route.decoder
             if decoder.reads_query:
                 request = decoder.query(scope["query_string"], {route.path_parameter: parameter} if parameter else None)
@@ -86,14 +86,13 @@ class JsonFastPath:
                 await call.discard_body()
             return encode_refusal(refusal)
         call.watch(not route.outlives_tokens)
-        address = (scope.get("client") or ("",))[0]
-        return await route.carry_out(self.find_node, request, caller, "http", address, scope["headers"])
+        return await route.carry_out(self.find_node, request, caller, "http", _address(scope), scope["headers"])
 
-    def check_headers(self, route: Route, headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, Caller]:
+    def check_headers(self, route: Route, headers: Iterable[tuple[bytes, bytes]], address: str) -> tuple[bytes, bytes, Caller]:
         """Check token, origin and declared length in one pass. Returns the content type, the authorization, and the caller.
 
         Raises:
-            Refused: `unauthenticated`, `forbidden`, `too_large`.
+            Refused: `unauthenticated`, `forbidden`, `too_large`, `over_limit`.
         """
         content_type = authorization = origin = host = b""
         for name, value in headers:
@@ -107,20 +106,20 @@ class JsonFastPath:
                 host = value
             elif name == b"content-length" and value.isdigit() and int(value) > self._body_bytes_max:
                 raise too_large(self._body_bytes_max)
-        caller = self.authenticate(route, authorization)
+        caller = self.authenticate(route, authorization, address)
         if caller is not ANYONE:
             require_possible(route.needs, caller)
         if origin and route.changes:
             check_origin(origin, host)
         return content_type, authorization, caller
 
-    def authenticate(self, route: Route, authorization: bytes) -> Caller:
-        """Who makes the call.
+    def authenticate(self, route: Route, authorization: bytes, address: str | None = None) -> Caller:
+        """Who makes the call. See `Guard.authenticate`.
 
         Raises:
-            Refused: `unauthenticated`.
+            Refused: `unauthenticated`, `over_limit`.
         """
-        return ANYONE if self.guard.is_open or not route.guarded else self.guard.authenticate(authorization)
+        return ANYONE if self.guard.is_open or not route.guarded else self.guard.authenticate(authorization, address)
 
 
 class _Call:
@@ -249,3 +248,8 @@ async def send_answer(send: Send, method: str, answer: EncodedAnswer) -> None:
     headers = [*answer.headers, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+
+def _address(scope: Scope) -> str:
+    address: str = (scope.get("client") or ("",))[0]
+    return address

@@ -49,6 +49,8 @@ class Operation:
     needs_state: bool = True
     #: of an audited call: waits until the node can carry it out, before the call is recorded
     prepare: Callable[[Any], Awaitable[None]] | None = None
+    #: fields that are in no record of the call
+    secrets: tuple[str, ...] = ()
     #: True for a call that the client may repeat without a second effect: its requests have the field `request_id`
     takes_request_id: bool = False
     #: called with node, request and result if the client disconnected before the answer could be sent; gives back what it got

@@ -21,7 +21,7 @@ READ_PATHS = ("/", "/metrics", "/api/", "/ui/")
 
 
 class PageAccess:
-    """Call it with the method, the path and the headers of a request. It returns the refusal, or None.
+    """Call it with method, path, headers and address of a request. It returns the refusal, or None.
 
     Args:
         open_paths: beginnings of paths that need nothing: the admin, which has its own login, static files, and what the operator opens.
@@ -42,7 +42,9 @@ class PageAccess:
             path == one or (path.startswith(one) and (one.endswith("/") and one != "/")) for one in self._open_paths
         )
 
-    def __call__(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]]) -> EncodedAnswer | None:
+    def __call__(
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], address: str | None = None
+    ) -> EncodedAnswer | None:
         if self.is_open(path) or self._is_open_call(method, path):
             return None
         authorization = accept = b""
@@ -56,7 +58,7 @@ class PageAccess:
                 accept = value
         try:
             if authorization:
-                caller = self._guard.authenticate(authorization)
+                caller = self._guard.authenticate(authorization, address)
                 if path == "/" or path.startswith(READ_PATHS[1:]):
                     require_possible(READ, caller)
                 return None

@@ -98,6 +98,8 @@ class Access:
 
 
 EVERYTHING = Access((ALL,))
+#: what the users of each group may do
+OF_GROUP = {"viewer": Access(("read",)), "operator": Access(("read", "operate")), "admin": EVERYTHING}
 
 
 # -------------------------------------------------------------------- needs

@@ -47,6 +47,7 @@ class Route:
         "observers",
         "path_parameter",
         "prepare",
+        "secrets",
         "undo",
     )
 
@@ -55,6 +56,7 @@ class Route:
         self.handle = operation.handle
         self.prepare = operation.prepare
         self.undo = operation.undo
+        self.secrets = operation.secrets
         self.guarded = operation.guarded
         self.needs = operation.needs
         self.is_audited = operation.is_audited

@@ -37,6 +37,7 @@ TaskName = Literal[
     "snapshot",
     "tick",
     "tokens",
+    "users",
     "websocket",
 ]
 

@@ -169,9 +169,9 @@ class WebSocketEntryPoint:
             if host and not self.is_host_allowed(host):
                 return FORBIDDEN
             check_origin(headers.get(b"origin", b""), host)
-            self.json.guard.authenticate(headers.get(b"authorization", b""))
+            self.json.guard.authenticate(headers.get(b"authorization", b""), (scope.get("client") or ("",))[0])
         except Refused as refusal:
-            return UNAUTHENTICATED if refusal.code == "unauthenticated" else FORBIDDEN
+            return {"unauthenticated": UNAUTHENTICATED, "over_limit": OVER_LIMIT}.get(refusal.code, FORBIDDEN)
         return 0
 
 

@@ -52,11 +52,13 @@ class SessionOrToken(SessionAuthentication):
         try:
             if route is not None and not route.guarded:
                 return None
-            if header and (caller := caller_of_header(header)) is not ANYONE:
+            if header and (caller := caller_of_header(request)) is not ANYONE:
                 return request._request.user, caller
             found = super().authenticate(request)
             return None if found is None else (found[0], caller_of_user(found[0]))
         except Refused as refusal:
+            if refusal.code != "unauthenticated":
+                raise
             raise exceptions.AuthenticationFailed(refusal.detail) from None
 
     def authenticate_header(self, request: Any) -> str:
@@ -182,7 +184,7 @@ class OperationView(APIView):
         if request.method.replace("HEAD", "GET") not in self.operations and not self._only_shows_form(request):
             # To decide whether to show a form, the page checks permissions as for the form's POST, which a session may not make
             # without a CSRF token. So the user must be authenticated before.
-            with suppress(exceptions.APIException):
+            with suppress(exceptions.APIException, Refused):
                 self.perform_authentication(request)
             raise exceptions.MethodNotAllowed(request.method)
         super().initial(request, *args, **kwargs)

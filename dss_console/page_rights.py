@@ -57,4 +57,4 @@ def caller_of_request(request: HttpRequest) -> Caller:
         Refused: `unauthenticated`.
     """
     header = request.META.get("HTTP_AUTHORIZATION", "")
-    return caller_of_header(header) if header else caller_of_user(request.user)
+    return caller_of_header(request) if header else caller_of_user(request.user)

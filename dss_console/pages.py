@@ -11,6 +11,7 @@ from django.views.decorators.http import require_safe
 
 from dss_console.live_pages import live_patterns
 from dss_console.page_rights import readers_only
+from dss_raft.django_app.login import LoginForm, change_password, login
 
 
 @require_safe
@@ -34,10 +35,15 @@ def docs(request: HttpRequest) -> Any:
     return SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="dss_console/api_docs.html")(request)
 
 
+admin.site.login_form = LoginForm
+
 page_patterns = [
     *live_patterns,
     path("favicon.ico", no_icon),
     path("api/schema", schema, name="schema"),
     path("api/docs", docs, name="docs"),
+    # In place of the admin's own.
+    path("admin/login/", login),
+    path("admin/password_change/", admin.site.admin_view(change_password, cacheable=True)),
     path("admin/", admin.site.urls),
 ]

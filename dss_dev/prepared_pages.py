@@ -19,16 +19,13 @@ ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMI
 PREPARE_PAGES = """
 import django, django.core.management
 django.setup()
-from django.conf import settings
-from dss_project import first_user
 django.core.management.call_command("migrate", verbosity=0)
-first_user.ensure(settings.NODE)
 """
 
 
 @cache
 def database_of_pages() -> bytes:
-    """Django's tables with the first user."""
+    """Django's tables."""
     with tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, **ENVIRONMENT, "DSS_DATA_DIR": directory, "DJANGO_SETTINGS_MODULE": "dss_project.settings"}
         subprocess.run([sys.executable, "-c", PREPARE_PAGES], cwd=ROOT, env=environment, check=True)

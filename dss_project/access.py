@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,29 @@ def token_keys(config: NodeConfig) -> list[TokenKey]:
         return []
     previous = (config.token_key_previous, config.cluster_secret_previous)
     return [token_key(secret) for secret in dict.fromkeys((first, *previous)) if secret]
+
+
+def needs_secret_key_file(config: NodeConfig) -> bool:
+    """Whether Django's key is the node's own: nothing that all nodes have gives one."""
+    return not (config.secret_key or config.token_key or config.cluster_secret)
+
+
+def django_keys(config: NodeConfig) -> list[str]:
+    """Django's secret keys, the one that signs first. Nodes with a secret in common have the same ones, so a session is valid on all."""
+    if config.secret_key:
+        return [config.secret_key]
+    if needs_secret_key_file(config):
+        # Not written here: the node command writes it, so that other commands create no files.
+        return [secret_files.read_or_make(Path(config.data_dir) / "secret-key")]
+    return [hmac.digest(key.key, b"django's secret key", sha256).hex() for key in token_keys(config)]
+
+
+def cookie_suffix(keys: Sequence[str]) -> str:
+    """Part of the names of cookies: the same on all nodes, and another one for other clusters. Browsers share cookies between ports.
+
+    During a change of the secret, the nodes may have the same keys in another order.
+    """
+    return min(sha256(f"cookies {key}".encode()).hexdigest()[:8] for key in keys)
 
 
 def make_key_file(config: NodeConfig) -> None:

@@ -262,9 +262,17 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         environment.integer(0, HOUR_MS),
     )
     admin_password: str = setting(
-        "DSS_ADMIN_PASSWORD", "", "Initial password of the user `admin`.", shown="generated, in `<data dir>/admin-password`"
+        "DSS_ADMIN_PASSWORD",
+        "",
+        "Password of the first user of a new cluster, `admin`. A later change has no effect, which the log says.",
+        shown="generated, in `<data dir>/admin-password`",
     )
-    secret_key: str = setting("DSS_SECRET_KEY", "", "Django's secret key.", shown="generated, in `<data dir>/secret-key`")
+    secret_key: str = setting(
+        "DSS_SECRET_KEY",
+        "",
+        "Django's secret key, which signs sessions. If set, the same on every node.",
+        shown="derived from the key of the tokens; a node without one generates `<data dir>/secret-key`",
+    )
     log_format: str = setting(
         "DSS_LOG_FORMAT", "console", "`console` for people, `json` for log collectors.", environment.one_of("console", "json")
     )

@@ -59,7 +59,7 @@ class HttpEntryPoint:
         is_host_allowed: HostCheck,
         in_progress: InProgress,
         body_bytes_max: int,
-        check_page: CheckPage = lambda method, path, headers: None,
+        check_page: CheckPage = lambda method, path, headers, address: None,
         proxies: TrustedProxies = NO_PROXIES,
         https_headers: tuple[Header, ...] = (),
     ) -> None:
@@ -115,7 +115,7 @@ class HttpEntryPoint:
             return
         path = scope["path"]
         is_json = path != "/metrics" and not path.startswith(settings.STATIC_URL) and not is_page(path, accept, from_form, PAGES)
-        refusal = None if is_json else self._check_page(scope["method"], path, scope["headers"])
+        refusal = None if is_json else self._check_page(scope["method"], path, scope["headers"], _address(scope))
         if refusal is not None:
             await send_answer(send, scope["method"], refusal)
         elif path == "/metrics":

@@ -17,11 +17,12 @@ from dss_raft.audit_operations import OPERATIONS as AUDIT_OPERATIONS
 from dss_raft.operations import OPERATIONS as RAFT_OPERATIONS
 from dss_raft.request_operations import OPERATIONS as REQUEST_OPERATIONS
 from dss_raft.token_operations import OPERATIONS as TOKEN_OPERATIONS
+from dss_raft.user_operations import OPERATIONS as USER_OPERATIONS
 
 
 @cache
 def operations() -> tuple[Operation, ...]:
-    """The operations of Raft, of tokens, of request sessions and of the three subsystems.
+    """The operations of Raft, of tokens and users, of request sessions and of the three subsystems.
 
     Raises:
         ValueError: two of them share a name, or one names a problem that does not exist.
@@ -29,6 +30,7 @@ def operations() -> tuple[Operation, ...]:
     found = (
         *RAFT_OPERATIONS,
         *TOKEN_OPERATIONS,
+        *USER_OPERATIONS,
         *AUDIT_OPERATIONS,
         *REQUEST_OPERATIONS,
         *LOCK_OPERATIONS,

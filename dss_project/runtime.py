@@ -17,6 +17,7 @@ from dss_locks import metrics as lock_metrics
 from dss_locks.core.table import LockTable
 from dss_locks.watching import LockWatchers
 from dss_project.config import NodeConfig
+from dss_project.first_user import FirstUsers
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
 from dss_queue.idle_topics import IdleTopics
@@ -28,6 +29,7 @@ from dss_raft.replication.access_tokens import AccessTokens
 from dss_raft.replication.audit import AuditTrail
 from dss_raft.replication.limits import LimitsMachine, StateLimits
 from dss_raft.replication.machine import StateMachine
+from dss_raft.replication.users import Users
 from dss_raft.tokens import Tokens
 
 _node: Node | None = None
@@ -38,7 +40,8 @@ def state_machines() -> list[StateMachine]:
     """The state machines of a node. Their order is part of the replicated state: the same on every node."""
     limits = StateLimits()
     table = LockTable(state_limits=limits)
-    return [table, Broker(table, limits), Directory(limits), AccessTokens(limits), AuditTrail(limits), LimitsMachine(limits)]
+    of_access: list[StateMachine] = [AccessTokens(limits), AuditTrail(limits), Users(limits)]
+    return [table, Broker(table, limits), Directory(limits), *of_access, LimitsMachine(limits)]
 
 
 async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] | None = None) -> Node:
@@ -62,6 +65,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     IdleTopics(node)
     AuditLog(node)
     tokens = Tokens(node, guard.shared())
+    FirstUsers(node, config)
     cache = CacheService(node, backing_store(config))
     cache_metrics.show(cache)
     LiveView(node, cache)

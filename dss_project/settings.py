@@ -5,15 +5,14 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from dss_project import access
 from dss_project.config import NodeConfig
-from dss_project.secret_files import read_or_make
 
 NODE = NodeConfig.from_env()
 DATA_DIR = Path(NODE.data_dir)
 
 DEBUG = NODE.debug
-# The key is not written here: the node command writes it, so that other commands create no files.
-SECRET_KEY = NODE.secret_key or read_or_make(DATA_DIR / "secret-key")
+SECRET_KEY, *SECRET_KEY_FALLBACKS = access.django_keys(NODE)
 # dss_api/host_check.py checks the Host header before Django does. It accepts any IP address, which this list cannot express.
 ALLOWED_HOSTS = ["*"]
 
@@ -23,7 +22,6 @@ INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
-    "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "channels",
@@ -86,7 +84,7 @@ TEMPLATES = [
     },
 ]
 
-# Users, sessions, the admin's log and the cache's embedded backing store. Raft's log is a separate file.
+# Rows for the users, the admin's log and the cache's embedded backing store. Raft's log is a separate file.
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
@@ -106,9 +104,12 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
-# Browsers share cookies between ports. With equal names, three nodes on one machine would log each other's users out.
-SESSION_COOKIE_NAME = f"dss_session_{NODE.rpc_port}"
-CSRF_COOKIE_NAME = f"dss_csrf_{NODE.rpc_port}"
+AUTHENTICATION_BACKENDS = ["dss_raft.django_app.backend.ClusterUsers"]
+# Any node can check a session: it is a signed cookie, and nothing is stored. It proves the user's generation, which ends it everywhere.
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+SESSION_COOKIE_AGE = 12 * 3600
+SESSION_COOKIE_NAME = f"dss_session_{access.cookie_suffix((SECRET_KEY, *SECRET_KEY_FALLBACKS))}"
+CSRF_COOKIE_NAME = f"dss_csrf_{access.cookie_suffix((SECRET_KEY, *SECRET_KEY_FALLBACKS))}"
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = NODE.secure_cookies or NODE.tls is not None
 # Behind a proxy, `dss_api/proxies.py` gives Django the client's scheme, host and address.

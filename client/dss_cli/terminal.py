@@ -108,6 +108,11 @@ def clock_time(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
 
 
+def minute(at_ms: int | None) -> str:
+    """A time in UTC, to the minute; "" for none."""
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%F %R}" if at_ms else ""
+
+
 def size(count: int) -> str:
     """A number of bytes for people: "812 B", "3.4 KiB"."""
     amount = float(count)

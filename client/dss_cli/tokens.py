@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from dss_cli.cluster import Cluster, CommandFailed
-from dss_cli.terminal import Terminal
+from dss_cli.terminal import Terminal, minute
 from dss_client import WrongUse
 
 HEAD = ("ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "LAST USE", "KEY")
@@ -79,12 +78,8 @@ def _row(token: dict[str, Any]) -> list[str]:
         token["id"],
         token["name"],
         " ".join(token["scopes"]),
-        _time(token["created_ms"]),
-        "expired" if token["expired"] else _time(token["expires_ms"]) or "never",
-        _time(token["used_ms"]) or "not known",
+        minute(token["created_ms"]),
+        "expired" if token["expired"] else minute(token["expires_ms"]) or "never",
+        minute(token["used_ms"]) or "not known",
         "old" if token.get("old_key") else "",
     ]
-
-
-def _time(at_ms: int | None) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%F %R}" if at_ms else ""

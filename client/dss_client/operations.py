@@ -22,6 +22,11 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "tokens.create": ("POST", "/tokens"),
     "tokens.rotate": ("POST", "/tokens/rotate"),
     "tokens.revoke": ("DELETE", "/tokens/{id}"),
+    "users.list": ("GET", "/users"),
+    "users.create": ("POST", "/users"),
+    "users.change": ("POST", "/users/change"),
+    "users.sign_out": ("POST", "/users/sign_out"),
+    "users.delete": ("DELETE", "/users/{name}"),
     "audit.list": ("GET", "/audit"),
     "requests.open": ("POST", "/request/session"),
     "requests.close": ("DELETE", "/request/session"),
@@ -70,7 +75,7 @@ OPERATIONS: dict[str, tuple[str, str]] = {
 #: These POST calls change nothing.
 READ_BY_POST = frozenset({"cache.get", "cache.mget", "locks.check"})
 
-#: They take no `request_id`: what a node does for itself, and `cache.clear`, which is a series of commands.
+#: They take no `request_id`: what a node does for itself, `cache.clear`, which is a series of commands, and what has a password in it.
 NOT_NUMBERED = frozenset(
     {
         "raft.start_election",
@@ -83,6 +88,8 @@ NOT_NUMBERED = frozenset(
         "cache.evict",
         "requests.open",
         "requests.close",
+        "users.create",
+        "users.change",
     }
 )
 

@@ -209,6 +209,48 @@ class TokenRevoked(Answer, kw_only=True):
     index: RaftIndex
 
 
+class UserRow(Part):
+    """A user of the pages and the admin."""
+
+    name: str
+    #: "viewer", "operator" or "admin"
+    group: str
+    #: false: cannot log in
+    active: bool
+    #: 1, and one more whenever all sessions end
+    generation: int
+    created_ms: int
+    #: who made the user
+    created_by: str
+    #: null: never
+    changed_ms: int | None
+    #: null: it is the first one
+    password_changed_ms: int | None
+
+
+class Users(Answer, kw_only=True):
+    #: oldest first
+    users: list[UserRow]
+
+
+class UserSaved(Answer, kw_only=True):
+    name: str
+    group: str
+    active: bool
+    generation: int
+    created_ms: int
+    created_by: str
+    changed_ms: int | None
+    password_changed_ms: int | None
+    index: RaftIndex
+
+
+class UserDeleted(Answer, kw_only=True):
+    #: false: there was no such user
+    deleted: bool
+    index: RaftIndex
+
+
 class AuditRecord(Part):
     """A call of an operator."""
 

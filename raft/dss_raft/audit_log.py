@@ -25,6 +25,8 @@ log = structlog.get_logger("audit")
 PENDING_MAX = 1000
 RETRY_S = 1.0
 TEXT_LENGTH_MAX = 600
+#: instead of a password
+HIDDEN = "(hidden)"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -46,6 +48,7 @@ class AuditLog(Audit):
         """
         fields = msgspec.to_builtins(request, str_keys=True)
         fields.pop("op", None)
+        fields.update((name, HIDDEN) for name in route.secrets if fields.get(name) is not None)
         reason = str(fields.get("reason") or "")
         record = RecordCall(
             by=caller.name[:TEXT_LENGTH_MAX],

@@ -18,6 +18,8 @@ from dss_raft.replication.commands import Once
 COMMANDS_SHOWN_MAX = 1000
 BYTES_SHOWN_MAX = 256 * 1024
 TEXT_SHOWN_MAX = 1024
+#: instead of the hash of a password
+HIDDEN = "(hidden)"
 
 
 def show(entry: Entry, *, committed: bool | None, applied: bool | None, skipped: bool | None) -> LogEntry:
@@ -81,8 +83,8 @@ class _Room:
             return LogCommand(seq=seq, op="", fields={"value": _readable(decoded)})
         if decoded.get("op") == Once.__struct_config__.tag:
             decoded["command"] = _decoded(decoded.get("command"))
-        fields = {str(name): _readable(value) for name, value in decoded.items() if name != "op"}
-        return LogCommand(seq=seq, op=str(decoded.get("op", "")), fields=fields)
+        op = str(decoded.pop("op", ""))
+        return LogCommand(seq=seq, op=op, fields=_readable(decoded))
 
 
 def _decoded(command: Any) -> Any:
@@ -100,7 +102,7 @@ def _readable(value: Any) -> Any:
     if isinstance(value, str):
         return _cut(value)
     if isinstance(value, dict):
-        return {str(name): _readable(part) for name, part in value.items()}
+        return {str(name): HIDDEN if name == "password_hash" and part else _readable(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_readable(part) for part in value]
     if isinstance(value, bool | None | float):

@@ -22,7 +22,8 @@ fields or effect change is a new command, with a new tag, from the next version 
     2         `HashState`
     3         `Once` and request sessions: calls with a `request_id`
     4         tokens and the audit trail
-    5         `cache.touch`, and `must_exist` of `cache.incr`; links use mutual TLS only (`dss_raft.net.tls_handshake`)
+    5         `cache.touch`, and `must_exist` of `cache.incr`; links use mutual TLS only (`dss_raft.net.tls_handshake`); users of the
+              pages and the admin
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ def test_every_operation_is_called() -> None:
             path = re.sub(r"^/raft/log/{{\w+}}$", "/raft/log/{index}", path)
             path = re.sub(r"^/raft/snapshot/{{\w+}}$", "/raft/snapshot/{id}", path)
             path = re.sub(r"^/tokens/{{\w+}}$", "/tokens/{id}", path)
+            path = re.sub(r"^/users/{{\w+}}$", "/users/{name}", path)
             called.add((item["request"]["method"], path))
     missing = {(operation.method, operation.path) for operation in operations()} - called
     assert not missing, f"no request for {sorted(missing)}"

@@ -15,10 +15,11 @@ from dss_raft.replication.audit import AuditTrail
 from dss_raft.replication.batch import LEADER_COMMANDS, SESSION_COMMANDS
 from dss_raft.replication.client_requests import ClientRequests
 from dss_raft.replication.limits import LimitsMachine
+from dss_raft.replication.users import Users
 from dss_raft.versions import LATEST
 
 #: cluster version -> fingerprint of its commands. Only the last one may change, and only before it is released.
-KNOWN = {1: "fe32aef8f31ddb6e", 2: "d809510aeedf8a78", 3: "2802481783b16710", 4: "99462be45066c7b0", 5: "e211e9196960fa19"}
+KNOWN = {1: "fe32aef8f31ddb6e", 2: "d809510aeedf8a78", 3: "2802481783b16710", 4: "99462be45066c7b0", 5: "f484d02874d974fd"}
 
 
 def test_the_commands_of_a_cluster_version_stay_as_they_were_released():
@@ -31,7 +32,7 @@ def fingerprint(version: int) -> str:
     """Of all commands that a release whose `LATEST` is `version` knows."""
     of_machines = [
         command
-        for machine in (LockTable, Broker, Directory, AccessTokens, AuditTrail, LimitsMachine, ClientRequests)
+        for machine in (LockTable, Broker, Directory, AccessTokens, AuditTrail, Users, LimitsMachine, ClientRequests)
         for command in machine.commands
     ]
     types = [each for each in (*of_machines, *SESSION_COMMANDS, *LEADER_COMMANDS) if each.since <= version]

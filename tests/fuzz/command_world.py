@@ -26,8 +26,10 @@ from dss_raft.replication.client_requests import OpenRequestSession
 from dss_raft.replication.commands import Cancel, Command, OpenSession, SetClusterVersion, Skip
 from dss_raft.replication.replica import Replica
 from dss_raft.replication.state_hash import state_hashes
+from dss_raft.replication.users import GROUPS, BeginUsers, ChangeUser, CreateUser, DeleteUser, NewUser
 from dss_raft.versions import LATEST
 
+USER_COMMANDS = (BeginUsers, CreateUser, ChangeUser, DeleteUser)
 TOKEN_COMMANDS = (CreateToken, RotateToken, RevokeToken, NoteTokensUsed)
 
 #: The replicas' node: both collect the results of its session, so that the results are compared, too.
@@ -220,9 +222,13 @@ class CommandWorld:
 
     def _made(self, command_type: type[Command], once: RequestId | None = None) -> bytes | None:
         try:
-            command: Command = (
-                self.values.struct(command_type) if command_type not in TOKEN_COMMANDS else self._of_tokens(command_type)
-            )
+            command: Command
+            if command_type in TOKEN_COMMANDS:
+                command = self._of_tokens(command_type)
+            elif command_type in USER_COMMANDS:
+                command = self._of_users(command_type)
+            else:
+                command = self.values.struct(command_type)
         except ValueError:
             self.count["refused by the constructor"] += 1
             return None
@@ -238,6 +244,19 @@ class CommandWorld:
         if command_type is RotateToken:
             return RotateToken(id=token_id, key=key, overlap_ms=rng.choice([0, 1, 1000]))
         return RevokeToken(id=token_id) if command_type is RevokeToken else NoteTokensUsed(ids=[token_id])
+
+    def _of_users(self, command_type: type[Command]) -> Command:
+        """Few names and hashes, for the same reason."""
+        rng = self.random
+        name, group, password_hash = rng.choice("abcdefgh"), rng.choice(GROUPS), rng.choice(["short", "longer" * 9])
+        if command_type is BeginUsers:
+            return BeginUsers(users=[NewUser(name, group, password_hash), NewUser("z", group, password_hash)], by=OURS)
+        if command_type is CreateUser:
+            return CreateUser(name=name, group=group, password_hash=password_hash, by=rng.choice(["", OURS]))
+        if command_type is DeleteUser:
+            return DeleteUser(name=name)
+        fields = {"group": group, "active": rng.random() < 0.5, "password_hash": password_hash, "sign_out": True}
+        return ChangeUser(name=name, **{field: value for field, value in fields.items() if rng.random() < 0.5})
 
     def _admit(self, command: Command, once: RequestId | None = None) -> bytes | None:
         try:

@@ -21,7 +21,7 @@ COMMANDS = 1000
 
 @pytest.fixture(scope="module")
 def world() -> CommandWorld:
-    world = CommandWorld(47)
+    world = CommandWorld(75)
     world.weights = [1] * len(world.weights)
     world.run(COMMANDS)
     return world
@@ -55,7 +55,7 @@ def test_a_state_that_was_restored_has_the_same_hashes(world: CommandWorld) -> N
     hashes = state_hashes(world.first)
     assert world.restores
     assert state_hashes(world.second) == state_hashes(copy_of(world.first)) == state_hashes(in_slices(world.first)) == hashes
-    assert len(set(hashes.values())) == len(hashes) == 9
+    assert len(set(hashes.values())) == len(hashes) == 10
 
 
 def change_limit(replica: Replica) -> None:
@@ -94,6 +94,10 @@ def change_audit(replica: Replica) -> None:
     replica.machines["audit"].records[0].by += "x"
 
 
+def change_user(replica: Replica) -> None:
+    next(iter(replica.machines["users"].users.values())).generation += 1
+
+
 def change_time(replica: Replica) -> None:
     replica.at_ms += 1
 
@@ -109,6 +113,7 @@ def change_time(replica: Replica) -> None:
         (change_request, "requests"),
         (change_token, "tokens"),
         (change_audit, "audit"),
+        (change_user, "users"),
         (change_time, "replica"),
     ],
 )

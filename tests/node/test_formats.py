@@ -30,6 +30,7 @@ from dss_raft.replication.audit import AuditTrail
 from dss_raft.replication.client_requests import ClientRequests
 from dss_raft.replication.limits import LimitsMachine
 from dss_raft.replication.replica import Replica
+from dss_raft.replication.users import Users
 
 PAGE = Path(__file__).parents[2] / "docs/reference/formats.md"
 #: format -> the version that is written, and the oldest that is read
@@ -48,6 +49,7 @@ CODE = {
     "state of `limits`": (LimitsMachine.format_version, 0),
     "state of `tokens`": (AccessTokens.format_version, 0),
     "state of `audit`": (AuditTrail.format_version, 0),
+    "state of `users`": (Users.format_version, 0),
     "state of `requests`": (ClientRequests.format_version, 0),
     "values of the cache in a snapshot": django_store.FORMAT[1:],
     "values of the cache in Redis": (redis_store.FORMAT, 1),

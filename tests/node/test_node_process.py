@@ -89,6 +89,12 @@ class Process:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
+    def until_logged(self, event: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while event not in {line["event"] for line in self.events()}:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
 
@@ -128,6 +134,8 @@ def node(request: pytest.FixtureRequest, make_node: Callable[..., Process]) -> P
 def test_first_start_stop_and_second_start(make_node: Callable[..., Process]) -> None:
     node = make_node().start().until_ready()
     data = node.directory / "data"
+    # The leader adds the first user in the moments after it can.
+    node.until_logged("node.first_user")
     password = (data / "admin-password").read_text().strip()
     for name in ("admin-password", "secret-key"):
         assert stat.S_IMODE((data / name).stat().st_mode) == 0o600

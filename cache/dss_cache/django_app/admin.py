@@ -31,6 +31,7 @@ def line_rows(service: CacheService) -> list[LineRow]:
 class LineRowAdmin(LiveAdmin):
     """Lines of this node, most recently used first."""
 
+    contents = ("value",)
     list_display = ("key", "state", "version", "readable", "bytes", "age_ms", "value")
     list_filter = ("state",)
     search_fields = ("key", "value")

@@ -1,4 +1,4 @@
-"""`dss member`, `leader`, `snapshot`, `token`, `audit`, `log` and `limits`: for those who operate the cluster."""
+"""`dss member`, `leader`, `snapshot`, `token`, `user`, `audit`, `log` and `limits`: for those who operate the cluster."""
 
 from __future__ import annotations
 
@@ -220,6 +220,91 @@ async def token_revoke(cluster: Cluster, terminal: Terminal, id: str) -> None:
     from dss_cli import tokens
 
     await tokens.revoke(cluster, terminal, id)
+
+
+# ------------------------------------------------------------------------ user
+
+
+@click.group(cls=DssGroup)
+def user() -> None:
+    """Make, list, change, sign out and delete users of the pages.
+
+    On a node's machine, with its settings, no token is needed for this: the command proves that it has the cluster's secret.
+    """
+
+
+_group = click.Choice(["viewer", "operator", "admin"])
+_generate = click.option("--generate", is_flag=True, help="Make a random password, and print it once.")
+
+
+@user.command("create")
+@click.argument("name")
+@click.option("--group", type=_group, required=True, help="What the user may do.")
+@_generate
+@in_cluster
+async def user_create(cluster: Cluster, terminal: Terminal, name: str, group: str, generate: bool) -> None:
+    """Make the user NAME.
+
+    Asks for the password. Without a terminal, it is the first line of the standard input.
+    """
+    from dss_cli import users
+
+    await users.create(cluster, terminal, name, group, users.new_password(generate), generate)
+
+
+@user.command("ls")
+@in_cluster
+async def user_ls(cluster: Cluster, terminal: Terminal) -> None:
+    """List the users."""
+    from dss_cli import users
+
+    await users.ls(cluster, terminal)
+
+
+@user.command("change")
+@click.argument("name")
+@click.option("--group", type=_group, default=None, help="Another group.")
+@click.option("--disable/--enable", "disabled", default=None, help="Allow no login, or allow it again.")
+@in_cluster
+async def user_change(cluster: Cluster, terminal: Terminal, name: str, group: str | None, disabled: bool | None) -> None:
+    """Change the user NAME. Ends all sessions."""
+    from dss_cli import users
+
+    await users.change(cluster, terminal, name, group, None if disabled is None else not disabled)
+
+
+@user.command("password")
+@click.argument("name")
+@_generate
+@in_cluster
+async def user_password(cluster: Cluster, terminal: Terminal, name: str, generate: bool) -> None:
+    """Give the user NAME another password. Ends all sessions.
+
+    Asks for the password. Without a terminal, it is the first line of the standard input.
+    """
+    from dss_cli import users
+
+    await users.password(cluster, terminal, name, users.new_password(generate), generate)
+
+
+@user.command("sign-out")
+@click.argument("name")
+@in_cluster
+async def user_sign_out(cluster: Cluster, terminal: Terminal, name: str) -> None:
+    """End all sessions of the user NAME, on every node."""
+    from dss_cli import users
+
+    await users.sign_out(cluster, terminal, name)
+
+
+@user.command("rm")
+@click.argument("name")
+@in_cluster
+async def user_rm(cluster: Cluster, terminal: Terminal, name: str) -> None:
+    """Delete the user NAME."""
+    from dss_cli import users
+
+    await users.rm(cluster, terminal, name)
 
 
 # ----------------------------------------------------------------------- audit

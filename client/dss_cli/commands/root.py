@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 from dss_cli.commands.cache import cache
 from dss_cli.commands.common import DssRoot, Seconds, in_cluster
 from dss_cli.commands.lock import lock
-from dss_cli.commands.operate import audit, leader, limits, log, member, snapshot, token
+from dss_cli.commands.operate import audit, leader, limits, log, member, snapshot, token, user
 from dss_cli.commands.queue import queue
 from dss_cli.terminal import Terminal
 
@@ -63,7 +63,7 @@ async def ready(cluster: Cluster, terminal: Terminal, wait: float) -> None:
     await calls.ready(cluster, terminal, wait)
 
 
-for group in (lock, queue, cache, member, leader, snapshot, token, audit, log, limits):
+for group in (lock, queue, cache, member, leader, snapshot, token, user, audit, log, limits):
     dss.add_command(group)
 
 

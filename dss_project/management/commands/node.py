@@ -16,7 +16,7 @@ from django.db.migrations.loader import MigrationLoader
 
 from dss_api import heap
 from dss_api.tls import CannotUse, ServerTls
-from dss_project import access, data_directory, first_user, logs, secret_files
+from dss_project import access, data_directory, logs, secret_files
 from dss_project.config import NodeConfig, unknown_variables
 from dss_project.server.listening import CannotListen, listen
 
@@ -58,22 +58,18 @@ class Command(BaseCommand):
         try:
             for path in data_directory.prepare(data_dir):
                 log.warning("node.permissions_mended", path=str(path), hint="only the user of this node may use it")
-            if not config.secret_key:
+            if access.needs_secret_key_file(config):
                 secret_files.keep(data_dir / "secret-key", settings.SECRET_KEY)
                 # The file may have been unreadable until its permissions were mended.
                 settings.SECRET_KEY = secret_files.read_or_make(data_dir / "secret-key")
             access.make_key_file(config)
             _require_known_tables()
             call_command("migrate", verbosity=0, interactive=False)
-            is_first = first_user.ensure(config)
         except data_directory.Unusable as error:
             sys.exit(f"Cannot use DSS_DATA_DIR={data_dir}: {error}")
         except (OSError, DatabaseError) as error:
             # The disk became full since the check, or another process holds the database.
             sys.exit(f"Cannot use DSS_DATA_DIR={data_dir}: {' '.join(str(error).split())}")
-        if is_first:
-            where = "DSS_ADMIN_PASSWORD" if config.admin_password else str(first_user.password_file(config))
-            log.info("node.first_user", user=first_user.USERNAME, password_in=where)
 
 
 def _require_known_tables() -> None:

@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
 from dss_api import running
 from dss_api.operation import named
+from dss_api.rights import OPERATE
 from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Nack, Redrive
@@ -144,6 +145,7 @@ class BacklogRowAdmin(LiveAdmin):
 class InFlightRowAdmin(LiveAdmin):
     """Messages that consumers have taken and not finished."""
 
+    contents = ("value",)
     list_display = (
         "msg_id",
         "topic",
@@ -167,7 +169,8 @@ class InFlightRowAdmin(LiveAdmin):
         def nack(row: InFlightRow) -> Nack:
             return Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0)
 
-        results = self.do_each(request, queryset, named(OPERATIONS, "queue.nack"), nack)
+        # The operation is for the consumer; here an operator acts.
+        results = self.do_each(request, queryset, named(OPERATIONS, "queue.nack"), nack, needs=OPERATE)
         given_back = sum(result.body["nacked"] for result in results)
         self.message_user(
             request, f"{given_back} returned to the queue. A consumer that is still working on one can no longer ack it."
@@ -178,6 +181,7 @@ class InFlightRowAdmin(LiveAdmin):
 class DeadLetterRowAdmin(LiveAdmin):
     """Messages that groups no longer try to deliver."""
 
+    contents = ("value",)
     list_display = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "value")
     actions = ("redrive",)
     list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter), ("reason", LiveValuesFilter))

@@ -13,6 +13,8 @@ from django.http import HttpRequest, HttpResponse
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, rows_from_loop
 from dss_api import running
 from dss_api.operation import named
+from dss_api.rights import CLUSTER, ONLY_ALL
+from dss_raft.django_app import user_admin
 from dss_raft.django_app.models import AuditRow, MemberRow, StatusRow, TokenRow
 from dss_raft.operations import OPERATIONS, RemoveMember, Transfer
 from dss_raft.replication.access_tokens import AccessTokens, RevokeToken
@@ -75,6 +77,7 @@ def _range(versions: dict[str, int] | None) -> str:
 
 @admin.register(MemberRow)
 class MemberAdmin(LiveAdmin):
+    act_needs = CLUSTER
     list_display = ("id", "url", "role", "up", "match_index", "lag", "last_contact_ms", "outdated", "versions")
     search_fields = ("id", "url")
     list_filter = ("up",)
@@ -122,6 +125,7 @@ class MemberAdmin(LiveAdmin):
 class TokenAdmin(LiveAdmin):
     """The tokens. They are made and rotated where the answer can show a secret once: `/tokens`, or `manage.py token`."""
 
+    view_needs = act_needs = ONLY_ALL
     list_display = ("id", "name", "scopes", "created", "created_by", "expires", "expired", "last_used", "generation")
     search_fields = ("id", "name", "scopes")
     ordering = ("created",)
@@ -170,3 +174,6 @@ class StatusAdmin(LiveAdmin):
         status = _status()
         rows = [StatusRow(name=name, value=str(status[name])) for name in _SHOWN]
         return [StatusRow(name="state", value=status["state"]["name"]), *rows]
+
+
+user_admin.register()

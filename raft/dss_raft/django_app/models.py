@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.auth.models import User
 from django.db import models
+from django.utils.crypto import salted_hmac
+
+from dss_api.rights import OF_GROUP
+
+if TYPE_CHECKING:
+    from dss_api.rights import Access
+    from dss_raft.replication import users
 
 
 class MemberRow(models.Model):
@@ -49,6 +60,81 @@ class TokenRow(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.id})"
+
+
+class ClusterUser(User):
+    """A user of the replicated state as Django sees one, made for each request. The primary key is the user's number, negated: those of
+    users whom a node has from an older release are positive.
+    """
+
+    # Not database fields: the state of the cluster at this request.
+    group = ""
+    generation = 0
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        # This app has no migrations, so it cannot have a child of a model that has.
+        app_label = "auth"
+
+    @classmethod
+    def of(cls, user: users.User) -> ClusterUser:
+        found = cls(
+            pk=-user.number,
+            username=user.name,
+            password=user.password_hash,
+            is_active=user.is_active,
+            is_staff=True,
+            is_superuser=user.group == "admin",
+        )
+        found.group, found.generation = user.group, user.generation
+        found._state.adding = False
+        return found
+
+    @cached_property
+    def access(self) -> Access:
+        """What the user may do."""
+        return OF_GROUP[self.group]
+
+    def save(self, *args: Any, **options: Any) -> None:
+        """Django saves the time of a login. Everything else about a user is changed by operations."""
+        if options.get("update_fields") != ["last_login"]:
+            raise TypeError("a user of the cluster is changed by the operations of `user_operations`")
+
+    def check_password(self, raw_password: str) -> bool:
+        from dss_raft.django_app.passwords import hashing
+
+        return hashing().is_right(raw_password, self.password)
+
+    def _get_session_auth_hash(self, secret: Any = None) -> str:
+        """Sessions end when the password or the generation changes. No one can tell the hash of the password from it."""
+        proved = f"{self.pk} {self.generation} {self.password}"
+        return salted_hmac("dss.session", proved, secret=secret, algorithm="sha256").hexdigest()
+
+
+class UserRow(models.Model):
+    """A user of the pages and the admin."""
+
+    name = models.CharField(primary_key=True, max_length=150, help_text="Letters, digits and @ . + - _")
+    group = models.CharField(
+        max_length=16,
+        choices={"viewer": "viewer: may read", "operator": "operator: may also operate", "admin": "admin: may do everything"},
+    )
+    active = models.BooleanField(default=True, help_text="Without it, the user cannot log in.")
+    created = models.DateTimeField()
+    created_by = models.CharField("made by", max_length=512)
+    changed = models.DateTimeField("last change", null=True)
+    password_changed = models.DateTimeField("last password", null=True)
+    generation = models.IntegerField(help_text="1, and one more whenever all sessions end.")
+
+    class Meta:
+        managed = False
+        default_permissions = ("view", "add", "change")
+        verbose_name = "user"
+        verbose_name_plural = "users"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class AuditRow(models.Model):

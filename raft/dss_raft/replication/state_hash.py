@@ -25,7 +25,8 @@ from dss_raft.replication.replica import Replica
 #: first cluster version that uses the form -> part -> version of its format
 _FORM_2 = {"replica": 1, "sessions": 1, "locks": 2, "queue": 2, "cache": 1, "limits": 1}
 _FORM_3 = {**_FORM_2, "requests": 1}
-FORMS: dict[int, dict[str, int]] = {2: _FORM_2, 3: _FORM_3, 4: {**_FORM_3, "tokens": 1, "audit": 1}}
+_FORM_4 = {**_FORM_3, "tokens": 1, "audit": 1}
+FORMS: dict[int, dict[str, int]] = {2: _FORM_2, 3: _FORM_3, 4: _FORM_4, 5: {**_FORM_4, "users": 1}}
 
 Hashes = dict[str, bytes]
 

@@ -1,0 +1,17 @@
+"""`manage.py createsuperuser`: says what to use instead."""
+
+from __future__ import annotations
+
+import sys
+
+from django.core.management.base import BaseCommand
+
+INSTEAD = "The users are those of the cluster, not of one node's database. Use instead: manage.py user create NAME --group admin"
+
+
+class Command(BaseCommand):
+    help = "Not used here: says what to use instead (manage.py user create NAME --group admin)."
+    requires_system_checks: list[str] = []
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        sys.exit(INSTEAD)

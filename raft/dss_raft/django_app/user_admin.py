@@ -1,0 +1,166 @@
+"""The users in the admin: listed, made, changed, signed out and deleted through the log, on any node."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth.models import Group
+from django.contrib.auth.models import User as DjangoUser
+from django.http import HttpRequest, HttpResponseRedirect
+
+from dss_admin.callers import admin_caller
+from dss_admin.live_admin import LiveAdmin, rows_from_loop
+from dss_api import running
+from dss_api.errors import Refused
+from dss_api.operation import named
+from dss_api.result import Result
+from dss_api.rights import ONLY_ALL
+from dss_api.routes import ADMIN, Route
+from dss_raft.django_app.models import UserRow
+from dss_raft.replication.users import NAME_PATTERN, DeleteUser, Users
+from dss_raft.user_operations import OPERATIONS, PASSWORD_LENGTH_MAX, USERS, ChangeUserRequest, CreateUserRequest, SignOut
+
+
+def user_rows(users: Users) -> list[UserRow]:
+    return [
+        UserRow(
+            name=user.name,
+            group=user.group,
+            active=user.is_active,
+            created=_time(user.created_ms),
+            created_by=user.created_by,
+            changed=_time(user.changed_ms),
+            password_changed=_time(user.password_changed_ms),
+            generation=user.generation,
+        )
+        for user in users.users.values()
+    ]
+
+
+def _time(at_ms: int) -> datetime | None:
+    return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms else None
+
+
+class UserForm(forms.ModelForm):
+    """What can be said about a user. The password is checked when the user is saved."""
+
+    password = forms.CharField(
+        required=False,
+        max_length=PASSWORD_LENGTH_MAX,
+        strip=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text="At least 8 characters, and not a common one. Empty: it stays as it is. A new one ends all sessions of the user.",
+    )
+
+    class Meta:
+        model = UserRow
+        fields = ("name", "group", "active")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.instance._state.adding:
+            self.fields["password"].required = True
+            self.fields["password"].help_text = "At least 8 characters, and not a common one."
+
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        forms.RegexField(NAME_PATTERN, error_messages={"invalid": "Use letters, digits and @ . + - _ only."}).clean(name)
+        return name
+
+    def validate_unique(self) -> None:
+        """There is no table to look into; the state machine refuses a second user of the same name."""
+
+
+class UserAdmin(LiveAdmin):
+    """The users. See the module."""
+
+    view_needs = act_needs = ONLY_ALL
+    form = UserForm
+    list_display = ("name", "group", "active", "created", "created_by", "changed", "password_changed")
+    list_filter = ("group", "active")
+    search_fields = ("name", "created_by")
+    ordering = ("name",)
+    actions = ("sign_out", "disable", "enable", "delete")
+
+    def rows(self) -> list[UserRow]:
+        rows = rows_from_loop(lambda: user_rows(running.node().services[USERS]))
+        for row in rows:
+            row._state.adding = False
+        return rows
+
+    # ------------------------------------------------------------------ forms
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self.has_operate_permission(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_operate_permission(request)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return ("name", "group", "password") if obj is None else ("name", "group", "active", "password")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return () if obj is None else ("name",)
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **options: Any) -> Any:
+        try:
+            return super().changeform_view(request, *args, **options)
+        except Refused as refusal:
+            self.message_user(request, f"Not saved: {refusal.detail or refusal.code}", messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Make the call that the form asks for.
+
+        Raises:
+            Refused: nothing was saved.
+        """
+        password: str = form.cleaned_data["password"]
+        if not change:
+            self._call(request, "users.create", CreateUserRequest(name=obj.name, group=obj.group, password=password))
+        elif form.changed_data:
+            changed = ChangeUserRequest(name=obj.name, group=obj.group, active=obj.active, password=password or None)
+            self._call(request, "users.change", changed)
+
+    def _call(self, request: HttpRequest, name: str, call: Any) -> None:
+        address = request.META.get("REMOTE_ADDR") or ""
+        route = Route(named(OPERATIONS, name))
+        result = running.await_in_loop(route.perform(running.node(), call, admin_caller(request), ADMIN, address))
+        if isinstance(result, Result) and result.code:
+            raise Refused(result.code, str(result.body.get("detail", "")))
+
+    # ---------------------------------------------------------------- actions
+
+    @admin.action(description="Sign out everywhere: end all sessions", permissions=["operate"])
+    def sign_out(self, request: HttpRequest, queryset: Any) -> None:
+        done = self.do_each(request, queryset, named(OPERATIONS, "users.sign_out"), lambda row: SignOut(name=row.name))
+        self.message_user(request, f"{len(done)} signed out.")
+
+    @admin.action(description="Disable: end all sessions, and allow no login", permissions=["operate"])
+    def disable(self, request: HttpRequest, queryset: Any) -> None:
+        self._set_active(request, queryset, False, "disabled")
+
+    @admin.action(description="Enable", permissions=["operate"])
+    def enable(self, request: HttpRequest, queryset: Any) -> None:
+        self._set_active(request, queryset, True, "enabled")
+
+    def _set_active(self, request: HttpRequest, queryset: Any, active: bool, done: str) -> None:
+        change = named(OPERATIONS, "users.change")
+        results = self.do_each(request, queryset, change, lambda row: ChangeUserRequest(name=row.name, active=active))
+        self.message_user(request, f"{len(results)} {done}.")
+
+    @admin.action(description="Delete the selected users", permissions=["operate"])
+    def delete(self, request: HttpRequest, queryset: Any) -> None:
+        results = self.do_each(request, queryset, named(OPERATIONS, "users.delete"), lambda row: DeleteUser(name=row.name))
+        deleted = sum(result.body["deleted"] for result in results)
+        self.message_user(request, f"{deleted} deleted.")
+
+
+def register() -> None:
+    """Show the users of the cluster instead of Django's, which are those of one node."""
+    for model in (DjangoUser, Group):
+        admin.site.unregister(model)
+    admin.site.register(UserRow, UserAdmin)
