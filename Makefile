@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client bench-peers load upgrade postman sim mutants model chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,6 +92,9 @@ model: ## search the model of the cache's protocol completely, and check that ev
 hostile: $(READY) ## attack a node that has 512 MB, 1,024 descriptors and 400 threads, with each server (HOSTILE=10: the size); then fuzz
 	@DSS_HOSTILE=$(or $(HOSTILE),10) $(BIN)/python -m pytest -q tests/cluster/hostile $(ARGS)
 	@$(MAKE) --no-print-directory fuzz
+
+encrypted: $(READY) ## everything at once: mutual TLS, HTTPS, a token, nginx in front; Postman, Locust (USERS=100, TIME=60s), the client
+	@TEST_ENCRYPTED=1 TEST_LOCUST_USERS=$(or $(USERS),100) TEST_LOCUST_TIME=$(or $(TIME),60s) $(BIN)/python -m pytest -q tests/cluster/test_all_encrypted.py $(ARGS)
 
 chaos: $(READY) ## load clusters that are killed, paused and cut off, and check all answers (cutting off needs root on Linux)
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \

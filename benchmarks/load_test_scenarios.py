@@ -4,6 +4,8 @@
     make load NODES=1                          # against `make run NODES=1`
     locust -f benchmarks/load_test_scenarios.py --host http://127.0.0.1:8101,http://127.0.0.1:8102
 
+With https, DSS_CA_FILE names the authority. DSS_TOKEN has the token, where nodes ask for one.
+
 Users are spread over the nodes in `--host`, separated by commas. 423 and 409 are not failures where the contract allows them. A wrong
 answer is a failure even with status 200: a fencing token that does not grow, a message with another topic's value, a cached value older
 than a put that was answered before the get began. All users are in one process, so it can check this.
@@ -11,8 +13,10 @@ than a put that was answered before the get began. All users are in one process,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import os
 import random
 import uuid
 from collections.abc import Iterator
@@ -21,6 +25,8 @@ from typing import Any
 import gevent
 from locust import FastHttpUser, between, task
 from locust.env import Environment
+
+from dss_client.tls import default_context
 
 HOSTS = "http://127.0.0.1:8101,http://127.0.0.1:8102,http://127.0.0.1:8103"
 #: keeps runs against one cluster apart
@@ -42,6 +48,10 @@ class NodeUser(FastHttpUser):
     wait_time = between(0.2, 1.0)
     connection_timeout = CALL_TIMEOUT_S
     network_timeout = CALL_TIMEOUT_S
+    insecure = False
+    # One for all users: to read the system's authorities takes a while.
+    ssl_context_factory = staticmethod(functools.cache(lambda: default_context()))
+    default_headers = {"Authorization": f"Bearer {os.environ['DSS_TOKEN']}"} if os.environ.get("DSS_TOKEN") else {}
 
     def __init__(self, environment: Environment) -> None:
         hosts = (environment.host or HOSTS).split(",")
