@@ -1,1 +1,1 @@
-"""Pages for people: the browsable API, the landing page and the API docs."""
+"""Pages for people: the live cluster page, the browsable API and the API docs."""

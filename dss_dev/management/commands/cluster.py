@@ -150,7 +150,8 @@ class Command(BaseCommand):
         rows = [[node.id, str(node.pid), _role(node), node.url] for node in cluster.nodes]
         url = cluster.nodes[0].url
         self.stdout.write("\n" + plain_table(["NODE", "PID", "ROLE", "API"], rows))
-        self.stdout.write(f"\nAdmin:    {url}/admin/     {USERNAME} / {password}")
+        self.stdout.write(f"\nCluster:  {url}/")
+        self.stdout.write(f"Admin:    {url}/admin/     {USERNAME} / {password}")
         self.stdout.write(f"API docs: {url}/api/docs")
         self.stdout.write(f"Metrics:  {url}/metrics")
         self.stdout.write(f"Data:     {shown(cluster.directory)}     Stop: Ctrl-C\n")
