@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client bench-memory bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ bench-client: $(READY) ## measure the Python client against a bare WebSocket, an
 
 bench-peers: $(READY) ## measure three nodes next to etcd, RabbitMQ, NATS and Redis, those that are installed
 	@$(BIN)/python benchmarks/bench_peers.py $(ARGS)
+
+bench-memory: $(READY) ## measure how much memory a lock, a message, a connection, … takes in a node
+	@$(BIN)/python benchmarks/bench_memory.py $(ARGS)
 
 load: $(READY) ## Locust: 200 users for 60 s against a running cluster (NODES=1: against the single one)
 	@mkdir -p report
