@@ -153,7 +153,7 @@ def test_a_node_that_stops_says_so(node: UserNode, monkeypatch: pytest.MonkeyPat
 # ------------------------------------------------------------ wrong passwords
 
 
-def test_an_address_that_guesses_is_slowed_down_and_others_are_not(node: UserNode) -> None:
+def test_an_address_that_guesses_is_slowed_down_and_others_are_not(node: UserNode, caplog: pytest.LogCaptureFixture) -> None:
     guesser = browser("192.0.2.1")
     for number in range(LOGINS_PER_ADDRESS_MAX):
         assert log_in(guesser, "alice", f"guess {number}").status_code == 200
@@ -161,6 +161,7 @@ def test_an_address_that_guesses_is_slowed_down_and_others_are_not(node: UserNod
     assert answer.status_code == 429
     assert int(answer["Retry-After"]) <= failures.LOGIN_OF_ADDRESS_EVERY_S + 1
     assert b"too many failed logins; try again in" in answer.content
+    assert "/admin/login/" not in caplog.text, "a flood does not fill the log"
     assert not is_logged_in(guesser)
     assert is_logged_in(logged_in(address="192.0.2.2"))
 

@@ -47,6 +47,8 @@ def login(request: HttpRequest) -> HttpResponseBase:
         response.status_code = PROBLEMS[refusal.code].status
         wait_s = refusal.wait_s if isinstance(refusal, SlowedDown) else PROBLEMS[refusal.code].retry_after_s or 1
         response["Retry-After"] = str(wait_s)
+        # Django would log each of them; `dss_api.failures` does, and not without end.
+        response._has_been_logged = True
     return response
 
 

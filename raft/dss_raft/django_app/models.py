@@ -116,10 +116,7 @@ class UserRow(models.Model):
     """A user of the pages and the admin."""
 
     name = models.CharField(primary_key=True, max_length=150, help_text="Letters, digits and @ . + - _")
-    group = models.CharField(
-        max_length=16,
-        choices={"viewer": "viewer: may read", "operator": "operator: may also operate", "admin": "admin: may do everything"},
-    )
+    group = models.CharField(max_length=16)
     active = models.BooleanField(default=True, help_text="Without it, the user cannot log in.")
     created = models.DateTimeField()
     created_by = models.CharField("made by", max_length=512)

@@ -12,7 +12,7 @@ from django.contrib.auth.models import User as DjangoUser
 from django.http import HttpRequest, HttpResponseRedirect
 
 from dss_admin.callers import admin_caller
-from dss_admin.live_admin import LiveAdmin, rows_from_loop
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, rows_from_loop
 from dss_api import running
 from dss_api.errors import Refused
 from dss_api.operation import named
@@ -44,9 +44,13 @@ def _time(at_ms: int) -> datetime | None:
     return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms else None
 
 
+_GROUPS = {"viewer": "viewer: may read", "operator": "operator: may also operate", "admin": "admin: may do everything"}
+
+
 class UserForm(forms.ModelForm):
     """What can be said about a user. The password is checked when the user is saved."""
 
+    group = forms.ChoiceField(choices=_GROUPS)
     password = forms.CharField(
         required=False,
         max_length=PASSWORD_LENGTH_MAX,
@@ -80,7 +84,7 @@ class UserAdmin(LiveAdmin):
     view_needs = act_needs = ONLY_ALL
     form = UserForm
     list_display = ("name", "group", "active", "created", "created_by", "changed", "password_changed")
-    list_filter = ("group", "active")
+    list_filter = (("group", LiveValuesFilter), "active")
     search_fields = ("name", "created_by")
     ordering = ("name",)
     actions = ("sign_out", "disable", "enable", "delete")
