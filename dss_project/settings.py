@@ -43,6 +43,8 @@ SILENCED_SYSTEM_CHECKS = [
     "security.W005",  # HSTS of subdomains: a node has none, and does not decide for those of its host name
     "security.W008",  # redirects to HTTPS: a node that speaks TLS has no port without it, and a proxy has its own
     "security.W009",  # the secret key: the generated one has 264 bits in fewer than 50 characters; a given one: dss.W004
+    "security.W010",  # cookies: as W012
+    "security.W011",  # cookies: as W012
     "security.W012",  # cookies: dss.W009, where there is TLS
     "security.W016",  # as W012
     "security.W018",  # DEBUG: dss.W014
