@@ -309,3 +309,33 @@ def test_the_authority_is_changed_in_two_steps(ends, files, operator):
     b.write("key", renewed.key_pem())
     b.write("certificate", renewed.pem())
     link(ends, a.load(), b.load())
+
+
+async def test_nodes_link_with_certificates_of_an_operator_and_renew_them_while_they_work(cluster, files, operator):
+    """A member whose certificate is revoked is cut off."""
+    written, config_of = {node_id: files(node_id) for node_id in ("a", "b", "c")}, cluster.config
+
+    def config(node_id: str):
+        made, directory = config_of(node_id), written[node_id].directory
+        made.cluster_id = "c"
+        for name in ("certificate", "key", "ca", "crl"):
+            setattr(made, f"peer_{name}_file", str(directory / name))
+        return made
+
+    cluster.config = config
+    await cluster.start()
+    await cluster.leader()
+    a, b, c = (cluster.nodes[node_id] for node_id in "abc")
+    linked: list[str] = []
+    for node in (a, b, c):
+        node.on_peer_up(linked.append)
+    for node_id, its_files in written.items():
+        its_files.issued = operator.issue(f"dss://c/{node_id}")
+        its_files.write("key", its_files.issued.key_pem())
+        its_files.write("certificate", its_files.issued.pem())
+    await cluster.until(lambda: len(linked) >= 6)
+    await cluster.until(lambda: all(node.is_linked(peer) for node in (a, b, c) for peer in node.peers))
+    for its_files in written.values():
+        its_files.write("crl", operator.revoke(written["b"].issued))
+    await cluster.until(lambda: not (a.is_linked("b") or c.is_linked("b") or b.is_linked("a") or b.is_linked("c")))
+    await cluster.until(lambda: a.is_linked("c") and any(node.is_leader and node.is_ready for node in (a, c)))
