@@ -135,7 +135,9 @@ async def make_client() -> AsyncIterator[Callable[..., AsyncClient]]:
     def make(*nodes: FakeNode, timeout: float = 2.0, check_s: float = 1.0, **options: Any) -> AsyncClient:
         client = AsyncClient([node.url for node in nodes], timeout=timeout, **options)
         given = client._config
-        client._config = Config(given.nodes, given.token, given.name, timeout, given.transport, 0.5, check_s, given.tracing)
+        client._config = Config(
+            given.nodes, given.token, given.name, timeout, given.transport, 0.5, check_s, given.tracing, given.tls
+        )
         clients.append(client)
         return client
 

@@ -143,7 +143,7 @@ class Run:
                 return
             try:
                 if connection is None:
-                    connection = http.client.HTTPConnection(node.host, node.port, timeout=CALL_TIMEOUT_S)
+                    connection = node.connection(CALL_TIMEOUT_S)
                 value = f"{node.id}.{number}.{turn}" if chance.random() < WRITE_SHARE else None
                 self._call(connection, node, chance.choice(KEYS), value)
             except (OSError, http.client.HTTPException, ValueError):

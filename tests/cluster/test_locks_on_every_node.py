@@ -52,7 +52,7 @@ def page(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
 
 
 def socket(node: LocalNode, name: str, fields: dict[str, Any]) -> Answer:
-    with connect(f"ws://{node.host}:{node.port}/ws") as connection:
+    with connect(node.websocket_url, ssl=node.tls) as connection:
         connection.send(json.dumps({"id": 1, "op": name, "request": fields}))
         answer = json.loads(connection.recv(timeout=PATIENCE_S))
     assert answer.pop("id") == 1

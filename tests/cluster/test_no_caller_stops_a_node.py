@@ -35,7 +35,7 @@ def websocket(node: LocalNode, receive_bytes: int | None = None) -> Any:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     tcp.settimeout(PATIENCE_S)
     tcp.connect((node.host, node.port))
-    return connect(f"ws://{node.host}:{node.port}/ws", sock=tcp, max_size=None, max_queue=1, ping_interval=None, compression=None)
+    return connect(node.websocket_url, ssl=node.tls, sock=tcp, max_size=None, max_queue=1, ping_interval=None, compression=None)
 
 
 def op(number: int, name: str, **request: Any) -> str:
@@ -43,7 +43,7 @@ def op(number: int, name: str, **request: Any) -> str:
 
 
 def raw(node: LocalNode) -> socket.socket:
-    return socket.create_connection((node.host, node.port), PATIENCE_S)
+    return node.open_socket(PATIENCE_S)
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ def waiters(node: LocalNode, topic: str) -> int:
 class LongPoll:
     """A consume that waits."""
 
-    async def ask(self, port: int, topic: str) -> None:
-        self.reader, self.writer = await asyncio.open_connection(HOST, port)
+    async def ask(self, node: LocalNode, topic: str) -> None:
+        self.reader, self.writer = await asyncio.open_connection(HOST, node.port, ssl=node.tls)
         body = json.dumps({"topic": topic, "group": "g", "timeout_ms": 20_000, "visibility_ms": HOUR_MS})
         head = f"POST /queue/consume HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         self.writer.write((head + body).encode())
@@ -48,7 +48,7 @@ def test_long_polls_get_one_message_each_and_leave_nothing_behind(shared_cluster
 
     async def run() -> None:
         polls = [LongPoll() for _ in range(LONG_POLLS)]
-        await asyncio.gather(*(poll.ask(near.port, "polled") for poll in polls))
+        await asyncio.gather(*(poll.ask(near, "polled") for poll in polls))
         await asyncio.to_thread(wait_until, lambda: waiters(far, "polled") == LONG_POLLS, lambda: str(waiters(far, "polled")))
         await asyncio.to_thread(publish, far, "polled", LONG_POLLS // 2)
         served = [asyncio.create_task(poll.value()) for poll in polls]
@@ -76,7 +76,7 @@ def test_subscriptions_share_what_comes_and_leave_nothing_behind(shared_cluster:
     request = {"topic": "pushed", "group": "g", "credit": 1, "visibility_ms": HOUR_MS}
 
     async def run() -> None:
-        sockets = [await connect(f"ws://{HOST}:{near.port}/ws") for _ in range(SUBSCRIPTIONS)]
+        sockets = [await connect(near.websocket_url, ssl=near.tls) for _ in range(SUBSCRIPTIONS)]
         for socket in sockets:
             await socket.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": request}))
         await asyncio.to_thread(wait_until, lambda: waiters(far, "pushed") == SUBSCRIPTIONS, lambda: str(waiters(far, "pushed")))

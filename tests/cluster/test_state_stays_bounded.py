@@ -35,7 +35,7 @@ def bytes_on_disk(node: LocalNode, pattern: str = "*") -> int:
 def pipelined(node: LocalNode, name: str, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The answers to many calls on one connection, in the order of the requests."""
     answers: dict[int, dict[str, Any]] = {}
-    with connect(f"ws://{node.host}:{node.port}/ws", max_size=None, ping_interval=None) as client:
+    with connect(node.websocket_url, ssl=node.tls, max_size=None, ping_interval=None) as client:
         for start in range(0, len(requests), 500):
             part = requests[start : start + 500]
             for number, request in enumerate(part, start):

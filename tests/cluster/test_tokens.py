@@ -142,7 +142,7 @@ def revocation_ends_what_is_open(
     body = {"topic": "orders-2", "group": "g", "timeout_ms": 20_000}
     poll = threading.Thread(target=lambda: polled.append(two.call("POST", "/queue/consume", body, headers=shop)))
     poll.start()
-    with connect(f"ws://{three.host}:{three.port}/ws", additional_headers=shop) as connection:
+    with connect(three.websocket_url, ssl=three.tls, additional_headers=shop) as connection:
         connection.send(json.dumps({"id": 1, "op": "locks.watch", "request": {"prefix": "shop/"}}))
         assert "event" in json.loads(connection.recv(PATIENCE_S))
         connection.send(json.dumps({"id": 2, "op": "locks.watch", "request": {"prefix": "sho"}}))
@@ -156,7 +156,7 @@ def revocation_ends_what_is_open(
     poll.join(PATIENCE_S)
     assert (polled[0].status, polled[0].json["code"]) == (401, "unauthenticated")
     until(lambda: (two.status() or {}).get("waiting") == 0)
-    with pytest.raises(InvalidStatus) as refused, connect(f"ws://{three.host}:{three.port}/ws", additional_headers=shop):
+    with pytest.raises(InvalidStatus) as refused, connect(three.websocket_url, ssl=three.tls, additional_headers=shop):
         pass
     assert refused.value.response.status_code == 401
 

@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from dss_dev.local_cluster import LocalCluster, free_ports
+from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
 pytestmark = pytest.mark.cluster
 
@@ -32,7 +32,7 @@ class Connection:
     def __init__(self, node) -> None:
         self._open = ExitStack()
         self.frames: dict[int | str, deque[dict]] = defaultdict(deque)
-        self.socket = self._open.enter_context(connect(f"ws://127.0.0.1:{node.port}/ws"))
+        self.socket = self._open.enter_context(connect(node.websocket_url, ssl=node.tls))
 
     def call(self, id, op, **request) -> None:
         self.socket.send(json.dumps({"id": id, "op": op, "request": request}))
@@ -103,8 +103,9 @@ def test_locks_of_a_connection_are_freed_when_it_closes_or_its_node_fails(cluste
         # The example in the README.
         blocks = [block.split("```")[0] for block in README.read_text().split("```python\n")[1:]]
         (code,) = [block for block in blocks if "locks.session" in block]
-        exec(code.replace("127.0.0.1:8101", f"127.0.0.1:{first.port}"), {})
-        assert capsys.readouterr().out.splitlines() == ["state", "['2', '3']"]
+        if not first.is_secure:
+            exec(code.replace("127.0.0.1:8101", f"127.0.0.1:{first.port}"), {})
+            assert capsys.readouterr().out.splitlines() == ["state", "['2', '3']"]
 
         # Cancelling a watch by its id ends it. The connection stays open.
         watching.call("c", "cancel", call="w")
@@ -118,11 +119,12 @@ def test_locks_of_a_connection_are_freed_when_it_closes_or_its_node_fails(cluste
 class SlowLink:
     """A TCP proxy on a port of its own. Every byte, also the last one before the end, takes `delay_s` in each direction."""
 
-    def __init__(self, port: int, delay_s: float) -> None:
-        self._to = port
+    def __init__(self, node: LocalNode, delay_s: float) -> None:
+        self._to = node.port
+        self.tls = node.tls
         self._delay_s = delay_s
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
+        self.websocket_url = node.websocket_url.replace(str(node.port), str(self._listening.getsockname()[1]))
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -214,7 +216,7 @@ def test_on_a_slow_link_a_client_does_not_believe_longer_than_its_lease(cluster)
     """Its node is killed. The last event arrives long after the lease began, and another client gets the lock in the meantime."""
     delay_s, ttl_ms = 1.0, 4000
     mine, other = cluster.followers()
-    with closing(SlowLink(mine.port, delay_s)) as link, closing(Connection(link)) as connection:
+    with closing(SlowLink(mine, delay_s)) as link, closing(Connection(link)) as connection:
         holder = Holder(connection, ttl_ms)
         session = holder.session.result(PATIENCE_S)
         lock = {"key": "k", "client": "holder", "session": session, "wait_ms": 20_000}

@@ -279,7 +279,7 @@ async def test_a_vanished_host_costs_no_attempt(tmp_path, server):
         cluster.wait_ready()
         (node,) = cluster.nodes
         slow = {"topic": "slow", "group": "g", "credit": 1, "visibility_ms": 400}
-        with connect(f"ws://127.0.0.1:{node.port}/ws") as listening:
+        with connect(node.websocket_url, ssl=node.tls) as listening:
             listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": slow}))
             node.call("POST", "/queue/publish", {"topic": "slow", "value": 0})
             attempts = [json.loads(listening.recv(timeout=30))["event"]["attempt"] for _ in range(3)]
