@@ -26,12 +26,14 @@ DIFFERENT_CHARACTERS = 10
 PASSWORD_CHARACTERS = 12
 SECRETS = (
     "DSS_CLUSTER_SECRET",
+    "DSS_CLUSTER_SECRET_PREVIOUS",
     "DSS_API_TOKEN",
     "DSS_TOKEN_KEY",
     "DSS_TOKEN_KEY_PREVIOUS",
     "DSS_ADMIN_PASSWORD",
     "DSS_SECRET_KEY",
 )
+KEY_FILES = ("DSS_TLS_KEY_FILE", "DSS_PEER_KEY_FILE")
 #: settings of quotas, whose default is unlimited or as good as that
 QUOTAS = {
     "DSS_CALLS_PER_SECOND_PER_TOKEN_MAX": "calls_per_second_per_token_max",
@@ -104,7 +106,12 @@ def _token_for_everything(config: NodeConfig, _: Environ) -> str:
 
 
 def _previous_key(config: NodeConfig, _: Environ) -> str:
-    return "DSS_TOKEN_KEY_PREVIOUS still lets the old key make tokens" if config.token_key_previous else ""
+    previous = {
+        "DSS_TOKEN_KEY_PREVIOUS": config.token_key_previous,
+        "DSS_CLUSTER_SECRET_PREVIOUS": config.cluster_secret_previous,
+    }
+    left = [name for name, secret in previous.items() if secret]
+    return f"{' and '.join(left)}: what knew the old secret is still let in" if left else ""
 
 
 def _no_tls(config: NodeConfig, _: Environ) -> str:
@@ -165,8 +172,8 @@ def _files(config: NodeConfig, _: Environ) -> str:
 
 def _secret_files(config: NodeConfig, environ: Environ) -> str:
     loose = []
-    for name in SECRETS:
-        path = environ.get(f"{name}_FILE", "")
+    for name in (*SECRETS, *KEY_FILES):
+        path = environ.get(name if name.endswith("_KEY_FILE") else f"{name}_FILE", "")
         try:
             # Orchestrators mount secrets readable for a group.
             if path and Path(path).stat().st_mode & 0o007:
@@ -226,11 +233,11 @@ CHECKS = (
     Check("dss.W003", _cluster_secret, "openssl rand -base64 33, the same on every node, in a file: DSS_CLUSTER_SECRET_FILE."),
     Check("dss.W004", _other_secrets, "openssl rand -base64 33"),
     Check("dss.W005", _token_for_everything, "Make tokens with scopes and an end, and remove DSS_API_TOKEN."),
-    Check("dss.W006", _previous_key, "Rotate the tokens, then remove it (docs/how-to/tokens.md)."),
+    Check("dss.W006", _previous_key, "Finish the rotation, then remove it (docs/how-to/rotate-secrets.md)."),
     Check(
         "dss.W007",
         _no_tls,
-        "Put a proxy with TLS in front of the node, and set DSS_TRUSTED_PROXIES (docs/how-to/behind-a-proxy.md).",
+        "DSS_TLS_CERT_FILE and DSS_TLS_KEY_FILE; or a proxy with TLS and DSS_TRUSTED_PROXIES (docs/how-to/behind-a-proxy.md).",
     ),
     Check("dss.W008", _past_the_proxy, "Listen on the address of the proxy's network only, or let a firewall admit nobody else."),
     Check("dss.W009", _cookies, "DSS_SECURE_COOKIES=true"),

@@ -104,6 +104,22 @@ def test_no_check_is_without_a_test() -> None:
     assert {check.id for check in deploy_checks.CHECKS} == set(FAULTS) | OTHERS | DUTIES
 
 
+def test_tls_of_the_node_itself(found: Callable[..., set[str]], data_dir: Path) -> None:
+    key = data_dir.parent / "key.pem"
+    key.touch(mode=0o600)
+    tls = {"DSS_TLS_CERT_FILE": str(key), "DSS_TLS_KEY_FILE": str(key), "DSS_TRUSTED_PROXIES": None}
+    tls["PEERS"] = "https://10.0.0.6:8101/node-2"
+    assert found(**tls) == set()
+    assert found(**tls, RPC_HOST="0.0.0.0") == set(), "also past a proxy, it speaks TLS"
+    assert found(**tls, DSS_HSTS_SECONDS="0") == {"dss.W010"}
+    key.chmod(0o644)
+    assert found(**tls) == {"dss.W016"}
+
+
+def test_a_previous_secret(found: Callable[..., set[str]]) -> None:
+    assert found(DSS_CLUSTER_SECRET_PREVIOUS=SECRET[::-1]) == {"dss.W006", "dss.W017"}
+
+
 def test_a_weak_secret_of_the_cluster(found: Callable[..., set[str]]) -> None:
     assert found(DSS_CLUSTER_SECRET_FILE=None, DSS_CLUSTER_SECRET="a" * 40) == {"dss.W003", "dss.W017"}
 

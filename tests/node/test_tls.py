@@ -122,6 +122,7 @@ def start(directory: Path, server: str, **settings: str) -> Iterator[Served]:
         "DSS_TLS_CERT_FILE": str(directory / "live/cert.pem"),
         "DSS_TLS_KEY_FILE": str(directory / "live/key.pem"),
         "DSS_CA_FILE": str(pki.ca),
+        "DSS_HSTS_SECONDS": "60",
         **settings,
     }
     if "DSS_TLS_CLIENT_CA_FILE" in settings:
@@ -231,6 +232,11 @@ def test_calls_and_pages(served: Served) -> None:
     assert "Secure" in page.headers["Set-Cookie"]
     assert b"openapi" in served.get("/api/schema").read()
     assert served.get("/static/admin/css/base.css").status == 200
+
+
+def test_every_answer_tells_browsers_to_stay_with_https(served: Served) -> None:
+    for path in ("/raft/leader", "/nothing", "/metrics", "/admin/login/", "/static/admin/css/base.css"):
+        assert served.get(path).headers.get_all("Strict-Transport-Security") == ["max-age=60"], path
 
 
 def test_the_admin_knows_that_the_connection_is_secure(served: Served) -> None:
