@@ -77,6 +77,7 @@ class Case:
 
 PUBLISHED = "queue publish t{n} 1"
 TAKEN = "queue consume t{n} --group g --no-ack --visibility 60"
+MADE = "user create u{n} --group viewer --generate"
 HELD = "lock acquire k{n} --client alice"
 
 CASES = [
@@ -119,6 +120,12 @@ CASES = [
     Case("leader election", r"^node-1 campaigns$", {"node"}),
     Case("token create name{n} --scope all --expires 1d", r"^dss1_\w+$", {"token", "token_id"}),
     Case("token ls", r"^ID +NAME .*\n(?:.*\n)*\w+ +name\d+ +all +.* never ", {"tokens"}, ["token create name{n} --scope all"]),
+    Case("user create u{n} --group viewer --generate", r"^[\w-]{16}$", {"name", "group", "password"}),
+    Case("user ls", r"^NAME +GROUP +STATE .*\n(?:.*\n)*u\d+ +viewer +active ", {"users"}, [MADE]),
+    Case("user change u{n} --group operator --disable", r"^u\d+: operator, disabled$", {"group", "active"}, [MADE]),
+    Case("user password u{n} --generate", r"^[\w-]{16}$", {"name", "password"}, [MADE]),
+    Case("user sign-out u{n}", r"^u\d+ is signed out on all nodes$", {"generation"}, [MADE]),
+    Case("user rm u{n}", r"^deleted$", {"deleted"}, [MADE]),
     Case("audit", r"^\d+ +[\d-]+ [\d:.]+ .* tokens.create ", {"index", "by", "operation"}, ["token create a{n} --scope all"]),
     Case("log show 3", r'^\{\n  "index": 3,', {"index", "term", "kind"}),
     Case("log skip 3 --reason test", "", set(), status=1),
