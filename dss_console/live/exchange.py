@@ -60,8 +60,6 @@ class Remote:
     def __init__(self) -> None:
         self.report: Report | None = None
         self.received_s = 0.0
-        #: when its link went down; None while it is up
-        self.down_s: float | None = None
         self.events: list[Recorded] = []
         self.last_seq = 0
 
@@ -124,21 +122,13 @@ class Exchange:
         found = self._remotes.get(peer)
         if found is None:
             found = self._remotes[peer] = Remote()
-            if self._node.silent_ms(peer) is None:
-                found.down_s = self._started_s
         return found
 
     def silent_ms(self, peer: str) -> int:
         """For how long nothing has arrived from this member."""
-        remote = self.remote(peer)
-        now_s = self._clock()
+        since_report = int((self._clock() - (self.remote(peer).received_s or self._started_s)) * 1000)
         on_link = self._node.silent_ms(peer)
-        if on_link is None:
-            since_s = max(remote.received_s, remote.down_s or self._started_s)
-            return int((now_s - since_s) * 1000)
-        if remote.received_s:
-            return min(on_link, int((now_s - remote.received_s) * 1000))
-        return on_link
+        return since_report if on_link is None else min(on_link, since_report)
 
     def is_behind(self, peer: str) -> bool:
         """Whether this member is linked but has not reported for a while: an older release, or it hangs."""
@@ -229,12 +219,10 @@ class Exchange:
             self._took(peer, message)
 
     def _peer_is_up(self, peer: str) -> None:
-        self.remote(peer).down_s = None
         if self.is_viewing:
             self._send_lease(peer, self._lease(peer, LEASE_MS))
 
     def _peer_is_down(self, peer: str) -> None:
-        self.remote(peer).down_s = self._clock()
         self._given.pop(peer, None)
 
     def close(self) -> None:

@@ -330,7 +330,7 @@ class Node(Listeners):
         return self._links.is_up(peer)
 
     def silent_ms(self, peer: str) -> int | None:
-        """For how long nothing has arrived from this member, in steps of the links' timer; None without a link."""
+        """For how long nothing has arrived from this member, in steps of the links' timer; None if nothing has since the start."""
         return self._links.silent_ms(peer)
 
     @property

@@ -116,6 +116,8 @@ class PeerLinks:
         self._silent_ticks = max(SILENT_TICKS_MIN, math.ceil(silent_seconds / self._tick_seconds))
         self._peers = {peer_id: address for peer_id, address in peers.items() if peer_id != node_id}
         self._links: dict[str, PeerConnection] = {}
+        #: when something last arrived from peers whose link is down
+        self._heard_s: dict[str, float] = {}
         self._unauthenticated: dict[PeerConnection, None] = {}
         self._dialers: dict[str, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
@@ -170,9 +172,12 @@ class PeerLinks:
         return link is not None and link.ticks_without_data <= self._silent_ticks
 
     def silent_ms(self, peer_id: str) -> int | None:
-        """For how long nothing has arrived on the link, in steps of a tick; None without a link."""
+        """For how long nothing has arrived from the peer, on this link or an earlier one, in steps of a tick; None if nothing ever has."""
         link = self._links.get(peer_id)
-        return None if link is None else round(link.ticks_without_data * self._tick_seconds * 1000)
+        if link is not None:
+            return round(link.ticks_without_data * self._tick_seconds * 1000)
+        heard_s = self._heard_s.get(peer_id)
+        return None if heard_s is None else round((asyncio.get_running_loop().time() - heard_s) * 1000)
 
     def supported_by(self, peer_id: str) -> Supported | None:
         """The cluster versions that a peer supports; None unless it is up."""
@@ -215,6 +220,7 @@ class PeerLinks:
         if link is not None:
             link.close()
             self.lost(link)
+        self._heard_s.pop(peer_id, None)
 
     # -- dialing ---------------------------------------------------------------------------------------------------------------
 
@@ -322,6 +328,8 @@ class PeerLinks:
         self._unauthenticated.pop(connection, None)
         if self._links.get(connection.peer_id) is connection:
             del self._links[connection.peer_id]
+            silent_s = connection.ticks_without_data * self._tick_seconds
+            self._heard_s[connection.peer_id] = asyncio.get_running_loop().time() - silent_s
             self._on_down(connection.peer_id)
 
     def refused(self, connection: PeerConnection, error: WireError) -> None:

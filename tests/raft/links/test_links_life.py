@@ -179,6 +179,8 @@ async def test_a_peer_that_disappeared_silently_is_dropped(start_pair):
     b.links._ticker.cancel()  # b hangs: no ping, no close
     b.links._links["a"]._transport.pause_reading()
     assert await a.next_event() == ("down", "b")
+    assert a.links.silent_ms("b") >= 200, "the end of the link is no sign of life"
+    assert a.links.silent_ms("c") is None
 
 
 async def test_a_port_in_use_is_an_error_at_start(start_node):
