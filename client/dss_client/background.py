@@ -54,6 +54,10 @@ class Background:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._started(work).call(work)
 
+    async def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        """As `_run`, for a caller in an event loop, which goes on meanwhile."""
+        return await asyncio.wrap_future(self._started(work).submit(work))
+
     def _started(self, work: Coroutine[Any, Any, Any] | None = None) -> Portal:
         portal = self._portal
         if portal is None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from dss_client.errors import ClientClosed, WrongUse
@@ -27,8 +28,8 @@ class Portal:
         """Whether this is the background thread."""
         return threading.current_thread() is self._thread
 
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the background, and wait for it. If this thread is interrupted, the coroutine is cancelled.
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine in the background.
 
         Raises:
             WrongUse: this is the background thread, which may not wait for itself.
@@ -38,10 +39,18 @@ class Portal:
             work.close()
             raise WrongUse("a coroutine that runs in the thread of `Client` cannot call `Client`; use AsyncClient there")
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
             work.close()
             raise ClientClosed("this client is closed") from None
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the background, and wait for it. If this thread is interrupted, the coroutine is cancelled.
+
+        Raises:
+            WrongUse, ClientClosed: see `submit`.
+        """
+        future = self.submit(work)
         try:
             return future.result()
         except BaseException:

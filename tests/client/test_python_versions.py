@@ -7,7 +7,6 @@ are installed for the version once, and kept in pytest's cache.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,6 +16,7 @@ import msgspec
 import pytest
 
 from dss_dev.local_cluster import ROOT
+from dss_dev.pythons import find_python
 
 SUPPORTED = ("3.11", "3.12", "3.13")
 OTHERS = [number for number in SUPPORTED if number != f"{sys.version_info.major}.{sys.version_info.minor}"]
@@ -26,18 +26,6 @@ SLOW = "not renew and not without_leader and not node_of_another_cluster"
 OPTIONS = ["-q", "-p", "pytest_asyncio.plugin", "-p", "no:cacheprovider", "-k", SLOW]
 INI = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function", "addopts=--import-mode=importlib"]
 COMPILED = ("hypothesis", "msgspec")
-
-
-def find_python(number: str) -> str | None:
-    """An interpreter of this version: on the path, or of pyenv."""
-    found = [shutil.which(f"python{number}"), *map(str, Path.home().glob(f".pyenv/versions/{number}.*/bin/python"))]
-    for python in filter(None, found):
-        asked = subprocess.run(
-            [python, "-c", "import sys; print(*sys.version_info[:2], sep='.')"], capture_output=True, text=True
-        )
-        if asked.stdout.strip() == number:
-            return python
-    return None
 
 
 def install_compiled(number: str, directory: Path) -> str:

@@ -10,7 +10,7 @@ from asgiref.sync import async_to_sync
 from django.db import connection, models
 from django.test.utils import CaptureQueriesContext
 
-from dss_locks.django_app.fenced import FencedModel, StaleToken
+from dss_django.fenced import FencedModel, StaleToken
 
 # The app has no migrations: the test database gets tables for these models like for any other.
 pytestmark = pytest.mark.django_db

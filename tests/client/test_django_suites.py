@@ -1,0 +1,123 @@
+"""Django's own tests of caches, and of sessions in a cache, with `dss_django.cache.DSSCache`: 5.2 with this Python, 6 with Python 3.12.
+
+They come from Django's source distribution, which is fetched once and kept in pytest's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import django
+import pytest
+
+from dss_dev.local_cluster import ROOT, LocalCluster, free_ports
+from dss_dev.pythons import find_python
+
+pytestmark = pytest.mark.cluster
+
+#: They want the oldest entries thrown away beyond MAX_ENTRIES. Here, the limits are the cluster's.
+CULLING = {"test_cull", "test_zero_cull"}
+TESTS_MIN = 120
+CACHE_TESTS = """
+import os
+from django.test import TestCase, override_settings
+from .tests import BaseCacheTests, caches_setting_for_tests
+
+BACKEND = {"BACKEND": "dss_django.cache.DSSCache", "LOCATION": os.environ["DSS_URLS"]}
+BACKEND["OPTIONS"] = {"namespace": os.environ["DSS_NAMESPACE"]}
+
+
+@override_settings(CACHES=caches_setting_for_tests(base=BACKEND))
+class DSSCacheTests(BaseCacheTests, TestCase):
+    pass
+
+
+del BaseCacheTests
+"""
+SETTINGS = """
+import os
+from test_sqlite import *
+
+CACHES = {"default": {"BACKEND": "dss_django.cache.DSSCache", "LOCATION": os.environ["DSS_URLS"]}}
+CACHES["default"]["OPTIONS"] = {"namespace": os.environ["DSS_NAMESPACE"]}
+"""
+LABELS = ("cache.dss_tests", *(f"sessions_tests.tests.{name}" for name in ("CacheSessionTests", "CacheDBSessionTests")))
+PIP = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+def fetch(python: str, arguments: list[str], directory: Path, done: str) -> None:
+    """Run pip once; afterwards, the file `done` is there. Skips if pip fails."""
+    if (directory / "done").exists() and (directory / "done").read_text() == done:
+        return
+    run = subprocess.run([python, *PIP, *arguments], capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip(f"pip {arguments[0]}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
+    (directory / "done").write_text(done)
+
+
+def source_of(version: str, python: str, directory: Path) -> Path:
+    """Django's source distribution, unpacked. Each release has its own tests."""
+    fetch(python, ["download", "--no-deps", "--no-binary=:all:", f"--dest={directory}", f"Django=={version}"], directory, version)
+    (archive,) = directory.glob(f"?jango-{version}.tar.gz")
+    unpacked = directory / f"django-{version}"
+    if not unpacked.exists():
+        with tarfile.open(archive) as tar:
+            tar.extractall(directory, filter="data")
+    return unpacked
+
+
+def libraries_for(python: str, directory: Path) -> str:
+    """Install Django 6 and the client's libraries for another Python. Returns Django's release."""
+    wanted = ["Django>=6,<7", "httpx", "msgspec", "websockets"]
+    fetch(python, ["install", "--upgrade", f"--target={directory}", *wanted], directory, " ".join(wanted))
+    return next(directory.glob("[Dd]jango-*.dist-info")).name.removesuffix(".dist-info").partition("-")[2]
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    cluster = LocalCluster(tmp_path_factory.mktemp("node"), free_ports(1), {"DSS_SERVER": "uvicorn"})
+    try:
+        cluster.start()
+        cluster.wait_ready()
+        yield cluster.nodes[0].url
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.parametrize("series", ["5.2", "6"])
+def test_djangos_tests(request: pytest.FixtureRequest, tmp_path: Path, urls: str, series: str) -> None:
+    assert request.config.cache is not None
+    if series == "5.2":
+        python, path, version = sys.executable, [], django.__version__
+        assert version.startswith(series)
+    else:
+        other = find_python("3.12")
+        if other is None:
+            pytest.skip("Python 3.12 is not installed here")
+        libraries = request.config.cache.mkdir("django-6-for-3.12")
+        python, path, version = other, [libraries], libraries_for(other, libraries)
+    source = source_of(version, python, request.config.cache.mkdir(f"django-{series}"))
+    tests = tmp_path / "tests"
+    shutil.copytree(source / "tests", tests, ignore=shutil.ignore_patterns("gis_tests", "staticfiles_tests"))
+    (tests / "cache" / "dss_tests.py").write_text(CACHE_TESTS)
+    (tests / "dss_settings.py").write_text(SETTINGS)
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    environment |= {
+        "DSS_URLS": urls,
+        "DSS_NAMESPACE": f"suite-{series}",
+        "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT / "client", tests])),
+    }
+    command = [python, str(tests / "runtests.py"), "--parallel=1", "--settings=dss_settings", *LABELS]
+    run = subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True)
+    ran = re.search(r"^Ran (\d+) tests", run.stderr, re.MULTILINE)
+    assert ran is not None, run.stderr[-2000:]
+    assert int(ran.group(1)) >= TESTS_MIN, run.stderr[-2000:]
+    failed = set(re.findall(r"^(?:FAIL|ERROR): (\w+)", run.stderr, re.MULTILINE))
+    assert failed == CULLING, run.stderr[-5000:]
