@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from dss_project.certificates import make_authority, make_certificate
-
 #: "": plain HTTP; "1": HTTPS; "client": HTTPS with certificates of clients
 TESTED = os.environ.get("DSS_TEST_TLS", "")
 NAMES = ("localhost", "127.0.0.1", "::1")
@@ -30,6 +28,9 @@ def make_files(directory: Path, names: Iterable[str] = (), *, for_clients: bool 
     Returns:
         The settings of the nodes and of their clients.
     """
+    # Imported where it is needed: the client's tests run with versions of Python for which this environment has no cryptography.
+    from dss_project.certificates import make_authority, make_certificate
+
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority = directory / "ca.pem", directory / "ca.key"
     make_authority(*authority)

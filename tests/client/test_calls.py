@@ -118,7 +118,8 @@ async def test_an_operation_that_does_not_exist(client: AsyncClient) -> None:
 # ------------------------------------------------------------------ calls
 
 
-async def test_answers_may_come_in_any_order(node: Any, client: AsyncClient) -> None:
+async def test_answers_may_come_in_any_order(node: Any, make_client: Make) -> None:
+    client = make_client(node, timeout=60)
     node.answers["cache.get"] = lambda request: {"value": request["key"], "found": True, "hit": False, "version": 1, "state": "S"}
     keys = [f"key {number}" for number in range(2000)]
     assert await asyncio.gather(*map(client.cache.get, keys)) == keys
