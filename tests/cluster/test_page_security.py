@@ -247,7 +247,7 @@ def chromium() -> Iterator[Any]:
 def watched(chromium: Any, node: LocalNode) -> Iterator[Watched]:
     """A browser that has logged in to the admin."""
     context = chromium.new_context()
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     context.add_init_script(WATCH)
     page = context.new_page()
     one = Watched(page, node.url, [])
