@@ -109,7 +109,7 @@ class TlsHandshake:
             raise
         except ssl.SSLError as failure:
             refused = self._failed(failure)
-            refused.reply = self._answer_to(refused)
+            refused.reply = self._pipe.to_send()  # an alert at most: after a failure, TLS encrypts nothing more
             raise refused from None
         return self._pipe.to_send() + reply
 

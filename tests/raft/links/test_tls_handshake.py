@@ -225,6 +225,19 @@ def test_versions_that_do_not_work_together_are_reported_on_both_sides(ends, is_
     assert (acceptor.peer_versions, dialer.peer_versions) == ((OLDER, NEWER) if is_dialer_old else (NEWER, OLDER))
 
 
+@pytest.mark.parametrize("data", [b"\x17\x03\x03\x00\x40" + bytes(64), b"\x16\x03\x01\x00\x40" + bytes(64)])
+def test_a_broken_record_instead_of_the_hello_is_refused(ends, data):
+    dialer, acceptor = ends.tls("a", dials="b"), ends.tls("b")
+    dialer._say = lambda message: b""
+    dialer._hello = lambda: None
+    acceptor.feed(dialer.feed(acceptor.feed(dialer.greeting())))
+    assert acceptor._is_encrypted
+    error = refusal(acceptor, data)
+    assert error.reason is Reason.MALFORMED
+    assert len(error.reply) < 32, "an alert"
+    assert refusal(dialer, data).reason is Reason.MALFORMED
+
+
 def test_a_recorded_handshake_is_useless_on_another_connection(ends):
     dialer, acceptor = ends.tls("a", dials="b"), ends.tls("b")
     recorded = ends.shake(dialer, acceptor)
