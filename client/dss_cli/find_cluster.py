@@ -194,8 +194,9 @@ def tls_of(urls: Sequence[str], clusters: Path = CLUSTERS, environ: Mapping[str,
         return None
     context = default_context(environ)
     own = environ.get(NODE_CERTIFICATE_VARIABLE, "").strip()
-    local = any(url in cluster.urls for cluster in running_clusters(clusters).values() for url in urls)
-    for file in (own, str(clusters / LOCAL_AUTHORITY) if local else ""):
+    authority = clusters / LOCAL_AUTHORITY
+    is_local = authority.exists() and any(url in cluster.urls for cluster in running_clusters(clusters).values() for url in urls)
+    for file in (own, str(authority) if is_local else ""):
         try:
             if file:
                 context.load_verify_locations(file)

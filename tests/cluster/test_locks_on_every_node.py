@@ -162,7 +162,7 @@ def story(do: Round, k: str) -> None:
     assert do.ok("locks.session_close", session=session)["closed"] is False
 
     # A lease expires, then the lock delay ends.
-    do.ok("locks.acquire", key=f"{k}6", client="d", ttl_ms=100, lock_delay_ms=100)
+    do.ok("locks.acquire", key=f"{k}6", client="d", ttl_ms=300, lock_delay_ms=300)
     assert do.ok("locks.acquire", key=f"{k}6", client="e", wait_ms=20_000)["waited_ms"] >= 100
     for client, key in (("a", "1"), ("a", "3"), ("e", "6")):
         assert do.ok("locks.release", key=f"{k}{key}", client=client)["released"]
