@@ -66,6 +66,19 @@ def test_a_caller_that_makes_many_calls_pushes_out_its_own_records_only(maxima: 
     assert {one.by for one in trail.records} >= {"c", "d", "f"}
 
 
+def test_a_reader_misses_no_record_of_an_entry_with_several() -> None:
+    trail = AuditTrail()
+    indexes = [5, 7, 7, 7, 8, 9, 9]
+    for number, index in enumerate(indexes):
+        trail.apply(record(reason=str(number)), index, index, Origin("n", 1, number))
+    read: list[str] = []
+    at = 0
+    while page := trail.after(at, 2):
+        read += [one.reason for one in page]
+        at = page[-1].index
+    assert read == [str(number) for number in range(len(indexes))]
+
+
 def test_a_copy_from_a_snapshot_is_the_same() -> None:
     trail = filled(5, audit_records_max=3)
     copy = AuditTrail()

@@ -171,8 +171,17 @@ class AuditTrail(WithoutWaiters):
         return list(self._records.values())
 
     def after(self, index: int, count: int) -> list[Record]:
-        """The first `count` records behind this index, oldest first."""
-        return list(islice((record for record in self._records.values() if record.index > index), count))
+        """The first `count` records behind this index, oldest first, and the others of the last one's log entry.
+
+        So a caller that reads on behind the index of the last record misses none: calls made at the same time share an entry.
+        """
+        found: list[Record] = []
+        for record in self._records.values():
+            if record.index > index:
+                if len(found) >= count and record.index != found[-1].index:
+                    break
+                found.append(record)
+        return found
 
     def latest(self, count: int) -> Iterator[Record]:
         """The last records, latest first."""
