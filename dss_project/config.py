@@ -294,7 +294,7 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     silenced_checks: tuple[str, ...] = setting(
         "DSS_SILENCED_CHECKS",
         (),
-        "Checks of `manage.py check --deploy` that are not repeated, because somebody has dealt with them: `dss.I001,dss.I002`.",
+        "Checks of `manage.py check --deploy` that are not shown again, because they are dealt with: `dss.I001,dss.I002`.",
         read_checks,
     )
     debug: bool = setting(
