@@ -31,7 +31,8 @@ def token_keys(config: NodeConfig) -> list[TokenKey]:
         first = secret_files.read_or_make(path) if path.exists() else ""
     if not first:
         return []
-    previous = (config.token_key_previous, config.cluster_secret_previous)
+    # With a key of their own, tokens do not depend on the cluster's secret, neither the present nor the previous one.
+    previous = (config.token_key_previous, "" if config.token_key else config.cluster_secret_previous)
     return [token_key(secret) for secret in dict.fromkeys((first, *previous)) if secret]
 
 

@@ -25,9 +25,10 @@ from django.contrib.auth import get_user_model
 
 from dss_api.errors import Refused
 from dss_api.supervised import Tasks
+from dss_api.token_text import TokenKey
 from dss_project import access, secret_files
 from dss_raft.django_app.passwords import hashing
-from dss_raft.replication.users import FIRST_USERS_MAX, SINCE, BeginUsers, NewUser, Users, UsersBegan
+from dss_raft.replication.users import FIRST_USERS_MAX, SINCE, BeginUsers, NewUser, User, Users, UsersBegan
 from dss_raft.user_operations import SERVICE, USERS
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def generated_password(config: NodeConfig) -> str:
         path = password_file(config)
         secret_files.keep(path, secrets.token_urlsafe(PASSWORD_BYTES))
         return secret_files.read_or_make(path)
-    code = hmac.digest(keys[0].key, b"password of the first user", sha256)
+    return _password_of(keys[0])
+
+
+def _password_of(key: TokenKey) -> str:
+    code = hmac.digest(key.key, b"password of the first user", sha256)
     return base64.urlsafe_b64encode(code[:PASSWORD_BYTES]).decode()
 
 
@@ -143,18 +148,28 @@ class FirstUsers:
                 exists_in_cluster=name in self._users.users,
             )
         admin = self._users.users.get(USERNAME)
-        if not self._config.admin_password or admin is None:
+        if admin is None:
             return
-        try:
-            is_right = await hashing().is_right_soon(self._config.admin_password, admin.password_hash)
-        except Refused:
-            return
-        if not is_right:
+        for key in access.token_keys(self._config)[1:]:
+            if await self._is_password(_password_of(key), admin) is True:
+                log.warning(
+                    "node.admin_password_is_of_old_secret",
+                    hint="the password of the user `admin` was generated from the previous secret, so everyone who has that secret"
+                    " can log in: manage.py user password admin",
+                )
+        if self._config.admin_password and await self._is_password(self._config.admin_password, admin) is False:
             log.warning(
                 "node.admin_password_not_used",
                 hint="DSS_ADMIN_PASSWORD is for the first start of a cluster only, and the user `admin` has another password."
                 " To change it: manage.py user password admin. Then unset the setting",
             )
+
+    async def _is_password(self, password: str, user: User) -> bool | None:
+        """None: too many passwords wait to be checked."""
+        try:
+            return await hashing().is_right_soon(password, user.password_hash)
+        except Refused:
+            return None
 
 
 def _local_users() -> list[NewUser]:

@@ -23,6 +23,7 @@ from dss_raft.audit_operations import AuditQuery, audit
 from dss_raft.replication.audit import REQUEST_LENGTH_MAX, AuditTrail, RecordCall
 from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Origin
+from dss_raft.versions import LATEST
 
 ALICE = Caller("user alice", EVERYTHING)
 
@@ -32,8 +33,14 @@ def record(**fields: Any) -> RecordCall:
     return RecordCall(**given)
 
 
+def trail_with(version: int = LATEST, **maxima: int) -> AuditTrail:
+    limits = StateLimits(maxima)
+    limits.cluster_version = version
+    return AuditTrail(limits)
+
+
 def filled(count: int, **maxima: int) -> AuditTrail:
-    trail = AuditTrail(StateLimits(maxima))
+    trail = trail_with(**maxima)
     for index in range(1, count + 1):
         assert trail.apply(record(reason=str(index)), index * 10, index, Origin("n", 1, index)) == Result()
     return trail
@@ -51,19 +58,36 @@ def test_the_oldest_records_make_room() -> None:
 
 @pytest.mark.parametrize("maxima", [{"audit_records_max": 6}, {"audit_bytes_max": 6 * filled(1).bytes}])
 def test_a_caller_that_makes_many_calls_pushes_out_its_own_records_only(maxima: dict[str, int]) -> None:
-    trail = AuditTrail(StateLimits(maxima))
+    trail = trail_with(**maxima)
     callers = ["b", "b", "c", *["a"] * 50, "d"]
     for index, by in enumerate(callers, 1):
         trail.apply(record(by=by), index, index, Origin("n", 1, index))
     assert [(one.by, one.index) for one in trail.records] == [("b", 1), ("b", 2), ("c", 3), ("a", 52), ("a", 53), ("d", 54)]
     assert trail.dropped == len(callers) - 6
-    copy = AuditTrail(StateLimits(maxima))
+    copy = trail_with(**maxima)
     copy.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(trail.snapshot())))
     for one in (trail, copy):
         for index, by in enumerate("eefa", 60):
             one.apply(record(by=by), index, index, Origin("n", 1, index))
     assert (copy.records, copy.dropped, copy.usage()) == (trail.records, trail.dropped, trail.usage())
     assert {one.by for one in trail.records} >= {"c", "d", "f"}
+
+
+def test_before_version_5_the_oldest_record_of_all_makes_room_as_with_older_members() -> None:
+    trail = trail_with(4, audit_records_max=3)
+    for index, by in enumerate("baaaa", 1):
+        trail.apply(record(by=by), index, index, Origin("n", 1, index))
+    assert [one.index for one in trail.records] == [3, 4, 5]
+
+
+def test_a_trail_with_a_lower_limit_gets_shorter_in_steps() -> None:
+    trail = filled(450)
+    trail._limits.maxima["audit_records_max"] = 10
+    lengths = []
+    for index in range(451, 457):
+        trail.apply(record(), index, index, Origin("n", 1, index))
+        lengths.append(len(trail.records))
+    assert lengths == [351, 252, 153, 54, 10, 10]
 
 
 def test_a_reader_misses_no_record_of_an_entry_with_several() -> None:

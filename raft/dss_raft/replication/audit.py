@@ -9,7 +9,8 @@ Theory of operation
 3. Calls that must work without a majority (elections, members, a log that cannot be applied) do not wait for their record. Their node
    proposes it again until it is committed (`dss_raft.audit_log`).
 4. The trail keeps `audit_records_max` records with at most `audit_bytes_max` bytes. To make room, it drops the oldest record of the caller
-   that has the most, and counts it. So a caller that makes many calls loses its own records, and cannot hide what others did.
+   that has the most, and counts it. So a caller that makes many calls loses its own records, and cannot hide what others did. Before
+   cluster version 5, it drops the oldest record of all, as older members do.
 
 The machine is empty below the cluster version that has its command.
 """
@@ -34,6 +35,10 @@ RECORDS_LIMIT = "audit_records_max"
 BYTES_LIMIT = "audit_bytes_max"
 RECORDS_MAX_DEFAULT = 10_000
 BYTES_MAX_DEFAULT = 16 * MIB
+#: From this cluster version on, the caller that has the most records makes room.
+FAIR_SINCE = 5
+#: A record makes room for itself and shortens a trail whose limits were lowered, in steps that stop no node.
+DROPS_PER_RECORD_MAX = 100
 #: Characters of a call's fields in a record; the rest is cut.
 REQUEST_LENGTH_MAX = 2048
 REASON_LENGTH_MAX = 512
@@ -136,8 +141,14 @@ class AuditTrail(WithoutWaiters):
         )
         self._append(record)
         maxima = self._limits.maxima
+        is_fair = self._limits.cluster_version >= FAIR_SINCE
+        dropped = 0
         while self._records and (len(self._records) > maxima[RECORDS_LIMIT] or self.bytes > maxima[BYTES_LIMIT]):
-            self._drop_one(by_bytes=self.bytes > maxima[BYTES_LIMIT])
+            if is_fair and dropped == DROPS_PER_RECORD_MAX:
+                break
+            by_bytes = self.bytes > maxima[BYTES_LIMIT]
+            self._drop_of(self._with_most(by_bytes) if is_fair else next(iter(self._records.values())).by)
+            dropped += 1
         return Result()
 
     def _append(self, record: Record) -> None:
@@ -148,15 +159,18 @@ class AuditTrail(WithoutWaiters):
         caller.bytes += record.bytes
         self.bytes += record.bytes
 
-    def _drop_one(self, by_bytes: bool) -> None:
-        """Drop the oldest record of the caller that has the most; of two that have as much, of the one whose record is older."""
-        by = max(
+    def _with_most(self, by_bytes: bool) -> str:
+        """The caller that has the most; of two that have as much, the one whose record is older."""
+        return max(
             self._callers,
             key=lambda name: (
                 self._callers[name].bytes if by_bytes else len(self._callers[name].numbers),
                 -self._callers[name].numbers[0],
             ),
         )
+
+    def _drop_of(self, by: str) -> None:
+        """Drop the oldest record of a caller."""
         caller = self._callers[by]
         record = self._records.pop(caller.numbers.popleft())
         caller.bytes -= record.bytes
