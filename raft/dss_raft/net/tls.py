@@ -32,6 +32,12 @@ _LENGTH = struct.Struct(">I")
 _FOREIGN_CODES = frozenset((2, 7, 18, 19, 20, 21, 24, 30))
 
 
+class TlsClosed(ssl.SSLZeroReturnError):
+    """The other side has closed TLS, but may still send bytes. Members close the connection instead."""
+
+    reason = "CLOSED_BY_THE_OTHER_SIDE"
+
+
 def context(is_server: bool) -> ssl.SSLContext:
     """For TLS 1.3 with certificates on both sides; it trusts nobody yet."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
@@ -89,7 +95,7 @@ class TlsPipe:
         """The plain bytes of the records that are complete.
 
         Raises:
-            ssl.SSLError: the other side has sent an alert, or has not sent these bytes.
+            ssl.SSLError: the other side has closed TLS or sent another alert, or has not sent these bytes.
         """
         self._incoming.write(data)
         pieces = []
@@ -97,7 +103,7 @@ class TlsPipe:
             while self._incoming.pending:
                 piece = self._tls.read(_RECORD_BYTES)
                 if not piece:
-                    break  # the other side has closed the connection
+                    raise TlsClosed
                 pieces.append(piece)
         except ssl.SSLWantReadError:
             pass

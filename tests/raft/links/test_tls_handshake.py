@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import struct
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -351,6 +352,21 @@ def test_a_node_that_does_not_know_tls_is_linked_with_the_older_handshake(ends, 
     ends.shake(dialer, acceptor)
     assert dialer.stream is not None
     assert acceptor.stream is not None
+
+
+@pytest.mark.parametrize("has_more", [False, True])
+def test_a_dialer_that_closes_tls_before_its_hello_is_refused(ends, has_more):
+    """With its Finished, or afterwards."""
+    dialer, acceptor = ends.tls("a", dials="b"), ends.tls("b")
+    dialer._pipe.shake(acceptor.feed(dialer.greeting()))
+    if has_more:
+        assert acceptor.feed(dialer._pipe.to_send()) == b""
+    with suppress(ssl.SSLError):
+        dialer._pipe._tls.unwrap()
+    error = refusal(acceptor, dialer._pipe.to_send())
+    assert error.reason is Reason.MALFORMED
+    assert "closed by the other side" in error.detail
+    assert not acceptor.is_proven
 
 
 def test_contexts_speak_tls_1_3_only_and_issue_no_tickets():
