@@ -228,12 +228,16 @@ def _publishers(answer: ConsumeAnswer) -> list[SpanContext]:
 
 
 def _contexts(carriers: Iterable[Any]) -> list[SpanContext]:
-    from opentelemetry import propagate, trace
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+    extract = TraceContextTextMapPropagator().extract
     found = []
     for carrier in carriers:
         if isinstance(carrier, Mapping) and isinstance(carrier.get("traceparent"), str):
-            context = trace.get_current_span(propagate.extract(carrier)).get_span_context()
+            # A client can put any JSON into the metadata of a lock.
+            texts = {name: carrier[name] for name in ("traceparent", "tracestate") if isinstance(carrier.get(name), str)}
+            context = trace.get_current_span(extract(texts)).get_span_context()
             if context.is_valid:
                 found.append(context)
     return found

@@ -142,31 +142,39 @@ async def mdelete(node: Node, request: DeleteManyRequest, once: RequestId | None
 
 async def clear(node: Node, request: ClearRequest) -> ClearAnswer:
     """Answered when no client can read a deleted value. Values that are stored while it runs stay."""
-    await node.read_index()
-    directory = service_of(node).directory
-    up_to = directory.stamp if request.up_to_version is None else request.up_to_version
-    found = await _values_under(directory, request.prefix, up_to)
-    now, later = found[:KEYS_PER_CLEAR_MAX], found[KEYS_PER_CLEAR_MAX:]
-    deleted = 0
-    for start in range(0, len(now), KEYS_PER_CALL_MAX):
-        results = await asyncio.gather(*(delete(node, each) for each in now[start : start + KEYS_PER_CALL_MAX]))
-        # A version conflict: the key has a newer value.
-        deleted += sum(not result.code and result.body["deleted"] for result in results)
-    return ClearAnswer(deleted=deleted, remaining=len(later), up_to_version=up_to)
+    service = service_of(node)
+    # One at a time: each holds a list of all keys.
+    async with service.clearing:
+        await node.read_index()
+        up_to = service.directory.stamp if request.up_to_version is None else request.up_to_version
+        found, remaining = await _values_under(service.directory, request.prefix, up_to)
+        deleted = 0
+        for start in range(0, len(found), KEYS_PER_CALL_MAX):
+            results = await asyncio.gather(*(delete(node, each) for each in found[start : start + KEYS_PER_CALL_MAX]))
+            # A version conflict: the key has a newer value.
+            deleted += sum(not result.code and result.body["deleted"] for result in results)
+    return ClearAnswer(deleted=deleted, remaining=remaining, up_to_version=up_to)
 
 
-async def _values_under(directory: Directory, prefix: str, up_to: int) -> list[Delete]:
-    """Deletions of the values under a prefix. Looks at all keys, which may be millions, over many turns of the event loop."""
-    found = []
+async def _values_under(directory: Directory, prefix: str, up_to: int) -> tuple[list[Delete], int]:
+    """Deletions of the first values under a prefix, and how many values remain.
+
+    Looks at all keys, which may be millions, over many turns of the event loop.
+    """
+    found: list[Delete] = []
+    remaining = 0
     keys = list(directory.records)
     for start in range(0, len(keys), KEYS_PER_TURN):
         for key in keys[start : start + KEYS_PER_TURN]:
             if key.startswith(prefix):
                 record = directory.records.get(key)
                 if record is not None and not record.absent and record.version <= up_to:
-                    found.append(Delete(key=key, if_version=record.version))
+                    if len(found) < KEYS_PER_CLEAR_MAX:
+                        found.append(Delete(key=key, if_version=record.version))
+                    else:
+                        remaining += 1
         await asyncio.sleep(0)
-    return found
+    return found, remaining
 
 
 def _parts(once: RequestId | None, count: int) -> list[RequestId | None]:

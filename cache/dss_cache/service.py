@@ -8,6 +8,7 @@ Everything runs in the node's event loop.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,6 +66,7 @@ class CacheService:
         delay_s = config.cache_write_back_ms / 1000
         self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.store, delay_s, clock)
         self.reader = Reader(node, self.near, self.directory, self.store, self.peers, clock, self.write_back.store_failed)
+        self.clearing = asyncio.Lock()
         #: counted by the operations
         self.hits = self.misses = self.puts = 0
         node.on_event(Written, self._written)

@@ -162,6 +162,18 @@ def test_a_consumer_links_to_the_publisher(node: LocalNode, collector: Collector
     assert expected.items() <= consumed.attributes.items()
 
 
+@pytest.mark.parametrize(
+    "meta",
+    [{"traceparent": "x", "baggage": 5}, {"traceparent": f"00-{1:032x}-{1:016x}-01", "tracestate": 5}, {"traceparent": 7}],
+)
+def test_metadata_of_a_lock_that_looks_like_a_context_does_no_harm(node: LocalNode, meta: dict[str, Any]) -> None:
+    assert node.call("POST", "/lock/acquire", {"key": "poisoned", "client": "x", "meta": meta}).status == 200
+    try:
+        assert node.call("POST", "/lock/acquire", {"key": "poisoned", "client": "y"}).json["code"] == "held"
+    finally:
+        assert node.call("POST", "/lock/force_release", {"key": "poisoned", "reason": "test"}).status == 200
+
+
 def test_a_refused_lock_links_to_its_holder(node: LocalNode, collector: Collector) -> None:
     assert node.call("POST", "/lock/acquire", {"key": "door", "client": "a", "meta": {"job": 7}}).status == 200
     assert node.call("POST", "/lock/acquire", {"key": "door", "client": "b"}).status == 423
