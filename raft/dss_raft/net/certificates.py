@@ -19,6 +19,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import hashlib
 import hmac
@@ -27,6 +28,7 @@ import secrets
 import ssl
 import tempfile
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -167,7 +169,7 @@ class Credentials(ABC):
     def is_revoked(self, certificate: bytes) -> bool:
         return False
 
-    def refresh(self) -> bool:
+    async def refresh(self) -> bool:
         """Read changed files. True: links must be made again, so that what changed counts for them."""
         return False
 
@@ -244,6 +246,15 @@ class CertificateFiles:
         return iter(path for path in (self.certificate, self.key, self.ca, self.crl) if path)
 
 
+class _Read(NamedTuple):
+    """What the files have."""
+
+    accepting: ssl.SSLContext
+    dialing: ssl.SSLContext
+    #: issuer -> serial numbers of the certificates that it has revoked
+    revoked: dict[x509.Name, frozenset[int]]
+
+
 class FileCredentials(Credentials):
     """From files.
 
@@ -258,18 +269,16 @@ class FileCredentials(Credentials):
         self._files = files
         self._cluster_id = cluster_id
         self._node_id = node_id
-        #: (issuer, serial number) of each revoked certificate
-        self._revoked: frozenset[tuple[x509.Name, int]] = frozenset()
         self._seen = self._signature()
-        self._load()
+        self._use(self._read())
 
-    def refresh(self) -> bool:
+    async def refresh(self) -> bool:
         seen = self._signature()
         if seen == self._seen:
             return False
         self._seen = seen
         try:
-            self._load()
+            self._use(await asyncio.to_thread(self._read))  # a revocation list can be long
         except CredentialsUnusable as error:
             log.error("raft.certificates_not_loaded", error=str(error), hint="the node continues with those that it has")
             return False
@@ -280,7 +289,7 @@ class FileCredentials(Credentials):
         if not self._revoked:
             return False
         found = x509.load_der_x509_certificate(certificate)
-        return (found.issuer, found.serial_number) in self._revoked
+        return found.serial_number in self._revoked.get(found.issuer, ())
 
     def _names_of(self, cluster_id: str, node_id: str) -> list[str]:
         return [f"dss://{cluster_id}/{node_id}"]
@@ -295,8 +304,11 @@ class FileCredentials(Credentials):
         """Changes with the files, also if they are replaced through a link to a directory, as Kubernetes does it."""
         return [_stat(path) for path in self._files]
 
-    def _load(self) -> None:
-        """Read all files, and use them only if all are right."""
+    def _use(self, read: _Read) -> None:
+        self.accepting, self.dialing, self._revoked = read
+
+    def _read(self) -> _Read:
+        """Read all files. They are used only if all are right. Runs in a thread, too."""
         files = self._files
         contexts = [tls.context(is_server) for is_server in (True, False)]
         for context in contexts:
@@ -311,8 +323,7 @@ class FileCredentials(Credentials):
                     f"cannot use DSS_PEER_CERTIFICATE_FILE={files.certificate} with DSS_PEER_KEY_FILE={files.key}: {_words(error)}"
                 ) from None
         self._check_own()
-        revoked = self._read_revoked()
-        self.accepting, self.dialing, self._revoked = *contexts, revoked
+        return _Read(contexts[0], contexts[1], self._read_revoked())
 
     def _check_own(self) -> None:
         certificate = x509.load_pem_x509_certificate(Path(self._files.certificate).read_bytes())
@@ -331,24 +342,31 @@ class FileCredentials(Credentials):
         if ends - datetime.datetime.now(datetime.UTC) < ENDS_SOON:
             log.warning("raft.certificate_ends", certificate=self._files.certificate, at=ends.isoformat())
 
-    def _read_revoked(self) -> frozenset[tuple[x509.Name, int]]:
+    def _read_revoked(self) -> dict[x509.Name, frozenset[int]]:
         path = self._files.crl
         if not path:
-            return frozenset()
+            return {}
         try:
             lists = [x509.load_pem_x509_crl(pem) for pem in _pem_blocks(Path(path).read_bytes())]
             authorities = x509.load_pem_x509_certificates(Path(self._files.ca).read_bytes())
         except (OSError, ValueError) as error:
             raise CredentialsUnusable(f"cannot use DSS_PEER_CRL_FILE={path}: {_words(error)}") from None
-        revoked = set()
+        revoked: dict[x509.Name, frozenset[int]] = defaultdict(frozenset)
         for each in lists:
+            issuer = each.issuer
+            if all(ca.subject != issuer for ca in authorities):
+                # It says nothing about a certificate that this node would accept: the authority was replaced.
+                log.warning(
+                    "raft.revocation_list_skipped", file=path, issuer=issuer.rfc4514_string(), why="not in DSS_PEER_CA_FILE"
+                )
+                continue
             if not any(_has_signed(ca, each) for ca in authorities):
                 raise CredentialsUnusable(f"cannot use DSS_PEER_CRL_FILE={path}: no authority in DSS_PEER_CA_FILE has signed it")
             ends = each.next_update_utc
             if ends is not None and ends < datetime.datetime.now(datetime.UTC):
                 log.warning("raft.revocation_list_out_of_date", file=path, since=ends.isoformat())
-            revoked |= {(each.issuer, entry.serial_number) for entry in each}
-        return frozenset(revoked)
+            revoked[issuer] |= {entry.serial_number for entry in each}
+        return dict(revoked)
 
 
 _END_OF_LIST = b"-----END X509 CRL-----"

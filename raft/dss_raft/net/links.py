@@ -111,6 +111,7 @@ class PeerLinks:
         self._on_conflict = on_conflict
         self._credentials = credentials
         self._requires_tls = requires_tls
+        self._refreshing: asyncio.Task[None] | None = None
         self._ticks = 0
         self._tick_seconds = idle_seconds / IDLE_TICKS
         self._silent_ticks = max(SILENT_TICKS_MIN, math.ceil(silent_seconds / self._tick_seconds))
@@ -358,7 +359,12 @@ class PeerLinks:
         for connection in [*self._links.values(), *self._unauthenticated]:
             connection.tick()
         self._ticks += 1
-        if self._ticks % REFRESH_TICKS == 0 and self._credentials is not None and self._credentials.refresh():
+        is_refreshing = self._refreshing is not None and not self._refreshing.done()
+        if self._ticks % REFRESH_TICKS == 0 and self._credentials is not None and not is_refreshing:
+            self._refreshing = self._tasks.spawn("peer_link", self._refresh(self._credentials))
+
+    async def _refresh(self, credentials: Credentials) -> None:
+        if await credentials.refresh():
             self._relink()
 
     def _relink(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import hashlib
 import itertools
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -259,7 +261,7 @@ def test_a_node_that_uses_the_certificate_of_another_one_is_refused(ends, files,
         ("crl", Operator("operator").revoke(), "no authority in DSS_PEER_CA_FILE has signed it"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused_in_one_line_and_a_node_continues_with_those_that_it_has(
+async def test_files_that_cannot_be_used_are_refused_in_one_line_and_a_node_continues_with_those_that_it_has(
     ends, files, name, data, words
 ):
     a, b = files("a"), files("b").load()
@@ -269,8 +271,8 @@ def test_files_that_cannot_be_used_are_refused_in_one_line_and_a_node_continues_
         a.load()
     assert "\n" not in str(caught.value)
     with capture_logs() as logs:
-        assert not credentials.refresh()
-        assert not credentials.refresh()
+        assert not await credentials.refresh()
+        assert not await credentials.refresh()
     assert [line["event"] for line in logs] == ["raft.certificates_not_loaded"]
     link(ends, credentials, b)
 
@@ -282,21 +284,61 @@ def test_a_missing_file_and_an_encrypted_key_are_refused(files):
         a.load()
 
 
-def test_changed_files_are_read_again(ends, files, operator):
+async def test_changed_files_are_read_again(ends, files, operator):
     a, b = files("a"), files("b")
     of_a, of_b = a.load(), b.load()
-    assert not of_a.refresh()
+    assert not await of_a.refresh()
     link(ends, of_a, of_b)
     a.write("crl", operator.revoke(b.issued))
-    assert of_a.refresh()
+    assert await of_a.refresh()
     assert refused(ends, of_a, of_b).reason is Reason.CERTIFICATE
     renewed = operator.issue("dss://c/b")
     b.write("key", renewed.key_pem())
     with capture_logs():
-        assert not of_b.refresh(), "the key does not fit the certificate yet"
+        assert not await of_b.refresh(), "the key does not fit the certificate yet"
     b.write("certificate", renewed.pem())
-    assert of_b.refresh()
+    assert await of_b.refresh()
     link(ends, of_a, of_b)
+
+
+async def test_changed_files_are_read_in_a_thread_and_count_when_all_are_read(ends, files, operator, monkeypatch):
+    a, b = files("a"), files("b")
+    of_a, of_b = a.load(), b.load()
+    a.write("crl", operator.revoke(b.issued))
+    may_read, read_files = threading.Event(), of_a._read
+
+    def read():
+        assert may_read.wait(20), "the loop waits"
+        return read_files()
+
+    monkeypatch.setattr(of_a, "_read", read)
+    refreshing = asyncio.create_task(of_a.refresh())
+    await asyncio.sleep(0.05)
+    link(ends, of_a, of_b)
+    may_read.set()
+    assert await refreshing
+    assert refused(ends, of_a, of_b).detail == "its certificate is revoked"
+
+
+def test_each_list_counts_for_its_own_authority(ends, files, operator):
+    new = Operator("new")
+    a, b, d = files("a"), files("b"), operator.issue("dss://c/b")
+    a.write("ca", operator.own.pem() + new.own.pem())
+    a.write("crl", operator.revoke(d) + new.revoke(b.issued) + operator.revoke())
+    link(ends, a.load(), b.load())
+    a.write("crl", operator.revoke(d) + new.revoke() + operator.revoke(b.issued))
+    assert refused(ends, a.load(), b.load()).detail == "its certificate is revoked"
+
+
+def test_a_list_of_an_authority_that_was_removed_is_skipped_with_a_warning(ends, files, operator):
+    """A node must be able to start after the authority was changed, also if nobody has removed the list."""
+    old = Operator("old")
+    a, b = files("a"), files("b")
+    a.write("crl", old.revoke() + operator.revoke(b.issued))
+    with capture_logs() as logs:
+        credentials = a.load()
+    assert [(line["event"], line["issuer"]) for line in logs] == [("raft.revocation_list_skipped", "CN=old")]
+    assert refused(ends, credentials, b.load()).detail == "its certificate is revoked"
 
 
 def test_the_authority_is_changed_in_two_steps(ends, files, operator):

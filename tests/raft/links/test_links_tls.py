@@ -202,7 +202,11 @@ async def test_changed_certificates_count_for_links_that_work(start_tls, ends, m
     """The links are made again. One that is refused now stays down."""
     monkeypatch.setattr(links_module, "REFRESH_TICKS", 1)
     credentials, changes = ends.credentials("b"), []
-    monkeypatch.setattr(credentials, "refresh", lambda: bool(changes and changes.pop()))
+
+    async def refresh() -> bool:
+        return bool(changes and changes.pop())
+
+    monkeypatch.setattr(credentials, "refresh", refresh)
     b = await start_tls("b", {"a": NOWHERE}, credentials=credentials, idle_seconds=1.0)
     a = await start_tls("a", {"b": b.address})
     assert await a.next_event() == ("up", "b")
@@ -214,6 +218,28 @@ async def test_changed_certificates_count_for_links_that_work(start_tls, ends, m
     assert await b.next_event() == ("down", "a")
     assert [await a.next_event() for _ in range(3)] == [("down", "b"), ("up", "b"), ("down", "b")]
     assert b.events.empty()
+
+
+async def test_links_work_while_certificates_are_read(start_tls, ends, monkeypatch):
+    """A long revocation list takes a while. It is not read twice meanwhile."""
+    monkeypatch.setattr(links_module, "REFRESH_TICKS", 1)
+    credentials, began, is_read = ends.credentials("b"), [], asyncio.Event()
+
+    async def refresh() -> bool:
+        began.append(True)
+        await is_read.wait()
+        return len(began) == 1
+
+    monkeypatch.setattr(credentials, "refresh", refresh)
+    b = await start_tls("b", {"a": NOWHERE}, credentials=credentials, idle_seconds=1.0)
+    a = await start_tls("a", {"b": b.address})
+    assert await b.next_event() == ("up", "a")
+    await asyncio.sleep(0.2)
+    a.links.send("b", ForwardFrame(b"meanwhile"))
+    assert (await b.next_frame())[1] == ForwardFrame(b"meanwhile")
+    assert began == [True]
+    is_read.set()
+    assert [await b.next_event(), await b.next_event()] == [("down", "a"), ("up", "a")]
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
