@@ -228,7 +228,7 @@ class LiveAdmin(admin.ModelAdmin):
     view_needs: Need = READ
     #: the right to act on them
     act_needs: Need = OPERATE
-    #: fields with messages or cached values; only users who may do everything see them
+    #: text fields with messages or cached values; for users who may not do everything they are empty, and cannot be looked up
     contents: tuple[str, ...] = ()
 
     show_facets = admin.ShowFacets.NEVER
@@ -249,6 +249,10 @@ class LiveAdmin(admin.ModelAdmin):
             except Refused as refusal:
                 messages.error(request, f"This node has no live state to show: {refusal.detail or refusal.code}.")
                 cached = []
+            # Lookups, such as `?value__startswith=a`, must not tell what is in a hidden field either.
+            for name in self._hidden(request):
+                for row in cached:
+                    setattr(row, name, "")
             request._live_rows = cached  # type: ignore[attr-defined]
         queryset = LiveQuerySet(self.model, cached)
         ordering = self.get_ordering(request)
@@ -263,8 +267,13 @@ class LiveAdmin(admin.ModelAdmin):
     def get_search_fields(self, request: HttpRequest) -> Any:
         return [name for name in super().get_search_fields(request) if name not in self._hidden(request)]
 
+    def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
+        if lookup.partition("__")[0] in (self.contents if request is None else self._hidden(request)):
+            return False
+        return bool(super().lookup_allowed(lookup, value, request))
+
     def _hidden(self, request: HttpRequest) -> tuple[str, ...]:
-        return () if access_of(request.user).everything else self.contents
+        return () if not self.contents or access_of(request.user).everything else self.contents
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         """Every word must occur in one of `search_fields`."""

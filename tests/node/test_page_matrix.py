@@ -201,6 +201,20 @@ def test_only_admins_see_messages_and_cached_values(node: UserNode) -> None:
             assert [field in fields for fields in shown] == [who == ADMIN] * 3, (label, who)
 
 
+@pytest.mark.parametrize("label", ["dss_queue/inflightrow", "dss_queue/deadletterrow", "dss_cache/linerow"])
+def test_nobody_else_can_guess_them_by_lookups(clients: dict[str, Client], label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (page,) = (page for model, page in admin.site._registry.items() if model._meta.label_lower == label.replace("/", "."))
+    monkeypatch.setattr(type(page), "rows", lambda page: [page.model(pk="0", value="a secret")])
+    lookups = ("value", "value__startswith", "value__contains", "value__in", "value__gt", "value__isnull")
+    for who in (VIEWER, OPERATOR, ADMIN):
+        statuses = {clients[who].get(f"/admin/{label}/", {lookup: "a"}).status_code for lookup in lookups}
+        assert statuses == {200 if who == ADMIN else 400}, who
+        request = RequestFactory().get("/")
+        request.user = clients[who].get("/admin/").wsgi_request.user
+        (row,) = page.get_queryset(request)
+        assert row.value == ("a secret" if who == ADMIN else ""), "no other way to read the row shows it"
+
+
 @pytest.mark.parametrize("who", WHO)
 def test_calls_of_the_browsable_api(clients: dict[str, Client], who: str) -> None:
     wrong = []
