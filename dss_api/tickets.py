@@ -1,8 +1,10 @@
 """Tickets: how a page opens a WebSocket on a closed node.
 
 A browser cannot send `Authorization` with a WebSocket. So a page that the user may read gets a ticket (`GET /ui/ticket`) and offers it as a
-subprotocol: `dss, dss.ticket.<text>`. A ticket is good for one connection, at the node that gave it, for half a minute. It allows
-reading only, and its connection ends after some minutes: the page then gets another ticket, if the session still exists.
+subprotocol: `dss, dss.ticket.<text>`. A ticket is good for one connection, at the node that gave it, for half a minute. The connection
+can only subscribe to what the page shows (`SUBSCRIPTION`), and ends after some minutes: the page then gets another ticket, if the session
+still exists. A token gets no ticket, because a connection of a ticket would have neither its quotas nor its end: its bearer can send
+`Authorization` with the WebSocket.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ CONNECTION_S = 300.0
 PROTOCOL = "dss"
 PREFIX = f"{PROTOCOL}.ticket."
 NOT_VALID = "the ticket is not valid"
+NOT_FOR_TOKENS = "tickets are for browsers: send the header Authorization with the WebSocket"
+#: all that a connection that was opened with a ticket may subscribe to; it may make no calls
+SUBSCRIPTION = "cluster.watch"
 _READS = Access(("read",))
 
 
@@ -44,8 +49,10 @@ class Tickets:
         """A ticket for this caller.
 
         Raises:
-            Refused: `forbidden`: the caller may not read.
+            Refused: `forbidden`: the caller may not read, or has a token.
         """
+        if caller.is_token:
+            raise Refused("forbidden", NOT_FOR_TOKENS)
         require_possible(READ, caller)
         if len(self._unused) >= TICKETS_MAX:
             del self._unused[next(iter(self._unused))]

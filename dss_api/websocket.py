@@ -35,7 +35,7 @@ from dss_api.liveness import Liveness, NoLine
 from dss_api.operation import Subscription
 from dss_api.proxies import NO_PROXIES, TrustedProxies
 from dss_api.quotas import TokenQuotas
-from dss_api.routes import Route, require_possible, require_right, require_state
+from dss_api.routes import Route, require_right, require_state
 from dss_api.supervised import Tasks, report_if_failed
 from dss_api.websocket_writer import WebSocketWriter
 
@@ -96,6 +96,10 @@ _decode_ping = msgspec.json.Decoder(Ping).decode
 _encode = msgspec.json.Encoder().encode
 _cancel_answers = AnswerEncoder(CANCEL, CancelAnswer)
 _ping_answers = AnswerEncoder(PING, PingAnswer)
+
+
+def _only_watches() -> Refused:
+    return Refused("forbidden", f"a connection that was opened with a ticket may only subscribe to {tickets.SUBSCRIPTION}")
 
 
 class _Subscribable:
@@ -292,11 +296,9 @@ class WebSocketConnection:
         Raises:
             Refused: `unauthenticated`, `forbidden`.
         """
-        if self._holder is None:
-            return self._json.authenticate(route, self._authorization)
-        if route.guarded:
-            require_possible(route.needs, self._holder)
-        return self._holder
+        if self._holder is not None:
+            raise _only_watches()
+        return self._json.authenticate(route, self._authorization)
 
     async def _begin(self, frame: Frame, as_text: bool, held_bytes: int) -> None:
         try:
@@ -389,6 +391,8 @@ class WebSocketConnection:
         self._feeds[frame.id] = feed
         try:
             request = subscription.decoder.body(bytes(frame.request))
+            if self._holder is not None and frame.op != tickets.SUBSCRIPTION:
+                raise _only_watches()
             caller = self._holder or self._guard.authenticate(self._authorization)
             if caller is not ANYONE:
                 set_caller(caller)

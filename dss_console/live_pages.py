@@ -64,11 +64,19 @@ def ticket(request: HttpRequest) -> HttpResponse:
     """A ticket for one WebSocket connection of the page; see `dss_api.tickets`."""
     refusal = reading_refused(request)
     if refusal is not None:
-        return JsonResponse({"detail": refusal.detail}, status=PROBLEMS[refusal.code].status)
-    caller = caller_of_request(request)
-    return JsonResponse(
-        {"ticket": running.call_in_loop(lambda: tickets.shared().give(caller))}, headers={"Cache-Control": "no-store"}
-    )
+        return _refused(refusal)
+    if request.META.get("HTTP_AUTHORIZATION"):
+        return _refused(Refused("forbidden", tickets.NOT_FOR_TOKENS))
+    try:
+        caller = caller_of_request(request)
+        text = running.call_in_loop(lambda: tickets.shared().give(caller))
+    except Refused as refused:
+        return _refused(refused)
+    return JsonResponse({"ticket": text}, headers={"Cache-Control": "no-store"})
+
+
+def _refused(refusal: Refused) -> HttpResponse:
+    return JsonResponse({"detail": refusal.detail}, status=PROBLEMS[refusal.code].status)
 
 
 @require_safe

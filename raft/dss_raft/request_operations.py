@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from dss_api.caller import caller
+from dss_api.errors import Refused
 from dss_api.fields import Fields
 from dss_api.operation import Operation
 from dss_api.request_id import SEAL_MARK, SEAL_PURPOSE, new_session_id
@@ -30,6 +31,8 @@ class OpenRequestSessionRequest(Fields):
 
 async def open_session(node: Node, request: OpenRequestSessionRequest) -> Result:
     by = caller()
+    if not by.owner and not by.access.everything:
+        raise Refused("forbidden", "request sessions are for tokens: nothing would limit those of a user")
     session = by.seal(SEAL_PURPOSE, new_session_id(secrets.token_hex(ID_BYTES), by.owner), SEAL_MARK)
     return await node.submit(OpenRequestSession(session=session, ttl_ms=request.ttl_ms))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,11 +18,13 @@ from dss_api.errors import Refused
 from dss_api.guard import Guard
 from dss_api.page_access import PageAccess
 from dss_api.request_id import SEAL_MARK, SEAL_PURPOSE
-from dss_api.rights import EVERYTHING, Access, Prefixed, check, locks, split_scope
-from dss_api.routes import Routes, require_right
+from dss_api.result import Result
+from dss_api.rights import EVERYTHING, OF_GROUP, Access, Prefixed, check, locks, split_scope
+from dss_api.routes import Route, Routes, require_right
 from dss_api.token_text import key_holder_text, token_key
 from dss_dev.access_world import KEY, FakeBook, make_guard
 from dss_project.registry import operations, subscriptions
+from dss_raft.request_operations import OpenRequestSessionRequest
 
 OPERATIONS = {one.name: one for one in (*operations(), *subscriptions())}
 
@@ -375,6 +378,44 @@ def test_a_session_belongs_to_its_token() -> None:
             caller.check_seal(SEAL_PURPOSE, text, SEAL_MARK, "session")
     with pytest.raises(Refused, match="forbidden"):
         first.check_seal("another purpose", sealed, SEAL_MARK, "session")
+
+
+def test_a_user_without_all_rights_has_no_session_of_a_token() -> None:
+    token = make_guard(book := FakeBook()).authenticate(book.add("read").header.encode())
+    sealed = token.seal(SEAL_PURPOSE, "abc", SEAL_MARK)
+    for text in (sealed, "abc"):
+        with pytest.raises(Refused, match="forbidden"):
+            Caller("user alice", OF_GROUP["operator"]).check_seal(SEAL_PURPOSE, text, SEAL_MARK, "session")
+    assert Caller("user ann", OF_GROUP["admin"]).check_seal(SEAL_PURPOSE, sealed, SEAL_MARK, "session") == "abc"
+
+
+async def test_request_sessions_are_for_tokens_and_for_who_may_do_everything() -> None:
+    """Nothing would limit those of a user who may only read."""
+    opened: list[str] = []
+
+    async def submit(command: Any) -> Result:
+        opened.append(command.session)
+        return Result({})
+
+    async def opens(caller: Caller) -> str:
+        route = Route(OPERATIONS["requests.open"])
+        return (await route.carry_out(lambda: node, OpenRequestSessionRequest(), caller, "http", "")).body.decode()
+
+    node = SimpleNamespace(submit=submit, unusable_reason="")
+
+    token = make_guard(book := FakeBook()).authenticate(book.add("read").header.encode())
+    for caller, may in (
+        (ANYONE, True),
+        (Caller("DSS_API_TOKEN", EVERYTHING), True),
+        (Caller("user ann", OF_GROUP["admin"]), True),
+        (token, True),
+        (Caller("user alice", OF_GROUP["operator"]), False),
+        (Caller("user bob", OF_GROUP["viewer"]), False),
+    ):
+        # In a task of its own, as a call: it sets the caller.
+        answer = await asyncio.create_task(opens(caller))
+        assert ("forbidden" not in answer) == may, caller.name
+    assert len(opened) == 4
 
 
 def test_sessions_outlive_a_change_of_the_key_while_nodes_have_both() -> None:

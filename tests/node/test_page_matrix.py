@@ -147,6 +147,17 @@ def test_pages(clients: dict[str, Client], who: str) -> None:
     assert wrong == []
 
 
+def test_a_token_gets_no_ticket(clients: dict[str, Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bearer can send it with the WebSocket, where its quotas count, and where it ends."""
+    book = FakeBook()
+    monkeypatch.setattr(guards, "_shared", make_guard(book))
+    header = {"Authorization": book.add("read").header}
+    assert clients[ANONYMOUS].get("/ui/locks", headers=header).status_code in SHOWN
+    for who in WHO:
+        answer = clients[who].get("/ui/ticket", headers=header)
+        assert (answer.status_code, "Authorization" in answer.json()["detail"]) == (403, True)
+
+
 @pytest.mark.parametrize("who", WHO)
 def test_rows(clients: dict[str, Client], who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = []

@@ -7,7 +7,9 @@ import pytest
 from dss_api.caller import Caller
 from dss_api.errors import Refused
 from dss_api.rights import OPERATE, READ, Access
-from dss_api.tickets import PREFIX, TICKET_S, TICKETS_MAX, Tickets
+from dss_api.tickets import PREFIX, SUBSCRIPTION, TICKET_S, TICKETS_MAX, Tickets
+from dss_api.token_text import token_key
+from dss_project.registry import subscriptions
 
 ALICE = Caller("user alice", Access(("all",)))
 
@@ -68,3 +70,13 @@ def test_unused_tickets_are_bounded(tickets: Tickets) -> None:
     with pytest.raises(Refused):
         tickets.take([PREFIX + first])
     assert tickets.take([PREFIX + others[-1]]) is not None
+
+
+def test_a_token_gets_no_ticket(tickets: Tickets) -> None:
+    """A connection of a ticket would have neither the token's quotas nor its end."""
+    with pytest.raises(Refused, match="forbidden"):
+        tickets.give(Caller("token abc", Access(("all",)), "abc", [token_key("a secret")]))
+
+
+def test_a_ticket_is_for_a_subscription_that_there_is() -> None:
+    assert SUBSCRIPTION in {one.name for one in subscriptions()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,11 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from dss_api import feed as feeds
-from dss_api import websocket
+from dss_api import tickets, websocket
 from dss_api.answer import Answer
+from dss_api.caller import Caller
 from dss_api.errors import Refused
 from dss_api.operation import Feed, Subscription
-from dss_api.rights import ANY_TOKEN
+from dss_api.rights import ANY_TOKEN, EVERYTHING, READ
 from dss_api.websocket import WebSocketEntryPoint
 
 CLIENT = ("192.0.2.1", 50_000)
@@ -58,11 +60,19 @@ COUNT = Subscription("demo.count", Count, count, Counted, ANY_TOKEN, "Count", an
 class Peer:
     """The client's side of a connection."""
 
-    def __init__(self, entry_points: Any, path: str = "/ws", subscription: Subscription = COUNT, **headers: str) -> None:
+    def __init__(
+        self,
+        entry_points: Any,
+        path: str = "/ws",
+        subscription: Subscription = COUNT,
+        subprotocols: tuple[str, ...] = (),
+        **headers: str,
+    ) -> None:
         self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         given = [(name.lower().encode(), value.encode()) for name, value in {"Host": "localhost", **headers}.items()]
         scope = {"type": "websocket", "path": path, "headers": given, "query_string": b"", "client": CLIENT}
+        scope["subprotocols"] = subprotocols
         self.inbox.put_nowait({"type": "websocket.connect"})
         http = entry_points.http
         application = WebSocketEntryPoint(entry_points.json_fast_path, http.is_host_allowed, http.in_progress, [subscription])
@@ -367,6 +377,33 @@ def test_refused_connections(make_entry_points: Any) -> None:
             assert await Peer(entry_points, path, **headers).hear() == {"type": "websocket.close", "code": code}
         peer = await accepted(entry_points, Authorization=right, Origin="http://localhost")
         await peer.leave()
+
+    entry_points.run(scene())
+
+
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_a_connection_of_a_ticket_only_watches_the_cluster(make_entry_points: Any, token: str) -> None:
+    """It makes no call, also none that any token may make, and no call that needs no token."""
+    entry_points = make_entry_points(token)
+    watch = replace(COUNT, name="cluster.watch", needs=READ)
+
+    async def scene() -> None:
+        for subscription, code in ((COUNT, "forbidden"), (watch, None)):
+            ticket = tickets.PREFIX + tickets.shared().give(Caller("user alice", EVERYTHING))
+            peer = Peer(entry_points, subscription=subscription, subprotocols=("dss", ticket))
+            assert await peer.hear() == {"type": "websocket.accept", "subprotocol": "dss"}
+            peer.call(1, subscription.name, to=1, then="end")
+            answer = await peer.answer()
+            assert answer.get("code") == code
+            if code is None:
+                assert answer["event"] == {"n": 0}
+                assert (await peer.answer())["counted"] == 1
+            for op, request in (("demo.get", {"key": "a"}), ("demo.put", {"key": "a", "value": 1}), ("demo.open", {})):
+                peer.call(2, op, **request)
+                assert (await peer.answer())["code"] == "forbidden", op
+            peer.call(3, "cancel", call=1)
+            assert (await peer.answer())["cancelled"] is False
+            await peer.leave()
 
     entry_points.run(scene())
 
