@@ -184,7 +184,7 @@ class Node(Listeners):
             on_conflict=self._versions_conflict,
             has_left=lambda node_id: members.has_left(self.core, node_id),
             credentials=self._credentials(),
-            requires_tls=lambda: max(self.replica.cluster_version, version_in_log) >= MUTUAL_TLS,
+            requires_tls=lambda: max(self.replica.highest_version, version_in_log) >= MUTUAL_TLS,
             silent_seconds=config.raft_election_max_ms / 1000,
         )
         self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)

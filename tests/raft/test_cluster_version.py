@@ -192,3 +192,12 @@ async def test_a_restarted_node_links_with_tls_only_before_it_applies_its_log(cl
     node = cluster.nodes["a"]
     assert node.replica.cluster_version < LATEST
     assert not node._links._may_be_without_tls
+
+
+async def test_a_node_that_builds_its_state_again_links_with_tls_only(cluster):
+    await cluster.start()
+    node = cluster.nodes["a"]
+    await cluster.until(lambda: node.replica.cluster_version == LATEST)
+    node.replica._use_version(1)  # that of the snapshot
+    assert not node._links._may_be_without_tls
+    node.replica._use_version(LATEST)

@@ -51,6 +51,10 @@ def test_a_version_is_part_of_the_state_and_only_grows():
     other = replica_of(NEW)
     other.restore(replica.snapshot())
     assert other.cluster_version == 2
+    older = replica_of(NEW).snapshot()
+    other.restore(older)
+    assert (other.cluster_version, other.highest_version) == (1, 2), "while its state is built again"
+    other.restore(replica.snapshot())
     Log(other).batch(Add(amount=3), Double())
     assert total(other) == 6
 

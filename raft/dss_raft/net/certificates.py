@@ -142,6 +142,8 @@ def opaque_name(of: Authority, cluster_id: str, node_id: str) -> str:
 class Credentials(ABC):
     """The certificate of this node, and what it takes to accept that of another one."""
 
+    #: whether a member of an older release, which has no certificate, may be linked with the secret alone
+    accepts_secret = True
     #: why a certificate of an authority that this node does not trust is refused
     foreign_reason: Reason
     foreign_detail: str
@@ -262,6 +264,7 @@ class FileCredentials(Credentials):
         CredentialsUnusable: one of the files cannot be used.
     """
 
+    accepts_secret = False  # otherwise the secret alone would be enough, as long as a node has an empty log
     foreign_reason = Reason.CERTIFICATE
     foreign_detail = "its certificate was issued by an authority that is not in DSS_PEER_CA_FILE"
 

@@ -10,7 +10,7 @@ sends a ping when it has sent nothing else for a tick or two, so that a working 
 in ticks of a timer, not with a clock: a node that was paused reads what has arrived before it suspects a peer.
 
 Links use mutual TLS. Until the cluster's version says that all members know it, a member that does not is linked with the handshake of the
-older releases: the dialer tries TLS first, each time.
+older releases: the dialer tries TLS first, each time. With certificates of an operator's authority, that handshake is never used.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ class PeerLinks:
     @property
     def _may_be_without_tls(self) -> bool:
         """Whether this node links with nodes that do not know TLS."""
-        return self._credentials is None or not self._requires_tls()
+        return self._credentials is None or (self._credentials.accepts_secret and not self._requires_tls())
 
     def _tls_handshake(self, credentials: Credentials, dials: str | None) -> TlsHandshake:
         return TlsHandshake(

@@ -159,8 +159,10 @@ class Replica:
         self.own = (0, "")
         #: the last entry that an earlier process with this store must have applied, according to the log
         self.applied_before = 0
-        #: never goes down; see `versions`
+        #: never goes down, except while the state is built again; see `versions`
         self.cluster_version = MIN
+        #: the highest one that this process has had; not a part of the replicated state
+        self.highest_version = MIN
         self._machines = machines
         #: the commands of the machines that the present version has
         self._apply: dict[type, Callable[[Any, int, int, Origin], Result | None]] = {}
@@ -404,6 +406,7 @@ class Replica:
 
     def _use_version(self, version: int) -> None:
         self.cluster_version = self.limits.cluster_version = version
+        self.highest_version = max(self.highest_version, version)
         self._apply = {t: machine.apply for machine in self._machines for t in machine.commands if t.since <= version}
 
     def _apply_configuration(self, configuration: Configuration, index: int) -> None:

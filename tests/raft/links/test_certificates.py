@@ -353,6 +353,18 @@ def test_the_authority_is_changed_in_two_steps(ends, files, operator):
     link(ends, a.load(), b.load())
 
 
+@pytest.mark.parametrize("older", ["a", "b"])
+async def test_the_secret_alone_opens_no_link_to_a_node_with_certificates_of_an_operator(start_node, files, refusals, older):
+    """Also while its log is empty, and says nothing about the version of the cluster. "a" dials."""
+    more = {node_id: {} if node_id == older else {"credentials": files(node_id).load()} for node_id in "ab"}
+    b = await start_node("b", {"a": ("127.0.0.1", 1)}, **more["b"])
+    a = await start_node("a", {"b": b.address}, **more["a"])
+    for _ in range(2):
+        await refusals.next("no_tls")
+    assert a.events.empty()
+    assert b.events.empty()
+
+
 async def test_nodes_link_with_certificates_of_an_operator_and_renew_them_while_they_work(cluster, files, operator):
     """A member whose certificate is revoked is cut off."""
     written, config_of = {node_id: files(node_id) for node_id in ("a", "b", "c")}, cluster.config

@@ -210,15 +210,15 @@ COMPONENT_MUTANTS = (
     ComponentMutant(
         "links without TLS are accepted when all members know it",
         "dss_raft.net.links",
-        "return self._credentials is None or not self._requires_tls()",
+        "return self._credentials is None or (self._credentials.accepts_secret and not self._requires_tls())",
         "return True",
         ("tests/raft/links/test_links_tls.py::test_when_all_know_tls_no_other_link_is_made",),
     ),
     ComponentMutant(
         "a restarted node forgets that all members know TLS",
         "dss_raft.node",
-        "max(self.replica.cluster_version, version_in_log) >= MUTUAL_TLS",
-        "self.replica.cluster_version >= MUTUAL_TLS",
+        "max(self.replica.highest_version, version_in_log) >= MUTUAL_TLS",
+        "self.replica.highest_version >= MUTUAL_TLS",
         ("tests/raft/test_cluster_version.py::test_a_restarted_node_links_with_tls_only_before_it_applies_its_log",),
     ),
     ComponentMutant(
