@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from dss_project import first_user
 from dss_project.registry import operations
 from dss_raft.audit_log import HIDDEN
 from dss_raft.core.messages import Entry, EntryKind
-from dss_raft.django_app import backend, passwords
+from dss_raft.django_app import backend, login, passwords
 from dss_raft.django_app.passwords import Hashing
 from dss_raft.log_view import show
 from dss_raft.replication.batch import encode_batch, encode_command, encode_group
@@ -204,6 +205,64 @@ def test_a_user_changes_the_own_password_and_stays_logged_in_here(node: UserNode
     (record,) = node.machine("audit").records
     assert (record.by, record.operation, json.loads(record.request)["password"]) == ("user alice", "users.change", HIDDEN)
     assert NEW not in record.request
+
+
+OWN = {"old_password": PASSWORD, "new_password1": NEW, "new_password2": NEW}
+OWN_PAGE = "/admin/password_change/"
+
+
+def test_an_open_session_is_no_faster_way_to_guess_the_password(node: UserNode) -> None:
+    client = logged_in(address="192.0.2.1")
+    for number in range(LOGINS_PER_ADDRESS_MAX):
+        answer = client.post(OWN_PAGE, {**OWN, "old_password": f"guess {number}"})
+        assert (answer.status_code, b"entered incorrectly" in answer.content) == (200, True)
+    answer = client.post(OWN_PAGE, OWN)
+    assert answer.status_code == 429
+    assert int(answer["Retry-After"]) <= failures.LOGIN_OF_ADDRESS_EVERY_S + 1
+    assert b"too many failed logins; try again in" in answer.content
+    assert log_in(browser("192.0.2.1")).status_code == 429, "both have one limit"
+    assert logged_in(address="192.0.2.2").post(OWN_PAGE, OWN).status_code == 302
+
+
+def test_changes_of_passwords_leave_room_for_logins(node: UserNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashing, free = Hashing(), threading.Event()
+    monkeypatch.setattr(backend, "hashing", lambda: hashing)
+    monkeypatch.setattr(login, "hashing", lambda: hashing)
+    client = logged_in()
+    waiting = [hashing._run(lambda: free.wait(60)) for _ in range(passwords.HASHES_MAX - passwords.FOR_LOGINS)]
+    answer = client.post(OWN_PAGE, OWN)
+    assert (answer.status_code, answer["Retry-After"]) == (503, "1")
+    assert b"This node is checking other passwords" in answer.content
+    waiting += [hashing._run(lambda: True, is_login=True) for _ in range(passwords.FOR_LOGINS)]
+    with pytest.raises(Refused, match="checking other passwords"):
+        hashing.is_right("x", "", is_login=True)
+    free.set()
+    assert all(one.result(60) for one in waiting)
+    # Places are given back just after the result is there. One thread does it, so all earlier ones are free after this.
+    assert hashing._threads.submit(lambda: True).result(60)
+    assert client.post(OWN_PAGE, OWN).status_code == 302
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("command", [ChangeUser(name="alice", sign_out=True), DeleteUser(name="alice")])
+def test_what_others_do_meanwhile_ends_the_session(
+    node: UserNode, monkeypatch: pytest.MonkeyPatch, command: Any, before: bool
+) -> None:
+    client, submit = logged_in(), node.submit
+
+    async def meanwhile(own: Any, **options: Any) -> Any:
+        if not isinstance(own, ChangeUser):
+            return await submit(own, **options)
+        if before:
+            node.apply(command)
+        result = await submit(own, **options)
+        if not before:
+            node.apply(command)
+        return result
+
+    monkeypatch.setattr(node, "submit", meanwhile)
+    assert client.post(OWN_PAGE, OWN).status_code in (200, 302)
+    assert not is_logged_in(client)
 
 
 # --------------------------------------------------------- pages of the admin

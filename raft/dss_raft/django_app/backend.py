@@ -52,7 +52,8 @@ class ClusterUsers(ModelBackend):
         user = _find(lambda machine: machine.users.get(username))
         address = request.META.get("REMOTE_ADDR") or "" if request is not None else ""
         with failures.logins().login(address, username, user is not None) as succeeded:
-            if not hashing().is_right(password, user.password_hash if user else "") or user is None or not user.is_active:
+            is_right = hashing().is_right(password, user.password_hash if user else "", is_login=True)
+            if user is None or not is_right or not user.is_active:
                 return None
             succeeded()
         found = ClusterUser.of(user)
@@ -64,7 +65,7 @@ class ClusterUsers(ModelBackend):
         row = LocalUser.objects.filter(username=username, pk__gt=0).first()
         address = request.META.get("REMOTE_ADDR") or "" if request is not None else ""
         with failures.logins().login(address, username, row is not None) as succeeded:
-            is_right = hashing().is_right(password, row.password if row else "")
+            is_right = hashing().is_right(password, row.password if row else "", is_login=True)
             if row is None or not is_right or not self.user_can_authenticate(row):
                 return None
             succeeded()

@@ -12,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponseBase
 from django.urls import reverse_lazy
 
-from dss_api import running
+from dss_api import failures, running
 from dss_api.caller import Caller
 from dss_api.errors import Refused
 from dss_api.failures import SlowedDown
@@ -22,6 +22,7 @@ from dss_api.result import Result
 from dss_api.rights import ANY_TOKEN
 from dss_api.routes import ADMIN, Route
 from dss_raft.django_app.models import ClusterUser
+from dss_raft.django_app.passwords import hashing
 from dss_raft.user_operations import OPERATIONS, USERS, ChangeUserRequest
 
 #: The operation is for administrators; every user may change their own password.
@@ -44,18 +45,39 @@ def login(request: HttpRequest) -> HttpResponseBase:
     response: Any = admin.site.login(request)
     refusal: Refused | None = getattr(request, "login_refusal", None)
     if refusal is not None:
-        response.status_code = PROBLEMS[refusal.code].status
-        wait_s = refusal.wait_s if isinstance(refusal, SlowedDown) else PROBLEMS[refusal.code].retry_after_s or 1
-        response["Retry-After"] = str(wait_s)
-        # Django would log each of them; `dss_api.failures` does, and not without end.
-        response._has_been_logged = True
+        _say_why(response, refusal)
     return response
+
+
+def _say_why(response: Any, refusal: Refused) -> None:
+    response.status_code = PROBLEMS[refusal.code].status
+    wait_s = refusal.wait_s if isinstance(refusal, SlowedDown) else PROBLEMS[refusal.code].retry_after_s or 1
+    response["Retry-After"] = str(wait_s)
+    # Django would log each of them; `dss_api.failures` does, and not without end.
+    response._has_been_logged = True
 
 
 class OwnPasswordForm(AdminPasswordChangeForm):
     """Changes the password of the user who is logged in, on all nodes."""
 
     address = ""
+    #: why the old password was not checked
+    refusal: Refused | None = None
+
+    def clean_old_password(self) -> str:
+        """Check it as a login does: whoever finds a session open must not guess the password faster."""
+        password: str = self.cleaned_data["old_password"]
+        try:
+            with failures.logins().login(self.address, self.user.get_username(), True) as succeeded:
+                is_right = hashing().is_right(password, self.user.password)
+                if is_right:
+                    succeeded()
+        except Refused as refusal:
+            self.refusal = refusal
+            raise ValidationError(_sentence(refusal)) from None
+        if not is_right:
+            raise ValidationError(self.error_messages["password_incorrect"], code="password_incorrect")
+        return password
 
     def save(self, commit: bool = True) -> Any:
         if not isinstance(self.user, ClusterUser):
@@ -67,6 +89,8 @@ class OwnPasswordForm(AdminPasswordChangeForm):
 def change_own_password(user: ClusterUser, password: str, address: str) -> None:
     """Change the password, and let `user` have the new session hash, so that this session does not end.
 
+    It ends if anyone else has ended the sessions of the user meanwhile, before the change or after it.
+
     Raises:
         Refused: it was not changed.
     """
@@ -75,8 +99,14 @@ def change_own_password(user: ClusterUser, password: str, address: str) -> None:
     result = running.await_in_loop(Route(_OWN).perform(running.node(), request, caller, ADMIN, address))
     if isinstance(result, Result) and result.code:
         raise Refused(result.code, str(result.body.get("detail", "")))
-    now = running.call_in_loop(lambda: running.node().services[USERS].by_number[-user.pk])
-    user.generation, user.password = now.generation, now.password_hash
+    now = running.call_in_loop(lambda: _state_of(user))
+    if now is not None and now[0] == result.body["generation"] == user.generation + 1:
+        user.generation, user.password = now
+
+
+def _state_of(user: ClusterUser) -> tuple[int, str] | None:
+    found = running.node().services[USERS].by_number.get(-user.pk)
+    return None if found is None else (found.generation, found.password_hash)
 
 
 class PasswordPage(PasswordChangeView):
@@ -89,8 +119,18 @@ class PasswordPage(PasswordChangeView):
     def get_context_data(self, **context: Any) -> dict[str, Any]:
         return {**admin.site.each_context(self.request), **super().get_context_data(**context)}
 
-    def form_valid(self, form: Any) -> Any:
+    def get_form(self, form_class: Any = None) -> Any:
+        form = super().get_form(form_class)
         form.address = self.request.META.get("REMOTE_ADDR") or ""
+        return form
+
+    def form_invalid(self, form: Any) -> Any:
+        response = super().form_invalid(form)
+        if form.refusal is not None:
+            _say_why(response, form.refusal)
+        return response
+
+    def form_valid(self, form: Any) -> Any:
         try:
             return super().form_valid(form)
         except Refused as refusal:

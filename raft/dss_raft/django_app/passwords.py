@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 #: Passwords that are hashed or wait for it.
 HASHES_MAX = 8
+#: of these, those that only logins get: whoever is logged in, and changes passwords all the time, keeps no one out
+FOR_LOGINS = 2
 #: added to the priority of the thread, as by `nice`
 NICENESS = 10
 
@@ -36,17 +38,19 @@ class Hashing:
     def __init__(self, hashes_max: int = HASHES_MAX) -> None:
         self._threads = ThreadPoolExecutor(1, "passwords", _lower_priority)
         self._room = threading.Semaphore(hashes_max)
+        self._room_of_others = threading.Semaphore(max(0, hashes_max - FOR_LOGINS))
 
-    def is_right(self, password: str, password_hash: str) -> bool:
+    def is_right(self, password: str, password_hash: str, is_login: bool = False) -> bool:
         """Whether this is the password. Waits; call it in the thread of a page.
 
         Args:
             password_hash: "" for a user who does not exist: takes as long, and is False.
+            is_login: it may take a place that is kept for logins.
 
         Raises:
             Refused: `overloaded`.
         """
-        return self._run(lambda: _is_right(password, password_hash)).result()
+        return self._run(lambda: _is_right(password, password_hash), is_login).result()
 
     async def hash_new(self, password: str, user_name: str) -> str:
         """See `Passwords`."""
@@ -64,12 +68,20 @@ class Hashing:
         """`is_right`, for the event loop."""
         return await asyncio.wrap_future(self._run(lambda: _is_right(password, password_hash)))
 
-    def _run(self, work: Callable[[], T]) -> Future[T]:
-        if not self._room.acquire(blocking=False):
-            raise Refused("overloaded", "this node is checking other passwords; try again in a few seconds")
+    def _run(self, work: Callable[[], T], is_login: bool = False) -> Future[T]:
+        rooms = [self._room] if is_login else [self._room_of_others, self._room]
+        for place, room in enumerate(rooms):
+            if not room.acquire(blocking=False):
+                _leave(rooms[:place])
+                raise Refused("overloaded", "this node is checking other passwords; try again in a few seconds")
         future = self._threads.submit(work)
-        future.add_done_callback(lambda done: self._room.release())
+        future.add_done_callback(lambda done: _leave(rooms))
         return future
+
+
+def _leave(rooms: list[threading.Semaphore]) -> None:
+    for room in rooms:
+        room.release()
 
 
 def _is_right(password: str, password_hash: str) -> bool:
