@@ -97,7 +97,8 @@ def change_own_password(user: ClusterUser, password: str, address: str) -> None:
     request = ChangeUserRequest(name=user.get_username(), password=password)
     caller = Caller(f"user {user.get_username()}", user.access)
     result = running.await_in_loop(Route(_OWN).perform(running.node(), request, caller, ADMIN, address))
-    if isinstance(result, Result) and result.code:
+    assert isinstance(result, Result)
+    if result.code:
         raise Refused(result.code, str(result.body.get("detail", "")))
     now = running.call_in_loop(lambda: _state_of(user))
     if now is not None and now[0] == result.body["generation"] == user.generation + 1:
