@@ -168,7 +168,8 @@ class Credentials(ABC):
         """For the log: what an alert of the other side probably means."""
         return ""
 
-    def is_revoked(self, certificate: bytes) -> bool:
+    def is_revoked(self, chain: list[bytes]) -> bool:
+        """Whether one of these certificates (DER) is revoked."""
         return False
 
     async def refresh(self) -> bool:
@@ -288,11 +289,11 @@ class FileCredentials(Credentials):
         log.info("raft.certificates_loaded", certificate=self._files.certificate)
         return True
 
-    def is_revoked(self, certificate: bytes) -> bool:
+    def is_revoked(self, chain: list[bytes]) -> bool:
         if not self._revoked:
             return False
-        found = x509.load_der_x509_certificate(certificate)
-        return found.serial_number in self._revoked.get(found.issuer, ())
+        certificates = map(x509.load_der_x509_certificate, chain)
+        return any(each.serial_number in self._revoked.get(each.issuer, ()) for each in certificates)
 
     def _names_of(self, cluster_id: str, node_id: str) -> list[str]:
         return [f"dss://{cluster_id}/{node_id}"]

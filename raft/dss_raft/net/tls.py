@@ -27,6 +27,8 @@ ANSWER_BYTES = (FIRST_BYTE, 0x15)
 _RECORD_BYTES = 16 * 1024
 #: Encrypted in one step. The buffer of `ssl` keeps the size that it once had, so a large frame goes through it in pieces.
 _PIECE_BYTES = 256 * 1024
+#: `_ssl.ENCODING_DER`
+_DER = 2
 _LENGTH = struct.Struct(">I")
 #: OpenSSL's codes for a chain that does not end at a certificate that this node trusts
 _FOREIGN_CODES = frozenset((2, 7, 18, 19, 20, 21, 24, 30))
@@ -77,8 +79,12 @@ class TlsPipe:
         """As `SSLSocket.getpeercert` describes it."""
         return self._tls.getpeercert() or {}
 
-    def peer_certificate_der(self) -> bytes:
-        return self._tls.getpeercert(binary_form=True) or b""
+    def verified_chain(self) -> list[bytes]:
+        """The other side's certificate, and those that led to one that this node trusts, which is the last."""
+        public = getattr(self._tls, "get_verified_chain", None)  # since Python 3.13
+        if public is not None:
+            return list(public())
+        return [each.public_bytes(_DER) for each in self._tls._sslobj.get_verified_chain()]  # type: ignore[attr-defined]
 
     def encrypt(self, data: bytes) -> bytes:
         """The bytes to send for `data`."""

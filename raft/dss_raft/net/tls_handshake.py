@@ -124,8 +124,8 @@ class TlsHandshake:
         self._is_encrypted = self._pipe.shake(data)
         if not self._is_encrypted:
             return b""
-        if self._credentials.is_revoked(self._pipe.peer_certificate_der()):
-            raise WireError(Reason.CERTIFICATE, "its certificate is revoked")
+        if self._credentials.is_revoked(self._pipe.verified_chain()):
+            raise WireError(Reason.CERTIFICATE, "its certificate is revoked, or that of an authority between")
         flight = self._pipe.to_send()
         reply = flight + self._say(self._hello()) if self._dials else flight
         return reply + self._take_plain(self._pipe.decrypt(b""))

@@ -33,6 +33,7 @@ NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 
 
+REVOKED = "its certificate is revoked, or that of an authority between"
 KNOWN_POINT = "8c930379d978c68acda77d4d34d1b292"
 KNOWN_NAME = "dss:5f24045a1e163f86f48c8690803ae52f330b79acc1e48510e9ab8a2f90b37fe5"
 
@@ -52,7 +53,7 @@ def test_every_release_computes_the_same_authority_and_names():
 def test_these_certificates_are_valid_whatever_time_a_clock_shows(ends):
     dialer, acceptor = ends.tls("a", dials="b"), ends.tls("b")
     ends.shake(dialer, acceptor)
-    for found in (authority("x").certificate, x509.load_der_x509_certificate(acceptor._pipe.peer_certificate_der())):
+    for found in (authority("x").certificate, x509.load_der_x509_certificate(acceptor._pipe.verified_chain()[0])):
         assert (found.not_valid_before_utc.year, found.not_valid_after_utc.year) == (1970, 9999)
 
 
@@ -119,6 +120,23 @@ class Operator:
         if uri is not None:
             builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False)
         return Issued(builder.sign(self.key, hashes.SHA256()), key)
+
+    def subordinate(self, name: str) -> Operator:
+        """An authority that this one has certified."""
+        made = Operator(name)
+        made.own = Issued(
+            x509.CertificateBuilder()
+            .subject_name(made.name)
+            .issuer_name(self.name)
+            .public_key(made.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - DAY)
+            .not_valid_after(NOW + 365 * DAY)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self.key, hashes.SHA256()),
+            made.key,
+        )
+        return made
 
     def revoke(self, *issued: Issued, ends=NOW + DAY) -> bytes:
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.name).last_update(NOW - 2 * DAY).next_update(ends)
@@ -225,7 +243,33 @@ def test_a_revoked_certificate_is_refused(ends, files, operator, revoked):
     (other,) = set(sides) - {revoked}
     sides[other].write("crl", operator.revoke(sides[revoked].issued))
     error = refused(ends, sides["a"].load(), sides["b"].load())
-    assert (error.reason, error.detail) == (Reason.CERTIFICATE, "its certificate is revoked")
+    assert (error.reason, error.detail) == (Reason.CERTIFICATE, REVOKED)
+
+
+@pytest.mark.parametrize("dials", ["a", "b"])
+def test_a_revoked_authority_between_is_refused(ends, files, operator, dials):
+    """Each list must be of an authority in DSS_PEER_CA_FILE: the one between, too, if it has a list."""
+    between = operator.subordinate("between")
+    a, b = files("a"), files("b", between.issue("dss://c/b"))
+    b.write("certificate", b.issued.pem() + between.own.pem())
+
+    def shake() -> None:
+        of = {"a": a.load(), "b": b.load()}
+        (accepts,) = set(of) - {dials}
+        ends.shake(ends.tls(dials, dials=accepts, credentials=of[dials]), ends.tls(accepts, credentials=of[accepts]))
+
+    shake()
+    a.write("crl", operator.revoke(between.own))
+    with pytest.raises(WireError) as caught:
+        shake()
+    assert caught.value.detail == REVOKED
+    a.write("ca", operator.own.pem() + between.own.pem())
+    a.write("crl", operator.revoke() + between.revoke())
+    shake()
+    a.write("crl", operator.revoke() + between.revoke(b.issued))
+    with pytest.raises(WireError) as caught:
+        shake()
+    assert caught.value.detail == REVOKED
 
 
 def test_a_list_that_is_out_of_date_still_counts_and_is_reported(ends, files, operator):
@@ -317,7 +361,7 @@ async def test_changed_files_are_read_in_a_thread_and_count_when_all_are_read(en
     link(ends, of_a, of_b)
     may_read.set()
     assert await refreshing
-    assert refused(ends, of_a, of_b).detail == "its certificate is revoked"
+    assert refused(ends, of_a, of_b).detail == REVOKED
 
 
 def test_each_list_counts_for_its_own_authority(ends, files, operator):
@@ -327,7 +371,7 @@ def test_each_list_counts_for_its_own_authority(ends, files, operator):
     a.write("crl", operator.revoke(d) + new.revoke(b.issued) + operator.revoke())
     link(ends, a.load(), b.load())
     a.write("crl", operator.revoke(d) + new.revoke() + operator.revoke(b.issued))
-    assert refused(ends, a.load(), b.load()).detail == "its certificate is revoked"
+    assert refused(ends, a.load(), b.load()).detail == REVOKED
 
 
 def test_a_list_of_an_authority_that_was_removed_is_skipped_with_a_warning(ends, files, operator):
@@ -338,7 +382,7 @@ def test_a_list_of_an_authority_that_was_removed_is_skipped_with_a_warning(ends,
     with capture_logs() as logs:
         credentials = a.load()
     assert [(line["event"], line["issuer"]) for line in logs] == [("raft.revocation_list_skipped", "CN=old")]
-    assert refused(ends, credentials, b.load()).detail == "its certificate is revoked"
+    assert refused(ends, credentials, b.load()).detail == REVOKED
 
 
 def test_the_authority_is_changed_in_two_steps(ends, files, operator):

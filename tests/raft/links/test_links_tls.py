@@ -213,7 +213,7 @@ async def test_changed_certificates_count_for_links_that_work(start_tls, ends, m
     assert await b.next_event() == ("up", "a")
     changes.append(True)
     assert [await b.next_event(), await b.next_event()] == [("down", "a"), ("up", "a")]
-    monkeypatch.setattr(credentials, "is_revoked", lambda certificate: True)
+    monkeypatch.setattr(credentials, "is_revoked", lambda chain: True)
     changes.append(True)
     assert await b.next_event() == ("down", "a")
     assert [await a.next_event() for _ in range(3)] == [("down", "b"), ("up", "b"), ("down", "b")]
