@@ -65,7 +65,9 @@ def group_of(address: str) -> str:
     if ":" not in address:
         return address
     try:
-        return str(ipaddress.ip_network(f"{address}/{IPV6_PREFIX}", strict=False))
+        # A socket that listens on `::` shows IPv4 clients as ::ffff:192.0.2.1, which would all be in one network.
+        mapped = ipaddress.IPv6Address(address).ipv4_mapped
+        return str(mapped or ipaddress.ip_network(f"{address}/{IPV6_PREFIX}", strict=False))
     except ValueError:
         return address
 
@@ -117,18 +119,19 @@ class FailureLog:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        #: address -> when it was last logged, and how many failures there were since
+        #: what counts as one address -> when it was last logged, and how many failures there were since
         self._addresses: dict[str, tuple[float, int]] = {}
 
     def note(self, event: str, address: str, **fields: object) -> None:
         now = self._clock()
-        logged_s, count = self._addresses.pop(address, (now - LOG_EVERY_S, 0))
+        who = group_of(address)
+        logged_s, count = self._addresses.pop(who, (now - LOG_EVERY_S, 0))
         if now < logged_s + LOG_EVERY_S:
-            self._addresses[address] = (logged_s, count + 1)
+            self._addresses[who] = (logged_s, count + 1)
             return
         if len(self._addresses) >= DEBTORS_MAX:
             del self._addresses[next(iter(self._addresses))]
-        self._addresses[address] = (now, 0)
+        self._addresses[who] = (now, 0)
         log.warning(event, address=address, failures_since_last_line=count, **fields)
 
 

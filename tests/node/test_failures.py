@@ -137,6 +137,23 @@ def test_the_addresses_of_one_customer_with_ipv6_are_one(logins: FailedLogins) -
     assert attempt(logins, "2001:db8:1:3::1", "x") == "checked"
 
 
+def test_clients_with_ipv4_are_told_apart_on_a_socket_for_both(logins: FailedLogins) -> None:
+    for number in range(LOGINS_PER_ADDRESS_MAX):
+        fail(logins, 1, "::ffff:192.0.2.1", f"user-{number}")
+    assert attempt(logins, "::ffff:192.0.2.1", "x") == "failed_logins_per_address_max"
+    assert attempt(logins, "192.0.2.1", "x") == "failed_logins_per_address_max", "as a trusted proxy names it"
+    assert attempt(logins, "::ffff:192.0.2.2", "x") == "checked"
+
+
+def test_one_customer_with_ipv6_does_not_fill_the_log(clock: Clock) -> None:
+    tokens = FailedTokens(clock)
+    with capture_logs() as lines:
+        for number in range(20):
+            tokens.note(f"2001:db8:1:2::{number:x}", True)
+            tokens.note(f"::ffff:192.0.2.{number % 2}", True)
+    assert [line["address"] for line in lines] == ["2001:db8:1:2::0", "::ffff:192.0.2.0", "::ffff:192.0.2.1"]
+
+
 def test_lines_are_few_and_have_no_text_that_was_typed(logins: FailedLogins, clock: Clock) -> None:
     with capture_logs() as lines:
         for _ in range(5):
