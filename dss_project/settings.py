@@ -108,8 +108,10 @@ AUTH_PASSWORD_VALIDATORS = [
 
 AUTHENTICATION_BACKENDS = ["dss_raft.django_app.backend.ClusterUsers"]
 # Any node can check a session: it is a signed cookie, and nothing is stored. It proves the user's generation, which ends it everywhere.
-SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+SESSION_ENGINE = "dss_raft.django_app.sessions"
 SESSION_COOKIE_AGE = 12 * 3600
+# By default, long messages go into the session, which would be signed again for them, and may become too large for a cookie.
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 SESSION_COOKIE_NAME = f"dss_session_{access.cookie_suffix((SECRET_KEY, *SECRET_KEY_FALLBACKS))}"
 CSRF_COOKIE_NAME = f"dss_csrf_{access.cookie_suffix((SECRET_KEY, *SECRET_KEY_FALLBACKS))}"
 SESSION_COOKIE_SAMESITE = "Lax"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import string
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,6 +120,29 @@ def test_the_key_of_sessions_can_change(node: UserNode, settings: Any) -> None:
     settings.SECRET_KEY_FALLBACKS = []
     assert is_logged_in(client), "it was signed again"
     assert not is_logged_in(away)
+
+
+def test_a_session_ends_12_hours_after_the_login_although_it_was_signed_again(
+    node: UserNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, began_s = logged_in(), time.time()
+    monkeypatch.setattr(time, "time", lambda: began_s + 11 * 3600)
+    assert client.post(OWN_PAGE, OWN).status_code == 302
+    assert is_logged_in(client)
+    monkeypatch.setattr(time, "time", lambda: began_s + 13 * 3600)
+    assert not is_logged_in(client)
+    assert log_in(client, "alice", NEW).status_code == 302
+    assert is_logged_in(client)
+
+
+def test_long_messages_of_pages_do_not_sign_a_session_again(node: UserNode) -> None:
+    client = logged_in("boss")
+    (session,) = (name for name in client.cookies if name.startswith("dss_session_"))
+    # Random, because messages are compressed.
+    node.refusal = Refused("no_leader", "".join(random.choices(string.ascii_letters, k=3_000)))
+    answer = client.post(ROW, {"action": "sign_out", "_selected_action": ["alice"]})
+    assert answer.status_code == 302
+    assert session not in answer.cookies
 
 
 def test_who_may_not_log_in(node: UserNode) -> None:
