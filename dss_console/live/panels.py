@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -50,9 +51,13 @@ GROUPS_SCANNED_MAX = 200
 DETAIL_ROWS_MAX = 50
 #: Earlier attempts of a message that are shown.
 HISTORY_MAX = 5
-#: Edges in the picture around a lock, and those of the whole graph among which they are looked for.
+#: Edges in the picture around a lock, those of the whole graph among which they are looked for, and the places in queues that the graph
+#: is made of. They are those of the first calls, which have waited longest.
 EDGES_MAX = 60
 EDGES_SCANNED_MAX = 1_000
+PLACES_SCANNED_MAX = 1_000
+#: Steps of a waiting call's chain.
+CHAIN_STEPS_MAX = 5
 MESI = {"M": "modified: written here, not yet written back", "E": "exclusive: alone and clean", "S": "shared", "I": "no line"}
 
 
@@ -120,10 +125,21 @@ def _names(names: Sequence[str], total: int) -> str:
     return f"{shown} and {total - 2} more" if total > 2 and len(names) >= 2 else shown
 
 
-def lock_detail(table: LockTable, key: str, now_ms: int, history: Iterable[tuple[int, LockChanged]]) -> LockDetail:
-    """Holders, queue, history, and who waits for whom around the key."""
+def waits_for(table: LockTable) -> dict[str, Any]:
+    """The part of the waits-for graph in which `lock_detail` looks: its size does not depend on the number of waiting calls."""
+    return lock_inspection.graph(table, EDGES_SCANNED_MAX, PLACES_SCANNED_MAX)
+
+
+def lock_detail(
+    table: LockTable, key: str, now_ms: int, history: Iterable[tuple[int, LockChanged]], whole: dict[str, Any]
+) -> LockDetail:
+    """Holders, queue, history, and who waits for whom around the key.
+
+    Args:
+        whole: of `waits_for`.
+    """
     row = lock_inspection.status(table, key, now_ms, rows_max=DETAIL_ROWS_MAX)
-    graph = _around(lock_inspection.graph(table, EDGES_SCANNED_MAX), key, row)
+    graph = _around(whole, row)
     state = _lock_state(row)
     return LockDetail(
         key=key,
@@ -147,7 +163,7 @@ def lock_detail(table: LockTable, key: str, now_ms: int, history: Iterable[tuple
                 mode=waiter["mode"],
                 waited=duration_text(waiter["age_ms"] // 1000 * 1000),
                 gives_up=duration_text(waiter["gives_up_in_ms"] // 1000 * 1000),
-                chain=_chain(table, key, waiter["client"], now_ms),
+                chain=_chain(table, waiter["client"], waiter["place"]),
             )
             for waiter in row["waiters"]
         ],
@@ -184,12 +200,10 @@ def _share(left: int | None, whole: int) -> int:
     return 100 if left is None or whole <= 0 else max(0, min(100, left * 100 // whole))
 
 
-def _chain(table: LockTable, key: str, client: str, now_ms: int) -> str:
-    why = lock_inspection.why(table, key, client, now_ms)
-    if not why or not why["chain"]:
-        return ""
-    steps = [f"{step['held_by']} ({step['waits_for']})" for step in why["chain"][:5]]
-    return f"waits for {', which waits for '.join(steps)}"
+def _chain(table: LockTable, client: str, rank: int) -> str:
+    steps = lock_inspection.chain(table, table.waiters.of_client[client][rank], CHAIN_STEPS_MAX)
+    shown = ", which waits for ".join(f"{step['held_by']} ({step['waits_for']})" for step in steps)
+    return f"waits for {shown}" if shown else ""
 
 
 def _lock_event(at_ms: int, number_: int, event: LockChanged) -> LockEventLine:
@@ -201,17 +215,28 @@ def _lock_event(at_ms: int, number_: int, event: LockChanged) -> LockEventLine:
     return LockEventLine(f"{event.index}-{event.kind}-{event.client}-{event.place}", time_of_day(at_ms), text)
 
 
-def _around(graph: dict[str, Any], key: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of the waits-for graph that is connected with this key, in both directions."""
-    clients = {one["client"] for one in (*row["holders"], *row["waiters"])}
-    grew = True
-    edges: list[dict[str, Any]] = []
-    while grew and len(edges) < EDGES_MAX:
-        found = [edge for edge in graph["edges"] if edge["from"] in clients or edge["to"] in clients][:EDGES_MAX]
-        grew = len(found) > len(edges)
-        edges = found
-        clients |= {edge["from"] for edge in edges} | {edge["to"] for edge in edges}
-    nodes = [node for node in graph["nodes"] if any(node["client"] in (edge["from"], edge["to"]) for edge in edges)]
+def _around(graph: dict[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the waits-for graph that is connected with the clients of this key, in both directions, nearest first."""
+    at: dict[str, list[int]] = {}
+    for number_, edge in enumerate(graph["edges"]):
+        at.setdefault(edge["from"], []).append(number_)
+        at.setdefault(edge["to"], []).append(number_)
+    reached = dict.fromkeys(one["client"] for one in (*row["holders"], *row["waiters"]))
+    left = deque(reached)
+    found: set[int] = set()
+    while left and len(found) < EDGES_MAX:
+        for number_ in at.get(left.popleft(), ()):
+            if len(found) >= EDGES_MAX:
+                break
+            found.add(number_)
+            edge = graph["edges"][number_]
+            for client in (edge["from"], edge["to"]):
+                if client not in reached:
+                    reached[client] = None
+                    left.append(client)
+    edges = [graph["edges"][number_] for number_ in sorted(found)]
+    clients = {edge[end] for edge in edges for end in ("from", "to")}
+    nodes = [node for node in graph["nodes"] if node["client"] in clients]
     return {"nodes": nodes, "edges": edges, "truncated": graph["truncated"]}
 
 

@@ -137,8 +137,10 @@ class LiveView:
                 await asyncio.sleep(PUSH_S)
                 moment = _Moment(self)
                 for viewer in list(self._viewers):
-                    if viewer.sent and viewer.feed.backlog <= BEHIND_MAX:
+                    if viewer in self._viewers and viewer.sent and viewer.feed.backlog <= BEHIND_MAX:
                         self._push(viewer, moment)
+                        # Raft's timers must not wait for all viewers together.
+                        await asyncio.sleep(0)
         finally:
             self._serving = None
 
@@ -283,6 +285,8 @@ class _Moment:
         self._parts: dict[tuple[str, str], Any] = {}
         self._own: Report | None = None
         self._judgement: Judgement | None = None
+        #: the graph around all watched locks
+        self._waits_for: dict[str, Any] | None = None
 
     def part(self, name: str, request: WatchCluster) -> Any:
         """This part of the event; None if it does not belong to what the request asks for."""
@@ -333,7 +337,9 @@ class _Moment:
 
     def _lock(self, key: str) -> Any:
         view = self._view
-        return panels.lock_detail(view._table, key, view._node.now_ms(), view._histories.get(key, ()))
+        if self._waits_for is None:
+            self._waits_for = panels.waits_for(view._table)
+        return panels.lock_detail(view._table, key, view._node.now_ms(), view._histories.get(key, ()), self._waits_for)
 
     def _topic(self, topic: str) -> Any:
         return panels.topic_detail(self._view._broker, topic, self._view._node.now_ms())

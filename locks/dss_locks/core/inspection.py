@@ -5,6 +5,9 @@ Times are relative to `now_ms`, the applied time as estimated by this node.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import chain as chained
+from itertools import islice
 from typing import Any
 
 from dss_locks.core.holdings import MODES
@@ -21,15 +24,16 @@ def status(table: LockTable, key: str, now_ms: int, client: str = "", rows_max: 
     """Holders and waiters of a key, in order, the first `rows_max` of each. With `client`: why that client waits."""
     lock = table.locks.get(key)
     holds = lock.holds() if lock is not None else []
-    queue = list(lock.queue.values()) if lock is not None and lock.queue is not None else []
-    ordered = [p for p in queue if key in p.upgrades] + [p for p in queue if key not in p.upgrades]
+    queue: Mapping[int, LockWaiter] = (lock.queue if lock is not None else None) or {}
+    upgraders: Mapping[int, LockWaiter] = (lock.upgraders if lock is not None else None) or {}
+    ordered = chained(upgraders.values(), (p for p in queue.values() if p.rank not in upgraders))
     body: dict[str, Any] = {
         "key": key,
         "locked": bool(holds),
         "mode": MODES[holds[0].exclusive] if holds else None,
         "holders": [hold_row(table, hold, now_ms) for hold in holds[:rows_max]],
         "holder_count": len(holds),
-        "waiters": [waiter_row(waiter, number, now_ms) for number, waiter in enumerate(ordered[:rows_max], 1)],
+        "waiters": [waiter_row(waiter, number, now_ms) for number, waiter in enumerate(islice(ordered, rows_max), 1)],
         "waiter_count": len(queue),
         "delay": delay_row(table, key, now_ms),
     }
@@ -122,28 +126,35 @@ def _first_step(table: LockTable, waiter: LockWaiter) -> dict[str, Any] | None:
     return None
 
 
-def graph(table: LockTable, edges_max: int = EDGES_SHOWN_MAX) -> dict[str, Any]:
+def graph(table: LockTable, edges_max: int = EDGES_SHOWN_MAX, places_max: int | None = None) -> dict[str, Any]:
     """The waits-for graph: the clients that wait or are waited for, and who waits for whom.
 
     In a queue, only the edge to the nearest blocking waiter is shown. The edges to those before it follow from there.
+
+    Args:
+        places_max: how many places in queues are looked at, from those of the first calls on; None: all.
     """
     edges: list[dict[str, Any]] = []
     nodes: dict[str, bool] = {}
-    nearest: dict[str, dict[int, str]] = {}
-    for waiter in table.waiters.all():
+    nearest: dict[str, _NearestWaiters] = {}
+    places = 0
+    for waiter in table.waiters.all() if places_max is None else table.waiters.first(places_max):
         nodes[waiter.client] = True
         for key in waiter.keys:
+            places += 1
+            if places_max is not None and places > places_max:
+                return _graph(table, nodes, edges, truncated=True)
             lock = table.locks[key]
             if key not in nearest:
-                nearest[key] = _nearest_waiters(lock, key)
-            for client, because in _edges_from(lock, waiter, key, nearest[key][waiter.rank]):
+                nearest[key] = _NearestWaiters(lock, key)
+            for client, because in _edges_from(lock, waiter, key, nearest[key].of(waiter), edges_max):
                 nodes.setdefault(client, False)
                 if len(edges) >= edges_max:
                     return _graph(table, nodes, edges, truncated=True)
                 edges.append(
                     {"from": waiter.client, "to": client, "key": key, "mode": MODES[waiter.exclusive], "because": because}
                 )
-    return _graph(table, nodes, edges, truncated=False)
+    return _graph(table, nodes, edges, truncated=places_max is not None and len(table.waiters.by_origin) > places_max)
 
 
 class _Nearest:
@@ -161,28 +172,38 @@ class _Nearest:
         return self._other if waiter.client == self._client else self._client
 
 
-def _nearest_waiters(lock: KeyLock, key: str) -> dict[int, str]:
-    """Rank -> the client of the nearest waiter that the waiter of this rank waits for at the key; "" if there is none.
+class _NearestWaiters:
+    """For the waiters of one key, the client of the nearest waiter that each waits for there; "" if there is none.
 
-    This is the last of `KeyLock.blockers`, for the whole queue in one pass.
+    This is the last of `KeyLock.blockers`, for the queue in one pass, which goes as far as the last waiter that was asked for.
     """
-    any_mode, exclusive, upgrading = _Nearest(), _Nearest(), _Nearest()
-    for waiter in (lock.upgraders or {}).values():
-        upgrading.add(waiter)
-    found: dict[int, str] = {}
-    for rank, waiter in (lock.queue or {}).items():
-        ahead = any_mode if waiter.exclusive else exclusive
-        found[rank] = "" if key in waiter.depends_on else ahead.before(waiter) or upgrading.before(waiter)
-        any_mode.add(waiter)
+
+    def __init__(self, lock: KeyLock, key: str) -> None:
+        self._key = key
+        self._queue = iter((lock.queue or {}).values())
+        self._any_mode, self._exclusive, self._upgrading = _Nearest(), _Nearest(), _Nearest()
+        for waiter in (lock.upgraders or {}).values():
+            self._upgrading.add(waiter)
+        self._found: dict[int, str] = {}
+
+    def of(self, waiter: LockWaiter) -> str:
+        while waiter.rank not in self._found:
+            self._pass(next(self._queue))
+        return self._found[waiter.rank]
+
+    def _pass(self, waiter: LockWaiter) -> None:
+        ahead = self._any_mode if waiter.exclusive else self._exclusive
+        is_free = self._key in waiter.depends_on
+        self._found[waiter.rank] = "" if is_free else ahead.before(waiter) or self._upgrading.before(waiter)
+        self._any_mode.add(waiter)
         if waiter.exclusive:
-            exclusive.add(waiter)
-    return found
+            self._exclusive.add(waiter)
 
 
-def _edges_from(lock: KeyLock, waiter: LockWaiter, key: str, nearest: str) -> list[tuple[str, str]]:
-    """The clients that block `waiter` at a key: the holders and the nearest waiter."""
+def _edges_from(lock: KeyLock, waiter: LockWaiter, key: str, nearest: str, edges_max: int) -> list[tuple[str, str]]:
+    """The clients that block `waiter` at a key: the holders, one more than `edges_max` at most, and the nearest waiter."""
     edges: dict[str, str] = {}
-    for blocker in lock.blockers(waiter, key):
+    for blocker in islice(lock.blockers(waiter, key), edges_max + 1):
         if blocker.because != "holds":
             break
         edges[blocker.client] = "holds"

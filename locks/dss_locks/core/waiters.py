@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -166,6 +167,11 @@ class Waiters:
         """Every waiter, in order of arrival."""
         waiters = {caller.waiter.rank: caller.waiter for caller in self.by_origin.values()}
         return [waiters[rank] for rank in sorted(waiters)]
+
+    def first(self, calls_max: int) -> list[LockWaiter]:
+        """The waiters of the first calls, in the order of these calls, without a look at the others."""
+        waiters = {caller.waiter.rank: caller.waiter for caller in islice(self.by_origin.values(), calls_max)}
+        return list(waiters.values())
 
     def restore(self, waiters: list[LockWaiter], last_rank: int) -> None:
         """Replace everything. The holds must have been restored before. The account has the uses of the metadata already."""
