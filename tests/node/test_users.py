@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import string
 import threading
 import time
@@ -327,6 +328,26 @@ def test_an_admin_makes_and_changes_users(node: UserNode) -> None:
     assert "carol" in client.get("/admin/").content.decode()
     assert [record.operation for record in node.machine("audit").records].count("users.create") >= 1
     assert not [record for record in node.machine("audit").records if NEW in record.request or PASSWORD in record.request]
+
+
+def test_an_old_form_changes_only_what_was_changed_in_it(node: UserNode) -> None:
+    client, user = logged_in("boss"), node.users.users["alice"]
+    page = client.get(f"{ROW}alice/change/").content.decode()
+    hidden = dict(re.findall(r'<input type="hidden" name="(initial-[a-z]+)" value="([^"]*)"', page))
+    assert hidden == {"initial-group": "viewer", "initial-active": "True"}
+    node.apply(ChangeUser(name="alice", active=False))
+    form = {**hidden, "group": "operator", "active": "on", "password": ""}
+    assert client.post(f"{ROW}alice/change/", form).status_code == 302
+    assert (user.group, user.is_active) == ("operator", False)
+    node.apply(ChangeUser(name="alice", group="viewer", active=True))
+    form = {"initial-group": "operator", "initial-active": "True", "group": "operator", "password": ""}
+    assert client.post(f"{ROW}alice/change/", form).status_code == 302
+    assert (user.group, user.is_active) == ("viewer", False)
+    node.apply(ChangeUser(name="alice", active=True))
+    form = {"initial-group": "viewer", "initial-active": "False", "group": "viewer", "password": NEW}
+    assert client.post(f"{ROW}alice/change/", form).status_code == 302
+    assert (user.group, user.is_active) == ("viewer", True)
+    assert log_in(browser(), "alice", NEW).status_code == 302
 
 
 def test_actions_of_an_admin(node: UserNode) -> None:

@@ -47,6 +47,9 @@ def _time(at_ms: int) -> datetime | None:
 _GROUPS = {"viewer": "viewer: may read", "operator": "operator: may also operate", "admin": "admin: may do everything"}
 
 
+SENT_IF_CHANGED = ("group", "active")
+
+
 class UserForm(forms.ModelForm):
     """What can be said about a user. The password is checked when the user is saved."""
 
@@ -68,6 +71,10 @@ class UserForm(forms.ModelForm):
         if self.instance._state.adding:
             self.fields["password"].required = True
             self.fields["password"].help_text = "At least 8 characters, and not a common one."
+        # What the form was made with, so that saving it does not undo what another admin has changed since then.
+        for name in SENT_IF_CHANGED:
+            if name in self.fields:
+                self.fields[name].show_hidden_initial = not self.is_bound or self.add_initial_prefix(name) in self.data
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"]
@@ -126,8 +133,8 @@ class UserAdmin(LiveAdmin):
         if not change:
             self._call(request, "users.create", CreateUserRequest(name=obj.name, group=obj.group, password=password))
         elif form.changed_data:
-            changed = ChangeUserRequest(name=obj.name, group=obj.group, active=obj.active, password=password or None)
-            self._call(request, "users.change", changed)
+            changed = {name: form.cleaned_data[name] for name in SENT_IF_CHANGED if name in form.changed_data}
+            self._call(request, "users.change", ChangeUserRequest(name=obj.name, password=password or None, **changed))
 
     def _call(self, request: HttpRequest, name: str, call: Any) -> None:
         address = request.META.get("REMOTE_ADDR") or ""
