@@ -14,8 +14,10 @@ from dss_api.failures import (
     DEBTORS_MAX,
     LOGIN_OF_ADDRESS_EVERY_S,
     LOGIN_OF_NAME_EVERY_S,
+    LOGIN_OF_NETWORK_EVERY_S,
     LOGINS_PER_ADDRESS_MAX,
     LOGINS_PER_NAME_MAX,
+    LOGINS_PER_NETWORK_MAX,
     TOKENS_PER_ADDRESS_MAX,
     Debts,
     FailedLogins,
@@ -135,6 +137,17 @@ def test_the_addresses_of_one_customer_with_ipv6_are_one(logins: FailedLogins) -
         fail(logins, 1, f"2001:db8:1:2::{number:x}", f"user-{number}")
     assert attempt(logins, "2001:db8:1:2:ffff::1", "x") == "failed_logins_per_address_max"
     assert attempt(logins, "2001:db8:1:3::1", "x") == "checked"
+
+
+def test_a_large_network_of_ipv6_cannot_take_the_time_of_all_logins(logins: FailedLogins, clock: Clock) -> None:
+    for number in range(LOGINS_PER_NETWORK_MAX):
+        fail(logins, 1, f"2001:db8:1:{number:x}::1", f"user-{number}")
+    assert attempt(logins, "2001:db8:1:ffff::1", "x") == "failed_logins_per_network_max"
+    assert attempt(logins, "2001:db8:2::1", "x") == "checked"
+    clock.now_s += LOGIN_OF_NETWORK_EVERY_S
+    assert attempt(logins, "2001:db8:1:ffff::1", "x", right=True) == "checked"
+    assert attempt(logins, "2001:db8:1:ffff::1", "x") == "checked", "a good login is no debt"
+    assert attempt(logins, "2001:db8:1:fffe::1", "x") == "failed_logins_per_network_max"
 
 
 def test_clients_with_ipv4_are_told_apart_on_a_socket_for_both(logins: FailedLogins) -> None:
