@@ -419,9 +419,11 @@ class PeerConnection(asyncio.Protocol):
             self.refuse(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._links.lost(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        try:
+            self._links.lost(self)
+        finally:  # a listener that fails must not stop the dialer
+            if not self.closed.done():
+                self.closed.set_result(None)
 
     # -- called by the links -----------------------------------------------------------------------------------------------------
 

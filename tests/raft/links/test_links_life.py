@@ -223,6 +223,24 @@ async def test_a_frame_that_cannot_be_sent_is_dropped_counted_and_logged_once(st
     assert a.links.is_up("b")
 
 
+async def test_a_listener_that_fails_does_not_stop_the_dialer(start_node):
+    def fail(peer_id: str) -> None:
+        failed.append(peer_id)
+        raise RuntimeError("a bug")
+
+    failed: list[str] = []
+    b = await start_node("b", {"a": NOWHERE})
+    a = await start_node("a", {"b": b.address})
+    assert await a.next_event() == ("up", "b")
+    a.links._on_down = fail
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    await b.links.stop()
+    await start_node("b", {"a": NOWHERE}, listen=b.address)
+    assert await a.next_event() == ("up", "b")
+    assert failed == ["b"]
+    a.links._on_down = lambda peer_id: None
+
+
 async def test_a_silent_peer_is_not_up_although_its_link_is(start_pair):
     """As after SIGSTOP: the connection stays, nothing arrives. The link is dropped much later."""
     a, b = await start_pair(idle_seconds=2.0, silent_seconds=0.1)
