@@ -26,6 +26,11 @@ LOOP_DELAY_SECONDS = Histogram(
 )
 LEADER_CHANGES = Counter("raft_leader_changes", "Leaders that this node has learned of, one for each term that had a leader")
 CLUSTER_VERSION = Gauge("raft_cluster_version", "The cluster version that this node has applied")
+PEER_TLS_EXPIRY = Gauge(
+    "raft_peer_tls_expiry_timestamp_seconds", "When a file with which this node links expires; +Inf: there is none.", ["file"]
+)
+for _file in ("certificate", "ca", "crl"):
+    PEER_TLS_EXPIRY.labels(_file).set(float("inf"))
 APPLY_STOPPED = Gauge("raft_apply_stopped", "1 while this node cannot apply an entry of the log")
 OUTDATED = Gauge("raft_outdated", "1 while this node has no vote, because its disk was put back to an earlier state")
 CLOCK_OFF_SECONDS = Gauge(

@@ -13,7 +13,7 @@ Theory of operation
 4. A name in a certificate is a MAC of the cluster's and the node's id with a key that is computed from the secret. Strangers, to whom an
    acceptor must show its certificate, cannot read it.
 5. With files, an operator's own authority issues the certificates. The name of node-1 of the cluster dss is the URI `dss://dss/node-1`.
-   Files are read again when they change. A revoked certificate is refused; whether the list itself is out of date is only logged, so that
+   Files are read again when they change. A revoked certificate is refused; whether the list itself is out of date is only reported, so that
    a forgotten list does not stop a cluster.
 """
 
@@ -23,6 +23,7 @@ import asyncio
 import datetime
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import ssl
@@ -42,6 +43,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dss_api.errors import ForOperator
+from dss_raft import metrics
 from dss_raft.net import tls
 from dss_raft.net.wire import Reason
 
@@ -53,7 +55,7 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _NOT_BEFORE = datetime.datetime(1970, 1, 1)
 #: "no well-defined expiration date" (RFC 5280, 4.1.2.5)
 _NOT_AFTER = datetime.datetime(9999, 12, 31, 23, 59, 59)
-#: A certificate of an operator that ends sooner than this is reported.
+#: A certificate of an operator that ends sooner than this is reported, each day.
 ENDS_SOON = datetime.timedelta(days=14)
 
 
@@ -256,6 +258,8 @@ class _Read(NamedTuple):
     dialing: ssl.SSLContext
     #: issuer -> serial numbers of the certificates that it has revoked
     revoked: dict[x509.Name, frozenset[int]]
+    #: when each file expires, in seconds since 1970: "certificate" (with its chain), "ca", "crl"
+    expiries: dict[str, float]
 
 
 class FileCredentials(Credentials):
@@ -273,12 +277,17 @@ class FileCredentials(Credentials):
         self._files = files
         self._cluster_id = cluster_id
         self._node_id = node_id
+        self._expiries: dict[str, float] = {}
+        #: the day on which `_report` last ran
+        self._reported: datetime.date | None = None
         self._seen = self._signature()
         self._use(self._read())
 
     async def refresh(self) -> bool:
         seen = self._signature()
         if seen == self._seen:
+            if self._reported != _now().date():
+                self._report()
             return False
         self._seen = seen
         try:
@@ -309,7 +318,20 @@ class FileCredentials(Credentials):
         return [_stat(path) for path in self._files]
 
     def _use(self, read: _Read) -> None:
-        self.accepting, self.dialing, self._revoked = read
+        self.accepting, self.dialing, self._revoked, self._expiries = read
+        for file, expiry_s in self._expiries.items():
+            metrics.PEER_TLS_EXPIRY.labels(file).set(expiry_s)
+        self._report()
+
+    def _report(self) -> None:
+        """Log which files expire soon."""
+        self._reported = _now().date()
+        now_s = _now().timestamp()
+        ends_s, list_ends_s = self._expiries["certificate"], self._expiries.get("crl", math.inf)
+        if ends_s < now_s + ENDS_SOON.total_seconds():
+            log.warning("raft.certificate_ends", certificate=self._files.certificate, at=_iso(ends_s))
+        if list_ends_s < now_s:
+            log.warning("raft.revocation_list_out_of_date", file=self._files.crl, since=_iso(list_ends_s))
 
     def _read(self) -> _Read:
         """Read all files. They are used only if all are right. Runs in a thread, too."""
@@ -326,11 +348,20 @@ class FileCredentials(Credentials):
                 raise CredentialsUnusable(
                     f"cannot use DSS_PEER_CERTIFICATE_FILE={files.certificate} with DSS_PEER_KEY_FILE={files.key}: {_words(error)}"
                 ) from None
-        self._check_own()
-        return _Read(contexts[0], contexts[1], self._read_revoked())
+        chain = _certificates("DSS_PEER_CERTIFICATE_FILE", files.certificate)
+        authorities = _certificates("DSS_PEER_CA_FILE", files.ca)
+        self._check_own(chain[0])
+        expiries = {
+            "certificate": min(each.not_valid_after_utc.timestamp() for each in chain),
+            # Of authorities that follow one another, the last one counts.
+            "ca": max(each.not_valid_after_utc.timestamp() for each in authorities),
+        }
+        if not files.crl:
+            return _Read(contexts[0], contexts[1], {}, expiries)
+        revoked, expiries["crl"] = self._read_revoked(authorities)
+        return _Read(contexts[0], contexts[1], revoked, expiries)
 
-    def _check_own(self) -> None:
-        certificate = x509.load_pem_x509_certificate(Path(self._files.certificate).read_bytes())
+    def _check_own(self, certificate: x509.Certificate) -> None:
         try:
             found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             names = found.get_values_for_type(x509.UniformResourceIdentifier)
@@ -342,20 +373,16 @@ class FileCredentials(Credentials):
                 f"cannot use DSS_PEER_CERTIFICATE_FILE={self._files.certificate}: it has no URI {wanted} among its subject alternative"
                 " names"
             )
-        ends = certificate.not_valid_after_utc
-        if ends - datetime.datetime.now(datetime.UTC) < ENDS_SOON:
-            log.warning("raft.certificate_ends", certificate=self._files.certificate, at=ends.isoformat())
 
-    def _read_revoked(self) -> dict[x509.Name, frozenset[int]]:
+    def _read_revoked(self, authorities: list[x509.Certificate]) -> tuple[dict[x509.Name, frozenset[int]], float]:
+        """What each issuer has revoked, and when the first of the lists is out of date."""
         path = self._files.crl
-        if not path:
-            return {}
         try:
             lists = [x509.load_pem_x509_crl(pem) for pem in _pem_blocks(Path(path).read_bytes())]
-            authorities = x509.load_pem_x509_certificates(Path(self._files.ca).read_bytes())
         except (OSError, ValueError) as error:
             raise CredentialsUnusable(f"cannot use DSS_PEER_CRL_FILE={path}: {_words(error)}") from None
         revoked: dict[x509.Name, frozenset[int]] = defaultdict(frozenset)
+        ends_s = math.inf
         for each in lists:
             issuer = each.issuer
             if all(ca.subject != issuer for ca in authorities):
@@ -366,11 +393,25 @@ class FileCredentials(Credentials):
                 continue
             if not any(_has_signed(ca, each) for ca in authorities):
                 raise CredentialsUnusable(f"cannot use DSS_PEER_CRL_FILE={path}: no authority in DSS_PEER_CA_FILE has signed it")
-            ends = each.next_update_utc
-            if ends is not None and ends < datetime.datetime.now(datetime.UTC):
-                log.warning("raft.revocation_list_out_of_date", file=path, since=ends.isoformat())
+            if each.next_update_utc is not None:
+                ends_s = min(ends_s, each.next_update_utc.timestamp())
             revoked[issuer] |= {entry.serial_number for entry in each}
-        return dict(revoked)
+        return dict(revoked), ends_s
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _iso(at_s: float) -> str:
+    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat()
+
+
+def _certificates(setting: str, path: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CredentialsUnusable(f"cannot use {setting}={path}: {_words(error)}") from None
 
 
 _END_OF_LIST = b"-----END X509 CRL-----"

@@ -17,8 +17,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from dss_raft.net import certificates
 from dss_raft.net.certificates import (
     CertificateFiles,
     CredentialsUnusable,
@@ -279,6 +281,32 @@ def test_a_list_that_is_out_of_date_still_counts_and_is_reported(ends, files, op
         credentials = a.load()
     assert [line["event"] for line in logs] == ["raft.revocation_list_out_of_date"]
     assert refused(ends, credentials, b.load()).reason is Reason.CERTIFICATE
+
+
+def expiry(file: str) -> datetime.datetime:
+    found = REGISTRY.get_sample_value("raft_peer_tls_expiry_timestamp_seconds", {"file": file})
+    return datetime.datetime.fromtimestamp(found or 0, datetime.UTC)
+
+
+async def test_what_expires_is_shown_and_reported_each_day(files, operator, monkeypatch):
+    a = files("a", operator.issue("dss://c/a", ends=NOW + 20 * DAY))
+    a.write("crl", operator.revoke(ends=NOW + 2 * DAY))
+    with capture_logs() as logs:
+        credentials = a.load()
+        assert not await credentials.refresh()
+        assert logs == []
+        assert [expiry(file) - NOW.replace(microsecond=0) for file in ("certificate", "ca", "crl")] == [
+            20 * DAY,
+            365 * DAY,
+            2 * DAY,
+        ]
+        monkeypatch.setattr(certificates, "_now", lambda: NOW + 7 * DAY)
+        for _ in range(3):
+            assert not await credentials.refresh()
+    assert [line["event"] for line in logs] == ["raft.certificate_ends", "raft.revocation_list_out_of_date"]
+    a.write("certificate", a.issued.pem() + operator.subordinate("between").own.pem() + Operator("old").own.pem())
+    monkeypatch.setattr(certificates, "_now", lambda: NOW)
+    assert await credentials.refresh()
 
 
 @pytest.mark.parametrize("uri", [None, "dss://c/a", "dss://other/b", "spiffe://c/b"])
