@@ -1,7 +1,8 @@
 """Django's admin for the live state in a node's memory: no tables, no writes.
 
-A subsystem declares an unmanaged model, which describes a row, and a `LiveAdmin`. Its `rows` builds instances of the model from a
-snapshot taken in the node's loop. Lists, search, filters, sorting, pages, details and bulk actions are Django's own.
+A subsystem declares an unmanaged model, which describes a row, and a `LiveAdmin`. Its `rows` copies plain values in the node's loop, and
+builds instances of the model from them in the thread of the page: thousands of instances take longer than Raft should wait. Lists, search,
+filters, sorting, pages, details and bulk actions are Django's own.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ class LiveAdmin(admin.ModelAdmin):
     list_max_show_all = 5000
 
     def rows(self) -> list[Any]:
-        """Instances of the model, from one snapshot: `return rows_from_loop(take)`."""
+        """Instances of the model, from one snapshot: `return [Row(...) for fields in rows_from_loop(take)]`."""
         raise NotImplementedError
 
     def get_queryset(self, request: HttpRequest) -> Any:

@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from dss_cache import metrics, operations
 from dss_cache.core.commands import GetRequest, PutRequest
 from dss_cache.django_app import admin
+from dss_dev.live_rows import rows_here
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def service(make_service):
 
 def test_lines_most_recently_used_first(service):
     service.lines.used("k0")
-    rows = admin.line_rows(service)
+    rows = admin.line_rows(admin.take_lines(service))
     assert [(row.key, row.state, row.version, row.value) for row in rows] == [
         ("k0", "M", 10, '"v0"'),
         ("k2", "S", 12, '"v2"'),
@@ -38,12 +39,12 @@ def test_lines_most_recently_used_first(service):
 
 def test_a_long_or_broken_value_is_cut_for_the_list(service):
     service.lines.install("long", "S", 1, b"\xff" + b"x" * 1000, {}, True, 0.0, "test")
-    assert len(admin.line_rows(service)[0].value) <= admin.VALUE_LENGTH_SHOWN
+    assert len(admin.line_rows(admin.take_lines(service))[0].value) <= admin.VALUE_LENGTH_SHOWN
 
 
 def test_the_list_is_shown(service, db, client, monkeypatch):
     monkeypatch.setattr("dss_api.running.node", lambda: service.node)
-    monkeypatch.setattr(admin, "rows_from_loop", lambda take: take())
+    monkeypatch.setattr(admin, "rows_from_loop", rows_here)
     urls = ModuleType("cache_admin_urls")
     urls.urlpatterns = [path("admin/", site.urls)]
     client.force_login(User.objects.create_superuser("boss", password="x"))

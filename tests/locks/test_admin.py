@@ -13,6 +13,8 @@ from django.test import override_settings
 from django.urls import path
 
 from dss_admin import live_admin
+from dss_dev.live_rows import rows_here
+from dss_locks.core import inspection
 from dss_locks.django_app import admin
 
 
@@ -28,7 +30,7 @@ def busy(locks):
 
 
 def test_locks_with_their_leases(busy):
-    rows = {row.key: row for row in admin.lock_rows(busy.table, busy.at_ms)}
+    rows = {row.key: row for row in admin.lock_rows(admin.take_locks(busy.table, busy.at_ms))}
     first = rows["k1"]
     assert (first.client, first.mode, first.expires_in_ms, first.age_ms, first.waiting) == ("a", "exclusive", 4000, 1000, 1)
     assert first.meta == '{"pid": 7}'
@@ -36,20 +38,20 @@ def test_locks_with_their_leases(busy):
 
 
 def test_waiting_requests_show_whom_they_wait_for(busy):
-    first, second = admin.waiter_rows(busy.table, busy.at_ms)
+    first, second = admin.waiter_rows(admin.take_waiters(busy.table, busy.at_ms))
     assert (first.client, first.keys, first.waits_for, first.gives_up_in_ms) == ("b", "k1", "a", 19_000)
     assert (second.client, second.keys, second.mode, second.chain) == ("c", "k2, k3", "shared", "c → b → a")
 
 
 def test_lock_delays(busy):
     busy.pass_ms(2500)
-    (row,) = admin.delay_rows(busy.table, busy.at_ms)
+    (row,) = admin.delay_rows(admin.take_delays(busy.table, busy.at_ms))
     assert (row.key, row.lost_by, row.keeps_out, row.left_ms, row.delay_ms) == ("k4", "gone", "everybody", 7500, 10_000)
 
 
 def test_forced_releases(busy):
     busy.force("k2", reason="hangs", by="alice")
-    (row,) = admin.forced_rows(busy.table)
+    (row,) = admin.forced_rows(inspection.audit(busy.table))
     assert (row.key, row.client, row.reason, row.by) == ("k2", "b", "hangs", "alice")
 
 
@@ -57,7 +59,7 @@ def test_rows_have_unique_primary_keys(busy):
     """The admin finds a row by its primary key. Names may contain any character."""
     busy.shared("x.y", "z")
     busy.shared("x", "y.z")
-    ids = [row.pk for row in admin.lock_rows(busy.table, busy.at_ms)]
+    ids = [row.pk for row in admin.lock_rows(admin.take_locks(busy.table, busy.at_ms))]
     assert len(set(ids)) == len(ids)
 
 
@@ -82,7 +84,7 @@ class Cluster:
 def boss(db, client, busy, monkeypatch):
     node = Cluster(busy)
     monkeypatch.setattr("dss_api.running.node", lambda: node)
-    monkeypatch.setattr(admin, "rows_from_loop", lambda take: take())
+    monkeypatch.setattr(admin, "rows_from_loop", rows_here)
     monkeypatch.setattr(live_admin, "await_in_loop", asyncio.run)
     urls = ModuleType("locks_admin_urls")
     urls.urlpatterns = [path("admin/", site.urls)]
@@ -99,7 +101,7 @@ def test_the_lists_are_shown(boss, model, count):
 
 
 def test_a_forced_release_needs_a_reason(boss, busy):
-    row = next(row for row in admin.lock_rows(busy.table, busy.at_ms) if row.key == "k1")
+    row = next(row for row in admin.lock_rows(admin.take_locks(busy.table, busy.at_ms)) if row.key == "k1")
     form = {"action": "force_release", "_selected_action": [row.pk]}
     boss.post("/admin/dss_locks/lockrow/", {**form, "reason": " "})
     assert busy.holders("k1") == [("a", "exclusive")], "released without a reason"
@@ -124,7 +126,7 @@ def test_durations_are_readable_and_filter_choices_unique(boss, busy):
     assert '<td class="field-expires_in_ms">4 s</td>' in page
     assert "until released" in page
     assert page.count("?mode=exclusive") == 1
-    row = next(row for row in admin.lock_rows(busy.table, busy.at_ms) if row.key == "k1")
+    row = next(row for row in admin.lock_rows(admin.take_locks(busy.table, busy.at_ms)) if row.key == "k1")
     detail = boss.get(f"/admin/dss_locks/lockrow/{quote(row.pk)}/change/").content.decode()
     assert "4 s" in detail
     assert "pid" in detail

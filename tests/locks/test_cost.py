@@ -130,7 +130,7 @@ def the_waiting_requests_are_shown(limited, size):
     locks = limited()
     locks.acquire("holder", "k")
     crowd(locks, size)
-    return lambda: admin.waiter_rows(locks.table, locks.at_ms)
+    return lambda: admin.take_waiters(locks.table, locks.at_ms)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 from django.contrib.auth.models import Permission, User
 
+from dss_api.running import call_in_loop
 from dss_dev.entry_points import opened
-from dss_queue.django_app.admin import VALUE_SHOWN_MAX, backlog_rows, dead_letter_rows, in_flight_rows
+from dss_dev.live_rows import rows_here
+from dss_queue.django_app import admin
+from dss_queue.django_app.admin import (
+    VALUE_SHOWN_MAX,
+    backlog_rows,
+    dead_letter_rows,
+    in_flight_rows,
+    take_backlogs,
+    take_dead_letters,
+    take_in_flight,
+)
 from dss_queue.operations import OPERATIONS
 
 
@@ -17,7 +28,7 @@ def test_backlog_rows(desk):
     desk.publish(6, topic="unread")
     desk.publish(7, topic="unread", delay_ms=1000)
     desk.take()
-    rows = backlog_rows(desk.broker, desk.at_ms + 400)
+    rows = backlog_rows(take_backlogs(desk.broker, desk.at_ms + 400))
     shown = [(row.topic, row.group, row.ready, row.delayed, row.in_flight, row.dead, row.oldest_age_ms) for row in rows]
     assert shown == [("t", "g", 3, 1, 1, 0, 400), ("unread", "", 1, 1, 0, 0, 400)]
     assert rows[0].pk != rows[1].pk
@@ -28,7 +39,7 @@ def test_in_flight_rows(desk):
     desk.publish(1)
     desk.take(visibility_ms=1000, node="n2")
     desk.take(group="other")
-    rows = in_flight_rows(desk.broker, desk.at_ms + 400)
+    rows = in_flight_rows(take_in_flight(desk.broker), desk.at_ms + 400)
     assert [(row.topic, row.group, row.key, row.attempt, row.node) for row in rows] == [
         ("t", "g", "k", 1, "n2"),
         ("t", "other", "k", 1, "n1"),
@@ -45,7 +56,7 @@ def test_dead_letter_rows_with_history(desk):
     desk.nack(msg_id)
     desk.take()
     desk.nack(msg_id, dead=True)
-    (row,) = dead_letter_rows(desk.broker)
+    (row,) = dead_letter_rows(take_dead_letters(desk.broker))
     assert (row.msg_id, row.reason, row.attempts, row.value) == (msg_id, "rejected", 2, '"a"')
     first, second = row.history.splitlines()
     assert first.startswith("attempt 1: nack after 5 ms, by n1")
@@ -60,7 +71,8 @@ def api(local_node):
 
 
 @pytest.fixture
-def boss(db, client, api):
+def boss(db, client, api, monkeypatch):
+    monkeypatch.setattr(admin, "rows_from_loop", lambda take: call_in_loop(lambda: rows_here(take)))
     client.defaults["SERVER_NAME"] = "localhost"
     client.force_login(User.objects.create_superuser("boss", password="x"))
     return client
@@ -94,7 +106,7 @@ def test_redrive_returns_a_dead_letter_to_the_queue(boss, api):
     api.post("/queue/publish", topic="t", value=1)
     got = take(api)
     api.post("/queue/nack", topic="t", group="g", msg_id=got["msg_id"], dead=True)
-    page = act(boss, "deadletterrow", "redrive", *dead_letter_rows(api.node.broker))
+    page = act(boss, "deadletterrow", "redrive", *dead_letter_rows(take_dead_letters(api.node.broker)))
     assert "1 returned to the queue" in page
     again = take(api)
     assert (again["msg_id"], again["attempt"]) == (got["msg_id"], 1)
@@ -104,17 +116,17 @@ def test_groups_and_topics_are_deleted(boss, api):
     for group in ("g", "h"):
         api.put("/queue/group", topic="t", group=group)
     api.post("/queue/publish", topic="u", value=1)
-    rows = backlog_rows(api.node.broker, 0)
+    rows = backlog_rows(take_backlogs(api.node.broker, 0))
     assert "2 groups deleted" in act(boss, "backlogrow", "delete_groups", *rows)
     assert not api.node.broker.topics["t"].groups
-    assert "2 topics deleted" in act(boss, "backlogrow", "delete_topics", *backlog_rows(api.node.broker, 0))
+    assert "2 topics deleted" in act(boss, "backlogrow", "delete_topics", *backlog_rows(take_backlogs(api.node.broker, 0)))
     assert not api.node.broker.topics
 
 
 def test_requeue_returns_a_message_in_flight_to_the_queue(boss, api):
     api.post("/queue/publish", topic="t", value=1)
     first = take(api)
-    rows = in_flight_rows(api.node.broker, 0)
+    rows = in_flight_rows(take_in_flight(api.node.broker), 0)
     assert "1 returned to the queue" in act(boss, "inflightrow", "requeue", *rows)
     second = take(api)
     assert (second["msg_id"], second["attempt"]) == (first["msg_id"], 2)

@@ -16,10 +16,12 @@ from dss_api.request_id import Identified, RequestId
 from dss_api.result import Result
 from dss_api.rights import EVERYTHING
 from dss_api.routes import Route
+from dss_dev.live_rows import rows_here
 from dss_project.registry import operations
 from dss_raft import audit_log
 from dss_raft.audit_log import AuditLog
 from dss_raft.audit_operations import AuditQuery, audit
+from dss_raft.django_app.admin import audit_rows, take_audit
 from dss_raft.replication.audit import REQUEST_LENGTH_MAX, AuditTrail, RecordCall
 from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Origin
@@ -54,6 +56,15 @@ def test_the_oldest_records_make_room() -> None:
     assert [one.index for one in trail.after(3, 1)] == [4]
     small = filled(5, audit_bytes_max=2 * filled(1).bytes)
     assert (len(small.records), small.dropped) == (2, 3)
+
+
+def test_the_admin_takes_records_from_the_loop_and_builds_its_rows_elsewhere() -> None:
+    taken = rows_here(lambda: take_audit(filled(3)))
+    assert [(row.index, row.reason, row.at.timestamp()) for row in audit_rows(taken)] == [
+        (3, "3", 0.03),
+        (2, "2", 0.02),
+        (1, "1", 0.01),
+    ]
 
 
 @pytest.mark.parametrize("maxima", [{"audit_records_max": 6}, {"audit_bytes_max": 6 * filled(1).bytes}])

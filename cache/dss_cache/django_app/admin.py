@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 from django.contrib import admin
 
@@ -17,13 +18,16 @@ ROWS_MAX = 5_000
 VALUE_LENGTH_SHOWN = 200
 
 
-def line_rows(service: CacheService) -> list[LineRow]:
-    """The most recently used lines."""
+def take_lines(service: CacheService) -> list[tuple[dict[str, Any], bytes]]:
+    """The most recently used lines and their values, for `line_rows`."""
+    return [(service.line_row(key, line), line.value) for key, line in islice(service.lines.recent_first(), ROWS_MAX)]
+
+
+def line_rows(taken: list[tuple[dict[str, Any], bytes]]) -> list[LineRow]:
     rows = []
-    for key, line in islice(service.lines.recent_first(), ROWS_MAX):
-        shown = service.line_row(key, line)
+    for shown, value in taken:
         del shown["node"]
-        rows.append(LineRow(**shown, value=as_text(line.value, VALUE_LENGTH_SHOWN)))
+        rows.append(LineRow(**shown, value=as_text(value, VALUE_LENGTH_SHOWN)))
     return rows
 
 
@@ -37,4 +41,4 @@ class LineRowAdmin(LiveAdmin):
     search_fields = ("key", "value")
 
     def rows(self) -> list[LineRow]:
-        return rows_from_loop(lambda: line_rows(service_of(running.node())))
+        return line_rows(rows_from_loop(lambda: take_lines(service_of(running.node()))))

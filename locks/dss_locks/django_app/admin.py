@@ -27,10 +27,12 @@ from dss_locks.core.waiters import Positions
 from dss_locks.django_app.models import DelayRow, ForcedRow, LockRow, WaiterRow
 from dss_locks.operations import OPERATIONS
 
-#: Maximum rows of a list. They are read in the node's event loop, while other calls wait.
+#: Maximum rows of a list. What they show is copied in the node's event loop, while other calls wait.
 ROWS_MAX = 1_000
 #: Maximum steps of a request's chain in the list. `GET /lock/status` shows more.
 CHAIN_STEPS_MAX = 10
+#: fields of a hold that are shown as they are
+_OF_HOLD = ("key", "client", "mode", "fencing_token", "expires_in_ms", "age_ms", "session", "lock_delay_ms")
 #: Maximum edges in the picture.
 EDGES_MAX = 1_000
 
@@ -39,61 +41,66 @@ def _table() -> LockTable:
     return cast(LockTable, running.node().machine("locks"))
 
 
-def lock_rows(table: LockTable, now_ms: int) -> list[LockRow]:
-    """The first rows of the table."""
+def take_locks(table: LockTable, now_ms: int) -> list[tuple[dict[str, Any], int]]:
+    """The first rows of the table, each with the number of waiters, for `lock_rows`."""
     rows = []
     for hold in islice(table.holdings.all(), ROWS_MAX):
         queue = table.locks[hold.key].queue
-        shown = inspection.hold_row(table, hold, now_ms)
-        rows.append(
-            LockRow(
-                row_id=f"{len(hold.client)}.{hold.client}.{hold.key}",
-                key=hold.key,
-                client=hold.client,
-                mode=shown["mode"],
-                fencing_token=hold.token,
-                expires_in_ms=shown["expires_in_ms"],
-                age_ms=shown["age_ms"],
-                waiting=len(queue) if queue is not None else 0,
-                session=hold.session,
-                lock_delay_ms=hold.lock_delay_ms,
-                meta=json.dumps(shown["meta"], ensure_ascii=False) if shown["meta"] else "",
-            )
-        )
+        rows.append(({"key": hold.key, **inspection.hold_row(table, hold, now_ms)}, len(queue) if queue is not None else 0))
     return rows
 
 
-def waiter_rows(table: LockTable, now_ms: int) -> list[WaiterRow]:
-    """The first waiting requests, in order of arrival."""
+def lock_rows(taken: list[tuple[dict[str, Any], int]]) -> list[LockRow]:
+    return [
+        LockRow(
+            row_id=f"{len(shown['client'])}.{shown['client']}.{shown['key']}",
+            waiting=waiting,
+            meta=json.dumps(shown["meta"], ensure_ascii=False) if shown["meta"] else "",
+            **{name: shown[name] for name in _OF_HOLD},
+        )
+        for shown, waiting in taken
+    ]
+
+
+def take_waiters(table: LockTable, now_ms: int) -> list[dict[str, Any]]:
+    """The first waiting requests, in order of arrival, for `waiter_rows`."""
     rows = []
     positions = Positions(table.locks)
-    for waiter in table.waiters.all()[:ROWS_MAX]:
+    for waiter in table.waiters.first(ROWS_MAX):
         position = positions.of(waiter)
         shown = inspection.waiter_row(waiter, position, now_ms)
         chain = inspection.chain(table, waiter, CHAIN_STEPS_MAX)
         rows.append(
-            WaiterRow(
-                row_id=str(waiter.rank),
-                client=waiter.client,
-                keys=", ".join(waiter.keys),
-                mode=shown["mode"],
-                position=position,
-                waits_for=chain[0]["held_by"] if chain else "",
-                chain=" → ".join([waiter.client, *(step["held_by"] for step in chain)]),
-                age_ms=shown["age_ms"],
-                gives_up_in_ms=shown["gives_up_in_ms"],
-            )
+            {
+                "row_id": str(waiter.rank),
+                "client": waiter.client,
+                "keys": ", ".join(waiter.keys),
+                "mode": shown["mode"],
+                "position": position,
+                "waits_for": chain[0]["held_by"] if chain else "",
+                "chain": " → ".join([waiter.client, *(step["held_by"] for step in chain)]),
+                "age_ms": shown["age_ms"],
+                "gives_up_in_ms": shown["gives_up_in_ms"],
+            }
         )
     return rows
 
 
-def delay_rows(table: LockTable, now_ms: int) -> list[DelayRow]:
-    """The first lock delays."""
+def waiter_rows(taken: list[dict[str, Any]]) -> list[WaiterRow]:
+    return [WaiterRow(**fields) for fields in taken]
+
+
+def take_delays(table: LockTable, now_ms: int) -> list[dict[str, Any]]:
+    """The first lock delays, for `delay_rows`."""
     keys = list(islice(table.holdings.delays.by_key, ROWS_MAX))
-    return [DelayRow(key=key, **(inspection.delay_row(table, key, now_ms) or {})) for key in keys]
+    return [{"key": key, **(inspection.delay_row(table, key, now_ms) or {})} for key in keys]
 
 
-def forced_rows(table: LockTable) -> list[ForcedRow]:
+def delay_rows(taken: list[dict[str, Any]]) -> list[DelayRow]:
+    return [DelayRow(**fields) for fields in taken]
+
+
+def forced_rows(audit: list[dict[str, Any]]) -> list[ForcedRow]:
     """The audit list, latest first."""
     return [
         ForcedRow(
@@ -101,7 +108,7 @@ def forced_rows(table: LockTable) -> list[ForcedRow]:
             at=datetime.fromtimestamp(line.pop("at_ms") / 1000, UTC),
             **{name: line[name] for name in ("key", "client", "fencing_token", "by", "reason")},
         )
-        for line in inspection.audit(table)
+        for line in audit
     ]
 
 
@@ -138,7 +145,7 @@ class LockRowAdmin(LockAdmin):
     actions = ("force_release",)
 
     def rows(self) -> list[LockRow]:
-        return rows_from_loop(lambda: lock_rows(_table(), running.node().now_ms()))
+        return lock_rows(rows_from_loop(lambda: take_locks(_table(), running.node().now_ms())))
 
     @admin.action(description="Force release (needs a reason)", permissions=["operate"])
     def force_release(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -170,12 +177,12 @@ class WaiterRowAdmin(LockAdmin):
     search_fields = ("client", "keys", "chain")
 
     def rows(self) -> list[WaiterRow]:
-        return rows_from_loop(lambda: waiter_rows(_table(), running.node().now_ms()))
+        return waiter_rows(rows_from_loop(lambda: take_waiters(_table(), running.node().now_ms())))
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         context = {**(extra_context or {}), "clients_max": picture.CLIENTS_MAX}
         with suppress(Refused):  # the list shows the reason
-            graph = rows_from_loop(lambda: inspection.graph(_table(), EDGES_MAX))
+            graph = rows_from_loop(lambda: inspection.graph(_table(), EDGES_MAX, places_max=EDGES_MAX))
             # `draw` escapes all text that comes from clients.
             context |= {"picture": mark_safe(picture.draw(graph)), "is_cut": picture.is_cut(graph)}
         return super().changelist_view(request, context)
@@ -194,7 +201,7 @@ class DelayRowAdmin(LockAdmin):
     search_fields = ("key", "lost_by")
 
     def rows(self) -> list[DelayRow]:
-        return rows_from_loop(lambda: delay_rows(_table(), running.node().now_ms()))
+        return delay_rows(rows_from_loop(lambda: take_delays(_table(), running.node().now_ms())))
 
 
 @admin.register(ForcedRow)
@@ -207,4 +214,4 @@ class ForcedRowAdmin(LiveAdmin):
     search_fields = ("key", "client", "by", "reason")
 
     def rows(self) -> list[ForcedRow]:
-        return rows_from_loop(lambda: forced_rows(_table()))
+        return forced_rows(rows_from_loop(lambda: inspection.audit(_table())))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
 from dss_api import running
@@ -17,13 +17,15 @@ from dss_api.rights import OPERATE
 from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Nack, Redrive
-from dss_queue.core.records import Ending, message_id, receipt_of
+from dss_queue.core.records import Dead, Ending, Message, message_id, receipt_of
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic
 from dss_queue.django_app.models import BacklogRow, DeadLetterRow, InFlightRow
 from dss_queue.operations import OPERATIONS
 
-#: Maximum rows of a list. They are read in the event loop, so other calls wait meanwhile.
+#: Maximum rows of a list. What they show is copied in the event loop, so other calls wait meanwhile.
 ROWS_MAX = 5_000
+#: Maximum rows of the list of groups, whose figures are computed in the event loop.
+GROUPS_MAX = 1_000
 VALUE_SHOWN_MAX = 2_000
 
 
@@ -31,32 +33,52 @@ def _broker() -> Broker:
     return cast(Broker, running.node().machine("queue"))
 
 
-def backlog_rows(broker: Broker, now_ms: int) -> list[BacklogRow]:
-    """The first groups, and topics without one."""
+class TakenDelivery(NamedTuple):
+    """A delivery, copied: it changes and ends in the event loop."""
+
+    topic: str
+    group: str
+    message: Message
+    serial: int
+    attempt: int
+    node: str
+    due_ms: int
+
+
+def take_backlogs(broker: Broker, now_ms: int) -> list[dict[str, Any]]:
+    """The first groups, and topics without one, for `backlog_rows`."""
+    return list(islice(inspection.backlogs(broker, now_ms), GROUPS_MAX))
+
+
+def backlog_rows(taken: list[dict[str, Any]]) -> list[BacklogRow]:
+    return [BacklogRow(row_id=f"{len(line['topic'])}.{line['topic']}.{line['group']}", **line) for line in taken]
+
+
+def take_in_flight(broker: Broker) -> list[TakenDelivery]:
+    """The first deliveries, for `in_flight_rows`."""
     return [
-        BacklogRow(row_id=f"{len(line['topic'])}.{line['topic']}.{line['group']}", **line)
-        for line in islice(inspection.backlogs(broker, now_ms), ROWS_MAX)
+        TakenDelivery(group.messages.topic, group.name, one.message, one.serial, one.attempt, one.handout.origin.node, one.due_ms)
+        for group, one in islice(inspection.deliveries(broker), ROWS_MAX)
     ]
 
 
-def in_flight_rows(broker: Broker, now_ms: int) -> list[InFlightRow]:
-    """The first deliveries."""
+def in_flight_rows(taken: list[TakenDelivery], now_ms: int) -> list[InFlightRow]:
     rows = []
-    for group, delivery in islice(inspection.deliveries(broker), ROWS_MAX):
-        message = delivery.message
+    for one in taken:
+        message = one.message
         msg_id = message_id(message.number)
         rows.append(
             InFlightRow(
-                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.messages.topic}",
-                topic=group.messages.topic,
-                group=group.name,
+                row_id=f"{msg_id}.{len(one.group)}.{one.group}.{one.topic}",
+                topic=one.topic,
+                group=one.group,
                 msg_id=msg_id,
                 key=message.key,
                 partition=message.partition,
-                receipt=receipt_of(msg_id, delivery.serial),
-                attempt=delivery.attempt,
-                node=delivery.handout.origin.node,
-                visible_in_ms=max(0, delivery.due_ms - now_ms),
+                receipt=receipt_of(msg_id, one.serial),
+                attempt=one.attempt,
+                node=one.node,
+                visible_in_ms=max(0, one.due_ms - now_ms),
                 age_ms=max(0, now_ms - message.published_ms),
                 value=_beginning(message.value),
             )
@@ -64,16 +86,20 @@ def in_flight_rows(broker: Broker, now_ms: int) -> list[InFlightRow]:
     return rows
 
 
-def dead_letter_rows(broker: Broker) -> list[DeadLetterRow]:
-    """The first dead letters."""
+def take_dead_letters(broker: Broker) -> list[tuple[str, str, Dead]]:
+    """The first dead letters, each with its topic and group, for `dead_letter_rows`. Nothing changes a dead letter."""
+    return [(group.messages.topic, group.name, dead) for group, dead in islice(inspection.dead_letters(broker), ROWS_MAX)]
+
+
+def dead_letter_rows(taken: list[tuple[str, str, Dead]]) -> list[DeadLetterRow]:
     rows = []
-    for group, dead in islice(inspection.dead_letters(broker), ROWS_MAX):
+    for topic, group, dead in taken:
         msg_id = message_id(dead.number)
         rows.append(
             DeadLetterRow(
-                row_id=f"{msg_id}.{len(group.name)}.{group.name}.{group.messages.topic}",
-                topic=group.messages.topic,
-                group=group.name,
+                row_id=f"{msg_id}.{len(group)}.{group}.{topic}",
+                topic=topic,
+                group=group,
                 msg_id=msg_id,
                 key=dead.key,
                 reason=dead.reason,
@@ -122,7 +148,13 @@ class BacklogRowAdmin(LiveAdmin):
     actions = ("delete_groups", "delete_topics")
 
     def rows(self) -> list[BacklogRow]:
-        return rows_from_loop(lambda: backlog_rows(_broker(), running.node().now_ms()))
+        return backlog_rows(rows_from_loop(lambda: take_backlogs(_broker(), running.node().now_ms())))
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        response = super().changelist_view(request, extra_context)
+        if len(getattr(request, "_live_rows", ())) >= GROUPS_MAX:
+            self.message_user(request, f"Only the first {GROUPS_MAX:,} are shown and searched.", messages.WARNING)
+        return response
 
     @admin.action(description="Delete the groups, with their dead letters", permissions=["operate"])
     def delete_groups(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -162,7 +194,7 @@ class InFlightRowAdmin(LiveAdmin):
     search_fields = ("msg_id", "topic", "group", "key", "value")
 
     def rows(self) -> list[InFlightRow]:
-        return rows_from_loop(lambda: in_flight_rows(_broker(), running.node().now_ms()))
+        return in_flight_rows(*rows_from_loop(lambda: (take_in_flight(_broker()), running.node().now_ms())))
 
     @admin.action(description="Return to the queue now (the attempt counts as failed)", permissions=["operate"])
     def requeue(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -188,7 +220,7 @@ class DeadLetterRowAdmin(LiveAdmin):
     search_fields = ("msg_id", "topic", "group", "key", "value", "history")
 
     def rows(self) -> list[DeadLetterRow]:
-        return rows_from_loop(lambda: dead_letter_rows(_broker()))
+        return dead_letter_rows(rows_from_loop(lambda: take_dead_letters(_broker())))
 
     @admin.action(description="Redrive: return to the queue with the attempts reset", permissions=["operate"])
     def redrive(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:

@@ -18,7 +18,7 @@ from dss_raft.django_app import user_admin
 from dss_raft.django_app.models import AuditRow, MemberRow, StatusRow, TokenRow
 from dss_raft.operations import OPERATIONS, RemoveMember, Transfer
 from dss_raft.replication.access_tokens import AccessTokens, RevokeToken
-from dss_raft.replication.audit import AuditTrail
+from dss_raft.replication.audit import AuditTrail, Record
 from dss_raft.token_operations import OPERATIONS as TOKEN_OPERATIONS
 
 _SHOWN = (
@@ -36,7 +36,7 @@ _SHOWN = (
 )
 
 
-#: Rows of the audit trail in the list. They are read in the event loop; `manage.py audit` reads all.
+#: Rows of the audit trail in the list; `manage.py audit` reads all.
 AUDIT_ROWS_MAX = 5_000
 #: of an exported record
 AUDIT_FIELDS = ("index", "at_ms", "by", "via", "address", "node", "operation", "request", "reason")
@@ -59,8 +59,13 @@ def token_rows(tokens: AccessTokens) -> list[TokenRow]:
     ]
 
 
-def audit_rows(trail: AuditTrail) -> list[AuditRow]:
-    return [AuditRow(at=_time(one.at_ms), **msgspec.structs.asdict(one)) for one in trail.latest(AUDIT_ROWS_MAX)]
+def take_audit(trail: AuditTrail) -> list[Record]:
+    """The latest records, for `audit_rows`. Nothing changes a record."""
+    return list(trail.latest(AUDIT_ROWS_MAX))
+
+
+def audit_rows(taken: list[Record]) -> list[AuditRow]:
+    return [AuditRow(at=_time(one.at_ms), **msgspec.structs.asdict(one)) for one in taken]
 
 
 def _time(at_ms: int) -> datetime | None:
@@ -152,7 +157,7 @@ class AuditAdmin(LiveAdmin):
     actions = ("export",)
 
     def rows(self) -> list[AuditRow]:
-        return rows_from_loop(lambda: audit_rows(running.node().machine("audit")))
+        return audit_rows(rows_from_loop(lambda: take_audit(running.node().machine("audit"))))
 
     @admin.action(description="Export as JSON lines", permissions=["view"])
     def export(self, request: HttpRequest, queryset: Any) -> HttpResponse:
