@@ -5,7 +5,8 @@ Theory of operation
 1. While this node has viewers, it sends each member a lease of `LEASE_MS` every `RENEW_S`. A lease that is not renewed ends by itself, so
    a viewer that dies costs nothing for longer than that.
 2. A node with a lease sends a report immediately, and then every `REPORT_S`. Further leases of the same viewer do not make it send more.
-3. `look_once` is for a page that is rendered once: it asks each linked member for one report, and waits for them a moment.
+3. `look_once` is for a page that is rendered once: it asks each linked member for one report, and waits for them a moment. It does not ask
+   a member that it has asked for the same within `FRESH_S`, or whose report is younger: many pages do not make many reports.
 4. The age of the last report, and of the last frame of any kind on the link, is how long a member has been silent. Raft's own view
    (`up`) would be seconds late for a machine that was cut off silently.
 """
@@ -34,6 +35,8 @@ RENEW_S = 1.0
 REPORT_S = 0.5
 #: How long a page waits for the others' reports. Members that are down are not waited for.
 LOOK_S = 0.4
+#: Pages within this time share a report, if it has what each of them shows.
+FRESH_S = 0.25
 #: Nodes that may have a lease of this node at a time.
 LEASES_MAX = 64
 #: Events of other nodes that a viewer keeps.
@@ -60,6 +63,9 @@ class Remote:
     def __init__(self) -> None:
         self.report: Report | None = None
         self.received_s = 0.0
+        #: when a page asked last, and for which keys and traced key
+        self.looked_s = float("-inf")
+        self.looked: tuple[list[str], str] = [], ""
         self.events: list[Recorded] = []
         self.last_seq = 0
 
@@ -80,6 +86,8 @@ class Exchange:
         self.is_viewing = False
         self.keys: list[str] = []
         self.traced = ""
+        #: keys and traced key of the lease that the others have
+        self._leased: tuple[list[str], str] | None = None
         self._started_s = clock()
         node.on_channel(CHANNEL, self._receive)
         node.on_peer_up(self._peer_is_up)
@@ -89,11 +97,13 @@ class Exchange:
 
     def renew(self) -> None:
         """Ask every member for reports for the next seconds."""
+        self._lease_is((self.keys, self.traced))
         self._send_leases(LEASE_MS)
 
     def release(self) -> None:
         """The last viewer has gone: ask for no more reports."""
         self.is_viewing = False
+        self._lease_is(None)
         self._send_leases(-1)
 
     async def look_once(self, keys: list[str], traced: str) -> None:
@@ -102,12 +112,18 @@ class Exchange:
         Args:
             keys, traced: as in a lease.
         """
-        asked = [peer for peer in self._node.peers if self._node.is_linked(peer)]
-        started_s = self._clock()
-        for peer in asked:
-            self._send_lease(peer, Lease(0, self.remote(peer).last_seq, keys[:KEYS_PER_LEASE_MAX], traced))
-        deadline = started_s + LOOK_S
-        while any(self.remote(peer).received_s < started_s for peer in asked):
+        keys, now_s = keys[:KEYS_PER_LEASE_MAX], self._clock()
+        waiting = []
+        for peer in self._node.peers:
+            remote = self.remote(peer)
+            is_good = now_s - FRESH_S < max(remote.received_s, remote.looked_s) and self._has(remote, keys, traced)
+            if self._node.is_linked(peer) and not is_good:
+                remote.looked_s, remote.looked = now_s, (keys, traced)
+                self._send_lease(peer, Lease(0, remote.last_seq, keys, traced))
+            if self._node.is_linked(peer):
+                waiting.append(remote)
+        deadline = now_s + LOOK_S
+        while any(remote.received_s < remote.looked_s for remote in waiting):
             left_s = deadline - self._clock()
             if left_s <= 0:
                 return
@@ -116,6 +132,11 @@ class Exchange:
                 await asyncio.wait_for(self._arrived.wait(), left_s)
             except TimeoutError:
                 return
+
+    def _has(self, remote: Remote, keys: list[str], traced: str) -> bool:
+        """Whether every report that can arrive from this member has these keys and this trace."""
+        asked = [remote.looked, (self.keys[:KEYS_PER_LEASE_MAX], self.traced)] if self.is_viewing else [remote.looked]
+        return all(set(keys) <= set(its_keys) and traced in ("", its_traced) for its_keys, its_traced in asked)
 
     def remote(self, peer: str) -> Remote:
         """What is known about this member."""
@@ -134,6 +155,13 @@ class Exchange:
         """Whether this member is linked but has not reported for a while: an older release, or it hangs."""
         remote = self.remote(peer)
         return remote.report is None or self._clock() - remote.received_s > LEASE_MS / 1000
+
+    def _lease_is(self, lease: tuple[list[str], str] | None) -> None:
+        if lease != self._leased:
+            self._leased = lease
+            for remote in self._remotes.values():
+                # What has arrived was for another lease: it may be without what this page wanted.
+                remote.looked = [], ""
 
     def _send_leases(self, ms: int) -> None:
         for peer in self._node.peers:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dss_console.live import exchange as module
-from dss_console.live.exchange import LEASE_MS, REPORT_S, Exchange
+from dss_console.live.exchange import FRESH_S, LEASE_MS, REPORT_S, Exchange
 from dss_console.live.messages import Lease, Report, Told, decode, encode
 
 
@@ -142,3 +142,61 @@ async def test_silence_is_counted_from_the_last_word_of_any_kind() -> None:
     setting.node.peer_is_down("node-2")
     assert setting.exchange.silent_ms("node-2") == 2000, "a link that is given up is no sign of life"
     setting.node.receive("node-2", b"\x01\xff garbage")
+
+
+async def looked(setting: Setting, keys: list[str], traced: str = "", *, answers: bool = True) -> int:
+    """How many members a page asks."""
+    looking = asyncio.create_task(setting.exchange.look_once(keys, traced))
+    await asyncio.sleep(0)
+    asked = setting.node.take(Lease)
+    for peer, _ in asked if answers else ():
+        setting.node.receive(peer, encode(make_report(peer)))
+    if answers:
+        await looking
+    else:
+        looking.cancel()
+    return len(asked)
+
+
+async def test_pages_share_a_report_that_is_new_and_has_what_they_show() -> None:
+    setting = Setting()
+    assert await looked(setting, ["k", "l"]) == 2
+    for _ in range(20):
+        setting.now_s += FRESH_S / 30
+        assert await looked(setting, ["k"]) == 0
+    assert await looked(setting, ["other"]) == 2, "the report does not have this key"
+    assert await looked(setting, ["k"]) == 2
+    assert await looked(setting, ["k"], "k") == 2, "it does not have the changes of this key"
+    assert await looked(setting, ["k"], "k") == 0
+    assert await looked(setting, ["k"]) == 0
+    setting.now_s += FRESH_S + 0.01
+    assert await looked(setting, ["k"]) == 2, "it is old"
+
+
+async def test_a_page_waits_for_the_report_that_another_has_asked_for() -> None:
+    setting = Setting()
+    assert await looked(setting, ["k"], answers=False) == 2
+    setting.now_s += FRESH_S / 2
+    second = asyncio.create_task(setting.exchange.look_once(["k"], ""))
+    await asyncio.sleep(0)
+    assert setting.node.take(Lease) == []
+    assert not second.done()
+    for peer in setting.node.peers:
+        setting.node.receive(peer, encode(make_report(peer)))
+    await second
+
+
+async def test_a_report_for_viewers_is_good_for_a_page_that_shows_the_same() -> None:
+    setting = Setting()
+    setting.exchange.is_viewing, setting.exchange.keys = True, ["k"]
+    assert await looked(setting, ["k", "l"]) == 2
+    setting.now_s += 0.01
+    for peer in setting.node.peers:
+        setting.node.receive(peer, encode(make_report(peer)))
+    assert await looked(setting, ["k"]) == 0
+    assert await looked(setting, ["k", "l"]) == 2, "the last report was for the viewers"
+    setting.exchange.keys = ["l"]
+    setting.exchange.renew()
+    setting.exchange.release()
+    setting.node.take(Lease)
+    assert await looked(setting, ["k"]) == 2, "a report for these viewers may have arrived meanwhile"
