@@ -39,8 +39,10 @@ class WebSocketFeed:
         as_text: bool,
         encoder: EventEncoder,
         end_subscription: Callable[[], Any],
+        address: str = "",
     ) -> None:
         self.liveness = liveness
+        self.address = address
         self.last_ping: int | None = None
         self._writer = writer
         self._start = b'{"id":%b,"event":' % _encode(id)

@@ -96,6 +96,10 @@ class Feed(Protocol):
         """Events that the server has not taken yet."""
 
     @property
+    def address(self) -> str:
+        """Of the client, as far as it is known."""
+
+    @property
     def liveness(self) -> Liveness:
         """Signs of life of the client."""
 

@@ -385,7 +385,7 @@ class WebSocketConnection:
         subscription = self._entry_point.subscriptions[frame.op]
         task = asyncio.current_task()
         assert task is not None
-        feed = WebSocketFeed(self._writer, self._liveness, frame.id, as_text, subscription.events, task.cancel)
+        feed = WebSocketFeed(self._writer, self._liveness, frame.id, as_text, subscription.events, task.cancel, self._address)
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()
         self._feeds[frame.id] = feed

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+from dss_api.caller import ANYONE, caller
 from dss_api.errors import Refused
 from dss_api.supervised import Tasks, report_failure
 from dss_cache.core.directory import Directory
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 SERVICE = "live"
 #: Viewers of one node: pages and subscriptions.
 VIEWERS_MAX = 50
+#: of them, those of one caller: a user, a token, or an address of an open node
+VIEWERS_PER_CALLER_MAX = 10
 #: Interval between two frames to a viewer.
 PUSH_S = 0.5
 #: A viewer with more frames than this that it has not taken gets no more until it has.
@@ -55,9 +58,11 @@ HEAD_PARTS = frozenset(("verdict", "nodes"))
 class Viewer:
     """One subscription."""
 
-    def __init__(self, request: WatchCluster, feed: Feed) -> None:
+    def __init__(self, request: WatchCluster, feed: Feed, of: str = "") -> None:
         self.request = request
         self.feed = feed
+        #: whose it is
+        self.of = of
         #: part -> what was sent last
         self.sent: dict[str, Any] = {}
 
@@ -95,7 +100,12 @@ class LiveView:
         """
         if len(self._viewers) >= VIEWERS_MAX:
             raise Refused("over_limit", f"this node already has {VIEWERS_MAX} viewers", limit="viewers_max", maximum=VIEWERS_MAX)
-        viewer = Viewer(request, feed)
+        by = caller()
+        of = feed.address if by is ANYONE else by.name
+        if sum(viewer.of == of for viewer in self._viewers) >= VIEWERS_PER_CALLER_MAX:
+            detail = f"this caller already has {VIEWERS_PER_CALLER_MAX} viewers at this node"
+            raise Refused("over_limit", detail, limit="viewers_per_caller_max", maximum=VIEWERS_PER_CALLER_MAX)
+        viewer = Viewer(request, feed, of)
         self._viewers[viewer] = None
         self._watch_locks()
         try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dss_api.caller import Caller, set_caller
+from dss_api.errors import Refused
+from dss_api.rights import OF_GROUP
 from dss_console.live import view as module
 from dss_console.live.requests import WatchCluster
-from dss_console.live.view import LiveView, Viewer
+from dss_console.live.view import VIEWERS_PER_CALLER_MAX, LiveView, Viewer
 
 
 class Node:
@@ -36,7 +40,13 @@ def live(monkeypatch: pytest.MonkeyPatch) -> LiveView:
 
 
 HEAD = WatchCluster(head=True)
-FEED: Any = SimpleNamespace(backlog=0, push=lambda event: None)
+
+
+def feed_of(address: str) -> Any:
+    return SimpleNamespace(backlog=0, push=lambda event: None, address=address)
+
+
+FEED = feed_of("192.0.2.1")
 
 
 async def test_the_loop_has_a_turn_between_two_viewers(live: LiveView, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +69,25 @@ async def test_the_loop_has_a_turn_between_two_viewers(live: LiveView, monkeypat
         await done.wait()
         serving.cancel()
         assert turns[:5] == ["push", "turn", "push", "turn", "push"]
+
+
+def watch(live: LiveView, stack: ExitStack, address: str, count: int) -> None:
+    for _ in range(count):
+        stack.enter_context(live.viewer(HEAD, feed_of(address)))
+
+
+async def test_one_caller_leaves_views_for_others(live: LiveView) -> None:
+    with ExitStack() as stack:
+        watch(live, stack, "192.0.2.1", VIEWERS_PER_CALLER_MAX)
+        with pytest.raises(Refused, match="over_limit"):
+            watch(live, stack, "192.0.2.1", 1)
+        watch(live, stack, "192.0.2.2", 1)
+        # A caller with a name is counted by it, wherever it is.
+        for name in ("user alice", "user bob"):
+            set_caller(Caller(name, OF_GROUP["viewer"]))
+            for number in range(VIEWERS_PER_CALLER_MAX):
+                watch(live, stack, f"198.51.100.{number}", 1)
+            with pytest.raises(Refused, match="over_limit"):
+                watch(live, stack, "203.0.113.1", 1)
+    with live.viewer(HEAD, FEED):
+        pass
