@@ -181,11 +181,18 @@ def test_locust(encrypted: Encrypted, tmp_path: Path) -> None:
         "--headless",
         "--only-summary",
     ]
-    command += ["-u", os.environ.get("TEST_LOCUST_USERS", "12"), "-r", "12", "-t", os.environ.get("TEST_LOCUST_TIME", "8s")]
-    command += ["--csv", str(tmp_path / "locust"), "--host", ",".join(encrypted.urls)]
-    done = subprocess.run(command, cwd=ROOT, env=encrypted.environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    total = (tmp_path / "locust_stats.csv").read_text().splitlines()[-1].split(",")
-    assert total[1] == "Aggregated"
-    assert int(total[2]) > 0, "calls"
-    assert int(total[3]) == 0, "failures"
+    command += ["-u", os.environ.get("TEST_LOCUST_USERS", "12"), "-r", "12", "--host", ",".join(encrypted.urls)]
+    calls = 0
+    # On a busy machine, the first one may end before the first call.
+    for duration in (os.environ.get("TEST_LOCUST_TIME", "8s"), "60s"):
+        if not calls:
+            run = [*command, "-t", duration, "--csv", str(tmp_path / "locust")]
+            done = subprocess.run(
+                run, cwd=ROOT, env=encrypted.environment, capture_output=True, text=True, timeout=600, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            total = (tmp_path / "locust_stats.csv").read_text().splitlines()[-1].split(",")
+            assert total[0:2] == ["", "Aggregated"]
+            assert int(total[3]) == 0, "failures"
+            calls = int(total[2])
+    assert calls > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -77,6 +78,7 @@ def test_dss_node_runs_in_an_empty_directory(installed: Path, tmp_path: Path) ->
         assert (tmp_path / ".dss" / "node-1" / "django.sqlite3").exists()
         status = in_empty_directory(installed, tmp_path, "dss-node", "status", "--url", node.url)
         assert "leader: node-1" in status.stdout, status.stderr
-        assert in_empty_directory(installed, tmp_path, "dss", "status", "--url", node.url).stdout == status.stdout
+        again = in_empty_directory(installed, tmp_path, "dss", "status", "--url", node.url)
+        assert re.sub(r"\d+", "N", again.stdout) == re.sub(r"\d+", "N", status.stdout), "the log may have grown"
     finally:
         assert node.stop() == 0

@@ -17,7 +17,7 @@ from dss_locks.core.commands import Acquire
 from dss_project.registry import operations
 
 BY_NAME = {operation.name: operation for operation in operations()}
-#: calls that change something besides the replicated state, or only this node
+#: calls that change something besides the replicated state, or only this node; and calls with a password, which is hashed with a new salt
 WITHOUT_ID = {
     "raft.start_election",
     "raft.transfer",
@@ -27,6 +27,8 @@ WITHOUT_ID = {
     "raft.remove_member",
     "requests.open",
     "requests.close",
+    "users.create",
+    "users.change",
     "locks.check",
     "cache.get",
     "cache.mget",

@@ -10,7 +10,7 @@ INSTEAD = "The users are those of the cluster, not of one node's database. Use i
 
 
 class Command(BaseCommand):
-    help = "Not used here: says what to use instead (manage.py user password NAME)."
+    help = "Not used here: says what to use instead (manage.py user password)."
     requires_system_checks: list[str] = []
 
     def run_from_argv(self, argv: list[str]) -> None:

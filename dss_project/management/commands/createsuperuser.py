@@ -10,7 +10,7 @@ INSTEAD = "The users are those of the cluster, not of one node's database. Use i
 
 
 class Command(BaseCommand):
-    help = "Not used here: says what to use instead (manage.py user create NAME --group admin)."
+    help = "Not used here: says what to use instead (manage.py user create)."
     requires_system_checks: list[str] = []
 
     def run_from_argv(self, argv: list[str]) -> None:
