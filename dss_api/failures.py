@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 1. Each failure is a *debt* of its address, and a failed login also one of the user name. A debt goes down with time: `every_s` for each
-   failure. Whoever has `burst` debts must wait until one of them is paid off. So nobody is locked out for good, and a program that guesses
-   passwords gets one try in `every_s`. With IPv6, one customer can have 65536 networks of `IPV6_PREFIX`, each of which counts as an
-   address. So the larger network of `IPV6_SITE_PREFIX` has a debt, too.
+   failure. An address or a name with `burst` debts waits until one of them is paid off. So no one is locked out for good, and a program
+   that guesses passwords gets one try in `every_s`. With IPv6, one customer can have 65536 networks of `IPV6_PREFIX`, each of which counts
+   as an address. So the larger network of `IPV6_SITE_PREFIX` has a debt, too.
 2. A login is charged before the password is checked, and a good one gets that back: a hundred tries in parallel are not more than a hundred
    tries one after another.
 3. The name's debt does not count for an address that has none itself. So a stranger who guesses passwords of `alice` does not keep Alice

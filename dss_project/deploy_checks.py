@@ -1,7 +1,7 @@
 """What `manage.py check --deploy` says about the settings and files of this node: the checklist of docs/how-to/hardening.md.
 
 A check looks at one thing, and names the setting that changes it. `dss.W…` are faults that the node can see. `dss.I…` are duties that it
-cannot see: they are repeated until DSS_SILENCED_CHECKS names them, which says that somebody has done them.
+cannot see: they are repeated until DSS_SILENCED_CHECKS names them, which says that they are done.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from django.core import checks
 from dss_api import environment
 from dss_project.config import NodeConfig
 
-#: of a secret that nobody can guess: `openssl rand -base64 24` has as many
+#: of a secret that cannot be guessed: `openssl rand -base64 24` has as many
 SECRET_CHARACTERS = 32
 DIFFERENT_CHARACTERS = 10
 PASSWORD_CHARACTERS = 12
@@ -208,7 +208,7 @@ def _plain_redis(config: NodeConfig, _: Environ) -> str:
 def _open_redis(config: NodeConfig, _: Environ) -> str:
     url = urlsplit(config.redis_url)
     if url.scheme in ("redis", "rediss") and not url.password:
-        return "the backing store asks for no password: whoever reaches it reads and changes all values"
+        return "the backing store asks for no password: a program that reaches it can read and change all values"
     return ""
 
 
@@ -239,7 +239,9 @@ CHECKS = (
         _no_tls,
         "DSS_TLS_CERT_FILE and DSS_TLS_KEY_FILE; or a proxy with TLS and DSS_TRUSTED_PROXIES (docs/how-to/behind-a-proxy.md).",
     ),
-    Check("dss.W008", _past_the_proxy, "Listen on the address of the proxy's network only, or let a firewall admit nobody else."),
+    Check(
+        "dss.W008", _past_the_proxy, "Listen on the address of the proxy's network only, or let a firewall admit the proxy only."
+    ),
     Check("dss.W009", _cookies, "DSS_SECURE_COOKIES=true"),
     Check("dss.W010", _hsts, "DSS_HSTS_SECONDS=31536000, once every client of this host name uses HTTPS."),
     Check("dss.W011", _plain_origins, "Name sites with https:// only in DSS_CSRF_TRUSTED_ORIGINS."),

@@ -1,4 +1,4 @@
-"""The live view of the cluster: what the nodes tell each other while somebody looks, and what `cluster.watch` sends.
+"""The live view of the cluster: what the nodes tell each other while a page is open, and what `cluster.watch` sends.
 
 A page or a `cluster.watch` makes this node a *viewer* of the others. It sends each member a lease of three seconds, once a second.
 A node with a lease answers with a report twice a second: its own role, log, disk and cache lines, and its new events. All viewers of a node

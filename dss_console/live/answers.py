@@ -71,7 +71,7 @@ class LockLine(Part):
     state: str
     holders: str
     mode: str
-    #: the highest of the holders; 0: nobody holds it
+    #: the highest of the holders; 0: it is not held
     fencing_token: int
     left: str
     waiters: int
@@ -192,7 +192,7 @@ class LockDetail(Part):
     history: list[LockEventLine]
     #: who waits for whom, around this key
     edges: list[EdgeLine]
-    #: the same as an SVG; "" if nobody waits
+    #: the same as an SVG; "" if no request waits
     picture: str
 
 

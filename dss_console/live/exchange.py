@@ -178,7 +178,7 @@ class Exchange:
     def _took(self, peer: str, report: Report) -> None:
         remote = self.remote(peer)
         if remote.report is not None and remote.report.incarnation != report.incarnation:
-            remote.last_seq = 0  # it counts its events anew; what it told before its restart stays in the list
+            remote.last_seq = 0  # it counts its events from 1 again; what it told before its restart stays in the list
         remote.report, remote.received_s = report, self._clock()
         for event in report.events:
             if event.seq > remote.last_seq:

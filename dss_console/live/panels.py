@@ -186,14 +186,14 @@ def _lock_summary(row: Mapping[str, Any], state: str) -> str:
     if state == "held":
         who = _names([hold["client"] for hold in row["holders"]], row["holder_count"])
         token = max(hold["fencing_token"] for hold in row["holders"])
-        waits = f"{count(row['waiter_count'], 'request')} waiting" if row["waiter_count"] else "nobody waits"
+        waits = f"{count(row['waiter_count'], 'request')} waiting" if row["waiter_count"] else "no request waits"
         return f"Held {row['mode']} by {who}, fencing token {token}; {waits}."
     if state == "delayed":
         delay = row["delay"]
-        return f"Nobody holds it. {delay['lost_by']} lost it: new requests wait for {duration_text(delay['left_ms'])} more."
+        return f"No client holds it. {delay['lost_by']} lost it: new requests wait for {duration_text(delay['left_ms'])} more."
     if state == "waited for":
-        return f"Nobody holds it yet; {count(row['waiter_count'], 'request')} waiting."
-    return "Nobody holds it, and nobody waits for it."
+        return f"No client holds it yet; {count(row['waiter_count'], 'request')} waiting."
+    return "No client holds it, and no request waits for it."
 
 
 def _share(left: int | None, whole: int) -> int:

@@ -26,7 +26,7 @@ CHANGES_MAX = 20
 CHANGES_SCANNED_MAX = 2_000
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
-#: of `LockChanged`: what is rare, and what nobody expects
+#: of `LockChanged`: what is rare or unexpected
 _RARE = {"refused": "deadlock", "lost": "lock_lost"}
 
 

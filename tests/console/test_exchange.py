@@ -1,4 +1,4 @@
-"""Leases and reports between nodes, without processes: nothing is sent while nobody looks."""
+"""Leases and reports between nodes, without processes: nothing is sent while no page is open."""
 
 from __future__ import annotations
 

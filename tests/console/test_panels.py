@@ -53,7 +53,7 @@ def test_an_empty_table() -> None:
     panel = panels.locks_panel(LockTable(), AT_MS, panels.ROWS_FEW)
     assert (panel.summary, panel.rows, panel.more) == ("No lock is held.", [], "")
     assert panels.longest_wait(LockTable(), AT_MS) is None
-    assert detail_of(LockTable(), "k").summary == "Nobody holds it, and nobody waits for it."
+    assert detail_of(LockTable(), "k").summary == "No client holds it, and no request waits for it."
 
 
 def test_a_lock_shows_everybody_who_is_connected_with_it() -> None:

@@ -1,4 +1,4 @@
-// Keeps a rendered page up to date while somebody looks at it. Without this script the page is complete, as of when it was loaded.
+// Keeps a rendered page up to date while it is open. Without this script the page is complete, as of when it was loaded.
 
 import { tellProblem, tellVerdict } from "./banner.js";
 import { fillPage } from "./fill.js";

@@ -1,4 +1,4 @@
-// One `cluster.watch` subscription: it connects while somebody looks, tells when nothing arrives, and connects again.
+// One `cluster.watch` subscription: it connects while the page is visible, tells when nothing arrives, and connects again.
 
 /** Without an event for this long, the view counts as old. Events arrive twice a second. */
 const SILENT_MS = 1500;

@@ -149,7 +149,7 @@ def _find(find: Callable[[users.Users], users.User | None]) -> users.User | None
 
 
 def keep_row(user: ClusterUser) -> None:
-    """Write the row that Django's admin log refers to, if this process has not done so. It has no password: nobody logs in with it."""
+    """Write the row that Django's admin log refers to, if this process has not done so. It has no password: it is not used for logins."""
     if _rows.get(user.pk) == user.username:
         return
     try:

@@ -65,7 +65,7 @@ class OwnPasswordForm(AdminPasswordChangeForm):
     refusal: Refused | None = None
 
     def clean_old_password(self) -> str:
-        """Check it as a login does: whoever finds a session open must not guess the password faster."""
+        """Check it as a login does: a person who finds a session open must not guess the password faster."""
         password: str = self.cleaned_data["old_password"]
         try:
             with failures.logins().login(self.address, self.user.get_username(), True) as succeeded:

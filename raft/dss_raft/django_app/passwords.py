@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 #: Passwords that are hashed or wait for it.
 HASHES_MAX = 8
-#: of these, those that only logins get: whoever is logged in, and changes passwords all the time, keeps no one out
+#: of these, those that only logins get: a user who is logged in and changes passwords all the time keeps no one out
 FOR_LOGINS = 2
 #: added to the priority of the thread, as by `nice`
 NICENESS = 10

@@ -41,7 +41,7 @@ class TlsClosed(ssl.SSLZeroReturnError):
 
 
 def context(is_server: bool) -> ssl.SSLContext:
-    """For TLS 1.3 with certificates on both sides; it trusts nobody yet."""
+    """For TLS 1.3 with certificates on both sides; it trusts no authority yet."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = made.maximum_version = ssl.TLSVersion.TLSv1_3
     made.check_hostname = False  # the certificate names a member, not a host
