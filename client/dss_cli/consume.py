@@ -150,7 +150,8 @@ class CommandWorker:
                 raise
             self._report(f"{error}; trying again")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), PAUSE_S)
+                async with asyncio.timeout(PAUSE_S):
+                    await self._stopping.wait()
             return None
         finally:
             self._polls.discard(poll)

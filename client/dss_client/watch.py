@@ -72,7 +72,9 @@ class LockWatch:
             DssError: a node refuses the watch.
         """
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._has_changed.wait(), timeout_s)
+            # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with the result.
+            async with asyncio.timeout(timeout_s):
+                await self._has_changed.wait()
         if self._error is not None:
             raise self._error
         has_changed = self._has_changed.is_set()

@@ -129,7 +129,9 @@ class Exchange:
                 return
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with the result.
+                async with asyncio.timeout(left_s):
+                    await self._arrived.wait()
             except TimeoutError:
                 return
 

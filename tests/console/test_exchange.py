@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from dss_console.live import exchange as module
 from dss_console.live.exchange import FRESH_S, LEASE_MS, REPORT_S, Exchange
 from dss_console.live.messages import Lease, Report, Told, decode, encode
@@ -118,6 +120,22 @@ async def test_a_page_that_is_rendered_once_asks_once() -> None:
     setting.now_s += 1
     await asyncio.sleep(0)
     assert setting.reports == 1
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_a_cancelled_look_ends_also_when_the_reports_arrive_with_it(turns: int) -> None:
+    setting = Setting()
+    looking = asyncio.create_task(setting.exchange.look_once(["k"], ""))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    setting.now_s += 0.01
+    for peer in setting.node.peers:
+        setting.node.receive(peer, encode(make_report(peer)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if looking.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await looking
 
 
 async def test_events_come_once_also_after_a_restart() -> None:
