@@ -29,10 +29,10 @@ from dss_cache.answers import (
     TouchAnswer,
     TraceAnswer,
 )
+from dss_cache.clearing import clear
 from dss_cache.config import config_of
 from dss_cache.core.commands import (
     INTEGER_MAX,
-    KEYS_PER_CALL_MAX,
     KEYS_PER_CLEAR_MAX,
     Add,
     AddRequest,
@@ -53,7 +53,7 @@ from dss_cache.core.commands import (
     Touch,
     TraceQuery,
 )
-from dss_cache.core.directory import PENDING_KEY, Directory
+from dss_cache.core.directory import PENDING_KEY
 from dss_cache.core.values import BASE64, as_json, from_base64, is_binary
 from dss_cache.reading import Found, too_large
 from dss_cache.service import CacheService, service_of
@@ -68,8 +68,6 @@ BYTES_SINCE = 5
 BYTES_PER_MGET_MAX = 16 * 1024 * 1024
 #: The value changes between read and write only while it is written back or expires, so one read is nearly always enough.
 INCR_READS_MAX = 16
-#: How many keys a `clear` looks at before other calls have their turn: about 2 ms.
-KEYS_PER_TURN = 10_000
 _decode_integer = msgspec.json.Decoder(int).decode
 
 
@@ -138,43 +136,6 @@ async def mdelete(node: Node, request: DeleteManyRequest, once: RequestId | None
     parts = _parts(once, len(request.keys))
     deletions = (delete(node, Delete(key=key), part) for key, part in zip(request.keys, parts, strict=True))
     return _many(request.keys, await asyncio.gather(*deletions, return_exceptions=True))
-
-
-async def clear(node: Node, request: ClearRequest) -> ClearAnswer:
-    """Answered when no client can read a deleted value. Values that are stored while it runs stay."""
-    service = service_of(node)
-    # One at a time: each holds a list of all keys.
-    async with service.clearing:
-        await node.read_index()
-        up_to = service.directory.stamp if request.up_to_version is None else request.up_to_version
-        found, remaining = await _values_under(service.directory, request.prefix, up_to)
-        deleted = 0
-        for start in range(0, len(found), KEYS_PER_CALL_MAX):
-            results = await asyncio.gather(*(delete(node, each) for each in found[start : start + KEYS_PER_CALL_MAX]))
-            # A version conflict: the key has a newer value.
-            deleted += sum(not result.code and result.body["deleted"] for result in results)
-    return ClearAnswer(deleted=deleted, remaining=remaining, up_to_version=up_to)
-
-
-async def _values_under(directory: Directory, prefix: str, up_to: int) -> tuple[list[Delete], int]:
-    """Deletions of the first values under a prefix, and how many values remain.
-
-    Looks at all keys, which may be millions, over many turns of the event loop.
-    """
-    found: list[Delete] = []
-    remaining = 0
-    keys = list(directory.records)
-    for start in range(0, len(keys), KEYS_PER_TURN):
-        for key in keys[start : start + KEYS_PER_TURN]:
-            if key.startswith(prefix):
-                record = directory.records.get(key)
-                if record is not None and not record.absent and record.version <= up_to:
-                    if len(found) < KEYS_PER_CLEAR_MAX:
-                        found.append(Delete(key=key, if_version=record.version))
-                    else:
-                        remaining += 1
-        await asyncio.sleep(0)
-    return found, remaining
 
 
 def _parts(once: RequestId | None, count: int) -> list[RequestId | None]:

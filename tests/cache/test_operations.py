@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from dss_api.errors import Refused
+from dss_cache import clearing
 from dss_cache import operations as ops
 from dss_cache.core.commands import (
     AddRequest,
@@ -291,8 +292,8 @@ async def test_clear_deletes_what_begins_with_the_prefix(one, two):
 
 
 async def test_a_clear_in_parts_spares_newer_values(one, monkeypatch):
-    monkeypatch.setattr(ops, "KEYS_PER_CLEAR_MAX", 2)
-    monkeypatch.setattr(ops, "KEYS_PER_TURN", 1)
+    monkeypatch.setattr(clearing, "KEYS_PER_CLEAR_MAX", 2)
+    monkeypatch.setattr(clearing, "KEYS_PER_TURN", 1)
     for key in "abc":
         await one.put(key, key)
     answer = await ops.clear(one.node, ClearRequest(prefix=""))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from dss_dev.browser import headless_chromium
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
 pytestmark = pytest.mark.cluster
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGES = ("/", "/ui/lock?name=orders%2F42", "/ui/locks", "/ui/queues", "/ui/cache", "/ui/topic?name=orders", "/ui/key?name=price")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 #: for what the page must say within seconds
@@ -29,15 +28,8 @@ SAYS_MS = 20_000
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("Chromium not found: install the package `chromium` (apt install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with headless_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import html.parser
 import http.client
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,13 +20,13 @@ import pytest
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from dss_api.security_headers import CONTENT_SECURITY_POLICY, PAGE_HEADERS
+from dss_dev.browser import headless_chromium
 from dss_dev.local_cluster import HOST, LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
 pytestmark = pytest.mark.cluster
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 #: nodes without a token are open
 TOKEN = "a token for everything"
 #: of a page with a parameter
@@ -232,15 +231,8 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("Chromium not found: install the package `chromium` (apt install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with headless_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

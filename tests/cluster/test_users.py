@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,13 +18,13 @@ from urllib.parse import urlencode
 import pytest
 from django.contrib.auth.hashers import make_password
 
+from dss_dev.browser import headless_chromium
 from dss_dev.local_cluster import POLL_S, ROOT, LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
 pytestmark = pytest.mark.cluster
 
 PATIENCE_S = 60
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PASSWORDS = {"node-1": "the first one", "node-2": "the second one", "node-3": "the third one"}
 PHRASE = "correct horse battery"
 
@@ -157,13 +156,9 @@ def test_the_command(three: LocalCluster) -> None:
 
 def test_a_login_on_one_node_in_a_browser_is_one_on_all(three: LocalCluster) -> None:
     """In headless Chromium: log in on node 1, use nodes 2 and 3, make a user there, and sign out everywhere."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("Chromium not found: install the package `chromium` (apt install chromium)")
     one, two, last = three.nodes
-    call(one, "/users", name="root", group="admin", password=PHRASE)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with headless_chromium() as browser:
+        call(one, "/users", name="root", group="admin", password=PHRASE)
         page = browser.new_page()
         page.set_default_timeout(PATIENCE_S * 1000)
         page.goto(f"{one.url}/admin/")
@@ -185,7 +180,6 @@ def test_a_login_on_one_node_in_a_browser_is_one_on_all(three: LocalCluster) -> 
         until(lambda: "/admin/login/" in (page.goto(f"{last.url}/admin/") and page.url))
         page.goto(f"{one.url}/admin/")
         assert "/admin/login/" in page.url
-        browser.close()
 
 
 def test_without_a_majority_one_can_log_in_and_not_change(three: LocalCluster) -> None:

@@ -81,7 +81,7 @@ async def test_viewers_lease_reports_and_release_them() -> None:
     setting.exchange.release()
     assert setting.node.take(Lease) == [("node-2", Lease(-1, 0, ["k"], ""))]
     setting.node.peer_is_up("node-2")
-    assert setting.node.sent == [], "nobody looks any longer"
+    assert setting.node.sent == [], "no page is open any longer"
 
 
 async def test_a_leased_node_reports_twice_a_second_until_the_lease_ends(monkeypatch: Any) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from dss_console.live import panels
 from dss_console.live.answers import LockDetail
 from dss_console.live.texts import lock_link
+from dss_dev.executed_lines import lines_run
 from dss_locks.core.commands import Acquire
 from dss_locks.core.table import LockTable
 from dss_raft.replication.machine import Origin
@@ -22,7 +20,7 @@ def acquire(table: LockTable, number: int, key: str, client: str, wait_ms: int =
 
 
 def make_table() -> LockTable:
-    """alice has a, bob has b and waits for a, carol waits for b; zoe has z and nobody waits."""
+    """alice has a, bob has b and waits for a, carol waits for b; zoe has z, for which no request waits."""
     table = LockTable()
     for number in range(1, 20):
         acquire(table, number, f"free-{number}", f"client-{number}")
@@ -71,26 +69,8 @@ def test_names_are_quoted_in_links() -> None:
     assert lock_link("a b/ä?&") == "/ui/lock?name=a+b%2F%C3%A4%3F%26"
 
 
-def lines_run(act: Callable[[], Any]) -> int:
-    """The number of lines of Python that the call executes: its cost, which is the same on every machine."""
-    count = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        act()
-    finally:
-        sys.settrace(before)
-    return count
-
-
 def crowded(size: int) -> LockTable:
-    """As many share `k` as wait for it, and as many wait for keys that nobody shows."""
+    """As many share `k` as wait for it, and as many wait for keys that no page shows."""
     table = LockTable()
     for number in range(1, size + 1):
         table.apply(

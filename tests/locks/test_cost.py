@@ -5,12 +5,9 @@ The cost is the number of executed lines of Python, which is the same on every m
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
+from dss_dev.executed_lines import lines_run
 from dss_locks.core import inspection
 from dss_locks.core.commands import Acquire, Release
 from dss_locks.django_app import admin
@@ -18,24 +15,6 @@ from dss_locks.django_app import admin
 FEW, MANY = 60, 240
 #: a linear cost grows by a factor of 4, a quadratic one by 16
 ALLOWED = 5.5
-
-
-def lines_run(act: Callable[[], Any]) -> int:
-    """The number of lines that the call executes. Lines in a loop count in each iteration."""
-    count = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        act()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 def crowd(locks, size, **fields):

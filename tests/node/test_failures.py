@@ -1,4 +1,4 @@
-"""Failed logins and invalid tokens are slowed down for those who fail, and for nobody else."""
+"""Failed logins and invalid tokens are slowed down for those who fail, and for no one else."""
 
 from __future__ import annotations
 

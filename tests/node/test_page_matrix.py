@@ -32,7 +32,7 @@ from dss_raft.django_app.models import ClusterUser
 pytestmark = pytest.mark.django_db
 
 ANONYMOUS, VIEWER, OPERATOR, ADMIN = WHO = ("anonymous", "viewer", "operator", "admin")
-#: nobody may, not even an admin
+#: no user may, not even an admin
 NEVER = "never"
 
 #: the rows of the admin -> from whom on they are shown, and from whom on their actions are offered
@@ -77,7 +77,7 @@ PAGES = {
     "admin/autocomplete/": ("/admin/autocomplete/", NEVER),
     "admin/(?P<url>.*)$": ("/admin/nothing/", NEVER),
     "admin/^(?P<app_label>dss_raft|dss_locks|dss_queue|dss_cache)/$": ("/admin/dss_raft/", VIEWER),
-    # Ends the session of whoever sends it.
+    # Ends the session of the user who sends it.
     "admin/logout/": ("/admin/logout/", NEVER),
 }
 #: not in `PAGES`, because the tests of rows cover them

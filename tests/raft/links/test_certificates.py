@@ -403,7 +403,7 @@ def test_each_list_counts_for_its_own_authority(ends, files, operator):
 
 
 def test_a_list_of_an_authority_that_was_removed_is_skipped_with_a_warning(ends, files, operator):
-    """A node must be able to start after the authority was changed, also if nobody has removed the list."""
+    """A node must be able to start after the authority was changed, also if the list was not removed."""
     old = Operator("old")
     a, b = files("a"), files("b")
     a.write("crl", old.revoke() + operator.revoke(b.issued))

@@ -1,0 +1,26 @@
+"""Headless Chromium, for tests of pages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@contextmanager
+def headless_chromium() -> Iterator[Any]:
+    """A browser of Playwright. A test that uses it is skipped, with the reason, where there is none."""
+    import pytest
+
+    sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("Chromium not found: install the package `chromium` (apt install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
