@@ -10,7 +10,7 @@ from typing import Any
 from dss_cli.cluster import Cluster, CommandFailed
 from dss_cli.subscriptions import events
 from dss_cli.terminal import Terminal, duration
-from dss_client.locks import LockSpec
+from dss_client.lock_spec import LockSpec
 
 LS_HEAD = ("KEY", "MODE", "CLIENT", "TOKEN", "HELD FOR", "LEASE", "WAITING")
 HOLDERS_HEAD = ("HELD BY", "MODE", "TOKEN", "HELD FOR", "LEASE")

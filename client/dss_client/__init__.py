@@ -50,7 +50,8 @@ from dss_client.errors import (
     WrongUrl,
     WrongUse,
 )
-from dss_client.locks import AsyncHeld, AsyncLock
+from dss_client.held import AsyncHeld
+from dss_client.locks import AsyncLock
 from dss_client.queue import AsyncMessage, AsyncTopic, Receipt
 from dss_client.rate_limit import AsyncRateLimit
 from dss_client.semaphore import AsyncSemaphore

@@ -20,7 +20,9 @@ from dss_client.config import Config, Transport
 from dss_client.core import Core, Repeat
 from dss_client.election import AsyncElection, election_spec
 from dss_client.errors import ClientClosed, WrongUse
-from dss_client.locks import AsyncLock, LockSpec, Owners
+from dss_client.lock_owners import Owners
+from dss_client.lock_spec import LockSpec
+from dss_client.locks import AsyncLock
 from dss_client.operations import NOT_NUMBERED, OPERATIONS, is_read
 from dss_client.queue import AsyncMessage, AsyncTopic, WorkerLoop, WorkerOptions
 from dss_client.rate_limit import AsyncRateLimit, ClusterClock, RateSpec

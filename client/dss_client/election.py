@@ -13,7 +13,10 @@ from types import EllipsisType, TracebackType
 import msgspec
 
 from dss_client.core import Core, Repeat
-from dss_client.locks import AsyncHeld, AsyncLock, LockSpec, Owners
+from dss_client.held import AsyncHeld
+from dss_client.lock_owners import Owners
+from dss_client.lock_spec import LockSpec
+from dss_client.locks import AsyncLock
 from dss_client.watch import LockWatch
 
 PREFIX = "election/"

@@ -20,10 +20,13 @@ from collections.abc import Callable
 from types import EllipsisType, TracebackType
 from typing import Any
 
+from dss_client.acquiring import acquire
 from dss_client.clock import now
 from dss_client.core import Core, Repeat
 from dss_client.errors import Deadlock, DssError, LockHeld, LockTimeout, WrongUse
-from dss_client.locks import AsyncHeld, LockSpec, Owners, acquire, leave
+from dss_client.held import AsyncHeld, leave
+from dss_client.lock_owners import Owners
+from dss_client.lock_spec import LockSpec
 from dss_client.watch import LockWatch
 
 PREFIX = "semaphore/"

@@ -13,7 +13,7 @@ from typing import Any
 from dss_client.aio import AsyncClient
 from dss_client.background import Background
 from dss_client.config import Transport
-from dss_client.locks import LockSpec
+from dss_client.lock_spec import LockSpec
 from dss_client.queue import WorkerOptions
 from dss_client.semaphore import SemaphoreSpec
 from dss_client.sync_cache import Cache

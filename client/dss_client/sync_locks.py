@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 from types import EllipsisType, TracebackType
 from typing import Any
 
+from dss_client.acquiring import acquire
 from dss_client.background import Background
 from dss_client.errors import LockNotHeld, LockTimeout, WrongUse
-from dss_client.locks import AsyncHeld, LockSpec, acquire, leave_with, locked, wait_of
+from dss_client.held import AsyncHeld, leave_with
+from dss_client.lock_spec import LockSpec
+from dss_client.locks import locked, wait_of
 
 
 class Lost:

@@ -7,11 +7,12 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from types import EllipsisType, TracebackType
 
+from dss_client.acquiring import acquire
 from dss_client.background import Background
 from dss_client.barrier import AsyncBarrier, AsyncDoubleBarrier
 from dss_client.election import AsyncElection, Leader
 from dss_client.errors import LockNotHeld, LockTimeout, WrongUse
-from dss_client.locks import AsyncHeld, acquire, leave_with
+from dss_client.held import AsyncHeld, leave_with
 from dss_client.rate_limit import AsyncRateLimit
 from dss_client.semaphore import SemaphoreSpec, acquire_permit, permit_holders
 from dss_client.sync_locks import Held

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dss_client import AsyncClient, Deadlock, LockHeld, LockLost, LockNotHeld, LockTimeout, Unavailable, WrongUse
-from dss_client import locks as locks_module
+from dss_client import AsyncClient, Deadlock, LockHeld, LockLost, LockNotHeld, LockTimeout, Unavailable, WrongUse, acquiring
+from dss_client import held as held_module
 
 Make = Callable[..., AsyncClient]
 Until = Callable[[Callable[[], Any]], Awaitable[None]]
@@ -198,8 +198,8 @@ async def test_a_paused_process_sees_the_loss_immediately(
     grants(node, 30_000)
     lock = client.lock("k")
     held = await lock.__aenter__()
-    ahead = locks_module.now() + 29.8
-    monkeypatch.setattr(locks_module, "now", lambda: ahead)
+    ahead = held_module.now() + 29.8
+    monkeypatch.setattr(held_module, "now", lambda: ahead)
     assert held.lost.is_set()
     with pytest.raises(LockLost):
         await lock.extend(5)
@@ -230,7 +230,7 @@ async def test_it_is_held_by_another_client(node: Any, client: AsyncClient) -> N
 
 
 async def test_a_long_wait_takes_several_calls(node: Any, client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks_module, "WAIT_S_MAX", 0.05)
+    monkeypatch.setattr(acquiring, "WAIT_S_MAX", 0.05)
     timeout = {"ok": False, "status": 423, "code": "wait_timeout", "holders": [HOLDER], "position": 1}
     node.answers["locks.acquire"] = [timeout, timeout, granted(30_000)]
     node.answers["locks.release"] = {"ok": True, "released": True}

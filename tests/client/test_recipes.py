@@ -23,8 +23,8 @@ from dss_client import (
     NotSupportedYet,
     RateLimited,
     WrongUse,
+    acquiring,
 )
-from dss_client import locks as locks_module
 from dss_dev.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster
@@ -145,7 +145,7 @@ def test_an_observer_without_asyncio(dss: Client) -> None:
 
 async def test_a_candidate_keeps_its_place(adss: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its wait takes several calls. Each takes over the place of the one before."""
-    monkeypatch.setattr(locks_module, "WAIT_S_MAX", 0.2)
+    monkeypatch.setattr(acquiring, "WAIT_S_MAX", 0.2)
     first = adss.election("long")
     assert await first.campaign()
     elected = []
