@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import REGISTRY
 
 from dss_raft.core.messages import AppendEntries, Entry, EntryKind, TimeoutNow
+from dss_raft.net import connection as connection_module
 from dss_raft.net import links as links_module
 from dss_raft.net.wire import FRAME_BYTES_MAX, AppFrame, ForwardFrame, RaftFrame
 from dss_raft.versions import RELEASE, Announced, Supported
@@ -97,7 +98,7 @@ async def test_a_frame_to_a_peer_that_is_down_or_unknown_is_dropped(start_node):
 
 
 async def test_the_buffer_for_a_peer_that_does_not_read_is_bounded(start_pair, monkeypatch):
-    monkeypatch.setattr(links_module, "WRITE_BUFFER_BYTES_MAX", 4 * 1024 * 1024)
+    monkeypatch.setattr(connection_module, "WRITE_BUFFER_BYTES_MAX", 4 * 1024 * 1024)
     a, b = await start_pair()
     b.links._links["a"]._transport.pause_reading()
     taken = 0
@@ -259,7 +260,7 @@ async def test_a_silent_peer_is_not_up_although_its_link_is(start_pair):
 async def test_a_working_link_is_never_silent(start_pair):
     """Pings keep both sides up when nothing else is sent."""
     a, b = await start_pair(idle_seconds=0.5, silent_seconds=0.0)
-    for _ in range(2 * links_module.IDLE_TICKS):
+    for _ in range(2 * connection_module.IDLE_TICKS):
         await asyncio.sleep(a.links._tick_seconds)
         assert a.links.is_up("b")
         assert b.links.is_up("a")
