@@ -96,7 +96,7 @@ hostile: $(READY) ## attack a node that has 512 MB, 1,024 descriptors and 400 th
 	@DSS_HOSTILE=$(or $(HOSTILE),10) $(BIN)/python -m pytest -q tests/cluster/hostile $(ARGS)
 	@$(MAKE) --no-print-directory fuzz
 
-encrypted: $(READY) ## everything at once: mutual TLS, HTTPS, a token, nginx in front; Postman, Locust (USERS=100, TIME=60s), the client
+encrypted: $(READY) ## everything at once: mutual TLS, HTTPS, a token, nginx in front; the contract, Postman, Locust (USERS=100, TIME=60s), the client
 	@TEST_ENCRYPTED=1 TEST_LOCUST_USERS=$(or $(USERS),100) TEST_LOCUST_TIME=$(or $(TIME),60s) $(BIN)/python -m pytest -q tests/cluster/test_all_encrypted.py $(ARGS)
 
 chaos: $(READY) ## load clusters that are killed, paused and cut off, and check all answers (cutting off needs root on Linux)

@@ -38,6 +38,8 @@ from dss_api.routes import Headers, Route, not_allowed, require_possible, route_
 
 log = structlog.get_logger("api")
 
+#: the media type of a refusal
+PROBLEM = "application/problem+json"
 REPEATABLE = (
     "With the field `request_id` (see `POST /request/session`), the call can be repeated at any node, and takes effect once."
 )
@@ -132,7 +134,10 @@ class BrowsableRenderer(BrowsableAPIRenderer):
 
     def get_context(self, *args: Any, **kwargs: Any) -> Any:
         # Otherwise the page has a style in its HTML, which its Content-Security-Policy does not allow.
-        return {**super().get_context(*args, **kwargs), "code_style": ""}
+        context = {**super().get_context(*args, **kwargs), "code_style": ""}
+        if context["response"].status_code >= 400:
+            context["response_headers"]["Content-Type"] = PROBLEM
+        return context
 
     def get_raw_data_form(self, data: Any, view: Any, method: str, request: Any) -> Any:
         form = super().get_raw_data_form(data, view, method, request)
@@ -227,7 +232,7 @@ class OperationView(APIView):
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
         if response.status_code >= 400 and isinstance(response.accepted_renderer, DocumentRenderer):
-            response.content_type = "application/problem+json"
+            response.content_type = PROBLEM
         # Django would log each refusal as a warning or an error.
         response._has_been_logged = True
         return response

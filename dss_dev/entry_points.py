@@ -1,4 +1,7 @@
-"""The entry points as clients see them, for a node that a test makes: the same call through the JSON fast path and DRF."""
+"""The entry points as clients see them, for a node that a test makes: the same call through the JSON fast path and DRF.
+
+`Api` is what a test of the contract uses; real_entry_points.py implements it for the nodes of a real cluster.
+"""
 
 from __future__ import annotations
 
@@ -26,35 +29,32 @@ BODY_BYTES_MAX = 100_000
 Reply = tuple[int, dict[str, Any], dict[str, str]]
 
 
-class EntryPoint(ABC):
-    """Calls to a node in the event loop of another thread.
+class Api(ABC):
+    """Calls through one entry point."""
 
-    Args:
-        node: where the next call goes; a test with several of them changes it.
-        waiting: how many calls wait there.
-    """
+    #: the nodes are processes, and their time is real
+    is_real = False
+    #: answers have headers
+    has_headers = True
 
-    def __init__(
-        self, node: Any, operations: Sequence[Operation], loop: asyncio.AbstractEventLoop, waiting: Callable[[], int]
-    ) -> None:
-        self.node = node
-        self._operations = operations
-        self._loop = loop
-        self._waiting = waiting
+    def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
 
     @abstractmethod
     def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
         """One call."""
 
-    def run(self, act: Callable[[], Any]) -> Any:
-        """Run a function in the node's event loop."""
+    @abstractmethod
+    def later(self, path: str, **fields: Any) -> list[Reply]:
+        """Start a call and return once it waits at the node; after `join` the list contains its answer."""
 
-        async def in_loop() -> Any:
-            result = act()
-            return await result if isinstance(result, Awaitable) else result
+    def nth(self, number: int) -> Any:
+        """The index in the answer to the call that is entry `number` of the log if no other client makes entries."""
+        return number
 
-        return asyncio.run_coroutine_threadsafe(in_loop(), self._loop).result(PATIENCE_S)
+    def about(self, ms: int) -> Any:
+        """A time that has passed, or is left, if calls themselves take no time."""
+        return ms
 
     def post(self, path: str, **fields: Any) -> Reply:
         return self.call("POST", path, msgspec.json.encode(fields))
@@ -68,19 +68,10 @@ class EntryPoint(ABC):
     def delete(self, path_and_query: str) -> Reply:
         return self.call("DELETE", path_and_query, b"")
 
-    def later(self, path: str, **fields: Any) -> list[Reply]:
-        """Start a call and return once it waits at the node; after `join` the list contains its answer."""
+    def _start(self, path: str, fields: dict[str, Any]) -> list[Reply]:
         answers: list[Reply] = []
-        before = self.run(self._waiting)
         thread = threading.Thread(target=lambda: answers.append(self.post(path, **fields)))
         thread.start()
-
-        async def until_it_waits() -> None:
-            async with asyncio.timeout(PATIENCE_S):
-                while self._waiting() == before:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-
-        self.run(until_it_waits)
         self._threads.append(thread)
         return answers
 
@@ -88,6 +79,45 @@ class EntryPoint(ABC):
         """Wait until the calls made `later` are answered."""
         for thread in self._threads:
             thread.join(PATIENCE_S)
+
+
+class EntryPoint(Api):
+    """Calls to a node in the event loop of another thread.
+
+    Args:
+        node: where the next call goes; a test with several of them changes it.
+        waiting: how many calls wait there.
+    """
+
+    def __init__(
+        self, node: Any, operations: Sequence[Operation], loop: asyncio.AbstractEventLoop, waiting: Callable[[], int]
+    ) -> None:
+        super().__init__()
+        self.node = node
+        self._operations = operations
+        self._loop = loop
+        self._waiting = waiting
+
+    def run(self, act: Callable[[], Any]) -> Any:
+        """Run a function in the node's event loop."""
+
+        async def in_loop() -> Any:
+            result = act()
+            return await result if isinstance(result, Awaitable) else result
+
+        return asyncio.run_coroutine_threadsafe(in_loop(), self._loop).result(PATIENCE_S)
+
+    def later(self, path: str, **fields: Any) -> list[Reply]:
+        before = self.run(self._waiting)
+        answers = self._start(path, fields)
+
+        async def until_it_waits() -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                while self._waiting() == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+
+        self.run(until_it_waits)
+        return answers
 
 
 class JsonEntryPoint(EntryPoint):

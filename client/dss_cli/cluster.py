@@ -103,6 +103,11 @@ class OneNode:
         self._config = Config.read(urls, token, name=None, timeout=TIMEOUT_S, transport=transport, tls=tls)
         self._core: Core | None = None
 
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """For connections to https addresses."""
+        return self._config.tls
+
     async def call(self, operation: str, timeout_s: float = ASK_S, **fields: Any) -> dict[str, Any]:
         """Call this node once. Fields that are None are left out.
 

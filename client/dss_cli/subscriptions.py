@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -26,10 +27,14 @@ async def events(cluster: Cluster, operation: str, **fields: Any) -> AsyncGenera
         Unavailable: no node can be reached, or the connection has ended.
     """
     headers = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
-    url = await _reachable(cluster)
+    url, tls = await _reachable(cluster)
     try:
         async with connect(
-            f"ws{url.removeprefix('http')}{PATH}", additional_headers=headers, open_timeout=CONNECT_S, max_size=ANSWER_BYTES_MAX
+            f"ws{url.removeprefix('http')}{PATH}",
+            ssl=tls,
+            additional_headers=headers,
+            open_timeout=CONNECT_S,
+            max_size=ANSWER_BYTES_MAX,
         ) as connection:
             await connection.send(msgspec.json.encode({"id": 1, "op": operation, "request": fields}), text=True)
             async for text in connection:
@@ -42,14 +47,15 @@ async def events(cluster: Cluster, operation: str, **fields: Any) -> AsyncGenera
     raise Unavailable(f"{operation}: {url} closed the connection", {url: "it closed the connection"})
 
 
-async def _reachable(cluster: Cluster) -> str:
-    """The address of a node that answers, and accepts the token."""
+async def _reachable(cluster: Cluster) -> tuple[str, ssl.SSLContext | None]:
+    """The address of a node that answers, and accepts the token; for https, also the TLS context."""
     trouble: Unavailable | None = None
     for url in cluster.urls:
-        address = Node.parse(url).url
+        address = Node.parse(url)
+        node = cluster.at(url)
         try:
-            await cluster.at(url).call("raft.leader")
-            return address
+            await node.call("raft.leader")
+            return address.url, node.tls if address.is_secure else None
         except Unavailable as error:
             trouble = error
     raise trouble or Unavailable("there is no address")

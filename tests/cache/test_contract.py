@@ -1,8 +1,14 @@
-"""The cache section of the HTTP contract, line by line: through every entry point, on every node, with both backing stores."""
+"""The cache section of the HTTP contract, line by line: through every entry point, on every node, with both backing stores.
+
+With `TEST_CLUSTER_URLS`, at the nodes of a real cluster with its own backing store, also through a WebSocket: see
+dss_dev/real_entry_points.py.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 
 import msgspec
 import pytest
@@ -15,18 +21,26 @@ from dss_cache.operations import OPERATIONS
 from dss_cache.redis_store import RedisStore
 from dss_cli.caches import show_transitions
 from dss_cli.terminal import Terminal
-from dss_dev.entry_points import ENTRY_POINTS, opened
+from dss_dev.real_entry_points import NAMED, URLS, opened
+from dss_raft.config import ValueLimit
 
 NODES = ("n1", "n2", "n3")
+VALUE_BYTES_MAX = ValueLimit.value_bytes_max if URLS else 1000
+#: how soon a loaded machine must read a value after it was put with a time to live
+SOON_MS = 2500 if URLS else 1000
 
 
 class ClusterApi:
     """The API of three nodes: each call goes to the next node, or to the given one."""
 
+    nodes = NODES
+
     def __init__(self, api, cluster) -> None:
         self.api = api
         self.cluster = cluster
         self.turn = itertools.cycle(NODES)
+        self.nth = api.nth
+        self.is_real, self.has_headers = api.is_real, api.has_headers
 
     def at(self, on):
         self.api.node = self.cluster.nodes[on or next(self.turn)]
@@ -44,12 +58,16 @@ class ClusterApi:
     def run(self, act):
         return self.api.run(act)
 
-    def pass_s(self, seconds) -> None:
+    def pass_ms(self, ms) -> None:
         async def act() -> None:
-            self.cluster.pass_s(seconds)
+            self.cluster.pass_s(ms / 1000)
             await self.cluster.settle()
 
         self.run(act)
+
+    async def pause(self, _) -> None:
+        """Write back now what a test waits for."""
+        self.run(self.cluster.caches["n1"].write_back._write_due)
 
     def write_back_all(self) -> None:
         """Write back all values, and drop the lines of all nodes."""
@@ -65,6 +83,35 @@ class ClusterApi:
         self.run(act)
 
 
+class RealClusterApi(ClusterApi):
+    """The API of the nodes of a real cluster."""
+
+    def __init__(self, api) -> None:
+        super().__init__(api, None)
+        self.nodes = api.nodes
+        self.turn = itertools.cycle(self.nodes)
+        self.keys = set()
+
+    def at(self, on):
+        self.api.next = self.nodes.index(on or next(self.turn))
+        return self.api
+
+    def post(self, path, on="", /, **fields):
+        self.keys.update(item["key"] for item in (fields, *fields.get("items", ())) if "key" in item)
+        return super().post(path, on, **fields)
+
+    def pass_ms(self, ms) -> None:
+        time.sleep(ms / 1000)
+
+    async def pause(self, seconds) -> None:
+        await asyncio.sleep(seconds)
+
+    def write_back_all(self) -> None:
+        """Evict the lines of all keys of the test on all nodes, which writes back values, but not deletions."""
+        for key, node in itertools.product(self.keys, self.nodes):
+            assert self.at(node).post("/cache/evict", key=key)[0] == 200
+
+
 @pytest.fixture(scope="module")
 def valkey():
     with ValkeyServer() as server:
@@ -74,6 +121,9 @@ def valkey():
 @pytest.fixture
 def store_of(request, tmp_path, django_db_blocker):
     """The backing store of a node: three SQLite files, or one Valkey."""
+    if request.param == "own":
+        yield None
+        return
     if request.param == "redis":
         server = request.getfixturevalue("valkey")
         yield lambda name: RedisStore(server.connection_url, f"{tmp_path.name}:")
@@ -91,36 +141,40 @@ def store_of(request, tmp_path, django_db_blocker):
             del connections.databases[name]
 
 
-@pytest.fixture(params=ENTRY_POINTS)
+@pytest.fixture(params=NAMED)
 def api(request, fake_cluster, store_of):
     with opened(request.param, lambda: fake_cluster(store_of=store_of), OPERATIONS, lambda _: 0) as api:
+        if api.is_real:
+            yield RealClusterApi(api)
+            return
         cluster = api.node
         yield ClusterApi(api, cluster)
         for cache in cluster.caches.values():
             api.run(cache.stop)
 
 
-pytestmark = pytest.mark.parametrize("store_of", ["django", "redis"], indirect=True)
+pytestmark = pytest.mark.parametrize("store_of", ["own"] if URLS else ["django", "redis"], indirect=True)
 
 
 def test_put_and_get_on_every_node(api):
-    status, answer, _ = api.post("/cache/put", "n1", key="k", value={"a": [1, None, "ü"]})
-    assert (status, answer["ok"], answer["state"], answer["index"]) == (200, True, "M", 2)
+    n1, n2, _ = api.nodes
+    status, answer, _ = api.post("/cache/put", n1, key="k", value={"a": [1, None, "ü"]})
+    assert (status, answer["ok"], answer["state"], answer["index"]) == (200, True, "M", api.nth(2))
     version = answer["version"]
-    for node in NODES:
+    for node in api.nodes:
         for status, got, _ in (api.post("/cache/get", node, key="k"), api.get("/cache/get?key=k", on=node)):
             assert status == 200
             assert (got["value"], got["found"], got["version"], got["node"]) == ({"a": [1, None, "ü"]}, True, version, node)
     assert (got["hit"], got["state"]) == (True, "S")
-    newer = api.post("/cache/put", "n2", key="k", value=2)[1]
+    newer = api.post("/cache/put", n2, key="k", value=2)[1]
     assert newer["version"] > version
-    assert [api.get("/cache/get?key=k", on=node)[1]["value"] for node in NODES] == [2, 2, 2]
+    assert [api.get("/cache/get?key=k", on=node)[1]["value"] for node in api.nodes] == [2, 2, 2]
 
 
 def test_values_are_read_from_the_backing_store(api):
     version = api.post("/cache/put", key="k", value={"a": 1})[1]["version"]
     api.write_back_all()
-    for node in NODES:
+    for node in api.nodes:
         got = api.get("/cache/get?key=k", on=node)[1]
         assert (got["value"], got["version"], got["hit"]) == ({"a": 1}, version, False)
     api.post("/cache/delete", key="k")
@@ -129,8 +183,9 @@ def test_values_are_read_from_the_backing_store(api):
 
 
 def test_a_key_without_a_value(api):
-    status, answer, _ = api.get("/cache/get?key=nobody", on="n2")
-    expected = {"value": None, "found": False, "hit": False, "version": 0, "state": "I", "node": "n2"}
+    node = api.nodes[1]
+    status, answer, _ = api.get("/cache/get?key=nobody", on=node)
+    expected = {"value": None, "found": False, "hit": False, "version": 0, "state": "I", "node": node}
     assert status == 200
     assert expected.items() <= answer.items()
 
@@ -143,13 +198,14 @@ def test_null_is_a_value(api):
 
 
 def test_a_ttl_ends_on_every_node(api):
-    api.post("/cache/put", key="k", value=1, ttl_ms="1000")
-    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
+    api.post("/cache/put", key="k", value=1, ttl_ms=str(SOON_MS))
+    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in api.nodes] == [True] * 3
     api.write_back_all()
-    api.pass_s(0.9)
-    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [True] * 3
-    api.pass_s(0.2)
-    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
+    if not api.is_real:
+        api.pass_ms(SOON_MS - 100)
+        assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in api.nodes] == [True] * 3
+    api.pass_ms(SOON_MS)
+    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in api.nodes] == [False] * 3
 
 
 def test_compare_and_set(api):
@@ -157,7 +213,7 @@ def test_compare_and_set(api):
     newer = api.post("/cache/put", key="k", value=2, if_version=version)[1]["version"]
     status, answer, headers = api.post("/cache/put", key="k", value=3, if_version=version)
     assert (status, answer["ok"], answer["code"], answer["version"]) == (409, False, "version_conflict", newer)
-    assert headers["content-type"].startswith("application/problem+json")
+    assert not api.has_headers or headers["content-type"].startswith("application/problem+json")
     assert api.get("/cache/get?key=k")[1]["value"] == 2
 
 
@@ -172,18 +228,18 @@ def test_delete(api):
     version = api.post("/cache/put", key="k", value=1)[1]["version"]
     assert api.post("/cache/delete", key="k", if_version=version + 1)[0] == 409
     status, answer, _ = api.post("/cache/delete", key="k", if_version=version)
-    assert (status, answer["ok"], answer["deleted"], answer["index"]) == (200, True, True, 4)
+    assert (status, answer["ok"], answer["deleted"], answer["index"]) == (200, True, True, api.nth(4))
     assert answer["version"] > version
-    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in NODES] == [False] * 3
+    assert [api.get("/cache/get?key=k", on=node)[1]["found"] for node in api.nodes] == [False] * 3
     again = api.post("/cache/delete", key="k")[1]
     assert (again["ok"], again["deleted"]) == (True, False)
 
 
 def test_add(api):
-    assert api.post("/cache/add", key="k", value=1, ttl_ms=1000)[1]["ok"]
+    assert api.post("/cache/add", key="k", value=1, ttl_ms=SOON_MS)[1]["ok"]
     status, answer, _ = api.post("/cache/add", key="k", value=2)
     assert (status, answer["ok"], answer["code"]) == (409, False, "exists")
-    api.pass_s(1.1)
+    api.pass_ms(SOON_MS)
     assert api.post("/cache/add", key="k", value=3)[0] == 200
     assert api.get("/cache/get?key=k")[1]["value"] == 3
 
@@ -202,10 +258,10 @@ def test_incr(api):
 
 
 def test_touch_mdelete_and_clear(api):
-    api.post("/cache/put", key="k/1", value=1, ttl_ms=1000)
+    api.post("/cache/put", key="k/1", value=1, ttl_ms=SOON_MS)
     status, answer, _ = api.post("/cache/touch", key="k/1", ttl_ms=60_000)
     assert (status, answer["ok"], answer["touched"]) == (200, True, True)
-    api.pass_s(1.1)
+    api.pass_ms(SOON_MS)
     assert api.get("/cache/get?key=k/1")[1]["value"] == 1
     status, answer, _ = api.post("/cache/mdelete", keys=["k/1", "k/2"])
     assert (status, [item["deleted"] for item in answer["items"]]) == (200, [True, False])
@@ -226,7 +282,7 @@ def test_mput_and_mget(api):
     assert [item["ok"] for item in answer["items"]] == [True, True, True, False]
     assert answer["items"][3]["code"] == "version_conflict"
     api.write_back_all()
-    for node in NODES:
+    for node in api.nodes:
         status, answer, _ = api.post("/cache/mget", node, keys=["k2", "none", "k0"])
         assert [(one["key"], one["value"], one["found"]) for one in answer["items"]] == [
             ("k2", 2, True), ("none", None, False), ("k0", 0, True)
@@ -234,45 +290,52 @@ def test_mput_and_mget(api):
 
 
 def test_lines_and_evict(api):
-    api.post("/cache/put", "n1", key="k", value=1)
+    n1, n2, n3 = api.nodes
+    before = {row["key"] for row in api.get("/cache/lines?limit=1000", on=n2)[1]["lines"]}
+    api.post("/cache/put", n1, key="k", value=1)
     for _ in range(2):
-        api.get("/cache/get?key=k", on="n2")
-    for node in NODES:
+        api.get("/cache/get?key=k", on=n2)
+    for node in api.nodes:
         answer = api.get("/cache/lines?key=k", on=node)[1]
-        assert [(row["node"], row["state"]) for row in answer["lines"]] == [("n1", "S"), ("n2", "S"), ("n3", "I")]
+        assert [(row["node"], row["state"]) for row in answer["lines"]] == [(n1, "S"), (n2, "S"), (n3, "I")]
         assert answer["unreachable"] == []
-    api.post("/cache/put", "n2", key="later", value=1)
-    own = api.get("/cache/lines", on="n2")[1]
-    assert (own["count"], [row["key"] for row in own["lines"]]) == (2, ["later", "k"])
+    api.post("/cache/put", n2, key="later", value=1)
+    own = api.get("/cache/lines?limit=1000", on=n2)[1]
+    assert (own["count"], [row["key"] for row in own["lines"][:2]]) == (len(before) + 2, ["later", "k"])
     assert {"key", "state", "version", "age_ms"} <= own["lines"][0].keys()
-    assert api.post("/cache/evict", "n2", key="later")[1] == {"ok": True, "evicted": True, "written_back": True}
-    assert api.post("/cache/evict", "n2", key="k")[1]["written_back"] is False
-    assert api.get("/cache/lines", on="n2")[1]["count"] == 0
+    assert api.post("/cache/evict", n2, key="later")[1] == {"ok": True, "evicted": True, "written_back": True}
+    assert api.post("/cache/evict", n2, key="k")[1]["written_back"] is False
+    assert {row["key"] for row in api.get("/cache/lines?limit=1000", on=n2)[1]["lines"]} == before
 
 
 def test_trace_on_every_node(api):
-    api.post("/cache/put", "n1", key="k", value=1)
-    api.get("/cache/get?key=k", on="n2")
-    api.post("/cache/put", "n3", key="k", value=2)
-    for node in NODES:
+    n1, n2, n3 = api.nodes
+    api.post("/cache/put", n1, key="k", value=1)
+    api.get("/cache/get?key=k", on=n2)
+    api.post("/cache/put", n3, key="k", value=2)
+    for node in api.nodes:
         rows = api.get("/cache/trace?key=k", on=node)[1]["transitions"]
         assert {(row["node"], row["from"], row["to"], row["why"]) for row in rows} == {
-            ("n1", "I", "M", "put"), ("n1", "M", "S", "fetched by n2"), ("n2", "I", "S", "fetched"),
-            ("n1", "S", "I", "put on n3"), ("n2", "S", "I", "put on n3"), ("n3", "I", "M", "put"),
+            (n1, "I", "M", "put"), (n1, "M", "S", f"fetched by {n2}"), (n2, "I", "S", "fetched"),
+            (n1, "S", "I", f"put on {n3}"), (n2, "S", "I", f"put on {n3}"), (n3, "I", "M", "put"),
         }  # fmt: skip
         assert all(row["at_ms"] > 0 and row["version"] > 0 for row in rows)
 
 
 def test_stats(api):
-    api.post("/cache/put", "n1", key="k", value=1)
+    n1, n2, _ = api.nodes
+    before = {node: api.get("/cache/stats", on=node)[1] for node in (n1, n2)}
+    api.post("/cache/put", n1, key="k", value=1)
     for _ in range(4):
-        api.get("/cache/get?key=k", on="n2")
-    api.post("/cache/put", "n1", key="k", value=2)
-    answer = api.get("/cache/stats", on="n2")[1]
-    expected = {"hits": 3, "misses": 1, "hit_ratio": 0.75, "invalidations": 1, "evictions": 0, "items": 0, "write_backs": 0}
-    assert expected.items() <= answer.items()
+        api.get("/cache/get?key=k", on=n2)
+    api.post("/cache/put", n1, key="k", value=2)
+    answer = api.get("/cache/stats", on=n2)[1]
+    expected = {"hits": 3, "misses": 1, "invalidations": 1, "evictions": 0, "items": 0, "write_backs": 0}
+    assert {name: answer[name] - before[n2][name] for name in expected} == expected
+    assert answer["hit_ratio"] == pytest.approx(answer["hits"] / (answer["hits"] + answer["misses"]), abs=1e-3)
     api.write_back_all()
-    assert api.get("/cache/stats", on="n1")[1]["write_backs"] == 1
+    written_back = api.get("/cache/stats", on=n1)[1]["write_backs"] - before[n1]["write_backs"]
+    assert written_back == 1 or (api.is_real and written_back > 1), "a real node also writes back values of other tests"
 
 
 def test_the_demonstration(api):
@@ -281,26 +344,29 @@ def test_the_demonstration(api):
     async def call(number, operation, fields):
         offered = operations[operation]
         query = f"{offered.path}?key={fields['key']}"
-        status, answer, _ = (
-            api.get(query, f"n{number}") if offered.method == "GET" else api.post(offered.path, f"n{number}", **fields)
-        )
+        node = api.nodes[number - 1]
+        status, answer, _ = api.get(query, node) if offered.method == "GET" else api.post(offered.path, node, **fields)
         assert status == 200
         return answer
 
-    async def write_back(_):
-        api.run(api.cluster.caches["n1"].write_back._write_due)
-
     printed = []
-    with pytest.raises(StopIteration):  # nothing in it waits, so it runs to its end
-        show_transitions(call, 3, Terminal(printed.append, print), "k", write_back).send(None)
+    asyncio.run(show_transitions(call, 3, Terminal(printed.append, print), "k", api.pause))
     title, *rows = printed[:-1]
-    assert title.split() == ["step", *NODES, "result"]
+    assert title.split() == ["step", *api.nodes, "result"]
     assert [(row[:20].strip(), "".join(row[20:50].split())) for row in rows] == [
         ("start: delete it", "III"), ("put on 1", "MII"), ("read on 1", "MII"), ("write-back", "EII"), ("read on 2", "SSI"),
         ("read on 2 again", "SSI"), ("write on 3", "IIM"), ("read on 1", "SIS"), ("read on 1 again", "SIS"),
         ("evict on 1", "IIS"), ("evict on 3", "III"),
     ]  # fmt: skip
     assert [row.rsplit(", ", 1)[-1] for row in rows if "read on" in row] == ["hit", "miss", "hit", "miss", "hit"]
+
+
+def is_json(body):
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -319,7 +385,7 @@ def test_the_demonstration(api):
         ("put", b'{"key": "k", "value": 1, "ttl_ms": "soon"}', 400, "invalid", "ttl_ms"),
         ("put", b'{"key": "k", "value": 1, "if_version": -1}', 400, "invalid", "if_version"),
         ("put", b'{"key": "k", "value": 1, "colour": "red"}', 400, "invalid", "colour"),
-        ("put", b'{"key": "k", "value": "%s"}' % (b"x" * 1000), 413, "too_large", "value"),
+        ("put", b'{"key": "k", "value": "%s"}' % (b"x" * VALUE_BYTES_MAX), 413, "too_large", "value"),
         ("add", b'{"key": "k", "value": 1, "if_version": 0}', 400, "invalid", "if_version"),
         ("incr", b'{"key": "k", "delta": 1.5}', 400, "invalid", "delta"),
         ("incr", b'{"key": "k", "delta": 99999999999999999999}', 400, "invalid", "delta"),
@@ -332,12 +398,14 @@ def test_the_demonstration(api):
     ],
 )
 def test_bad_input_is_refused_and_the_field_is_named(api, path, body, status, code, field):
+    if not api.has_headers and not is_json(body):
+        pytest.skip("there is no frame with such a request; tests/node/test_websocket.py has frames that are no JSON")
     got, answer, headers = api.call("POST", f"/cache/{path}", body)
     assert (got, answer["ok"], answer["code"]) == (status, False, code)
     if field:
         assert field in (answer["field"], answer["field"].partition("[")[0])
-    assert headers["content-type"].startswith("application/problem+json")
-    assert len(api.cluster.log) == 1, "only the leader's own first entry was proposed"
+    assert not api.has_headers or headers["content-type"].startswith("application/problem+json")
+    assert api.is_real or len(api.cluster.log) == 1, "only the leader's own first entry was proposed"
 
 
 @pytest.mark.parametrize("query", ["get", "lines?key=", "trace", "trace?key=k&limit=0", "lines?limit=x", "stats?colour=red"])

@@ -112,7 +112,7 @@ CASES = [
     Case("cache evict c{n}", r"^c\d+ is evicted(, and was written back first)?$", {"evicted"}, ["cache put c{n} 1"]),
     Case("cache stats", r"^NODE .*\nnode-1 +\d+ .* [\d.]+% ", {"nodes"}),
     Case("cache demo c{n} --yes", r"^step .*\n(?:.*\n)*evict on 1 +I .*\n\nM: written here", {"step", "states", "result"}),
-    Case("member ls", r"^NODE .*\nnode-1  http://[\d.:]+  leader  yes  \d to \d$", {"members", "cluster_version"}),
+    Case("member ls", r"^NODE .*\nnode-1  https?://[\d.:]+  leader  yes  \d to \d$", {"members", "cluster_version"}),
     Case("member add node-{n} http://127.0.0.1:1", r"^node-\d+  http://127.0.0.1:1  \(learner\)$", {"members"}),
     Case("member remove node-{n}", r"^node-1  http", {"members"}, ["member add node-{n} http://127.0.0.1:1"]),
     Case("leader show", r"^node-1$", {"leader_id"}),

@@ -1,7 +1,8 @@
 """Everything at once, as in production: three nodes with mutual TLS between them, HTTPS with certificates of clients on their service
 ports, a token, and nginx in front, which ends TLS of the clients and encrypts again.
 
-The Postman collection, Locust and the Python client go through nginx.
+The Postman collection, Locust and the Python client go through nginx. The tests of the contract of locks, queues and the cache go through
+nginx, and to the nodes themselves.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ TOKEN = "token-of-the-encrypted-cluster"
 PROXY = "127.0.0.2"
 PATIENCE_S = 60.0
 NEWMAN = ["npx", "--yes", "newman@6"]
+CONTRACT = [f"tests/{subsystem}/test_contract.py" for subsystem in ("queue", "locks", "cache")]
 COLLECTION = ROOT / "postman/distributed-sync-system.postman_collection.json"
 
 pytestmark = [
@@ -76,8 +78,14 @@ class Encrypted:
     @property
     def environment(self) -> dict[str, str]:
         """Of programs that use the cluster through nginx. They have no certificate."""
-        given = {name: value for name, value in os.environ.items() if not name.startswith("DSS_")}
+        given = {name: value for name, value in os.environ.items() if not name.startswith(("DSS_", "PYTEST_"))}
         return {**given, "DSS_URLS": ",".join(self.urls), "DSS_CA_FILE": str(self.ca), "DSS_TOKEN": TOKEN}
+
+    @property
+    def direct_environment(self) -> dict[str, str]:
+        """Of programs that use the nodes themselves."""
+        certificate = {name: value for name, value in self.cluster.nodes[0].environment.items() if name.startswith("DSS_CLIENT_")}
+        return {**self.environment, **certificate, "DSS_URLS": ",".join(node.url for node in self.cluster.nodes)}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,8 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory, prepare_pages) -> Iterat
     directory = tmp_path_factory.mktemp("encrypted")
     tls = make_files(directory / "tls", for_clients=True)
     settings = {"DSS_API_TOKEN": TOKEN, "DSS_TRUSTED_PROXIES": PROXY, "DSS_HSTS_SECONDS": "3600"}
+    # The contract has tests that look at values before they are written back.
+    settings["DSS_CACHE_WRITE_BACK_MS"] = "3000"
     cluster = LocalCluster(directory / "nodes", free_ports(3), {**ENVIRONMENT, **tls, **settings})
     prepare_pages(cluster)
     cluster.start()
@@ -149,6 +159,37 @@ def test_the_python_client(encrypted: Encrypted, transport: str) -> None:
         with dss.lock(f"encrypted-{transport}"):
             dss.cache.put("encrypted", transport)
         assert dss.cache.get("encrypted") == transport
+
+
+def run_contract(environment: dict[str, str], directory: Path, *arguments: str) -> None:
+    """Run tests of the contract at the nodes of `DSS_URLS`."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "log_cli=false",
+        f"--basetemp={directory}/contract",
+    ]
+    environment = {**environment, "TEST_CLUSTER_URLS": environment["DSS_URLS"]}
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_calls_of_the_contract(encrypted: Encrypted, tmp_path: Path) -> None:
+    """That the contract can be tested at a real cluster. `make encrypted` tests all of it."""
+    run_contract(encrypted.environment, tmp_path, *CONTRACT, "-k", "test_publish or test_release or test_compare_and_set")
+
+
+@pytest.mark.skipif("TEST_ENCRYPTED" not in os.environ, reason="`make encrypted` runs it")
+@pytest.mark.parametrize("way", ["nginx", "nodes"])
+def test_the_whole_contract(encrypted: Encrypted, tmp_path: Path, way: str) -> None:
+    run_contract(encrypted.environment if way == "nginx" else encrypted.direct_environment, tmp_path, *CONTRACT)
 
 
 @pytest.mark.skipif("TEST_ENCRYPTED" not in os.environ, reason="`make encrypted` runs it")

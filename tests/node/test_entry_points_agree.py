@@ -79,6 +79,10 @@ def test_a_path_parameter(entry_points: Any) -> None:
 def test_refusals(entry_points: Any, code: str) -> None:
     reply = entry_points.call_both("POST", "/demo/refuse", body=json.dumps({"code": code}).encode())
     assert reply.media_type == "application/problem+json"
+    page = entry_points.call_drf(
+        "POST", "/demo/refuse", body=json.dumps({"code": code}).encode(), headers={"Accept": "text/html"}
+    )
+    assert b"application/problem+json" in page.body, "what a program gets"
     assert reply.document["ok"] is False
     assert reply.document["code"] == code
     assert reply.document["status"] == reply.status
