@@ -96,6 +96,7 @@ class AsyncMessage:
         #: 1 for the first delivery
         self.attempt: int = fields["attempt"]
         self.published_ms: int = fields["published_ms"]
+        self.delivered_ms: int = fields["delivered_ms"]
         self.receipt: str = fields["receipt"]
         #: whether it was acked or nacked, or another consumer has it
         self.is_settled = False
@@ -221,13 +222,20 @@ class AsyncTopic:
         return [Receipt(one["msg_id"], one["duplicate"]) for one in answer["messages"]]
 
     async def consume(
-        self, group: str, max_messages: int = 1, wait: float = 0, visibility: float = 15, handle: Handle | None = None
+        self,
+        group: str,
+        max_messages: int = 1,
+        wait: float = 0,
+        visibility: float = 15,
+        handle: Handle | None = None,
+        consumer: str = "",
     ) -> list[AsyncMessage]:
         """Take messages and hide them from the rest of the group for `visibility` seconds.
 
         Args:
             wait: how many seconds to wait for the first one, at most 20.
             handle: cancels the call.
+            consumer: with what the `attempt_id` of the messages begins in `peek`, before a dot.
         """
         wait = min(wait, POLL_S_MAX)
         fields = {
@@ -237,7 +245,7 @@ class AsyncTopic:
             "timeout_ms": round(wait * 1000),
             "visibility_ms": round(visibility * 1000),
             # A repeat gets the messages of a lost answer.
-            "attempt_id": uuid.uuid4().hex,
+            "attempt_id": f"{consumer}.{uuid.uuid4().hex[:16]}" if consumer else uuid.uuid4().hex,
         }
         sent = now()
         answer = await self._core().call(
@@ -245,9 +253,16 @@ class AsyncTopic:
         )
         return [AsyncMessage(self._core, self.name, group, one, sent + visibility) for one in answer.get("messages", ())]
 
-    async def peek(self, limit: int = 10, group: str = "", dead: bool = False) -> list[dict[str, Any]]:
-        """Messages of the topic, without taking them; with `group` those that it has not finished, or its dead letters."""
+    async def peek(
+        self, limit: int = 10, group: str = "", dead: bool = False, *, msg_id: str = "", dedup_id: str = ""
+    ) -> list[dict[str, Any]]:
+        """Messages of the topic, without taking them; with `group` those that it has not finished, or its dead letters.
+
+        Args:
+            msg_id, dedup_id: only this message.
+        """
         fields: dict[str, Any] = {"topic": self.name, "limit": limit}
+        fields |= {name: id for name, id in (("msg_id", msg_id), ("dedup_id", dedup_id)) if id}
         if group:
             fields["group"] = group
         if dead:

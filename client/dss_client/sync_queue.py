@@ -39,6 +39,7 @@ class Message:
         #: 1 for the first delivery
         self.attempt = message.attempt
         self.published_ms = message.published_ms
+        self.delivered_ms = message.delivered_ms
         self.receipt = message.receipt
 
     def __repr__(self) -> str:
@@ -132,9 +133,15 @@ class Topic:
         messages = self._client._run(self._topic.consume(group, max_messages, wait, visibility))
         return [Message(self._client, message) for message in messages]
 
-    def peek(self, limit: int = 10, group: str = "", dead: bool = False) -> list[dict[str, Any]]:
-        """Messages of the topic, without taking them; with `group` those that it has not finished, or its dead letters."""
-        return self._client._run(self._topic.peek(limit, group, dead))
+    def peek(
+        self, limit: int = 10, group: str = "", dead: bool = False, *, msg_id: str = "", dedup_id: str = ""
+    ) -> list[dict[str, Any]]:
+        """Messages of the topic, without taking them; with `group` those that it has not finished, or its dead letters.
+
+        Args:
+            msg_id, dedup_id: only this message.
+        """
+        return self._client._run(self._topic.peek(limit, group, dead, msg_id=msg_id, dedup_id=dedup_id))
 
     def stats(self) -> dict[str, Any]:
         """See `queue.stats` of the API."""

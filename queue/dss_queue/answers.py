@@ -180,7 +180,9 @@ class PeekedMessage(Part, kw_only=True):
     #: why it became a dead letter
     reason: str | UnsetType = UNSET
     attempt: int | UnsetType = UNSET
-    #: while it is in flight
+    #: while it is in flight: of the consume that got it
+    attempt_id: str | UnsetType = UNSET
+    delivered_ms: int | UnsetType = UNSET
     visible_until_ms: int | UnsetType = UNSET
     #: the node of the consumer that has it
     node: str | UnsetType = UNSET

@@ -176,7 +176,7 @@ async def stats(node: Node, request: StatsQuery) -> Result:
 async def peek(node: Node, request: PeekQuery) -> Result:
     if request.consistency == "linearizable":
         await node.read_index()
-    lines = inspection.peek(_broker(node), request.topic, request.group, request.dead, request.limit, node.now_ms())
+    lines = inspection.peek(_broker(node), request, node.now_ms())
     for line in lines:
         line["value"] = msgspec.Raw(line["value"])
         line["headers"] = inspection.json_text(line["headers"])
@@ -308,7 +308,10 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=answers.PeekAnswer,
         needs=Either((queue("consume", "topic"), queue("manage", "topic"))),
         summary="Look at messages without taking them",
-        description="The retained messages of the topic; with `group`, its unfinished messages; with `dead`, its dead letters.",
+        description=(
+            "The retained messages of the topic; with `group`, its unfinished messages; with `dead`, its dead letters. With `msg_id` "
+            "or `dedup_id` only this message; with `group` nothing if the group has finished it."
+        ),
         tag="Queue",
         example={"topic": "orders"},
     ),

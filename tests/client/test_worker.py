@@ -30,6 +30,7 @@ def message(number: int, attempt: int = 1, value: Any = None) -> dict[str, Any]:
         "receipt": f"{number}-0.{attempt}",
         "attempt": attempt,
         "published_ms": 1,
+        "delivered_ms": 2,
     }
 
 

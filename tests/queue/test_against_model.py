@@ -21,12 +21,14 @@ from dss_queue.core.commands import (
     MarkReceived,
     Nack,
     NewMessage,
+    PeekQuery,
     Publish,
     Purge,
     PutTopic,
     Redrive,
 )
 from dss_queue.core.inspection import peek, stats
+from dss_queue.core.records import message_id
 from dss_queue.core.topic_commands import DeleteGroup, PutGroup
 from dss_raft.replication.machine import Origin, Resolved
 
@@ -613,9 +615,20 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def a_peek_takes_nothing(self):
         before = self.broker.snapshot()
         for name in ("", *self.model.groups):
-            peek(self.broker, TOPIC, name, bool(name), 3, self.at)
-            peek(self.broker, TOPIC, name, False, 3, self.at)
+            peek(self.broker, PeekQuery(topic=TOPIC, group=name, dead=bool(name), limit=3), self.at)
+            peek(self.broker, PeekQuery(topic=TOPIC, group=name, limit=3), self.at)
         assert self.broker.snapshot() == before
+
+    @invariant()
+    def each_message_is_found_by_its_id(self):
+        topic = self.broker.topics[TOPIC]
+        for name, group in topic.groups.items():
+            numbers = {*topic.messages.by_number, *group.backlog.private, *group.dead}
+            queries = [PeekQuery(topic=TOPIC, group=name, msg_id=message_id(number)) for number in numbers]
+            found = [line["state"] for query in queries for line in peek(self.broker, query, self.at)]
+            assert found.count("dead") == len(group.dead)
+            assert len(found) - found.count("dead") == group.backlog.pending
+            assert found.count("in_flight") == len(group.in_flight)
 
 
 TestQueueAgainstModel = QueueAgainstModel.TestCase

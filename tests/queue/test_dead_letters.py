@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dss_queue.core.commands import PeekQuery
 from dss_queue.core.inspection import peek
 
 
 def dead_letters(desk, group="g"):
-    return peek(desk.broker, "t", group, True, 100, desk.at_ms)
+    return peek(desk.broker, PeekQuery(topic="t", group=group, dead=True, limit=100), desk.at_ms)
 
 
 def test_after_max_attempts_a_message_is_a_dead_letter_with_its_history(desk):

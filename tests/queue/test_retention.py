@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from dss_queue.core.commands import PeekQuery
 from dss_queue.core.inspection import peek, stats
 
 DAY_MS = 24 * 3600 * 1000
 
 
 def dead(desk, group="g"):
-    return [(d["value"], d["reason"]) for d in peek(desk.broker, "t", group, True, 100, desk.at_ms)]
+    return [
+        (d["value"], d["reason"]) for d in peek(desk.broker, PeekQuery(topic="t", group=group, dead=True, limit=100), desk.at_ms)
+    ]
 
 
 def test_without_a_group_old_messages_are_dropped_and_counted(desk):

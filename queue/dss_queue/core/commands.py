@@ -338,17 +338,25 @@ class StatsQuery(Fields, kw_only=True):
 
 
 class PeekQuery(Fields, kw_only=True):
-    """Without `group`: the messages that the topic retains. With it: its unfinished messages, or with `dead` its dead letters."""
+    """Without `group`: the messages that the topic retains. With it: its unfinished messages, or with `dead` its dead letters.
+
+    With `msg_id` or `dedup_id` only this message; with `group` unless the group has finished it, dead or not.
+    """
 
     topic: Name
     group: OptionalName = ""
     dead: bool = False
+    msg_id: MessageId | None = None
+    #: of a message that was published within the topic's dedup window
+    dedup_id: OptionalName = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
     consistency: Consistency = "linearizable"
 
     def __post_init__(self) -> None:
         if self.dead and not self.group:
             raise ValueError("`group` is missing: dead letters belong to a group")
+        if self.msg_id is not None and self.dedup_id:
+            raise ValueError("give either `msg_id` or `dedup_id`")
 
 
 def _check_message(message: MessageRequest | PublishRequest) -> None:

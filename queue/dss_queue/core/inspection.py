@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import TopicSettings
+from dss_queue.core.commands import PeekQuery, TopicSettings
 from dss_queue.core.group import Delivery, Group
-from dss_queue.core.records import Dead, Ending, Message, message_id
+from dss_queue.core.records import Dead, Ending, Message, message_id, message_number
 from dss_queue.core.topic import Topic
 
 #: Topics in an answer that names none.
@@ -90,17 +90,19 @@ def _group_age_ms(group: Group, now_ms: int) -> int:
 # --------------------------------------------------------------------- peek
 
 
-def peek(broker: Broker, topic_name: str, group_name: str, dead: bool, limit: int, now_ms: int) -> list[dict[str, Any]]:
+def peek(broker: Broker, query: PeekQuery, now_ms: int) -> list[dict[str, Any]]:
     """The list in the answer of `GET /queue/peek`, oldest first."""
-    topic = broker.topics.get(topic_name)
+    topic, limit = broker.topics.get(query.topic), query.limit
     if topic is None:
         return []
-    if not group_name:
-        return [_message_line(message, now_ms) for message in islice(topic.messages.by_number.values(), limit)]
-    group = topic.groups.get(group_name)
-    if group is None:
+    group = topic.groups.get(query.group)
+    if query.group and group is None:
         return []
-    if dead:
+    if query.msg_id is not None or query.dedup_id:
+        return _peek_one(topic, group, query, now_ms)
+    if group is None:
+        return [_message_line(message, now_ms) for message in islice(topic.messages.by_number.values(), limit)]
+    if query.dead:
         return [dead_line(one) for one in islice(group.dead.values(), limit)]
     numbers = nsmallest(limit, {*group.in_flight, *group.backlog.returned, *group.backlog.unmet(limit)})
     lines = []
@@ -109,6 +111,36 @@ def peek(broker: Broker, topic_name: str, group_name: str, dead: bool, limit: in
         if message is not None:
             lines.append({**_message_line(message, now_ms), **_state_in(group, number)})
     return lines
+
+
+def _peek_one(topic: Topic, group: Group | None, query: PeekQuery, now_ms: int) -> list[dict[str, Any]]:
+    """The message that the query names, or nothing."""
+    number = topic.dedup.get(query.dedup_id, (-1,))[0] if query.msg_id is None else message_number(query.msg_id)
+    if group is None:
+        message = topic.messages.by_number.get(number)
+        return [] if message is None else [_message_line(message, now_ms)]
+    if (dead := group.dead.get(number)) is not None:
+        return [dead_line(dead)]
+    message = None if query.dead else group.backlog.find(number)
+    if message is None or not _is_unfinished(group, message):
+        return []
+    line = {**_message_line(message, now_ms), **_state_in(group, number)}
+    if line["state"] == "ready" and line["delayed_for_ms"]:
+        line["state"] = "delayed"
+    return [line]
+
+
+def _is_unfinished(group: Group, message: Message) -> bool:
+    backlog = group.backlog
+    if message.number in group.in_flight or message.number in backlog.returned:
+        return True
+    if not message.key:
+        return not backlog.is_past(message)
+    state = backlog.keys.get(message.key)
+    if state is None:
+        return True
+    first = group.messages.chains[message.key].get(state.position)
+    return first is not None and message.number >= first
 
 
 def _message_line(message: Message, now_ms: int) -> dict[str, Any]:
@@ -129,6 +161,8 @@ def _state_in(group: Group, number: int) -> dict[str, Any]:
         return {
             "state": "in_flight",
             "attempt": delivery.attempt,
+            "attempt_id": delivery.handout.attempt_id,
+            "delivered_ms": delivery.delivered_ms,
             "visible_until_ms": delivery.due_ms,
             "node": delivery.handout.origin.node,
             "history": history_lines(delivery.history),
