@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import BaseCommand, call_command
 
-from dss_client import Client, LockTimeout, Unavailable
+from dss_client import Client, LockNotHeld, LockTimeout, Unavailable
 from dss_dev.local_cluster import LocalCluster
 from dss_django import clients
 from dss_django.cache import DSSCache
 from dss_django.locks import client as client_of_settings
-from dss_django.locks import lock
+from dss_django.locks import fencing_token, lock
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::django.core.cache.backends.base.CacheKeyWarning")]
 
@@ -182,6 +184,61 @@ class TestLock:
 
         assert asyncio.run(pay(Invoice())) == 1
         assert holders() == 0
+
+    def test_instead_of_a_call_that_gets_no_turn(self) -> None:
+        def busy(number: int) -> str:
+            return f"{number} is busy"
+
+        @lock("busy/{number}", wait=0.1, busy=busy)
+        def pay(number: int) -> str:
+            return "paid"
+
+        @lock("busy/{number}", wait=0.1, busy=busy)
+        async def pay_async(number: int) -> str:
+            return "paid"
+
+        with client_of_settings().lock("busy/1"), ThreadPoolExecutor(1) as threads:
+            assert threads.submit(pay, 1).result(30) == "1 is busy"
+            assert asyncio.run(pay_async(number=1)) == "1 is busy"
+        assert (pay(1), asyncio.run(pay_async(1))) == ("paid", "paid")
+
+    def test_the_fencing_token(self) -> None:
+        @lock("token/{number}")
+        def inner(number: int) -> int:
+            return fencing_token()
+
+        @lock("token/{number}")
+        async def in_coroutine(number: int) -> int:
+            return fencing_token()
+
+        @lock("token/outer")
+        def outer() -> list[int]:
+            return [fencing_token(), inner(1), inner(2), fencing_token()]
+
+        first, second, third, again = outer()
+        assert 0 < first < second < third
+        assert again == first
+        assert asyncio.run(in_coroutine(1)) > third
+        with pytest.raises(LockNotHeld):
+            fencing_token()
+
+    def test_of_a_management_command(self) -> None:
+        class Command(BaseCommand):
+            stealth_options = ("day",)
+
+            @lock("report/{options[day]}")
+            def handle(self, *args: Any, **options: Any) -> str:
+                return str(client_of_settings().call("locks.status", key="report/monday")["holders"][0]["fencing_token"])
+
+        class Shorter(BaseCommand):
+            stealth_options = ("day",)
+
+            @lock("report/{day}")
+            def handle(self, *args: Any, **options: Any) -> str:
+                return str(fencing_token())
+
+        for command in (Command, Shorter):
+            assert int(call_command(command(), day="monday", skip_checks=True, stdout=io.StringIO())) > 0
 
     def test_a_name_that_cannot_be_made(self) -> None:
         with pytest.raises(TypeError, match=r"\{id\}"):
