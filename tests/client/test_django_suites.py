@@ -17,8 +17,8 @@ from pathlib import Path
 import django
 import pytest
 
+from dss_dev.django_6 import django_version, fetch, libraries_for_django_6
 from dss_dev.local_cluster import ROOT, LocalCluster, free_ports
-from dss_dev.pythons import find_python
 
 pytestmark = pytest.mark.cluster
 
@@ -49,17 +49,6 @@ CACHES = {"default": {"BACKEND": "dss_django.cache.DSSCache", "LOCATION": os.env
 CACHES["default"]["OPTIONS"] = {"namespace": os.environ["DSS_NAMESPACE"]}
 """
 LABELS = ("cache.dss_tests", *(f"sessions_tests.tests.{name}" for name in ("CacheSessionTests", "CacheDBSessionTests")))
-PIP = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
-
-
-def fetch(python: str, arguments: list[str], directory: Path, done: str) -> None:
-    """Run pip once; afterwards, the file `done` is there. Skips if pip fails."""
-    if (directory / "done").exists() and (directory / "done").read_text() == done:
-        return
-    run = subprocess.run([python, *PIP, *arguments], capture_output=True, text=True)
-    if run.returncode:
-        pytest.skip(f"pip {arguments[0]}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
-    (directory / "done").write_text(done)
 
 
 def source_of(version: str, python: str, directory: Path) -> Path:
@@ -71,13 +60,6 @@ def source_of(version: str, python: str, directory: Path) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(directory, filter="data")
     return unpacked
-
-
-def libraries_for(python: str, directory: Path) -> str:
-    """Install Django 6 and the client's libraries for another Python. Returns Django's release."""
-    wanted = ["Django>=6,<7", "httpx", "msgspec", "websockets"]
-    fetch(python, ["install", "--upgrade", f"--target={directory}", *wanted], directory, " ".join(wanted))
-    return next(directory.glob("[Dd]jango-*.dist-info")).name.removesuffix(".dist-info").partition("-")[2]
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +80,8 @@ def test_djangos_tests(request: pytest.FixtureRequest, tmp_path: Path, urls: str
         python, path, version = sys.executable, [], django.__version__
         assert version.startswith(series)
     else:
-        other = find_python("3.12")
-        if other is None:
-            pytest.skip("Python 3.12 is not installed here")
-        libraries = request.config.cache.mkdir("django-6-for-3.12")
-        python, path, version = other, [libraries], libraries_for(other, libraries)
+        python, path = libraries_for_django_6(request.config)
+        version = django_version(path[0])
     source = source_of(version, python, request.config.cache.mkdir(f"django-{series}"))
     tests = tmp_path / "tests"
     shutil.copytree(source / "tests", tests, ignore=shutil.ignore_patterns("gis_tests", "staticfiles_tests"))
