@@ -180,7 +180,7 @@ class LockWatch:
         table, prefix, client = self._table, self._request.prefix, self._request.client
         found: dict[str, None] = {}
         if client is not None:
-            for waiter in table.waiters.of_client.get(client, {}).values():
+            for waiter in table.waiters.of_client.get(client, ()):
                 found.update(dict.fromkeys(waiter.keys))
             if client not in table.holdings.clients:
                 return found

@@ -111,7 +111,7 @@ class Harness:
 
     def queue(self, key: str) -> list[str]:
         lock = self.table.locks.get(key)
-        return [waiter.client for waiter in (lock.queue or {}).values()] if lock is not None else []
+        return [waiter.client for waiter in lock.queue or ()] if lock is not None else []
 
     def reload(self) -> None:
         """Continue from a snapshot, as a node that was far behind does."""

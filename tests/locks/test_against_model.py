@@ -237,9 +237,9 @@ class LocksAgainstModel(RuleBasedStateMachine):
         assert holdings.contended == {c: n for c in "abcö" if (n := sum(h.client == c and h.key in queued for h in holds))}
         for key, lock in holdings.locks.items():
             assert lock.holder_count() or lock.queue, f"{key} is empty"
-            assert list(lock.exclusives or {}) == [r for r, p in (lock.queue or {}).items() if p.exclusive]
+            assert list(lock.exclusives or ()) == [p for p in lock.queue or () if p.exclusive]
             assert sum(h.exclusive for h in lock.holds()) == 0 or lock.holder_count() == 1
-            assert list(lock.upgraders or {}) == [r for r, p in (lock.queue or {}).items() if key in p.upgrades]
+            assert list(lock.upgraders or ()) == [p for p in lock.queue or () if key in p.upgrades]
         for client in waiters.of_client:
             assert not find_cycle(holdings.locks, waiters.of_client, client), "a cycle that was not refused"
             assert not self.model.waits_for_itself(client)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dss_locks.core.state import Blocker, KeyLock, LockWaiter
+from dss_locks.core.state import Blocker, KeyLock, LockWaiter, Queue
 
 
 class _Step(NamedTuple):
@@ -36,7 +36,7 @@ class _QueuePrefix:
 
     def __init__(self, lock: KeyLock, key: str) -> None:
         self._key = key
-        self._rest = iter((lock.queue or {}).values())
+        self._rest = iter(lock.queue or ())
         self._next: LockWaiter | None = next(self._rest, None)
         self.waiters: list[LockWaiter] = []
         #: for each waiter: number of waiters up to and including the last exclusive one before it that does not hold the key
@@ -66,7 +66,7 @@ class _QueuePrefix:
 
 
 class _Search:
-    def __init__(self, locks: Mapping[str, KeyLock], waits_of: Mapping[str, Mapping[int, LockWaiter]], client: str) -> None:
+    def __init__(self, locks: Mapping[str, KeyLock], waits_of: Mapping[str, Queue], client: str) -> None:
         self._locks = locks
         self._waits_of = waits_of
         self._target = client
@@ -80,7 +80,7 @@ class _Search:
         todo = deque([target])
         while todo:
             client = todo.popleft()
-            for waiter in waits_of[client].values():
+            for waiter in waits_of[client]:
                 for key in waiter.keys:
                     for blocker in self._blockers(waiter, key):
                         other = blocker.client
@@ -110,7 +110,7 @@ class _Search:
             return
         if lock.upgraders is not None and not prefix.upgraders_followed:
             prefix.upgraders_followed = True
-            for other in lock.upgraders.values():
+            for other in lock.upgraders:
                 if other.client != waiter.client:
                     yield Blocker(other.client, "waits")
         yield from self._ahead(prefix, waiter)
@@ -133,9 +133,7 @@ class _Search:
                 yield Blocker(other.client, "waits")
 
 
-def find_cycle(
-    locks: Mapping[str, KeyLock], waits_of: Mapping[str, Mapping[int, LockWaiter]], client: str
-) -> list[dict[str, Any]]:
+def find_cycle(locks: Mapping[str, KeyLock], waits_of: Mapping[str, Queue], client: str) -> list[dict[str, Any]]:
     """A short cycle through `client`, whose request has just queued; empty if there is none.
 
     Returns:

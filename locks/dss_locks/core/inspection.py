@@ -5,7 +5,6 @@ Times are relative to `now_ms`, the applied time as estimated by this node.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import chain as chained
 from itertools import islice
 from typing import Any
@@ -24,9 +23,9 @@ def status(table: LockTable, key: str, now_ms: int, client: str = "", rows_max: 
     """Holders and waiters of a key, in order, the first `rows_max` of each. With `client`: why that client waits."""
     lock = table.locks.get(key)
     holds = lock.holds() if lock is not None else []
-    queue: Mapping[int, LockWaiter] = (lock.queue if lock is not None else None) or {}
-    upgraders: Mapping[int, LockWaiter] = (lock.upgraders if lock is not None else None) or {}
-    ordered = chained(upgraders.values(), (p for p in queue.values() if p.rank not in upgraders))
+    queue = (lock.queue if lock is not None else None) or []
+    upgraders = (lock.upgraders if lock is not None else None) or []
+    ordered = chained(upgraders, (p for p in queue if key not in p.upgrades))
     body: dict[str, Any] = {
         "key": key,
         "locked": bool(holds),
@@ -92,7 +91,7 @@ def why(table: LockTable, key: str, client: str, now_ms: int) -> dict[str, Any] 
     None: it does not wait for this key.
     """
     lock = table.locks.get(key)
-    waiter = next((p for p in table.waiters.of_client.get(client, {}).values() if key in p.keys), None)
+    waiter = next((p for p in table.waiters.of_client.get(client, ()) if key in p.keys), None)
     if lock is None or waiter is None:
         return None
     return {
@@ -114,7 +113,7 @@ def chain(table: LockTable, waiter: LockWaiter, steps_max: int = CHAIN_SHOWN_MAX
         if step is None:
             break
         steps.append(step)
-        current = next(iter(table.waiters.of_client.get(step["held_by"], {}).values()), None)
+        current = next(iter(table.waiters.of_client.get(step["held_by"], ())), None)
     return steps
 
 
@@ -180,9 +179,9 @@ class _NearestWaiters:
 
     def __init__(self, lock: KeyLock, key: str) -> None:
         self._key = key
-        self._queue = iter((lock.queue or {}).values())
+        self._queue = iter(lock.queue or ())
         self._any_mode, self._exclusive, self._upgrading = _Nearest(), _Nearest(), _Nearest()
-        for waiter in (lock.upgraders or {}).values():
+        for waiter in lock.upgraders or ():
             self._upgrading.add(waiter)
         self._found: dict[int, str] = {}
 

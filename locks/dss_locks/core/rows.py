@@ -70,8 +70,8 @@ def encode_waiter(waiter: LockWaiter, metas: MetaWriter) -> list[Any]:
 
 
 def decode_waiter(row: list[Any], metas: MetaReader) -> LockWaiter:
-    *fields, callers = row
-    waiter = LockWaiter(*fields)
+    rank, client, exclusive, keys, depends_on, upgrades, callers = row
+    waiter = LockWaiter(rank, client, exclusive, keys, depends_on or (), upgrades or ())
     waiter.callers = [
         Caller(Origin(*origin), waiter, since_ms, deadline_ms, ttl_ms, metas.of(meta), *rest)
         for origin, since_ms, deadline_ms, ttl_ms, meta, *rest in callers

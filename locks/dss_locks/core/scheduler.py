@@ -118,7 +118,7 @@ class LockScheduler:
 
     def end_session(self, session: LockSession, at_ms: int, index: int, reason: Literal["expired", "closed"]) -> list[str]:
         """End a session: refuse its waiting calls and end its locks. Returns their keys."""
-        for waiter in list(self.waiters.of_client.get(session.client, {}).values()):
+        for waiter in list(self.waiters.of_client.get(session.client, ())):
             for caller in [caller for caller in waiter.callers if caller.session == session.id]:
                 self.refuse_caller(caller, index, Result({"session": session.id}, "session_lost"))
         keys = sorted(session.keys)
@@ -144,7 +144,7 @@ class LockScheduler:
 
     def _refuse_dependents(self, client: str, key: str, index: int, only_exclusive: bool = False) -> None:
         """Refuse the client's waiting requests that depend on its hold of `key` (`only_exclusive`: on holding it exclusive)."""
-        for waiter in list(self.waiters.dependents.get((client, key), {}).values()):
+        for waiter in list(self.waiters.dependents.get((client, key), ())):
             if not only_exclusive or (waiter.exclusive and key not in waiter.upgrades):
                 for caller in waiter.callers[:]:
                     self.refuse_caller(caller, index, Result({"keys": [key]}, "lock_lost"))

@@ -11,7 +11,7 @@ from typing import Any
 from dss_locks.core.account import CALLER_BYTES, PLACE_BYTES, WAITER_BYTES
 from dss_locks.core.deadlock import find_cycle
 from dss_locks.core.holdings import Holdings
-from dss_locks.core.state import Caller, KeyLock, LockWaiter
+from dss_locks.core.state import Caller, KeyLock, LockWaiter, Queue, remove_waiter
 from dss_raft.replication.deadlines import Deadlines
 from dss_raft.replication.limits import text_bytes
 from dss_raft.replication.machine import Origin
@@ -27,10 +27,10 @@ class Waiters:
     def __init__(self, holdings: Holdings) -> None:
         self._holdings = holdings
         self.by_origin: dict[Origin, Caller] = {}
-        #: client -> rank -> waiter, in order of arrival
-        self.of_client: dict[str, dict[int, LockWaiter]] = {}
-        #: (client, key that it holds) -> rank -> its waiters that depend on this hold
-        self.dependents: dict[tuple[str, str], dict[int, LockWaiter]] = {}
+        #: client -> its waiters
+        self.of_client: dict[str, Queue] = {}
+        #: (client, key that it holds) -> its waiters that depend on this hold
+        self.dependents: dict[tuple[str, str], Queue] = {}
         self.last_rank = 0
         #: queue entries: a waiter counts once for each of its keys
         self.queued = 0
@@ -46,13 +46,13 @@ class Waiters:
                 depends_on.append(key)
                 if exclusive and not hold.exclusive:
                     upgrades.append(key)
-        return LockWaiter(self.last_rank + 1, client, exclusive, keys, depends_on, upgrades)
+        return LockWaiter(self.last_rank + 1, client, exclusive, keys, depends_on or (), upgrades or ())
 
     def same_as(self, waiter: LockWaiter) -> LockWaiter | None:
         """The waiter of an equal request by the same client."""
         own = self.of_client.get(waiter.client)
         if own is not None:
-            for other in own.values():
+            for other in own:
                 if other.keys == waiter.keys and other.exclusive == waiter.exclusive:
                     return other
         return None
@@ -63,9 +63,9 @@ class Waiters:
         if len(self.by_origin) >= limits.waiters_max:
             return "waiters_max"
         own = self.of_client.get(waiter.client)
-        if own is not None and sum(len(p.callers) for p in own.values()) >= limits.waiters_per_client_max:
+        if own is not None and sum(len(p.callers) for p in own) >= limits.waiters_per_client_max:
             return "waiters_per_client_max"
-        if own is None or waiter.rank not in own:
+        if not waiter.callers:
             if self.queued + len(waiter.keys) > limits.places_max:
                 return "places_max"
             for key in waiter.keys:
@@ -95,20 +95,24 @@ class Waiters:
         locks = self._holdings.locks
         for key in waiter.keys:
             lock = locks[key]
-            lock.dequeue(waiter)
+            lock.dequeue(waiter, key)
             if lock.queue is None:
                 self._holdings.queue_ended(lock)
                 if not lock.holder_count():
                     del locks[key]
         self.queued -= len(waiter.keys)
         self._holdings.account.waiters -= waiter.bytes_queued
-        _forget(self.of_client, waiter.client, waiter.rank)
+        _forget(self.of_client, waiter.client, waiter)
         for key in waiter.depends_on:
-            _forget(self.dependents, (waiter.client, key), waiter.rank)
+            _forget(self.dependents, (waiter.client, key), waiter)
 
     def add_caller(self, caller: Caller) -> None:
         """Add a waiting call."""
-        caller.waiter.callers.append(caller)
+        waiter = caller.waiter
+        if waiter.callers:
+            waiter.callers.append(caller)
+        else:
+            waiter.callers = [caller]
         self.by_origin[caller.origin] = caller
         self.deadlines.add(caller, caller.deadline_ms)
         self._holdings.account.waiters += CALLER_BYTES + len(caller.session)
@@ -152,8 +156,8 @@ class Waiters:
             return []
         if lock.holder is not None and lock.holder.exclusive:
             return self._of_client_at(lock.holder.client, key)
-        front = list(lock.upgraders.values()) if lock.upgraders is not None else []
-        for waiter in lock.queue.values():
+        front = lock.upgraders[:] if lock.upgraders is not None else []
+        for waiter in lock.queue:
             if key not in waiter.upgrades:
                 front.append(waiter)
                 if waiter.exclusive:
@@ -184,23 +188,27 @@ class Waiters:
         self.deadlines.rebuild(self.by_origin.values())
 
     def _of_client_at(self, client: str, key: str) -> list[LockWaiter]:
-        return [waiter for waiter in self.of_client.get(client, {}).values() if key in waiter.keys]
+        return [waiter for waiter in self.of_client.get(client, ()) if key in waiter.keys]
 
     def _link(self, waiter: LockWaiter) -> None:
         locks = self._holdings.locks
-        for key in waiter.keys:
+        for position, key in enumerate(waiter.keys):
             lock = locks.get(key)
             if lock is None:
                 lock = locks[key] = KeyLock()
-            elif lock.queue is None:
-                self._holdings.queue_began(lock)
+            else:
+                if lock.queue is None:
+                    self._holdings.queue_began(lock)
+                if lock.holder is not None:
+                    # An equal text: one object for all waiters.
+                    waiter.keys[position] = lock.holder.key
             lock.enqueue(waiter, key)
         self.queued += len(waiter.keys)
         size = waiter.bytes_queued = waiter_bytes(waiter)
         self._holdings.account.waiters += size
-        self.of_client.setdefault(waiter.client, {})[waiter.rank] = waiter
+        _add(self.of_client, waiter.client, waiter)
         for key in waiter.depends_on:
-            self.dependents.setdefault((waiter.client, key), {})[waiter.rank] = waiter
+            _add(self.dependents, (waiter.client, key), waiter)
 
 
 class Positions:
@@ -221,17 +229,25 @@ class Positions:
             return 1
         if key in waiter.depends_on:
             return 0
-        if next(reversed(lock.queue)) < waiter.rank:
+        if lock.queue[-1].rank < waiter.rank:
             return len(lock.queue) + 1
         ranks = self._ranks.get(key)
         if ranks is None:
-            ranks = self._ranks[key] = list(lock.queue)
+            ranks = self._ranks[key] = [other.rank for other in lock.queue]
         return bisect_left(ranks, waiter.rank) + 1
 
 
-def _forget(waiters: dict[Any, dict[int, LockWaiter]], name: Any, rank: int) -> None:
+def _add(waiters: dict[Any, Queue], name: Any, waiter: LockWaiter) -> None:
+    own = waiters.get(name)
+    if own is None:
+        waiters[name] = [waiter]
+    else:
+        own.append(waiter)
+
+
+def _forget(waiters: dict[Any, Queue], name: Any, waiter: LockWaiter) -> None:
     own = waiters[name]
-    del own[rank]
+    remove_waiter(own, waiter)
     if not own:
         del waiters[name]
 

@@ -161,6 +161,7 @@ class PendingCommands:
                 break
             call = in_flight.pop(seq)
             if seq in session.waiting and not call.is_over:
+                call.command = b""  # it is not sent again
                 self._parked[seq] = call
         self._check_acknowledged(session)
 
