@@ -16,7 +16,7 @@ import structlog
 
 from dss_api.answer import Answer
 from dss_api.errors import Refused
-from dss_api.operation import Operation, Subscription
+from dss_api.operation import Message, Operation, Subscription
 from dss_api.problems import PROBLEMS, problem_document
 from dss_api.request_id import FIELD as REQUEST_ID
 from dss_api.request_id import split
@@ -53,7 +53,7 @@ class EncodedAnswer(msgspec.Struct, gc=False):
 class RequestDecoder:
     """Decodes the requests of one operation. A request with a `request_id` is decoded as `Identified`."""
 
-    def __init__(self, operation: Operation | Subscription) -> None:
+    def __init__(self, operation: Operation | Subscription | Message) -> None:
         self.type = operation.request
         self._name = operation.name
         self._type_with_id = operation.request_with_id if isinstance(operation, Operation) else operation.request
@@ -230,7 +230,7 @@ class EventEncoder:
     """
 
     def __init__(self, subscription: Subscription) -> None:
-        self._name = subscription.name
+        self.name = subscription.name
         self._fields = frozenset(subscription.event.__struct_encode_fields__)
         self._known: set[type[msgspec.Struct]] = {subscription.event}
 
@@ -241,7 +241,7 @@ class EventEncoder:
         if type(event) not in self._known:
             undeclared = sorted(frozenset(event.__struct_encode_fields__) - self._fields)
             if undeclared:
-                log.error("api.undeclared_event", subscription=self._name, fields=undeclared)
+                log.error("api.undeclared_event", subscription=self.name, fields=undeclared)
                 raise Refused("internal", INTERNAL)
             self._known.add(type(event))
         return _encode(event)

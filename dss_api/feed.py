@@ -13,6 +13,7 @@ from dss_api.codec import EventEncoder
 from dss_api.errors import Refused
 from dss_api.liveness import Liveness
 from dss_api.supervised import report_failure
+from dss_api.turns import Turns
 from dss_api.websocket_writer import WebSocketWriter
 
 #: Maximum number of events that wait for a client. Above it, the subscription ends.
@@ -29,6 +30,7 @@ class WebSocketFeed:
         id: id of the call.
         as_text: whether to send text frames, as the client does.
         end_subscription: called once when the subscription must end; `refusal` then has the reason.
+        turns: lets the work of messages begin.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class WebSocketFeed:
         encoder: EventEncoder,
         end_subscription: Callable[[], Any],
         address: str = "",
+        turns: Turns | None = None,
     ) -> None:
         self.liveness = liveness
         self.address = address
@@ -48,11 +51,33 @@ class WebSocketFeed:
         self._start = b'{"id":%b,"event":' % _encode(id)
         self._as_text = as_text
         self._encode_event = encoder.encode
+        #: name of the subscription
+        self.subscription = encoder.name
         self._end_subscription = end_subscription
         self._events: deque[bytes] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._is_over = False
         self.refusal: Refused | None = None
+        self._turns = turns
+        self._receive: Callable[[Any], None] | None = None
+        #: counts a message as a call; the entry point sets it when it knows the caller
+        self.count_call: Callable[[], None] = lambda: None
+
+    def on_message(self, receive: Callable[[Any], None]) -> None:
+        """See `operation.Feed`."""
+        self._receive = receive
+
+    def deliver(self, message: msgspec.Struct) -> bool:
+        """The client has sent this to the subscription. False: it takes no messages, or has ended."""
+        if self._receive is None or self._is_over:
+            return False
+        self._receive(message)
+        return True
+
+    async def turn(self) -> None:
+        """See `operation.Feed`."""
+        if self._turns is not None:
+            await self._turns.enter(self.address)
 
     @property
     def backlog(self) -> int:

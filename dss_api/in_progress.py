@@ -73,6 +73,15 @@ class InProgress:
             )
         self._per_address[address] += 1
 
+    def count_call(self, address: str) -> None:
+        """A message to a subscription makes work like a call.
+
+        Raises:
+            Refused: `over_limit` when too many began in the last second.
+        """
+        if self._rates is not None:
+            self._rates.take(address)
+
     def release(self, address: str) -> None:
         """Count it as answered or cancelled."""
         self._per_address[address] -= 1

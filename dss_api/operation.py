@@ -107,6 +107,35 @@ class Feed(Protocol):
     def last_ping(self) -> int | None:
         """The number in the last ping of the client for this subscription that has arrived here."""
 
+    def on_message(self, receive: Callable[[Any], None]) -> None:
+        """Call `receive(request)` for each of the subscription's messages that arrives. Set it before the handler first waits."""
+
+    def count_call(self) -> None:
+        """A message makes work like a call: count it in the rates of its address and token.
+
+        Raises:
+            Refused: `over_limit`.
+        """
+
+    async def turn(self) -> None:
+        """Wait until a call of this client may begin: work that a message started is spread over turns like calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a client may send to a subscription. It has no answer: the subscription answers with an event, if at all.
+
+    The request has a field `call`, the id of the subscription. A message that cannot be delivered is refused like a call.
+    """
+
+    method: ClassVar[str] = "MESSAGE"
+
+    #: "cache.near.renew": the `op` of a frame
+    name: str
+    request: type[msgspec.Struct]
+    summary: str
+    example: dict[str, Any] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
@@ -137,6 +166,8 @@ class Subscription:
     problems: tuple[str, ...] = ()
     #: the Struct of its last answer, if it ends without a refusal
     answer: type[Answer] = Answer
+    #: what the client may send to it
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.needs, self.request)

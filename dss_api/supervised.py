@@ -26,6 +26,7 @@ log = structlog.get_logger("node")
 #: The values of the metric's label.
 TaskName = Literal[
     "audit",
+    "cache_near",
     "cache_peers",
     "cache_reads",
     "cache_write_back",

@@ -5,14 +5,16 @@ document as over HTTP, with the call's `id` and `status`. Answers are sent as so
 
 A subscription is called the same way. It sends `{"id": …, "event": {…}}` as things happen, and an answer when it ends.
 `{"id": …, "op": "ping", "request": {"call": …, "ping": 17}}` numbers a moment of the client, which later events of this subscription
-name. `{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. When the connection closes, all
-its calls are cancelled, as if each client had hung up.
+name. `{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. A subscription may take messages of
+its own (`cache.near.fetch`), which name it in the same way and have no answer. When the connection closes, all its calls are cancelled,
+as if each client had hung up.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -32,7 +34,7 @@ from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
 from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
 from dss_api.liveness import Liveness, NoLine
-from dss_api.operation import Subscription
+from dss_api.operation import Message, Subscription
 from dss_api.proxies import NO_PROXIES, TrustedProxies
 from dss_api.quotas import TokenQuotas
 from dss_api.routes import Route, require_right, require_state
@@ -113,6 +115,14 @@ class _Subscribable:
         self.answers = AnswerEncoder(subscription.name, subscription.answer)
 
 
+class _Receivable:
+    """One message with its decoder."""
+
+    def __init__(self, message: Message, subscription: str) -> None:
+        self.subscription = subscription
+        self.decoder = RequestDecoder(message)
+
+
 class WebSocketEntryPoint:
     """The ASGI application for WebSockets."""
 
@@ -128,9 +138,12 @@ class WebSocketEntryPoint:
         self._proxies = proxies
         self.is_host_allowed = is_host_allowed
         self.in_progress = in_progress
+        subscriptions = tuple(subscriptions)
         self.subscriptions = {one.name: _Subscribable(one) for one in subscriptions}
-        for name in self.subscriptions:
-            SUBSCRIPTIONS.labels(name)
+        self.messages: dict[str, _Receivable] = {}
+        for one in subscriptions:
+            SUBSCRIPTIONS.labels(one.name)
+            self.messages.update({message.name: _Receivable(message, one.name) for message in one.messages})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -308,6 +321,9 @@ class WebSocketConnection:
                 carry_out = self._cancel if frame.op == CANCEL else self._ping
                 self._answer_now(frame.id, carry_out(bytes(frame.request)), as_text)
                 return
+            if (message := self._entry_point.messages.get(frame.op)) is not None:
+                await self._deliver(message, bytes(frame.request))
+                return
             if frame.id in self._calls:
                 raise Refused("invalid", "a call with this `id` is in progress", field="id")
             if len(self._calls) >= CALLS_PER_CONNECTION_MAX:
@@ -328,6 +344,14 @@ class WebSocketConnection:
         if subscribes:
             self._in_progress.subscriptions.add(task)
             task.add_done_callback(self._in_progress.subscriptions.discard)
+
+    async def _deliver(self, message: _Receivable, data: bytes) -> None:
+        request = message.decoder.body(data)
+        if request.call in self._calls and request.call not in self._feeds:
+            await asyncio.sleep(0)  # its task has not begun
+        feed = self._feeds.get(request.call)
+        if feed is None or feed.subscription != message.subscription or not feed.deliver(request):
+            raise Refused("not_found", f"no {message.subscription} with this id is in progress")
 
     def _call_ended(self, id: int | str, held_bytes: int, task: asyncio.Task[None]) -> None:
         del self._calls[id]
@@ -385,7 +409,16 @@ class WebSocketConnection:
         subscription = self._entry_point.subscriptions[frame.op]
         task = asyncio.current_task()
         assert task is not None
-        feed = WebSocketFeed(self._writer, self._liveness, frame.id, as_text, subscription.events, task.cancel, self._address)
+        feed = WebSocketFeed(
+            self._writer,
+            self._liveness,
+            frame.id,
+            as_text,
+            subscription.events,
+            task.cancel,
+            self._address,
+            self._in_progress.turns,
+        )
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()
         self._feeds[frame.id] = feed
@@ -400,6 +433,7 @@ class WebSocketConnection:
             node = self._json.find_node()
             require_state(node)
             quotas = caller.quotas or _NO_QUOTAS
+            feed.count_call = partial(self._count_call, caller)
             with quotas.subscriptions.one(caller.name), self._in_progress.subscriptions_of.one(self._address):
                 answer = subscription.answers.encode(await subscription.handle(node, request, feed))
         except Refused as refusal:
@@ -415,6 +449,11 @@ class WebSocketConnection:
             feed.end()
         await feed.drained()
         await self._reply(frame.id, answer, as_text)
+
+    def _count_call(self, caller: Caller) -> None:
+        self._in_progress.count_call(self._address)
+        if caller.quotas is not None:
+            caller.quotas.rates.take(caller.name)
 
     def _cancelled(self) -> EncodedAnswer:
         """The answer to a call that was cancelled by its client, or because the node stops.

@@ -8,6 +8,7 @@ from functools import cache
 from dss_api.operation import Operation, Subscription
 from dss_api.problems import PROBLEMS
 from dss_cache.operations import OPERATIONS as CACHE_OPERATIONS
+from dss_cache.subscriptions import SUBSCRIPTIONS as CACHE_SUBSCRIPTIONS
 from dss_console.live.subscriptions import SUBSCRIPTIONS as CLUSTER_SUBSCRIPTIONS
 from dss_locks.operations import OPERATIONS as LOCK_OPERATIONS
 from dss_locks.subscriptions import SUBSCRIPTIONS as LOCK_SUBSCRIPTIONS
@@ -48,7 +49,7 @@ def subscriptions() -> tuple[Subscription, ...]:
     Raises:
         ValueError: two share a name with each other or an operation, or one names a problem that does not exist.
     """
-    found = (*LOCK_SUBSCRIPTIONS, *QUEUE_SUBSCRIPTIONS, *CLUSTER_SUBSCRIPTIONS)
+    found = (*LOCK_SUBSCRIPTIONS, *QUEUE_SUBSCRIPTIONS, *CACHE_SUBSCRIPTIONS, *CLUSTER_SUBSCRIPTIONS)
     _check((*operations(), *found))
     return found
 

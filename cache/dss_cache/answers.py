@@ -131,6 +131,8 @@ class LineRow(Part):
     readable: bool
     bytes: int
     age_ms: int | None
+    #: near clients of this node that may hold the key
+    clients: int = 0
 
 
 class LinesAnswer(Answer, kw_only=True):
@@ -190,3 +192,9 @@ class StatsAnswer(Answer, kw_only=True):
     memory_lost: int
     #: how long this node may still answer from its lines without hearing from the leader
     lease_ms: int
+    #: programs that keep values of this node in their own process
+    near_clients: int
+    #: keys that they may hold
+    near_keys: int
+    #: node -> longest lease of its near clients, according to the log; a node that starts again waits for it
+    near_leases_ms: dict[str, int]

@@ -47,6 +47,29 @@ class CacheConfig(ValueLimit):
         "Coherence lease: how long a node may answer from its lines without hearing from the leader. The leader's value applies.",
         environment.integer(50, HOUR_MS),
     )
+    cache_client_lease_ms: int = setting(
+        "DSS_CACHE_CLIENT_LEASE_MS",
+        300,
+        "Longest lease of a near client: how long it may answer from its own entries without hearing from this node. A client that "
+        "does not answer delays the puts of its keys for up to this time.",
+        environment.integer(20, 60_000),
+    )
+    cache_clients_max: int = setting(
+        "DSS_CACHE_CLIENTS_MAX", 1000, "Near clients that this node serves at a time.", environment.integer(1, 100_000)
+    )
+    cache_client_keys_max: int = setting(
+        "DSS_CACHE_CLIENT_KEYS_MAX",
+        20_000,
+        "Keys that one near client may hold. A client that reaches this starts again with none.",
+        environment.integer(1, 10_000_000),
+    )
+    cache_client_bytes_max: int = setting(
+        "DSS_CACHE_CLIENT_BYTES_MAX",
+        256 * 1024 * 1024,
+        "Memory for the keys that near clients hold: the text and 240 bytes for each key, however many clients hold it. Above it, the "
+        "client that holds most starts again with none.",
+        environment.integer(64 * 1024, 2**40),
+    )
     cache_write_back_ms: int = setting(
         "DSS_CACHE_WRITE_BACK_MS",
         1000,

@@ -49,11 +49,24 @@ class CacheCollector(Collector):
                 "Lost values of which the backing store had a newer version than the directory",
                 service.reader.newer if service else 0,
             ),
+            ("cache_near_drop_total", "Drops and flushes sent to near clients", service.near.clients.drops if service else 0),
+            (
+                "cache_near_client_dropped_total",
+                "Near clients that did not confirm an invalidation before their lease ended",
+                service.near.clients.dropped_clients if service else 0,
+            ),
         ):
             yield CounterMetricFamily(name, text, value)
         for name, text, value in (
             ("cache_items", "Lines of this node", len(service.lines) if service else 0),
             ("cache_keys", "Keys in the directory", len(service.directory.records) if service else 0),
+            ("cache_near_clients", "Near clients of this node", service.near.clients.count if service else 0),
+            ("cache_near_keys", "Keys that near clients of this node may hold", service.near.clients.keys if service else 0),
+            (
+                "cache_near_unconfirmed",
+                "Invalidations that near clients have not confirmed",
+                service.near.clients.confirmations_due if service else 0,
+            ),
             ("cache_dirty_items", "Values not yet in the backing store", len(service.directory.dirty) if service else 0),
             (
                 "cache_memory_up",

@@ -291,12 +291,8 @@ async def lines(node: Node, request: LinesQuery) -> Result:
             rows.append(service.line_row(key, line))
     else:
         by_node, unreachable = await service.peers.ask_all_nodes("line", request.key, 1)
-        rows = [by_node[name][0] if by_node[name] else _no_line(name, request.key) for name in sorted(by_node)]
+        rows = [by_node[name][0] if by_node[name] else service.no_line_row(name, request.key) for name in sorted(by_node)]
     return Result({"node": node.node_id, "count": len(service.lines), "lines": rows, "unreachable": unreachable})
-
-
-def _no_line(node_id: str, key: str) -> dict[str, Any]:
-    return {"node": node_id, "key": key, "state": "I", "version": 0, "readable": False, "bytes": 0, "age_ms": None}
 
 
 async def trace(node: Node, request: TraceQuery) -> Result:
@@ -327,6 +323,9 @@ async def stats(node: Node, request: StatsQuery) -> StatsAnswer:
         memory_trouble=service.write_back.report,
         memory_lost=service.reader.lost,
         lease_ms=max(0, int(remaining_s * 1000)),
+        near_clients=service.near.clients.count,
+        near_keys=service.near.clients.keys,
+        near_leases_ms=dict(service.directory.client_lease_ms),
     )
 
 

@@ -118,6 +118,8 @@ class Peers:
         self._answer = answer
         self.granted = GrantedLeases(lease_s)
         self._announcing = False
+        #: the own stamp that all peers were told last
+        self._announced = 0
         self._requested_by: Stamps = {}
         self._renewal: asyncio.Task[bool] | None = None
         self._no_renewal_before = 0.0
@@ -178,8 +180,13 @@ class Peers:
         satisfied = [peer for peer, stamp in self._requested_by.items() if stamp <= own]
         for peer in satisfied:
             del self._requested_by[peer]
-        if near.announcement_due:
-            near.announcement_due = near.announcement_due_later = 0
+        if near.announcement_due and (own >= near.announcement_due or own > self._announced):
+            self._announced = own
+            # While near clients have not confirmed, less is reported than was applied: the rest stays due.
+            if own >= near.announcement_due:
+                near.announcement_due = 0
+            if own >= near.announcement_due_later:
+                near.announcement_due_later = 0
             satisfied = self._node.peers
         for peer in satisfied:
             self._send(peer, message)

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, cast
 from dss_api.errors import Refused
 from dss_api.request_id import RequestId
 from dss_api.result import Result
+from dss_cache import near_metrics
 from dss_cache.backing_store import BackingStore
 from dss_cache.config import config_of
 from dss_cache.core.coherence import NearCache
 from dss_cache.core.directory import PENDING_KEY, Directory
 from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Voided, Written
 from dss_cache.core.lines import Line, Lines
+from dss_cache.core.near_clients import NearClients
 from dss_cache.core.policy import make_policy
+from dss_cache.near import NearServer, Subscriber
 from dss_cache.peers import Peers, Rows, Waiter
 from dss_cache.reading import Found, Reader
 from dss_cache.trace import Trace, Transition
@@ -61,11 +64,18 @@ class CacheService:
             self._line_changed,
             make_policy(config.cache_policy, config.cache_max_items),
         )
-        self.near: NearCache[Waiter] = NearCache(node.node_id, node.incarnation, self.lines, lease_s)
+        clients: NearClients[Subscriber] = NearClients(
+            config.cache_clients_max,
+            config.cache_client_keys_max,
+            config.cache_client_bytes_max,
+            near_metrics.CONFIRMATION.observe,
+        )
+        self.near: NearCache[Waiter] = NearCache(node.node_id, node.incarnation, self.lines, lease_s, clients)
         self.peers = Peers(node, self.near, self.directory, lease_s, clock, self.rows)
         delay_s = config.cache_write_back_ms / 1000
         self.write_back = WriteBack(node, self.directory, self.near.acknowledgements, self.store, delay_s, clock)
         self.reader = Reader(node, self.near, self.directory, self.store, self.peers, clock, self.write_back.store_failed)
+        self.near_server = NearServer(node, self.near, self.directory, self.peers, self.reader, clock, self._count)
         self.clearing = asyncio.Lock()
         #: counted by the operations
         self.hits = self.misses = self.puts = 0
@@ -76,6 +86,7 @@ class CacheService:
         node.on_event(LeaseAgreed, self._lease_agreed)
         node.on_tick(self._tick)
         node.attach(self)
+        node.before_opening(self.near_server.leases_of_earlier_process_s)
         node.services[SERVICE] = self
 
     async def start(self) -> None:
@@ -85,6 +96,7 @@ class CacheService:
 
     async def stop(self) -> None:
         """Write back what is dirty here, if the node still runs. The replicated log has all of it in any case."""
+        self.near_server.close()
         await self.write_back.stop(WRITE_BACK_AT_STOP_S if self.node.is_running else 0.0)
         self.peers.close()
         self.reader.close()
@@ -122,6 +134,8 @@ class CacheService:
         near = self.near
         near.incarnation = self.node.incarnation
         self.peers.release(near.written(event, self.clock()))
+        if near.clients.to_send:
+            self.near_server.entry_applied()
         self.write_back.written(event)
         if self.lines.wants_write_back:
             self.lines.wants_write_back = False
@@ -138,7 +152,8 @@ class CacheService:
         self.write_back.cleaned(event)
 
     def _voided(self, event: Voided, index: int) -> None:
-        self.peers.release(self.near.voided(event))
+        self.peers.release(self.near.voided(event, self.clock()))
+        self.near_server.entry_applied()
         self.peers.granted.voided(event.node, event.term)
         self.peers.entry_applied()
 
@@ -150,8 +165,13 @@ class CacheService:
         near.lease.applied(self.node.applied_index)
         self.peers.tick()
         self.write_back.tick()
-        if near.lines.by_key and near.wants_lease(self.clock()):
+        self.near_server.tick()
+        if (near.lines.by_key or near.clients.count) and near.wants_lease(self.clock()):
             self.peers.renew_soon()
+
+    def _count(self, hits: int, misses: int) -> None:
+        self.hits += hits
+        self.misses += misses
 
     def _line_changed(self, key: str, old_state: str, new_state: str, why: str, version: int) -> None:
         self.trace.add(Transition(wall_clock_ms(), key, old_state, new_state, why, version))
@@ -176,11 +196,12 @@ class CacheService:
 
     def before_restore(self) -> None:
         """The directory is about to be replaced. All lines are dropped, because this node does not see the writes in between."""
-        self.near.flush("restoring")
+        self.near.flush("restoring", self.clock())
+        self.near_server.entry_applied()
 
     async def load(self, data: memoryview) -> None:
         """The directory was replaced by that of a snapshot: nothing known about lines is still valid."""
-        self.peers.release(self.near.restored(self.directory.stamp, self.directory.voided))
+        self.peers.release(self.near.restored(self.directory.stamp, self.directory.voided, self.clock()))
         self.write_back.restored()
         self.peers.entry_applied()
         await self.store.load(data)
@@ -191,7 +212,10 @@ class CacheService:
         """This node's answer to another node's question."""
         if what == "line":
             line = self.lines.get(key)
-            return [] if line is None else [self.line_row(key, line)]
+            if line is not None:
+                return [self.line_row(key, line)]
+            clients = self.near.clients.holders(key)
+            return [self.no_line_row(self.node.node_id, key, clients)] if clients else []
         if what == "trace":
             return self.trace.of_key(key, self.node.node_id, limit)
         if what == "stored":
@@ -208,7 +232,14 @@ class CacheService:
             "readable": line.readable or self.near.acknowledgements.covers(line.pending_invalidations),
             "bytes": len(line.value),
             "age_ms": int((self.clock() - line.installed_at) * 1000),
+            "clients": self.near.clients.holders(key),
         }
+
+    @staticmethod
+    def no_line_row(node_id: str, key: str, clients: int = 0) -> dict[str, Any]:
+        """The row of a node without a line."""
+        empty = {"node": node_id, "key": key, "state": "I", "version": 0, "readable": False, "bytes": 0, "age_ms": None}
+        return {**empty, "clients": clients}
 
 
 def service_of(node: Node) -> CacheService:

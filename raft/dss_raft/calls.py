@@ -8,7 +8,7 @@ flight are sent again. Sequence numbers make the repeat harmless (see `replicati
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
@@ -21,6 +21,7 @@ from dss_raft.core.ready import ReadState
 from dss_raft.driver import Driver
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import ForwardFrame
+from dss_raft.opening import SessionOpening
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.clocks import StampClock
 from dss_raft.replication.commands import Command, OpenSession
@@ -54,6 +55,7 @@ class Calls:
         log_bytes_max: while the log since the last snapshot is longer, large commands wait: it is in memory, and the next snapshot
             is not written yet.
         clock: stamps entries while this node leads.
+        opening_delays, began: see `SessionOpening`.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Calls:
         waiting_max: int,
         log_bytes_max: int,
         clock: StampClock,
+        opening_delays: Sequence[Callable[[], float]] = (),
+        began: float = 0.0,
     ) -> None:
         self.core = core
         self.incarnation = incarnation
@@ -81,6 +85,7 @@ class Calls:
         admission = Admission(replica.command_types, lambda: replica.cluster_version)
         self._pending = PendingCommands(core.node_id, incarnation, self._loop, waiting_max, admission)
         self._reads = ReadRounds(core, self._loop, waiting_max)
+        self._may_open = SessionOpening(self._reads, opening_delays, began)
         self._proposals = Proposals(core, replica, admission, clock)
         self._last_progress = 0.0
         self._opening = opening
@@ -212,16 +217,18 @@ class Calls:
     # ------------------------------------------------------- the turns of the loop
 
     def begin_turn(self) -> None:
-        """Propose or forward the gathered commands."""
-        self._reads.begin_round()
+        """Propose or forward the gathered commands. The first one opens the session: before it may, nothing is sent."""
         leader = self.core.leader_id
+        may_send = self._may_open.is_allowed() if leader else False
+        self._reads.begin_round()
         if not leader:
             return
         if leader != self.core.node_id:
-            if self._pending.has_unsent and self._links.is_up(leader):
+            if may_send and self._pending.has_unsent and self._links.is_up(leader):
                 self._send(self._next_groups())
         elif not self._driver.is_writing:
-            self._send(self._next_groups())
+            if may_send:
+                self._send(self._next_groups())
             self._proposals.propose()
 
     def answer_commands(self) -> None:

@@ -46,7 +46,7 @@ from dss_raft.removal import NodeRemoved, RemovalWatch
 from dss_raft.replication import founding
 from dss_raft.replication.access_tokens import last_with_token
 from dss_raft.replication.client_requests import REFUSALS
-from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, wall_clock_ms
+from dss_raft.replication.clocks import AppliedClock, MemberClocks, StampClock, boot_time, wall_clock_ms
 from dss_raft.replication.commands import Command, Once, OpenSession, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
@@ -130,6 +130,7 @@ class Node(Listeners):
         self._identities: Identities
         self._version: ClusterVersion
         self._adding_checks: list[Callable[[str], bool]] = []
+        self._opening_delays: list[Callable[[], float]] = []
         #: formats of peers that are newer than this release, each reported once
         self._wrong_formats: set[tuple[Any, ...]] = set()
 
@@ -202,6 +203,8 @@ class Node(Listeners):
             waiting_max=config.pending_commands_max,
             log_bytes_max=LOG_SNAPSHOTS_MAX * config.snapshot_bytes,
             clock=StampClock(self._member_clocks, self._applied_clock),
+            opening_delays=self._opening_delays,
+            began=boot_time(),
         )
         self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max)
         self._clocks = ClockExchange(self.core, self._member_clocks, self.send, self._links.up_peers)
@@ -616,6 +619,13 @@ class Node(Listeners):
     def before_adding(self, check: Callable[[str], bool]) -> None:
         """Add a node only when `check(node_id)` is true: an earlier process of that id can do no harm any longer."""
         self._adding_checks.append(check)
+
+    def before_opening(self, delay: Callable[[], float]) -> None:
+        """Open the session `delay()` seconds after the start at the earliest: clients of the earlier process can do no harm then.
+
+        It is called when this node has applied what that process had applied. Call `before_opening` before `start`.
+        """
+        self._opening_delays.append(delay)
 
     def may_add(self, node_id: str) -> bool:
         """See `before_adding`."""

@@ -121,6 +121,9 @@ class FakeNode:
     def before_adding(self, check: Any) -> None:
         self.may_add = check
 
+    def before_opening(self, delay: Any) -> None:
+        self.opening_delay = delay
+
     def on_leader_change(self, callback: Any) -> None:
         self._on_leader.append(callback)
 
@@ -219,6 +222,10 @@ class FakeCluster:
                 "cache_max_bytes": 1 << 20,
                 "cache_policy": "lru",
                 "cache_write_back_ms": 1,
+                "cache_client_lease_ms": 300,
+                "cache_clients_max": 10,
+                "cache_client_keys_max": 100,
+                "cache_client_bytes_max": 1 << 20,
                 "submit_timeout_ms": 5000,
                 "value_bytes_max": 1000,
                 **settings,

@@ -107,6 +107,7 @@ ALLOWED = {
     "cache.lines": "read cache:read",
     "cache.trace": "read cache:read",
     "cache.stats": "read",
+    "cache.near": "any_cache:read",
 }
 #: the beginnings of all names in the examples, by area
 PREFIXES = {"locks": ("orders/",), "queue": ("orders",), "cache": ("user/", "visits")}
@@ -140,8 +141,8 @@ def is_allowed(operation: str, kind: str) -> bool:
     base, _, where = kind.partition(" ")
     if kind == "all" or allowed in (["*"], ["-"]):
         return True
-    if "any_locks" in allowed:
-        return base == "locks"
+    if allowed and allowed[0].startswith("any_"):
+        return base == allowed[0].removeprefix("any_")
     return base in allowed and where != "elsewhere"
 
 

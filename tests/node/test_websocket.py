@@ -16,7 +16,8 @@ from dss_api import tickets, websocket
 from dss_api.answer import Answer
 from dss_api.caller import Caller
 from dss_api.errors import Refused
-from dss_api.operation import Feed, Subscription
+from dss_api.in_progress import InProgress
+from dss_api.operation import Feed, Message, Subscription
 from dss_api.rights import ANY_TOKEN, EVERYTHING, READ
 from dss_api.websocket import WebSocketEntryPoint
 
@@ -53,6 +54,31 @@ async def count(node: Any, request: Count, feed: Feed) -> CountAnswer:
         await asyncio.sleep(0)
         node.cancelled.append("count")
 
+
+class Add(msgspec.Struct, forbid_unknown_fields=True):
+    """Add to the sum of the subscription `call`."""
+
+    call: int | str
+    n: int = 1
+
+
+async def add_up(node: Any, request: Count, feed: Feed) -> Answer:
+    """Send the sum after each message."""
+    total = request.to
+
+    def receive(message: Add) -> None:
+        nonlocal total
+        feed.count_call()
+        total += message.n
+        feed.push(Counted(total))
+
+    feed.on_message(receive)
+    await feed.turn()
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+SUM = Subscription("demo.sum", Count, add_up, Counted, ANY_TOKEN, "Sum", messages=(Message("demo.sum.add", Add, "Add"),))
 
 COUNT = Subscription("demo.count", Count, count, Counted, ANY_TOKEN, "Count", answer=CountAnswer)
 
@@ -432,3 +458,52 @@ def test_an_event_that_differs_from_its_declaration_ends_the_subscription(entry_
     with capture_logs() as events:
         entry_points.run(scene())
     assert [(event["event"], event["fields"]) for event in events] == [("api.undeclared_event", ["colour"])]
+
+
+def test_a_subscription_takes_messages(entry_points: Any) -> None:
+    async def scene() -> None:
+        peer = await accepted(entry_points, subscription=SUM)
+        peer.call(1, "demo.sum", to=10)
+        peer.call(-1, "demo.sum.add", call=1)
+        peer.call(-1, "demo.sum.add", call=1, n=5)
+        assert [(await peer.answer())["event"]["n"] for _ in range(2)] == [11, 16], "in order, and without an answer of their own"
+        peer.call(2, "cancel", call=1)
+        assert {(await peer.answer())["id"] for _ in range(2)} == {1, 2}
+        await peer.leave()
+
+    entry_points.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "code"),
+    [({"call": 7}, "not_found"), ({"n": 1}, "invalid"), ({"call": 1, "n": "x"}, "invalid"), ({"call": 2}, "not_found")],
+)
+def test_a_message_that_cannot_be_delivered_is_refused(entry_points: Any, request_fields: dict[str, Any], code: str) -> None:
+    async def scene() -> None:
+        peer = await accepted(entry_points, subscription=SUM)
+        peer.call(1, "demo.sum", to=10)
+        peer.call(2, "demo.wait", wait_ms=20_000)
+        peer.call(-1, "demo.sum.add", **request_fields)
+        answer = await peer.answer()
+        assert (answer["id"], answer["code"]) == (-1, code)
+        peer.call(-1, "demo.sum.add", call=1)
+        assert (await peer.answer())["event"] == {"n": 11}
+        await peer.leave()
+
+    entry_points.run(scene())
+
+
+def test_messages_that_make_work_count_as_calls(entry_points: Any) -> None:
+    entry_points.http.in_progress = InProgress(calls_per_second_max=2)
+
+    async def scene() -> None:
+        peer = await accepted(entry_points, subscription=SUM)
+        peer.call(1, "demo.sum", to=10)
+        for _ in range(2):
+            peer.call(-1, "demo.sum.add", call=1)
+        assert (await peer.answer())["event"] == {"n": 11}
+        answer = await peer.answer()
+        assert (answer["id"], answer["code"]) == (-1, "over_limit")
+        await peer.leave()
+
+    entry_points.run(scene())

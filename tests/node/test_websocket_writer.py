@@ -126,7 +126,7 @@ async def test_an_event_that_cannot_be_sent_ends_its_subscription() -> None:
     line.writer._send = fail
     ended = asyncio.Event()
     liveness: Any = None
-    encoder: Any = SimpleNamespace(encode=lambda event: b"{}")
+    encoder: Any = SimpleNamespace(name="demo", encode=lambda event: b"{}")
     feed = WebSocketFeed(line.writer, liveness, 1, True, encoder, ended.set)
     before = FAILURES.labels("websocket")._value.get()
     feed.push(msgspec.defstruct("Event", [])())

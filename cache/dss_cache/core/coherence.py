@@ -29,17 +29,20 @@ The delicate points, each with a case in the tests:
    writer still reads its old line.
 5. A line outlives its lease and may be used again under a new one. A write that this node has not applied was not answered yet,
    or this node was revoked for it; then the new lease cannot be used before the lines are flushed.
+6. Programs with a near cache hold values below this node (`near_clients`). What this node reports as applied never passes a write
+   that one of them may not have carried out: `_own_stamp` is the only place that decides it.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dss_cache.core.directory import FetchRow
 from dss_cache.core.events import Cleaned, Fetched, Stamps, Voided, Written
 from dss_cache.core.leases import Acknowledgements, HeldLease
 from dss_cache.core.lines import EXCLUSIVE, INVALID, MODIFIED, SHARED, Line, Lines
+from dss_cache.core.near_clients import NearClient, NearClients
 
 T = TypeVar("T")
 
@@ -85,14 +88,20 @@ class NearCache(Generic[T]):
 
     Args:
         incarnation: of this process. Writes of an earlier incarnation, replayed at start, are not its own.
+        clients: the near clients of this node.
     """
 
-    def __init__(self, node_id: str, incarnation: int, lines: Lines, lease_s: float) -> None:
+    def __init__(
+        self, node_id: str, incarnation: int, lines: Lines, lease_s: float, clients: NearClients[Any] | None = None
+    ) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
         self.lines = lines
         self.lease = HeldLease(lease_s)
         self.acknowledgements: Acknowledgements[T] = Acknowledgements()
+        self.clients: NearClients[Any] = clients if clients is not None else NearClients()
+        #: the latest stamp that this node has applied
+        self.applied = 0
         self.flights: dict[str, Flight] = {}
         self.flights_begun = 0
         self.invalidations = 0
@@ -172,7 +181,9 @@ class NearCache(Generic[T]):
         if flight is not None and flight.registered:
             flight.overtaken = True
             del self.flights[key]
-        done = self.acknowledgements.advance(self.node_id, event.version)
+        if self.clients.keys:
+            self.clients.written(key, event.version, now)
+        done = self._own_stamp(event.version)
         is_own = event.node == self.node_id and event.incarnation == self.incarnation
         if is_own and event.value is not None:
             readable = self.acknowledgements.covers(event.pending_invalidations)
@@ -198,7 +209,7 @@ class NearCache(Generic[T]):
             line = self.lines.get(event.key)
             if line is not None:
                 self.lines.change(event.key, line, SHARED, f"fetched by {event.node}")
-        return self.acknowledgements.advance(self.node_id, event.stamp)
+        return self._own_stamp(event.stamp)
 
     def cleaned(self, event: Cleaned) -> None:
         """The backing store has these versions."""
@@ -210,21 +221,20 @@ class NearCache(Generic[T]):
             if line is not None and line.state == MODIFIED and line.version == version:
                 self.lines.change(key, line, EXCLUSIVE, "written back")
 
-    def voided(self, event: Voided) -> list[T]:
+    def voided(self, event: Voided, now: float) -> list[T]:
         """A node's registrations are void: its earlier lines are gone, or it cannot use them."""
         if event.node == self.node_id:
-            self.flush(event.why)
-        done = self.acknowledgements.advance(event.node, event.stamp)
-        if event.node != self.node_id:
-            done += self.acknowledgements.advance(self.node_id, event.stamp)
-        return done
+            self.flush(event.why, now)
+            return self._own_stamp(event.stamp)
+        return self.acknowledgements.advance(event.node, event.stamp) + self._own_stamp(event.stamp)
 
-    def restored(self, stamp: int, voided: Stamps) -> list[T]:
+    def restored(self, stamp: int, voided: Stamps, now: float) -> list[T]:
         """A snapshot replaced the directory: this node did not see the writes in between."""
-        self.flush("restored")
-        done = self.acknowledgements.advance(self.node_id, stamp)
+        self.flush("restored", now)
+        done = self._own_stamp(stamp)
         for node, voided_at in voided.items():
-            done += self.acknowledgements.advance(node, voided_at)
+            if node != self.node_id:
+                done += self.acknowledgements.advance(node, voided_at)
         self.announcement_due = stamp
         return done
 
@@ -236,17 +246,47 @@ class NearCache(Generic[T]):
                 done += self.acknowledgements.advance(node, stamp)
         return done
 
-    def flush(self, why: str) -> None:
-        """Drop all lines, the lease, and the right to install the fetches in progress."""
+    def flush(self, why: str, now: float) -> None:
+        """Drop all lines, the clients' too, the lease, and the right to install the fetches in progress."""
+        if self.clients.keys:
+            self.clients.flush(self.applied + 1, now)
         self.invalidations += self.lines.flush(why)
         for flight in self.flights.values():
             flight.overtaken = True
         self.flights.clear()
         self.lease.forget()
 
+    # ------------------------------------------------------------- near clients
+
+    def _own_stamp(self, stamp: int) -> list[T]:
+        """This node has applied the stamp: report as much of it as the near clients allow. Returns the waiters that are done."""
+        if stamp > self.applied:
+            self.applied = stamp
+        return self.acknowledgements.advance(self.node_id, self.clients.reported(self.applied))
+
+    def clients_confirmed(self) -> list[T]:
+        """Invalidations of near clients are not outstanding any longer. Returns the waiters that are done."""
+        return self._own_stamp(self.applied)
+
+    def grant(self, client: NearClient[Any], now: float, lease_s: float) -> int:
+        """Grant a client a lease of at most `lease_s`, and no longer than this node's own. In milliseconds; 0: not granted."""
+        granted_ms = int(min(lease_s, self.lease.valid_until - now) * 1000)
+        if granted_ms <= 0 or client.is_gone:
+            return 0
+        self.clients.granted(client, now, granted_ms / 1000)
+        return granted_ms
+
+    def may_install(self, key: str, version: int, now: float) -> bool:
+        """True if a client may hold this version from now on: the node has a readable line of it, and its lease."""
+        line = self.lines.get(key)
+        if line is None or line.version != version or now >= self.lease.valid_until:
+            return False
+        return line.readable or self.acknowledgements.covers(line.pending_invalidations)
+
     # -------------------------------------------------------------------- lease
 
     def wants_lease(self, now: float) -> bool:
         """True if the node should renew: it is in use, and at most two thirds of its lease are left."""
         lease_s = self.lease.length_s
-        return bool(self.lines) and now - self.used_at < lease_s and self.lease.valid_until - now < lease_s * 2 / 3
+        in_use = bool(self.lines) or self.clients.count > 0
+        return in_use and now - self.used_at < lease_s and self.lease.valid_until - now < lease_s * 2 / 3

@@ -17,6 +17,8 @@ from dss_raft.replication.commands import Command
 KEYS_PER_CALL_MAX = 1000
 #: A `clear` deletes at most this many values. Its caller repeats it until none remain.
 KEYS_PER_CLEAR_MAX = 100_000
+#: Keys that a near client names in one fetch as no longer held.
+EVICTED_PER_FETCH_MAX = 10_000
 #: Counters stay within 64 bits, so that every client can read them.
 INTEGER_MAX = 2**63 - 1
 
@@ -232,3 +234,57 @@ class AgreeLease(Command, tag="cache.agree_lease", kw_only=True):
     term: int
     #: all leases that were granted for longer are over
     longer_are_over: bool = False
+
+
+class AgreeClientLease(Command, tag="cache.agree_client_lease", kw_only=True):
+    """By a node, before its first grant to a near client: the longest lease of its clients. The next process of the node waits for it."""
+
+    since: ClassVar[int] = 5
+
+    lease_ms: PositiveDurationMs
+
+
+# -------------------------------------------------------------- near clients
+
+
+class NearRequest(Fields):
+    """Keep values in the client's process, and be told when they change."""
+
+    #: the longest lease that the client wants; 0: the node's `DSS_CACHE_CLIENT_LEASE_MS`, which is also the maximum
+    lease_ms: DurationMs = 0
+
+
+#: The client's number for a fetch or a renewal; its answer names it.
+Token = Index
+
+
+class NearRenew(Fields):
+    """A client asks for a lease, counted from now on its own clock. It has carried out everything up to message `seq`."""
+
+    #: id of the subscription
+    call: int | str
+    token: Token
+    seq: Index = 0
+
+
+class NearConfirm(Fields):
+    """The client has carried out everything up to message `seq`."""
+
+    #: id of the subscription
+    call: int | str
+    seq: Index
+
+
+class NearFetch(Fields):
+    """A client reads keys that it does not have."""
+
+    #: id of the subscription
+    call: int | str
+    token: Token
+    keys: Keys
+    #: keys that the client has dropped on its own. No fetch of one of them may be in progress
+    evicted: Annotated[list[Name], msgspec.Meta(max_length=EVICTED_PER_FETCH_MAX)] = []
+
+    def __post_init__(self) -> None:
+        for key in self.keys:
+            check_name("keys", key)

@@ -42,6 +42,7 @@ from dss_api.result import Result
 from dss_cache.core.commands import (
     INTEGER_MAX,
     Add,
+    AgreeClientLease,
     AgreeLease,
     Delete,
     Fetch,
@@ -133,6 +134,7 @@ class Directory:
         Lost,
         Revoke,
         AgreeLease,
+        AgreeClientLease,
     )
 
     def __init__(self, limits: StateLimits | None = None) -> None:
@@ -157,6 +159,8 @@ class Directory:
         self.lease_ms = 0
         #: term of the leader that agreed on it
         self.lease_term = 0
+        #: for each node, the longest lease of its near clients; nodes without near clients are not in it
+        self.client_lease_ms: dict[str, int] = {}
         self._deadlines: list[tuple[int, str]] = []
         self._events: list[Event] = []
         self._apply: dict[type, Callable[[Any, int, Origin], Result]] = {
@@ -171,6 +175,7 @@ class Directory:
             Lost: self._lost,
             Revoke: self._revoke,
             AgreeLease: self._agree_lease,
+            AgreeClientLease: self._agree_client_lease,
         }
 
     # ------------------------------------------------------- the machine's contract
@@ -220,7 +225,10 @@ class Directory:
             self.records[key].version = self._next_stamp(at_ms)
 
     def node_removed(self, node: str, at_ms: int, index: int) -> None:
-        """Nothing to do: its process may still answer from its lines until its lease is over. Then the leader revokes it."""
+        """Its process may still answer from its lines until its lease is over. Then the leader revokes it. The leases of its clients
+        end before its own, and it is added again only after that.
+        """
+        self.client_lease_ms.pop(node, None)
 
     def take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -235,6 +243,8 @@ class Directory:
             "awaited": self.awaited,
             "lease_ms": self.lease_ms,
             "lease_term": self.lease_term,
+            # Absent in the form of older cluster versions, in which no node has near clients.
+            **({"client_lease_ms": self.client_lease_ms} if self.client_lease_ms else {}),
         }
 
     def restore(self, state: Any) -> None:
@@ -248,6 +258,7 @@ class Directory:
         # Older snapshots do not have these.
         self.lease_ms = state.get("lease_ms", 0)
         self.lease_term = state.get("lease_term", 0)
+        self.client_lease_ms = state.get("client_lease_ms", {})
         self._rebuild_deadlines()
         self._events = []
 
@@ -408,6 +419,10 @@ class Directory:
             self.lease_ms = max(self.lease_ms, command.lease_ms)
             self.lease_term = command.term
         self._events.append(LeaseAgreed(command.term, self.lease_ms))
+        return Result()
+
+    def _agree_client_lease(self, command: AgreeClientLease, at_ms: int, origin: Origin) -> Result:
+        self.client_lease_ms[origin.node] = command.lease_ms
         return Result()
 
     # ------------------------------------------------------------------ changes

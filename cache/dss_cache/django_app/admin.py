@@ -26,7 +26,7 @@ def take_lines(service: CacheService) -> list[tuple[dict[str, Any], bytes]]:
 def line_rows(taken: list[tuple[dict[str, Any], bytes]]) -> list[LineRow]:
     rows = []
     for shown, value in taken:
-        del shown["node"]
+        del shown["node"], shown["clients"]
         rows.append(LineRow(**shown, value=as_text(value, VALUE_LENGTH_SHOWN)))
     return rows
 

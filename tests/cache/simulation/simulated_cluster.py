@@ -280,7 +280,7 @@ class Simulation:
         if self.flaws.snapshot_keeps_lines and old:
             one.answered(one.near.acknowledgements.advance(node, one.directory.stamp))
         else:
-            one.answered(one.near.restored(one.directory.stamp, one.directory.voided))
+            one.answered(one.near.restored(one.directory.stamp, one.directory.voided, one.clock()))
         # Reads and writes whose command is in the snapshot get no answer: they are dropped.
         for fetch in list(one.submitted.values()):
             for read in fetch.readers:

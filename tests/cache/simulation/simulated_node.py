@@ -108,7 +108,7 @@ class SimNode:
             elif isinstance(event, Voided):
                 if flaws.revoked_node_keeps_lines and event.node == self.node_id:
                     event = msgspec.structs.replace(event, node="nobody")
-                done = near.voided(event)
+                done = near.voided(event, self.clock())
                 self.granted.voided(event.node, self.granted.term if flaws.any_voiding_ends_revoking else event.term)
             elif isinstance(event, LeaseAgreed):
                 own_ms = round(self.lease_s * 1000)
