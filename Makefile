@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join test lint format docs architecture bench bench-raft bench-client bench-memory bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-memory bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ restart: $(READY) ## start a stopped node of the running cluster again: NODE=3
 
 join: $(READY) ## add one more node to the running cluster, and follow its log
 	@exec $(BIN)/python manage.py join $(ARGS)
+
+shop: $(READY) ## start the Django shop of examples/shop, with a node of its own if no cluster runs
+	@exec $(BIN)/python examples/shop/run.py $(ARGS)
 
 test: $(READY) ## run all tests, in four workers (WORKERS=0: in one process)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
