@@ -193,6 +193,8 @@ class Prefixed(Need):
         count = 0
         for field in self.fields:
             for name in names_in(request, field):
+                if not name and self.optional:
+                    continue
                 if not name.startswith(prefixes):
                     return False
                 count += 1

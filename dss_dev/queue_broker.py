@@ -8,7 +8,7 @@ import msgspec
 
 from dss_api.result import Result
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import Ack, Consume, Extend, Nack, NewMessage, Publish, Purge, PutTopic, Redrive
+from dss_queue.core.commands import Ack, Consume, ConsumeRuns, Extend, Nack, NewMessage, Publish, Purge, Redrive, SetTopic
 from dss_queue.core.partitions import ring
 from dss_queue.core.records import DeadLettered
 from dss_queue.core.topic_commands import DeleteGroup, PutGroup
@@ -102,7 +102,8 @@ class Desk:
     def consume(self, count: int = 1, node: str = "n1", **fields: Any) -> Result | None:
         """A consume; None when it waits. It does not wait unless `timeout_ms` is given."""
         defaults = {"topic": self.topic, "group": self.group, "timeout_ms": 0, "visibility_ms": VISIBILITY_MS}
-        return self.entry(Consume(**{**defaults, "max_messages": count, **fields}), node=node)[0]
+        command = ConsumeRuns if "max_per_key" in fields else Consume
+        return self.entry(command(**{**defaults, "max_messages": count, **fields}), node=node)[0]
 
     def take(self, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
         """The messages that a consume gets now."""
@@ -134,7 +135,7 @@ class Desk:
         return self.do(Extend(topic=self.topic, group=self.group, msg_id=msg_id, receipt=receipt, visibility_ms=visibility_ms))
 
     def settings(self, **fields: Any) -> Result:
-        return self.do(PutTopic(topic=self.topic, **fields))
+        return self.do(SetTopic(**{"topic": self.topic, **fields}))
 
     def redrive(self, **fields: Any) -> Result:
         return self.do(Redrive(**{"topic": self.topic, "group": self.group, **fields}))

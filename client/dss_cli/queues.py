@@ -245,7 +245,7 @@ async def delete(cluster: Cluster, terminal: Terminal, topic: str) -> None:
     _tell(terminal, answer, f"{topic} is deleted, with {_count(answer['purged'], 'message')}")
 
 
-async def configure(cluster: Cluster, terminal: Terminal, topic: str, changes: Mapping[str, int]) -> None:
+async def configure(cluster: Cluster, terminal: Terminal, topic: str, changes: Mapping[str, int | str]) -> None:
     """Change settings of a topic, and leave the others as they are."""
     settings: dict[str, Any] = (await cluster.call("queue.stats", topic=topic)).get("settings") or {}
     answer = await cluster.call("queue.topic", **{**settings, **changes, "topic": topic})

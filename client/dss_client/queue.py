@@ -97,6 +97,8 @@ class AsyncMessage:
         self.attempt: int = fields["attempt"]
         self.published_ms: int = fields["published_ms"]
         self.delivered_ms: int = fields["delivered_ms"]
+        #: the beginning of the first delivery to the group; 0: the node is too old to say
+        self.first_delivered_ms: int = fields.get("first_delivered_ms", 0)
         self.receipt: str = fields["receipt"]
         #: whether it was acked or nacked, or another consumer has it
         self.is_settled = False
@@ -150,7 +152,7 @@ class AsyncMessage:
         await self._settle("queue.nack", fields, Repeat.HARMLESS)
 
     async def extend(self, visibility: float) -> None:
-        """No other consumer gets it for this many seconds from now.
+        """No other consumer gets it for this many seconds from now. With 0 it is given back now, and the attempt counts.
 
         Raises:
             StaleReceipt: another consumer has it now.
@@ -158,6 +160,7 @@ class AsyncMessage:
         sent = now()
         fields = {**self._named(), "visibility_ms": round(visibility * 1000)}
         await self._core().call("queue.extend", fields, Repeat.HARMLESS, timeout_s=max(0.1, self.remaining))
+        self.is_settled = self.is_settled or not fields["visibility_ms"]
         self._visible_until = sent + visibility
 
     async def _settle(self, operation: str, fields: dict[str, Any], repeat: Repeat) -> dict[str, Any]:
@@ -229,11 +232,14 @@ class AsyncTopic:
         visibility: float = 15,
         handle: Handle | None = None,
         consumer: str = "",
+        *,
+        max_per_key: int = 1,
     ) -> list[AsyncMessage]:
         """Take messages and hide them from the rest of the group for `visibility` seconds.
 
         Args:
             wait: how many seconds to wait for the first one, at most 20.
+            max_per_key: how many messages of one key may be among them.
             handle: cancels the call.
             consumer: with what the `attempt_id` of the messages begins in `peek`, before a dot.
         """
@@ -247,6 +253,8 @@ class AsyncTopic:
             # A repeat gets the messages of a lost answer.
             "attempt_id": f"{consumer}.{uuid.uuid4().hex[:16]}" if consumer else uuid.uuid4().hex,
         }
+        if max_per_key != 1:
+            fields["max_per_key"] = max_per_key
         sent = now()
         answer = await self._core().call(
             "queue.consume", fields, Repeat.HARMLESS, wait_s=wait, handle=handle, is_traced=handle is None

@@ -78,7 +78,7 @@ class Message:
         self._client._run(self._message.nack(delay, dead, silent))
 
     def extend(self, visibility: float) -> None:
-        """No other consumer gets it for this many seconds from now.
+        """No other consumer gets it for this many seconds from now. With 0 it is given back now, and the attempt counts.
 
         Raises:
             StaleReceipt: another consumer has it now.
@@ -124,13 +124,16 @@ class Topic:
         """Store a message for each value: all of them, or none."""
         return self._client._run(self._topic.publish_many(list(values), key, delay))
 
-    def consume(self, group: str, max_messages: int = 1, wait: float = 0, visibility: float = 15) -> list[Message]:
+    def consume(
+        self, group: str, max_messages: int = 1, wait: float = 0, visibility: float = 15, *, max_per_key: int = 1
+    ) -> list[Message]:
         """Take messages and hide them from the rest of the group for `visibility` seconds.
 
         Args:
             wait: how many seconds to wait for the first one, at most 20.
+            max_per_key: how many messages of one key may be among them.
         """
-        messages = self._client._run(self._topic.consume(group, max_messages, wait, visibility))
+        messages = self._client._run(self._topic.consume(group, max_messages, wait, visibility, max_per_key=max_per_key))
         return [Message(self._client, message) for message in messages]
 
     def peek(

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
-from dss_api.rights import OPERATE, Either, queue
+from dss_api.rights import OPERATE, Either, Every, queue
 from dss_queue import answers
-from dss_queue.core.commands import Purge, PutTopic, Redrive
+from dss_queue.core.commands import Purge, PutTopic, PutTopicRequest, Redrive, SetTopic
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup, PutQueueSettings
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
 
 
-async def put_topic(node: Node, request: PutTopic, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
+async def put_topic(node: Node, request: PutTopicRequest, once: RequestId | None = None) -> Result:
+    fields = {name: getattr(request, name) for name in request.__struct_fields__}
+    if request.max_attempts and not request.dead_letter_topic:
+        # All cluster versions know this command.
+        del fields["dead_letter_topic"]
+        result = await node.submit(PutTopic(**fields), once=once)
+        return result if result.code else Result({**result.body, "dead_letter_topic": ""}, "", result.index)
+    return await node.submit(SetTopic(**fields), once=once)
 
 
 async def delete_topic(node: Node, request: DeleteTopic, once: RequestId | None = None) -> Result:
@@ -49,15 +55,18 @@ OPERATIONS: tuple[Operation, ...] = (
         name="queue.topic",
         method="PUT",
         path="/queue/topic",
-        request=PutTopic,
+        request=PutTopicRequest,
         handle=put_topic,
         answer=answers.TopicAnswer,
         takes_request_id=True,
-        needs=Either((OPERATE, queue("manage", "topic"))),
+        needs=Either(
+            (OPERATE, Every((queue("manage", "topic"), queue("publish", "dead_letter_topic", optional=True)))),
+        ),
         summary="Set a topic's settings",
         description=(
             "Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use, unless "
-            "`create_topics` of `PUT /queue/settings` is false."
+            "`create_topics` of `PUT /queue/settings` is false. With `dead_letter_topic`, dead letters are published to this topic; "
+            "their headers `dss-dead-…` say where they come from."
         ),
         tag="Queue",
         example={"topic": "orders", "max_attempts": 20, "backoff_ms": 1000},

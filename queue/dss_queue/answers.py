@@ -41,6 +41,8 @@ class Delivered(Part):
     receipt: str
     #: 1 for the first delivery
     attempt: int
+    #: the beginning of the first delivery to the group that counts
+    first_delivered_ms: int
     delivered_ms: int
     #: the message is delivered to another consumer then, unless it is acked or extended
     visible_until_ms: int
@@ -56,6 +58,7 @@ class ConsumeAnswer(Answer, kw_only=True):
     partition: int | UnsetType = UNSET
     receipt: str | UnsetType = UNSET
     attempt: int | UnsetType = UNSET
+    first_delivered_ms: int | UnsetType = UNSET
     delivered_ms: int | UnsetType = UNSET
     visible_until_ms: int | UnsetType = UNSET
     published_ms: int | UnsetType = UNSET
@@ -95,6 +98,7 @@ class NackAnswer(Answer, kw_only=True):
 
 class ExtendAnswer(Answer, kw_only=True):
     msg_id: str
+    #: with `visibility_ms: 0` in the call: now
     visible_until_ms: int
     index: RaftIndex
 
@@ -158,7 +162,8 @@ class Ended(Part):
     delivered_ms: int
     ended_ms: int
     #: nack, timeout, gone (the consumer hung up before the answer, or unsubscribed), silent, not_received (a timeout of a pushed
-    #: message after which nothing was heard from the client), rejected (nack with `dead`)
+    #: message after which nothing was heard from the client), rejected (nack with `dead`), behind (an earlier message of its run
+    #: came back)
     reason: str
     #: the node that the consumer called
     node: str
@@ -203,6 +208,8 @@ class TopicAnswer(Answer, kw_only=True):
     dedup_window_ms: int
     keep_ms: int
     max_bytes: int
+    #: empty: dead letters stay with their group
+    dead_letter_topic: str
     index: RaftIndex
 
 

@@ -37,6 +37,7 @@ def delivered(message: dict[str, Any]) -> Delivered:
         partition=message["partition"],
         receipt=message["receipt"],
         attempt=message["attempt"],
+        first_delivered_ms=message["first_delivered_ms"],
         delivered_ms=message["delivered_ms"],
         visible_until_ms=message["visible_until_ms"],
         published_ms=message["published_ms"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from msgspec import UNSET
@@ -25,7 +25,10 @@ from dss_queue.core.commands import (
     AckRequest,
     Consume,
     ConsumeRequest,
+    ConsumeRuns,
+    DeliveryFields,
     Extend,
+    ExtendRequest,
     MessageRequest,
     Nack,
     NewMessage,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 _headers = msgspec.json.Encoder()
+NOT_IN_FLIGHT = "the delivery is over: the message is not in flight"
 _ACK_FIELDS = AckFields.__struct_fields__
 
 
@@ -81,14 +85,16 @@ def _new_message(node: Node, topic: str, request: MessageRequest | PublishReques
 async def consume(node: Node, request: ConsumeRequest, once: RequestId | None = None) -> Result | answers.ConsumeAnswer:
     """Take messages. Answered when one is ready, or when `timeout_ms` is over."""
     visibility_ms = request.visibility_ms
-    command = Consume(
-        topic=request.topic,
-        group=request.group,
-        timeout_ms=request.timeout_ms,
-        attempt_id=request.attempt_id,
-        visibility_ms=config_of(node).queue_visibility_timeout_ms if visibility_ms is None else visibility_ms,
-        max_messages=request.max_messages or 1,
-    )
+    fields: dict[str, Any] = {
+        "topic": request.topic,
+        "group": request.group,
+        "timeout_ms": request.timeout_ms,
+        "attempt_id": request.attempt_id,
+        "visibility_ms": config_of(node).queue_visibility_timeout_ms if visibility_ms is None else visibility_ms,
+        "max_messages": request.max_messages or 1,
+    }
+    # All cluster versions know the command without runs.
+    command = Consume(**fields) if request.max_per_key == 1 else ConsumeRuns(**fields, max_per_key=request.max_per_key)
     counters = metrics.of_topic(request.topic)
     try:
         result = await node.submit(command, wait_ms=request.timeout_ms, once=once)
@@ -118,6 +124,7 @@ async def consume(node: Node, request: ConsumeRequest, once: RequestId | None = 
         partition=message["partition"],
         receipt=message["receipt"],
         attempt=message["attempt"],
+        first_delivered_ms=message["first_delivered_ms"],
         delivered_ms=message["delivered_ms"],
         visible_until_ms=message["visible_until_ms"],
         published_ms=message["published_ms"],
@@ -160,8 +167,17 @@ async def nack(node: Node, request: Nack, once: RequestId | None = None) -> Resu
     return result
 
 
-async def extend(node: Node, request: Extend, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
+async def extend(node: Node, request: ExtendRequest, once: RequestId | None = None) -> Result:
+    fields: dict[str, Any] = {name: getattr(request, name) for name in DeliveryFields.__struct_fields__}
+    if request.visibility_ms:
+        return await node.submit(Extend(**fields, visibility_ms=request.visibility_ms), once=once)
+    result = await node.submit(Nack(**fields, delay_ms=0), once=once)
+    if result.code:
+        return result
+    if not result.body["nacked"]:
+        return Result({"detail": NOT_IN_FLIGHT, "msg_ids": [request.msg_id]}, "stale_receipt", result.index)
+    push.settled(node, request.topic, request.group, (request.msg_id,))
+    return Result({"msg_id": request.msg_id, "visible_until_ms": node.now_ms()}, "", result.index)
 
 
 # ------------------------------------------------------------------ queries
@@ -221,7 +237,8 @@ OPERATIONS: tuple[Operation, ...] = (
         description=(
             "Waits up to `timeout_ms` for a message and hides it from the rest of the group for `visibility_ms`. It is delivered "
             "again unless it is acked or extended by then. A new group starts with the oldest message that the topic retains.\n\n"
-            "With `max_messages`, the answer has a list, `messages`. If the answer is lost, repeat the call with the same "
+            "With `max_messages`, the answer has a list, `messages`. With `max_per_key`, it may have several messages of one key, a run: "
+            "no other consumer gets one of the key until the whole run has ended.\n\nIf the answer is lost, repeat the call with the same "
             "`attempt_id` to get the same messages. If no message is ready, `empty_reason` gives the reason."
         ),
         tag="Queue",
@@ -275,13 +292,16 @@ OPERATIONS: tuple[Operation, ...] = (
         name="queue.extend",
         method="POST",
         path="/queue/extend",
-        request=Extend,
+        request=ExtendRequest,
         handle=extend,
         answer=answers.ExtendAnswer,
         takes_request_id=True,
         needs=queue("consume", "topic"),
         summary="Keep a message hidden for longer",
-        description="Hides the message for `visibility_ms` from now. Call it after a third of this time.",
+        description=(
+            "Hides the message for `visibility_ms` from now. Call it after a third of this time. With `visibility_ms: 0`, the message "
+            "is given back now; the attempt counts."
+        ),
         tag="Queue",
         example={"topic": "orders", "group": "billing", "msg_id": "12-0", "visibility_ms": 15000},
         problems=("stale_receipt",),

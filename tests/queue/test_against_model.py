@@ -16,6 +16,7 @@ from dss_queue.core.broker import Broker
 from dss_queue.core.commands import (
     Ack,
     Consume,
+    ConsumeRuns,
     Extend,
     GiveBack,
     MarkReceived,
@@ -73,6 +74,7 @@ class Waiting:
     visibility_ms: int
     count: int
     attempt_id: str
+    per_key: int = 1
 
 
 @dataclass
@@ -127,7 +129,13 @@ class NaiveQueue:
     def drop_finished(self) -> None:
         if self.groups and not self.keeps:
             groups = self.groups.values()
-            self.numbers = [line for line in self.numbers if any(g[line[0]].open and not g[line[0]].private for g in groups)]
+            self.numbers = [line for line in self.numbers if not all(self.has_left(g, line[0]) for g in groups)]
+
+    def has_left(self, entries: dict[int, Entry], number: int) -> bool:
+        """A group leaves the messages of a key in order, also if it finished a later one first."""
+        key = entries[number].key
+        of_key = [e for e in entries.values() if e.number <= number and e.key == key] if key else [entries[number]]
+        return not any(e.open and not e.private for e in of_key)
 
     def head(self, name: str, key: str) -> Entry | None:
         """The only message of a key that may be delivered next; None while one is in flight."""
@@ -166,12 +174,38 @@ class NaiveQueue:
     def hand_out(self, w: Waiting) -> list[Entry]:
         handout = Handout(w.origin, w.attempt_id, w.group)
         while len(handout.entries) < w.count and (available := self.available(w.group)):
-            entry = available[0]
-            entry.status, entry.attempts = "flight", entry.attempts + 1
-            entry.due_ms, entry.visibility_ms, entry.received = self.at + w.visibility_ms, w.visibility_ms, True
-            entry.handout = handout
-            handout.entries.append(entry)
+            for entry in self.run_of(available[0], w):
+                if len(handout.entries) == w.count:
+                    break
+                entry.status, entry.attempts = "flight", entry.attempts + 1
+                entry.due_ms, entry.visibility_ms, entry.received = self.at + w.visibility_ms, w.visibility_ms, True
+                entry.handout = handout
+                handout.entries.append(entry)
         return handout.entries
+
+    def run_of(self, head: Entry, w: Waiting) -> list[Entry]:
+        """The message, and those behind it in its key that may be delivered together with it."""
+        of_key = [e for e in self.groups[w.group].values() if e.key == head.key and e.open] if head.key else [head]
+        run = []
+        for entry in sorted(of_key, key=lambda e: (not e.private, e.number))[: w.per_key]:
+            if entry.status != "ready" or entry.ready_ms > self.at:
+                break
+            run.append(entry)
+        return run
+
+    def behind(self, entry: Entry) -> list[Entry]:
+        """The rest of a run."""
+        entries = entry.handout.entries
+        later = entries[entries.index(entry) + 1 :]
+        return [e for e in later if e.key and e.key == entry.key and e.status == "flight" and e.handout is entry.handout]
+
+    def return_run(self, name: str, behind: list[Entry]) -> None:
+        for entry in behind:
+            if entry.due_ms <= self.at and entry.received:
+                self.fail_one(name, entry)
+            else:
+                entry.attempts -= 1
+                self.give_back_one(entry, 0)
 
     def finish(self, name: str, entry: Entry, status: str) -> None:
         entry.status = status
@@ -179,14 +213,25 @@ class NaiveQueue:
         self.settle()
 
     def give_back(self, name: str, entry: Entry, delay_ms: int) -> None:
+        behind = self.behind(entry)
+        self.give_back_one(entry, delay_ms)
+        self.return_run(name, behind)
+
+    def give_back_one(self, entry: Entry, delay_ms: int) -> None:
         entry.status, entry.due_ms = ("waiting", self.at + delay_ms) if delay_ms else ("ready", 0)
         self.settle()
 
     def fail(self, name: str, entry: Entry, delay_ms: int | None = None, rejected: bool = False) -> None:
+        behind = self.behind(entry)
+        if not self.fail_one(name, entry, delay_ms, rejected):
+            self.return_run(name, behind)
+
+    def fail_one(self, name: str, entry: Entry, delay_ms: int | None = None, rejected: bool = False) -> bool:
         if rejected or entry.attempts >= MAX_ATTEMPTS:
             self.finish(name, entry, "dead")
-        else:
-            self.give_back(name, entry, BACKOFF_MS << (entry.attempts - 1) if delay_ms is None else delay_ms)
+            return True
+        self.give_back_one(entry, BACKOFF_MS << (entry.attempts - 1) if delay_ms is None else delay_ms)
+        return False
 
     def not_received(self, name: str, entry: Entry) -> None:
         if entry.uncounted < UNCOUNTED_MAX:
@@ -206,7 +251,9 @@ class NaiveQueue:
     def expire(self) -> None:
         for name, entries in self.groups.items():
             due = [e for e in entries.values() if e.status in ("flight", "waiting") and e.due_ms <= self.at]
-            for entry in sorted(due, key=lambda e: e.due_ms):
+            for entry in sorted(due, key=due_order):
+                if entry.status not in ("flight", "waiting") or entry.due_ms > self.at:
+                    continue  # it went back behind an earlier message of its run
                 if entry.status == "flight":
                     (self.fail if entry.received else self.not_received)(name, entry)
                 else:
@@ -227,6 +274,11 @@ class NaiveQueue:
         if entry.receipt is None:
             return None, False
         return (entry, False) if receipt in (None, entry.receipt) else (None, True)
+
+
+def due_order(entry: Entry) -> tuple[int, int]:
+    """Deliveries that end at the same time end in the order in which they began."""
+    return entry.due_ms, int(entry.receipt.split(".")[1], 16) if entry.status == "flight" and entry.receipt else 0
 
 
 def number_of(msg_id: str) -> int:
@@ -322,9 +374,10 @@ class QueueAgainstModel(RuleBasedStateMachine):
         visibility=st.sampled_from([10, 30, 100]),
         attempt=ATTEMPTS,
         node=NODES,
+        per_key=st.sampled_from([1, 2, 5]),
     )
-    def consume(self, name, count, timeout, visibility, attempt, node):
-        self.consume_as(name, count, timeout, visibility, attempt, node)
+    def consume(self, name, count, timeout, visibility, attempt, node, per_key):
+        self.consume_as(name, count, timeout, visibility, attempt, node, per_key)
 
     @rule(data=st.data(), visibility=st.sampled_from([10, 100]))
     def repeat_an_attempt(self, data, visibility):
@@ -335,16 +388,14 @@ class QueueAgainstModel(RuleBasedStateMachine):
             name, attempt = data.draw(st.sampled_from(sorted(set(attempts))))
             self.consume_as(name, 2, 0, visibility, attempt, "n2")
 
-    def consume_as(self, name, count, timeout, visibility, attempt, node):
-        result, origin = self.apply(
-            Consume(
-                topic=TOPIC, group=name, max_messages=count, timeout_ms=timeout, visibility_ms=visibility, attempt_id=attempt
-            ),
-            node,
-        )
+    def consume_as(self, name, count, timeout, visibility, attempt, node, per_key=1):
+        fields = {"topic": TOPIC, "group": name, "max_messages": count, "timeout_ms": timeout}
+        fields |= {"visibility_ms": visibility, "attempt_id": attempt}
+        command = Consume(**fields) if per_key == 1 else ConsumeRuns(**fields, max_per_key=per_key)
+        result, origin = self.apply(command, node)
         model = self.model
         model.group(name)
-        w = Waiting(origin, name, self.at + timeout, visibility, count, attempt)
+        w = Waiting(origin, name, self.at + timeout, visibility, count, attempt, per_key)
         again = []
         if attempt:
             for old in [o for o in model.waiters if (o.group, o.attempt_id) == (name, attempt)]:
@@ -514,11 +565,11 @@ class QueueAgainstModel(RuleBasedStateMachine):
         for broker in (self.broker, self.twin):
             broker.cancel(origin, self.at, self.index)
         self.model.waiters = [w for w in self.model.waiters if w.origin != origin]
-        for name, entries in self.model.groups.items():
+        for entries in self.model.groups.values():
             for entry in list(entries.values()):
                 if entry.status == "flight" and entry.handout.origin == origin:
                     entry.attempts -= 1
-                    self.model.give_back(name, entry, 0)
+                    self.model.give_back_one(entry, 0)
         self.end()
 
     @rule(node=NODES)
@@ -596,10 +647,19 @@ class QueueAgainstModel(RuleBasedStateMachine):
             assert {what: line[what] for what in known} == known
 
     @invariant()
-    def one_at_a_time_for_a_key(self):
+    def one_run_at_a_time_for_a_key(self):
         for group in self.broker.topics[TOPIC].groups.values():
-            keys = [d.message.key for d in group.in_flight.values() if d.message.key]
-            assert len(keys) == len(set(keys))
+            runs = {(d.message.key, id(d.handout)) for d in group.in_flight.values() if d.message.key}
+            assert len(runs) == len({key for key, _ in runs})
+
+    @invariant()
+    def a_run_is_in_order(self):
+        for group in self.broker.topics[TOPIC].groups.values():
+            private = group.backlog.private
+            for handout in {id(d.handout): d.handout for d in group.in_flight.values()}.values():
+                for key in ("a", "b"):
+                    run = [n for n in handout.numbers if n in group.in_flight and group.in_flight[n].message.key == key]
+                    assert run == sorted(run, key=lambda n: (n not in private, n))
 
     @invariant()
     def bytes_are_accounted_for(self):

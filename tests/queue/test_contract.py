@@ -170,6 +170,38 @@ def test_extend(api):
     assert (status, answer["code"]) == (409, "stale_receipt")
 
 
+def test_extend_by_nothing_gives_the_message_back(api):
+    (msg_id,) = publish(api, 1)
+    got = take(api)
+    fields = {"topic": "t", "group": "g", "msg_id": msg_id, "receipt": got["receipt"], "visibility_ms": 0}
+    status, answer, _ = api.post("/queue/extend", **fields)
+    assert (status, answer["msg_id"]) == (200, msg_id)
+    assert answer["visible_until_ms"] >= got["delivered_ms"]
+    assert api.post("/queue/extend", **fields)[1]["code"] == "stale_receipt"
+    again = take(api)
+    assert (again["attempt"], again["first_delivered_ms"]) == (2, got["first_delivered_ms"])
+
+
+def test_a_run_of_one_key(api):
+    ids = publish(api, 1, 2, 3, key="k")
+    run = take(api, max_messages=10, max_per_key="2")["messages"]
+    assert [one["value"] for one in run] == [1, 2]
+    assert take(api, max_messages=10, max_per_key=2)["empty_reason"] == "key_blocked"
+    api.post("/queue/nack", topic="t", group="g", msg_id=ids[0])
+    assert [one["value"] for one in take(api, max_messages=10, max_per_key=10)["messages"]] == [1, 2, 3]
+
+
+def test_dead_letters_move_to_the_dead_letter_topic(api):
+    status, answer, _ = api.put("/queue/topic", topic="t", max_attempts=0, dead_letter_topic="dead")
+    assert (status, answer["max_attempts"], answer["dead_letter_topic"]) == (200, 0, "dead")
+    (msg_id,) = publish(api, 1)
+    take(api)
+    assert api.post("/queue/nack", topic="t", group="g", msg_id=msg_id, dead=True)[1]["dead"] is True
+    moved = take(api, topic="dead")
+    assert (moved["value"], moved["headers"]["dss-dead-msg-id"]) == (1, msg_id)
+    assert api.get("/queue/stats?topic=t")[1]["settings"]["dead_letter_topic"] == "dead"
+
+
 def test_stats(api):
     publish(api, 1, 2, 3)
     publish(api, 4, delay_ms=60_000)
@@ -266,8 +298,10 @@ def test_one_message_that_is_too_large_refuses_the_whole_call(api):
             "release[0].client",
         ),
         ("post", "/queue/nack", {"topic": "t", "group": "g", "msg_id": ""}, "msg_id"),
-        ("post", "/queue/extend", {"topic": "t", "group": "g", "msg_id": "1-0", "visibility_ms": 0}, "visibility_ms"),
-        ("put", "/queue/topic", {"topic": "t", "max_attempts": 0}, "max_attempts"),
+        ("post", "/queue/extend", {"topic": "t", "group": "g", "msg_id": "1-0", "visibility_ms": -1}, "visibility_ms"),
+        ("put", "/queue/topic", {"topic": "t", "max_attempts": -1}, "max_attempts"),
+        ("put", "/queue/topic", {"topic": "t", "dead_letter_topic": "t"}, "dead_letter_topic"),
+        ("post", "/queue/consume", {"topic": "t", "group": "g", "max_per_key": 0}, "max_per_key"),
         ("put", "/queue/topic", {"topic": "t", "keep_ms": -1}, "keep_ms"),
         ("put", "/queue/group", {"topic": "t"}, "group"),
         ("put", "/queue/group", {"topic": "t", "group": "g", "start": "last"}, "start"),

@@ -248,7 +248,10 @@ async def queue_purge(cluster: Cluster, terminal: Terminal, topic: str, dead: bo
 
 @queue.command("set")
 @click.argument("topic")
-@click.option("--max-attempts", type=int, metavar="N", help="Deliveries to a group before a message becomes a dead letter.")
+@click.option(
+    "--max-attempts", type=int, metavar="N", help="Deliveries to a group before a message becomes a dead letter; 0: no limit."
+)
+@click.option("--dead-letter-topic", metavar="TOPIC", help="Where dead letters move; '': they stay with their group.")
 @click.option("--backoff-ms", type=int, metavar="MS", help="Delay before the second delivery, doubled for each further one.")
 @click.option(
     "--retention-ms", type=int, metavar="MS", help="How long a message is kept for groups that have not taken it; 0: no limit."
@@ -257,7 +260,7 @@ async def queue_purge(cluster: Cluster, terminal: Terminal, topic: str, dead: bo
 @click.option("--keep-ms", type=int, metavar="MS", help="How long a finished message stays for groups that come later.")
 @click.option("--max-bytes", type=int, metavar="BYTES", help="How much the topic may hold.")
 @in_cluster
-async def queue_set(cluster: Cluster, terminal: Terminal, topic: str, **settings: int | None) -> None:
+async def queue_set(cluster: Cluster, terminal: Terminal, topic: str, **settings: int | str | None) -> None:
     """Change settings of TOPIC. Those that are not named stay as they are.
 
     Creates the topic if there is none.

@@ -10,7 +10,7 @@ from typing import Any
 
 from dss_api.result import Result
 from dss_queue.core.account import GROUP_KEY_BYTES, PENDING_BYTES, new_group_bytes, new_topic_bytes
-from dss_queue.core.commands import GROUPS_PER_TOPIC_MAX, Purge, PutTopic, Redrive, TopicSettings
+from dss_queue.core.commands import GROUPS_PER_TOPIC_MAX, Purge, PutTopic, Redrive, SetTopic, TopicSettings
 from dss_queue.core.group import Group
 from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.records import message_number
@@ -33,6 +33,7 @@ class Administration:
         self._publisher = publisher
         self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             PutTopic: self._put_topic,
+            SetTopic: self._put_topic,
             DeleteTopic: self._delete_topic,
             PutGroup: self._put_group,
             DeleteGroup: self._delete_group,
@@ -44,14 +45,15 @@ class Administration:
 
     # -------------------------------------------------------------------- topics
 
-    def _put_topic(self, command: PutTopic, at_ms: int, index: int, origin: Origin) -> Result:
+    def _put_topic(self, command: PutTopic | SetTopic, at_ms: int, index: int, origin: Origin) -> Result:
         topic = self._topics.get(command.topic)
         if topic is None:
             refused = self._publisher.no_room_for_topics(1, new_topic_bytes(command.topic))
             if refused is not None:
                 return refused
             topic = self._publisher.new_topic(command.topic, at_ms)
-        settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__}
+        given = type(command).__struct_fields__
+        settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__ if name in given}
         topic.settings_changed(TopicSettings(**settings), at_ms)
         return Result({"topic": command.topic, **settings})
 

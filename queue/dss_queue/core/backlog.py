@@ -5,11 +5,16 @@ message that the group has not met. Messages with a key are in one chain per key
 flight at a time, in publish order. Everything else that can be delivered is in the heap `ready`, by number: heads of chains, and
 messages that came back. An entry of the heap is a hint that is checked when it is popped, so nothing is ever searched and removed.
 Every step costs at most O(log n).
+
+With `max_per_key`, a consumer gets the head of a chain and the messages after it: a *run*. The key is busy until the last message of the
+run has ended. The messages of a run may be finished in any order, but a chain is left in order: one that is finished before the head is
+noted in `KeyState.early`, and passed over when the head is finished.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterator
 from heapq import heappop, heappush, nsmallest
 
 import msgspec
@@ -36,6 +41,10 @@ class KeyState(msgspec.Struct, array_like=True):
     state: int
     #: redriven messages of this group alone, delivered before the chain's
     extra: list[int] = []
+    #: while it is BUSY: messages of it in flight besides one
+    more: int = 0
+    #: of its chain, behind `position`: messages that the group is finished with
+    early: tuple[int, ...] = ()
 
 
 class Returned(msgspec.Struct):
@@ -53,6 +62,8 @@ class Returned(msgspec.Struct):
     timer: int = NO_TIMER
     #: pushed deliveries that were not received and did not count
     uncounted: int = 0
+    #: when the first delivery that counts began; 0: there was none
+    first_ms: int = 0
 
 
 class Backlog:
@@ -119,6 +130,25 @@ class Backlog:
         state.state = BUSY
         return message
 
+    def take_after(self, head: Message, count: int, at_ms: int) -> Iterator[Message]:
+        """Take up to `count` messages that follow `head`, which was just taken, in its key. It ends before one that is delayed."""
+        key = head.key
+        state = self.keys[key]
+        chain = self.messages.chains.get(key)
+        numbers = list(state.extra)
+        if chain is not None:
+            following = chain.following(state.position, count + 1 + len(state.early))
+            early = set(state.early)
+            numbers += [number for number in following if number not in early]
+        for number in numbers[1 : count + 1]:
+            message = self.find(number)
+            assert message is not None
+            returned = self.returned.get(number)
+            if returned.due_ms if returned is not None else message.ready_ms > at_ms:
+                return
+            state.more += 1
+            yield message
+
     def find(self, number: int) -> Message | None:
         """The message, retained by the topic or private."""
         if self.private and (message := self.private.get(number)) is not None:
@@ -140,9 +170,10 @@ class Backlog:
         at_ms: int,
         delay_ms: int,
         uncounted: int,
+        first_ms: int,
     ) -> None:
         """A delivery has ended without an ack: deliver the message again, not before `delay_ms` from now."""
-        self._hold(message, attempts, history, last_serial, at_ms + delay_ms if delay_ms else 0, uncounted)
+        self._hold(message, attempts, history, last_serial, at_ms + delay_ms if delay_ms else 0, uncounted, first_ms)
         if message.key:
             self._offer_head(message.key, self.keys[message.key], at_ms)
         elif not delay_ms:
@@ -185,31 +216,57 @@ class Backlog:
         self.pending -= 1
         self._account.pending -= 1
         self._account.used -= PENDING_BYTES
+        is_private = bool(self.private) and number in self.private
+        passed: list[Message] = []
         if key:
             state = self.keys.get(key)
             if state is None:
                 state = self.keys[key] = KeyState(self.messages.chains[key].start, READY)
-            if self.private and number in self.private:
+            if is_private:
                 state.extra.remove(number)
+            elif self.messages.chains[key].get(state.position) != number:
+                state.early = (*state.early, number)
+                return
             else:
-                state.position += 1
+                passed = self._pass_head(key, state)
             self._offer_head(key, state, at_ms)
-        if self.private and number in self.private:
+        if is_private:
             del self.private[number]
             self.messages.drop_copy(message)
         else:
             self.messages.finished_by_one_more(message)
+            for one in passed:
+                self.messages.finished_by_one_more(one)
 
-    def make_private(self, message: Message) -> None:
-        """The topic drops a message that is in flight: from now on it is this group's alone."""
+    def _pass_head(self, key: str, state: KeyState) -> list[Message]:
+        """The group leaves the first message of a chain. Returns those after it that it was finished with before."""
+        state.position += 1
+        passed: list[Message] = []
+        chain = self.messages.chains[key]
+        while state.early and (number := chain.get(state.position)) in state.early:
+            assert number is not None
+            state.early = tuple(other for other in state.early if other != number)
+            state.position += 1
+            passed.append(self.messages.by_number[number])
+        return passed
+
+    def make_private(self, message: Message, place: int) -> None:
+        """The topic drops a message that is in flight: from now on it is this group's alone.
+
+        Args:
+            place: how many of its key's private messages come before it.
+        """
         number, key = message.number, message.key
         self.private[number] = message
         self.messages.add_copy(message)
+        passed: list[Message] = []
         if key:
             state = self.keys[key]
-            state.position += 1
-            state.extra.insert(0, number)
+            passed = self._pass_head(key, state)
+            state.extra.insert(place, number)
         self.messages.finished_by_one_more(message)
+        for one in passed:
+            self.messages.finished_by_one_more(one)
 
     def forget_returned(self, returned: Returned) -> None:
         """The message is finished or dead, and not delivered again."""
@@ -254,10 +311,12 @@ class Backlog:
         last_serial: int,
         due_ms: int,
         uncounted: int = 0,
+        first_ms: int = 0,
     ) -> None:
         """Record the exceptional state of a message that is to be delivered (again)."""
         registry = self._registry
-        returned = Returned(message, self, attempts, history, registry.next_serial(), last_serial, uncounted=uncounted)
+        serial = registry.next_serial()
+        returned = Returned(message, self, attempts, history, serial, last_serial, uncounted=uncounted, first_ms=first_ms)
         self.returned[message.number] = returned
         if due_ms:
             self.waiting += 1
@@ -273,8 +332,12 @@ class Backlog:
         return None if chain is None else chain.get(state.position)
 
     def free_key(self, key: str) -> None:
-        """The message of this key is no longer in flight."""
-        self.keys[key].state = IDLE
+        """A message of this key is no longer in flight."""
+        state = self.keys[key]
+        if state.more:
+            state.more -= 1
+        else:
+            state.state = IDLE
 
     def _offer_head(self, key: str, state: KeyState, at_ms: int) -> None:
         """Put the first message of a key into the heap, or let it wait for its delay; leave a busy key alone."""

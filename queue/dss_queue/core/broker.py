@@ -32,6 +32,7 @@ from dss_queue.core.backlog import Returned
 from dss_queue.core.commands import (
     Ack,
     Consume,
+    ConsumeRuns,
     Deliveries,
     Extend,
     GiveBack,
@@ -42,6 +43,7 @@ from dss_queue.core.commands import (
     Purge,
     PutTopic,
     Redrive,
+    SetTopic,
 )
 from dss_queue.core.group import Callers, Delivery, Group, Waiter, was_deleted
 from dss_queue.core.publishing import Publisher
@@ -105,6 +107,8 @@ class Broker:
         DeleteGroup,
         PutQueueSettings,
         DropIdle,
+        ConsumeRuns,
+        SetTopic,
     )
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
@@ -125,6 +129,7 @@ class Broker:
         self._appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             Publish: self._publish,
             Consume: self._consume,
+            ConsumeRuns: self._consume,
             Ack: self._ack,
             Nack: self._nack,
             Extend: self._extend,
@@ -137,8 +142,10 @@ class Broker:
 
     def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
         """Apply one command. None: a consume that waits."""
-        self.at_ms = at_ms
-        return self._appliers[type(command)](command, at_ms, index, origin)
+        self.at_ms, self.registry.index = at_ms, index
+        result = self._appliers[type(command)](command, at_ms, index, origin)
+        self._publisher.serve_moved(at_ms)
+        return result
 
     def cancel(self, waiter: Origin, at_ms: int, index: int) -> None:
         """The consumer has hung up. Its messages go back, and the attempt does not count."""
@@ -163,6 +170,7 @@ class Broker:
             return
         changed: dict[int, Group] = {}
         late: list[Waiter] = []
+        self.registry.index = index
         for item in due:
             if not item.due_ms:
                 # The handling of an earlier item removed its deadline.
@@ -186,6 +194,7 @@ class Broker:
                 changed.update((id(group), group) for group in item.topic.groups.values())
         for group in changed.values():
             group.serve(at_ms)
+        self._publisher.serve_moved(at_ms)
         for waiter in late:
             if waiter.live:
                 waiter.group.answer(waiter, _nothing(waiter.group))
@@ -266,6 +275,7 @@ class Broker:
             group, topic = made, self.topics[command.topic]
         topic.used_ms = at_ms
         attempt_id, visibility_ms = command.attempt_id, command.visibility_ms
+        per_key_max = command.max_per_key if isinstance(command, ConsumeRuns) else 1
         if attempt_id:
             waiting = group.waiting_attempts.get(attempt_id)
             if waiting is not None:
@@ -277,7 +287,7 @@ class Broker:
             long_id = attempt_bytes(attempt_id)
             if long_id and (refused := self.registry.account.refusal(long_id)) is not None:
                 return refused
-        answers = group.hand_out(origin, attempt_id, command.max_messages, visibility_ms, at_ms)
+        answers = group.hand_out(origin, attempt_id, command.max_messages, visibility_ms, at_ms, per_key_max)
         if answers:
             return Result({"messages": answers})
         if not command.timeout_ms:
@@ -285,7 +295,8 @@ class Broker:
         refused = self.registry.account.refusal(waiter_bytes(attempt_id))
         if refused is not None:
             return refused
-        waiter = Waiter(origin, group, self.registry.next_serial(), visibility_ms, command.max_messages, attempt_id)
+        serial = self.registry.next_serial()
+        waiter = Waiter(origin, group, serial, visibility_ms, command.max_messages, attempt_id, per_key_max)
         group.add_waiter(waiter, at_ms + command.timeout_ms)
         return None
 
@@ -360,12 +371,11 @@ class Broker:
             return _stale(command.msg_id)
         if group is None or not isinstance(held, Delivery):
             return Result({"nacked": False, "dead": False})
-        number = held.message.number
+        is_dead = False
         if command.silent and not command.dead:
             group.gave_back(held, "silent", at_ms, command.delay_ms or 0)
         else:
-            group.failed(held, "rejected" if command.dead else "nack", at_ms, command.delay_ms)
-        is_dead = number in group.dead
+            is_dead = group.failed(held, "rejected" if command.dead else "nack", at_ms, command.delay_ms)
         group.serve(at_ms)
         return Result({"nacked": True, "dead": is_dead})
 
@@ -381,7 +391,9 @@ class Broker:
     def _give_back(self, command: GiveBack, at_ms: int, index: int, origin: Origin) -> Result:
         group, deliveries = self._deliveries(command)
         for delivery in deliveries:
-            delivery.handout.group.not_received(delivery, "gone", at_ms)
+            if delivery.due_ms:
+                # Otherwise it went back behind an earlier message of its run.
+                delivery.handout.group.not_received(delivery, "gone", at_ms)
         if group is not None:
             group.serve(at_ms)
         return Result({})

@@ -132,6 +132,8 @@ class ConsumeRequest(ConsumeFields, kw_only=True):
     visibility_ms: VisibilityMs | None = None
     #: if given, the answer has a list, `messages`
     max_messages: MessageCount | None = None
+    #: messages of one routing key that may be taken together, in order: a run
+    max_per_key: MessageCount = 1
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
@@ -147,6 +149,14 @@ class Consume(ConsumeFields, Command, tag="queue.consume", kw_only=True):
     max_messages: MessageCount = 1
     #: False: refused with `not_found` if the group does not exist
     create: bool = True
+
+
+class ConsumeRuns(Consume, tag="queue.consume_runs", kw_only=True):
+    """Take messages, several of one key together."""
+
+    since: ClassVar[int] = 5
+
+    max_per_key: MessageCount
 
 
 class Subscribe(Fields, kw_only=True):
@@ -241,6 +251,12 @@ class Nack(DeliveryFields, Command, tag="queue.nack", kw_only=True):
     silent: bool = False
 
 
+class ExtendRequest(DeliveryFields, kw_only=True):
+    """The consumer is still working: hide the message for `visibility_ms` from now. With 0 it gives the message back now."""
+
+    visibility_ms: Annotated[int, msgspec.Meta(ge=0, le=VISIBILITY_MS_MAX)]
+
+
 class Extend(DeliveryFields, Command, tag="queue.extend", kw_only=True):
     """The consumer is still working: hide the message for `visibility_ms` from now."""
 
@@ -274,11 +290,11 @@ class MarkReceived(Deliveries, tag="queue.mark_received", kw_only=True):
 # ------------------------------------------------------------------ topics
 
 
-class TopicSettings(Fields, kw_only=True):
-    """A topic's settings. A call replaces all of them; a field that it leaves out gets its default."""
+class TopicFields(Fields, kw_only=True):
+    """The settings of a topic that every cluster version has."""
 
-    #: deliveries of a message to a group before it goes to the group's dead letters
-    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = MAX_ATTEMPTS_DEFAULT
+    #: deliveries of a message to a group before it becomes a dead letter of the group; 0: it never does
+    max_attempts: Annotated[int, msgspec.Meta(ge=0, le=1000)] = MAX_ATTEMPTS_DEFAULT
     #: delay before the second delivery, doubled for each further one, at most an hour; 0: none
     backoff_ms: DurationMs = 0
     #: a message older than this goes to the dead letters of each group that has not taken it; without groups it is deleted; 0: never
@@ -291,11 +307,35 @@ class TopicSettings(Fields, kw_only=True):
     max_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = TOPIC_BYTES_DEFAULT
 
 
-class PutTopic(TopicSettings, Command, tag="queue.topic", kw_only=True):
+class TopicSettings(TopicFields, kw_only=True):
+    """A topic's settings. A call replaces all of them; a field that it leaves out gets its default."""
+
+    #: the topic to which dead letters move; empty: they stay with their group
+    dead_letter_topic: OptionalName = ""
+
+
+class PutTopicRequest(TopicSettings, kw_only=True):
     topic: Name
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
+        check_name("dead_letter_topic", self.dead_letter_topic)
+        if self.dead_letter_topic == self.topic:
+            raise ValueError("`dead_letter_topic` must be another topic")
+
+
+class PutTopic(TopicFields, Command, tag="queue.topic", kw_only=True):
+    topic: Name
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = MAX_ATTEMPTS_DEFAULT
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+
+
+class SetTopic(PutTopicRequest, Command, tag="queue.topic_settings", kw_only=True):
+    """`PutTopic` with the settings that older cluster versions do not have."""
+
+    since: ClassVar[int] = 5
 
 
 class Redrive(Command, tag="queue.redrive", kw_only=True):

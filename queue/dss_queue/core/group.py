@@ -2,11 +2,15 @@
 
 The backlog (backlog.py) decides which message is next. A group delivers messages, and keeps each delivery until it ends, the dead
 letters, and the consumes that wait.
+
+A message of a run that comes back takes those behind it along, so that they are delivered after it: their attempts do not count, unless
+their own time is over, too. A message that becomes a dead letter leaves them with their consumer.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,7 +19,7 @@ from dss_api.result import Result
 from dss_queue.core.account import ENDING_BYTES, attempt_bytes, waiter_bytes
 from dss_queue.core.backlog import Backlog, Returned
 from dss_queue.core.commands import BYTES_PER_CONSUME_MAX
-from dss_queue.core.records import GONE, HISTORY_MAX, Dead, DeadLettered, Ending, Message, Rate, message_id, receipt_of
+from dss_queue.core.records import GONE, HISTORY_MAX, Dead, DeadLettered, DeadMove, Ending, Message, Rate, message_id, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
 from dss_raft.replication.deadlines import NO_TIMER
@@ -27,6 +31,10 @@ ENDED_MAX = 64
 #: Pushed deliveries of a message that do not count because they were not received. Further ones count, so that a message that
 #: crashes its consumers becomes a dead letter in the end.
 UNCOUNTED_MAX = 20
+
+
+#: How the delivery of a message ends when an earlier one of its run comes back.
+BEHIND = "behind"
 
 
 class Handout(msgspec.Struct, kw_only=True):
@@ -57,6 +65,8 @@ class Delivery(msgspec.Struct):
     uncounted: int = 0
     #: False: nothing has been heard from the client since the message was pushed to it
     received: bool = True
+    #: when the first delivery of the message that counts began
+    first_ms: int = 0
 
 
 class Waiter(msgspec.Struct):
@@ -68,6 +78,7 @@ class Waiter(msgspec.Struct):
     visibility_ms: int
     messages_max: int
     attempt_id: str
+    per_key_max: int = 1
     #: False once answered or cancelled; it leaves the queue of waiters when it is the first one
     live: bool = True
     due_ms: int = 0
@@ -159,7 +170,8 @@ class Group:
         waiters = self.waiters
         while waiters:
             waiter = waiters[0]
-            answers = self.hand_out(waiter.origin, waiter.attempt_id, waiter.messages_max, waiter.visibility_ms, at_ms)
+            asked = waiter.messages_max, waiter.visibility_ms, at_ms, waiter.per_key_max
+            answers = self.hand_out(waiter.origin, waiter.attempt_id, *asked)
             if not answers:
                 return
             self.answer(waiter, Result({"messages": answers}))
@@ -176,7 +188,7 @@ class Group:
     # -------------------------------------------------------------- handing out
 
     def hand_out(
-        self, origin: Origin, attempt_id: str, messages_max: int, visibility_ms: int, at_ms: int
+        self, origin: Origin, attempt_id: str, messages_max: int, visibility_ms: int, at_ms: int, per_key_max: int = 1
     ) -> list[dict[str, Any]]:
         """Deliver up to `messages_max` messages to the caller of `origin`; the answer's list, empty when nothing is ready."""
         backlog = self.backlog
@@ -186,6 +198,7 @@ class Group:
         handout = Handout(origin=origin, attempt_id=attempt_id, group=self, numbers=[], live=0)
         answers: list[dict[str, Any]] = []
         size = 0
+        run = self._run_of(message, per_key_max, at_ms)
         while message is not None:
             answers.append(self._deliver(message, handout, visibility_ms, at_ms))
             if len(answers) == messages_max:
@@ -193,7 +206,15 @@ class Group:
             size += message.size
             if size > BYTES_PER_CONSUME_MAX:
                 break
-            message = backlog.take()
+            if per_key_max == 1:
+                message = backlog.take()
+                continue
+            following = next(run, None)
+            if following is None:
+                following = backlog.take()
+                if following is not None:
+                    run = self._run_of(following, per_key_max, at_ms)
+            message = following
         handout.live = len(answers)
         self._callers.handouts[origin] = handout
         if attempt_id:
@@ -202,6 +223,10 @@ class Group:
         self.counters.delivered += len(answers)
         self.counters.deliver_rate.add(at_ms, len(answers))
         return answers
+
+    def _run_of(self, head: Message, per_key_max: int, at_ms: int) -> Iterator[Message]:
+        """The messages that may be delivered together with `head`, which was just taken."""
+        return self.backlog.take_after(head, per_key_max - 1, at_ms) if head.key and per_key_max > 1 else iter(())
 
     def hand_out_again(self, handout: Handout, origin: Origin, visibility_ms: int, at_ms: int) -> list[dict[str, Any]]:
         """The answer to a repeat of an attempt: its messages that are still in flight, with the same receipts and full visibility."""
@@ -223,9 +248,11 @@ class Group:
         registry.serial = serial = registry.serial + 1
         due_ms = at_ms + visibility_ms
         delivery = Delivery(message, serial, 1, at_ms, visibility_ms, handout, (), due_ms)
+        delivery.first_ms = at_ms
         if returned is not None:
             delivery.attempt = returned.attempts + 1
             delivery.history, delivery.uncounted = returned.history, returned.uncounted
+            delivery.first_ms = returned.first_ms or at_ms
             if delivery.attempt > 1:
                 self.counters.redelivered += 1
         self.in_flight[number] = delivery
@@ -244,6 +271,7 @@ class Group:
             "partition": message.partition,
             "receipt": receipt_of(msg_id, delivery.serial),
             "attempt": delivery.attempt,
+            "first_delivered_ms": delivery.first_ms,
             "delivered_ms": delivery.delivered_ms,
             "visible_until_ms": delivery.due_ms,
             "published_ms": message.published_ms,
@@ -264,24 +292,54 @@ class Group:
         self.counters.acked += 1
         self.counters.ack_rate.add(at_ms)
 
-    def failed(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int | None = None) -> None:
+    def failed(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int | None = None) -> bool:
         """The attempt counts: back to the queue after `delay_ms` (None: the topic's backoff), or to the dead letters.
 
-        A message is also dead when `reason` is "rejected".
+        A message is also dead when `reason` is "rejected". Returns whether it is dead.
         """
-        message, settings = delivery.message, self.messages.settings
-        self._close(delivery)
-        history = self._history_with(delivery, reason, at_ms)
-        if reason == "rejected" or delivery.attempt >= settings.max_attempts:
-            why = "rejected" if reason == "rejected" else "max_attempts"
-            self._bury(message, delivery.attempt, history, why, at_ms)
-            return
-        if delay_ms is None:
-            delay_ms = min(settings.backoff_ms << min(delivery.attempt - 1, 32), BACKOFF_MS_MAX)
-        self._take_back(message, delivery, delivery.attempt, history, at_ms, delay_ms)
+        behind = self._behind(delivery)
+        is_dead = self._fail(delivery, reason, at_ms, delay_ms)
+        if not is_dead:
+            self._return_run(behind, BEHIND, at_ms)
+        return is_dead
 
     def gave_back(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int = 0) -> None:
         """Back to the queue as if it had not been delivered: the attempt does not count."""
+        behind = self._behind(delivery)
+        self._give_back(delivery, reason, at_ms, delay_ms)
+        self._return_run(behind, reason, at_ms)
+
+    def _behind(self, delivery: Delivery) -> list[Delivery]:
+        """The deliveries behind this one in its run."""
+        key = delivery.message.key
+        if not key or not self.backlog.keys[key].more:
+            return []
+        numbers = delivery.handout.numbers
+        later = numbers[numbers.index(delivery.message.number) + 1 :]
+        run = [self.in_flight[number] for number in later if self._is_of(delivery.handout, number)]
+        return [one for one in run if one.message.key == key]
+
+    def _return_run(self, behind: list[Delivery], reason: str, at_ms: int) -> None:
+        for one in behind:
+            if one.due_ms <= at_ms and one.received:
+                self._fail(one, "timeout", at_ms, None)
+            else:
+                self._give_back(one, reason, at_ms, 0)
+
+    def _fail(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int | None) -> bool:
+        message, settings = delivery.message, self.messages.settings
+        self._close(delivery)
+        history = self._history_with(delivery, reason, at_ms)
+        if reason == "rejected" or 0 < settings.max_attempts <= delivery.attempt:
+            why = "rejected" if reason == "rejected" else "max_attempts"
+            self._bury(message, delivery.attempt, history, why, at_ms)
+            return True
+        if delay_ms is None:
+            delay_ms = min(settings.backoff_ms << min(delivery.attempt - 1, 32), BACKOFF_MS_MAX)
+        self._take_back(message, delivery, delivery.attempt, history, at_ms, delay_ms)
+        return False
+
+    def _give_back(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int) -> None:
         message = delivery.message
         self._close(delivery)
         history = self._history_with(delivery, reason, at_ms)
@@ -298,7 +356,8 @@ class Group:
     def _take_back(
         self, message: Message, delivery: Delivery, attempts: int, history: tuple[Ending, ...], at_ms: int, delay_ms: int
     ) -> None:
-        self.backlog.take_back(message, attempts, history, delivery.serial, at_ms, delay_ms, delivery.uncounted)
+        first_ms = delivery.first_ms if attempts else 0
+        self.backlog.take_back(message, attempts, history, delivery.serial, at_ms, delay_ms, delivery.uncounted, first_ms)
 
     def extend(self, delivery: Delivery, visibility_ms: int, at_ms: int) -> None:
         """Hidden for `visibility_ms` from now."""
@@ -329,6 +388,14 @@ class Group:
     # ------------------------------------------- dead letters, retention, purge
 
     def _bury(self, message: Message, attempts: int, history: tuple[Ending, ...], reason: str, at_ms: int) -> None:
+        self._registry.events.append(DeadLettered(self.messages.topic, self.name, reason))
+        self.counters.dead[reason] = self.counters.dead.get(reason, 0) + 1
+        target = self.messages.settings.dead_letter_topic
+        move = DeadMove(message, self.messages.topic, self.name, target, attempts, reason)
+        if target and self._registry.move_dead(move, at_ms):
+            self._account.add_endings(-len(history))
+            self.backlog.finish(message, at_ms)
+            return
         dead = Dead(
             message.number,
             message.key,
@@ -342,8 +409,6 @@ class Group:
             history,
         )
         self.dead[message.number] = dead
-        self._registry.events.append(DeadLettered(self.messages.topic, self.name, reason))
-        self.counters.dead[reason] = self.counters.dead.get(reason, 0) + 1
         self._account.add_dead(1)
         self.messages.add_copy(dead)
         self.backlog.finish(message, at_ms)
@@ -376,13 +441,18 @@ class Group:
     def outlived(self, message: Message, at_ms: int) -> None:
         """The topic drops a message for its age: it is dead for this group, or private while it is in flight."""
         if message.number in self.in_flight:
-            self.backlog.make_private(message)
+            self.backlog.make_private(message, self._place_in_run(message))
             return
         returned = self.backlog.returned.get(message.number)
         attempts, history = (returned.attempts, returned.history) if returned is not None else (0, ())
         if returned is not None:
             self.backlog.forget_returned(returned)
         self._bury(message, attempts, history, "expired", at_ms)
+
+    def _place_in_run(self, message: Message) -> int:
+        """How many private messages of its key must stay before this one, which is in flight: up to the last one in flight."""
+        extra = self.backlog.keys[message.key].extra if message.key else []
+        return next((i + 1 for i in reversed(range(len(extra))) if extra[i] in self.in_flight), 0)
 
     def close(self) -> None:
         """The group is deleted: its waiters are refused, and everything else goes."""

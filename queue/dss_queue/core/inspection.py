@@ -140,7 +140,7 @@ def _is_unfinished(group: Group, message: Message) -> bool:
     if state is None:
         return True
     first = group.messages.chains[message.key].get(state.position)
-    return first is not None and message.number >= first
+    return first is not None and message.number >= first and message.number not in state.early
 
 
 def _message_line(message: Message, now_ms: int) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from dss_api.result import Result
 from dss_queue.core.account import (
     DEDUP_BYTES,
@@ -18,7 +20,7 @@ from dss_queue.core.account import (
 )
 from dss_queue.core.commands import TOPICS_MAX, NewMessage
 from dss_queue.core.group import Callers
-from dss_queue.core.records import COUNT_BITS, Message, message_id
+from dss_queue.core.records import COUNT_BITS, DeadMove, Message, message_id
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic import TIMERS, Topic
 from dss_raft.replication.limits import text_bytes
@@ -34,6 +36,9 @@ class Publisher:
         #: index of the current entry, and how many messages it has stored
         self._entry_index = 0
         self._entry_count = 0
+        #: dead letters that were moved, until their topics have been served
+        self._moved: list[NewMessage] = []
+        registry.move_dead = self.move_dead
 
     def new_topic(self, name: str, at_ms: int) -> Topic:
         """Add a topic, for which there is room."""
@@ -116,6 +121,33 @@ class Publisher:
         if new.dedup_id:
             topic.remember(new.dedup_id, message, at_ms)
         return {"msg_id": message_id(number), "partition": message.partition, "duplicate": False}
+
+    def move_dead(self, move: DeadMove, at_ms: int) -> bool:
+        """Publish a dead letter to the dead-letter topic. False: that topic has no room for it, or must not be created."""
+        message = move.message
+        headers: dict[str, str] = msgspec.json.decode(message.headers) if message.headers else {}
+        origin = {
+            "dss-dead-topic": move.topic,
+            "dss-dead-group": move.group,
+            "dss-dead-msg-id": message_id(message.number),
+            "dss-dead-published-ms": str(message.published_ms),
+        }
+        if "dss-dead-msg-id" in headers:
+            # It was a dead letter before: the first topic stays its origin.
+            origin = {}
+        headers = {**headers, **origin, "dss-dead-reason": move.reason, "dss-dead-attempts": str(move.attempts)}
+        new = NewMessage(move.target, message.value, message.key, message.partition, 0, "", msgspec.json.encode(headers))
+        if self.over_limits([new], at_ms) is not None:
+            return False
+        self.store([new], at_ms, self._registry.index)
+        self._moved.append(new)
+        return True
+
+    def serve_moved(self, at_ms: int) -> None:
+        """Give dead letters that were moved by this entry to the consumes that wait for them."""
+        if self._moved:
+            moved, self._moved = self._moved, []
+            self.serve([new for new in moved if new.topic in self._topics], at_ms)
 
     def serve(self, messages: Iterable[NewMessage], at_ms: int) -> None:
         """Give stored messages to the consumes that wait for them."""

@@ -95,6 +95,17 @@ class Dead(msgspec.Struct, array_like=True):
         return len(self.value) + len(self.key) + len(self.headers)
 
 
+class DeadMove(NamedTuple):
+    """A dead letter on its way to the dead-letter topic, `target`."""
+
+    message: Message
+    topic: str
+    group: str
+    target: str
+    attempts: int
+    reason: str
+
+
 class DeadLettered(Event, frozen=True):
     """A group got another dead letter."""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dss_queue.core.account import Account
 from dss_raft.replication.deadlines import NO_TIMER, Deadlines
 from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Event
+
+if TYPE_CHECKING:
+    from dss_queue.core.records import DeadMove
 
 
 class Timed(Protocol):
@@ -32,6 +36,10 @@ class Registry:
         self.account = Account(limits)
         #: the last number that `next_serial` gave out
         self.serial = 0
+        #: index of the entry that is applied now
+        self.index = 0
+        #: moves a dead letter to another topic; False: there is no room. See `Publisher.move_dead`
+        self.move_dead: Callable[[DeadMove, int], bool] = lambda move, at_ms: False
 
     def next_serial(self) -> int:
         """A number that was never used before."""

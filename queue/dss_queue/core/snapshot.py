@@ -40,6 +40,7 @@ class _Delivery(msgspec.Struct, array_like=True):
     # Missing in older snapshots.
     uncounted: int = 0
     received: bool = True
+    first_ms: int = 0
 
 
 class _Handout(msgspec.Struct, array_like=True):
@@ -59,6 +60,7 @@ class _Returned(msgspec.Struct, array_like=True):
     due_ms: int
     # Missing in older snapshots.
     uncounted: int = 0
+    first_ms: int = 0
 
 
 class _Waiter(msgspec.Struct, array_like=True):
@@ -68,6 +70,8 @@ class _Waiter(msgspec.Struct, array_like=True):
     messages_max: int
     attempt_id: str
     due_ms: int
+    # Missing in older snapshots.
+    per_key_max: int = 1
 
 
 class _Group(msgspec.Struct, array_like=True):
@@ -192,18 +196,23 @@ def _group_state(group: Group) -> _Group:
     keys = {}
     for key, state in backlog.keys.items():
         chain = messages.chains.get(key)
-        keys[key] = KeyState(0 if chain is None else state.position - chain.start, state.state, state.extra)
+        position = 0 if chain is None else state.position - chain.start
+        keys[key] = KeyState(position, state.state, state.extra, state.more, state.early)
     return _Group(
         group.name,
         -1 if fresh is None else fresh,
         keys,
         list(backlog.private.values()),
         [
-            _Returned(r.message.number, r.attempts, r.history, r.serial, r.last_serial, r.due_ms, r.uncounted)
+            _Returned(r.message.number, r.attempts, r.history, r.serial, r.last_serial, r.due_ms, r.uncounted, r.first_ms)
             for r in backlog.returned.values()
         ],
         list(group.dead.values()),
-        [_Waiter(w.origin, w.serial, w.visibility_ms, w.messages_max, w.attempt_id, w.due_ms) for w in group.waiters if w.live],
+        [
+            _Waiter(w.origin, w.serial, w.visibility_ms, w.messages_max, w.attempt_id, w.due_ms, w.per_key_max)
+            for w in group.waiters
+            if w.live
+        ],
         backlog.pending,
         group.counters,
         group.declared,
@@ -217,7 +226,7 @@ def _handout_state(handout: Handout) -> _Handout:
         d = group.in_flight.get(number)
         if d is not None and d.handout is handout:
             times = d.delivered_ms, d.visibility_ms, d.due_ms
-            deliveries.append(_Delivery(number, d.serial, d.attempt, *times, d.history, d.uncounted, d.received))
+            deliveries.append(_Delivery(number, d.serial, d.attempt, *times, d.history, d.uncounted, d.received, d.first_ms))
     return _Handout(handout.origin, handout.attempt_id, group.messages.topic, group.name, deliveries)
 
 
@@ -290,13 +299,14 @@ class _Restoring:
             message = backlog.find(r.number)
             assert message is not None
             returned = Returned(message, backlog, r.attempts, r.history, r.serial, r.last_serial, uncounted=r.uncounted)
+            returned.first_ms = r.first_ms
             backlog.returned[r.number] = returned
             registry.account.add_endings(len(r.history))
             if r.due_ms:
                 backlog.waiting += 1
                 registry.arm(returned, r.due_ms)
         for w in state.waiters:
-            waiter = Waiter(w.origin, group, w.serial, w.visibility_ms, w.messages_max, w.attempt_id)
+            waiter = Waiter(w.origin, group, w.serial, w.visibility_ms, w.messages_max, w.attempt_id, w.per_key_max)
             group.add_waiter(waiter, w.due_ms)
         return group
 
@@ -329,7 +339,7 @@ def _restore_handout(group: Group, state: _Handout, registry: Registry, callers:
         delivery = Delivery(
             message, d.serial, d.attempt, d.delivered_ms, d.visibility_ms, handout, d.history, uncounted=d.uncounted
         )
-        delivery.received = d.received
+        delivery.received, delivery.first_ms = d.received, d.first_ms
         registry.account.add_endings(len(d.history))
         group.in_flight[d.number] = delivery
         registry.arm(delivery, d.due_ms)
