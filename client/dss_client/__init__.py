@@ -5,8 +5,9 @@
 
 from dss_client.aio import AsyncClient, AsyncWorker
 from dss_client.barrier import AsyncBarrier, AsyncDoubleBarrier
-from dss_client.cache import AsyncCache, Entry
+from dss_client.cache import AsyncCache
 from dss_client.election import AsyncElection, Leader
+from dss_client.entry import Entry
 from dss_client.errors import (
     BackingStoreUnavailable,
     BarrierTimeout,
@@ -52,6 +53,7 @@ from dss_client.errors import (
 )
 from dss_client.held import AsyncHeld
 from dss_client.locks import AsyncLock
+from dss_client.near import NearCache, NearStatistics
 from dss_client.queue import AsyncMessage, AsyncTopic, Receipt
 from dss_client.rate_limit import AsyncRateLimit
 from dss_client.semaphore import AsyncSemaphore
@@ -101,6 +103,8 @@ __all__ = [
     "LockTimeout",
     "Message",
     "MethodNotAllowed",
+    "NearCache",
+    "NearStatistics",
     "NotFound",
     "NotHolder",
     "NotSkippable",

@@ -23,6 +23,8 @@ from dss_client.errors import ClientClosed, WrongUse
 from dss_client.lock_owners import Owners
 from dss_client.lock_spec import LockSpec
 from dss_client.locks import AsyncLock
+from dss_client.near import NearCache
+from dss_client.near_client import Near
 from dss_client.operations import NOT_NUMBERED, OPERATIONS, is_read
 from dss_client.queue import AsyncMessage, AsyncTopic, WorkerLoop, WorkerOptions
 from dss_client.rate_limit import AsyncRateLimit, ClusterClock, RateSpec
@@ -44,6 +46,8 @@ class AsyncClient:
         traces: make OpenTelemetry spans of calls and of handled messages. It needs the extra `[otel]`.
         tls: for https addresses: whom to trust, and this program's certificate. By default the authorities of the system and of
             DSS_CA_FILE, and the certificate in DSS_CLIENT_CERT_FILE with its key in DSS_CLIENT_KEY_FILE.
+        near_cache: keep values in this process that were read: True, or a `NearCache` with its size. A read is never stale; see the
+            reference. It needs the transport "websocket".
 
     Raises:
         WrongUrl, WrongUse
@@ -59,13 +63,19 @@ class AsyncClient:
         transport: Transport = "websocket",
         traces: bool = False,
         tls: ssl.SSLContext | None = None,
+        near_cache: NearCache | bool = False,
     ) -> None:
         self._config = Config.read(urls, token, name=name, timeout=timeout, transport=transport, traces=traces, tls=tls)
         self._core: Core | None = None
         self._is_closed = False
         self._owners = Owners(self._config.name)
         self._clock = ClusterClock()
-        self.cache = AsyncCache(self._running)
+        settings = NearCache.read(near_cache)
+        if settings is not None and transport != "websocket":
+            raise WrongUse('a near cache needs `transport="websocket"`')
+        #: None: there is no near cache
+        self.near_cache = None if settings is None else Near(settings)
+        self.cache = AsyncCache(self._running, self.near_cache)
         _clients.add(self)
 
     async def __aenter__(self) -> Self:
@@ -79,6 +89,8 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Release the locks that are still held, and close the connection. A second call does nothing."""
         self._is_closed = True
+        if self.near_cache is not None:
+            self.near_cache.end()
         core, self._core = self._core, None
         if core is None:
             return
@@ -235,6 +247,8 @@ class AsyncClient:
     def _forked(self) -> None:
         """This is the child of a fork: the parent goes on with the connection, the locks and the name."""
         core, self._core = self._core, None
+        if self.near_cache is not None:
+            _of_parents.append(self.near_cache.forked())
         for held in {held for one in self._owners.held.values() for held in one}:
             held.lose_in_child()
         self._owners = Owners(self._config.name)

@@ -22,9 +22,10 @@ from types import EllipsisType, TracebackType
 from typing import Any
 
 from dss_client.acquiring import acquire
-from dss_client.cache import AsyncCache, Entry
+from dss_client.cache import AsyncCache
 from dss_client.clock import now
 from dss_client.core import Core
+from dss_client.entry import Entry
 from dss_client.errors import BarrierTimeout, DssError, VersionConflict, WrongUse
 from dss_client.held import AsyncHeld, leave
 from dss_client.lock_owners import Owners

@@ -6,32 +6,18 @@ import base64
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from dss_client.core import Core, Repeat
+from dss_client.entry import Entry, found_value
 from dss_client.errors import WrongUse, refusal
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """What a read found."""
-
-    key: str
-    #: None: there is none, or it is null; see `found`
-    value: Any = None
-    found: bool = False
-    #: pass it to `cas`; 0: there is no value
-    version: int = 0
-    #: answered from the node's own line
-    hit: bool = False
-    #: of the node's line: "M", "E", "S" or "I"
-    state: str = "I"
+from dss_client.near_client import Near
 
 
 class AsyncCache:
     """The calls of the cache. A value is JSON, or bytes. `ttl` is in seconds; None: the value stays."""
 
-    def __init__(self, core: Callable[[], Core]) -> None:
+    def __init__(self, core: Callable[[], Core], near: Near | None = None) -> None:
         self._core = core
+        self._near = near
 
     async def put(self, key: str, value: Any, ttl: float | None = None) -> int:
         """Store a value. Returns its version."""
@@ -39,11 +25,17 @@ class AsyncCache:
 
     async def get(self, key: str, default: Any = None) -> Any:
         """The value, or `default` if there is none."""
+        if self._near is not None and (copy := self._near.read(key)) is not None:
+            return copy.load()
         entry = await self.entry(key)
         return entry.value if entry.found else default
 
     async def entry(self, key: str) -> Entry:
         """The value with its version."""
+        if self._near is not None:
+            entry = (await self._near.entries(self._core(), (key,))).get(key)
+            if entry is not None:
+                return entry
         return _entry(key, await self._core().call("cache.get", {"key": key}, Repeat.READ))
 
     async def cas(self, key: str, value: Any, version: int, ttl: float | None = None) -> int:
@@ -114,8 +106,16 @@ class AsyncCache:
 
     async def mget(self, keys: Iterable[str]) -> dict[str, Any]:
         """The values of those keys that have one."""
-        answer = await self._core().call("cache.mget", {"keys": list(keys)}, Repeat.READ)
-        return {item["key"]: _found(item) for item in answer["items"] if item["found"]}
+        near: dict[str, Entry] = {}
+        keys = list(keys)
+        if self._near is not None:
+            near = await self._near.entries(self._core(), keys)
+        values = {key: entry.value for key, entry in near.items() if entry.found}
+        keys = [key for key in keys if key not in near]
+        if keys or not near:
+            answer = await self._core().call("cache.mget", {"keys": keys}, Repeat.READ)
+            values |= {item["key"]: found_value(item) for item in answer["items"] if item["found"]}
+        return values
 
     async def mput(self, values: Mapping[str, Any], ttl: float | None = None) -> dict[str, int]:
         """Store values, each independently. Returns their versions.
@@ -154,9 +154,5 @@ def _value(value: Any) -> dict[str, Any]:
     return {"value": value}
 
 
-def _found(answer: dict[str, Any]) -> Any:
-    return base64.b64decode(answer["value"]) if answer.get("encoding") == "base64" else answer["value"]
-
-
 def _entry(key: str, answer: dict[str, Any]) -> Entry:
-    return Entry(key, _found(answer), answer["found"], answer.get("version") or 0, answer["hit"], answer.get("state") or "I")
+    return Entry(key, found_value(answer), answer["found"], answer.get("version") or 0, answer["hit"], answer.get("state") or "I")

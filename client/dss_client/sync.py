@@ -14,6 +14,7 @@ from dss_client.aio import AsyncClient
 from dss_client.background import Background
 from dss_client.config import Transport
 from dss_client.lock_spec import LockSpec
+from dss_client.near import NearCache
 from dss_client.queue import WorkerOptions
 from dss_client.semaphore import SemaphoreSpec
 from dss_client.sync_cache import Cache
@@ -34,6 +35,8 @@ class Client(Background):
         traces: make OpenTelemetry spans of calls and of handled messages. It needs the extra `[otel]`.
         tls: for https addresses: whom to trust, and this program's certificate. By default the authorities of the system and of
             DSS_CA_FILE, and the certificate in DSS_CLIENT_CERT_FILE with its key in DSS_CLIENT_KEY_FILE.
+        near_cache: keep values in this process that were read: True, or a `NearCache` with its size. A read is never stale; see the
+            reference. It needs the transport "websocket".
 
     Raises:
         WrongUrl, WrongUse
@@ -49,10 +52,17 @@ class Client(Background):
         transport: Transport = "websocket",
         traces: bool = False,
         tls: ssl.SSLContext | None = None,
+        near_cache: NearCache | bool = False,
     ) -> None:
-        super().__init__(AsyncClient(urls, token, name=name, timeout=timeout, transport=transport, traces=traces, tls=tls))
+        super().__init__(
+            AsyncClient(
+                urls, token, name=name, timeout=timeout, transport=transport, traces=traces, tls=tls, near_cache=near_cache
+            )
+        )
         self._workers: list[Worker] = []
         self.cache = Cache(self, self._client.cache)
+        #: None: there is no near cache
+        self.near_cache = self._client.near_cache
 
     # ------------------------------------------------------------- locks
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dss_client.background import Background
-from dss_client.cache import AsyncCache, Entry
+from dss_client.cache import AsyncCache
+from dss_client.entry import Entry
 
 
 class Cache:
@@ -15,6 +16,7 @@ class Cache:
     def __init__(self, client: Background, cache: AsyncCache) -> None:
         self._client = client
         self._cache = cache
+        self._near = cache._near
 
     def put(self, key: str, value: Any, ttl: float | None = None) -> int:
         """Store a value. Returns its version."""
@@ -22,10 +24,14 @@ class Cache:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or `default` if there is none."""
+        if self._near is not None and (copy := self._near.read(key)) is not None:
+            return copy.load()
         return self._client._run(self._cache.get(key, default))
 
     def entry(self, key: str) -> Entry:
         """The value with its version."""
+        if self._near is not None and (copy := self._near.read(key)) is not None:
+            return Entry(key, copy.load(), True, copy.version, True, "S")
         return self._client._run(self._cache.entry(key))
 
     def cas(self, key: str, value: Any, version: int, ttl: float | None = None) -> int:

@@ -158,6 +158,12 @@ class WebSocketConnection(asyncio.Protocol):
             if self._is_retired and not self._calls:
                 self.close()
 
+    def post(self, operation: str, fields: Mapping[str, Any]) -> None:
+        """Send a call whose answer, if there is one, does not matter. It is lost with the connection."""
+        if self._is_open:
+            self._last_id += 1
+            self._send(TEXT, b'{"id":%d,"op":"%b","request":%b}' % (self._last_id, operation.encode(), encode(fields)))
+
     def cancel(self, id: int) -> None:
         if self._is_open and id in self._calls:
             self._last_id += 1
@@ -364,7 +370,11 @@ class WebSocketConnection(asyncio.Protocol):
 async def _open_socket(node: Node) -> socket.socket:
     """A connected socket. It is opened here so that the child of a fork can close its copy."""
     loop = asyncio.get_running_loop()
-    addresses = await loop.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
+    try:
+        addresses = await loop.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
+    except RuntimeError as error:
+        # The program ends, and has no threads for this.
+        raise OSError(str(error)) from None
     trouble: OSError = OSError(f"{node.host} has no address")
     for family, kind, protocol, _, address in addresses:
         sock = socket.socket(family, kind, protocol)

@@ -9,7 +9,7 @@ import pytest
 
 from dss_client import AsyncClient, OverLimit, Unavailable
 from dss_client.barrier import BarrierSpec, Party
-from dss_client.cache import Entry
+from dss_client.entry import Entry
 from dss_client.watch import LockWatch
 
 Make = Callable[..., AsyncClient]
