@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -139,9 +141,86 @@ def test_a_cluster_that_is_away(make_cache: Any) -> None:
     assert lenient.get_or_set("key", lambda: "computed") == "computed"
     with pytest.raises(ValueError, match="not found"):
         lenient.incr("key")
+    assert lenient.statistics()["trouble"] > 4
 
 
-@pytest.mark.parametrize("options", [{"on_trouble": "ignore"}, {"tokn": "x"}, {"transport": "udp"}])
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise TypeError("it is a socket")
+
+
+@pytest.mark.parametrize("value", [lambda: 1, threading.Lock(), Unpicklable()])
+def test_a_value_that_cannot_be_pickled(make_cache: Any, value: Any) -> None:
+    cache = make_cache()
+    with pytest.raises(pickle.PicklingError, match="cache key 'basket' cannot be pickled"):
+        cache.set("basket", value)
+    with pytest.raises(pickle.PicklingError, match="cache key 'basket' cannot be pickled"):
+        cache.set_many({"other": 1, "basket": [value]})
+    assert cache.get_many(["basket", "other"]) == {}
+
+
+def test_a_key_that_cannot_be_encoded(make_cache: Any) -> None:
+    with pytest.raises(ValueError, match="cache key"):
+        make_cache().get("\ud800")
+
+
+def test_reads_are_answered_in_this_process(make_cache: Any) -> None:
+    cache = make_cache()
+    value = {"id": 42, "tags": ["a"]}
+    cache.set("key", value)
+    hits = cache.statistics()["hits"]
+    assert [cache.get("key") for _ in range(10)] == [value] * 10
+    assert cache.get("key") is not cache.get("key")
+    assert cache.has_key("key")
+    assert cache.get_many(["key", "unknown"]) == {"key": value}
+    assert cache.statistics()["hits"] > hits
+    cache.set("key", "new")
+    assert cache.get("key") == "new"
+
+
+def test_without_a_near_cache(make_cache: Any) -> None:
+    for options in ({"near_cache": False}, {"transport": "http"}):
+        cache = make_cache(**options)
+        cache.set("key", 1)
+        assert [cache.get("key"), cache.get("key")] == [1, 1]
+        assert cache.statistics() == {"trouble": 0}
+
+
+def test_the_size_of_the_near_cache(make_cache: Any) -> None:
+    cache = make_cache(near_cache={"max_items": 3})
+    for number in range(10):
+        cache.set(number, number)
+        assert cache.get(number) == number
+    assert cache.statistics()["items"] <= 3
+
+
+def test_processes_that_are_forked_after_the_first_use(make_cache: Any) -> None:
+    """As with gunicorn's `preload_app`."""
+    cache = make_cache()
+    cache.set("key", 0)
+    assert cache.get("key") == 0
+    for number in range(1, 4):
+        child = os.fork()
+        if not child:
+            is_right = cache.get("key") == number - 1
+            cache.set("key", number)
+            os._exit(0 if is_right and cache.get("key") == number else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert cache.get("key") == number
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"on_trouble": "ignore"},
+        {"tokn": "x"},
+        {"transport": "udp"},
+        {"near_cache": "yes"},
+        {"near_cache": {"size": 5}},
+        {"near_cache": {"max_items": 0}},
+        {"near_cache": True, "transport": "http"},
+    ],
+)
 def test_wrong_options(make_cache: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ImproperlyConfigured):
         make_cache(**options)
