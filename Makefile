@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-memory bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-memory bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ bench-raft: $(READY) ## measure Raft alone: throughput, latency, failover
 bench-client: $(READY) ## measure the Python client against a bare WebSocket, and aio-pika on RabbitMQ if that is installed
 	@$(BIN)/python benchmarks/bench_client.py $(ARGS)
 
+bench-near: $(READY) ## measure the near cache against redis-py and django-redis, and puts with 50 near caches (needs redis-server; django-redis if installed)
+	@$(BIN)/python benchmarks/bench_near.py $(ARGS)
+
 bench-peers: $(READY) ## measure three nodes next to etcd, RabbitMQ, NATS and Redis, those that are installed
 	@$(BIN)/python benchmarks/bench_peers.py $(ARGS)
 
@@ -105,7 +108,8 @@ encrypted: $(READY) ## everything at once: mutual TLS, HTTPS, a token, nginx in 
 chaos: $(READY) ## load clusters that are killed, paused and cut off, and check all answers (cutting off needs root on Linux)
 	@DSS_CHAOS_MESSAGES=$(or $(MESSAGES),100000) DSS_CHAOS_OPERATIONS=$(or $(OPERATIONS),200000) DSS_CHAOS_ROUNDS=$(or $(ROUNDS),10) \
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
-		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py $(ARGS)
+		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py \
+		tests/cluster/test_near_under_faults.py $(ARGS)
 
 rounds: $(READY) ## each fault of disks, clocks and members ROUNDS=10 times on real processes, at random moments (some need root on Linux)
 	@TEST_ROUNDS=$(or $(ROUNDS),10) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m rounds $(ARGS)
