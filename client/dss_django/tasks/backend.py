@@ -29,7 +29,7 @@ from dss_django.tasks.compat import (
 from dss_django.tasks.names import TaskId, new_secret, segment_of
 from dss_django.tasks.options import DURATION_S_MAX, read_options
 from dss_django.tasks.records import Call, Known, from_ms, from_text, to_text
-from dss_django.tasks.store import Store
+from dss_django.tasks.store import Store, store_for
 
 
 class DSSBackend(BaseTaskBackend):
@@ -62,7 +62,7 @@ class DSSBackend(BaseTaskBackend):
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.client._client, self.settings)
+        return store_for(self.client._client, self.settings)
 
     # ------------------------------------------------------------ enqueue
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -63,9 +64,11 @@ class Store:
         if topic.name in self._prepared:
             return
         stats = await topic.stats()
-        present: dict[str, int] = stats.get("settings") or {}
+        present: dict[str, Any] = stats.get("settings") or {}
+        # A task that is dead stays where `find` looks for it.
+        moves = present.pop("dead_letter_topic", "")
         try:
-            if any(present.get(name) != value for name, value in wanted.items()):
+            if moves or any(present.get(name) != value for name, value in wanted.items()):
                 await self._client.call("queue.topic", topic=topic.name, **{**present, **wanted})
             if group and not any(one["group"] == group for one in stats["groups"]):
                 await self._client.call("queue.group", topic=topic.name, group=group, start="first")
@@ -165,6 +168,14 @@ class Store:
         except (OverLimit, TooLarge) as error:
             log.error("the error of task %s is dropped: %s", known.id, error)
         await _patiently(message, lambda: message.nack(delay, dead=delay is None))
+
+
+_stores: WeakKeyDictionary[AsyncClient, dict[TaskOptions, Store]] = WeakKeyDictionary()
+
+
+def store_for(client: AsyncClient, options: TaskOptions) -> Store:
+    """One for all threads: each of them has a backend of its own."""
+    return _stores.setdefault(client, {}).setdefault(options, Store(client, options))
 
 
 async def _patiently(message: AsyncMessage, call: Callable[[], Awaitable[T]]) -> T:

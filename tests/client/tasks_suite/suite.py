@@ -246,6 +246,15 @@ class BackendTests(TasksMixin, SimpleTestCase):
                 DSSBackend("default", {"OPTIONS": options})
         self.assertEqual(DSSBackend("default", {}).settings.max_attempts, 3)
 
+    def test_threads_share_what_they_know_of_topics(self):
+        jobs.noop_task.enqueue()
+        with mock.patch("dss_client.queue.AsyncTopic.stats", side_effect=AssertionError("it was asked again")):
+            thread = threading.Thread(target=lambda: results.append(jobs.noop_task.enqueue()))
+            results = []
+            thread.start()
+            thread.join()
+        self.assertEqual(len(results), 1)
+
     def test_the_cluster_of_the_options(self):
         backend = DSSBackend("default", {"OPTIONS": {"urls": [os.environ["DSS_URLS"]], "token": os.environ["DSS_TOKEN"]}})
         self.assertIsNot(backend.client, self.backend.client)
@@ -650,14 +659,15 @@ class OneEffectTests(TasksMixin, SimpleTestCase):
         return False
 
     def test_the_settings_of_topics(self):
-        """What an operator has set besides stays."""
+        """What an operator has set besides stays, except for what the state of tasks needs."""
         topic = tasks_topic(self.namespace, "default", 0)
-        self.backend.client.call("queue.topic", topic=topic, max_bytes=10_000_000)
+        self.backend.client.call("queue.topic", topic=topic, max_bytes=10_000_000, dead_letter_topic=f"{self.namespace}-dead")
         self.use(max_attempts=7, result_retention=100)
         jobs.noop_task.enqueue()
         self.run_worker()
         found = self.backend.client.topic(topic).stats()["settings"]
         self.assertEqual((found["max_bytes"], found["max_attempts"], found["retention_ms"]), (10_000_000, 7, 0))
+        self.assertEqual(found["dead_letter_topic"], "", "tasks that are dead would not be found there")
         found = self.backend.client.topic(f"{self.namespace}/results").stats()["settings"]
         self.assertEqual((found["retention_ms"], found["dedup_window_ms"]), (100_000, 100_000))
 
@@ -675,6 +685,7 @@ class ProcessTests(TasksMixin, SimpleTestCase):
 
     def start(self, *arguments):
         environment = {**os.environ, "DSS_TASK_OPTIONS": json.dumps(self.backend.options)}
+        environment["PYTHONPATH"] += f"{os.pathsep}{self.directory}"
         command = [sys.executable, "-m", "django", "dss_worker", "--no-reload", *arguments]
         log = (self.directory / "log").open("ab")
         self.addCleanup(log.close)
@@ -732,6 +743,30 @@ class ProcessTests(TasksMixin, SimpleTestCase):
         self.assertEqual(worker.wait(PATIENCE_S), 0, self.log())
         known = self.backend.get_result(result.id)
         self.assertEqual((known.status, known.attempts, known.errors), (TaskResultStatus.READY, 0, []))
+
+    @tag("once")
+    def test_reload(self):
+        """The code of a task changes while it runs: it goes back to the queue, and the new code runs it."""
+        self.use(visibility=600)
+        module = self.directory / "changing_jobs.py"
+        module.write_text("from jobs import note, task\n\n@task()\ndef job(path):\n    note.func(path, 'old', 600)\n")
+        id = self.enqueue_path("changing_jobs.job", str(self.path))
+        worker = self.start("--reload", "--worker-id=reloading")
+        until(self.path.read_text)
+        module.write_text(module.read_text().replace("'old', 600", "'new'"))
+
+        def has_the_new_code():
+            # The reloader may not have looked at the file before it changed.
+            os.utime(module)
+            time.sleep(0.5)
+            return "new" in self.path.read_text()
+
+        until(has_the_new_code)
+        until(lambda: self.status(id) == "SUCCESSFUL")
+        known = self.backend.client._run(self.backend._find(id))
+        self.assertEqual((known.worker_ids, known.errors), (["reloading"], []))
+        worker.terminate()
+        worker.wait(PATIENCE_S)
 
     @tag("once")
     def test_workers_share_the_tasks(self):
