@@ -76,6 +76,8 @@ class AsyncClient:
         #: None: there is no near cache
         self.near_cache = None if settings is None else Near(settings)
         self.cache = AsyncCache(self._running, self.near_cache)
+        #: of what all programs write all the time: a copy would only make the writers wait
+        self._written_cache = AsyncCache(self._running)
         _clients.add(self)
 
     async def __aenter__(self) -> Self:
@@ -167,7 +169,7 @@ class AsyncClient:
             wait: how many seconds to wait for the others; None: without a limit.
         """
         spec = BarrierSpec(name, parties, ttl=ttl, wait=wait)
-        return AsyncBarrier(self._running, self.cache, lambda: self._owners, spec)
+        return AsyncBarrier(self._running, self._written_cache, lambda: self._owners, spec)
 
     def double_barrier(self, name: str, parties: int, *, ttl: float = 10, wait: float | None = None) -> AsyncDoubleBarrier:
         """A barrier at the beginning and the end of a block, for `async with`. The arguments are those of `barrier`."""
@@ -183,7 +185,7 @@ class AsyncClient:
             wait: for how many seconds `acquire` waits at most; None: without a limit.
         """
         spec = RateSpec(name, rate, per=per, burst=burst, wait=wait)
-        return AsyncRateLimit(self._running, self.cache, self._clock, spec)
+        return AsyncRateLimit(self._running, self._written_cache, self._clock, spec)
 
     # ------------------------------------------------------------- queue
 

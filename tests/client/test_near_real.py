@@ -123,6 +123,15 @@ def test_a_token_without_the_right_to_a_key(url: str, near: Client, other: Clien
         assert reader.cache.get("a/1") == 1
 
 
+def test_rate_limits_keep_no_copy(near: Client, key: str) -> None:
+    assert near.near_cache is not None
+    misses = near.near_cache.statistics().misses
+    limit = near.rate_limit(key, 1000)
+    for _ in range(5):
+        limit.acquire()
+    assert near.near_cache.statistics().misses == misses
+
+
 def test_more_values_than_there_is_space_for(url: str, token: str, other: Client, key: str) -> None:
     with Client(url, token, near_cache=NearCache(max_items=10)) as small:
         for _ in range(3):
