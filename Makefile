@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-memory bench-peers load upgrade postman sim mutants model encrypted chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-memory bench-peers load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,9 @@ postman: ## run the Postman collection against a running cluster (NODES=1: the s
 
 sim: $(READY) ## simulate Raft: SEEDS=1000 worlds, or SEED=7 replayed with its trace
 	@$(BIN)/python tests/raft/simulation/run.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000)) $(ARGS)
+
+story: $(READY) ## write what happens in SEED=7 as one HTML file with a scrubber (BUG="half is a quorum": with a planted bug)
+	@$(BIN)/python tests/raft/simulation/story.py --seed $(or $(SEED),7) $(if $(BUG),--bug "$(BUG)") $(ARGS)
 
 mutants: $(READY) ## plant bugs in Raft, and check that each one is found
 	@$(BIN)/python tests/raft/simulation/mutants.py $(ARGS)

@@ -50,6 +50,7 @@ MODULES = (
 ROOT = Path(__file__).parents[1]
 MIGRATE_S = 120.0
 _REQUEST_BYTES_MAX = 128 * 1024
+_PR_SET_PDEATHSIG = 1
 #: environment variables with these prefixes have their effect when an interpreter starts
 _READ_AT_START = ("PYTHON", "LD_")
 
@@ -100,13 +101,17 @@ class ForkedProcess:
 
 
 class Preloaded:
-    """A process with the libraries loaded, which lives as long as this object is not closed."""
+    """A process with the libraries loaded, which lives as long as this object is not closed.
 
-    def __init__(self) -> None:
+    Args:
+        nodes_end_with_it: On Linux, what it has started is killed when it ends, for example because this process was killed.
+    """
+
+    def __init__(self, nodes_end_with_it: bool = False) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno())],
+                [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno()), *(["end"] if nodes_end_with_it else [])],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -148,10 +153,15 @@ class Preloaded:
 
 
 class Pool:
-    """Some `Preloaded`, each started when it is first needed. They take turns, so nodes of a cluster differ in their hash seeds."""
+    """Some `Preloaded`, each started when it is first needed. They take turns, so nodes of a cluster differ in their hash seeds.
 
-    def __init__(self, size: int = 3) -> None:
+    Args:
+        nodes_end_with_it: as for `Preloaded`.
+    """
+
+    def __init__(self, size: int = 3, nodes_end_with_it: bool = False) -> None:
         self._size = size
+        self._nodes_end_with_it = nodes_end_with_it
         self._processes: list[Preloaded] = []
         self._started = 0
         self._new_data: tempfile.TemporaryDirectory[str] | None = None
@@ -163,7 +173,7 @@ class Pool:
         turn = self._started % self._size
         self._started += 1
         if turn == len(self._processes):
-            self._processes.append(Preloaded())
+            self._processes.append(Preloaded(self._nodes_end_with_it))
         return self._processes[turn].start(arguments, folder, environment, output, errors)
 
     def run(
@@ -203,7 +213,7 @@ class Pool:
             self._new_data.cleanup()
 
 
-def _serve(requests: socket.socket) -> list[str]:
+def _serve(requests: socket.socket, children_end_too: bool) -> list[str]:
     """Fork for each request. Returns in a child, with the arguments of its script; the parent ends with its caller."""
     ended, wake = os.pipe()
     for descriptor in (ended, wake):
@@ -222,8 +232,11 @@ def _serve(requests: socket.socket) -> list[str]:
         if not request:
             os._exit(0)
         output, errors, states = descriptors
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
+            if children_end_too:
+                _end_with(parent)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in (requests.detach(), ended, wake, states, *children.values()):
@@ -246,6 +259,17 @@ def _report_ended(children: dict[int, int]) -> None:
         os.close(states)
 
 
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends. SIGTERM would not end a paused node. Elsewhere than on Linux: nothing."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def _become(request: Any, output: int, errors: int) -> list[str]:
     """Give this child the session, output, folder and environment of its script."""
     arguments, folder, environment = request
@@ -266,7 +290,7 @@ def _main() -> None:
     gc.collect()
     gc.freeze()
     # In place: a module may have kept the list.
-    sys.argv[:] = _serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.argv[:] = _serve(socket.socket(fileno=int(sys.argv[1])), children_end_too=len(sys.argv) > 2)
     sys.path[0] = os.getcwd()
 
 

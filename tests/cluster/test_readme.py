@@ -65,7 +65,7 @@ def shape(value: Any) -> Any:
 
 def introduction_shape(text: str) -> list[str]:
     """The lines of `make run` without what differs from run to run: PIDs, the password, and which node leads."""
-    shaped = re.sub(r"(admin / )\S+|\b\d{2,}(?=  )|\b(leader|follower)\b", r"\1…", text)
+    shaped = re.sub(r"(admin / |#t=)\S+|\b\d{2,}(?=  )|\b(leader|follower)\b", r"\1…", text)
     return [re.sub(r" {2,}", "  ", line.rstrip()) for line in shaped.splitlines() if line.strip()]
 
 

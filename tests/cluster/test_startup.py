@@ -133,10 +133,17 @@ def test_make_run_twice_is_a_clear_message(make_run, tmp_path):
     assert "Traceback" not in second.stderr
 
 
-def test_make_run_says_when_a_node_has_ended(make_run):
+def test_make_run_survives_its_last_node_and_starts_it_again(make_run, tmp_path):
     process, said = make_run
     (row,) = (line for line in said.splitlines() if line.startswith("node-1"))
     os.kill(int(row.split()[1]), signal.SIGKILL)
+    while "has ended" not in (line := process.stdout.readline()):
+        assert line, "make run has ended"
+    assert "(exit code -9). No node is running. `make restart NODE=1` starts it again" in line
+    command = [sys.executable, "manage.py", "restart", "1", "--directory", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("node-1 is ready at http://127.0.0.1:8201"), done.stderr
+    process.send_signal(signal.SIGINT)
     rest, _ = process.communicate()
-    assert "node-1 │ has ended (exit code -9)" in rest
-    assert process.returncode == 1, "nothing is left to follow"
+    assert process.returncode == 0
+    assert "node-1 │ is started again" in rest

@@ -19,6 +19,10 @@ from django.core.management.base import BaseCommand, CommandParser
 from dss_cli.find_cluster import CLUSTERS, LocalMember, remove_file, write_file
 from dss_cli.terminal import plain_table
 from dss_dev import local_tls
+from dss_dev.lab.desk import Desk
+from dss_dev.lab.lab import ABSENCE_S, Lab
+from dss_dev.lab.relays import NODES_MAX, Relays, listen
+from dss_dev.lab.server import LabServer
 from dss_dev.local_cluster import (
     POLL_S,
     PORTS_OF_ONE,
@@ -52,9 +56,18 @@ class Command(BaseCommand):
         )
         parser.add_argument("--directory", type=Path, default=CLUSTERS, help="where data, logs and secrets are kept")
         parser.add_argument("--tls", action="store_true", help="speak HTTPS, with certificates that are made for it")
+        parser.add_argument("--port", type=int, default=0, help="of the first node of a new cluster, in place of 8201 or 8101")
+        parser.add_argument("--no-lab", action="store_true", help="without the lab, and with direct links between the nodes")
+        parser.add_argument(
+            "--lab-absence",
+            type=float,
+            default=ABSENCE_S,
+            metavar="SECONDS",
+            help="paused nodes run on when no browser has had the lab open for so long (default: %(default)s)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        ports = _ports(options["nodes"])
+        ports = _ports(options["nodes"], options["port"])
         directory: Path = options["directory"].absolute()
         environment = secrets_of(directory)
         name = f"cluster-of-{len(ports)}"
@@ -70,18 +83,22 @@ class Command(BaseCommand):
             ]
         elsewhere = _without_those_that_run(cluster, members)
         stopping = Stopping()
+        desk = Desk(cluster.nodes, lambda node: self._tell_started(cluster, node))
+        lab = None if options["no_lab"] else self._make_lab(cluster, ports, desk, options["lab_absence"])
         count = len(cluster.nodes)
         self.stdout.write(f"Starting {count} node{'s' if count > 1 else ''} …")
         # The nodes share the time and the memory that loading the libraries takes.
-        LocalNode.pool = pool = Pool(1)
+        LocalNode.pool = pool = Pool(1, nodes_end_with_it=True)
         try:
+            if lab is not None:
+                lab.start()
             cluster.start()
             describe(cluster)
             self._wait(cluster, stopping, members is None or members.have_quorum)
             if not stopping.asked:
-                self._introduce(cluster, environment["DSS_ADMIN_PASSWORD"])
+                self._introduce(cluster, environment["DSS_ADMIN_PASSWORD"], lab)
                 self._say_who_is_missing(members, elsewhere)
-                self._follow(cluster, stopping, partial(self._start_again, cluster, environment))
+                self._follow(cluster, stopping, partial(self._serve_requests, cluster, environment, desk), survives=True)
         except NotReady as error:
             self.stderr.write(f"{error}\n")
             sys.exit(1)
@@ -90,6 +107,8 @@ class Command(BaseCommand):
             write_to_nowhere()
         finally:
             self._stop(cluster)
+            if lab is not None:
+                lab.stop()
             pool.close()
             remove_file(cluster.directory)
         if not stopping.asked:
@@ -135,33 +154,71 @@ class Command(BaseCommand):
             self.stdout.write(f"{node_id} was removed from the cluster. It was not started; its data are in {shown(data)}.")
         self.stdout.flush()
 
-    def _start_again(self, cluster: LocalCluster, environment: Mapping[str, str]) -> None:
-        """Start the nodes that `manage.py restart` asks for."""
+    def _make_lab(self, cluster: LocalCluster, ports: Sequence[int], desk: Desk, absence_s: float) -> LabServer | None:
+        """The lab, which listens one port below the nodes; None, with a reason: there is none. Nodes link directly then."""
+        if len(ports) < 3 or len([node for node in cluster.nodes if ports[0] <= node.port < ports[0] + NODES_MAX]) < 3:
+            return None
+        try:
+            listener = listen(ports[0] - 1)
+        except OSError as error:
+            self.stdout.write(f"There is no lab: {error.strerror}.")
+            return None
+        try:
+            relays = Relays(ports[0], cluster.nodes)
+        except OSError as error:
+            listener.close()
+            self.stdout.write(f"There is no lab: {error.strerror}.")
+            return None
+        lab = LabServer(Lab(cluster.nodes, desk, relays, absence_s), listener, lambda: self._say_next_link(lab))
+        return lab
+
+    def _say_next_link(self, lab: LabServer) -> None:
+        self.stdout.write(f"The lab is open in a browser. For another one: {lab.link}")
+
+    def _tell_started(self, cluster: LocalCluster, node: LocalNode) -> None:
+        self.stdout.write(f"{node.id} │ is started again")
+        describe(cluster)
+
+    def _serve_requests(self, cluster: LocalCluster, environment: Mapping[str, str], desk: Desk) -> None:
+        """Start the nodes that `manage.py restart` asks for, and do what the lab asks for."""
         for node_id in take_requests(cluster.directory):
             node = next((node for node in cluster.nodes if node.id == node_id), None)
             node = node or _joined_node(cluster, node_id, environment)
             if node is None or node.is_running:
                 continue
-            self.stdout.write(f"{node_id} │ is started again")
             node.start()
-            describe(cluster)
+            self._tell_started(cluster, node)
+        desk.carry_out(FOLLOW_S)
 
-    def _introduce(self, cluster: LocalCluster, password: str) -> None:
+    def _introduce(self, cluster: LocalCluster, password: str, lab: LabServer | None) -> None:
         rows = [[node.id, str(node.pid), _role(node), node.url] for node in cluster.nodes]
         url = cluster.nodes[0].url
         self.stdout.write("\n" + plain_table(["NODE", "PID", "ROLE", "API"], rows))
         self.stdout.write(f"\nCluster:  {url}/")
+        if lab is not None:
+            self.stdout.write(f"Lab:      {lab.link}")
         self.stdout.write(f"Admin:    {url}/admin/     {USERNAME} / {password}")
         self.stdout.write(f"API docs: {url}/api/docs")
         self.stdout.write(f"Metrics:  {url}/metrics")
         self.stdout.write(f"Data:     {shown(cluster.directory)}     Stop: Ctrl-C\n")
         self.stdout.flush()
 
-    def _follow(self, cluster: LocalCluster, stopping: Stopping, each_time: Callable[[], None] = lambda: None) -> None:
-        """Print what the nodes log from now on, and report when one ends. `each_time` may start nodes."""
+    def _follow(
+        self,
+        cluster: LocalCluster,
+        stopping: Stopping,
+        each_time: Callable[[], None] = lambda: time.sleep(FOLLOW_S),
+        survives: bool = False,
+    ) -> None:
+        """Print what the nodes log from now on, and report when one ends.
+
+        Args:
+            each_time: waits for a moment, and may start and end nodes.
+            survives: go on when no node runs: one may be started again.
+        """
         logs: dict[str, TextIO] = {}
         running = {node.id for node in cluster.nodes if node.is_running}
-        while not stopping.asked and running:
+        while not stopping.asked and (running or survives):
             each_time()
             for node in cluster.nodes:
                 if node.id not in logs:
@@ -175,10 +232,9 @@ class Command(BaseCommand):
                     running.discard(node.id)
                     code = node.process.returncode if node.process else None
                     self.stdout.write(
-                        f"{node.id} │ has ended (exit code {code}). The cluster works while a majority of its nodes is running"
+                        f"{node.id} │ has ended (exit code {code}). {_consequence(node.id, len(running), survives)}"
                     )
             self.stdout.flush()
-            time.sleep(FOLLOW_S)
 
     def _stop(self, cluster: LocalCluster) -> None:
         try:
@@ -238,6 +294,11 @@ def _joined_node(cluster: LocalCluster, node_id: str, environment: Mapping[str, 
     return node
 
 
+def _consequence(node_id: str, running: int, survives: bool) -> str:
+    works = "The cluster works while a majority of its nodes is running" if running else "No node is running"
+    return f"{works}. `make restart NODE={node_id.removeprefix('node-')}` starts it again" if survives else works
+
+
 def _role(node: LocalNode) -> str:
     if not node.is_running:
         return "ended"
@@ -247,12 +308,11 @@ def _role(node: LocalNode) -> str:
     return str(status["state"]["name"]).lower()
 
 
-def _ports(nodes: int) -> Sequence[int]:
+def _ports(nodes: int, first: int) -> Sequence[int]:
     if nodes < 1 or nodes > 9:
         sys.exit(f"--nodes must be 1 to 9, not {nodes}")
-    if nodes == 1:
-        return PORTS_OF_ONE
-    return range(PORTS_OF_THREE[0], PORTS_OF_THREE[0] + nodes)
+    first = first or (PORTS_OF_ONE if nodes == 1 else PORTS_OF_THREE)[0]
+    return range(first, first + nodes)
 
 
 def shown(directory: Path) -> Path:

@@ -33,11 +33,12 @@ class Command(BaseCommand):
         if known is not None and _is_alive(known.pid):
             raise CommandError(f"{node_id} is running (process {known.pid})")
         restart_requests.request(directory, node_id)
-        started = self._wait(directory, node_id, known.pid if known is not None else 0)
-        self.stdout.write(f"{node_id} is ready at {started.url} (process {started.pid})")
+        started, is_ready = self._wait(directory, node_id, known.pid if known is not None else 0)
+        word = "is ready" if is_ready else "runs, and refuses calls until a majority of the nodes runs,"
+        self.stdout.write(f"{node_id} {word} at {started.url} (process {started.pid})")
 
-    def _wait(self, directory: Path, node_id: str, old_pid: int) -> LocalMember:
-        """Wait until the node is ready.
+    def _wait(self, directory: Path, node_id: str, old_pid: int) -> tuple[LocalMember, bool]:
+        """Wait until the node is ready; until it serves, if it cannot be ready, because the nodes that run here are no majority.
 
         Raises:
             CommandError: it has ended, or is not ready in time.
@@ -52,8 +53,12 @@ class Command(BaseCommand):
             if started is not None and started.pid != old_pid:
                 if not _is_alive(started.pid):
                     raise CommandError(f"{node_id} has ended again; the terminal of `make run` shows why")
-                if _local(started, directory.parent).is_ready():
-                    return started
+                node = _local(started, directory.parent)
+                if node.is_ready():
+                    return started, True
+                running = sum(_is_alive(each.pid) for each in cluster.nodes)
+                if 2 * running <= len(cluster.nodes) and node.status() is not None:
+                    return started, False
             time.sleep(POLL_S)
         restart_requests.withdraw(directory, node_id)
         raise CommandError(f"{node_id} is not ready after {START_S:.0f} s; the terminal of `make run` shows why")

@@ -45,6 +45,19 @@ MUTANTS: tuple[Mutant, ...] = (
         scenario="test_5_4_1_the_voter_denies_its_vote_if_its_own_log_is_more_up_to_date",
     ),
     Mutant(
+        "compares logs the wrong way round",
+        (
+            (
+                "state",
+                "return last_term > log.last_term or (last_term == log.last_term and last_index >= log.last_index)",
+                "return last_term < log.last_term or (last_term == log.last_term and last_index <= log.last_index)",
+            ),
+        ),
+        checks=("leader_completeness",),
+        # of the lab, too: its replay shows how a leader is elected that lacks a committed entry
+        seeds=(10,),
+    ),
+    Mutant(
         "compares only the length of logs",
         (
             (

@@ -54,6 +54,7 @@ SIMULATOR = (
     "sim_requests",
     "sim_versions",
     "sim_check",
+    "sim_story",
 )
 REIMPORTED = (PACKAGE, *SIMULATOR, *REPLICATED, "raft_harness", *SCENARIOS)
 CORE_TESTS = Path(__file__).parents[1] / "core"

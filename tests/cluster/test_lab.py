@@ -1,0 +1,393 @@
+"""The lab of `make run` in a browser: a person plays the scenes, stops and cuts nodes, and reads replays.
+
+All tests share one `make run` and one browser. The seconds are deadlines of waiting. The last test ends `make run` the hard way.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dss_dev.browser import headless_chromium
+from dss_dev.lab.relays import links_of
+from dss_dev.local_cluster import HOST, ROOT, free_ports, ports_in_use
+
+pytestmark = pytest.mark.cluster
+
+WAIT_S = 60.0
+#: in place of a minute
+ABSENCE_S = 3.0
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+SCENES = ("election", "deadlock", "dead-letter", "fencing", "mesi", "bug")
+
+
+def wait_until(condition: Any, what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+class Run:
+    """`make run` with three nodes on free ports, and what it has printed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = self._free_port()
+        self.directory = directory
+        self.log = directory / "terminal.log"
+        command = [sys.executable, "manage.py", "cluster", "--port", str(self.port), "--lab-absence", str(ABSENCE_S)]
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                [*command, "--directory", str(directory)], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    @staticmethod
+    def _free_port() -> int:
+        """Of the first node, with its lab below, and relays above."""
+        while True:
+            (first,) = free_ports(1)
+            wanted = {first - 1, first, first + 1, first + 2, *(link.port for link in links_of(first, [1, 2, 3]))}
+            if not ports_in_use([port for port in wanted if port < 31_000]):
+                return first
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, text: str) -> None:
+        wait_until(lambda: text in self.said or self.process.poll() is not None, text)
+        assert text in self.said, self.said
+
+    @property
+    def link(self) -> str:
+        """The latest link to the lab that it has printed."""
+        return re.findall(r"http://\S+#t=\S+", self.said)[-1]
+
+    def url(self, number: int) -> str:
+        return f"http://{HOST}:{self.port + number - 1}"
+
+    def node(self, number: int) -> psutil.Process:
+        """Forked nodes show the environment that their process began with, so they are found by their port."""
+        port = self.port + number - 1
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if any(each.laddr.port == port for each in child.net_connections("tcp") if each.status == psutil.CONN_LISTEN):
+                return child
+        raise AssertionError(f"no process listens on {port}:\n{self.said}")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with headless_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def run(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    running = Run(tmp_path_factory.mktemp("lab"))
+    try:
+        running.until("Ctrl-C")
+        yield running
+    finally:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(60)
+
+
+class Visit:
+    """The lab in a browser of its own, and everything that it complained about."""
+
+    def __init__(self, run: Run, context: Any) -> None:
+        self.run = run
+        self.context = context
+        self.page = context.new_page()
+        self.faults: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.set_default_timeout(WAIT_S * 1000)
+        self.page.on(
+            "console", lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None
+        )
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("request", lambda request: self.hosts.add(re.sub(r"^\w+://([^/]+)/.*", r"\1", request.url)))
+
+    def open(self) -> Visit:
+        self.page.goto(self.run.link)
+        self.page.locator("[data-scenes] button").first.wait_for()
+        self.says("[data-live]", "seen by node-")
+        return self
+
+    def says(self, selector: str, text: str) -> None:
+        self.page.locator(selector, has_text=re.compile(text, re.DOTALL)).first.wait_for()
+
+    def text(self, selector: str) -> str:
+        found: str = self.page.locator(selector).inner_text()
+        return found
+
+    def at(self, scene: str, taken: int) -> None:
+        """Wait until so many steps of the scene were taken. (The policy of the page forbids what Playwright has for this.)"""
+        deadline = time.monotonic() + WAIT_S
+        while (now := self.page.evaluate("document.documentElement.dataset.step")) != f"{scene} {taken}":
+            assert not self.page.locator("[data-problem]").is_visible(), self.text("[data-problem]")
+            assert time.monotonic() < deadline, f"{now} in place of {scene} {taken}"
+            self.page.wait_for_timeout(40)
+
+    def begin(self, scene: str) -> int:
+        """Choose the scene. Returns its number of steps."""
+        self.page.locator(f"[data-scene={scene}]").click()
+        self.at(scene, 0)
+        return int(self.text("[data-count]").rpartition(" ")[2])
+
+    def take(self, scene: str, number: int) -> None:
+        options = self.page.locator("[data-options] label")
+        if options.count():
+            options.first.click()
+        self.page.locator("[data-take]").click()
+        self.at(scene, number)
+
+    def play(self, scene: str) -> None:
+        for number in range(1, self.begin(scene) + 1):
+            self.take(scene, number)
+        self.says("[data-done]", "The scene is over")
+
+    def no_complaints(self) -> None:
+        assert self.faults == []
+        assert self.hosts == {f"127.0.0.1:{self.run.port - 1}"}
+
+
+@pytest.fixture(scope="module")
+def visit(chromium: Any, run: Run) -> Iterator[Visit]:
+    """The lab, open in one browser for most tests."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 900})
+    yield Visit(run, context).open()
+    context.close()
+
+
+# ------------------------------------------------------------------- the scenes
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_scene_by_clicks_alone(visit: Visit, scene: str) -> None:
+    visit.play(scene)
+    ends = {
+        "election": "It is green",
+        "deadlock": "Both locks are free",
+        "dead-letter": "Attempt 1, and this time it is acknowledged",
+        "fencing": "110: bob's 50 are lost",
+        "mesi": "20, and the letters are S S I",
+        "bug": "make story",
+    }
+    assert visit.text("[data-told]").startswith(ends[scene]) or scene == "bug"
+    assert ends[scene] in visit.text("[data-told]")
+    visit.no_complaints()
+
+
+def test_a_run_can_be_replayed(visit: Visit) -> None:
+    visit.play("deadlock")
+    visit.page.get_by_role("button", name="Replay this run").click()
+    visit.says(".story-title", "Scene: Deadlock")
+    visit.page.locator(".story input[type=range]").press("End")
+    texts = [visit.text(".story-now")]
+    for _ in range(60):
+        visit.page.get_by_role("button", name="One event back").click()
+        texts.append(visit.text(".story-now"))
+    assert any("alice gets 200" in text for text in texts)
+    assert any("bob gets 409" in text for text in texts)
+
+
+def test_scene_1_by_keyboard_without_motion(chromium: Any, run: Run) -> None:
+    context = chromium.new_context(reduced_motion="reduce")
+    visit = Visit(run, context).open()
+    keyboard = visit.page.keyboard
+    try:
+        visit.page.locator("[data-scene=election]").press("Enter")
+        visit.at("election", 0)
+        assert visit.page.evaluate("document.activeElement.textContent") == "Election"
+        steps = int(visit.text("[data-count]").rpartition(" ")[2])
+        for number in range(1, steps + 1):
+            for _ in range(12):
+                if visit.page.evaluate("document.activeElement.type") == "radio":
+                    break
+                keyboard.press("Tab")
+            keyboard.press("Space")
+            keyboard.press("Tab")
+            assert visit.page.evaluate("document.activeElement.textContent") == "Predict and step"
+            keyboard.press("Enter")
+            visit.at("election", number)
+            assert visit.page.evaluate("document.activeElement.dataset.resultTitle") == "", "the focus goes to what has happened"
+            assert visit.page.evaluate("document.getAnimations().length") == 0
+        assert visit.page.locator("[data-done]").is_visible()
+        visit.no_complaints()
+    finally:
+        context.close()
+
+
+def test_the_pages_fit_and_pass_axe(visit: Visit) -> None:
+    script = axe()
+    page = visit.page
+    for scene in ("election", "deadlock", "bug"):
+        visit.begin(scene)
+        visit.take(scene, 1)
+        for width in (390, 1400):
+            page.set_viewport_size({"width": width, "height": 900})
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, scene
+                if script:
+                    page.wait_for_timeout(400)  # colours change slowly
+                    page.evaluate(script)
+                    found = page.evaluate("rules => axe.run(document, {runOnly: rules})", RULES)
+                    assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == [], (scene, width, scheme)
+    page.emulate_media(color_scheme="light")
+    visit.no_complaints()
+    if not script:
+        pytest.skip("axe-core not found, accessibility was NOT checked: pip install axe-playwright-python")
+
+
+def axe() -> str:
+    """The source of axe-core; "" where it is not installed."""
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        return ""
+    return next(Path(spec.origin).parent.rglob("axe.min.js")).read_text()
+
+
+# ------------------------------------------------------------------- replays
+
+
+def test_scrubbing_there_and_back_shows_the_same(visit: Visit) -> None:
+    visit.begin("bug")
+    page = visit.page
+    shown = (
+        "() => [document.querySelector('.story-now').textContent, document.querySelector('.story-state').textContent, "
+        "document.querySelector('.story-picture').innerHTML]"
+    )
+    scrub = page.locator(".story input[type=range]")
+
+    def go(place: int) -> Any:
+        scrub.evaluate("(it, place) => { it.value = place; it.dispatchEvent(new Event('input')) }", place)
+        return page.evaluate(shown)
+
+    last = int(scrub.get_attribute("max"))
+    places = [0, 1, 49, 50, 51, 120, last // 2, last]
+    there = [go(place) for place in places]
+    back = [go(place) for place in reversed(places)]
+    assert there == back[::-1]
+    assert len({json.dumps(each) for each in there}) == len(places)
+    page.get_by_role("button", name="Go to the first violation").click()
+    assert "leader_completeness: b leads term 7" in visit.text(".story-now")
+    page.get_by_label("with the planted bug").uncheck()
+    visit.says(".story-title", r"^Seed 10$")
+    assert not page.get_by_role("button", name="Go to the first violation").is_visible()
+
+
+# ------------------------------------------------------------------- faults by hand
+
+
+def test_a_node_that_is_cut_off_is_named(visit: Visit) -> None:
+    visit.begin("mesi")
+    page = visit.page
+    page.get_by_role("button", name="Cut off node-3").click()
+    visit.says("[data-cluster-verdict]", "DEGRADED.*node-3 has been silent")
+    cluster_page = visit.context.new_page()
+    cluster_page.goto(f"{visit.run.url(1)}/")
+    cluster_page.locator(".verdict", has_text=re.compile("DEGRADED.*node-3 has been silent", re.DOTALL)).wait_for(
+        timeout=WAIT_S * 1000
+    )
+    # The node itself lives, and says that it reaches nobody.
+    cluster_page.goto(f"{visit.run.url(3)}/")
+    cluster_page.locator(".verdict", has_text="REFUSING WRITES").wait_for(timeout=WAIT_S * 1000)
+    cluster_page.close()
+    page.get_by_role("button", name="Connect node-3").click()
+    visit.says("[data-nodes] li", "node-3(follower|leader)")
+
+
+def test_a_killed_node_is_started_again(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_role("button", name="Kill node-2").click()
+    visit.says("[data-nodes] li", "node-2.*not running")
+    visit.run.until("node-2 │ has ended (exit code -9)")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Start node-2", "the focus is not lost"
+    page.get_by_role("button", name="Start node-2").click()
+    visit.says("[data-nodes] li", "node-2(follower|leader)")
+
+
+# ------------------------------------------------------------------- who may use it
+
+
+def call(run: Run, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
+    own = f"127.0.0.1:{run.port - 1}"
+    connection = http.client.HTTPConnection(HOST, run.port - 1, timeout=30)
+    given = {"Origin": f"http://{own}", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    connection.request(method, path, None if body is None else json.dumps(body), given)
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    return answer.status, json.loads(text) if answer.headers.get_content_type() == "application/json" else {}
+
+
+def test_strangers_are_refused(visit: Visit) -> None:
+    run = visit.run
+    (cookie,) = (f"{each['name']}={each['value']}" for each in visit.context.cookies() if each["name"] == "dss_lab")
+    kill = {"action": "kill", "node": "node-1"}
+    used = re.findall(r"#t=(\S+)", run.said)[0]
+    assert call(run, "POST", "/enter", {"token": used})[0] == 403
+    assert call(run, "POST", "/act", kill)[0] == 403, "no cookie"
+    assert call(run, "POST", "/act", kill, Cookie=cookie, Host="evil.example")[0] == 403
+    assert call(run, "GET", "/", Host="evil.example")[0] == 403
+    assert call(run, "POST", "/act", kill, Cookie=cookie, Origin="http://evil.example")[0] == 403
+    assert call(run, "POST", "/act", kill, Cookie=cookie, Origin="null")[0] == 403
+    assert call(run, "GET", "/events")[0] == 403
+    pid = run.node(1).pid
+    for body in (
+        {**kill, "node": str(pid)},
+        {**kill, "node": pid},
+        {**kill, "pid": pid},
+        {"action": "kill"},
+        {**kill, "action": "rm"},
+    ):
+        assert call(run, "POST", "/act", body, Cookie=cookie)[0] == 400, body
+    assert call(run, "POST", "/scene", {"scene": "../x"}, Cookie=cookie)[0] == 400
+    assert call(run, "GET", "/story/..%2f..%2fmanage.py", Cookie=cookie)[0] == 404
+    assert call(run, "POST", "/step", {"choice": "x" * 5000}, Cookie=cookie)[0] == 413
+    assert run.node(1).pid == pid, "nobody has killed it"
+
+
+def test_a_paused_node_runs_on_when_the_browser_is_gone(visit: Visit) -> None:
+    node = visit.run.node(3)
+    visit.page.get_by_role("button", name="Pause node-3").click()
+    visit.says("[data-cluster-verdict]", "DEGRADED.*node-3 has been silent")
+    assert node.status() == psutil.STATUS_STOPPED
+    visit.page.wait_for_timeout(ABSENCE_S * 1000 + 500)
+    assert node.status() == psutil.STATUS_STOPPED, "the browser is there"
+    visit.page.close()
+    wait_until(lambda: node.status() != psutil.STATUS_STOPPED, "node-3 runs on")
+
+
+def test_no_child_is_left_when_make_run_is_killed_in_a_scene(chromium: Any, run: Run) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux ends children with their parent")
+    context = chromium.new_context()
+    visit = Visit(run, context).open()
+    visit.begin("fencing")
+    visit.take("fencing", 1)
+    visit.page.get_by_role("button", name="Pause node-2").click()
+    visit.says("[data-nodes] li", "node-2.*paused")
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    assert len(children) >= 5, "three nodes, the process that starts them, and alice"
+    run.process.kill()
+    run.process.wait()
+    wait_until(
+        lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), "all have ended"
+    )
+    wait_until(lambda: not ports_in_use([run.port, run.port + 1, run.port + 2]), "their ports are free")
+    context.close()
