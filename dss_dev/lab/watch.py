@@ -16,6 +16,7 @@ from dss_dev.local_cluster import LocalNode
 
 #: without an event for this long, another node is asked; events arrive twice a second
 SILENT_S = 2.0
+OPEN_S = 5.0
 RETRY_S = 0.3
 
 
@@ -65,7 +66,7 @@ class LiveView:
             await asyncio.sleep(RETRY_S)
 
     async def _follow(self, node: LocalNode) -> None:
-        options: dict[str, Any] = {"additional_headers": node.credentials, "open_timeout": SILENT_S, "close_timeout": 0.5}
+        options: dict[str, Any] = {"additional_headers": node.credentials, "open_timeout": OPEN_S, "close_timeout": 0.5}
         if node.tls is not None:
             options["ssl"] = node.tls
         async with connect(node.websocket_url, **options) as socket:

@@ -55,7 +55,7 @@ class Deadlock(Scene):
             lock(A, 30),
             lock(B, 280),
         ]
-        arrows = [Arrow(key, holder, "held by", "accent") for key, holder in self._holders.items()]
+        arrows = [Arrow(key, holder, "", "accent") for key, holder in self._holders.items()]
         arrows += [Arrow(client, key, "waits for", "warn", True) for client, key in self._waits.items()]
         if self._refused:
             arrows.append(Arrow("bob", A, "would close the cycle", "bad", True))

@@ -21,11 +21,11 @@ class Election(Scene):
     def picture(self) -> Picture:
         picture = self.lab.nodes_picture("Three nodes, and who leads", lambda node_id: _committed(self, node_id))
         for box in picture.boxes:
-            box.y += 74
-        picture.height += 74
+            box.y += 104
+        picture.height += 84
         picture.boxes.insert(0, Box("client", 165, 8, 150, 46, "client", [KEY], ""))
-        if self._asked:
-            picture.arrows.append(Arrow("client", self._asked, ""))
+        if self._asked and self.lab.process_of(self._asked) == "running":
+            picture.arrows.append(Arrow("client", self._asked, "asks"))
         return picture
 
     async def clean(self) -> None:

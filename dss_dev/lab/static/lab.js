@@ -174,6 +174,7 @@ async function showReplay(scene) {
   if (!wanted || wanted === shownReplay) return;
   const isOpen = shownReplay.split(" ")[0] === ask.replay;
   shownReplay = wanted;
+  parts.player.classList.toggle("is-secret", ask.replay_at === "divergence");
   if (isOpen && !player.isClean) player.show(ask.replay_at);
   else await openReplay(ask.replay, ask.replay_at);
 }
@@ -329,6 +330,7 @@ parts.skip.addEventListener("click", () => state.scene.is_busy || take(null));
 parts.restart.addEventListener("click", () => begin(state.scene.id));
 parts.next.addEventListener("click", () => begin(nextScene()));
 parts["replay-run"].addEventListener("click", async () => {
+  parts.player.classList.remove("is-secret");
   await openReplay("run", "start");
   parts.player.querySelector("button")?.focus();
 });

@@ -298,7 +298,7 @@ export class Player {
       else row.append(svgElement("circle", { cx: x(event.lane), cy: y.get(each), r: isNow ? 6 : 4 }));
       const room = isNow ? Math.floor(characters * 0.88) : characters;
       const text = event.text.length > room ? `${event.text.slice(0, Math.max(1, room - 1))}…` : event.text;
-      row.append(svgElement("text", { x: event.lane ? textAt : 14, y: y.get(each) + 4 }, event.lane ? text : event.text.slice(0, Math.floor(width / 6.6) - 4)));
+      row.append(svgElement("text", { x: event.lane ? textAt : 14, y: y.get(each) + 4 }, event.lane ? text : event.text.slice(0, Math.floor(width / 7.6) - 3)));
       svg.append(row);
     }
     return svg;

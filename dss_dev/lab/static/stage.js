@@ -95,7 +95,7 @@ function rows(picture) {
   const name = (id) => picture.boxes.find((box) => box.id === id)?.title || id;
   return [
     ...picture.boxes.map((box) => [box.title, box.lines.join(", ") || "–"]),
-    ...picture.arrows.map((each) => [`${name(each.start)} → ${name(each.end)}`, each.label || "holds"]),
+    ...picture.arrows.map((each) => [`${name(each.start)} → ${name(each.end)}`, each.label || "is held by"]),
   ];
 }
 
