@@ -9,7 +9,8 @@ from django.http import Http404, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
-from dss_client import LockTimeout
+from dss_client import LockLost, LockTimeout
+from dss_django.fenced import StaleToken
 from dss_django.locks import lock
 from dss_django.tasks.compat import TaskResultDoesNotExist
 from store import cart, payment, tasks
@@ -103,6 +104,9 @@ def pay(request, order_id):
             return _order(request, order, f"{sold_out} is sold out. You have not been charged.", status=409)
         except LockTimeout:
             return busy(request, order_id)
+        except (LockLost, StaleToken):
+            # This process was paused for longer than its leases. The page says what has happened.
+            pass
     elif not order.invoice_task:
         payment.request_invoice(order.pk)
     return redirect(order)
