@@ -152,6 +152,7 @@ class CacheService:
         self.write_back.cleaned(event)
 
     def _voided(self, event: Voided, index: int) -> None:
+        self._look_at_session()
         self.peers.release(self.near.voided(event, self.clock()))
         self.near_server.entry_applied()
         self.peers.granted.voided(event.node, event.term)
@@ -163,11 +164,17 @@ class CacheService:
     def _tick(self) -> None:
         near = self.near
         near.lease.applied(self.node.applied_index)
+        self._look_at_session()
         self.peers.tick()
         self.write_back.tick()
         self.near_server.tick()
         if (near.lines.by_key or near.clients.count) and near.wants_lease(self.clock()):
             self.peers.renew_soon()
+
+    def _look_at_session(self) -> None:
+        if not self.near.is_open and self.node.is_session_open:
+            self.peers.release(self.near.session_opened())
+            self.peers.entry_applied()
 
     def _count(self, hits: int, misses: int) -> None:
         self.hits += hits

@@ -314,6 +314,11 @@ class Node(Listeners):
         return self.unusable_reason or self._readiness.not_ready_reason
 
     @property
+    def is_session_open(self) -> bool:
+        """True once the log has opened the session of this process."""
+        return self._calls.is_open
+
+    @property
     def apply_stop(self) -> ApplyStop | None:
         """The entry that this node cannot apply."""
         return self._driver.applying.stopped

@@ -99,6 +99,7 @@ class FakeNode:
     term = property(lambda self: self.cluster.term)
     commit_index = property(lambda self: len(self.cluster.log))
     is_running = True
+    is_session_open = True
     replica = SimpleNamespace(cluster_version=LATEST)
     is_leader = property(lambda self: self.cluster.leader == self.node_id)
     leader_id = property(lambda self: self.cluster.leader)
@@ -236,6 +237,8 @@ class FakeCluster:
         self.caches = {name: CacheService(node, store_of(name), lambda: self.now) for name, node in self.nodes.items()}
         for node in self.nodes.values():
             node.leader_changed()
+        for cache in self.caches.values():
+            cache.near.session_opened()
         #: its first entry
         self.log.append((AgreeLease(lease_ms=config.cache_lease_ms, term=1), Origin("", 0, 0), int(self.now * 1000)))
         # All leases that an earlier leader may have granted are over.

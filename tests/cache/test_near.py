@@ -467,3 +467,15 @@ async def test_lines_show_how_many_clients_hold_a_key(cluster, client):
     assert await shown() == {"n1": ("I", 1), "n2": ("S", 0), "n3": ("I", 0)}
     result = await ops.lines(cluster.nodes["n2"], LinesQuery(key="a"))
     msgspec.convert(result.body, LinesAnswer)
+
+
+async def test_a_process_acknowledges_nothing_before_its_session_is_open(make_cluster):
+    """Clients of the earlier process may hold leases until then: found by the simulation."""
+    cluster = make_cluster()
+    near = cluster.caches["n1"].near
+    near.is_open = cluster.nodes["n1"].is_session_open = False
+    await put(cluster, "a", 1)
+    assert "n1" not in near.acknowledgements.applied
+    cluster.nodes["n1"].is_session_open = True
+    await tick(cluster)
+    assert near.acknowledgements.applied["n1"] == near.applied > 0

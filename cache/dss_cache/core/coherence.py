@@ -102,6 +102,8 @@ class NearCache(Generic[T]):
         self.clients: NearClients[Any] = clients if clients is not None else NearClients()
         #: the latest stamp that this node has applied
         self.applied = 0
+        #: the log has opened the session of this process. Before that, near clients of the earlier process may hold leases
+        self.is_open = False
         self.flights: dict[str, Flight] = {}
         self.flights_begun = 0
         self.invalidations = 0
@@ -262,7 +264,14 @@ class NearCache(Generic[T]):
         """This node has applied the stamp: report as much of it as the near clients allow. Returns the waiters that are done."""
         if stamp > self.applied:
             self.applied = stamp
+        if not self.is_open:
+            return []
         return self.acknowledgements.advance(self.node_id, self.clients.reported(self.applied))
+
+    def session_opened(self) -> list[T]:
+        """The session of this process is open, so no client of the earlier one holds a lease. Returns the waiters that are done."""
+        self.is_open = True
+        return self._own_stamp(self.applied)
 
     def clients_confirmed(self) -> list[T]:
         """Invalidations of near clients are not outstanding any longer. Returns the waiters that are done."""

@@ -79,3 +79,66 @@ class Adversary:
             simulation.lead(node, rng.choice((0, 1, 5)))
         else:
             getattr(simulation, action)(node)
+
+
+class ClientAdversary(Adversary):
+    """The same with near clients: most of them work, and read often. They are paused, cut off, restarted and forked."""
+
+    def __init__(self, simulation: Simulation, seed: int) -> None:
+        super().__init__(simulation, seed)
+        self._of_clients = self._weights(
+            client_get=6, client_renew=3, client_receive=4, serve_client=4, client_connect=0.5, client_disconnect=0.2, client_restart=0.2,
+            client_fork=0.3, client_pause=0.5, client_resume=1, send_drops=3, serve_clients=2, try_to_open=1,
+        )  # fmt: skip
+        self._awake_clients = list(simulation.clients)
+        # Clients hold leases only for a short time: what ends them must be frequent.
+        for action in ("restart", "restore", "lead"):
+            self._anywhere[action] *= 4
+
+    def run(self, steps: int) -> None:
+        for number in range(steps):
+            if number % 12 == 0:
+                slow = self.rng.choice([None, *self.simulation.clients])
+                self._awake_clients = [name for name in self.simulation.clients if name != slow]
+            if self.rng.random() < 0.5:
+                self._let_clients_work()
+            else:
+                self._one_step_of_a_client()
+            super().run(1)
+
+    def _let_clients_work(self) -> None:
+        """Most messages between connected nodes and clients arrive, in order."""
+        rng, simulation = self.rng, self.simulation
+        for node in self.connected:
+            if rng.random() < self._thoroughness:
+                simulation.try_to_open(node)
+                simulation.send_drops(node)
+                simulation.serve_clients(node)
+        for name in self._awake_clients:
+            client = simulation.clients[name]
+            for key in KEYS:
+                simulation.client_get(name, key)
+            if client.connection is None:
+                if rng.random() < 0.2:
+                    simulation.client_connect(name, rng.choice(self.connected))
+                continue
+            simulation.client_renew(name)
+            for _ in range(rng.choice((1, 4, 12))):
+                if client.connection is None:
+                    break
+                if client.connection.node.node_id in self.connected:
+                    simulation.serve_client(name)
+                simulation.client_receive(name)
+
+    def _one_step_of_a_client(self) -> None:
+        rng, simulation = self.rng, self.simulation
+        action = rng.choices(list(self._of_clients), list(self._of_clients.values()))[0]
+        name, node = rng.choice(list(simulation.clients)), rng.choice(self.names)
+        if action == "client_get":
+            simulation.client_get(name, rng.choice(KEYS))
+        elif action == "client_connect":
+            simulation.client_connect(name, node)
+        elif action in ("send_drops", "serve_clients", "try_to_open"):
+            getattr(simulation, action)(node)
+        else:
+            getattr(simulation, action)(name)

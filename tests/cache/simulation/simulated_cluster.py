@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from simulated_client import SimClient
 from simulated_node import SimNode, apply_entry
 from simulated_parts import KEYS, NO_FLAWS, Entry, Flaws, Read, SimMessage, Write
 
 from dss_cache.core.commands import Delete, Put, Revoke, WrittenBack
 from dss_cache.core.directory import Directory
 from dss_cache.core.events import Written
+from dss_cache.core.near_clients import NearClients
 from dss_raft.replication.machine import Origin
 
 
@@ -40,6 +42,8 @@ class Simulation:
     leader: str = "n1"
     puts: int = 0
     reads_answered: int = 0
+    #: number of near clients, which first connect to the nodes in order
+    client_count: int = 0
     #: a read was stale: later errors mean nothing
     is_broken: bool = False
 
@@ -57,6 +61,14 @@ class Simulation:
             rate = 1 + 0.004 * (number - 2)
             self.nodes[f"n{number}"] = SimNode(self, f"n{number}", rate)
         self._lead()
+        self.clients: dict[str, SimClient] = {}
+        for number in range(1, self.client_count + 1):
+            client = self.clients[f"c{number}"] = SimClient(self, f"c{number}", 1 + 0.004 * (2 - number))
+            client.connect(self.nodes[f"n{(number - 1) % self.size + 1}"])
+
+    @property
+    def has_clients(self) -> bool:
+        return self.client_count > 0
 
     # ----------------------------------------------------------- the true state
 
@@ -135,7 +147,7 @@ class Simulation:
     def _write(self, node: SimNode, command: Any, key: str) -> None:
         origin = node.origin()
         node.writes[origin] = Write(key)
-        self.propose(Entry(command, origin))
+        node.propose(Entry(command, origin))
 
     def get(self, node: str, key: str) -> None:
         """Begin a get. A hit ends it immediately."""
@@ -178,7 +190,7 @@ class Simulation:
         held = self.store.setdefault(key, [(0, None)])
         if held[-1][0] < record.version:
             held.append((record.version, record.value))
-        self.propose(Entry(WrittenBack(items=[(key, record.version)]), one.origin()))
+        one.propose(Entry(WrittenBack(items=[(key, record.version)]), one.origin()))
 
     def lose(self, key: str) -> None:
         """The backing store fails over to a replica that lags: its previous version is back."""
@@ -248,6 +260,73 @@ class Simulation:
             leader.granted.proposed()
             self.propose(Entry(command, Origin("", 0, 0)))
 
+    # -------------------------------------------------------------- near clients
+
+    def client_get(self, name: str, key: str) -> None:
+        client = self._client(name)
+        if client is not None:
+            client.get(key)
+
+    def client_renew(self, name: str) -> None:
+        client = self._client(name)
+        if client is not None:
+            client.renew()
+
+    def client_receive(self, name: str) -> None:
+        """A client carries out the next message."""
+        client = self._client(name)
+        if client is not None:
+            client.receive()
+
+    def serve_client(self, name: str) -> None:
+        """The client's node carries out its next message."""
+        connection = self.clients[name].connection
+        if connection is not None and self._awake(connection.node.node_id) is not None:
+            connection.node.clients.receive(connection)
+
+    def send_drops(self, node: str) -> None:
+        one = self._awake(node)
+        if one is not None:
+            one.clients.send_all()
+
+    def serve_clients(self, node: str) -> None:
+        """A tick of the node."""
+        one = self._awake(node)
+        if one is not None:
+            one.clients.tick()
+
+    def try_to_open(self, node: str) -> None:
+        one = self._awake(node)
+        if one is not None:
+            one.try_to_open()
+
+    def client_connect(self, name: str, node: str) -> None:
+        client, one = self._client(name), self._awake(node)
+        if client is not None and one is not None:
+            client.connect(one)
+
+    def client_disconnect(self, name: str) -> None:
+        self.clients[name].disconnect()
+
+    def client_restart(self, name: str) -> None:
+        self.clients[name].restart()
+        self.clients[name].is_paused = False
+
+    def client_fork(self, name: str) -> None:
+        client = self._client(name)
+        if client is not None:
+            client.fork()
+
+    def client_pause(self, name: str) -> None:
+        self.clients[name].is_paused = True
+
+    def client_resume(self, name: str) -> None:
+        self.clients[name].is_paused = False
+
+    def _client(self, name: str) -> SimClient | None:
+        client = self.clients[name]
+        return None if client.is_paused else client
+
     # -------------------------------------------------------------------- faults
 
     def advance(self, seconds: float) -> None:
@@ -277,10 +356,15 @@ class Simulation:
         one.directory.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(other.directory.snapshot())))
         one.sessions = dict(other.sessions)
         one.applied = other.applied
-        if self.flaws.snapshot_keeps_lines and old:
+        if self.flaws.snapshot_keeps_clients:
+            one.near.clients, kept = NearClients(), one.near.clients
+            one.answered(one.near.restored(one.directory.stamp, one.directory.voided, one.clock()))
+            one.near.clients = kept
+        elif self.flaws.snapshot_keeps_lines and old:
             one.answered(one.near.acknowledgements.advance(node, one.directory.stamp))
         else:
             one.answered(one.near.restored(one.directory.stamp, one.directory.voided, one.clock()))
+        one.look_at_session()
         # Reads and writes whose command is in the snapshot get no answer: they are dropped.
         for fetch in list(one.submitted.values()):
             for read in fetch.readers:
@@ -327,8 +411,11 @@ class Simulation:
         """Faults end: everything in progress must finish."""
         for node in self.nodes:
             self.resume(node)
+        for client in self.clients:
+            self.client_resume(client)
         for _ in range(200):
             self.advance(0.05)
+            self._clients_work()
             self.commit(len(self.proposed))
             for node in self.nodes:
                 self.learn_leader(node)
@@ -344,6 +431,18 @@ class Simulation:
                 self.finish(node)
             if self.is_quiet:
                 return
+
+    def _clients_work(self) -> None:
+        for node in self.nodes:
+            self.try_to_open(node)
+            self.send_drops(node)
+            self.serve_clients(node)
+        for name, client in self.clients.items():
+            while client.connection is not None and (client.connection.to_client or client.connection.to_node):
+                self.client_receive(name)
+                self.serve_client(name)
+                if client.connection is not None and not client.connection.is_served and not client.connection.to_client:
+                    client.connection = None
 
     @property
     def is_quiet(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from simulated_client import AcknowledgesAtOnce, SimNearServer
 from simulated_parts import LEASES_S, Entry, Read, SimFetch, StaleRead, Write
 
 from dss_api.result import Result
@@ -12,8 +13,9 @@ from dss_cache.core.coherence import Flight, NearCache, Step
 from dss_cache.core.commands import Fetch, Lost
 from dss_cache.core.directory import Directory, FetchRow
 from dss_cache.core.events import Cleaned, Fetched, LeaseAgreed, Voided, Written
-from dss_cache.core.leases import Acknowledgements, GrantedLeases, HeldLease
+from dss_cache.core.leases import RATE_ERROR, Acknowledgements, GrantedLeases, HeldLease
 from dss_cache.core.lines import Lines
+from dss_cache.core.near_clients import NearClients
 from dss_raft.replication.machine import Origin
 
 if TYPE_CHECKING:
@@ -44,7 +46,11 @@ class SimNode:
         self.sessions: dict[str, int] = {}
         self.directory = _Forgetful() if flaws.writer_not_in_pending else Directory()
         self.lines = Lines(items_max=1, bytes_max=10_000_000, on_change=lambda *_: None)
-        self.near: NearCache[Write] = NearCache(self.node_id, self.incarnation, self.lines, self.lease_s)
+        clients = AcknowledgesAtOnce() if flaws.acknowledges_before_clients_confirm else NearClients()
+        self.near: NearCache[Write] = NearCache(self.node_id, self.incarnation, self.lines, self.lease_s, clients)
+        # Without clients, nothing of an earlier process has to be waited for.
+        self.near.is_open = flaws.acknowledges_before_its_session_is_open or not self.simulation.has_clients
+        self.clients = SimNearServer(self)
         if flaws.no_lease_check:
             self.near.lease = _EndlessLease(self.lease_s)
         if flaws.answer_before_covered:
@@ -59,7 +65,36 @@ class SimNode:
         self.flights: dict[Flight, SimFetch] = {}
         self.reads: list[Read] = []
         self.confirming: list[tuple[str, int]] = []
+        #: the session is not open yet: its commands, and what must be applied before it is opened
+        self.unsent: list[Entry] = []
+        self.is_open = False
+        self.opens_after = len(self.simulation.log)
+        self.began = self.clock()
+        if not self.simulation.has_clients or flaws.session_opens_before_client_leases_are_over:
+            self._open()
+
+    def _open(self) -> None:
+        self.is_open = True
         self.simulation.propose(Entry(None, Origin(self.node_id, self.incarnation, 0)))
+        for entry in self.unsent:
+            self.simulation.propose(entry)
+
+    def try_to_open(self) -> None:
+        """Open the session when the leases of the earlier process's clients are over, according to the log."""
+        lease_s = self.directory.client_lease_ms.get(self.node_id, 0) / 1000
+        if not self.is_open and self.applied >= self.opens_after and self.clock() >= self.began + lease_s * (1 + RATE_ERROR):
+            self._open()
+
+    def look_at_session(self) -> None:
+        if self.sessions.get(self.node_id) == self.incarnation and not self.near.is_open:
+            self.answered(self.near.session_opened())
+
+    def propose(self, entry: Entry) -> None:
+        """Propose a command of this node."""
+        if self.is_open:
+            self.simulation.propose(entry)
+        else:
+            self.unsent.append(entry)
 
     def clock(self) -> float:
         return 1000 + self.simulation.now * self.rate
@@ -86,6 +121,7 @@ class SimNode:
         if fetch is not None and result is not None:
             self._fetched(fetch, result.body)
         self.near.lease.applied(10**9 if self.simulation.flaws.grant_ignores_index else self.applied)
+        self.look_at_session()
         self.announce()
 
     def _events(self, events: list[Any]) -> None:
@@ -108,7 +144,12 @@ class SimNode:
             elif isinstance(event, Voided):
                 if flaws.revoked_node_keeps_lines and event.node == self.node_id:
                     event = msgspec.structs.replace(event, node="nobody")
-                done = near.voided(event, self.clock())
+                if flaws.revoked_node_keeps_clients:
+                    near.clients, kept = NearClients(), near.clients
+                    done = near.voided(event, self.clock())
+                    near.clients = kept
+                else:
+                    done = near.voided(event, self.clock())
                 self.granted.voided(event.node, self.granted.term if flaws.any_voiding_ends_revoking else event.term)
             elif isinstance(event, LeaseAgreed):
                 own_ms = round(self.lease_s * 1000)
@@ -182,7 +223,7 @@ class SimNode:
         origin = self.origin()
         fetch.row, fetch.has_value = None, False
         self.submitted[origin] = fetch
-        self.simulation.propose(Entry(command, origin))
+        self.propose(Entry(command, origin))
 
     def read_store(self, fetch: SimFetch) -> None:
         """The value arrives: from the directory if it is dirty, else from the backing store."""
@@ -219,6 +260,9 @@ class SimNode:
                 read.fetch = None
 
     def _answer(self, read: Read, version: int, value: bytes | None) -> None:
+        if read.near is not None:
+            self.clients.answer(read.near, read.key, version, value)
+            return
         if version < read.floor:
             raise self._stale(f"{self.node_id} read {read.key} at {version}; {read.floor} was answered before the read began")
         expected = self.simulation.values[read.key, version] if version else None

@@ -42,6 +42,24 @@ class Flaws:
     longer_leases_declared_over_at_once: bool = False
     older_stored_version_accepted: bool = False
     absence_serves_all: bool = False
+    # of near clients and their nodes
+    no_client_lease_check: bool = False
+    client_lease_counts_from_its_arrival: bool = False
+    client_installs_everything: bool = False
+    client_keeps_entries_when_it_subscribes_again: bool = False
+    forked_client_keeps_entries: bool = False
+    acknowledges_before_clients_confirm: bool = False
+    client_grant_not_capped: bool = False
+    client_leases_not_in_the_log: bool = False
+    grant_overtakes_drops: bool = False
+    later_grant_extends_deadlines: bool = False
+    acknowledges_before_its_session_is_open: bool = False
+    session_opens_before_client_leases_are_over: bool = False
+    overtaken_fetch_is_installed: bool = False
+    holder_not_recorded: bool = False
+    gone_client_is_forgotten: bool = False
+    revoked_node_keeps_clients: bool = False
+    snapshot_keeps_clients: bool = False
 
 
 NO_FLAWS = Flaws()
@@ -57,6 +75,8 @@ class Read:
         #: None: it looks again when it is poked
         self.fetch: SimFetch | None = None
         self.can_renew = True
+        #: of a near client: its connection, and the token of its fetch
+        self.near: tuple[Any, int] | None = None
 
 
 class SimFetch:
