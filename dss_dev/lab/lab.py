@@ -262,11 +262,11 @@ class Lab:
         """From the leader to those that it reaches."""
         leader = next((box.id for box in boxes if box.tone == "accent"), None)
         others = [box.id for box in boxes if box.id != leader and box.tone == ""]
-        return [Arrow(leader, other, "replicates", "accent") for other in others] if leader else []
+        return [Arrow(leader, other, "replicates", "accent", is_below=True) for other in others] if leader else []
 
     def nodes_picture(self, label: str, extra: Callable[[str], list[str]] = lambda node_id: []) -> Picture:
         boxes = self.node_boxes(34, 110, extra)
-        return Picture(label, 178, boxes, self.heartbeats(boxes))
+        return Picture(label, 208, boxes, self.heartbeats(boxes))
 
 
 _DONE = {

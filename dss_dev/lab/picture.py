@@ -25,6 +25,8 @@ class Arrow(msgspec.Struct):
     label: str
     tone: str = ""
     is_dashed: bool = False
+    #: between boxes of one row: the curve is below them, and not above
+    is_below: bool = False
 
 
 class Picture(msgspec.Struct):

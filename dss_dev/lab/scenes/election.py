@@ -21,8 +21,8 @@ class Election(Scene):
     def picture(self) -> Picture:
         picture = self.lab.nodes_picture("Three nodes, and who leads", lambda node_id: _committed(self, node_id))
         for box in picture.boxes:
-            box.y += 104
-        picture.height += 84
+            box.y += 66
+        picture.height += 66
         picture.boxes.insert(0, Box("client", 165, 8, 150, 46, "client", [KEY], ""))
         if self._asked and self.lab.process_of(self._asked) == "running":
             picture.arrows.append(Arrow("client", self._asked, "asks"))

@@ -98,7 +98,8 @@ class Mesi(Scene):
 
         yield Ask(
             "Wait for the write-back",
-            f"{one} writes the value to the backing store (SQLite here; it can be Redis).",
+            f"{one} writes the value to the backing store (SQLite here; it can be Redis). The stage shows the lines at the end "
+            f"of the last step.",
             "Which letters then?",
             ("M I I", "E I I", "S S S", "I I I"),
         )

@@ -27,19 +27,20 @@ function arrow(each, boxes) {
   const group = make("g", { class: "arrow", "data-tone": each.tone });
   let [x1, y1] = edge(start, end);
   let [x2, y2] = edge(end, start);
-  // Between boxes of one row: above them.
+  // Between boxes of one row: above or below them.
   const isOver = Math.abs(start.y - end.y) < 4;
   let path;
   let middle;
   if (isOver) {
     x1 = start.x + start.width / 2;
     x2 = end.x + end.width / 2;
-    y1 = start.y - 3;
-    y2 = end.y - 3;
+    const up = each.is_below ? -1 : 1;
+    y1 = each.is_below ? start.y + start.height + 3 : start.y - 3;
+    y2 = each.is_below ? end.y + end.height + 3 : end.y - 3;
     const shift = x2 > x1 ? 12 : -12;
-    const top = y1 - (Math.abs(x2 - x1) > start.width * 1.6 ? 52 : 32);
+    const top = y1 - up * (Math.abs(x2 - x1) > start.width * 1.6 ? 56 : 36);
     path = `M${x1 + shift},${y1} C${x1 + shift},${top} ${x2 - shift},${top} ${x2 - shift},${y2}`;
-    middle = [(x1 + x2) / 2, top + 4];
+    middle = [(x1 + x2) / 2, y1 + (top - y1) * 0.75];
   } else {
     path = `M${x1},${y1} L${x2},${y2}`;
     // Near its start, where other labels of crossing arrows are not.
