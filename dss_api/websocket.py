@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
@@ -227,6 +228,8 @@ class WebSocketConnection:
         self._changing_tokens: set[asyncio.Task[None]] = set()
         self._refusals = Tasks()
         self._is_open = True
+        #: in which its calls end
+        self._context = copy_context()
 
     async def serve(self, receive: Receive) -> None:
         """Serve until the connection closes. When this returns, cancelled calls have given back what they held."""
@@ -334,13 +337,14 @@ class WebSocketConnection:
             return
         subscribes = frame.op in self._entry_point.subscriptions
         work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
-        task = self._calls[frame.id] = asyncio.create_task(work)
+        # A name of its own for each task would be a string for each call.
+        task = self._calls[frame.id] = asyncio.create_task(work, name="websocket_call")
         route = self._json.routes.by_name.get(frame.op)
         if route is not None and route.outlives_tokens:
             self._changing_tokens.add(task)
             task.add_done_callback(self._changing_tokens.discard)
         self._account.take(held_bytes)
-        task.add_done_callback(lambda done: self._call_ended(frame.id, held_bytes, done))
+        task.add_done_callback(partial(self._call_ended, frame.id, held_bytes), context=self._context)
         if subscribes:
             self._in_progress.subscriptions.add(task)
             task.add_done_callback(self._in_progress.subscriptions.discard)
@@ -384,7 +388,7 @@ class WebSocketConnection:
         return _ping_answers.encode(PingAnswer(pinged=feed is not None))
 
     async def _call(self, frame: Frame, as_text: bool) -> None:
-        started = perf_counter()
+        started, id = perf_counter(), frame.id
         self._in_progress.calls += 1
         try:
             route = self._json.routes.by_name.get(frame.op)
@@ -394,6 +398,7 @@ class WebSocketConnection:
             caller = self._authenticate(route)
             request = route.decoder.body(bytes(frame.request))
             headers = ((b"traceparent", frame.traceparent.encode()),) if frame.traceparent else ()
+            del frame  # it keeps the whole message, and the call may wait for long
             answer = await route.carry_out(self._json.find_node, request, caller, "websocket", self._address, headers)
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:
@@ -402,7 +407,7 @@ class WebSocketConnection:
             answer = self._cancelled()
         finally:
             self._in_progress.calls -= 1
-        if not await self._reply(frame.id, answer, as_text) and answer.undo is not None:
+        if not await self._reply(id, answer, as_text) and answer.undo is not None:
             await answer.undo()
 
     async def _subscribe(self, frame: Frame, as_text: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -389,9 +389,9 @@ class Node(Listeners):
 
     # ------------------------------------------------------------- submitting
 
-    async def submit(
+    def submit(
         self, command: Command, *, timeout_ms: int | None = None, wait_ms: int = 0, once: RequestId | None = None
-    ) -> Result:
+    ) -> Coroutine[Any, Any, Result]:
         """Replicate a command, apply it exactly once, and return its result as applied on this node.
 
         Args:
@@ -403,12 +403,19 @@ class Node(Listeners):
             Refused: `no_leader`, `no_quorum` (it had no effect), `unknown_outcome`, `over_limit`, `stopping`; with `once`
                 `request_expired`, `request_id_reused`, `not_supported_yet`.
         """
+        timeout = wait_ms + (self.config.submit_timeout_ms if timeout_ms is None else timeout_ms)
+        is_known = command.since <= self.replica.cluster_version
+        if is_known and once is None and self._running and not self.unusable_reason:
+            # The usual case: a waiting call has one coroutine less.
+            return self._calls.submit(command, timeout)
+        return self._submit(command, timeout, once)
+
+    async def _submit(self, command: Command, timeout_ms: int, once: RequestId | None) -> Result:
         self.require_state()
         if (command.since if once is None else max(command.since, Once.since)) > self.replica.cluster_version:
             # Another node may have the version already: this one has just started, or lags a little.
             await self.read_index()
-        timeout = self.config.submit_timeout_ms if timeout_ms is None else timeout_ms
-        result = await self._calls.submit(command, timeout + wait_ms, once)
+        result = await self._calls.submit(command, timeout_ms, once)
         if once is not None and result.code in REFUSALS:
             raise Refused(result.code, **result.body)
         return result
