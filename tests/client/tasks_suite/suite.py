@@ -40,6 +40,7 @@ from dss_django.tasks.compat import (
     task_started,
 )
 from dss_django.tasks.names import GROUP, TaskId, tasks_topic
+from dss_django.tasks.options import TaskOptions
 from dss_django.tasks.records import Call
 
 numbers = itertools.count(1)
@@ -493,6 +494,7 @@ class WorkerTests(TasksMixin, SimpleTestCase):
             return path.read_text().split()
 
     def test_priorities(self):
+        self.use(priorities=TaskOptions().priorities)
         tasks = [(str(priority), {"priority": priority}) for priority in (0, -100, 100, -7, 3, 50)]
         self.assertEqual(self.order(*tasks), ["100", "50", "3", "0", "-7", "-100"])
 
@@ -502,6 +504,7 @@ class WorkerTests(TasksMixin, SimpleTestCase):
         self.assertEqual(self.order(*tasks), ["7", "100", "0", "6"])
 
     def test_the_order_of_queues(self):
+        self.use(priorities=[-100, 1])
         tasks = [
             ("a", {}),
             ("b", {"queue_name": "queue-1"}),
@@ -512,6 +515,7 @@ class WorkerTests(TasksMixin, SimpleTestCase):
 
     def test_a_worker_that_waits_takes_by_priority(self):
         """Not in a batch: while it works, tasks of all levels come."""
+        self.use(priorities=TaskOptions().priorities)
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "effects"
             first = jobs.note.enqueue(str(path), "first", 0.5)

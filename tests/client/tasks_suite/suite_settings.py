@@ -10,8 +10,8 @@ INSTALLED_APPS = ["dss_django"]
 if not find_spec("django.tasks"):
     INSTALLED_APPS.append("django_tasks")
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
-#: short times, for tests
-OPTIONS = {"namespace": os.environ.get("DSS_NAMESPACE", "django"), "max_attempts": 1, "backoff": 0.05}
+#: short times and few topics, for tests
+OPTIONS = {"namespace": os.environ.get("DSS_NAMESPACE", "django"), "max_attempts": 1, "backoff": 0.05, "priorities": [-100, 0]}
 #: of the workers that tests start
 OPTIONS |= json.loads(os.environ.get("DSS_TASK_OPTIONS", "{}"))
 TASKS = {
