@@ -35,6 +35,7 @@ TOKEN_WANTED = "send `Authorization: Bearer <token>`"
 NOT_VALID = "the token is not valid"
 TOKEN_ENDED = "the token was revoked or has expired, or calls need a token now"
 
+API_TOKEN = "DSS_API_TOKEN"
 _SCHEME = b"bearer "
 #: Headers that are kept. Several clients may write the same token in several ways.
 CACHED_MAX = 10_000
@@ -161,6 +162,49 @@ class Guard:
         caller.used = True
         return caller
 
+    def signer(self, token_id: str, address: str | None = None) -> tuple[Caller, tuple[str, ...]]:
+        """Who signs requests with this token, and the secrets that it may sign with. The caller is not proven before that.
+
+        `token_id` may also be `DSS_API_TOKEN`.
+
+        Args:
+            address: as for `authenticate`.
+
+        Raises:
+            Refused: as `authenticate`.
+        """
+        if self._api_token and token_id == API_TOKEN:
+            return Caller(API_TOKEN, EVERYTHING), (self._api_token.decode(),)
+        token = self._tokens.find(token_id)
+        if token is None or token.is_expired:
+            if address is not None:
+                self._failures.note(address, True)
+            raise Refused("unauthenticated", NOT_VALID)
+        # Kept among the headers, as a text that no client can send as one.
+        cached = b"signer " + token_id.encode()
+        caller = self._cached.get(cached)
+        if caller is None:
+            caller = self._cached[cached] = self._caller(token)
+        return caller, self._secrets(token)
+
+    def note_failure(self, address: str) -> None:
+        """A call from this address had a wrong signature.
+
+        Raises:
+            Refused: `over_limit`, see `authenticate`.
+        """
+        self._failures.note(address, True)
+
+    def _secrets(self, token: Token) -> tuple[str, ...]:
+        generations = [(token.key, token.generation)]
+        if token.previous_until_ms:
+            generations.append((token.previous_key, token.generation - 1))
+        return tuple(
+            token_text.secret_of(key, token.id, generation)
+            for key_id, generation in generations
+            if (key := self._keys.get(key_id)) is not None
+        )
+
     def is_valid(self, authorization: bytes) -> bool:
         """Whether calls with this header are still accepted."""
         try:
@@ -209,7 +253,7 @@ class Guard:
             raise Refused("unauthenticated", NOT_VALID)
         text = authorization[len(_SCHEME) :].strip()
         if self._api_token and hmac.compare_digest(text, self._api_token):
-            caller = Caller("DSS_API_TOKEN", EVERYTHING)
+            caller = Caller(API_TOKEN, EVERYTHING)
         else:
             parts = token_text.split(text.decode("latin-1"))
             if parts is None:
@@ -229,6 +273,9 @@ class Guard:
             raise Refused("unauthenticated", NOT_VALID)
         if token.is_expired:
             raise Refused("unauthenticated", "the token has expired")
+        return self._caller(token)
+
+    def _caller(self, token: Token) -> Caller:
         return Caller(f"token {token.id} ({token.name})", Access(token.scopes), token.id, self._session_keys(token), self._quotas)
 
     def _has_secret(self, token: Token, secret: str) -> bool:

@@ -21,7 +21,7 @@ import httptools
 
 from dss_api.caller import Caller
 from dss_api.client_memory import CALL_BYTES, CONNECTION_BYTES, SETTING, Account, ClientMemory
-from dss_api.codec import EncodedAnswer, encode_refusal
+from dss_api.codec import EncodedAnswer
 from dss_api.errors import Refused
 from dss_api.guard import TOKEN_ENDED
 from dss_api.http_answers import CONTINUE, encode_answer
@@ -45,13 +45,19 @@ class Listener(Protocol):
 
     loop: asyncio.AbstractEventLoop
     limits: HttpLimits
-    is_stopping: bool
     turns: Turns
     input_turns: InputTurns
     memory: ClientMemory
     find_node: Callable[[], Any]
     #: lines of headers for answers over HTTPS
     https_headers: bytes
+
+    @property
+    def is_stopping(self) -> bool:
+        """No further connections are accepted: connections close after the call in progress."""
+
+    def encode_refusal(self, refusal: Refused) -> EncodedAnswer:
+        """The answer to a request that is refused, in the form that the port's clients know."""
 
     def opened(self, connection: HttpConnection) -> Refused | None:
         """Count a connection, or return the reason why it is refused."""
@@ -130,7 +136,7 @@ class HttpConnection(asyncio.Protocol):
             self._set_deadline(self._limits.idle_timeout_s)
             return
         self._is_over = True
-        self._transport.write(encode_answer(encode_refusal(refusal), False, False, False))
+        self._transport.write(encode_answer(self._listener.encode_refusal(refusal), False, False, False))
         self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -225,7 +231,7 @@ class HttpConnection(asyncio.Protocol):
         request.held_bytes = request.head_bytes + CALL_BYTES
         self.account.take(request.held_bytes)
         if request.head_bytes > self._limits.head_bytes_max:
-            self._end_with(request, encode_refusal(self._limits.head_too_large))
+            self._end_with(request, self._listener.encode_refusal(self._limits.head_too_large))
             return
         request.address = self.address
         refusal = self._listener.check_head(request)
@@ -240,7 +246,7 @@ class HttpConnection(asyncio.Protocol):
             return
         request.body_bytes += len(body)
         if request.body_bytes > self._limits.body_bytes_max:
-            self._end_with(request, encode_refusal(self._limits.too_large))
+            self._end_with(request, self._listener.encode_refusal(self._limits.too_large))
         else:
             request.add_body(body)
             request.held_bytes += len(body)
@@ -278,7 +284,7 @@ class HttpConnection(asyncio.Protocol):
         self._queue.append(request)
 
     def _refuse(self, refusal: Refused) -> None:
-        self._end_with(self._reading or HttpRequest(), encode_refusal(refusal))
+        self._end_with(self._reading or HttpRequest(), self._listener.encode_refusal(refusal))
         self._serve_next()
 
     def _serve_next(self) -> None:
@@ -304,7 +310,7 @@ class HttpConnection(asyncio.Protocol):
             caller = self._listener.caller_of(request)
             self._listener.call_begins(request.address)
         except Refused as refusal:
-            self._send(request, encode_refusal(refusal))
+            self._send(request, self._listener.encode_refusal(refusal))
             return
         self.deadline = 0.0
         self._serving, self._is_revoked = request, False
@@ -321,9 +327,9 @@ class HttpConnection(asyncio.Protocol):
                 route.observe(499, perf_counter() - request.started)
                 return
             if self._is_revoked:
-                answer = encode_refusal(Refused("unauthenticated", TOKEN_ENDED))
+                answer = self._listener.encode_refusal(Refused("unauthenticated", TOKEN_ENDED))
             elif self._is_half_closed:
-                answer = encode_refusal(
+                answer = self._listener.encode_refusal(
                     Refused("cancelled", "the client closed its side of the connection while the call waited")
                 )
             else:

@@ -23,12 +23,13 @@ from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
 from dss_api.http_answers import header_lines
-from dss_api.http_connection import HttpConnection
+from dss_api.http_connection import HttpConnection, Listener
 from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath, nothing_there
 from dss_api.liveness import Line
+from dss_api.other_port import OtherPort, PortProtocol
 from dss_api.proxies import NO_PROXIES, TrustedProxies, with_host
 from dss_api.security_headers import Header
 from dss_api.tls import ServerTls
@@ -118,15 +119,17 @@ class HttpListener:
         self.memory = in_progress.memory
         self.is_stopping = False
         self._json = json
-        self._is_host_allowed = is_host_allowed
+        self.is_host_allowed = is_host_allowed
         self._in_progress = in_progress
         self._page_prefixes = page_prefixes
         self._take_over = take_over
         self._check_page = check_page
-        self._proxies = proxies
+        self.proxies = proxies
         self.https_headers = header_lines(https_headers)
         self.tls = tls
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        #: sockets of further ports, and what their connections see of this listener
+        self._other_ports: list[tuple[socket.socket, OtherPort]] = []
         self._connections: set[HttpConnection] = set()
         self._handed_over: dict[HandedOver, HttpConnection] = {}
         self._by_client: dict[Any, HandedOver] = {}
@@ -142,18 +145,28 @@ class HttpListener:
     async def accept(self, listening: socket.socket) -> None:
         """Accept connections from this socket."""
         self._json.guard.watch(self._tokens_changed)
+        await self._serve(listening, self)
+        for other, port in self._other_ports:
+            await self._serve(other, port)
+        self._sweep()
+
+    def add_port(self, listening: socket.socket, protocol: PortProtocol) -> None:
+        """Also accept connections from this socket, when `accept` is called. Their requests are of another protocol."""
+        self._other_ports.append((listening, OtherPort(self, protocol)))
+
+    async def _serve(self, listening: socket.socket, port: Listener) -> None:
         tls = self.tls
         if tls is None:
-            self._server = await self.loop.create_server(lambda: HttpConnection(self), sock=listening)
+            server = await self.loop.create_server(lambda: HttpConnection(port), sock=listening)
         else:
-            self._server = await self.loop.create_server(lambda: TlsTransport(HttpConnection(self), self, tls), sock=listening)
-        self._sweep()
+            server = await self.loop.create_server(lambda: TlsTransport(HttpConnection(port), self, tls), sock=listening)
+        self._servers.append(server)
 
     def stop_accepting(self) -> None:
         """Close the listening socket. Connections stay, and close after the call in progress."""
         self.is_stopping = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self._connections):
             connection.close_when_idle()
 
@@ -174,6 +187,8 @@ class HttpListener:
 
     # ---------------------------------------------- what a connection reports
 
+    encode_refusal = staticmethod(encode_refusal)
+
     def opened(self, connection: HttpConnection) -> Refused | None:
         """Count the connection, or refuse it."""
         address = connection.address
@@ -190,7 +205,7 @@ class HttpListener:
         limits = self.limits
         if len(self._connections) + len(self._handed_over) >= limits.connections_max:
             return Refused("overloaded", f"this node already has {limits.connections_max} connections (DSS_CONNECTIONS_MAX)")
-        if self._per_address[address] >= limits.connections_per_address_max and not self._proxies.trusts(address):
+        if self._per_address[address] >= limits.connections_per_address_max and not self.proxies.trusts(address):
             return Refused(
                 "overloaded",
                 f"{address} already has {limits.connections_per_address_max} connections (DSS_CONNECTIONS_PER_ADDRESS_MAX)",
@@ -235,8 +250,8 @@ class HttpListener:
         host = accept = b""
         length, from_form = 0, False
         headers: Sequence[tuple[bytes, bytes]] = request.headers
-        if self._proxies.trusts(request.address):
-            origin = self._proxies.origin(request.address, headers)
+        if self.proxies.trusts(request.address):
+            origin = self.proxies.origin(request.address, headers)
             request.address, headers = origin.address, with_host(headers, origin.host)
             if origin.scheme == "https":
                 request.more_headers = self.https_headers
@@ -253,7 +268,7 @@ class HttpListener:
                 request.expects_continue = value.lower() == b"100-continue"
             elif name == b"x-requested-with":
                 from_form = value == b"XMLHttpRequest"
-        if host and not self._is_host_allowed(host):
+        if host and not self.is_host_allowed(host):
             return encode_refusal(WRONG_HOST)
         path = request.path
         method = request.method.decode("latin-1")

@@ -27,6 +27,8 @@ from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
 HOST = "127.0.0.1"
 PEER_PORT_OFFSET = 1000
 PORTS_OF_THREE = (8101, 8102, 8103)
+#: the SQS endpoint of the first of them; the others have the ports after it
+SQS_PORT = 9324
 PORTS_OF_ONE = (8201,)
 POLL_S = 0.02
 STOP_S = 15.0
@@ -247,6 +249,7 @@ def member_node(
         prefix, checkout: as for `LocalNode`.
     """
     given = {
+        **(_with_sqs(port) if checkout is None else {}),
         **(environment or {}),
         "NODE_ID": node_id,
         "RPC_HOST": HOST,
@@ -255,6 +258,14 @@ def member_node(
         "DSS_DATA_DIR": str(directory / node_id),
     }
     return LocalNode(node_id, port, given, directory / "logs" / f"{node_id}.log", prefix=prefix, checkout=checkout)
+
+
+def _with_sqs(port: int) -> dict[str, str]:
+    """The settings for the SQS endpoint of a node of `make run`, unless another program has its port."""
+    if port not in PORTS_OF_THREE:
+        return {}
+    sqs_port = SQS_PORT + port - PORTS_OF_THREE[0]
+    return {} if is_in_use(sqs_port) else {"DSS_SQS_PORT": str(sqs_port)}
 
 
 class LocalCluster:
@@ -362,15 +373,18 @@ def manage(
 
 def ports_in_use(ports: Sequence[int]) -> list[int]:
     """The service ports, and the peer ports above them, that are in use."""
-    taken = []
-    for port in (*ports, *(port + PEER_PORT_OFFSET for port in ports)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                taken.append(port)
-    return taken
+    return [port for port in (*ports, *(port + PEER_PORT_OFFSET for port in ports)) if is_in_use(port)]
+
+
+def is_in_use(port: int) -> bool:
+    """Whether a program listens on this port of loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
 
 
 def free_ports(count: int) -> list[int]:

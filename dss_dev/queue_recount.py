@@ -5,6 +5,7 @@ from __future__ import annotations
 from dss_queue.core import account as costs
 from dss_queue.core.broker import Broker
 from dss_queue.core.records import Dead, Message
+from dss_queue.core.sqs_queues import ENTRY_BYTES, QUEUE_BYTES
 from dss_queue.core.topic import Topic
 
 
@@ -36,6 +37,9 @@ def count_topic(topic: Topic, kinds: dict[str, int]) -> None:
     kinds["queue_delays"] += costs.DELAY_BYTES * sum(message.ready_ms > 0 for message in messages.values())
     kinds["queue_dedup"] += costs.DEDUP_BYTES * len(topic.dedup) + encoded(*topic.dedup)
     kinds["queue_topics"] += costs.TOPIC_BYTES + encoded(topic.name)
+    if topic.queue is not None:
+        entries = [*topic.queue.attributes.items(), *topic.queue.tags.items()]
+        kinds["queue_topics"] += QUEUE_BYTES + sum(ENTRY_BYTES + encoded(*entry) for entry in entries)
     for group in groups:
         kinds["queue_groups"] += costs.GROUP_BYTES + encoded(group.name)
         kinds["queue_in_flight"] += costs.PENDING_BYTES * group.backlog.pending

@@ -7,6 +7,7 @@ Under another server with ASGI's lifespan protocol (`uvicorn dss_project.asgi:ap
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dss_project.settings")
@@ -39,6 +40,7 @@ from dss_project.local_clients import LocalClients  # noqa: E402
 from dss_project.raft_worker import RaftConsumer  # noqa: E402
 from dss_project.registry import operations, subscriptions  # noqa: E402
 from dss_project.server import descriptors  # noqa: E402
+from dss_queue.sqs.port import SqsPort  # noqa: E402
 
 config = settings.NODE
 in_progress = InProgress(
@@ -74,8 +76,12 @@ _by_protocol = ProtocolTypeRouter(
 application: Any = LocalClients(_by_protocol, guard, config.open)
 
 
-def http_listener(take_over: TakeOver, tls: ServerTls | None) -> HttpListener:
-    """The listener of `manage.py node`, in front of the web server that takes over what is not a call of the API."""
+def http_listener(take_over: TakeOver, tls: ServerTls | None, sqs: socket.socket | None = None) -> HttpListener:
+    """The listener of `manage.py node`, in front of the web server that takes over what is not a call of the API.
+
+    Args:
+        sqs: the socket of the SQS endpoint.
+    """
     connections_max = descriptors.connections_max(config.connections_max)
     per_address_max = config.connections_per_address_max
     if connections_max < config.connections_max:
@@ -86,7 +92,7 @@ def http_listener(take_over: TakeOver, tls: ServerTls | None) -> HttpListener:
         connections_max=connections_max,
         connections_per_address_max=per_address_max,
     )
-    return HttpListener(
+    listener = HttpListener(
         json,
         is_host_allowed,
         in_progress,
@@ -98,3 +104,6 @@ def http_listener(take_over: TakeOver, tls: ServerTls | None) -> HttpListener:
         hsts(config.hsts_seconds),
         tls,
     )
+    if sqs is not None:
+        listener.add_port(sqs, SqsPort(guard, "http" if tls is None else "https"))
+    return listener

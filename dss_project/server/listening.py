@@ -20,8 +20,11 @@ class CannotListen(Exception):
     """The text is one line for people."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, setting: str = "RPC_PORT") -> socket.socket:
     """A listening TCP socket.
+
+    Args:
+        setting: the one of the port.
 
     Raises:
         CannotListen: names the setting to change.
@@ -33,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
     except socket.gaierror:
         raise CannotListen(f"RPC_HOST={host} cannot be resolved to an address") from None
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror)
+        reason = _REASONS.get(error.errno or 0, error.strerror or "").replace("RPC_PORT", setting)
         raise CannotListen(f"Cannot listen on port {port} of {host}: {reason}.") from None
     listening.setblocking(False)
     return listening

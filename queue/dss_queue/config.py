@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from dss_api import environment
-from dss_api.environment import HOUR_MS, setting
+from dss_api.environment import HOUR_MS, PORT_MAX, setting
 from dss_raft.config import ValueLimit
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ class QueueConfig(ValueLimit):
         15_000,
         "Default visibility timeout: an unacknowledged message is delivered again after this time.",
         environment.integer(1, 12 * HOUR_MS),
+    )
+    sqs_port: int = setting(
+        "DSS_SQS_PORT",
+        0,
+        "Port for programs that speak Amazon SQS, on the same address as the service port. 0: none.",
+        environment.integer(0, PORT_MAX),
     )
 
 

@@ -38,6 +38,7 @@ class Command(BaseCommand):
             log.warning("node.unknown_setting", variable=name, hint=hint)
         try:
             listening = listen(config.rpc_host, config.rpc_port)
+            sqs = listen(config.rpc_host, config.sqs_port, "DSS_SQS_PORT") if config.sqs_port else None
             tls = ServerTls(config.tls) if config.tls else None
         except (CannotListen, CannotUse) as error:
             sys.exit(str(error))
@@ -45,7 +46,7 @@ class Command(BaseCommand):
         from dss_project.tracing import TracesUnusable
 
         try:
-            code = _serve(config, listening, tls)
+            code = _serve(config, listening, tls, sqs)
         except TracesUnusable as error:
             sys.exit(str(error))
         sys.stderr.flush()
@@ -87,7 +88,7 @@ def _require_known_tables() -> None:
         )
 
 
-def _serve(config: NodeConfig, listening: Any, tls: ServerTls | None) -> int:
+def _serve(config: NodeConfig, listening: Any, tls: ServerTls | None, sqs: Any) -> int:
     import uvloop
 
     # Before Twisted is imported: its reactor uses the loop of this policy.
@@ -101,7 +102,7 @@ def _serve(config: NodeConfig, listening: Any, tls: ServerTls | None) -> int:
     from dss_project.server.life import live
 
     def main(web: Any) -> Any:
-        return live(config, application, in_progress, http_listener(web.take_over, tls), listening)
+        return live(config, application, in_progress, http_listener(web.take_over, tls, sqs), listening)
 
     code = server.run(application, config, main)
     if end_traces is not None:

@@ -15,6 +15,7 @@ from dss_queue.core.group import Group
 from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.records import message_number
 from dss_queue.core.registry import Registry
+from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, Queue, queue_bytes, settings_of
 from dss_queue.core.topic import Topic
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
@@ -34,6 +35,8 @@ class Administration:
         self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             PutTopic: self._put_topic,
             SetTopic: self._put_topic,
+            CreateQueue: self._create_queue,
+            ChangeQueue: self._change_queue,
             DeleteTopic: self._delete_topic,
             PutGroup: self._put_group,
             DeleteGroup: self._delete_group,
@@ -56,6 +59,49 @@ class Administration:
         settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__ if name in given}
         topic.settings_changed(TopicSettings(**settings), at_ms)
         return Result({"topic": command.topic, **settings})
+
+    def _create_queue(self, command: CreateQueue, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._topics.get(command.topic)
+        if topic is not None and topic.queue is not None:
+            present = topic.queue.attributes
+            given = command.attributes.items()
+            return Result({"created": False, "differs": [name for name, text in given if present.get(name) != text]})
+        queue = Queue(dict(command.attributes), dict(command.tags), at_ms, at_ms)
+        growth = queue.bytes
+        if topic is None:
+            growth += new_topic_bytes(command.topic) + new_group_bytes(GROUP)
+            refused = self._publisher.no_room_for_topics(1, growth)
+        elif GROUP in topic.groups:
+            refused = self._registry.account.refusal(growth)
+        else:
+            refused = self._no_room_for_group(topic, growth + new_group_bytes(GROUP))
+        if refused is not None:
+            return refused
+        topic = topic or self._publisher.new_topic(command.topic, at_ms)
+        topic.set_queue(queue)
+        topic.settings_changed(settings_of(queue.attributes), at_ms)
+        group = topic.groups.get(GROUP) or topic.add_group(GROUP, at_ms)
+        group.declared = True
+        return Result({"created": True, "differs": []})
+
+    def _change_queue(self, command: ChangeQueue, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._topics.get(command.topic)
+        if topic is None or topic.queue is None:
+            return Result({"detail": f"{command.topic!r} is no queue"}, "not_found")
+        present = topic.queue
+        attributes = {**present.attributes, **command.attributes}
+        attributes = {name: text for name, text in attributes.items() if text}
+        tags = {name: text for name, text in {**present.tags, **command.tags}.items() if name not in command.untag}
+        growth = queue_bytes(attributes, tags) - present.bytes
+        refused = self._registry.account.refusal(growth) if growth > 0 else None
+        if refused is None and len(tags) > max(TAGS_MAX, len(present.tags)):
+            refused = over_limit("tags_per_queue_max", TAGS_MAX, f"{command.topic!r} has {len(present.tags)} tags")
+        if refused is not None:
+            return refused
+        topic.set_queue(Queue(attributes, tags, present.created_ms, at_ms if command.attributes else present.modified_ms))
+        if command.attributes:
+            topic.settings_changed(settings_of(attributes), at_ms)
+        return Result({})
 
     def _delete_topic(self, command: DeleteTopic, at_ms: int, index: int, origin: Origin) -> Result:
         topic = self._topics.pop(command.topic, None)

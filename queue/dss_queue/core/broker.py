@@ -50,6 +50,7 @@ from dss_queue.core.publishing import Publisher
 from dss_queue.core.records import message_number, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.snapshot import FORMAT, decode_state, encode_state
+from dss_queue.core.sqs_queues import ChangeQueue, CreateQueue, PublishToQueues
 from dss_queue.core.topic import Topic, TopicTimer
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
@@ -109,6 +110,9 @@ class Broker:
         DropIdle,
         ConsumeRuns,
         SetTopic,
+        CreateQueue,
+        ChangeQueue,
+        PublishToQueues,
     )
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
@@ -128,6 +132,7 @@ class Broker:
         self._administration = Administration(self.topics, self.registry, self._publisher)
         self._appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             Publish: self._publish,
+            PublishToQueues: self._publish_to_queues,
             Consume: self._consume,
             ConsumeRuns: self._consume,
             Ack: self._ack,
@@ -259,6 +264,13 @@ class Broker:
         answers = self._publisher.store(command.messages, at_ms, index)
         self._publisher.serve(command.messages, at_ms)
         return Result({"messages": answers})
+
+    def _publish_to_queues(self, command: PublishToQueues, at_ms: int, index: int, origin: Origin) -> Result:
+        for new in command.messages:
+            topic = self.topics.get(new.topic)
+            if topic is None or topic.queue is None:
+                return was_deleted()
+        return self._publish(command, at_ms, index, origin)
 
     # ------------------------------------------------------------------- consume
 

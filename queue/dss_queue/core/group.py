@@ -447,7 +447,11 @@ class Group:
         attempts, history = (returned.attempts, returned.history) if returned is not None else (0, ())
         if returned is not None:
             self.backlog.forget_returned(returned)
-        self._bury(message, attempts, history, "expired", at_ms)
+        if self.messages.drops_expired:
+            self._account.add_endings(-len(history))
+            self.backlog.finish(message, at_ms)
+        else:
+            self._bury(message, attempts, history, "expired", at_ms)
 
     def _place_in_run(self, message: Message) -> int:
         """How many private messages of its key must stay before this one, which is in flight: up to the last one in flight."""

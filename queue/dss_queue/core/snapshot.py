@@ -16,6 +16,7 @@ from dss_queue.core.commands import TopicSettings
 from dss_queue.core.group import Callers, Counters, Delivery, Group, Handout, Waiter
 from dss_queue.core.records import Dead, Ending, Message, Rate
 from dss_queue.core.registry import Registry
+from dss_queue.core.sqs_queues import Queue
 from dss_queue.core.topic import Topic
 from dss_queue.core.window import Chain
 from dss_raft.formats import Format, array_version
@@ -106,6 +107,7 @@ class _Topic(msgspec.Struct, array_like=True):
     # Missing in older snapshots.
     kept: list[int] = []
     used_ms: int | None = None
+    queue: Queue | None = None
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -181,6 +183,7 @@ def _topic_state(topic: Topic) -> _Topic:
         [_group_state(group) for group in topic.groups.values()],
         topic.messages.kept_numbers(),
         topic.used_ms,
+        topic.queue,
     )
 
 
@@ -248,6 +251,8 @@ class _Restoring:
         topic, state = self.topic, self._state
         messages = topic.messages
         messages.settings = state.settings
+        if state.queue is not None:
+            topic.set_queue(state.queue)
         messages.released = dict.fromkeys(state.released)
         topic.published, topic.expired, topic.publish_rate = state.published, state.expired, state.publish_rate
         topic.restore_dedup(state.dedup)

@@ -13,6 +13,7 @@ from dss_queue.core.group import Callers, Group
 from dss_queue.core.partitions import PARTITIONS
 from dss_queue.core.records import Message, Rate
 from dss_queue.core.registry import Registry
+from dss_queue.core.sqs_queues import Queue
 from dss_queue.core.topic_messages import TopicMessages
 from dss_queue.core.window import Chain
 from dss_raft.replication.deadlines import NO_TIMER
@@ -47,6 +48,8 @@ class Topic:
         #: dedup_id -> (message number, partition, published_ms)
         self.dedup: dict[str, tuple[int, int, int]] = {}
         self._dedup_order: deque[str] = deque()
+        #: what the SQS endpoint keeps of it; None: it is no queue of that endpoint
+        self.queue: Queue | None = None
         self.published = 0
         #: messages that were too old before the topic had a group
         self.expired = 0
@@ -65,9 +68,15 @@ class Topic:
     @property
     def is_idle(self) -> bool:
         """It has nothing that its deletion would lose: no messages, settings, dedup_ids or declared groups, and no consumer waits."""
-        if self.messages.by_number or self.dedup or self.messages.settings != TopicSettings():
+        if self.queue is not None or self.messages.by_number or self.dedup or self.messages.settings != TopicSettings():
             return False
         return not any(group.declared or group.dead or group.backlog.pending or group.waiters for group in self.groups.values())
+
+    def set_queue(self, queue: Queue | None) -> None:
+        """The attributes and tags of the queue that it is."""
+        before, self.queue = self.queue, queue
+        self.messages.drops_expired = queue is not None
+        self._account.add_topic((queue.bytes if queue is not None else 0) - (before.bytes if before is not None else 0))
 
     @property
     def timers(self) -> tuple[TopicTimer, TopicTimer, TopicTimer]:
@@ -212,6 +221,7 @@ class Topic:
         for timer in self.timers:
             self._registry.disarm(timer)
         self._account.add_dedup(-sum(map(_dedup_bytes, self.dedup)))
+        self.set_queue(None)
         self._account.add_topic(-new_topic_bytes(self.name))
         return count
 

@@ -33,6 +33,8 @@ class TopicMessages:
     def __init__(self, topic: str, registry: Registry) -> None:
         self.topic = topic
         self.settings = TopicSettings()
+        #: a message that is too old is deleted instead of becoming a dead letter
+        self.drops_expired = False
         #: all of them by number, in publish order
         self.by_number: dict[int, Message] = {}
         #: those without a routing key and without a delay

@@ -1,0 +1,101 @@
+"""What the SQS endpoint keeps of a queue: its attributes and tags. A queue is a topic that has this, with the group `GROUP`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from dss_api.fields import Name, check_name
+from dss_queue.core.commands import Publish, TopicSettings
+from dss_raft.replication.commands import Command
+from dss_raft.replication.limits import text_bytes
+
+GROUP = "sqs"
+RETENTION_S_DEFAULT = 345_600
+#: A queue; its texts are added.
+QUEUE_BYTES = 1024
+#: An attribute or a tag; its texts are added.
+ENTRY_BYTES = 256
+ATTRIBUTES_MAX = 32
+TAGS_MAX = 50
+
+AttributeText = Annotated[str, msgspec.Meta(max_length=65_536)]
+TagText = Annotated[str, msgspec.Meta(max_length=256)]
+Attributes = Annotated[dict[Name, AttributeText], msgspec.Meta(max_length=ATTRIBUTES_MAX)]
+Tags = Annotated[dict[TagText, TagText], msgspec.Meta(max_length=TAGS_MAX)]
+
+
+class CreateQueue(Command, tag="queue.sqs_create", kw_only=True):
+    """Make a topic a queue. A queue with the same attributes stays as it is."""
+
+    since: ClassVar[int] = 5
+
+    topic: Name
+    #: only those that were given; the others have their defaults
+    attributes: Attributes = {}
+    tags: Tags = {}
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+
+
+class ChangeQueue(Command, tag="queue.sqs_change", kw_only=True):
+    """Change attributes and tags of a queue."""
+
+    since: ClassVar[int] = 5
+
+    topic: Name
+    #: an empty text removes the attribute
+    attributes: Attributes = {}
+    tags: Tags = {}
+    untag: Annotated[list[TagText], msgspec.Meta(max_length=TAGS_MAX)] = []
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+
+
+class PublishToQueues(Publish, tag="queue.sqs_publish", kw_only=True):
+    """`Publish`, refused with `not_found` if one of the topics is no queue: a queue that is deleted must not come back as a topic."""
+
+    since: ClassVar[int] = 5
+
+
+class Queue(msgspec.Struct, array_like=True):
+    """The attributes and tags of a queue, part of its topic."""
+
+    attributes: dict[str, str]
+    tags: dict[str, str]
+    created_ms: int
+    modified_ms: int
+
+    @property
+    def bytes(self) -> int:
+        """What it counts towards `queue_bytes_max`."""
+        return queue_bytes(self.attributes, self.tags)
+
+
+def queue_bytes(attributes: dict[str, str], tags: dict[str, str]) -> int:
+    """The bytes of a queue with these attributes and tags."""
+    entries = [*attributes.items(), *tags.items()]
+    return QUEUE_BYTES + sum(ENTRY_BYTES + text_bytes(name) + text_bytes(text) for name, text in entries)
+
+
+def redrive_policy(attributes: dict[str, str]) -> tuple[str, int] | None:
+    """(dead-letter queue, maxReceiveCount) of a `RedrivePolicy`, which was checked before; None without one."""
+    try:
+        policy: Any = msgspec.json.decode(attributes.get("RedrivePolicy", ""))
+        return str(policy["deadLetterTargetArn"]).rpartition(":")[2], int(policy["maxReceiveCount"])
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def settings_of(attributes: dict[str, str]) -> TopicSettings:
+    """The settings of the topic of a queue with these attributes."""
+    target, max_attempts = redrive_policy(attributes) or ("", 0)
+    return TopicSettings(
+        max_attempts=max_attempts,
+        dead_letter_topic=target,
+        retention_ms=int(attributes.get("MessageRetentionPeriod", RETENTION_S_DEFAULT)) * 1000,
+        max_bytes=0,
+    )

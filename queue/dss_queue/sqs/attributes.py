@@ -1,0 +1,150 @@
+"""The attributes of queues: which can be set, with what values, and the defaults."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from dss_queue.sqs.errors import SqsError
+
+ACCOUNT = "000000000000"
+REGION_DEFAULT = "us-east-1"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo")
+
+#: attribute -> (default, lowest, highest)
+NUMBERS = {
+    "DelaySeconds": (0, 0, 900),
+    "MaximumMessageSize": (1_048_576, 1024, 1_048_576),
+    "MessageRetentionPeriod": (345_600, 60, 1_209_600),
+    "ReceiveMessageWaitTimeSeconds": (0, 0, 20),
+    "VisibilityTimeout": (30, 0, 43_200),
+    "KmsDataKeyReusePeriodSeconds": (300, 60, 86_400),
+}
+CHOICES = {
+    "FifoQueue": ("true", "false"),
+    "ContentBasedDeduplication": ("true", "false"),
+    "SqsManagedSseEnabled": ("true", "false"),
+    "DeduplicationScope": ("queue", "messageGroup"),
+    "FifoThroughputLimit": ("perQueue", "perMessageGroupId"),
+}
+DOCUMENTS = ("Policy", "RedriveAllowPolicy")
+FIFO_ONLY = ("ContentBasedDeduplication", "DeduplicationScope", "FifoThroughputLimit")
+FIFO_DEFAULTS = {
+    "FifoQueue": "true",
+    "ContentBasedDeduplication": "false",
+    "DeduplicationScope": "queue",
+    "FifoThroughputLimit": "perQueue",
+}
+READ_ONLY = frozenset(
+    (
+        "ApproximateNumberOfMessages",
+        "ApproximateNumberOfMessagesDelayed",
+        "ApproximateNumberOfMessagesNotVisible",
+        "CreatedTimestamp",
+        "LastModifiedTimestamp",
+        "QueueArn",
+    )
+)
+SETTABLE = frozenset((*NUMBERS, *CHOICES, *DOCUMENTS, "RedrivePolicy", "KmsMasterKeyId"))
+KNOWN = SETTABLE | READ_ONLY
+RECEIVES_MAX = 1000
+
+
+def arn_of(name: str, region: str) -> str:
+    return f"arn:aws:sqs:{region}:{ACCOUNT}:{name}"
+
+
+def number(attributes: dict[str, str], name: str) -> int:
+    """A number among the attributes of a queue, or its default."""
+    return int(attributes.get(name, NUMBERS[name][0]))
+
+
+def is_fifo(attributes: dict[str, str]) -> bool:
+    return attributes.get("FifoQueue") == "true"
+
+
+def check(name: str, attributes: dict[str, str], creates: bool) -> None:
+    """Check the attributes that are given for the queue `name`.
+
+    Raises:
+        SqsError: `InvalidAttributeName`, `InvalidAttributeValue`.
+    """
+    fifo = name.endswith(".fifo")
+    for attribute, text in attributes.items():
+        if attribute not in SETTABLE:
+            raise SqsError("InvalidAttributeName", f"Unknown Attribute {attribute}.")
+        if attribute in FIFO_ONLY and not fifo:
+            raise SqsError("InvalidAttributeName", f"Unknown Attribute {attribute}.")
+        if text == "" and not creates and attribute in (*DOCUMENTS, "RedrivePolicy", "KmsMasterKeyId"):
+            continue
+        _check_value(name, attribute, text)
+    given = attributes.get("FifoQueue")
+    if given is not None and not creates and (given == "true") != fifo:
+        raise _wrong("FifoQueue", "It cannot be changed.")
+    if creates and fifo and given != "true":
+        raise SqsError(
+            "InvalidParameterValue", "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length"
+        )
+    if creates and given == "true" and not fifo:
+        raise SqsError(
+            "InvalidParameterValue",
+            "The name of a FIFO queue can only include alphanumeric characters, "
+            "hyphens, or underscores, must end with .fifo suffix and be 1 to 80 in length.",
+        )
+    if creates and given == "false":
+        raise SqsError("InvalidAttributeName", "Unknown Attribute FifoQueue.")
+
+
+def _check_value(name: str, attribute: str, text: str) -> None:
+    if attribute in NUMBERS:
+        _, lowest, highest = NUMBERS[attribute]
+        if not re.fullmatch(r"\d{1,9}", text) or not lowest <= int(text) <= highest:
+            raise _wrong(attribute)
+    elif attribute in CHOICES:
+        if text not in CHOICES[attribute]:
+            raise _wrong(attribute)
+    elif attribute in DOCUMENTS:
+        _document(attribute, text)
+    elif attribute == "RedrivePolicy":
+        check_redrive_policy(name, text)
+
+
+def check_redrive_policy(name: str, text: str) -> str:
+    """Returns the name of the dead-letter queue.
+
+    Raises:
+        SqsError: it is no policy, or not one for this queue.
+    """
+    policy = _document("RedrivePolicy", text)
+    arn, receives = policy.get("deadLetterTargetArn"), policy.get("maxReceiveCount")
+    if not isinstance(arn, str) or receives is None:
+        raise _wrong("RedrivePolicy", "Redrive policy must contain deadLetterTargetArn and maxReceiveCount.")
+    if not re.fullmatch(r"\d{1,4}", str(receives)) or not 1 <= int(receives) <= RECEIVES_MAX:
+        raise _wrong(
+            "RedrivePolicy",
+            f"Invalid value for maxReceiveCount: {receives}, valid values are from 1 to {RECEIVES_MAX} both inclusive.",
+        )
+    target = arn.rpartition(":")[2]
+    if not arn.startswith("arn:") or not NAME_PATTERN.fullmatch(target):
+        raise _wrong("RedrivePolicy", "Invalid value for deadLetterTargetArn.")
+    if target.endswith(".fifo") != name.endswith(".fifo"):
+        raise _wrong("RedrivePolicy", "Dead-letter queue must be same type of queue as the source.")
+    if target == name:
+        raise _wrong("RedrivePolicy", "Dead-letter queue must be another queue.")
+    return target
+
+
+def _document(attribute: str, text: str) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise _wrong(attribute) from None
+    return document
+
+
+def _wrong(attribute: str, reason: str = "") -> SqsError:
+    return SqsError(
+        "InvalidAttributeValue", f"Invalid value for the parameter {attribute}." + (f" Reason: {reason}" if reason else "")
+    )

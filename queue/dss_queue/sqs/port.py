@@ -1,0 +1,232 @@
+"""The SQS endpoint: a port of its own on the node's HTTP listener, for the JSON protocol of Amazon SQS.
+
+Every limit of the listener holds, and a call passes `Route.begin` as the calls of all entry points do: rights, quotas and the audit trail
+are the same. A queue is a topic with the group `sqs`; see `core/sqs_queues.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from dss_api.answer import Answer
+from dss_api.caller import ANYONE, Caller
+from dss_api.codec import INTERNAL, EncodedAnswer
+from dss_api.errors import Refused
+from dss_api.guard import Guard
+from dss_api.http_request import HttpRequest
+from dss_api.operation import Operation
+from dss_api.rights import ANY_TOKEN, OPERATE, READ, Either, Need, queue
+from dss_api.routes import require_state, route_of
+from dss_queue.sqs import calls, requests, signature
+from dss_queue.sqs.attributes import NAME_PATTERN, REGION_DEFAULT
+from dss_queue.sqs.calls import Call, Reply, queue_in_url
+from dss_queue.sqs.errors import SqsError, bad_value, encode_answer, encode_error, encode_refusal, of_refusal
+
+log = structlog.get_logger("api")
+
+TARGET = "AmazonSQS."
+MANAGE = Either((OPERATE, queue("manage", "topic")))
+LOOK = Either((READ, queue("publish", "topic"), queue("consume", "topic"), queue("manage", "topic")))
+SEND = queue("publish", "topic")
+TAKE = queue("consume", "topic")
+
+Handle = Callable[[Call], Awaitable[Reply]]
+
+#: operation -> its request, the right that it needs, what carries it out
+OPERATIONS: dict[str, tuple[type[requests.Input], Need, Handle]] = {
+    "CreateQueue": (requests.CreateQueueInput, MANAGE, calls.create_queue),
+    "GetQueueUrl": (requests.GetQueueUrlInput, LOOK, calls.get_queue_url),
+    "ListQueues": (requests.ListQueuesInput, ANY_TOKEN, calls.list_queues),
+    "ListDeadLetterSourceQueues": (requests.ListSourcesInput, LOOK, calls.list_sources),
+    "DeleteQueue": (requests.QueueInput, MANAGE, calls.delete_queue),
+    "PurgeQueue": (requests.QueueInput, MANAGE, calls.purge_queue),
+    "GetQueueAttributes": (requests.GetAttributesInput, LOOK, calls.get_attributes),
+    "SetQueueAttributes": (requests.SetAttributesInput, MANAGE, calls.set_attributes),
+    "TagQueue": (requests.TagInput, MANAGE, calls.tag_queue),
+    "UntagQueue": (requests.UntagInput, MANAGE, calls.untag_queue),
+    "ListQueueTags": (requests.QueueInput, LOOK, calls.list_tags),
+    "SendMessage": (requests.SendMessageInput, SEND, calls.send_message),
+    "SendMessageBatch": (requests.SendBatchInput, SEND, calls.send_batch),
+    "ReceiveMessage": (requests.ReceiveInput, TAKE, calls.receive),
+    "DeleteMessage": (requests.DeleteInput, TAKE, calls.delete_message),
+    "DeleteMessageBatch": (requests.DeleteBatchInput, TAKE, calls.delete_batch),
+    "ChangeMessageVisibility": (requests.VisibilityInput, TAKE, calls.change_visibility),
+    "ChangeMessageVisibilityBatch": (requests.VisibilityBatchInput, TAKE, calls.change_visibility_batch),
+}
+#: operations of SQS that this endpoint does not have
+UNSUPPORTED = ("AddPermission", "RemovePermission", "StartMessageMoveTask", "CancelMessageMoveTask", "ListMessageMoveTasks")
+#: those that change nothing
+READS = frozenset(("GetQueueUrl", "ListQueues", "ListDeadLetterSourceQueues", "GetQueueAttributes", "ListQueueTags"))
+
+
+class SqsRequest(msgspec.Struct):
+    """A call, for the check of rights and the audit trail."""
+
+    topic: str
+    input: Any
+    base_url: str
+    region: str
+
+
+class _Operation:
+    """An operation, prepared before its first call."""
+
+    def __init__(self, name: str, input_type: type[requests.Input], needs: Need, handle: Handle) -> None:
+        self.decode = msgspec.json.Decoder(input_type, strict=False).decode
+        self.handle = handle
+        operation = Operation(
+            name=f"sqs.{name}",
+            method="GET" if name in READS else "POST",
+            path=f"/sqs/{name}",
+            request=SqsRequest,
+            handle=self._handle,
+            answer=Answer,
+            needs=needs,
+            summary=name,
+        )
+        self.route = route_of(operation)
+
+    async def _handle(self, node: Any, request: SqsRequest) -> Any:
+        return await self.handle(Call(node, request.topic, request.input, request.base_url, request.region))
+
+
+class SqsPort:
+    """Decides what answers the requests at the port. See `dss_api.other_port`.
+
+    Args:
+        scheme: of the port: begins the URLs of queues.
+    """
+
+    encode_refusal = staticmethod(encode_refusal)
+
+    def __init__(self, guard: Guard, scheme: str = "http", wall_s: Callable[[], float] = time.time) -> None:
+        self.guard = guard
+        self.scheme = scheme
+        self.wall_s = wall_s
+        self._operations = {name: _Operation(name, *given) for name, given in OPERATIONS.items()}
+
+    def find(self, request: HttpRequest) -> SqsCall:
+        """What answers this request, whose head has arrived.
+
+        Raises:
+            SqsError: no operation; its caller is not known.
+        """
+        target = request.method.decode("latin-1") == "POST" and _header(request.headers, b"x-amz-target")
+        if not target:
+            raise SqsError("InvalidAction", "Send calls as POST with the header X-Amz-Target: AmazonSQS.… (the JSON protocol).")
+        name = target.removeprefix(TARGET) if target.startswith(TARGET) else ""
+        if name in UNSUPPORTED:
+            raise SqsError("UnsupportedOperation", f"This endpoint does not have the operation {name}.")
+        operation = self._operations.get(name)
+        if operation is None:
+            raise SqsError("UnknownOperationException", f"There is no operation {target[:200]}.")
+        call = SqsCall(self, operation, request)
+        self.caller_of(request, request.address)
+        return call
+
+    def caller_of(self, request: HttpRequest, address: str | None = None) -> Caller:
+        """Who signed the request: the signature is checked when its body is there.
+
+        Raises:
+            Refused, SqsError: the token is not valid, or there is none.
+        """
+        if self.guard.is_open:
+            return ANYONE
+        return self.guard.signer(
+            signature.read(_header(request.headers, b"authorization").encode("latin-1")).access_key, address
+        )[0]
+
+
+class SqsCall:
+    """One call: takes the place of a route for its connection, and of a decoder."""
+
+    reads_query = False
+    outlives_tokens = False
+    path_parameter = ""
+
+    def __init__(self, port: SqsPort, operation: _Operation, request: HttpRequest) -> None:
+        self._port = port
+        self._operation = operation
+        self._request = request
+        self._body = b""
+        self.decoder = self
+        self.observe = operation.route.observe
+
+    def typed_body(self, content_type: bytes, body: bytes) -> Any:
+        """Keep the body: it is decoded after its signature was checked."""
+        self._body = body
+        return self
+
+    async def carry_out(
+        self,
+        find_node: Callable[[], Any],
+        decoded: Any,
+        caller: Caller,
+        via: str,
+        address: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> EncodedAnswer:
+        """See `Route.carry_out`."""
+        try:
+            region = self._check_signature(caller, headers, address)
+            node = find_node()
+            require_state(node)
+            reply: Any = await self._operation.route.begin(node, self._decoded(headers, region), caller, "sqs", address)
+            answer = encode_answer(msgspec.json.encode(reply.body))
+            answer.undo = reply.undo
+            return answer
+        except SqsError as error:
+            return encode_error(error)
+        except Refused as refusal:
+            return encode_error(of_refusal(refusal))
+        except Exception:
+            log.exception("api.failed", operation=self._operation.route.name)
+            return encode_error(SqsError("InternalFailure", INTERNAL, 500))
+
+    def _check_signature(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], address: str) -> str:
+        """Returns the region that the client has signed for."""
+        authorization = _header(headers, b"authorization").encode("latin-1")
+        if caller is ANYONE:
+            try:
+                return signature.read(authorization).region or REGION_DEFAULT
+            except SqsError:
+                return REGION_DEFAULT
+        signed = signature.read(authorization)
+        secrets = self._port.guard.signer(signed.access_key)[1]
+        request = self._request
+        try:
+            signature.verify(
+                signed, secrets, request.method.decode("latin-1"), request.target, headers, self._body, self._port.wall_s()
+            )
+        except SqsError:
+            self._port.guard.note_failure(address)
+            raise
+        return signed.region
+
+    def _decoded(self, headers: Sequence[tuple[bytes, bytes]], region: str) -> SqsRequest:
+        try:
+            given = self._operation.decode(self._body or b"{}")
+        except msgspec.ValidationError as error:
+            raise SqsError("InvalidParameterValue", f"The request is not valid: {error}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise SqsError("SerializationException", "The body is not JSON.") from None
+        except RecursionError:
+            raise bad_value("The request is nested too deeply.") from None
+        name = ""
+        if isinstance(given, requests.CreateQueueInput | requests.GetQueueUrlInput):
+            name = given.queue_name
+            if not NAME_PATTERN.fullmatch(name):
+                raise bad_value("Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length")
+        elif hasattr(given, "queue_url"):
+            name = queue_in_url(given.queue_url)
+        host = _header(headers, b"host") or "localhost"
+        return SqsRequest(name, given, f"{self._port.scheme}://{host}", region)
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
+    return next((value.decode("latin-1") for found, value in headers if found == name), "")
