@@ -45,7 +45,7 @@ RATE_ERROR = 0.01
 #: Additional part of a lease that is not used, in case the clocks differ by more.
 MARGIN = 0.05
 #: what a copy takes in addition to its key and value
-COPY_BYTES = 300
+COPY_BYTES = 220
 LEASE_MS_MAX = 60_000
 EVICTED_PER_FETCH = 1000
 

@@ -20,7 +20,15 @@ from dss_dev.pythons import find_python
 
 SUPPORTED = ("3.11", "3.12", "3.13")
 OTHERS = [number for number in SUPPORTED if number != f"{sys.version_info.major}.{sys.version_info.minor}"]
-FILES = ["test_calls.py", "test_frames.py", "test_locks.py", "test_watch.py", "test_worker.py"]
+FILES = [
+    "test_calls.py",
+    "test_frames.py",
+    "test_locks.py",
+    "test_near.py",
+    "test_near_client.py",
+    "test_watch.py",
+    "test_worker.py",
+]
 #: Those that wait for seconds show nothing about the version.
 SLOW = "not renew and not without_leader and not node_of_another_cluster"
 OPTIONS = ["-q", "-p", "pytest_asyncio.plugin", "-p", "no:cacheprovider", "-k", SLOW]
