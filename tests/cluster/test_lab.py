@@ -186,13 +186,14 @@ def test_a_scene_by_clicks_alone(visit: Visit, scene: str) -> None:
         "mesi": "20, and the letters are S S I",
         "bug": "make story",
     }
-    assert visit.text("[data-told]").startswith(ends[scene]) or scene == "bug"
     assert ends[scene] in visit.text("[data-told]")
+    if scene == "deadlock":
+        check_replay(visit)
     visit.no_complaints()
 
 
-def test_a_run_can_be_replayed(visit: Visit) -> None:
-    visit.play("deadlock")
+def check_replay(visit: Visit) -> None:
+    """The run that has just ended is played again."""
     visit.page.get_by_role("button", name="Replay this run").click()
     visit.says(".story-title", "Scene: Deadlock")
     visit.page.locator(".story input[type=range]").press("End")

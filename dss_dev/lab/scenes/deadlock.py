@@ -11,7 +11,7 @@ from dss_dev.lab.scenes.scene import Ask, Scene, Script, Tell
 A, B = "lab/A", "lab/B"
 WAIT_MS = 20_000
 #: a wait that was granted by now does not show
-SEEN_S = 20.0
+SEEN_S = 60.0
 
 
 class Deadlock(Scene):
