@@ -54,7 +54,7 @@ class DSSBackend(BaseTaskBackend):
 
     @cached_property
     def client(self) -> Client:
-        """Shared with the caches and locks of this process that use the same cluster."""
+        """Shared with what has the same addresses and options in this process, such as locks."""
         if not self._of_client:
             return client_of_settings()
         options = dict(self._of_client)
