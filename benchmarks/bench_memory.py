@@ -27,6 +27,7 @@ import msgspec
 import psutil
 from websockets.asyncio.client import connect
 
+from dss_api.fields import WAIT_MS_MAX
 from dss_cache.core.commands import Put, WrittenBack
 from dss_cache.core.directory import Directory
 from dss_cache.core.lines import EXCLUSIVE, Lines
@@ -45,6 +46,9 @@ COUNT = 100_000
 #: more are refused by default
 TOKENS = 900
 CONNECTIONS_OPENED = 500
+#: calls that wait at a real node, as many on a connection as are allowed; those of the first one are not counted
+WAITING_CALL = "waiter with its call on a WebSocket"
+WAITING, WAITING_PER_SOCKET = 5000, 1000
 #: what is open before the measurement: buffers and code of the first ones
 WARM_UP = 50
 #: bytes of a value: JSON text
@@ -265,18 +269,53 @@ async def measure_connection(opens: Callable[[LocalNode], Any]) -> float:
             cluster.stop()
 
 
+async def measure_waiting_calls() -> float:
+    """Bytes of a lock call that waits on a WebSocket: with its place in the state, its task, and its entry in the log of one node."""
+    with tempfile.TemporaryDirectory() as directory:
+        cluster = LocalCluster(Path(directory), free_ports(1), {"DSS_SERVER": "uvicorn"})
+        cluster.start()
+        try:
+            cluster.wait_ready()
+            node = cluster.nodes[0]
+            sockets = [await _websocket(node) for _ in range(1 + WAITING // WAITING_PER_SOCKET)]
+            for number in range(WAITING // 100):
+                await _acquire(sockets[0], number, name(number), "the holder", 0)
+                await sockets[0].recv()
+            used = []
+            for first in (0, WAITING_PER_SOCKET):
+                used.append(psutil.Process(node.pid).memory_full_info().uss)
+                for number in range(first, WAITING_PER_SOCKET if not first else WAITING):
+                    socket = sockets[1 + number // WAITING_PER_SOCKET]
+                    await _acquire(socket, number, name(number // 100), name(number, "client"), WAIT_MS_MAX)
+                    if number % 100 == 99:
+                        await asyncio.sleep(0.02)
+                # Answered behind all of them.
+                await _acquire(sockets[0], -1 - first, name(first, "other"), "the holder", 0)
+                await sockets[0].recv()
+            return (psutil.Process(node.pid).memory_full_info().uss - used[-1]) / (WAITING - WAITING_PER_SOCKET)
+        finally:
+            cluster.stop()
+
+
+async def _acquire(socket: Any, call: int, key: str, client: str, wait_ms: int) -> None:
+    request = {"key": key, "client": client, "ttl_ms": 0, "wait_ms": wait_ms}
+    await socket.send(json.dumps({"id": call, "op": "locks.acquire", "request": request}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", help=f"some of: {', '.join([*KINDS, 'cache line', *CONNECTIONS])}")
+    parser.add_argument("kinds", nargs="*", help=f"some of: {', '.join([*KINDS, 'cache line', WAITING_CALL, *CONNECTIONS])}")
     parser.add_argument("--count", type=int, default=COUNT, help="objects of each kind")
     parser.add_argument("--no-results", action="store_true", help=f"do not write {RESULTS.name}")
     options = parser.parse_args()
-    wanted = options.kinds or [*KINDS, "cache line", *CONNECTIONS]
+    wanted = options.kinds or [*KINDS, "cache line", WAITING_CALL, *CONNECTIONS]
     rows: dict[str, dict[str, int]] = {}
     print(f"{'kind':34} {'memory':>8} {'counted':>8} {'snapshot':>8}")
     for kind in wanted:
         if kind in CONNECTIONS:
             sizes: Sizes = (asyncio.run(measure_connection(CONNECTIONS[kind])), 0.0, 0.0)
+        elif kind == WAITING_CALL:
+            sizes = (asyncio.run(measure_waiting_calls()), 0.0, 0.0)
         elif kind == "cache line":
             sizes = in_process(measure_lines, options.count)
         else:
