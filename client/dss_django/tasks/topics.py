@@ -90,6 +90,8 @@ class TaskTopics:
 
     async def _take(self, group: str, count: int, wait: float, visibility: float) -> list[AsyncMessage]:
         topics = self._topics
+        # A task that is running may enqueue others, and end, after its topic was found empty.
+        was_busy = self._is_busy()
         if not self._is_batch:
             topics = await self._ready(group) if len(topics) > 1 else []
         for topic in topics:
@@ -98,8 +100,7 @@ class TaskTopics:
                 return messages
         if not self._is_batch:
             return await self._wait(group, count, wait, visibility)
-        if self._is_busy():
-            # A task may enqueue others.
+        if was_busy:
             await asyncio.sleep(BATCH_PAUSE_S)
         else:
             self._on_end("No more tasks to run")
