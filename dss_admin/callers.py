@@ -30,9 +30,11 @@ def access_of(user: Any) -> Access:
     return Access(scope for permission, scope in _PERMISSIONS.items() if user.has_perm(permission))
 
 
-def admin_caller(request: Any) -> Caller:
+def admin_caller(request: Any, reason: str = "") -> Caller:
     """The user of an action in the admin. On an open node, too, they may do only what their group allows."""
-    return Caller(f"user {request.user.get_username()}", access_of(request.user))
+    caller = Caller(f"user {request.user.get_username()}", access_of(request.user))
+    caller.reason = reason
+    return caller
 
 
 def caller_of_header(request: Any) -> Caller:

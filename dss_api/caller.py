@@ -28,9 +28,10 @@ class Caller:
         is_token: the token can be revoked or expire while the call is in progress.
         quotas: of tokens; None for callers without.
         used: set by the guard; tells that calls were made with this token.
+        reason: why the caller makes its calls, for those that have no field for it; "" if it does not say.
     """
 
-    __slots__ = ("_keys", "access", "is_token", "name", "owner", "quotas", "used")
+    __slots__ = ("_keys", "access", "is_token", "name", "owner", "quotas", "reason", "used")
 
     def __init__(
         self, name: str, access: Access, owner: str = "", keys: Sequence[TokenKey] = (), quotas: TokenQuotas | None = None
@@ -40,6 +41,7 @@ class Caller:
         self.owner = owner
         self.is_token = bool(owner)
         self.used = False
+        self.reason = ""
         self.quotas = quotas
         #: the first one makes seals, each one is good for checking them
         self._keys = keys

@@ -319,8 +319,8 @@ class Peers:
         self._questions[number] = (set(peers), all_replied, replies)
         for peer in peers:
             self._send(peer, Question(number, what, key, limit))
-        own = await self._answer(what, key, limit)
         try:
+            own = await self._answer(what, key, limit)
             if peers:
                 async with asyncio.timeout(QUESTION_TIMEOUT_S):
                     await all_replied.wait()
@@ -333,8 +333,8 @@ class Peers:
     async def _answer_question(self, peer: str, question: Question) -> None:
         try:
             rows = await self._answer(question.what, question.key, question.limit)
-        except Refused:
-            return  # the store does not answer: neither does this node
+        except (Refused, msgspec.DecodeError):
+            return  # the store does not answer, or the question is of a later release: neither does this node
         self._send(peer, Reply(question.number, rows))
 
     def _replied(self, peer: str, reply: Reply) -> None:

@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from dss_api.errors import Refused
 from dss_api.request_id import RequestId
 from dss_api.result import Result
@@ -225,10 +227,30 @@ class CacheService:
             return [self.no_line_row(self.node.node_id, key, clients)] if clients else []
         if what == "trace":
             return self.trace.of_key(key, self.node.node_id, limit)
+        if what == "lines":
+            return [self._row_of(one) for one in _names(key)[:limit]]
+        if what == "evict":
+            return await self._evict(*msgspec.json.decode(key, type=tuple[str, list[str]]))
         if what == "stored":
             stored = await self.store.read(key)
             return [] if stored is None or stored.value is None else [{"version": stored.version, "value": stored.value}]
         return []
+
+    def _row_of(self, key: str) -> dict[str, Any]:
+        """This node's line for a key, or that it has none."""
+        line = self.lines.get(key)
+        if line is not None:
+            return self.line_row(key, line)
+        return {"node": self.node.node_id, "key": key, "state": "I", "version": 0, "readable": False, "bytes": 0, "age_ms": None}
+
+    async def _evict(self, key: str, nodes: list[str]) -> Rows:
+        """Drop this node's line, if this node is one of them. The value of an M line is written back first."""
+        if self.node.node_id not in nodes:
+            return []
+        line = self.lines.get(key)
+        if line is not None and line.state == "M":
+            await self.write_back.write_now(key)
+        return [{"evicted": self.lines.drop(key, "evicted")}]
 
     def line_row(self, key: str, line: Line) -> dict[str, Any]:
         return {
@@ -247,6 +269,10 @@ class CacheService:
         """The row of a node without a line."""
         empty = {"node": node_id, "key": key, "state": "I", "version": 0, "readable": False, "bytes": 0, "age_ms": None}
         return {**empty, "clients": clients}
+
+
+def _names(text: str) -> list[str]:
+    return msgspec.json.decode(text, type=list[str])
 
 
 def service_of(node: Node) -> CacheService:

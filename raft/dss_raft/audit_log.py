@@ -49,7 +49,7 @@ class AuditLog(Audit):
         fields = msgspec.to_builtins(request, str_keys=True)
         fields.pop("op", None)
         fields.update((name, HIDDEN) for name in route.secrets if fields.get(name) is not None)
-        reason = str(fields.get("reason") or "")
+        reason = str(fields.get("reason") or caller.reason)
         record = RecordCall(
             by=caller.name[:TEXT_LENGTH_MAX],
             via=via,
@@ -63,7 +63,15 @@ class AuditLog(Audit):
         if self._node.replica.cluster_version < SINCE:
             return
         if route.needs_state:
-            await self._node.submit(record)
+            try:
+                await self._node.submit(record)
+            except Refused as refusal:
+                if refusal.code != "unknown_outcome":
+                    raise
+                # Whatever became of the record, the call is not made. Its caller need not wonder about that.
+                raise Refused(
+                    "no_quorum", f"its record in the audit trail was not confirmed, so it was not made: {refusal.detail}"
+                ) from None
             return
         # The call must work without a majority: its record is committed as soon as there is one.
         self._pending.append(record)

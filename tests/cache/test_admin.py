@@ -12,9 +12,14 @@ from django.test import override_settings
 from django.urls import path
 from prometheus_client import REGISTRY
 
+from dss_admin import live_rows
+from dss_admin.live_rows import LiveQuerySet
+from dss_api.errors import Refused
 from dss_cache import metrics, operations
 from dss_cache.core.commands import GetRequest, PutRequest
-from dss_cache.django_app import admin
+from dss_cache.django_app.models import KeyRow, LineRow
+from dss_cache.django_app.operations import EvictLines, evict_lines
+from dss_cache.django_app.rows import VALUE_LENGTH_SHOWN, take_keys, take_lines
 from dss_dev.live_rows import rows_here
 
 
@@ -26,32 +31,63 @@ def service(make_service):
     return service
 
 
-def test_lines_most_recently_used_first(service):
-    service.lines.used("k0")
-    rows = admin.line_rows(admin.take_lines(service))
+def shown(model, taken):
+    """The rows as the admin shows them."""
+    return list(LiveQuerySet(model, [row for row in taken if row is not None]))
+
+
+def test_lines_of_this_node(service):
+    rows = shown(LineRow, take_lines(service))
     assert [(row.key, row.state, row.version, row.value) for row in rows] == [
         ("k0", "M", 10, '"v0"'),
-        ("k2", "S", 12, '"v2"'),
         ("k1", "E", 11, '"v1"'),
+        ("k2", "S", 12, '"v2"'),
     ]
     assert (rows[0].age_ms, rows[0].bytes, rows[0].readable) == (5000, 4, True)
 
 
 def test_a_long_or_broken_value_is_cut_for_the_list(service):
     service.lines.install("long", "S", 1, b"\xff" + b"x" * 1000, {}, True, 0.0, "test")
-    assert len(admin.line_rows(admin.take_lines(service))[0].value) <= admin.VALUE_LENGTH_SHOWN
+    assert len(shown(LineRow, take_lines(service))[-1].value) <= VALUE_LENGTH_SHOWN
 
 
 def test_the_list_is_shown(service, db, client, monkeypatch):
     monkeypatch.setattr("dss_api.running.node", lambda: service.node)
-    monkeypatch.setattr(admin, "rows_from_loop", rows_here)
+    monkeypatch.setattr(live_rows, "call_in_loop", rows_here)
     urls = ModuleType("cache_admin_urls")
     urls.urlpatterns = [path("admin/", site.urls)]
     client.force_login(User.objects.create_superuser("boss", password="x"))
     with override_settings(ROOT_URLCONF=urls):
-        assert len(client.get("/admin/dss_cache/linerow/").context["cl"].result_list) == 3
+        response = client.get("/admin/dss_cache/linerow/")
+        assert len(response.context["cl"].result_list) == 3
+        assert response.content.decode().count("?state=M") == 1, "each state once in the filter"
         assert len(client.get("/admin/dss_cache/linerow/", {"q": "k1"}).context["cl"].result_list) == 1
+        assert len(client.get("/admin/dss_cache/linerow/", {"state": "E"}).context["cl"].result_list) == 1
         assert client.get("/admin/dss_cache/linerow/add/").status_code == 403
+
+
+async def test_keys_and_their_lines_on_every_node(make_cluster):
+    cluster = make_cluster()
+    service = cluster.caches["n1"]
+    await operations.put(cluster.nodes["n1"], PutRequest(key="a", value=msgspec.Raw(b"1")))
+    await service.write_back._write_due()
+    for name in ("n1", "n2"):
+        await operations.get(cluster.nodes[name], GetRequest(key="a"))
+    await operations.put(cluster.nodes["n2"], PutRequest(key="b", value=msgspec.Raw(b"2")))
+    rows = {row.key: row for row in shown(KeyRow, take_keys(service, 0))}
+    assert (rows["a"].state, rows["a"].registered, rows["a"].value) == ("cached", "n1, n2", "1")
+    assert (rows["b"].state, rows["b"].owner, rows["b"].value) == ("not written back", "n2", "2")
+    of_node, silent = await service.peers.ask_all_nodes("lines", '["a", "b"]', 2)
+    states = {node: "".join(row["state"] for row in lines) for node, lines in of_node.items()}
+    assert not silent
+    assert states["n1"] == "SI"
+    assert states["n2"] == "SM"
+    evicted = await evict_lines(cluster.nodes["n1"], EvictLines(key="a", nodes=["n2"]))
+    assert evicted.evicted == ["n2"]
+    assert service.lines.get("a") is not None, "n1 was not named"
+    with pytest.raises(Refused, match="n9 did not answer"):
+        await evict_lines(cluster.nodes["n1"], EvictLines(key="a", nodes=["n1", "n9"]))
+    assert service.lines.get("a") is None
 
 
 async def test_every_metric_moves(make_cluster, monkeypatch):

@@ -1,5 +1,6 @@
 """A wait ends with a grant, with its own timeout, or with its caller."""
 
+from dss_locks.core.commands import CancelWait
 from dss_raft.replication.machine import Origin
 
 
@@ -117,3 +118,19 @@ def test_a_grant_to_two_calls_is_not_undone_when_one_disconnects(locks):
     for call in calls:
         locks.cancel(call)
         assert locks.holders("k") == [("b", "exclusive")]
+
+
+def test_an_operator_ends_a_wait(locks):
+    locks.acquire("a", "k")
+    origin = locks.acquire("b", "k", wait_ms=5000)
+    (waiter,) = locks.table.waiters.all()
+    (result,) = locks.entry(CancelWait(client="c", place=waiter.rank, reason="x"))
+    assert result.body == {"cancelled": False}, "the request of another client"
+    (result,) = locks.entry(CancelWait(client="b", place=waiter.rank, reason="maintenance", by="alice"))
+    assert result.body == {"cancelled": True}
+    assert not locks.table.waiters.by_origin
+    answer = locks.answers[origin]
+    assert (answer.code, answer.body["detail"]) == ("wait_timeout", "alice has ended the wait: maintenance")
+    (result,) = locks.entry(CancelWait(client="b", place=waiter.rank, reason="again"))
+    assert result.body == {"cancelled": False}
+    assert locks.holders("k") == [("a", "exclusive")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dss_queue.core.commands import PeekQuery
 from dss_queue.core.inspection import peek
+from dss_queue.core.topic_commands import DeleteDead
 
 
 def dead_letters(desk, group="g"):
@@ -99,3 +100,17 @@ def test_dead_letters_can_be_purged_by_group(desk):
     assert desk.purge(dead=True, group="one").body == {"purged": 1}
     assert desk.purge(dead=True).body == {"purged": 1}
     assert desk.broker.usage()["queue_messages"] == 0
+
+
+def test_one_dead_letter_is_deleted(desk):
+    used = desk.broker.usage()
+    first, second = desk.publish("a", "b")
+    for msg_id in (first, second):
+        desk.take()
+        desk.nack(msg_id, dead=True)
+    assert desk.do(DeleteDead(topic="t", group="g", msg_id=first)).body == {"deleted": True}
+    assert [one["msg_id"] for one in dead_letters(desk)] == [second]
+    assert desk.do(DeleteDead(topic="t", group="g", msg_id=first)).body == {"deleted": False}
+    assert desk.do(DeleteDead(topic="none", group="g", msg_id=first)).body == {"deleted": False}
+    desk.do(DeleteDead(topic="t", group="g", msg_id=second))
+    assert desk.broker.usage()["queue_messages"] == used["queue_messages"] == 0

@@ -20,6 +20,27 @@ class StoredValue(models.Model):
         return self.key
 
 
+class KeyRow(models.Model):
+    """A key of the cache."""
+
+    key = models.CharField(primary_key=True, max_length=512)
+    version = models.BigIntegerField()
+    state = models.CharField(max_length=20, help_text="not written back: a majority has the value, the backing store not yet")
+    owner = models.CharField("written back by", max_length=64, blank=True)
+    registered = models.TextField(help_text="Nodes that may have a line; they may have evicted it")
+    expires_in_ms = models.BigIntegerField(null=True)
+    value = models.TextField(help_text="As far as this node has it in memory")
+
+    class Meta:
+        managed = False
+        default_permissions = ("view", "change")
+        verbose_name = "key"
+        verbose_name_plural = "keys, and their lines on all nodes"
+
+    def __str__(self) -> str:
+        return self.key
+
+
 class LineRow(models.Model):
     """A line of this node. The rows come from the running node; there is no database table."""
 
@@ -30,13 +51,14 @@ class LineRow(models.Model):
     version = models.BigIntegerField()
     readable = models.BooleanField(help_text="All other nodes have dropped their older lines")
     bytes = models.IntegerField()
-    age_ms = models.BigIntegerField("age (ms)")
+    age_ms = models.BigIntegerField()
     value = models.TextField()
 
     class Meta:
         managed = False
         verbose_name = "line"
-        verbose_name_plural = "lines"
+        default_permissions = ("view",)
+        verbose_name_plural = "lines of this node"
 
     def __str__(self) -> str:
         return f"{self.key} ({self.state})"

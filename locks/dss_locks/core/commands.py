@@ -102,6 +102,23 @@ class ForceRelease(Command, tag="locks.force_release", kw_only=True):
         check_name("client", self.client)
 
 
+class CancelWait(Command, tag="locks.cancel_wait", kw_only=True):
+    """Refuse the calls of a waiting request as if their time were over. An operator's; the admin records who and why."""
+
+    since: ClassVar[int] = 5
+
+    client: Name
+    #: of the request, as `waiters` of `GET /lock/status` have it
+    place: Index
+    reason: Reason
+    #: who ordered it
+    by: OptionalName = ""
+
+    def __post_init__(self) -> None:
+        check_name("client", self.client)
+        check_name("by", self.by)
+
+
 class StartSession(Command, tag="locks.session.start", kw_only=True):
     """Start a session: one lease for all locks that are acquired in it."""
 

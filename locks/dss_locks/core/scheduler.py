@@ -6,6 +6,7 @@ arrival, until nothing more can be granted.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -14,9 +15,13 @@ from dss_locks.core import refusals
 from dss_locks.core.commands import Acquire
 from dss_locks.core.holdings import MODES, Holdings
 from dss_locks.core.sessions import LockSession
-from dss_locks.core.state import Caller, Hold, LockChanged, LockEventKind, LockWaiter, SessionEnded
+from dss_locks.core.state import Caller, Hold, LockChanged, LockEventKind, LockWaiter, RefusedDeadlock, SessionEnded
 from dss_locks.core.waiters import Waiters
 from dss_raft.replication.machine import Event, Origin, Resolved
+
+#: Refused deadlocks that a node remembers, and steps of each one's cycle.
+REFUSED_DEADLOCKS_MAX = 100
+CYCLE_STEPS_KEPT_MAX = 50
 
 
 class LockScheduler:
@@ -35,6 +40,8 @@ class LockScheduler:
         #: keys where a grant was deferred to the next entry, and the stamp of the entry that deferred it
         self.deferred: dict[str, None] = {}
         self.deferred_ms = 0
+        #: the last ones that this node has applied, oldest first; for people only: not part of the state
+        self.refused_deadlocks: deque[RefusedDeadlock] = deque(maxlen=REFUSED_DEADLOCKS_MAX)
 
     def restore(self, deferred: Iterable[str], deferred_ms: int) -> None:
         """Replace everything."""
@@ -162,7 +169,7 @@ class LockScheduler:
             return refusals.over_limit(self.holdings, limit)
         if same is None:
             if waiters.may_close_cycle(waiter.client) and (cycle := waiters.cycle(waiter)):
-                return self.refuse_deadlock(waiter, cycle, index)
+                return self.refuse_deadlock(waiter, cycle, at_ms, index)
             waiters.join(waiter)
             self._emit_waiter("queued", waiter, index)
         deadline_ms = at_ms + command.wait_ms
@@ -180,9 +187,12 @@ class LockScheduler:
         )
         return None
 
-    def refuse_deadlock(self, waiter: LockWaiter, cycle: list[dict[str, Any]], index: int) -> Result:
+    def refuse_deadlock(self, waiter: LockWaiter, cycle: list[dict[str, Any]], at_ms: int, index: int) -> Result:
         """Refuse a request that would close `cycle`."""
         waiter.rank = 0  # it was never queued
+        shown = tuple(cycle[:CYCLE_STEPS_KEPT_MAX])
+        mode, keys = MODES[waiter.exclusive], tuple(waiter.keys[:CYCLE_STEPS_KEPT_MAX])
+        self.refused_deadlocks.append(RefusedDeadlock(index, at_ms, waiter.client, keys, mode, shown, len(cycle)))
         self._emit_waiter("refused", waiter, index, "deadlock")
         return refusals.deadlock(cycle)
 

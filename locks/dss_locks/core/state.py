@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -249,6 +249,20 @@ class ForcedRelease(msgspec.Struct, frozen=True, array_like=True):
     fencing_token: int
     reason: str
     by: str
+
+
+class RefusedDeadlock(msgspec.Struct, frozen=True):
+    """A request that was refused because it would have closed a cycle."""
+
+    index: int
+    at_ms: int
+    client: str
+    keys: tuple[str, ...]
+    mode: str
+    #: the first steps of the cycle, as in the refusal
+    cycle: tuple[dict[str, Any], ...]
+    #: how many steps it has
+    length: int
 
 
 class LockChanged(Event, frozen=True, gc=False, omit_defaults=True):

@@ -33,7 +33,7 @@ import msgspec
 from dss_api.result import Result
 from dss_locks.core import refusals
 from dss_locks.core.account import FORCED_BYTES, Account, encode_meta
-from dss_locks.core.commands import Acquire, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
+from dss_locks.core.commands import Acquire, CancelWait, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
 from dss_locks.core.holdings import MODES, Holdings, matches_token
 from dss_locks.core.rows import FORMAT, MetaReader, MetaWriter, decode_hold, decode_waiter, encode_hold, encode_waiter
 from dss_locks.core.scheduler import LockScheduler
@@ -52,7 +52,16 @@ class LockTable:
 
     name = "locks"
     format_version = FORMAT
-    commands: tuple[type[Command], ...] = (Acquire, Release, Renew, ForceRelease, StartSession, RenewSession, CloseSession)
+    commands: tuple[type[Command], ...] = (
+        Acquire,
+        Release,
+        Renew,
+        ForceRelease,
+        StartSession,
+        RenewSession,
+        CloseSession,
+        CancelWait,
+    )
 
     def __init__(self, limits: LockLimits | None = None, state_limits: StateLimits | None = None) -> None:
         self._events: list[Event] = []
@@ -70,6 +79,7 @@ class LockTable:
             StartSession: self._start_session,
             RenewSession: self._renew_session,
             CloseSession: self._close_session,
+            CancelWait: self._cancel_wait,
         }
 
     @property
@@ -243,7 +253,7 @@ class LockTable:
             self.scheduler.defer(keys, at_ms)
             return self.scheduler.enqueue(waiter, command, meta, at_ms, index, origin)
         if waiter.upgrades and client in self.waiters.of_client and (cycle := self.waiters.cycle(waiter)):
-            return self.scheduler.refuse_deadlock(waiter, cycle, index)
+            return self.scheduler.refuse_deadlock(waiter, cycle, at_ms, index)
         limit = holdings.over_limit(keys, client)
         if not limit and (meta is not None or len(waiter.depends_on) < len(keys)):
             limit = self.account.over_limit()
@@ -312,6 +322,17 @@ class LockTable:
         self.account.forced -= sum(map(_forced_bytes, self.forced_releases[:-FORCED_RELEASES_MAX]))
         del self.forced_releases[:-FORCED_RELEASES_MAX]
         return Result({"released": bool(holds), "holders": [{"client": h.client, "fencing_token": h.token} for h in holds]})
+
+    def _cancel_wait(self, command: CancelWait, at_ms: int, index: int, origin: Origin) -> Result:
+        callers = self.waiters.of_client.get(command.client, {})
+        waiter = callers.get(command.place)
+        if waiter is None:
+            return Result({"cancelled": False})
+        refusal = refusals.not_granted("wait_timeout", self.holdings, Positions(self.locks), waiter, at_ms)
+        refusal.body["detail"] = f"{command.by or 'an operator'} has ended the wait: {command.reason}"
+        for caller in waiter.callers[:]:
+            self.scheduler.refuse_caller(caller, index, refusal)
+        return Result({"cancelled": True})
 
     def _start_session(self, command: StartSession, at_ms: int, index: int, origin: Origin) -> Result:
         sessions = self.holdings.sessions

@@ -1,38 +1,41 @@
-"""The lock table in the admin: locks, waiting requests, lock delays and forced releases."""
+"""The lock table in the admin: locks, waiting requests, sessions, lock delays, refused deadlocks and forced releases."""
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
-from datetime import UTC, datetime
-from itertools import islice
 from typing import Any, cast
 
-from django import forms
-from django.contrib import admin, messages
-from django.contrib.admin.helpers import ActionForm
-from django.db.models import QuerySet
+from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import mark_safe
 
-from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
+from dss_admin.actions import Plan, asks_first, report
+from dss_admin.callers import admin_caller
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop, rows_in_turns
 from dss_api import running
 from dss_api.errors import Refused
 from dss_api.operation import named
 from dss_locks import picture
 from dss_locks.core import inspection
-from dss_locks.core.commands import REASON_LENGTH_MAX, ForceRelease
+from dss_locks.core.commands import CancelWait, CloseSession, ForceRelease
 from dss_locks.core.table import LockTable
-from dss_locks.core.waiters import Positions
-from dss_locks.django_app.models import DelayRow, ForcedRow, LockRow, WaiterRow
+from dss_locks.cycle_picture import draw_cycle
+from dss_locks.django_app.models import DeadlockRow, DelayRow, ForcedRow, LockRow, SessionRow, WaiterRow
+from dss_locks.django_app.operations import CANCEL_WAIT, CLOSE_SESSION
+from dss_locks.django_app.rows import (
+    HeldLock,
+    TakenDelay,
+    TakenSession,
+    TakenWaiter,
+    deadlock_rows,
+    forced_rows,
+    take_delays,
+    take_locks,
+    take_sessions,
+    take_waiters,
+)
 from dss_locks.operations import OPERATIONS
 
-#: Maximum rows of a list. What they show is copied in the node's event loop, while other calls wait.
-ROWS_MAX = 1_000
-#: Maximum steps of a request's chain in the list. `GET /lock/status` shows more.
-CHAIN_STEPS_MAX = 10
-#: fields of a hold that are shown as they are
-_OF_HOLD = ("key", "client", "mode", "fencing_token", "expires_in_ms", "age_ms", "session", "lock_delay_ms")
 #: Maximum edges in the picture.
 EDGES_MAX = 1_000
 
@@ -41,173 +44,195 @@ def _table() -> LockTable:
     return cast(LockTable, running.node().machine("locks"))
 
 
-def take_locks(table: LockTable, now_ms: int) -> list[tuple[dict[str, Any], int]]:
-    """The first rows of the table, each with the number of waiters, for `lock_rows`."""
-    rows = []
-    for hold in islice(table.holdings.all(), ROWS_MAX):
-        queue = table.locks[hold.key].queue
-        rows.append(({"key": hold.key, **inspection.hold_row(table, hold, now_ms)}, len(queue) if queue is not None else 0))
-    return rows
-
-
-def lock_rows(taken: list[tuple[dict[str, Any], int]]) -> list[LockRow]:
-    return [
-        LockRow(
-            row_id=f"{len(shown['client'])}.{shown['client']}.{shown['key']}",
-            waiting=waiting,
-            meta=json.dumps(shown["meta"], ensure_ascii=False) if shown["meta"] else "",
-            **{name: shown[name] for name in _OF_HOLD},
-        )
-        for shown, waiting in taken
-    ]
-
-
-def take_waiters(table: LockTable, now_ms: int) -> list[dict[str, Any]]:
-    """The first waiting requests, in order of arrival, for `waiter_rows`."""
-    rows = []
-    positions = Positions(table.locks)
-    for waiter in table.waiters.first(ROWS_MAX):
-        position = positions.of(waiter)
-        shown = inspection.waiter_row(waiter, position, now_ms)
-        chain = inspection.chain(table, waiter, CHAIN_STEPS_MAX)
-        rows.append(
-            {
-                "row_id": str(waiter.rank),
-                "client": waiter.client,
-                "keys": ", ".join(waiter.keys),
-                "mode": shown["mode"],
-                "position": position,
-                "waits_for": chain[0]["held_by"] if chain else "",
-                "chain": " → ".join([waiter.client, *(step["held_by"] for step in chain)]),
-                "age_ms": shown["age_ms"],
-                "gives_up_in_ms": shown["gives_up_in_ms"],
-            }
-        )
-    return rows
-
-
-def waiter_rows(taken: list[dict[str, Any]]) -> list[WaiterRow]:
-    return [WaiterRow(**fields) for fields in taken]
-
-
-def take_delays(table: LockTable, now_ms: int) -> list[dict[str, Any]]:
-    """The first lock delays, for `delay_rows`."""
-    keys = list(islice(table.holdings.delays.by_key, ROWS_MAX))
-    return [{"key": key, **(inspection.delay_row(table, key, now_ms) or {})} for key in keys]
-
-
-def delay_rows(taken: list[dict[str, Any]]) -> list[DelayRow]:
-    return [DelayRow(**fields) for fields in taken]
-
-
-def forced_rows(audit: list[dict[str, Any]]) -> list[ForcedRow]:
-    """The audit list, latest first."""
-    return [
-        ForcedRow(
-            row_id=f"{line['index']}.{len(line['client'])}.{line['client']}.{line['key']}",
-            at=datetime.fromtimestamp(line.pop("at_ms") / 1000, UTC),
-            **{name: line[name] for name in ("key", "client", "fencing_token", "by", "reason")},
-        )
-        for line in audit
-    ]
-
-
-class ForceReleaseForm(ActionForm):
-    """The action form, with a field for the reason."""
-
-    reason = forms.CharField(required=False, max_length=REASON_LENGTH_MAX, label="Reason")
-
-
-class LockAdmin(LiveAdmin):
-    """A list of one part of the lock table."""
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        response = super().changelist_view(request, extra_context)
-        if len(getattr(request, "_live_rows", ())) >= ROWS_MAX:
-            self.message_user(request, f"Only the first {ROWS_MAX:,} are shown and searched.", messages.WARNING)
-        return response
+def _release_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    waiting = sum(row.waiting for row in rows)
+    next_ones = f" {waiting} waiting requests can be granted then." if waiting else ""
+    return Plan(
+        f"Takes {len(rows)} {'lock' if len(rows) == 1 else 'locks'} away without asking the holder.{next_ones}",
+        ["A holder that is still running goes on working. Only the fencing token can keep its writes out of the resource."],
+    )
 
 
 @admin.register(LockRow)
-class LockRowAdmin(LockAdmin):
+class LockRowAdmin(LiveAdmin):
     """Held locks."""
 
     expires_in = duration("expires_in_ms", "expires in", none="until released")
     held_for = duration("age_ms", "held for")
     lock_delay = duration("lock_delay_ms", "lock delay")
 
+    lead = "Who holds which key. Locks are replicated: every node shows the same."
     list_display = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting")
     fields = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting", "session", lock_delay, "meta")
     ordering = ("key", "fencing_token")
     list_filter = (("mode", LiveValuesFilter), ("client", LiveValuesFilter))
     search_fields = ("key", "client", "meta")
-    action_form = ForceReleaseForm
     actions = ("force_release",)
 
-    def rows(self) -> list[LockRow]:
-        return lock_rows(rows_from_loop(lambda: take_locks(_table(), running.node().now_ms())))
+    def rows(self) -> list[HeldLock]:
+        return rows_in_turns(lambda: take_locks(_table(), running.node().now_ms()))
 
-    @admin.action(description="Force release (needs a reason)", permissions=["operate"])
-    def force_release(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        reason = request.POST.get("reason", "").strip()[:REASON_LENGTH_MAX]
-        if not reason:
-            self.message_user(request, "Enter a reason. It is recorded in the audit list.", messages.ERROR)
-            return
+    @asks_first("Release by force", _release_plan)
+    def force_release(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        reason = given["reason"]
 
         def release(row: LockRow) -> ForceRelease:
             return ForceRelease(key=row.key, client=row.client, reason=reason)
 
-        results = self.do_each(request, queryset, named(OPERATIONS, "locks.force_release"), release)
-        released = sum(bool(result.body["released"]) for result in results)
-        self.message_user(request, f"{released} released. If a holder is still running, only its fencing token can stop it.")
+        outcome = self.do_each(request, rows, named(OPERATIONS, "locks.force_release"), release, reason)
+        report(
+            self,
+            request,
+            done=outcome.count("released"),
+            asked=len(rows),
+            what="released",
+            refusal=outcome.refusal,
+            nothing="the locks had ended by themselves",
+        )
+
+
+def _cancel_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    return Plan(
+        f"Ends {len(rows)} {'wait' if len(rows) == 1 else 'waits'}: the calls are answered as if their time were over (wait_timeout).",
+        ["A client that tries again waits again, at the end of the queue."],
+    )
 
 
 @admin.register(WaiterRow)
-class WaiterRowAdmin(LockAdmin):
+class WaiterRowAdmin(LiveAdmin):
     """Waiting requests, oldest first, and the picture of the waits-for graph."""
 
     waiting_for = duration("age_ms", "waiting for")
     gives_up_in = duration("gives_up_in_ms", "gives up in")
 
+    lead = "Requests that wait for a lock, with the first client that blocks each of them."
     change_list_template = "dss_locks/waiting.html"
-    list_display = ("client", "keys", "mode", "position", "waits_for", waiting_for, gives_up_in)
-    fields = ("client", "keys", "mode", "position", "waits_for", "chain", waiting_for, gives_up_in)
+    list_display = ("client", "keys", "mode", "position", "waits_for", waiting_for, gives_up_in, "nodes")
+    fields = ("client", "keys", "mode", "position", "waits_for", "chain", waiting_for, gives_up_in, "nodes")
     ordering = ("-age_ms",)
-    list_filter = (("mode", LiveValuesFilter), ("waits_for", LiveValuesFilter))
+    list_filter = (("mode", LiveValuesFilter), ("waits_for", LiveValuesFilter), ("nodes", LiveValuesFilter))
     search_fields = ("client", "keys", "chain")
+    actions = ("cancel_wait",)
 
-    def rows(self) -> list[WaiterRow]:
-        return waiter_rows(rows_from_loop(lambda: take_waiters(_table(), running.node().now_ms())))
+    def rows(self) -> list[TakenWaiter]:
+        return rows_in_turns(lambda: take_waiters(_table(), running.node().now_ms()))
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         context = {**(extra_context or {}), "clients_max": picture.CLIENTS_MAX}
         with suppress(Refused):  # the list shows the reason
             graph = rows_from_loop(lambda: inspection.graph(_table(), EDGES_MAX, places_max=EDGES_MAX))
             # `draw` escapes all text that comes from clients.
-            context |= {"picture": mark_safe(picture.draw(graph)), "is_cut": picture.is_cut(graph)}
+            context |= {"picture": mark_safe(picture.draw(graph)), "is_graph_cut": picture.is_cut(graph)}
         return super().changelist_view(request, context)
+
+    @asks_first("End the wait", _cancel_plan)
+    def cancel_wait(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        reason, by = given["reason"], admin_caller(request).name
+
+        def cancel(row: WaiterRow) -> CancelWait:
+            return CancelWait(client=row.client, place=row.place, reason=reason, by=by)
+
+        outcome = self.do_each(request, rows, CANCEL_WAIT, cancel, reason)
+        report(
+            self,
+            request,
+            done=outcome.count("cancelled"),
+            asked=len(rows),
+            what="ended",
+            refusal=outcome.refusal,
+            nothing="the requests no longer wait",
+        )
+
+
+def _close_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    locks = sum(row.key_count for row in rows)
+    return Plan(
+        f"Ends {len(rows)} {'session' if len(rows) == 1 else 'sessions'} and releases {locks} {'lock' if locks == 1 else 'locks'}.",
+        ["A client that is still running goes on working. Only the fencing token can keep its writes out of the resource."],
+    )
+
+
+@admin.register(SessionRow)
+class SessionRowAdmin(LiveAdmin):
+    """Client sessions."""
+
+    ttl = duration("ttl_ms", "lease")
+    expires_in = duration("expires_in_ms", "expires in")
+
+    lead = "Sessions of clients: one lease for all the locks of each."
+    list_display = ("session", "client", ttl, expires_in, "key_count", "keys")
+    fields = list_display
+    ordering = ("session",)
+    list_filter = (("client", LiveValuesFilter),)
+    search_fields = ("session", "client", "keys")
+    actions = ("close",)
+
+    def rows(self) -> list[TakenSession]:
+        return rows_in_turns(lambda: take_sessions(_table(), running.node().now_ms()))
+
+    @asks_first("Close the session", _close_plan)
+    def close(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        outcome = self.do_each(request, rows, CLOSE_SESSION, lambda row: CloseSession(session=row.session), given["reason"])
+        report(
+            self,
+            request,
+            done=outcome.count("closed"),
+            asked=len(rows),
+            what="closed",
+            refusal=outcome.refusal,
+            nothing="the sessions had ended by themselves",
+        )
 
 
 @admin.register(DelayRow)
-class DelayRowAdmin(LockAdmin):
+class DelayRowAdmin(LiveAdmin):
     """Lock delays of keys whose lock was lost."""
 
     left = duration("left_ms", "ends in")
     delay = duration("delay_ms", "length")
 
+    lead = "Keys whose lock was lost, and which are not granted for a while so that late writes of the last holder can arrive."
     list_display = ("key", "lost_by", "keeps_out", left, delay)
     fields = list_display
     ordering = ("left_ms",)
+    list_filter = (("keeps_out", LiveValuesFilter), ("lost_by", LiveValuesFilter))
     search_fields = ("key", "lost_by")
 
-    def rows(self) -> list[DelayRow]:
-        return delay_rows(rows_from_loop(lambda: take_delays(_table(), running.node().now_ms())))
+    def rows(self) -> list[TakenDelay]:
+        return rows_in_turns(lambda: take_delays(_table(), running.node().now_ms()))
+
+
+@admin.register(DeadlockRow)
+class DeadlockRowAdmin(LiveAdmin):
+    """The refused deadlocks that this node remembers."""
+
+    lead = (
+        "The last 100 requests that were refused because they would have closed a cycle, as far as this node has applied them since it"
+        " started. Open one to see the cycle drawn."
+    )
+    list_display = ("at", "client", "keys", "mode", "length", "cycle")
+    fields = list_display
+    ordering = ("-at",)
+    list_filter = (("client", LiveValuesFilter), ("mode", LiveValuesFilter))
+    search_fields = ("client", "keys", "cycle")
+
+    def rows(self) -> list[DeadlockRow]:
+        return deadlock_rows(rows_from_loop(lambda: list(_table().scheduler.refused_deadlocks)))
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        row = self.get_object(request, object_id)
+        # `draw_cycle` escapes all text that comes from clients.
+        context = {"picture": mark_safe(draw_cycle(row.steps)), "picture_title": "The cycle"} if row is not None else {}
+        return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
 
 @admin.register(ForcedRow)
 class ForcedRowAdmin(LiveAdmin):
     """The audit list of forced releases."""
 
+    lead = "Locks that an operator has taken away, latest first."
     list_display = ("at", "key", "client", "fencing_token", "by", "reason")
     ordering = ("-at",)
     list_filter = (("by", LiveValuesFilter),)

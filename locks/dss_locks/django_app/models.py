@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from django.db import models
 
 
@@ -29,6 +32,52 @@ class LockRow(models.Model):
         return f"{self.key} ({self.mode}, {self.client})"
 
 
+class SessionRow(models.Model):
+    """A client session."""
+
+    session = models.CharField(primary_key=True, max_length=64)
+    client = models.CharField(max_length=512)
+    ttl_ms = models.BigIntegerField()
+    expires_in_ms = models.BigIntegerField()
+    key_count = models.IntegerField("locks")
+    keys = models.TextField(help_text="The first keys that it holds")
+
+    class Meta:
+        managed = False
+        default_permissions = ("view", "change")
+        verbose_name = "client session"
+        verbose_name_plural = "client sessions"
+
+    def __str__(self) -> str:
+        return f"session {self.session} of {self.client}"
+
+
+class DeadlockRow(models.Model):
+    """A request that was refused because it would have closed a cycle."""
+
+    row_id = models.CharField(primary_key=True, max_length=64)
+    at = models.DateTimeField("refused at")
+    client = models.CharField("refused client", max_length=512)
+    keys = models.TextField("asked for")
+    mode = models.CharField(max_length=9)
+    length = models.IntegerField("clients in the cycle")
+    cycle = models.TextField(help_text="Begins with the request that was refused")
+
+    def __init__(self, *args: Any, steps: Sequence[dict[str, Any]] = (), **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        #: the cycle, to be drawn
+        self.steps = steps
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = "refused deadlock"
+        verbose_name_plural = "refused deadlocks"
+
+    def __str__(self) -> str:
+        return f"{self.client} asked for {self.keys}"
+
+
 class WaiterRow(models.Model):
     """A waiting request."""
 
@@ -41,6 +90,8 @@ class WaiterRow(models.Model):
     chain = models.TextField(help_text="From this client to the first one that is not waiting")
     age_ms = models.BigIntegerField()
     gives_up_in_ms = models.BigIntegerField()
+    place = models.BigIntegerField()
+    nodes = models.CharField("called at", max_length=512, help_text="The nodes where its calls wait")
 
     class Meta:
         managed = False

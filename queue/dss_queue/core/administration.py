@@ -17,7 +17,7 @@ from dss_queue.core.records import message_number
 from dss_queue.core.registry import Registry
 from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, Queue, queue_bytes, settings_of
 from dss_queue.core.topic import Topic
-from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
+from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Origin
 
@@ -44,6 +44,7 @@ class Administration:
             DropIdle: self._drop_idle,
             Redrive: self._redrive,
             Purge: self._purge,
+            DeleteDead: self._delete_dead,
         }
 
     # -------------------------------------------------------------------- topics
@@ -200,3 +201,7 @@ class Administration:
             return Result({"purged": topic.purge()})
         groups = [group for group in topic.groups.values() if command.group in ("", group.name)]
         return Result({"purged": sum(group.forget_dead() for group in groups)})
+
+    def _delete_dead(self, command: DeleteDead, at_ms: int, index: int, origin: Origin) -> Result:
+        group = self.find_group(command.topic, command.group)
+        return Result({"deleted": group is not None and group.forget_one_dead(message_number(command.msg_id))})

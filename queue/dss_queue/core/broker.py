@@ -52,7 +52,7 @@ from dss_queue.core.registry import Registry
 from dss_queue.core.snapshot import FORMAT, decode_state, encode_state
 from dss_queue.core.sqs_queues import ChangeQueue, CreateQueue, PublishToQueues
 from dss_queue.core.topic import Topic, TopicTimer
-from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
+from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import StateLimit, StateLimits
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
@@ -106,6 +106,7 @@ class Broker:
         DeleteTopic,
         PutGroup,
         DeleteGroup,
+        DeleteDead,
         PutQueueSettings,
         DropIdle,
         ConsumeRuns,

@@ -431,6 +431,16 @@ class Group:
         self.dead = {}
         return count
 
+    def forget_one_dead(self, number: int) -> bool:
+        """Delete a dead letter. False: there is none with this number."""
+        dead = self.dead.pop(number, None)
+        if dead is None:
+            return False
+        self.messages.drop_copy(dead)
+        self._account.add_endings(-len(dead.history))
+        self._account.add_dead(-1)
+        return True
+
     def is_finished_with(self, message: Message) -> bool:
         """For a message without a key, or at the head of its key's chain."""
         number, backlog = message.number, self.backlog

@@ -11,7 +11,7 @@ import msgspec
 
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import PeekQuery, TopicSettings
-from dss_queue.core.group import Delivery, Group
+from dss_queue.core.group import Group
 from dss_queue.core.records import Dead, Ending, Message, message_id, message_number
 from dss_queue.core.topic import Topic
 
@@ -59,7 +59,7 @@ def _group_line(group: Group, now_ms: int) -> dict[str, Any]:
         "delayed": delayed,
         "in_flight": in_flight,
         "dead": len(group.dead),
-        "waiters": sum(waiter.live for waiter in group.waiters),
+        "waiters": group.waiting,
         "oldest_age_ms": _group_age_ms(group, now_ms),
         "delivered": counters.delivered,
         "redelivered": counters.redelivered,
@@ -205,43 +205,33 @@ def json_text(value: bytes) -> msgspec.Raw | None:
 
 
 def backlogs(broker: Broker, now_ms: int) -> Iterator[dict[str, Any]]:
-    """The unfinished messages of each group; one line for a topic without a group."""
+    """The unfinished messages of each group of each topic."""
     for topic in broker.topics.values():
-        of_topic = {
-            "topic": topic.name,
-            "bytes": topic.messages.bytes,
-            "published_per_s": topic.publish_rate.per_second(now_ms),
+        yield from backlogs_of(topic, now_ms)
+
+
+def backlogs_of(topic: Topic, now_ms: int) -> Iterator[dict[str, Any]]:
+    """The unfinished messages of each group of a topic; one line if it has none."""
+    of_topic = {
+        "topic": topic.name,
+        "bytes": topic.messages.bytes,
+        "published_per_s": topic.publish_rate.per_second(now_ms),
+    }
+    groups = list(topic.groups.values())
+    for group in groups:
+        line = _group_line(group, now_ms)
+        yield {
+            **of_topic,
+            **{name: line[name] for name in ("group", "ready", "delayed", "in_flight", "dead", "oldest_age_ms")},
+            "waiting": line["waiters"],
+            "acked_per_s": line["ack_per_second"],
         }
-        for group in topic.groups.values():
-            line = _group_line(group, now_ms)
-            yield {
-                **of_topic,
-                **{name: line[name] for name in ("group", "ready", "delayed", "in_flight", "dead", "oldest_age_ms")},
-                "waiting": line["waiters"],
-                "acked_per_s": line["ack_per_second"],
-            }
-        if not topic.groups:
-            counts = {
-                "ready": len(topic.messages.by_number) - topic.messages.hidden,
-                "delayed": topic.messages.hidden,
-                "in_flight": 0,
-                "dead": 0,
-                "waiting": 0,
-            }
-            yield {**of_topic, **counts, "group": "", "oldest_age_ms": oldest_age_ms(topic, now_ms), "acked_per_s": 0.0}
-
-
-def deliveries(broker: Broker) -> Iterator[tuple[Group, Delivery]]:
-    """Everything in flight."""
-    for topic in broker.topics.values():
-        for group in topic.groups.values():
-            for delivery in group.in_flight.values():
-                yield group, delivery
-
-
-def dead_letters(broker: Broker) -> Iterator[tuple[Group, Dead]]:
-    """Every dead letter."""
-    for topic in broker.topics.values():
-        for group in topic.groups.values():
-            for dead in group.dead.values():
-                yield group, dead
+    if not groups:
+        counts = {
+            "ready": len(topic.messages.by_number) - topic.messages.hidden,
+            "delayed": topic.messages.hidden,
+            "in_flight": 0,
+            "dead": 0,
+            "waiting": 0,
+        }
+        yield {**of_topic, **counts, "group": "", "oldest_age_ms": oldest_age_ms(topic, now_ms), "acked_per_s": 0.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -48,6 +48,14 @@ class PutGroup(GroupFields, Command, tag="queue.group", kw_only=True):
 
 class DeleteGroup(GroupFields, Command, tag="queue.group_delete", kw_only=True):
     """Delete a group with its dead letters. Messages that only this group had not finished are deleted, too."""
+
+
+class DeleteDead(GroupFields, Command, tag="queue.delete_dead", kw_only=True):
+    """Delete one dead letter of a group. `Purge` deletes all of them."""
+
+    since: ClassVar[int] = 5
+
+    msg_id: MessageId
 
 
 class PutQueueSettings(Command, tag="queue.settings", kw_only=True):

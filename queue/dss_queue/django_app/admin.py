@@ -1,135 +1,269 @@
-"""The broker in the admin: backlogs, messages in flight, and dead letters."""
+"""The broker in the admin: topics, groups, connected consumers, messages and dead letters."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from django.contrib import admin, messages
-from django.db.models import QuerySet
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 
-from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
+from dss_admin.actions import Plan, ReasonForm, asks_first, for_list, report
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop, rows_in_turns
 from dss_api import running
+from dss_api.durations import duration_text
+from dss_api.fields import BYTES_PER_NAME_MAX, DURATION_MS_MAX, check_name
 from dss_api.operation import named
 from dss_api.rights import OPERATE
-from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import Nack, Redrive
-from dss_queue.core.records import Dead, Ending, Message, message_id, receipt_of
-from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic
-from dss_queue.django_app.models import BacklogRow, DeadLetterRow, InFlightRow
+from dss_queue.core.commands import Nack, Purge, PutTopic, Redrive, TopicSettings
+from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic
+from dss_queue.django_app.models import BacklogRow, ConsumerRow, DeadLetterRow, MessageRow, TopicRow
+from dss_queue.django_app.operations import DELETE_DEAD
+from dss_queue.django_app.rows import (
+    IN_FLIGHT,
+    TakenBacklog,
+    TakenConsumer,
+    TakenDead,
+    TakenMessage,
+    TakenTopic,
+    take_backlogs,
+    take_consumers,
+    take_dead_letters,
+    take_messages,
+    take_topics,
+)
 from dss_queue.operations import OPERATIONS
-
-#: Maximum rows of a list. What they show is copied in the event loop, so other calls wait meanwhile.
-ROWS_MAX = 5_000
-#: Maximum rows of the list of groups, whose figures are computed in the event loop.
-GROUPS_MAX = 1_000
-VALUE_SHOWN_MAX = 2_000
 
 
 def _broker() -> Broker:
     return cast(Broker, running.node().machine("queue"))
 
 
-class TakenDelivery(NamedTuple):
-    """A delivery, copied: it changes and ends in the event loop."""
-
-    topic: str
-    group: str
-    message: Message
-    serial: int
-    attempt: int
-    node: str
-    due_ms: int
+def _now_ms() -> int:
+    return int(running.node().now_ms())
 
 
-def take_backlogs(broker: Broker, now_ms: int) -> list[dict[str, Any]]:
-    """The first groups, and topics without one, for `backlog_rows`."""
-    return list(islice(inspection.backlogs(broker, now_ms), GROUPS_MAX))
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
 
 
-def backlog_rows(taken: list[dict[str, Any]]) -> list[BacklogRow]:
-    return [BacklogRow(row_id=f"{len(line['topic'])}.{line['topic']}.{line['group']}", **line) for line in taken]
+# ------------------------------------------------------------------- topics
 
 
-def take_in_flight(broker: Broker) -> list[TakenDelivery]:
-    """The first deliveries, for `in_flight_rows`."""
-    return [
-        TakenDelivery(group.messages.topic, group.name, one.message, one.serial, one.attempt, one.handout.origin.node, one.due_ms)
-        for group, one in islice(inspection.deliveries(broker), ROWS_MAX)
-    ]
+class TopicForm(ReasonForm):
+    """The settings of a topic. They replace all of the present ones."""
+
+    max_attempts = forms.IntegerField(min_value=1, max_value=1000, help_text="Deliveries before a message becomes a dead letter.")
+    backoff_ms = forms.IntegerField(
+        min_value=0, max_value=DURATION_MS_MAX, help_text="Delay before the second delivery, doubled each time. 0: none."
+    )
+    retention_ms = forms.IntegerField(
+        min_value=0,
+        max_value=DURATION_MS_MAX,
+        help_text="Older messages become dead letters of each group that has not taken them. 0: never.",
+    )
+    dedup_window_ms = forms.IntegerField(
+        min_value=0, max_value=DURATION_MS_MAX, help_text="How long a dedup_id is remembered. 0: not at all."
+    )
+    keep_ms = forms.IntegerField(
+        min_value=0,
+        max_value=DURATION_MS_MAX,
+        help_text="How long finished messages stay for groups that come later. 0: not at all.",
+    )
+    max_bytes = forms.IntegerField(min_value=0, max_value=2**53, help_text="Of the topic. 0: only the limits of the cluster.")
 
 
-def in_flight_rows(taken: list[TakenDelivery], now_ms: int) -> list[InFlightRow]:
-    rows = []
-    for one in taken:
-        message = one.message
-        msg_id = message_id(message.number)
-        rows.append(
-            InFlightRow(
-                row_id=f"{msg_id}.{len(one.group)}.{one.group}.{one.topic}",
-                topic=one.topic,
-                group=one.group,
-                msg_id=msg_id,
-                key=message.key,
-                partition=message.partition,
-                receipt=receipt_of(msg_id, one.serial),
-                attempt=one.attempt,
-                node=one.node,
-                visible_in_ms=max(0, one.due_ms - now_ms),
-                age_ms=max(0, now_ms - message.published_ms),
-                value=_beginning(message.value),
-            )
+class NewTopicForm(TopicForm):
+    """A topic that does not exist yet."""
+
+    topic = forms.CharField(max_length=BYTES_PER_NAME_MAX)
+    field_order = ("topic",)
+
+    def clean_topic(self) -> str:
+        topic: str = self.cleaned_data["topic"]
+        try:
+            check_name("topic", topic)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+        if topic in _broker().topics:
+            raise ValidationError("This topic exists. Change its settings in the list.")
+        return topic
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in TopicSettings.__struct_fields__}
+
+
+def _settings_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    if len(rows) != 1:
+        return Plan("Replaces the settings of one topic.", refusal="Choose exactly one topic.")
+    topic = rows_from_loop(lambda: _broker().topics.get(rows[0].topic))
+    if topic is None:
+        return Plan("Replaces the settings of one topic.", refusal="The topic no longer exists.")
+    settings = topic.messages.settings
+    return Plan(
+        "Replaces the settings of this topic for the whole cluster.",
+        ["A shorter retention applies to the messages that are there: older ones become dead letters, or are deleted."],
+        initial={name: getattr(settings, name) for name in TopicSettings.__struct_fields__},
+    )
+
+
+def _new_topic_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    return Plan(
+        "Creates a topic with these settings.",
+        initial={name: getattr(TopicSettings(), name) for name in TopicSettings.__struct_fields__},
+    )
+
+
+def _purge_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    messages = _count(sum(row.messages for row in rows), "message", "messages")
+    topics = _count(len(rows), "topic", "topics")
+    text = f"Deletes all messages of {topics}: {messages} now, also those in flight. Groups and dead letters stay."
+    return Plan(text, ["The messages cannot be restored."])
+
+
+def _delete_topics_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    messages = _count(sum(row.messages for row in rows), "message", "messages")
+    dead = _count(sum(row.dead for row in rows), "dead letter", "dead letters")
+    groups = _count(sum(row.groups for row in rows), "group", "groups")
+    waiting = sum(row.consumers for row in rows)
+    answered = [f"{_count(waiting, 'waiting consumer is', 'waiting consumers are')} answered not_found."] if waiting else []
+    text = f"Deletes {_count(len(rows), 'topic', 'topics')} with {messages}, {dead}, {groups} and the settings."
+    return Plan(text, ["Nothing of it can be restored.", *answered])
+
+
+@admin.register(TopicRow)
+class TopicRowAdmin(LiveAdmin):
+    """Topics."""
+
+    oldest = duration("oldest_age_ms", "oldest message")
+
+    lead = "Topics with their settings. Open one to see its groups and connected consumers. Every node shows the same."
+    list_display = ("topic", "messages", "bytes", "groups", "consumers", "dead", oldest, "published_per_s", "settings")
+    fields = ("topic", "messages", "bytes", "groups", "consumers", "dead", oldest, "published", "published_per_s", "settings")
+    ordering = ("topic",)
+    search_fields = ("topic",)
+    actions = ("change_settings", "purge", "delete_dead", "delete_topics")
+    list_actions = ("create",)
+
+    def rows(self) -> list[TakenTopic]:
+        return rows_in_turns(lambda: take_topics(_broker(), _now_ms()))
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        row = self.get_object(request, object_id)
+        context = {"tables": self._tables(row.topic)} if row is not None else {}
+        return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
+
+    def _tables(self, topic: str) -> list[dict[str, Any]]:
+        groups = [one for one in rows_in_turns(lambda: take_backlogs(_broker(), _now_ms())) if one.topic == topic and one.group]
+        consumers = [one for one in rows_in_turns(lambda: take_consumers(_broker(), _now_ms())) if one.topic == topic]
+        return [
+            {
+                "title": "Groups",
+                "columns": ("Group", "Ready", "Delayed", "In flight", "Dead letters", "Waiting consumers", "Oldest"),
+                "rows": [
+                    (one.group, one.ready, one.delayed, one.in_flight, one.dead, one.waiting, duration_text(one.oldest_age_ms))
+                    for one in groups
+                ],
+                "empty": "No group consumes it.",
+            },
+            {
+                "title": "Connected consumers",
+                "columns": ("Group", "Connected to", "Doing", "Messages"),
+                "rows": [(one.group, one.node, one.doing, one.messages) for one in consumers[:100]],
+                "empty": "No consumer waits, and none has a message in flight.",
+            },
+        ]
+
+    @for_list("Create a topic", _new_topic_plan, NewTopicForm)
+    def create(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        self._put(request, [given["topic"]], given, "created")
+
+    @asks_first("Change the settings", _settings_plan, TopicForm)
+    def change_settings(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        self._put(request, rows, given, "changed")
+
+    def _put(self, request: HttpRequest, topics: list[Any], given: dict[str, Any], what: str) -> None:
+        put = named(OPERATIONS, "queue.topic")
+        outcome = self.do_each(request, topics, put, lambda row: PutTopic(topic=str(row), **_settings(given)), given["reason"])
+        done = len(outcome.results)
+        report(self, request, done=done, asked=len(topics), what=what, refusal=outcome.refusal, nothing="no topic was named")
+
+    @asks_first("Purge: delete all messages", _purge_plan)
+    def purge(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        purge = named(OPERATIONS, "queue.purge")
+        outcome = self.do_each(request, rows, purge, lambda row: Purge(topic=row.topic), given["reason"])
+        _report_deleted(self, request, outcome, "purged", "messages")
+
+    @asks_first(
+        "Delete the dead letters of all groups",
+        lambda page, rows: Plan(
+            f"Deletes {_count(sum(row.dead for row in rows), 'dead letter', 'dead letters')} of {_count(len(rows), 'topic', 'topics')}.",
+            ["They cannot be restored, or redriven later."],
+        ),
+    )
+    def delete_dead(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        purge = named(OPERATIONS, "queue.purge")
+        outcome = self.do_each(request, rows, purge, lambda row: Purge(topic=row.topic, dead=True), given["reason"])
+        _report_deleted(self, request, outcome, "purged", "dead letters")
+
+    @asks_first("Delete the topics", _delete_topics_plan)
+    def delete_topics(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        delete = named(OPERATIONS, "queue.topic_delete")
+        outcome = self.do_each(request, rows, delete, lambda row: DeleteTopic(topic=row.topic), given["reason"])
+        report(
+            self,
+            request,
+            done=outcome.count("deleted"),
+            asked=len(rows),
+            what="topics deleted" if len(rows) > 1 else "topic deleted",
+            refusal=outcome.refusal,
+            nothing="they were deleted before",
         )
-    return rows
 
 
-def take_dead_letters(broker: Broker) -> list[tuple[str, str, Dead]]:
-    """The first dead letters, each with its topic and group, for `dead_letter_rows`. Nothing changes a dead letter."""
-    return [(group.messages.topic, group.name, dead) for group, dead in islice(inspection.dead_letters(broker), ROWS_MAX)]
+def _report_deleted(page: LiveAdmin, request: HttpRequest, outcome: Any, field: str, what: str) -> None:
+    """For calls of which each deletes any number of things."""
+    done = outcome.count(field)
+    report(page, request, done=done, asked=done, what=f"{what} deleted", refusal=outcome.refusal, nothing=f"there were no {what}")
 
 
-def dead_letter_rows(taken: list[tuple[str, str, Dead]]) -> list[DeadLetterRow]:
-    rows = []
-    for topic, group, dead in taken:
-        msg_id = message_id(dead.number)
-        rows.append(
-            DeadLetterRow(
-                row_id=f"{msg_id}.{len(group)}.{group}.{topic}",
-                topic=topic,
-                group=group,
-                msg_id=msg_id,
-                key=dead.key,
-                reason=dead.reason,
-                attempts=dead.attempts,
-                dead_at=_time(dead.dead_ms),
-                published_at=_time(dead.published_ms),
-                history="\n".join(_ending_text(ending) for ending in dead.history),
-                value=_beginning(dead.value),
-            )
-        )
-    return rows
+# ------------------------------------------------------------------- groups
 
 
-def _beginning(value: bytes) -> str:
-    return value[:VALUE_SHOWN_MAX].decode(errors="replace") + ("…" if len(value) > VALUE_SHOWN_MAX else "")
+def _delete_groups_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+    groups = [row for row in rows if row.group]
+    if not groups:
+        return Plan("Deletes groups.", refusal="The chosen topics have no group.")
+    dead = _count(sum(row.dead for row in groups), "dead letter", "dead letters")
+    unfinished = _count(
+        sum(row.ready + row.delayed + row.in_flight for row in groups), "unfinished message", "unfinished messages"
+    )
+    text = f"Deletes {_count(len(groups), 'group', 'groups')} with {dead}, and their places in the topics ({unfinished})."
+    return Plan(text, ["Messages that no other group has to finish are deleted, too. A later consume creates the group again."])
 
 
-def _time(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
+def _group_dead_plan(text: str, warnings: list[str]) -> Any:
+    def plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+        dead = sum(row.dead for row in rows)
+        if not dead:
+            return Plan(text.format("dead letters"), refusal="The chosen groups have no dead letters.")
+        return Plan(text.format(_count(dead, "dead letter", "dead letters")), warnings)
 
-
-def _ending_text(ending: Ending) -> str:
-    held_ms = ending.ended_ms - ending.delivered_ms
-    return f"attempt {ending.attempt}: {ending.reason} after {held_ms} ms, by {ending.node}, {_time(ending.ended_ms):%F %T}"
+    return plan
 
 
 @admin.register(BacklogRow)
 class BacklogRowAdmin(LiveAdmin):
-    """Topics, and the unfinished messages of their groups."""
+    """The unfinished messages of each group."""
 
+    oldest = duration("oldest_age_ms", "oldest")
+
+    lead = "Consumer groups and what they have not finished; also the topics that have no group yet."
     list_display = (
         "topic",
         "group",
@@ -138,74 +272,166 @@ class BacklogRowAdmin(LiveAdmin):
         "in_flight",
         "dead",
         "waiting",
-        duration("oldest_age_ms", "oldest"),
+        oldest,
         "published_per_s",
         "acked_per_s",
         "bytes",
     )
+    fields = list_display
+    ordering = ("topic", "group")
     list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter))
     search_fields = ("topic", "group")
-    actions = ("delete_groups", "delete_topics")
+    actions = ("redrive_all", "delete_dead", "delete_groups")
 
-    def rows(self) -> list[BacklogRow]:
-        return backlog_rows(rows_from_loop(lambda: take_backlogs(_broker(), running.node().now_ms())))
+    def rows(self) -> list[TakenBacklog]:
+        return rows_in_turns(lambda: take_backlogs(_broker(), _now_ms()))
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        response = super().changelist_view(request, extra_context)
-        if len(getattr(request, "_live_rows", ())) >= GROUPS_MAX:
-            self.message_user(request, f"Only the first {GROUPS_MAX:,} are shown and searched.", messages.WARNING)
-        return response
-
-    @admin.action(description="Delete the groups, with their dead letters", permissions=["operate"])
-    def delete_groups(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        groups = [row for row in queryset if row.group]
-        results = self.do_each(
-            request, groups, named(OPERATIONS, "queue.group_delete"), lambda row: DeleteGroup(topic=row.topic, group=row.group)
+    @asks_first("Redrive all dead letters", _group_dead_plan("Returns {} to the queue. Their attempts start again at zero.", []))
+    def redrive_all(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        groups = [row for row in rows if row.group]
+        redrive = named(OPERATIONS, "queue.redrive")
+        outcome = self.do_each(request, groups, redrive, lambda row: Redrive(topic=row.topic, group=row.group), given["reason"])
+        done = outcome.count("redriven")
+        report(
+            self,
+            request,
+            done=done,
+            asked=done,
+            what="returned to the queue",
+            refusal=outcome.refusal,
+            nothing="there were no dead letters",
         )
-        deleted = sum(result.body["deleted"] for result in results)
-        self.message_user(request, f"{deleted} groups deleted.")
 
-    @admin.action(description="Delete the topics, with all their messages and groups", permissions=["operate"])
-    def delete_topics(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        topics = list({row.topic: row for row in queryset}.values())
-        results = self.do_each(request, topics, named(OPERATIONS, "queue.topic_delete"), lambda row: DeleteTopic(topic=row.topic))
-        deleted = sum(result.body["deleted"] for result in results)
-        self.message_user(request, f"{deleted} topics deleted.")
+    @asks_first("Delete all dead letters", _group_dead_plan("Deletes {}.", ["They cannot be restored, or redriven later."]))
+    def delete_dead(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        groups = [row for row in rows if row.group]
+        purge = named(OPERATIONS, "queue.purge")
+        outcome = self.do_each(
+            request, groups, purge, lambda row: Purge(topic=row.topic, group=row.group, dead=True), given["reason"]
+        )
+        _report_deleted(self, request, outcome, "purged", "dead letters")
+
+    @asks_first("Delete the groups", _delete_groups_plan)
+    def delete_groups(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        groups = [row for row in rows if row.group]
+        delete = named(OPERATIONS, "queue.group_delete")
+        outcome = self.do_each(
+            request, groups, delete, lambda row: DeleteGroup(topic=row.topic, group=row.group), given["reason"]
+        )
+        report(
+            self,
+            request,
+            done=outcome.count("deleted"),
+            asked=len(groups),
+            what="groups deleted" if len(groups) > 1 else "group deleted",
+            refusal=outcome.refusal,
+            nothing="they were deleted before",
+        )
 
 
-@admin.register(InFlightRow)
-class InFlightRowAdmin(LiveAdmin):
-    """Messages that consumers have taken and not finished."""
+@admin.register(ConsumerRow)
+class ConsumerRowAdmin(LiveAdmin):
+    """Connected consumers."""
 
-    contents = ("value",)
-    list_display = (
+    until = duration("until_ms", "waits for another")
+
+    lead = "Calls and subscriptions that wait for a message, and those whose messages are in flight, on every node."
+    list_display = ("topic", "group", "node", "doing", "messages", until)
+    fields = list_display
+    ordering = ("topic", "group", "node")
+    list_filter = (
+        ("topic", LiveValuesFilter),
+        ("group", LiveValuesFilter),
+        ("node", LiveValuesFilter),
+        ("doing", LiveValuesFilter),
+    )
+    search_fields = ("topic", "group", "node")
+
+    def rows(self) -> list[TakenConsumer]:
+        return rows_in_turns(lambda: take_consumers(_broker(), _now_ms()))
+
+
+# ----------------------------------------------------------------- messages
+
+
+def _in_flight_plan(text: str, warnings: list[str]) -> Any:
+    def plan(page: LiveAdmin, rows: list[Any]) -> Plan:
+        others = sum(row.state != IN_FLIGHT for row in rows)
+        if others:
+            refusal = f"{others} of the {len(rows)} chosen messages are not in flight. Choose messages that a consumer has."
+            return Plan(text.format("messages in flight"), refusal=refusal)
+        return Plan(text.format(_count(len(rows), "message", "messages")), warnings)
+
+    return plan
+
+
+_LATE = "A consumer that is still working on one can no longer ack it."
+
+
+@admin.register(MessageRow)
+class MessageRowAdmin(LiveAdmin):
+    """Messages that groups have not finished."""
+
+    due_in = duration("due_in_ms", "ready or back in")
+    age = duration("age_ms", "published ago")
+
+    contents = ("value", "headers")
+    lead = "Messages that are ready, delayed or in flight, for each group that has to finish them. Values are shown to admins."
+    list_display = ("msg_id", "topic", "group", "key", "state", "attempt", "node", due_in, age, "value")
+    fields = (
         "msg_id",
         "topic",
         "group",
         "key",
+        "partition",
+        "state",
         "attempt",
         "node",
-        duration("visible_in_ms", "comes back in"),
-        duration("age_ms", "published ago"),
+        due_in,
+        age,
+        "receipt",
+        "headers",
         "value",
     )
-    actions = ("requeue",)
-    list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter), ("node", LiveValuesFilter))
+    list_filter = (
+        ("state", LiveValuesFilter),
+        ("topic", LiveValuesFilter),
+        ("group", LiveValuesFilter),
+        ("node", LiveValuesFilter),
+    )
     search_fields = ("msg_id", "topic", "group", "key", "value")
+    actions = ("give_back", "dead_letter")
 
-    def rows(self) -> list[InFlightRow]:
-        return in_flight_rows(*rows_from_loop(lambda: (take_in_flight(_broker()), running.node().now_ms())))
+    def rows(self) -> list[TakenMessage]:
+        return rows_in_turns(lambda: take_messages(_broker(), _now_ms()))
 
-    @admin.action(description="Return to the queue now (the attempt counts as failed)", permissions=["operate"])
-    def requeue(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        def nack(row: InFlightRow) -> Nack:
-            return Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0)
+    @asks_first(
+        "Give back to the queue", _in_flight_plan("Gives {} back to the queue now. The attempts count as failed.", [_LATE])
+    )
+    def give_back(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        self._nack(request, rows, given, "given back", dead=False)
+
+    @asks_first(
+        "Move to the dead letters",
+        _in_flight_plan("Makes {} dead letters. They are not delivered again unless they are redriven.", [_LATE]),
+    )
+    def dead_letter(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        self._nack(request, rows, given, "moved to the dead letters", dead=True)
+
+    def _nack(self, request: HttpRequest, rows: list[Any], given: dict[str, Any], what: str, *, dead: bool) -> None:
+        def nack(row: MessageRow) -> Nack:
+            return Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0, dead=dead)
 
         # The operation is for the consumer; here an operator acts.
-        results = self.do_each(request, queryset, named(OPERATIONS, "queue.nack"), nack, needs=OPERATE)
-        given_back = sum(result.body["nacked"] for result in results)
-        self.message_user(
-            request, f"{given_back} returned to the queue. A consumer that is still working on one can no longer ack it."
+        outcome = self.do_each(request, rows, named(OPERATIONS, "queue.nack"), nack, given["reason"], needs=OPERATE)
+        report(
+            self,
+            request,
+            done=outcome.count("nacked"),
+            asked=len(rows),
+            what=what,
+            refusal=outcome.refusal,
+            nothing="their deliveries have ended",
         )
 
 
@@ -213,20 +439,55 @@ class InFlightRowAdmin(LiveAdmin):
 class DeadLetterRowAdmin(LiveAdmin):
     """Messages that groups no longer try to deliver."""
 
-    contents = ("value",)
-    list_display = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "value")
-    actions = ("redrive",)
+    contents = ("value", "headers")
+    lead = "Messages that a group no longer tries to deliver, with the history of their deliveries. Values are shown to admins."
+    list_display = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "history", "value")
+    fields = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "published_at", "history", "headers", "value")
     list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter), ("reason", LiveValuesFilter))
     search_fields = ("msg_id", "topic", "group", "key", "value", "history")
+    actions = ("redrive", "delete_dead")
 
-    def rows(self) -> list[DeadLetterRow]:
-        return dead_letter_rows(rows_from_loop(lambda: take_dead_letters(_broker())))
+    def rows(self) -> list[TakenDead]:
+        return rows_in_turns(lambda: take_dead_letters(_broker()))
 
-    @admin.action(description="Redrive: return to the queue with the attempts reset", permissions=["operate"])
-    def redrive(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+    @asks_first(
+        "Redrive",
+        lambda page, rows: Plan(
+            f"Returns {_count(len(rows), 'dead letter', 'dead letters')} to the queue. Attempts start again at zero."
+        ),
+    )
+    def redrive(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
         def redrive(row: DeadLetterRow) -> Redrive:
             return Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id)
 
-        results = self.do_each(request, queryset, named(OPERATIONS, "queue.redrive"), redrive)
-        redriven = sum(result.body["redriven"] for result in results)
-        self.message_user(request, f"{redriven} returned to the queue.")
+        outcome = self.do_each(request, rows, named(OPERATIONS, "queue.redrive"), redrive, given["reason"])
+        report(
+            self,
+            request,
+            done=outcome.count("redriven"),
+            asked=len(rows),
+            what="returned to the queue",
+            refusal=outcome.refusal,
+            nothing="they are no longer dead letters",
+        )
+
+    @asks_first(
+        "Delete",
+        lambda page, rows: Plan(
+            f"Deletes {_count(len(rows), 'dead letter', 'dead letters')}.", ["They cannot be restored, or redriven later."]
+        ),
+    )
+    def delete_dead(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        def delete(row: DeadLetterRow) -> DeleteDead:
+            return DeleteDead(topic=row.topic, group=row.group, msg_id=row.msg_id)
+
+        outcome = self.do_each(request, rows, DELETE_DEAD, delete, given["reason"])
+        report(
+            self,
+            request,
+            done=outcome.count("deleted"),
+            asked=len(rows),
+            what="deleted",
+            refusal=outcome.refusal,
+            nothing="they are no longer dead letters",
+        )

@@ -158,6 +158,46 @@ class AuditRow(models.Model):
         return f"{self.index}: {self.operation} by {self.by}"
 
 
+class EntryRow(models.Model):
+    """An entry of this node's log."""
+
+    index = models.BigIntegerField(primary_key=True)
+    term = models.BigIntegerField()
+    kind = models.CharField(max_length=16)
+    state = models.CharField(max_length=16, help_text="applied: it has taken effect on this node")
+    bytes = models.IntegerField()
+    commands = models.TextField()
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = "log entry"
+        verbose_name_plural = "log entries"
+
+    def __str__(self) -> str:
+        return f"entry {self.index} of term {self.term}"
+
+
+class SnapshotRow(models.Model):
+    """A snapshot file of this node."""
+
+    name = models.CharField("file", primary_key=True, max_length=255)
+    index = models.BigIntegerField("up to entry")
+    term = models.BigIntegerField()
+    bytes = models.BigIntegerField()
+    state = models.CharField(max_length=16)
+    saved = models.DateTimeField(null=True)
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = "snapshot"
+        verbose_name_plural = "snapshots"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class StatusRow(models.Model):
     """One value of this node's Raft status."""
 

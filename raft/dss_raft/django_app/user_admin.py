@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from django.contrib.auth.models import Group
 from django.contrib.auth.models import User as DjangoUser
 from django.http import HttpRequest, HttpResponseRedirect
 
+from dss_admin.actions import Plan, Refusal, asks_first, report
 from dss_admin.callers import admin_caller
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, rows_from_loop
 from dss_api import running
@@ -85,8 +87,15 @@ class UserForm(forms.ModelForm):
         """There is no table to look into; the state machine refuses a second user of the same name."""
 
 
+def _plan(text: str) -> Callable[[LiveAdmin, list[Any]], Plan]:
+    return lambda page, rows: Plan(text.format("1 user" if len(rows) == 1 else f"{len(rows)} users"))
+
+
 class UserAdmin(LiveAdmin):
     """The users. See the module."""
+
+    change_form_template = "admin/change_form.html"
+    lead = "Who may use the pages and the admin of every node."
 
     view_needs = act_needs = ONLY_ALL
     form = UserForm
@@ -145,29 +154,35 @@ class UserAdmin(LiveAdmin):
 
     # ---------------------------------------------------------------- actions
 
-    @admin.action(description="Sign out everywhere: end all sessions", permissions=["operate"])
-    def sign_out(self, request: HttpRequest, queryset: Any) -> None:
-        done = self.do_each(request, queryset, named(OPERATIONS, "users.sign_out"), lambda row: SignOut(name=row.name))
-        self.message_user(request, f"{len(done)} signed out.")
+    @asks_first("Sign out everywhere", _plan("Ends all sessions of {}, on every node. They can log in again."))
+    def sign_out(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        done = self.do_each(
+            request, rows, named(OPERATIONS, "users.sign_out"), lambda row: SignOut(name=row.name), given["reason"]
+        )
+        self._report(request, rows, len(done.results), done.refusal, "signed out")
 
-    @admin.action(description="Disable: end all sessions, and allow no login", permissions=["operate"])
-    def disable(self, request: HttpRequest, queryset: Any) -> None:
-        self._set_active(request, queryset, False, "disabled")
+    @asks_first("Disable", _plan("Ends all sessions of {}, and allows no login."))
+    def disable(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        self._set_active(request, rows, given, False, "disabled")
 
-    @admin.action(description="Enable", permissions=["operate"])
-    def enable(self, request: HttpRequest, queryset: Any) -> None:
-        self._set_active(request, queryset, True, "enabled")
+    @asks_first("Enable", _plan("Allows {} to log in again."))
+    def enable(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        self._set_active(request, rows, given, True, "enabled")
 
-    def _set_active(self, request: HttpRequest, queryset: Any, active: bool, done: str) -> None:
+    def _set_active(self, request: HttpRequest, rows: list[Any], given: dict[str, Any], active: bool, what: str) -> None:
         change = named(OPERATIONS, "users.change")
-        results = self.do_each(request, queryset, change, lambda row: ChangeUserRequest(name=row.name, active=active))
-        self.message_user(request, f"{len(results)} {done}.")
+        done = self.do_each(request, rows, change, lambda row: ChangeUserRequest(name=row.name, active=active), given["reason"])
+        self._report(request, rows, len(done.results), done.refusal, what)
 
-    @admin.action(description="Delete the selected users", permissions=["operate"])
-    def delete(self, request: HttpRequest, queryset: Any) -> None:
-        results = self.do_each(request, queryset, named(OPERATIONS, "users.delete"), lambda row: DeleteUser(name=row.name))
-        deleted = sum(result.body["deleted"] for result in results)
-        self.message_user(request, f"{deleted} deleted.")
+    @asks_first("Delete", _plan("Deletes {}, and ends all sessions."))
+    def delete(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
+        done = self.do_each(
+            request, rows, named(OPERATIONS, "users.delete"), lambda row: DeleteUser(name=row.name), given["reason"]
+        )
+        self._report(request, rows, done.count("deleted"), done.refusal, "deleted")
+
+    def _report(self, request: HttpRequest, rows: list[Any], done: int, refusal: Refusal | None, what: str) -> None:
+        report(self, request, done=done, asked=len(rows), what=what, refusal=refusal, nothing="the users no longer exist")
 
 
 def register() -> None:
