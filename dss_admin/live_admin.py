@@ -34,7 +34,16 @@ from dss_api.rights import OPERATE, READ, Need
 from dss_api.routes import ADMIN, route_of
 from dss_api.running import await_in_loop
 
-__all__ = ["LiveAdmin", "LiveQuerySet", "LiveValuesFilter", "Outcome", "duration", "rows_from_loop", "rows_in_turns"]
+__all__ = [
+    "LiveAdmin",
+    "LiveQuerySet",
+    "LiveValuesFilter",
+    "Outcome",
+    "beginning",
+    "duration",
+    "rows_from_loop",
+    "rows_in_turns",
+]
 
 
 def duration(field: str, label: str, none: str = "") -> Any:
@@ -44,6 +53,22 @@ def duration(field: str, label: str, none: str = "") -> Any:
     def column(row: Model) -> str:
         ms = getattr(row, field)
         return none if ms is None else duration_text(ms)
+
+    column.__name__ = field
+    return column
+
+
+#: Characters of a long text in a list; its page shows all.
+TEXT_IN_LIST_MAX = 160
+
+
+def beginning(field: str, label: str = "") -> Any:
+    """A column that shows the beginning of a long text."""
+
+    @admin.display(description=label or field, ordering=field)
+    def column(row: Model) -> str:
+        text: str = getattr(row, field)
+        return text if len(text) <= TEXT_IN_LIST_MAX else f"{text[:TEXT_IN_LIST_MAX]}…"
 
     column.__name__ = field
     return column
@@ -175,7 +200,8 @@ class LiveAdmin(admin.ModelAdmin):
         return [acting, *super().get_urls()]
 
     def get_list_display(self, request: HttpRequest) -> Any:
-        return [name for name in super().get_list_display(request) if name not in self._hidden(request)]
+        hidden = self._hidden(request)
+        return [name for name in super().get_list_display(request) if getattr(name, "__name__", name) not in hidden]
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return [name for name in super().get_fields(request, obj) if name not in self._hidden(request)]

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from time import perf_counter
 from typing import Any, ClassVar
 
-import msgspec
 import structlog
 from django.conf import settings
 from django.http import Http404
 from django.urls import URLPattern, path
-from django.utils.html import escape, format_html
-from django.utils.safestring import mark_safe
 from rest_framework import exceptions
 from rest_framework.authentication import SessionAuthentication
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.parsers import BaseParser
 from rest_framework.permissions import BasePermission
-from rest_framework.renderers import BaseRenderer, BrowsableAPIRenderer
+from rest_framework.renderers import BaseRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from dss_admin.callers import caller_of_header, caller_of_user
-from dss_api import guard as guards
-from dss_api import running
 from dss_api.caller import ANYONE, Caller
 from dss_api.codec import INTERNAL, EncodedAnswer, encode_refusal, too_large
 from dss_api.errors import Refused
 from dss_api.guard import TOKEN_WANTED, check_origin
 from dss_api.negotiation import prefers_page
 from dss_api.operation import Operation
-from dss_api.routes import Headers, Route, not_allowed, require_possible, route_of, split_path
+from dss_api.routes import Route, not_allowed, require_possible, route_of, split_path
+from dss_console.call_pages import Shown, answer_of, page_of_calls, pages_of_calls
 
 log = structlog.get_logger("api")
 
 #: the media type of a refusal
 PROBLEM = "application/problem+json"
-REPEATABLE = (
-    "With the field `request_id` (see `POST /request/session`), the call can be repeated at any node, and takes effect once."
-)
 
 
 class SessionOrToken(SessionAuthentication):
@@ -114,37 +105,28 @@ class BodyParser(BaseParser):
 
 
 class DocumentRenderer(BaseRenderer):
-    """Sends an answer's bytes as they are; indented for the browsable page."""
+    """Sends an answer's bytes as they are."""
 
     media_type = "application/json"
     format = "json"
     charset = None
 
     def render(self, data: bytes, accepted_media_type: Any = None, renderer_context: dict[str, Any] | None = None) -> bytes:
-        if not (renderer_context or {}).get("indent"):
-            return data
-        try:
-            return msgspec.json.format(data, indent=2)
-        except (RecursionError, msgspec.DecodeError):
-            return data
+        return data
 
 
-class BrowsableRenderer(BrowsableAPIRenderer):
-    """The browsable page, with a form that contains the operation's example."""
+class BrowsableRenderer(BaseRenderer):
+    """The page of the calls at one path, with a form for each, and the answer if one was made."""
 
-    def get_context(self, *args: Any, **kwargs: Any) -> Any:
-        # Otherwise the page has a style in its HTML, which its Content-Security-Policy does not allow.
-        context = {**super().get_context(*args, **kwargs), "code_style": ""}
-        if context["response"].status_code >= 400:
-            context["response_headers"]["Content-Type"] = PROBLEM
-        return context
+    media_type = "text/html"
+    format = "api"
 
-    def get_raw_data_form(self, data: Any, view: Any, method: str, request: Any) -> Any:
-        form = super().get_raw_data_form(data, view, method, request)
-        operation = view.operations.get(method)
-        if form and operation is not None:
-            form.fields["_content"].initial = json.dumps(operation.example, indent=2, ensure_ascii=False)
-        return form
+    def render(self, data: bytes, accepted_media_type: Any = None, renderer_context: dict[str, Any] | None = None) -> str:
+        context = renderer_context or {}
+        view, request, response = context["view"], context["request"], context["response"]
+        operations = list(getattr(view, "operations", {}).values())
+        answer = Shown(response.status_code, data) if data else None
+        return page_of_calls(request._request, operations, answer)
 
 
 def wants_page(request: Any) -> bool:
@@ -158,7 +140,7 @@ class HTMLOrDocument(DefaultContentNegotiation):
 
     def select_renderer(self, request: Any, renderers: Any, format_suffix: str | None = None) -> tuple[Any, str]:
         is_page = wants_page(request)
-        chosen = next(one for one in renderers if isinstance(one, BrowsableAPIRenderer) == is_page)
+        chosen = next(one for one in renderers if isinstance(one, BrowsableRenderer) == is_page)
         return chosen, chosen.media_type
 
 
@@ -209,6 +191,9 @@ class OperationView(APIView):
         try:
             answer = self._answer(route, request, path_parameters)
         except Refused as refusal:
+            if refusal.code == "invalid" and self._only_shows_form(request) and not request.META["QUERY_STRING"]:
+                # Someone has opened the address of a call that needs fields, to see what it is.
+                return self.show_form(request)
             answer = encode_refusal(refusal)
         route.observe(answer.status, perf_counter() - self.started)
         return document_response(answer)
@@ -221,13 +206,7 @@ class OperationView(APIView):
             decoded = route.decoder.query(request.META["QUERY_STRING"].encode("latin-1"), path_parameters)
         else:
             decoded = route.decoder.body(request.data or b"")
-        node = running.node()
-        caller = caller_of(request) if route.guarded else ANYONE
-        work = route.perform(node, decoded, caller, "page", request.META.get("REMOTE_ADDR") or "", _trace(request))
-        if caller.is_token:
-            header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-            work = guards.shared().while_valid(header, work)
-        return route.encoder.encode(running.await_in_loop(work))
+        return answer_of(route, decoded, caller_of(request) if route.guarded else ANYONE, request.META)
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
@@ -242,30 +221,6 @@ class OperationView(APIView):
 
     def get_view_name(self) -> str:
         return next(iter(self.operations.values())).summary
-
-    def get_view_description(self, html: bool = False) -> str:
-        texts = []
-        for operation in self.operations.values():
-            text = format_html("<p>{}</p>", _with_code(operation.description or operation.summary))
-            if operation.takes_request_id:
-                text += format_html("<p>{}</p>", _with_code(REPEATABLE))
-            if self.routes[operation.method].decoder.reads_query and operation.example:
-                query = "&".join(f"{name}={value}" for name, value in operation.example.items())
-                text += format_html(
-                    '<p>Example: <a href="?{}"><code>{} {}?{}</code></a></p>', query, operation.method, operation.path, query
-                )
-            texts.append(text)
-        return mark_safe("".join(texts)) if html else ""
-
-
-def _trace(request: Any) -> Headers:
-    parent = request.META.get("HTTP_TRACEPARENT", "")
-    return ((b"traceparent", parent.encode("latin-1", "replace")),) if parent else ()
-
-
-def _with_code(text: str) -> str:
-    """Text in backticks becomes code."""
-    return mark_safe(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def document_response(answer: EncodedAnswer) -> Response:
@@ -300,11 +255,12 @@ def problem_response(error: Exception, context: dict[str, Any]) -> Response:
 
 
 def views_of(operations: Iterable[Operation]) -> list[URLPattern]:
-    """A URL pattern with a view for every path of `operations`."""
+    """The index of all calls, a page for each of them, and a view for every path of `operations`."""
+    operations = tuple(operations)
     at_path: dict[str, dict[str, Operation]] = {}
     for operation in operations:
         at_path.setdefault(operation.path, {})[operation.method] = operation
-    patterns = []
+    patterns = pages_of_calls(operations)
     for operation_path, methods in at_path.items():
         prefix, parameter = split_path(operation_path)
         handlers = {"get": OperationView.show_form, **{method.lower(): OperationView.call for method in methods}}

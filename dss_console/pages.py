@@ -36,6 +36,8 @@ def docs(request: HttpRequest) -> Any:
 
 
 admin.site.login_form = LoginForm
+# The lists need the width.
+admin.site.enable_nav_sidebar = False
 
 page_patterns = [
     *live_patterns,

@@ -285,7 +285,7 @@ def test_a_form_of_the_browsable_api(watched: Watched) -> None:
     watched.open("/lock/acquire")
     page = watched.page
     page.fill("textarea[name=_content]", '{"key": "from-a-form", "client": "a browser"}')
-    page.click("text=POST >> nth=-1")
+    page.click("button.send")
     page.wait_for_selector(".response-info:has-text('fencing_token')")
 
 
@@ -310,7 +310,8 @@ def test_an_action_of_the_admin(watched: Watched, node: LocalNode) -> None:
     page = watched.page
     page.click("#action-toggle")
     page.select_option("select[name=action]", "force_release")
-    page.fill("input[name=reason]", "a test")
     page.click("button[name=index]")
+    page.fill("input[name=reason]", "a test")
+    page.click("input[type=submit]")
     page.wait_for_selector(".messagelist")
     assert "1 released" in page.inner_text(".messagelist")

@@ -147,12 +147,12 @@ def test_the_admin_lists_and_revokes_tokens_and_shows_who_did_it(book: FakeBook,
     page = client.get("/admin/dss_raft/tokenrow/").content.decode()
     assert "token-0" in page
     assert "dss1_" not in page
-    form = {"action": "revoke", "_selected_action": [gone]}
+    form = {"action": "revoke", "_selected_action": [gone], "confirmed": "1", "reason": "leaked"}
     assert "1 revoked." in client.post("/admin/dss_raft/tokenrow/", form, follow=True).content.decode()
     assert list(tokens.tokens) == [kept]
     (record,) = node.machine("audit").records
     assert (record.by, record.via, record.operation, record.address) == ("user boss", "admin", "tokens.revoke", "127.0.0.1")
-    assert json.loads(record.request) == {"id": gone}
+    assert (json.loads(record.request), record.reason) == ({"id": gone}, "leaked")
 
     assert "tokens.revoke" in client.get("/admin/dss_raft/auditrow/", {"q": gone}).content.decode()
     form = {"action": "export", "_selected_action": [record.index]}
@@ -169,6 +169,10 @@ def test_a_viewer_of_the_admin_cannot_revoke(book: FakeBook, node: Node) -> None
     tokens.apply(CreateToken(id=token_id, name="a", scopes=["read"], key=KEY.id), 1000, 1, Origin("n", 1, 1))
     client = Client(headers={"Host": "localhost"})
     client.force_login(user("viewer", "view_tokenrow", "view_auditrow"))
-    client.post("/admin/dss_raft/tokenrow/", {"action": "revoke", "_selected_action": [token_id]}, follow=True)
+    client.post(
+        "/admin/dss_raft/tokenrow/",
+        {"action": "revoke", "_selected_action": [token_id], "confirmed": "1", "reason": "x"},
+        follow=True,
+    )
     assert list(tokens.tokens) == [token_id]
     assert client.get("/admin/dss_raft/auditrow/").status_code == 200

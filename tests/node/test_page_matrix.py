@@ -109,6 +109,8 @@ PAGES = {
     "favicon.ico": ("/favicon.ico", ANONYMOUS),
     "api/schema": ("/api/schema", VIEWER),
     "api/docs": ("/api/docs", VIEWER),
+    "api/": ("/api/", VIEWER),
+    "api/call/<str:name>": ("/api/call/locks.acquire", VIEWER),
     "admin/": ("/admin/", VIEWER),
     "admin/login/": ("/admin/login/", ANONYMOUS),
     "admin/password_change/": ("/admin/password_change/", VIEWER),

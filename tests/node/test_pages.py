@@ -11,7 +11,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
-from dss_console.browsable_api import _with_code
+from dss_console.call_pages import with_code
 
 pytestmark = pytest.mark.django_db
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
@@ -58,8 +58,8 @@ def test_the_landing_page_says_who_leads(entry_points: Any) -> None:
 
 
 def test_text_in_backticks_is_shown_as_code() -> None:
-    assert _with_code("with `if_version` <b>") == "with <code>if_version</code> &lt;b&gt;"
-    assert _with_code("a ` alone") == "a ` alone"
+    assert with_code("with `if_version` <b>") == "with <code>if_version</code> &lt;b&gt;"
+    assert with_code("a ` alone") == "a ` alone"
 
 
 def test_the_browsable_page_of_a_post_is_filled_in(entry_points: Any) -> None:
@@ -81,7 +81,7 @@ def test_a_user_with_a_session_gets_the_form_and_sends_its_csrf_token(entry_poin
     assert form is not None
     body = html.unescape(form.group(1)).strip()
     assert browser.post("/demo/put", body, content_type="application/json").status_code == 403, "not without the token"
-    token = re.search(r'csrfToken"?: "([^"]+)"', page)
+    token = re.search(r'csrfmiddlewaretoken" value="([^"]+)"', page)
     assert token is not None
     reply = browser.post("/demo/put", body, content_type="application/json", headers={"X-CSRFToken": token.group(1)})
     assert reply.status_code == 200

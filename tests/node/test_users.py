@@ -141,7 +141,7 @@ def test_long_messages_of_pages_do_not_sign_a_session_again(node: UserNode) -> N
     (session,) = (name for name in client.cookies if name.startswith("dss_session_"))
     # Random, because messages are compressed.
     node.refusal = Refused("no_leader", "".join(random.choices(string.ascii_letters, k=3_000)))
-    answer = client.post(ROW, {"action": "sign_out", "_selected_action": ["alice"]})
+    answer = client.post(ROW, {"action": "sign_out", "_selected_action": ["alice"], "confirmed": "1", "reason": "a test"})
     assert answer.status_code == 302
     assert session not in answer.cookies
 
@@ -355,7 +355,9 @@ def test_actions_of_an_admin(node: UserNode) -> None:
     user = node.users.users["alice"]
 
     def act(action: str) -> str:
-        return client.post(ROW, {"action": action, "_selected_action": ["alice"]}, follow=True).content.decode()
+        return client.post(
+            ROW, {"action": action, "_selected_action": ["alice"], "confirmed": "1", "reason": "a test"}, follow=True
+        ).content.decode()
 
     assert "1 signed out." in act("sign_out")
     assert not is_logged_in(alice)

@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 
 from dss_admin.actions import Plan, ReasonForm, asks_first, for_list, report
-from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop, rows_in_turns
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, beginning, duration, rows_from_loop, rows_in_turns
 from dss_api import running
 from dss_api.durations import duration_text
 from dss_api.fields import BYTES_PER_NAME_MAX, DURATION_MS_MAX, check_name
@@ -377,7 +377,7 @@ class MessageRowAdmin(LiveAdmin):
 
     contents = ("value", "headers")
     lead = "Messages that are ready, delayed or in flight, for each group that has to finish them. Values are shown to admins."
-    list_display = ("msg_id", "topic", "group", "key", "state", "attempt", "node", due_in, age, "value")
+    list_display = ("msg_id", "topic", "group", "key", "state", "attempt", "node", due_in, age, beginning("value"))
     fields = (
         "msg_id",
         "topic",
@@ -441,7 +441,7 @@ class DeadLetterRowAdmin(LiveAdmin):
 
     contents = ("value", "headers")
     lead = "Messages that a group no longer tries to deliver, with the history of their deliveries. Values are shown to admins."
-    list_display = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "history", "value")
+    list_display = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", beginning("history"), beginning("value"))
     fields = ("msg_id", "topic", "group", "key", "reason", "attempts", "dead_at", "published_at", "history", "headers", "value")
     list_filter = (("topic", LiveValuesFilter), ("group", LiveValuesFilter), ("reason", LiveValuesFilter))
     search_fields = ("msg_id", "topic", "group", "key", "value", "history")

@@ -13,7 +13,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 
 from dss_admin.actions import Plan, asks_first, report
-from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, rows_from_loop, rows_in_turns
+from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, beginning, rows_from_loop, rows_in_turns
 from dss_api import running
 from dss_api.operation import named
 from dss_api.rights import CLUSTER, ONLY_ALL
@@ -230,7 +230,7 @@ class AuditAdmin(LiveAdmin):
     """The audit trail, latest first."""
 
     lead = "What operators did, through every entry point, latest first. It cannot be changed."
-    list_display = ("index", "at", "by", "operation", "request", "reason", "via", "address", "node")
+    list_display = ("index", "at", "by", "operation", beginning("request", "fields"), "reason", "via", "address", "node")
     search_fields = ("by", "operation", "request", "reason", "address")
     list_filter = (
         ("by", LiveValuesFilter),
@@ -261,8 +261,8 @@ class EntryAdmin(LiveAdmin):
 
     view_needs = CLUSTER
     lead = "The entries of this node's log since its last snapshot, latest first, with their commands. Open one to see all of it."
-    list_display = ("index", "term", "kind", "state", "bytes", "commands")
-    fields = list_display
+    list_display = ("index", "term", "kind", "state", "bytes", beginning("commands"))
+    fields = ("index", "term", "kind", "state", "bytes")
     ordering = ("-index",)
     sortable_by = ("index", "term", "kind", "state", "bytes")
     search_fields = ("index", "commands")
