@@ -125,7 +125,8 @@ class BrowsableRenderer(BaseRenderer):
         context = renderer_context or {}
         view, request, response = context["view"], context["request"], context["response"]
         operations = list(getattr(view, "operations", {}).values())
-        answer = Shown(response.status_code, data) if data else None
+        headers = {**response.headers, "Content-Type": PROBLEM if response.status_code >= 400 else "application/json"}
+        answer = Shown(response.status_code, data, sorted(headers.items())) if data else None
         return page_of_calls(request._request, operations, answer)
 
 

@@ -35,8 +35,8 @@ from dss_api.routes import Headers, Route, require_possible, route_of, split_pat
 from dss_console.live_pages import head_view
 from dss_console.page_rights import caller_of_request, may_read, readers_only
 
-#: what the names in examples begin with
-EXAMPLE = "example/"
+#: what the names in examples begin with, as JSON
+EXAMPLES = ('"example/', '"example-')
 REPEATABLE = (
     "With the field `request_id` (see `POST /request/session`), the call can be repeated at any node, and takes effect once."
 )
@@ -49,6 +49,8 @@ class Shown(NamedTuple):
 
     status: int
     body: bytes
+    #: that a program gets
+    headers: Sequence[tuple[str, str]] = ()
 
     @property
     def reason(self) -> str:
@@ -73,7 +75,6 @@ class Field(NamedTuple):
     kind: str
     is_required: bool
     default: str
-    text: str
 
 
 class Form(NamedTuple):
@@ -107,7 +108,8 @@ def with_code(text: str) -> str:
 
 def acts_on_cluster(operation: Operation) -> bool:
     """Whether the example, sent as it is, could change something that others use."""
-    return operation.is_audited and EXAMPLE not in dumps(operation.example)
+    shown = dumps(operation.example)
+    return operation.is_audited and not any(mark in shown for mark in EXAMPLES)
 
 
 def form_of(operation: Operation, content: str | None = None, problem: str = "") -> Form:
@@ -137,7 +139,6 @@ def fields_of(operation: Operation) -> list[Field]:
             _kind(schema),
             name in required,
             "" if name in required or schema.get("default") in (None, "") else dumps(schema["default"], ensure_ascii=False),
-            with_code(str(schema.get("description", ""))),
         )
         for name, schema in component.get("properties", {}).items()
         if name != tag
@@ -290,7 +291,9 @@ def _made(request: HttpRequest, operation: Operation, content: str) -> EncodedAn
 
 
 def _sent(request: HttpRequest, operation: Operation, answer: EncodedAnswer | None, form: Form) -> HttpResponse:
-    shown = Shown(answer.status, answer.body) if answer is not None else None
+    shown = None
+    if answer is not None:
+        shown = Shown(answer.status, answer.body, [(name.decode().title(), value.decode()) for name, value in answer.headers])
     response = HttpResponse(page_of_calls(request, [operation], shown, form), status=answer.status if answer is not None else 200)
     response["Cache-Control"] = "no-store"
     # Django would log each refusal as a warning or an error.

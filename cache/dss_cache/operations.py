@@ -340,7 +340,7 @@ _GET: dict[str, Any] = {
         "`hit`: answered from this node's line. If the key has no value, `found` is false and `value` is null."
     ),
     "tag": "Cache",
-    "example": {"key": "user/7"},
+    "example": {"key": "example/user/7"},
     "problems": ("memory_unavailable",),
 }
 
@@ -361,7 +361,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "With `encoding: base64` the value is bytes, and `value` is a string in Base64."
         ),
         tag="Cache",
-        example={"key": "user/7", "value": {"name": "Ada"}, "ttl_ms": 60000},
+        example={"key": "example/user/7", "value": {"name": "Ada"}, "ttl_ms": 60000},
         problems=("version_conflict", "over_limit"),
     ),
     Operation(name="cache.get", method="POST", summary="Read a key", **_GET),
@@ -378,7 +378,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Delete a key's value",
         description="`deleted` is false if there was no value. With `if_version` only if the key has that version.",
         tag="Cache",
-        example={"key": "user/7"},
+        example={"key": "example/user/7"},
         problems=("version_conflict",),
     ),
     Operation(
@@ -392,7 +392,7 @@ OPERATIONS: tuple[Operation, ...] = (
         needs=rights.cache("write", "key"),
         summary="Store a value if the key has none",
         tag="Cache",
-        example={"key": "user/8", "value": {"name": "Grace"}},
+        example={"key": "example/user/8", "value": {"name": "Grace"}},
         problems=("exists", "over_limit"),
     ),
     Operation(
@@ -407,7 +407,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Add to an integer",
         description="Atomic, on any node. `delta` may be negative. A key without a value counts as 0, or is refused with `must_exist`.",
         tag="Cache",
-        example={"key": "visits", "delta": 1},
+        example={"key": "example/visits", "delta": 1},
         problems=("memory_unavailable", "over_limit", "not_found"),
     ),
     Operation(
@@ -422,7 +422,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Give a value a new time to live",
         description="`ttl_ms` counts from now; 0: unlimited. The value and its version stay.",
         tag="Cache",
-        example={"key": "user/7", "ttl_ms": 60000},
+        example={"key": "example/user/7", "ttl_ms": 60000},
     ),
     Operation(
         name="cache.mget",
@@ -435,7 +435,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Read several keys",
         description="Each like a separate get; the values need not be from the same moment.",
         tag="Cache",
-        example={"keys": ["user/7", "user/8"]},
+        example={"keys": ["example/user/7", "example/user/8"]},
         problems=("memory_unavailable",),
     ),
     Operation(
@@ -450,7 +450,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Store several values",
         description="Each like a separate put: some may be refused (`ok` is false, with the `code`) while others are stored.",
         tag="Cache",
-        example={"items": [{"key": "user/7", "value": 1}, {"key": "user/8", "value": 2}]},
+        example={"items": [{"key": "example/user/7", "value": 1}, {"key": "example/user/8", "value": 2}]},
     ),
     Operation(
         name="cache.mdelete",
@@ -464,7 +464,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Delete the values of several keys",
         description="Each like a separate delete.",
         tag="Cache",
-        example={"keys": ["user/7", "user/8"]},
+        example={"keys": ["example/user/7", "example/user/8"]},
     ),
     Operation(
         name="cache.clear",
@@ -480,7 +480,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "If some remain, repeat the call with the `up_to_version` of its answer."
         ),
         tag="Cache",
-        example={"prefix": "user/"},
+        example={"prefix": "example/user/"},
     ),
     Operation(
         name="cache.evict",
@@ -493,7 +493,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Drop this node's line for a key",
         description="The value stays; the next read on this node fetches it again.",
         tag="Cache",
-        example={"key": "user/7"},
+        example={"key": "example/user/7"},
         problems=("memory_unavailable",),
     ),
     Operation(
@@ -506,7 +506,7 @@ OPERATIONS: tuple[Operation, ...] = (
         needs=Either((READ, rights.cache("read", "key"))),
         summary="List this node's lines, or every node's line for a key",
         tag="Cache",
-        example={"key": "user/7"},
+        example={"key": "example/user/7"},
     ),
     Operation(
         name="cache.trace",
@@ -519,7 +519,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="List the last transitions of a key's lines on every node, with the reasons",
         description="Latest first, by each node's wall clock.",
         tag="Cache",
-        example={"key": "user/7"},
+        example={"key": "example/user/7"},
     ),
     Operation(
         name="cache.stats",

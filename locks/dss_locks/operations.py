@@ -181,7 +181,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "A lease cannot stop a paused client: pass the `fencing_token` to the resource, which must refuse older tokens."
         ),
         tag="Locks",
-        example={"key": "orders/42", "mode": "exclusive", "client": "worker-1", "ttl_ms": 30000, "wait_ms": 1000},
+        example={"key": "example/orders/42", "mode": "exclusive", "client": "worker-1", "ttl_ms": 30000, "wait_ms": 1000},
         problems=("held", "wait_timeout", "deadlock", "lock_lost", "session_lost"),
     ),
     Operation(
@@ -196,7 +196,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Release a lock",
         description="A repeat has no effect (`released: false`). With `fencing_token`, only that grant is released.",
         tag="Locks",
-        example={"key": "orders/42", "client": "worker-1"},
+        example={"key": "example/orders/42", "client": "worker-1"},
         problems=("not_holder",),
     ),
     Operation(
@@ -211,7 +211,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Renew a lease",
         description="Restarts the lease with its current length, or with `ttl_ms`. Renew after about a third of the lease.",
         tag="Locks",
-        example={"key": "orders/42", "client": "worker-1"},
+        example={"key": "example/orders/42", "client": "worker-1"},
         problems=("lock_lost",),
     ),
     Operation(
@@ -243,7 +243,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Renew a session and all its locks",
         description="Renew after about a third of the lease.",
         tag="Locks",
-        example={"session": "7.1"},
+        example={"session": "0.0"},
         problems=("session_lost",),
     ),
     Operation(
@@ -258,7 +258,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Close a session and release all its locks",
         description="A repeat has no effect (`closed: false`).",
         tag="Locks",
-        example={"session": "7.1"},
+        example={"session": "0.0"},
     ),
     Operation(
         name="locks.check",
@@ -271,7 +271,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Check a fencing token",
         description="For a protected resource that cannot remember the highest token itself: check the token before each write.",
         tag="Locks",
-        example={"key": "orders/42", "fencing_token": 17},
+        example={"key": "example/orders/42", "fencing_token": 17},
     ),
     Operation(
         name="locks.status",
@@ -284,7 +284,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Who holds a key, who waits for it, and why",
         description="Linearizable unless `consistency=local`. With `client`: why that client is waiting.",
         tag="Locks",
-        example={"key": "orders/42"},
+        example={"key": "example/orders/42"},
     ),
     Operation(
         name="locks.graph",
@@ -313,7 +313,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "resource. Recorded in the audit list."
         ),
         tag="Locks",
-        example={"key": "orders/42", "reason": "worker-1 is gone", "by": "alice"},
+        example={"key": "example/orders/42", "reason": "worker-1 is gone", "by": "alice"},
     ),
     Operation(
         name="locks.audit",

@@ -69,7 +69,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "their headers `dss-dead-…` say where they come from."
         ),
         tag="Queue",
-        example={"topic": "orders", "max_attempts": 20, "backoff_ms": 1000},
+        example={"topic": "example/orders", "max_attempts": 20, "backoff_ms": 1000},
     ),
     Operation(
         name="queue.topic_delete",
@@ -86,7 +86,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "later publish or consume creates the topic again, if topics may be created by using them."
         ),
         tag="Queue",
-        example={"topic": "orders"},
+        example={"topic": "example/orders"},
     ),
     Operation(
         name="queue.group",
@@ -104,7 +104,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "that exists stays as it is."
         ),
         tag="Queue",
-        example={"topic": "orders", "group": "billing", "start": "now"},
+        example={"topic": "example/orders", "group": "billing", "start": "now"},
         problems=("not_found",),
     ),
     Operation(
@@ -122,7 +122,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "wait are answered `not_found`. A later consume creates the group again."
         ),
         tag="Queue",
-        example={"topic": "orders", "group": "billing"},
+        example={"topic": "example/orders", "group": "billing"},
     ),
     Operation(
         name="queue.settings",
@@ -153,7 +153,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Return dead letters to the queue",
         description="Returns all dead letters of the group, or `msg_id` only. Their attempts start again at zero.",
         tag="Queue",
-        example={"topic": "orders", "group": "billing"},
+        example={"topic": "example/orders", "group": "billing"},
     ),
     Operation(
         name="queue.purge",
@@ -167,6 +167,6 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Delete the messages of a topic",
         description="Deletes all messages, including those in flight; with `dead`, the dead letters of `group` or of every group instead.",
         tag="Queue",
-        example={"topic": "orders"},
+        example={"topic": "example/orders"},
     ),
 )

@@ -220,7 +220,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "again.\n\nWith `messages: [...]`, several messages are stored in one step: all of them or none."
         ),
         tag="Queue",
-        example={"topic": "orders", "value": {"order": 42}, "key": "customer-7"},
+        example={"topic": "example/orders", "value": {"order": 42}, "key": "customer-7"},
         problems=("too_large", "not_found"),
     ),
     Operation(
@@ -242,7 +242,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "`attempt_id` to get the same messages. If no message is ready, `empty_reason` gives the reason."
         ),
         tag="Queue",
-        example={"topic": "orders", "group": "billing", "timeout_ms": 1000},
+        example={"topic": "example/orders", "group": "billing", "timeout_ms": 1000},
         problems=("not_found",),
     ),
     Operation(
@@ -267,7 +267,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "effect together or not at all. If a `fencing_token` no longer holds its lock, the call is refused with `not_holder`."
         ),
         tag="Queue",
-        example={"topic": "orders", "group": "billing", "msg_id": "12-0"},
+        example={"topic": "example/orders", "group": "billing", "msg_id": "12-0"},
         problems=("stale_receipt", "not_holder", "too_large", "not_found"),
     ),
     Operation(
@@ -285,7 +285,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "dead letter immediately. With `silent` the attempt does not count (for a consumer that is shutting down)."
         ),
         tag="Queue",
-        example={"topic": "orders", "group": "billing", "msg_id": "12-0", "delay_ms": 5000},
+        example={"topic": "example/orders", "group": "billing", "msg_id": "12-0", "delay_ms": 5000},
         problems=("stale_receipt",),
     ),
     Operation(
@@ -303,7 +303,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "is given back now; the attempt counts."
         ),
         tag="Queue",
-        example={"topic": "orders", "group": "billing", "msg_id": "12-0", "visibility_ms": 15000},
+        example={"topic": "example/orders", "group": "billing", "msg_id": "12-0", "visibility_ms": 15000},
         problems=("stale_receipt",),
     ),
     Operation(
@@ -317,7 +317,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Statistics of a topic and its groups",
         description="Without `topic`: one entry per topic.",
         tag="Queue",
-        example={"topic": "orders"},
+        example={"topic": "example/orders"},
     ),
     Operation(
         name="queue.peek",
@@ -333,7 +333,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "or `dedup_id` only this message; with `group` nothing if the group has finished it."
         ),
         tag="Queue",
-        example={"topic": "orders"},
+        example={"topic": "example/orders"},
     ),
     *ADMIN_OPERATIONS,
 )

@@ -117,6 +117,6 @@ SUBSCRIPTIONS: tuple[Subscription, ...] = (
             "an attempt. A client that answers neither pings nor anything else gets no further messages until it is heard again."
         ),
         tag="Queue",
-        example={"topic": "orders", "group": "billing", "credit": 10},
+        example={"topic": "example/orders", "group": "billing", "credit": 10},
     ),
 )

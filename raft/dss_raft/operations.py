@@ -371,7 +371,7 @@ OPERATIONS: tuple[Operation, ...] = (
         " nevertheless.",
         tag="Raft",
         needs_state=False,
-        example={"id": "node-4"},
+        example={"id": "example-node"},
         problems=("quorum_at_risk",),
     ),
     Operation(

@@ -149,7 +149,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "A user logs in on any node. A `viewer` may read, an `operator` may also do what needs `operate`, an `admin` may do everything."
         ),
         tag="Access",
-        example={"name": "alice", "group": "operator", "password": "a long and unusual one"},
+        example={"name": "example-alice", "group": "operator", "password": "a long and unusual one"},
         problems=("not_supported_yet",),
     ),
     Operation(
@@ -168,7 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "the user, on every node as soon as it has applied the call."
         ),
         tag="Access",
-        example={"name": "alice", "group": "viewer"},
+        example={"name": "example-alice", "group": "viewer"},
         problems=("not_found", "not_supported_yet"),
     ),
     Operation(
@@ -184,7 +184,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="End all sessions of a user",
         description="On every node, as soon as it has applied the call. The user can log in again.",
         tag="Access",
-        example={"name": "alice"},
+        example={"name": "example-alice"},
         problems=("not_found", "not_supported_yet"),
     ),
     Operation(
@@ -200,7 +200,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Delete a user",
         description="Ends all sessions of the user, too. A repeat has no effect (`deleted: false`).",
         tag="Access",
-        example={"name": "alice"},
+        example={"name": "example-alice"},
         problems=("not_supported_yet",),
     ),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from urllib.parse import urlencode
 import pytest
 from django.contrib import admin
 
-from dss_dev.local_cluster import HOST, LocalCluster, LocalNode, free_ports
+from dss_dev.local_cluster import HOST, POLL_S, LocalCluster, LocalNode, Reply, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
 pytestmark = pytest.mark.cluster
@@ -105,17 +106,28 @@ def test_every_action_has_a_scene() -> None:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     # A call without a majority ends soon.
-    found = LocalCluster(tmp_path_factory.mktemp("actions"), free_ports(3), {**ENVIRONMENT, "DSS_SUBMIT_TIMEOUT_MS": "2000"})
+    found = LocalCluster(
+        tmp_path_factory.mktemp("actions"),
+        free_ports(3),
+        {**ENVIRONMENT, "DSS_SUBMIT_TIMEOUT_MS": "2000", "DSS_API_TOKEN": "a token"},
+    )
     prepare_pages(found)
     found.start()
     try:
         found.wait_ready()
+        # The leader makes the first user once there is none.
+        while not call(found.nodes[0], "GET", "/users").json["users"]:
+            time.sleep(POLL_S)
         for group in ("viewer", "operator"):
             body = {"name": group, "group": group, "password": PASSWORD}
-            assert found.nodes[0].call("POST", "/users", body).status == 200
+            assert call(found.nodes[0], "POST", "/users", body).status == 200
         yield found
     finally:
         found.stop()
+
+
+def call(node: LocalNode, method: str, path: str, body: dict[str, Any] | None = None) -> Reply:
+    return node.call(method, path, body, headers=node.credentials)
 
 
 class Operator:
@@ -194,9 +206,9 @@ def prepared(cluster: LocalCluster, node: LocalNode, name: str, own: str) -> Ite
         for method, path, body in scene.calls:
             fields = {field: last["msg_id"] if value == "*" else named(value) for field, value in body.items()}
             if method == "WAIT":
-                waiting.submit(node.call, "POST", path, fields)
+                waiting.submit(call, node, "POST", path, fields)
                 continue
-            reply = node.call(method, named(path), fields or None)
+            reply = call(node, method, named(path), fields or None)
             assert reply.status == 200, (name, reply.body)
             last = reply.json
         yield [], {field: named(value) for field, value in scene.given.items()}
@@ -305,7 +317,7 @@ def test_members_are_changed(cluster: LocalCluster) -> None:
     for node in cluster.nodes:
         boss = Operator(node, "admin", "test")
         viewer = Operator(node, "operator", PASSWORD)
-        leader = node.call("GET", "/raft/leader").json["leader_id"]
+        leader = call(node, "GET", "/raft/leader").json["leader_id"]
         to = next(one.id for one in cluster.nodes if one.id != leader)
         assert "success" not in viewer.act("dss_raft.memberrow make_leader", [to], {})
         assert "success: 1 made the leader" in boss.act("dss_raft.memberrow make_leader", [to], {})

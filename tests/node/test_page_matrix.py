@@ -91,6 +91,7 @@ GIVEN = {
     "id": "node-9",
     "nodes": "node-9",
     "topic": "b",
+    "dead_letter_topic": "",
     **dict.fromkeys(("max_attempts", "backoff_ms", "retention_ms", "dedup_window_ms", "keep_ms", "max_bytes"), "1"),
 }
 #: rows that are made and changed in a form

@@ -56,7 +56,8 @@ def lines_on_all_nodes(keys: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
 def _node_column(node: str) -> Any:
     """A column with the state of the node's line."""
 
-    @admin.display(description=node)
+    # As markup, so that the list does not write the name with a capital letter.
+    @admin.display(description=format_html("<span>{}</span>", node))
     def column(row: Any) -> Any:
         line = getattr(row, "lines", {}).get(node)
         letter = "?" if line is None else line["state"]
@@ -186,7 +187,7 @@ class LineRowAdmin(LiveAdmin):
     age = duration("age_ms", "age")
 
     contents = ("value",)
-    lead = "The lines of this node, the latest first. The other nodes have lines of their own: see Keys."
+    lead = "The lines of this node, the latest first. The other nodes have lines of their own: see “Keys on all nodes”."
     list_display = ("key", "state", "version", "readable", "bytes", age, "value")
     fields = list_display
     ordering = ("age_ms",)

@@ -35,7 +35,7 @@ class KeyRow(models.Model):
         managed = False
         default_permissions = ("view", "change")
         verbose_name = "key"
-        verbose_name_plural = "keys, and their lines on all nodes"
+        verbose_name_plural = "keys on all nodes"
 
     def __str__(self) -> str:
         return self.key

@@ -324,8 +324,8 @@ class LockTable:
         return Result({"released": bool(holds), "holders": [{"client": h.client, "fencing_token": h.token} for h in holds]})
 
     def _cancel_wait(self, command: CancelWait, at_ms: int, index: int, origin: Origin) -> Result:
-        callers = self.waiters.of_client.get(command.client, {})
-        waiter = callers.get(command.place)
+        own = self.waiters.of_client.get(command.client, ())
+        waiter = next((one for one in own if one.rank == command.place), None)
         if waiter is None:
             return Result({"cancelled": False})
         refusal = refusals.not_granted("wait_timeout", self.holdings, Positions(self.locks), waiter, at_ms)

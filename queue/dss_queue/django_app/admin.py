@@ -17,7 +17,7 @@ from dss_api.fields import BYTES_PER_NAME_MAX, DURATION_MS_MAX, check_name
 from dss_api.operation import named
 from dss_api.rights import OPERATE
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import Nack, Purge, PutTopic, Redrive, TopicSettings
+from dss_queue.core.commands import Nack, Purge, PutTopicRequest, Redrive, TopicSettings
 from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic
 from dss_queue.django_app.models import BacklogRow, ConsumerRow, DeadLetterRow, MessageRow, TopicRow
 from dss_queue.django_app.operations import DELETE_DEAD
@@ -55,7 +55,9 @@ def _count(number: int, one: str, more: str) -> str:
 class TopicForm(ReasonForm):
     """The settings of a topic. They replace all of the present ones."""
 
-    max_attempts = forms.IntegerField(min_value=1, max_value=1000, help_text="Deliveries before a message becomes a dead letter.")
+    max_attempts = forms.IntegerField(
+        min_value=0, max_value=1000, help_text="Deliveries before a message becomes a dead letter. 0: any number."
+    )
     backoff_ms = forms.IntegerField(
         min_value=0, max_value=DURATION_MS_MAX, help_text="Delay before the second delivery, doubled each time. 0: none."
     )
@@ -71,6 +73,11 @@ class TopicForm(ReasonForm):
         min_value=0,
         max_value=DURATION_MS_MAX,
         help_text="How long finished messages stay for groups that come later. 0: not at all.",
+    )
+    dead_letter_topic = forms.CharField(
+        required=False,
+        max_length=BYTES_PER_NAME_MAX,
+        help_text="Dead letters move to this topic. Empty: they stay with their group.",
     )
     max_bytes = forms.IntegerField(min_value=0, max_value=2**53, help_text="Of the topic. 0: only the limits of the cluster.")
 
@@ -189,7 +196,9 @@ class TopicRowAdmin(LiveAdmin):
 
     def _put(self, request: HttpRequest, topics: list[Any], given: dict[str, Any], what: str) -> None:
         put = named(OPERATIONS, "queue.topic")
-        outcome = self.do_each(request, topics, put, lambda row: PutTopic(topic=str(row), **_settings(given)), given["reason"])
+        outcome = self.do_each(
+            request, topics, put, lambda row: PutTopicRequest(topic=str(row), **_settings(given)), given["reason"]
+        )
         done = len(outcome.results)
         report(self, request, done=done, asked=len(topics), what=what, refusal=outcome.refusal, nothing="no topic was named")
 

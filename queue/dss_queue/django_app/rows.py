@@ -43,7 +43,9 @@ def settings_text(settings: TopicSettings) -> str:
     shown = []
     for name in TopicSettings.__struct_fields__:
         value = getattr(settings, name)
-        shown.append(f"{name.removesuffix('_ms')} {duration_text(value) if name.endswith('_ms') else f'{value:,}'}")
+        text = value if isinstance(value, str) else duration_text(value) if name.endswith("_ms") else f"{value:,}"
+        if text:
+            shown.append(f"{name.removesuffix('_ms')} {text}")
     return ", ".join(shown)
 
 
