@@ -20,7 +20,7 @@ def draw_cycle(steps: Sequence[dict[str, Any]]) -> str:
     count = len(steps)
     if not 0 < count <= CLIENTS_MAX:
         return ""
-    radius = 105 + 28 * max(0, count - 3)
+    radius = 120 + 28 * max(0, count - 3)
     width, height = 2 * radius + BOX_WIDTH + 180, 2 * radius + BOX_HEIGHT + 40
     middle_x, middle_y = width / 2, height / 2
     corners = [

@@ -24,6 +24,7 @@ from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
 pytestmark = pytest.mark.cluster
 
+PATIENCE_S = 60.0
 PASSWORD = "long enough for a test"
 TOPIC = {"max_attempts": 3, "backoff_ms": 0, "retention_ms": 3_600_000, "dedup_window_ms": 0, "keep_ms": 0, "max_bytes": 0}
 #: what a page says when there is no majority
@@ -116,7 +117,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     try:
         found.wait_ready()
         # The leader makes the first user once there is none.
+        deadline = time.monotonic() + PATIENCE_S
         while not call(found.nodes[0], "GET", "/users").json["users"]:
+            assert time.monotonic() < deadline, "there is no first user"
             time.sleep(POLL_S)
         for group in ("viewer", "operator"):
             body = {"name": group, "group": group, "password": PASSWORD}
@@ -136,16 +139,11 @@ class Operator:
     def __init__(self, node: LocalNode, name: str, password: str) -> None:
         self.node = node
         self.cookies: dict[str, str] = {}
-        self.token = self._token(self.send("GET", "/admin/login/")[1])
-        form = {"username": name, "password": password}
-        status, _ = self.send("POST", "/admin/login/?next=/admin/", form)
+        self.token = ""
+        self.send("GET", "/admin/login/")
+        status, _ = self.send("POST", "/admin/login/?next=/admin/", {"username": name, "password": password})
         assert status == 302, f"{name} cannot log in"
-
-    @staticmethod
-    def _token(page: str) -> str:
-        found = re.search(r'csrfmiddlewaretoken" value="([^"]*)"', page)
-        assert found is not None
-        return found[1]
+        self.send("GET", "/admin/password_change/")
 
     def send(self, method: str, path: str, form: dict[str, Any] | None = None) -> tuple[int, str]:
         connection = http.client.HTTPConnection(HOST, self.node.port, timeout=60)
@@ -159,8 +157,8 @@ class Operator:
             name, _, value = cookie.partition(";")[0].partition("=")
             self.cookies[name] = value
         connection.close()
-        if name_of_token := self.cookies.get("csrftoken"):
-            self.token = name_of_token
+        if found := re.search(r'csrfmiddlewaretoken" value="([^"]*)"', text):
+            self.token = found[1]
         return reply.status, text
 
     def act(self, name: str, rows: list[str], given: dict[str, Any]) -> str:
