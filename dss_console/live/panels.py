@@ -201,7 +201,8 @@ def _share(left: int | None, whole: int) -> int:
 
 
 def _chain(table: LockTable, client: str, rank: int) -> str:
-    steps = lock_inspection.chain(table, table.waiters.of_client[client][rank], CHAIN_STEPS_MAX)
+    waiter = next(one for one in table.waiters.of_client[client] if one.rank == rank)
+    steps = lock_inspection.chain(table, waiter, CHAIN_STEPS_MAX)
     shown = ", which waits for ".join(f"{step['held_by']} ({step['waits_for']})" for step in steps)
     return f"waits for {shown}" if shown else ""
 
