@@ -1,4 +1,5 @@
-/* The coherence protocol of the cache as implemented: one key, two nodes with lines, a third voter without lines.
+/* The coherence protocol of the cache as implemented: one key, two nodes with lines, a third voter without lines, and, with
+   CLIENTS=1, a client of one of the nodes that has lines, too.
 
    Theory of operation
 
@@ -38,6 +39,29 @@
      LEAD                 GrantedLeases.lead; proposals of the old leader are lost, or were committed before
      RESTART              kill -9 and a new process, which applies again what the old one had applied
 
+   The client. It has a near cache at node 1. `stream` is what the node has sent and the client has not read, in order: grants, answers
+   with a version to install, invalidations with the lowest stamp that the node does not report before the client has confirmed. The
+   client reads its line while it holds its lease, also when the connection is lost. Its requests are not modelled: the node may answer
+   one at any time. A fetch whose answer is not installed is a read of the node. Confirmations are cumulative: `processed` is what the
+   client has read and the node does not know yet.
+
+   Its lease is over (CLIENT_IS_OVER) when it is over by its own clock and no grant is in the stream: it counts from its request. Only
+   then the node's deadline can have passed. Because a grant is capped by what remains of the node's own lease, the leader regards the
+   node's lease as over only after that, too.
+
+     CLIENT_READ          a hit in the client
+     CLIENT_GRANT         NearCache.grant: while the node holds its own lease; queued behind all invalidations
+     CLIENT_FETCH         NearCache.may_install, NearClients.install: a readable line; queued, and the client recorded, in the same step
+     RECEIVE              the client reads the stream; CLIENT_EXPIRE, CLIENT_LOSE: as EXPIRE and LOSE, for its grants
+     CLIENT_EVICT         NearClients.evicted: the client names a key that it has evicted, while no fetch of it is in progress
+     CONFIRM              NearClients.confirm: the client has processed the invalidations that it has read
+     DEADLINE             NearClients.expire: the grants that were sent before an invalidation are over; the connection is ended
+     FORGET               NearClients.expire, of a gone client: all its grants are over
+     CUT, CONNECT         NearClients.leave, open: the connection is lost; a new subscription starts empty, without a lease
+     invalidate_client    NearClients.written, flush: a write, a voiding of the node, a snapshot
+     REPORTS              NearCache._own_stamp, NearClients.reported: what the node reports as applied, to others and to itself
+     MAY_OPEN_SESSION     SessionOpening: a restarted node waits for the longest lease of a client, and reports nothing while it waits
+
    Invariants, each checked after every step for the *usable* lines (the lease is valid, the pending invalidations are done):
 
      single_version   single writer or multiple readers: two usable lines never have different versions
@@ -45,13 +69,14 @@
      data_value       if the value is clean, the backing store has the version that the directory names
      no_stale_read    no read is older than a put that was answered before the read began
      monotone_reads   no read is older than a read that ended before it began
+     bounded_wait     the node waits for a client no longer than for the grants that it sent before the invalidation
 
    A reader that joins a flight is remembered only if it needs something newer than the row: the flight must not serve it then.
 
    Limits of the model: PUTS writes (2 at most), WINDOW entries that some node has not applied, LEADS changes of leader, RESTARTS.
    Reads, fetches, evictions, leases, revocations, write-backs and snapshots are not limited. The model ends when both nodes have
    applied the last write and nothing older is in progress: what can happen then can happen after the first write, too.
-   ABSENT: no value at first, and deletions. RESTORES: with snapshots. ALL_STAYS_DIRTY: without write-back.
+   ABSENT: no value at first, and deletions. RESTORES: with snapshots. ALL_STAYS_DIRTY: without write-back. CLIENTS: with a client.
 
    Each -DBROKEN_… adds one mistake. */
 
@@ -69,6 +94,9 @@
 #endif
 #ifndef RESTORES
 #define RESTORES 0
+#endif
+#ifndef CLIENTS
+#define CLIENTS 0
 #endif
 #ifndef STEP
 #define STEP d_step
@@ -91,7 +119,7 @@
 #elif defined(BROKEN_DEPOSED_LEADER_GRANTS)
 #define IS_OVER(n) (uncounted[n] || (!holds[n] && !must_apply[n]))
 #else
-#define IS_OVER(n) (!holds[n] && !must_apply[n])
+#define IS_OVER(n) (!holds[n] && !must_apply[n] && CAPPED_IS_OVER(n))
 #endif
 
 #if defined(BROKEN_NEW_LEADER_DOES_NOT_WAIT) || defined(BROKEN_DEPOSED_LEADER_GRANTS)
@@ -124,6 +152,37 @@
 #define SERVES_JOINED(n) (!row_absent[n])
 #endif
 
+#if CLIENTS
+#define OF_CLIENT(n) ((n) == 1)
+#else
+#define OF_CLIENT(n) false
+#endif
+
+#ifdef BROKEN_CLIENT_WITHOUT_LEASE
+#define CLIENT_HOLDS_LEASE true
+#else
+#define CLIENT_HOLDS_LEASE client_holds
+#endif
+
+#ifdef BROKEN_CLIENT_FROM_RECEIPT
+#define GRANT_COUNTS(position) false
+#else
+#define GRANT_COUNTS(position) (stream[position] == GRANT)
+#endif
+#define CLIENT_IS_OVER (!client_holds && !GRANT_COUNTS(0) && !GRANT_COUNTS(1) && !GRANT_COUNTS(2))
+
+#if CLIENTS && !defined(BROKEN_CLIENT_NOT_CAPPED)
+#define CAPPED_IS_OVER(n) (!OF_CLIENT(n) || CLIENT_IS_OVER)
+#else
+#define CAPPED_IS_OVER(n) true
+#endif
+
+#if CLIENTS && !defined(BROKEN_RESTART_DOES_NOT_WAIT)
+#define MAY_OPEN_SESSION(n) (!OF_CLIENT(n) || CLIENT_IS_OVER)
+#else
+#define MAY_OPEN_SESSION(n) true
+#endif
+
 /* ---- definitions ---- */
 
 #define VN(v, n) ((v) * 2 + (n))
@@ -147,6 +206,15 @@
 #define ORDERED 1
 #define ROW 2
 #define FILLED 3
+
+/* what is on its way to the client: nothing, a grant, an answer with a version to install, an invalidation with its stamp */
+#define EMPTY 0
+#define GRANT 1
+#define ANSWER(v) (2 + (v))
+#define IS_ANSWER(message) ((message) >= 2 && (message) <= 4)
+#define INVALIDATION(stamp) (5 + (stamp))
+#define IS_INVALIDATION(message) ((message) >= 5)
+#define STAMP(message) ((message) - 5)		/* 0: the node does not wait for its confirmation */
 
 typedef Entry {
 	unsigned kind : 3;
@@ -216,20 +284,79 @@ bit uncounted[2];				/* the leader does not know of its lease */
 byte deposed_index;			/* commit index of the deposed leader */
 #endif
 
+#if CLIENTS
+/* ---- a client of node 1 ---- */
+
+bit client_has_line;
+byte client_version;
+bit client_holds;				/* its lease */
+bit connected;				/* false: the node sends nothing more and hears nothing */
+byte stream[3];				/* from the node to the client, in order; it is read also when the connection is lost */
+
+/* ---- what node 1 knows about it ---- */
+
+bit recorded;				/* it may hold the key, and no invalidation was sent since */
+byte processed;				/* the lowest stamp that the client has processed and the node waits for; 0: none */
+byte unsent;				/* the lowest stamp of an invalidation that was lost with the connection; 0: none */
+#ifdef BROKEN_CLIENT_INSTALLS_OVERTAKEN
+byte prepared;				/* an answer that is not in the stream yet; EMPTY: none */
+#endif
+#endif
+
 /* ---- the promises ---- */
 
 byte answered, seen;			/* the newest version of an answered put; of a finished read */
 
 bool single_version = true, exclusive = true, data_value = true, no_stale_read = true, monotone_reads = true;
+#if CLIENTS
+bool bounded_wait = true;
+#endif
 byte i;					/* a counter within a step; 0 between steps */
 
-#define COVERED(n, v) (known[VN(n, 0)] >= pending[VN(v, 0)] && known[VN(n, 1)] >= pending[VN(v, 1)])
+#if CLIENTS
+#define AWAITED_AT(position) (stream[position] > INVALIDATION(0))
+#define IS_HELD_BACK(stamp) (\
+	(processed != 0 && processed <= (stamp)) || (unsent != 0 && unsent <= (stamp)) || \
+	(AWAITED_AT(0) && STAMP(stream[0]) <= (stamp)) || (AWAITED_AT(1) && STAMP(stream[1]) <= (stamp)) || \
+	(AWAITED_AT(2) && STAMP(stream[2]) <= (stamp)))
+#endif
+
+#if CLIENTS
+/* A grant counts for the deadline of an invalidation if it was sent before. */
+#if defined(BROKEN_DEADLINE_IGNORED)
+#define DEADLINE_IS_OVER(position) true
+#elif defined(BROKEN_LATER_GRANT_EXTENDS)
+#define DEADLINE_IS_OVER(position) CLIENT_IS_OVER
+#else
+#define DEADLINE_IS_OVER(position) (!client_holds && !(position > 0 && GRANT_COUNTS(0)) && !(position > 1 && GRANT_COUNTS(1)))
+#endif
+#endif
+
+/* n has applied the log up to the stamp, and its client has confirmed that it has no older value. */
+#if !CLIENTS || defined(BROKEN_ACKNOWLEDGES_BEFORE_CLIENT)
+#define REPORTS(n, stamp) (known[VN(n, n)] >= (stamp))
+#define REPORTS_HERE(n, stamp) REPORTS(n, stamp)
+#else
+#ifdef BROKEN_RESTARTED_ACKNOWLEDGES
+#define REPORTS(n, stamp) (known[VN(n, n)] >= (stamp) && !(OF_CLIENT(n) && IS_HELD_BACK(stamp)))
+#else
+#define REPORTS(n, stamp) (known[VN(n, n)] >= (stamp) && !(OF_CLIENT(n) && (restarted[n] || IS_HELD_BACK(stamp))))
+#endif
+#ifdef BROKEN_SHOWS_BEFORE_CLIENT
+#define REPORTS_HERE(n, stamp) (known[VN(n, n)] >= (stamp))
+#else
+#define REPORTS_HERE(n, stamp) REPORTS(n, stamp)
+#endif
+#endif
+
+#define COVERED(n, v) (REPORTS_HERE(n, pending[VN(v, n)]) && known[VN(n, OTHER(n))] >= pending[VN(v, OTHER(n))])
 #ifdef BROKEN_SHOW_EARLY
 #define MAY_SHOW(n, v) true
 #else
 #define MAY_SHOW(n, v) COVERED(n, v)
 #endif
 #define USABLE(n) (line[n] != I && HOLDS_LEASE(n) && MAY_SHOW(n, line_version[n]))
+#define CLIENT_USABLE (client_has_line && CLIENT_HOLDS_LEASE)
 
 #ifdef ONLY
 #define PROMISE(number, name) if :: ONLY == number -> assert(name) :: else -> name = true fi
@@ -249,6 +376,20 @@ inline check_promises() {
 	PROMISE(4, exclusive);
 	data_value = dirty || stored == version;
 	PROMISE(5, data_value)
+#if CLIENTS
+	;
+	no_stale_read = !CLIENT_USABLE || client_version >= answered;
+	PROMISE(1, no_stale_read);
+	monotone_reads = !CLIENT_USABLE || client_version >= seen;
+	PROMISE(2, monotone_reads);
+	single_version = !CLIENT_USABLE ||
+		((!USABLE(0) || line_version[0] == client_version) && (!USABLE(1) || line_version[1] == client_version));
+	PROMISE(3, single_version);
+	exclusive = !(CLIENT_USABLE && USABLE(0)) || line[0] == S || applied[0] < applied[1];
+	PROMISE(4, exclusive);
+	bounded_wait = !AWAITED_AT(0) || client_holds || DEADLINE_IS_OVER(0);
+	PROMISE(6, bounded_wait)
+#endif
 }
 
 /* n has learned something: a put that waits here may be answered. */
@@ -417,6 +558,102 @@ inline void(what, n) {
 	append(what, n)
 }
 
+/* ---- the client ---- */
+
+#if CLIENTS
+
+inline send(message) {
+	if
+	:: stream[0] == EMPTY -> stream[0] = message
+	:: stream[0] != EMPTY && stream[1] == EMPTY -> stream[1] = message
+	:: else -> stream[2] = message
+	fi
+}
+
+/* What the client does not read in time ends its connection. */
+inline invalidate_client(stamp) {
+	if
+	:: recorded ->
+		recorded = 0;
+		if
+		:: connected && stream[2] == EMPTY && CLIENT_IS_OVER -> send(INVALIDATION(0))
+		:: connected && stream[2] == EMPTY -> send(INVALIDATION(stamp))
+		:: else ->
+			connected = 0;
+			if :: !CLIENT_IS_OVER && (unsent == 0 || unsent > stamp) -> unsent = stamp :: else fi
+		fi
+	:: else
+	fi
+}
+
+/* No write after those that the node had applied is acknowledged before its client has no line any more. */
+inline flush_client(n, applied_before) {
+	if :: OF_CLIENT(n) -> invalidate_client(applied_before + 1) :: else fi
+}
+
+inline disconnect() {
+	connected = 0;
+#ifdef BROKEN_CUT_FORGETS_CLIENT
+	recorded = 0; processed = 0; unsent = 0;
+	if :: IS_INVALIDATION(stream[0]) -> stream[0] = INVALIDATION(0) :: else fi;
+	if :: IS_INVALIDATION(stream[1]) -> stream[1] = INVALIDATION(0) :: else fi;
+	if :: IS_INVALIDATION(stream[2]) -> stream[2] = INVALIDATION(0) :: else fi
+#endif
+	skip
+}
+
+/* A new subscription starts empty, without a lease. */
+inline connect() {
+	connected = 1;
+#ifndef BROKEN_CONNECTED_KEEPS_LINES
+	client_has_line = 0; client_version = 0;
+#endif
+	client_holds = 0;
+	stream[0] = EMPTY; stream[1] = EMPTY; stream[2] = EMPTY;
+	recorded = 0; processed = 0; unsent = 0;
+#ifdef BROKEN_CLIENT_INSTALLS_OVERTAKEN
+	prepared = EMPTY;
+#endif
+	skip
+}
+
+inline receive() {
+	if
+	:: stream[0] == GRANT -> client_holds = 1
+	:: IS_ANSWER(stream[0]) -> client_has_line = 1; client_version = stream[0] - ANSWER(0)
+	:: else ->
+		client_has_line = 0; client_version = 0;
+		if :: STAMP(stream[0]) > 0 && processed == 0 -> processed = STAMP(stream[0]) :: else fi
+	fi;
+	stream[0] = stream[1]; stream[1] = stream[2]; stream[2] = EMPTY
+}
+
+/* Its time is over before it arrives. */
+inline lose_grant() {
+	if
+	:: stream[0] == GRANT -> stream[0] = stream[1]; stream[1] = stream[2]
+	:: stream[1] == GRANT -> stream[1] = stream[2]
+	:: else
+	fi;
+	stream[2] = EMPTY
+}
+
+#else
+inline flush_client(n, applied_before) { skip }
+#endif
+
+#if CLIENTS
+#define HAS_GRANT (stream[0] == GRANT || stream[1] == GRANT || stream[2] == GRANT)
+#define HAS_ANSWER (IS_ANSWER(stream[0]) || IS_ANSWER(stream[1]) || IS_ANSWER(stream[2]))
+#ifdef BROKEN_EVICTED_DURING_FETCH
+#define MAY_NAME_EVICTED true
+#else
+#define MAY_NAME_EVICTED (!HAS_ANSWER)
+#endif
+#define FIRST_AWAITED (AWAITED_AT(0) -> 0 : (AWAITED_AT(1) -> 1 : 2))
+
+#endif
+
 /* ---- applying ---- */
 
 #define NEXT entry[applied[n]]
@@ -424,6 +661,9 @@ inline void(what, n) {
 inline apply_written(n) {
 #ifndef BROKEN_INSTALLS_OVERTAKEN
 	if :: registered[n] -> overtake(n) :: else fi;
+#endif
+#if CLIENTS
+	if :: OF_CLIENT(n) -> invalidate_client(NEXT.version) :: else fi;
 #endif
 	known[VN(n, n)] = NEXT.version;
 	locally_dirty[n] = 1;
@@ -489,6 +729,9 @@ inline note_voided(n, m) {
 inline apply_voided(n) {
 	if
 	:: NEXT.node == n ->
+#ifndef BROKEN_VOIDING_KEEPS_CLIENT
+		flush_client(n, known[VN(n, n)]);
+#endif
 #ifdef BROKEN_REVOKED_KEEPS_LINES
 		if :: NEXT.kind == RESTARTED -> flush(n) :: else fi
 #else
@@ -523,14 +766,19 @@ inline restore(n) {
 	:: else -> break
 	od;
 	applied[n] = applied[OTHER(n)];
-	known[VN(n, n)] = known[VN(OTHER(n), OTHER(n))];
-	locally_dirty[n] = locally_dirty[OTHER(n)];
-	locally_absent[n] = locally_absent[OTHER(n)];
 #ifdef BROKEN_SNAPSHOT_KEEPS_LINES
 	if :: flight[n] != NONE -> overtake(n) :: else fi;
 #else
 	flush(n);
 #endif
+#if defined(BROKEN_SNAPSHOT_ACKNOWLEDGES_SKIPPED)
+	flush_client(n, known[VN(OTHER(n), OTHER(n))] - 1);
+#elif !defined(BROKEN_SNAPSHOT_KEEPS_CLIENT)
+	flush_client(n, known[VN(n, n)]);
+#endif
+	known[VN(n, n)] = known[VN(OTHER(n), OTHER(n))];
+	locally_dirty[n] = locally_dirty[OTHER(n)];
+	locally_absent[n] = locally_absent[OTHER(n)];
 	do
 	:: applied[0] > 0 -> forget_first()
 	:: else -> break
@@ -564,11 +812,22 @@ inline restart(n, knowledge) {
 	:: else -> break
 	od;
 	restarted[n] = 1;
+#if CLIENTS
+	if
+	:: OF_CLIENT(n) ->
+		connected = 0; recorded = 0; processed = 0; unsent = 0;
+		if :: IS_INVALIDATION(stream[0]) -> stream[0] = INVALIDATION(0) :: else fi;
+		if :: IS_INVALIDATION(stream[1]) -> stream[1] = INVALIDATION(0) :: else fi;
+		if :: IS_INVALIDATION(stream[2]) -> stream[2] = INVALIDATION(0) :: else fi
+	:: else
+	fi;
+#endif
 	if :: leader == n -> lead(OTHER(n)) :: else fi
 }
 
-#define WAITED_FOR(v, n) (known[VN(leader, leader)] >= v && known[VN(leader, n)] < pending[VN(v, n)])
-#define NEEDS(n, stamp) (known[VN(n, OTHER(n))] < stamp && known[VN(OTHER(n), OTHER(n))] >= stamp && (pending[VN(1, OTHER(n))] == stamp || pending[VN(2, OTHER(n))] == stamp))
+#define LACKS(n, stamp) (n == leader -> !REPORTS(n, stamp) : known[VN(leader, n)] < stamp)
+#define WAITED_FOR(v, n) (known[VN(leader, leader)] >= v && pending[VN(v, n)] > 0 && LACKS(n, pending[VN(v, n)]))
+#define NEEDS(n, stamp) (known[VN(n, OTHER(n))] < stamp && REPORTS(OTHER(n), stamp) && (pending[VN(1, OTHER(n))] == stamp || pending[VN(2, OTHER(n))] == stamp))
 #define IS_DONE (known[VN(0, 0)] == PUTS && known[VN(1, 1)] == PUTS && !overtaken[0] && !overtaken[1])
 #define HAS_ROOM (length < WINDOW && !IS_DONE)
 #define CAN_ASK(n) (!holds[n] && !must_apply[n] && !IS_DONE)
@@ -587,7 +846,7 @@ proctype Node(bit n) {
 	:: STEP { flight[n] == ROW && stored > row_version[n] && HAS_ROOM && !restarted[n] -> fetch(n); check_promises() }
 	:: STEP { dirty && stored == version && HAS_ROOM && n == 0 -> clean(); check_promises() }
 	:: STEP { revoke_proposed[n] && HAS_ROOM -> revoke_proposed[n] = 0; void(REVOKED, n); check_promises() }
-	:: STEP { restarted[n] && HAS_ROOM -> restarted[n] = 0; void(RESTARTED, n); check_promises() }
+	:: STEP { restarted[n] && HAS_ROOM && MAY_OPEN_SESSION(n) -> restarted[n] = 0; void(RESTARTED, n); check_promises() }
 
 	/* APPLY, RESTORE, LEARN */
 	:: STEP { applied[n] < length -> apply(n); settle(n); check_promises() }
@@ -649,6 +908,42 @@ proctype Node(bit n) {
 	:: STEP { must_apply[n] != 0 -> must_apply[n] = 0 }
 	:: STEP { holds[n] -> holds[n] = 0 }
 
+#if CLIENTS
+	/* CLIENT_READ, CLIENT_GRANT, CLIENT_FETCH, RECEIVE, CLIENT_EVICT, CLIENT_EXPIRE, CLIENT_LOSE */
+	:: STEP { OF_CLIENT(n) && CLIENT_USABLE && client_version > seen -> saw(client_version); check_promises() }
+#ifdef BROKEN_GRANT_OVERTAKES
+	:: STEP { OF_CLIENT(n) && connected && HOLDS_LEASE(n) && !client_holds -> client_holds = 1; check_promises() }
+#else
+	:: STEP { OF_CLIENT(n) && connected && HOLDS_LEASE(n) && !HAS_GRANT && stream[2] == EMPTY -> send(GRANT); check_promises() }
+#endif
+#ifdef BROKEN_CLIENT_INSTALLS_OVERTAKEN
+	:: STEP { OF_CLIENT(n) && connected && USABLE(n) && !HAS_ANSWER && prepared == EMPTY ->
+		prepared = ANSWER(line_version[n]); recorded = 1 }
+	:: STEP { OF_CLIENT(n) && connected && prepared != EMPTY && stream[2] == EMPTY -> send(prepared); prepared = EMPTY }
+#else
+	:: STEP { OF_CLIENT(n) && connected && USABLE(n) && !HAS_ANSWER && stream[2] == EMPTY ->
+		send(ANSWER(line_version[n]));
+#ifndef BROKEN_CLIENT_NOT_RECORDED
+		recorded = 1;
+#endif
+		check_promises() }
+#endif
+	:: STEP { OF_CLIENT(n) && stream[0] != EMPTY -> receive(); check_promises() }
+	:: STEP { OF_CLIENT(n) && client_has_line && connected && MAY_NAME_EVICTED ->
+		client_has_line = 0; client_version = 0; recorded = 0; check_promises() }
+	:: STEP { OF_CLIENT(n) && client_holds -> client_holds = 0; check_promises() }
+	:: STEP { OF_CLIENT(n) && HAS_GRANT -> lose_grant(); check_promises() }
+
+	/* CONFIRM, DEADLINE, FORGET, CUT, CONNECT */
+	:: STEP { OF_CLIENT(n) && processed != 0 -> processed = 0; settle(n); check_promises() }
+	:: STEP { OF_CLIENT(n) && processed == 0 && (AWAITED_AT(0) || AWAITED_AT(1) || AWAITED_AT(2)) && DEADLINE_IS_OVER(FIRST_AWAITED) ->
+		i = FIRST_AWAITED; stream[i] = INVALIDATION(0); i = 0; disconnect(); settle(n); check_promises() }
+	:: STEP { OF_CLIENT(n) && !connected && CLIENT_IS_OVER && (recorded || unsent != 0) ->
+		recorded = 0; unsent = 0; settle(n); check_promises() }
+	:: STEP { OF_CLIENT(n) && connected -> disconnect(); settle(n); check_promises() }
+	:: STEP { OF_CLIENT(n) && !connected && !restarted[n] -> connect(); settle(n); check_promises() }
+#endif
+
 	/* OVERDUE, LEAD, RESTART */
 	:: STEP { !revoking[n] && IS_OVER(n) && (WAITED_FOR(1, n) || WAITED_FOR(2, n)) ->
 		revoking[n] = 1; revoke_proposed[n] = 1 }
@@ -666,6 +961,9 @@ init {
 	atomic {
 #ifdef ABSENT
 		absent = 1;
+#endif
+#if CLIENTS
+		connected = 1;
 #endif
 		run Node(0);
 		run Node(1)
