@@ -481,6 +481,8 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
     faults += _tls_contradictions(values)
     if values["peer_port"] == values["rpc_port"]:
         faults.append("DSS_PEER_PORT must be another port than RPC_PORT")
+    if values["sqs_port"] in (values["rpc_port"], values["peer_port"]):
+        faults.append("DSS_SQS_PORT must be another port than RPC_PORT and DSS_PEER_PORT")
     if values["body_bytes_max"] < values["value_bytes_max"]:
         faults.append("DSS_BODY_BYTES_MAX must be at least DSS_VALUE_BYTES_MAX")
     exposed = [name for name in ("rpc_host", "peer_host") if not environment.is_loopback(values[name])]

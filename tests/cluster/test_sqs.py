@@ -284,6 +284,11 @@ def test_dead_letters_keep_their_id(sqs, make):
     assert (message["MessageId"], message["MessageAttributes"]["a"]["StringValue"]) == (sent["MessageId"], "x")
     assert message["Attributes"]["DeadLetterQueueSourceArn"].endswith(url.rpartition("/")[2])
     assert sqs.list_dead_letter_source_queues(QueueUrl=dead)["queueUrls"] == [url]
+    for count in (5, "5"):
+        policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": count})
+        sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": policy})
+        stored = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]["RedrivePolicy"]
+        assert json.loads(stored) == {"deadLetterTargetArn": arn, "maxReceiveCount": 5}
     nowhere = json.dumps({"deadLetterTargetArn": f"{arn}x", "maxReceiveCount": 2})
     refused("InvalidParameterValue", sqs.set_queue_attributes, QueueUrl=url, Attributes={"RedrivePolicy": nowhere})
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": ""})
@@ -316,6 +321,7 @@ def test_a_fifo_queue_stores_a_message_once(sqs, make):
     assert (second["MessageId"], second["SequenceNumber"]) == (first["MessageId"], first["SequenceNumber"])
     assert bodies(take(sqs, url)) == ["1"]
     refused("MissingParameter", sqs.send_message, QueueUrl=url, MessageBody="m", MessageDeduplicationId="e")
+    refused("MissingParameter", sqs.send_message_batch, QueueUrl=url, Entries=[{"Id": "a", "MessageBody": "m"}])
     refused("InvalidParameterValue", sqs.send_message, QueueUrl=url, MessageBody="m", MessageGroupId="g")
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"DeduplicationScope": "messageGroup"})
     for group in ("g1", "g2"):

@@ -72,6 +72,8 @@ def test_redis_is_the_backing_store_when_its_address_is_given() -> None:
         ({"REDIS_URL": "http://localhost"}, "REDIS_URL", "redis://"),
         ({"DSS_DEBUG": "perhaps"}, "DSS_DEBUG", "true or false"),
         ({"DSS_PEER_PORT": "8201"}, "DSS_PEER_PORT", "another port"),
+        ({"DSS_SQS_PORT": "8201"}, "DSS_SQS_PORT", "another port"),
+        ({"DSS_SQS_PORT": "9201"}, "DSS_SQS_PORT", "another port"),
         ({"DSS_BODY_BYTES_MAX": "2048"}, "DSS_BODY_BYTES_MAX", "DSS_VALUE_BYTES_MAX"),
         ({"DSS_CLUSTER_SECRET_PREVIOUS": "x"}, "DSS_CLUSTER_SECRET", "missing"),
         ({"DSS_PEER_TLS": "false", "RPC_HOST": "::", "DSS_CLUSTER_SECRET": "s" * 16}, "DSS_PEER_TLS", "loopback only"),

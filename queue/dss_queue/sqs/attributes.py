@@ -65,8 +65,8 @@ def is_fifo(attributes: dict[str, str]) -> bool:
     return attributes.get("FifoQueue") == "true"
 
 
-def check(name: str, attributes: dict[str, str], creates: bool) -> None:
-    """Check the attributes that are given for the queue `name`.
+def checked(name: str, attributes: dict[str, str], creates: bool) -> dict[str, str]:
+    """Check the attributes that are given for the queue `name`. Returns them as they are stored.
 
     Raises:
         SqsError: `InvalidAttributeName`, `InvalidAttributeValue`.
@@ -93,8 +93,12 @@ def check(name: str, attributes: dict[str, str], creates: bool) -> None:
             "The name of a FIFO queue can only include alphanumeric characters, "
             "hyphens, or underscores, must end with .fifo suffix and be 1 to 80 in length.",
         )
-    if creates and given == "false":
-        raise SqsError("InvalidAttributeName", "Unknown Attribute FifoQueue.")
+    stored = {attribute: text for attribute, text in attributes.items() if attribute != "FifoQueue" or text == "true"}
+    if stored.get("RedrivePolicy"):
+        policy = _document("RedrivePolicy", stored["RedrivePolicy"])
+        policy["maxReceiveCount"] = int(policy["maxReceiveCount"])
+        stored["RedrivePolicy"] = msgspec.json.encode(policy).decode()
+    return stored
 
 
 def _check_value(name: str, attribute: str, text: str) -> None:

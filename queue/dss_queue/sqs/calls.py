@@ -21,7 +21,7 @@ from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Ack, Consume, ConsumeRuns, Extend, Nack, NewMessage, Purge
 from dss_queue.core.inspection import stats
 from dss_queue.core.partitions import ring
-from dss_queue.core.sqs_queues import GROUP, ChangeQueue, CreateQueue, PublishToQueues, Queue, redrive_policy
+from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, PublishToQueues, Queue, redrive_policy
 from dss_queue.core.topic_commands import DeleteTopic
 from dss_queue.delivering import count_delivered
 from dss_queue.sqs import attributes as queue_attributes
@@ -112,18 +112,18 @@ async def submit(call: Call, command: Any, wait_ms: int = 0) -> Result:
 
 async def create_queue(call: Call) -> Reply:
     given = call.input
-    queue_attributes.check(call.name, given.attributes, creates=True)
-    _check_tags(given.tags)
-    if "RedrivePolicy" in given.attributes:
-        await _require_target(call, given.attributes["RedrivePolicy"])
-    result = await submit(call, CreateQueue(topic=call.name, attributes=given.attributes, tags=given.tags))
+    attributes = queue_attributes.checked(call.name, given.attributes, creates=True)
+    _check_tags(call.name, given.tags)
+    if "RedrivePolicy" in attributes:
+        await _require_target(call, attributes["RedrivePolicy"])
+    result = await submit(call, CreateQueue(topic=call.name, attributes=attributes, tags=given.tags))
     differs = result.body["differs"]
     if differs:
         queue = await find_queue(call)
         defaults = {name: str(default) for name, (default, _, _) in queue_attributes.NUMBERS.items()}
         defaults |= queue_attributes.FIFO_DEFAULTS if is_fifo(queue.attributes) else {}
         present = {**defaults, **queue.attributes}
-        differs = [name for name in differs if present.get(name) != given.attributes[name]]
+        differs = [name for name in differs if present.get(name) != attributes[name]]
     if differs:
         raise SqsError(
             "QueueNameExists", f"A queue already exists with the same name and a different value for attribute {differs[0]}"
@@ -146,12 +146,14 @@ async def _require_target(call: Call, policy: str) -> None:
         raise SqsError("AccessDenied", f"the token may not publish to {target}", 403)
 
 
-def _check_tags(tags: dict[str, str]) -> None:
-    for name, text in tags.items():
-        if not 1 <= len(name) <= 128 or len(text) > 256:
-            raise bad_value(f"Tag '{name[:128]}' is invalid: a key has 1 to 128 characters, a value at most 256.")
-    if len(tags) > 50:
-        raise bad_value("Too many tags added for the queue: at most 50.")
+def _check_tags(name: str, tags: dict[str, str]) -> None:
+    for key, text in tags.items():
+        if not 1 <= len(key) <= 128:
+            raise bad_value("Tag keys must be between 1 and 128 characters in length.")
+        if len(text) > 256:
+            raise bad_value("Tag values must be at most 256 characters in length.")
+    if len(tags) > TAGS_MAX:
+        raise bad_value(f"Too many tags added for queue {name}.")
 
 
 async def get_queue_url(call: Call) -> Reply:
@@ -241,7 +243,7 @@ async def set_attributes(call: Call) -> Reply:
     given = call.input.attributes
     if not given:
         raise SqsError("MissingParameter", "The request must contain the parameter Attribute.Name.")
-    queue_attributes.check(call.name, given, creates=False)
+    given = queue_attributes.checked(call.name, given, creates=False)
     if given.get("RedrivePolicy"):
         await _require_target(call, given["RedrivePolicy"])
     await submit(call, ChangeQueue(topic=call.name, attributes=given))
@@ -249,7 +251,7 @@ async def set_attributes(call: Call) -> Reply:
 
 
 async def tag_queue(call: Call) -> Reply:
-    _check_tags(call.input.tags)
+    _check_tags(call.name, call.input.tags)
     if not call.input.tags:
         raise SqsError("MissingParameter", "The request must contain the parameter Tags.")
     await submit(call, ChangeQueue(topic=call.name, tags=call.input.tags))
@@ -258,8 +260,10 @@ async def tag_queue(call: Call) -> Reply:
 
 async def untag_queue(call: Call) -> Reply:
     keys = call.input.tag_keys
-    if not 1 <= len(keys) <= 50 or any(len(key) > 128 for key in keys):
-        raise bad_value("TagKeys must have 1 to 50 keys of at most 128 characters.")
+    if not keys or not all(1 <= len(key) <= 128 for key in keys):
+        raise bad_value("Tag keys must be between 1 and 128 characters in length.")
+    if len(keys) > TAGS_MAX:
+        raise bad_value(f"A queue has at most {TAGS_MAX} tags.")
     await submit(call, ChangeQueue(topic=call.name, untag=keys))
     return Reply()
 
@@ -281,13 +285,15 @@ async def send_message(call: Call) -> Reply:
 
 async def send_batch(call: Call) -> Reply:
     queue = await find_queue(call)
-    entries = _checked_entries(call.input.entries)
+    entries = _checked_entries(call.input.entries, "SendMessage")
     accepted, size = [], 0
     failed = []
     for entry in entries:
         try:
             new, bytes_of_it = _new_message(call, queue, entry)
         except SqsError as error:
+            if error.code == "MissingParameter":
+                raise
             failed.append(_failure(entry.id, error))
             continue
         accepted.append((entry, new))
@@ -301,12 +307,12 @@ async def send_batch(call: Call) -> Reply:
     return Reply({"Successful": successful, "Failed": failed})
 
 
-def _checked_entries(entries: Sequence[Any]) -> Sequence[Any]:
+def _checked_entries(entries: Sequence[Any], kind: str) -> Sequence[Any]:
     """Raises:
     SqsError: this is no batch.
     """
     if not entries:
-        raise SqsError("EmptyBatchRequest", "There should be at least one entry in the request.")
+        raise SqsError("EmptyBatchRequest", f"There should be at least one {kind}BatchRequestEntry in the request.")
     if len(entries) > BATCH_MAX:
         raise SqsError(
             "TooManyEntriesInBatchRequest",
@@ -486,7 +492,7 @@ async def _delete(call: Call, queue: Queue, handle: str) -> None:
 
 async def delete_batch(call: Call) -> Reply:
     queue = await find_queue(call)
-    return await _each(call.input.entries, lambda entry: _delete(call, queue, entry.receipt_handle))
+    return await _each("DeleteMessage", call.input.entries, lambda entry: _delete(call, queue, entry.receipt_handle))
 
 
 async def change_visibility(call: Call) -> Reply:
@@ -521,12 +527,16 @@ async def _change_visibility(call: Call, handle: str, seconds: int) -> None:
 
 async def change_visibility_batch(call: Call) -> Reply:
     await find_queue(call)
-    return await _each(call.input.entries, lambda entry: _change_visibility(call, entry.receipt_handle, entry.visibility_timeout))
+    return await _each(
+        "ChangeMessageVisibility",
+        call.input.entries,
+        lambda entry: _change_visibility(call, entry.receipt_handle, entry.visibility_timeout),
+    )
 
 
-async def _each(entries: Sequence[Any], work: Callable[[Any], Awaitable[None]]) -> Reply:
+async def _each(kind: str, entries: Sequence[Any], work: Callable[[Any], Awaitable[None]]) -> Reply:
     """Do the entries of a batch: each succeeds or fails by itself."""
-    entries = _checked_entries(entries)
+    entries = _checked_entries(entries, kind)
     outcomes = await asyncio.gather(*(_outcome(work(entry)) for entry in entries))
     return Reply(
         {

@@ -74,7 +74,10 @@ def check_attributes(attributes: dict[str, AttributeValue]) -> int:
     for name, value in attributes.items():
         lowered = name.lower()
         if not ATTRIBUTE_NAME.fullmatch(name) or lowered.startswith(("aws.", "amazon.")) or name.endswith(".") or ".." in name:
-            raise bad_value(f"The message attribute name '{name}' is invalid.")
+            raise bad_value(
+                f"The message attribute name '{name}' is invalid. Attribute name can contain A-Z, a-z, 0-9, underscore (_), "
+                "hyphen (-), and period (.) characters."
+            )
         if not TYPE_PATTERN.fullmatch(value.data_type):
             raise bad_value(
                 f"The message attribute '{name}' has an invalid message attribute type, "
@@ -144,7 +147,7 @@ def receipt_in(handle: str) -> tuple[str, str]:
         receipt = ""
     msg_id, _, serial = receipt.partition(".")
     if message_number(msg_id) < 0 or not re.fullmatch(r"[0-9a-f]{1,32}", serial):
-        raise SqsError("ReceiptHandleIsInvalid", f'The input receipt handle "{handle[:200]}" is not a valid receipt handle.')
+        raise SqsError("ReceiptHandleIsInvalid", "The input receipt handle is invalid.")
     return msg_id, receipt
 
 
