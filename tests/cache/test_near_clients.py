@@ -315,6 +315,8 @@ class AgainstAModel(RuleBasedStateMachine):
         assert set(overdue) == expected
         for client in overdue:
             self.clients.leave(client)
+        # Those whose latest lease is over are forgotten at the next tick.
+        assert self.clients.expire(self.now) == []
         for model in self.models:
             model.messages = [one for one in model.messages if one[2] >= self.now]
         self.models = [model for model in self.models if not (model.real.is_gone and model.real.held_until < self.now)]
@@ -323,7 +325,6 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @invariant()
     def the_holders_are_those_of_the_model(self):
-        # A client that left after its lease was over is forgotten at the next tick.
         for key in "abcd":
             assert self.clients.holders(key) == sum(key in model.keys for model in self.models)
         for model in self.models:

@@ -266,7 +266,10 @@ class NearCache(Generic[T]):
             self.applied = stamp
         if not self.is_open:
             return []
-        return self.acknowledgements.advance(self.node_id, self.clients.reported(self.applied))
+        clients = self.clients
+        return self.acknowledgements.advance(
+            self.node_id, clients.reported(self.applied) if clients.unconfirmed else self.applied
+        )
 
     def session_opened(self) -> list[T]:
         """The session of this process is open, so no client of the earlier one holds a lease. Returns the waiters that are done."""

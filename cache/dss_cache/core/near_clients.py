@@ -117,8 +117,8 @@ class NearClients(Generic[T]):
         self._swept_parts = PARTS
         #: the largest client was flushed for `bytes_max`, and the sweep after that is not over
         self._is_making_room = False
-        #: invalidations that are outstanding, lowest stamp first; those that nobody waits for are removed late
-        self._lowest: list[tuple[int, int, Invalidation]] = []
+        #: outstanding invalidations, lowest stamp first; those that nobody waits for any longer are removed late
+        self.unconfirmed: list[tuple[int, int, Invalidation]] = []
         self._invalidations = 0
         #: clients with outstanding invalidations, and gone clients (ordered sets)
         self._waiting: dict[NearClient[T], None] = {}
@@ -303,7 +303,7 @@ class NearClients(Generic[T]):
 
     def reported(self, applied: int) -> int:
         """The stamp that this node may report when it has applied `applied`: below every outstanding invalidation."""
-        lowest = self._lowest
+        lowest = self.unconfirmed
         while lowest and not lowest[0][2].left:
             heapq.heappop(lowest)
         return min(applied, lowest[0][0] - 1) if lowest else applied
@@ -381,4 +381,4 @@ class NearClients(Generic[T]):
     def _add(self, invalidation: Invalidation) -> None:
         if invalidation.left:
             self._invalidations += 1
-            heapq.heappush(self._lowest, (invalidation.stamp, self._invalidations, invalidation))
+            heapq.heappush(self.unconfirmed, (invalidation.stamp, self._invalidations, invalidation))
