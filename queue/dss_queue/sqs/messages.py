@@ -155,7 +155,7 @@ def wanted(names: list[str], attributes: dict[str, AttributeValue]) -> dict[str,
     """The attributes that `MessageAttributeNames` selects."""
     if "All" in names or ".*" in names:
         return attributes
-    prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))
+    prefixes = tuple(name[:-2] for name in names if name.endswith(".*"))
     return {name: value for name, value in attributes.items() if name in names or (prefixes and name.startswith(prefixes))}
 
 
