@@ -152,6 +152,22 @@ def test_retention_keeps_the_order_of_a_run_in_flight(desk):
     assert values(run(desk)) == [1, 3]
 
 
+@pytest.mark.parametrize("is_in_flight", [True, False])
+def test_retention_ends_a_key_of_which_the_head_is_left(desk, is_in_flight):
+    desk.settings(retention_ms=10_000)
+    ids = desk.publish(1, 2, key="k")
+    receipts = [one["receipt"] for one in run(desk, visibility_ms=60_000)]
+    if not is_in_flight:
+        desk.nack(ids[0], delay_ms=60_000)
+    assert desk.ack(ids[1], receipts[1]).body["acked"]
+    desk.pass_ms(20_000)
+    assert stats(desk.broker, "t", desk.at_ms)["messages"] == 0
+    if is_in_flight:
+        assert desk.ack(ids[0]).body["acked"]
+    desk.publish(3, key="k")
+    assert values(run(desk)) == [3]
+
+
 def test_a_purge_ends_runs(desk):
     desk.publish(1, 2, key="k")
     run(desk)

@@ -296,6 +296,9 @@ class Topic:
             else:
                 old.append(message)
         for message in old:
+            if message.number not in messages.by_number:
+                # It was finished before the head of its run, and went with it.
+                continue
             if message.key and not messages.is_head(message):
                 # Behind one that is kept for its delay: a key's messages go in order.
                 continue
