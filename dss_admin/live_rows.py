@@ -7,7 +7,9 @@ Theory of operation
 2. Everything else happens in the thread of the page: searching, filters and sorting look at the copies, and instances of the model are
    made for the rows of one page only. That thread and the loop share the interpreter's lock, so nothing here runs long in C: long lists
    are sorted in chunks, which are merged up to the end of the page.
-3. A generator yields None for a step without a row, so that a step is bounded work even where rows are rare.
+3. A copy is a Struct that the garbage collector does not track (`gc=False`): a full collection stops all threads for as long as it looks at
+   each tracked object.
+4. A generator yields None for a step without a row, so that a step is bounded work even where rows are rare.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from dss_cache.core.directory import Directory
 from dss_cache.core.values import as_text
@@ -15,7 +17,7 @@ Value = bytes
 DIRTY, CACHED, NOT_CACHED, DELETED = "not written back", "cached", "not cached", "deleted"
 
 
-class TakenKey(NamedTuple):
+class TakenKey(msgspec.Struct, frozen=True, gc=False):
     """A key of the directory."""
 
     key: str
@@ -51,7 +53,7 @@ def take_keys(service: CacheService, now_ms: int) -> Iterator[TakenKey | None]:
         yield TakenKey(key, record.version, state, record.owner if record.dirty else "", nodes, expires_in_ms, stored)
 
 
-class TakenLine(NamedTuple):
+class TakenLine(msgspec.Struct, frozen=True, gc=False):
     """A line of this node. Its value is never changed, so it is not copied."""
 
     key: str

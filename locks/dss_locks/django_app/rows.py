@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from dss_admin.live_rows import STEPS_PER_TURN
 from dss_locks.core import inspection
@@ -21,7 +23,7 @@ from dss_locks.django_app.models import DeadlockRow, ForcedRow
 CHAIN_STEPS_MAX = 10
 
 
-class HeldLock(NamedTuple):
+class HeldLock(msgspec.Struct, frozen=True, gc=False):
     """A client that holds a key."""
 
     key: str
@@ -75,7 +77,7 @@ def take_locks(table: LockTable, now_ms: int) -> Iterator[HeldLock | None]:
             )
 
 
-class TakenWaiter(NamedTuple):
+class TakenWaiter(msgspec.Struct, frozen=True, gc=False):
     """A waiting request."""
 
     place: int
@@ -138,7 +140,7 @@ def take_waiters(table: LockTable, now_ms: int) -> Iterator[TakenWaiter | None]:
         )
 
 
-class TakenDelay(NamedTuple):
+class TakenDelay(msgspec.Struct, frozen=True, gc=False):
     """The lock delay of a key."""
 
     key: str
@@ -155,7 +157,7 @@ def take_delays(table: LockTable, now_ms: int) -> Iterator[TakenDelay | None]:
         yield TakenDelay(key, **shown) if shown is not None else None
 
 
-class TakenSession(NamedTuple):
+class TakenSession(msgspec.Struct, frozen=True, gc=False):
     """A client session."""
 
     session: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import NamedTuple
+
+import msgspec
 
 from dss_api.durations import duration_text
 from dss_queue.core import inspection
@@ -19,7 +20,7 @@ VALUE_SHOWN_MAX = 2_000
 READY, DELAYED, IN_FLIGHT = "ready", "delayed", "in flight"
 
 
-class TakenTopic(NamedTuple):
+class TakenTopic(msgspec.Struct, frozen=True, gc=False):
     """A topic."""
 
     topic: str
@@ -72,7 +73,7 @@ def take_topics(broker: Broker, now_ms: int) -> Iterator[TakenTopic | None]:
         )
 
 
-class TakenBacklog(NamedTuple):
+class TakenBacklog(msgspec.Struct, frozen=True, gc=False):
     """A consumer group, or a topic without one."""
 
     topic: str
@@ -99,7 +100,7 @@ def take_backlogs(broker: Broker, now_ms: int) -> Iterator[TakenBacklog]:
             yield TakenBacklog(**line)
 
 
-class TakenConsumer(NamedTuple):
+class TakenConsumer(msgspec.Struct, frozen=True, gc=False):
     """A consume call, or a pull of a subscription."""
 
     topic: str
@@ -126,7 +127,7 @@ def take_consumers(broker: Broker, now_ms: int) -> Iterator[TakenConsumer | None
         yield TakenConsumer(group.messages.topic, group.name, origin.node, origin.seq, "works", handout.live, None)
 
 
-class TakenMessage(NamedTuple):
+class TakenMessage(msgspec.Struct, frozen=True, gc=False):
     """A message of a group. Its value is never changed, so it is not copied."""
 
     topic: str
@@ -226,7 +227,7 @@ class _Past:
         return message.number in self._of_key[key]
 
 
-class TakenDead(NamedTuple):
+class TakenDead(msgspec.Struct, frozen=True, gc=False):
     """A dead letter. Nothing changes it, so it is not copied."""
 
     topic: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,7 @@ def take_audit(trail: AuditTrail) -> Iterator[AuditRecord]:
         yield AuditRecord(record)
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
+class AuditRecord(msgspec.Struct, frozen=True, gc=False):
     """A record of the audit trail."""
 
     record: Record
@@ -81,8 +79,7 @@ class AuditRecord:
         return _time(self.record.at_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class TakenEntry:
+class TakenEntry(msgspec.Struct, frozen=True, gc=False):
     """An entry of this node's log. Nothing changes it."""
 
     entry: Entry
