@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from dss_api.errors import Refused
 from dss_raft.replication.clocks import boot_time
 from dss_raft.replication.reads import ReadRounds
 
@@ -45,7 +46,10 @@ class SessionOpening:
             return True
         if self._read is None or (self._read.done() and self._read.exception() is not None):
             # A read that was refused is repeated.
-            self._read = self._reads.read()
+            try:
+                self._read = self._reads.read()
+            except Refused:
+                return False  # too many others wait now
         if self._read.done():
             self._is_allowed = self._clock() >= self._began + max(delay() for delay in self._delays)
         return self._is_allowed

@@ -62,3 +62,16 @@ async def test_a_read_that_was_refused_is_repeated(reads):
     assert not opening.is_allowed()
     reads.futures[1].set_result(1)
     assert opening.is_allowed()
+
+
+async def test_while_too_many_reads_wait_it_asks_later(reads, monkeypatch):
+    def full():
+        raise Refused("over_limit", "too many reads wait")
+
+    opening = SessionOpening(reads, [lambda: 0.0], 10.0, lambda: 10.0)
+    monkeypatch.setattr(reads, "read", full)
+    assert not opening.is_allowed()
+    monkeypatch.undo()
+    assert not opening.is_allowed()
+    reads.futures[0].set_result(1)
+    assert opening.is_allowed()

@@ -288,7 +288,12 @@ class NearClients(Generic[T]):
         return message
 
     def confirm(self, client: NearClient[T], seq: int, now: float) -> bool:
-        """The client has carried out everything up to message `seq`. True: `reported` may have changed."""
+        """The client has carried out everything up to message `seq`. True: `reported` may have changed.
+
+        It comes too late from a client that has gone, because invalidations since then have no message of their own.
+        """
+        if client.is_gone:
+            return False
         outstanding = client.outstanding
         seq = min(seq, client.sent_seq)
         if not outstanding or outstanding[0][0] > seq:
