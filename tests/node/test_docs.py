@@ -112,6 +112,7 @@ def test_decisions_are_numbered_and_have_the_same_parts() -> None:
     pages = sorted((DOCS / "decisions").glob("[0-9]*.md"))
     index = read("docs/decisions/index.md")
     assert len(pages) >= 20
+    assert len({page.name[:4] for page in pages}) == len(pages), "a number is used once"
     for page in pages:
         text = page.read_text()
         number = int(page.name[:4])
