@@ -36,6 +36,8 @@ class Api(ABC):
     is_real = False
     #: answers have headers
     has_headers = True
+    #: a GET without fields gets a form for them
+    shows_forms = False
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []

@@ -36,7 +36,7 @@ from dss_dev.entry_points import ENTRY_POINTS, PATIENCE_S, Api, Reply
 
 URLS = [url.strip() for url in os.environ.get("TEST_CLUSTER_URLS", "").split(",") if url.strip()]
 #: fields whose texts are names that all clients of a cluster share
-NAMES = {"client", "key", "keys", "prefix", "topic"}
+NAMES = {"client", "dead_letter_topic", "key", "keys", "prefix", "topic"}
 POLL_S = 0.01
 _RUN = secrets.token_hex(3)
 _numbers = itertools.count(1)
@@ -186,6 +186,8 @@ class RealJson(RealApi):
 
 class RealPages(RealJson):
     """The pages of DRF. A page shows the answer, and the headers that a program would get."""
+
+    shows_forms = True
 
     def _exchange(self, url: str, operation: Operation, path_and_query: str, body: bytes) -> Reply:
         status, page, headers = self._http(url, operation.method, path_and_query, body, "text/html")
