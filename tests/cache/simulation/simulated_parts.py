@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dss_cache.core.coherence import Flight
@@ -63,6 +63,9 @@ class Flaws:
 
 
 NO_FLAWS = Flaws()
+_NAMES = [field.name for field in fields(Flaws)]
+#: the flaws that only a simulation with near clients can find
+CLIENT_FLAWS = _NAMES[_NAMES.index("no_client_lease_check") :]
 
 
 class Read:
