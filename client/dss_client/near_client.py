@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
 from dss_client.clock import now
@@ -47,6 +49,10 @@ RENEW_S_MIN = 0.02
 ASK_AGAIN_S = 0.3
 #: After so many leases in a row without a read, no other is asked for.
 IDLE_LEASES = 2
+#: of a key, in UTF-8
+KEY_BYTES_MAX = 512
+
+_CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Near:
@@ -83,7 +89,7 @@ class Near:
             self.lease_misses += sum(key in holding for key in wanted)
             if self._link is None or self._link.core is not core:
                 self._link = NearLink(self, core)
-            found |= await self._link.fetch(wanted)
+            found |= await self._link.fetch([key for key in wanted if _may_be_fetched(key)])
         return found
 
     def statistics(self) -> NearStatistics:
@@ -307,16 +313,16 @@ class NearLink:
 
     # ------------------------------------------------------------ fetches
 
-    async def fetch(self, keys: Iterable[str]) -> dict[str, Entry]:
+    async def fetch(self, keys: list[str]) -> dict[str, Entry]:
         """Values from the node. Those that it could not give are missing."""
-        if not await self._has_begun():
+        if not keys or not await self._has_begun():
             return {}
         if self._timer is None:
             # It was idle.
             self._ask()
         begun = self._sent
         found: dict[str, Entry] = {}
-        wanted = list(keys)
+        wanted = keys
         awaited: list[tuple[str, Fetch]] = []
         try:
             async with asyncio.timeout(min(FETCH_S, self.core.config.timeout_s)):
@@ -417,6 +423,18 @@ class NearLink:
         fetch.end()
         if self._planned:
             self._send_fetches_soon()
+
+
+def _may_be_fetched(key: object) -> bool:
+    """Whether a node takes it as a key. The ordinary call says what is wrong with another one, and spoils no fetch of others."""
+    if not isinstance(key, str) or not key or _CONTROL_CHARACTER.search(key) is not None:
+        return False
+    if type(key) is not str and not isinstance(key, Enum):
+        return False
+    try:
+        return len(key.encode()) <= KEY_BYTES_MAX
+    except UnicodeEncodeError:
+        return False
 
 
 def _entry(key: str, copy: Copy, is_hit: bool = True) -> Entry:

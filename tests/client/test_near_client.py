@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from dss_client import AsyncClient, Client, ClientClosed, Invalid, NearCache, WrongUse
+from dss_client import AsyncClient, Client, ClientClosed, Forbidden, Invalid, NearCache, Unencodable, WrongUse
 
 Until = Callable[[Callable[[], Any]], Awaitable[None]]
 
@@ -122,8 +122,10 @@ class NearNode:
                 self._tasks.add(task)
         elif operation == "cache.get":
             value, version = self.values.get(request["key"], (None, 0))
-            if request["key"] == "":
+            if not isinstance(request["key"], str) or not 0 < len(request["key"].encode()) <= 512 or "\n" in request["key"]:
                 return {"status": 400, "ok": False, "code": "invalid", "detail": "no key", "field": "key"}
+            if request["key"] == "refused":
+                return {"status": 403, "ok": False, "code": "forbidden", "detail": "not this key"}
             return {"value": value, "found": version > 0, "version": version, "hit": True, "state": "E"}
         elif operation == "cache.mget":
             return {
@@ -138,8 +140,8 @@ class NearNode:
     async def _fetched(self, one: Subscription, request: dict[str, Any]) -> None:
         read = {key: self.values.get(key, (None, 0)) for key in request["keys"]}
         await self.gate.wait()
-        if "" in read:
-            await one.send(token=request["token"], problem={"code": "invalid", "detail": "no key"})
+        if "refused" in read:
+            await one.send(token=request["token"], problem={"code": "forbidden", "detail": "not this key"})
             return
         items = []
         for key, (value, version) in read.items():
@@ -244,9 +246,29 @@ async def test_several_keys(node: NearNode, client: AsyncClient) -> None:
 
 
 async def test_a_refused_fetch_is_refused_like_an_ordinary_read(node: NearNode, client: AsyncClient) -> None:
-    with pytest.raises(Invalid):
-        await client.cache.get("")
+    with pytest.raises(Forbidden):
+        await client.cache.get("refused")
     assert len(node.requests("cache.get")) == 1
+
+
+@pytest.mark.parametrize("key", ["", "a\n", "k" * 513, "ä" * 257, 5])
+async def test_what_is_no_key_does_not_spoil_the_fetch_of_others(node: NearNode, client: AsyncClient, key: Any) -> None:
+    node.set("key", "value")
+    wrong, right = await asyncio.gather(client.cache.get(key), client.cache.get("key"), return_exceptions=True)
+    assert right == "value"
+    assert isinstance(wrong, Invalid)
+    assert [request["keys"] for request in node.requests("cache.near.fetch")] == [["key"]], (
+        "a node refuses a fetch with such a key"
+    )
+
+
+@pytest.mark.parametrize("key", ["\udce9", type("Text", (str,), {})("key")])
+async def test_a_key_that_is_no_json_is_the_callers_fault(node: NearNode, client: AsyncClient, key: str) -> None:
+    node.set("other", "value")
+    wrong, right = await asyncio.gather(client.cache.get(key), client.cache.get("other"), return_exceptions=True)
+    assert isinstance(wrong, Unencodable)
+    assert right == "value"
+    assert [request["keys"] for request in node.requests("cache.near.fetch")] == [["other"]]
 
 
 async def test_values_that_do_not_fit_are_reported(node: NearNode, make_client: Any) -> None:
