@@ -40,6 +40,9 @@ class Recorded(NamedTuple):
     term: int = 0
 
 
+#: time in ns, kind, subject, object, detail, term
+_Event = tuple[int, str, str, str, str, int]
+
 #: kind -> sentence
 TEXTS = {
     "started": "{subject} started",
@@ -69,26 +72,28 @@ class Recorder:
 
     def __init__(self, wall_ns: Callable[[], int]) -> None:
         self._wall_ns = wall_ns
-        #: as a `Recorded`, with the time in ns: what is added is read rarely
-        self._ring: deque[tuple[int, int, str, str, str, str, int]] = deque(maxlen=EVENTS_KEPT)
+        #: as a `Recorded` without its number, and with the time in ns: what is added is read rarely
+        self._ring: deque[_Event] = deque(maxlen=EVENTS_KEPT)
+        self._append = self._ring.append
         self.last_seq = 0
 
     def add(self, kind: str, subject: str = "", object: str = "", detail: str = "", term: int = 0) -> None:
         """Record an event."""
-        self.last_seq = seq = self.last_seq + 1
-        self._ring.append((seq, self._wall_ns(), kind, subject, object, detail, term))
+        self.last_seq += 1
+        self._append((self._wall_ns(), kind, subject, object, detail, term))
 
     def since(self, seq: int, limit: int = EVENTS_PER_FRAME_MAX) -> list[Recorded]:
         """The events after `seq`, oldest first; the latest `limit` of them."""
         wanted = min(limit, self.last_seq - seq, len(self._ring))
         if wanted <= 0:
             return []
-        return [_recorded(event) for event in islice(self._ring, len(self._ring) - wanted, None)]
+        latest = islice(self._ring, len(self._ring) - wanted, None)
+        return [_recorded(number, event) for number, event in enumerate(latest, self.last_seq - wanted + 1)]
 
     def count(self, kind: str, since_ms: int) -> int:
         """How many events of this kind happened since then."""
         count = 0
-        for _, at_ns, found, *_ in reversed(self._ring):
+        for at_ns, found, *_ in reversed(self._ring):
             if at_ns < since_ms * NS_PER_MS:
                 break
             count += found == kind
@@ -96,12 +101,15 @@ class Recorder:
 
     def last(self, kind: str) -> Recorded | None:
         """The latest event of this kind."""
-        return next((_recorded(event) for event in reversed(self._ring) if event[2] == kind), None)
+        for back, event in enumerate(reversed(self._ring)):
+            if event[1] == kind:
+                return _recorded(self.last_seq - back, event)
+        return None
 
 
-def _recorded(event: tuple[int, int, str, str, str, str, int]) -> Recorded:
-    seq, at_ns, *rest = event
-    return Recorded(seq, at_ns // NS_PER_MS, *rest)  # type: ignore[arg-type]
+def _recorded(seq: int, event: _Event) -> Recorded:
+    at_ns, kind, subject, object, detail, term = event
+    return Recorded(seq, at_ns // NS_PER_MS, kind, subject, object, detail, term)
 
 
 def text_of(event: Recorded) -> str:
