@@ -36,6 +36,8 @@ retries = logging.getLogger("dss_client.retries")
 #: how often a call starts again with another session, after the cluster has refused it because the session was unknown
 SESSIONS_MAX = 3
 CLOSE_S = 1.0
+#: An attempt that lasted so long, as those of subscriptions do, is the first failure in a row.
+LASTED_S = 10.0
 #: a member of an answer: an earlier attempt of the call may have taken effect
 REPEATED = "_repeated"
 
@@ -175,6 +177,7 @@ class Core:
         failures = 0
         while True:
             trouble = ""
+            began = now()
             connection = self._connection
             try:
                 if handle is not None and handle.is_cancelled:
@@ -211,7 +214,7 @@ class Core:
                 trouble = str(error)
             except (NotSent, CannotConnect) as error:
                 trouble = str(error)
-            failures += 1
+            failures = 1 if now() - began > LASTED_S else failures + 1
             if connection is not None:
                 if trouble:
                     self._troubles[connection.url] = trouble

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -44,6 +45,23 @@ async def test_it_goes_on_when_the_node_ends(make_node: MakeNode, make_client: M
     async with LockWatch(make_client(first, second)._running(), "") as watch:
         await first.stop()
         await until(lambda: watch.holders == {})
+
+
+async def test_a_subscription_that_lasted_goes_on_without_a_pause(
+    node: Any, client: AsyncClient, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[int] = []
+    monkeypatch.setattr("dss_client.core.LASTED_S", 0.01)
+    monkeypatch.setattr("dss_client.core.pause_s", lambda count: failures.append(count) or 0.0)
+    node.answers["locks.watch"] = state(7, "a")
+    async with LockWatch(client._running(), ""):
+        for count in (1, 2, 3):
+            await until(lambda count=count: len(node.requests("locks.watch")) == count)
+            await asyncio.sleep(0.03)
+            for connection in list(node.connections):
+                connection.transport.abort()
+        await until(lambda: len(node.requests("locks.watch")) == 4)
+    assert failures == [1, 1, 1]
 
 
 async def test_the_state_may_come_in_parts(node: Any, client: AsyncClient) -> None:
