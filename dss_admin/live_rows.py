@@ -22,6 +22,7 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from django.core.exceptions import FieldError
 from django.db.models import Model, Q
 
 from dss_api.running import call_in_loop
@@ -222,6 +223,9 @@ class LiveQuerySet:
 
     def _getter(self, name: str) -> Callable[[Any], Any]:
         attribute = self.model._meta.pk.attname if name == "pk" else name
+        if attribute not in self._fields:
+            # A copied row has more attributes than the list shows. A lookup in an address must not reach them.
+            raise FieldError(f"{self.model._meta.verbose_name} has no field {attribute!r}")
         if attribute in self._hidden:
             return lambda row: ""
         return operator.attrgetter(attribute)

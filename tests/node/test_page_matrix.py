@@ -28,6 +28,8 @@ from dss_dev.access_world import REACHED, FakeBook, make_guard, stubbed
 from dss_dev.user_world import UserNode
 from dss_project import urls as project_urls
 from dss_queue.core.commands import TopicSettings
+from dss_queue.core.records import Message
+from dss_queue.django_app.rows import TakenMessage
 from dss_raft.django_app.models import ClusterUser
 
 pytestmark = pytest.mark.django_db
@@ -312,6 +314,19 @@ def test_nobody_else_can_guess_them_by_lookups(clients: dict[str, Client], label
         request.user = clients[who].get("/admin/").wsgi_request.user
         (row,) = page.get_queryset(request)
         assert row.value == ("a secret" if who == ADMIN else ""), "no other way to read the row shows it"
+
+
+@pytest.mark.parametrize("lookup", ["message__contains", "message.value__contains", "message.value__startswith", "serial"])
+def test_lookups_reach_only_the_fields_of_the_model(
+    clients: dict[str, Client], lookup: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = Message(1, "", -1, b'"a secret"', b"", 0, 0)
+    row = TakenMessage("orders", "billing", message, "ready", 0, "", None, 0, 0)
+    monkeypatch.setattr("dss_queue.django_app.admin.MessageRowAdmin.rows", lambda page: [row])
+    for who in (VIEWER, OPERATOR, ADMIN):
+        answer = clients[who].get("/admin/dss_queue/messagerow/", {lookup: "secret"})
+        assert answer.status_code == 302, who
+        assert answer.headers["Location"].endswith("?e=1"), "as for every lookup that the list does not know"
 
 
 @pytest.mark.parametrize("who", WHO)
