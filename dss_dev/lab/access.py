@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 
-COOKIE = "dss_lab"
 #: browsers that may be in the lab at the same time; the oldest one is forgotten
 SESSIONS_MAX = 8
 
@@ -24,6 +23,8 @@ class Access:
     """
 
     def __init__(self, port: int) -> None:
+        #: browsers send a cookie to all ports of a host, so two labs need two names
+        self.cookie = f"dss_lab_{port}"
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._url = f"http://127.0.0.1:{port}/"
         self._token = secrets.token_urlsafe(24)
@@ -46,7 +47,7 @@ class Access:
     def is_known(self, headers: Mapping[str, str]) -> bool:
         """Whether the call has a cookie of this lab."""
         try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
         except CookieError:
             return False
         return cookie is not None and any(hmac.compare_digest(cookie.value.encode(), each.encode()) for each in self._sessions)

@@ -24,6 +24,8 @@ POLL_S = 0.05
 #: paused nodes run on and cuts are healed when no browser has looked for so long
 ABSENCE_S = 60.0
 SHOWN_MAX = 400
+#: ids of events that are known to be recorded; more than nodes send at a time
+SEEN_MAX = 2_000
 
 
 class NotReached(Exception):
@@ -74,7 +76,8 @@ class Lab:
         self._browsers = 0
         self._absence_s = absence_s
         self._left: float | None = None
-        self._seen_events: set[str] = set()
+        #: in the order in which they came
+        self._seen_events: dict[str, None] = {}
 
     # ---- nodes
 
@@ -220,9 +223,11 @@ class Lab:
     def _took(self, event: dict[str, Any]) -> None:
         for row in reversed(event.get("events", ())):
             if row["id"] not in self._seen_events:
-                self._seen_events.add(row["id"])
+                self._seen_events[row["id"]] = None
                 if event["kind"] != "state":
                     self.recording.add(row["node"], row["kind"], f"{row['node']} {row['text']}")
+        while len(self._seen_events) > SEEN_MAX:
+            del self._seen_events[next(iter(self._seen_events))]
         self.changed()
 
     def record(self, title: str, clients: list[str]) -> None:

@@ -82,7 +82,8 @@ class Relays:
         #: set while the link carries bytes
         self._open: dict[tuple[int, int], asyncio.Event] = {}
         self._servers: list[asyncio.Server] = []
-        self._carrying: set[asyncio.Task[None]] = set()
+        #: one for each connection that a node has made
+        self.carrying: set[asyncio.Task[None]] = set()
         #: nodes that are cut off from all others
         self.cut_off: set[str] = set()
         try:
@@ -104,9 +105,9 @@ class Relays:
     async def stop(self) -> None:
         for server in self._servers:
             server.close()
-        for task in self._carrying:
+        for task in self.carrying:
             task.cancel()
-        await asyncio.gather(*self._carrying, return_exceptions=True)
+        await asyncio.gather(*self.carrying, return_exceptions=True)
 
     def close(self) -> None:
         for _, listener in self._listeners:
@@ -135,11 +136,14 @@ class Relays:
         async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             assert task is not None
-            self._carrying.add(task)
+            self.carrying.add(task)
             try:
-                await is_open.wait()
                 with suppress(OSError):
+                    ahead = await _until_open(reader, is_open)
+                    if ahead is None:
+                        return
                     away, back = await asyncio.open_connection(HOST, link.peer_port)
+                    back.write(ahead)
                     try:
                         await _both(_pump(reader, back, is_open), _pump(away, writer, is_open))
                     finally:
@@ -148,9 +152,34 @@ class Relays:
                 pass  # the lab stops; asyncio would report it as an error of the server
             finally:
                 writer.close()
-                self._carrying.discard(task)
+                self.carrying.discard(task)
 
         return carry
+
+
+async def _until_open(reader: asyncio.StreamReader, is_open: asyncio.Event) -> bytes | None:
+    """What has arrived when the link is open. None: the dialler has gone, as nodes do that get no answer. They dial again every
+    few seconds, so connections that wait would pile up during a long cut.
+    """
+    ahead = b""
+    opening = asyncio.create_task(is_open.wait())
+    try:
+        while not is_open.is_set() and len(ahead) < _CHUNK:
+            reading = asyncio.create_task(reader.read(_CHUNK))
+            try:
+                await asyncio.wait((opening, reading), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                reading.cancel()  # has no effect when it is done
+            await asyncio.wait((reading,))
+            if not reading.cancelled():
+                data = reading.result()
+                if not data:
+                    return None
+                ahead += data
+        await opening
+    finally:
+        opening.cancel()
+    return ahead
 
 
 async def _both(*pumps) -> None:  # type: ignore[no-untyped-def]

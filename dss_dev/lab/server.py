@@ -8,14 +8,14 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import uvicorn
 
 from dss_api.security_headers import PAGE_HEADERS
 from dss_dev.checkouts import ROOT
-from dss_dev.lab.access import COOKIE, Access
+from dss_dev.lab.access import Access
 from dss_dev.lab.lab import Lab
 from dss_dev.lab.scenes import SCENES
 from dss_dev.lab.scenes.scene import Scene
@@ -73,7 +73,7 @@ class Begin(_Strict):
 
 class Step(_Strict):
     #: the number of the option that was chosen, from 0
-    choice: int | None = None
+    choice: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class Site:
@@ -133,7 +133,7 @@ class Site:
             raise Refused(
                 403, "This link was used already, or is of an earlier run. The terminal of `make run` shows the present one"
             )
-        cookie = f"{COOKIE}={session}; HttpOnly; SameSite=Strict; Path=/"
+        cookie = f"{self.access.cookie}={session}; HttpOnly; SameSite=Strict; Path=/"
         await _reply(send, 200, b"{}", headers=((b"set-cookie", cookie.encode()),))
         self._entered()
 

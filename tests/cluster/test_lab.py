@@ -340,7 +340,7 @@ def call(run: Run, method: str, path: str, body: Any = None, **headers: str) -> 
 
 def test_strangers_are_refused(visit: Visit) -> None:
     run = visit.run
-    (cookie,) = (f"{each['name']}={each['value']}" for each in visit.context.cookies() if each["name"] == "dss_lab")
+    (cookie,) = (f"{each['name']}={each['value']}" for each in visit.context.cookies() if each["name"].startswith("dss_lab_"))
     kill = {"action": "kill", "node": "node-1"}
     used = re.findall(r"#t=(\S+)", run.said)[0]
     assert call(run, "POST", "/enter", {"token": used})[0] == 403

@@ -92,6 +92,21 @@ async def test_a_connection_that_is_made_during_the_cut_waits_for_its_end(world:
     writer.close()
 
 
+async def test_connections_that_are_given_up_during_a_cut_do_not_pile_up(world: World) -> None:
+    world.relays.cut("node-2")
+    for _ in range(5):
+        _, writer = await world.dial()
+        writer.write(b"hello")
+        await writer.drain()
+        writer.close()
+    _, stays = await world.dial()
+    async with asyncio.timeout(WAIT_S):
+        while len(world.relays.carrying) != 1:
+            await asyncio.sleep(0.01)
+    assert world.connected == 0
+    stays.close()
+
+
 async def test_the_end_of_a_connection_is_passed_on(world: World) -> None:
     reader, writer = await world.dial()
     writer.write(b"x")
