@@ -206,6 +206,8 @@ def _fields(body: bytes) -> dict[str, Any]:
         return msgspec.json.decode(body or b"{}", type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise Refused("invalid", f"the fields are not a JSON object: {error}") from None
+    except RecursionError:
+        raise Refused("invalid", "the fields are nested too deeply") from None
 
 
 def _query_text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +17,7 @@ from dss_locks.django_app.rows import take_locks
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import NewMessage, Publish
 from dss_queue.django_app.rows import take_messages
+from dss_raft.django_app.admin import snapshot_rows
 from dss_raft.django_app.models import MemberRow
 from dss_raft.replication.machine import Origin
 
@@ -144,3 +146,9 @@ def test_messages_are_taken_in_turns_too(turns: Turns) -> None:
         broker.apply(Publish(messages=messages), 1, number + 1, Origin("n", 1, number + 1))
     rows = rows_in_turns(lambda: take_messages(broker, 2))
     assert (len(rows), turns.most) == (1000, STEPS_PER_TURN)
+
+
+def test_a_snapshot_that_is_removed_while_the_list_is_read_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "7-2.snap").write_bytes(b"abc")
+    (tmp_path / "5-2.snap").symlink_to(tmp_path / "gone")
+    assert [row.index for row in snapshot_rows(tmp_path, 7)] == [7]

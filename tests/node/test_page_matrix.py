@@ -329,6 +329,12 @@ def test_lookups_reach_only_the_fields_of_the_model(
         assert answer.headers["Location"].endswith("?e=1"), "as for every lookup that the list does not know"
 
 
+def test_the_form_of_a_call_that_is_nested_too_deeply_is_refused(clients: dict[str, Client]) -> None:
+    answer = clients[ADMIN].post("/api/call/queue.peek", {"_content": '{"topic":' + '{"a":' * 5000 + "1" + "}" * 5001})
+    assert answer.status_code == 400
+    assert b"nested too deeply" in answer.content
+
+
 @pytest.mark.parametrize("who", WHO)
 def test_calls_of_the_browsable_api(clients: dict[str, Client], who: str) -> None:
     wrong = []

@@ -164,11 +164,14 @@ def snapshot_rows(directory: Path, current: int) -> list[SnapshotRow]:
         term = rest.partition("-")[0].partition(".")[0]
         if not index.isdigit():
             continue
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            continue  # it was replaced by a newer one
         if path.suffix == ".part":
             state = "being received" if ".received" in path.name else "being written"
         else:
             state = "current" if int(index) == current else "older"
-        found = path.stat()
         rows.append(
             SnapshotRow(
                 name=path.name,
