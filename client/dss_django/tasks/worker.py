@@ -306,9 +306,9 @@ def _early(call: Call) -> float:
 
 
 def _end_of(text: str, bytes_max: int) -> str:
-    """The last bytes of a text; the error itself is at the end of a traceback."""
+    """The last bytes of a text; the error itself is at the end of a traceback. What UTF-8 does not have is replaced."""
     encoded = text.encode(errors="replace")
-    return text if len(encoded) <= bytes_max else "…" + encoded[-bytes_max:].decode(errors="ignore")
+    return encoded.decode() if len(encoded) <= bytes_max else "…" + encoded[-bytes_max:].decode(errors="ignore")
 
 
 @contextlib.contextmanager

@@ -52,6 +52,11 @@ def odd_error():
 
 
 @task()
+def error_that_is_no_utf8():
+    raise ValueError("file \udce9")
+
+
+@task()
 def complex_exception():
     raise ValueError(ValueError("This task failed"))
 

@@ -387,6 +387,14 @@ class WorkerTests(TasksMixin, SimpleTestCase):
         result.refresh()
         self.assertEqual(result.errors[0].exception_class, ValueError)
 
+    def test_an_error_that_is_no_utf8(self):
+        result = jobs.error_that_is_no_utf8.enqueue()
+        with self.received(task_finished) as finished:
+            self.run_worker()
+        self.assertEqual(len(finished), 1)
+        result.refresh()
+        self.assertTrue(result.errors[0].traceback.endswith("ValueError: file ?\n"))
+
     def test_of_a_long_traceback_the_end_is_kept(self):
         result = jobs.odd_error.enqueue()
         self.run_worker()
