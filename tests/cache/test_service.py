@@ -10,7 +10,7 @@ import pytest
 from dss_api.errors import Refused
 from dss_cache import operations as ops
 from dss_cache.answers import PutManyAnswer
-from dss_cache.core.commands import Delete, GetManyRequest, GetRequest, PutManyRequest, PutRequest, StatsQuery
+from dss_cache.core.commands import ClearRequest, Delete, GetManyRequest, GetRequest, PutManyRequest, PutRequest, StatsQuery
 
 
 class Client:
@@ -83,6 +83,24 @@ async def test_a_put_waits_until_a_sharer_has_dropped_its_line(cluster, client):
     await put
     assert await reader == await writer == 2
     assert await client.value("n3", "k") == 2
+
+
+@pytest.mark.parametrize("value", [None, 2])
+async def test_a_clear_waits_for_what_other_calls_have_changed(cluster, client, value):
+    await client.put("n1", "k", 1)
+    await client.warm("n3", "k")
+    cluster.nodes["n3"].is_held = True
+    up_to = cluster.caches["n2"].directory.stamp
+    change = ops.delete(cluster.nodes["n1"], Delete(key="k")) if value is None else client.put("n1", "k", value)
+    changed = await begin(cluster, change)
+    clear = await begin(cluster, ops.clear(cluster.nodes["n2"], ClearRequest(prefix="", up_to_version=up_to)))
+    assert await client.value("n3", "k") == 1
+    assert not clear.done(), "a read after it must not find the value that it was to delete"
+    cluster.nodes["n3"].is_held = False
+    cluster.apply_all()
+    await changed
+    assert (await clear).deleted == 0
+    assert await client.value("n3", "k") == value
 
 
 async def test_a_put_without_sharers_does_not_wait(cluster, client):
