@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dss_api.caller import Caller, caller
+from dss_api.codec import INTERNAL
 from dss_api.errors import Refused
 from dss_api.operation import Feed
 from dss_api.problems import problem_document
@@ -267,35 +268,40 @@ class NearServer:
             line = self._near.hit(key, now)
             if line is None:
                 subscriber.fetches += 1
-                self._tasks.spawn("cache_near", self._fetch_later(client, request))
+                # Without the request, whose other list of keys may be long.
+                self._tasks.spawn("cache_near", self._fetch_later(client, request.token, request.keys))
                 return
             found[key] = Found(line.value, line.version, line.state, hit=True)
-        self._answer(client, request, found)
+        self._answer(client, request.token, request.keys, found)
 
-    async def _fetch_later(self, client: Client, request: NearFetch) -> None:
+    async def _fetch_later(self, client: Client, token: int, keys: list[str]) -> None:
         self._near.used_at = self._clock()
         try:
             await client.subscriber.feed.turn()
-            keys = list(dict.fromkeys(request.keys))
-            found = dict(zip(keys, await self._reader.read_many(keys, BYTES_PER_FETCH_MAX), strict=True))
-            self._answer(client, request, found)
+            wanted = list(dict.fromkeys(keys))
+            found = dict(zip(wanted, await self._reader.read_many(wanted, BYTES_PER_FETCH_MAX), strict=True))
+            self._answer(client, token, keys, found)
         except Refused as refusal:
-            self._push_problem(client, request.token, refusal)
+            self._push_problem(client, token, refusal)
+        except Exception:
+            # The client waits for an answer, and has only so many fetches in progress.
+            self._push_problem(client, token, Refused("internal", INTERNAL))
+            raise
         finally:
             client.subscriber.fetches -= 1
 
-    def _answer(self, client: Client, request: NearFetch, found: dict[str, Found]) -> None:
+    def _answer(self, client: Client, token: int, keys: list[str], found: dict[str, Found]) -> None:
         """Send the values. The client becomes a holder of what it may install, in this turn of the event loop."""
-        if sum(len(found[key].value or b"") for key in request.keys) > BYTES_PER_FETCH_MAX:
-            self._push_problem(client, request.token, too_large(BYTES_PER_FETCH_MAX))
+        if sum(len(found[key].value or b"") for key in keys) > BYTES_PER_FETCH_MAX:
+            self._push_problem(client, token, too_large(BYTES_PER_FETCH_MAX))
             return
         near, now = self._near, self._clock()
         hits = sum(one.hit for one in found.values())
         self._counted(hits, len(found) - hits)
         usable = [key for key, one in found.items() if one.value is not None and near.may_install(key, one.version, now)]
         installed = near.clients.install(client, usable, near.applied, now)
-        items = [_item(key, found[key], key in installed) for key in request.keys]
-        self._push(client, NearEvent(token=request.token, fetched=items))
+        items = [_item(key, found[key], key in installed) for key in keys]
+        self._push(client, NearEvent(token=token, fetched=items))
 
     def _push_problem(self, client: Client, token: int, refusal: Refused) -> None:
         self._push(client, NearEvent(token=token, problem=problem_document(refusal.code, refusal.detail, refusal.extra)))

@@ -423,6 +423,16 @@ async def test_a_fetch_that_fails_is_a_problem(cluster, client):
     assert event["problem"]["code"] == "no_leader"
 
 
+async def test_a_fetch_that_fails_unexpectedly_is_answered_too(cluster, client, monkeypatch):
+    async def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cluster.caches["n1"].reader, "read_many", fail)
+    await client.fetch("b")
+    (event,) = client.take()
+    assert (event["token"], event["problem"]["code"]) == (client.token, "internal")
+
+
 async def test_too_many_bytes_are_refused(cluster, client, monkeypatch):
     monkeypatch.setattr(near, "BYTES_PER_FETCH_MAX", 1)
     await client.fetch("a", "a")
