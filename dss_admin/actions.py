@@ -4,7 +4,7 @@ An action is chosen for the selected rows (`asks_first`), or for the list as a w
 answer is a page that says what will happen to which rows, asks for a reason, and has one button. Only the request of that button acts. The
 reason is recorded in the audit trail, with the user and the call.
 
-What an action says afterwards comes from `report`: only an action that did all it was asked for is a success.
+What an action says afterwards comes from `report`: an action is a success only if it did all it was asked for.
 """
 
 from __future__ import annotations

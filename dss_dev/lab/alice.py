@@ -1,7 +1,7 @@
 """The client alice of the lesson about fencing: a process that can be paused. It uses the standard library only.
 
-It reads what it got from the terminal of its parent, one line each, and answers with one line each. It ends when its input ends, and on
-Linux also with its parent when it is paused.
+It reads lines from its parent, and answers each with one line. It ends when its input ends; on Linux it also ends with its parent while
+it is paused.
 """
 
 from __future__ import annotations

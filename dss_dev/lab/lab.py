@@ -1,4 +1,4 @@
-"""The lab itself: its nodes, the scene that is played, and what happens when nobody looks. All of it runs in the loop of the lab."""
+"""The lab itself: its nodes, the scene that is played, and what happens when no browser is open. All of it runs in the loop of the lab."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dss_dev.local_cluster import LocalNode
 #: what a step waits for, at most
 PATIENCE_S = 60.0
 POLL_S = 0.05
-#: paused nodes run on and cuts are healed when no browser has looked for so long
+#: paused nodes are resumed and cuts are healed when no browser has been open for this time
 ABSENCE_S = 60.0
 SHOWN_MAX = 400
 #: ids of events that are known to be recorded; more than nodes send at a time
@@ -196,7 +196,7 @@ class Lab:
         return self._browsers > 0
 
     async def guard_absence(self) -> None:
-        """Let paused nodes run on when nobody looks: a person who has closed the page has forgotten them."""
+        """Resume paused nodes and heal cuts when no browser is open: a person who has closed the page has forgotten them."""
         while True:
             await asyncio.sleep(min(1.0, self._absence_s / 4))
             if self._left is None or time.monotonic() - self._left < self._absence_s:
@@ -277,7 +277,7 @@ class Lab:
 _DONE = {
     "kill": "is killed (kill -9)",
     "pause": "is paused (SIGSTOP)",
-    "resume": "runs on (SIGCONT)",
+    "resume": "is resumed (SIGCONT)",
     "start": "is started again",
     "cut": "is cut off: no message to or from its peers gets through",
     "heal": "is connected again",

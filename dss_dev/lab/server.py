@@ -278,7 +278,7 @@ class LabServer:
         self._is_up.wait()
 
     def stop(self) -> None:
-        """End it, and the processes of the present scene. The nodes are paused or cut no longer."""
+        """End it, and the processes of the present scene. Cut nodes are connected."""
         if self._server is not None:
             self._server.should_exit = True
             self._server.force_exit = True

@@ -1,4 +1,4 @@
-"""A message that cannot be processed does not block its successors forever."""
+"""A message that cannot be processed does not block the messages after it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class DeadLetter(Scene):
         stats = await self._call("worker", "GET", f"/queue/stats?topic={TOPIC}", None)
         dead = sum(group.get("dead", 0) for group in _groups(stats.body))
         yield Tell(
-            f"The group has {dead} dead letter. It keeps the value and the reason, and nobody gets it until a person decides.",
+            f"The group has {dead} dead letter. It keeps the value and the reason, and no consumer gets it until a person decides.",
             (1,),
         )
 

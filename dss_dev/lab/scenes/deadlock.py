@@ -137,7 +137,7 @@ class Deadlock(Scene):
         )
         yield Tell(
             f"{said.status} {said.body.get('code', '')}, after milliseconds: {cycle}. A request that would close a cycle of "
-            "waits is refused, because it is the only one that nobody waits for yet. The answer lists the cycle.",
+            "waits is refused, because no other request waits for it yet. The answer lists the cycle.",
             (1,),
         )
 

@@ -60,7 +60,7 @@ class Election(Scene):
         others = [node_id for node_id in lab.ids[:3] if node_id != first]
         yield Ask(
             f"Kill {first}",
-            f"The process of {first} gets kill -9. It can say goodbye to nobody.",
+            f"The process of {first} gets kill -9. It cannot tell the others.",
             "Which node can lead next?",
             (others[0], others[1], "either of the two", f"none, until {first} is back"),
         )
@@ -115,8 +115,8 @@ class Election(Scene):
         mine = await lab.status(third)
         yield Tell(
             f"{said.status}, {said.body.get('code', 'no answer')}: it cannot get a majority, so it does not answer with "
-            f"success. It also stopped to lead by itself, in term {mine['term'] if mine else third_term}: it asks for pre-votes "
-            f"first, and raises no term while nobody answers. Meanwhile {fourth} leads in term {fourth_term}.",
+            f"success. It also stopped leading by itself, in term {mine['term'] if mine else third_term}: it asks for pre-votes "
+            f"first, and raises no term while no node answers. Meanwhile {fourth} leads in term {fourth_term}.",
             (1,),
         )
 
@@ -140,7 +140,7 @@ class Election(Scene):
         value = await self._read(third)
         yield Tell(
             f"It is {value}. {third} follows and has what the majority has agreed on. An entry that only it had is replaced: "
-            "nobody was ever told that it had succeeded.",
+            "no client was told that it had succeeded.",
             (1,),
         )
 

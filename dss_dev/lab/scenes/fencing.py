@@ -123,7 +123,7 @@ class Fencing(Scene):
         with suppress(ProcessLookupError):
             self._alice.send_signal(number)
         self._is_paused = number == signal.SIGSTOP
-        self.lab.recording.add("alice", "fault", "alice is paused (SIGSTOP)" if self._is_paused else "alice runs on (SIGCONT)")
+        self.lab.recording.add("alice", "fault", "alice is paused (SIGSTOP)" if self._is_paused else "alice is resumed (SIGCONT)")
         self.lab.changed()
 
     async def _end_alice(self) -> None:
@@ -137,7 +137,7 @@ class Fencing(Scene):
     # ---- the account
 
     def _write(self, who: str, balance: int, token: int) -> bool:
-        """The resource's own rule: a smaller token than one that it has seen comes from a holder of the past."""
+        """The resource's own rule: a smaller token than one that it has seen comes from an earlier holder."""
         is_accepted = not self._checks or token >= self._highest
         if is_accepted:
             self._balance = balance
@@ -185,7 +185,7 @@ class Fencing(Scene):
         self._balance = START
         yield Ask(
             "alice takes the lock",
-            f"alice is a process of this machine. She locks {KEY} for {TTL_MS / 1000:g} s, reads the balance of the account, "
+            f"alice is a process on this machine. She locks {KEY} for {TTL_MS / 1000:g} s, reads the balance of the account, "
             f"{START}, and wants to add 10. The lock's answer has a fencing token: a number that only grows.",
             button="Start alice",
         )
@@ -216,7 +216,7 @@ class Fencing(Scene):
         is_accepted = await self._alice_goes_on()
         yield Tell(
             f"{'Accepted' if is_accepted else 'Refused'}. The balance is {self._balance}. The lock service cannot stop a client "
-            "that believes to hold a lock. The resource can, with one comparison: refuse tokens below the highest that was "
+            "that believes it holds a lock. The resource can, with one comparison: refuse tokens below the highest that was "
             "seen.",
             (1,),
         )
@@ -252,5 +252,5 @@ class Fencing(Scene):
         await self._release("bob")
         self._holder = ""
         yield Tell(
-            f"{wrong}: bob's 50 are lost, and nobody got an error. A lock with a lease needs the check at the resource.", (2,)
+            f"{wrong}: bob's 50 are lost, and no client got an error. A lock with a lease needs the check at the resource.", (2,)
         )

@@ -12,7 +12,7 @@ KEY = "lab/price"
 WORDS = {
     "M": "modified: written here, not yet in the store",
     "E": "exclusive: alone, equal to the store",
-    "S": "shared: other nodes have it, too",
+    "S": "shared: other nodes also have it",
     "I": "invalid: no copy",
 }
 
@@ -144,7 +144,7 @@ class Mesi(Scene):
         self.lab.changed()
         yield Tell(
             f"{letters}. The write is answered only when each sharer has dropped its copy, or its lease has run out. So no node "
-            "can answer with 10 any more.",
+            "can still answer with 10.",
             (1,),
         )
 

@@ -134,7 +134,7 @@ class Scene:
             await work
         except Exception as error:
             # A person who kills nodes by hand can make any step fail.
-            what = str(error) if isinstance(error, NotReached) else "a call had another answer than this step expects"
+            what = str(error) if isinstance(error, NotReached) else "a call got an answer that this step does not expect"
             self.problem = f"The step did not finish: {what}. “Start again” repairs the cluster and begins the scene again."
             self.ask = None
         finally:

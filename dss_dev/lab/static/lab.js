@@ -14,14 +14,14 @@ const parts = Object.fromEntries(
     .split(" ")
     .map((name) => [name, find(name)]),
 );
-/** Without a word of the lab for this long, it counts as gone. It sends something every two seconds. */
+/** The lab sends something every two seconds. After this time without it, the page says that the lab has gone. */
 const SILENT_MS = 6000;
 const ACTIONS = {
-  kill: ["Kill", "kill -9: the process ends without a word"],
-  pause: ["Pause", "SIGSTOP: the process is there, and does nothing"],
+  kill: ["Kill", "kill -9: the process ends immediately"],
+  pause: ["Pause", "SIGSTOP: the process stays, and does nothing"],
   cut: ["Cut off", "no message to or from the other nodes gets through"],
   start: ["Start", "start the process again, with its data"],
-  resume: ["Resume", "SIGCONT: the process runs on"],
+  resume: ["Resume", "SIGCONT: the process continues"],
   heal: ["Connect", "messages get through again"],
 };
 
@@ -128,9 +128,9 @@ function showResult(scene) {
   parts.result.hidden = !taken;
   if (taken) {
     setText(parts["result-title"], `What happened: ${taken.title}`);
-    const word = taken.is_right === null ? "" : taken.is_right ? "✓ You predicted it. " : "✕ Not so. ";
+    const word = taken.is_right === null ? "" : taken.is_right ? "✓ You predicted it. " : "✕ Wrong. ";
     const said = taken.choice ? `You said: ${taken.choice}. ` : "";
-    setText(parts["verdict-line"], taken.question ? `${word}${said}${taken.is_right || !taken.right ? "" : `Right is: ${taken.right}.`}` : "");
+    setText(parts["verdict-line"], taken.question ? `${word}${said}${taken.is_right || !taken.right ? "" : `The right answer is: ${taken.right}.`}` : "");
     parts["verdict-line"].dataset.right = String(taken.is_right);
     parts["verdict-line"].hidden = !taken.question;
     setText(parts.told, taken.text);
@@ -211,7 +211,7 @@ function show(next) {
   if (scene.is_done) {
     const asked = scene.taken.filter((one) => one.is_right !== null);
     const right = asked.filter((one) => one.is_right).length;
-    setText(parts.score, asked.length ? `You predicted ${right} of ${asked.length}. ${right === asked.length ? "" : "The surprises are what is worth remembering."}` : "");
+    setText(parts.score, asked.length ? `You predicted ${right} of ${asked.length}. ${right === asked.length ? "" : "Remember the steps that surprised you."}` : "");
     parts.next.hidden = nextScene() === null;
     parts["replay-run"].hidden = !scene.is_live;
   }

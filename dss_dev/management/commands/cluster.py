@@ -63,7 +63,7 @@ class Command(BaseCommand):
             type=float,
             default=ABSENCE_S,
             metavar="SECONDS",
-            help="paused nodes run on when no browser has had the lab open for so long (default: %(default)s)",
+            help="paused nodes are resumed when no browser has had the lab open for this time (default: %(default)s)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -61,7 +61,7 @@ class LockRowAdmin(LiveAdmin):
     held_for = duration("age_ms", "held for")
     lock_delay = duration("lock_delay_ms", "lock delay")
 
-    lead = "Who holds which key. Locks are replicated: every node shows the same."
+    lead = "Held locks and their holders. Locks are replicated: every node shows the same."
     list_display = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting")
     fields = ("key", "client", "mode", "fencing_token", expires_in, held_for, "waiting", "session", lock_delay, "meta")
     ordering = ("key", "fencing_token")

@@ -18,7 +18,7 @@ from dss_raft.operations import NODE_ID_PATTERN, OPERATIONS, AddMember, RemoveMe
 
 
 class ElectionForm(ReasonForm):
-    """Whether a leader that works must go."""
+    """Whether to replace a leader that works."""
 
     force = forms.BooleanField(
         required=False, help_text="Campaign even if a live leader is known. Writes wait until the election is over."
@@ -36,7 +36,7 @@ class RemoveForm(ReasonForm):
     """Whether a working voter may go although others do not answer."""
 
     force = forms.BooleanField(
-        required=False, help_text="Also if a voter that works is removed while others do not answer and none is to spare."
+        required=False, help_text="Remove a working voter even if others do not answer and the cluster cannot spare it."
     )
 
 
@@ -92,7 +92,7 @@ def removal_plan(all_rows: list[Any], chosen: list[Any]) -> Plan:
     text = f"Removes {names} from the cluster permanently. {'Their processes end' if len(ids) > 1 else 'Its process ends'}."
     after = redundancy_text(len(left))
     if not left:
-        return Plan(text, refusal="No voter would be left: that would be the end of the cluster.")
+        return Plan(text, refusal="No voter would be left, so the cluster could not work.")
     if len(ids) > 1 and len(left) < len(voters) // 2 + 1:
         refusal = f"Too many at once: {after}, fewer than a majority of the present {len(voters)}. Remove one at a time."
         return Plan(text, refusal=refusal)

@@ -95,7 +95,7 @@ class UserAdmin(LiveAdmin):
     """The users. See the module."""
 
     change_form_template = "admin/change_form.html"
-    lead = "Who may use the pages and the admin of every node."
+    lead = "Users of the pages and of the admin, on every node."
 
     view_needs = act_needs = ONLY_ALL
     form = UserForm
