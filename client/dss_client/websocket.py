@@ -29,7 +29,6 @@ from dss_client.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, Fram
 from dss_client.tls import trouble_of
 
 PATH = "/ws"
-#: An answer begins with it.
 #: a node takes 1000 calls at a time on a connection
 CALLS_MAX = 960
 ANSWER_BYTES_MAX = 256 * 1024 * 1024

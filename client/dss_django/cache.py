@@ -1,9 +1,8 @@
 """The cache backend: `CACHES = {"default": {"BACKEND": "dss_django.cache.DSSCache", "LOCATION": ["http://127.0.0.1:8101"]}}`.
 
 A `get` that starts after a `set` was answered, in any process, returns that value or a newer one. Nevertheless most reads are answered from
-this process, by the client's near cache. Integers are stored as such, so that
-`incr` is atomic. Everything else is pickled, so a program that can write to the cache can run code in the processes that read it, as with
-Django's other backends.
+this process, by the client's near cache. Integers are stored as such, so that `incr` is atomic. Everything else is pickled, so a program
+that can write to the cache can run code in the processes that read it, as with Django's other backends.
 """
 
 from __future__ import annotations
