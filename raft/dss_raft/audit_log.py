@@ -68,7 +68,7 @@ class AuditLog(Audit):
             except Refused as refusal:
                 if refusal.code != "unknown_outcome":
                     raise
-                # Whatever became of the record, the call is not made. Its caller need not wonder about that.
+                # The call is not made, whether or not the record was committed. So its outcome is known.
                 raise Refused(
                     "no_quorum", f"its record in the audit trail was not confirmed, so it was not made: {refusal.detail}"
                 ) from None

@@ -415,8 +415,12 @@ def test_the_limits_of_the_listener_hold(node):
 
 
 @pytest.fixture(scope="module")
-def token(node):
+def token(node, sqs):
     """A token for queues whose names begin with `mine`; from then on, calls need one."""
+    sqs.create_queue(QueueName="mine-dead")
+    for name in ("mine-source", "yours-source"):
+        policy = {"deadLetterTargetArn": "arn:aws:sqs:eu-west-1:000000000000:mine-dead", "maxReceiveCount": 3}
+        sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": json.dumps(policy)})
     scopes = ["queue:mine:publish", "queue:mine:consume", "queue:mine:manage"]
     made = node.call("POST", "/tokens", {"name": "sqs", "scopes": scopes}).json
     id, secret = made["token"].removeprefix("dss1_").split("_")
@@ -430,7 +434,11 @@ def test_signatures_are_checked_when_the_cluster_has_tokens(node, token):
     sqs.send_message(QueueUrl=url, MessageBody="m")
     (message,) = take(sqs, url, AttributeNames=["All"])
     assert message["Attributes"]["SenderId"] == id
-    assert sqs.list_queues()["QueueUrls"] == [url]
+    seen = [each.rpartition("/")[2] for each in sqs.list_queues()["QueueUrls"]]
+    assert seen == ["mine-1", "mine-dead", "mine-source"]
+    dead = sqs.get_queue_url(QueueName="mine-dead")["QueueUrl"]
+    sources = sqs.list_dead_letter_source_queues(QueueUrl=dead)["queueUrls"]
+    assert [each.rpartition("/")[2] for each in sources] == ["mine-source"]
     refused("AccessDenied", sqs.create_queue, QueueName="yours")
     refused("SignatureDoesNotMatch", connected(node, id, "wrong").list_queues)
     refused("InvalidClientTokenId", connected(node, "0" * 12, secret).list_queues)

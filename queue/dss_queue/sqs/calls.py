@@ -163,25 +163,25 @@ async def get_queue_url(call: Call) -> Reply:
 
 async def list_queues(call: Call) -> Reply:
     await call.node.read_index()
+    prefix = call.input.queue_name_prefix
+    names = sorted(name for name in _seen_queues(call) if name.startswith(prefix))
+    return _page(call, names, "QueueUrls")
+
+
+def _seen_queues(call: Call) -> dict[str, Queue]:
+    """The queues that the caller may use in any way."""
     access = caller().access
     actions = ("publish", "consume", "manage")
     seen = tuple(prefix for action in actions for prefix in access.prefixes("queue", action))
     sees_all = access.everything or "read" in access.plain or "operate" in access.plain
-    prefix = call.input.queue_name_prefix
-    names = sorted(
-        name
-        for name, topic in _topics(call.node).items()
-        if topic.queue is not None and name.startswith(prefix) and (sees_all or name.startswith(seen))
-    )
-    return _page(call, names, "QueueUrls")
+    topics = _topics(call.node).items()
+    return {name: topic.queue for name, topic in topics if topic.queue is not None and (sees_all or name.startswith(seen))}
 
 
 async def list_sources(call: Call) -> Reply:
     await find_queue(call)
     sources = sorted(
-        name
-        for name, topic in _topics(call.node).items()
-        if topic.queue is not None and (redrive_policy(topic.queue.attributes) or ("",))[0] == call.name
+        name for name, queue in _seen_queues(call).items() if (redrive_policy(queue.attributes) or ("",))[0] == call.name
     )
     return _page(call, sources, "queueUrls")
 
