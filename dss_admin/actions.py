@@ -112,6 +112,10 @@ def asks_first(description: str, says: Says, form: type[forms.Form] = ReasonForm
                 text = f"Choose at most {ROWS_PER_ACTION_MAX} rows: {len(queryset):,} are selected. Nothing was done."
                 page.message_user(request, text, messages.ERROR)
                 return None
+            chosen = len(set(request.POST.getlist(ACTION_CHECKBOX_NAME)))
+            if CONFIRMED in request.POST and len(queryset) < chosen:
+                text = f"No longer in the list: {chosen - len(queryset)} of the {chosen} chosen rows."
+                page.message_user(request, text, messages.WARNING)
             return _ask_or_act(page, request, asking, list(queryset))
 
         return action

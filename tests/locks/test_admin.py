@@ -121,7 +121,7 @@ def act(boss, model, action, row, **given):
 def test_a_forced_release_asks_first_and_needs_a_reason(boss, busy):
     row = next(row for row in shown(LockRow, take_locks(busy.table, busy.at_ms)) if row.key == "k1")
     asked = act(boss, "lockrow", "force_release", row)
-    assert "Takes 1 lock away without asking the holder. 1 waiting requests can be granted then." in asked
+    assert "Takes 1 lock away without asking the holder. 1 waiting request can be granted then." in asked
     assert "This field is required" in act(boss, "lockrow", "force_release", row, confirmed="1", reason=" ")
     assert busy.holders("k1") == [("a", "exclusive")], "released without a reason"
     page = act(boss, "lockrow", "force_release", row, confirmed="1", reason="hangs")
@@ -129,6 +129,17 @@ def test_a_forced_release_asks_first_and_needs_a_reason(boss, busy):
     assert busy.holders("k1") == [("b", "exclusive")], "not granted to the next waiter"
     (forced,) = busy.table.forced_releases
     assert (forced.reason, forced.by, forced.client) == ("hangs", "user boss", "a")
+
+
+def test_an_action_says_which_of_the_confirmed_rows_are_gone(boss, busy):
+    rows = shown(LockRow, take_locks(busy.table, busy.at_ms))
+    form = {"action": "force_release", "_selected_action": [row.pk for row in rows]}
+    assert "Takes 2 locks away" in boss.post("/admin/dss_locks/lockrow/", form).content.decode()
+    busy.release("a", "k1")
+    page = boss.post("/admin/dss_locks/lockrow/", {**form, "confirmed": "1", "reason": "hangs"}, follow=True).content.decode()
+    assert '<li class="warning">No longer in the list: 1 of the 2 chosen rows.</li>' in page
+    assert '<li class="success">1 released.</li>' in page
+    assert busy.holders("k1") == [("b", "exclusive")], "the next holder was not confirmed"
 
 
 def test_a_lock_that_has_ended_is_no_success(boss, busy, monkeypatch):

@@ -46,7 +46,7 @@ def _table() -> LockTable:
 
 def _release_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     waiting = sum(row.waiting for row in rows)
-    next_ones = f" {waiting} waiting requests can be granted then." if waiting else ""
+    next_ones = f" {waiting} waiting {'request' if waiting == 1 else 'requests'} can be granted then." if waiting else ""
     return Plan(
         f"Takes {len(rows)} {'lock' if len(rows) == 1 else 'locks'} away without asking the holder.{next_ones}",
         ["A holder that is still running goes on working. Only the fencing token can keep its writes out of the resource."],
