@@ -361,7 +361,6 @@ async function enter() {
     setText(parts.live, "not connected");
     if (!state) {
       tell(parts.gate.hidden ? "Open the lab with the link that `make run` prints in its terminal. It works once, in one browser." : parts.gate.textContent);
-      if (source.readyState === EventSource.CLOSED) source.close();
     } else if (performance.now() - heardAt > SILENT_MS) tell("The lab does not answer. Has `make run` ended?");
   };
 }

@@ -95,7 +95,7 @@ def busy(request, order_id):
 @require_POST
 @lock("order/{order_id}", wait=PAY_WAIT_S, busy=busy)
 def pay(request, order_id):
-    """Two clicks, in whichever processes, pay once."""
+    """Two clicks pay once, also in two processes."""
     order = get_object_or_404(Order, pk=order_id)
     if order.paid_at is None:
         try:
