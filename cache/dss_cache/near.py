@@ -212,17 +212,20 @@ class NearServer:
         return lease_ms > 0
 
     async def _renew_later(self, client: Client) -> None:
-        refusal = Refused("no_leader", "this node has no lease itself")
+        refusal = Refused("internal", INTERNAL)
         try:
             await self._agree()
             await self._peers.renew()
+            refusal = Refused("no_leader", "this node has no lease itself")
         except Refused as refused:
             refusal = refused
-        subscriber = client.subscriber
-        token, subscriber.renewal = subscriber.renewal, None
-        assert token is not None
-        if not self._grant(client, token):
-            self._push_problem(client, token, refusal)
+        finally:
+            # Also after a failure: the client waits for an answer, and its next renewal begins a new attempt.
+            subscriber = client.subscriber
+            token, subscriber.renewal = subscriber.renewal, None
+            assert token is not None
+            if not self._grant(client, token):
+                self._push_problem(client, token, refusal)
 
     async def _agree(self) -> None:
         """Put the length of the leases into the log, for the next process of this node.
@@ -239,7 +242,9 @@ class NearServer:
 
     def leases_of_earlier_process_s(self) -> float:
         """How long after the start of this process clients of the earlier one may still hold leases, according to the log."""
-        return self._directory.client_lease_ms.get(self._node.node_id, 0) / 1000 * (1 + RATE_ERROR)
+        client_lease_ms = self._directory.client_lease_ms.get(self._node.node_id, 0)
+        # No grant was longer than the node's own lease.
+        return min(client_lease_ms, self._directory.lease_ms) / 1000 * (1 + RATE_ERROR)
 
     def _agreed(self, done: asyncio.Future[Result]) -> None:
         self._agreeing = None

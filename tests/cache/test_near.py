@@ -307,6 +307,27 @@ async def test_a_node_with_near_clients_in_the_log_waits_for_their_leases(cluste
     assert cluster.nodes["n2"].opening_delay() == 0
 
 
+async def test_a_restart_waits_no_longer_than_a_lease_of_the_node_itself(cluster, client):
+    directory = cluster.nodes["n1"].directory
+    directory.client_lease_ms["n1"] = 60_000
+    assert cluster.nodes["n1"].opening_delay() == pytest.approx(directory.lease_ms / 1000 * (1 + RATE_ERROR))
+
+
+async def test_a_renewal_that_fails_unexpectedly_is_answered_and_the_next_one_works(cluster, connect, monkeypatch):
+    feed = await connect()
+    feed.take()
+    peers = cluster.caches["n1"].peers
+    monkeypatch.setattr(peers, "renew", lambda: 1 / 0)
+    monkeypatch.setattr(cluster.caches["n1"].near, "grant", lambda *_: 0)
+    await feed.renew()
+    [event] = feed.take()
+    assert event["problem"]["code"] == "internal"
+    monkeypatch.undo()
+    await feed.renew()
+    [event] = feed.take()
+    assert event["lease_ms"] > 0
+
+
 async def test_a_value_that_is_not_in_a_readable_line_is_used_once(cluster, connect, monkeypatch):
     await put(cluster, "a", 1)
     feed = await connect()

@@ -122,6 +122,12 @@ def test_a_client_that_has_gone_is_forgotten_when_its_lease_is_over(clients):
     assert clients.reported(10) == 10
 
 
+def test_the_account_of_a_key_has_room_for_a_bit_of_every_client():
+    clients = NearClients(clients_max=9000)
+    holder(clients, "a")
+    assert clients.bytes == KEY_BYTES + 1000 + 1
+
+
 def test_a_number_is_used_again_when_no_bit_of_it_is_left(clients):
     first = holder(clients, "a", "b", held_until=2.0)
     holder(clients, "b")

@@ -36,8 +36,9 @@ T = TypeVar("T")
 
 #: `sweep` visits one part of the holders at a time, so that it never takes long.
 PARTS = 256
-#: Account of a held key, without its text: its entry, and an integer with a bit for each of some hundred clients.
+#: Account of a held key, without its text: its entry, and an integer with a bit for each of up to `BITS_INCLUDED` clients.
 KEY_BYTES = 240
+BITS_INCLUDED = 1000
 
 
 class Invalidation:
@@ -96,6 +97,7 @@ class NearClients(Generic[T]):
         self.clients_max = clients_max
         self.keys_max = keys_max
         self.bytes_max = bytes_max
+        self._key_bytes = KEY_BYTES + max(0, clients_max - BITS_INCLUDED) // 8
         self._waited = waited
         #: keys that at least one client may hold
         self.keys = 0
@@ -211,7 +213,7 @@ class NearClients(Generic[T]):
                     continue
                 if not holders:
                     self.keys += 1
-                    self.bytes += KEY_BYTES + len(key)
+                    self.bytes += self._key_bytes + len(key)
                 part[key] = holders | bit
                 client.keys += 1
             installed.add(key)
@@ -362,7 +364,7 @@ class NearClients(Generic[T]):
         else:
             del part[key]
             self.keys -= 1
-            self.bytes -= KEY_BYTES + len(key)
+            self.bytes -= self._key_bytes + len(key)
 
     def _flush(self, client: NearClient[T], invalidation: Invalidation, now: float) -> None:
         if not client.is_gone:
