@@ -143,7 +143,7 @@ def check_redrive_policy(name: str, text: str) -> str:
 def _document(attribute: str, text: str) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         raise _wrong(attribute) from None
     return document
 

@@ -163,8 +163,8 @@ def described(
     message: dict[str, Any], attribute_names: list[str], system_names: set[str], is_fifo: bool, region: str
 ) -> dict[str, Any]:
     """A delivered message, as `ReceiveMessage` answers it."""
-    value: Any = msgspec.json.decode(message["value"])
-    body = value if isinstance(value, str) else message["value"].decode()
+    value: bytes = message["value"]
+    body = msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
     headers: dict[str, str] = msgspec.json.decode(message["headers"]) if message["headers"] else {}
     msg_id = headers.get("dss-dead-msg-id", message["msg_id"])
     described: dict[str, Any] = {
@@ -188,9 +188,18 @@ def described(
     if shown:
         described["Attributes"] = shown
     if H_ATTRIBUTES in headers:
-        stored = msgspec.json.decode(headers[H_ATTRIBUTES], type=dict[str, AttributeValue])
-        found = wanted(attribute_names, stored)
+        found = wanted(attribute_names, _stored_attributes(headers[H_ATTRIBUTES]))
         if found:
             described["MessageAttributes"] = found
             described["MD5OfMessageAttributes"] = md5_of_attributes(found)
     return described
+
+
+def _stored_attributes(text: str) -> dict[str, AttributeValue]:
+    """The attributes in the header. None, if another program has published the message with a header that is not from SQS."""
+    try:
+        stored = msgspec.json.decode(text, type=dict[str, AttributeValue])
+        check_attributes(stored)
+    except (msgspec.MsgspecError, RecursionError, SqsError):
+        return {}
+    return stored
