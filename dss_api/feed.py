@@ -31,6 +31,7 @@ class WebSocketFeed:
         as_text: whether to send text frames, as the client does.
         end_subscription: called once when the subscription must end; `refusal` then has the reason.
         turns: lets the work of messages begin.
+        hold: counts bytes that the work of messages keeps.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class WebSocketFeed:
         end_subscription: Callable[[], Any],
         address: str = "",
         turns: Turns | None = None,
+        hold: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.liveness = liveness
         self.address = address
@@ -60,6 +62,8 @@ class WebSocketFeed:
         self.refusal: Refused | None = None
         self._turns = turns
         self._receive: Callable[[Any], None] | None = None
+        #: see `operation.Feed`
+        self.hold = hold
         #: counts a message as a call; the entry point sets it when it knows the caller
         self.count_call: Callable[[], None] = lambda: None
 

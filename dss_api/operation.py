@@ -117,6 +117,9 @@ class Feed(Protocol):
             Refused: `over_limit`.
         """
 
+    def hold(self, count: int) -> None:
+        """The work of a message keeps `count` more bytes in memory; fewer, if it is negative. They count as those of the client."""
+
     async def turn(self) -> None:
         """Wait until a call of this client may begin: work that a message started is spread over turns like calls."""
 

@@ -423,6 +423,7 @@ class WebSocketConnection:
             task.cancel,
             self._address,
             self._in_progress.turns,
+            self._account.take,
         )
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dss_api.caller import Caller, caller
+from dss_api.client_memory import CALL_BYTES
 from dss_api.codec import INTERNAL
 from dss_api.errors import Refused
 from dss_api.operation import Feed
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 SINCE = 5
 #: Fetches of one near client in progress.
 FETCHES_MAX = 64
+#: Account of a key of a waiting fetch, without its text.
+KEY_BYTES = 100
 #: Values that one fetch answers.
 BYTES_PER_FETCH_MAX = 8 * 1024 * 1024
 _NEEDED = cache("read", "keys")
@@ -273,6 +276,7 @@ class NearServer:
             line = self._near.hit(key, now)
             if line is None:
                 subscriber.fetches += 1
+                subscriber.feed.hold(_held_bytes(request.keys))
                 # Without the request, whose other list of keys may be long.
                 self._tasks.spawn("cache_near", self._fetch_later(client, request.token, request.keys))
                 return
@@ -294,6 +298,7 @@ class NearServer:
             raise
         finally:
             client.subscriber.fetches -= 1
+            client.subscriber.feed.hold(-_held_bytes(keys))
 
     def _answer(self, client: Client, token: int, keys: list[str], found: dict[str, Found]) -> None:
         """Send the values. The client becomes a holder of what it may install, in this turn of the event loop."""
@@ -310,6 +315,11 @@ class NearServer:
 
     def _push_problem(self, client: Client, token: int, refusal: Refused) -> None:
         self._push(client, NearEvent(token=token, problem=problem_document(refusal.code, refusal.detail, refusal.extra)))
+
+
+def _held_bytes(keys: list[str]) -> int:
+    """What a fetch keeps while it waits: its task, and its keys twice."""
+    return CALL_BYTES + sum(2 * (KEY_BYTES + len(key)) for key in keys)
 
 
 def _item(key: str, found: Found, install: bool) -> NearItem:

@@ -36,6 +36,7 @@ class FakeFeed:
         self.receive: Any = None
         self.refusal: Refused | None = None
         self.token = 0
+        self.held_bytes = 0
         self.task: asyncio.Task[Any]
 
     def push(self, event):
@@ -47,6 +48,9 @@ class FakeFeed:
     def count_call(self):
         if self.refusal is not None:
             raise self.refusal
+
+    def hold(self, count):
+        self.held_bytes += count
 
     async def turn(self):
         await asyncio.sleep(0)
@@ -338,6 +342,19 @@ async def test_a_value_that_is_not_in_a_readable_line_is_used_once(cluster, conn
     assert event["fetched"][0]["value"] == 1
     assert event["fetched"][0]["install"] is False
     assert cluster.caches["n1"].near.clients.keys == 0
+
+
+async def test_the_keys_of_a_waiting_fetch_count_as_the_clients_until_it_is_answered(cluster, connect, monkeypatch):
+    feed = await connect()
+    feed.take()
+    answer = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(cluster.caches["n1"].reader, "read_many", lambda keys, bytes_max: answer)
+    await feed.fetch("a" * 500, "b" * 500)
+    assert feed.held_bytes > 2000
+    answer.set_exception(Refused("no_leader", "no leader"))
+    await cluster.settle()
+    assert feed.take()[0]["problem"]["code"] == "no_leader"
+    assert feed.held_bytes == 0
 
 
 async def test_a_fetch_that_a_write_overtakes_is_not_installed(cluster, connect):
