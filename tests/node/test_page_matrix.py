@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from django.conf import settings
 from django.contrib import admin
 from django.test import Client, RequestFactory, override_settings
 from django.urls import URLPattern, URLResolver, get_resolver
@@ -327,6 +328,11 @@ def test_lookups_reach_only_the_fields_of_the_model(
         answer = clients[who].get("/admin/dss_queue/messagerow/", {lookup: "secret"})
         assert answer.status_code == 302, who
         assert answer.headers["Location"].endswith("?e=1"), "as for every lookup that the list does not know"
+
+
+def test_an_election_names_the_node_on_which_it_starts(clients: dict[str, Client]) -> None:
+    asked = clients[ADMIN].get("/admin/dss_raft/memberrow/do/start_election/").content.decode()
+    assert f"on this node, {settings.NODE.node_id}:" in asked
 
 
 def test_the_form_of_a_call_that_is_nested_too_deeply_is_refused(clients: dict[str, Client]) -> None:

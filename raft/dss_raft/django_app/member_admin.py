@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest
 
@@ -130,7 +131,7 @@ def _replace_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
 
 def _election_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     return Plan(
-        "Starts an election on this node: it asks the others for their votes.",
+        f"Starts an election on this node, {settings.NODE.node_id}: it asks the others for their votes.",
         ["Without “force”, a leader that works keeps its role: the others refuse."],
     )
 
@@ -202,8 +203,9 @@ class MemberAdmin(LiveAdmin):
     @for_list("Start an election on this node", _election_plan, ElectionForm)
     def start_election(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
         election = named(OPERATIONS, "raft.start_election")
-        outcome = self.do_each(request, ["This node"], election, lambda row: StartElection(force=given["force"]), given["reason"])
-        self._report(request, ["This node"], outcome.results, outcome.refusal, "election started")
+        nodes = [settings.NODE.node_id]
+        outcome = self.do_each(request, nodes, election, lambda node: StartElection(force=given["force"]), given["reason"])
+        self._report(request, nodes, outcome.results, outcome.refusal, "election started")
 
     def _report(self, request: HttpRequest, rows: list[Any], results: list[Any], refusal: Refusal | None, what: str) -> None:
         report(self, request, done=len(results), asked=len(rows), what=what, refusal=refusal, nothing="there was nothing to do")
