@@ -231,4 +231,11 @@ def test_a_user_may_view_without_permission_to_act(boss, api):
     response = boss.get("/admin/dss_queue/messagerow/")
     assert len(response.context["cl"].result_list) == 1
     assert b"give_back" not in response.content
+    (row,) = take_messages(api.node.broker, 0)
+    assert row.receipt
+    page = boss.get(f"/admin/dss_queue/messagerow/{row.row_id}/change/")
+    assert page.status_code == 200
+    assert row.receipt not in page.content.decode()
+    assert "receipt" not in page.content.decode().lower()
+    assert boss.get(f"/admin/dss_queue/messagerow/?receipt__startswith={row.receipt[:1]}").status_code in (302, 400)
     assert boss.get("/admin/dss_queue/topicrow/do/create/").status_code == 403

@@ -414,6 +414,11 @@ class MessageRowAdmin(LiveAdmin):
     def rows(self) -> list[TakenMessage]:
         return rows_in_turns(lambda: take_messages(_broker(), _now_ms()))
 
+    def _hidden(self, request: HttpRequest) -> tuple[str, ...]:
+        # With a receipt, a delivery can be ended. The actions need it.
+        hidden = super()._hidden(request)
+        return hidden if self.has_operate_permission(request) else (*hidden, "receipt")
+
     @asks_first(
         "Give back to the queue", _in_flight_plan("Gives {} back to the queue now. The attempts count as failed.", [_LATE])
     )
