@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 
+from dss_api.caller import Caller, set_caller
+from dss_api.rights import Access
 from dss_dev.queue_recount import recounted_usage
 from dss_queue.core.commands import PeekQuery
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sqs_queues import GROUP, ChangeQueue, CreateQueue, PublishToQueues, redrive_policy, settings_of
 from dss_queue.core.topic_commands import DeleteTopic
+from dss_queue.sqs.calls import Call, set_attributes
+from dss_queue.sqs.errors import SqsError
 
 POLICY = '{"deadLetterTargetArn": "arn:aws:sqs:eu-west-1:000000000000:dead", "maxReceiveCount": "3"}'
 
@@ -121,3 +128,40 @@ def test_a_queue_is_not_dropped_for_lack_of_use(desk):
 def test_a_policy_that_is_none_changes_nothing(policy):
     assert redrive_policy({"RedrivePolicy": policy}) is None
     assert settings_of({"RedrivePolicy": policy}).max_attempts == 0
+
+
+@pytest.mark.parametrize(
+    ("scopes", "is_allowed"),
+    [
+        (["all"], True),
+        (["operate"], True),
+        (["queue:t:manage", "queue:dead:publish"], True),
+        (["queue:t:manage", "queue:dead:consume"], False),
+        (["read"], False),
+    ],
+)
+def test_who_may_name_a_dead_letter_queue(desk, scopes, is_allowed):
+    """The same callers as for `dead_letter_topic` of `PUT /queue/topic`."""
+    create(desk)
+    create(desk, "dead")
+    sent = []
+
+    async def submit(command, wait_ms):
+        sent.append(command)
+        return SimpleNamespace(code="", body={})
+
+    policy = '{"deadLetterTargetArn":"arn:aws:sqs:us-east-1:000000000000:dead","maxReceiveCount":3}'
+    node = SimpleNamespace(machine=lambda name: desk.broker, submit=submit)
+    call = Call(node, "t", SimpleNamespace(attributes={"RedrivePolicy": policy}), "", "us-east-1")
+
+    async def set_it():
+        set_caller(Caller("token", Access(scopes), "token"))
+        await set_attributes(call)
+
+    if is_allowed:
+        asyncio.run(set_it())
+    else:
+        with pytest.raises(SqsError) as refusal:
+            asyncio.run(set_it())
+        assert refusal.value.code == "AccessDenied"
+    assert len(sent) == is_allowed
