@@ -286,6 +286,7 @@ def test_actions(clients: dict[str, Client], who: str, monkeypatch: pytest.Monke
 class FakeTopic:
     """A topic with the settings of a new one."""
 
+    queue = None
     messages = SimpleNamespace(settings=TopicSettings())
 
 

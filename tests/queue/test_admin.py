@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from django.contrib.auth.models import Permission, User
 
@@ -10,6 +12,7 @@ from dss_admin.live_rows import LiveQuerySet
 from dss_api.running import call_in_loop
 from dss_dev.entry_points import opened
 from dss_dev.live_rows import rows_here
+from dss_queue.core.sqs_queues import Queue
 from dss_queue.django_app.models import BacklogRow, ConsumerRow, DeadLetterRow, MessageRow, TopicRow
 from dss_queue.django_app.rows import (
     VALUE_SHOWN_MAX,
@@ -167,6 +170,32 @@ def test_a_topic_is_created_changed_and_purged(boss, api):
         follow=True,
     ).content.decode()
     assert '<li class="warning">Nothing was done: there were no messages.</li>' in again
+
+
+def test_an_old_form_changes_only_the_settings_that_were_changed_in_it(boss, api):
+    api.put("/queue/topic", topic="t", max_attempts=3, retention_ms=60_000)
+    (row,) = shown(TopicRow, take_topics(api.node.broker, 0))
+    form = {"action": "change_settings", "_selected_action": [row.pk]}
+    page = boss.post("/admin/dss_queue/topicrow/", form).content.decode()
+    hidden = dict(re.findall(r'<input type="hidden" name="(initial-[a-z_]+)" value="([^"]*)"', page))
+    hidden.setdefault("initial-dead_letter_topic", "")
+    assert (hidden["initial-max_attempts"], hidden["initial-retention_ms"], len(hidden)) == ("3", "60000", 7)
+    seen = {name.removeprefix("initial-"): text for name, text in hidden.items()}
+    api.put("/queue/topic", topic="t", max_attempts=3, retention_ms=5000, dead_letter_topic="dead")
+    sent = {**form, **hidden, **seen, "max_attempts": "4", "confirmed": "1", "reason": "a test"}
+    assert "1 changed" in boss.post("/admin/dss_queue/topicrow/", sent, follow=True).content.decode()
+    settings = api.node.broker.topics["t"].messages.settings
+    assert (settings.max_attempts, settings.retention_ms, settings.dead_letter_topic) == (4, 5000, "dead")
+
+
+def test_the_settings_of_an_sqs_queue_are_changed_by_sqs_only(boss, api):
+    api.put("/queue/topic", topic="t", max_attempts=3)
+    api.node.broker.topics["t"].queue = Queue({}, {}, 0, 0)
+    (row,) = shown(TopicRow, take_topics(api.node.broker, 0))
+    form = {"action": "change_settings", "_selected_action": [row.pk], "confirmed": "1", "reason": "a test"}
+    settings = {"max_attempts": 9, "backoff_ms": 0, "retention_ms": 0, "dedup_window_ms": 0, "keep_ms": 0, "max_bytes": 0}
+    assert "SetQueueAttributes" in boss.post("/admin/dss_queue/topicrow/", {**form, **settings}).content.decode()
+    assert api.node.broker.topics["t"].messages.settings.max_attempts == 3
 
 
 def test_requeue_returns_a_message_in_flight_to_the_queue(boss, api):

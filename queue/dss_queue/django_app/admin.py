@@ -53,7 +53,7 @@ def _count(number: int, one: str, more: str) -> str:
 
 
 class TopicForm(ReasonForm):
-    """The settings of a topic. They replace all of the present ones."""
+    """The settings of a topic. Those that were not changed in the form stay as they are now."""
 
     max_attempts = forms.IntegerField(
         min_value=0, max_value=1000, help_text="Deliveries before a message becomes a dead letter. 0: any number."
@@ -81,6 +81,17 @@ class TopicForm(ReasonForm):
     )
     max_bytes = forms.IntegerField(min_value=0, max_value=2**53, help_text="Of the topic. 0: only the limits of the cluster.")
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # What the form was made with, so that sending it does not undo what another admin has changed since then.
+        for name in TopicSettings.__struct_fields__:
+            self.fields[name].show_hidden_initial = not self.is_bound or self.add_initial_prefix(name) in self.data
+
+    def clean(self) -> dict[str, Any]:
+        given: dict[str, Any] = super().clean() or self.cleaned_data
+        present = {name: self.initial[name] for name in TopicSettings.__struct_fields__ if name not in self.changed_data}
+        return {**given, **present}
+
 
 class NewTopicForm(TopicForm):
     """A topic that does not exist yet."""
@@ -105,13 +116,16 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 def _settings_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     if len(rows) != 1:
-        return Plan("Replaces the settings of one topic.", refusal="Choose exactly one topic.")
+        return Plan("Changes the settings of one topic.", refusal="Choose exactly one topic.")
     topic = rows_from_loop(lambda: _broker().topics.get(rows[0].topic))
     if topic is None:
-        return Plan("Replaces the settings of one topic.", refusal="The topic no longer exists.")
+        return Plan("Changes the settings of one topic.", refusal="The topic no longer exists.")
+    if topic.queue is not None:
+        refusal = "This topic is an SQS queue, whose attributes set them. Change them with the call SetQueueAttributes of SQS."
+        return Plan("Changes the settings of one topic.", refusal=refusal)
     settings = topic.messages.settings
     return Plan(
-        "Replaces the settings of this topic for the whole cluster.",
+        "Changes the settings of this topic for the whole cluster. Those that you do not change here stay as they are.",
         ["A shorter retention applies to the messages that are there: older ones become dead letters, or are deleted."],
         initial={name: getattr(settings, name) for name in TopicSettings.__struct_fields__},
     )
