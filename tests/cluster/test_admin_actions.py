@@ -83,7 +83,7 @@ SCENES: dict[str, Scene] = {
     "dss_raft.userrow disable": Scene(A_USER),
     "dss_raft.userrow enable": Scene(A_USER),
     "dss_raft.userrow delete": Scene(A_USER),
-    "dss_raft.memberrow do/start_election": Scene(find=""),
+    "dss_raft.memberrow do/start_election": Scene(find="", given={"node": "{node}"}),
     # The members of the cluster are changed by a test of their own.
     "dss_raft.memberrow make_leader": Scene(find="{other}"),
     "dss_raft.memberrow remove": Scene(find="{other}"),
@@ -326,7 +326,7 @@ def test_members_are_changed(cluster: LocalCluster) -> None:
         assert "success: 1 replaced" in boss.act("dss_raft.memberrow replace", [new["id"]], {"url": "http://127.0.0.1:2"})
         assert "success: 1 removed" in boss.act("dss_raft.memberrow remove", [new["id"]], {})
         assert "success" not in viewer.act("dss_raft.memberrow do/start_election", [], {})
-        assert "success: 1 election started" in boss.act("dss_raft.memberrow do/start_election", [], {})
+        assert "success: 1 election started" in boss.act("dss_raft.memberrow do/start_election", [], {"node": node.id})
         two = [one.id for one in cluster.nodes][:2]
         asked = boss.send("POST", "/admin/dss_raft/memberrow/", {"action": "remove", "_selected_action": two})[1]
         assert "Too many at once: 1 voter is left" in asked

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import pytest
 from django.conf import settings
 from django.contrib import admin
+from django.contrib.messages import get_messages
 from django.test import Client, RequestFactory, override_settings
 from django.urls import URLPattern, URLResolver, get_resolver
 
@@ -274,7 +275,7 @@ def test_actions(clients: dict[str, Client], who: str, monkeypatch: pytest.Monke
             asked = clients[who].post(path, form)
             assert not reached, f"{label} {action} acts without asking"
             is_asked = asked.status_code == 200 and b'name="confirmed"' in asked.content
-            answer = clients[who].post(path, {**form, **GIVEN, "confirmed": "1"})
+            answer = clients[who].post(path, {**form, **GIVEN, "node": settings.NODE.node_id, "confirmed": "1"})
             is_export = answer.headers.get("Content-Type") == "application/x-ndjson"
             is_reached = bool(reached) or is_export
             expected = may(who, ROWS[label][1])
@@ -334,6 +335,21 @@ def test_lookups_reach_only_the_fields_of_the_model(
 def test_an_election_names_the_node_on_which_it_starts(clients: dict[str, Client]) -> None:
     asked = clients[ADMIN].get("/admin/dss_raft/memberrow/do/start_election/").content.decode()
     assert f"on this node, {settings.NODE.node_id}:" in asked
+    assert f'<input type="hidden" name="node" value="{settings.NODE.node_id}"' in asked
+
+
+@pytest.mark.parametrize("named", ["node-77", ""])
+def test_an_election_is_not_started_on_another_node(
+    clients: dict[str, Client], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[Any] = []
+    monkeypatch.setattr(LiveAdmin, "do_each", lambda *args: reached.append(args) or Outcome([]))
+    form = {"confirmed": "1", "reason": "a test", "node": named}
+    answer = clients[ADMIN].post("/admin/dss_raft/memberrow/do/start_election/", form)
+    assert answer.status_code == 302
+    assert not reached
+    (message,) = get_messages(answer.wsgi_request)
+    assert f"but {settings.NODE.node_id} got the request" in str(message)
 
 
 def test_the_form_of_a_call_that_is_nested_too_deeply_is_refused(clients: dict[str, Client]) -> None:

@@ -24,6 +24,8 @@ class ElectionForm(ReasonForm):
     force = forms.BooleanField(
         required=False, help_text="Campaign even if a live leader is known. Writes wait until the election is over."
     )
+    #: the node that the page named: behind a balancer, another one may get the confirmation
+    node = forms.CharField(required=False, widget=forms.HiddenInput)
 
 
 class AddForm(ReasonForm):
@@ -133,6 +135,7 @@ def _election_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     return Plan(
         f"Starts an election on this node, {settings.NODE.node_id}: it asks the others for their votes.",
         ["Without “force”, a leader that works keeps its role: the others refuse."],
+        initial={"node": settings.NODE.node_id},
     )
 
 
@@ -204,6 +207,10 @@ class MemberAdmin(LiveAdmin):
     def start_election(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
         election = named(OPERATIONS, "raft.start_election")
         nodes = [settings.NODE.node_id]
+        if given["node"] != nodes[0]:
+            text = f"Nothing was done. The page named {given['node'] or 'no node'}, but {nodes[0]} got the request. Use a node's own URL."
+            self.message_user(request, text, "error")  # type: ignore[arg-type]
+            return
         outcome = self.do_each(request, nodes, election, lambda node: StartElection(force=given["force"]), given["reason"])
         self._report(request, nodes, outcome.results, outcome.refusal, "election started")
 
