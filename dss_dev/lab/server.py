@@ -19,6 +19,7 @@ from dss_dev.lab.access import Access
 from dss_dev.lab.lab import Lab
 from dss_dev.lab.scenes import SCENES
 from dss_dev.lab.scenes.scene import Scene
+from dss_dev.local_cluster import NotReady
 
 BODY_MAX = 4096
 #: changes within this time are sent together
@@ -267,15 +268,23 @@ class LabServer:
         self._server: uvicorn.Server | None = None
         self._thread = threading.Thread(target=self._run, name="lab", daemon=True)
         self._is_up = threading.Event()
+        #: why it did not start
+        self._failure: Exception | None = None
 
     @property
     def link(self) -> str:
         return self._access.link
 
     def start(self) -> None:
-        """Start, and wait until the relays carry."""
+        """Start, and wait until the relays carry.
+
+        Raises:
+            NotReady: they do not.
+        """
         self._thread.start()
         self._is_up.wait()
+        if self._failure is not None:
+            raise NotReady(f"The lab did not start: {self._failure}") from self._failure
 
     def stop(self) -> None:
         """End it, and the processes of the present scene. Cut nodes are connected."""
@@ -285,7 +294,14 @@ class LabServer:
         self._thread.join()
 
     def _run(self) -> None:
-        asyncio.run(self._serve())
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:
+            if self._is_up.is_set():
+                raise
+            self._failure = error
+        finally:
+            self._is_up.set()
 
     async def _serve(self) -> None:
         await self._lab.relays.start()

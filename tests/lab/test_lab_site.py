@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +13,8 @@ import pytest
 from dss_dev.lab.desk import Desk
 from dss_dev.lab.lab import SEEN_MAX, Lab
 from dss_dev.lab.relays import Relays
-from dss_dev.lab.server import Step
-from dss_dev.local_cluster import LocalNode
+from dss_dev.lab.server import LabServer, Step
+from dss_dev.local_cluster import LocalNode, NotReady
 
 
 @pytest.mark.parametrize("choice", ["-1", "true", '"0"', "0.5"])
@@ -30,3 +32,27 @@ async def test_a_lab_that_is_open_for_long_does_not_remember_every_event(tmp_pat
     assert len(lab._seen_events) == SEEN_MAX
     texts = [event[2] for event in lab.recording.events]
     assert len(texts) == 2 * SEEN_MAX, "each event was recorded once"
+
+
+def test_a_lab_whose_relays_do_not_start_says_so(tmp_path: Path) -> None:
+    class Broken:
+        async def start(self) -> None:
+            raise OSError("no relays")
+
+    errors: list[str] = []
+
+    def start() -> None:
+        try:
+            server.start()
+        except NotReady as error:
+            errors.append(str(error))
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = LabServer(Lab([], Desk([]), cast(Relays, Broken())), listener, lambda: None)
+        starting = threading.Thread(target=start, daemon=True)
+        starting.start()
+        starting.join(20)
+        assert not starting.is_alive(), "it still waits"
+        server.stop()
+    assert errors == ["The lab did not start: no relays"]

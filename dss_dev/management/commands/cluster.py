@@ -7,6 +7,7 @@ import re
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -83,6 +84,8 @@ class Command(BaseCommand):
             ]
         elsewhere = _without_those_that_run(cluster, members)
         stopping = Stopping()
+        #: a browser has entered the lab, so there is a new link
+        self._link_used = threading.Event()
         desk = Desk(cluster.nodes, lambda node: self._tell_started(cluster, node))
         lab = None if options["no_lab"] else self._make_lab(cluster, ports, desk, options["lab_absence"])
         count = len(cluster.nodes)
@@ -98,7 +101,7 @@ class Command(BaseCommand):
             if not stopping.asked:
                 self._introduce(cluster, environment["DSS_ADMIN_PASSWORD"], lab)
                 self._say_who_is_missing(members, elsewhere)
-                self._follow(cluster, stopping, partial(self._serve_requests, cluster, environment, desk), survives=True)
+                self._follow(cluster, stopping, partial(self._serve_requests, cluster, environment, desk, lab), survives=True)
         except NotReady as error:
             self.stderr.write(f"{error}\n")
             sys.exit(1)
@@ -169,18 +172,22 @@ class Command(BaseCommand):
             listener.close()
             self.stdout.write(f"There is no lab: {error.strerror}.")
             return None
-        lab = LabServer(Lab(cluster.nodes, desk, relays, absence_s), listener, lambda: self._say_next_link(lab))
-        return lab
+        return LabServer(Lab(cluster.nodes, desk, relays, absence_s), listener, self._link_used.set)
 
-    def _say_next_link(self, lab: LabServer) -> None:
-        self.stdout.write(f"The lab is open in a browser. For another one: {lab.link}")
+    def _say_next_link(self, lab: LabServer | None) -> None:
+        """In the main thread: a terminal that is stopped must not stop the loop of the lab."""
+        if lab is not None and self._link_used.is_set():
+            self._link_used.clear()
+            self.stdout.write(f"The lab is open in a browser. For another one: {lab.link}")
+            self.stdout.flush()
 
     def _tell_started(self, cluster: LocalCluster, node: LocalNode) -> None:
         self.stdout.write(f"{node.id} │ is started again")
         describe(cluster)
 
-    def _serve_requests(self, cluster: LocalCluster, environment: Mapping[str, str], desk: Desk) -> None:
+    def _serve_requests(self, cluster: LocalCluster, environment: Mapping[str, str], desk: Desk, lab: LabServer | None) -> None:
         """Start the nodes that `manage.py restart` asks for, and do what the lab asks for."""
+        self._say_next_link(lab)
         for node_id in take_requests(cluster.directory):
             node = next((node for node in cluster.nodes if node.id == node_id), None)
             node = node or _joined_node(cluster, node_id, environment)
