@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 
 #: browsers that may be in the lab at the same time; the oldest one is forgotten
 SESSIONS_MAX = 8
@@ -46,11 +45,10 @@ class Access:
 
     def is_known(self, headers: Mapping[str, str]) -> bool:
         """Whether the call has a cookie of this lab."""
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return cookie is not None and any(hmac.compare_digest(cookie.value.encode(), each.encode()) for each in self._sessions)
+        # Not with SimpleCookie, which drops all cookies if another site of this host has one that it cannot read.
+        pairs = (each.partition("=") for each in headers.get("cookie", "").split(";"))
+        values = [value.strip().encode() for name, _, value in pairs if name.strip() == self.cookie]
+        return any(hmac.compare_digest(value, each.encode()) for value in values for each in self._sessions)
 
     def has_own_host(self, headers: Mapping[str, str]) -> bool:
         return headers.get("host", "").lower() in self._hosts

@@ -31,6 +31,14 @@ def test_a_cookie_that_the_lab_has_not_made_opens_nothing() -> None:
     assert not access.is_known({})
 
 
+def test_a_cookie_of_another_site_does_not_hide_that_of_the_lab() -> None:
+    access = Access(8100)
+    own = f"{access.cookie}={access.enter(token_of(access))}"
+    for other in ('a={"b": 1}', "a[b]=c d", "a=b c", "alone", "=", "", 'a="', "ü=ü"):
+        assert access.is_known({"cookie": f"{other}; {own}"}), other
+        assert access.is_known({"cookie": f"{own}; {other}"}), other
+
+
 def test_the_oldest_of_many_browsers_is_forgotten() -> None:
     access = Access(8100)
     sessions = [access.enter(token_of(access)) for _ in range(SESSIONS_MAX + 1)]
