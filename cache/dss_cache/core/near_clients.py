@@ -119,7 +119,7 @@ class NearClients(Generic[T]):
         self._swept_parts = PARTS
         #: the largest client was flushed for `bytes_max`, and the sweep after that is not over
         self._is_making_room = False
-        #: outstanding invalidations, lowest stamp first; those that nobody waits for any longer are removed late
+        #: outstanding invalidations, lowest stamp first; those that no request waits for any longer are removed late
         self.unconfirmed: list[tuple[int, int, Invalidation]] = []
         self._invalidations = 0
         #: clients with outstanding invalidations, and gone clients (ordered sets)

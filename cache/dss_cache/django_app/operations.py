@@ -27,7 +27,7 @@ class EvictLinesAnswer(Answer):
 
 
 async def evict_lines(node: Any, request: EvictLines) -> EvictLinesAnswer:
-    """Each node drops its own line, and writes the value back before if nobody else has it.
+    """Each node drops its own line, and writes the value back before if no other node has it.
 
     Raises:
         Refused: `unknown_outcome`: a node does not answer, so it may still have its line.

@@ -1,7 +1,7 @@
 """The names of topics, and the ids of tasks.
 
 Each queue has a topic for each level of priority. The id of a task names its topic and its message, and has a random part, so that
-nobody can guess the ids of other tasks: "<queue>.<level>.<msg_id>.<random>", of fewer than 64 characters.
+the ids of other tasks cannot be guessed: "<queue>.<level>.<msg_id>.<random>", of fewer than 64 characters.
 """
 
 from __future__ import annotations
