@@ -7,6 +7,8 @@ from html import escape
 from math import cos, pi, sin
 from typing import Any
 
+from dss_locks.picture import cut
+
 #: Clients that are drawn; a longer cycle is a list.
 CLIENTS_MAX = 12
 BOX_WIDTH, BOX_HEIGHT = 150, 34
@@ -49,7 +51,7 @@ def _box(client: str, x: float, y: float, is_refused: bool) -> str:
         f"<g><title>{escape(client)}</title>"
         f'<rect x="{x - BOX_WIDTH / 2:.0f}" y="{y - BOX_HEIGHT / 2:.0f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5" fill="{colour}" '
         f'fill-opacity="0.16" stroke="{colour}" stroke-width="1.5"/>'
-        f'<text x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle" font-weight="bold">{_cut(client, NAME_LENGTH_MAX)}</text></g>'
+        f'<text x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle" font-weight="bold">{cut(client, NAME_LENGTH_MAX)}</text></g>'
     )
 
 
@@ -68,7 +70,7 @@ def _arrow(step: dict[str, Any], start: tuple[float, float], end: tuple[float, f
     return (
         f'<g><title>{escape(title)}</title><path d="M{x1 + side_x:.0f},{y1 + side_y:.0f} L{x2 + side_x:.0f},{y2 + side_y:.0f}" fill="none" '
         f'stroke="{colour}" stroke-width="1.5"{dashes} marker-end="url(#cycle-{name})"/>'
-        f'<text x="{text_x:.0f}" y="{text_y:.0f}" text-anchor="middle" font-size="11">{_cut(step["waits_for"], KEY_LENGTH_MAX)}</text></g>'
+        f'<text x="{text_x:.0f}" y="{text_y:.0f}" text-anchor="middle" font-size="11">{cut(step["waits_for"], KEY_LENGTH_MAX)}</text></g>'
     )
 
 
@@ -80,7 +82,3 @@ def _edge(x: float, y: float, to_x: float, to_y: float) -> tuple[float, float]:
         (BOX_HEIGHT / 2 + 4) / abs(dy) if dy else float("inf"),
     )
     return (x, y) if scale == float("inf") else (x + dx * scale, y + dy * scale)
-
-
-def _cut(text: str, length: int) -> str:
-    return escape(text if len(text) <= length else text[: length - 1] + "…")

@@ -98,7 +98,7 @@ def _box(node: dict[str, Any], x: int, y: int) -> str:
         f"<g><title>{escape(node['client'])}</title>"
         f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5" fill="{colour}" fill-opacity="0.16" '
         f'stroke="{colour}" stroke-width="1.5"/>'
-        f'<text x="{x + 8}" y="{y + 17}" font-weight="bold">{_cut(node["client"], NAME_LENGTH_MAX)}</text>'
+        f'<text x="{x + 8}" y="{y + 17}" font-weight="bold">{cut(node["client"], NAME_LENGTH_MAX)}</text>'
         f'<text x="{x + 8}" y="{y + 33}" font-size="11">{state}, holds {held} {"key" if held == 1 else "keys"}</text></g>'
     )
 
@@ -112,9 +112,10 @@ def _arrow(edge: dict[str, Any], waiter: tuple[int, int], other: tuple[int, int]
     return (
         f'<g><title>{escape(title)}</title><path d="M{x1},{y1} C{x1},{y1 - 40} {x2},{y2 + 40} {x2},{y2}" fill="none" '
         f'stroke="currentColor"{dashes} marker-end="url(#arrow)"/>'
-        f'<text x="{(x1 + x2) // 2 + 5}" y="{(y1 + y2) // 2}" font-size="11">{_cut(edge["key"], KEY_LENGTH_MAX)}</text></g>'
+        f'<text x="{(x1 + x2) // 2 + 5}" y="{(y1 + y2) // 2}" font-size="11">{cut(edge["key"], KEY_LENGTH_MAX)}</text></g>'
     )
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
+    """The beginning of a text, for a picture in SVG."""
     return escape(text if len(text) <= length else text[: length - 1] + "…")
