@@ -68,7 +68,9 @@ class Desk:
     def restart(self) -> None:
         """Replace the broker with one that is restored from its snapshot."""
         state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.broker.snapshot()))
-        self.broker = Broker(limits=StateLimits(dict(self.broker.limits.maxima)))
+        limits = StateLimits(dict(self.broker.limits.maxima))
+        limits.cluster_version = self.broker.limits.cluster_version
+        self.broker = Broker(limits=limits)
         self.broker.restore(state)
 
     # ---------------------------------------------------------------- commands

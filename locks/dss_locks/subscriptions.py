@@ -78,7 +78,7 @@ def _watchers(node: Node) -> LockWatchers:
     return cast(LockWatchers, node.services[SERVICE])
 
 
-_WATCH: dict[str, Any] = {"prefix": "orders/"}
+_WATCH: dict[str, Any] = {"prefix": "example/orders/"}
 
 SUBSCRIPTIONS: tuple[Subscription, ...] = (
     Subscription(

@@ -30,7 +30,7 @@ class PublishAnswer(Answer, kw_only=True):
     index: RaftIndex
 
 
-class Delivered(Part):
+class Delivered(Part, kw_only=True):
     msg_id: str
     #: any JSON
     value: Any
@@ -41,8 +41,8 @@ class Delivered(Part):
     receipt: str
     #: 1 for the first delivery
     attempt: int
-    #: the beginning of the first delivery to the group that counts
-    first_delivered_ms: int
+    #: the beginning of the first delivery to the group that counts; missing before cluster version 5
+    first_delivered_ms: int | UnsetType = UNSET
     delivered_ms: int
     #: the message is delivered to another consumer then, unless it is acked or extended
     visible_until_ms: int

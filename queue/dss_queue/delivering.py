@@ -35,7 +35,7 @@ def delivered(message: dict[str, Any]) -> Delivered:
         partition=message["partition"],
         receipt=message["receipt"],
         attempt=message["attempt"],
-        first_delivered_ms=message["first_delivered_ms"],
+        first_delivered_ms=message.get("first_delivered_ms", msgspec.UNSET),
         delivered_ms=message["delivered_ms"],
         visible_until_ms=message["visible_until_ms"],
         published_ms=message["published_ms"],

@@ -21,7 +21,7 @@ COMMANDS = 1000
 
 @pytest.fixture(scope="module")
 def world() -> CommandWorld:
-    world = CommandWorld(75)
+    world = CommandWorld(25)
     world.weights = [1] * len(world.weights)
     world.run(COMMANDS)
     return world

@@ -110,9 +110,9 @@ ALLOWED = {
     "cache.near": "any_cache:read",
 }
 #: the beginnings of all names in the examples, by area
-PREFIXES = {"locks": ("orders/",), "queue": ("orders",), "cache": ("user/", "visits")}
+PREFIXES = {"locks": ("example/",), "queue": ("example/",), "cache": ("example/",)}
 #: of no example
-ELSEWHERE = "orders0"
+ELSEWHERE = "example0"
 
 Scopes = tuple[str, ...]
 

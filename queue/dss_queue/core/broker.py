@@ -56,6 +56,7 @@ from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, 
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import StateLimit, StateLimits
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
+from dss_raft.versions import LATEST
 
 _STALE = "stale_receipt"
 #: A new cluster that begins with a copy of the state raises the serial number by this for each index.
@@ -118,7 +119,10 @@ class Broker:
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
         self._locks = locks or NoLocks()
-        self.limits = limits or StateLimits()
+        if limits is None:
+            limits = StateLimits()
+            limits.cluster_version = LATEST
+        self.limits = limits
         self.limits.declare(StateLimit(LIMIT, QUEUE_BYTES_MAX_DEFAULT, "bytes", lambda: self.registry.account.used))
         self.topics: dict[str, Topic] = {}
         self.registry = Registry(self.limits)

@@ -35,6 +35,8 @@ UNCOUNTED_MAX = 20
 
 #: How the delivery of a message ends when an earlier one of its run comes back.
 BEHIND = "behind"
+#: Cluster version from which the time of a message's first delivery is kept.
+FIRST_DELIVERED_SINCE = 5
 
 
 class Handout(msgspec.Struct, kw_only=True):
@@ -248,11 +250,12 @@ class Group:
         registry.serial = serial = registry.serial + 1
         due_ms = at_ms + visibility_ms
         delivery = Delivery(message, serial, 1, at_ms, visibility_ms, handout, (), due_ms)
-        delivery.first_ms = at_ms
+        keeps_first = self._account.limits.cluster_version >= FIRST_DELIVERED_SINCE
+        delivery.first_ms = at_ms if keeps_first else 0
         if returned is not None:
             delivery.attempt = returned.attempts + 1
             delivery.history, delivery.uncounted = returned.history, returned.uncounted
-            delivery.first_ms = returned.first_ms or at_ms
+            delivery.first_ms = returned.first_ms or delivery.first_ms
             if delivery.attempt > 1:
                 self.counters.redelivered += 1
         self.in_flight[number] = delivery
@@ -263,6 +266,8 @@ class Group:
     def _answer(self, delivery: Delivery) -> dict[str, Any]:
         message = delivery.message
         msg_id = message_id(message.number)
+        # Nodes of older releases keep the same answers.
+        first = {"first_delivered_ms": delivery.first_ms} if delivery.first_ms else {}
         return {
             "msg_id": msg_id,
             "value": message.value,
@@ -271,7 +276,7 @@ class Group:
             "partition": message.partition,
             "receipt": receipt_of(msg_id, delivery.serial),
             "attempt": delivery.attempt,
-            "first_delivered_ms": delivery.first_ms,
+            **first,
             "delivered_ms": delivery.delivered_ms,
             "visible_until_ms": delivery.due_ms,
             "published_ms": message.published_ms,

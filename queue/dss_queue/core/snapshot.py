@@ -1,18 +1,20 @@
 """The broker's state as bytes. Heaps and chains are not in it: they are rebuilt from the messages.
 
-Brokers that applied the same entries give the same bytes, whether or not they were restored from a snapshot in between.
+Brokers that applied the same entries give the same bytes, whether or not they were restored from a snapshot in between. So do brokers of
+older releases: what came with a later cluster version is written only where it is used (the classes with a version in their names).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from heapq import heapify
+from typing import Any
 
 import msgspec
 
 from dss_queue.core.account import attempt_bytes
 from dss_queue.core.backlog import READY, Backlog, KeyState, Returned
-from dss_queue.core.commands import TopicSettings
+from dss_queue.core.commands import TopicFields, TopicSettings
 from dss_queue.core.group import Callers, Counters, Delivery, Group, Handout, Waiter
 from dss_queue.core.records import Dead, Ending, Message, Rate
 from dss_queue.core.registry import Registry
@@ -41,6 +43,9 @@ class _Delivery(msgspec.Struct, array_like=True):
     # Missing in older snapshots.
     uncounted: int = 0
     received: bool = True
+
+
+class _DeliveryV5(_Delivery):
     first_ms: int = 0
 
 
@@ -49,7 +54,7 @@ class _Handout(msgspec.Struct, array_like=True):
     attempt_id: str
     topic: str
     group: str
-    deliveries: list[_Delivery]
+    deliveries: list[_DeliveryV5]
 
 
 class _Returned(msgspec.Struct, array_like=True):
@@ -61,6 +66,9 @@ class _Returned(msgspec.Struct, array_like=True):
     due_ms: int
     # Missing in older snapshots.
     uncounted: int = 0
+
+
+class _ReturnedV5(_Returned):
     first_ms: int = 0
 
 
@@ -71,8 +79,18 @@ class _Waiter(msgspec.Struct, array_like=True):
     messages_max: int
     attempt_id: str
     due_ms: int
-    # Missing in older snapshots.
+
+
+class _WaiterV5(_Waiter):
     per_key_max: int = 1
+
+
+class _KeyState(msgspec.Struct, array_like=True):
+    """A `KeyState` without a run."""
+
+    position: int
+    state: int
+    extra: list[int]
 
 
 class _Group(msgspec.Struct, array_like=True):
@@ -82,9 +100,9 @@ class _Group(msgspec.Struct, array_like=True):
     #: positions count from the start of each chain
     keys: dict[str, KeyState]
     private: list[Message]
-    returned: list[_Returned]
+    returned: list[_ReturnedV5]
     dead: list[Dead]
-    waiters: list[_Waiter]
+    waiters: list[_WaiterV5]
     pending: int
     counters: Counters
     # Missing in older snapshots.
@@ -107,6 +125,9 @@ class _Topic(msgspec.Struct, array_like=True):
     # Missing in older snapshots.
     kept: list[int] = []
     used_ms: int | None = None
+
+
+class _TopicV5(_Topic):
     queue: Queue | None = None
 
 
@@ -114,7 +135,7 @@ class _State(msgspec.Struct, array_like=True):
     format: int
     at_ms: int
     serial: int
-    topics: list[_Topic]
+    topics: list[_TopicV5]
     handouts: list[_Handout]
     # Missing in older snapshots.
     create_topics: bool = True
@@ -168,11 +189,11 @@ def decode_state(
 # ----------------------------------------------------------------- encoding
 
 
-def _topic_state(topic: Topic) -> _Topic:
-    return _Topic(
+def _topic_state(topic: Topic) -> Any:
+    short = (
         topic.name,
         topic.serial,
-        topic.messages.settings,
+        _settings_state(topic.messages.settings),
         _pieces(list(topic.messages.by_number.values())),
         list(topic.messages.released),
         topic.dedup,
@@ -183,8 +204,8 @@ def _topic_state(topic: Topic) -> _Topic:
         [_group_state(group) for group in topic.groups.values()],
         topic.messages.kept_numbers(),
         topic.used_ms,
-        topic.queue,
     )
+    return _Topic(*short) if topic.queue is None else _TopicV5(*short, topic.queue)
 
 
 def _pieces(messages: list[Message]) -> list[memoryview]:
@@ -196,30 +217,48 @@ def _group_state(group: Group) -> _Group:
     cursor = backlog.cursor
     while (fresh := messages.unkeyed.get(cursor)) is not None and fresh not in messages.by_number:
         cursor += 1
-    keys = {}
+    keys: dict[str, Any] = {}
     for key, state in backlog.keys.items():
         chain = messages.chains.get(key)
         position = 0 if chain is None else state.position - chain.start
-        keys[key] = KeyState(position, state.state, state.extra, state.more, state.early)
+        short = position, state.state, state.extra
+        keys[key] = KeyState(*short, state.more, state.early) if state.more or state.early else _KeyState(*short)
     return _Group(
         group.name,
         -1 if fresh is None else fresh,
         keys,
         list(backlog.private.values()),
-        [
-            _Returned(r.message.number, r.attempts, r.history, r.serial, r.last_serial, r.due_ms, r.uncounted, r.first_ms)
-            for r in backlog.returned.values()
-        ],
+        [_returned_state(returned) for returned in backlog.returned.values()],
         list(group.dead.values()),
-        [
-            _Waiter(w.origin, w.serial, w.visibility_ms, w.messages_max, w.attempt_id, w.due_ms, w.per_key_max)
-            for w in group.waiters
-            if w.live
-        ],
+        [_waiter_state(waiter) for waiter in group.waiters if waiter.live],
         backlog.pending,
         group.counters,
         group.declared,
     )
+
+
+def _returned_state(returned: Returned) -> Any:
+    r = returned
+    short = r.message.number, r.attempts, r.history, r.serial, r.last_serial, r.due_ms, r.uncounted
+    return _ReturnedV5(*short, r.first_ms) if r.first_ms else _Returned(*short)
+
+
+def _waiter_state(waiter: Waiter) -> Any:
+    w = waiter
+    short = w.origin, w.serial, w.visibility_ms, w.messages_max, w.attempt_id, w.due_ms
+    return _WaiterV5(*short, w.per_key_max) if w.per_key_max != 1 else _Waiter(*short)
+
+
+def _delivery_state(delivery: Delivery) -> Any:
+    d = delivery
+    short = d.message.number, d.serial, d.attempt, d.delivered_ms, d.visibility_ms, d.due_ms, d.history, d.uncounted, d.received
+    return _DeliveryV5(*short, d.first_ms) if d.first_ms else _Delivery(*short)
+
+
+def _settings_state(settings: TopicSettings) -> Any:
+    if settings.dead_letter_topic:
+        return settings
+    return TopicFields(**{name: getattr(settings, name) for name in TopicFields.__struct_fields__})
 
 
 def _handout_state(handout: Handout) -> _Handout:
@@ -228,8 +267,7 @@ def _handout_state(handout: Handout) -> _Handout:
     for number in handout.numbers:
         d = group.in_flight.get(number)
         if d is not None and d.handout is handout:
-            times = d.delivered_ms, d.visibility_ms, d.due_ms
-            deliveries.append(_Delivery(number, d.serial, d.attempt, *times, d.history, d.uncounted, d.received, d.first_ms))
+            deliveries.append(_delivery_state(d))
     return _Handout(handout.origin, handout.attempt_id, group.messages.topic, group.name, deliveries)
 
 
@@ -239,7 +277,7 @@ def _handout_state(handout: Handout) -> _Handout:
 class _Restoring:
     """Builds one topic."""
 
-    def __init__(self, state: _Topic, registry: Registry, callers: Callers) -> None:
+    def __init__(self, state: _TopicV5, registry: Registry, callers: Callers) -> None:
         self.topic = Topic(state.name, registry, callers, state.serial)
         self._registry = registry
         self._callers = callers

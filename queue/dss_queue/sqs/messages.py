@@ -177,7 +177,7 @@ def described(
         "SenderId": headers.get(H_SENDER, "anyone"),
         "SentTimestamp": headers.get("dss-dead-published-ms", str(message["published_ms"])),
         "ApproximateReceiveCount": str(message["attempt"]),
-        "ApproximateFirstReceiveTimestamp": str(message["first_delivered_ms"]),
+        "ApproximateFirstReceiveTimestamp": str(message.get("first_delivered_ms") or message.get("delivered_ms", 0)),
         "MessageGroupId": message["key"] if is_fifo else headers.get(H_GROUP_ID, ""),
         "MessageDeduplicationId": headers.get(H_DEDUP_ID, ""),
         "SequenceNumber": sequence_number(message["msg_id"]) if is_fifo else "",
