@@ -113,6 +113,8 @@ def old_cluster(machine: Machine) -> LocalCluster:
     cluster.wait_ready()
     assert cluster.nodes[0].call("POST", "/lock/acquire", {"key": "a", "client": "alice", "ttl_ms": 0}).status == 200
     assert cluster.nodes[1].call("POST", "/cache/put", {"key": "a", "value": 1}).status == 200
+    # The first node may be the one of three that does not have the value yet, and it is the only one that survives.
+    assert cluster.nodes[0].call("GET", "/cache/get?key=a").json["value"] == 1
     return cluster
 
 
