@@ -11,6 +11,8 @@ from dss_cli.cluster import Cluster, CommandFailed
 from dss_cli.terminal import Terminal, clock_time, duration, size, to_json
 
 WRITE_BACK_TIMEOUT_S = 15
+#: the nodes apply a step within this time, unless one of them is stopped
+SETTLE_TIMEOUT_S = 2
 TRACE_HEAD = ("TIME (UTC)", "NODE", "FROM", "TO", "WHY", "VERSION")
 LINES_HEAD = ("NODE", "KEY", "STATE", "VERSION", "SIZE", "AGE")
 STATS_HEAD = ("NODE", "LINES", "SIZE", "HITS", "MISSES", "RATIO", "PUTS", "INVALIDATED", "EVICTED", "")
@@ -175,6 +177,16 @@ async def show_transitions(
     async def rows() -> dict[str, dict[str, Any]]:
         return {row["node"]: row for row in (await call(1, "cache.lines", {"key": key}))["lines"]}
 
+    async def settled_rows() -> dict[str, dict[str, Any]]:
+        """A node that has not applied the step yet shows its line as it was: M or E, beside lines of other nodes."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while True:
+            found = await rows()
+            states = [row["state"] for row in found.values() if row["state"] != "I"]
+            if len(states) < 2 or set(states) == {"S"} or time.monotonic() > deadline:
+                return found
+            await pause(0.05)
+
     async def wait_for_write_back() -> str:
         deadline = time.monotonic() + WRITE_BACK_TIMEOUT_S
         while any(row["state"] == "M" for row in (await rows()).values()):
@@ -203,7 +215,7 @@ async def show_transitions(
         terminal.write(f"{'step':20}" + "".join(f"{name:>{width + 2}}" for name in names) + "   result")
     for title, step in steps:
         result = await step()
-        found = await rows()
+        found = await settled_rows()
         states = {name: found[name]["state"] if name in found else "?" for name in names}
         if terminal.is_json:
             terminal.json({"step": title, "states": states, "result": result})
