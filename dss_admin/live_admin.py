@@ -8,7 +8,7 @@ they do anything (`actions.py`).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from heapq import nsmallest
@@ -22,7 +22,7 @@ from django.utils.text import capfirst
 from msgspec import ValidationError
 
 from dss_admin import live_rows
-from dss_admin.actions import Refusal, action_named, list_actions
+from dss_admin.actions import Refusal, action_named, list_actions, report
 from dss_admin.callers import access_of, admin_caller
 from dss_admin.live_rows import LiveQuerySet, rows_from_loop, rows_in_turns
 from dss_api import running
@@ -261,6 +261,19 @@ class LiveAdmin(admin.ModelAdmin):
                 return Outcome(results, Refusal(str(row), result.code, str(result.body.get("detail") or result.code)))
             results.append(result)
         return Outcome(results)
+
+    def report_each(
+        self, request: HttpRequest, outcome: Outcome, field: str, rows: Sequence[Any], *, nothing: str, what: str = ""
+    ) -> None:
+        """Say what the calls of `do_each` for these rows did.
+
+        Args:
+            field: of the results: whether, or how often, a call changed something.
+            nothing: why a call that was carried out may have changed nothing.
+            what: "released", as in "2 released"; by default the field's name.
+        """
+        done = outcome.count(field)
+        report(self, request, done=done, asked=len(rows), what=what or field, refusal=outcome.refusal, nothing=nothing)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

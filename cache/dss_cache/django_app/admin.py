@@ -12,6 +12,7 @@ from django.utils.html import format_html
 
 from dss_admin.actions import Plan, ReasonForm, asks_first, report
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop, rows_in_turns
+from dss_admin.texts import count
 from dss_api import running
 from dss_api.errors import Refused
 from dss_cache.django_app.models import KeyRow, LineRow
@@ -84,7 +85,7 @@ class NodesForm(ReasonForm):
 
 
 def _keys_text(rows: list[Any]) -> str:
-    return "1 key" if len(rows) == 1 else f"{len(rows)} keys"
+    return count(len(rows), "key", "keys")
 
 
 _STAYS = "The values stay. The next read fetches them from the backing store, which takes longer."

@@ -9,9 +9,10 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import mark_safe
 
-from dss_admin.actions import Plan, asks_first, report
+from dss_admin.actions import Plan, asks_first
 from dss_admin.callers import admin_caller
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop, rows_in_turns
+from dss_admin.texts import count
 from dss_api import running
 from dss_api.errors import Refused
 from dss_api.operation import named
@@ -46,9 +47,9 @@ def _table() -> LockTable:
 
 def _release_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     waiting = sum(row.waiting for row in rows)
-    next_ones = f" {waiting} waiting {'request' if waiting == 1 else 'requests'} can be granted then." if waiting else ""
+    next_ones = f" {count(waiting, 'waiting request', 'waiting requests')} can be granted then." if waiting else ""
     return Plan(
-        f"Takes {len(rows)} {'lock' if len(rows) == 1 else 'locks'} away without asking the holder.{next_ones}",
+        f"Takes {count(len(rows), 'lock', 'locks')} away without asking the holder.{next_ones}",
         ["A holder that is still running goes on working. Only the fencing token can keep its writes out of the resource."],
     )
 
@@ -80,20 +81,12 @@ class LockRowAdmin(LiveAdmin):
             return ForceRelease(key=row.key, client=row.client, reason=reason)
 
         outcome = self.do_each(request, rows, named(OPERATIONS, "locks.force_release"), release, reason)
-        report(
-            self,
-            request,
-            done=outcome.count("released"),
-            asked=len(rows),
-            what="released",
-            refusal=outcome.refusal,
-            nothing="the locks had ended by themselves",
-        )
+        self.report_each(request, outcome, "released", rows, nothing="the locks had ended by themselves")
 
 
 def _cancel_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     return Plan(
-        f"Ends {len(rows)} {'wait' if len(rows) == 1 else 'waits'}: the calls are answered as if their time were over (wait_timeout).",
+        f"Ends {count(len(rows), 'wait', 'waits')}: the calls are answered as if their time were over (wait_timeout).",
         ["A client that tries again waits again, at the end of the queue."],
     )
 
@@ -133,21 +126,13 @@ class WaiterRowAdmin(LiveAdmin):
             return CancelWait(client=row.client, place=row.place, reason=reason, by=by)
 
         outcome = self.do_each(request, rows, CANCEL_WAIT, cancel, reason)
-        report(
-            self,
-            request,
-            done=outcome.count("cancelled"),
-            asked=len(rows),
-            what="ended",
-            refusal=outcome.refusal,
-            nothing="the requests no longer wait",
-        )
+        self.report_each(request, outcome, "cancelled", rows, nothing="the requests no longer wait", what="ended")
 
 
 def _close_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     locks = sum(row.key_count for row in rows)
     return Plan(
-        f"Ends {len(rows)} {'session' if len(rows) == 1 else 'sessions'} and releases {locks} {'lock' if locks == 1 else 'locks'}.",
+        f"Ends {count(len(rows), 'session', 'sessions')} and releases {count(locks, 'lock', 'locks')}.",
         ["A client that is still running goes on working. Only the fencing token can keep its writes out of the resource."],
     )
 
@@ -173,15 +158,7 @@ class SessionRowAdmin(LiveAdmin):
     @asks_first("Close the session", _close_plan)
     def close(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
         outcome = self.do_each(request, rows, CLOSE_SESSION, lambda row: CloseSession(session=row.session), given["reason"])
-        report(
-            self,
-            request,
-            done=outcome.count("closed"),
-            asked=len(rows),
-            what="closed",
-            refusal=outcome.refusal,
-            nothing="the sessions had ended by themselves",
-        )
+        self.report_each(request, outcome, "closed", rows, nothing="the sessions had ended by themselves")
 
 
 @admin.register(DelayRow)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 import msgspec
 
 from dss_admin.live_rows import STEPS_PER_TURN
+from dss_admin.texts import moment
 from dss_locks.core import inspection
 from dss_locks.core.account import Meta
 from dss_locks.core.holdings import MODES
@@ -194,7 +194,7 @@ def forced_rows(audit: list[dict[str, Any]]) -> list[ForcedRow]:
     return [
         ForcedRow(
             row_id=f"{line['index']}.{len(line['client'])}.{line['client']}.{line['key']}",
-            at=_time(line.pop("at_ms")),
+            at=moment(line.pop("at_ms")),
             **{name: line[name] for name in ("key", "client", "fencing_token", "by", "reason")},
         )
         for line in audit
@@ -206,7 +206,7 @@ def deadlock_rows(taken: list[RefusedDeadlock]) -> list[DeadlockRow]:
     return [
         DeadlockRow(
             row_id=f"{one.index}.{number}",
-            at=_time(one.at_ms),
+            at=moment(one.at_ms),
             client=one.client,
             keys=", ".join(one.keys),
             mode=one.mode,
@@ -226,7 +226,3 @@ def cycle_text(one: RefusedDeadlock) -> str:
     ]
     more = one.length - len(steps)
     return "\n".join([*steps, *([f"and {more:,} more clients"] if more else ())])
-
-
-def _time(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)

@@ -8,12 +8,14 @@ from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
+from msgspec.inspect import type_info
 
 from dss_admin.actions import Plan, ReasonForm, asks_first, for_list, report
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, beginning, duration, rows_from_loop, rows_in_turns
+from dss_admin.texts import count
 from dss_api import running
 from dss_api.durations import duration_text
-from dss_api.fields import BYTES_PER_NAME_MAX, DURATION_MS_MAX, check_name
+from dss_api.fields import BYTES_PER_NAME_MAX, check_name
 from dss_api.operation import named
 from dss_api.rights import OPERATE
 from dss_queue.core.broker import Broker
@@ -45,41 +47,32 @@ def _now_ms() -> int:
     return int(running.node().now_ms())
 
 
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number:,} {one if number == 1 else more}"
-
-
 # ------------------------------------------------------------------- topics
+
+
+_SETTINGS = {field.name: field.type for field in type_info(TopicSettings).fields}  # type: ignore[attr-defined]
+
+
+def _number(name: str, help_text: str) -> forms.IntegerField:
+    """A field for a setting, within the limits that its definition has."""
+    limits = _SETTINGS[name]
+    return forms.IntegerField(min_value=limits.ge, max_value=limits.le, help_text=help_text)
 
 
 class TopicForm(ReasonForm):
     """The settings of a topic. Those that were not changed in the form stay as they are now."""
 
-    max_attempts = forms.IntegerField(
-        min_value=0, max_value=1000, help_text="Deliveries before a message becomes a dead letter. 0: any number."
-    )
-    backoff_ms = forms.IntegerField(
-        min_value=0, max_value=DURATION_MS_MAX, help_text="Delay before the second delivery, doubled each time. 0: none."
-    )
-    retention_ms = forms.IntegerField(
-        min_value=0,
-        max_value=DURATION_MS_MAX,
-        help_text="Older messages become dead letters of each group that has not taken them. 0: never.",
-    )
-    dedup_window_ms = forms.IntegerField(
-        min_value=0, max_value=DURATION_MS_MAX, help_text="How long a dedup_id is remembered. 0: not at all."
-    )
-    keep_ms = forms.IntegerField(
-        min_value=0,
-        max_value=DURATION_MS_MAX,
-        help_text="How long finished messages stay for groups that come later. 0: not at all.",
-    )
+    max_attempts = _number("max_attempts", "Deliveries before a message becomes a dead letter. 0: any number.")
+    backoff_ms = _number("backoff_ms", "Delay before the second delivery, doubled each time. 0: none.")
+    retention_ms = _number("retention_ms", "Older messages become dead letters of each group that has not taken them. 0: never.")
+    dedup_window_ms = _number("dedup_window_ms", "How long a dedup_id is remembered. 0: not at all.")
+    keep_ms = _number("keep_ms", "How long finished messages stay for groups that come later. 0: not at all.")
     dead_letter_topic = forms.CharField(
         required=False,
         max_length=BYTES_PER_NAME_MAX,
         help_text="Dead letters move to this topic. Empty: they stay with their group.",
     )
-    max_bytes = forms.IntegerField(min_value=0, max_value=2**53, help_text="Of the topic. 0: only the limits of the cluster.")
+    max_bytes = _number("max_bytes", "Of the topic. 0: only the limits of the cluster.")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -139,19 +132,19 @@ def _new_topic_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
 
 
 def _purge_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
-    messages = _count(sum(row.messages for row in rows), "message", "messages")
-    topics = _count(len(rows), "topic", "topics")
+    messages = count(sum(row.messages for row in rows), "message", "messages")
+    topics = count(len(rows), "topic", "topics")
     text = f"Deletes all messages of {topics}: {messages} now, also those in flight. Groups and dead letters stay."
     return Plan(text, ["The messages cannot be restored."])
 
 
 def _delete_topics_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
-    messages = _count(sum(row.messages for row in rows), "message", "messages")
-    dead = _count(sum(row.dead for row in rows), "dead letter", "dead letters")
-    groups = _count(sum(row.groups for row in rows), "group", "groups")
+    messages = count(sum(row.messages for row in rows), "message", "messages")
+    dead = count(sum(row.dead for row in rows), "dead letter", "dead letters")
+    groups = count(sum(row.groups for row in rows), "group", "groups")
     waiting = sum(row.consumers for row in rows)
-    answered = [f"{_count(waiting, 'waiting consumer is', 'waiting consumers are')} answered not_found."] if waiting else []
-    text = f"Deletes {_count(len(rows), 'topic', 'topics')} with {messages}, {dead}, {groups} and the settings."
+    answered = [f"{count(waiting, 'waiting consumer is', 'waiting consumers are')} answered not_found."] if waiting else []
+    text = f"Deletes {count(len(rows), 'topic', 'topics')} with {messages}, {dead}, {groups} and the settings."
     return Plan(text, ["Nothing of it can be restored.", *answered])
 
 
@@ -180,7 +173,7 @@ class TopicRowAdmin(LiveAdmin):
         return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
     def _tables(self, topic: str) -> list[dict[str, Any]]:
-        groups = [one for one in rows_in_turns(lambda: take_backlogs(_broker(), _now_ms())) if one.topic == topic and one.group]
+        groups = [one for one in rows_in_turns(lambda: take_backlogs(_broker(), _now_ms(), topic)) if one.group]
         consumers = [one for one in rows_in_turns(lambda: take_consumers(_broker(), _now_ms())) if one.topic == topic]
         return [
             {
@@ -225,7 +218,7 @@ class TopicRowAdmin(LiveAdmin):
     @asks_first(
         "Delete the dead letters of all groups",
         lambda page, rows: Plan(
-            f"Deletes {_count(sum(row.dead for row in rows), 'dead letter', 'dead letters')} of {_count(len(rows), 'topic', 'topics')}.",
+            f"Deletes {count(sum(row.dead for row in rows), 'dead letter', 'dead letters')} of {count(len(rows), 'topic', 'topics')}.",
             ["They cannot be restored, or redriven later."],
         ),
     )
@@ -238,14 +231,13 @@ class TopicRowAdmin(LiveAdmin):
     def delete_topics(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
         delete = named(OPERATIONS, "queue.topic_delete")
         outcome = self.do_each(request, rows, delete, lambda row: DeleteTopic(topic=row.topic), given["reason"])
-        report(
-            self,
+        self.report_each(
             request,
-            done=outcome.count("deleted"),
-            asked=len(rows),
-            what="topics deleted" if len(rows) > 1 else "topic deleted",
-            refusal=outcome.refusal,
+            outcome,
+            "deleted",
+            rows,
             nothing="they were deleted before",
+            what="topics deleted" if len(rows) > 1 else "topic deleted",
         )
 
 
@@ -262,11 +254,11 @@ def _delete_groups_plan(page: LiveAdmin, rows: list[Any]) -> Plan:
     groups = [row for row in rows if row.group]
     if not groups:
         return Plan("Deletes groups.", refusal="The chosen topics have no group.")
-    dead = _count(sum(row.dead for row in groups), "dead letter", "dead letters")
-    unfinished = _count(
+    dead = count(sum(row.dead for row in groups), "dead letter", "dead letters")
+    unfinished = count(
         sum(row.ready + row.delayed + row.in_flight for row in groups), "unfinished message", "unfinished messages"
     )
-    text = f"Deletes {_count(len(groups), 'group', 'groups')} with {dead}, and their places in the topics ({unfinished})."
+    text = f"Deletes {count(len(groups), 'group', 'groups')} with {dead}, and their places in the topics ({unfinished})."
     return Plan(text, ["Messages that no other group has to finish are deleted, too. A later consume creates the group again."])
 
 
@@ -275,7 +267,7 @@ def _group_dead_plan(text: str, warnings: list[str]) -> Any:
         dead = sum(row.dead for row in rows)
         if not dead:
             return Plan(text.format("dead letters"), refusal="The chosen groups have no dead letters.")
-        return Plan(text.format(_count(dead, "dead letter", "dead letters")), warnings)
+        return Plan(text.format(count(dead, "dead letter", "dead letters")), warnings)
 
     return plan
 
@@ -341,14 +333,13 @@ class BacklogRowAdmin(LiveAdmin):
         outcome = self.do_each(
             request, groups, delete, lambda row: DeleteGroup(topic=row.topic, group=row.group), given["reason"]
         )
-        report(
-            self,
+        self.report_each(
             request,
-            done=outcome.count("deleted"),
-            asked=len(groups),
-            what="groups deleted" if len(groups) > 1 else "group deleted",
-            refusal=outcome.refusal,
+            outcome,
+            "deleted",
+            groups,
             nothing="they were deleted before",
+            what="groups deleted" if len(groups) > 1 else "group deleted",
         )
 
 
@@ -383,7 +374,7 @@ def _in_flight_plan(text: str, warnings: list[str]) -> Any:
         if others:
             refusal = f"{others} of the {len(rows)} chosen messages are not in flight. Choose messages that a consumer has."
             return Plan(text.format("messages in flight"), refusal=refusal)
-        return Plan(text.format(_count(len(rows), "message", "messages")), warnings)
+        return Plan(text.format(count(len(rows), "message", "messages")), warnings)
 
     return plan
 
@@ -452,15 +443,7 @@ class MessageRowAdmin(LiveAdmin):
 
         # The operation is for the consumer; here an operator acts.
         outcome = self.do_each(request, rows, named(OPERATIONS, "queue.nack"), nack, given["reason"], needs=OPERATE)
-        report(
-            self,
-            request,
-            done=outcome.count("nacked"),
-            asked=len(rows),
-            what=what,
-            refusal=outcome.refusal,
-            nothing="their deliveries have ended",
-        )
+        self.report_each(request, outcome, "nacked", rows, nothing="their deliveries have ended", what=what)
 
 
 @admin.register(DeadLetterRow)
@@ -481,7 +464,7 @@ class DeadLetterRowAdmin(LiveAdmin):
     @asks_first(
         "Redrive",
         lambda page, rows: Plan(
-            f"Returns {_count(len(rows), 'dead letter', 'dead letters')} to the queue. Attempts start again at zero."
+            f"Returns {count(len(rows), 'dead letter', 'dead letters')} to the queue. Attempts start again at zero."
         ),
     )
     def redrive(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
@@ -489,20 +472,14 @@ class DeadLetterRowAdmin(LiveAdmin):
             return Redrive(topic=row.topic, group=row.group, msg_id=row.msg_id)
 
         outcome = self.do_each(request, rows, named(OPERATIONS, "queue.redrive"), redrive, given["reason"])
-        report(
-            self,
-            request,
-            done=outcome.count("redriven"),
-            asked=len(rows),
-            what="returned to the queue",
-            refusal=outcome.refusal,
-            nothing="they are no longer dead letters",
+        self.report_each(
+            request, outcome, "redriven", rows, nothing="they are no longer dead letters", what="returned to the queue"
         )
 
     @asks_first(
         "Delete",
         lambda page, rows: Plan(
-            f"Deletes {_count(len(rows), 'dead letter', 'dead letters')}.", ["They cannot be restored, or redriven later."]
+            f"Deletes {count(len(rows), 'dead letter', 'dead letters')}.", ["They cannot be restored, or redriven later."]
         ),
     )
     def delete_dead(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
@@ -510,12 +487,4 @@ class DeadLetterRowAdmin(LiveAdmin):
             return DeleteDead(topic=row.topic, group=row.group, msg_id=row.msg_id)
 
         outcome = self.do_each(request, rows, DELETE_DEAD, delete, given["reason"])
-        report(
-            self,
-            request,
-            done=outcome.count("deleted"),
-            asked=len(rows),
-            what="deleted",
-            refusal=outcome.refusal,
-            nothing="they are no longer dead letters",
-        )
+        self.report_each(request, outcome, "deleted", rows, nothing="they are no longer dead letters")

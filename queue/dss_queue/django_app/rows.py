@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
+from dss_admin.texts import moment
 from dss_api.durations import duration_text
 from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
@@ -93,9 +94,10 @@ class TakenBacklog(msgspec.Struct, frozen=True, gc=False):
         return f"{len(self.topic)}.{self.topic}.{self.group}"
 
 
-def take_backlogs(broker: Broker, now_ms: int) -> Iterator[TakenBacklog]:
-    """Every group, and every topic without one."""
-    for topic in list(broker.topics.values()):
+def take_backlogs(broker: Broker, now_ms: int, only: str = "") -> Iterator[TakenBacklog]:
+    """Every group, and every topic without one, or those of one topic."""
+    topics = list(broker.topics.values()) if not only else [broker.topics[only]] if only in broker.topics else []
+    for topic in topics:
         for line in inspection.backlogs_of(topic, now_ms):
             yield TakenBacklog(**line)
 
@@ -256,11 +258,11 @@ class TakenDead(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def dead_at(self) -> datetime:
-        return _time(self.letter.dead_ms)
+        return moment(self.letter.dead_ms)
 
     @property
     def published_at(self) -> datetime:
-        return _time(self.letter.published_ms)
+        return moment(self.letter.published_ms)
 
     @property
     def history(self) -> str:
@@ -287,10 +289,6 @@ def _beginning(value: bytes) -> str:
     return value[:VALUE_SHOWN_MAX].decode(errors="replace") + ("…" if len(value) > VALUE_SHOWN_MAX else "")
 
 
-def _time(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
-
-
 def _ending_text(ending: Ending) -> str:
     held = duration_text(max(0, ending.ended_ms - ending.delivered_ms))
-    return f"attempt {ending.attempt}: {ending.reason} after {held}, by {ending.node}, {_time(ending.ended_ms):%F %T}"
+    return f"attempt {ending.attempt}: {ending.reason} after {held}, by {ending.node}, {moment(ending.ended_ms):%F %T}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import msgspec
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 
-from dss_admin.actions import Plan, asks_first, report
+from dss_admin.actions import Plan, asks_first
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, beginning, rows_from_loop, rows_in_turns
+from dss_admin.texts import count, moment_if_any
 from dss_api import running
 from dss_api.operation import named
 from dss_api.rights import CLUSTER, ONLY_ALL
@@ -49,11 +50,11 @@ def token_rows(tokens: AccessTokens) -> list[TokenRow]:
             id=token.id,
             name=token.name,
             scopes=" ".join(token.scopes),
-            created=_time(token.created_ms),
+            created=moment_if_any(token.created_ms),
             created_by=token.created_by,
-            expires=_time(token.expires_ms),
+            expires=moment_if_any(token.expires_ms),
             expired=token.is_expired,
-            last_used=_time(token.used_ms),
+            last_used=moment_if_any(token.used_ms),
             generation=token.generation,
         )
         for token in tokens.tokens.values()
@@ -76,7 +77,7 @@ class AuditRecord(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def at(self) -> datetime | None:
-        return _time(self.record.at_ms)
+        return moment_if_any(self.record.at_ms)
 
 
 class TakenEntry(msgspec.Struct, frozen=True, gc=False):
@@ -152,10 +153,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= TEXT_SHOWN_MAX else f"{text[:TEXT_SHOWN_MAX]}…"
 
 
-def _time(at_ms: int) -> datetime | None:
-    return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms else None
-
-
 def snapshot_rows(directory: Path, current: int) -> list[SnapshotRow]:
     """The files of a node's snapshots. `current` is the index of the one that it would start with."""
     rows = []
@@ -179,14 +176,10 @@ def snapshot_rows(directory: Path, current: int) -> list[SnapshotRow]:
                 term=int(term),
                 bytes=found.st_size,
                 state=state,
-                saved=_time(int(found.st_mtime * 1000)),
+                saved=moment_if_any(int(found.st_mtime * 1000)),
             )
         )
     return rows
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"
 
 
 @admin.register(TokenRow)
@@ -207,22 +200,14 @@ class TokenAdmin(LiveAdmin):
     @asks_first(
         "Revoke",
         lambda page, rows: Plan(
-            f"Revokes {_count(len(rows), 'token', 'tokens')}: calls and subscriptions end now, on every node.",
+            f"Revokes {count(len(rows), 'token', 'tokens')}: calls and subscriptions end now, on every node.",
             ["This cannot be undone."],
         ),
     )
     def revoke(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
         revoke = named(TOKEN_OPERATIONS, "tokens.revoke")
         outcome = self.do_each(request, rows, revoke, lambda row: RevokeToken(id=row.id), given["reason"])
-        report(
-            self,
-            request,
-            done=outcome.count("revoked"),
-            asked=len(rows),
-            what="revoked",
-            refusal=outcome.refusal,
-            nothing="they were revoked before",
-        )
+        self.report_each(request, outcome, "revoked", rows, nothing="they were revoked before")
 
 
 @admin.register(AuditRow)

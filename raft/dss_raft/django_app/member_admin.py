@@ -11,6 +11,7 @@ from django.http import HttpRequest
 
 from dss_admin.actions import Plan, ReasonForm, Refusal, asks_first, for_list, report
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, duration, rows_from_loop
+from dss_admin.texts import count
 from dss_api import running
 from dss_api.operation import named
 from dss_api.rights import CLUSTER
@@ -80,7 +81,7 @@ def redundancy_text(voters: int) -> str:
     if not voters:
         return "no voter is left"
     spare = (voters - 1) // 2
-    left = f"{voters} {'voter is' if voters == 1 else 'voters are'} left, of which {voters // 2 + 1} must work"
+    left = f"{count(voters, 'voter is', 'voters are')} left, of which {voters // 2 + 1} must work"
     if not spare:
         return f"{left}: the loss of any of them stops all writes"
     return f"{left}: the cluster can lose {spare}"

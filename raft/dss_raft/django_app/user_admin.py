@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from django import forms
@@ -15,6 +14,7 @@ from django.http import HttpRequest, HttpResponseRedirect
 from dss_admin.actions import Plan, Refusal, asks_first, report
 from dss_admin.callers import admin_caller
 from dss_admin.live_admin import LiveAdmin, LiveValuesFilter, rows_from_loop
+from dss_admin.texts import count, moment_if_any
 from dss_api import running
 from dss_api.errors import Refused
 from dss_api.operation import named
@@ -32,18 +32,14 @@ def user_rows(users: Users) -> list[UserRow]:
             name=user.name,
             group=user.group,
             active=user.is_active,
-            created=_time(user.created_ms),
+            created=moment_if_any(user.created_ms),
             created_by=user.created_by,
-            changed=_time(user.changed_ms),
-            password_changed=_time(user.password_changed_ms),
+            changed=moment_if_any(user.changed_ms),
+            password_changed=moment_if_any(user.password_changed_ms),
             generation=user.generation,
         )
         for user in users.users.values()
     ]
-
-
-def _time(at_ms: int) -> datetime | None:
-    return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms else None
 
 
 _GROUPS = {"viewer": "viewer: may read", "operator": "operator: may also operate", "admin": "admin: may do everything"}
@@ -88,7 +84,7 @@ class UserForm(forms.ModelForm):
 
 
 def _plan(text: str) -> Callable[[LiveAdmin, list[Any]], Plan]:
-    return lambda page, rows: Plan(text.format("1 user" if len(rows) == 1 else f"{len(rows)} users"))
+    return lambda page, rows: Plan(text.format(count(len(rows), "user", "users")))
 
 
 class UserAdmin(LiveAdmin):
