@@ -26,7 +26,7 @@ class NearItem(Part):
     value: msgspec.Raw
     found: bool
     version: int
-    #: the client may keep the value until it is told to drop it; false: it may use it once
+    #: true: the client may keep the value until a `drop` names the key; false: it may use the value once
     install: bool
     #: "base64": the value is bytes, and `value` is a string in Base64; absent: `value` is the value
     encoding: str | UnsetType = UNSET

@@ -36,7 +36,7 @@ retries = logging.getLogger("dss_client.retries")
 #: how often a call starts again with another session, after the cluster has refused it because the session was unknown
 SESSIONS_MAX = 3
 CLOSE_S = 1.0
-#: An attempt that lasted so long, as those of subscriptions do, is the first failure in a row.
+#: When an attempt fails after at least this long, as those of subscriptions do, the count of failures in a row starts again.
 LASTED_S = 10.0
 #: a member of an answer: an earlier attempt of the call may have taken effect
 REPEATED = "_repeated"

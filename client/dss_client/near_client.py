@@ -40,7 +40,7 @@ KEYS_PER_FETCH = 100
 FETCHES_MAX = 32
 #: until the next attempt, after the cluster has refused a subscription
 REFUSED_PAUSE_S = 30.0
-#: A subscription that lasted so long is no failure.
+#: The end of a subscription that lasted at least this long does not count as a failure.
 LASTED_S = 10.0
 #: part of a lease after which the next one is asked for
 RENEW_AFTER = 0.5

@@ -21,7 +21,7 @@ class Desk:
     """See the module.
 
     Args:
-        started: is told of each node that was started.
+        started: called with each node that was started.
     """
 
     def __init__(self, nodes: Sequence[LocalNode], started: Callable[[LocalNode], None] = lambda node: None) -> None:

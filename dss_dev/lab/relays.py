@@ -3,7 +3,7 @@
 Each node dials its peers at ports of its own (`DSS_PEER_PORT_OFFSET`), where a relay carries the bytes to the peer. Nodes of other
 terminals (`make join`) dial and are dialled as always: their links to each other are not cut.
 
-A cut relay carries nothing and closes nothing, like a network whose cable was pulled: neither side is told. What was sent meanwhile
+A cut relay carries nothing and closes nothing, like an unplugged network cable: neither side gets an error. What was sent meanwhile
 arrives when the cut is healed, as TCP would send it again.
 """
 

@@ -306,7 +306,7 @@ def test_a_node_that_is_cut_off_is_named(visit: Visit) -> None:
     cluster_page.locator(".verdict", has_text=re.compile("DEGRADED.*node-3 has been silent", re.DOTALL)).wait_for(
         timeout=WAIT_S * 1000
     )
-    # The node itself lives, and says that it reaches nobody.
+    # The node itself lives, and says that it reaches no other node.
     cluster_page.goto(f"{visit.run.url(3)}/")
     cluster_page.locator(".verdict", has_text="REFUSING WRITES").wait_for(timeout=WAIT_S * 1000)
     cluster_page.close()
@@ -362,7 +362,7 @@ def test_strangers_are_refused(visit: Visit) -> None:
     assert call(run, "POST", "/scene", {"scene": "../x"}, Cookie=cookie)[0] == 400
     assert call(run, "GET", "/story/..%2f..%2fmanage.py", Cookie=cookie)[0] == 404
     assert call(run, "POST", "/step", {"choice": "x" * 5000}, Cookie=cookie)[0] == 413
-    assert run.node(1).pid == pid, "nobody has killed it"
+    assert run.node(1).pid == pid, "it was not killed"
 
 
 def test_a_paused_node_runs_on_when_the_browser_is_gone(visit: Visit) -> None:

@@ -191,7 +191,7 @@ def test_the_first_delivery_is_remembered(desk):
     desk.cancel(desk.origin)
     desk.pass_ms(10)
     first = desk.take(visibility_ms=1000)[0]
-    assert first["first_delivered_ms"] == begun + 10, "a delivery that nobody got does not count"
+    assert first["first_delivered_ms"] == begun + 10, "a delivery that no consumer got does not count"
     desk.pass_ms(1000)
     desk.restart()
     again = desk.take()[0]

@@ -14,8 +14,9 @@ from dss_queue.core.commands import PeekQuery
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sqs_queues import GROUP, ChangeQueue, CreateQueue, PublishToQueues, redrive_policy, settings_of
 from dss_queue.core.topic_commands import DeleteTopic
-from dss_queue.sqs.calls import Call, set_attributes
+from dss_queue.sqs.calls import Call
 from dss_queue.sqs.errors import SqsError
+from dss_queue.sqs.queue_calls import set_attributes
 
 POLICY = '{"deadLetterTargetArn": "arn:aws:sqs:eu-west-1:000000000000:dead", "maxReceiveCount": "3"}'
 

@@ -10,7 +10,7 @@ class FindTheBug(Scene):
     id = "bug"
     title = "Find the bug"
     lead = (
-        "The simulator runs the real Raft code in a world of faults. For these recordings, somebody has planted a bug in it. "
+        "The simulator runs the real Raft code in a world of faults. For these recordings, a bug was planted in it. "
         "The same seed gives the same faults each time."
     )
     steps = 6

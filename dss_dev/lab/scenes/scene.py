@@ -7,6 +7,7 @@ The script of a lesson is an async generator. It yields an `Ask`, carries out th
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -57,7 +58,7 @@ class Taken:
 Script = AsyncGenerator[Ask | Tell, None]
 
 
-class Scene:
+class Scene(ABC):
     """See the module."""
 
     id: ClassVar[str]
@@ -87,13 +88,15 @@ class Scene:
         """What `cluster.watch` shows in addition."""
         return {}
 
+    @abstractmethod
     def play(self) -> Script:
-        raise NotImplementedError
+        """The steps."""
 
+    @abstractmethod
     def picture(self) -> Picture | None:
-        raise NotImplementedError
+        """The stage as it is now."""
 
-    async def clean(self) -> None:
+    async def clean(self) -> None:  # noqa: B027  (most scenes leave nothing)
         """Remove what an earlier run has left in the cluster."""
 
     def beside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

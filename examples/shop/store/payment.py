@@ -22,7 +22,7 @@ def pay(order):
     Raises:
         SoldOut
         LockTimeout: others pay orders with the same products.
-        StaleToken: this process was paused so long that its lock went to another one, which has written since. Nothing has changed.
+        StaleToken: this process was paused until its lease was over. another one got the lock and has written; nothing was changed here.
     """
     lines = list(order.lines.all())
     locks = {line.product_id: f"product/{line.product_id}" for line in lines}

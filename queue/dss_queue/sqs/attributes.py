@@ -56,6 +56,12 @@ def arn_of(name: str, region: str) -> str:
     return f"arn:aws:sqs:{region}:{ACCOUNT}:{name}"
 
 
+def with_defaults(attributes: dict[str, str]) -> dict[str, str]:
+    """The attributes of a queue, with the defaults of those that were not set."""
+    defaults = {name: str(default) for name, (default, _, _) in NUMBERS.items()}
+    return {**defaults, **(FIFO_DEFAULTS if is_fifo(attributes) else {}), **attributes}
+
+
 def number(attributes: dict[str, str], name: str) -> int:
     """A number among the attributes of a queue, or its default."""
     return int(attributes.get(name, NUMBERS[name][0]))

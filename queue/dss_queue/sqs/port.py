@@ -22,7 +22,7 @@ from dss_api.http_request import HttpRequest
 from dss_api.operation import Operation
 from dss_api.rights import ANY_TOKEN, OPERATE, READ, Either, Need, queue
 from dss_api.routes import require_state, route_of
-from dss_queue.sqs import calls, requests, signature
+from dss_queue.sqs import message_calls, queue_calls, requests, signature
 from dss_queue.sqs.attributes import NAME_PATTERN, REGION_DEFAULT
 from dss_queue.sqs.calls import Call, Reply, queue_in_url
 from dss_queue.sqs.errors import SqsError, bad_value, encode_answer, encode_error, encode_refusal, of_refusal
@@ -39,24 +39,24 @@ Handle = Callable[[Call], Awaitable[Reply]]
 
 #: operation -> its request, the right that it needs, what carries it out
 OPERATIONS: dict[str, tuple[type[requests.Input], Need, Handle]] = {
-    "CreateQueue": (requests.CreateQueueInput, MANAGE, calls.create_queue),
-    "GetQueueUrl": (requests.GetQueueUrlInput, LOOK, calls.get_queue_url),
-    "ListQueues": (requests.ListQueuesInput, ANY_TOKEN, calls.list_queues),
-    "ListDeadLetterSourceQueues": (requests.ListSourcesInput, LOOK, calls.list_sources),
-    "DeleteQueue": (requests.QueueInput, MANAGE, calls.delete_queue),
-    "PurgeQueue": (requests.QueueInput, MANAGE, calls.purge_queue),
-    "GetQueueAttributes": (requests.GetAttributesInput, LOOK, calls.get_attributes),
-    "SetQueueAttributes": (requests.SetAttributesInput, MANAGE, calls.set_attributes),
-    "TagQueue": (requests.TagInput, MANAGE, calls.tag_queue),
-    "UntagQueue": (requests.UntagInput, MANAGE, calls.untag_queue),
-    "ListQueueTags": (requests.QueueInput, LOOK, calls.list_tags),
-    "SendMessage": (requests.SendMessageInput, SEND, calls.send_message),
-    "SendMessageBatch": (requests.SendBatchInput, SEND, calls.send_batch),
-    "ReceiveMessage": (requests.ReceiveInput, TAKE, calls.receive),
-    "DeleteMessage": (requests.DeleteInput, TAKE, calls.delete_message),
-    "DeleteMessageBatch": (requests.DeleteBatchInput, TAKE, calls.delete_batch),
-    "ChangeMessageVisibility": (requests.VisibilityInput, TAKE, calls.change_visibility),
-    "ChangeMessageVisibilityBatch": (requests.VisibilityBatchInput, TAKE, calls.change_visibility_batch),
+    "CreateQueue": (requests.CreateQueueInput, MANAGE, queue_calls.create_queue),
+    "GetQueueUrl": (requests.GetQueueUrlInput, LOOK, queue_calls.get_queue_url),
+    "ListQueues": (requests.ListQueuesInput, ANY_TOKEN, queue_calls.list_queues),
+    "ListDeadLetterSourceQueues": (requests.ListSourcesInput, LOOK, queue_calls.list_sources),
+    "DeleteQueue": (requests.QueueInput, MANAGE, queue_calls.delete_queue),
+    "PurgeQueue": (requests.QueueInput, MANAGE, queue_calls.purge_queue),
+    "GetQueueAttributes": (requests.GetAttributesInput, LOOK, queue_calls.get_attributes),
+    "SetQueueAttributes": (requests.SetAttributesInput, MANAGE, queue_calls.set_attributes),
+    "TagQueue": (requests.TagInput, MANAGE, queue_calls.tag_queue),
+    "UntagQueue": (requests.UntagInput, MANAGE, queue_calls.untag_queue),
+    "ListQueueTags": (requests.QueueInput, LOOK, queue_calls.list_tags),
+    "SendMessage": (requests.SendMessageInput, SEND, message_calls.send_message),
+    "SendMessageBatch": (requests.SendBatchInput, SEND, message_calls.send_batch),
+    "ReceiveMessage": (requests.ReceiveInput, TAKE, message_calls.receive),
+    "DeleteMessage": (requests.DeleteInput, TAKE, message_calls.delete_message),
+    "DeleteMessageBatch": (requests.DeleteBatchInput, TAKE, message_calls.delete_batch),
+    "ChangeMessageVisibility": (requests.VisibilityInput, TAKE, message_calls.change_visibility),
+    "ChangeMessageVisibilityBatch": (requests.VisibilityBatchInput, TAKE, message_calls.change_visibility_batch),
 }
 #: operations of SQS that this endpoint does not have
 UNSUPPORTED = ("AddPermission", "RemovePermission", "StartMessageMoveTask", "CancelMessageMoveTask", "ListMessageMoveTasks")

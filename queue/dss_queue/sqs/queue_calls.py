@@ -1,0 +1,179 @@
+"""The operations of SQS on queues: each function is one."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from dss_api.caller import caller
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import Purge
+from dss_queue.core.inspection import stats
+from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, Queue, redrive_policy
+from dss_queue.core.topic_commands import DeleteTopic
+from dss_queue.sqs import attributes as queue_attributes
+from dss_queue.sqs.attributes import arn_of
+from dss_queue.sqs.calls import Call, Reply, find_queue, submit, topics_of
+from dss_queue.sqs.errors import SqsError, bad_value
+
+LIST_MAX = 1000
+
+
+async def create_queue(call: Call) -> Reply:
+    given = call.input
+    attributes = queue_attributes.checked(call.name, given.attributes, creates=True)
+    _check_tags(call.name, given.tags)
+    if "RedrivePolicy" in attributes:
+        await _require_target(call, attributes["RedrivePolicy"])
+    result = await submit(call, CreateQueue(topic=call.name, attributes=attributes, tags=given.tags))
+    differs = result.body["differs"]
+    if differs:
+        queue = await find_queue(call)
+        present = queue_attributes.with_defaults(queue.attributes)
+        differs = [name for name in differs if present.get(name) != attributes[name]]
+    if differs:
+        raise SqsError(
+            "QueueNameExists", f"A queue already exists with the same name and a different value for attribute {differs[0]}"
+        )
+    return Reply({"QueueUrl": call.url_of(call.name)})
+
+
+async def _require_target(call: Call, policy: str) -> None:
+    """Raises:
+    SqsError: the dead-letter queue does not exist, or the caller may not name it, as in `PUT /queue/topic`.
+    """
+    target = queue_attributes.check_redrive_policy(call.name, policy)
+    try:
+        await find_queue(Call(call.node, target, None, call.base_url, call.region))
+    except SqsError:
+        reason = f"Value {policy} for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist."
+        raise bad_value(reason) from None
+    access = caller().access
+    may_set_any = access.everything or "operate" in access.plain
+    if not may_set_any and not target.startswith(access.prefixes("queue", "publish")):
+        raise SqsError("AccessDenied", f"the token may not publish to {target}", 403)
+
+
+def _check_tags(name: str, tags: dict[str, str]) -> None:
+    for key, text in tags.items():
+        if not 1 <= len(key) <= 128:
+            raise bad_value("Tag keys must be between 1 and 128 characters in length.")
+        if len(text) > 256:
+            raise bad_value("Tag values must be at most 256 characters in length.")
+    if len(tags) > TAGS_MAX:
+        raise bad_value(f"Too many tags added for queue {name}.")
+
+
+async def get_queue_url(call: Call) -> Reply:
+    await find_queue(call)
+    return Reply({"QueueUrl": call.url_of(call.name)})
+
+
+async def list_queues(call: Call) -> Reply:
+    await call.node.read_index()
+    prefix = call.input.queue_name_prefix
+    names = sorted(name for name in _seen_queues(call) if name.startswith(prefix))
+    return _page(call, names, "QueueUrls")
+
+
+def _seen_queues(call: Call) -> dict[str, Queue]:
+    """The queues that the caller may use in any way."""
+    access = caller().access
+    actions = ("publish", "consume", "manage")
+    seen = tuple(prefix for action in actions for prefix in access.prefixes("queue", action))
+    sees_all = access.everything or "read" in access.plain or "operate" in access.plain
+    topics = topics_of(call.node).items()
+    return {name: topic.queue for name, topic in topics if topic.queue is not None and (sees_all or name.startswith(seen))}
+
+
+async def list_sources(call: Call) -> Reply:
+    await find_queue(call)
+    sources = sorted(
+        name for name, queue in _seen_queues(call).items() if (redrive_policy(queue.attributes) or ("",))[0] == call.name
+    )
+    return _page(call, sources, "queueUrls")
+
+
+def _page(call: Call, names: list[str], field: str) -> Reply:
+    most, token = call.input.max_results, call.input.next_token
+    if most is not None and not 1 <= most <= LIST_MAX:
+        raise bad_value("MaxResults must be an integer between 1 and 1000.")
+    names = [name for name in names if name > token] if token else names
+    shown = names[: most or LIST_MAX]
+    body: dict[str, Any] = {field: [call.url_of(name) for name in shown]}
+    if most is not None and len(names) > len(shown):
+        body["NextToken"] = shown[-1]
+    return Reply(body)
+
+
+async def delete_queue(call: Call) -> Reply:
+    await find_queue(call)
+    await submit(call, DeleteTopic(topic=call.name))
+    return Reply()
+
+
+async def purge_queue(call: Call) -> Reply:
+    await find_queue(call)
+    await submit(call, Purge(topic=call.name))
+    return Reply()
+
+
+async def get_attributes(call: Call) -> Reply:
+    names = call.input.attribute_names
+    for name in names:
+        if name != "All" and name not in queue_attributes.KNOWN:
+            raise SqsError("InvalidAttributeName", f"Unknown Attribute {name}.")
+    await call.node.read_index()
+    queue = await find_queue(call)
+    line = next(one for one in stats(_broker(call), call.name, call.node.now_ms())["groups"] if one["group"] == GROUP)
+    present = queue_attributes.with_defaults(queue.attributes)
+    known = {
+        **{name: text for name, text in present.items() if name in queue.attributes or not name.startswith("Kms")},
+        "ApproximateNumberOfMessages": str(line["ready"]),
+        "ApproximateNumberOfMessagesDelayed": str(line["delayed"]),
+        "ApproximateNumberOfMessagesNotVisible": str(line["in_flight"]),
+        "CreatedTimestamp": str(queue.created_ms // 1000),
+        "LastModifiedTimestamp": str(queue.modified_ms // 1000),
+        "QueueArn": arn_of(call.name, call.region),
+    }
+    shown = {name: text for name, text in known.items() if "All" in names or name in names}
+    return Reply({"Attributes": shown} if shown else {})
+
+
+def _broker(call: Call) -> Broker:
+    return cast(Broker, call.node.machine("queue"))
+
+
+async def set_attributes(call: Call) -> Reply:
+    await find_queue(call)
+    given = call.input.attributes
+    if not given:
+        raise SqsError("MissingParameter", "The request must contain the parameter Attribute.Name.")
+    given = queue_attributes.checked(call.name, given, creates=False)
+    if given.get("RedrivePolicy"):
+        await _require_target(call, given["RedrivePolicy"])
+    await submit(call, ChangeQueue(topic=call.name, attributes=given))
+    return Reply()
+
+
+async def tag_queue(call: Call) -> Reply:
+    _check_tags(call.name, call.input.tags)
+    if not call.input.tags:
+        raise SqsError("MissingParameter", "The request must contain the parameter Tags.")
+    await submit(call, ChangeQueue(topic=call.name, tags=call.input.tags))
+    return Reply()
+
+
+async def untag_queue(call: Call) -> Reply:
+    keys = call.input.tag_keys
+    if not keys or not all(1 <= len(key) <= 128 for key in keys):
+        raise bad_value("Tag keys must be between 1 and 128 characters in length.")
+    if len(keys) > TAGS_MAX:
+        raise bad_value(f"A queue has at most {TAGS_MAX} tags.")
+    await submit(call, ChangeQueue(topic=call.name, untag=keys))
+    return Reply()
+
+
+async def list_tags(call: Call) -> Reply:
+    await call.node.read_index()
+    tags = (await find_queue(call)).tags
+    return Reply({"Tags": tags} if tags else {})
