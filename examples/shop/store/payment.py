@@ -22,7 +22,7 @@ def pay(order):
     Raises:
         SoldOut
         LockTimeout: others pay orders with the same products.
-        StaleToken: this process was paused until its lease was over. another one got the lock and has written; nothing was changed here.
+        StaleToken: this process was paused until its lease was over. Another one got the lock and has written. Nothing was changed here.
     """
     lines = list(order.lines.all())
     locks = {line.product_id: f"product/{line.product_id}" for line in lines}
