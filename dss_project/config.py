@@ -333,10 +333,6 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         """Whether only this machine reaches the service port. A proxy brings others to it."""
         return environment.is_loopback(self.rpc_host) and not self.trusted_proxies
 
-    @property
-    def peer_is_local_only(self) -> bool:
-        return environment.is_loopback(self.rpc_host) and environment.is_loopback(self.peer_host)
-
 
 def settings_table() -> list[Setting]:
     """Every setting, in the order of `NodeConfig`."""
