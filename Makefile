@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-memory bench-peers load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-memory bench-peers load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ bench-client: $(READY) ## measure the Python client against a bare WebSocket, an
 
 bench-near: $(READY) ## measure the near cache against redis-py and django-redis, and puts with 50 near caches (needs redis-server; django-redis if installed)
 	@$(BIN)/python benchmarks/bench_near.py $(ARGS)
+
+bench-viewer: $(READY) ## measure what the live page costs the nodes
+	@$(BIN)/python benchmarks/bench_viewer.py $(ARGS)
 
 bench-peers: $(READY) ## measure three nodes next to etcd, RabbitMQ, NATS and Redis, those that are installed
 	@$(BIN)/python benchmarks/bench_peers.py $(ARGS)

@@ -9,6 +9,20 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+#: what the browser says of a page that was left while its WebSocket was being opened
+LEFT_EARLY = "WebSocket is closed before the connection is established"
+
+
+def watch_console(page: Any, faults: list[str]) -> None:
+    """Append what the page complains about to `faults`: errors and warnings of its console, and exceptions."""
+
+    def said(message: Any) -> None:
+        if message.type in ("error", "warning") and LEFT_EARLY not in message.text:
+            faults.append(message.text)
+
+    page.on("console", said)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+
 
 @contextmanager
 def headless_chromium() -> Iterator[Any]:

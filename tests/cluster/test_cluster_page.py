@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dss_dev.browser import headless_chromium
+from dss_dev.browser import headless_chromium, watch_console
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
@@ -65,8 +65,7 @@ class Visit:
         self.url = url
         self.faults: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        watch_console(page, self.faults)
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("websocket", lambda socket: self.requests.append(socket.url))
 

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dss_dev.browser import headless_chromium
+from dss_dev.browser import headless_chromium, watch_console
 from dss_dev.lab.relays import links_of
 from dss_dev.local_cluster import HOST, ROOT, free_ports, ports_in_use
 
@@ -114,10 +114,7 @@ class Visit:
         self.faults: list[str] = []
         self.hosts: set[str] = set()
         self.page.set_default_timeout(WAIT_S * 1000)
-        self.page.on(
-            "console", lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None
-        )
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        watch_console(self.page, self.faults)
         self.page.on("request", lambda request: self.hosts.add(re.sub(r"^\w+://([^/]+)/.*", r"\1", request.url)))
 
     def open(self) -> Visit:

@@ -20,7 +20,7 @@ import pytest
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from dss_api.security_headers import CONTENT_SECURITY_POLICY, PAGE_HEADERS
-from dss_dev.browser import headless_chromium
+from dss_dev.browser import headless_chromium, watch_console
 from dss_dev.local_cluster import HOST, LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
@@ -243,8 +243,7 @@ def watched(chromium: Any, node: LocalNode) -> Iterator[Watched]:
     context.add_init_script(WATCH)
     page = context.new_page()
     one = Watched(page, node.url, [])
-    page.on("console", lambda message: one.faults.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: one.faults.append(str(error)))
+    watch_console(page, one.faults)
     one.open("/admin/login/?next=/admin/")
     page.fill("input[name=username]", "admin")
     page.fill("input[name=password]", "test")
