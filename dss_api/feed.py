@@ -83,6 +83,14 @@ class WebSocketFeed:
         if self._turns is not None:
             await self._turns.enter(self.address)
 
+    def has_room(self, length: int) -> bool:
+        """See `operation.Feed`."""
+        return self._writer.has_room(length)
+
+    async def room(self, length: int) -> None:
+        """See `operation.Feed`."""
+        await self._writer.room(length)
+
     @property
     def backlog(self) -> int:
         """Events that the server has not taken yet."""

@@ -120,6 +120,12 @@ class Feed(Protocol):
     def hold(self, count: int) -> None:
         """The work of a message keeps `count` more bytes in memory; fewer, if it is negative. They count as those of the client."""
 
+    def has_room(self, length: int) -> bool:
+        """Whether the client has read enough of what waits for it that an event of `length` bytes may be pushed."""
+
+    async def room(self, length: int) -> None:
+        """Wait until `has_room`, or until the connection ends. For events that can wait: others are pushed at once."""
+
     async def turn(self) -> None:
         """Wait until a call of this client may begin: work that a message started is spread over turns like calls."""
 

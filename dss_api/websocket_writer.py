@@ -61,11 +61,22 @@ class WebSocketWriter:
         self._sent_before = 0
         self._stall_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
+        #: those that wait for room
+        self._waiting: list[asyncio.Future[None]] = []
         self.unread_bytes = 0
         self.is_open = True
 
     async def write(self, data: bytes, as_text: bool) -> bool:
-        """Send one message. False: the client has disconnected, or exceeded a limit."""
+        """Send one message. False: the client has disconnected, or exceeded a limit.
+
+        A long one waits until there is room for it: of what one call answers, several would exceed the limit, or even one.
+        """
+        if len(data) > self._unread_bytes_max // 4:
+            self._account.take(len(data))
+            try:
+                await self.room(len(data))
+            finally:
+                self._account.take(-len(data))
         if not self.keep(len(data)):
             return False
         try:
@@ -86,15 +97,35 @@ class WebSocketWriter:
         self._recount()
         return self.is_open
 
+    def has_room(self, length: int) -> bool:
+        """Whether a message of this length may be sent now, if it could be sent later as well.
+
+        It may fill half of the limit; a longer one needs a connection with little else. So the client's other answers fit beside it.
+        """
+        unread_bytes, bytes_max = self.unread_bytes, self._unread_bytes_max
+        return unread_bytes + length <= bytes_max // 2 or unread_bytes <= bytes_max // 4
+
+    async def room(self, length: int) -> None:
+        """Wait until there is room for a message of this length, or the connection ends."""
+        while self.is_open and not self.has_room(length):
+            future = self._loop.create_future()
+            self._waiting.append(future)
+            await future
+
+    def _look_for_room(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
     def keep(self, length: int) -> bool:
         """Count a message of this length as unread. False: a limit is exceeded, and the connection ends."""
         if not self.is_open:
             return False
-        self.unread_bytes += length + OVERHEAD_BYTES
-        if self.unread_bytes > self._unread_bytes_max:
-            self.unread_bytes -= length + OVERHEAD_BYTES
+        if self.unread_bytes + length + OVERHEAD_BYTES > self._unread_bytes_max and not self.has_room(length):
             self._end(f"more than {self._unread_bytes_max} bytes wait for the client")
             return False
+        self.unread_bytes += length + OVERHEAD_BYTES
         self._account.take(length + OVERHEAD_BYTES)
         if self._stall_timer is None:
             self._sent_before = self._sent
@@ -105,10 +136,13 @@ class WebSocketWriter:
         """Stop counting a message: it was sent, or will never be."""
         self.unread_bytes -= length + OVERHEAD_BYTES
         self._account.take(-length - OVERHEAD_BYTES)
+        if self._waiting:
+            self._look_for_room()
 
     def close(self) -> None:
         """The connection has ended."""
         self.is_open = False
+        self._look_for_room()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
 
@@ -117,6 +151,7 @@ class WebSocketWriter:
         if self.is_open:
             log.warning("api.websocket_client_given_up", why=why)
         self.is_open = False
+        self._look_for_room()
         self._abort()
         self._loop.call_soon(self._give_up)
 
@@ -133,6 +168,7 @@ class WebSocketWriter:
     def _end(self, why: str) -> None:
         log.warning("api.websocket_client_given_up", why=why)
         self.is_open = False
+        self._look_for_room()
         self._closing = self._loop.create_task(self._close_and_abort())
         self._closing.add_done_callback(partial(report_if_failed, "websocket"))
 

@@ -43,6 +43,8 @@ FETCHES_MAX = 64
 KEY_BYTES = 100
 #: Values that one fetch answers.
 BYTES_PER_FETCH_MAX = 8 * 1024 * 1024
+#: A renewal that comes sooner after the one before counts as a call.
+RENEW_S_MIN = 0.015
 _NEEDED = cache("read", "keys")
 _NULL = msgspec.Raw(b"null")
 
@@ -55,6 +57,11 @@ class Subscriber:
         self.who = who
         self.lease_s = lease_s
         self.fetches = 0
+        #: held by the fetch whose answer waits until the client has read enough
+        self.answering = asyncio.Lock()
+        #: when it last asked for a lease without that being a call, and the latest message that it has confirmed
+        self.renewed_at = -RENEW_S_MIN
+        self.confirmed_seq = 0
         #: token of the renewal that waits for this node's own lease; an earlier one gets no answer
         self.renewal: int | None = None
         #: resolved with the reason when the node drops the client
@@ -133,13 +140,24 @@ class NearServer:
             self._drop(client, Refused("stopping", "this node is stopping"))
 
     def _receive(self, client: Client, message: Any) -> None:
+        subscriber = client.subscriber
         if isinstance(message, NearRenew):
             self._confirmed(client, message.seq)
+            now = self._clock()
+            if now - subscriber.renewed_at < RENEW_S_MIN:
+                subscriber.feed.count_call()
+            else:
+                subscriber.renewed_at = now
             self._renew(client, message.token)
         elif isinstance(message, NearFetch):
             self._fetch(client, message)
         else:
             assert isinstance(message, NearConfirm)
+            if subscriber.confirmed_seq < message.seq <= client.sent_seq:
+                # As many as there were drops.
+                subscriber.confirmed_seq = message.seq
+            else:
+                subscriber.feed.count_call()
             self._confirmed(client, message.seq)
 
     # ------------------------------------------------------------ invalidations
@@ -275,21 +293,31 @@ class NearServer:
         for key in request.keys:
             line = self._near.hit(key, now)
             if line is None:
-                subscriber.fetches += 1
-                subscriber.feed.hold(_held_bytes(request.keys))
-                # Without the request, whose other list of keys may be long.
-                self._tasks.spawn("cache_near", self._fetch_later(client, request.token, request.keys))
-                return
+                break
             found[key] = Found(line.value, line.version, line.state, hit=True)
-        self._answer(client, request.token, request.keys, found)
+        else:
+            if not subscriber.answering.locked() and subscriber.feed.has_room(_answer_bytes(request.keys, found)):
+                self._answer(client, request.token, request.keys, found)
+                return
+        subscriber.fetches += 1
+        subscriber.feed.hold(_held_bytes(request.keys))
+        # Without the request, whose other list of keys may be long.
+        self._tasks.spawn("cache_near", self._fetch_later(client, request.token, request.keys))
 
     async def _fetch_later(self, client: Client, token: int, keys: list[str]) -> None:
         self._near.used_at = self._clock()
+        feed, held_bytes = client.subscriber.feed, _held_bytes(keys)
         try:
-            await client.subscriber.feed.turn()
+            await feed.turn()
             wanted = list(dict.fromkeys(keys))
             found = dict(zip(wanted, await self._reader.read_many(wanted, BYTES_PER_FETCH_MAX), strict=True))
-            self._answer(client, token, keys, found)
+            answer_bytes = _answer_bytes(keys, found)
+            feed.hold(answer_bytes)
+            held_bytes += answer_bytes
+            # One after the other: several large answers at once would be more than the node keeps for a client.
+            async with client.subscriber.answering:
+                await feed.room(answer_bytes)
+                self._answer(client, token, keys, found)
         except Refused as refusal:
             self._push_problem(client, token, refusal)
         except Exception:
@@ -298,7 +326,7 @@ class NearServer:
             raise
         finally:
             client.subscriber.fetches -= 1
-            client.subscriber.feed.hold(-_held_bytes(keys))
+            feed.hold(-held_bytes)
 
     def _answer(self, client: Client, token: int, keys: list[str], found: dict[str, Found]) -> None:
         """Send the values. The client becomes a holder of what it may install, in this turn of the event loop."""
@@ -320,6 +348,11 @@ class NearServer:
 def _held_bytes(keys: list[str]) -> int:
     """What a fetch keeps while it waits: its task, and its keys twice."""
     return CALL_BYTES + sum(2 * (KEY_BYTES + len(key)) for key in keys)
+
+
+def _answer_bytes(keys: list[str], found: dict[str, Found]) -> int:
+    """The values of an answer, as Base64 at most."""
+    return sum(len(found[key].value or b"") for key in keys) * 4 // 3
 
 
 def _item(key: str, found: Found, install: bool) -> NearItem:

@@ -171,8 +171,9 @@ class WebSocketConnection(asyncio.Protocol):
     def retire(self) -> None:
         self._is_retired = True
         for id in self._on_event:
-            # It would never end by itself.
+            # It would never end by itself. The node must not wait for a subscription that is no longer read.
             if not self._calls[id].done():
+                self.cancel(id)
                 self._calls[id].set_exception(NoAnswer("the client goes to another node"))
         if not self._calls:
             self.close()

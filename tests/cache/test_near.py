@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from dss_api.caller import Caller, set_caller
+from dss_api.client_memory import ClientMemory
 from dss_api.errors import Refused
+from dss_api.feed import WebSocketFeed
 from dss_api.rights import Access
+from dss_api.websocket_writer import WebSocketWriter
 from dss_cache import near
 from dss_cache import operations as ops
 from dss_cache.answers import LinesAnswer
@@ -51,6 +56,12 @@ class FakeFeed:
 
     def hold(self, count):
         self.held_bytes += count
+
+    def has_room(self, length):
+        return True
+
+    async def room(self, length):
+        pass
 
     async def turn(self):
         await asyncio.sleep(0)
@@ -476,6 +487,76 @@ async def test_too_many_bytes_are_refused(cluster, client, monkeypatch):
     await client.fetch("a", "a")
     [event] = client.take()
     assert event["problem"]["code"] == "too_large"
+
+
+class SlowClient:
+    """Takes the next event when the test says so."""
+
+    def __init__(self, unread_bytes_max):
+        self.events = []
+        self.is_given_up = False
+        self._turns = asyncio.Semaphore(0)
+        memory = ClientMemory()
+        self.account = memory.open(lambda: None)
+        writer = WebSocketWriter(self._send, self._end, self._end, self.account, unread_bytes_max)
+        encoder = SimpleNamespace(name="cache.near", encode=msgspec.json.encode)
+        self.feed = WebSocketFeed(writer, None, 1, False, encoder, self._end, hold=self.account.take)
+
+    def _end(self):
+        self.is_given_up = True
+
+    async def _send(self, message):
+        await self._turns.acquire()
+        self.events.append(msgspec.json.decode(message["bytes"])["event"])
+
+    def read(self):
+        self._turns.release()
+
+
+@pytest.mark.parametrize("is_hit", [True, False])
+async def test_large_answers_wait_until_a_slow_client_has_read_those_before(cluster, is_hit):
+    fetches = [[f"{token}/{number}" for number in range(10)] for token in range(8)]
+    for key in itertools.chain(*fetches):
+        await put(cluster, key, "x" * 900, "n1" if is_hit else "n2")
+    client = SlowClient(unread_bytes_max=40_000)
+    serving = asyncio.create_task(subscribe(cluster.nodes["n1"], NearRequest(), client.feed))
+    await cluster.settle()
+    for token, keys in enumerate(fetches):
+        client.feed.deliver(NearFetch(call=1, token=token, keys=keys))
+    await cluster.settle(400)
+    assert not client.is_given_up
+    while len(client.events) < 1 + len(fetches):
+        assert client.account.bytes >= 9_000 * (len(fetches) - len(client.events))
+        client.read()
+        await cluster.settle()
+    answers = {event["token"]: [item["key"] for item in event["fetched"]] for event in client.events[1:]}
+    assert answers == dict(enumerate(fetches))
+    await cluster.settle()
+    assert client.account.bytes == 0
+    serving.cancel()
+    await asyncio.wait([serving])
+
+
+async def test_renewals_in_quick_succession_count_as_calls(cluster, client):
+    client.refusal = Refused("over_limit", "too many calls")
+    cluster.now += 2 * near.RENEW_S_MIN
+    await client.renew()
+    with pytest.raises(Refused):
+        await client.renew()
+    cluster.now += 2 * near.RENEW_S_MIN
+    await client.renew()
+
+
+async def test_confirmations_of_nothing_count_as_calls(cluster, client):
+    client.refusal = Refused("over_limit", "too many calls")
+    putting = await begin(cluster, put(cluster, "a", 2))
+    with pytest.raises(Refused):
+        client.confirm(2)
+    client.confirm(1)
+    await cluster.settle()
+    assert putting.done()
+    with pytest.raises(Refused):
+        client.confirm(1)
 
 
 async def test_the_number_of_clients_is_limited(cluster, connect):

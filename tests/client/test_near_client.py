@@ -42,6 +42,7 @@ class NearNode:
         grants: whether leases are granted.
         lease_ms: their length.
         installs: whether clients may keep what they fetch.
+        is_leaderless: it refuses `cache.lines`.
         gate: fetches are answered when it is set.
     """
 
@@ -52,6 +53,7 @@ class NearNode:
         self.is_refusing = False
         self.grants = True
         self.installs = True
+        self.is_leaderless = False
         self.lease_ms = LEASE_MS
         self.gate = asyncio.Event()
         self.gate.set()
@@ -131,6 +133,10 @@ class NearNode:
             return {
                 "items": [await self._answer(connection, id, "cache.get", {"key": key}) | {"key": key} for key in request["keys"]]
             }
+        elif operation == "queue.peek":
+            return None
+        elif operation == "cache.lines" and self.is_leaderless:
+            return {"status": 503, "ok": False, "code": "no_leader", "detail": "no leader is known"}
         elif operation == "cancel":
             return {"id": request["call"], "status": 499, "ok": False, "code": "cancelled", "detail": ""}
         else:
@@ -409,6 +415,22 @@ async def test_another_node_begins_empty(make_near_node: Any, make_client: Any, 
     await until(lambda: second.subscriptions)
     assert count(client, "items", "subscriptions") == (0, 2)
     assert await client.cache.get("key") == "new"
+
+
+async def test_a_node_that_the_client_leaves_need_not_wait_for_it(make_near_node: Any, make_client: Any, until: Until) -> None:
+    first, second = await make_near_node(), await make_near_node()
+    client = make_client(first, second, near_cache=True)
+    await client.cache.get("key")
+    # It keeps the connection open.
+    waiting = asyncio.create_task(client.call("queue.peek", topic="topic"))
+    await until(lambda: first.requests("queue.peek"))
+    (subscription,) = first.subscriptions
+    first.is_leaderless = True
+    await client.call("cache.lines", key="key")
+    await until(lambda: second.subscriptions)
+    await until(lambda: {"call": subscription.id} in first.requests("cancel"))
+    assert subscription in first.subscriptions, "the connection is open"
+    waiting.cancel()
 
 
 async def test_a_fetch_that_is_lost_with_its_node(make_near_node: Any, make_client: Any, until: Until) -> None:

@@ -77,6 +77,28 @@ async def test_a_client_that_reads_again_gets_the_reason() -> None:
     assert {"type": "websocket.close", "code": 1008} in line.sent
 
 
+async def test_long_answers_wait_for_each_other() -> None:
+    line = Line(100_000)
+    answers = [asyncio.create_task(line.writer.write(b"x" * length, True)) for length in (60_000, 120_000, 40_000, 40_000, 10)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert line.writer.unread_bytes == 60_000 + 10 + 2 * OVERHEAD_BYTES
+    assert line.memory.bytes == 260_010 + 2 * OVERHEAD_BYTES, "those that wait count as the client's, too"
+    line.reads.set()
+    assert await asyncio.gather(*answers) == [True] * 5
+    assert (line.writer.unread_bytes, line.memory.bytes, line.given_up.is_set()) == (0, 0, False)
+
+
+async def test_a_long_answer_does_not_outlast_the_connection() -> None:
+    line = Line(100_000)
+    answers = [asyncio.create_task(line.writer.write(b"x" * 60_000, True)) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    line.writer.close()
+    assert not await answers[1]
+    answers[0].cancel()
+
+
 async def test_small_messages_count_with_their_overhead() -> None:
     line = Line()
     kept = 0
