@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-memory bench-peers load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz audit lock clean
+.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-memory bench-peers load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -139,4 +139,4 @@ lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
 
 clean: ## remove everything that was built; keep the clusters' data in .dss
-	@rm -rf .venv .venv-audit build dist report docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-audit .venv-suites build dist report docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
