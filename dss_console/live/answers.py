@@ -147,6 +147,10 @@ class EventLine(Part):
     kind: str
     level: Level
     text: str
+    #: whom and what it is about, and in which term: what is in the text, for programs
+    subject: str = ""
+    object: str = ""
+    term: int = 0
 
 
 class HolderLine(Part):

@@ -240,7 +240,8 @@ def _dead_letters(facts: Facts) -> list[Check]:
     others = f" and {len(facts.dead_letters) - 1} more groups" if len(facts.dead_letters) > 1 else ""
     text = f"{number(total)} dead {'letter' if total == 1 else 'letters'} in {topic}/{group}{others}"
     if facts.new_dead_letters:
-        return [Check("dead-letters", "warn", f"{text}, {facts.new_dead_letters} new.", topic_link(topic))]
+        # Some of the new ones may have been redriven or deleted.
+        return [Check("dead-letters", "warn", f"{text}, {min(facts.new_dead_letters, total)} new.", topic_link(topic))]
     return [Check("dead-letters", "info", f"{text}.", topic_link(topic))]
 
 

@@ -49,6 +49,8 @@ TEXTS = {
     "leader": "{subject} leads in term {term}",
     "no_leader": "{subject} knows no leader in term {term}",
     "candidate": "{subject} asks for votes in term {term}",
+    "vote": "{subject} votes for {object} in term {term}",
+    "vote_refused": "{subject} refuses {object} its vote in term {term}",
     "link_up": "{subject} is linked to {object}",
     "link_down": "{subject} has lost its link to {object}",
     "members": "the members are {detail}",

@@ -42,6 +42,7 @@ class Reporter:
         self._members: tuple[str, ...] = ()
         self.recorder.add("started", node.node_id)
         node.on_leader_change(self._leader_changed)
+        node.on_vote(self._vote_answered)
         node.on_peer_up(lambda peer: self.recorder.add("link_up", node.node_id, peer))
         node.on_peer_down(lambda peer: self.recorder.add("link_down", node.node_id, peer))
         node.on_configuration_change(self._members_changed)
@@ -98,6 +99,9 @@ class Reporter:
         elif self._led_by:
             self.recorder.add("no_leader", self._node.node_id, term=term)
         self._led_by = leader
+
+    def _vote_answered(self, candidate: str, term: int, granted: bool) -> None:
+        self.recorder.add("vote" if granted else "vote_refused", self._node.node_id, candidate, term=term)
 
     def _members_changed(self) -> None:
         members = tuple(member.id for member in self._node.core.configuration.members)

@@ -384,6 +384,9 @@ def _event_line(teller: str, event: Recorded) -> EventLine:
         kind=event.kind,
         level="warn" if event.kind in WARNINGS else "ok" if event.kind == "leader" else "info",
         text=text_of(event),
+        subject=event.subject,
+        object=event.object,
+        term=event.term,
     )
 
 

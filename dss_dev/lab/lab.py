@@ -21,6 +21,8 @@ from dss_dev.local_cluster import LocalNode
 #: what a step waits for, at most
 PATIENCE_S = 60.0
 POLL_S = 0.05
+#: how long a step waits for the live view to show who has voted; nodes report twice a second
+VOTES_S = 5.0
 #: paused nodes are resumed and cuts are healed when no browser has been open for this time
 ABSENCE_S = 60.0
 SHOWN_MAX = 400
@@ -267,7 +269,25 @@ class Lab:
         """From the leader to those that it reaches."""
         leader = next((box.id for box in boxes if box.tone == "accent"), None)
         others = [box.id for box in boxes if box.id != leader and box.tone == ""]
-        return [Arrow(leader, other, "replicates", "accent", is_below=True) for other in others] if leader else []
+        return [
+            Arrow(leader, other, "replicates", "accent", is_below=True, is_in_table=other != others[-1])
+            for other in others
+            if leader is not None
+        ]
+
+    def votes(self, term: int) -> dict[str, str]:
+        """The votes of this term that nodes gave to others, as far as the live view has them: voter -> candidate."""
+        rows = self.live.parts.get("events", ())
+        return {row["subject"]: row["object"] for row in rows if row["kind"] == "vote" and row["term"] == term}
+
+    async def until_voted(self, candidate: str, term: int) -> list[str]:
+        """The voters of this candidate. Waits until the live view shows one; without a live view there are none."""
+        deadline = time.monotonic() + VOTES_S
+        while not (found := [voter for voter, whom in self.votes(term).items() if whom == candidate]):
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(POLL_S)
+        return found
 
     def nodes_picture(self, label: str, extra: Callable[[str], list[str]] = lambda node_id: []) -> Picture:
         boxes = self.node_boxes(34, 110, extra)

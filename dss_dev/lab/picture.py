@@ -27,6 +27,8 @@ class Arrow(msgspec.Struct):
     is_dashed: bool = False
     #: between boxes of one row: the curve is below them, and not above
     is_below: bool = False
+    #: the label is in the table only: another arrow beside this one shows the same
+    is_in_table: bool = False
 
 
 class Picture(msgspec.Struct):

@@ -47,6 +47,9 @@ class DriverListener(ApplyListener, Protocol):
     def configuration_changed(self) -> None:
         """Another configuration is in force."""
 
+    def vote_answered(self, candidate: str, term: int, granted: bool) -> None:
+        """This node has answered another one that asked for its vote."""
+
     def peers_outdated(self, peers: list[str]) -> None:
         """The stores of these peers have lost entries that they had acknowledged to this leader."""
 
@@ -189,6 +192,7 @@ class Driver:
                 promised = HardState(message.term, message.to)
                 self._require_durable(not message.granted or hard.term > message.term or hard == promised, message)
                 metrics.vote_answered(message.granted)
+                self._listener.vote_answered(message.to, message.term, message.granted)
             by_peer.setdefault(message.to, []).append(message)
         for peer, its_messages in by_peer.items():
             self.links.send(peer, RaftFrame(its_messages))

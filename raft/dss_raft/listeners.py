@@ -19,6 +19,7 @@ class Listeners:
     def __init__(self) -> None:
         self._event_listeners: dict[type[Event], list[Callable[[Any, int], None]]] = defaultdict(list)
         self._leader_listeners: list[Callable[[str, int], None]] = []
+        self._vote_listeners: list[Callable[[str, int, bool], None]] = []
         self._tick_listeners: list[Callable[[], None]] = []
         #: callbacks that have raised -> ticks until the next call
         self._paused: dict[Callable[[], None], int] = {}
@@ -34,6 +35,10 @@ class Listeners:
     def on_leader_change(self, callback: Callable[[str, int], None]) -> None:
         """Call `callback(leader_id, term)` when this node learns of another leader or term."""
         self._leader_listeners.append(callback)
+
+    def on_vote(self, callback: Callable[[str, int, bool], None]) -> None:
+        """Call `callback(candidate, term, granted)` when this node has answered another one that asked for its vote."""
+        self._vote_listeners.append(callback)
 
     def on_tick(self, callback: Callable[[], None]) -> None:
         """Call `callback()` every tick (a fifth of a heartbeat).
@@ -67,6 +72,10 @@ class Listeners:
     def _notify_leader_change(self, leader_id: str, term: int) -> None:
         for callback in self._leader_listeners:
             callback(leader_id, term)
+
+    def _notify_vote(self, candidate: str, term: int, granted: bool) -> None:
+        for callback in self._vote_listeners:
+            callback(candidate, term, granted)
 
     def _notify_tick(self) -> None:
         for callback in self._tick_listeners:

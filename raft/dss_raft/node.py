@@ -658,6 +658,10 @@ class Node(Listeners):
             await asyncio.wait([ticked], timeout=deadline - self._loop.time())
         return True
 
+    def vote_answered(self, candidate: str, term: int, granted: bool) -> None:
+        """See `DriverListener.vote_answered`."""
+        self._notify_vote(candidate, term, granted)
+
     def peers_outdated(self, peers: list[str]) -> None:
         """See `DriverListener.peers_outdated`."""
         for peer in peers:

@@ -184,6 +184,9 @@ def test_a_scene_by_clicks_alone(visit: Visit, scene: str) -> None:
         "bug": "make story",
     }
     assert ends[scene] in visit.text("[data-told]")
+    if scene == "election":
+        history = visit.page.locator("[data-history]").text_content()
+        assert len(re.findall(r"node-\d voted for node-\d, and it for itself", history)) == 2, "the votes are shown"
     if scene == "deadlock":
         check_replay(visit)
     visit.no_complaints()
@@ -267,6 +270,7 @@ def axe() -> str:
 def test_scrubbing_there_and_back_shows_the_same(visit: Visit) -> None:
     visit.begin("bug")
     page = visit.page
+    page.locator("[data-player][data-story]").wait_for()
     shown = (
         "() => [document.querySelector('.story-now').textContent, document.querySelector('.story-state').textContent, "
         "document.querySelector('.story-picture').innerHTML]"

@@ -144,6 +144,12 @@ def test_what_degrades(fields: dict[str, Any], check: str) -> None:
     assert found.verdict.action
 
 
+def test_no_more_dead_letters_are_new_than_there_are() -> None:
+    """Those that were redriven have been recorded, but are there no more."""
+    found = judge(facts(dead_letters=[("orders", "billing", 1)], new_dead_letters=2))
+    assert [check.text for check in found.checks if check.id == "dead-letters"] == ["1 dead letter in orders/billing, 1 new."]
+
+
 def test_old_dead_letters_and_refused_deadlocks_are_told_and_degrade_nothing() -> None:
     found = judge(facts(dead_letters=[("orders", "billing", 3)], deadlocks=2))
     assert found.verdict.code == "healthy"

@@ -97,6 +97,7 @@ class Stage:
             state_replaced=self.replaced.set,
             read_settled=lambda state: None,
             role_changed=lambda: None,
+            vote_answered=lambda candidate, term, granted: None,
             configuration_changed=lambda: None,
             failed=self.failures.put_nowait,
         )

@@ -36,3 +36,10 @@ def test_an_event_of_the_log_that_raises_is_a_failure_of_the_node() -> None:
     listeners.on_event(Event, fails)
     with pytest.raises(AttributeError):
         listeners._notify_events([Event()], 7)
+
+
+def test_a_vote_is_told_with_its_candidate() -> None:
+    listeners, told = Listeners(), []
+    listeners.on_vote(lambda *vote: told.append(vote))
+    listeners._notify_vote("node-2", 3, True)
+    assert told == [("node-2", 3, True)]

@@ -150,6 +150,19 @@ async def test_leadership_can_be_transferred_from_any_node(cluster):
     assert (await leader.submit(Add(amount=1))).body == {"total": 1}
 
 
+async def test_the_voters_tell_for_whom_they_have_voted(cluster):
+    told = []
+    await cluster.start()
+    leader, follower = await cluster.leader(), await cluster.follower()
+    for node in cluster.nodes.values():
+        node.on_vote(lambda *vote, voter=node.node_id: told.append((voter, *vote)))
+    await leader.transfer(follower.node_id)
+    term = follower.core.term
+    given = {voter: candidate for voter, candidate, its_term, granted in told if granted and its_term == term}
+    assert set(given.values()) == {follower.node_id}
+    assert follower.node_id not in given, "its own vote needs no message"
+
+
 async def test_a_node_transfers_leadership_once_in_an_election_timeout(cluster):
     """Whichever node is asked. A node that stops may always hand over, and a transfer to the leader itself is none."""
     await cluster.start()

@@ -17,26 +17,43 @@ class Election(Scene):
     steps = 7
     #: the node that the client has asked last
     _asked = ""
+    #: the winner of the latest election, and those that voted for it; until the client asks a node again
+    _elected: tuple[str, list[str]] = "", []
 
     def picture(self) -> Picture:
-        picture = self.lab.nodes_picture("Three nodes, and who leads", lambda node_id: _committed(self, node_id))
+        picture = self.lab.nodes_picture("Three nodes, and who leads", self._lines)
         for box in picture.boxes:
-            box.y += 66
-        picture.height += 66
+            box.y += 84
+        picture.height += 84
         picture.boxes.insert(0, Box("client", 165, 8, 150, 46, "client", [KEY], ""))
-        if self._asked and self.lab.process_of(self._asked) == "running":
+        winner, voters = self._elected
+        picture.arrows += [Arrow(voter, winner, "votes", "ok") for voter in voters]
+        if self._asked and not winner and self.lab.process_of(self._asked) == "running":
             picture.arrows.append(Arrow("client", self._asked, "asks"))
         return picture
+
+    def _lines(self, node_id: str) -> list[str]:
+        winner, voters = self._elected
+        votes = [f"{len(voters) + 1} of 3 votes"] if node_id == winner and voters else []
+        return [*_committed(self, node_id), *votes]
+
+    async def _election(self, among: list[str]) -> tuple[str, int, str]:
+        """The node of these that leads now, its term, and a sentence with the votes."""
+        winner, term = await self.lab.leader(among)
+        voters = await self.lab.until_voted(winner, term)
+        self._elected = winner, voters
+        self.lab.changed()
+        return winner, term, f"{' and '.join(sorted(voters))} voted for {winner}, and it for itself." if voters else ""
 
     async def clean(self) -> None:
         await self.lab.call("client", (await self.lab.leader())[0], "POST", "/cache/delete", {"key": KEY}, is_shown=False)
 
     async def _write(self, node_id: str, value: str) -> Said:
-        self._asked = node_id
+        self._asked, self._elected = node_id, ("", [])
         return await self.lab.call("client", node_id, "POST", "/cache/put", {"key": KEY, "value": value})
 
     async def _read(self, node_id: str) -> object:
-        self._asked = node_id
+        self._asked, self._elected = node_id, ("", [])
         said = await self.lab.call("client", node_id, "POST", "/cache/get", {"key": KEY})
         return said.body.get("value")
 
@@ -65,11 +82,11 @@ class Election(Scene):
             (others[0], others[1], "either of the two", f"none, until {first} is back"),
         )
         await lab.act("kill", first)
-        second, new_term = await lab.leader(others)
+        second, new_term, votes = await self._election(others)
         yield Tell(
             f"{second} leads in term {new_term}; it was term {term}. The followers heard nothing for an election timeout, which "
             "each of them draws at random. The first one to run out asks for votes. A node votes only for a log that is at "
-            "least as complete as its own. Both logs were, so either could win, with two votes of three.",
+            f"least as complete as its own. Both logs were, so either could win, with two votes of three. {votes}".rstrip(),
             (2, others.index(second)),
         )
 
@@ -111,12 +128,12 @@ class Election(Scene):
         )
         await lab.act("cut", third)
         said = await self._write(third, "red")
-        fourth, fourth_term = await lab.leader(rest)
+        fourth, fourth_term, votes = await self._election(rest)
         mine = await lab.status(third)
         yield Tell(
             f"{said.status}, {said.body.get('code', 'no answer')}: it cannot get a majority, so it does not answer with "
             f"success. It also stopped leading by itself, in term {mine['term'] if mine else third_term}: it asks for pre-votes "
-            f"first, and raises no term while no node answers. Meanwhile {fourth} leads in term {fourth_term}.",
+            f"first, and raises no term while no node answers. Meanwhile {fourth} leads in term {fourth_term}. {votes}".rstrip(),
             (1,),
         )
 
@@ -147,4 +164,4 @@ class Election(Scene):
 
 def _committed(scene: Scene, node_id: str) -> list[str]:
     fact = next((fact for fact in scene.lab.facts() if fact["id"] == node_id), None)
-    return [f"{fact['commit']} committed"] if fact and fact["process"] == "running" and fact["commit"] else []
+    return [f"commit {fact['commit']}"] if fact and fact["process"] == "running" and fact["commit"] else []

@@ -46,9 +46,7 @@ class Fencing(Scene):
         return {"lock": KEY}
 
     def picture(self) -> Picture:
-        alice = (
-            "paused (SIGSTOP)" if self._is_paused else "a process" if self._alice else "ended" if self._tokens else "not started"
-        )
+        alice = "paused" if self._is_paused else "a process" if self._alice else "ended" if self._tokens else "not started"
 
         def token(client: str) -> list[str]:
             return [f"token {self._tokens[client]}"] if client in self._tokens else []
@@ -73,7 +71,7 @@ class Fencing(Scene):
                 206,
                 88,
                 "account",
-                [f"balance {self._balance}", f"refuses tokens below {self._highest}" if self._checks else "checks no token"],
+                [f"balance {self._balance}", f"refuses tokens < {self._highest}" if self._checks else "checks no token"],
                 "" if self._checks else "warn",
             ),
         ]

@@ -44,7 +44,8 @@ class Mesi(Scene):
             )
         store = "no value" if self._value is None else "older value" if "M" in self._letters.values() else f"{self._value}"
         boxes.append(Box("store", 167, 168, 146, 56, "backing store", [store]))
-        arrows = [Arrow("store", box.id, "same value", box.tone, True) for box in boxes[:3] if box.tone in ("E", "S")]
+        same = [box for box in boxes[:3] if box.tone in ("E", "S")]
+        arrows = [Arrow("store", box.id, "same value", box.tone, True, is_in_table=box is not same[-1]) for box in same]
         arrows += [Arrow(box.id, "store", "to be written back", "M") for box in boxes[:3] if box.tone == "M"]
         return Picture(f"The line of {KEY} on each node", 236, boxes, arrows)
 

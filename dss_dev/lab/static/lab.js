@@ -91,6 +91,7 @@ function showScenes(scenes, here) {
 
 async function begin(scene) {
   shownStep = shownReplay = followed = "";
+  delete parts.player.dataset.story;
   focusTitle = true;
   if (!(await post("/scene", { scene }))) focusTitle = false;
 }
@@ -184,6 +185,7 @@ async function openReplay(name, at) {
   if (!answer.ok) return;
   player.load(parseStory(await answer.text()), at, name === "run" ? null : async (clean) => parseStory(await (await fetch(`/story/${name}${clean ? "-clean" : ""}`)).text()));
   parts["player-panel"].hidden = false;
+  parts.player.dataset.story = name;
 }
 
 function show(next) {

@@ -48,7 +48,7 @@ function arrow(each, boxes) {
     middle = [x1 + (x2 - x1) * part, y1 + (y2 - y1) * part];
   }
   group.append(make("path", { d: path, class: each.is_dashed ? "is-dashed" : "", "marker-end": `url(#head-${each.tone || "plain"})` }));
-  if (each.label) {
+  if (each.label && !each.is_in_table) {
     const isSteep = !isOver && Math.abs(x2 - x1) < 40;
     const side = isOver ? 0 : isSteep || x2 < x1 ? 8 : -8;
     const anchor = isOver ? "middle" : side > 0 ? "start" : "end";
