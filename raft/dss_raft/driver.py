@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from dss_raft.core import InvariantViolation, RaftCore, Role
 from dss_raft.core.messages import AnyMessage, AppendReply, InstallSnapshot, TimeoutNow, VoteReply
 from dss_raft.core.ready import HardState, Persist, ReadState, Ready, SnapshotChunkWanted
 from dss_raft.disk.store import LogStore, SnapshotFailed, SnapshotGone, StoreFailed
+from dss_raft.disk.store_thread import StoreThread
 from dss_raft.net.links import PeerLinks
 from dss_raft.net.wire import RaftFrame, Reason
 from dss_raft.replication.replica import Replica
@@ -71,7 +71,7 @@ class Driver:
         links: PeerLinks,
         replica: Replica,
         snapshots: SnapshotKeeper,
-        executor: ThreadPoolExecutor,
+        store_thread: StoreThread,
         listener: DriverListener,
         tick_s: float,
     ) -> None:
@@ -80,7 +80,7 @@ class Driver:
         self.links = links
         self.replica = replica
         self.snapshots = snapshots
-        self._executor = executor
+        self._store_thread = store_thread
         self._listener = listener
         self._tick_s = tick_s
         self._loop = asyncio.get_running_loop()
@@ -205,7 +205,7 @@ class Driver:
 
     def _begin_write(self, persist: Persist) -> None:
         began = perf_counter()
-        self._write = self._loop.run_in_executor(self._executor, self.store.write, persist)
+        self._write = self._store_thread.run(self.store.write, persist)
 
         def written(done: asyncio.Future[None]) -> None:
             self._write = None
@@ -239,9 +239,7 @@ class Driver:
 
     async def _send_chunk(self, wanted: SnapshotChunkWanted) -> None:
         try:
-            data, done = await self._loop.run_in_executor(
-                self._executor, self.store.read_chunk, wanted.meta, wanted.offset, SNAPSHOT_CHUNK_BYTES
-            )
+            data, done = await self._store_thread.run(self.store.read_chunk, wanted.meta, wanted.offset, SNAPSHOT_CHUNK_BYTES)
         except SnapshotGone:
             return  # a newer snapshot has replaced it; the core requests that one when this transfer makes no progress
         except SnapshotFailed as error:
@@ -252,8 +250,8 @@ class Driver:
 
     async def _store_chunk(self, chunk: InstallSnapshot) -> None:
         try:
-            next_offset, complete = await self._loop.run_in_executor(
-                self._executor, self.store.write_chunk, chunk.meta, chunk.offset, chunk.data, chunk.crc
+            next_offset, complete = await self._store_thread.run(
+                self.store.write_chunk, chunk.meta, chunk.offset, chunk.data, chunk.crc
             )
         except SnapshotFailed as error:
             report_failure("snapshot", error)

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 import secrets
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -18,6 +17,7 @@ from dss_api.errors import Refused
 from dss_raft.applying import Applying
 from dss_raft.core.messages import Member, SnapshotMeta
 from dss_raft.disk.store import LogStore, SnapshotFailed
+from dss_raft.disk.store_thread import StoreThread
 from dss_raft.replication.clocks import wall_clock_ms
 
 CHUNK_BYTES = 512 * 1024
@@ -62,15 +62,15 @@ class Exports:
     """The exports of one node.
 
     Args:
-        executor: the thread of the store.
+        store_thread: the thread of `store`.
     """
 
-    def __init__(self, node_id: str, cluster_id: str, applying: Applying, store: LogStore, executor: Executor) -> None:
+    def __init__(self, node_id: str, cluster_id: str, applying: Applying, store: LogStore, store_thread: StoreThread) -> None:
         self._node_id = node_id
         self._cluster_id = cluster_id
         self._applying = applying
         self._store = store
-        self._executor = executor
+        self._store_thread = store_thread
         self._loop = asyncio.get_running_loop()
         self._exports: dict[str, _Export] = {}
         self._is_beginning = False
@@ -163,7 +163,7 @@ class Exports:
 
     async def _open(self, meta: SnapshotMeta) -> BinaryIO:
         try:
-            return await self._loop.run_in_executor(self._executor, self._store.open_snapshot, meta)
+            return await self._store_thread.run(self._store.open_snapshot, meta)
         except SnapshotFailed as error:
             raise Refused("not_ready", str(error), node=self._node_id) from None
 

@@ -17,7 +17,6 @@ in which term they know this: the store had promised them nothing in a later one
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -29,6 +28,7 @@ from dss_raft.core import RaftCore
 from dss_raft.core.formation import Formation, NodeIdentity
 from dss_raft.core.messages import AppendEntries, Configuration, InstallSnapshot, PreVote, RequestVote, TimeoutNow
 from dss_raft.disk.store import LogStore
+from dss_raft.disk.store_thread import StoreThread
 from dss_raft.formats import Format
 from dss_raft.net.wire import AnyFrame, RaftFrame, Reason
 from dss_raft.removal import NodeRemoved
@@ -84,17 +84,17 @@ class Identities:
     """The identities of this node and of its linked peers.
 
     Args:
-        executor: the thread that uses `store`.
+        store_thread: the thread of `store`.
         formation: of this node, as long as it is new.
     """
 
     def __init__(
-        self, node: IdentifyingNode, store: LogStore, executor: Executor, formation: Formation, replica: Replica
+        self, node: IdentifyingNode, store: LogStore, store_thread: StoreThread, formation: Formation, replica: Replica
     ) -> None:
         self.formation = formation
         self._node = node
         self._store = store
-        self._executor = executor
+        self._store_thread = store_thread
         self._replica = replica
         self._sessions = replica.sessions
         replica.own = (node.incarnation, store.store_id)
@@ -228,7 +228,7 @@ class Identities:
 
     async def _form(self, configuration: Configuration) -> None:
         """Adopt the first configuration of the cluster: on the disk first."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._store.form, configuration)
+        await self._store_thread.run(self._store.form, configuration)
         self._node.core.form(configuration)
         log.info("raft.formed", node=self._node.node_id, members=[member.id for member in configuration.members])
         self.send_to_all()
@@ -256,7 +256,7 @@ class Identities:
         self._node.wake()
 
     async def _mark_outdated(self) -> None:
-        await self._loop.run_in_executor(self._executor, self._store.mark_outdated)
+        await self._store_thread.run(self._store.mark_outdated)
         self.send_to_all()
 
     def _log_outdated(self, reason: str) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from dss_raft.core.formation import Formation
 from dss_raft.core.messages import Configuration
 from dss_raft.core.ready import ReadState
 from dss_raft.disk.store import LogStore
+from dss_raft.disk.store_thread import StoreThread
 from dss_raft.driver import Driver
 from dss_raft.exports import Exports
 from dss_raft.formats import WrongFormat
@@ -91,7 +91,7 @@ class Node(Listeners):
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._store_directory = Path(config.data_dir) / "raft"
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-store")
+        self._store_thread = StoreThread(self._loop)
         self._leader_seen = ("", 0)
         #: removed nodes are unlinked then
         self._unlinking: asyncio.TimerHandle | None = None
@@ -145,7 +145,7 @@ class Node(Listeners):
             OSError: the peer port cannot be bound.
         """
         config = self.config
-        boot_state = await self._loop.run_in_executor(self._executor, self._open_store)
+        boot_state = await self._store_thread.run(self._open_store)
         # Also for uncommitted entries: the node would have to stop at them later, perhaps as the leader.
         self.replica.require_supported(boot_state.entries)
         self.tokens_up_to = last_with_token(boot_state.entries)
@@ -160,12 +160,12 @@ class Node(Listeners):
         )
         self.core = RaftCore(core_config, boot_state, random.Random())
         formation = Formation(self.node_id, self._store.store_id, members.first_members(config))
-        self._identities = Identities(self, self._store, self._executor, formation, self.replica)
+        self._identities = Identities(self, self._store, self._store_thread, formation, self.replica)
         snapshots = SnapshotKeeper(
             self.replica,
             self._store,
             self._store_directory,
-            self._executor,
+            self._store_thread,
             entries_max=config.snapshot_entries,
             bytes_max=config.snapshot_bytes,
             keep_entries=config.snapshot_entries // 4,
@@ -188,10 +188,12 @@ class Node(Listeners):
             requires_tls=lambda: max(self.replica.highest_version, version_in_log) >= MUTUAL_TLS,
             silent_seconds=config.raft_election_max_ms / 1000,
         )
-        self._driver = Driver(self.core, self._store, self._links, self.replica, snapshots, self._executor, self, tick_ms / 1000)
+        self._driver = Driver(
+            self.core, self._store, self._links, self.replica, snapshots, self._store_thread, self, tick_ms / 1000
+        )
         self._driver.on_tick.append(self._ticked)
         self._driver.on_tick.append(lambda: members.dial_unlinked(self.core, self._links))
-        self.exports = Exports(config.node_id, config.cluster_id, self._driver.applying, self._store, self._executor)
+        self.exports = Exports(config.node_id, config.cluster_id, self._driver.applying, self._store, self._store_thread)
         self._calls = Calls(
             self.core,
             self.replica,
@@ -243,8 +245,8 @@ class Node(Listeners):
         await self._driver.stop()
         await self._hashes.stop()
         await self._links.stop()
-        await self._loop.run_in_executor(self._executor, self._store.close)
-        self._executor.shutdown(wait=True)
+        await self._store_thread.run(self._store.close)
+        self._store_thread.close()
         log.info("raft.stopped", node=self.node_id)
 
     def _open_store(self) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,7 @@ from dss_raft.core import InvariantViolation, Role
 from dss_raft.core.messages import AppendReply, Configuration, Entry, EntryKind, InstallSnapshot, Member, SnapshotMeta, VoteReply
 from dss_raft.core.ready import HardState, Persist, Ready, SnapshotChunkWanted
 from dss_raft.disk.store import SnapshotFailed, SnapshotGone
+from dss_raft.disk.store_thread import StoreThread
 from dss_raft.driver import Driver
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
@@ -90,7 +90,7 @@ class Stage:
         self.sent: list[str] = []
         self.applied: list[int] = []
         self.replaced = asyncio.Event()
-        self.executor = ThreadPoolExecutor(1)
+        self.store_thread = StoreThread(asyncio.get_running_loop())
         listener = SimpleNamespace(
             before_ready=lambda: None,
             entries_applied=lambda: None,
@@ -103,7 +103,7 @@ class Stage:
         )
         links = SimpleNamespace(send=lambda peer, frame: self.sent.append(peer))
         replica = SimpleNamespace(applied_index=0, must_hash=False, apply=lambda entry: self.applied.append(entry.index))
-        parts: Any = (self.core, self.store, links, replica, self.snapshots, self.executor, listener)
+        parts: Any = (self.core, self.store, links, replica, self.snapshots, self.store_thread, listener)
         self.driver = Driver(*parts, tick_s=3600)
 
     def say(self, **what: Any) -> None:
@@ -128,7 +128,7 @@ async def stage():
     stage.driver.start()
     yield stage
     await stage.driver.stop()
-    stage.executor.shutdown()
+    stage.store_thread.close()
 
 
 async def test_a_snapshot_that_disappears_during_a_transfer_is_no_failure(stage):
@@ -247,7 +247,7 @@ async def test_an_own_snapshot_older_than_a_received_one_is_not_used(tmp_path, s
         async def dump(self) -> list[bytes]:
             return []
 
-    keeper_parts: Any = (replica, store, tmp_path, stage.executor)
+    keeper_parts: Any = (replica, store, tmp_path, stage.store_thread)
     keeper = SnapshotKeeper(*keeper_parts, entries_max=1, bytes_max=1, keep_entries=0)
     memory: Any = Memory()
     keeper.parts = [memory]
@@ -269,7 +269,7 @@ async def test_entries_before_a_snapshot_are_kept_in_number_and_in_bytes(tmp_pat
 
     store.commit_snapshot = commit_snapshot
     replica = SimpleNamespace(applied_index=1000, snapshot=lambda: b"state")
-    keeper_parts: Any = (replica, store, tmp_path, stage.executor)
+    keeper_parts: Any = (replica, store, tmp_path, stage.store_thread)
     keeper = SnapshotKeeper(*keeper_parts, entries_max=1000, bytes_max=2000, keep_entries=250)
     log = SimpleNamespace(size=lambda after, to: (to - after) * entry_bytes)
     core: Any = SimpleNamespace(meta_at=snapshot, snapshot=snapshot(0), log=log, configuration=CONFIGURATION)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from dss_api.errors import Refused
 from dss_raft import exports
 from dss_raft.core.messages import Configuration, Member, SnapshotMeta
+from dss_raft.disk.store_thread import StoreThread
 from dss_raft.exports import EXPORTS_MAX, IDLE_S, Exports
 
 DATA = bytes(range(251)) * 5000
@@ -43,10 +43,11 @@ def snapshots(tmp_path: Path) -> Snapshots:
 @pytest.fixture
 async def node(snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(exports, "SNAPSHOT_INTERVAL_S", 0.0)
-    with ThreadPoolExecutor(1) as executor:
-        node = Exports("a", "dss", snapshots, snapshots, executor)  # type: ignore[arg-type]
-        yield node
-        node.close()
+    store_thread = StoreThread(asyncio.get_running_loop())
+    node = Exports("a", "dss", snapshots, snapshots, store_thread)  # type: ignore[arg-type]
+    yield node
+    node.close()
+    store_thread.close()
 
 
 async def refusal(action) -> str:

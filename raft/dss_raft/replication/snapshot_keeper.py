@@ -6,7 +6,6 @@ import asyncio
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Protocol
@@ -24,6 +23,7 @@ from dss_raft.disk.files import StoreDamaged, StoreFailed
 from dss_raft.disk.forked import IS_AVAILABLE as CAN_FORK
 from dss_raft.disk.forked import write_in_child
 from dss_raft.disk.store import LogStore
+from dss_raft.disk.store_thread import StoreThread
 from dss_raft.formats import Format
 from dss_raft.replication.machine import Restoring
 from dss_raft.replication.replica import Replica
@@ -89,7 +89,7 @@ class SnapshotKeeper:
         replica: Replica,
         store: LogStore,
         directory: Path,
-        executor: ThreadPoolExecutor,
+        store_thread: StoreThread,
         entries_max: int,
         bytes_max: int,
         keep_entries: int,
@@ -105,7 +105,7 @@ class SnapshotKeeper:
         #: after a failed attempt: the pause before the next one, and the earliest time for it
         self._pause_s = 0.0
         self._not_before = 0.0
-        self._executor = executor
+        self._store_thread = store_thread
         self._entries_max = entries_max
         self.bytes_max = bytes_max
         self._taking = False
@@ -147,10 +147,9 @@ class SnapshotKeeper:
             for part in self.parts:
                 await part.before_snapshot(index)
                 parts[part.name] = await part.dump()
-            loop = asyncio.get_running_loop()
             # The slow part runs concurrently with writes of the log, which must not wait for it.
-            staged = await loop.run_in_executor(None, self._stage, meta, replica_state, parts)
-            snapshot = await loop.run_in_executor(self._executor, self._commit, staged)
+            staged = await asyncio.get_running_loop().run_in_executor(None, self._stage, meta, replica_state, parts)
+            snapshot = await self._store_thread.run(self._commit, staged)
             self._pause_s = self._not_before = 0.0
             metrics.SNAPSHOT_SECONDS.observe(perf_counter() - began)
             return snapshot
@@ -202,8 +201,7 @@ class SnapshotKeeper:
         """The replica's state and the parts. At index 0 there is no file: the log begins there."""
         if meta.index == 0:
             return memoryview(self._replica.first_state), {part.name: memoryview(b"") for part in self.parts}
-        loop = asyncio.get_running_loop()
-        return split(await loop.run_in_executor(self._executor, self._store.read_snapshot, meta))
+        return split(await self._store_thread.run(self._store.read_snapshot, meta))
 
     @staticmethod
     def chunk(sender: str, wanted: SnapshotChunkWanted, data: bytes, done: bool) -> InstallSnapshot:
