@@ -207,7 +207,17 @@ def test_the_metrics_page_lists_every_metric_with_its_labels() -> None:
 
 # ------------------------------------------------------------------------ limits
 
-_UNITS = {"bytes": 1, "characters": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "ms": 0.001, "s": 1, "h": 3600, "days": 24 * 3600}
+_UNITS = {
+    "bytes": 1,
+    "characters": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "ms": 0.001,
+    "s": 1,
+    "h": 3600,
+    "days": 24 * 3600,
+}
 #: [`NAME`](../../package/file.py), or `NAME`
 _LIMIT_NAME = re.compile(r"\[?`([\w.]+)`(?:\]\(\.\./\.\./(?:\w+/)?(dss_\w+/[\w/]+)\.py\))?")
 
