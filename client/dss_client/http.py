@@ -97,7 +97,10 @@ class HttpConnection:
             for name in list(given):
                 if f"{{{name}}}" in path:
                     path = path.replace(f"{{{name}}}", quote(str(given.pop(name)), safe=""))
-            query = {name: _as_text(value) for name, value in given.items()}
+            query = {
+                name: [_as_text(one) for one in value] if isinstance(value, list) else _as_text(value)
+                for name, value in given.items()
+            }
             request = self._client.build_request(method, path, params=query)
         else:
             request = self._client.build_request(

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -62,6 +62,12 @@ class Receipt(msgspec.Struct, frozen=True):
     msg_id: str
     #: the `dedup_id` was used before; `msg_id` is the earlier message
     duplicate: bool = False
+    #: the topic did not exist, and has been created with the default settings
+    created: bool = False
+
+
+def _receipt(published: Mapping[str, Any]) -> Receipt:
+    return Receipt(published["msg_id"], published["duplicate"], published.get("created", False))
 
 
 def message_fields(
@@ -130,7 +136,7 @@ class AsyncMessage:
         answer = await self._settle("queue.ack", fields, repeat)
         for lock in locks:
             lock.released()
-        return [Receipt(one["msg_id"], one["duplicate"]) for one in answer.get("published", ())]
+        return [_receipt(one) for one in answer.get("published", ())]
 
     async def nack(self, delay: float | None = None, dead: bool = False, silent: bool = False) -> None:
         """The attempt failed. The message is delivered again after `delay` seconds, or after the topic's backoff.
@@ -213,7 +219,7 @@ class AsyncTopic:
         """
         fields = {"topic": self.name, **message_fields(value, key, delay, dedup_id, headers)}
         answer = await self._core().call("queue.publish", fields, Repeat.NUMBERED_IF_POSSIBLE if dedup_id else Repeat.NUMBERED)
-        return Receipt(answer["msg_id"], answer["duplicate"])
+        return _receipt(answer)
 
     async def publish_many(self, values: Iterable[Any], key: str = "", delay: float = 0) -> list[Receipt]:
         """Store a message for each value: all of them, or none."""
@@ -222,7 +228,7 @@ class AsyncTopic:
             return []
         fields = {"topic": self.name, "messages": messages}
         answer = await self._core().call("queue.publish", fields, Repeat.NUMBERED)
-        return [Receipt(one["msg_id"], one["duplicate"]) for one in answer["messages"]]
+        return [_receipt(one) for one in answer["messages"]]
 
     async def consume(
         self,
@@ -280,6 +286,18 @@ class AsyncTopic:
     async def stats(self) -> dict[str, Any]:
         """See `queue.stats` of the API."""
         return await self._core().call("queue.stats", {"topic": self.name}, Repeat.READ)
+
+    async def stats_of(self, topics: Sequence[str], group: str = "", *, is_local: bool = False) -> list[dict[str, Any]]:
+        """A line for each of these topics that exists: see `queue.stats` of the API with `topics`.
+
+        Args:
+            group: `ready` is the number of its messages that are ready.
+            is_local: what the node knows, without asking the cluster.
+        """
+        fields: dict[str, Any] = {"topics": list(topics), "group": group}
+        if is_local:
+            fields["consistency"] = "local"
+        return list((await self._core().call("queue.stats", fields, Repeat.READ, is_traced=not is_local))["topics"])
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):

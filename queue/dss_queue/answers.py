@@ -19,6 +19,8 @@ class Published(Part):
     partition: int
     #: the dedup_id was already used; `msg_id` is the earlier message
     duplicate: bool
+    #: true: the topic did not exist, and has been created with the default settings; from cluster version 5 on
+    created: bool | UnsetType = UNSET
 
 
 class PublishAnswer(Answer, kw_only=True):
@@ -26,6 +28,8 @@ class PublishAnswer(Answer, kw_only=True):
     msg_id: str | UnsetType = UNSET
     partition: int | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
+    #: true: the topic did not exist, and has been created with the default settings; from cluster version 5 on
+    created: bool | UnsetType = UNSET
     messages: list[Published] | UnsetType = UNSET
     index: RaftIndex
 
@@ -111,6 +115,10 @@ class TopicStats(Part):
     oldest_age_ms: int
     dead: int
     group_count: int
+    #: with `topics` in the call
+    settings: TopicSettings | UnsetType = UNSET
+    #: with `topics` in the call: messages that are ready for its `group`
+    ready: int | UnsetType = UNSET
 
 
 class GroupStats(Part):

@@ -186,6 +186,8 @@ async def extend(node: Node, request: ExtendRequest, once: RequestId | None = No
 async def stats(node: Node, request: StatsQuery) -> Result:
     if request.consistency == "linearizable":
         await node.read_index()
+    if request.topics is not None:
+        return Result(inspection.stats_of(_broker(node), request.topics, request.group, node.now_ms()))
     return Result(inspection.stats(_broker(node), request.topic, node.now_ms()))
 
 
@@ -313,9 +315,14 @@ OPERATIONS: tuple[Operation, ...] = (
         request=StatsQuery,
         handle=stats,
         answer=answers.StatsAnswer,
-        needs=Either((READ, queue("publish", "topic"), queue("consume", "topic"), queue("manage", "topic"))),
+        needs=Either(
+            (READ, *(queue(action, field) for field in ("topic", "topics") for action in ("publish", "consume", "manage")))
+        ),
         summary="Statistics of a topic and its groups",
-        description="Without `topic`: one entry per topic.",
+        description=(
+            "Without `topic`: one entry per topic. With `topics`: an entry for each of those that exist, with its settings, and with "
+            "`ready`, the messages that are ready for `group`."
+        ),
         tag="Queue",
         example={"topic": "example/orders"},
     ),

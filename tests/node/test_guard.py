@@ -257,6 +257,8 @@ ACK = {"topic": "orders", "group": "g", "msg_id": "1-0"}
         (["queue:a:consume"], "queue.stats", {"topic": ""}, False),
         (["queue::consume"], "queue.stats", {"topic": ""}, True),
         (["queue:a:consume"], "queue.stats", {"topic": "ab"}, True),
+        (["queue:a:consume"], "queue.stats", {"topics": ["ab", "ac"]}, True),
+        (["queue:a:consume"], "queue.stats", {"topics": ["ab", "b"]}, False),
         (["cache:a:read"], "cache.mget", {"keys": ["a", "b"]}, False),
         (["cache:a:read"], "cache.mget", {"keys": ["a", "ab"]}, True),
         (["cache:a:read"], "cache.lines", {}, False),

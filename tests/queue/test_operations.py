@@ -179,6 +179,19 @@ async def test_stats_and_peek(node):
     assert (unknown["status"], unknown["exists"], unknown["groups"]) == (200, False, [])
 
 
+async def test_stats_of_several_topics(node):
+    for topic, value in (("t", 1), ("t", 2), ("u", 3), ("v", 4)):
+        published = await call(node, "/queue/publish", {"topic": topic, "value": value})
+        assert published.get("created", False) == (value != 2)
+    await call(node, "/queue/consume", {"topic": "t", "group": "g"})
+    await call(node, "/queue/topic", {"topic": "t", "max_attempts": 5}, method="PUT")
+    answer = await call(node, "/queue/stats", method="GET", query=b"topics=u&topics=t&topics=none&topics=t&group=g")
+    found = [(line["topic"], line["messages"], line["ready"], line["settings"]["max_attempts"]) for line in answer["topics"]]
+    assert found == [("u", 1, 0, 20), ("t", 2, 1, 5)]
+    for query in (b"topics=t&topic=u", b"topics=", b"group=g", b"topics=" + 257 * "\u00e9".encode()):
+        assert (await call(node, "/queue/stats", method="GET", query=query))["code"] == "invalid", query
+
+
 async def test_a_consumer_that_hangs_up_takes_no_message(node):
     route = BY_PATH["POST", "/queue/consume"]
     request = route.decoder.body(b'{"topic": "t", "group": "g", "timeout_ms": 20000}')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,6 +21,8 @@ log = logging.getLogger("dss_django.tasks")
 
 #: how long a worker tries to write a result for which there is no room, before it drops it
 NO_ROOM_S = 5.0
+#: Over HTTP, a query has at most 64 parameters.
+TOPICS_PER_QUERY = 50
 #: between two attempts to settle a message
 PAUSE_S = 0.5
 
@@ -32,8 +34,12 @@ class Store:
         self._client = client
         self._options = options
         self._results = client.topic(results_topic(options.namespace))
-        #: topics that this process has prepared
+        #: topics that this process has prepared, until it learns that one of them has other settings now
         self._prepared: set[str] = set()
+        self._of_tasks = {"max_attempts": options.max_attempts, "retention_ms": 0}
+        retention_ms = round(options.result_retention * 1000)
+        # A result is found by its dedup_id.
+        self._of_results = {"retention_ms": retention_ms, "dedup_window_ms": retention_ms}
 
     def topic(self, segment: str, level: int) -> AsyncTopic:
         """The topic of a queue's tasks."""
@@ -50,25 +56,42 @@ class Store:
         Raises:
             Forbidden
         """
-        options = self._options
-        of_tasks = {"max_attempts": options.max_attempts, "retention_ms": 0}
-        await asyncio.gather(*(self._prepare(topic, of_tasks, strict, GROUP) for topic in topics))
+        await asyncio.gather(*(self._prepare(topic, self._of_tasks, strict, GROUP) for topic in topics))
 
     async def prepare_results(self) -> None:
         """As `prepare`, for the results."""
-        retention_ms = round(self._options.result_retention * 1000)
-        # A result is found by its dedup_id.
-        await self._prepare(self._results, {"retention_ms": retention_ms, "dedup_window_ms": retention_ms}, strict=True)
+        await self._prepare(self._results, self._of_results, strict=True)
+
+    async def ready(self, topics: Sequence[AsyncTopic]) -> list[AsyncTopic]:
+        """Those that have a task that is ready, as far as the node knows.
+
+        A topic that was deleted, or has come back with other settings, is prepared again.
+
+        Raises:
+            Forbidden
+        """
+        names = [self._results.name, *(topic.name for topic in topics)]
+        parts = [names[start : start + TOPICS_PER_QUERY] for start in range(0, len(names), TOPICS_PER_QUERY)]
+        answers = await asyncio.gather(*(self._results.stats_of(part, GROUP, is_local=True) for part in parts))
+        lines = {line["topic"]: line for answer in answers for line in answer}
+        if not _has(lines.get(self._results.name), self._of_results):
+            self._prepared.discard(self._results.name)
+            await self.prepare_results()
+        wrong = [topic for topic in topics if not _has(lines.get(topic.name), self._of_tasks)]
+        if wrong:
+            self._prepared.difference_update(topic.name for topic in wrong)
+            await self.prepare(*wrong, strict=True)
+        return [topic for topic in topics if topic.name in lines and lines[topic.name]["ready"]]
 
     async def _prepare(self, topic: AsyncTopic, wanted: dict[str, int], strict: bool, group: str = "") -> None:
         if topic.name in self._prepared:
             return
         stats = await topic.stats()
         present: dict[str, Any] = stats.get("settings") or {}
-        # A task that is dead stays where `find` looks for it.
-        moves = present.pop("dead_letter_topic", "")
         try:
-            if moves or any(present.get(name) != value for name, value in wanted.items()):
+            if not _has(stats, wanted):
+                # A task that is dead stays where `find` looks for it.
+                present.pop("dead_letter_topic", None)
                 await self._client.call("queue.topic", topic=topic.name, **{**present, **wanted})
             if group and not any(one["group"] == group for one in stats["groups"]):
                 await self._client.call("queue.group", topic=topic.name, group=group, start="first")
@@ -84,6 +107,10 @@ class Store:
         topic = self.topic(segment, level)
         await self.prepare(topic)
         receipt = await topic.publish(msgspec.to_builtins(call), delay=delay)
+        if receipt.created:
+            # It was deleted, and is back with the default settings.
+            self._prepared.discard(topic.name)
+            await self.prepare(topic)
         return TaskId(segment, level, receipt.msg_id, call.secret)
 
     async def find(self, id: TaskId) -> Known | None:
@@ -168,6 +195,14 @@ class Store:
         except (OverLimit, TooLarge) as error:
             log.error("the error of task %s is dropped: %s", known.id, error)
         await _patiently(message, lambda: message.nack(delay, dead=delay is None))
+
+
+def _has(stats: dict[str, Any] | None, wanted: dict[str, int]) -> bool:
+    """Whether a topic exists and has these settings."""
+    present = (stats or {}).get("settings")
+    if not present or present.get("dead_letter_topic"):
+        return False
+    return all(present.get(name) == value for name, value in wanted.items())
 
 
 _stores: WeakKeyDictionary[AsyncClient, dict[TaskOptions, Store]] = WeakKeyDictionary()

@@ -1,7 +1,7 @@
 """Taking tasks by priority from the topics of several queues.
 
 While any topic has a task that is ready, the worker takes one of the highest level; among queues of the same level, in their order.
-Which topics have one is asked of all of them in one turn, without the log. If none has, a long poll waits at each topic. The first that
+Which topics have one is asked in one call, without the log. If none has, a long poll waits at each topic. The first that
 gets a task ends the others; what these get nevertheless goes back, and that is no attempt.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from dss_client import Cancelled, DssError
 from dss_client.connection import Handle
-from dss_client.core import Repeat
 from dss_client.queue import AsyncMessage, AsyncTopic
 from dss_client.tracing import Tracing
 
@@ -27,6 +26,7 @@ class TaskTopics:
     """The topics of a worker, in the order in which it takes tasks. To `WorkerLoop`, they are one topic.
 
     Args:
+        ready: says which of them have a message that is ready.
         consumer: the worker's id.
         is_batch: do not wait for tasks.
         max_tasks: take this many.
@@ -38,6 +38,7 @@ class TaskTopics:
         self,
         name: str,
         topics: Sequence[AsyncTopic],
+        ready: Callable[[Sequence[AsyncTopic]], Awaitable[list[AsyncTopic]]],
         consumer: str,
         is_batch: bool,
         max_tasks: int | None,
@@ -46,6 +47,7 @@ class TaskTopics:
     ) -> None:
         self.name = name
         self._topics = topics
+        self._ready = ready
         self._consumer = consumer
         self._is_batch = is_batch
         self._left = max_tasks
@@ -89,11 +91,11 @@ class TaskTopics:
         return []
 
     async def _take(self, group: str, count: int, wait: float, visibility: float) -> list[AsyncMessage]:
-        topics = self._topics
+        # Also when all of them are asked: one that an operator has deleted must not come back with other settings.
+        ready = await self._ready(self._topics)
+        topics = self._topics if self._is_batch else ready
         # A task that is running may enqueue others, and end, after its topic was found empty.
         was_busy = self._is_busy()
-        if not self._is_batch:
-            topics = await self._ready(group) if len(topics) > 1 else []
         for topic in topics:
             messages = await topic.consume(group, count, 0, visibility, consumer=self._consumer)
             if messages:
@@ -105,16 +107,6 @@ class TaskTopics:
         else:
             self._on_end("No more tasks to run")
         return []
-
-    async def _ready(self, group: str) -> list[AsyncTopic]:
-        """The topics that have a message for the group, as far as the node knows."""
-        answers = await asyncio.gather(*(self._has_ready(topic, group) for topic in self._topics))
-        return [topic for topic, has_ready in zip(self._topics, answers, strict=True) if has_ready]
-
-    async def _has_ready(self, topic: AsyncTopic, group: str) -> bool:
-        fields = {"topic": topic.name, "consistency": "local"}
-        answer = await topic._core().call("queue.stats", fields, Repeat.READ, is_traced=False)
-        return any(one["ready"] for one in answer["groups"] if one["group"] == group)
 
     async def _wait(self, group: str, count: int, wait: float, visibility: float) -> list[AsyncMessage]:
         """The first messages that come to any topic."""

@@ -168,6 +168,7 @@ class TaskWorker:
         topics = TaskTopics(
             self._options.topic,
             self._topics,
+            self._store.ready,
             self.worker_id,
             self._is_batch,
             self._max_tasks,

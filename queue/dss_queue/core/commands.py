@@ -14,6 +14,8 @@ from dss_api.fields import DurationMs, Fields, Index, Name, OptionalName, WaitMs
 from dss_raft.replication.commands import Command
 
 MESSAGES_PER_CALL_MAX = 1000
+#: `topics` of one `queue.stats`
+TOPICS_PER_QUERY_MAX = 100
 LOCKS_PER_ACK_MAX = 64
 HEADERS_MAX = 64
 HEADERS_BYTES_MAX = 16 * 1024
@@ -371,10 +373,22 @@ class Purge(Command, tag="queue.purge", kw_only=True):
 
 
 class StatsQuery(Fields, kw_only=True):
-    """Empty topic: every topic."""
+    """Neither `topic` nor `topics`: every topic."""
 
     topic: OptionalName = ""
+    #: several topics, in one call; those that do not exist are not in the answer
+    topics: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=TOPICS_PER_QUERY_MAX)] | None = None
+    #: goes with `topics`: how many messages are ready for this group
+    group: OptionalName = ""
     consistency: Consistency = "linearizable"
+
+    def __post_init__(self) -> None:
+        for name in self.topics or ():
+            check_name("topics", name)
+        if self.topics is not None and self.topic:
+            raise ValueError("give either `topic` or `topics`")
+        if self.topics is None and self.group:
+            raise ValueError("`topics` is missing: `group` goes with it")
 
 
 class PeekQuery(Fields, kw_only=True):

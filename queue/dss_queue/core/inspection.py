@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import nsmallest
 from itertools import islice
 from typing import Any
@@ -28,15 +28,31 @@ def stats(broker: Broker, topic_name: str, now_ms: int) -> dict[str, Any]:
     topic = broker.topics.get(topic_name)
     if topic is None:
         return {"topic": topic_name, "exists": False, "messages": 0, "groups": []}
-    settings = {name: getattr(topic.messages.settings, name) for name in TopicSettings.__struct_fields__}
     return {
         **_topic_line(topic, now_ms),
         "exists": True,
         "expired": topic.expired,
         "publish_per_second": topic.publish_rate.per_second(now_ms),
-        "settings": settings,
+        "settings": _settings(topic),
         "groups": [_group_line(group, now_ms) for group in topic.groups.values()],
     }
+
+
+def stats_of(broker: Broker, names: Iterable[str], group: str, now_ms: int) -> dict[str, Any]:
+    """The answer of `GET /queue/stats` for `topics`: a line for each of them that exists."""
+    named = [topic for name in dict.fromkeys(names) if (topic := broker.topics.get(name)) is not None]
+    return {
+        "topics": [{**_topic_line(topic, now_ms), "settings": _settings(topic), "ready": _ready(topic, group)} for topic in named]
+    }
+
+
+def _settings(topic: Topic) -> dict[str, Any]:
+    return {name: getattr(topic.messages.settings, name) for name in TopicSettings.__struct_fields__}
+
+
+def _ready(topic: Topic, group_name: str) -> int:
+    group = topic.groups.get(group_name)
+    return 0 if group is None else group.backlog.pending - len(group.in_flight) - group.backlog.delayed
 
 
 def _topic_line(topic: Topic, now_ms: int) -> dict[str, Any]:

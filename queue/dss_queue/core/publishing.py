@@ -25,6 +25,9 @@ from dss_queue.core.registry import Registry
 from dss_queue.core.topic import TIMERS, Topic
 from dss_raft.replication.limits import text_bytes
 
+#: cluster version from which an answer says that the topic is new
+CREATED_SINCE = 5
+
 
 class Publisher:
     """Adds messages and topics to `topics`, the topics of a broker by name."""
@@ -106,7 +109,10 @@ class Publisher:
         return [self._store(new, at_ms, index) for new in messages]
 
     def _store(self, new: NewMessage, at_ms: int, index: int) -> dict[str, Any]:
-        topic = self._topics.get(new.topic) or self.new_topic(new.topic, at_ms)
+        topic = self._topics.get(new.topic)
+        is_new = topic is None
+        if topic is None:
+            topic = self.new_topic(new.topic, at_ms)
         if new.dedup_id:
             known = topic.dedup.get(new.dedup_id)
             if known is not None:
@@ -120,7 +126,10 @@ class Publisher:
         topic.add(message, at_ms)
         if new.dedup_id:
             topic.remember(new.dedup_id, message, at_ms)
-        return {"msg_id": message_id(number), "partition": message.partition, "duplicate": False}
+        answer = {"msg_id": message_id(number), "partition": message.partition, "duplicate": False}
+        if is_new and self._registry.account.limits.cluster_version >= CREATED_SINCE:
+            answer["created"] = True
+        return answer
 
     def move_dead(self, move: DeadMove, at_ms: int) -> bool:
         """Publish a dead letter to the dead-letter topic. False: that topic has no room for it, or must not be created."""

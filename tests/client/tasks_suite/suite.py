@@ -42,6 +42,7 @@ from dss_django.tasks.compat import (
 from dss_django.tasks.names import GROUP, TaskId, tasks_topic
 from dss_django.tasks.options import TaskOptions
 from dss_django.tasks.records import Call
+from dss_django.tasks.worker import TaskWorker
 
 numbers = itertools.count(1)
 #: for what is awaited; never reached unless something is broken
@@ -682,6 +683,47 @@ class OneEffectTests(TasksMixin, SimpleTestCase):
         self.assertEqual(found["dead_letter_topic"], "", "tasks that are dead would not be found there")
         found = self.backend.client.topic(f"{self.namespace}/results").stats()["settings"]
         self.assertEqual((found["retention_ms"], found["dedup_window_ms"]), (100_000, 100_000))
+
+    def forget(self, *topics):
+        for topic in topics:
+            self.backend.client.call("queue.topic_delete", topic=topic)
+
+    def settings_of(self, topic):
+        found = self.backend.client.topic(topic).stats()["settings"]
+        return found["max_attempts"], found["retention_ms"], found["dedup_window_ms"]
+
+    def test_a_deleted_topic_comes_back_with_its_settings(self):
+        self.use(max_attempts=7, result_retention=100)
+        tasks, results = tasks_topic(self.namespace, "default", 0), f"{self.namespace}/results"
+        first = jobs.noop_task.enqueue()
+        self.run_worker()
+        before = self.settings_of(tasks), self.settings_of(results)
+        self.forget(tasks, results)
+        jobs.noop_task.enqueue()
+        self.assertEqual(self.settings_of(tasks), before[0], "as the task was enqueued")
+        self.run_worker()
+        self.assertEqual((self.settings_of(tasks), self.settings_of(results)), before)
+        with self.assertRaises(TaskResultDoesNotExist):
+            first.refresh()
+
+    def test_a_worker_prepares_deleted_topics(self):
+        self.use(max_attempts=7, priorities=(-100,))
+        topic = tasks_topic(self.namespace, "default", -100)
+        worker = TaskWorker(self.backend, ["default"], "w")
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            until(lambda: worker._loop)
+            result = jobs.noop_task.enqueue()
+            until(lambda: self.status(result.id) == "SUCCESSFUL")
+            before = self.settings_of(topic)
+            self.forget(topic)
+            # Not with `enqueue`, which would prepare the topic itself.
+            self.backend.client.topic(topic).publish("no task")
+            until(lambda: self.settings_of(topic) == before)
+        finally:
+            worker.stop()
+            thread.join()
 
 
 class ProcessTests(TasksMixin, SimpleTestCase):
