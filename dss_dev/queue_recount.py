@@ -5,7 +5,7 @@ from __future__ import annotations
 from dss_queue.core import account as costs
 from dss_queue.core.broker import Broker
 from dss_queue.core.records import Dead, Message
-from dss_queue.core.sqs_queues import ENTRY_BYTES, QUEUE_BYTES
+from dss_queue.core.sqs_queues import ENTRY_BYTES, MOVE_TASK_BYTES, QUEUE_BYTES
 from dss_queue.core.topic import Topic
 
 
@@ -40,6 +40,7 @@ def count_topic(topic: Topic, kinds: dict[str, int]) -> None:
     if topic.queue is not None:
         entries = [*topic.queue.attributes.items(), *topic.queue.tags.items()]
         kinds["queue_topics"] += QUEUE_BYTES + sum(ENTRY_BYTES + encoded(*entry) for entry in entries)
+        kinds["queue_topics"] += MOVE_TASK_BYTES * len(topic.queue.moves)
     for group in groups:
         kinds["queue_groups"] += costs.GROUP_BYTES + encoded(group.name)
         kinds["queue_in_flight"] += costs.PENDING_BYTES * group.backlog.pending

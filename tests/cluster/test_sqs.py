@@ -129,7 +129,6 @@ def test_message_attributes_and_their_md5(sqs, make):
     sqs.send_message(QueueUrl=url, MessageBody="b", MessageAttributes=given)
     (message,) = take(sqs, url, MessageAttributeNames=["a.*", "raw"], VisibilityTimeout=0)
     assert message["MessageAttributes"] == {name: given[name] for name in ("a.b", "raw")}
-    time.sleep(0.05)
     (message,) = take(sqs, url)
     assert "MessageAttributes" not in message
     trace = {"AWSTraceHeader": {"DataType": "String", "StringValue": "Root=1-2-3"}}
@@ -295,6 +294,84 @@ def test_dead_letters_keep_their_id(sqs, make):
     assert "queueUrls" in sqs.list_dead_letter_source_queues(QueueUrl=dead)
 
 
+def arn_of(sqs, url):
+    return sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+
+
+def test_dead_letters_move_back(sqs, make):
+    dead = make()
+    arn = arn_of(sqs, dead)
+    url = make(RedrivePolicy=json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 1}))
+    for i in range(3):
+        sqs.send_message(QueueUrl=url, MessageBody=f"m{i}")
+    take(sqs, url, VisibilityTimeout=0)
+    handle = sqs.start_message_move_task(SourceArn=arn, MaxNumberOfMessagesPerSecond=500)["TaskHandle"]
+    deadline = time.monotonic() + 60
+    while (task := sqs.list_message_move_tasks(SourceArn=arn)["Results"][0])["Status"] == "RUNNING":
+        assert time.monotonic() < deadline
+        assert task["TaskHandle"] == handle
+        time.sleep(0.05)
+    assert (task["Status"], task["SourceArn"], task["ApproximateNumberOfMessagesMoved"]) == ("COMPLETED", arn, 3)
+    assert bodies(take(sqs, url)) == ["m0", "m1", "m2"]
+    refused("AWS.SimpleQueueService.UnsupportedOperation", sqs.cancel_message_move_task, TaskHandle=handle)
+
+
+def test_moves_that_are_refused(sqs, make):
+    dead, url = make(), make()
+    arn, own = arn_of(sqs, dead), arn_of(sqs, url)
+    start = sqs.start_message_move_task
+    refused("InvalidParameterValue", start, SourceArn=arn)
+    sqs.set_queue_attributes(
+        QueueUrl=url, Attributes={"RedrivePolicy": json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 1})}
+    )
+    refused("InvalidParameterValue", start, SourceArn=arn, MaxNumberOfMessagesPerSecond=501)
+    refused("InvalidParameterValue", start, SourceArn="dead")
+    refused("InvalidParameterValue", start, SourceArn=arn, DestinationArn=arn)
+    refused("InvalidParameterValue", start, SourceArn=arn, DestinationArn=arn_of(sqs, make(fifo=True)))
+    refused("ResourceNotFoundException", start, SourceArn=arn + "x")
+    refused("ResourceNotFoundException", start, SourceArn=arn, DestinationArn=own + "x")
+    refused("ResourceNotFoundException", sqs.cancel_message_move_task, TaskHandle="eA==")
+    refused("InvalidParameterValue", sqs.list_message_move_tasks, SourceArn=arn, MaxResults=11)
+    for i in range(3):
+        sqs.send_message(QueueUrl=dead, MessageBody=f"m{i}")
+    handle = start(SourceArn=arn, DestinationArn=own, MaxNumberOfMessagesPerSecond=1)["TaskHandle"]
+    refused("InvalidParameterValue", start, SourceArn=arn, DestinationArn=own)
+    assert bodies(take(sqs, url, WaitTimeSeconds=20)) == ["m0"]
+    assert sqs.cancel_message_move_task(TaskHandle=handle)["ApproximateNumberOfMessagesMoved"] in (1, 2)
+
+
+def test_permissions_are_statements_of_the_policy(sqs, make):
+    url = make()
+    add = {"QueueUrl": url, "Label": "one", "AWSAccountIds": ["111111111111"], "Actions": ["SendMessage"]}
+    sqs.add_permission(**add)
+    refused("InvalidParameterValue", sqs.add_permission, **add)
+    sqs.add_permission(**{**add, "Label": "two", "AWSAccountIds": ["111111111111", "222222222222"]})
+    for wrong in ({"Label": "a b"}, {"AWSAccountIds": ["1"]}, {"Actions": ["CreateQueue"]}):
+        refused("InvalidParameterValue", sqs.add_permission, **{**add, "Label": "x", **wrong})
+    policy = json.loads(sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"]["Policy"])
+    assert [one["Sid"] for one in policy["Statement"]] == ["one", "two"]
+    for label in ("one", "two"):
+        sqs.remove_permission(QueueUrl=url, Label=label)
+    assert "Attributes" not in sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])
+    refused("InvalidParameterValue", sqs.remove_permission, QueueUrl=url, Label="one")
+
+
+def test_a_queue_is_purged_once_a_minute(sqs, make):
+    url = make()
+    sqs.send_message(QueueUrl=url, MessageBody="m")
+    sqs.purge_queue(QueueUrl=url)
+    assert take(sqs, url) == []
+    refused("AWS.SimpleQueueService.PurgeQueueInProgress", sqs.purge_queue, QueueUrl=url)
+
+
+def test_a_visibility_timeout_of_zero_leaves_messages_visible(sqs, make):
+    url = make()
+    sqs.send_message(QueueUrl=url, MessageBody="m")
+    assert len(take(sqs, url, VisibilityTimeout=0)) == 1
+    (second,) = take(sqs, url, AttributeNames=["All"])
+    assert second["Attributes"]["ApproximateReceiveCount"] == "2"
+
+
 def test_a_fifo_queue_hands_out_runs_of_a_group(sqs, make):
     url = make(fifo=True, ContentBasedDeduplication="true")
     for i in range(30):
@@ -364,14 +441,6 @@ def test_bad_input(sqs, node, make):
     refused("ReceiptHandleIsInvalid", sqs.delete_message, QueueUrl=url, ReceiptHandle="x")
     refused("InvalidParameterValue", sqs.create_queue, QueueName="no spaces")
     refused("InvalidParameterValue", sqs.create_queue, QueueName="no-suffix", Attributes=FIFO)
-    refused(
-        "AWS.SimpleQueueService.UnsupportedOperation",
-        sqs.add_permission,
-        QueueUrl=url,
-        Label="l",
-        AWSAccountIds=["1"],
-        Actions=["*"],
-    )
     for target, body, code in (
         ("AmazonSQS.Nothing", b"{}", "UnknownOperationException"),
         ("AmazonSQS.SendMessage", b"{", "SerializationException"),

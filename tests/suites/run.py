@@ -122,7 +122,7 @@ def run(suite: Suite, node_count: int, directory: Path) -> Row:
     ports = free_ports(2 * node_count)
     cluster = LocalCluster(directory, ports[:node_count], ENVIRONMENT)
     for node, port in zip(cluster.nodes, ports[node_count:], strict=True):
-        node.environment["DSS_SQS_PORT"] = str(port)
+        node.environment["DSS_SQS_PORT"] = str(suite.sqs_port if suite.sqs_port and node is cluster.nodes[0] else port)
     prepare_pages(cluster)
     cluster.start()
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from dss_api.result import Result
 from dss_queue.core.account import GROUP_KEY_BYTES, PENDING_BYTES, new_group_bytes, new_topic_bytes
 from dss_queue.core.commands import GROUPS_PER_TOPIC_MAX, Purge, PutTopic, Redrive, SetTopic, TopicSettings
@@ -90,19 +92,22 @@ class Administration:
         if topic is None or topic.queue is None:
             return Result({"detail": f"{command.topic!r} is no queue"}, "not_found")
         present = topic.queue
+        if any(present.attributes.get(name, "") != text for name, text in command.expected.items()):
+            return Result({"changed": False})
         attributes = {**present.attributes, **command.attributes}
         attributes = {name: text for name, text in attributes.items() if text}
         tags = {name: text for name, text in {**present.tags, **command.tags}.items() if name not in command.untag}
-        growth = queue_bytes(attributes, tags) - present.bytes
+        growth = queue_bytes(attributes, tags) - queue_bytes(present.attributes, present.tags)
         refused = self._registry.account.refusal(growth) if growth > 0 else None
         if refused is None and len(tags) > max(TAGS_MAX, len(present.tags)):
             refused = over_limit("tags_per_queue_max", TAGS_MAX, f"{command.topic!r} has {len(present.tags)} tags")
         if refused is not None:
             return refused
-        topic.set_queue(Queue(attributes, tags, present.created_ms, at_ms if command.attributes else present.modified_ms))
+        modified_ms = at_ms if command.attributes else present.modified_ms
+        topic.set_queue(msgspec.structs.replace(present, attributes=attributes, tags=tags, modified_ms=modified_ms))
         if command.attributes:
             topic.settings_changed(settings_of(attributes), at_ms)
-        return Result({})
+        return Result({"changed": True})
 
     def _delete_topic(self, command: DeleteTopic, at_ms: int, index: int, origin: Origin) -> Result:
         topic = self._topics.pop(command.topic, None)

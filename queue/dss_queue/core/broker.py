@@ -47,11 +47,12 @@ from dss_queue.core.commands import (
 )
 from dss_queue.core.group import Callers, Delivery, Group, Waiter, was_deleted
 from dss_queue.core.publishing import Publisher
+from dss_queue.core.queue_moves import QueueMoves
 from dss_queue.core.records import message_number, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.snapshot import FORMAT, decode_state, encode_state
-from dss_queue.core.sqs_queues import ChangeQueue, CreateQueue, PublishToQueues
-from dss_queue.core.topic import Topic, TopicTimer
+from dss_queue.core.sqs_queues import CancelMove, ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
+from dss_queue.core.topic import MoveTimer, Topic, TopicTimer
 from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import StateLimit, StateLimits
@@ -115,6 +116,9 @@ class Broker:
         CreateQueue,
         ChangeQueue,
         PublishToQueues,
+        PurgeQueue,
+        StartMove,
+        CancelMove,
     )
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
@@ -135,6 +139,7 @@ class Broker:
         """The state is new: connect what works on it."""
         self._publisher = Publisher(self.topics, self.registry, self.callers)
         self._administration = Administration(self.topics, self.registry, self._publisher)
+        self._queue_moves = QueueMoves(self.topics, self.registry, self._publisher)
         self._appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             Publish: self._publish,
             PublishToQueues: self._publish_to_queues,
@@ -146,6 +151,7 @@ class Broker:
             GiveBack: self._give_back,
             MarkReceived: self._mark_received,
             **self._administration.appliers,
+            **self._queue_moves.appliers,
         }
 
     # ------------------------------------------------------- the machine's contract
@@ -202,6 +208,8 @@ class Broker:
             elif isinstance(item, TopicTimer):
                 item.topic.timer_is_due(item, at_ms)
                 changed.update((id(group), group) for group in item.topic.groups.values())
+            elif isinstance(item, MoveTimer):
+                self._queue_moves.step(item, at_ms, index)
         for group in changed.values():
             group.serve(at_ms)
         self._publisher.serve_moved(at_ms)

@@ -19,6 +19,14 @@ QUEUE_BYTES = 1024
 ENTRY_BYTES = 256
 ATTRIBUTES_MAX = 32
 TAGS_MAX = 50
+#: A move task, with the name of its target.
+MOVE_TASK_BYTES = 1024
+#: Move tasks that a queue remembers.
+MOVE_TASKS_MAX = 10
+#: Messages that a task moves per second, at most what a task may ask for, and without such a wish.
+MOVES_PER_SECOND_MAX = 500
+MOVES_PER_SECOND_DEFAULT = 5000
+PURGE_PAUSE_MS = 60_000
 
 AttributeText = Annotated[str, msgspec.Meta(max_length=65_536)]
 TagText = Annotated[str, msgspec.Meta(max_length=256)]
@@ -50,6 +58,46 @@ class ChangeQueue(Command, tag="queue.sqs_change", kw_only=True):
     attributes: Attributes = {}
     tags: Tags = {}
     untag: Annotated[list[TagText], msgspec.Meta(max_length=TAGS_MAX)] = []
+    #: texts that these attributes must still have ("": not set); otherwise nothing changes, and the result has `changed: false`
+    expected: Attributes = {}
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+
+
+class PurgeQueue(Command, tag="queue.sqs_purge", kw_only=True):
+    """Delete all messages of a queue, unless that was done less than `PURGE_PAUSE_MS` ago: the result has `purged: null` then."""
+
+    since: ClassVar[int] = 5
+
+    topic: Name
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+
+
+class StartMove(Command, tag="queue.sqs_start_move", kw_only=True):
+    """Move the messages of a queue to another one, some each second."""
+
+    since: ClassVar[int] = 5
+
+    topic: Name
+    #: "": each message goes to the queue where it became a dead letter
+    target: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    #: messages per second; 0: `MOVES_PER_SECOND_DEFAULT`
+    rate: Annotated[int, msgspec.Meta(ge=0, le=MOVES_PER_SECOND_MAX)] = 0
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
+
+
+class CancelMove(Command, tag="queue.sqs_cancel_move", kw_only=True):
+    """Stop moving messages. What has moved stays where it is."""
+
+    since: ClassVar[int] = 5
+
+    topic: Name
+    task: Annotated[int, msgspec.Meta(ge=0)]
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
@@ -61,6 +109,28 @@ class PublishToQueues(Publish, tag="queue.sqs_publish", kw_only=True):
     since: ClassVar[int] = 5
 
 
+class MoveTask(msgspec.Struct, array_like=True):
+    """Messages of a queue on their way to others. The latest tasks are kept when they have ended."""
+
+    #: unique in the broker: names the task, and orders what is due at the same time
+    serial: int
+    target: str
+    #: messages per second; 0: not given
+    rate: int
+    started_ms: int
+    #: number of the last message that it moves
+    last: int
+    #: messages that there were at its start, and how many of them have moved
+    found: int
+    moved: int = 0
+    #: "RUNNING", "COMPLETED", "CANCELLED", "FAILED"
+    status: str = "RUNNING"
+    #: why it failed
+    reason: str = ""
+    #: when it goes on
+    due_ms: int = 0
+
+
 class Queue(msgspec.Struct, array_like=True):
     """The attributes and tags of a queue, part of its topic."""
 
@@ -68,11 +138,20 @@ class Queue(msgspec.Struct, array_like=True):
     tags: dict[str, str]
     created_ms: int
     modified_ms: int
+    #: when `PurgeQueue` was last carried out; 0: never
+    purged_ms: int = 0
+    #: the latest ones, at most `MOVE_TASKS_MAX`; only the last one may be running
+    moves: list[MoveTask] = []
+
+    @property
+    def running(self) -> MoveTask | None:
+        """The task that moves messages now."""
+        return self.moves[-1] if self.moves and self.moves[-1].status == "RUNNING" else None
 
     @property
     def bytes(self) -> int:
         """What it counts towards `queue_bytes_max`."""
-        return queue_bytes(self.attributes, self.tags)
+        return queue_bytes(self.attributes, self.tags) + MOVE_TASK_BYTES * len(self.moves)
 
 
 def queue_bytes(attributes: dict[str, str], tags: dict[str, str]) -> int:

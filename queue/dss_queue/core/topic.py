@@ -36,6 +36,15 @@ class TopicTimer(msgspec.Struct):
     timer: int = NO_TIMER
 
 
+class MoveTimer(msgspec.Struct):
+    """The deadline of the queue's move task that runs."""
+
+    topic: Topic
+    serial: int
+    due_ms: int = 0
+    timer: int = NO_TIMER
+
+
 class Topic:
     """See the module."""
 
@@ -50,6 +59,7 @@ class Topic:
         self._dedup_order: deque[str] = deque()
         #: what the SQS endpoint keeps of it; None: it is no queue of that endpoint
         self.queue: Queue | None = None
+        self._queue_bytes = 0
         self.published = 0
         #: messages that were too old before the topic had a group
         self.expired = 0
@@ -61,6 +71,7 @@ class Topic:
         self._account = registry.account
         self._account.add_topic(new_topic_bytes(name))
         self._callers = callers
+        self._move_timer: MoveTimer | None = None
         self._delay_timer = TopicTimer(self, serial)
         self._retention_timer = TopicTimer(self, serial + 1)
         self._dedup_timer = TopicTimer(self, serial + 2)
@@ -74,9 +85,21 @@ class Topic:
 
     def set_queue(self, queue: Queue | None) -> None:
         """The attributes and tags of the queue that it is."""
-        before, self.queue = self.queue, queue
+        self.queue = queue
         self.messages.drops_expired = queue is not None
-        self._account.add_topic((queue.bytes if queue is not None else 0) - (before.bytes if before is not None else 0))
+        self._account.add_topic((queue.bytes if queue is not None else 0) - self._queue_bytes)
+        self._queue_bytes = queue.bytes if queue is not None else 0
+        self.await_move()
+
+    def await_move(self) -> None:
+        """Set the deadline of the queue's move task that runs, or remove it."""
+        task = self.queue.running if self.queue is not None else None
+        if self._move_timer is not None and (task is None or self._move_timer.serial != task.serial):
+            self._registry.disarm(self._move_timer)
+            self._move_timer = None
+        if task is not None:
+            self._move_timer = self._move_timer or MoveTimer(self, task.serial)
+            self._registry.arm(self._move_timer, task.due_ms)
 
     @property
     def timers(self) -> tuple[TopicTimer, TopicTimer, TopicTimer]:

@@ -102,8 +102,9 @@ def checked(name: str, attributes: dict[str, str], creates: bool) -> dict[str, s
     stored = {attribute: text for attribute, text in attributes.items() if attribute != "FifoQueue" or text == "true"}
     if stored.get("RedrivePolicy"):
         policy = _document("RedrivePolicy", stored["RedrivePolicy"])
-        policy["maxReceiveCount"] = int(policy["maxReceiveCount"])
-        stored["RedrivePolicy"] = msgspec.json.encode(policy).decode()
+        if not isinstance(policy["maxReceiveCount"], int):
+            policy["maxReceiveCount"] = int(policy["maxReceiveCount"])
+            stored["RedrivePolicy"] = msgspec.json.encode(policy).decode()
     return stored
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from dss_api.caller import caller
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_queue.core.broker import Broker
-from dss_queue.core.sqs_queues import Queue
+from dss_queue.core.sqs_queues import Queue, redrive_policy
 from dss_queue.sqs import attributes as queue_attributes
-from dss_queue.sqs.errors import SqsError, no_queue, of_refusal
+from dss_queue.sqs.errors import SqsError, bad_value, no_queue, of_refusal
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -54,6 +55,37 @@ def queue_in_url(url: str) -> str:
     if not queue_attributes.NAME_PATTERN.fullmatch(name):
         raise SqsError("InvalidAddress", f"The address {url[:200]} is not valid for this endpoint.")
     return name
+
+
+def queue_in_arn(arn: str, parameter: str) -> str:
+    """The name of a queue, from its ARN.
+
+    Raises:
+        SqsError: there cannot be such a queue.
+    """
+    if not arn:
+        raise SqsError("MissingParameter", f"The request must contain the parameter {parameter}.")
+    name = arn.rpartition(":")[2]
+    if not arn.startswith("arn:") or not queue_attributes.NAME_PATTERN.fullmatch(name):
+        raise bad_value(
+            f"You must use this format to specify the {parameter}: arn:<partition>:<service>:<region>:<account-id>:<resource-id>"
+        )
+    return name
+
+
+def sources_of(node: Node, name: str) -> list[str]:
+    """The queues whose dead letters go to the queue `name`."""
+    return sorted(
+        source
+        for source, topic in topics_of(node).items()
+        if topic.queue is not None and (redrive_policy(topic.queue.attributes) or ("",))[0] == name
+    )
+
+
+def may_publish(name: str) -> bool:
+    """Whether the caller may fill the queue `name` by naming it as a target."""
+    access = caller().access
+    return access.everything or "operate" in access.plain or name.startswith(access.prefixes("queue", "publish"))
 
 
 def topics_of(node: Node) -> Any:

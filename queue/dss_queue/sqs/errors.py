@@ -24,6 +24,7 @@ QUERY_CODES = {
             "EmptyBatchRequest",
             "InvalidBatchEntryId",
             "MessageNotInflight",
+            "PurgeQueueInProgress",
             "TooManyEntriesInBatchRequest",
             "UnsupportedOperation",
         )

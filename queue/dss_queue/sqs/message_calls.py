@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -25,38 +25,35 @@ from dss_queue.sqs.attributes import is_fifo, number
 from dss_queue.sqs.calls import Call, Reply, find_queue, submit
 from dss_queue.sqs.errors import SqsError, bad_value, of_refusal
 
-if TYPE_CHECKING:
-    pass
-
 BATCH_MAX = 10
+NO_DEDUP_ID = "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly"
 ENTRY_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 async def send_message(call: Call) -> Reply:
     queue = await find_queue(call)
-    new, _ = _new_message(call, queue, call.input)
+    new = _new_message(call, queue, call.input)
     return Reply((await _publish(call, queue, [call.input], [new]))[0])
 
 
 async def send_batch(call: Call) -> Reply:
     queue = await find_queue(call)
     entries = _checked_entries(call.input.entries, "SendMessage")
-    accepted, size = [], 0
-    failed = []
-    for entry in entries:
-        try:
-            new, bytes_of_it = _new_message(call, queue, entry)
-        except SqsError as error:
-            if error.code == "MissingParameter":
-                raise
-            failed.append(_failure(entry.id, error))
-            continue
-        accepted.append((entry, new))
-        size += bytes_of_it
+    size = sum(messages.bytes_of(entry.message_body, entry.message_attributes) for entry in entries)
     if size > messages.BYTES_MAX:
         raise SqsError(
             "BatchRequestTooLong", f"Batch requests cannot be longer than {messages.BYTES_MAX} bytes. You have sent {size} bytes."
         )
+    accepted, failed = [], []
+    for entry in entries:
+        try:
+            accepted.append((entry, _new_message(call, queue, entry)))
+        except SqsError as error:
+            # "If you aren't able to provide a MessageDeduplicationId and you don't enable ContentBasedDeduplication for your
+            # queue, the action fails with an error."
+            if error.code == "MissingParameter" or error.detail == NO_DEDUP_ID:
+                raise
+            failed.append(_failure(entry.id, error))
     sent = await _publish(call, queue, [entry for entry, _ in accepted], [new for _, new in accepted]) if accepted else []
     successful = [{"Id": entry.id, **answer} for (entry, _), answer in zip(accepted, sent, strict=True)]
     return Reply({"Successful": successful, "Failed": failed})
@@ -81,9 +78,9 @@ def _checked_entries(entries: Sequence[Any], kind: str) -> Sequence[Any]:
                 "A batch entry id can only contain alphanumeric characters, hyphens "
                 "and underscores. It can be at most 80 letters long.",
             )
-    repeated = [id for id in ids if ids.count(id) > 1]
-    if repeated:
-        raise SqsError("BatchEntryIdsNotDistinct", f"Id {repeated[0]} repeated.")
+    repeated = next((id for i, id in enumerate(ids) if id in ids[:i]), None)
+    if repeated is not None:
+        raise SqsError("BatchEntryIdsNotDistinct", f"Id {repeated} repeated.")
     return entries
 
 
@@ -91,15 +88,16 @@ def _failure(id: str, error: SqsError) -> dict[str, Any]:
     return {"Id": id, "SenderFault": error.status < 500, "Code": error.query_code, "Message": error.detail}
 
 
-def _new_message(call: Call, queue: Queue, given: requests.Message) -> tuple[NewMessage, int]:
-    """The message for the log, and its size as SQS counts it.
+def _new_message(call: Call, queue: Queue, given: requests.Message) -> NewMessage:
+    """The message for the log.
 
     Raises:
         SqsError: the queue does not take it.
     """
     present = queue.attributes
     messages.check_body(given.message_body)
-    size = len(given.message_body.encode()) + messages.check_attributes(given.message_attributes)
+    messages.check_attributes(given.message_attributes)
+    size = messages.bytes_of(given.message_body, given.message_attributes)
     most = number(present, "MaximumMessageSize")
     if size > most:
         raise bad_value(f"One or more parameters are invalid. Reason: Message must be shorter than {most} bytes.")
@@ -136,8 +134,7 @@ def _new_message(call: Call, queue: Queue, given: requests.Message) -> tuple[New
         raise bad_value(f"Value {delay_s} for parameter DelaySeconds is invalid. Reason: DelaySeconds must be >= 0 and <= 900.")
     partition = ring(config_of(call.node).queue_num_vnodes).partition_of(key) if key else -1
     value = msgspec.json.encode(given.message_body)
-    new = NewMessage(call.name, value, key, partition, delay_s * 1000, dedup_id, msgspec.json.encode(headers))
-    return new, size
+    return NewMessage(call.name, value, key, partition, delay_s * 1000, dedup_id, msgspec.json.encode(headers))
 
 
 def _fifo_ids(present: dict[str, str], given: requests.Message, headers: dict[str, str]) -> tuple[str, str]:
@@ -152,9 +149,7 @@ def _fifo_ids(present: dict[str, str], given: requests.Message, headers: dict[st
         )
     if not given_id:
         if present.get("ContentBasedDeduplication") != "true":
-            raise bad_value(
-                "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly"
-            )
+            raise bad_value(NO_DEDUP_ID)
         given_id = sha256(given.message_body.encode()).hexdigest()
     headers[messages.H_DEDUP_ID] = given_id
     if present.get("DeduplicationScope") == "messageGroup":
@@ -213,6 +208,11 @@ async def receive(call: Call) -> Reply:
     if not taken:
         return Reply()
     system_names = {*given.attribute_names, *given.message_system_attribute_names}
+    if not visibility_s:
+        # Visible again at once, the last one first: a message of a run takes those behind it along.
+        named = {"topic": call.name, "group": GROUP, "delay_ms": 0}
+        given_back = (Nack(**named, msg_id=one["msg_id"], receipt=one["receipt"]) for one in reversed(taken))  # type: ignore[arg-type]
+        await asyncio.gather(*(submit(call, one) for one in given_back))
     shown = [messages.described(one, given.message_attribute_names, system_names, fifo, call.region) for one in taken]
     receipts = {one["msg_id"]: one["receipt"] for one in taken}
     return Reply({"Messages": shown}, partial(push.give_back, call.node, call.name, GROUP, receipts))
@@ -296,9 +296,15 @@ async def _each(kind: str, entries: Sequence[Any], work: Callable[[Any], Awaitab
     return Reply(
         {
             "Successful": [{"Id": entry.id} for entry, error in zip(entries, outcomes, strict=True) if error is None],
-            "Failed": [_failure(entry.id, error) for entry, error in zip(entries, outcomes, strict=True) if error is not None],
+            "Failed": [_entry_failure(entry, error) for entry, error in zip(entries, outcomes, strict=True) if error is not None],
         }
     )
+
+
+def _entry_failure(entry: requests.DeleteEntry, error: SqsError) -> dict[str, Any]:
+    if error.code == "ReceiptHandleIsInvalid":
+        error.detail = f'The input receipt handle "{entry.receipt_handle[:200]}" is not a valid receipt handle.'
+    return _failure(entry.id, error)
 
 
 async def _outcome(work: Awaitable[None]) -> SqsError | None:

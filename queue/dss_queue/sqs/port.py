@@ -22,9 +22,9 @@ from dss_api.http_request import HttpRequest
 from dss_api.operation import Operation
 from dss_api.rights import ANY_TOKEN, OPERATE, READ, Either, Need, queue
 from dss_api.routes import require_state, route_of
-from dss_queue.sqs import message_calls, queue_calls, requests, signature
-from dss_queue.sqs.attributes import NAME_PATTERN, REGION_DEFAULT
-from dss_queue.sqs.calls import Call, Reply, queue_in_url
+from dss_queue.sqs import message_calls, move_calls, policy_calls, queue_calls, requests, signature
+from dss_queue.sqs.attributes import REGION_DEFAULT
+from dss_queue.sqs.calls import Call, Reply
 from dss_queue.sqs.errors import SqsError, bad_value, encode_answer, encode_error, encode_refusal, of_refusal
 
 log = structlog.get_logger("api")
@@ -50,6 +50,11 @@ OPERATIONS: dict[str, tuple[type[requests.Input], Need, Handle]] = {
     "TagQueue": (requests.TagInput, MANAGE, queue_calls.tag_queue),
     "UntagQueue": (requests.UntagInput, MANAGE, queue_calls.untag_queue),
     "ListQueueTags": (requests.QueueInput, LOOK, queue_calls.list_tags),
+    "AddPermission": (requests.AddPermissionInput, MANAGE, policy_calls.add_permission),
+    "RemovePermission": (requests.RemovePermissionInput, MANAGE, policy_calls.remove_permission),
+    "StartMessageMoveTask": (requests.StartMoveInput, MANAGE, move_calls.start_move),
+    "CancelMessageMoveTask": (requests.CancelMoveInput, MANAGE, move_calls.cancel_move),
+    "ListMessageMoveTasks": (requests.ListMovesInput, LOOK, move_calls.list_moves),
     "SendMessage": (requests.SendMessageInput, SEND, message_calls.send_message),
     "SendMessageBatch": (requests.SendBatchInput, SEND, message_calls.send_batch),
     "ReceiveMessage": (requests.ReceiveInput, TAKE, message_calls.receive),
@@ -58,10 +63,10 @@ OPERATIONS: dict[str, tuple[type[requests.Input], Need, Handle]] = {
     "ChangeMessageVisibility": (requests.VisibilityInput, TAKE, message_calls.change_visibility),
     "ChangeMessageVisibilityBatch": (requests.VisibilityBatchInput, TAKE, message_calls.change_visibility_batch),
 }
-#: operations of SQS that this endpoint does not have
-UNSUPPORTED = ("AddPermission", "RemovePermission", "StartMessageMoveTask", "CancelMessageMoveTask", "ListMessageMoveTasks")
 #: those that change nothing
-READS = frozenset(("GetQueueUrl", "ListQueues", "ListDeadLetterSourceQueues", "GetQueueAttributes", "ListQueueTags"))
+READS = frozenset(
+    ("GetQueueUrl", "ListQueues", "ListDeadLetterSourceQueues", "GetQueueAttributes", "ListQueueTags", "ListMessageMoveTasks")
+)
 
 
 class SqsRequest(msgspec.Struct):
@@ -120,8 +125,6 @@ class SqsPort:
         if not target:
             raise SqsError("InvalidAction", "Send calls as POST with the header X-Amz-Target: AmazonSQS.… (the JSON protocol).")
         name = target.removeprefix(TARGET) if target.startswith(TARGET) else ""
-        if name in UNSUPPORTED:
-            raise SqsError("UnsupportedOperation", f"This endpoint does not have the operation {name}.")
         operation = self._operations.get(name)
         if operation is None:
             raise SqsError("UnknownOperationException", f"There is no operation {target[:200]}.")
@@ -217,13 +220,7 @@ class SqsCall:
             raise SqsError("SerializationException", "The body is not JSON.") from None
         except RecursionError:
             raise bad_value("The request is nested too deeply.") from None
-        name = ""
-        if isinstance(given, requests.CreateQueueInput | requests.GetQueueUrlInput):
-            name = given.queue_name
-            if not NAME_PATTERN.fullmatch(name):
-                raise bad_value("Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length")
-        elif hasattr(given, "queue_url"):
-            name = queue_in_url(given.queue_url)
+        name = given.named()
         host = _header(headers, b"host") or "localhost"
         return SqsRequest(name, given, f"{self._port.scheme}://{host}", region)
 

@@ -6,13 +6,12 @@ from typing import Any, cast
 
 from dss_api.caller import caller
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import Purge
 from dss_queue.core.inspection import stats
-from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, Queue, redrive_policy
+from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, PurgeQueue, Queue
 from dss_queue.core.topic_commands import DeleteTopic
 from dss_queue.sqs import attributes as queue_attributes
 from dss_queue.sqs.attributes import arn_of
-from dss_queue.sqs.calls import Call, Reply, find_queue, submit, topics_of
+from dss_queue.sqs.calls import Call, Reply, find_queue, may_publish, sources_of, submit, topics_of
 from dss_queue.sqs.errors import SqsError, bad_value
 
 LIST_MAX = 1000
@@ -47,9 +46,7 @@ async def _require_target(call: Call, policy: str) -> None:
     except SqsError:
         reason = f"Value {policy} for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist."
         raise bad_value(reason) from None
-    access = caller().access
-    may_set_any = access.everything or "operate" in access.plain
-    if not may_set_any and not target.startswith(access.prefixes("queue", "publish")):
+    if not may_publish(target):
         raise SqsError("AccessDenied", f"the token may not publish to {target}", 403)
 
 
@@ -87,10 +84,8 @@ def _seen_queues(call: Call) -> dict[str, Queue]:
 
 async def list_sources(call: Call) -> Reply:
     await find_queue(call)
-    sources = sorted(
-        name for name, queue in _seen_queues(call).items() if (redrive_policy(queue.attributes) or ("",))[0] == call.name
-    )
-    return _page(call, sources, "queueUrls")
+    seen = _seen_queues(call)
+    return _page(call, [name for name in sources_of(call.node, call.name) if name in seen], "queueUrls")
 
 
 def _page(call: Call, names: list[str], field: str) -> Reply:
@@ -113,7 +108,9 @@ async def delete_queue(call: Call) -> Reply:
 
 async def purge_queue(call: Call) -> Reply:
     await find_queue(call)
-    await submit(call, Purge(topic=call.name))
+    result = await submit(call, PurgeQueue(topic=call.name))
+    if result.body["purged"] is None:
+        raise SqsError("PurgeQueueInProgress", f"Only one PurgeQueue operation on {call.name} is allowed every 60 seconds.", 403)
     return Reply()
 
 

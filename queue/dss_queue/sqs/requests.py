@@ -4,26 +4,56 @@ from __future__ import annotations
 
 import msgspec
 
+from dss_queue.sqs.attributes import NAME_PATTERN
+from dss_queue.sqs.calls import queue_in_arn, queue_in_url
+from dss_queue.sqs.errors import bad_value
 from dss_queue.sqs.messages import AttributeValue
+from dss_queue.sqs.move_calls import task_in
 
 
 class Input(msgspec.Struct, rename="pascal", kw_only=True):
     """The base of all requests. Unknown fields are ignored, as SQS does."""
 
+    def named(self) -> str:
+        """The queue that the request names; "" if requests of this kind name none.
+
+        Raises:
+            SqsError: there cannot be such a queue.
+        """
+        return ""
+
 
 class QueueInput(Input, kw_only=True):
     queue_url: str = ""
 
+    def named(self) -> str:
+        return queue_in_url(self.queue_url)
 
-class CreateQueueInput(Input, kw_only=True):
+
+class NamedInput(Input, kw_only=True):
     queue_name: str = ""
+
+    def named(self) -> str:
+        if not NAME_PATTERN.fullmatch(self.queue_name):
+            raise bad_value("Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length")
+        return self.queue_name
+
+
+class SourceInput(Input, kw_only=True):
+    source_arn: str = ""
+
+    def named(self) -> str:
+        return queue_in_arn(self.source_arn, "SourceArn")
+
+
+class CreateQueueInput(NamedInput, kw_only=True):
     attributes: dict[str, str] = {}
     #: this field alone begins with a small letter
     tags: dict[str, str] = msgspec.field(default_factory=dict, name="tags")
 
 
-class GetQueueUrlInput(Input, kw_only=True):
-    queue_name: str = ""
+class GetQueueUrlInput(NamedInput, kw_only=True):
+    """It has no further fields that matter."""
 
 
 class ListQueuesInput(Input, kw_only=True):
@@ -59,6 +89,9 @@ class Message(Input, kw_only=True):
 
 class SendMessageInput(Message, kw_only=True):
     queue_url: str = ""
+
+    def named(self) -> str:
+        return queue_in_url(self.queue_url)
 
 
 class SendBatchInput(QueueInput, kw_only=True):
@@ -107,3 +140,29 @@ class TagInput(QueueInput, kw_only=True):
 
 class UntagInput(QueueInput, kw_only=True):
     tag_keys: list[str] = []
+
+
+class AddPermissionInput(QueueInput, kw_only=True):
+    label: str = ""
+    account_ids: list[str] = msgspec.field(default_factory=list, name="AWSAccountIds")
+    actions: list[str] = []
+
+
+class RemovePermissionInput(QueueInput, kw_only=True):
+    label: str = ""
+
+
+class StartMoveInput(SourceInput, kw_only=True):
+    destination_arn: str = ""
+    max_number_of_messages_per_second: int | None = None
+
+
+class ListMovesInput(SourceInput, kw_only=True):
+    max_results: int | None = None
+
+
+class CancelMoveInput(Input, kw_only=True):
+    task_handle: str = ""
+
+    def named(self) -> str:
+        return task_in(self.task_handle)[0]
