@@ -95,18 +95,22 @@ async def release(cluster: Cluster, terminal: Terminal, key: str, client: str, t
         terminal.write(f"{key} is released; {client} held it for {duration(answer['held_ms'])}")
 
 
-async def force_release(cluster: Cluster, terminal: Terminal, key: str, client: str | None, reason: str, by: str | None) -> None:
+async def force_release(
+    cluster: Cluster, terminal: Terminal, key: str, client: str | None, fencing_token: int | None, reason: str, by: str | None
+) -> None:
     """Take a lock away without asking its holder.
 
     Raises:
         CommandFailed: no client holds it.
     """
     by = by or f"{getpass.getuser()}@{socket.gethostname()}"
-    answer = await cluster.call("locks.force_release", key=key, client=client, reason=reason, by=by)
+    token = {} if fencing_token is None else {"fencing_token": fencing_token}
+    answer = await cluster.call("locks.force_release", key=key, client=client, reason=reason, by=by, **token)
     if terminal.is_json:
         terminal.json(answer)
     if not answer["released"]:
-        raise CommandFailed(f"{client or 'no client'} {'does not hold' if client else 'holds'} {key}")
+        grant = "" if fencing_token is None else f" with the fencing token {fencing_token}"
+        raise CommandFailed(f"{client or 'no client'} {'does not hold' if client else 'holds'} {key}{grant}")
     if not terminal.is_json:
         for holder in answer["holders"]:
             terminal.write(f"{key} is taken from {holder['client']}, which had the fencing token {holder['fencing_token']}")

@@ -27,7 +27,8 @@ class Desk:
     def __init__(self, nodes: Sequence[LocalNode], started: Callable[[LocalNode], None] = lambda node: None) -> None:
         self._nodes = nodes
         self._started = started
-        self._asked: queue.SimpleQueue[tuple[Action, str, Future[None]]] = queue.SimpleQueue()
+        # Not a `SimpleQueue`: in Python 3.11 its `get` never ends if a signal is handled for longer than what is left of the timeout.
+        self._asked: queue.Queue[tuple[Action, str, Future[None]]] = queue.Queue()
         self._paused: set[str] = set()
         #: id of each node -> what its process does; replaced as a whole, so that any thread can read it
         self.states: dict[str, ProcessState] = {}

@@ -33,7 +33,10 @@ from dss_locks.core.commands import (
     AuditQuery,
     CheckToken,
     CloseSession,
+    ForceFields,
     ForceRelease,
+    ForceReleaseGrant,
+    ForceReleaseRequest,
     GraphQuery,
     Release,
     Renew,
@@ -105,11 +108,15 @@ async def close_session(node: Node, request: CloseSession, once: RequestId | Non
     return await node.submit(request, once=once)
 
 
-async def force_release(node: Node, request: ForceRelease, once: RequestId | None = None) -> Result:
+async def force_release(node: Node, request: ForceReleaseRequest, once: RequestId | None = None) -> Result:
+    fields = {name: getattr(request, name) for name in ForceFields.__struct_fields__}
     if caller() is not ANYONE:
         # The authentication knows who it is; the field is what an unknown caller of an open node says.
-        request = msgspec.structs.replace(request, by=caller().name)
-    result = await node.submit(request, once=once)
+        fields["by"] = caller().name
+    # All cluster versions know the command without a token.
+    token = request.fencing_token
+    command = ForceRelease(**fields) if token is None else ForceReleaseGrant(**fields, fencing_token=token)
+    result = await node.submit(command, once=once)
     if result.body["released"]:
         metrics.release_counters["forced"].inc()
     return result
@@ -302,7 +309,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="locks.force_release",
         method="POST",
         path="/lock/force_release",
-        request=ForceRelease,
+        request=ForceReleaseRequest,
         handle=force_release,
         answer=ForceReleaseAnswer,
         takes_request_id=True,
@@ -310,7 +317,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Force the release of a lock",
         description=(
             "Takes the lock away without asking its holder, who may still be running: only the fencing token protects the "
-            "resource. Recorded in the audit list."
+            "resource. With `fencing_token`, only that grant ends, and a newer one of the same client stays. Recorded in the audit list."
         ),
         tag="Locks",
         example={"key": "example/orders/42", "reason": "worker-1 is gone", "by": "alice"},

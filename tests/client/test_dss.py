@@ -302,6 +302,10 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: str, error: str, dss: D
         ("queue show nothing-here", "there is no topic nothing-here"),
         ("lock release nothing-here --client c", "c does not hold nothing-here"),
         ("lock release nothing-here --force --reason r", "no client holds nothing-here"),
+        (
+            "lock release nothing-here --force --fencing-token 7 --reason r",
+            "no client holds nothing-here with the fencing token 7",
+        ),
         ("log show 999999", "(not_found)"),
         ("limits set nothing_here=1", "(invalid)"),
         ("status --token wrong", "(unauthenticated). Set DSS_TOKEN, or give --token"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,3 +78,18 @@ def test_a_node_that_has_ended_by_itself(node: Sleeper) -> None:
     node.kill()
     desk.carry_out(0)
     assert desk.states == {"node-1": "ended"}
+
+
+def test_a_signal_does_not_stop_the_main_thread() -> None:
+    """Ctrl-C at the end of a timeout: `make run` has to see it."""
+    desk = Desk([])
+    late = threading.Timer(20, lambda: desk.ask("kill", "nobody"))
+    late.start()
+    before = signal.signal(signal.SIGALRM, lambda *_: time.sleep(0.3))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        desk.carry_out(0.2)
+        assert late.is_alive(), "only a request has ended the wait"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        late.cancel()

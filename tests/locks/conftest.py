@@ -13,7 +13,7 @@ import pytest
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_locks.core import refusals
-from dss_locks.core.commands import Acquire, ForceRelease, Release, Renew
+from dss_locks.core.commands import Acquire, ForceRelease, ForceReleaseGrant, Release, Renew
 from dss_locks.core.state import LockChanged, LockLimits
 from dss_locks.core.table import LockTable
 from dss_raft.replication.commands import Command
@@ -79,7 +79,8 @@ class Harness:
         return outcome
 
     def force(self, key: str, reason: str = "it hangs", **fields: Any) -> Any:
-        (outcome,) = self.entry(ForceRelease(key=key, reason=reason, **fields))
+        command = ForceReleaseGrant if "fencing_token" in fields else ForceRelease
+        (outcome,) = self.entry(command(key=key, reason=reason, **fields))
         return outcome
 
     def cancel(self, origin: Origin) -> None:

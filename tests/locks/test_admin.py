@@ -131,6 +131,21 @@ def test_a_forced_release_asks_first_and_needs_a_reason(boss, busy):
     assert (forced.reason, forced.by, forced.client) == ("hangs", "user boss", "a")
 
 
+def test_a_newer_grant_of_the_same_client_is_not_released(boss, busy, monkeypatch):
+    row = next(row for row in shown(LockRow, take_locks(busy.table, busy.at_ms)) if row.key == "k1")
+    seen = [one for one in take_locks(busy.table, busy.at_ms) if one]
+    busy.release("a", "k1")
+    busy.release("b", "k1")
+    busy.acquire("a", "k1")
+    page = act(boss, "lockrow", "force_release", row, confirmed="1", reason="hangs")
+    assert "No longer in the list" in page
+    # Also if it came after the list was read.
+    monkeypatch.setattr(admin.LockRowAdmin, "rows", lambda page: seen)
+    page = act(boss, "lockrow", "force_release", row, confirmed="1", reason="hangs")
+    assert '<li class="warning">Nothing was done: the locks had ended by themselves.</li>' in page
+    assert busy.holders("k1") == [("a", "exclusive")]
+
+
 def test_an_action_says_which_of_the_confirmed_rows_are_gone(boss, busy):
     rows = shown(LockRow, take_locks(busy.table, busy.at_ms))
     form = {"action": "force_release", "_selected_action": [row.pk for row in rows]}

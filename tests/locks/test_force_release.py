@@ -47,6 +47,19 @@ def test_one_of_several_holders(locks):
     assert locks.holders("k") == [("b", "shared")]
 
 
+def test_one_grant_only(locks):
+    """The client may have released what an operator has seen, and have the lock again."""
+    old = locks.acquire("a", "k").body["fencing_token"]
+    locks.release("a", "k")
+    new = locks.acquire("a", "k").body["fencing_token"]
+    assert locks.force("k", client="a", fencing_token=old).body == {"released": False, "holders": []}
+    assert locks.holders("k") == [("a", "exclusive")]
+    assert locks.force("k", fencing_token=new).body["holders"] == [{"client": "a", "fencing_token": new}]
+    locks.reload()
+    assert not locks.holders("k")
+    assert [line["fencing_token"] for line in inspection.audit(locks.table)] == [new]
+
+
 def test_a_free_key_has_nothing_to_release(locks):
     assert locks.force("k").body == {"released": False, "holders": []}
     assert locks.table.forced_releases == []

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from dss_api.errors import Refused
 from dss_locks import metrics, operations
-from dss_locks.core.commands import Acquire, CheckToken, ForceRelease, GraphQuery, Release, Renew, StatusQuery
+from dss_locks.core.commands import Acquire, CheckToken, ForceReleaseRequest, GraphQuery, Release, Renew, StatusQuery
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def test_releases_are_counted_by_result(node, increase):
     await operations.release(node, Release(key="k", client="a"))
     await operations.acquire(node, Acquire(key="k", client="b"))
     await operations.release(node, Release(key="k", client="a", fencing_token=1))
-    await operations.force_release(node, ForceRelease(key="k", reason="test"))
+    await operations.force_release(node, ForceReleaseRequest(key="k", reason="test"))
     for result in ("released", "not_held", "not_holder", "forced"):
         assert increase("lock_release_total", result=result) == 1
 

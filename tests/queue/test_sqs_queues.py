@@ -10,7 +10,7 @@ import pytest
 from dss_api.caller import Caller, set_caller
 from dss_api.rights import Access
 from dss_dev.queue_recount import recounted_usage
-from dss_queue.core.commands import PeekQuery
+from dss_queue.core.commands import PeekQuery, PutTopic, SetTopic
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sqs_queues import GROUP, ChangeQueue, CreateQueue, PublishToQueues, redrive_policy, settings_of
 from dss_queue.core.topic_commands import DeleteTopic
@@ -73,6 +73,17 @@ def test_attributes_and_tags_change(counted):
     assert queue.modified_ms == queue.created_ms + 5
     assert stats(desk.broker, "t", desk.at_ms)["settings"]["max_attempts"] == 0
     assert desk.do(ChangeQueue(topic="none", tags={"a": "1"})).code == "not_found"
+
+
+@pytest.mark.parametrize("command", [PutTopic(topic="t", max_attempts=9), SetTopic(topic="t", dead_letter_topic="other")])
+def test_settings_of_the_topic_cannot_differ_from_the_attributes(counted, command):
+    desk = counted
+    create(desk, RedrivePolicy=POLICY)
+    before = stats(desk.broker, "t", desk.at_ms)["settings"]
+    refused = desk.do(command)
+    assert (refused.code, refused.body["field"]) == ("invalid", "topic")
+    assert "SetQueueAttributes" in refused.body["detail"]
+    assert stats(desk.broker, "t", desk.at_ms)["settings"] == before
 
 
 def test_tags_have_a_limit(counted):

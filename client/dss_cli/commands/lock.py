@@ -166,9 +166,7 @@ async def lock_release(
     if force:
         if not reason:
             raise click.UsageError("--force needs --reason.")
-        if fencing_token is not None:
-            raise click.UsageError("--force cannot be combined with --fencing-token.")
-        await locks.force_release(cluster, terminal, key, client, reason, by)
+        await locks.force_release(cluster, terminal, key, client, fencing_token, reason, by)
         return
     if not client:
         raise click.UsageError("Say whose lock it is with --client, or take it away with --force and --reason.")

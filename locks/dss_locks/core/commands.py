@@ -86,8 +86,8 @@ class Renew(KeyFields, Command, tag="locks.renew", kw_only=True):
     ttl_ms: DurationMs | None = None
 
 
-class ForceRelease(Command, tag="locks.force_release", kw_only=True):
-    """Take a lock away from its holder. Recorded in the audit list with who did it and why."""
+class ForceFields(Fields, kw_only=True):
+    """What every cluster version knows of a forced release."""
 
     key: Name
     reason: Reason
@@ -100,6 +100,23 @@ class ForceRelease(Command, tag="locks.force_release", kw_only=True):
         check_name("key", self.key)
         check_name("by", self.by)
         check_name("client", self.client)
+
+
+class ForceReleaseRequest(ForceFields, kw_only=True):
+    #: only the grant with this token: a newer one of the same client stays; None: whatever is held
+    fencing_token: Index | None = None
+
+
+class ForceRelease(ForceFields, Command, tag="locks.force_release", kw_only=True):
+    """Take a lock away from its holder. Recorded in the audit list with who did it and why."""
+
+
+class ForceReleaseGrant(ForceFields, Command, tag="locks.force_release_grant", kw_only=True):
+    """`ForceRelease` of one grant only."""
+
+    since: ClassVar[int] = 5
+
+    fencing_token: Index
 
 
 class CancelWait(Command, tag="locks.cancel_wait", kw_only=True):

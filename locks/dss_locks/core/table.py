@@ -33,7 +33,17 @@ import msgspec
 from dss_api.result import Result
 from dss_locks.core import refusals
 from dss_locks.core.account import FORCED_BYTES, Account, encode_meta
-from dss_locks.core.commands import Acquire, CancelWait, CloseSession, ForceRelease, Release, Renew, RenewSession, StartSession
+from dss_locks.core.commands import (
+    Acquire,
+    CancelWait,
+    CloseSession,
+    ForceRelease,
+    ForceReleaseGrant,
+    Release,
+    Renew,
+    RenewSession,
+    StartSession,
+)
 from dss_locks.core.holdings import MODES, Holdings, matches_token
 from dss_locks.core.rows import FORMAT, MetaReader, MetaWriter, decode_hold, decode_waiter, encode_hold, encode_waiter
 from dss_locks.core.scheduler import LockScheduler
@@ -61,6 +71,7 @@ class LockTable:
         RenewSession,
         CloseSession,
         CancelWait,
+        ForceReleaseGrant,
     )
 
     def __init__(self, limits: LockLimits | None = None, state_limits: StateLimits | None = None) -> None:
@@ -76,6 +87,7 @@ class LockTable:
             Release: self._release,
             Renew: self._renew,
             ForceRelease: self._force_release,
+            ForceReleaseGrant: self._force_release,
             StartSession: self._start_session,
             RenewSession: self._renew_session,
             CloseSession: self._close_session,
@@ -311,9 +323,11 @@ class LockTable:
         token = max(hold.token for hold in holds)
         return Result({"fencing_token": token, "expires_in_ms": min(left) if left else None})
 
-    def _force_release(self, command: ForceRelease, at_ms: int, index: int, origin: Origin) -> Result:
+    def _force_release(self, command: ForceRelease | ForceReleaseGrant, at_ms: int, index: int, origin: Origin) -> Result:
         lock = self.locks.get(command.key)
         holds = [hold for hold in lock.holds() if command.client in ("", hold.client)] if lock is not None else []
+        if isinstance(command, ForceReleaseGrant):
+            holds = [hold for hold in holds if hold.token == command.fencing_token]
         for hold in holds:
             forced = ForcedRelease(index, at_ms, hold.key, hold.client, hold.token, command.reason, command.by)
             self.forced_releases.append(forced)

@@ -18,7 +18,7 @@ from dss_api.errors import Refused
 from dss_api.operation import named
 from dss_locks import picture
 from dss_locks.core import inspection
-from dss_locks.core.commands import CancelWait, CloseSession, ForceRelease
+from dss_locks.core.commands import CancelWait, CloseSession, ForceReleaseRequest
 from dss_locks.core.table import LockTable
 from dss_locks.cycle_picture import draw_cycle
 from dss_locks.django_app.models import DeadlockRow, DelayRow, ForcedRow, LockRow, SessionRow, WaiterRow
@@ -77,8 +77,9 @@ class LockRowAdmin(LiveAdmin):
     def force_release(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
         reason = given["reason"]
 
-        def release(row: LockRow) -> ForceRelease:
-            return ForceRelease(key=row.key, client=row.client, reason=reason)
+        def release(row: LockRow) -> ForceReleaseRequest:
+            # The grant that the operator has seen: the client may have released it, and have a newer one.
+            return ForceReleaseRequest(key=row.key, client=row.client, fencing_token=row.fencing_token, reason=reason)
 
         outcome = self.do_each(request, rows, named(OPERATIONS, "locks.force_release"), release, reason)
         self.report_each(request, outcome, "released", rows, nothing="the locks had ended by themselves")

@@ -39,7 +39,8 @@ class HeldLock(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def row_id(self) -> str:
-        return f"{len(self.client)}.{self.client}.{self.key}"
+        # With the token: a newer grant of the same client is another row.
+        return f"{self.fencing_token}.{len(self.client)}.{self.client}.{self.key}"
 
     @property
     def mode(self) -> str:

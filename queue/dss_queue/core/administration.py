@@ -53,6 +53,12 @@ class Administration:
 
     def _put_topic(self, command: PutTopic | SetTopic, at_ms: int, index: int, origin: Origin) -> Result:
         topic = self._topics.get(command.topic)
+        if topic is not None and topic.queue is not None:
+            # They would say something else than its attributes, which SQS clients see.
+            detail = (
+                f"{command.topic!r} is a queue of the SQS endpoint: its settings follow from its attributes (SetQueueAttributes)"
+            )
+            return Result({"field": "topic", "detail": detail}, "invalid")
         if topic is None:
             refused = self._publisher.no_room_for_topics(1, new_topic_bytes(command.topic))
             if refused is not None:
