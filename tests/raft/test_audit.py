@@ -176,6 +176,7 @@ async def test_a_record_is_committed_before_the_call_and_names_the_authenticated
         "reason": "worker-1 is gone",
         "by": "mallory",
         "client": "",
+        "fencing_token": None,
     }
 
 
