@@ -5,13 +5,13 @@ NODES ?= 3
 WORKERS ?= 4
 BIN := .venv/bin
 READY := .venv/.ready
-PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client dss_cli dss_django
+PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client dss_cli dss_django dss_kombu dss_celery
 COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-memory bench-peers load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
+.PHONY: help run restart join shop celery test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-memory bench-peers load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ join: $(READY) ## add one more node to the running cluster, and follow its log
 
 shop: $(READY) ## start the Django shop of examples/shop, with a node of its own if no cluster runs
 	@exec $(BIN)/python examples/shop/run.py $(ARGS)
+
+celery: $(READY) ## run tasks of Celery on the cluster (examples/celery), with three nodes of its own if no cluster runs
+	@exec $(BIN)/python examples/celery/run.py $(ARGS)
 
 test: $(READY) ## run all tests, in four workers (WORKERS=0: in one process)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)

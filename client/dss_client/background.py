@@ -48,7 +48,7 @@ class Background:
         if portal is None:
             return
         with contextlib.suppress(Exception):
-            portal.call(_within(CLOSE_S, self._client.aclose()))
+            portal.call(within(CLOSE_S, self._client.aclose()))
         portal.stop(CLOSE_S)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -89,7 +89,8 @@ class Background:
         self._starting = threading.Lock()
 
 
-async def _within(seconds: float, work: Awaitable[None]) -> None:
+async def within(seconds: float, work: Awaitable[None]) -> None:
+    """Wait for `work`, but for at most this long."""
     async with asyncio.timeout(seconds):
         await work
 
