@@ -1,15 +1,10 @@
-"""Refusals as Amazon SQS sends them."""
+"""Refusals of Amazon SQS: their codes, and which of them stand for those of this project."""
 
 from __future__ import annotations
 
-import uuid
-
-import msgspec
-
-from dss_api.codec import EncodedAnswer
 from dss_api.errors import Refused
+from dss_queue.sqs.dialect import Dialect
 
-JSON_1_0 = b"application/x-amz-json-1.0"
 SIMPLE = "AWS.SimpleQueueService."
 
 #: __type -> the code of the older query protocol, which clients compare with
@@ -54,6 +49,8 @@ class SqsError(Refused):
     def __init__(self, code: str, message: str, status: int = 400) -> None:
         super().__init__(code, message)
         self.status = status
+        #: of a request in the query protocol; None: JSON
+        self.dialect: Dialect | None = None
 
     @property
     def query_code(self) -> str:
@@ -78,24 +75,3 @@ def of_refusal(refusal: Refused) -> SqsError:
     # What may succeed later, such as a call without a leader, is repeated by clients.
     code, status = OF_REFUSALS.get(refusal.code, ("ServiceUnavailable", 503))
     return SqsError(code, refusal.detail or refusal.code, status)
-
-
-def encode_error(error: SqsError) -> EncodedAnswer:
-    """The whole answer."""
-    body = msgspec.json.encode({"__type": f"com.amazonaws.sqs#{error.code}", "message": error.detail})
-    fault = "Sender" if error.status < 500 else "Receiver"
-    return EncodedAnswer(error.status, body, (*_headers(), (b"x-amzn-query-error", f"{error.query_code};{fault}".encode())))
-
-
-def encode_refusal(refusal: Refused) -> EncodedAnswer:
-    """The answer for a request that was refused before it became a call."""
-    return encode_error(of_refusal(refusal))
-
-
-def encode_answer(body: bytes) -> EncodedAnswer:
-    """The answer of a call that succeeded."""
-    return EncodedAnswer(200, body, _headers())
-
-
-def _headers() -> tuple[tuple[bytes, bytes], ...]:
-    return (b"content-type", JSON_1_0), (b"x-amzn-requestid", str(uuid.uuid4()).encode())

@@ -1,4 +1,4 @@
-"""The SQS endpoint: a port of its own on the node's HTTP listener, for the JSON protocol of Amazon SQS.
+"""The SQS endpoint: a port of its own on the node's HTTP listener, for the JSON protocol of Amazon SQS and its older query protocol.
 
 Every limit of the listener holds, and a call passes `Route.begin` as the calls of all entry points do: rights, quotas and the audit trail
 are the same. A queue is a topic with the group `sqs`; see `core/sqs_queues.py`.
@@ -13,19 +13,21 @@ from typing import Any
 import msgspec
 import structlog
 
+from dss_api import operation as operations
 from dss_api.answer import Answer
 from dss_api.caller import ANYONE, Caller
 from dss_api.codec import INTERNAL, EncodedAnswer
 from dss_api.errors import Refused
 from dss_api.guard import Guard
 from dss_api.http_request import HttpRequest
-from dss_api.operation import Operation
 from dss_api.rights import ANY_TOKEN, OPERATE, READ, Either, Need, queue
 from dss_api.routes import require_state, route_of
-from dss_queue.sqs import message_calls, move_calls, policy_calls, queue_calls, requests, signature
+from dss_queue.sqs import message_calls, move_calls, policy_calls, query, queue_calls, requests, signature
 from dss_queue.sqs.attributes import REGION_DEFAULT
 from dss_queue.sqs.calls import Call, Reply
-from dss_queue.sqs.errors import SqsError, bad_value, encode_answer, encode_error, encode_refusal, of_refusal
+from dss_queue.sqs.dialect import SQS, Dialect
+from dss_queue.sqs.errors import SqsError, bad_value, of_refusal
+from dss_queue.sqs.wire import encode_answer, encode_error, encode_refusal
 
 log = structlog.get_logger("api")
 
@@ -78,13 +80,16 @@ class SqsRequest(msgspec.Struct):
     region: str
 
 
-class _Operation:
+class Operation:
     """An operation, prepared before its first call."""
 
     def __init__(self, name: str, input_type: type[requests.Input], needs: Need, handle: Handle) -> None:
+        self.name = name
+        self.input_type = input_type
+        self.names_a_queue = "queue_url" in input_type.__struct_fields__
         self.decode = msgspec.json.Decoder(input_type, strict=False).decode
         self.handle = handle
-        operation = Operation(
+        operation = operations.Operation(
             name=f"sqs.{name}",
             method="GET" if name in READS else "POST",
             path=f"/sqs/{name}",
@@ -113,7 +118,7 @@ class SqsPort:
         self.guard = guard
         self.scheme = scheme
         self.wall_s = wall_s
-        self._operations = {name: _Operation(name, *given) for name, given in OPERATIONS.items()}
+        self.operations = {name: Operation(name, *given) for name, given in OPERATIONS.items()}
 
     def find(self, request: HttpRequest) -> SqsCall:
         """What answers this request, whose head has arrived.
@@ -121,16 +126,24 @@ class SqsPort:
         Raises:
             SqsError: no operation; its caller is not known.
         """
-        target = request.method.decode("latin-1") == "POST" and _header(request.headers, b"x-amz-target")
-        if not target:
-            raise SqsError("InvalidAction", "Send calls as POST with the header X-Amz-Target: AmazonSQS.… (the JSON protocol).")
-        name = target.removeprefix(TARGET) if target.startswith(TARGET) else ""
-        operation = self._operations.get(name)
-        if operation is None:
-            raise SqsError("UnknownOperationException", f"There is no operation {target[:200]}.")
-        call = SqsCall(self, operation, request)
-        self.caller_of(request, request.address)
-        return call
+        target = _header(request.headers, b"x-amz-target")
+        if target:
+            if request.method != b"POST":
+                raise SqsError("InvalidAction", "Send calls of the JSON protocol as POST.")
+            operation = self.operations.get(target.removeprefix(TARGET)) if target.startswith(TARGET) else None
+            if operation is None:
+                raise SqsError("UnknownOperationException", f"There is no operation {target[:200]}.")
+            call = SqsCall(self, request, operation)
+            self.caller_of(request, request.address)
+            return call
+        try:
+            _require_no_page(request)
+            self.caller_of(request, request.address)
+        except Refused as refusal:
+            error = of_refusal(refusal)
+            error.dialect = SQS
+            raise error from None
+        return QueryCall(self, request)
 
     def caller_of(self, request: HttpRequest, address: str | None = None) -> Caller:
         """Who signed the request: the signature is checked when its body is there.
@@ -151,14 +164,20 @@ class SqsCall:
     reads_query = False
     outlives_tokens = False
     path_parameter = ""
+    #: of the query protocol; None: JSON
+    dialect: Dialect | None = None
 
-    def __init__(self, port: SqsPort, operation: _Operation, request: HttpRequest) -> None:
+    def __init__(self, port: SqsPort, request: HttpRequest, operation: Operation | None) -> None:
         self._port = port
-        self._operation = operation
         self._request = request
+        self._operation = operation
         self._body = b""
         self.decoder = self
-        self.observe = operation.route.observe
+
+    def observe(self, status: int, duration_s: float) -> None:
+        """See `Route.observe`. Requests that name no operation are not counted."""
+        if self._operation is not None:
+            self._operation.route.observe(status, duration_s)
 
     def typed_body(self, content_type: bytes, body: bytes) -> Any:
         """Keep the body: it is decoded after its signature was checked."""
@@ -179,17 +198,22 @@ class SqsCall:
             region = self._check_signature(caller, headers, address)
             node = find_node()
             require_state(node)
-            reply: Any = await self._operation.route.begin(node, self._decoded(headers, region), caller, "sqs", address)
-            answer = encode_answer(msgspec.json.encode(reply.body))
+            operation, given = self._decoded()
+            request = SqsRequest(given.named(), given, self._base_url(headers), region)
+            reply: Any = await operation.route.begin(node, request, caller, "sqs", address)
+            answer = encode_answer(reply.body, operation.name, self.dialect)
             answer.undo = reply.undo
             return answer
-        except SqsError as error:
-            return encode_error(error)
         except Refused as refusal:
-            return encode_error(of_refusal(refusal))
+            error = of_refusal(refusal)
         except Exception:
-            log.exception("api.failed", operation=self._operation.route.name)
-            return encode_error(SqsError("InternalFailure", INTERNAL, 500))
+            log.exception("api.failed", operation=self._operation.route.name if self._operation is not None else "")
+            error = SqsError("InternalFailure", INTERNAL, 500)
+        error.dialect = self.dialect
+        return encode_error(error)
+
+    def _base_url(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        return f"{self._port.scheme}://{_header(headers, b'host') or 'localhost'}"
 
     def _check_signature(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], address: str) -> str:
         """Returns the region that the client has signed for."""
@@ -211,18 +235,60 @@ class SqsCall:
             raise
         return signed.region
 
-    def _decoded(self, headers: Sequence[tuple[bytes, bytes]], region: str) -> SqsRequest:
+    def _decoded(self) -> tuple[Operation, requests.Input]:
+        """The operation, and its request.
+
+        Raises:
+            SqsError: the request is not valid.
+        """
+        operation = self._operation
+        assert operation is not None
         try:
-            given = self._operation.decode(self._body or b"{}")
+            return operation, operation.decode(self._body or b"{}")
         except msgspec.ValidationError as error:
             raise SqsError("InvalidParameterValue", f"The request is not valid: {error}") from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise SqsError("SerializationException", "The body is not JSON.") from None
         except RecursionError:
             raise bad_value("The request is nested too deeply.") from None
-        name = given.named()
-        host = _header(headers, b"host") or "localhost"
-        return SqsRequest(name, given, f"{self._port.scheme}://{host}", region)
+
+
+class QueryCall(SqsCall):
+    """A call in the query protocol: the body names the operation."""
+
+    dialect: Dialect = SQS
+
+    def __init__(self, port: SqsPort, request: HttpRequest) -> None:
+        super().__init__(port, request, None)
+
+    def _decoded(self) -> tuple[Operation, requests.Input]:
+        form = query.form_of(self._request.query, self._body if self._request.method == b"POST" else b"")
+        action = form.get("Action", "")
+        if not action:
+            raise SqsError("MissingAction", "The request must contain the parameter Action, or the header X-Amz-Target.")
+        operation = self._operation = self._port.operations.get(action)
+        if operation is None:
+            raise SqsError("InvalidAction", f"The action {action[:200]} is not valid for this endpoint.")
+        if operation.names_a_queue and self._request.path != "/":
+            form.setdefault("QueueUrl", self._request.path)
+        given = query.request_of(form)
+        try:
+            return operation, msgspec.convert(given, operation.input_type, strict=False)
+        except msgspec.ValidationError as error:
+            raise SqsError("InvalidParameterValue", f"The request is not valid: {error}") from None
+
+
+def _require_no_page(request: HttpRequest) -> None:
+    """A page of another site can send a form to this port, but cannot hide where it comes from.
+
+    Raises:
+        SqsError: a browser sent the request.
+    """
+    if request.method not in (b"GET", b"POST"):
+        raise SqsError("InvalidAction", "Send calls as POST, or queries as GET.")
+    for name in (b"origin", b"referer", b"sec-fetch-site"):
+        if _header(request.headers, name):
+            raise SqsError("AccessDenied", "This port does not answer browsers.", 403)
 
 
 def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
