@@ -104,6 +104,8 @@ class WebSocketFeed:
             if len(self._events) >= BACKLOG_MAX:
                 raise Refused("over_limit", f"the client is {BACKLOG_MAX} events behind")
             data = b"%b%b}" % (self._start, self._encode_event(event))
+            if not self._events and self._writer.write_now(data, self._as_text):
+                return
             if not self._writer.keep(len(data)):
                 raise Refused("over_limit", "too many bytes wait for the client")
             self._events.append(data)

@@ -19,6 +19,9 @@ class Line(Protocol):
     def watch(self, on_data: Callable[[], None]) -> None:
         """Call `on_data` whenever something arrives. From now on, the input is taken in turns (see `turns`)."""
 
+    def send_now(self, data: bytes, is_text: bool) -> bool:
+        """Send a message without waiting. False: nothing was sent, because the client has to read first, or there is no such way."""
+
     def message_taken(self) -> None:
         """The application has received a message: the server no longer keeps it."""
 
@@ -34,6 +37,10 @@ class NoLine:
 
     def watch(self, on_data: Callable[[], None]) -> None:
         """Do nothing."""
+
+    def send_now(self, data: bytes, is_text: bool) -> bool:
+        """Send nothing."""
+        return False
 
     message_taken = recount = ping
 

@@ -217,7 +217,12 @@ class WebSocketConnection:
         self._send = send
         self._line = in_progress.websocket_opened(client) or NoLine()
         self._writer = WebSocketWriter(
-            send, lambda: in_progress.abort(client), self._give_up, self._account, recount=self._line.recount
+            send,
+            lambda: in_progress.abort(client),
+            self._give_up,
+            self._account,
+            recount=self._line.recount,
+            send_now=self._line.send_now,
         )
         self._liveness = Liveness(self._line)
         self._serving: asyncio.Task[None] | None = None

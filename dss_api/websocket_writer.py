@@ -39,6 +39,7 @@ class WebSocketWriter:
         account: what the node keeps for the connection.
         unread_bytes_max: maximum number of bytes that wait for the client.
         recount: called after each message that the server has taken: the server counts it from now on.
+        send_now: sends a message if that is possible without waiting. It spares a message its task and its counting.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class WebSocketWriter:
         account: Account,
         unread_bytes_max: int = UNREAD_BYTES_MAX,
         recount: Callable[[], None] = lambda: None,
+        send_now: Callable[[bytes, bool], bool] = lambda data, is_text: False,
     ) -> None:
+        self._send_now = send_now
         self._send = send
         self._recount = recount
         self._abort = abort
@@ -71,6 +74,8 @@ class WebSocketWriter:
 
         A long one waits until there is room for it: of what one call answers, several would exceed the limit, or even one.
         """
+        if self.write_now(data, as_text):
+            return True
         if len(data) > self._unread_bytes_max // 4:
             self._account.take(len(data))
             try:
@@ -83,6 +88,14 @@ class WebSocketWriter:
             return await self.write_kept(data, as_text)
         finally:
             self.forget(len(data))
+
+    def write_now(self, data: bytes, as_text: bool) -> bool:
+        """Send a message if nothing waits for the client, and the server takes it now."""
+        if self.unread_bytes or not self.is_open or not self._send_now(data, as_text):
+            return False
+        self._sent += 1
+        self._recount()
+        return True
 
     async def write_kept(self, data: bytes, as_text: bool) -> bool:
         """Send a message that `keep` has counted already."""

@@ -110,6 +110,13 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
     def stopProducing(self) -> None:
         self._can_write.set()
 
+    def send_now(self, data: bytes, is_text: bool) -> bool:
+        """See `Line`."""
+        if self.state != self.STATE_OPEN or not self._can_write.is_set():
+            return False
+        self.sendMessage(data, not is_text)
+        return True
+
     async def writable(self) -> None:
         """Wait until the client has read enough for more to be written."""
         if hasattr(self, "_can_write"):
@@ -163,6 +170,9 @@ class TakenOver:
     def take_input(self, data: bytes) -> None:
         if self._websocket is not None:
             self._websocket.take_input(data)
+
+    def send_now(self, data: bytes, is_text: bool) -> bool:
+        return self._websocket is not None and self._websocket.send_now(data, is_text)
 
     def message_taken(self) -> None:
         if self._websocket is not None:

@@ -47,16 +47,31 @@ class CountedWebSocket(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Send a message of the application. See the class."""
         await self.writable.wait()
-        is_open = self.handshake_complete and not self.close_sent and not self.disconnected and self.initial_response is None
-        if message["type"] != "websocket.send" or not is_open:
+        if message["type"] != "websocket.send" or not self._is_open:
             await super().send(message)
             return
         text = message.get("text")
-        data = message["bytes"] if text is None else text.encode()
         try:
-            (self.conn.send_binary if text is None else self.conn.send_text)(data)
+            self._gather(message["bytes"] if text is None else text.encode(), text is not None)
         except InvalidState:
             raise ClientDisconnected from None
+
+    def send_now(self, data: bytes, is_text: bool) -> bool:
+        """See `Line`."""
+        if not self.writable.is_set() or not self._is_open:
+            return False
+        try:
+            self._gather(data, is_text)
+        except InvalidState:
+            return False
+        return True
+
+    @property
+    def _is_open(self) -> bool:
+        return self.handshake_complete and not self.close_sent and not self.disconnected and self.initial_response is None
+
+    def _gather(self, data: bytes, is_text: bool) -> None:
+        (self.conn.send_text if is_text else self.conn.send_binary)(data)
         if not self._gathered:
             self.loop.call_soon(self._write_gathered)
         self._gathered += len(data) + 1
@@ -220,6 +235,9 @@ class TakenOver:
         protocol = self._websocket or self._transport.get_protocol()
         if isinstance(protocol, CountedWebSocket):
             protocol.take_input(data)
+
+    def send_now(self, data: bytes, is_text: bool) -> bool:
+        return self._websocket is not None and self._websocket.send_now(data, is_text)
 
     def message_taken(self) -> None:
         if self._websocket is not None:

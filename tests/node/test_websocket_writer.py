@@ -139,6 +139,32 @@ async def test_a_slow_client_that_reads_stays_connected(monkeypatch: pytest.Monk
     line.writer.close()
 
 
+async def test_what_the_server_takes_at_once_needs_no_task() -> None:
+    line = Line()
+    now: list[bytes] = []
+    is_writable = True
+    line.writer._send_now = lambda data, is_text: is_writable and not now.append(data)
+    encoder: Any = SimpleNamespace(name="demo", encode=lambda event: b"{}")
+    liveness: Any = None
+    feed = WebSocketFeed(line.writer, liveness, 1, True, encoder, line.given_up.set)
+    event = msgspec.defstruct("Event", [])()
+    feed.push(event)
+    assert await line.writer.write(b"answer", True)
+    assert (len(now), feed._sender, line.writer.unread_bytes, line.memory.bytes) == (2, None, 0, 0)
+    is_writable = False
+    feed.push(event)
+    feed.push(event)
+    is_writable = True
+    feed.push(event)
+    assert (len(now), feed.backlog) == (2, 3), "in order: nothing overtakes what waits"
+    line.reads.set()
+    await feed.drained()
+    assert (len(line.sent), line.writer.unread_bytes) == (3, 0)
+    feed.end()
+    line.writer.close()
+    assert not line.writer.write_now(b"late", True)
+
+
 async def test_an_event_that_cannot_be_sent_ends_its_subscription() -> None:
     line = Line()
 
