@@ -14,7 +14,7 @@ from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
 from dss_client.errors import ClientClosed, WrongUse
-from dss_kombu.directory import GROUP, Record
+from dss_kombu.directory import GROUP, Record, Source
 from dss_kombu.fetching import Consumer, Delivery, Fetcher
 from dss_kombu.options import step_of
 
@@ -58,6 +58,7 @@ class Channel(virtual.Channel):
         #: temporary queues that were declared here: how, and their bindings
         self._temporary: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {}
         self._auto_delete: set[str] = set()
+        self._consumed: set[str] = set()
         self._message_ttls: dict[str, int] = {}
         self._fetcher: Fetcher | None = None
 
@@ -187,13 +188,25 @@ class Channel(virtual.Channel):
     async def _count(self, queue: str) -> int:
         total = 0
         for source in await self._directory.sources(queue):
-            stats = await self._link.client.call("queue.stats", topic=source.topic)
-            groups = {group["group"]: group for group in stats.get("groups", ())}
-            if source.group in groups:
-                total += groups[source.group]["ready"]
+            stats, group = await self._stats(source)
+            if group is not None:
+                total += group["ready"]
             elif source.group == GROUP:
                 total += stats.get("messages", 0)
         return total
+
+    async def _stats(self, source: Source) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Of the topic, and of the group if there is one."""
+        stats = await self._link.client.call("queue.stats", topic=source.topic)
+        return stats, next((group for group in stats.get("groups", ()) if group["group"] == source.group), None)
+
+    async def _delete_unused(self, queue: str) -> None:
+        """Delete it, unless another channel consumes it."""
+        for source in await self._directory.sources(queue):
+            _, group = await self._stats(source)
+            if group is not None and (group["waiters"] or group["in_flight"]):
+                return
+        await self._directory.delete_queue(queue)
 
     def _purge(self, queue: str) -> int:
         return int(self._link.run(self._purge_all(queue)))
@@ -273,6 +286,7 @@ class Channel(virtual.Channel):
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Callable[[Any], Any], consumer_tag: str, **options: Any) -> None:
         super().basic_consume(queue, no_ack, callback, consumer_tag, **options)
+        self._consumed.add(queue)
         self._link.run(self.fetcher.add(self._consumer(queue, no_ack)))
 
     def _consumer(self, queue: str, no_ack: bool) -> Consumer:
@@ -330,15 +344,15 @@ class Channel(virtual.Channel):
         """Give back what is not acked, and delete the temporary queues that were consumed here."""
         if self.closed:
             return
-        consumed = {queue for queue in self._active_queues if queue in self._auto_delete}
+        consumed = self._consumed & self._auto_delete
         transport = self.connection
         super().close()
         if self._fetcher is not None:
             transport.inbox.remove(lambda item: item[0] is self)
             self._link.run(self._fetcher.close())
             self._link.fetchers.discard(self._fetcher)
-        for queue in consumed:
-            self._link.run(self._directory.delete_queue(queue))
+        for queue in sorted(consumed):
+            self._link.run(self._delete_unused(queue))
 
 
 def raw_message(delivery: Delivery) -> dict[str, Any]:

@@ -188,6 +188,10 @@ class Fetcher:
                     self._complain_at = now() + COMPLAIN_S
                 failures += 1
                 await asyncio.sleep(min(0.1 * failures, 1.0))
+            except Exception:
+                # A fault of this program: it must not stop the consumer without a word.
+                log.exception("taking messages failed")
+                await asyncio.sleep(1.0)
 
     async def _take(self, free: int) -> None:
         sources = await self._sources()

@@ -14,11 +14,12 @@ from dss_client.errors import WrongUse
 #: The priorities 0 to 9 share these levels, each with a topic of its own.
 PRIORITY_STEPS = (0, 3, 6, 9)
 VISIBILITY_S_MAX = 12 * 3600
+PREFIX_DEFAULT = "kombu"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     #: what the names of topics and cache keys begin with; the URL's path, the virtual host, follows it
-    prefix: str = "kombu"
+    prefix: str = PREFIX_DEFAULT
     #: messages come back this many seconds after their consumer was killed; they are extended as long as it lives
     visibility_timeout: float = 30.0
     #: how long messages of temporary queues wait that are bound to a fanout or topic exchange
@@ -41,7 +42,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if not 1 <= found.get("visibility_timeout", 1) <= VISIBILITY_S_MAX:
             raise WrongUse(f"`visibility_timeout` is from 1 to {VISIBILITY_S_MAX} seconds, not {found['visibility_timeout']!r}")
         if url.path:
-            found["prefix"] = f"{found.get('prefix', cls.prefix)}@{url.path}"
+            found["prefix"] = f"{found.get('prefix', PREFIX_DEFAULT)}@{url.path}"
         return cls(**found)
 
 

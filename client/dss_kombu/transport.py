@@ -43,6 +43,7 @@ class Transport(virtual.Transport):
             connecting["tls"] = True
         self._client_options = url.client_options(connecting)
         self._link: Link | None = None
+        #: Made with the connection, before the background thread can use it.
         self._inbox: Inbox | None = None
         self._loop: Any = None
 
@@ -55,7 +56,7 @@ class Transport(virtual.Transport):
     @property
     def inbox(self) -> Inbox:
         if self._inbox is None:
-            self._inbox = Inbox()
+            raise ClientClosed("this connection is closed")
         return self._inbox
 
     def driver_version(self) -> str:
@@ -70,6 +71,8 @@ class Transport(virtual.Transport):
         except DssError:
             self._end_link()
             raise
+        if self._inbox is None:
+            self._inbox = Inbox()
         return super().establish_connection()
 
     def close_connection(self, connection: Any) -> None:

@@ -15,6 +15,7 @@ kombu = pytest.importorskip("kombu")
 
 import dss_kombu  # noqa: E402
 from dss_client import AsyncClient, Client, WrongUse  # noqa: E402
+from dss_client.dss_url import DssUrl  # noqa: E402
 from dss_dev.local_cluster import LocalCluster  # noqa: E402
 from dss_kombu.directory import Directory, Source  # noqa: E402
 from dss_kombu.fetching import Fetcher  # noqa: E402
@@ -80,8 +81,7 @@ class Receiver:
 def test_a_message_is_legible_in_the_topic(connect: Connect, dss: Client) -> None:
     connection = connect()
     publish(connection, kombu.Queue("jobs"), {"order": 42})
-    topic = connection.transport.link.directory.topic("jobs")
-    (message,) = dss.topic(topic).peek()
+    (message,) = dss.topic("kombu@test_a_message_is_legible_in_the_topic/queue/jobs").peek()
     assert message["value"]["body"] == '{"order": 42}'
 
 
@@ -224,6 +224,21 @@ def test_temporary_queues_of_a_fanout_exchange_are_groups_of_one_topic(connect: 
     assert {group["group"] for group in dss.topic(topic).stats()["groups"]} == {"reader-1", "reader-2"}
 
 
+def test_an_auto_delete_queue_is_deleted_with_its_last_consumer(connect: Connect) -> None:
+    connection, other = connect(), connect()
+    queue = kombu.Queue("shared", auto_delete=True)
+    first, second = Receiver(connection, queue), Receiver(other, queue)
+    publish(connection, queue, 1)
+    with contextlib.suppress(socket.timeout):
+        first.wait(1, timeout=1)
+    first.channel.close()
+    assert second.wait(1) == [1]
+    second.messages[0].ack()
+    second.channel.close()
+    with pytest.raises(kombu.exceptions.ChannelError, match="no queue"):
+        connection.default_channel.queue_declare("shared", passive=True)
+
+
 def test_a_temporary_queue_of_a_topic_exchange_gets_what_matches(connect: Connect) -> None:
     connection = connect()
     exchange = kombu.Exchange("events", type="topic")
@@ -293,6 +308,11 @@ def test_the_token_is_not_shown(connect: Connect, token: str) -> None:
     connection = connect()
     assert token not in connection.as_uri()
     assert token in connection.as_uri(include_password=True)
+
+
+def test_the_namespace_is_a_part_of_the_prefix() -> None:
+    assert Options.read(DssUrl.parse("dss://host"), {}).prefix == "kombu"
+    assert Options.read(DssUrl.parse("dss://host/shop"), {"prefix": "celery"}).prefix == "celery@shop"
 
 
 def test_unknown_and_wrong_options(real_node: LocalCluster) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dss_dev.local_cluster import HOST, LocalCluster
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,11 @@ class Suite:
 def sqs_url(cluster: LocalCluster) -> str:
     """The SQS endpoint of the first node."""
     return f"http://{HOST}:{cluster.nodes[0].environment['DSS_SQS_PORT']}"
+
+
+def dss_hosts(cluster: LocalCluster) -> str:
+    """The nodes for a URL `dss://`."""
+    return ",".join(node.url.removeprefix("http://") for node in cluster.nodes)
 
 
 _MOTO = "tests/test_sqs/test_sqs.py::"
@@ -84,6 +92,23 @@ SUITES = (
         tests=("t/integration/test_sqs.py",),
         environment=lambda cluster: {"SQS_HOST": HOST, "SQS_PORT": sqs_url(cluster).rpartition(":")[2]},
         arguments=("-p", "no:cacheprovider"),
+        least=0,
+    ),
+    Suite(
+        name="kombu-dss",
+        sdist="kombu",
+        tests=(str(HERE / "kombu_dss.py"),),
+        environment=lambda cluster: {"DSS_KOMBU_URL": f"dss://{dss_hosts(cluster)}//"},
+        least=30,
+    ),
+    Suite(
+        name="celery-dss",
+        sdist="celery",
+        tests=("t/integration/test_tasks.py", "t/integration/test_inspect.py", "t/integration/test_canvas.py"),
+        environment=lambda cluster: {
+            "TEST_BROKER": f"dss://{dss_hosts(cluster)}//",
+            "TEST_BACKEND": f"dss://{dss_hosts(cluster)}",
+        },
         least=0,
     ),
 )

@@ -83,7 +83,7 @@ def _pip_install() -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
     _pip("install", "-r", str(HERE / "requirements.txt"))
     # The client, whose transports some suites test.
-    _pip("install", "--no-deps", str(ROOT / "client"))
+    _pip("install", "--no-deps", "-e", str(ROOT / "client"))
 
 
 def fetch() -> None:
