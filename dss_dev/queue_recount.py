@@ -5,6 +5,7 @@ from __future__ import annotations
 from dss_queue.core import account as costs
 from dss_queue.core.broker import Broker
 from dss_queue.core.records import Dead, Message
+from dss_queue.core.sns_topics import SNS_BYTES
 from dss_queue.core.sqs_queues import ENTRY_BYTES, MOVE_TASK_BYTES, QUEUE_BYTES
 from dss_queue.core.topic import Topic
 
@@ -18,6 +19,12 @@ def recounted_usage(broker: Broker) -> dict[str, int]:
     kinds = dict.fromkeys(costs.Account(broker.limits).usage(), 0)
     for topic in broker.topics.values():
         count_topic(topic, kinds)
+    for sns_topic in broker.registry.sns.values():
+        for name, attributes in (
+            (sns_topic.name, sns_topic.attributes),
+            *((one.queue, one.attributes) for one in sns_topic.subscriptions),
+        ):
+            kinds["queue_topics"] += SNS_BYTES + encoded(name, *attributes, *attributes.values())
     for waiter in broker.callers.waiters.values():
         kinds["queue_waiters"] += costs.WAITER_BYTES + encoded(waiter.attempt_id)
     for handout in broker.callers.handouts.values():

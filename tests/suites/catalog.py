@@ -55,11 +55,11 @@ MOTO_CONTRADICTS = {
         'keeps messages for 1 s; MessageRetentionPeriod: "An integer from 60 seconds (1 minute) to 1,209,600 seconds (14 days)"'
     ),
     _MOTO + "test_message_delay_is_more_than_15_minutes": (
-        'sends a MessageDeduplicationId to a standard queue; SendMessage: "This parameter applies only to FIFO queues"'
+        'sends a MessageDeduplicationId to a standard queue; SendMessage: "This parameter applies only to FIFO (first-in-first-out) queues"'
     ),
     _MOTO + "test_delete_message_using_old_receipt_handle": (
-        'deletes with an older handle; DeleteMessage: "you must provide the most recently received ReceiptHandle for the message '
-        '(otherwise, the request succeeds, but the message will not be deleted)"'
+        'deletes with an older handle; DeleteMessage: "you must use the ReceiptHandle from the most recent time you received the '
+        'message. If you use an old ReceiptHandle, the request will succeed, but the message might not be deleted"'
     ),
     _MOTO + "test_change_message_visibility_on_old_message": (
         "changes the visibility with an older handle (the test itself says that the documentation differs); "
@@ -91,8 +91,14 @@ SUITES = (
         sdist="kombu",
         tests=("t/integration/test_sqs.py",),
         environment=lambda cluster: {"SQS_HOST": HOST, "SQS_PORT": sqs_url(cluster).rpartition(":")[2]},
-        arguments=("-p", "no:cacheprovider"),
-        least=0,
+        # Of 42.
+        least=40,
+        excluded={
+            "t/integration/test_sqs.py::test_ack_invalid_receipt_with_backoff": (
+                'expects that GoAws answers 404 to the second DeleteMessage of a message (2 tests); DeleteMessage: "Amazon SQS can '
+                'delete a message from a queue even if a visibility timeout setting causes the message to be locked by another consumer"'
+            ),
+        },
     ),
     Suite(
         name="kombu-dss",

@@ -51,6 +51,8 @@ from dss_queue.core.queue_moves import QueueMoves
 from dss_queue.core.records import message_number, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.snapshot import FORMAT, decode_state, encode_state
+from dss_queue.core.sns_fanout import SnsFanout
+from dss_queue.core.sns_topics import CreateSnsTopic, DeleteSnsTopic, PublishToSns, Subscribe, Unsubscribe
 from dss_queue.core.sqs_queues import CancelMove, ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
 from dss_queue.core.topic import MoveTimer, Topic, TopicTimer
 from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
@@ -119,6 +121,11 @@ class Broker:
         PurgeQueue,
         StartMove,
         CancelMove,
+        CreateSnsTopic,
+        DeleteSnsTopic,
+        Subscribe,
+        Unsubscribe,
+        PublishToSns,
     )
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
@@ -152,6 +159,7 @@ class Broker:
             MarkReceived: self._mark_received,
             **self._administration.appliers,
             **self._queue_moves.appliers,
+            **SnsFanout(self.topics, self.registry, self._publisher).appliers,
         }
 
     # ------------------------------------------------------- the machine's contract

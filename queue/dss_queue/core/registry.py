@@ -13,6 +13,7 @@ from dss_raft.replication.machine import Event
 
 if TYPE_CHECKING:
     from dss_queue.core.records import DeadMove
+    from dss_queue.core.sns_topics import SnsTopic
 
 
 class Timed(Protocol):
@@ -34,12 +35,19 @@ class Registry:
         #: whether publish and consume create topics
         self.create_topics = True
         self.account = Account(limits)
+        #: topics of SNS by name
+        self.sns: dict[str, SnsTopic] = {}
         #: the last number that `next_serial` gave out
         self.serial = 0
         #: index of the entry that is applied now
         self.index = 0
         #: moves a dead letter to another topic; False: there is no room. See `Publisher.move_dead`
         self.move_dead: Callable[[DeadMove, int], bool] = lambda move, at_ms: False
+
+    def add_sns(self, topic: SnsTopic) -> None:
+        """Add a topic of SNS, for which there is room."""
+        self.sns[topic.name] = topic
+        self.account.add_topic(topic.own_bytes + sum(one.bytes for one in topic.subscriptions))
 
     def next_serial(self) -> int:
         """A number that was never used before."""

@@ -18,6 +18,7 @@ from dss_queue.core.commands import TopicFields, TopicSettings
 from dss_queue.core.group import Callers, Counters, Delivery, Group, Handout, Waiter
 from dss_queue.core.records import Dead, Ending, Message, Rate
 from dss_queue.core.registry import Registry
+from dss_queue.core.sns_topics import SnsTopic
 from dss_queue.core.sqs_queues import Queue
 from dss_queue.core.topic import Topic
 from dss_queue.core.window import Chain
@@ -141,23 +142,26 @@ class _State(msgspec.Struct, array_like=True):
     create_topics: bool = True
 
 
-_decoder = msgspec.msgpack.Decoder(_State)
+class _StateV5(_State):
+    sns: list[SnsTopic] = []
+
+
+_decoder = msgspec.msgpack.Decoder(_StateV5)
 _piece_decoder = msgspec.msgpack.Decoder(list[Message])
 _encoder = msgspec.msgpack.Encoder()
 
 
 def encode_state(at_ms: int, registry: Registry, callers: Callers, topics: dict[str, Topic]) -> bytes:
     """The state of a broker."""
-    return _encoder.encode(
-        _State(
-            FORMAT,
-            at_ms,
-            registry.serial,
-            [_topic_state(topic) for topic in topics.values()],
-            [_handout_state(handout) for handout in callers.handouts.values()],
-            registry.create_topics,
-        )
+    short = (
+        FORMAT,
+        at_ms,
+        registry.serial,
+        [_topic_state(topic) for topic in topics.values()],
+        [_handout_state(handout) for handout in callers.handouts.values()],
+        registry.create_topics,
     )
+    return _encoder.encode(_StateV5(*short, list(registry.sns.values())) if registry.sns else _State(*short))
 
 
 def decode_state(
@@ -182,6 +186,8 @@ def decode_state(
         for group in topic.groups.values():
             _fill_ready(group.backlog)
             yield
+    for sns_topic in state.sns:
+        registry.add_sns(sns_topic)
     registry.serial, registry.create_topics = state.serial, state.create_topics
     return state.at_ms
 

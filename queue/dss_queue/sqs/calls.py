@@ -88,6 +88,10 @@ def may_publish(name: str) -> bool:
     return access.everything or "operate" in access.plain or name.startswith(access.prefixes("queue", "publish"))
 
 
+def broker_of(call: Call) -> Broker:
+    return cast(Broker, call.node.machine("queue"))
+
+
 def topics_of(node: Node) -> Any:
     return cast(Broker, node.machine("queue")).topics
 

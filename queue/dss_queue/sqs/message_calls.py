@@ -38,7 +38,7 @@ async def send_message(call: Call) -> Reply:
 
 async def send_batch(call: Call) -> Reply:
     queue = await find_queue(call)
-    entries = _checked_entries(call.input.entries, "SendMessage")
+    entries = checked_entries(call.input.entries, "SendMessage")
     size = sum(messages.bytes_of(entry.message_body, entry.message_attributes) for entry in entries)
     if size > messages.BYTES_MAX:
         raise SqsError(
@@ -49,17 +49,17 @@ async def send_batch(call: Call) -> Reply:
         try:
             accepted.append((entry, _new_message(call, queue, entry)))
         except SqsError as error:
-            # "If you aren't able to provide a MessageDeduplicationId and you don't enable ContentBasedDeduplication for your
-            # queue, the action fails with an error."
+            # "If you don't provide a MessageDeduplicationId and the queue doesn't have ContentBasedDeduplication set, the action
+            # fails with an error."
             if error.code == "MissingParameter" or error.detail == NO_DEDUP_ID:
                 raise
-            failed.append(_failure(entry.id, error))
+            failed.append(failure(entry.id, error))
     sent = await _publish(call, queue, [entry for entry, _ in accepted], [new for _, new in accepted]) if accepted else []
     successful = [{"Id": entry.id, **answer} for (entry, _), answer in zip(accepted, sent, strict=True)]
     return Reply({"Successful": successful, "Failed": failed})
 
 
-def _checked_entries(entries: Sequence[Any], kind: str) -> Sequence[Any]:
+def checked_entries(entries: Sequence[Any], kind: str) -> Sequence[Any]:
     """Raises:
     SqsError: this is no batch.
     """
@@ -84,7 +84,7 @@ def _checked_entries(entries: Sequence[Any], kind: str) -> Sequence[Any]:
     return entries
 
 
-def _failure(id: str, error: SqsError) -> dict[str, Any]:
+def failure(id: str, error: SqsError) -> dict[str, Any]:
     return {"Id": id, "SenderFault": error.status < 500, "Code": error.query_code, "Message": error.detail}
 
 
@@ -291,7 +291,7 @@ async def change_visibility_batch(call: Call) -> Reply:
 
 async def _each(kind: str, entries: Sequence[Any], work: Callable[[Any], Awaitable[None]]) -> Reply:
     """Do the entries of a batch: each succeeds or fails by itself."""
-    entries = _checked_entries(entries, kind)
+    entries = checked_entries(entries, kind)
     outcomes = await asyncio.gather(*(_outcome(work(entry)) for entry in entries))
     return Reply(
         {
@@ -304,7 +304,7 @@ async def _each(kind: str, entries: Sequence[Any], work: Callable[[Any], Awaitab
 def _entry_failure(entry: requests.DeleteEntry, error: SqsError) -> dict[str, Any]:
     if error.code == "ReceiptHandleIsInvalid":
         error.detail = f'The input receipt handle "{entry.receipt_handle[:200]}" is not a valid receipt handle.'
-    return _failure(entry.id, error)
+    return failure(entry.id, error)
 
 
 async def _outcome(work: Awaitable[None]) -> SqsError | None:

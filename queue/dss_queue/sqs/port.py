@@ -22,10 +22,20 @@ from dss_api.guard import Guard
 from dss_api.http_request import HttpRequest
 from dss_api.rights import ANY_TOKEN, OPERATE, READ, Either, Need, queue
 from dss_api.routes import require_state, route_of
-from dss_queue.sqs import message_calls, move_calls, policy_calls, query, queue_calls, requests, signature
+from dss_queue.sqs import (
+    message_calls,
+    move_calls,
+    policy_calls,
+    query,
+    queue_calls,
+    requests,
+    signature,
+    sns_calls,
+    sns_requests,
+)
 from dss_queue.sqs.attributes import REGION_DEFAULT
 from dss_queue.sqs.calls import Call, Reply
-from dss_queue.sqs.dialect import SQS, Dialect
+from dss_queue.sqs.dialect import SNS, SQS, Dialect
 from dss_queue.sqs.errors import SqsError, bad_value, of_refusal
 from dss_queue.sqs.wire import encode_answer, encode_error, encode_refusal
 
@@ -65,10 +75,24 @@ OPERATIONS: dict[str, tuple[type[requests.Input], Need, Handle]] = {
     "ChangeMessageVisibility": (requests.VisibilityInput, TAKE, message_calls.change_visibility),
     "ChangeMessageVisibilityBatch": (requests.VisibilityBatchInput, TAKE, message_calls.change_visibility_batch),
 }
+#: the same for SNS
+SNS_OPERATIONS: dict[str, tuple[type[requests.Input], Need, Handle]] = {
+    "CreateTopic": (sns_requests.CreateTopicInput, MANAGE, sns_calls.create_topic),
+    "DeleteTopic": (sns_requests.TopicInput, MANAGE, sns_calls.delete_topic),
+    "GetTopicAttributes": (sns_requests.TopicInput, LOOK, sns_calls.get_attributes),
+    "ListTopics": (sns_requests.ListTopicsInput, ANY_TOKEN, sns_calls.list_topics),
+    "ListSubscriptions": (sns_requests.ListTopicsInput, ANY_TOKEN, sns_calls.list_subscriptions),
+    "ListSubscriptionsByTopic": (sns_requests.ListByTopicInput, LOOK, sns_calls.list_subscriptions_by_topic),
+    "Subscribe": (sns_requests.SubscribeInput, MANAGE, sns_calls.subscribe),
+    "Unsubscribe": (sns_requests.UnsubscribeInput, MANAGE, sns_calls.unsubscribe),
+    "Publish": (sns_requests.PublishInput, SEND, sns_calls.publish),
+    "PublishBatch": (sns_requests.PublishBatchInput, SEND, sns_calls.publish_batch),
+}
 #: those that change nothing
 READS = frozenset(
     ("GetQueueUrl", "ListQueues", "ListDeadLetterSourceQueues", "GetQueueAttributes", "ListQueueTags", "ListMessageMoveTasks")
 )
+SNS_READS = frozenset(("GetTopicAttributes", "ListTopics", "ListSubscriptions", "ListSubscriptionsByTopic"))
 
 
 class SqsRequest(msgspec.Struct):
@@ -83,16 +107,16 @@ class SqsRequest(msgspec.Struct):
 class Operation:
     """An operation, prepared before its first call."""
 
-    def __init__(self, name: str, input_type: type[requests.Input], needs: Need, handle: Handle) -> None:
+    def __init__(self, name: str, input_type: type[requests.Input], needs: Need, handle: Handle, service: str = "sqs") -> None:
         self.name = name
         self.input_type = input_type
         self.names_a_queue = "queue_url" in input_type.__struct_fields__
         self.decode = msgspec.json.Decoder(input_type, strict=False).decode
         self.handle = handle
         operation = operations.Operation(
-            name=f"sqs.{name}",
-            method="GET" if name in READS else "POST",
-            path=f"/sqs/{name}",
+            name=f"{service}.{name}",
+            method="GET" if name in READS | SNS_READS else "POST",
+            path=f"/{service}/{name}",
             request=SqsRequest,
             handle=self._handle,
             answer=Answer,
@@ -119,6 +143,7 @@ class SqsPort:
         self.scheme = scheme
         self.wall_s = wall_s
         self.operations = {name: Operation(name, *given) for name, given in OPERATIONS.items()}
+        self.sns_operations = {name: Operation(name, *given, service="sns") for name, given in SNS_OPERATIONS.items()}
 
     def find(self, request: HttpRequest) -> SqsCall:
         """What answers this request, whose head has arrived.
@@ -266,7 +291,10 @@ class QueryCall(SqsCall):
         action = form.get("Action", "")
         if not action:
             raise SqsError("MissingAction", "The request must contain the parameter Action, or the header X-Amz-Target.")
-        operation = self._operation = self._port.operations.get(action)
+        if form.get("Version", "").startswith("2010") or action in self._port.sns_operations:
+            self.dialect = SNS
+        known = self._port.sns_operations if self.dialect is SNS else self._port.operations
+        operation = self._operation = known.get(action)
         if operation is None:
             raise SqsError("InvalidAction", f"The action {action[:200]} is not valid for this endpoint.")
         if operation.names_a_queue and self._request.path != "/":

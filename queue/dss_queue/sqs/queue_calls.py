@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from dss_api.caller import caller
-from dss_queue.core.broker import Broker
 from dss_queue.core.inspection import stats
 from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, PurgeQueue, Queue
 from dss_queue.core.topic_commands import DeleteTopic
 from dss_queue.sqs import attributes as queue_attributes
 from dss_queue.sqs.attributes import arn_of
-from dss_queue.sqs.calls import Call, Reply, find_queue, may_publish, sources_of, submit, topics_of
+from dss_queue.sqs.calls import Call, Reply, broker_of, find_queue, may_publish, sources_of, submit, topics_of
 from dss_queue.sqs.errors import SqsError, bad_value
 
 LIST_MAX = 1000
@@ -121,7 +120,7 @@ async def get_attributes(call: Call) -> Reply:
             raise SqsError("InvalidAttributeName", f"Unknown Attribute {name}.")
     await call.node.read_index()
     queue = await find_queue(call)
-    line = next(one for one in stats(_broker(call), call.name, call.node.now_ms())["groups"] if one["group"] == GROUP)
+    line = next(one for one in stats(broker_of(call), call.name, call.node.now_ms())["groups"] if one["group"] == GROUP)
     present = queue_attributes.with_defaults(queue.attributes)
     known = {
         **{name: text for name, text in present.items() if name in queue.attributes or not name.startswith("Kms")},
@@ -134,10 +133,6 @@ async def get_attributes(call: Call) -> Reply:
     }
     shown = {name: text for name, text in known.items() if "All" in names or name in names}
     return Reply({"Attributes": shown} if shown else {})
-
-
-def _broker(call: Call) -> Broker:
-    return cast(Broker, call.node.machine("queue"))
 
 
 async def set_attributes(call: Call) -> Reply:

@@ -10,18 +10,29 @@ import msgspec
 from dss_api.codec import EncodedAnswer
 from dss_api.errors import Refused
 from dss_queue.sqs import query
-from dss_queue.sqs.dialect import Dialect
+from dss_queue.sqs.dialect import SQS, Dialect
 from dss_queue.sqs.errors import SqsError, of_refusal
 
 JSON_1_0 = b"application/x-amz-json-1.0"
 XML = b"text/xml"
+#: __type -> the code of SNS
+SNS_CODES = {
+    "InvalidParameterValue": "InvalidParameter",
+    "InvalidMessageContents": "InvalidParameter",
+    "MissingParameter": "InvalidParameter",
+    "QueueDoesNotExist": "NotFound",
+    "AccessDenied": "AuthorizationError",
+    "OverLimit": "Throttled",
+    "RequestThrottled": "Throttled",
+}
 
 
 def encode_error(error: SqsError) -> EncodedAnswer:
     """The whole answer."""
     if error.dialect is not None:
         request_id = str(uuid.uuid4())
-        xml = query.error_of(error.query_code, error.detail, error.status < 500, request_id, error.dialect)
+        code = error.query_code if error.dialect is SQS else SNS_CODES.get(error.code, error.code)
+        xml = query.error_of(code, error.detail, error.status < 500, request_id, error.dialect)
         return EncodedAnswer(error.status, xml, _headers(XML, request_id))
     body = msgspec.json.encode({"__type": f"com.amazonaws.sqs#{error.code}", "message": error.detail})
     fault = "Sender" if error.status < 500 else "Receiver"
