@@ -224,7 +224,8 @@ class Calls:
         if not leader:
             return
         if leader != self.core.node_id:
-            if may_send and self._pending.has_unsent and self._links.is_up(leader):
+            pending = self._pending
+            if may_send and pending.has_unsent and not pending.is_gathering and self._links.is_up(leader):
                 self._send(self._next_groups())
         elif not self._driver.is_writing:
             if may_send:
@@ -243,6 +244,8 @@ class Calls:
             self._session_is_open()
             pending.park_applied(session)
             self._last_progress = self._loop.time()
+            if pending.has_unsent and not pending.is_gathering:
+                self._driver.wake()
         else:
             self._session_is_gone(session)
 

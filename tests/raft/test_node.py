@@ -6,6 +6,7 @@ import asyncio
 import errno
 import threading
 
+import msgspec
 import pytest
 
 from dss_api.errors import Refused
@@ -16,7 +17,8 @@ from dss_raft.clock_exchange import ClockExchange
 from dss_raft.disk.forked import ChildFailed
 from dss_raft.disk.store import LogStore, StoreFailed
 from dss_raft.replication import snapshot_keeper
-from dss_raft.replication.batch import encode_command
+from dss_raft.replication.batch import Group, encode_command
+from dss_raft.replication.pending_commands import GATHER_FROM
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper
 
 IDS = ("a", "b", "c")
@@ -33,6 +35,28 @@ async def test_every_node_accepts_commands_and_all_agree(cluster):
     assert sorted(result.body["total"] for result in results) == list(range(1, 151))
     await asyncio.gather(*(node.read_index() for node in cluster.nodes.values()))
     assert totals(cluster) == {150}
+
+
+async def test_a_follower_with_many_calls_has_one_group_under_way(cluster, monkeypatch):
+    await cluster.start()
+    follower = await cluster.follower()
+    await follower.submit(Add(amount=1))
+    unapplied: list[int] = []
+    send = follower._calls._send
+
+    def watched(groups: list[bytes]) -> None:
+        first_seq = msgspec.msgpack.decode(groups[0], type=Group[msgspec.Raw]).first_seq
+        unapplied.append(first_seq - 1 - follower.replica.sessions.get(follower.node_id).last_seq)
+        send(groups)
+
+    monkeypatch.setattr(follower._calls, "_send", watched)
+    calls = []
+    for _ in range(100):
+        calls += [asyncio.create_task(follower.submit(Add(amount=1))) for _ in range(GATHER_FROM)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    assert set(unapplied) == {0}
+    assert follower.machine("sum").total == 1 + 100 * GATHER_FROM
 
 
 async def test_a_read_sees_what_another_node_has_answered(cluster):

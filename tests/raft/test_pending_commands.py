@@ -14,14 +14,21 @@ from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.admission import Admission
 from dss_raft.replication.batch import Group, encode_batch, encode_command
 from dss_raft.replication.commands import Cancel, Nothing, OpenSession
-from dss_raft.replication.pending_commands import PendingCommands
+from dss_raft.replication.pending_commands import GATHER_FROM, PendingCommands
 from dss_raft.replication.replica import Replica
 from dss_raft.replication.sessions import ClientSession
+from dss_raft.size_limits import GROUP_FILL_BYTES
 
 
 @pytest.fixture
 async def pending():
     return PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=5, admission=Admission(()))
+
+
+@pytest.fixture
+async def roomy():
+    """With room for many calls."""
+    return PendingCommands("a", 3, asyncio.get_running_loop(), pending_max=1000, admission=Admission(()))
 
 
 def decode(groups: list[bytes]) -> list[Group]:
@@ -54,6 +61,44 @@ async def test_long_commands_can_be_held_and_are_sent_later(pending):
     assert pending.next_groups(shorter_than=length) == []
     (later,) = decode(pending.next_groups())
     assert (later.first_seq, len(later.commands)) == (2, 2)
+
+
+async def test_many_calls_wait_for_the_group_that_is_under_way_and_few_do_not(roomy):
+    for _ in range(GATHER_FROM - 1):
+        roomy.add(OpenSession(), 5)
+    assert not roomy.is_gathering, "no group is under way"
+    roomy.next_groups()
+    assert not roomy.is_gathering
+    roomy.add(OpenSession(), 5)
+    assert roomy.is_gathering
+    roomy.resolve(1, Result())
+    assert not roomy.is_gathering, "one of them has its answer, so they are few"
+    for _ in range(GATHER_FROM):
+        roomy.add(OpenSession(), 5)
+    assert roomy.is_gathering
+    for seq in range(2, GATHER_FROM):
+        roomy.resolve(seq, Result())
+    assert not roomy.is_gathering
+    (group,) = decode(roomy.next_groups())
+    assert len(group.commands) == GATHER_FROM + 1
+
+
+async def test_a_full_group_does_not_wait(roomy):
+    for _ in range(GATHER_FROM):
+        roomy.add(OpenSession(), 5)
+    roomy.next_groups()
+    long = OpenSession(store="x" * (GROUP_FILL_BYTES // 2))
+    roomy.add(long, 5)
+    assert roomy.is_gathering
+    roomy.add(long, 5)
+    assert not roomy.is_gathering
+    roomy.next_groups()
+    roomy.add(OpenSession(), 5)
+    assert roomy.is_gathering
+    roomy.add(long, 5)
+    roomy.add(long, 5)
+    assert roomy.next_groups(shorter_than=1000)
+    assert not roomy.is_gathering, "the long ones are still there"
 
 
 async def test_the_result_reaches_the_caller_and_is_confirmed_with_the_next_group(pending):

@@ -26,6 +26,8 @@ from dss_raft.size_limits import ANSWERED_PER_GROUP_MAX, GROUP_FILL_BYTES
 
 #: Calls with the same timeout share a queue, in which deadlines are in order. Timeouts are rounded up to this, for few queues.
 DEADLINE_GRAIN_S = 0.1
+#: From this many calls on, one group is under way at a time, and the next one gathers.
+GATHER_FROM = 16
 
 _NOTHING = encode_command(Nothing())
 
@@ -67,6 +69,7 @@ class PendingCommands:
         self._admission = admission
         self._next_seq = 1
         self._unsent: deque[Call] = deque()
+        self._unsent_bytes = 0
         self._in_flight: dict[int, Call] = {}
         self._parked: dict[int, Call] = {}
         #: results that have reached their callers; the next group tells the session table so
@@ -82,6 +85,15 @@ class PendingCommands:
     @property
     def has_unsent(self) -> bool:
         return bool(self._unsent)
+
+    @property
+    def is_gathering(self) -> bool:
+        """True while unsent calls wait for those in flight, so that they share a group.
+
+        Under load, fewer and larger groups cost every node less. Few calls do not wait, and a full group does not.
+        """
+        in_flight, unsent = len(self._in_flight), len(self._unsent)
+        return in_flight > 0 and in_flight + unsent >= GATHER_FROM and self._unsent_bytes < GROUP_FILL_BYTES
 
     @property
     def in_flight(self) -> int:
@@ -108,6 +120,7 @@ class PendingCommands:
         encoded = self._admission.encode(command) if once is None else self._admission.encode_once(command, once)
         call = Call(encoded, self._loop.create_future(), self._loop.time() + timeout_s)
         self._unsent.append(call)
+        self._unsent_bytes += len(encoded)
         same_timeout = self._by_timeout.get(grains)
         if same_timeout is None:
             same_timeout = self._by_timeout[grains] = deque()
@@ -133,6 +146,7 @@ class PendingCommands:
         if shorter_than is not None:
             self._unsent.extend(call for call in calls if len(call.command) >= shorter_than)
             calls = [call for call in calls if len(call.command) < shorter_than]
+        self._unsent_bytes = sum(len(call.command) for call in self._unsent)
         for call in calls:
             call.seq = self._next_seq
             self._next_seq += 1
