@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+AXE_MISSING = "axe-core not found, accessibility was NOT checked: pip install axe-playwright-python"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 #: what the browser says of a page that was left while its WebSocket was being opened
@@ -38,3 +42,18 @@ def headless_chromium() -> Iterator[Any]:
             yield browser
         finally:
             browser.close()
+
+
+def axe_source() -> str:
+    """The source of axe-core, which finds faults of accessibility; "" where it is not installed."""
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        return ""
+    return next(Path(spec.origin).parent.rglob("axe.min.js")).read_text()
+
+
+def axe_violations(page: Any, source: str) -> list[tuple[str, str]]:
+    """The rules of WCAG 2.2 AA that the page breaks, each with the HTML of the first place."""
+    page.evaluate(source)
+    found = page.evaluate("rules => axe.run(document, {runOnly: rules})", AXE_RULES)
+    return [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]]

@@ -123,6 +123,8 @@ LOGIN_URL = "admin:login"
 
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+# With seconds, to compare with logs.
+DATETIME_FORMAT = r"Y-m-d H:i:s \U\T\C"
 USE_TZ = True
 TIME_ZONE = "UTC"
 

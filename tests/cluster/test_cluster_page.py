@@ -5,23 +5,20 @@ The seconds that the page promises are deadlines of waiting here, with room for 
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dss_dev.browser import headless_chromium, watch_console
+from dss_dev.browser import AXE_MISSING, axe_source, axe_violations, headless_chromium, watch_console
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
 pytestmark = pytest.mark.cluster
 
 PAGES = ("/", "/ui/lock?name=orders%2F42", "/ui/locks", "/ui/queues", "/ui/cache", "/ui/topic?name=orders", "/ui/key?name=price")
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 #: for what the page must say within seconds
 SAYS_MS = 20_000
 
@@ -150,7 +147,7 @@ def test_it_is_complete_without_javascript(chromium: Any, cluster: LocalCluster)
 @pytest.mark.parametrize("width", [390, 1400])
 def test_every_page_fits_and_passes_axe(chromium: Any, cluster: LocalCluster, scheme: str, width: int) -> None:
     """No horizontal scroll, no violation of WCAG 2.2 AA, no request to another host, and no complaint of the policy or the console."""
-    script = axe()
+    script = axe_source()
     context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=False)
     visit = Visit(context.new_page(), cluster.nodes[0].url)
     try:
@@ -159,9 +156,7 @@ def test_every_page_fits_and_passes_axe(chromium: Any, cluster: LocalCluster, sc
             visit.open(path)
             assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, path
             if script:
-                visit.page.evaluate(script)
-                found = visit.page.evaluate("rules => axe.run(document, {runOnly: rules})", RULES)
-                assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == [], path
+                assert axe_violations(visit.page, script) == [], path
         assert visit.page.locator("main script").count() == 0
         host = visit.url.removeprefix("http://")
         assert {re.sub(r"^\w+://([^/]+)/.*", r"\1", url) for url in visit.requests} == {host}
@@ -169,15 +164,7 @@ def test_every_page_fits_and_passes_axe(chromium: Any, cluster: LocalCluster, sc
     finally:
         context.close()
     if not script:
-        pytest.skip("axe-core not found, accessibility was NOT checked: pip install axe-playwright-python")
-
-
-def axe() -> str:
-    """The source of axe-core; "" where it is not installed."""
-    spec = importlib.util.find_spec("axe_playwright_python")
-    if spec is None or spec.origin is None:
-        return ""
-    return next(Path(spec.origin).parent.rglob("axe.min.js")).read_text()
+        pytest.skip(AXE_MISSING)
 
 
 def test_keyboard_and_reduced_motion(chromium: Any, cluster: LocalCluster) -> None:

@@ -6,7 +6,6 @@ All tests share one `make run` and one browser. The seconds are deadlines of wai
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
 import re
 import signal
@@ -20,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dss_dev.browser import headless_chromium, watch_console
+from dss_dev.browser import AXE_MISSING, axe_source, axe_violations, headless_chromium, watch_console
 from dss_dev.lab.relays import links_of
 from dss_dev.local_cluster import HOST, ROOT, free_ports, ports_in_use
 
@@ -29,7 +28,6 @@ pytestmark = pytest.mark.cluster
 WAIT_S = 60.0
 #: in place of a minute
 ABSENCE_S = 3.0
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 SCENES = ("election", "deadlock", "dead-letter", "fencing", "mesi", "bug")
 
 
@@ -233,7 +231,7 @@ def test_scene_1_by_keyboard_without_motion(chromium: Any, run: Run) -> None:
 
 
 def test_the_pages_fit_and_pass_axe(visit: Visit) -> None:
-    script = axe()
+    script = axe_source()
     page = visit.page
     # A scene with a stage in all four combinations, one with a replay in two.
     looks = [(width, scheme) for width in (390, 1400) for scheme in ("light", "dark")]
@@ -246,22 +244,12 @@ def test_the_pages_fit_and_pass_axe(visit: Visit) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= width, scene
             if script:
                 page.wait_for_timeout(400)  # colours change slowly
-                page.evaluate(script)
-                found = page.evaluate("rules => axe.run(document, {runOnly: rules})", RULES)
-                assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == [], (scene, width, scheme)
+                assert axe_violations(page, script) == [], (scene, width, scheme)
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 1400, "height": 900})
     visit.no_complaints()
     if not script:
-        pytest.skip("axe-core not found, accessibility was NOT checked: pip install axe-playwright-python")
-
-
-def axe() -> str:
-    """The source of axe-core; "" where it is not installed."""
-    spec = importlib.util.find_spec("axe_playwright_python")
-    if spec is None or spec.origin is None:
-        return ""
-    return next(Path(spec.origin).parent.rglob("axe.min.js")).read_text()
+        pytest.skip(AXE_MISSING)
 
 
 # ------------------------------------------------------------------- replays

@@ -20,7 +20,7 @@ import pytest
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from dss_api.security_headers import CONTENT_SECURITY_POLICY, PAGE_HEADERS
-from dss_dev.browser import headless_chromium, watch_console
+from dss_dev.browser import AXE_MISSING, axe_source, axe_violations, headless_chromium, watch_console
 from dss_dev.local_cluster import HOST, LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
@@ -235,6 +235,15 @@ def chromium() -> Iterator[Any]:
         yield browser
 
 
+def log_in(watched: Watched) -> None:
+    page = watched.page
+    watched.open("/admin/login/?next=/admin/")
+    page.fill("input[name=username]", "admin")
+    page.fill("input[name=password]", "test")
+    page.click("input[type=submit]")
+    page.wait_for_url("**/admin/")
+
+
 @pytest.fixture
 def watched(chromium: Any, node: LocalNode) -> Iterator[Watched]:
     """A browser that has logged in to the admin."""
@@ -244,11 +253,7 @@ def watched(chromium: Any, node: LocalNode) -> Iterator[Watched]:
     page = context.new_page()
     one = Watched(page, node.url, [])
     watch_console(page, one.faults)
-    one.open("/admin/login/?next=/admin/")
-    page.fill("input[name=username]", "admin")
-    page.fill("input[name=password]", "test")
-    page.click("input[type=submit]")
-    page.wait_for_url("**/admin/")
+    log_in(one)
     yield one
     context.close()
     assert not one.faults, "\n".join(one.faults)
@@ -314,3 +319,27 @@ def test_an_action_of_the_admin(watched: Watched, node: LocalNode) -> None:
     page.click("input[type=submit]")
     page.wait_for_selector(".messagelist")
     assert "1 released" in page.inner_text(".messagelist")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_admin_fits_and_passes_axe(chromium: Any, node: LocalNode, visitor: Visitor, scheme: str, width: int) -> None:
+    """Every list and the first row of each, once in each width and each scheme; two of them in all four combinations."""
+    script = axe_source()
+    # The styles that axe tries out are against the policy.
+    context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True)
+    watched = Watched(context.new_page(), node.url, [])
+    try:
+        log_in(watched)
+        paths = [path for path in [*PATHS, *rows_of(visitor)] if path.startswith("/admin/dss_") and visitor.get(path).is_page]
+        assert len(paths) > 20
+        some = ["/admin/", "/admin/dss_locks/lockrow/", "/admin/dss_cache/keyrow/"]
+        for path in paths if (scheme, width) in (("light", 390), ("dark", 1400)) else some:
+            watched.page.goto(watched.url + path)
+            assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, path
+            if script:
+                assert axe_violations(watched.page, script) == [], path
+    finally:
+        context.close()
+    if not script:
+        pytest.skip(AXE_MISSING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from types import ModuleType
 
 import pytest
@@ -210,6 +211,12 @@ def test_texts_in_the_picture_of_a_cycle_are_escaped():
     assert "<a>" not in draw_cycle([step])
     assert "<k>" not in draw_cycle([step])
     assert draw_cycle([step] * (CLIENTS_MAX + 1)) == "", "it is a list then"
+
+
+def test_the_picture_of_two_clients_fits_a_phone():
+    step = {"client": "a" * 30, "waits_for": "k" * 30, "held_by": "b", "because": "holds"}
+    width = int(re.search(r'width="(\d+)"', draw_cycle([step, step]))[1])
+    assert width < 300
 
 
 def test_a_viewer_cannot_force_a_release(boss, busy, client):
