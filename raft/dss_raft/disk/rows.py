@@ -25,6 +25,8 @@ _TABLES = {
     "entries": "CREATE TABLE entries (idx INTEGER PRIMARY KEY, term INTEGER, kind INTEGER, data BLOB, crc INTEGER)",
     "meta": "CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB, crc INTEGER)",
 }
+#: Only the page of the row is written. `INSERT OR REPLACE` would also write that of the index.
+_PUT = "INSERT INTO meta VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value, crc = excluded.crc"
 _ENTRY_HEAD = struct.Struct("<QQQ")
 
 T = TypeVar("T")
@@ -98,7 +100,7 @@ def is_empty(connection: sqlite3.Connection) -> bool:
 def put(connection: sqlite3.Connection, name: str, value: Any) -> None:
     """Write one row of `meta`."""
     data = msgspec.msgpack.encode(value)
-    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (name, data, _meta_crc(name, data)))
+    connection.execute(_PUT, (name, data, _meta_crc(name, data)))
 
 
 def get(connection: sqlite3.Connection, name: str, type_: type[T]) -> T | None:

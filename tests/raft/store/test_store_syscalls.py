@@ -17,13 +17,16 @@ from dss_raft.core.messages import Configuration, Entry
 from dss_raft.core.ready import HardState, Persist
 log = store.LogStore(pathlib.Path(sys.argv[1]), "node-1")
 log.bootstrap(Configuration(()))
-def write(name, index):
+def write(name, index, size=9000):
     os.write(2, b"BEGIN " + name + b"\\n")
-    log.write(Persist(1, HardState(1, ""), 0, [Entry(index, 1, 0, b"x" * 9000)]))
+    log.write(Persist(1, HardState(1, ""), 0, [Entry(index, 1, 0, b"x" * size)]))
     os.write(2, b"END\\n")
 write(b"append", 1)
 store.CHECKPOINT_BYTES = 1
 write(b"checkpoint", 2)
+store.CHECKPOINT_BYTES = 1 << 20
+write(b"other_entry", 3, 100)
+write(b"small_entry", 4, 100)
 """
 
 
@@ -84,3 +87,8 @@ def test_a_checkpoint_comes_between_syncs_and_a_new_header_is_synced_before_its_
         "sync wal",
         "write acknowledged",
     ]
+
+
+def test_a_small_entry_rewrites_two_pages(steps):
+    """The last page of the log, and the one of the store's state; each page is a frame, and each frame two writes."""
+    assert steps["small_entry"] == ["write wal"] * 4 + ["sync wal", "write acknowledged"]
