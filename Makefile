@@ -5,7 +5,7 @@ NODES ?= 3
 WORKERS ?= 4
 BIN := .venv/bin
 READY := .venv/.ready
-PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client dss_cli dss_django dss_kombu dss_celery
+PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client dss_cli dss_django dss_kombu dss_celery dss_tooz
 COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	--find-links build/wheels --unsafe-package dss-client

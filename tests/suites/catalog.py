@@ -115,6 +115,14 @@ SUITES = (
             "TEST_BROKER": f"dss://{dss_hosts(cluster)}//",
             "TEST_BACKEND": f"dss://{dss_hosts(cluster)}",
         },
+        plugins=("celery.contrib.pytest", "celery_redis"),
         least=0,
+    ),
+    Suite(
+        name="tooz-dss",
+        sdist="tooz",
+        tests=("tooz/tests/test_coordination.py",),
+        environment=lambda cluster: {"TOOZ_TEST_URL": f"dss://{dss_hosts(cluster)}"},
+        least=75,
     ),
 )
