@@ -14,12 +14,14 @@ from urllib.parse import parse_qsl
 import msgspec
 import structlog
 
+from dss_api import attached
 from dss_api.answer import Answer
+from dss_api.attached import Parts
 from dss_api.errors import Refused
 from dss_api.operation import Message, Operation, Subscription
 from dss_api.problems import PROBLEMS, problem_document
 from dss_api.request_id import FIELD as REQUEST_ID
-from dss_api.request_id import split
+from dss_api.request_id import Identified, split
 from dss_api.result import Result
 from dss_api.security_headers import NOSNIFF
 
@@ -32,9 +34,10 @@ INTERNAL = "internal error; see the node's log"
 
 JSON = b"application/json"
 JSON_HEADERS = ((b"content-type", b"application/json"), NOSNIFF)
+ATTACHED_HEADERS = ((b"content-type", attached.MEDIA_TYPE), NOSNIFF)
 PROBLEM_HEADERS = ((b"content-type", b"application/problem+json"), NOSNIFF)
 
-_encode = msgspec.json.Encoder().encode
+_encode = attached.encode_text
 _REQUEST_ID = REQUEST_ID.encode()
 #: A field's name may be written with escapes.
 _ESCAPE = b"\\u"
@@ -48,6 +51,13 @@ class EncodedAnswer(msgspec.Struct, gc=False):
     headers: tuple[tuple[bytes, bytes], ...]
     #: called if the client disconnected before the answer could be sent
     undo: Callable[[], Awaitable[None]] | None = None
+    #: bytes that belong to the body; see attached.py
+    parts: tuple[memoryview, ...] = ()
+
+    @property
+    def payload(self) -> bytes:
+        """The body with what is attached."""
+        return attached.message(self.body, self.parts) if self.parts else self.body
 
 
 class RequestDecoder:
@@ -66,21 +76,37 @@ class RequestDecoder:
         )
 
     def typed_body(self, content_type: bytes, body: bytes) -> Any:
-        """Decode a body whose Content-Type must be JSON, unless it is empty.
+        """Decode a body whose Content-Type must be JSON, with bytes attached or without, unless it is empty.
 
         Raises:
             Refused: `invalid`, `unsupported_media_type`.
         """
-        if body and content_type != JSON and content_type.partition(b";")[0].strip().lower() != JSON:
+        if body and content_type != JSON and (media_type := content_type.partition(b";")[0].strip().lower()) != JSON:
+            if media_type == attached.MEDIA_TYPE:
+                if not attached.is_attached(body):
+                    raise Refused("invalid", "the body does not begin with a zero byte and the length of its JSON document")
+                try:
+                    return self.body(*attached.split(body))
+                except ValueError as error:
+                    raise Refused("invalid", str(error)) from None
             raise Refused("unsupported_media_type", "send the body as `Content-Type: application/json`")
         return self.body(body)
 
-    def body(self, body: bytes) -> Any:
+    def body(self, body: bytes, parts: Parts | None = None) -> Any:
         """Decode a JSON body; an empty one is `{}`.
+
+        Args:
+            parts: what is attached to it.
 
         Raises:
             Refused: `invalid`.
         """
+        request = self._decode(body)
+        if parts is not None:
+            _attach(request, parts)
+        return request
+
+    def _decode(self, body: bytes) -> Any:
         try:
             if not body.isascii():
                 # msgspec copies a Raw field without checking its encoding.
@@ -121,6 +147,19 @@ class RequestDecoder:
             return msgspec.convert(values, self.type, strict=False)
         except msgspec.ValidationError as error:
             raise invalid(str(error)) from None
+
+
+def _attach(request: Any, parts: Parts) -> None:
+    """Give the request the bytes that are attached."""
+    fields = request.request if type(request) is Identified else request
+    if not hasattr(fields, "attach"):
+        raise Refused("invalid", "this call takes no values that are bytes, so nothing can be attached to it")
+    try:
+        fields.attach(parts)
+    except ValueError as error:
+        raise Refused("invalid", str(error), field="value") from None
+    if parts.left:
+        raise Refused("invalid", f"{parts.left} bytes are attached that no `value` counts", field="value")
 
 
 def _struct_info(struct: type[msgspec.Struct]) -> msgspec.inspect.StructType:
@@ -197,8 +236,12 @@ class AnswerEncoder:
         #: Without Structs inside, the constructor checks all names. It is faster than `convert`, which checks types as well.
         self._is_flat = len(components) == 1
 
-    def encode(self, result: Result | Answer) -> EncodedAnswer:
-        """The answer to a call that was carried out, or refused by a state machine."""
+    def encode(self, result: Result | Answer, attaches: bool = False) -> EncodedAnswer:
+        """The answer to a call that was carried out, or refused by a state machine.
+
+        Args:
+            attaches: attach values that are bytes; otherwise they are Base64.
+        """
         if isinstance(result, Result):
             if result.code:
                 extra = {**result.body, "index": result.index} if result.index else dict(result.body)
@@ -211,6 +254,10 @@ class AnswerEncoder:
             answer = result
         else:
             return self._undeclared(f"expected {self.answer.__name__}, got {type(result).__name__}")
+        if attaches:
+            body, parts = attached.encode(answer)
+            if parts:
+                return EncodedAnswer(200, body, ATTACHED_HEADERS, parts=tuple(parts))
         return EncodedAnswer(200, _encode(answer), JSON_HEADERS)
 
     def _build(self, body: dict[str, Any], index: int) -> Answer:
@@ -234,9 +281,11 @@ class EventEncoder:
         self._fields = frozenset(subscription.event.__struct_encode_fields__)
         self._known: set[type[msgspec.Struct]] = {subscription.event}
 
-    def encode(self, event: msgspec.Struct) -> bytes:
-        """Raises:
-        Refused: `internal`; the log names the fields that are not declared.
+    def encode(self, event: msgspec.Struct, attaches: bool = False) -> tuple[bytes, list[memoryview]]:
+        """The event, and what is attached to it.
+
+        Raises:
+            Refused: `internal`; the log names the fields that are not declared.
         """
         if type(event) not in self._known:
             undeclared = sorted(frozenset(event.__struct_encode_fields__) - self._fields)
@@ -244,7 +293,7 @@ class EventEncoder:
                 log.error("api.undeclared_event", subscription=self.name, fields=undeclared)
                 raise Refused("internal", INTERNAL)
             self._known.add(type(event))
-        return _encode(event)
+        return attached.encode(event) if attaches else (_encode(event), [])
 
 
 def encode_refusal(refusal: Refused, headers: tuple[tuple[bytes, bytes], ...] = ()) -> EncodedAnswer:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from dss_api import attached
 from dss_api.codec import EventEncoder
 from dss_api.errors import Refused
 from dss_api.liveness import Liveness
@@ -32,6 +33,7 @@ class WebSocketFeed:
         end_subscription: called once when the subscription must end; `refusal` then has the reason.
         turns: lets the work of messages begin.
         hold: counts bytes that the work of messages keeps.
+        attaches: whether the client accepts attached bytes (see attached.py).
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class WebSocketFeed:
         address: str = "",
         turns: Turns | None = None,
         hold: Callable[[int], None] = lambda count: None,
+        attaches: bool = False,
     ) -> None:
         self.liveness = liveness
         self.address = address
@@ -52,6 +55,7 @@ class WebSocketFeed:
         self._writer = writer
         self._start = b'{"id":%b,"event":' % _encode(id)
         self._as_text = as_text
+        self._attaches = attaches
         self._encode_event = encoder.encode
         #: name of the subscription
         self.subscription = encoder.name
@@ -103,8 +107,11 @@ class WebSocketFeed:
         try:
             if len(self._events) >= BACKLOG_MAX:
                 raise Refused("over_limit", f"the client is {BACKLOG_MAX} events behind")
-            data = b"%b%b}" % (self._start, self._encode_event(event))
-            if not self._events and self._writer.write_now(data, self._as_text):
+            encoded, parts = self._encode_event(event, self._attaches)
+            data = b"%b%b}" % (self._start, encoded)
+            if parts:
+                data = attached.message(data, parts)
+            if not self._events and self._writer.write_now(data, self._is_text(data)):
                 return
             if not self._writer.keep(len(data)):
                 raise Refused("over_limit", "too many bytes wait for the client")
@@ -116,6 +123,9 @@ class WebSocketFeed:
             return
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send_all())
+
+    def _is_text(self, data: bytes) -> bool:
+        return self._as_text and not attached.is_attached(data)
 
     async def drained(self) -> None:
         """Wait until the server has taken everything that was pushed."""
@@ -132,7 +142,7 @@ class WebSocketFeed:
         try:
             while self._events:
                 data = self._events[0]
-                if not await self._writer.write_kept(data, self._as_text):
+                if not await self._writer.write_kept(data, self._is_text(data)):
                     # The client has disconnected; the entry point will notice soon.
                     self._drop_unsent()
                     return

@@ -30,7 +30,7 @@ def header_lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
 
 def encode_answer(answer: EncodedAnswer, is_head: bool, keeps_alive: bool, is_http_1_0: bool, more: bytes = b"") -> bytes:
     """The complete answer. `is_head` omits the body. `more` is lines of headers."""
-    body = answer.body
+    body = answer.payload
     connection = _CLOSE if not keeps_alive else _KEEP_ALIVE if is_http_1_0 else b""
     return b"%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
         _status_line(answer.status),

@@ -244,7 +244,7 @@ def nothing_there(path: str, method: str, methods: dict[str, Any] | None) -> Enc
 
 async def send_answer(send: Send, method: str, answer: EncodedAnswer) -> None:
     """Send a whole answer; for HEAD without its body."""
-    body = answer.body
+    body = answer.payload
     headers = [*answer.headers, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dss_api.attached import MEDIA_TYPE
 from dss_api.operation import Operation
 from dss_api.problems import PROBLEMS
 
@@ -35,6 +36,10 @@ _PROBLEM: dict[str, Any] = {
     },
     "required": ["type", "title", "status", "detail", "code", "ok"],
 }
+
+
+#: a message with bytes beside its JSON
+_ATTACHED = {MEDIA_TYPE.decode(): {"schema": {"type": "string", "format": "binary", "description": "see dss_api/attached.py"}}}
 
 
 class OpenApi:
@@ -100,8 +105,11 @@ class OpenApi:
             media: dict[str, Any] = {"schema": schema}
             if operation.example:
                 media["example"] = operation.example
+            content: dict[str, Any] = {"application/json": media}
+            if hasattr(operation.request, "attach"):
+                content |= _ATTACHED
             described["requestBody"] = {
-                "content": {"application/json": media},
+                "content": content,
                 "required": bool(self._component(operation.request_with_id).get("required")),
             }
         return described
@@ -126,6 +134,8 @@ class OpenApi:
     def _responses(self, operation: Operation) -> dict[str, Any]:
         schema = {"$ref": REFERENCE + self._names[operation.answer]}
         responses: dict[str, Any] = {"200": {"description": "Done", "content": {"application/json": {"schema": schema}}}}
+        if operation.answers_bytes:
+            responses["200"]["content"] |= _ATTACHED
         codes = [*_ALWAYS, *operation.problems]
         codes += _WITH_BODY if operation.method in ("POST", "PUT") else ()
         codes += _GUARDED if operation.guarded else ()

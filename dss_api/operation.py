@@ -53,6 +53,8 @@ class Operation:
     secrets: tuple[str, ...] = ()
     #: True for a call that the client may repeat without a second effect: its requests have the field `request_id`
     takes_request_id: bool = False
+    #: True for a call whose answers may have values that are bytes; a client may have them attached, see attached.py
+    answers_bytes: bool = False
     #: called with node, request and result if the client disconnected before the answer could be sent; gives back what it got
     undo: Callable[[Any, Any, Any], Awaitable[None]] | None = None
 

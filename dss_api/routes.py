@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from prometheus_client import Histogram
 
+from dss_api import attached
 from dss_api.answer import Answer
 from dss_api.caller import ANYONE, Caller, set_caller
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, RequestDecoder, encode_refusal
@@ -35,6 +36,7 @@ class Route:
     """One operation with everything that can be prepared before its first call."""
 
     __slots__ = (
+        "answers_bytes",
         "changes",
         "decoder",
         "encoder",
@@ -56,6 +58,7 @@ class Route:
         self.handle = operation.handle
         self.prepare = operation.prepare
         self.undo = operation.undo
+        self.answers_bytes = operation.answers_bytes
         self.secrets = operation.secrets
         self.guarded = operation.guarded
         self.needs = operation.needs
@@ -86,14 +89,14 @@ class Route:
 
         Args:
             via, address: the entry point, and where the call came from.
-            headers: of its request; for traces.
+            headers: of its request: for traces, and for what the client accepts.
         """
         try:
             node = find_node()
             if self.needs_state:
                 require_state(node)
             result = await self.begin(node, request, caller, via, address)
-            answer = self.encoder.encode(result)
+            answer = self.encoder.encode(result, self.answers_bytes and attached.accepts(headers))
             # A client that gave an id can repeat the call, and gets the same answer.
             if self.undo is not None and answer.status == 200 and type(request) is not Identified:
                 answer.undo = partial(self.undo, node, request, result)

@@ -8,6 +8,8 @@ A subscription is called the same way. It sends `{"id": …, "event": {…}}` as
 name. `{"id": …, "op": "cancel", "request": {"call": …}}` cancels a call or a subscription by its id. A subscription may take messages of
 its own (`cache.near.fetch`), which name it in the same way and have no answer. When the connection closes, all its calls are cancelled,
 as if each client had hung up.
+
+A binary frame may have bytes attached (attached.py). Those of the node have them if the client's handshake accepts that type.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import msgspec
 import structlog
 from prometheus_client import Gauge
 
-from dss_api import tickets
+from dss_api import attached, tickets
 from dss_api.answer import Answer
+from dss_api.attached import Parts
 from dss_api.caller import ANYONE, Caller, set_caller
 from dss_api.client_memory import CALL_BYTES, SETTING
 from dss_api.codec import INTERNAL, AnswerEncoder, EncodedAnswer, EventEncoder, RequestDecoder, encode_refusal
@@ -174,7 +177,8 @@ class WebSocketEntryPoint:
             accepts = {"subprotocol": tickets.PROTOCOL} if tickets.PROTOCOL in subprotocols else {}
             await send({"type": "websocket.accept", **accepts})
             address = (scope.get("client") or ("",))[0]
-            await WebSocketConnection(self, client, send, authorization, address, holder).serve(receive)
+            attaches = attached.accepts(scope["headers"])
+            await WebSocketConnection(self, client, send, authorization, address, holder, attaches).serve(receive)
         finally:
             quotas.connections.give_back(caller.name)
 
@@ -204,7 +208,11 @@ class WebSocketConnection:
         authorization: bytes = b"",
         address: str = "",
         holder: Caller | None = None,
+        attaches: bool = False,
     ) -> None:
+        #: the client accepts attached bytes
+        self._attaches = attaches
+        self._headers = ((b"accept", attached.MEDIA_TYPE),) if attaches else ()
         self._entry_point = entry_point
         #: who had the ticket with which it was opened
         self._holder = holder
@@ -251,14 +259,18 @@ class WebSocketConnection:
                 data = message.get("bytes") or b"" if text is None else text.encode()
                 is_text = text is not None or message.get("is_text", False)
                 del text, message
+                parts = None
                 try:
-                    frame = _decode(data)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    document = data
+                    if attached.is_attached(data) and not is_text:
+                        document, parts = attached.split(data)
+                    frame = _decode(document)
+                except (msgspec.DecodeError, ValueError, RecursionError):
                     # Without an id there is no call to answer.
                     await self._send({"type": "websocket.close", "code": BAD_FRAME})
                     return
-                await self._begin(frame, is_text, len(data) + CALL_BYTES)
-                del frame, data
+                await self._begin(frame, is_text, len(data) + CALL_BYTES, parts)
+                del frame, data, document, parts
         except asyncio.CancelledError:
             # `_give_up` cancelled this task; when it ends, the connection is closed.
             if self._writer.is_open:
@@ -321,8 +333,11 @@ class WebSocketConnection:
             raise _only_watches()
         return self._json.authenticate(route, self._authorization)
 
-    async def _begin(self, frame: Frame, as_text: bool, held_bytes: int) -> None:
+    async def _begin(self, frame: Frame, as_text: bool, held_bytes: int, parts: Parts | None = None) -> None:
+        route = self._json.routes.by_name.get(frame.op)
         try:
+            if parts is not None and route is None:
+                raise Refused("invalid", "nothing can be attached to this")
             if frame.op in (CANCEL, PING):
                 # A task that is cancelled before its first step would never answer, and one that has not begun has no feed.
                 await asyncio.sleep(0)
@@ -341,10 +356,9 @@ class WebSocketConnection:
             self._answer_now(frame.id, encode_refusal(refusal), as_text)
             return
         subscribes = frame.op in self._entry_point.subscriptions
-        work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text)
+        work = self._subscribe(frame, as_text) if subscribes else self._call(frame, as_text, parts)
         # A name of its own for each task would be a string for each call.
         task = self._calls[frame.id] = asyncio.create_task(work, name="websocket_call")
-        route = self._json.routes.by_name.get(frame.op)
         if route is not None and route.outlives_tokens:
             self._changing_tokens.add(task)
             task.add_done_callback(self._changing_tokens.discard)
@@ -392,7 +406,7 @@ class WebSocketConnection:
             feed.last_ping = ping.ping
         return _ping_answers.encode(PingAnswer(pinged=feed is not None))
 
-    async def _call(self, frame: Frame, as_text: bool) -> None:
+    async def _call(self, frame: Frame, as_text: bool, parts: Parts | None) -> None:
         started, id = perf_counter(), frame.id
         self._in_progress.calls += 1
         try:
@@ -401,9 +415,11 @@ class WebSocketConnection:
                 raise Refused("not_found", f"there is no operation {frame.op}")
             await self._in_progress.turns.enter(self._address)
             caller = self._authenticate(route)
-            request = route.decoder.body(bytes(frame.request))
-            headers = ((b"traceparent", frame.traceparent.encode()),) if frame.traceparent else ()
-            del frame  # it keeps the whole message, and the call may wait for long
+            request = route.decoder.body(bytes(frame.request), parts)
+            headers = self._headers
+            if frame.traceparent:
+                headers = (*headers, (b"traceparent", frame.traceparent.encode()))
+            del frame, parts  # it keeps the whole message, and the call may wait for long
             answer = await route.carry_out(self._json.find_node, request, caller, "websocket", self._address, headers)
             route.observe(answer.status, perf_counter() - started)
         except Refused as refusal:
@@ -429,6 +445,7 @@ class WebSocketConnection:
             self._address,
             self._in_progress.turns,
             self._account.take,
+            self._attaches,
         )
         gauge = SUBSCRIPTIONS.labels(frame.op)
         gauge.inc()
@@ -483,4 +500,6 @@ class WebSocketConnection:
         # A problem document contains its status.
         status = b"" if answer.status >= 400 else b'"status":%d,' % answer.status
         data = b'{"id":%b,%b%b' % (_encode(id), status, answer.body[1:])
+        if answer.parts:
+            return await self._writer.write(attached.message(data, answer.parts), False)
         return await self._writer.write(data, as_text)

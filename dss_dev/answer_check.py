@@ -53,8 +53,8 @@ def checked(prefixes: tuple[str, ...]) -> Iterator[None]:
     encode = AnswerEncoder.encode
     wrong: list[str] = []
 
-    def encode_and_check(encoder: AnswerEncoder, result: Result | Answer) -> EncodedAnswer:
-        encoded = encode(encoder, result)
+    def encode_and_check(encoder: AnswerEncoder, result: Result | Answer, attaches: bool = False) -> EncodedAnswer:
+        encoded = encode(encoder, result, attaches)
         if encoder.name.startswith(prefixes) and (error := check(encoder.answer, encoded.status, encoded.body)):
             wrong.append(f"{encoder.name}: {error}")
         return encoded

@@ -101,9 +101,9 @@ class TracedRoute(Route):
         headers: Headers = (),
     ) -> EncodedAnswer:
         if self.name in UNTRACED:
-            return await super().carry_out(find_node, request, caller, via, address)
+            return await super().carry_out(find_node, request, caller, via, address, headers)
         with self._span(request, caller, via, address, headers) as span:
-            answer = await super().carry_out(find_node, request, caller, via, address)
+            answer = await super().carry_out(find_node, request, caller, via, address, headers)
             if via == "http":
                 span.set_attribute("http.response.status_code", answer.status)
             if answer.status >= 400:

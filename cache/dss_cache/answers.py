@@ -49,7 +49,7 @@ class GetAnswer(Answer, kw_only=True):
     #: state of this node's line: `M`, `E`, `S`; `I`: there is none
     state: str
     node: str
-    #: "base64": the value is bytes, and `value` is a string in Base64; absent: `value` is the value
+    #: "base64" or "attached": the value is bytes; absent: `value` is the value. See `attached`
     encoding: str | UnsetType = UNSET
 
 

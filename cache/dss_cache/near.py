@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dss_api.attached import ENCODING
 from dss_api.caller import Caller, caller
 from dss_api.client_memory import CALL_BYTES
 from dss_api.codec import INTERNAL
@@ -27,7 +28,7 @@ from dss_cache.core.commands import AgreeClientLease, NearConfirm, NearFetch, Ne
 from dss_cache.core.directory import Directory
 from dss_cache.core.leases import RATE_ERROR
 from dss_cache.core.near_clients import NearClient
-from dss_cache.core.values import BASE64, as_json, is_binary
+from dss_cache.core.values import is_binary, to_answer
 from dss_cache.near_answers import NearEvent, NearItem, NearOpened
 from dss_cache.peers import Peers, Waiter
 from dss_cache.reading import Found, Reader, too_large
@@ -359,8 +360,8 @@ def _item(key: str, found: Found, install: bool) -> NearItem:
     value = found.value
     if value is None:
         return NearItem(key, _NULL, False, found.version, False)
-    encoding: str | msgspec.UnsetType = BASE64 if is_binary(value) else msgspec.UNSET
-    return NearItem(key, msgspec.Raw(as_json(value)), True, found.version, install, encoding)
+    encoding: Any = ENCODING if is_binary(value) else msgspec.UNSET
+    return NearItem(key, to_answer(value), True, found.version, install, encoding)
 
 
 #: of a subscription: the keys are checked with each fetch

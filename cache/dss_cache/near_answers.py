@@ -28,7 +28,7 @@ class NearItem(Part):
     version: int
     #: true: the client may keep the value until a `drop` names the key; false: it may use the value once
     install: bool
-    #: "base64": the value is bytes, and `value` is a string in Base64; absent: `value` is the value
+    #: "base64" or "attached": the value is bytes; absent: `value` is the value. See `attached`
     encoding: str | UnsetType = UNSET
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dss_api import rights
+from dss_api.attached import BASE64, ENCODING
 from dss_api.errors import Refused
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
@@ -54,7 +55,7 @@ from dss_cache.core.commands import (
     TraceQuery,
 )
 from dss_cache.core.directory import PENDING_KEY
-from dss_cache.core.values import BASE64, as_json, from_base64, is_binary
+from dss_cache.core.values import from_base64, is_binary, to_answer
 from dss_cache.reading import Found, too_large
 from dss_cache.service import CacheService, service_of
 
@@ -164,15 +165,17 @@ def _value(node: Node, request: PutRequest | AddRequest) -> bytes:
         Refused: `too_large`, `invalid`, `not_supported_yet`.
     """
     value = bytes(request.value)
-    if request.encoding == BASE64:
+    if request.encoding != "json":
         version = node.replica.cluster_version
         if version < BYTES_SINCE:
             detail = f"bytes need cluster version {BYTES_SINCE}; it is {version}"
             raise Refused("not_supported_yet", detail, needed=BYTES_SINCE, cluster_version=version)
         try:
-            value = from_base64(value)
+            value = from_base64(value) if request.encoding == BASE64 else value
         except ValueError as error:
             raise Refused("invalid", str(error), field="value") from None
+        if not is_binary(value):
+            raise Refused("invalid", "no bytes are attached to the request", field="value")
     bytes_max = config_of(node).value_bytes_max
     if len(value) > bytes_max:
         raise Refused("too_large", f"`value` is {len(value)} bytes long; the limit is {bytes_max}", field="value")
@@ -259,12 +262,12 @@ def _count(service: CacheService, found: Found) -> None:
         service.misses += 1
 
 
-def _json(value: bytes | None) -> msgspec.Raw:
-    return _NULL if value is None else msgspec.Raw(as_json(value))
+def _json(value: bytes | None) -> Any:
+    return _NULL if value is None else to_answer(value)
 
 
-def _encoding(value: bytes | None) -> str | msgspec.UnsetType:
-    return BASE64 if value is not None and is_binary(value) else msgspec.UNSET
+def _encoding(value: bytes | None) -> Any:
+    return ENCODING if value is not None and is_binary(value) else msgspec.UNSET
 
 
 # -------------------------------------------------------------- diagnostics
@@ -340,6 +343,7 @@ _GET: dict[str, Any] = {
         "`hit`: answered from this node's line. If the key has no value, `found` is false and `value` is null."
     ),
     "tag": "Cache",
+    "answers_bytes": True,
     "example": {"key": "example/user/7"},
     "problems": ("memory_unavailable",),
 }
@@ -358,7 +362,7 @@ OPERATIONS: tuple[Operation, ...] = (
         description=(
             "Answered when the value is on the disks of a majority and no node can return an older one. `ttl_ms` is the time to live. "
             "With `if_version` the put succeeds only if the key has that version (compare-and-set), or no value if it is 0. "
-            "With `encoding: base64` the value is bytes, and `value` is a string in Base64."
+            "With `encoding: base64` the value is bytes, and `value` is a string in Base64; with `encoding: attached` they are attached."
         ),
         tag="Cache",
         example={"key": "example/user/7", "value": {"name": "Ada"}, "ttl_ms": 60000},
@@ -426,6 +430,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         name="cache.mget",
+        answers_bytes=True,
         method="POST",
         path="/cache/mget",
         request=GetManyRequest,

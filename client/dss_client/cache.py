@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from dss_client.connection import ATTACHED, Bytes
 from dss_client.core import Core, Repeat
 from dss_client.entry import Entry, found_value
 from dss_client.errors import WrongUse, refusal
@@ -150,7 +150,7 @@ def _ttl(ttl: float | None) -> dict[str, int]:
 def _value(value: Any) -> dict[str, Any]:
     """JSON, or bytes."""
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"value": base64.b64encode(value).decode(), "encoding": "base64"}
+        return {"value": Bytes(value), "encoding": ATTACHED}
     return {"value": value}
 
 

@@ -13,13 +13,67 @@ from dss_client.errors import Unencodable
 Answer = dict[str, Any]
 
 _encoder = msgspec.json.Encoder()
+#: of messages with bytes beside their JSON; see dss_api/attached.py
+ATTACHED_TYPE = "application/vnd.dss.attached"
+ATTACHED = "attached"
 _decode = msgspec.json.Decoder(Answer).decode
 #: Python reads integers of at most so many digits from text.
 DIGITS_MAX = 4300
 
 
+class Bytes:
+    """A value of a request that is attached to it. Its field `encoding` is `ATTACHED`."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.data = data
+
+
+def encode_attached(value: Any) -> tuple[bytes, list[Any]]:
+    """JSON, and what is attached to it.
+
+    Raises:
+        Unencodable: the value has no JSON form.
+    """
+    parts: list[Any] = []
+
+    def attach(value: Any) -> int:
+        if type(value) is not Bytes:
+            raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+        parts.append(value.data)
+        return memoryview(value.data).nbytes
+
+    return _encode(msgspec.json.Encoder(enc_hook=attach), value), parts
+
+
+def with_attached(document: bytes, parts: list[Any]) -> bytes:
+    """A whole message."""
+    return b"".join((b"\0", len(document).to_bytes(4), document, *parts))
+
+
 def decode(data: bytes) -> Answer:
-    """The answer of a node. Numbers that no float can have are read as infinity, because other programs may store them: JSON allows 1E400.
+    """The answer of a node, with the bytes that are attached to it.
+
+    Raises:
+        msgspec.MsgspecError: this is none.
+    """
+    if data[:1] != b"\0":
+        return decode_json(data)
+    position = 5 + int.from_bytes(data[1:5])
+    answer = decode_json(data[5:position])
+    # The places where a node has values. A value is anybody's JSON: it is not searched.
+    for place in (answer, *answer.get("items", ()), *(answer.get("event") or {}).get("fetched", ())):
+        if place.get("encoding") == ATTACHED:
+            end = position + place["value"]
+            if end > len(data):
+                raise msgspec.DecodeError("fewer bytes are attached than the message says")
+            place["value"], position = data[position:end], end
+    return answer
+
+
+def decode_json(data: bytes) -> Answer:
+    """A JSON object. Numbers that no float can have are read as infinity, because other programs may store them: JSON allows 1E400.
 
     Raises:
         msgspec.MsgspecError: this is no JSON object.
@@ -117,7 +171,11 @@ def encode(value: Any) -> bytes:
     Raises:
         Unencodable: the value has no JSON form.
     """
+    return _encode(_encoder, value)
+
+
+def _encode(encoder: msgspec.json.Encoder, value: Any) -> bytes:
     try:
-        return _encoder.encode(value)
+        return encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise Unencodable(f"a value cannot be written as JSON: {error}") from error

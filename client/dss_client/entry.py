@@ -25,4 +25,5 @@ class Entry(msgspec.Struct, frozen=True):
 
 def found_value(answer: dict[str, Any]) -> Any:
     """The value in an answer of a node."""
+    # Attached bytes are there already. A node gives Base64 to a client that cannot take them.
     return base64.b64decode(answer["value"]) if answer.get("encoding") == "base64" else answer["value"]

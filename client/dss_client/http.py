@@ -12,7 +12,17 @@ import httpx
 import msgspec
 
 from dss_client.config import Config, Node
-from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, decode, encode
+from dss_client.connection import (
+    ATTACHED_TYPE,
+    Answer,
+    CannotConnect,
+    Handle,
+    NoAnswer,
+    NotSent,
+    decode,
+    encode_attached,
+    with_attached,
+)
 from dss_client.errors import Unencodable, refusal
 from dss_client.operations import OPERATIONS
 from dss_client.tls import trouble_of
@@ -25,7 +35,7 @@ class HttpConnection:
 
     def __init__(self, node: Node, config: Config) -> None:
         self.url = node.url
-        headers = {"Accept": "application/json", "User-Agent": "dss-client"}
+        headers = {"Accept": f"application/json, {ATTACHED_TYPE}", "User-Agent": "dss-client"}
         if config.token:
             headers["Authorization"] = f"Bearer {config.token}"
         self._client = httpx.AsyncClient(
@@ -103,8 +113,11 @@ class HttpConnection:
             }
             request = self._client.build_request(method, path, params=query)
         else:
+            body, parts = encode_attached(fields)
+            if parts:
+                body = with_attached(body, parts)
             request = self._client.build_request(
-                method, path, content=encode(fields), headers={"Content-Type": "application/json"}
+                method, path, content=body, headers={"Content-Type": ATTACHED_TYPE if parts else "application/json"}
             )
         if self._tracing is not None:
             request.headers.update(self._tracing.context())

@@ -24,7 +24,18 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from dss_client.config import Config, Node
-from dss_client.connection import Answer, CannotConnect, Handle, NoAnswer, NotSent, decode, encode
+from dss_client.connection import (
+    ATTACHED_TYPE,
+    Answer,
+    CannotConnect,
+    Handle,
+    NoAnswer,
+    NotSent,
+    decode,
+    encode,
+    encode_attached,
+    with_attached,
+)
 from dss_client.frames import BINARY, CLOSE, PING, PONG, TEXT, FrameReader, FrameWriter, ProtocolError
 from dss_client.tls import trouble_of
 
@@ -121,7 +132,7 @@ class WebSocketConnection(asyncio.Protocol):
         return self._is_open and not self._is_retired
 
     async def call(self, operation: str, fields: Mapping[str, Any], timeout_s: float, handle: Handle | None) -> Answer:
-        request = encode(fields)
+        request, parts = encode_attached(fields)
         if len(self._calls) + self._coming >= CALLS_MAX or not self._may_send:
             await self._wait_for_room(timeout_s)
         if not self._is_open:
@@ -131,7 +142,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._calls[id] = answered
         parent = self._tracing.context().get("traceparent") if self._tracing is not None else None
         trace = b',"traceparent":"%b"' % parent.encode() if parent else b""
-        self._send(TEXT, b'{"id":%d,"op":"%b","request":%b%b}' % (id, operation.encode(), request, trace))
+        frame = b'{"id":%d,"op":"%b","request":%b%b}' % (id, operation.encode(), request, trace)
+        self._send(BINARY, with_attached(frame, parts)) if parts else self._send(TEXT, frame)
         if self._checker is None:
             self._has_heard = True
             self._checker = self._loop.call_later(self._check_s, self._check)
@@ -275,6 +287,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
         request.headers["User-Agent"] = "dss-client"
+        request.headers["Accept"] = ATTACHED_TYPE
         handshake.send_request(request)
         stream.write(b"".join(handshake.data_to_send()))
 

@@ -499,7 +499,7 @@ class SlowClient:
         memory = ClientMemory()
         self.account = memory.open(lambda: None)
         writer = WebSocketWriter(self._send, self._end, self._end, self.account, unread_bytes_max)
-        encoder = SimpleNamespace(name="cache.near", encode=msgspec.json.encode)
+        encoder = SimpleNamespace(name="cache.near", encode=lambda event, attaches: (msgspec.json.encode(event), []))
         self.feed = WebSocketFeed(writer, None, 1, False, encoder, self._end, hold=self.account.take)
 
     def _end(self):

@@ -8,6 +8,7 @@ import base64
 import msgspec
 import pytest
 
+from dss_api import attached
 from dss_api.errors import Refused
 from dss_cache import clearing
 from dss_cache import operations as ops
@@ -42,7 +43,7 @@ class Client:
 
     async def get(self, key):
         answer = await ops.get(self.node, GetRequest(key=key))
-        return {**msgspec.structs.asdict(answer), "value": msgspec.json.decode(answer.value)}
+        return {**msgspec.structs.asdict(answer), **msgspec.json.decode(attached.encode_text(answer))}
 
     async def delete(self, key, **fields):
         return await ops.delete(self.node, Delete(key=key, **fields))
@@ -244,7 +245,8 @@ async def test_a_value_of_bytes(one, two, cluster):
         first, second = await two.get("k"), await two.get("k")
         assert (first["value"], first["encoding"], second["value"], second["hit"]) == (text, "base64", text, True)
         (item,) = (await ops.mget(one.node, GetManyRequest(keys=["k"]))).items
-        assert (msgspec.json.decode(item.value), item.encoding) == (text, "base64")
+        shown = msgspec.json.decode(attached.encode_text(item))
+        assert (shown["value"], shown["encoding"]) == (text, "base64")
         assert (await one.incr("k")).code == "invalid"
         if waiting := rest():
             await waiting
@@ -266,6 +268,12 @@ async def test_bytes_need_members_that_know_them(one, monkeypatch):
     with pytest.raises(Refused) as refusal:
         await one.put("k", "YQ==", encoding="base64")
     assert refusal.value.code == "not_supported_yet"
+
+
+async def test_bytes_that_should_be_attached_and_are_not(one):
+    with pytest.raises(Refused) as refusal:
+        await one.put("k", 4, encoding="attached")
+    assert (refusal.value.code, refusal.value.extra["field"]) == ("invalid", "value")
 
 
 async def test_mdelete(one, two):

@@ -144,7 +144,7 @@ async def test_what_the_server_takes_at_once_needs_no_task() -> None:
     now: list[bytes] = []
     is_writable = True
     line.writer._send_now = lambda data, is_text: is_writable and not now.append(data)
-    encoder: Any = SimpleNamespace(name="demo", encode=lambda event: b"{}")
+    encoder: Any = SimpleNamespace(name="demo", encode=lambda event, attaches: (b"{}", []))
     liveness: Any = None
     feed = WebSocketFeed(line.writer, liveness, 1, True, encoder, line.given_up.set)
     event = msgspec.defstruct("Event", [])()
@@ -174,7 +174,7 @@ async def test_an_event_that_cannot_be_sent_ends_its_subscription() -> None:
     line.writer._send = fail
     ended = asyncio.Event()
     liveness: Any = None
-    encoder: Any = SimpleNamespace(name="demo", encode=lambda event: b"{}")
+    encoder: Any = SimpleNamespace(name="demo", encode=lambda event, attaches: (b"{}", []))
     feed = WebSocketFeed(line.writer, liveness, 1, True, encoder, ended.set)
     before = FAILURES.labels("websocket")._value.get()
     feed.push(msgspec.defstruct("Event", [])())

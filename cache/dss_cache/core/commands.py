@@ -1,7 +1,7 @@
 """Requests of clients and commands of the log: the only definition of field names, limits and defaults.
 
-A value is JSON for the client, or bytes in Base64, and encoded bytes in the log (see `values`). Types that end in `Request` are decoded by
-the entry points; the command of the same name is stored in the log.
+A value is JSON for the client, or bytes (as Base64 or attached), and encoded bytes in the log (see `values`). Types that end in `Request`
+are decoded by the entry points; the command of the same name is stored in the log.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
+from dss_api.attached import ATTACHED, Parts
 from dss_api.fields import DurationMs, Fields, Index, Name, OptionalName, PositiveDurationMs, check_name
 from dss_api.result import Result
+from dss_cache.core.values import MARK
 from dss_raft.replication.commands import Command
 
 KEYS_PER_CALL_MAX = 1000
@@ -25,8 +27,8 @@ INTEGER_MAX = 2**63 - 1
 Version = Index
 Integer = Annotated[int, msgspec.Meta(ge=-INTEGER_MAX, le=INTEGER_MAX)]
 Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
-#: how a request or an answer carries a value: as it is, or bytes as a string in Base64
-Encoding = Literal["json", "base64"]
+#: how a request or an answer carries a value: as it is, or bytes as a string in Base64 or beside the JSON
+Encoding = Literal["json", "base64", "attached"]
 RowCount = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
@@ -51,8 +53,12 @@ class AddFields(KeyFields, kw_only=True):
 
 class AddRequest(AddFields, kw_only=True):
     value: msgspec.Raw
-    #: "base64": `value` is a string that stands for bytes
+    #: "base64": `value` is a string that stands for bytes; "attached": it is the number of bytes that are attached to the request
     encoding: Encoding = "json"
+
+    def attach(self, parts: Parts) -> None:
+        """Take the value, in its stored form, from what is attached to the request."""
+        _attach(self, parts)
 
 
 class Add(AddFields, Command, tag="cache.add", kw_only=True):
@@ -69,8 +75,17 @@ class PutFields(AddFields, kw_only=True):
 
 class PutRequest(PutFields, kw_only=True):
     value: msgspec.Raw
-    #: "base64": `value` is a string that stands for bytes
+    #: as of `AddRequest`
     encoding: Encoding = "json"
+
+    def attach(self, parts: Parts) -> None:
+        """As `AddRequest`'s."""
+        _attach(self, parts)
+
+
+def _attach(request: AddRequest | PutRequest, parts: Parts) -> None:
+    if request.encoding == ATTACHED:
+        request.value = msgspec.Raw(parts.take(bytes(request.value), MARK))
 
 
 class Put(PutFields, Command, tag="cache.put", kw_only=True):
@@ -82,6 +97,11 @@ class PutManyRequest(Fields):
     """Store several values, each independently of the others."""
 
     items: Annotated[list[PutRequest], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
+
+    def attach(self, parts: Parts) -> None:
+        """Take the values that are attached to the request."""
+        for item in self.items:
+            item.attach(parts)
 
 
 class Delete(KeyFields, Command, tag="cache.delete", kw_only=True):

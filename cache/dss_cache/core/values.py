@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import Any
 
 import msgspec
 
-_MARK = b"\x00"
-_decode_text = msgspec.json.Decoder(str).decode
+from dss_api.attached import Bytes
 
-BASE64 = "base64"
+#: what the stored form of bytes begins with
+MARK = b"\x00"
+_decode_text = msgspec.json.Decoder(str).decode
 
 
 def is_binary(value: bytes) -> bool:
-    return value[:1] == _MARK
+    return value[:1] == MARK
 
 
 def from_base64(text: bytes) -> bytes:
@@ -24,14 +26,14 @@ def from_base64(text: bytes) -> bytes:
         ValueError: it is not one.
     """
     try:
-        return _MARK + base64.b64decode(_decode_text(text), validate=True)
+        return MARK + base64.b64decode(_decode_text(text), validate=True)
     except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, ValueError):
         raise ValueError("the value is not a string in Base64") from None
 
 
-def as_json(value: bytes) -> bytes:
-    """The value as JSON; bytes as a string in Base64."""
-    return b'"%b"' % base64.b64encode(value[1:]) if is_binary(value) else value
+def to_answer(value: bytes) -> Any:
+    """The value as a field of an answer."""
+    return Bytes(memoryview(value)[1:]) if is_binary(value) else msgspec.Raw(value)
 
 
 def as_text(value: bytes, length_max: int) -> str:
