@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,16 @@ MGET_MAX = 500
 #: The backends of all threads share one client for each cluster.
 _clients: dict[tuple[Any, ...], Client] = {}
 _making = threading.Lock()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it. The clients take care of themselves.
+    global _making
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class DssBackend(KeyValueStoreBackend):

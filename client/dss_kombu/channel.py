@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -34,14 +34,14 @@ class QoS(virtual.QoS):
         super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        self.channel.refuse([delivery_tag], requeue)
+        self.channel.refuse(delivery_tag, requeue)
         super().ack(delivery_tag)
 
     def restore_unacked(self) -> list[Any]:
         self._flush()
         tags = list(self._delivered)
         self._delivered.clear()
-        self.channel.refuse(tags, requeue=True)
+        self.channel.give_back(tags)
         return []
 
 
@@ -326,16 +326,22 @@ class Channel(virtual.Channel):
             self._link.post(self._fetcher.set_prefetch, prefetch_count)
 
     def settle(self, tag: str) -> None:
-        if self._fetcher is not None:
+        if self._fetcher is not None and not self._link.is_inherited:
             self._link.post(self._fetcher.ack, tag)
 
-    def refuse(self, tags: list[str], requeue: bool) -> None:
-        """Give messages back, or make them dead letters."""
-        if self._fetcher is None or not tags:
-            return
+    def refuse(self, tag: str, requeue: bool) -> None:
+        """Requeue a message, or make it a dead letter."""
+        if self._fetcher is not None and not self._link.is_inherited:
+            self._run_if_open(self._fetcher.reject(tag, requeue))
+
+    def give_back(self, tags: list[str]) -> None:
+        if self._fetcher is not None and tags and not self._link.is_inherited:
+            self._run_if_open(self._fetcher.give_back(tags))
+
+    def _run_if_open(self, work: Coroutine[Any, Any, None]) -> None:
         # A connection that is closed has given back everything.
         with contextlib.suppress(ClientClosed):
-            self._link.run(self._fetcher.give_back(tags) if requeue else self._fetcher.reject(tags[0]))
+            self._link.run(work)
 
     def after_reply_message_received(self, queue: str) -> None:
         self.queue_delete(queue)
@@ -344,6 +350,8 @@ class Channel(virtual.Channel):
         """Give back what is not acked, and delete the temporary queues that were consumed here."""
         if self.closed:
             return
+        if self._link.is_inherited:
+            self._forget_consumers()
         consumed = self._consumed & self._auto_delete
         transport = self.connection
         super().close()
@@ -353,6 +361,12 @@ class Channel(virtual.Channel):
             self._link.fetchers.discard(self._fetcher)
         for queue in sorted(consumed):
             self._link.run(self._delete_unused(queue))
+
+    def _forget_consumers(self) -> None:
+        """In the child of a fork, where the parent goes on with them."""
+        self._consumers.clear()
+        self._consumed.clear()
+        self._fetcher = None
 
 
 def raw_message(delivery: Delivery) -> dict[str, Any]:

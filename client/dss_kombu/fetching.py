@@ -248,7 +248,7 @@ class Fetcher:
             properties = _properties(message)
             if properties is None:
                 log.error("%s becomes a dead letter: it was not published by kombu", message)
-                await self._nack_one(message, dead=True)
+                await self._nack_one(message, {"dead": True})
                 continue
             if not _is_current(message, properties, consumer.message_ttl_ms) or not source.takes(_routing_key(properties)):
                 self._ack(message)
@@ -322,26 +322,22 @@ class Fetcher:
         finally:
             self._acking = None
 
-    async def reject(self, tag: str) -> None:
-        """Make it a dead letter."""
-        await self._nack([tag], dead=True)
+    async def reject(self, tag: str, requeue: bool) -> None:
+        """The program refuses a message: any consumer gets it now, and the attempt counts; or it becomes a dead letter."""
+        await self._nack([tag], {"delay": 0} if requeue else {"dead": True})
 
     async def give_back(self, tags: Iterable[str]) -> None:
         """Return messages to their queues, where any consumer gets them now. It does not count as an attempt."""
-        await self._nack(tags, dead=False)
+        await self._nack(tags, {"delay": 0, "silent": True})
 
-    async def _nack(self, tags: Iterable[str], dead: bool) -> None:
+    async def _nack(self, tags: Iterable[str], how: dict[str, Any]) -> None:
         deliveries = [delivery for tag in tags if (delivery := self._unsettled.pop(tag, None)) is not None]
         self._changed.set()
+        await asyncio.gather(*(self._nack_one(delivery.message, how) for delivery in deliveries))
 
-        await asyncio.gather(*(self._nack_one(delivery.message, dead) for delivery in deliveries))
-
-    async def _nack_one(self, message: AsyncMessage, dead: bool) -> None:
+    async def _nack_one(self, message: AsyncMessage, how: dict[str, Any]) -> None:
         try:
-            if dead:
-                await message.nack(dead=True)
-            else:
-                await message.nack(0, silent=True)
+            await message.nack(**how)
         except StaleReceipt:
             pass
         except DssError as error:
@@ -355,19 +351,30 @@ class Fetcher:
         sweep_at = now() + SWEEP_S
         while True:
             await asyncio.sleep(self._visibility_s / 6)
-            visibility_s = self.visibility_s(len(self._unsettled))
-            due = [one for one in self._unsettled.values() if one.message.remaining < one.visibility_s * 2 / 3]
-            for start in range(0, len(due), EXTENDS_AT_ONCE):
-                await asyncio.gather(*(self._extend(one, visibility_s) for one in due[start : start + EXTENDS_AT_ONCE]))
-            with contextlib.suppress(DssError):
-                for consumer in list(self._consumers.values()):
-                    if consumer.ttl is not None and now() >= touch_at.get(consumer.queue, 0.0):
-                        touch_at[consumer.queue] = now() + consumer.ttl / 4
-                        if not await self._directory.touch(consumer.queue, consumer.ttl):
-                            await self._declare_again(consumer.queue)
+            try:
+                await self._extend_all()
+                await self._touch(touch_at)
                 if now() >= sweep_at:
                     sweep_at = now() + SWEEP_S
                     await self._directory.sweep()
+            except DssError as error:
+                log.debug("temporary queues are not kept now: %s", error)
+            except Exception:
+                # A fault of this program: without this task, all messages would come back.
+                log.exception("keeping messages failed")
+
+    async def _extend_all(self) -> None:
+        visibility_s = self.visibility_s(len(self._unsettled))
+        due = [one for one in self._unsettled.values() if one.message.remaining < one.visibility_s * 2 / 3]
+        for start in range(0, len(due), EXTENDS_AT_ONCE):
+            await asyncio.gather(*(self._extend(one, visibility_s) for one in due[start : start + EXTENDS_AT_ONCE]))
+
+    async def _touch(self, touch_at: dict[str, float]) -> None:
+        for consumer in list(self._consumers.values()):
+            if consumer.ttl is not None and now() >= touch_at.get(consumer.queue, 0.0):
+                touch_at[consumer.queue] = now() + consumer.ttl / 4
+                if not await self._directory.touch(consumer.queue, consumer.ttl):
+                    await self._declare_again(consumer.queue)
 
     def visibility_s(self, count: int) -> float:
         """For how long so many messages are hidden, each extended at a third of it."""

@@ -33,6 +33,8 @@ class Link(Background):
         self.publisher = Publisher(self._client)
         #: of the open channels
         self.fetchers: set[Fetcher] = set()
+        #: This is the child of a fork: the messages belong to the parent.
+        self.is_inherited = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the background thread, and wait for it."""
@@ -70,3 +72,4 @@ class Link(Background):
         super()._forked()
         self.publisher.forked()
         self.fetchers = set()
+        self.is_inherited = True

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from typing import Any
 
 from kombu.transport import virtual
+from msgspec import structs
 
 from dss_client.clock import now
-from dss_client.dss_url import CONNECTING, DssUrl
+from dss_client.dss_url import CONNECTING, PORT_DEFAULT, DssUrl
 from dss_client.errors import ClientClosed, DssError, InternalError, OverLimit, Unavailable, UnknownOutcome
 from dss_kombu.channel import Channel
 from dss_kombu.inbox import Inbox
@@ -36,7 +37,7 @@ class Transport(virtual.Transport):
     def __init__(self, client: Any, **options: Any) -> None:
         super().__init__(client, **options)
         given = client.transport_options or {}
-        url = DssUrl.parse(client.hostname if "://" in (client.hostname or "") else "dss://")
+        url = _url_of(client)
         self.options = Options.read(url, given)
         connecting = {name: given[name] for name in CONNECTING if name in given}
         if client.ssl and "tls" not in connecting:
@@ -123,3 +124,17 @@ class Transport(virtual.Transport):
                 self.inbox.put_back(items[place + 1 :])
                 raise
         return len(items)
+
+
+def _url_of(client: Any) -> DssUrl:
+    """kombu passes a URL unchanged, except an alternative one after a failure: that comes in parts.
+
+    Raises:
+        WrongUrl
+    """
+    host = client.hostname or ""
+    if "://" in host:
+        return DssUrl.parse(host)
+    token = client.password or client.userid
+    found = DssUrl.parse(f"dss://{host}:{client.port or PORT_DEFAULT}")
+    return structs.replace(found, token=token or None, path=(client.virtual_host or "").strip("/"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -85,16 +86,18 @@ def test_a_message_is_legible_in_the_topic(connect: Connect, dss: Client) -> Non
     assert message["value"]["body"] == '{"order": 42}'
 
 
-def test_requeue_gives_back_at_once_and_counts_as_redelivered_only_after_a_failure(connect: Connect) -> None:
+def test_requeue_gives_back_at_once_and_counts_as_an_attempt(connect: Connect) -> None:
     connection = connect()
     queue = kombu.Queue("jobs")
     publish(connection, queue, "a")
     receiver = Receiver(connection, queue)
-    for number in range(1, 30):
+    receiver.wait(1)
+    assert not receiver.messages[0].delivery_info["redelivered"]
+    for number in range(1, 10):
         receiver.wait(number)
         receiver.messages[-1].requeue()
-    receiver.wait(30)
-    assert not receiver.messages[-1].delivery_info["redelivered"]
+    receiver.wait(10)
+    assert receiver.messages[-1].delivery_info["redelivered"]
     receiver.messages[-1].ack()
 
 
@@ -120,7 +123,10 @@ def test_closing_a_channel_gives_back_what_was_not_acked(connect: Connect) -> No
     receiver.wait(2)
     receiver.messages[0].ack()
     receiver.channel.close()
-    assert Receiver(connection, queue).wait(1) == [2]
+    other = Receiver(connection, queue)
+    assert other.wait(1) == [2]
+    # It does not count as an attempt.
+    assert not other.messages[0].delivery_info["redelivered"]
 
 
 def test_a_message_is_kept_as_long_as_its_consumer_lives(connect: Connect) -> None:
@@ -160,6 +166,24 @@ def test_messages_of_a_consumer_that_is_killed_come_back(connect: Connect) -> No
     other.wait(1)
     assert other.messages[0].delivery_info["redelivered"]
     other.messages[0].ack()
+
+
+def test_the_child_of_a_fork_leaves_the_messages_to_its_parent(connect: Connect) -> None:
+    connection = connect()
+    queue = kombu.Queue("jobs")
+    publish(connection, queue, 1)
+    receiver = Receiver(connection, queue)
+    receiver.wait(1)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            receiver.messages[0].requeue()
+            connection.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    other = Receiver(connect(), queue)
+    assert other.nothing_comes()
+    receiver.messages[0].ack()
 
 
 def test_rejected_messages_are_dead_letters(connect: Connect, dss: Client) -> None:
@@ -313,6 +337,14 @@ def test_the_token_is_not_shown(connect: Connect, token: str) -> None:
 def test_the_namespace_is_a_part_of_the_prefix() -> None:
     assert Options.read(DssUrl.parse("dss://host"), {}).prefix == "kombu"
     assert Options.read(DssUrl.parse("dss://host/shop"), {"prefix": "celery"}).prefix == "celery@shop"
+
+
+def test_an_alternative_url_is_taken_when_the_first_has_no_node(real_node: LocalCluster, token: str) -> None:
+    place = real_node.nodes[0].url.removeprefix("http://")
+    with kombu.Connection(f"dss://127.0.0.1:1/elsewhere;dss://:{token}@{place}/shop") as connection:
+        connection.ensure_connection(max_retries=2, interval_start=0)
+        assert connection.transport.options.prefix == "kombu@shop"
+        connection.transport.link.check(5)
 
 
 def test_unknown_and_wrong_options(real_node: LocalCluster) -> None:
