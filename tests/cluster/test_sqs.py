@@ -43,9 +43,9 @@ def node(tmp_path_factory, prepare_pages):
         cluster.stop()
 
 
-def connected(node, access_key="any", secret="any"):
+def connected(node, access_key="any", secret="any", service="sqs"):
     return boto3.client(
-        "sqs",
+        service,
         endpoint_url=f"http://{HOST}:{node.sqs_port}",
         region_name="eu-west-1",
         aws_access_key_id=access_key,
@@ -486,6 +486,7 @@ def test_the_limits_of_the_listener_hold(node):
 def token(node, sqs):
     """A token for queues whose names begin with `mine`; from then on, calls need one."""
     sqs.create_queue(QueueName="mine-dead")
+    sqs.create_queue(QueueName="yours-q")
     for name in ("mine-source", "yours-source"):
         policy = {"deadLetterTargetArn": "arn:aws:sqs:eu-west-1:000000000000:mine-dead", "maxReceiveCount": 3}
         sqs.create_queue(QueueName=name, Attributes={"RedrivePolicy": json.dumps(policy)})
@@ -510,6 +511,18 @@ def test_signatures_are_checked_when_the_cluster_has_tokens(node, token):
     refused("AccessDenied", sqs.create_queue, QueueName="yours")
     refused("SignatureDoesNotMatch", connected(node, id, "wrong").list_queues)
     refused("InvalidClientTokenId", connected(node, "0" * 12, secret).list_queues)
+    sns = connected(node, id, secret, "sns")
+    topic = sns.create_topic(Name="mine-t")["TopicArn"]
+    arn = arn_of(sqs, url)
+    sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+    sns.publish(TopicArn=topic, Message="m")
+    assert [one["TopicArn"] for one in sns.list_topics()["Topics"]] == [topic]
+    refused("AuthorizationError", sns.create_topic, Name="yours")
+    refused("AuthorizationError", sns.subscribe, TopicArn=topic, Protocol="sqs", Endpoint=arn.replace("mine-1", "yours-q"))
+    refused("SignatureDoesNotMatch", connected(node, id, "wrong", "sns").list_topics)
+    refused(
+        "AccessDenied", sqs.start_message_move_task, SourceArn=arn_of(sqs, dead), DestinationArn=arn.replace("mine-1", "yours-q")
+    )
     status, answer = raw(node, "AmazonSQS.ListQueues", b"{}")
     assert (status, answer["__type"]) == (403, "com.amazonaws.sqs#MissingAuthenticationToken")
     assert "expired" in signed_at(node, token, -3600)

@@ -95,10 +95,18 @@ SUITES = (
         least=40,
         excluded={
             "t/integration/test_sqs.py::test_ack_invalid_receipt_with_backoff": (
-                'expects that GoAws answers 404 to the second DeleteMessage of a message (2 tests); DeleteMessage: "Amazon SQS can '
-                'delete a message from a queue even if a visibility timeout setting causes the message to be locked by another consumer"'
+                "expects the 404 of GoAws when a message is deleted twice (2 tests); DeleteMessage: "
+                '"If you use an old ReceiptHandle, the request will succeed"'
             ),
         },
+    ),
+    Suite(
+        name="celery-sqs",
+        sdist="celery",
+        tests=("t/integration/test_tasks.py",),
+        environment=lambda cluster: {"TEST_BROKER": f"sqs://any:any@{HOST}:{sqs_url(cluster).rpartition(':')[2]}"},
+        plugins=("celery.contrib.pytest", "celery_redis", "celery_sqs"),
+        least=0,
     ),
     Suite(
         name="kombu-dss",

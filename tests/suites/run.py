@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -58,6 +59,8 @@ def main() -> int:
     )
     parser.add_argument("--nodes", type=int, default=1, help="the size of the cluster")
     given = parser.parse_args()
+    # Ended by a signal, it stops the nodes, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     unknown = set(given.names) - {suite.name for suite in SUITES}
     if unknown:
         parser.error(f"there is no suite {', '.join(sorted(unknown))}")

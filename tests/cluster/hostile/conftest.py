@@ -23,8 +23,9 @@ def node(
     """One small node that must survive all tests, and then stop cleanly."""
     server = request.param
     with Confinement(LIMITS, server) as confinement:
-        environment = {**small_node, "DSS_SERVER": server}
-        cluster = LocalCluster(tmp_path_factory.mktemp(server), free_ports(1), environment, confinement.prefix)
+        port, sqs = free_ports(2)
+        environment = {**small_node, "DSS_SERVER": server, "DSS_SQS_PORT": str(sqs)}
+        cluster = LocalCluster(tmp_path_factory.mktemp(server), [port], environment, confinement.prefix)
         cluster.start()
         (only,) = cluster.nodes
         try:
