@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import BackendStoreError, ImproperlyConfigured, TimeoutError
 
+from dss_celery.chords import Chords
 from dss_client import Client
 from dss_client.clock import now
 from dss_client.dss_url import CONNECTING, DssUrl
@@ -40,12 +40,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class DssBackend(KeyValueStoreBackend):
+class DssBackend(Chords):
     """See docs/how-to/celery.md."""
 
     supports_autoexpire = True
     supports_native_join = True
-    implements_incr = True
     persistent = True
     key_t = str
 
@@ -98,9 +97,6 @@ class DssBackend(KeyValueStoreBackend):
 
     def delete(self, key: str) -> None:
         self.client.cache.delete(self._prefix + key)
-
-    def incr(self, key: str) -> int:
-        return int(self.client.cache.incr(self._prefix + key, ttl=self.chord_expires or None))
 
     def expire(self, key: str, value: float) -> None:
         self.client.cache.touch(self._prefix + key, value or None)

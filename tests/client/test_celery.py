@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("celery", reason="Celery is not installed")
 
 from celery import Celery, chord
+from celery.canvas import Signature
 from celery.exceptions import BackendStoreError, ImproperlyConfigured, TimeoutError
 
 from dss_client import Client
@@ -174,6 +175,31 @@ def test_a_result_that_is_too_large(backend: Any) -> None:
 
 def test_the_token_of_the_backend_is_not_shown(backend: Any, token: str) -> None:
     assert token not in backend.as_uri()
+
+
+class Request:
+    """Of a task in the header of a chord."""
+
+    def __init__(self, group: str, index: int, id: str, body: Any) -> None:
+        self.group, self.group_index, self.id, self.chord = group, index, id, body
+
+
+def test_the_body_of_a_chord_comes_once_with_the_results_in_order(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a task of the header runs twice."""
+    bodies: list[Any] = []
+
+    monkeypatch.setattr(Signature, "delay", lambda self, results: bodies.append(results))
+    backend.set_chord_size("group", 3)
+
+    def end(index: int) -> None:
+        backend.on_chord_part_return(Request("group", index, f"task-{index}", Signature("body")), "SUCCESS", index * 10)
+
+    for index in (2, 0, 0, 2):
+        end(index)
+    assert bodies == []
+    for index in (1, 1, 0):
+        end(index)
+    assert bodies == [[0, 10, 20]]
 
 
 @pytest.mark.parametrize(("url", "text"), [("dss://host?colour=red", "colour"), ("dss://host:port", "a URL must be like")])

@@ -124,6 +124,8 @@ SUITES = (
             "TEST_BACKEND": f"dss://{dss_hosts(cluster)}",
         },
         plugins=("celery.contrib.pytest", "celery_redis"),
+        # Some tests look for what the worker logs at this level.
+        arguments=("-o", "log_level=INFO"),
         least=0,
     ),
     Suite(
