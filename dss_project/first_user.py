@@ -90,7 +90,7 @@ class FirstUsers:
         self._has_local = False
         node.services[SERVICE] = hashing()
         node.services[USERS] = self._users
-        node.on_tick(self._tick)
+        node.on_upkeep(self._tick)
         node.on_event(UsersBegan, self._began)
 
     def _began(self, event: UsersBegan, index: int) -> None:

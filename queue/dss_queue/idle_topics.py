@@ -27,7 +27,7 @@ class IdleTopics:
         self._node = node
         self._broker = cast(Broker, node.machine("queue"))
         self._next_ms = 0
-        node.on_tick(self._look)
+        node.on_upkeep(self._look)
 
     def _look(self) -> None:
         node, broker = self._node, self._broker

@@ -55,7 +55,7 @@ class Subscribers:
         self._by_group: dict[tuple[str, str], dict[Subscriber, None]] = {}
         self._full: dict[Subscriber, None] = {}
         self._marking: set[asyncio.Task[None]] = set()
-        node.on_tick(self._check_full)
+        node.on_upkeep(self._check_full)
         node.services[SERVICE] = self
 
     @contextmanager

@@ -12,12 +12,12 @@ from dss_raft.versions import MIN, Raise
 
 log = structlog.get_logger("raft")
 
-#: The log says why the version is not raised after this many ticks. At a start, members are linked one by one, so it is not said earlier.
-REPORT_AFTER_TICKS = 250
+#: The log says why the version is not raised after this many calls of `tick`. At a start, members are linked one by one: earlier is too soon.
+REPORT_AFTER_TICKS = 50
 
 
 class ClusterVersion:
-    """Watches the version of one node. Call `tick` every tick.
+    """Watches the version of one node. Call `tick` about every heartbeat.
 
     Args:
         raise_version: proposes a newer version if all members support one; returns what prevents it.
@@ -31,7 +31,7 @@ class ClusterVersion:
         self._obstacle_ticks = 0
 
     def tick(self) -> None:
-        """A tick has passed."""
+        """Some time has passed."""
         replica = self._replica
         if self._seen != replica.cluster_version:
             self._seen = replica.cluster_version

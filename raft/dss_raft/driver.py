@@ -87,6 +87,7 @@ class Driver:
         self._turn_is_due = False
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tick_due_s = 0.0
+        self._loop_delay = metrics.LoopDelay()
         self._write: asyncio.Future[None] | None = None
         self._stopped = False
         self._role_seen = (-1, -1, "")
@@ -138,7 +139,7 @@ class Driver:
     def _tick(self) -> None:
         if self._stopped:
             return
-        metrics.loop_was_late(max(0.0, self._loop.time() - self._tick_due_s))
+        self._loop_delay.observe(max(0.0, self._loop.time() - self._tick_due_s))
         self._set_tick_timer()
         try:
             self.core.tick()
@@ -146,7 +147,9 @@ class Driver:
                 callback()
         except Exception as error:
             self._fail(error)
-        self.wake()
+        if not self._turn_is_due:
+            # Now, and not in the next iteration of the loop, which an idle node would run for this alone.
+            self._turn()
 
     def _turn(self) -> None:
         self._turn_is_due = False

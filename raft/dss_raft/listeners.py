@@ -9,7 +9,7 @@ from typing import Any
 from dss_api.supervised import report_failure
 from dss_raft.replication.machine import Event
 
-#: After a callback has raised, it is not called for this many ticks.
+#: After a callback has raised, it is left out this many times.
 PAUSE_TICKS = 50
 
 
@@ -21,7 +21,8 @@ class Listeners:
         self._leader_listeners: list[Callable[[str, int], None]] = []
         self._vote_listeners: list[Callable[[str, int, bool], None]] = []
         self._tick_listeners: list[Callable[[], None]] = []
-        #: callbacks that have raised -> ticks until the next call
+        self._upkeep_listeners: list[Callable[[], None]] = []
+        #: callbacks that have raised -> how often they are left out until the next call
         self._paused: dict[Callable[[], None], int] = {}
         self._peer_listeners: list[Callable[[str], None]] = []
         self._peer_down_listeners: list[Callable[[str], None]] = []
@@ -47,6 +48,10 @@ class Listeners:
         of them must not stop the node.
         """
         self._tick_listeners.append(callback)
+
+    def on_upkeep(self, callback: Callable[[], None]) -> None:
+        """As `on_tick`, but about every heartbeat: for work that can wait for it. Ticks are most of what an idle node does."""
+        self._upkeep_listeners.append(callback)
 
     def on_state_replaced(self, callback: Callable[[], None]) -> None:
         """Call `callback()` when a leader's snapshot has replaced the state. The events of the entries in it are not reported."""
@@ -78,7 +83,13 @@ class Listeners:
             callback(candidate, term, granted)
 
     def _notify_tick(self) -> None:
-        for callback in self._tick_listeners:
+        self._call_each(self._tick_listeners)
+
+    def _notify_upkeep(self) -> None:
+        self._call_each(self._upkeep_listeners)
+
+    def _call_each(self, callbacks: list[Callable[[], None]]) -> None:
+        for callback in callbacks:
             if self._paused and self._is_paused(callback):
                 continue
             try:

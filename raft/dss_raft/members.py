@@ -72,9 +72,13 @@ def may_connect(core: RaftCore, peer: str) -> bool:
     return peer in core.membership.ids or not core.leader_id
 
 
-def dial_unlinked(core: RaftCore, links: PeerLinks) -> None:
-    """Call this every tick: a leader dials the members that should have dialed it. They may not know it or its address yet."""
-    if core.role is Role.LEADER and core.ticks % core.config.election_ticks_max == 0:
+def dial_unlinked(core: RaftCore, links: PeerLinks, ticks_per_call: int) -> None:
+    """A leader dials the members that should have dialed it, once in an election timeout. They may not know it or its address yet.
+
+    Args:
+        ticks_per_call: this is called once in so many ticks.
+    """
+    if core.role is Role.LEADER and core.ticks % core.config.election_ticks_max < ticks_per_call:
         for peer in core.progress:
             if not links.is_up(peer):
                 links.probe(peer)

@@ -19,11 +19,15 @@ SNAPSHOT_SECONDS = Histogram(
     "raft_snapshot_seconds", "Taking a snapshot of the state", buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 )
 #: observed on every tick of Raft's timer, which is how soon the loop serves any other event, too
+#: the first bucket
+PUNCTUAL_S_MAX = 0.001
 LOOP_DELAY_SECONDS = Histogram(
     "dss_loop_delay_seconds",
     "How late the event loop ran the timer of Raft's ticks",
-    buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 1, 5),
+    buckets=(PUNCTUAL_S_MAX, 0.005, 0.02, 0.05, 0.1, 0.25, 1, 5),
 )
+#: punctual ticks that are observed together: about a second
+PUNCTUAL_KEPT = 50
 LEADER_CHANGES = Counter("raft_leader_changes", "Leaders that this node has learned of, one for each term that had a leader")
 CLUSTER_VERSION = Gauge("raft_cluster_version", "The cluster version that this node has applied")
 PEER_TLS_EXPIRY = Gauge(
@@ -49,7 +53,6 @@ _VOTE_REFUSED = REQUEST_VOTE.labels(granted="false")
 
 role_changed = ROLE.set
 leader_changed = LEADER_CHANGES.inc
-loop_was_late = LOOP_DELAY_SECONDS.observe
 
 state_hashed = STATE_HASHES.labels(result="hashed").inc
 #: another child process was at work, or it failed
@@ -59,6 +62,25 @@ state_not_hashed = STATE_HASHES.labels(result="skipped").inc
 #: a frame is over the limit; a member does not read fast enough
 frame_too_large = FRAMES_DROPPED.labels(reason="too_large").inc
 frame_in_backlog = FRAMES_DROPPED.labels(reason="backlog").inc
+
+
+class LoopDelay:
+    """Observes `LOOP_DELAY_SECONDS`. Ticks that were not late are observed together: an idle node has hardly anything else to do."""
+
+    def __init__(self) -> None:
+        self._punctual: list[float] = []
+
+    def observe(self, seconds: float) -> None:
+        """A tick was so late."""
+        punctual = self._punctual
+        if seconds > PUNCTUAL_S_MAX:
+            LOOP_DELAY_SECONDS.observe(seconds)
+            return
+        punctual.append(seconds)
+        if len(punctual) >= PUNCTUAL_KEPT:
+            for each in punctual:
+                LOOP_DELAY_SECONDS.observe(each)
+            punctual.clear()
 
 
 def append_answered(ok: bool) -> None:

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("raft")
 
 TICKS_PER_HEARTBEAT = 5
+#: What can wait for a heartbeat is not done every tick.
+TICKS_PER_UPKEEP = TICKS_PER_HEARTBEAT
 #: A removed node stays linked for this time: it may be the one that waits for the answer to its removal.
 UNLINK_AFTER_S = 1.0
 #: While the log is longer than this many times DSS_SNAPSHOT_BYTES, large commands wait.
@@ -192,7 +194,7 @@ class Node(Listeners):
             self.core, self._store, self._links, self.replica, snapshots, self._store_thread, self, tick_ms / 1000
         )
         self._driver.on_tick.append(self._ticked)
-        self._driver.on_tick.append(lambda: members.dial_unlinked(self.core, self._links))
+        self._ticks_to_upkeep = 1
         self.exports = Exports(config.node_id, config.cluster_id, self._driver.applying, self._store, self._store_thread)
         self._calls = Calls(
             self.core,
@@ -208,7 +210,7 @@ class Node(Listeners):
             opening_delays=self._opening_delays,
             began=boot_time(),
         )
-        self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max)
+        self._readiness = Readiness(self.core, self.replica, self._calls, core_config.election_ticks_max, TICKS_PER_UPKEEP)
         self._clocks = ClockExchange(self.core, self._member_clocks, self.send, self._links.up_peers)
         self._channels[clock_exchange.CHANNEL] = self._clocks.receive
         self._version = ClusterVersion(self.replica, lambda: self._calls.raise_version(self._supported_by))
@@ -692,15 +694,24 @@ class Node(Listeners):
         if not self.unusable_reason:
             self._notify_tick()
         self._wake_tick_waiters()
-        self._readiness.tick()
-        self._clocks.ticked(self._loop.time())
-        self._version.tick()
-        self._hashes.ticked(self._loop.time())
-        self._removal.check(self._loop.time())
-        self._identities.tick()
-        self._recovery.tick(self._loop.time())
-        self.exports.close_idle()
         self._calls.ticked()
+        self._ticks_to_upkeep -= 1
+        if not self._ticks_to_upkeep:
+            self._ticks_to_upkeep = TICKS_PER_UPKEEP
+            self._upkeep(self._loop.time())
+
+    def _upkeep(self, now_s: float) -> None:
+        if not self.unusable_reason:
+            self._notify_upkeep()
+        self._readiness.tick()
+        self._clocks.ticked(now_s)
+        self._version.tick()
+        self._hashes.ticked(now_s)
+        self._removal.check(now_s)
+        self._identities.tick()
+        self._recovery.tick(now_s)
+        self.exports.close_idle()
+        members.dial_unlinked(self.core, self._links, TICKS_PER_UPKEEP)
 
     # -------------------------------------------------------------- the peer links
 

@@ -13,22 +13,24 @@ from dss_raft.stall_watch import LagWatch, StallWatch
 
 
 class Readiness:
-    """Watches one node. Call `tick` every tick.
+    """Watches one node.
 
     Args:
         ticks_max: an election timeout: how long the leader may be silent, and how far applying may lag behind.
+        ticks_per_look: `tick` is called once in so many ticks.
     """
 
-    def __init__(self, core: RaftCore, replica: Replica, calls: Calls, ticks_max: int) -> None:
+    def __init__(self, core: RaftCore, replica: Replica, calls: Calls, ticks_max: int, ticks_per_look: int = 1) -> None:
         self._core = core
         self._replica = replica
         self._calls = calls
         self._ticks_max = ticks_max
-        self._stall = StallWatch(ticks_max)
-        self._lag = LagWatch(ticks_max)
+        looks_max = max(1, ticks_max // ticks_per_look)
+        self._stall = StallWatch(looks_max)
+        self._lag = LagWatch(looks_max)
 
     def tick(self) -> None:
-        """A tick has passed."""
+        """`ticks_per_look` ticks have passed."""
         core, applied = self._core, self._replica.applied_index
         is_pending = core.last_index > applied or self._calls.has_unapplied
         self._stall.tick(core.commit_index, applied, is_pending)

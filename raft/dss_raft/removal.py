@@ -38,7 +38,7 @@ class RemovalWatch:
         self._rounds = 0
 
     def check(self, now_s: float) -> None:
-        """Call this every tick.
+        """Call this every tick, or once in a few.
 
         Args:
             now_s: time of a monotonic clock.

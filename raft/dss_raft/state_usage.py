@@ -20,8 +20,8 @@ log = structlog.get_logger("raft")
 WARN_ABOVE = 0.8
 #: and again when the share has fallen below this. The gap avoids a line for every change around one value.
 CALM_BELOW = 0.7
-#: Ticks between two checks.
-CHECK_TICKS = 50
+#: A check once in so many calls, about every second.
+CHECK_TICKS = 10
 
 _node: Node | None = None
 
@@ -39,7 +39,7 @@ def attach(node: Node) -> None:
         if ticks % CHECK_TICKS == 0:
             alarm.check()
 
-    node.on_tick(check)
+    node.on_upkeep(check)
 
 
 class UsageAlarm:

@@ -40,7 +40,7 @@ class Tokens:
         node.services[SERVICE] = guard
         node.on_event(TokensChanged, lambda event, index: guard.changed())
         node.on_state_replaced(guard.changed)
-        node.on_tick(self._tick)
+        node.on_upkeep(self._tick)
         self._is_settled = False
 
     def begin(self) -> None:

@@ -51,7 +51,7 @@ class LocalNode:
     def now_ms(self):
         return time.time_ns() // 1_000_000
 
-    def on_tick(self, callback):
+    def on_upkeep(self, callback):
         self.tick_listeners.append(callback)
 
     async def read_index(self):

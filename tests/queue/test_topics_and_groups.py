@@ -245,7 +245,7 @@ class IdleNode:
     def machine(self, name):
         return self.desk.broker
 
-    def on_tick(self, callback) -> None:
+    def on_upkeep(self, callback) -> None:
         self.tick = callback
 
     def now_ms(self) -> int:

@@ -9,18 +9,20 @@ from dss_raft.listeners import PAUSE_TICKS, Listeners
 from dss_raft.replication.machine import Event
 
 
-def test_a_tick_that_raises_is_counted_and_tried_again_later() -> None:
+@pytest.mark.parametrize("kind", ["tick", "upkeep"])
+def test_a_callback_that_raises_is_counted_and_tried_again_later(kind: str) -> None:
     listeners, calls = Listeners(), []
+    on, notify = getattr(listeners, f"on_{kind}"), getattr(listeners, f"_notify_{kind}")
 
     def fails() -> None:
         calls.append("fails")
         raise AttributeError("the connection is gone")
 
-    listeners.on_tick(fails)
-    listeners.on_tick(lambda: calls.append("works"))
+    on(fails)
+    on(lambda: calls.append("works"))
     counted = FAILURES.labels("tick")._value.get()
     for _ in range(PAUSE_TICKS + 2):
-        listeners._notify_tick()
+        notify()
     assert calls.count("fails") == 2
     assert calls.count("works") == PAUSE_TICKS + 2
     assert FAILURES.labels("tick")._value.get() == counted + 2
