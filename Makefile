@@ -128,6 +128,9 @@ fuzz: $(READY) ## CALLS=200000 hostile calls to three nodes, COMMANDS=1000000 ra
 	@DSS_SCHEMA_CALLS=$(or $(SCHEMA_CALLS),20000) $(BIN)/python -m pytest -q -s tests/fuzz/test_openapi_calls.py
 	@$(BIN)/python tests/fuzz/fuzz_calls.py --calls $(or $(CALLS),200000)
 
+suites: $(READY) ## run the tests of other projects against a node, and print a table (SUITES="moto-sqs tooz-dss": only these; needs PyPI)
+	@$(BIN)/python tests/suites/run.py $(SUITES) $(ARGS)
+
 audit: ## look for known vulnerabilities in the pinned packages, and write the list of parts (SBOM) to report/ (needs PyPI)
 	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit cyclonedx-bom; }
 	@mkdir -p report

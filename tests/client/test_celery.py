@@ -100,6 +100,19 @@ def test_no_task_is_lost_when_the_leader_is_killed(counting: Counting, three_nod
     assert set(counting.counted()) == set(range(TASKS))
 
 
+def test_each_task_is_published_once_when_the_leader_is_killed(counting: Counting, three_nodes: LocalCluster) -> None:
+    for number in range(100):
+        counting.tasks.count.delay(number)
+        if number == 50:
+            three_nodes.leader().kill()
+    with Client(three_nodes.leader().url) as dss:
+        topic = dss.topic("kombu/queue/celery")
+        messages = topic.peek(limit=100)
+        assert topic.stats()["messages"] == 100
+    numbers = Counter(message["value"]["headers"]["argsrepr"] for message in messages)
+    assert numbers == Counter(f"({number},)" for number in range(100))
+
+
 def test_no_task_is_lost_when_the_worker_is_killed(counting: Counting) -> None:
     count = 60
     for number in range(count):
