@@ -12,6 +12,7 @@ from dss_dev.queue_broker import Desk
 from dss_dev.queue_recount import recounted_usage
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Ack, Consume, GiveBack, MarkReceived, Nack, Publish, Purge, PutTopic, Redrive
+from dss_queue.core.group import Group
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.formats import WrongFormat
 from dss_raft.replication.machine import Origin
@@ -50,6 +51,8 @@ def random_command(rng, desk):
                 "receipts": [f"{msg_id}.{delivery.serial:x}"],
             }
             return GiveBack(**pushed) if kind > 91 else MarkReceived(**pushed, received=kind > 90)
+        if kind < 75:
+            return ack_many(rng, g)
         return Ack(**named) if kind < 82 else Nack(**named, dead=kind > 86)
     if kind < 95:
         return rng.choice(
@@ -70,6 +73,42 @@ def random_command(rng, desk):
             topic=topic, max_attempts=2, backoff_ms=5, retention_ms=retention_ms, dedup_window_ms=200, keep_ms=keep_ms
         )
     return Purge(topic=topic)
+
+
+def ack_many(rng, group):
+    """An ack of messages in flight and of one that is not, with or without receipts."""
+    msg_ids = ["1-1"]
+    receipts = ["1-1.1"]
+    for number, delivery in group.in_flight.items():
+        msg_ids.append(f"{number >> 24}-{number % 2**24}")
+        receipts.append(f"{msg_ids[-1]}.{delivery.serial + (rng.randrange(9) == 0):x}")
+    named = {"topic": group.messages.topic, "group": group.name, "msg_ids": msg_ids}
+    return Ack(**named, receipts=receipts) if rng.randrange(2) else Ack(**named)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_acks_of_many_messages_have_the_effect_of_single_ones(seed, monkeypatch):
+    rng = random.Random(seed)
+    one, other = Desk(), Desk()
+
+    def each_by_itself(group, held, at_ms):
+        for delivery in held:
+            group.acked(delivery, at_ms)
+
+    for desk in (one, other):
+        for topic in "tu":
+            desk.do(PutTopic(topic=topic, max_attempts=2, backoff_ms=5, dedup_window_ms=200))
+    for _ in range(200):
+        command = random_command(rng, one)
+        one.at_ms = other.at_ms = one.at_ms + rng.choice([0, 0, 1, 10, 10, 700])
+        with monkeypatch.context() as patched:
+            patched.setattr(Group, "acked_all", each_by_itself)
+            expected = other.entry(command)
+        assert one.entry(command) == expected
+        assert one.broker.snapshot() == other.broker.snapshot()
+        assert one.broker.usage() == other.broker.usage()
+        assert one.broker.next_deadline_ms() == other.broker.next_deadline_ms()
+    check_accounts(one.broker)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -14,7 +14,7 @@ noted in `KeyState.early`, and passed over when the head is finished.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush, nsmallest
 
 import msgspec
@@ -209,6 +209,19 @@ class Backlog:
             state = self.keys[key] = KeyState(0, IDLE) if chain is None else KeyState(chain.start, READY)
         insort(state.extra, number)
         self._offer_head(key, state, at_ms)
+
+    @property
+    def has_plain(self) -> bool:
+        """Whether `finish_plain` may be used for messages without a routing key."""
+        return not self.private and not self.messages.settings.keep_ms
+
+    def finish_plain(self, messages: Sequence[Message]) -> None:
+        """`finish` for several messages without a routing key."""
+        count = len(messages)
+        self.pending -= count
+        self._account.pending -= count
+        self._account.used -= count * PENDING_BYTES
+        self.messages.finished_plain(messages)
 
     def finish(self, message: Message, at_ms: int) -> None:
         """The group is finished with a message: the next one of its key becomes ready."""

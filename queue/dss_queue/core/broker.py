@@ -22,7 +22,7 @@ Each step costs O(log n) in the size of the backlog, with three exceptions: a ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from dss_api.result import Result
@@ -351,13 +351,14 @@ class Broker:
 
     def _ack_many(self, group: Group | None, command: Ack, at_ms: int, index: int) -> Result:
         """Several messages, or a transaction: acks, publishes and lock releases take effect together or not at all."""
-        msg_ids = list(dict.fromkeys(command.msg_ids)) if command.msg_ids is not None else [command.msg_id or ""]
-        receipts: dict[str, str] = {}
-        if command.msg_ids is not None and command.receipts is not None:
+        receipts: Mapping[str, str | None]
+        if command.msg_ids is None:
+            receipts = {command.msg_id or "": command.receipt}
+        elif command.receipts is None:
+            receipts = dict.fromkeys(command.msg_ids)
+        else:
             receipts = dict(zip(command.msg_ids, command.receipts, strict=True))
-        elif command.receipt is not None:
-            receipts = {msg_ids[0]: command.receipt}
-        found = [(msg_id, *_held(group, msg_id, receipts.get(msg_id))) for msg_id in msg_ids]
+        found = _all_held(group, receipts)
         held_count = sum(held is not None for _, held, _ in found)
         answers: dict[str, Any] = {}
         if command.publish or command.release:
@@ -371,12 +372,11 @@ class Broker:
                 return refused
             answers["published"] = self._publisher.store(command.publish, at_ms, index)
             answers["released"] = [self._locks.release(one.key, one.client, at_ms, index) for one in command.release]
-        for _, held, _ in found:
-            if held is not None and group is not None:
-                group.acked(held, at_ms)
+        if group is not None:
+            group.acked_all((held for _, held, _ in found if held is not None), at_ms)
         if command.msg_ids is not None:
             answers["results"] = [
-                {"msg_id": msg_id, "acked": held is not None, **({"code": _STALE} if is_stale else {})}
+                {"msg_id": msg_id, "acked": False, "code": _STALE} if is_stale else {"msg_id": msg_id, "acked": held is not None}
                 for msg_id, held, is_stale in found
             ]
         if group is not None:
@@ -459,6 +459,19 @@ def _held(group: Group | None, msg_id: str, receipt: str | None) -> tuple[Delive
             return returned, False
         return None, True
     return None, receipt is not None and number in group.dead
+
+
+def _all_held(group: Group | None, receipts: Mapping[str, str | None]) -> list[tuple[str, Delivery | Returned | None, bool]]:
+    """`_held` of each message: (msg_id, delivery, whether the receipt is stale)."""
+    found: list[tuple[str, Delivery | Returned | None, bool]] = []
+    in_flight = {} if group is None else group.in_flight
+    for msg_id, receipt in receipts.items():
+        delivery = in_flight.get(message_number(msg_id))
+        if delivery is not None and receipt == receipt_of(msg_id, delivery.serial):
+            found.append((msg_id, delivery, False))
+        else:
+            found.append((msg_id, *_held(group, msg_id, receipt)))
+    return found
 
 
 def _nothing(group: Group) -> Result:

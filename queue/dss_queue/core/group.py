@@ -10,7 +10,7 @@ their own time is over, too. A message that becomes a dead letter leaves them wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -198,12 +198,14 @@ class Group:
         if message is None:
             return []
         handout = Handout(origin=origin, attempt_id=attempt_id, group=self, numbers=[], live=0)
-        answers: list[dict[str, Any]] = []
+        deliveries: list[Delivery] = []
+        due_ms = at_ms + visibility_ms
+        first_ms = at_ms if self._account.limits.cluster_version >= FIRST_DELIVERED_SINCE else 0
         size = 0
         run = self._run_of(message, per_key_max, at_ms)
         while message is not None:
-            answers.append(self._deliver(message, handout, visibility_ms, at_ms))
-            if len(answers) == messages_max:
+            deliveries.append(self._deliver(message, handout, at_ms, visibility_ms, due_ms, first_ms))
+            if len(deliveries) == messages_max:
                 break
             size += message.size
             if size > BYTES_PER_CONSUME_MAX:
@@ -217,14 +219,15 @@ class Group:
                 if following is not None:
                     run = self._run_of(following, per_key_max, at_ms)
             message = following
-        handout.live = len(answers)
+        self._registry.deadlines.add_all(deliveries, due_ms)
+        handout.live = len(deliveries)
         self._callers.handouts[origin] = handout
         if attempt_id:
             self.replays[attempt_id] = handout
             self._account.add_attempt(attempt_bytes(attempt_id))
-        self.counters.delivered += len(answers)
-        self.counters.deliver_rate.add(at_ms, len(answers))
-        return answers
+        self.counters.delivered += len(deliveries)
+        self.counters.deliver_rate.add(at_ms, len(deliveries))
+        return [_answer(delivery) for delivery in deliveries]
 
     def _run_of(self, head: Message, per_key_max: int, at_ms: int) -> Iterator[Message]:
         """The messages that may be delivered together with `head`, which was just taken."""
@@ -241,17 +244,17 @@ class Group:
             if self._is_of(handout, number):
                 delivery = self.in_flight[number]
                 self.extend(delivery, visibility_ms, at_ms)
-                answers.append(self._answer(delivery))
+                answers.append(_answer(delivery))
         return answers
 
-    def _deliver(self, message: Message, handout: Handout, visibility_ms: int, at_ms: int) -> dict[str, Any]:
+    def _deliver(
+        self, message: Message, handout: Handout, at_ms: int, visibility_ms: int, due_ms: int, first_ms: int
+    ) -> Delivery:
         registry, number, met = self._registry, message.number, self.backlog.returned
         returned = met.pop(number, None) if met else None
         registry.serial = serial = registry.serial + 1
-        due_ms = at_ms + visibility_ms
         delivery = Delivery(message, serial, 1, at_ms, visibility_ms, handout, (), due_ms)
-        keeps_first = self._account.limits.cluster_version >= FIRST_DELIVERED_SINCE
-        delivery.first_ms = at_ms if keeps_first else 0
+        delivery.first_ms = first_ms
         if returned is not None:
             delivery.attempt = returned.attempts + 1
             delivery.history, delivery.uncounted = returned.history, returned.uncounted
@@ -260,27 +263,7 @@ class Group:
                 self.counters.redelivered += 1
         self.in_flight[number] = delivery
         handout.numbers.append(number)
-        registry.deadlines.add(delivery, due_ms)
-        return self._answer(delivery)
-
-    def _answer(self, delivery: Delivery) -> dict[str, Any]:
-        message = delivery.message
-        msg_id = message_id(message.number)
-        # Nodes of older releases keep the same answers.
-        first = {"first_delivered_ms": delivery.first_ms} if delivery.first_ms else {}
-        return {
-            "msg_id": msg_id,
-            "value": message.value,
-            "key": message.key,
-            "headers": message.headers,
-            "partition": message.partition,
-            "receipt": receipt_of(msg_id, delivery.serial),
-            "attempt": delivery.attempt,
-            **first,
-            "delivered_ms": delivery.delivered_ms,
-            "visible_until_ms": delivery.due_ms,
-            "published_ms": message.published_ms,
-        }
+        return delivery
 
     # -------------------------------------------------------- ends of a delivery
 
@@ -296,6 +279,29 @@ class Group:
         self.backlog.finish(message, at_ms)
         self.counters.acked += 1
         self.counters.ack_rate.add(at_ms)
+
+    def acked_all(self, held: Iterable[Delivery | Returned], at_ms: int) -> None:
+        """`acked` for each of them, with one update of each count."""
+        deliveries: list[Delivery] = []
+        messages: list[Message] = []
+        in_flight, has_plain = self.in_flight, self.backlog.has_plain
+        for one in held:
+            message = one.message
+            if not has_plain or message.key or one.history or not isinstance(one, Delivery):
+                self.acked(one, at_ms)
+                continue
+            del in_flight[message.number]
+            one.due_ms, one.message = 0, GONE
+            deliveries.append(one)
+            messages.append(message)
+        if not messages:
+            return
+        self._registry.deadlines.discard_all(deliveries)
+        for delivery in deliveries:
+            self._one_less(delivery.handout)
+        self.backlog.finish_plain(messages)
+        self.counters.acked += len(messages)
+        self.counters.ack_rate.add(at_ms, len(messages))
 
     def failed(self, delivery: Delivery, reason: str, at_ms: int, delay_ms: int | None = None) -> bool:
         """The attempt counts: back to the queue after `delay_ms` (None: the topic's backoff), or to the dead letters.
@@ -376,6 +382,10 @@ class Group:
         self._registry.deadlines.discard(delivery)
         if message.key:
             self.backlog.free_key(message.key)
+        self._one_less(handout)
+
+    def _one_less(self, handout: Handout) -> None:
+        """A delivery of the handout has ended."""
         handout.live -= 1
         if not handout.live:
             del self._callers.handouts[handout.origin]
@@ -500,3 +510,25 @@ class Group:
 def was_deleted() -> Result:
     """The refusal of a consume whose group is gone."""
     return Result({"detail": "the topic or the group was deleted"}, "not_found")
+
+
+def _answer(delivery: Delivery) -> dict[str, Any]:
+    message = delivery.message
+    msg_id = message_id(message.number)
+    answer = {
+        "msg_id": msg_id,
+        "value": message.value,
+        "key": message.key,
+        "headers": message.headers,
+        "partition": message.partition,
+        "receipt": receipt_of(msg_id, delivery.serial),
+        "attempt": delivery.attempt,
+        "first_delivered_ms": delivery.first_ms,
+        "delivered_ms": delivery.delivered_ms,
+        "visible_until_ms": delivery.due_ms,
+        "published_ms": message.published_ms,
+    }
+    if not delivery.first_ms:
+        # Nodes of older releases keep the same answers.
+        del answer["first_delivered_ms"]
+    return answer

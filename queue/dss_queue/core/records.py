@@ -23,9 +23,10 @@ def message_id(number: int) -> str:
 def message_number(msg_id: str) -> int:
     """The number of a `msg_id`; -1 when no message can have that id."""
     index, _, count = msg_id.partition("-")
-    if not (index.isdecimal() and count.isdecimal()):
+    try:
+        number = int(index) << COUNT_BITS | int(count)
+    except ValueError:
         return -1
-    number = int(index) << COUNT_BITS | int(count)
     return number if message_id(number) == msg_id else -1
 
 

@@ -6,7 +6,7 @@ that are finished with it. With `keep_ms`, a message stays for later groups when
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -120,6 +120,23 @@ class TopicMessages:
         message.done += 1
         if message.done == len(self.readers):
             (self._keep if self.settings.keep_ms else self.drop)(message)
+
+    def finished_plain(self, messages: Iterable[Message]) -> None:
+        """`finished_by_one_more` for messages without a routing key, of a topic that keeps none."""
+        by_number, copies, readers = self.by_number, self.copies, len(self.readers)
+        dropped = size = 0
+        for message in messages:
+            message.done += 1
+            if message.done != readers:
+                continue
+            if message.ready_ms or message.number in copies:
+                self.drop(message)
+                continue
+            del by_number[message.number]
+            dropped += 1
+            size += len(message.value) + len(message.headers)
+        self.bytes -= size
+        self._account.used -= dropped * MESSAGE_BYTES + size
 
     def finished_by_all(self, message: Message) -> None:
         """Drop a message, or keep it for later groups."""

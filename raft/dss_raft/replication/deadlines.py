@@ -12,7 +12,7 @@ every node, even after a restore from a snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -78,11 +78,37 @@ class Deadlines(Generic[T]):
         else:
             items.append(item)
 
+    def add_all(self, items: Sequence[T], deadline_ms: int) -> None:
+        """File several items that have no deadline yet."""
+        slot = deadline_ms >> SLOT_SHIFT
+        if slot <= self._near_slot:
+            for item in items:
+                self.add(item, deadline_ms)
+            return
+        for item in items:
+            item.timer = slot
+        self._filed += len(items)
+        others = self._slots.get(slot)
+        if others is None:
+            self._slots[slot] = list(items)
+            heappush(self._slot_numbers, slot)
+        else:
+            others.extend(items)
+
     def discard(self, item: T) -> None:
         """Forget an item. No effect if it is not filed."""
         if item.timer != NO_TIMER:
             item.timer = NO_TIMER
             self._has_stale()
+
+    def discard_all(self, items: Iterable[T]) -> None:
+        """Forget several items."""
+        count = 0
+        for item in items:
+            if item.timer != NO_TIMER:
+                item.timer = NO_TIMER
+                count += 1
+        self._has_stale(count)
 
     def moved_forward(self, item: T, deadline_ms: int) -> None:
         """The deadline of a filed item is earlier than before. A later one needs no call."""
@@ -145,8 +171,8 @@ class Deadlines(Generic[T]):
             else:
                 self._stale -= 1
 
-    def _has_stale(self) -> None:
-        self._stale += 1
+    def _has_stale(self, count: int = 1) -> None:
+        self._stale += count
         if self._stale > self._filed // 2 + STALE_ALLOWED:
             self.rebuild(self._valid())
 
