@@ -88,6 +88,8 @@ class Exchange:
         self.traced = ""
         #: keys and traced key of the lease that the others have
         self._leased: tuple[list[str], str] | None = None
+        #: how many events of others have arrived
+        self.events_seen = 0
         self._started_s = clock()
         node.on_channel(CHANNEL, self._receive)
         node.on_peer_up(self._peer_is_up)
@@ -186,6 +188,7 @@ class Exchange:
             if event.seq > remote.last_seq:
                 remote.last_seq = event.seq
                 remote.events.append(Recorded(*msgspec.structs.astuple(event)))
+                self.events_seen += 1
         del remote.events[:-REMOTE_EVENTS_KEPT]
         self._arrived.set()
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Transitions of the traced key in a report, and those of all keys among which they are looked for.
 CHANGES_MAX = 20
 CHANGES_SCANNED_MAX = 2_000
+#: How often the memory of the process is read.
+RSS_EVERY_S = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
 #: of `LockChanged`: what is rare or unexpected
@@ -38,6 +40,10 @@ class Reporter:
         self._cache = cache
         self.recorder = Recorder(time.time_ns)
         self._fsync = FsyncQuantile()
+        #: the last index at which `_fsync` was asked
+        self._fsync_index = -1
+        self._fsync_ms = 0.0
+        self._rss_bytes, self._rss_due_s = 0, float("-inf")
         self._led_by = ""
         self._members: tuple[str, ...] = ()
         self.recorder.add("started", node.node_id)
@@ -70,8 +76,8 @@ class Reporter:
             not_ready=node.not_ready_reason,
             pending=pending,
             waiting=waiting,
-            fsync_ms=self._fsync.take_ms(),
-            rss_bytes=rss_bytes(),
+            fsync_ms=self._fsync_now_ms(),
+            rss_bytes=self._rss_now_bytes(),
             lines=len(cache.lines),
             hits=cache.hits,
             misses=cache.misses,
@@ -81,6 +87,19 @@ class Reporter:
             line_states=self._lines(keys),
             changes=[Change(one["at_ms"], one["from"], one["to"], one["why"], one["version"]) for one in trace],
         )
+
+    def _fsync_now_ms(self) -> float:
+        # Without new entries it is what it was, and to read a histogram takes longer than the rest of a report.
+        index = self._node.core.last_index
+        if index != self._fsync_index:
+            self._fsync_index, self._fsync_ms = index, self._fsync.take_ms()
+        return self._fsync_ms
+
+    def _rss_now_bytes(self) -> int:
+        now_s = time.monotonic()
+        if now_s >= self._rss_due_s:
+            self._rss_due_s, self._rss_bytes = now_s + RSS_EVERY_S, rss_bytes()
+        return self._rss_bytes
 
     def _lines(self, keys: Iterable[str]) -> dict[str, LineState]:
         states = {}

@@ -84,6 +84,9 @@ class LiveView:
         self._tasks = Tasks()
         self._serving: asyncio.Task[None] | None = None
         self._leaderless_since_s: float | None = clock()
+        #: the lines of the latest events, and what they were made of
+        self._lines: list[EventLine] = []
+        self._lines_of: tuple[Any, ...] = ()
         self._histories: dict[str, deque[tuple[int, LockChanged]]] = {}
         node.on_leader_change(self._leader_changed)
         node.on_event(LockChanged, self._lock_changed)
@@ -256,6 +259,13 @@ class LiveView:
 
     def _events(self) -> list[EventLine]:
         """The latest events of all members, latest first. What every node records by itself is shown once."""
+        node = self._node
+        of = (self.recorder.last_seq, self._exchange.events_seen, tuple(node.peers))
+        if of != self._lines_of:
+            self._lines_of, self._lines = of, self._event_lines()
+        return self._lines
+
+    def _event_lines(self) -> list[EventLine]:
         node = self._node
         own = [(node.node_id, event) for event in self.recorder.since(0, EVENTS_PER_FRAME_MAX)]
         others = [

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ def attach(node: Node) -> None:
     _node = node
 
 
+@cache
 def release() -> str:
-    """The version of the installed package; "unknown" if it runs without an installation."""
+    """The version of the package that this process has loaded; "unknown" if it runs without an installation."""
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:
