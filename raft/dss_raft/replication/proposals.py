@@ -97,9 +97,11 @@ class Proposals:
         are behind applied time cannot be right (they start in 1970 on some machines), so the leader looks again later.
         """
         self._enter_term()
+        if self._time_is_checked:
+            return
         agreement = self._clock.members.agreement
         agreed_ms = self._clock.members.agreed_ms()
-        if self._time_is_checked or agreement is None or agreed_ms is None or self._replica.batch_term != self._term:
+        if agreement is None or agreed_ms is None or self._replica.batch_term != self._term:
             return
         voters = self._core.membership.voters
         if sum(voter in agreement.nodes for voter in voters) <= len(voters) // 2:
