@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
+import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +16,7 @@ from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
+from dss_client.clock import now
 from dss_client.errors import ClientClosed, WrongUse
 from dss_kombu.directory import GROUP, Record, Source
 from dss_kombu.fetching import Consumer, Delivery, Fetcher
@@ -24,6 +28,23 @@ KEY_HEADER = "dss_key"
 TRANSIENT = 1
 #: a temporary queue without `x-expires`
 EXPIRES_S_DEFAULT = 60.0
+
+
+#: A queue that is consumed for this long after its channel was closed has another consumer.
+UNUSED_S = 1.0
+#: Larger bodies are compressed: a value has at most 256 KiB, and a canvas of a thousand tasks repeats itself.
+COMPRESS_FROM_BYTES = 64 * 1024
+COMPRESSED = "zlib"
+
+
+class Compressed:
+    """A codec of bodies: zlib, as base64."""
+
+    def encode(self, body: str | bytes) -> str:
+        return base64.b64encode(zlib.compress(body.encode() if isinstance(body, str) else body)).decode()
+
+    def decode(self, text: str) -> bytes:
+        return zlib.decompress(base64.b64decode(text))
 
 
 class QoS(virtual.QoS):
@@ -50,6 +71,7 @@ class Channel(virtual.Channel):
 
     QoS = QoS
     supports_fanout = True
+    codecs = {**virtual.Channel.codecs, COMPRESSED: Compressed()}
 
     def __init__(self, connection: Any, **options: Any) -> None:
         super().__init__(connection, **options)
@@ -202,11 +224,20 @@ class Channel(virtual.Channel):
 
     async def _delete_unused(self, queue: str) -> None:
         """Delete it, unless another channel consumes it."""
+        until = now() + UNUSED_S
+        while await self._is_consumed(queue):
+            # A cancelled wait of this channel may be counted for a moment.
+            if now() >= until:
+                return
+            await asyncio.sleep(UNUSED_S / 20)
+        await self._directory.delete_queue(queue)
+
+    async def _is_consumed(self, queue: str) -> bool:
         for source in await self._directory.sources(queue):
             _, group = await self._stats(source)
             if group is not None and (group["waiters"] or group["in_flight"]):
-                return
-        await self._directory.delete_queue(queue)
+                return True
+        return False
 
     def _purge(self, queue: str) -> int:
         return int(self._link.run(self._purge_all(queue)))
@@ -224,7 +255,9 @@ class Channel(virtual.Channel):
     # ----------------------------------------------------------- publish
 
     def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
-        """Text stays legible, for `peek` and the admin; bytes become base64."""
+        """Text stays legible, for `peek` and the admin; bytes become base64, and what is large is compressed."""
+        if len(body) >= COMPRESS_FROM_BYTES:
+            return self.codecs[COMPRESSED].encode(body), COMPRESSED
         if isinstance(body, str):
             return body, "utf-8"
         found: tuple[Any, str | None] = super().encode_body(body, "base64")

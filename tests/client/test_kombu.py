@@ -86,6 +86,19 @@ def test_a_message_is_legible_in_the_topic(connect: Connect, dss: Client) -> Non
     assert message["value"]["body"] == '{"order": 42}'
 
 
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_a_large_message_is_compressed(connect: Connect, serializer: str) -> None:
+    """A value has at most 256 KiB."""
+    connection = connect()
+    queue = kombu.Queue("jobs")
+    body = {"text": "grün" * 200_000}
+    producer = kombu.Producer(connection.default_channel, serializer=serializer)
+    producer.publish(body, routing_key="jobs", declare=[queue])
+    message = queue(connection.default_channel).get(accept=["json", "pickle"])
+    assert message.payload == body
+    message.ack()
+
+
 def test_requeue_gives_back_at_once_and_counts_as_an_attempt(connect: Connect) -> None:
     connection = connect()
     queue = kombu.Queue("jobs")
