@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 CHANNEL = "cache"
 #: While a call waits for acknowledgements, they are requested again at this interval.
 ASK_AGAIN_S = 0.1
+#: for how long a peer that was asked is not asked for the same: a little less, so that each call that asks again finds it over
+ASKED_S = 0.9 * ASK_AGAIN_S
 RENEWAL_TIMEOUT_S = 0.5
 #: After a failed renewal, reads use the log for this long before they try to renew again.
 RENEWAL_PAUSE_S = 0.1
@@ -84,6 +86,8 @@ class Reply(PeerMessage, frozen=True, tag=6):
     rows: Rows
 
 
+_NOT_ASKED: tuple[Stamps, float] = ({}, float("-inf"))
+
 _decode = msgspec.msgpack.Decoder(Applied | Wanted | Renew | Grant | Question | Reply).decode
 FORMAT = Format("a message of the cache", 1)
 _START = bytes([FORMAT.version])
@@ -121,6 +125,8 @@ class Peers:
         #: the own stamp that all peers were told last
         self._announced = 0
         self._requested_by: Stamps = {}
+        #: for which stamps each peer was asked last, and when
+        self._asked: dict[str, tuple[Stamps, float]] = {}
         self._renewal: asyncio.Task[bool] | None = None
         self._no_renewal_before = 0.0
         self._grant_futures: dict[int, asyncio.Future[Grant]] = {}
@@ -192,10 +198,17 @@ class Peers:
             self._send(peer, message)
 
     def _request_acknowledgements(self, missing: Mapping[str, int], to_all: bool) -> None:
+        """Ask the missing nodes, or all. Calls that wait for the same share a message: hundreds of reads may wait for one write."""
+        now = asyncio.get_running_loop().time()
         message = Wanted(dict(missing))
         for peer in self._node.peers:
-            if to_all or peer in missing:
-                self._send(peer, message)
+            if not to_all and peer not in missing:
+                continue
+            asked, at = self._asked.get(peer, _NOT_ASKED)
+            if now - at < ASKED_S and all(asked.get(node, 0) >= stamp for node, stamp in missing.items()):
+                continue
+            self._asked[peer] = message.stamps, now
+            self._send(peer, message)
 
     def _wanted(self, peer: str, stamps: Stamps) -> None:
         applied = self._near.acknowledgements.applied
@@ -372,6 +385,7 @@ class Peers:
             self._replied(peer, message)
 
     def _peer_is_up(self, peer: str) -> None:
+        self._asked.pop(peer, None)
         self._send(peer, Applied(dict(self._near.acknowledgements.applied)))
 
     def _send(self, peer: str, message: PeerMessage) -> None:

@@ -16,7 +16,7 @@ from dss_api.errors import Refused
 from dss_api.feed import WebSocketFeed
 from dss_api.rights import Access
 from dss_api.websocket_writer import WebSocketWriter
-from dss_cache import near
+from dss_cache import near, peers
 from dss_cache import operations as ops
 from dss_cache.answers import LinesAnswer
 from dss_cache.core.commands import (
@@ -179,6 +179,34 @@ async def test_no_node_shows_the_new_value_before_the_client_has_confirmed(clust
     assert putting.done()
     [fetched] = client.take()
     assert fetched["fetched"][0]["value"] == 2
+
+
+async def test_reads_that_wait_for_the_same_ask_once(cluster, client, monkeypatch):
+    monkeypatch.setattr("dss_cache.peers.ASK_AGAIN_S", 10.0)
+    monkeypatch.setattr("dss_cache.peers.ASKED_S", 9.0, raising=False)
+    writer = cluster.nodes["n2"]
+    putting = await begin(cluster, put(cluster, "a", 2))
+    sent = []
+    send = writer.send
+
+    def spy(peer, channel, payload):
+        if isinstance(peers._decode(payload[1:]), peers.Wanted):
+            sent.append(peer)
+        send(peer, channel, payload)
+
+    monkeypatch.setattr(writer, "send", spy)
+    reading = [await begin(cluster, ops.get(writer, ops.GetRequest(key="a"))) for _ in range(20)]
+    assert not any(task.done() for task in reading)
+    assert sent == ["n1"]
+    # A link that is new has lost what was asked before.
+    cluster.caches["n2"].peers._peer_is_up("n1")
+    sent.clear()
+    reading.append(await begin(cluster, ops.get(writer, ops.GetRequest(key="a"))))
+    assert sent == ["n1"]
+    client.confirm(1)
+    await cluster.settle()
+    assert [bytes(task.result().value) for task in reading] == [b"2"] * 21
+    assert putting.done()
 
 
 async def test_a_deletion_is_a_write(cluster, client):
