@@ -220,7 +220,8 @@ class Lab:
     async def wait_for_change(self, version: int, timeout_s: float) -> None:
         if self.version == version:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._change.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._change.wait()
 
     def _took(self, event: dict[str, Any]) -> None:
         for row in reversed(event.get("events", ())):

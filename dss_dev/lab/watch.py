@@ -72,7 +72,9 @@ class LiveView:
         async with connect(node.websocket_url, **options) as socket:
             await socket.send(json.dumps({"id": 1, "op": "cluster.watch", "request": self.request}))
             while node in self._candidates():
-                frame = json.loads(await asyncio.wait_for(socket.recv(), SILENT_S))
+                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes together with the result.
+                async with asyncio.timeout(SILENT_S):
+                    frame = json.loads(await socket.recv())
                 if event := frame.get("event"):
                     self._heard = time.monotonic()
                     if event["kind"] == "state":

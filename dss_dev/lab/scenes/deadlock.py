@@ -148,7 +148,8 @@ class Deadlock(Scene):
             ("it is answered: she has the lock", "nothing, she has to ask again"),
         )
         await self._release("bob", B)
-        granted = await asyncio.wait_for(asyncio.shield(waiting), SEEN_S)
+        async with asyncio.timeout(SEEN_S):
+            granted = await asyncio.shield(waiting)
         self._refused = False
         self._waits = {}
         self._holders[B] = "alice"

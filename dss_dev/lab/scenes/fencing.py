@@ -106,7 +106,8 @@ class Fencing(Scene):
         """The next line that she says."""
         assert self._alice is not None
         assert self._alice.stdout is not None
-        line = await asyncio.wait_for(self._alice.stdout.readline(), ANSWER_S)
+        async with asyncio.timeout(ANSWER_S):
+            line = await self._alice.stdout.readline()
         if not line:
             raise NotReached("the process of alice has ended")
         return line.decode().strip()
