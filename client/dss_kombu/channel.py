@@ -24,6 +24,13 @@ from dss_kombu.options import step_of
 
 #: A header of a message: messages with the same text are delivered in order, one at a time.
 KEY_HEADER = "dss_key"
+#: What is kept of the properties: those of AMQP, which other transports send, and kombu's own. RabbitMQ drops others, too.
+PROPERTIES = frozenset(
+    {
+        "delivery_mode", "priority", "correlation_id", "reply_to", "expiration", "message_id", "timestamp", "type", "user_id", "app_id",
+        "cluster_id", "delivery_info", "delivery_tag", "body_encoding",
+    }
+)  # fmt: skip
 #: `delivery_mode` of messages that may be lost, such as events
 TRANSIENT = 1
 #: a temporary queue without `x-expires`
@@ -265,6 +272,7 @@ class Channel(virtual.Channel):
 
     def basic_publish(self, message: dict[str, Any], exchange: str, routing_key: str, **options: Any) -> None:
         self._inplace_augment_message(message, exchange, routing_key)
+        message["properties"] = {name: value for name, value in message["properties"].items() if name in PROPERTIES}
         if not exchange:
             self._put(routing_key, message)
             return

@@ -296,9 +296,18 @@ def test_nothing_is_stored_for_an_exchange_without_queues(connect: Connect, dss:
 
 def test_a_transient_message_without_json_form_is_refused_by_its_publisher(connect: Connect) -> None:
     channel = connect().default_channel
-    message = channel.prepare_message("text", properties={"delivery_mode": 1, "odd": object()})
+    message = channel.prepare_message("text", headers={"odd": object()}, properties={"delivery_mode": 1})
     with pytest.raises(TypeError):
         channel.basic_publish(message, "", "jobs")
+
+
+def test_properties_that_amqp_does_not_know_are_dropped(connect: Connect) -> None:
+    channel = connect().default_channel
+    message = channel.prepare_message("text", properties={"correlation_id": "7", "odd": object()})
+    channel.basic_publish(message, "", "jobs")
+    received = channel.basic_get("jobs", no_ack=True)
+    assert received.properties["correlation_id"] == "7"
+    assert "odd" not in received.properties
 
 
 def test_a_message_that_kombu_did_not_publish_is_a_dead_letter(connect: Connect, dss: Client) -> None:
