@@ -149,6 +149,19 @@ def test_a_message_without_a_source_queue_stops_the_task(moving):
     assert bodies(take(desk, "dead")) == ["sent here"]
 
 
+@pytest.mark.parametrize("headers", [b"1.5", b"null", b'"x"', b'{"a": 1}', b"{"])
+def test_headers_that_are_no_texts_stop_no_node(moving, headers):
+    desk = moving
+    desk.do(PublishToQueues(messages=[NewMessage("dead", b"1", "", -1, 0, "", headers)]))
+    desk.do(StartMove(topic="dead", target="other"))
+    run(desk)
+    assert bodies(take(desk, "other")) == [1]
+    desk.do(PublishToQueues(messages=[NewMessage("t", b"2", "", -1, 0, "", headers)]))
+    (message,) = take(desk, "t")
+    desk.do(Nack(topic="t", group=GROUP, msg_id=message["msg_id"], receipt=message["receipt"]))
+    assert bodies(take(desk, "dead")) == [2]
+
+
 def test_a_source_that_has_another_dead_letter_queue_gets_nothing(moving):
     desk = moving
     die(desk, "t", 1)

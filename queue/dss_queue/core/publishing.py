@@ -20,7 +20,7 @@ from dss_queue.core.account import (
 )
 from dss_queue.core.commands import TOPICS_MAX, NewMessage
 from dss_queue.core.group import Callers
-from dss_queue.core.records import COUNT_BITS, DeadMove, Message, message_id
+from dss_queue.core.records import COUNT_BITS, DeadMove, Message, decoded_headers, message_id
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic import TIMERS, Topic
 from dss_raft.replication.limits import text_bytes
@@ -134,7 +134,7 @@ class Publisher:
     def move_dead(self, move: DeadMove, at_ms: int) -> bool:
         """Publish a dead letter to the dead-letter topic. False: that topic has no room for it, or must not be created."""
         message = move.message
-        headers: dict[str, str] = msgspec.json.decode(message.headers) if message.headers else {}
+        headers = decoded_headers(message.headers)
         origin = {
             "dss-dead-topic": move.topic,
             "dss-dead-group": move.group,

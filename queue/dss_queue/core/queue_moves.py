@@ -15,7 +15,7 @@ from dss_api.result import Result
 from dss_queue.core.commands import NewMessage
 from dss_queue.core.group import Group, was_deleted
 from dss_queue.core.publishing import Publisher
-from dss_queue.core.records import message_number
+from dss_queue.core.records import decoded_headers, message_number
 from dss_queue.core.registry import Registry
 from dss_queue.core.sqs_queues import (
     GROUP,
@@ -135,7 +135,7 @@ class QueueMoves:
 
     def _moved_message(self, topic: Topic, task: MoveTask, taken: dict[str, Any]) -> NewMessage | None:
         """A message for its new queue. None: there is no such queue."""
-        headers: dict[str, str] = msgspec.json.decode(taken["headers"]) if taken["headers"] else {}
+        headers = decoded_headers(taken["headers"])
         target = task.target
         if not target:
             target = headers.get("dss-dead-topic", "")

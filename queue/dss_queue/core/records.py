@@ -35,6 +35,14 @@ def receipt_of(msg_id: str, serial: int) -> str:
     return f"{msg_id}.{serial:x}"
 
 
+def decoded_headers(headers: bytes) -> dict[str, str]:
+    """The headers of a message. None, if the log has something else, which no entry point lets through."""
+    try:
+        return msgspec.json.decode(headers, type=dict[str, str]) if headers else {}
+    except (msgspec.MsgspecError, RecursionError):
+        return {}
+
+
 class Message(msgspec.Struct, array_like=True, gc=False):
     """A retained message, shared by all groups. It has only scalars, so the garbage collector can skip it (gc=False)."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from dss_queue.core.records import message_number
+from dss_queue.core.records import decoded_headers, message_number
 from dss_queue.sqs.attributes import arn_of
 from dss_queue.sqs.errors import SqsError, bad_value
 
@@ -173,7 +173,7 @@ def described(
     """A delivered message, as `ReceiveMessage` answers it."""
     value: bytes = message["value"]
     body = msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
-    headers: dict[str, str] = msgspec.json.decode(message["headers"]) if message["headers"] else {}
+    headers = decoded_headers(message["headers"])
     msg_id = headers.get("dss-dead-msg-id", message["msg_id"])
     described: dict[str, Any] = {
         "MessageId": message_uuid(msg_id),
