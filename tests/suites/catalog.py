@@ -144,6 +144,7 @@ SUITES = (
         name="kombu-dss",
         sdist="kombu",
         tests=(str(HERE / "kombu_dss.py"),),
+        arguments=("-c", os.devnull, "--confcutdir", str(HERE)),
         environment=lambda cluster: {"DSS_KOMBU_URL": f"dss://{dss_hosts(cluster)}//"},
         least=30,
     ),
