@@ -159,7 +159,7 @@ SUITES = (
         plugins=("celery.contrib.pytest", "celery_redis"),
         # Some tests look for what the worker logs at this level.
         arguments=("-o", "log_level=INFO"),
-        least=0,
+        least=200,
     ),
     Suite(
         name="tooz-dss",
