@@ -137,7 +137,8 @@ SUITES = (
         tests=("t/integration/test_tasks.py",),
         environment=lambda cluster: {"TEST_BROKER": f"sqs://any:any@{HOST}:{sqs_url(cluster).rpartition(':')[2]}"},
         plugins=("celery.contrib.pytest", "celery_redis", "celery_sqs"),
-        least=0,
+        # Of 59, less the excluded ones; two expect log lines that did not come, and one has a race (queue/README.md).
+        least=50,
         excluded=CELERY_ON_SQS_EXCLUDED,
     ),
     Suite(
