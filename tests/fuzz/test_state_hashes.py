@@ -16,15 +16,32 @@ from dss_raft.replication.replica import Replica
 from dss_raft.replication.state_hash import FORMS, differing_parts, form, state_hashes
 from dss_raft.versions import LATEST
 
-COMMANDS = 1000
+COMMANDS_MAX = 100_000
 
 
 @pytest.fixture(scope="module")
 def world() -> CommandWorld:
-    world = CommandWorld(25)
+    """A random world, as soon as it has something of everything."""
+    world = CommandWorld(27)
     world.weights = [1] * len(world.weights)
-    world.run(COMMANDS)
+    while not (world.restores and has_everything(world.first)):
+        assert world.made < COMMANDS_MAX
+        world.step()
     return world
+
+
+def has_everything(replica: Replica) -> bool:
+    machines = replica.machines
+    topics = machines["queue"].topics.values()
+    return bool(
+        any(True for lock in machines["locks"].locks.values() for _ in lock.holds())
+        and any(topic.messages.by_number for topic in topics)
+        and machines["cache"].records
+        and replica.requests._answers
+        and machines["tokens"].tokens
+        and machines["audit"].records
+        and machines["users"].users
+    )
 
 
 def copy_of(replica: Replica) -> Replica:
@@ -64,8 +81,7 @@ def change_limit(replica: Replica) -> None:
 
 def change_lock(replica: Replica) -> None:
     table = replica.machines["locks"]
-    lock = next(iter(table.locks.values()))
-    next(iter(lock.holds())).token += 1
+    next(hold for lock in table.locks.values() for hold in lock.holds()).token += 1
 
 
 def change_message(replica: Replica) -> None:

@@ -125,7 +125,7 @@ class SnsFanout:
             if is_raw not in contents:
                 contents[is_raw] = _raw(notice) if is_raw else _enveloped(notice)
             value, headers = contents[is_raw]
-            delay_ms = int(target.queue.attributes.get("DelaySeconds", 0)) * 1000
+            delay_ms = int(target.queue.attributes.get("DelaySeconds") or 0) * 1000
             messages.append(NewMessage(one.queue, value, "", -1, delay_ms, "", headers))
         return messages
 

@@ -28,10 +28,23 @@ MOVES_PER_SECOND_MAX = 500
 MOVES_PER_SECOND_DEFAULT = 5000
 PURGE_PAUSE_MS = 60_000
 
+RECEIVES_MAX = 1000
+SECONDS_DIGITS_MAX = 9
+#: attributes that the broker itself counts with
+_SECONDS = ("MessageRetentionPeriod", "DelaySeconds")
+
 AttributeText = Annotated[str, msgspec.Meta(max_length=65_536)]
 TagText = Annotated[str, msgspec.Meta(max_length=256)]
 Attributes = Annotated[dict[Name, AttributeText], msgspec.Meta(max_length=ATTRIBUTES_MAX)]
 Tags = Annotated[dict[TagText, TagText], msgspec.Meta(max_length=TAGS_MAX)]
+
+
+def _check_numbers(attributes: dict[str, str]) -> None:
+    """The port checks attributes before; what is counted with must be sound on every path. Raises ValueError."""
+    for name in _SECONDS:
+        text = attributes.get(name, "")
+        if text and not (text.isdecimal() and len(text) <= SECONDS_DIGITS_MAX):
+            raise ValueError(f"{name} must be a number of seconds")
 
 
 class CreateQueue(Command, tag="queue.sqs_create", kw_only=True):
@@ -46,6 +59,7 @@ class CreateQueue(Command, tag="queue.sqs_create", kw_only=True):
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
+        _check_numbers(self.attributes)
 
 
 class ChangeQueue(Command, tag="queue.sqs_change", kw_only=True):
@@ -63,6 +77,7 @@ class ChangeQueue(Command, tag="queue.sqs_change", kw_only=True):
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
+        _check_numbers(self.attributes)
 
 
 class PurgeQueue(Command, tag="queue.sqs_purge", kw_only=True):
@@ -164,9 +179,10 @@ def redrive_policy(attributes: dict[str, str]) -> tuple[str, int] | None:
     """(dead-letter queue, maxReceiveCount) of a `RedrivePolicy`, which was checked before; None without one."""
     try:
         policy: Any = msgspec.json.decode(attributes.get("RedrivePolicy", ""))
-        return str(policy["deadLetterTargetArn"]).rpartition(":")[2], int(policy["maxReceiveCount"])
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        target, receives = str(policy["deadLetterTargetArn"]).rpartition(":")[2], int(policy["maxReceiveCount"])
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
+    return (target, receives) if 0 < receives <= RECEIVES_MAX else None
 
 
 def settings_of(attributes: dict[str, str]) -> TopicSettings:
@@ -175,6 +191,6 @@ def settings_of(attributes: dict[str, str]) -> TopicSettings:
     return TopicSettings(
         max_attempts=max_attempts,
         dead_letter_topic=target,
-        retention_ms=int(attributes.get("MessageRetentionPeriod", RETENTION_S_DEFAULT)) * 1000,
+        retention_ms=int(attributes.get("MessageRetentionPeriod") or RETENTION_S_DEFAULT) * 1000,
         max_bytes=0,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dss_queue.core.sqs_queues import RECEIVES_MAX
 from dss_queue.sqs.errors import SqsError
 
 ACCOUNT = "000000000000"
@@ -49,7 +50,6 @@ READ_ONLY = frozenset(
 )
 SETTABLE = frozenset((*NUMBERS, *CHOICES, *DOCUMENTS, "RedrivePolicy", "KmsMasterKeyId"))
 KNOWN = SETTABLE | READ_ONLY
-RECEIVES_MAX = 1000
 
 
 def arn_of(name: str, region: str) -> str:
