@@ -16,6 +16,7 @@ PAGES = {
     "SECURITY.md": "docs/security.md",
     "cache/README.md": "docs/explanation/cache.md",
     "dss_project/README.md": "docs/explanation/node.md",
+    "examples/celery/README.md": "docs/how-to/celery-example.md",
     "examples/shop/README.md": "docs/how-to/shop.md",
     "locks/README.md": "docs/explanation/locks.md",
     "queue/README.md": "docs/explanation/queue.md",
