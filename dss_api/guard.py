@@ -106,7 +106,10 @@ class Guard:
         self._quotas = quotas or TokenQuotas()
         self._failures = FailedTokens()
         self._tokens: TokenBook = _NoTokens()
+        #: by the header of a call whose token was checked
         self._cached: dict[bytes, Caller] = {}
+        #: by the id of the token. Not beside the headers: an id proves nothing.
+        self._signers: dict[str, Caller] = {}
         #: keys of tokens that this node does not have, each reported once
         self._unknown_keys: set[str] = set()
         self._watchers: dict[Callable[[], None], None] = {}
@@ -128,6 +131,7 @@ class Guard:
     def changed(self) -> None:
         """The tokens have changed: check all open calls and connections again."""
         self._cached.clear()
+        self._signers.clear()
         self.is_open = self._may_be_open and not self._tokens.is_closed
         for watcher in list(self._watchers):
             try:
@@ -180,11 +184,9 @@ class Guard:
             if address is not None:
                 self._failures.note(address, True)
             raise Refused("unauthenticated", NOT_VALID)
-        # Kept among the headers, as a text that no client can send as one.
-        cached = b"signer " + token_id.encode()
-        caller = self._cached.get(cached)
+        caller = self._signers.get(token_id)
         if caller is None:
-            caller = self._cached[cached] = self._caller(token)
+            caller = self._signers[token_id] = self._caller(token)
         return caller, self._secrets(token)
 
     def note_failure(self, address: str) -> None:
@@ -241,7 +243,7 @@ class Guard:
 
     def take_used(self) -> list[str]:
         """The ids of the tokens with which calls were made since the last time."""
-        used = [caller for caller in self._cached.values() if caller.used and caller.owner]
+        used = [caller for caller in (*self._cached.values(), *self._signers.values()) if caller.used and caller.owner]
         for caller in used:
             caller.used = False
         return list(dict.fromkeys(caller.owner for caller in used))

@@ -166,6 +166,20 @@ def test_which_tokens_were_used() -> None:
     assert guard.take_used() == [other.id]
 
 
+def test_who_asks_to_sign_has_proven_nothing() -> None:
+    """The id of a token is known to many: it is the access key of the SQS port, and stands in the audit trail."""
+    book = FakeBook()
+    guard = make_guard(book)
+    token = book.add("read")
+    caller, _ = guard.signer(token.id)
+    for header in (f"signer {token.id}", token.id, f"Bearer {token.id}", f"Bearer signer {token.id}"):
+        refusal(guard, header)
+    caller.used = True
+    assert guard.take_used() == [token.id]
+    guard.changed()
+    assert guard.signer(token.id)[0] is not caller
+
+
 async def test_work_ends_with_its_token() -> None:
     book = FakeBook()
     guard = make_guard(book)
