@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dss_queue.core import account as costs
 from dss_queue.core.broker import Broker
+from dss_queue.core.filter_policies import parsed_bytes
 from dss_queue.core.records import Dead, Message
 from dss_queue.core.sns_topics import SNS_BYTES
 from dss_queue.core.sqs_queues import ENTRY_BYTES, MOVE_TASK_BYTES, QUEUE_BYTES
@@ -25,6 +26,8 @@ def recounted_usage(broker: Broker) -> dict[str, int]:
             *((one.queue, one.attributes) for one in sns_topic.subscriptions),
         ):
             kinds["queue_topics"] += SNS_BYTES + encoded(name, *attributes, *attributes.values())
+            policy = attributes.get("FilterPolicy", "")
+            kinds["queue_topics"] += encoded(policy) + parsed_bytes(policy)
     for waiter in broker.callers.waiters.values():
         kinds["queue_waiters"] += costs.WAITER_BYTES + encoded(waiter.attempt_id)
     for handout in broker.callers.handouts.values():

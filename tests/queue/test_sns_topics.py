@@ -9,8 +9,16 @@ import pytest
 from dss_dev.queue_recount import recounted_usage
 from dss_queue.core import sns_fanout
 from dss_queue.core.commands import Consume
-from dss_queue.core.filter_policies import matches, parsed, values_of
-from dss_queue.core.sns_topics import CreateSnsTopic, DeleteSnsTopic, Notice, PublishToSns, Subscribe, Unsubscribe
+from dss_queue.core.filter_policies import VALUES_MAX, matches, parsed, values_of
+from dss_queue.core.sns_topics import (
+    CreateSnsTopic,
+    DeleteSnsTopic,
+    Notice,
+    PublishToSns,
+    Subscribe,
+    Subscription,
+    Unsubscribe,
+)
 from dss_queue.core.sqs_queues import GROUP, CreateQueue
 from dss_queue.core.topic_commands import DeleteTopic
 
@@ -162,10 +170,44 @@ def test_conditions(condition, matching, others):
     assert not matches(policy, {})
 
 
+def test_the_rest_of_a_long_array_does_not_match():
+    policy = parsed('{"a": ["x"]}')
+    assert matches(policy, attribute("String.Array", json.dumps(["y"] * (VALUES_MAX - 1) + ["x"])))
+    assert not matches(policy, attribute("String.Array", json.dumps(["y"] * VALUES_MAX + ["x"])))
+
+
+@pytest.mark.parametrize("text", ['["x", ["y"]]', '["x", {}]', '["x", ' + "[" * 500 + "]" * 501])
+def test_a_nested_array_matches_nothing_at_any_depth(text):
+    assert not matches(parsed('{"a": ["x"]}'), attribute("String.Array", text))
+
+
+def test_one_of_several_conditions_holds():
+    policy = parsed(
+        '{"a": [{"anything-but": ["x", "y"]}, {"anything-but": ["y", "z"]}, {"numeric": ["=", 1]}, {"suffix": "yy"}]}'
+    )
+    assert [matches(policy, attribute("String", text)) for text in ("x", "y", "z", "yy")] == [True, False, True, True]
+
+
+def test_a_call_has_a_bound_of_comparisons(sending, monkeypatch):
+    desk = sending
+    monkeypatch.setattr(sns_fanout, "COMPARISONS_MAX", 60)
+    subscribe(desk, "a", FilterPolicy='{"a": [{"anything-but": ["1", "2"]}]}')
+    subscribe(desk, "b", FilterPolicy='{"a": ["3"]}')
+    ten = {"a": {"DataType": "String.Array", "StringValue": json.dumps([str(n) for n in range(10)])}}
+    assert publish(desk, "1", "2", "3", attributes=ten).code == "over_limit"
+    assert publish(desk, "1", "2", attributes=ten).body == {"sent": 4}
+
+
+def test_a_parsed_policy_is_accounted_for():
+    policy = json.dumps({"a": [{"anything-but": [str(n) for n in range(100)]}]})
+    assert Subscription(1, "a", {"FilterPolicy": policy}).bytes > 1024 + 2 * len(policy) + 100 * 100
+
+
 def test_all_attributes_of_a_policy_must_match():
     policy = parsed('{"a": ["x", "y"], "b": [{"exists": false}]}')
-    assert matches(policy, {"a": ["y"]})
-    assert not matches(policy, {"a": ["y"], "b": ["z"]})
+    y, z = ({"DataType": "String", "StringValue": text} for text in "yz")
+    assert matches(policy, values_of({"a": y}))
+    assert not matches(policy, values_of({"a": y, "b": z}))
     assert matches({}, {})
 
 
@@ -182,11 +224,15 @@ def test_all_attributes_of_a_policy_must_match():
         '{"a": [{"cidr": "10.0.0.0/8"}]}',
         '{"a": [{"numeric": [">"]}]}',
         '{"a": [{"numeric": ["~", 1]}]}',
+        '{"a": [{"numeric": [[], 1]}]}',
+        '{"a": [{"numeric": [{}, 1]}]}',
         '{"a": [{"exists": 1}]}',
         '{"a": [{"anything-but": []}]}',
         '{"a": [{"anything-but": {"prefix": 1}}]}',
         json.dumps({str(i): ["x"] for i in range(6)}),
         json.dumps({"a": ["x"] * 151}),
+        json.dumps({"a": [{"anything-but": ["x"] * 151}]}),
+        json.dumps({"a": [{"anything-but": ["x"] * 20}], "b": ["y"] * 8}),
         "[" * 10_000,
     ],
 )

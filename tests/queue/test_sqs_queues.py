@@ -136,7 +136,18 @@ def test_a_queue_is_not_dropped_for_lack_of_use(desk):
     assert not desk.broker.topics["t"].is_idle
 
 
-@pytest.mark.parametrize("policy", ["", "{}", "[]", "7", "no", '{"deadLetterTargetArn": "a:b", "maxReceiveCount": "x"}'])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "",
+        "{}",
+        "[]",
+        "7",
+        "no",
+        '{"deadLetterTargetArn": "a:b", "maxReceiveCount": "x"}',
+        '{"deadLetterTargetArn": "a:b", "maxReceiveCount": 5, "more": [[]]}',
+    ],
+)
 def test_a_policy_that_is_none_changes_nothing(policy):
     assert redrive_policy({"RedrivePolicy": policy}) is None
     assert settings_of({"RedrivePolicy": policy}).max_attempts == 0

@@ -28,7 +28,6 @@ from dss_queue.core.sqs_queues import (
     PurgeQueue,
     Queue,
     StartMove,
-    redrive_policy,
 )
 from dss_queue.core.topic import MoveTimer, Topic
 from dss_raft.replication.commands import Command
@@ -139,10 +138,9 @@ class QueueMoves:
         target = task.target
         if not target:
             target = headers.get("dss-dead-topic", "")
-            source = self._queue(target)
-            policy = redrive_policy(source.attributes) if source is not None else None
+            source = self._topics.get(target)
             # A header can name any topic, but only these queues send their dead letters here.
-            if policy is None or policy[0] != topic.name:
+            if source is None or source.messages.settings.dead_letter_topic != topic.name:
                 return None
         if self._queue(target) is None:
             return None

@@ -10,7 +10,7 @@ import msgspec
 from dss_api.result import Result
 from dss_queue.core import filter_policies
 from dss_queue.core.commands import NewMessage
-from dss_queue.core.filter_policies import Policy
+from dss_queue.core.filter_policies import COMPARISONS_MAX, Policy, Values
 from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.registry import Registry
 from dss_queue.core.sns_topics import (
@@ -40,7 +40,7 @@ class SnsFanout:
         self._topics = topics
         self._registry = registry
         self._publisher = publisher
-        #: filter policies that were decoded, by the serial number of their subscription
+        #: filter policies that were parsed, by the serial number of their subscription, which accounts for them
         self._policies: dict[int, Policy] = {}
         self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             CreateSnsTopic: self._create,
@@ -104,7 +104,13 @@ class SnsFanout:
         topic = self._registry.sns.get(command.sns_topic)
         if topic is None:
             return _no_topic()
-        messages = [one for notice in command.notices for one in self._messages(topic, notice)]
+        values = [filter_policies.values_of(notice.attributes) for notice in command.notices]
+        needed = sum(filter_policies.comparisons(self._policy_of(one), each) for one in topic.subscriptions for each in values)
+        if needed > COMPARISONS_MAX:
+            detail = f"the filter policies of {command.sns_topic!r} would need {needed} comparisons with these attributes"
+            return over_limit("sns_comparisons_max", COMPARISONS_MAX, detail)
+        pairs = zip(command.notices, values, strict=True)
+        messages = [one for notice, each in pairs for one in self._messages(topic, notice, each)]
         refused = self._publisher.over_limits(messages, at_ms)
         if refused is not None:
             return refused
@@ -112,9 +118,8 @@ class SnsFanout:
         self._publisher.serve(messages, at_ms)
         return Result({"sent": len(messages)})
 
-    def _messages(self, topic: SnsTopic, notice: Notice) -> list[NewMessage]:
+    def _messages(self, topic: SnsTopic, notice: Notice, values: dict[str, Values]) -> list[NewMessage]:
         """A message for each queue that gets this. A queue that was deleted gets nothing."""
-        values = filter_policies.values_of(notice.attributes)
         contents: dict[bool, tuple[bytes, bytes]] = {}
         messages = []
         for one in topic.subscriptions:

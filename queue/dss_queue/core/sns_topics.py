@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from dss_api.fields import Name
-from dss_queue.core.filter_policies import parsed
+from dss_queue.core.filter_policies import parsed, parsed_bytes
 from dss_queue.core.sqs_queues import Attributes
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import text_bytes
@@ -93,7 +93,9 @@ class Subscription(msgspec.Struct, array_like=True):
     @property
     def bytes(self) -> int:
         """What it counts towards `queue_bytes_max`."""
-        return SNS_BYTES + text_bytes(self.queue) + _texts(self.attributes)
+        # Its policy is there twice: as a text, and as what was parsed.
+        policy = self.attributes.get("FilterPolicy", "")
+        return SNS_BYTES + text_bytes(self.queue) + _texts(self.attributes) + text_bytes(policy) + parsed_bytes(policy)
 
 
 class SnsTopic(msgspec.Struct, array_like=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -175,14 +175,20 @@ def queue_bytes(attributes: dict[str, str], tags: dict[str, str]) -> int:
     return QUEUE_BYTES + sum(ENTRY_BYTES + text_bytes(name) + text_bytes(text) for name, text in entries)
 
 
+class RedrivePolicy(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    """The attribute `RedrivePolicy` as it is stored. Other fields are refused unread, so that no nesting matters."""
+
+    dead_letter_target_arn: str
+    max_receive_count: Annotated[int, msgspec.Meta(ge=1, le=RECEIVES_MAX)]
+
+
 def redrive_policy(attributes: dict[str, str]) -> tuple[str, int] | None:
     """(dead-letter queue, maxReceiveCount) of a `RedrivePolicy`, which was checked before; None without one."""
     try:
-        policy: Any = msgspec.json.decode(attributes.get("RedrivePolicy", ""))
-        target, receives = str(policy["deadLetterTargetArn"]).rpartition(":")[2], int(policy["maxReceiveCount"])
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        policy = msgspec.json.decode(attributes.get("RedrivePolicy", ""), type=RedrivePolicy, strict=False)
+    except msgspec.MsgspecError:
         return None
-    return (target, receives) if 0 < receives <= RECEIVES_MAX else None
+    return policy.dead_letter_target_arn.rpartition(":")[2], policy.max_receive_count
 
 
 def settings_of(attributes: dict[str, str]) -> TopicSettings:

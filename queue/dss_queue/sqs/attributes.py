@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from dss_queue.core.sqs_queues import RECEIVES_MAX
+from dss_queue.core.sqs_queues import RECEIVES_MAX, RedrivePolicy
 from dss_queue.sqs.errors import SqsError
 
 ACCOUNT = "000000000000"
@@ -102,9 +102,9 @@ def checked(name: str, attributes: dict[str, str], creates: bool) -> dict[str, s
     stored = {attribute: text for attribute, text in attributes.items() if attribute != "FifoQueue" or text == "true"}
     if stored.get("RedrivePolicy"):
         policy = _document("RedrivePolicy", stored["RedrivePolicy"])
-        if not isinstance(policy["maxReceiveCount"], int):
-            policy["maxReceiveCount"] = int(policy["maxReceiveCount"])
-            stored["RedrivePolicy"] = msgspec.json.encode(policy).decode()
+        # The replicated state reads these two fields, and no other ones.
+        kept = RedrivePolicy(policy["deadLetterTargetArn"], int(policy["maxReceiveCount"]))
+        stored["RedrivePolicy"] = msgspec.json.encode(kept).decode()
     return stored
 
 

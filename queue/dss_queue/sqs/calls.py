@@ -12,7 +12,7 @@ from dss_api.caller import caller
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_queue.core.broker import Broker
-from dss_queue.core.sqs_queues import Queue, redrive_policy
+from dss_queue.core.sqs_queues import Queue
 from dss_queue.sqs import attributes as queue_attributes
 from dss_queue.sqs.errors import SqsError, bad_value, no_queue, of_refusal
 
@@ -78,7 +78,7 @@ def sources_of(node: Node, name: str) -> list[str]:
     return sorted(
         source
         for source, topic in topics_of(node).items()
-        if topic.queue is not None and (redrive_policy(topic.queue.attributes) or ("",))[0] == name
+        if topic.queue is not None and topic.messages.settings.dead_letter_topic == name
     )
 
 
