@@ -7,7 +7,9 @@ import json
 import pytest
 
 from dss_dev.queue_recount import recounted_usage
+from dss_queue.core import queue_moves
 from dss_queue.core.commands import Ack, Consume, Nack, NewMessage
+from dss_queue.core.queue_moves import STEP_MESSAGES_MAX
 from dss_queue.core.sqs_queues import (
     GROUP,
     MOVE_TASKS_MAX,
@@ -95,6 +97,43 @@ def test_a_rate_holds_across_a_restart(moving):
     assert bodies(take(desk, "other")) == [0, 1, 2, 3, 4]
     run(desk)
     assert bodies(take(desk, "other")) == [5, 6, 7, 8, 9]
+
+
+def test_a_step_after_a_long_time_is_no_longer_than_others(moving):
+    desk = moving
+    send(desk, "dead", *range(STEP_MESSAGES_MAX + 1))
+    desk.do(StartMove(topic="dead", target="other"))
+    desk.pass_ms(60_000)
+    assert latest(desk).moved == STEP_MESSAGES_MAX
+    run(desk)
+    assert latest(desk).moved == STEP_MESSAGES_MAX + 1
+
+
+def test_tasks_share_what_moves_at_a_time(moving, monkeypatch):
+    monkeypatch.setattr(queue_moves, "EXPIRE_MESSAGES_MAX", 5)
+    desk = moving
+    for topic in ("dead", "t"):
+        send(desk, topic, *range(4))
+        desk.do(StartMove(topic=topic, target="other"))
+    desk.pass_ms(60_000)
+    assert [latest(desk, topic).moved for topic in ("dead", "t")] == [4, 1]
+    desk.pass_ms(1)
+    assert latest(desk, "t").moved == 4
+    run(desk)
+
+
+def test_tasks_that_run_are_limited_in_all_queues(moving, monkeypatch):
+    monkeypatch.setattr(queue_moves, "MOVES_RUNNING_MAX", 2)
+    desk = moving
+    for topic in ("dead", "t"):
+        send(desk, topic, 1, 2)
+        task = desk.do(StartMove(topic=topic, target="other", rate=1)).body["task"]
+    desk.restart()
+    assert desk.do(StartMove(topic="other", target="t")).code == "over_limit"
+    desk.do(CancelMove(topic="t", task=task))
+    desk.do(DeleteTopic(topic="dead"))
+    assert desk.broker.registry.moving == 0
+    assert not desk.do(StartMove(topic="other", target="t")).code
 
 
 def test_a_task_leaves_what_came_after_its_start(moving):

@@ -195,6 +195,7 @@ class Broker:
         changed: dict[int, Group] = {}
         late: list[Waiter] = []
         self.registry.index = index
+        self._queue_moves.begin()
         for item in due:
             if not item.due_ms:
                 # The handling of an earlier item removed its deadline.

@@ -14,7 +14,7 @@ import msgspec
 from dss_api.result import Result
 from dss_queue.core.commands import NewMessage
 from dss_queue.core.group import Group, was_deleted
-from dss_queue.core.publishing import Publisher
+from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.records import decoded_headers, message_number
 from dss_queue.core.registry import Registry
 from dss_queue.core.sqs_queues import (
@@ -22,6 +22,7 @@ from dss_queue.core.sqs_queues import (
     MOVE_TASK_BYTES,
     MOVE_TASKS_MAX,
     MOVES_PER_SECOND_DEFAULT,
+    MOVES_RUNNING_MAX,
     PURGE_PAUSE_MS,
     CancelMove,
     MoveTask,
@@ -35,6 +36,10 @@ from dss_raft.replication.machine import Origin
 
 #: A task that asks for more messages per second takes several of them at a time, this often.
 STEP_MS = 100
+#: Messages that a task moves at a time.
+STEP_MESSAGES_MAX = 100
+#: Messages that all tasks together move at a time: the others go on in the next step.
+EXPIRE_MESSAGES_MAX = 200
 #: A task whose target has no room tries again after this time.
 RETRY_MS = 1000
 #: What a dead letter has in its headers beside those of its message.
@@ -48,6 +53,8 @@ class QueueMoves:
         self._topics = topics
         self._registry = registry
         self._publisher = publisher
+        #: messages that may still move in this run of `Broker.expire`
+        self._budget = 0
         self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             PurgeQueue: self._purge,
             StartMove: self._start,
@@ -74,7 +81,10 @@ class QueueMoves:
             return Result({"task": None})
         if len(queue.moves) < MOVE_TASKS_MAX and (refused := self._registry.account.refusal(MOVE_TASK_BYTES)) is not None:
             return refused
-        last = max(topic.messages.by_number, default=-1)
+        if self._registry.moving >= MOVES_RUNNING_MAX:
+            return over_limit("sqs_moves_running_max", MOVES_RUNNING_MAX, f"{self._registry.moving} tasks move messages")
+        # Numbers grow, and so does the order of insertion.
+        last = next(reversed(topic.messages.by_number), -1)
         found = group.backlog.pending - len(group.in_flight) - group.backlog.delayed
         task = MoveTask(self._registry.next_serial(), command.target, command.rate, at_ms, last, found, due_ms=at_ms + 1)
         topic.set_queue(msgspec.structs.replace(queue, moves=[*queue.moves, task][-MOVE_TASKS_MAX:]))
@@ -91,6 +101,10 @@ class QueueMoves:
         _end(topic, task, "CANCELLED")
         return Result({"moved": task.moved})
 
+    def begin(self) -> None:
+        """The deadlines that are due are handled now."""
+        self._budget = EXPIRE_MESSAGES_MAX
+
     def step(self, timer: MoveTimer, at_ms: int, index: int) -> None:
         """Move what a task may have moved by now."""
         topic = timer.topic
@@ -99,9 +113,11 @@ class QueueMoves:
         if task is None or group is None:
             return
         rate = task.rate or MOVES_PER_SECOND_DEFAULT
-        # At most what a second has: after a time without a leader, there would be more.
-        allowed = min(1 + (at_ms - task.started_ms) * rate // 1000 - task.moved, rate)
-        pause_ms = max(STEP_MS, 1000 // rate)
+        # After a time without a leader, there would be more than a step has.
+        allowed = min(1 + (at_ms - task.started_ms) * rate // 1000 - task.moved, STEP_MESSAGES_MAX)
+        # A task that the others leave nothing is the first of the next step.
+        pause_ms = max(STEP_MS, 1000 // rate) if allowed <= self._budget else 1
+        allowed = min(allowed, self._budget)
         moved: list[NewMessage] = []
         while allowed > 0 and task.status == "RUNNING":
             # One at a time: the origin of this handout is never asked for.
@@ -126,6 +142,7 @@ class QueueMoves:
             moved.append(new)
             task.moved += 1
             allowed -= 1
+            self._budget -= 1
         if task.status == "RUNNING":
             task.due_ms = at_ms + pause_ms
             topic.await_move()

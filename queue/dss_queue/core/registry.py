@@ -39,6 +39,8 @@ class Registry:
         self.sns: dict[str, SnsTopic] = {}
         #: the last number that `next_serial` gave out
         self.serial = 0
+        #: move tasks of queues that run
+        self.moving = 0
         #: index of the entry that is applied now
         self.index = 0
         #: moves a dead letter to another topic; False: there is no room. See `Publisher.move_dead`

@@ -23,9 +23,11 @@ TAGS_MAX = 50
 MOVE_TASK_BYTES = 1024
 #: Move tasks that a queue remembers.
 MOVE_TASKS_MAX = 10
+#: Tasks of all queues that run at the same time, as in AWS.
+MOVES_RUNNING_MAX = 100
 #: Messages that a task moves per second, at most what a task may ask for, and without such a wish.
 MOVES_PER_SECOND_MAX = 500
-MOVES_PER_SECOND_DEFAULT = 5000
+MOVES_PER_SECOND_DEFAULT = 1000
 PURGE_PAUSE_MS = 60_000
 
 RECEIVES_MAX = 1000

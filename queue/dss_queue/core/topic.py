@@ -96,9 +96,12 @@ class Topic:
         task = self.queue.running if self.queue is not None else None
         if self._move_timer is not None and (task is None or self._move_timer.serial != task.serial):
             self._registry.disarm(self._move_timer)
+            self._registry.moving -= 1
             self._move_timer = None
         if task is not None:
-            self._move_timer = self._move_timer or MoveTimer(self, task.serial)
+            if self._move_timer is None:
+                self._registry.moving += 1
+                self._move_timer = MoveTimer(self, task.serial)
             self._registry.arm(self._move_timer, task.due_ms)
 
     @property
