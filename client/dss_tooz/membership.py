@@ -39,39 +39,53 @@ class Membership:
         self._timeout_s = timeout_s
         #: for calls that must not overtake each other
         self.turn = asyncio.Lock()
+        #: held while locks are acquired with the session, or another one replaces it
+        self._using = asyncio.Lock()
         self._session = ""
         self._owner = ""
         #: of the groups that it has joined: its capabilities
         self._joined: dict[bytes, Capabilities] = {}
+        #: the same of groups that it was in when its session ended, and has not joined again yet
+        self._to_rejoin: dict[bytes, Capabilities] = {}
         #: groups that it leads, with the fencing tokens
         self._leads: dict[bytes, int] = {}
 
     # ------------------------------------------------------------ session
 
     async def start(self) -> None:
-        self._owner = self._names.client(self._member, uuid.uuid4().hex[:12])
-        answer = await self._client.call("locks.session_start", client=self._owner, ttl_ms=round(self._timeout_s * 1000))
-        self._session = answer["session"]
+        owner = self._names.client(self._member, uuid.uuid4().hex[:12])
+        answer = await self._client.call("locks.session_start", client=owner, ttl_ms=round(self._timeout_s * 1000))
+        self._owner, self._session = owner, answer["session"]
 
     async def renew(self) -> None:
-        """Renew the session. If it has ended, join the groups again with another one."""
+        """Renew the session. If it has ended, join the groups again with another one.
+
+        If this fails, the next call goes on with the groups that are left.
+        """
+        async with self._using:
+            await self._renew()
+
+    async def _renew(self) -> None:
         try:
             await self._client.call("locks.session_renew", session=self._session)
         except SessionLost:
-            joined = dict(self._joined)
+            self._to_rejoin |= self._joined
             self._joined.clear()
             self._leads.clear()
             await self.start()
-            for group, capabilities in joined.items():
-                with contextlib.suppress(coordination.GroupNotCreated, coordination.MemberAlreadyExist):
-                    await self.join(group, capabilities)
+        for group, capabilities in list(self._to_rejoin.items()):
+            with contextlib.suppress(coordination.GroupNotCreated, coordination.MemberAlreadyExist):
+                await self._join(group, capabilities)
+            self._to_rejoin.pop(group, None)
         for group in self._joined:
             await self._client.cache.touch(self._names.member(group, self._member), self._timeout_s * KEPT_SESSIONS)
 
     async def stop(self) -> None:
-        self._joined.clear()
-        self._leads.clear()
-        await self._client.call("locks.session_close", session=self._session)
+        async with self._using:
+            self._joined.clear()
+            self._to_rejoin.clear()
+            self._leads.clear()
+            await self._client.call("locks.session_close", session=self._session)
 
     # ------------------------------------------------------------- groups
 
@@ -120,6 +134,15 @@ class Membership:
     # ------------------------------------------------------------ members
 
     async def join(self, group: bytes, capabilities: Capabilities | None) -> None:
+        async with self._using:
+            try:
+                await self._join(group, capabilities or {})
+            except SessionLost:
+                await self._renew()
+                await self._join(group, capabilities or {})
+            self._to_rejoin.pop(group, None)
+
+    async def _join(self, group: bytes, capabilities: Capabilities) -> None:
         await self._require(group)
         if group in self._joined:
             raise coordination.MemberAlreadyExist(group, self._member)
@@ -130,19 +153,24 @@ class Membership:
             raise coordination.MemberAlreadyExist(group, self._member) from None
         try:
             now = time.time()
-            await self._store(key, {"capabilities": capabilities or {}, "created_at": now, "updated_at": now})
+            await self._store(key, {"capabilities": capabilities, "created_at": now, "updated_at": now})
             # It may have been deleted before the lock was acquired.
             await self._require(group)
         except BaseException:
             await self._release(key, token)
             raise
-        self._joined[group] = capabilities or {}
+        self._joined[group] = capabilities
 
     async def leave(self, group: bytes) -> None:
         """Whichever coordinator with this member id has joined."""
+        async with self._using:
+            await self._leave(group)
+
+    async def _leave(self, group: bytes) -> None:
         await self._require(group)
         key = self._names.member(group, self._member)
         self._joined.pop(group, None)
+        self._to_rejoin.pop(group, None)
         status = await self._client.call("locks.status", key=key)
         holders = status["holders"]
         if not holders:
@@ -194,12 +222,9 @@ class Membership:
 
         Raises:
             LockHeld: another session holds it.
+            SessionLost
         """
-        try:
-            answer = await self._client.call("locks.acquire", key=key, client=self._owner, session=self._session)
-        except SessionLost:
-            await self.renew()
-            answer = await self._client.call("locks.acquire", key=key, client=self._owner, session=self._session)
+        answer = await self._client.call("locks.acquire", key=key, client=self._owner, session=self._session)
         return int(answer["fencing_token"])
 
     async def _release(self, key: str, token: int) -> None:
@@ -210,6 +235,14 @@ class Membership:
 
     async def campaign(self, group: bytes) -> bool:
         """Become the leader if there is none. True: it has just been elected."""
+        async with self._using:
+            try:
+                return await self._campaign(group)
+            except SessionLost:
+                await self._renew()
+                return await self._campaign(group)
+
+    async def _campaign(self, group: bytes) -> bool:
         key = self._names.leader(group)
         if group in self._leads:
             status = await self._client.call("locks.status", key=key)
