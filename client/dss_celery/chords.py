@@ -3,10 +3,15 @@
 Each task that ends takes a slot, stores its result in it and counts up. The task that makes the count reach the size of the chord looks at
 all slots. A task that ran twice has two slots, and counts once: results are told apart by the ids of their tasks. So the count may be too
 high, but never too low, and the last task finds all results.
+
+The task that is to publish the body takes a lease first, so that no other one does so at the same time. If its worker is killed before the
+body is published, the task comes again with `acks_late`, waits for the end of the lease and publishes the body. So the body is not lost, but it is
+published twice if the worker is killed after publishing and before this is stored, or if publishing takes longer than the lease.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery import states
@@ -24,6 +29,11 @@ logger = get_logger(__name__)
 
 #: A body that was published is remembered for so long.
 DONE_S = 300.0
+#: So long, no other task publishes the body that one has begun to publish.
+LEASE_S = 10.0
+#: how often a task that finds a lease looks whether the body was published
+ASK_S = 0.25
+LEASED, DONE = "leased", True
 #: of tasks without a place in their group: they come last
 LAST = 2**53
 MGET_MAX = 500
@@ -77,12 +87,11 @@ class Chords(KeyValueStoreBackend):
         if total is None or count < total:
             return
         parts, keys = self._parts(group_id)
-        if len(parts) < total or not self._is_first(group_id):
+        if len(parts) < total or not self._may_publish(group_id):
             return
-        try:
-            self._publish_body(request, group_id, parts)
-        finally:
-            cache.mdelete([*keys, *(self._chord_key(group_id, name) for name in ("slots", "count", "size", "added"))])
+        self._publish_body(request, group_id, parts)
+        cache.put(self._chord_key(group_id, "done"), DONE, DONE_S)
+        cache.mdelete([*keys, *(self._chord_key(group_id, name) for name in ("slots", "count", "size", "added"))])
 
     def _chord_size(self, group_id: str) -> int | None:
         """None: it is not known yet, or the body was published."""
@@ -103,12 +112,18 @@ class Chords(KeyValueStoreBackend):
                     parts.setdefault(part[1], part)
         return sorted(parts.values(), key=lambda part: part[0]), keys
 
-    def _is_first(self, group_id: str) -> bool:
-        try:
-            self.client.cache.add(self._chord_key(group_id, "done"), True, DONE_S)
-        except Exists:
-            return False
-        return True
+    def _may_publish(self, group_id: str) -> bool:
+        """Take the lease. While another task has it, wait. False: the body was published."""
+        key = self._chord_key(group_id, "done")
+        while True:
+            try:
+                self.client.cache.add(key, LEASED, LEASE_S)
+            except Exists:
+                if self.client.cache.get(key) == DONE:
+                    return False
+                time.sleep(ASK_S)
+            else:
+                return True
 
     def _publish_body(self, request: Any, group_id: str, parts: list[Any]) -> None:
         body = maybe_signature(request.chord, app=self.app)

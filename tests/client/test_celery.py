@@ -23,6 +23,7 @@ from celery import Celery, chord
 from celery.canvas import Signature
 from celery.exceptions import BackendStoreError, ImproperlyConfigured, TimeoutError
 
+from dss_celery import chords
 from dss_client import Client
 from dss_dev.local_cluster import LocalCluster
 
@@ -213,6 +214,28 @@ def test_the_body_of_a_chord_comes_once_with_the_results_in_order(backend: Any, 
     for index in (1, 1, 0):
         end(index)
     assert bodies == [[0, 10, 20]]
+
+
+class Killed(BaseException):
+    """The worker ends here."""
+
+
+def test_the_body_of_a_chord_is_not_lost_with_the_worker_that_publishes_it(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[Any] = []
+
+    def kill(self: Signature, results: list[Any]) -> None:
+        raise Killed
+
+    monkeypatch.setattr(chords, "LEASE_S", 1.0, raising=False)
+    monkeypatch.setattr(Signature, "delay", kill)
+    backend.set_chord_size("killed", 1)
+    request = Request("killed", 0, "task", Signature("body"))
+    with pytest.raises(Killed):
+        backend.on_chord_part_return(request, "SUCCESS", 10)
+    monkeypatch.setattr(Signature, "delay", lambda self, results: bodies.append(results))
+    for _ in range(2):
+        backend.on_chord_part_return(request, "SUCCESS", 10)
+    assert bodies == [[10]]
 
 
 @pytest.mark.parametrize(("url", "text"), [("dss://host?colour=red", "colour"), ("dss://host:port", "a URL must be like")])
