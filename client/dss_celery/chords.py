@@ -4,9 +4,10 @@ Each task that ends takes a slot, stores its result in it and counts up. The tas
 all slots. A task that ran twice has two slots, and counts once: results are told apart by the ids of their tasks. So the count may be too
 high, but never too low, and the last task finds all results.
 
-The task that is to publish the body takes a lease first, so that no other one does so at the same time. If its worker is killed before the
-body is published, the task comes again with `acks_late`, waits for the end of the lease and publishes the body. So the body is not lost, but it is
-published twice if the worker is killed after publishing and before this is stored, or if publishing takes longer than the lease.
+The task that is to publish the body takes a lease first, so that no other one does so at the same time. If its worker is killed before
+the body is published, the task comes again with `acks_late`, waits for the end of the lease and publishes the body. So the body is not
+lost. It is published twice if the worker is killed between publishing and storing that it is done, or if publishing takes longer than the
+lease.
 """
 
 from __future__ import annotations
