@@ -72,11 +72,13 @@ def test_send_receive_delete(node, path):
     status, sent = query(node, path, Action="SendMessage", MessageBody="<é>", **attribute)
     assert (status, len(sent["MD5OfMessageBody"])) == (200, 32)
     names = {"AttributeName__1": "All", "MessageAttributeName__1": "All"}
-    status, got = query(node, path, "GET", Action="ReceiveMessage", MaxNumberOfMessages="1", **names)
+    status, got = query(node, path, Action="ReceiveMessage", MaxNumberOfMessages="1", **names)
     assert (got["Body"], got["MessageId"], got["StringValue"]) == ("<é>", sent["MessageId"], "x y")
     status, done = query(node, path, Action="DeleteMessage", ReceiptHandle=got["ReceiptHandle"])
     assert (status, "RequestId" in done) == (200, True)
-    status, counts = query(node, path, Action="GetQueueAttributes", AttributeName__1="ApproximateNumberOfMessagesNotVisible")
+    status, counts = query(
+        node, path, "GET", Action="GetQueueAttributes", AttributeName__1="ApproximateNumberOfMessagesNotVisible"
+    )
     assert (counts["Name"], counts["Value"]) == ("ApproximateNumberOfMessagesNotVisible", "0")
 
 
@@ -115,6 +117,15 @@ def test_pages_of_other_sites_are_refused(node, header):
 
 
 # ------------------------------------------------------------------------- SNS
+
+
+@pytest.mark.parametrize("action", ["PurgeQueue", "DeleteQueue", "ReceiveMessage", "SendMessage"])
+def test_a_get_without_a_signature_changes_nothing(node, path, action):
+    query(node, path, Action="SendMessage", MessageBody="m")
+    status, answer = query(node, path, "GET", Action=action, MessageBody="n")
+    assert (status, answer["Code"]) == (400, "InvalidAction")
+    _, counts = query(node, path, "GET", Action="GetQueueAttributes", AttributeName__1="ApproximateNumberOfMessages")
+    assert counts["Value"] == "1"
 
 
 def connected(node, service):

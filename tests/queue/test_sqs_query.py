@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
 
 import pytest
@@ -52,6 +53,13 @@ def test_forms_are_requests(form, request_):
         ".".join("a" * (DEPTH_MAX + 1)) + "=1",
         "&".join(f"a{i}=1" for i in range(FIELDS_MAX + 1)),
         "a=%ff",
+        "a=%",
+        "a=%4",
+        "a=%zz",
+        "a=%%4141",
+        "a=%\n41",
+        "a=%\r41\n",
+        "%z=1",
     ],
 )
 def test_forms_that_are_refused(form):
@@ -74,6 +82,18 @@ def test_no_form_is_an_error_of_the_node(form):
     except SqsError as refusal:
         refusals.append(refusal.status)
     assert refusals in ([], [400])
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.text(max_size=20)), max_size=5))
+def test_forms_are_read_as_urllib_writes_them(pairs):
+    assert form_of(b"", urlencode(pairs).encode()) == dict(pairs)
+    # Other clients leave some of these as they are.
+    written = "&".join(f"{quote(name, safe='')}={quote(text, safe='=@:')}" for name, text in pairs if name)
+    assert form_of(b"", written.encode()) == {name: text for name, text in pairs if name}
+
+
+def test_form_and_line_ends():
+    assert form_of(b"x=1", b"a=b=c%3D=\n%0A_%0D%0A+ &&b") == {"x": "1", "a": "b=c==\n\n_\r\n  ", "b": ""}
 
 
 def found(xml, path):

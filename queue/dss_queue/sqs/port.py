@@ -297,6 +297,10 @@ class QueryCall(SqsCall):
         operation = self._operation = known.get(action)
         if operation is None:
             raise SqsError("InvalidAction", f"The action {action[:200]} is not valid for this endpoint.")
+        is_signed = bool(_header(self._request.headers, b"authorization"))
+        if self._request.method == b"GET" and not is_signed and operation.name not in READS | SNS_READS:
+            # A picture on a page is such a GET, and not each browser says where it comes from.
+            raise SqsError("InvalidAction", f"Send {operation.name} as POST, or sign it.")
         if operation.names_a_queue and self._request.path != "/":
             form.setdefault("QueueUrl", self._request.path)
         given = query.request_of(form)

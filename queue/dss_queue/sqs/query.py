@@ -6,9 +6,9 @@ In a form, `MessageAttribute.1.Name=a` and `MessageAttribute.1.Value.DataType=St
 
 from __future__ import annotations
 
+import binascii
 import re
 from typing import Any
-from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
 from dss_queue.sqs.dialect import Dialect
@@ -50,16 +50,32 @@ def form_of(query: bytes, body: bytes) -> dict[str, str]:
     """The fields of a request, from its query string and its body.
 
     Raises:
-        SqsError: it is no form, or has too many fields.
+        SqsError: it is no form, has too many fields, or a `%` that is no escape.
     """
-    try:
-        text = b"&".join(part for part in (query, body) if part).decode()
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict")
-    except UnicodeDecodeError:
-        raise SqsError("MalformedQueryString", "The request is not a form in UTF-8.") from None
-    except ValueError:
-        raise SqsError("MalformedQueryString", f"The request has more than {FIELDS_MAX} fields.") from None
-    return dict(pairs)
+    parts = [part for part in (query, body) if part]
+    if sum(part.count(b"&") + 1 for part in parts) > FIELDS_MAX:
+        raise SqsError("MalformedQueryString", f"The request has more than {FIELDS_MAX} fields.")
+    form = {}
+    for field in (one for part in parts for one in part.split(b"&") if one):
+        name, _, value = field.partition(b"=")
+        try:
+            form[_decoded(name)] = _decoded(value)
+        except UnicodeDecodeError:
+            raise SqsError("MalformedQueryString", "The request is not a form in UTF-8.") from None
+    return form
+
+
+def _decoded(text: bytes) -> str:
+    """A percent-encoded text. Quoted-printable has a decoder in C, which takes a fraction of the time of urllib's."""
+    text = text.replace(b"+", b" ")
+    escapes = text.count(b"%")
+    if not escapes:
+        return text.decode()
+    found = binascii.a2b_qp(text.replace(b"=", b"=3D").replace(b"%", b"="))
+    # It keeps what is no escape, and skips line ends.
+    if len(found) != len(text) - 2 * escapes or b"%\n" in text or b"%\r" in text:
+        raise SqsError("MalformedQueryString", "The request has a % that is no escape.")
+    return found.decode()
 
 
 def request_of(form: dict[str, str]) -> dict[str, Any]:
