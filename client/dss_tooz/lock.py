@@ -30,7 +30,15 @@ class DssLock(locking.Lock):
 
     @property
     def acquired(self) -> bool:
-        return bool(self._held)
+        return self._newest() is not None
+
+    def _newest(self, take: bool = False) -> AsyncHeld | None:
+        """The newest acquisition that is not over. `take`: it is being released."""
+        with self._guard:
+            self._held = [held for held in self._held if not held.is_over]
+            if not self._held:
+                return None
+            return self._held.pop() if take else self._held[-1]
 
     @translated
     def acquire(self, blocking: Any = True, shared: bool = False, timeout: float | None = None) -> bool:
@@ -42,7 +50,7 @@ class DssLock(locking.Lock):
         except LockTimeout:
             return False
         with self._guard:
-            self._held.append(held)
+            self._held = [*(one for one in self._held if not one.is_over), held]
         return True
 
     async def _acquire(self, spec: LockSpec) -> AsyncHeld:
@@ -51,8 +59,7 @@ class DssLock(locking.Lock):
 
     @translated
     def release(self) -> bool:
-        with self._guard:
-            held = self._held.pop() if self._held else None
+        held = self._newest(take=True)
         if held is None:
             return False
         try:
@@ -63,8 +70,7 @@ class DssLock(locking.Lock):
 
     @translated
     def is_still_owner(self) -> bool:
-        with self._guard:
-            held = self._held[-1] if self._held else None
+        held = self._newest()
         return held is not None and self._link.run(held.owned())
 
     @translated

@@ -84,6 +84,20 @@ def test_a_lock_is_renewed_without_heartbeat(start: Coordinator) -> None:
     assert not lock.is_still_owner()
 
 
+def test_a_lock_that_was_lost_is_not_acquired(start: Coordinator) -> None:
+    first, second = start(b"first", lock_timeout=1), start(b"second")
+    lock = first.get_lock(b"key")
+    assert lock.acquire()
+    assert second.get_lock(b"key").break_()
+    until(lambda: not lock.acquired)
+    assert not lock.is_still_owner()
+    assert not lock.release()
+    assert lock.acquire()
+    assert lock.acquired
+    assert lock.release()
+    assert not lock.acquired
+
+
 def test_shared_locks_exclude_exclusive_ones(start: Coordinator) -> None:
     first, second = start(b"first"), start(b"second")
     shared, also_shared, exclusive = (one.get_lock(b"key") for one in (first, second, second))
