@@ -100,6 +100,7 @@ class Fetcher:
         self._changed = asyncio.Event()
         self._handles: set[Handle] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_fetching = self._is_keeping = False
         self._acks: dict[tuple[str, str], list[tuple[str, str]]] = {}
         self._acking: asyncio.Task[None] | None = None
         self._giving: set[asyncio.Task[None]] = set()
@@ -119,8 +120,15 @@ class Fetcher:
     async def add(self, consumer: Consumer) -> None:
         self._consumers[consumer.queue] = consumer
         self._interrupt()
-        if not self._tasks:
-            self._tasks = [asyncio.ensure_future(work) for work in (self._fetch(), self._keep())]
+        self._start_keeping()
+        if not self._is_fetching:
+            self._is_fetching = True
+            self._tasks.append(asyncio.ensure_future(self._fetch()))
+
+    def _start_keeping(self) -> None:
+        if not self._is_keeping:
+            self._is_keeping = True
+            self._tasks.append(asyncio.ensure_future(self._keep()))
 
     async def remove(self, queue: str, buffered: Iterable[str]) -> None:
         """Take no more messages of this queue, and give back those that the program has not seen."""
@@ -153,6 +161,8 @@ class Fetcher:
 
     async def get(self, queue: str, no_ack: bool, message_ttl_ms: int | None) -> Delivery | None:
         """One message, without waiting."""
+        if not no_ack:
+            self._start_keeping()
         while True:
             for source in await self._directory.sources(queue):
                 messages = await self._client.topic(source.topic).consume(source.group, 1, 0, self._visibility_s)

@@ -157,6 +157,19 @@ def test_a_message_is_kept_as_long_as_its_consumer_lives(connect: Connect) -> No
     other.messages[0].ack()
 
 
+def test_a_message_that_was_fetched_alone_is_kept(connect: Connect) -> None:
+    queue = kombu.Queue("jobs")
+    first, second = connect(visibility_timeout=1), connect(visibility_timeout=1)
+    publish(first, queue, 1)
+    message = queue(first.default_channel).get()
+    other = Receiver(second, queue)
+    with pytest.raises(socket.timeout):
+        second.drain_events(timeout=2.5)
+    message.requeue()
+    other.wait(1)
+    other.messages[0].ack()
+
+
 CONSUMER = """
 import sys, kombu, dss_kombu
 with kombu.Connection(sys.argv[1], transport_options={"visibility_timeout": 1}) as connection:
