@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,9 @@ from dss_queue.core.sns_topics import (
 )
 from dss_queue.core.sqs_queues import GROUP, CreateQueue
 from dss_queue.core.topic_commands import DeleteTopic
+from dss_queue.sqs import sns_calls
+from dss_queue.sqs.calls import Call
+from dss_queue.sqs.errors import SqsError
 
 RED = {"colour": {"DataType": "String", "StringValue": "red"}}
 
@@ -239,3 +243,30 @@ def test_all_attributes_of_a_policy_must_match():
 def test_policies_that_are_refused(text):
     with pytest.raises(ValueError, match=r"."):
         parsed(text)
+
+
+async def test_a_page_describes_its_own_lines_only(sending, monkeypatch):
+    desk = sending
+    for topic in range(3):
+        desk.do(CreateSnsTopic(sns_topic=f"t{topic}"))
+        for queue in range(sns_calls.PAGE):
+            subscribe(desk, f"q{queue}", topic=f"t{topic}")
+    described, subscription_arn = [], sns_calls._subscription_arn
+    monkeypatch.setattr(sns_calls, "_subscription_arn", lambda *given: described.append(given) or subscription_arn(*given))
+
+    async def read_index():
+        return None
+
+    node = SimpleNamespace(machine=lambda name: desk.broker, read_index=read_index)
+    monkeypatch.setattr(
+        sns_calls, "caller", lambda: SimpleNamespace(access=SimpleNamespace(everything=True, prefixes=lambda *_: ()))
+    )
+    token, arns = "", []
+    for count in (1, 2, 3):
+        reply = await sns_calls.list_subscriptions(Call(node, "", SimpleNamespace(next_token=token), "", "r"))
+        assert len(described) == count * sns_calls.PAGE
+        arns += [line["SubscriptionArn"] for line in reply.body["Subscriptions"]]
+        token = reply.body.get("NextToken", "")
+    assert (len({*arns}), token) == (3 * sns_calls.PAGE, "")
+    with pytest.raises(SqsError):
+        await sns_calls.list_subscriptions(Call(node, "", SimpleNamespace(next_token="x"), "", "r"))

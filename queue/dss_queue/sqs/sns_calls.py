@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
+from heapq import nsmallest
 from typing import Any
 
 import msgspec
@@ -20,7 +21,6 @@ from dss_queue.core.sns_topics import (
     PublishToSns,
     SnsTopic,
     Subscribe,
-    Subscription,
     Unsubscribe,
 )
 from dss_queue.sqs import messages
@@ -33,6 +33,8 @@ from dss_queue.sqs.sns_requests import PublishEntry
 #: of a message, or of a batch, with attributes
 BYTES_MAX = 262_144
 PAGE = 100
+#: of the serial number that is the token of a page
+SERIAL_DIGITS = 20
 _SUBJECT = re.compile(r"[!-~][ -~]{0,99}")
 #: stored; only the first has an effect, as topics are all of this kind
 TOPIC_ATTRIBUTES = frozenset(("FifoTopic", "DisplayName", "Policy", "DeliveryPolicy", "KmsMasterKeyId", "TracingConfig"))
@@ -73,27 +75,30 @@ async def get_attributes(call: Call) -> Reply:
 
 async def list_topics(call: Call) -> Reply:
     await call.node.read_index()
-    names = _seen(call)
-    return _page(call, names, "Topics", [{"TopicArn": topic_arn(name, call.region)} for name in names])
+    names = [name for name in _seen(call) if name > call.input.next_token]
+    described = [{"TopicArn": topic_arn(name, call.region)} for name in names[:PAGE]]
+    return _page("Topics", described, names[PAGE - 1] if len(names) > PAGE else "")
 
 
 async def list_subscriptions(call: Call) -> Reply:
     await call.node.read_index()
-    found = [
-        (broker_of(call).registry.sns[name], one)
-        for name in _seen(call)
-        for one in broker_of(call).registry.sns[name].subscriptions
-    ]
-    return _subscriptions(call, found)
+    topics = broker_of(call).registry.sns
+    return _subscriptions(call, [topics[name] for name in _seen(call)])
 
 
 async def list_subscriptions_by_topic(call: Call) -> Reply:
     await call.node.read_index()
-    topic = await _find(call)
-    return _subscriptions(call, [(topic, one) for one in topic.subscriptions])
+    return _subscriptions(call, [await _find(call)])
 
 
-def _subscriptions(call: Call, found: Sequence[tuple[SnsTopic, Subscription]]) -> Reply:
+def _subscriptions(call: Call, topics: list[SnsTopic]) -> Reply:
+    token = call.input.next_token
+    if token and not (token.isascii() and token.isdecimal() and len(token) <= SERIAL_DIGITS):
+        raise bad_value("Invalid parameter: NextToken")
+    after = int(token or -1)
+    later = ((topic, one) for topic in topics for one in topic.subscriptions if one.serial > after)
+    # The first lines alone are described; the one beyond tells whether there are more.
+    found = nsmallest(PAGE + 1, later, key=lambda pair: pair[1].serial)
     described = [
         {
             "SubscriptionArn": _subscription_arn(topic.name, one.serial, call.region),
@@ -102,19 +107,14 @@ def _subscriptions(call: Call, found: Sequence[tuple[SnsTopic, Subscription]]) -
             "Endpoint": arn_of(one.queue, call.region),
             "TopicArn": topic_arn(topic.name, call.region),
         }
-        for topic, one in found
+        for topic, one in found[:PAGE]
     ]
-    return _page(call, [f"{one.serial:020d}" for _, one in found], "Subscriptions", described)
+    return _page("Subscriptions", described, f"{found[PAGE - 1][1].serial:0{SERIAL_DIGITS}d}" if len(found) > PAGE else "")
 
 
-def _page(call: Call, keys: list[str], field: str, described: list[dict[str, str]]) -> Reply:
-    """A page of at most `PAGE`: `NextToken` is the key of its last line."""
-    pairs = sorted(zip(keys, described, strict=True), key=lambda pair: pair[0])
-    pairs = [pair for pair in pairs if pair[0] > call.input.next_token]
-    body: dict[str, Any] = {field: [line for _, line in pairs[:PAGE]]}
-    if len(pairs) > PAGE:
-        body["NextToken"] = pairs[PAGE - 1][0]
-    return Reply(body)
+def _page(field: str, described: list[dict[str, str]], token: str) -> Reply:
+    """A page of at most `PAGE`. "": it is the last one."""
+    return Reply({field: described, **({"NextToken": token} if token else {})})
 
 
 def _seen(call: Call) -> list[str]:
