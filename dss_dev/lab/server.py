@@ -109,7 +109,7 @@ class Site:
             await self._enter(await _body(receive, Enter), send)
             return
         if not self.access.is_known(headers):
-            raise Refused(403, "Open the lab with the link that `make run` prints")
+            raise Refused(403, "Open the lab with the link that “make run” prints")
         if (method, path) == ("GET", "/events"):
             await self._stream(receive, send)
         elif method == "GET" and path.startswith("/story/"):

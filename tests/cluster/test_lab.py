@@ -252,6 +252,21 @@ def test_the_pages_fit_and_pass_axe(visit: Visit) -> None:
         pytest.skip(AXE_MISSING)
 
 
+def test_a_step_without_an_answer_says_so_until_there_is_one(visit: Visit) -> None:
+    visit.begin("election")
+    page = visit.page
+    page.locator("[data-take]").click()
+    # The page is drawn again with each state that comes.
+    page.evaluate(
+        "new Promise(done => { let seen = 0; const source = new EventSource('/events');"
+        " source.onmessage = () => { if (++seen > 3) { source.close(); done(); } } })"
+    )
+    assert "Choose an answer first" in visit.text("[data-busy]")
+    page.locator("[data-options] label").first.click()
+    assert visit.text("[data-busy]") == ""
+    visit.no_complaints()
+
+
 # ------------------------------------------------------------------- replays
 
 

@@ -27,6 +27,8 @@ const ACTIONS = {
 
 let state = null;
 let shownStep = "";
+/** the step that was asked for without an answer */
+let unanswered = "";
 let shownReplay = "";
 /** the scene and its number of taken steps that the focus has followed */
 let followed = "";
@@ -121,7 +123,8 @@ function showStep(scene) {
   }
   for (const button of [parts.take, parts.skip]) button.setAttribute("aria-disabled", String(scene.is_busy));
   parts.step.setAttribute("aria-busy", String(scene.is_busy));
-  setText(parts.busy, scene.is_busy ? (ask ? "The step is being taken. The stage shows what happens …" : "The scene is being prepared …") : "");
+  if (scene.is_busy) setText(parts.busy, ask ? "The step is being taken. The stage shows what happens …" : "The scene is being prepared …");
+  else setText(parts.busy, unanswered && unanswered === shownStep ? "Choose an answer first, or use “Only step”." : "");
 }
 
 function showResult(scene) {
@@ -322,11 +325,16 @@ parts.form.addEventListener("submit", (event) => {
   const chosen = parts.form.querySelector("input:checked");
   if (state.scene.is_busy) return;
   if (!chosen && state.scene.ask.options.length) {
-    setText(parts.busy, "Choose an answer first, or use “Only step”.");
+    unanswered = shownStep;
+    showStep(state.scene);
     parts.options.querySelector("input").focus();
     return;
   }
   take(chosen ? Number(chosen.value) : null);
+});
+parts.form.addEventListener("change", () => {
+  unanswered = "";
+  showStep(state.scene);
 });
 parts.skip.addEventListener("click", () => state.scene.is_busy || take(null));
 parts.restart.addEventListener("click", () => begin(state.scene.id));
@@ -338,6 +346,10 @@ parts["replay-run"].addEventListener("click", async () => {
 });
 
 function take(choice) {
+  unanswered = "";
+  const stage = parts["stage-panel"].getBoundingClientRect();
+  // On a phone, the stage is above the question.
+  if (stage.bottom < innerHeight / 3) parts["stage-panel"].scrollIntoView();
   setText(parts.busy, "The step is being taken …");
   post("/step", { choice });
 }
@@ -362,7 +374,7 @@ async function enter() {
     parts.live.dataset.state = "lost";
     setText(parts.live, "not connected");
     if (!state) {
-      tell(parts.gate.hidden ? "Open the lab with the link that `make run` prints in its terminal. It works once, in one browser." : parts.gate.textContent);
+      tell(parts.gate.hidden ? "Open the lab with the link that “make run” prints in its terminal. It works once, in one browser." : parts.gate.textContent);
     } else if (performance.now() - heardAt > SILENT_MS) tell("The lab does not answer. Has `make run` ended?");
   };
 }
