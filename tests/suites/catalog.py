@@ -30,7 +30,7 @@ class Suite:
     plugins: tuple[str, ...] = ()
     #: further arguments of pytest
     arguments: tuple[str, ...] = ()
-    #: the yardstick: with fewer passed tests, `make suites` fails
+    #: how many tests must pass: with fewer, `make suites` fails
     least: int
     #: node id, or what it begins with -> why the test does not apply
     excluded: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Run the tests of other projects against our nodes, and print one table. Exit status 1: a suite is below its yardstick.
+"""Run the tests of other projects against our nodes, and print one table. Exit status 1: fewer tests of a suite have passed than required.
 
     python tests/suites/run.py [--nodes 3] [NAME …]
 
@@ -171,7 +171,7 @@ def counted(suite: Suite, cases: Iterable[ET.Element]) -> Row:
 
 def table(rows: list[Row]) -> str:
     """The rows as a table in Markdown, and below it the names of failed tests and the reasons of excluded ones."""
-    lines = ["| suite | passed | ran | yardstick | skipped by itself | excluded |", "|---|---|---|---|---|---|"]
+    lines = ["| suite | passed | ran | required | skipped | excluded |", "|---|---|---|---|---|---|"]
     for row in rows:
         suite = row.suite
         version = source_of(suite).name
@@ -182,7 +182,7 @@ def table(rows: list[Row]) -> str:
         lines += [f"- {row.suite.name}: failed: {name}" for name in row.failed]
         lines += [f"- {row.suite.name}: excluded: {name}: {reason}" for name, reason in row.suite.excluded.items()]
         if not row.is_enough:
-            lines.append(f"- {row.suite.name}: BELOW ITS YARDSTICK: {row.passed} of at least {row.suite.least}")
+            lines.append(f"- {row.suite.name}: TOO FEW PASSED: {row.passed}, required {row.suite.least}")
     return "\n".join(lines)
 
 
