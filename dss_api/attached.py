@@ -1,4 +1,4 @@
-"""Bytes beside JSON: messages whose values that are bytes travel as they are, without Base64.
+"""Bytes attached to JSON: in such a message, values that are bytes travel as they are, without Base64.
 
 Such a message is a zero byte, the length of its JSON document (4 bytes, big-endian), the document, and then the bytes of all values, one
 after the other. In the document, a value that is bytes has `encoding: "attached"`, and is the number of its bytes; values follow in the
@@ -46,7 +46,7 @@ class Bytes:
 
 
 class _Encoding:
-    """Stands for what the `encoding` of bytes is in the message that is being made."""
+    """Stands for the `encoding` that bytes have in the message that is being made."""
 
 
 ENCODING: Any = _Encoding()

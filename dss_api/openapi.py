@@ -38,7 +38,7 @@ _PROBLEM: dict[str, Any] = {
 }
 
 
-#: a message with bytes beside its JSON
+#: a message with bytes attached to its JSON
 _ATTACHED = {MEDIA_TYPE.decode(): {"schema": {"type": "string", "format": "binary", "description": "see dss_api/attached.py"}}}
 
 

@@ -72,7 +72,7 @@ class WebSocketWriter:
     async def write(self, data: bytes, as_text: bool) -> bool:
         """Send one message. False: the client has disconnected, or exceeded a limit.
 
-        A long one waits until there is room for it: of what one call answers, several would exceed the limit, or even one.
+        A long message waits until there is room for it: several long answers, or even one, could exceed the limit.
         """
         if self.write_now(data, as_text):
             return True
@@ -113,7 +113,7 @@ class WebSocketWriter:
     def has_room(self, length: int) -> bool:
         """Whether a message of this length may be sent now, if it could be sent later as well.
 
-        It may fill half of the limit; a longer one needs a connection with little else. So the client's other answers fit beside it.
+        It may fill half of the limit. A longer one waits until at most a quarter is in use. The rest is for the client's other answers.
         """
         unread_bytes, bytes_max = self.unread_bytes, self._unread_bytes_max
         return unread_bytes + length <= bytes_max // 2 or unread_bytes <= bytes_max // 4

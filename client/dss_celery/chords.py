@@ -28,14 +28,14 @@ from dss_client.errors import Exists
 
 logger = get_logger(__name__)
 
-#: A body that was published is remembered for so long.
+#: for how long a published body is remembered
 DONE_S = 300.0
-#: So long, no other task publishes the body that one has begun to publish.
+#: for how long no other task publishes a body that one has begun to publish
 LEASE_S = 10.0
 #: how often a task that finds a lease looks whether the body was published
 ASK_S = 0.25
 LEASED, DONE = "leased", True
-#: of tasks without a place in their group: they come last
+#: the place of tasks that have none in their group: they come last
 LAST = 2**53
 MGET_MAX = 500
 

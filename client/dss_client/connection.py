@@ -13,7 +13,7 @@ from dss_client.errors import Unencodable
 Answer = dict[str, Any]
 
 _encoder = msgspec.json.Encoder()
-#: of messages with bytes beside their JSON; see dss_api/attached.py
+#: of messages with bytes attached to their JSON; see dss_api/attached.py
 ATTACHED_TYPE = "application/vnd.dss.attached"
 ATTACHED = "attached"
 _decode = msgspec.json.Decoder(Answer).decode
@@ -56,13 +56,13 @@ def decode(data: bytes) -> Answer:
     """The answer of a node, with the bytes that are attached to it.
 
     Raises:
-        msgspec.MsgspecError: this is none.
+        msgspec.MsgspecError: it is not an answer.
     """
     if data[:1] != b"\0":
         return decode_json(data)
     position = 5 + int.from_bytes(data[1:5])
     answer = decode_json(data[5:position])
-    # The places where a node has values. A value is anybody's JSON: it is not searched.
+    # The places where a node has values. A value can be any JSON: it is not searched.
     for place in (answer, *answer.get("items", ()), *(answer.get("event") or {}).get("fetched", ())):
         if place.get("encoding") == ATTACHED:
             end = position + place["value"]

@@ -56,7 +56,7 @@ class DssUrl(msgspec.Struct, frozen=True, kw_only=True):
         """The arguments of `Client` and `AsyncClient`.
 
         Args:
-            given: options that the program gives apart from the URL; they count more.
+            given: options that the program gives apart from the URL; they take precedence.
 
         Raises:
             WrongUse: an option cannot be used.
@@ -76,7 +76,7 @@ class DssUrl(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def without_token(self, mask: str = "**") -> str:
-        """The URL for people."""
+        """The URL without its token, for logs and banners."""
         token = "" if self.token is None else f":{mask}@"
         options = "&".join(f"{name}={mask if name == 'token' else value}" for name, value in self.options.items())
         return f"{SCHEME}://{token}{','.join(self.hosts)}/{self.path}{'?' if options else ''}{options}"

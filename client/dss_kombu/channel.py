@@ -262,7 +262,7 @@ class Channel(virtual.Channel):
     # ----------------------------------------------------------- publish
 
     def encode_body(self, body: Any, encoding: str | None = None) -> tuple[Any, str | None]:
-        """Text stays legible, for `peek` and the admin; bytes become base64, and what is large is compressed."""
+        """Text stays readable, for `peek` and the admin; bytes become base64, and large bodies are compressed."""
         if len(body) >= COMPRESS_FROM_BYTES:
             return self.codecs[COMPRESSED].encode(body), COMPRESSED
         if isinstance(body, str):
@@ -298,7 +298,7 @@ class Channel(virtual.Channel):
         if not isinstance(key, str):
             raise WrongUse(f"the header `{KEY_HEADER}` is a text, not {key!r}")
         if message["properties"].get("delivery_mode") == TRANSIENT and not key:
-            # Encoded here: the program may change it meanwhile, and what has no JSON form is refused at once.
+            # Encoded here: the program may change it meanwhile, and a message without a JSON form is refused at once.
             encoded = msgspec.json.encode(message)
             self._link.publisher.room.acquire()
             self._link.post(self._link.publisher.add, topic, msgspec.json.decode(encoded), len(encoded))
@@ -357,7 +357,7 @@ class Channel(virtual.Channel):
         self.connection._deliver(raw_message(delivery), delivery.queue)
 
     def seen(self, count: int) -> None:
-        """The program takes this many deliveries: there is room for others."""
+        """The program has taken this many deliveries, so there is room for others."""
         if self._fetcher is not None and not self.closed:
             self._link.post(self._fetcher.seen, count)
 

@@ -117,7 +117,7 @@ class Directory:
     async def declare_queue(self, queue: str, *, has_priorities: bool, expires_s: float | None) -> Record:
         """
         Args:
-            expires_s: it is temporary, and deleted when it has had no consumer for this long.
+            expires_s: the queue is temporary, and is deleted when it has had no consumer for this long.
         """
         record = await self.queue(queue)
         if record is not None and (record["priorities"] or not has_priorities):
@@ -139,7 +139,7 @@ class Directory:
         return await self._cache.touch(self._queue_key(queue), ttl)
 
     async def sources(self, queue: str) -> list[Source]:
-        """From where to take the queue's messages, the most urgent first."""
+        """Where to take the queue's messages from, the most urgent first."""
         record = await self.queue(queue)
         if record is None:
             return [Source(self.topic(queue), GROUP)]
@@ -257,7 +257,7 @@ class Directory:
             await self._client.call("queue.group", **fields)
 
     async def _change(self, key: str, change: Callable[[Any], Record | None], create: bool = True) -> Record:
-        """Compare and set until it succeeds. Returns the record as it is then; empty: there is none."""
+        """Compare and set until it succeeds. Returns the new record; empty: there is none."""
         while True:
             entry = await self._cache.entry(key)
             old = entry.value if entry.found else None

@@ -4,7 +4,7 @@ A node pushes: for each source, one `queue.consume` waits there until there is a
 connection, so that they stay with it when a node dies. They are extended as long as they are not settled, for days if need be, and come
 back one visibility timeout after this program was killed.
 
-No more messages are taken than the channel's prefetch limit allows. What several waiting calls get beyond it is given back.
+Only as many messages are taken as the channel's prefetch limit allows. If several waiting calls get more, the surplus is given back.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Fetcher:
         self._turn = 0
         self._unsettled: dict[str, Delivery] = {}
         self._next_tag = 0
-        #: of those, that were handed over but not yet seen by the program
+        #: how many were handed over, but not yet seen by the program
         self.buffered = 0
         #: 0: no limit
         self.prefetch = 0
@@ -199,7 +199,7 @@ class Fetcher:
                 failures += 1
                 await asyncio.sleep(min(0.1 * failures, 1.0))
             except Exception:
-                # A fault of this program: it must not stop the consumer without a word.
+                # A bug: it must not stop the consumer silently.
                 log.exception("taking messages failed")
                 await asyncio.sleep(1.0)
 
@@ -252,7 +252,7 @@ class Fetcher:
         return await self._accept(consumer, source, messages)
 
     async def _accept(self, consumer: Consumer, source: Source, messages: list[AsyncMessage]) -> list[Delivery]:
-        """Settle what the program shall not get, and keep the rest."""
+        """Settle the messages that the program must not get, and keep the rest."""
         deliveries = []
         for message in messages:
             properties = _properties(message)
@@ -326,7 +326,7 @@ class Fetcher:
                     answer = await self._client._running().call("queue.ack", fields, Repeat.HARMLESS)
                     stale = [one["msg_id"] for one in answer.get("results", ()) if one.get("code")]
                     if stale:
-                        log.warning("%s: another consumer got %s while it was worked on here", topic, ", ".join(stale))
+                        log.warning("%s: another consumer got %s while this program was working on it", topic, ", ".join(stale))
                 except DssError as error:
                     log.warning("%s: %d messages that are done will be delivered again: %s", topic, len(done), error)
         finally:
@@ -370,7 +370,7 @@ class Fetcher:
             except DssError as error:
                 log.debug("temporary queues are not kept now: %s", error)
             except Exception:
-                # A fault of this program: without this task, all messages would come back.
+                # A bug: without this task, all messages would come back.
                 log.exception("keeping messages failed")
 
     async def _extend_all(self) -> None:
@@ -387,7 +387,7 @@ class Fetcher:
                     await self._declare_again(consumer.queue)
 
     def visibility_s(self, count: int) -> float:
-        """For how long so many messages are hidden, each extended at a third of it."""
+        """For how long this many messages are hidden: each is extended after a third of it."""
         return max(self._visibility_s, min(3 * count / EXTENDS_PER_S, VISIBILITY_S_MAX))
 
     async def _extend(self, delivery: Delivery, visibility_s: float) -> None:
@@ -399,7 +399,7 @@ class Fetcher:
         except StaleReceipt:
             # Its ack would be refused, too.
             self._unsettled.pop(delivery.tag, None)
-            log.warning("another consumer got %s while it was worked on here", delivery.message)
+            log.warning("another consumer got %s while this program was working on it", delivery.message)
         except DssError as error:
             log.warning("%s cannot be extended: %s", delivery.message, error)
 

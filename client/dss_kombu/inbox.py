@@ -30,7 +30,7 @@ class Inbox:
             os.write(self._write, b".")
 
     def take(self) -> list[Any]:
-        """All items."""
+        """Take all items."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._read, 65_536)
         found = []
@@ -39,7 +39,7 @@ class Inbox:
         return found
 
     def put_back(self, items: list[Any]) -> None:
-        """Items that were taken and are still to be seen."""
+        """Return items that were taken but not handled."""
         self._items.extendleft(reversed(items))
         with contextlib.suppress(BlockingIOError, OSError):
             os.write(self._write, b".")

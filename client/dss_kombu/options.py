@@ -22,14 +22,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str = PREFIX_DEFAULT
     #: messages come back this many seconds after their consumer was killed; they are extended as long as it lives
     visibility_timeout: float = 30.0
-    #: how long messages of temporary queues wait that are bound to a fanout or topic exchange
+    #: how long messages wait for temporary queues that are bound to a fanout or topic exchange
     fanout_retention: float = 300.0
 
     @classmethod
     def read(cls, url: DssUrl, given: Mapping[str, Any]) -> Options:
         """
         Raises:
-            WrongUse: an option has no such value, or there is no such option in the URL.
+            WrongUse: an option has an invalid value, or the URL has an unknown option.
         """
         known = cls.__struct_fields__
         for name in url.options:
@@ -47,7 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def step_of(priority: Any) -> int:
-    """The level of a priority; what is no number has the lowest."""
+    """The level of a priority; a value that is not a number has the lowest."""
     try:
         number = int(priority)
     except (TypeError, ValueError):

@@ -13,7 +13,7 @@ from dss_client.errors import DssError
 
 log = logging.getLogger("dss_kombu")
 
-#: Transient messages that wait to be published. When they are more, the publisher's thread waits.
+#: Transient messages that wait to be published. When there are more, the publishing thread waits.
 PENDING_MAX = 1000
 #: in one call
 BATCH_MAX = 100

@@ -23,7 +23,7 @@ OWN_OPTIONS = frozenset({"timeout", "membership_timeout", "lock_timeout", "call_
 
 
 class DssDriver(coordination.CoordinationDriverCachedRunWatchers):
-    """A coordinator. A program starts its heart, or calls `heartbeat` itself; locks are renewed without it.
+    """A coordinator. A program starts it with `start_heart=True`, or calls `heartbeat` itself; locks are renewed without it.
 
     Options of the URL, or of `get_coordinator`:
 

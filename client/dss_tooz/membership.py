@@ -20,7 +20,7 @@ from dss_client.errors import LockTimeout, NotHolder, SessionLost, VersionConfli
 from dss_client.watch import LockWatch
 from dss_tooz.names import Names, member_of, to_bytes, to_text
 
-#: Capabilities outlive the session of their member by so much, in sessions. They count only while it lasts.
+#: how many session lengths capabilities are kept; they count only while the session of their member lasts
 KEPT_SESSIONS = 10
 REASON = "another coordinator with the same member id has left the group"
 
@@ -162,7 +162,7 @@ class Membership:
         self._joined[group] = capabilities
 
     async def leave(self, group: bytes) -> None:
-        """Whichever coordinator with this member id has joined."""
+        """Leave the group, also if another coordinator with this member id has joined it."""
         async with self._using:
             await self._leave(group)
 

@@ -43,5 +43,5 @@ class Names:
 
 
 def member_of(client: str) -> bytes:
-    """Whose session this is."""
+    """The member whose session this is."""
     return to_bytes(client.split("/")[-2])

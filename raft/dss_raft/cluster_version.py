@@ -12,7 +12,7 @@ from dss_raft.versions import MIN, Raise
 
 log = structlog.get_logger("raft")
 
-#: The log says why the version is not raised after so many calls of `tick`. At a start, members are linked one by one: earlier is too soon.
+#: After this many calls of `tick`, the log says why the version is not raised. Not earlier: at a start, members are linked one by one.
 REPORT_AFTER_TICKS = 50
 
 

@@ -76,7 +76,7 @@ def dial_unlinked(core: RaftCore, links: PeerLinks, ticks_per_call: int) -> None
     """A leader dials the members that should have dialed it, once in an election timeout. They may not know it or its address yet.
 
     Args:
-        ticks_per_call: this is called once in so many ticks.
+        ticks_per_call: this is called once in this many ticks.
     """
     if core.role is Role.LEADER and core.ticks % core.config.election_ticks_max < ticks_per_call:
         for peer in core.progress:

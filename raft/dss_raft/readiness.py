@@ -17,7 +17,7 @@ class Readiness:
 
     Args:
         ticks_max: an election timeout: how long the leader may be silent, and how far applying may lag behind.
-        ticks_per_look: `tick` is called once in so many ticks.
+        ticks_per_look: `tick` is called once in this many ticks.
     """
 
     def __init__(self, core: RaftCore, replica: Replica, calls: Calls, ticks_max: int, ticks_per_look: int = 1) -> None:

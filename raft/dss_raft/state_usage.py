@@ -20,7 +20,7 @@ log = structlog.get_logger("raft")
 WARN_ABOVE = 0.8
 #: and again when the share has fallen below this. The gap avoids a line for every change around one value.
 CALM_BELOW = 0.7
-#: A check once in so many calls, about every second.
+#: one check in this many calls: about every second
 CHECK_TICKS = 10
 
 _node: Node | None = None

@@ -27,7 +27,7 @@ INTEGER_MAX = 2**63 - 1
 Version = Index
 Integer = Annotated[int, msgspec.Meta(ge=-INTEGER_MAX, le=INTEGER_MAX)]
 Keys = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=KEYS_PER_CALL_MAX)]
-#: how a request or an answer carries a value: as it is, or bytes as a string in Base64 or beside the JSON
+#: how a request or an answer carries a value: as it is, or bytes as a string in Base64 or attached to the JSON
 Encoding = Literal["json", "base64", "attached"]
 RowCount = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 

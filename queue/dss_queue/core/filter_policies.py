@@ -127,8 +127,10 @@ Policy = dict[str, Conditions]
 
 
 def parsed(text: str) -> Policy:
-    """Raises:
-    ValueError: it is no policy, or has a condition that is not there.
+    """The policy in a text.
+
+    Raises:
+        ValueError: it is not a policy, or has a condition that is not supported.
     """
     try:
         given = _POLICY.decode(text)

@@ -42,7 +42,7 @@ STEP_MESSAGES_MAX = 100
 EXPIRE_MESSAGES_MAX = 200
 #: A task whose target has no room tries again after this time.
 RETRY_MS = 1000
-#: What a dead letter has in its headers beside those of its message.
+#: the prefix of the headers that a dead letter has besides those of its message
 _DEAD = "dss-dead-"
 
 

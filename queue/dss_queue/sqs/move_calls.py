@@ -100,7 +100,7 @@ def task_in(handle: str) -> tuple[str, int]:
     """(queue, task) in a task handle.
 
     Raises:
-        SqsError: it is none.
+        SqsError: it is not a task handle.
     """
     try:
         name, _, task = base64.b64decode(handle, b"-_", validate=True).decode("ascii").rpartition("/")

@@ -14,7 +14,7 @@ from dss_queue.sqs.calls import Call, Reply, find_queue, submit
 from dss_queue.sqs.errors import SqsError, bad_value
 
 ACTIONS_MAX = 7
-#: A policy has at most so many statements, each for at most so many accounts.
+#: the most statements of a policy, and the most accounts of a statement
 STATEMENTS_MAX = 20
 ACCOUNTS_MAX = 50
 #: other calls may change the policy at the same time
@@ -91,7 +91,7 @@ async def remove_permission(call: Call) -> Reply:
 
 
 async def _change(call: Call, change: Callable[[Policy], Policy]) -> None:
-    """Change the policy, unless another call changes it at the same time: then look at it again."""
+    """Change the policy. If another call changes it at the same time, read it again and retry."""
     for _ in range(TRIES):
         await call.node.read_index()
         before = (await find_queue(call)).attributes.get("Policy", "")
@@ -104,7 +104,7 @@ async def _change(call: Call, change: Callable[[Policy], Policy]) -> None:
         result = await submit(call, ChangeQueue(topic=call.name, attributes={"Policy": text}, expected={"Policy": before}))
         if result.body["changed"]:
             return
-    raise SqsError("ServiceUnavailable", "Other calls change the policy of this queue.", 503)
+    raise SqsError("ServiceUnavailable", "Other calls are changing the policy of this queue. Try again.", 503)
 
 
 def _statements(policy: Policy) -> list[Policy]:

@@ -50,7 +50,7 @@ async def create_topic(call: Call) -> Reply:
         if name not in TOPIC_ATTRIBUTES:
             raise bad_value(f"Invalid parameter: Attributes Reason: Unknown attribute {name}")
         if name == "FifoTopic" and text != "false":
-            raise bad_value("Invalid parameter: Attributes Reason: FifoTopic must be false: there are no FIFO topics here")
+            raise bad_value("Invalid parameter: Attributes Reason: FifoTopic must be false: FIFO topics are not supported")
     await submit(call, CreateSnsTopic(sns_topic=call.name, attributes=given.attributes))
     return Reply({"TopicArn": topic_arn(call.name, call.region)})
 
@@ -138,7 +138,7 @@ async def _find(call: Call) -> SnsTopic:
 async def subscribe(call: Call) -> Reply:
     given = call.input
     if given.protocol != "sqs":
-        raise bad_value("Invalid parameter: Protocol Reason: only sqs is there")
+        raise bad_value("Invalid parameter: Protocol Reason: only sqs is supported")
     await _find(call)
     queue_name = queue_in_arn(given.endpoint, "Endpoint")
     queue = await find_queue(Call(call.node, queue_name, None, call.base_url, call.region))
