@@ -23,6 +23,7 @@ from dss_client.tls import default_context
 from dss_dev import local_tls
 from dss_dev.checkouts import ROOT, Checkout, tested_checkout
 from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
+from dss_raft.versions import LATEST
 
 HOST = "127.0.0.1"
 PEER_PORT_OFFSET = 1000
@@ -307,7 +308,9 @@ class LocalCluster:
             shutil.copytree(pool.new_data(), data_dir)
 
     def wait_ready(self, timeout_s: float = 60.0, nodes: Sequence[LocalNode] | None = None) -> None:
-        """Wait until each of the nodes (all by default) knows a leader and has caught up.
+        """Wait until each of the nodes (all by default) knows a leader and has caught up, and the cluster has its latest version.
+
+        A new cluster gets that version a moment after it is ready. With given nodes, others may be away, and the version is not waited for.
 
         Raises:
             NotReady: one of them ended, or took too long.
@@ -319,6 +322,20 @@ class LocalCluster:
                     raise NotReady(f"{node.id} has ended:\n{node.log_tail()}")
                 if time.monotonic() > deadline:
                     raise NotReady(f"{node.id} is not ready after {timeout_s:.0f} s:\n{node.log_tail()}")
+                time.sleep(POLL_S)
+        if nodes is None:
+            self.wait_for_version(deadline)
+
+    def wait_for_version(self, deadline: float) -> None:
+        """Wait until all nodes have applied the latest cluster version, if they are of this release and may be asked."""
+        for node in self.nodes:
+            if node.checkout is not None or "DSS_CLUSTER_VERSION_MAX" in node.environment:
+                return
+        for node in self.nodes:
+            while time.monotonic() < deadline:
+                status = node.status()
+                if status is None or status["cluster_version"] >= LATEST:
+                    break
                 time.sleep(POLL_S)
 
     def leader(self, timeout_s: float = 30.0) -> LocalNode:

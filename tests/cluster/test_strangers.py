@@ -59,9 +59,11 @@ def test_a_stranger_says_that_the_node_was_removed(cluster, wait_until):
         with stranger(stopped[0], answer) as first, stranger(stopped[1], answer) as second:
             wait_until(lambda: not node.is_running or min(len(first), len(second)) >= DIALED, lambda: str((first, second)))
         assert node.is_running, node.log_tail()
-    log = node.log_path.read_text()
     for reason in REFUSALS:
-        assert f'"reason": "{reason}"' in log
+        wait_until(
+            lambda reason=reason: f'"reason": "{reason}"' in node.log_path.read_text(), lambda reason=reason: f"no {reason}"
+        )
+    log = node.log_path.read_text()
     assert "peer_without_tls" not in log, "a link without TLS"
     assert "removed" not in log
     assert "delete" not in log

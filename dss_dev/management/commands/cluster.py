@@ -140,6 +140,8 @@ class Command(BaseCommand):
             time.sleep(POLL_S)
         if not ready and not stopping.asked:
             raise NotReady("\n".join(f"{node.id} is not ready after {START_S:.0f} s:\n{node.log_tail()}" for node in waiting))
+        if not waiting and may_be_ready and not stopping.asked:
+            cluster.wait_for_version(deadline)
         for node in waiting:
             if not stopping.asked:
                 self.stderr.write(f"{node.id} is not ready yet; it is {shown(node.log_path)} that says why")

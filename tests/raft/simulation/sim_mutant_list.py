@@ -486,7 +486,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "time is advanced to the leader's own clock",
         (
             ("proposals", "agreed_ms = self._clock.members.agreed_ms()", "agreed_ms = float(self._clock.members.wall_ms())"),
-            ("proposals", "or agreement is None or", "or"),
+            ("proposals", "if agreement is None or agreed_ms is None or", "if agreed_ms is None or"),
+            ("proposals", "if sum(voter in agreement.nodes for voter in voters) <= len(voters) // 2:", "if not voters:"),
             ("proposals", "nodes=agreement.nodes", "nodes=()"),
         ),
         checks=("time",),
