@@ -9,6 +9,8 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
@@ -102,8 +104,11 @@ def test_every_metric_is_on_a_running_node(cluster: LocalCluster) -> None:
 
 
 @pytest.fixture
-def firing(cluster: LocalCluster, tmp_path: Path) -> Iterator[Callable[[], set[str]]]:
-    """A Prometheus that scrapes the cluster every second; its alerts do not wait. Returns the names of those that fire."""
+def firing(cluster: LocalCluster, tmp_path: Path, wait_until) -> Iterator[Callable[[], set[str]]]:
+    """A Prometheus that scrapes the cluster every second; its alerts do not wait. Returns the names of those that fire.
+
+    It has scraped each node, so that counters that rise now are seen to rise.
+    """
     port = free_ports(1)[0]
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
@@ -125,14 +130,21 @@ def firing(cluster: LocalCluster, tmp_path: Path) -> Iterator[Callable[[], set[s
         stderr=subprocess.DEVNULL,
     )
 
-    def names() -> set[str]:
+    def ask(path: str) -> dict[str, Any]:
         try:
-            with urlopen(f"http://{HOST}:{port}/api/v1/alerts", timeout=10) as answer:
-                alerts = json.load(answer)["data"]["alerts"]
+            with urlopen(f"http://{HOST}:{port}/api/v1/{path}", timeout=10) as answer:
+                data: dict[str, Any] = json.load(answer)["data"]
+                return data
         except OSError:
-            return set()
-        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+            return {}
 
+    def names() -> set[str]:
+        return {alert["labels"]["alertname"] for alert in ask("alerts").get("alerts", []) if alert["state"] == "firing"}
+
+    def scraped() -> int:
+        return len(ask(f"query?query={quote('count by (instance) (raft_peer_refused_total)')}").get("result", []))
+
+    wait_until(lambda: scraped() == len(cluster.nodes), lambda: f"only {scraped()} nodes were scraped")
     yield names
     process.terminate()
     process.wait()

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from dss_api import turns
 from dss_api.client_memory import ClientMemory
 from dss_api.turns import INPUT_BUDGET_S, LATE_PER_TURN, SLICE_BYTES, TURN_BUDGET_S, InputTurns, Turns
 
@@ -51,7 +52,9 @@ async def test_expensive_calls_leave_turns_to_others() -> None:
     assert other >= BURST // LATE_PER_TURN // 2
 
 
-async def test_cheap_calls_all_begin_in_one_turn() -> None:
+async def test_cheap_calls_all_begin_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other processes of the machine may hold up this one.
+    monkeypatch.setattr(turns, "perf_counter", lambda: 0.0)
     order, other = await turns_between(0.0)
     assert order == list(range(BURST))
     assert other <= 5
