@@ -172,10 +172,7 @@ class Channel(virtual.Channel):
         arguments: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        exchange = exchange or "amq.direct"
-        type = self._type_of(exchange)
-        key, pattern, _ = self.exchange_types[type].prepare_bind(queue, exchange, routing_key, arguments)
-        binding = (queue, exchange, type, key, pattern)
+        binding = self._binding(queue, exchange, routing_key, arguments)
         self._link.run(self._directory.bind(*binding))
         if queue in self._temporary and binding not in self._temporary[queue][1]:
             self._temporary[queue][1].append(binding)
@@ -188,16 +185,24 @@ class Channel(virtual.Channel):
         arguments: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        exchange = exchange or "amq.direct"
-        type = self._type_of(exchange)
-        key, pattern, _ = self.exchange_types[type].prepare_bind(queue, exchange, routing_key, arguments)
+        binding = self._binding(queue, exchange, routing_key, arguments)
+        _, exchange, _, key, pattern = binding
         self._link.run(self._directory.unbind(queue, exchange, key, pattern))
         if queue in self._temporary:
             bindings = self._temporary[queue][1]
-            bindings[:] = [one for one in bindings if one != (queue, exchange, type, key, pattern)]
+            bindings[:] = [one for one in bindings if one != binding]
 
     def list_bindings(self) -> list[tuple[str, str, str]]:
         return []
+
+    def _binding(
+        self, queue: str, exchange: str | None, routing_key: str, arguments: dict[str, Any] | None
+    ) -> tuple[str, str, str, str, Any]:
+        """(queue, exchange, type of the exchange, key, pattern)."""
+        exchange = exchange or "amq.direct"
+        type = self._type_of(exchange)
+        key, pattern, _ = self.exchange_types[type].prepare_bind(queue, exchange, routing_key, arguments)
+        return queue, exchange, type, key, pattern
 
     def _type_of(self, exchange: str) -> str:
         record = self._link.run(self._directory.exchange(exchange))

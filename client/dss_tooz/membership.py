@@ -26,7 +26,6 @@ REASON = "another coordinator with the same member id has left the group"
 
 Capabilities = dict[str, Any]
 #: a group with its lock keys and their holders
-Members = dict[str, str]
 
 
 class Membership:

@@ -20,8 +20,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(HERE)]
 
-from dss_client import Client, DssError  # noqa: E402
-from dss_dev.local_cluster import PORTS_OF_ONE, PORTS_OF_THREE, LocalCluster, free_ports  # noqa: E402
+from dss_client import DssError  # noqa: E402
+from dss_dev.local_cluster import LocalCluster, free_ports  # noqa: E402
+from dss_dev.running_cluster import urls_of_running_cluster  # noqa: E402
 
 STOP_S = 30.0
 RESULT_S = 60.0
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("--own-nodes", action="store_true", help="start three nodes, even if there is a cluster")
     parser.add_argument("--tasks", type=int, default=200, help="how many are sent while the leader is killed (%(default)s)")
     arguments = parser.parse_args()
-    urls = "" if arguments.own_nodes else found_cluster()
+    urls = "" if arguments.own_nodes else urls_of_running_cluster()
     own = None
     with tempfile.TemporaryDirectory() as data:
         try:
@@ -82,21 +83,6 @@ def show(own: LocalCluster | None, count: int) -> None:
     lost = sum(result.get(timeout=RESULT_S) != number * 10 for number, result in enumerate(results))
     print(f"{count} tasks:     {lost} lost, after {time.monotonic() - began:.1f} s")
     print("the worker:    ", *app.control.inspect(timeout=2).ping() or ["does not answer"])
-
-
-def found_cluster() -> str:
-    """The addresses of a cluster that is there, or nothing."""
-    if os.environ.get("DSS_URLS"):
-        return os.environ["DSS_URLS"]
-    for ports in (PORTS_OF_THREE, PORTS_OF_ONE):
-        urls = ",".join(f"http://127.0.0.1:{port}" for port in ports)
-        try:
-            with Client(urls, timeout=1.0) as client:
-                client.call("ready")
-        except DssError:
-            continue
-        return urls
-    return ""
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "client")]
 
 from dss_client import Client, DssError  # noqa: E402
-from dss_dev.local_cluster import PORTS_OF_ONE, PORTS_OF_THREE, LocalCluster, free_ports  # noqa: E402
+from dss_dev.local_cluster import LocalCluster, free_ports  # noqa: E402
+from dss_dev.running_cluster import urls_of_running_cluster  # noqa: E402
 
 HOST = "127.0.0.1"
 READY_S = 60.0
@@ -43,7 +44,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     own = None
-    urls = "" if arguments.own_node else found_cluster()
+    urls = "" if arguments.own_node else urls_of_running_cluster()
     processes: list[subprocess.Popen[bytes]] = []
     try:
         if not urls:
@@ -90,21 +91,6 @@ def serve(urls: str, arguments: argparse.Namespace, processes: list[subprocess.P
         if ended:
             raise RuntimeError(f"{' '.join(map(str, ended[0].args))} has ended; see {data / 'log'}")
     return 0
-
-
-def found_cluster() -> str:
-    """The addresses of a cluster that is there, or nothing."""
-    if os.environ.get("DSS_URLS"):
-        return os.environ["DSS_URLS"]
-    for ports in (PORTS_OF_THREE, PORTS_OF_ONE):
-        urls = ",".join(f"http://{HOST}:{port}" for port in ports)
-        try:
-            with Client(urls, timeout=1.0) as client:
-                client.call("ready")
-        except DssError:
-            continue
-        return urls
-    return ""
 
 
 def cluster_id(urls: str) -> str:

@@ -244,7 +244,7 @@ class Calls:
             self._session_is_open()
             pending.park_applied(session)
             self._last_progress = self._loop.time()
-            if pending.has_unsent and not pending.is_gathering:
+            if not self.is_leader and pending.has_unsent and not pending.is_gathering:
                 self._driver.wake()
         else:
             self._session_is_gone(session)

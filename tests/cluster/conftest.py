@@ -140,6 +140,22 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def sqs_node(tmp_path_factory: pytest.TempPathFactory, prepare_pages: Callable[[LocalCluster], None]) -> Iterator[LocalNode]:
+    """A node with an SQS port, `sqs_port`."""
+    service, sqs = free_ports(2)
+    cluster = LocalCluster(tmp_path_factory.mktemp("sqs"), [service], {**ENVIRONMENT, "DSS_SQS_PORT": str(sqs)})
+    prepare_pages(cluster)
+    cluster.start()
+    try:
+        cluster.wait_ready()
+        (node,) = cluster.nodes
+        node.sqs_port = sqs  # type: ignore[attr-defined]
+        yield node
+    finally:
+        cluster.stop()
+
+
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], object], Callable[[], str]], None]:
     """`wait_until(condition, why_not)`: poll until it is true; if it does not become true, fail with the text of `why_not`."""

@@ -13,24 +13,14 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from dss_dev.local_cluster import HOST, LocalCluster, free_ports
-from dss_dev.prepared_pages import ENVIRONMENT
+from dss_dev.local_cluster import HOST
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory, prepare_pages):
-    service, sqs = free_ports(2)
-    cluster = LocalCluster(tmp_path_factory.mktemp("query"), [service], {**ENVIRONMENT, "DSS_SQS_PORT": str(sqs)})
-    prepare_pages(cluster)
-    cluster.start()
-    try:
-        cluster.wait_ready()
-        cluster.nodes[0].sqs_port = sqs
-        yield cluster.nodes[0]
-    finally:
-        cluster.stop()
+def node(sqs_node):
+    return sqs_node
 
 
 def query(node, path="/", method="POST", headers=None, **form):

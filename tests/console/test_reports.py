@@ -1,4 +1,4 @@
-"""What a node reports about itself while somebody looks: twice a second, so nothing is computed again that cannot have changed."""
+"""What a node reports about itself while a page is open: twice a second, so only parts that can have changed are computed again."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ async def test_every_node_accepts_commands_and_all_agree(cluster):
     assert totals(cluster) == {150}
 
 
-async def test_a_follower_with_many_calls_has_one_group_under_way(cluster, monkeypatch):
+async def test_a_follower_with_many_calls_sends_one_group_at_a_time(cluster, monkeypatch):
     await cluster.start()
     follower = await cluster.follower()
     await follower.submit(Add(amount=1))

@@ -63,10 +63,10 @@ async def test_long_commands_can_be_held_and_are_sent_later(pending):
     assert (later.first_seq, len(later.commands)) == (2, 2)
 
 
-async def test_many_calls_wait_for_the_group_that_is_under_way_and_few_do_not(roomy):
+async def test_many_calls_wait_for_the_group_that_was_sent_and_few_do_not(roomy):
     for _ in range(GATHER_FROM - 1):
         roomy.add(OpenSession(), 5)
-    assert not roomy.is_gathering, "no group is under way"
+    assert not roomy.is_gathering, "nothing was sent yet"
     roomy.next_groups()
     assert not roomy.is_gathering
     roomy.add(OpenSession(), 5)

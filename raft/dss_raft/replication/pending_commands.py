@@ -26,7 +26,7 @@ from dss_raft.size_limits import ANSWERED_PER_GROUP_MAX, GROUP_FILL_BYTES
 
 #: Calls with the same timeout share a queue, in which deadlines are in order. Timeouts are rounded up to this, for few queues.
 DEADLINE_GRAIN_S = 0.1
-#: From this many calls on, one group is under way at a time, and the next one gathers.
+#: From this many calls on, the calls that follow wait until the group that was sent is applied, and share the next group.
 GATHER_FROM = 16
 
 _NOTHING = encode_command(Nothing())
