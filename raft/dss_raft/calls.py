@@ -1,8 +1,8 @@
 """The calls of one node: from the call, through the leader's log, to the answer.
 
-A node that leads appends its callers' commands to its own log. Any other node forwards them to the leader over the peer link. The
-call is answered when this node applies the entry. After a change of leader, a gap or a second without progress, all commands in
-flight are sent again. Sequence numbers make the repeat harmless (see `replication.sessions`).
+A node that leads appends its callers' commands to its own log. Any other node forwards them to the leader over the peer link, under load
+in one group at a time. The call is answered when this node applies the entry. After a change of leader, a gap or a second without progress,
+all commands in flight are sent again. Sequence numbers make the repeat harmless (see `replication.sessions`).
 """
 
 from __future__ import annotations
