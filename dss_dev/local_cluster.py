@@ -408,9 +408,14 @@ def free_ports(count: int) -> list[int]:
     """Service ports that are free together with the peer ports above them.
 
     They are below the range for outgoing connections (32768 on Linux): a port of that range may be taken before a node binds it.
+    Each parallel worker of the tests has hundreds of its own: another one cannot take a port before its node binds it, or while
+    its node is stopped.
     """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    hundred = int(worker.removeprefix("gw")) % (PEER_PORT_OFFSET // 100)
     # Even thousands for services, odd ones for their peer ports.
-    candidates = [port for port in range(20_000, 32_000) if port // PEER_PORT_OFFSET % 2 == 0]
+    thousands = range(20_000, 32_000, 2 * PEER_PORT_OFFSET)
+    candidates = [thousand + 100 * hundred + place for thousand in thousands for place in range(100)]
     found: list[int] = []
     while len(found) < count:
         port = random.choice(candidates)

@@ -20,14 +20,16 @@ import psutil
 import pytest
 
 from dss_dev.browser import AXE_MISSING, axe_source, axe_violations, headless_chromium, watch_console
-from dss_dev.lab.relays import links_of
-from dss_dev.local_cluster import HOST, ROOT, free_ports, ports_in_use
+from dss_dev.lab.relays import NODES_MAX, links_of
+from dss_dev.local_cluster import HOST, ROOT, free_ports, is_in_use, ports_in_use
 
 pytestmark = pytest.mark.cluster
 
 WAIT_S = 60.0
 #: in place of a minute
 ABSENCE_S = 3.0
+#: Linux takes ports from here on for outgoing connections
+OUTGOING_FROM = 32_768
 SCENES = ("election", "deadlock", "dead-letter", "fencing", "mesi", "bug")
 
 
@@ -53,11 +55,12 @@ class Run:
 
     @staticmethod
     def _free_port() -> int:
-        """Of the first node, with its lab below, and relays above."""
+        """Of the first node, with its lab below, and relays above. All are of one hundred: no other worker of the tests takes them."""
         while True:
             (first,) = free_ports(1)
-            wanted = {first - 1, first, first + 1, first + 2, *(link.port for link in links_of(first, [1, 2, 3]))}
-            if not ports_in_use([port for port in wanted if port < 31_000]):
+            ports = [first - 1, first, first + 1, first + 2, *(link.port for link in links_of(first, [1, 2, 3]))]
+            of_one_hundred = 1 <= first % 100 <= 100 - NODES_MAX
+            if of_one_hundred and max(ports) < OUTGOING_FROM and not any(map(is_in_use, ports)):
                 return first
 
     @property

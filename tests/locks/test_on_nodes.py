@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from types import SimpleNamespace
 
 import pytest
 
+from dss_dev.local_cluster import free_ports
 from dss_locks import operations
 from dss_locks.core.commands import Acquire, CheckToken, Release, StatusQuery
 from dss_locks.core.table import LockTable
@@ -22,12 +22,7 @@ class Cluster:
 
     def __init__(self, directory) -> None:
         self.directory = directory
-        sockets = [socket.socket() for _ in IDS]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        self.ports = {node_id: one.getsockname()[1] for node_id, one in zip(IDS, sockets, strict=True)}
-        for one in sockets:
-            one.close()
+        self.ports = dict(zip(IDS, free_ports(len(IDS)), strict=True))
         self.nodes: dict[str, Node] = {}
 
     def config(self, node_id):

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from dss_dev.local_cluster import free_ports
 from dss_dev.sum_machine import Sum
 from dss_raft.node import Node
 from dss_raft.replication.clocks import wall_clock_ms
 from dss_raft.versions import LATEST
 
 IDS = ("a", "b", "c")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 class Cluster:

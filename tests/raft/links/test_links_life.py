@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 import structlog
 from prometheus_client import REGISTRY
 
+from dss_dev.local_cluster import free_ports
 from dss_raft.core.messages import AppendEntries, Entry, EntryKind, TimeoutNow
 from dss_raft.net import connection as connection_module
 from dss_raft.net import links as links_module
@@ -126,9 +126,7 @@ async def test_the_link_to_a_restarted_peer_comes_back(start_pair, start_node):
 
 
 async def test_a_node_that_starts_before_its_peer_keeps_dialing(start_node):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = probe.getsockname()
+    address = ("127.0.0.1", *free_ports(1))
     a = await start_node("a", {"b": address})
     await asyncio.sleep(0.2)  # a few refused attempts
     await start_node("b", {"a": NOWHERE}, listen=address)
