@@ -2,13 +2,18 @@
 
 Every limit of the listener holds, and a call passes `Route.begin` as the calls of all entry points do: rights, quotas and the audit trail
 are the same. A queue is a topic with the group `sqs`; see `core/sqs_queues.py`.
+
+Checks come before work: the signature, the length that the operation allows, and the right to use the queue, for which only its name is
+decoded; then the whole request is decoded, whose number of texts is limited.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
+from urllib.parse import quote
 
 import msgspec
 import structlog
@@ -21,7 +26,7 @@ from dss_api.errors import Refused
 from dss_api.guard import Guard
 from dss_api.http_request import HttpRequest
 from dss_api.rights import ANY_TOKEN, OPERATE, READ, Either, Need, queue
-from dss_api.routes import require_state, route_of
+from dss_api.routes import require_right, require_state, route_of
 from dss_queue.sqs import (
     message_calls,
     move_calls,
@@ -42,6 +47,9 @@ from dss_queue.sqs.wire import encode_answer, encode_error, encode_refusal
 log = structlog.get_logger("api")
 
 TARGET = "AmazonSQS."
+#: Texts in the JSON of a request, names of fields included: a batch of 10 messages with 10 attributes each has fewer.
+TEXTS_MAX = 2000
+_MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`( - at `\$\.?(?P<place>.*)`)?")
 MANAGE = Either((OPERATE, queue("manage", "topic")))
 LOOK = Either((READ, queue("publish", "topic"), queue("consume", "topic"), queue("manage", "topic")))
 SEND = queue("publish", "topic")
@@ -110,8 +118,21 @@ class Operation:
     def __init__(self, name: str, input_type: type[requests.Input], needs: Need, handle: Handle, service: str = "sqs") -> None:
         self.name = name
         self.input_type = input_type
-        self.names_a_queue = "queue_url" in input_type.__struct_fields__
+        self.names_a_queue = "queue_url" in input_type.naming
+        #: the part of a request that names its queue
+        self.name_type = cast(
+            type[requests.Input],
+            msgspec.defstruct(
+                f"{name}Name",
+                [(field, str, "") for field in input_type.naming],
+                bases=(requests.Input,),
+                namespace={"named": input_type.named},
+                kw_only=True,
+            ),
+        )
+        self.name_fields = self.name_type.__struct_encode_fields__
         self.decode = msgspec.json.Decoder(input_type, strict=False).decode
+        self.decode_name = msgspec.json.Decoder(self.name_type, strict=False).decode
         self.handle = handle
         operation = operations.Operation(
             name=f"{service}.{name}",
@@ -124,6 +145,20 @@ class Operation:
             summary=name,
         )
         self.route = route_of(operation)
+
+    def require_right(self, caller: Caller, name: str) -> None:
+        """Raises:
+        Refused: `forbidden`: the caller may not make this call for this queue. `Route.begin` checks it again, with the request.
+        """
+        require_right(self.route.needs, caller, SqsRequest(name, None, "", ""))
+
+    def require_length(self, length: int) -> None:
+        """Raises:
+        SqsError: no request of this operation has so long a body.
+        """
+        most = self.input_type.body_bytes_max
+        if length > most:
+            raise bad_value(f"A request for {self.name} has at most {most} bytes.")
 
     async def _handle(self, node: Any, request: SqsRequest) -> Any:
         return await self.handle(Call(node, request.topic, request.input, request.base_url, request.region))
@@ -223,7 +258,11 @@ class SqsCall:
             region = self._check_signature(caller, headers, address)
             node = find_node()
             require_state(node)
-            operation, given = self._decoded()
+            operation = self._find_operation()
+            operation.require_length(len(self._body))
+            if caller is not ANYONE and not caller.access.everything:
+                operation.require_right(caller, self._translated(self._decoded_name, operation).named())
+            given = self._translated(self._decoded, operation)
             request = SqsRequest(given.named(), given, self._base_url(headers), region)
             reply: Any = await operation.route.begin(node, request, caller, "sqs", address)
             answer = encode_answer(reply.body, operation.name, self.dialect)
@@ -260,18 +299,36 @@ class SqsCall:
             raise
         return signed.region
 
-    def _decoded(self) -> tuple[Operation, requests.Input]:
-        """The operation, and its request.
+    def _find_operation(self) -> Operation:
+        """Raises:
+        SqsError: the request names none.
+        """
+        assert self._operation is not None
+        return self._operation
+
+    def _decoded_name(self, operation: Operation) -> requests.Input:
+        """The part of the request that names its queue."""
+        return operation.decode_name(self._body or b"{}")
+
+    def _decoded(self, operation: Operation) -> requests.Input:
+        """The request."""
+        require_few_texts(self._body)
+        return operation.decode(self._body or b"{}")
+
+    @staticmethod
+    def _translated(decode: Callable[[Operation], requests.Input], operation: Operation) -> requests.Input:
+        """What this function decodes.
 
         Raises:
             SqsError: the request is not valid.
         """
-        operation = self._operation
-        assert operation is not None
         try:
-            return operation, operation.decode(self._body or b"{}")
+            return decode(operation)
         except msgspec.ValidationError as error:
-            raise SqsError("InvalidParameterValue", f"The request is not valid: {error}") from None
+            if missing := _MISSING.fullmatch(str(error)):
+                place = f" in {missing['place']}" if missing["place"] else ""
+                raise SqsError("MissingParameter", f"The request must contain the parameter {missing['field']}{place}.") from None
+            raise bad_value(f"The request is not valid: {error}") from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise SqsError("SerializationException", "The body is not JSON.") from None
         except RecursionError:
@@ -285,13 +342,15 @@ class QueryCall(SqsCall):
 
     def __init__(self, port: SqsPort, request: HttpRequest) -> None:
         super().__init__(port, request, None)
+        #: the values are as they were sent
+        self._fields: dict[str, bytes] = {}
 
-    def _decoded(self) -> tuple[Operation, requests.Input]:
-        form = query.form_of(self._request.query, self._body if self._request.method == b"POST" else b"")
-        action = form.get("Action", "")
+    def _find_operation(self) -> Operation:
+        fields = query.fields_of(self._request.query, self._body if self._request.method == b"POST" else b"")
+        action = query.short_text(fields, "Action")
         if not action:
             raise SqsError("MissingAction", "The request must contain the parameter Action, or the header X-Amz-Target.")
-        if form.get("Version", "").startswith("2010") or action in self._port.sns_operations:
+        if query.short_text(fields, "Version").startswith("2010") or action in self._port.sns_operations:
             self.dialect = SNS
         known = self._port.sns_operations if self.dialect is SNS else self._port.operations
         operation = self._operation = known.get(action)
@@ -302,12 +361,27 @@ class QueryCall(SqsCall):
             # A picture on a page is such a GET, and not each browser says where it comes from.
             raise SqsError("InvalidAction", f"Send {operation.name} as POST, or sign it.")
         if operation.names_a_queue and self._request.path != "/":
-            form.setdefault("QueueUrl", self._request.path)
-        given = query.request_of(form)
-        try:
-            return operation, msgspec.convert(given, operation.input_type, strict=False)
-        except msgspec.ValidationError as error:
-            raise SqsError("InvalidParameterValue", f"The request is not valid: {error}") from None
+            fields.setdefault("QueueUrl", quote(self._request.path).encode())
+        self._fields = fields
+        return operation
+
+    def _decoded_name(self, operation: Operation) -> requests.Input:
+        given = {name: query.short_text(self._fields, name) for name in operation.name_fields if name in self._fields}
+        return msgspec.convert(given, operation.name_type, strict=False)
+
+    def _decoded(self, operation: Operation) -> requests.Input:
+        given = query.request_of(query.form_of(self._fields))
+        return msgspec.convert(given, operation.input_type, strict=False)
+
+
+def require_few_texts(body: bytes) -> None:
+    """Each text in JSON begins with a `"` that is not escaped, and ends with one more. Inside, each one is escaped.
+
+    Raises:
+        SqsError: the body has more than `TEXTS_MAX` texts. Decoding them would take long, and much memory.
+    """
+    if len(body) > 2 * TEXTS_MAX and body.count(b'"') - body.count(b'\\"') > 2 * TEXTS_MAX:
+        raise bad_value(f"The request has more than {TEXTS_MAX} texts.")
 
 
 def _require_no_page(request: HttpRequest) -> None:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
+from dss_queue.sqs import messages
 from dss_queue.sqs.attributes import NAME_PATTERN
 from dss_queue.sqs.calls import queue_in_arn, queue_in_url
 from dss_queue.sqs.errors import bad_value
 from dss_queue.sqs.messages import AttributeValue
 from dss_queue.sqs.move_calls import task_in
 
+#: of the body of a request
+BODY_BYTES_MAX = 256 * 1024
+#: the same for those with attributes or tags: a policy has up to 64 KiB, which a form writes with three times as many
+ATTRIBUTES_BODY_BYTES_MAX = 1024 * 1024
+
+
+def message_body_bytes_max(text_bytes: int) -> int:
+    """The same for those with messages of this length: forms and JSON write a byte as up to three, and Base64 is longer, too."""
+    return BODY_BYTES_MAX + 4 * text_bytes
+
 
 class Input(msgspec.Struct, rename="pascal", kw_only=True):
     """The base of all requests. Unknown fields are ignored, as SQS does."""
+
+    #: the fields that `named` reads: they are decoded first, to check the rights
+    naming: ClassVar[tuple[str, ...]] = ()
+    body_bytes_max: ClassVar[int] = BODY_BYTES_MAX
 
     def named(self) -> str:
         """The queue that the request names; "" if requests of this kind name none.
@@ -24,6 +41,8 @@ class Input(msgspec.Struct, rename="pascal", kw_only=True):
 
 
 class QueueInput(Input, kw_only=True):
+    naming = ("queue_url",)
+
     queue_url: str = ""
 
     def named(self) -> str:
@@ -31,6 +50,8 @@ class QueueInput(Input, kw_only=True):
 
 
 class NamedInput(Input, kw_only=True):
+    naming = ("queue_name",)
+
     queue_name: str = ""
 
     def named(self) -> str:
@@ -40,6 +61,8 @@ class NamedInput(Input, kw_only=True):
 
 
 class SourceInput(Input, kw_only=True):
+    naming = ("source_arn",)
+
     source_arn: str = ""
 
     def named(self) -> str:
@@ -47,6 +70,8 @@ class SourceInput(Input, kw_only=True):
 
 
 class CreateQueueInput(NamedInput, kw_only=True):
+    body_bytes_max = ATTRIBUTES_BODY_BYTES_MAX
+
     attributes: dict[str, str] = {}
     #: this field alone begins with a small letter
     tags: dict[str, str] = msgspec.field(default_factory=dict, name="tags")
@@ -72,13 +97,16 @@ class GetAttributesInput(QueueInput, kw_only=True):
 
 
 class SetAttributesInput(QueueInput, kw_only=True):
+    body_bytes_max = ATTRIBUTES_BODY_BYTES_MAX
+
     attributes: dict[str, str] = {}
 
 
 class Message(Input, kw_only=True):
     """The fields of a message in `SendMessage` and in the entries of a batch."""
 
-    id: str = ""
+    body_bytes_max = message_body_bytes_max(messages.BYTES_MAX)
+
     message_body: str = ""
     delay_seconds: int | None = None
     message_attributes: dict[str, AttributeValue] = {}
@@ -88,14 +116,23 @@ class Message(Input, kw_only=True):
 
 
 class SendMessageInput(Message, kw_only=True):
+    naming = ("queue_url",)
+
     queue_url: str = ""
 
     def named(self) -> str:
         return queue_in_url(self.queue_url)
 
 
+class SendEntry(Message, kw_only=True):
+    #: Entries have a field that is required. So a list of very many empty ones is refused at the first, before it takes memory.
+    id: str
+
+
 class SendBatchInput(QueueInput, kw_only=True):
-    entries: list[Message] = []
+    body_bytes_max = Message.body_bytes_max
+
+    entries: list[SendEntry] = []
 
 
 class ReceiveInput(QueueInput, kw_only=True):
@@ -109,7 +146,7 @@ class ReceiveInput(QueueInput, kw_only=True):
 
 
 class DeleteEntry(Input, kw_only=True):
-    id: str = ""
+    id: str
     receipt_handle: str = ""
 
 
@@ -135,6 +172,8 @@ class VisibilityBatchInput(QueueInput, kw_only=True):
 
 
 class TagInput(QueueInput, kw_only=True):
+    body_bytes_max = ATTRIBUTES_BODY_BYTES_MAX
+
     tags: dict[str, str] = {}
 
 
@@ -162,6 +201,8 @@ class ListMovesInput(SourceInput, kw_only=True):
 
 
 class CancelMoveInput(Input, kw_only=True):
+    naming = ("task_handle",)
+
     task_handle: str = ""
 
     def named(self) -> str:

@@ -75,6 +75,9 @@ def verify(
             f"Signature {word}: {stamp} and the time of the node, {now}, differ by more than 15 min.",
             403,
         )
+    if len(set(signed.headers)) != len(signed.headers):
+        # What is signed would be as long as a header times its repetitions.
+        raise SqsError("IncompleteSignature", "A header is named twice in SignedHeaders.", 400)
     if not {"host", "x-amz-date"} <= set(signed.headers) or stamp[:8] != signed.scope[0]:
         raise SqsError(
             "IncompleteSignature", "The headers Host and X-Amz-Date must be signed, with the date of the credential.", 400

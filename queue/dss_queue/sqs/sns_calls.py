@@ -28,10 +28,8 @@ from dss_queue.sqs.attributes import ACCOUNT, arn_of, is_fifo
 from dss_queue.sqs.calls import Call, Reply, broker_of, find_queue, may_publish, queue_in_arn, submit
 from dss_queue.sqs.errors import SqsError, bad_value
 from dss_queue.sqs.message_calls import checked_entries, failure
-from dss_queue.sqs.sns_requests import PublishEntry
+from dss_queue.sqs.sns_requests import BYTES_MAX, PublishEntry
 
-#: of a message, or of a batch, with attributes
-BYTES_MAX = 262_144
 PAGE = 100
 #: of the serial number that is the token of a page
 SERIAL_DIGITS = 20

@@ -8,8 +8,10 @@ import msgspec
 
 from dss_queue.sqs.errors import bad_value
 from dss_queue.sqs.messages import AttributeValue
-from dss_queue.sqs.requests import Input
+from dss_queue.sqs.requests import ATTRIBUTES_BODY_BYTES_MAX, Input, message_body_bytes_max
 
+#: of a message, or of a batch, with attributes
+BYTES_MAX = 262_144
 NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
 
 
@@ -26,6 +28,9 @@ def name_in_arn(arn: str, parameter: str, parts: int) -> str:
 
 
 class CreateTopicInput(Input, kw_only=True):
+    naming = ("name",)
+    body_bytes_max = ATTRIBUTES_BODY_BYTES_MAX
+
     name: str = ""
     attributes: dict[str, str] = {}
 
@@ -40,6 +45,8 @@ class ListTopicsInput(Input, kw_only=True):
 
 
 class TopicInput(Input, kw_only=True):
+    naming = ("topic_arn",)
+
     topic_arn: str = ""
 
     def named(self) -> str:
@@ -51,12 +58,16 @@ class ListByTopicInput(TopicInput, kw_only=True):
 
 
 class SubscribeInput(TopicInput, kw_only=True):
+    body_bytes_max = ATTRIBUTES_BODY_BYTES_MAX
+
     protocol: str = ""
     endpoint: str = ""
     attributes: dict[str, str] = {}
 
 
 class UnsubscribeInput(Input, kw_only=True):
+    naming = ("subscription_arn",)
+
     subscription_arn: str = ""
 
     def named(self) -> str:
@@ -66,6 +77,9 @@ class UnsubscribeInput(Input, kw_only=True):
 class PublishEntry(Input, kw_only=True):
     """The fields of a message in `Publish` and in the entries of a batch."""
 
+    body_bytes_max = message_body_bytes_max(BYTES_MAX)
+
+    #: of an entry
     id: str = ""
     message: str = ""
     subject: str = ""
@@ -74,6 +88,8 @@ class PublishEntry(Input, kw_only=True):
 
 
 class PublishInput(PublishEntry, kw_only=True):
+    naming = ("topic_arn", "target_arn")
+
     topic_arn: str = ""
     target_arn: str = ""
 
@@ -82,4 +98,6 @@ class PublishInput(PublishEntry, kw_only=True):
 
 
 class PublishBatchInput(TopicInput, kw_only=True):
+    body_bytes_max = PublishEntry.body_bytes_max
+
     entries: list[PublishEntry] = msgspec.field(default_factory=list, name="PublishBatchRequestEntries")

@@ -12,6 +12,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from dss_dev.confinement import MIB
 from dss_dev.hostile import (
@@ -25,7 +28,7 @@ from dss_dev.hostile import (
     send_all,
     send_to_all,
 )
-from dss_dev.local_cluster import LocalNode
+from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
 pytestmark = pytest.mark.cluster
 
@@ -199,3 +202,110 @@ def test_other_methods_are_refused(sqs: LocalNode, method: str) -> None:
             connection.request(method, path, headers=headers)
             assert 400 <= connection.getresponse().status < 500
             connection.close()
+
+
+EMPTY = b",".join([b"{}"] * (MIB // 3))
+
+
+@pytest.mark.parametrize("operation", ["SendMessageBatch", "DeleteMessageBatch", "ChangeMessageVisibilityBatch"])
+def test_a_batch_of_very_many_entries_is_refused_at_the_first(sqs: LocalNode, operation: str) -> None:
+    """A million of them took 200 MB, and held the node for a second."""
+    for entries in (b"{},{},5", EMPTY[: 60 * 1024 - 1] + b",5"):
+        status, answer = send(sqs, operation, b'{"QueueUrl": "q", "Entries": [%b]}' % entries)
+        assert (status, "Id in Entries[0]" in json.loads(answer)["message"]) == (400, True), answer
+
+
+def test_a_request_of_very_many_texts_is_refused(sqs: LocalNode) -> None:
+    attributes = b",".join(b'"%x":{}' % number for number in range(100_000))
+    status, answer = send(sqs, "SendMessage", b'{"QueueUrl":"q","MessageBody":"m","MessageAttributes":{%b}}' % attributes)
+    assert (status, "more than 2000 texts" in json.loads(answer)["message"]) == (400, True), answer
+    names = b",".join([b'""'] * 5000)
+    status, answer = send(sqs, "ReceiveMessage", b'{"QueueUrl":"q","AttributeNames":[%b]}' % names)
+    assert (status, "more than 2000 texts" in json.loads(answer)["message"]) == (400, True), answer
+    # A message may have as many quotes as it likes.
+    assert send(sqs, "SendMessage", {"QueueUrl": "q", "MessageBody": '"' * 50_000})[0] == 200
+    assert send(sqs, "PurgeQueue", {"QueueUrl": "q"})[0] in (200, 403)
+
+
+@pytest.mark.parametrize("operation", ["ReceiveMessage", "DeleteMessageBatch", "SetQueueAttributes"])
+def test_an_operation_without_messages_has_no_long_request(sqs: LocalNode, operation: str) -> None:
+    status, answer = send(sqs, operation, b'{"QueueUrl":"q","x":"%b"}' % BLOCK)
+    assert (status, f"A request for {operation} has at most" in json.loads(answer)["message"]) == (400, True), answer
+    status, answer = ask(sqs, Action=operation, QueueUrl="q", x=BLOCK.decode())
+    assert (status, f"A request for {operation} has at most".encode() in answer) == (400, True), answer
+
+
+# ------------------------------------------------------- callers without rights
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory, small_node: dict[str, str]) -> Iterator[tuple[str, Credentials]]:
+    """The port of a node whose callers need a token, and a token for the queue `mine`."""
+    port, sqs_port = free_ports(2)
+    cluster = LocalCluster(tmp_path_factory.mktemp("closed"), [port], {**small_node, "DSS_SQS_PORT": str(sqs_port)})
+    cluster.start()
+    try:
+        cluster.wait_ready()
+        (node,) = cluster.nodes
+        made = node.call("POST", "/tokens", {"name": "mine", "scopes": ["queue:mine:publish"]})
+        assert made.status == 200
+        yield f"{node.host}:{sqs_port}", Credentials(*made.json["token"].removeprefix("dss1_").split("_"))
+    finally:
+        cluster.stop()
+
+
+def signed(closed: tuple[str, Credentials], body: bytes, **headers: str) -> tuple[int, bytes]:
+    """Status and body of a signed call."""
+    address, credentials = closed
+    request = AWSRequest("POST", f"http://{address}/", headers, body)
+    SigV4Auth(credentials, "sqs", "us-east-1").add_auth(request)
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request("POST", "/", body, dict(request.headers))
+    answer = connection.getresponse()
+    read = answer.read()
+    connection.close()
+    return answer.status, read
+
+
+FORM_HEADERS = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize("action", ["SendMessage&QueueUrl=yours", "Publish&TopicArn=arn:aws:sns:us-east-1:0:yours"])
+def test_the_values_of_a_form_are_decoded_after_the_rights_were_checked(closed: tuple[str, Credentials], action: str) -> None:
+    """A % that is no escape is found when a value is decoded."""
+    body = f"Action={action}&MessageBody=%zz".encode()
+    status, answer = signed(closed, body, **FORM_HEADERS)
+    assert status == 403, answer
+    assert b"the token may not make this call" in answer
+    status, answer = signed(closed, body.replace(b"yours", b"mine"), **FORM_HEADERS)
+    assert (status, b"MalformedQueryString" in answer) == (400, True), answer
+
+
+def test_a_request_in_json_is_decoded_after_the_rights_were_checked(closed: tuple[str, Credentials]) -> None:
+    body = b'{"QueueUrl": "yours", "Entries": 5}'
+    headers = {"X-Amz-Target": "AmazonSQS.SendMessageBatch"}
+    status, answer = signed(closed, body, **headers)
+    assert (status, json.loads(answer)["__type"]) == (403, "com.amazonaws.sqs#AccessDenied"), answer
+    status, answer = signed(closed, body.replace(b"yours", b"mine"), **headers)
+    assert (status, json.loads(answer)["__type"]) == (400, "com.amazonaws.sqs#InvalidParameterValue"), answer
+
+
+def test_a_form_is_read_after_its_signature_was_checked(closed: tuple[str, Credentials]) -> None:
+    address, credentials = closed
+    wrong = Credentials(credentials.access_key, "wrong")
+    status, answer = signed((address, wrong), b"&" * 5000, **FORM_HEADERS)
+    assert (status, b"SignatureDoesNotMatch" in answer) == (403, True), answer
+
+
+def test_a_header_is_signed_once(closed: tuple[str, Credentials]) -> None:
+    """What is signed would be as long as the header times its repetitions."""
+    address, credentials = closed
+    request = AWSRequest("POST", f"http://{address}/", {"X-Amz-Target": "AmazonSQS.ListQueues", "X": "x" * 20_000}, b"{}")
+    SigV4Auth(credentials, "sqs", "us-east-1").add_auth(request)
+    headers = dict(request.headers)
+    headers["Authorization"] = headers["Authorization"].replace("SignedHeaders=", "SignedHeaders=" + "x;" * 1900)
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request("POST", "/", b"{}", headers)
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["__type"]) == (400, "com.amazonaws.sqs#IncompleteSignature")
+    connection.close()
