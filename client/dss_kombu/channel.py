@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import zlib
@@ -16,10 +15,11 @@ from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
-from dss_client.clock import now
 from dss_client.errors import ClientClosed, WrongUse
-from dss_kombu.directory import GROUP, Record, Source
-from dss_kombu.fetching import Consumer, Delivery, Fetcher
+from dss_kombu.contents import Contents
+from dss_kombu.deliveries import Consumer, Delivery, raw_message
+from dss_kombu.directory import Record
+from dss_kombu.fetching import Fetcher
 from dss_kombu.options import step_of
 
 #: A header of a message: messages with the same text are delivered in order, one at a time.
@@ -35,10 +35,6 @@ PROPERTIES = frozenset(
 TRANSIENT = 1
 #: a temporary queue without `x-expires`
 EXPIRES_S_DEFAULT = 60.0
-
-
-#: A queue that is consumed for this long after its channel was closed has another consumer.
-UNUSED_S = 1.0
 #: Larger bodies are compressed: a value has at most 256 KiB, and a canvas of a thousand tasks repeats itself.
 COMPRESS_FROM_BYTES = 64 * 1024
 COMPRESSED = "zlib"
@@ -84,6 +80,7 @@ class Channel(virtual.Channel):
         super().__init__(connection, **options)
         self._link = connection.link
         self._directory = self._link.directory
+        self._contents = Contents(self._link.client, self._directory)
         #: temporary queues that were declared here: how, and their bindings
         self._temporary: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {}
         self._auto_delete: set[str] = set()
@@ -217,52 +214,10 @@ class Channel(virtual.Channel):
                 await self._directory.bind(*binding)
 
     def _size(self, queue: str) -> int:
-        return int(self._link.run(self._count(queue)))
-
-    async def _count(self, queue: str) -> int:
-        total = 0
-        for source in await self._directory.sources(queue):
-            stats, group = await self._stats(source)
-            if group is not None:
-                total += group["ready"]
-            elif source.group == GROUP:
-                total += stats.get("messages", 0)
-        return total
-
-    async def _stats(self, source: Source) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Of the topic, and of the group if there is one."""
-        stats = await self._link.client.call("queue.stats", topic=source.topic)
-        return stats, next((group for group in stats.get("groups", ()) if group["group"] == source.group), None)
-
-    async def _delete_unused(self, queue: str) -> None:
-        """Delete it, unless another channel consumes it."""
-        until = now() + UNUSED_S
-        while await self._is_consumed(queue):
-            # A cancelled wait of this channel may be counted for a moment.
-            if now() >= until:
-                return
-            await asyncio.sleep(UNUSED_S / 20)
-        await self._directory.delete_queue(queue)
-
-    async def _is_consumed(self, queue: str) -> bool:
-        for source in await self._directory.sources(queue):
-            _, group = await self._stats(source)
-            if group is not None and (group["waiters"] or group["in_flight"]):
-                return True
-        return False
+        return int(self._link.run(self._contents.count(queue)))
 
     def _purge(self, queue: str) -> int:
-        return int(self._link.run(self._purge_all(queue)))
-
-    async def _purge_all(self, queue: str) -> int:
-        purged = await self._count(queue)
-        for source in await self._directory.sources(queue):
-            if source.group == GROUP:
-                await self._link.client.call("queue.purge", topic=source.topic)
-            else:
-                await self._link.client.call("queue.group_delete", topic=source.topic, group=source.group)
-                await self._link.client.call("queue.group", topic=source.topic, group=source.group, start="now")
-        return purged
+        return int(self._link.run(self._contents.purge(queue)))
 
     # ----------------------------------------------------------- publish
 
@@ -406,23 +361,13 @@ class Channel(virtual.Channel):
             self._link.run(self._fetcher.close())
             self._link.fetchers.discard(self._fetcher)
         for queue in sorted(consumed):
-            self._link.run(self._delete_unused(queue))
+            self._link.run(self._contents.delete_unused(queue))
 
     def _forget_consumers(self) -> None:
         """In the child of a fork, where the parent goes on with them."""
         self._consumers.clear()
         self._consumed.clear()
         self._fetcher = None
-
-
-def raw_message(delivery: Delivery) -> dict[str, Any]:
-    """The message as kombu wants it."""
-    message: dict[str, Any] = dict(delivery.message.value)
-    properties = dict(message["properties"])
-    properties["delivery_tag"] = delivery.tag
-    properties["delivery_info"] = {**properties["delivery_info"], "redelivered": delivery.message.attempt > 1}
-    message["properties"] = properties
-    return message
 
 
 def _not_found(kind: str, name: str, method: str) -> ChannelError:

@@ -10,7 +10,6 @@ Only as many messages are taken as the channel's prefetch limit allows. If sever
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from dss_client.connection import Handle
 from dss_client.core import Repeat
 from dss_client.errors import Cancelled, DssError, StaleReceipt
 from dss_client.queue import POLL_S_MAX, AsyncMessage
+from dss_kombu.deliveries import Consumer, Delivery, is_current, properties_of, routing_key_of
 from dss_kombu.directory import Directory, Source
 
 log = logging.getLogger("dss_kombu")
@@ -37,35 +37,6 @@ EXTENDS_AT_ONCE = 50
 VISIBILITY_S_MAX = 3600.0
 #: how often expired temporary queues are looked for
 SWEEP_S = 60.0
-
-
-class Delivery:
-    """A message that this program has.
-
-    Attributes:
-        tag: kombu's delivery tag.
-    """
-
-    __slots__ = ("message", "queue", "tag", "visibility_s")
-
-    def __init__(self, tag: str, queue: str, message: AsyncMessage, visibility_s: float) -> None:
-        self.tag = tag
-        self.queue = queue
-        self.message = message
-        self.visibility_s = visibility_s
-
-
-class Consumer:
-    """A queue from which this channel takes messages."""
-
-    __slots__ = ("ends", "message_ttl_ms", "no_ack", "queue", "ttl")
-
-    def __init__(self, queue: str, no_ack: bool, ttl: float | None, message_ttl_ms: int | None) -> None:
-        self.queue = queue
-        self.no_ack = no_ack
-        #: of a temporary queue, in seconds
-        self.ttl = ttl
-        self.message_ttl_ms = message_ttl_ms
 
 
 class Fetcher:
@@ -255,12 +226,12 @@ class Fetcher:
         """Settle the messages that the program must not get, and keep the rest."""
         deliveries = []
         for message in messages:
-            properties = _properties(message)
+            properties = properties_of(message)
             if properties is None:
                 log.error("%s becomes a dead letter: it was not published by kombu", message)
                 await self._nack_one(message, {"dead": True})
                 continue
-            if not _is_current(message, properties, consumer.message_ttl_ms) or not source.takes(_routing_key(properties)):
+            if not is_current(message, properties, consumer.message_ttl_ms) or not source.takes(routing_key_of(properties)):
                 self._ack(message)
                 continue
             self._next_tag += 1
@@ -402,22 +373,3 @@ class Fetcher:
             log.warning("another consumer got %s while this program was working on it", delivery.message)
         except DssError as error:
             log.warning("%s cannot be extended: %s", delivery.message, error)
-
-
-def _properties(message: AsyncMessage) -> dict[str, Any] | None:
-    """The properties of a message that kombu published."""
-    properties = message.value.get("properties") if isinstance(message.value, dict) else None
-    return properties if isinstance(properties, dict) and isinstance(properties.get("delivery_info"), dict) else None
-
-
-def _is_current(message: AsyncMessage, properties: dict[str, Any], message_ttl_ms: int | None) -> bool:
-    """Whether neither the message nor its queue lets it expire by now, by the cluster's clock."""
-    limits = [message_ttl_ms]
-    with contextlib.suppress(TypeError, ValueError):
-        limits.append(int(properties["expiration"]) if properties.get("expiration") else None)
-    age_ms = message.delivered_ms - message.published_ms
-    return all(limit is None or age_ms < limit for limit in limits)
-
-
-def _routing_key(properties: dict[str, Any]) -> str:
-    return str(properties["delivery_info"].get("routing_key") or "")
