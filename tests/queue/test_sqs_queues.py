@@ -13,7 +13,7 @@ from dss_dev.queue_recount import recounted_usage
 from dss_queue.core.commands import PeekQuery, PutTopic, SetTopic
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sqs_queues import GROUP, ChangeQueue, CreateQueue, PublishToQueues, redrive_policy, settings_of
-from dss_queue.core.topic_commands import DeleteTopic
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
 from dss_queue.sqs.calls import Call
 from dss_queue.sqs.errors import SqsError
 from dss_queue.sqs.queue_calls import set_attributes
@@ -84,6 +84,25 @@ def test_settings_of_the_topic_cannot_differ_from_the_attributes(counted, comman
     assert (refused.code, refused.body["field"]) == ("invalid", "topic")
     assert "SetQueueAttributes" in refused.body["detail"]
     assert stats(desk.broker, "t", desk.at_ms)["settings"] == before
+
+
+def test_the_group_of_a_queue_is_not_deleted(counted):
+    """It would be a purge that does not say so."""
+    desk = counted
+    desk.publish("early")
+    assert desk.do(PutGroup(topic="t", group=GROUP)).body["created"]
+    create(desk)
+    desk.do(PutGroup(topic="t", group="other"))
+    refused = desk.do(DeleteGroup(topic="t", group=GROUP))
+    assert (refused.code, refused.body["field"]) == ("invalid", "group")
+    assert "PurgeQueue" in refused.body["detail"]
+    assert desk.do(DeleteGroup(topic="t", group="other")).body == {"deleted": True}
+    groups = stats(desk.broker, "t", desk.at_ms)["groups"]
+    assert [(one["group"], one["ready"]) for one in groups] == [(GROUP, 1)]
+    assert desk.do(DeleteTopic(topic="t")).body["deleted"]
+    # A group of this name of another topic is not a queue.
+    desk.do(PutGroup(topic="t", group=GROUP))
+    assert desk.do(DeleteGroup(topic="t", group=GROUP)).body == {"deleted": True}
 
 
 def test_tags_have_a_limit(counted):

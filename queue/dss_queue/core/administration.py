@@ -183,6 +183,13 @@ class Administration:
         topic = self._topics.get(command.topic)
         if topic is None or command.group not in topic.groups:
             return Result({"deleted": False})
+        if topic.queue is not None and command.group == GROUP:
+            # All its messages would be lost, as if it had been purged, and the next call would create it again.
+            detail = (
+                f"the group {GROUP!r} is the queue {command.topic!r} of the SQS endpoint: use PurgeQueue or DeleteQueue, or delete "
+                "the topic"
+            )
+            return Result({"field": "group", "detail": detail}, "invalid")
         topic.remove_group(command.group)
         return Result({"deleted": True})
 
