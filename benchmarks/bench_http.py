@@ -34,7 +34,7 @@ KEYS = 64
 IDLE_S = 20.0
 
 BATCH = 100
-BATCH_TOPICS = 8
+BATCH_TOPICS = [f"batch-{number}" for number in range(8)]
 
 Call = tuple[str, str, Any]
 
@@ -49,12 +49,16 @@ def publish_calls(connection: int, number: int, answer: bytes) -> Call:
 
 
 def publish_batches(connection: int, number: int, answer: bytes) -> Call:
-    return "POST", "/queue/publish", {"topic": f"batch-{connection % BATCH_TOPICS}", "messages": [{"value": VALUE}] * BATCH}
+    return (
+        "POST",
+        "/queue/publish",
+        {"topic": BATCH_TOPICS[connection % len(BATCH_TOPICS)], "messages": [{"value": VALUE}] * BATCH},
+    )
 
 
 def consume_batches(connection: int, number: int, answer: bytes) -> Call:
     """Consume a batch, ack it, and so on."""
-    delivery = {"topic": f"batch-{connection % BATCH_TOPICS}", "group": "bench"}
+    delivery = {"topic": BATCH_TOPICS[connection % len(BATCH_TOPICS)], "group": "bench"}
     messages = json.loads(answer).get("messages") if answer else None
     if messages and "receipt" in messages[0]:
         return "POST", "/queue/ack", {**delivery, "msg_ids": [message["msg_id"] for message in messages]}

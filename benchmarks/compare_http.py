@@ -4,6 +4,7 @@
     python benchmarks/compare_http.py OTHER_CHECKOUT --servers uvicorn --scenarios put get --seconds 6
     python benchmarks/compare_http.py OTHER_CHECKOUT --together      # on a busy machine
     python benchmarks/compare_http.py . --tls                        # what TLS costs
+    python benchmarks/compare_http.py OTHER_CHECKOUT --scenarios ws-lock ws-publish ws-get     # calls on one WebSocket
 
 The speed of a machine changes from hour to hour by more than most changes of the program, so the checkouts run side by side. Each
 alternation starts three nodes of each checkout, and sends the load to one cluster and then to the other, a second each. Odd alternations
@@ -12,6 +13,8 @@ the interval include the differences between two starts of the same code.
 
 On a busy machine, CPU time per call changes within seconds: calls that arrive together share work. `--together` loads both clusters at
 the same moment, so that they meet the same machine. Calls per second are then those of two clusters that share the machine.
+
+`--connections` is the number of calls in progress: a connection for each, or one WebSocket for all in the scenarios `ws-…`.
 
 CPU time is the user and system time of the three nodes that get the load. The other cluster and the load itself do not count.
 
@@ -25,18 +28,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import ssl
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import bench_http
 import psutil
 import uvloop
+import websocket_load
 
 from dss_dev.checkouts import ROOT, Checkout, checkout_at
 from dss_dev.local_cluster import LocalCluster, NotReady, free_ports
@@ -56,6 +62,22 @@ CONFIDENCE = 0.95
 ALTERNATIONS_FOR_VERDICT = 5
 #: share of calls that may fail
 FAILED_SHARE = 0.01
+
+#: sends the load of a scenario: called with port, calls in progress, seconds, and TLS
+Send = Callable[[int, int, float, ssl.SSLContext | None], Coroutine[Any, Any, tuple[bench_http.Load, float]]]
+
+
+def over_http(calls: bench_http.Calls) -> Send:
+    return lambda port, connections, seconds, tls: bench_http.run(port, calls, connections, seconds, tls)
+
+
+def on_one_websocket(calls: websocket_load.Calls) -> Send:
+    return lambda port, in_progress, seconds, tls: websocket_load.run(port, calls, in_progress, seconds, tls)
+
+
+LOADS: dict[str, Send] = {name: over_http(scenario.calls) for name, scenario in bench_http.SCENARIOS.items()} | {
+    name: on_one_websocket(calls) for name, calls in websocket_load.SCENARIOS.items()
+}
 
 
 @dataclass
@@ -198,15 +220,13 @@ def load(targets: Sequence[Target], scenario: str, connections: int, seconds: fl
     """Send load to all of the targets at once, and add what it measures to their tallies.
 
     Args:
-        connections: to each target, with one call at a time.
+        connections: calls in progress at each target.
         seconds: duration of the load.
     """
-    calls = bench_http.SCENARIOS[scenario].calls
+    send_one = LOADS[scenario]
 
     async def send() -> list[tuple[bench_http.Load, float]]:
-        return await asyncio.gather(
-            *(bench_http.run(target.node.port, calls, connections, seconds, target.node.tls) for target in targets)
-        )
+        return await asyncio.gather(*(send_one(target.node.port, connections, seconds, target.node.tls) for target in targets))
 
     before_s = [cpu_time_s(target.processes) for target in targets]
     results = uvloop.run(send())
@@ -219,7 +239,7 @@ def load(targets: Sequence[Target], scenario: str, connections: int, seconds: fl
 
 def warm_up(target: Target, scenario: str, options: argparse.Namespace) -> None:
     """Write what the row will read, and send load that does not count."""
-    bench_http.prepare(target.node, scenario, options.connections, WARM_UP_S + options.seconds)
+    bench_http.prepare(target.node, scenario.removeprefix("ws-"), options.connections, WARM_UP_S + options.seconds)
     load([target], scenario, options.connections, WARM_UP_S)
     target.tally = Tally()
 
@@ -329,7 +349,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="the checkout to compare with")
     parser.add_argument("--servers", nargs="+", default=["daphne", "uvicorn"], choices=["daphne", "uvicorn"])
-    parser.add_argument("--scenarios", nargs="+", default=["lock", "publish", "put", "get"], choices=list(bench_http.SCENARIOS))
+    parser.add_argument("--scenarios", nargs="+", default=["lock", "publish", "put", "get"], choices=list(LOADS))
     parser.add_argument("--alternations", type=positive, default=5, help="ratios for each row; a verdict needs 5 or more")
     parser.add_argument("--seconds", type=float, default=4.0, help="load for each row, checkout and alternation")
     parser.add_argument("--together", action="store_true", help="load both clusters at the same moment")
