@@ -73,7 +73,7 @@ class JsonFastPath:
 
     async def _answer(self, route: Route, parameter: str, scope: Scope, call: _Call) -> EncodedAnswer:
         try:
-            content_type, call.authorization, caller = self.check_headers(route, scope["headers"], _address(scope))
+            content_type, call.authorization, caller = self.check_headers(route, scope["headers"], address_of(scope))
             decoder = route.decoder
             if decoder.reads_query:
                 request = decoder.query(scope["query_string"], {route.path_parameter: parameter} if parameter else None)
@@ -86,7 +86,7 @@ class JsonFastPath:
                 await call.discard_body()
             return encode_refusal(refusal)
         call.watch(not route.outlives_tokens)
-        return await route.carry_out(self.find_node, request, caller, "http", _address(scope), scope["headers"])
+        return await route.carry_out(self.find_node, request, caller, "http", address_of(scope), scope["headers"])
 
     def check_headers(self, route: Route, headers: Iterable[tuple[bytes, bytes]], address: str) -> tuple[bytes, bytes, Caller]:
         """Check token, origin and declared length in one pass. Returns the content type, the authorization, and the caller.
@@ -250,6 +250,7 @@ async def send_answer(send: Send, method: str, answer: EncodedAnswer) -> None:
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
 
-def _address(scope: Scope) -> str:
+def address_of(scope: Scope) -> str:
+    """The client's address; "": it has none."""
     address: str = (scope.get("client") or ("",))[0]
     return address

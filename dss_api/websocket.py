@@ -36,7 +36,7 @@ from dss_api.feed import WebSocketFeed
 from dss_api.guard import check_origin
 from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
-from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send
+from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, address_of
 from dss_api.liveness import Liveness, NoLine
 from dss_api.operation import Message, Subscription
 from dss_api.proxies import NO_PROXIES, TrustedProxies
@@ -176,9 +176,8 @@ class WebSocketEntryPoint:
         try:
             accepts = {"subprotocol": tickets.PROTOCOL} if tickets.PROTOCOL in subprotocols else {}
             await send({"type": "websocket.accept", **accepts})
-            address = (scope.get("client") or ("",))[0]
             attaches = attached.accepts(scope["headers"])
-            await WebSocketConnection(self, client, send, authorization, address, holder, attaches).serve(receive)
+            await WebSocketConnection(self, client, send, authorization, address_of(scope), holder, attaches).serve(receive)
         finally:
             quotas.connections.give_back(caller.name)
 
@@ -191,7 +190,7 @@ class WebSocketEntryPoint:
             if host and not self.is_host_allowed(host):
                 return FORBIDDEN
             check_origin(headers.get(b"origin", b""), host)
-            self.json.guard.authenticate(headers.get(b"authorization", b""), (scope.get("client") or ("",))[0])
+            self.json.guard.authenticate(headers.get(b"authorization", b""), address_of(scope))
         except Refused as refusal:
             return {"unauthenticated": UNAUTHENTICATED, "over_limit": OVER_LIMIT}.get(refusal.code, FORBIDDEN)
         return 0

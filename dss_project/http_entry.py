@@ -15,7 +15,7 @@ from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
 from dss_api.http_listener import CheckPage
 from dss_api.in_progress import InProgress
-from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, send_answer
+from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, address_of, send_answer
 from dss_api.negotiation import is_page
 from dss_api.proxies import NO_PROXIES, TrustedProxies
 from dss_api.security_headers import NOSNIFF, PAGE_HEADERS, Header, with_headers
@@ -79,7 +79,7 @@ class HttpEntryPoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope.get("client")
         scope = self._proxies.scope(scope)
-        address = _address(scope)
+        address = address_of(scope)
 
         async def counted(message: dict[str, Any]) -> None:
             await send(message)
@@ -115,7 +115,7 @@ class HttpEntryPoint:
             return
         path = scope["path"]
         is_json = path != "/metrics" and not path.startswith(settings.STATIC_URL) and not is_page(path, accept, from_form, PAGES)
-        refusal = None if is_json else self._check_page(scope["method"], path, scope["headers"], _address(scope))
+        refusal = None if is_json else self._check_page(scope["method"], path, scope["headers"], address_of(scope))
         if refusal is not None:
             await send_answer(send, scope["method"], refusal)
         elif path == "/metrics":
@@ -123,7 +123,7 @@ class HttpEntryPoint:
         elif path.startswith(settings.STATIC_URL):
             await self._file(scope, receive, send)
         elif is_json:
-            await self.in_progress.turns.enter(_address(scope))
+            await self.in_progress.turns.enter(address_of(scope))
             await self._json(scope, receive, send)
         elif content_length.isdigit() and int(content_length) > self._body_bytes_max:
             await send_answer(send, scope["method"], encode_refusal(too_large(self._body_bytes_max)))
@@ -162,11 +162,6 @@ class HttpEntryPoint:
 
             self._static = static_files(self._django)
         return self._static
-
-
-def _address(scope: Scope) -> str:
-    address: str = (scope.get("client") or ("",))[0]
-    return address
 
 
 def _limited(receive: Receive, bytes_max: int) -> Receive:

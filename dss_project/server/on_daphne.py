@@ -21,6 +21,7 @@ from dss_api.http_limits import HttpLimits
 from dss_api.http_listener import Client
 from dss_api.tls_transport import TlsTransport
 from dss_project.config import NodeConfig
+from dss_project.server import taken_over
 from dss_project.server.held import HeldMessages
 from dss_project.server.twisted_tls import TwistedTls
 
@@ -117,6 +118,10 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
         self.sendMessage(data, not is_text)
         return True
 
+    def ping(self) -> None:
+        """See `Line`."""
+        self.sendPing()
+
     async def writable(self) -> None:
         """Wait until the client has read enough for more to be written."""
         if hasattr(self, "_can_write"):
@@ -127,16 +132,18 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
         self.sendCloseFrame(code=1000 if code is None else code)
 
 
-class TakenOver:
+class TakenOver(taken_over.TakenOver):
     """A connection that Daphne has taken over."""
 
     def __init__(self, transport: Any, client: Client) -> None:
-        self.address = client.address
-        self.account = client.account
-        self._input_turns = client.input_turns
+        super().__init__(client)
         self._transport = transport
-        self._share = Share(client.account)
-        self._on_data: Callable[[], None] = lambda: None
+
+    @property
+    def _websocket(self) -> WritableWebSocket | None:
+        # Twisted deletes the attribute when the connection is lost.
+        protocol = getattr(self._transport, "protocol", None)
+        return protocol if isinstance(protocol, WritableWebSocket) else None
 
     @property
     def is_closed(self) -> bool:
@@ -145,51 +152,12 @@ class TakenOver:
     def close(self) -> None:
         self._transport.loseConnection()
 
-    def abort(self) -> None:
-        websocket = self._websocket
-        self._input_turns.forget(self)
+    def _abort(self) -> None:
         self._transport.abortConnection()
         _forget_output(self._transport)
-        if websocket is not None:
-            websocket.abandon()
 
-    def ping(self) -> None:
-        if self._websocket is not None:
-            self._websocket.sendPing()
-
-    def watch(self, on_data: Callable[[], None]) -> None:
-        if self._websocket is not None:
-            self._on_data = on_data
-            self._websocket.deliver = self._deliver
-            self._websocket.share = self._share
-
-    def _deliver(self, data: bytes) -> None:
-        self._on_data()
-        self._input_turns.deliver(self, data)
-
-    def take_input(self, data: bytes) -> None:
-        if self._websocket is not None:
-            self._websocket.take_input(data)
-
-    def send_now(self, data: bytes, is_text: bool) -> bool:
-        return self._websocket is not None and self._websocket.send_now(data, is_text)
-
-    def message_taken(self) -> None:
-        if self._websocket is not None:
-            self._websocket.held.take()
-            self._websocket.recount()
-
-    def recount(self) -> None:
-        if self._websocket is not None:
-            self._websocket.recount()
-        else:
-            self._share.set(_unsent_bytes(self._transport))
-
-    @property
-    def _websocket(self) -> WritableWebSocket | None:
-        """None: this is a page, or the connection was lost. Twisted then deletes the attribute."""
-        protocol = getattr(self._transport, "protocol", None)
-        return protocol if isinstance(protocol, WritableWebSocket) else None
+    def _unsent_bytes(self) -> int:
+        return _unsent_bytes(self._transport)
 
     def pause_input(self) -> None:
         self._transport.pauseProducing()

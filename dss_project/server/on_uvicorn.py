@@ -18,6 +18,7 @@ from websockets.frames import CloseCode, Frame
 from dss_api.client_memory import Share
 from dss_api.http_listener import Client
 from dss_project.config import NodeConfig
+from dss_project.server import taken_over
 from dss_project.server.held import HeldMessages
 
 #: Messages that are sent in one turn of the loop leave together, in writes of about this length at most.
@@ -188,18 +189,21 @@ class PatientHttp(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
 
-class TakenOver:
+class TakenOver(taken_over.TakenOver):
     """A connection that uvicorn has taken over."""
 
     def __init__(self, transport: asyncio.Transport, client: Client) -> None:
-        self.address = client.address
-        self.account = client.account
-        self._input_turns = client.input_turns
+        super().__init__(client)
         self._transport = transport
-        self._share = Share(client.account)
-        self._on_data: Callable[[], None] = lambda: None
-        #: None: this is a page
-        self._websocket: CountedWebSocket | None = None
+        self._found: CountedWebSocket | None = None
+
+    @property
+    def _websocket(self) -> CountedWebSocket | None:
+        if self._found is None:
+            # A transport that was closed has no protocol.
+            protocol = self._transport.get_protocol()
+            self._found = protocol if isinstance(protocol, CountedWebSocket) else None
+        return self._found
 
     @property
     def is_closed(self) -> bool:
@@ -208,47 +212,11 @@ class TakenOver:
     def close(self) -> None:
         self._transport.close()
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         self._transport.abort()
-        self._input_turns.forget(self)
-        if self._websocket is not None:
-            self._websocket.abandon()
 
-    def ping(self) -> None:
-        if self._websocket is not None:
-            self._websocket.ping()
-
-    def watch(self, on_data: Callable[[], None]) -> None:
-        protocol = self._transport.get_protocol()
-        # A transport that was closed has no protocol.
-        if isinstance(protocol, CountedWebSocket):
-            self._on_data = on_data
-            self._websocket = protocol
-            protocol.deliver = self._deliver
-            protocol.share = self._share
-
-    def _deliver(self, data: bytes) -> None:
-        self._on_data()
-        self._input_turns.deliver(self, data)
-
-    def take_input(self, data: bytes) -> None:
-        protocol = self._websocket or self._transport.get_protocol()
-        if isinstance(protocol, CountedWebSocket):
-            protocol.take_input(data)
-
-    def send_now(self, data: bytes, is_text: bool) -> bool:
-        return self._websocket is not None and self._websocket.send_now(data, is_text)
-
-    def message_taken(self) -> None:
-        if self._websocket is not None:
-            self._websocket.held.take()
-            self._websocket.recount()
-
-    def recount(self) -> None:
-        if self._websocket is not None:
-            self._websocket.recount()
-        else:
-            self._share.set(self._transport.get_write_buffer_size())
+    def _unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     def pause_input(self) -> None:
         self._transport.pause_reading()
