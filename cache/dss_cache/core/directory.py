@@ -84,6 +84,9 @@ BYTES_MAX = "cache_bytes_max"
 #: so this also covers a clock that was months ahead. All versions stay below 2^53, because the index stays below 10^12.
 STAMPS_PER_INDEX = 1000
 
+#: The pending invalidations of most records: one object for all of them, which nothing changes.
+_NONE_PENDING: Stamps = {}
+
 
 class Record(msgspec.Struct, array_like=True, gc=False):
     """What the directory knows about one key."""
@@ -444,6 +447,7 @@ class Directory:
         record.dirty = True
         record.owner = origin.node
         record.expires_at_ms = expires_at_ms
+        pending = pending or _NONE_PENDING
         record.sharers = {} if value is None or not origin.incarnation else {origin.node: stamp}
         record.pending_invalidations = pending
         self.dirty[key] = None

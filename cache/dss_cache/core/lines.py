@@ -10,8 +10,11 @@ like any other line.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import msgspec
 
 from dss_cache.core.events import Stamps
 from dss_cache.core.policy import Lru, Policy
@@ -27,25 +30,19 @@ EVICTION_SCAN_MAX = 16
 OnChange = Callable[[str, str, str, str, int], None]
 
 
-class Line:
+class Line(msgspec.Struct, gc=False):
     """One line. Only `Lines` changes its `state`."""
 
-    __slots__ = ("answer", "installed_at", "pending_invalidations", "readable", "size", "state", "value", "version")
-
-    def __init__(
-        self, state: str, version: int, value: bytes, pending_invalidations: Stamps, installed_at: float, size: int
-    ) -> None:
-        self.state = state
-        self.version = version
-        self.value = value
-        #: nodes that must have dropped an older line before this one may be read
-        self.pending_invalidations = pending_invalidations
-        self.readable = False
-        #: by the caller's clock, in seconds
-        self.installed_at = installed_at
-        self.size = size
-        #: the answer for a hit, built at the first hit after a change
-        self.answer: Any = None
+    state: str
+    version: int
+    value: bytes
+    #: nodes that must have dropped an older line before this one may be read
+    pending_invalidations: Stamps
+    readable: bool
+    #: by the caller's clock, in seconds
+    installed_at: float
+    #: the answer for a hit, built at the first hit after a change
+    answer: Any = None
 
 
 class Lines:
@@ -54,7 +51,7 @@ class Lines:
     Args:
         items_max, bytes_max: limits; only pinned lines may exceed them temporarily.
         on_change: called for every transition, with its reason.
-        policy: selects the line to evict; by default the least recently used.
+        policy: selects the line to evict; None: the least recently used. The order of `by_key` is then the order of use.
     """
 
     def __init__(self, items_max: int, bytes_max: int, on_change: OnChange, policy: Policy | None = None) -> None:
@@ -64,8 +61,9 @@ class Lines:
         self.evictions = 0
         #: eviction skipped a pinned line: write back soon
         self.wants_write_back = False
-        self.by_key: dict[str, Line] = {}
-        self._policy = policy if policy is not None else Lru()
+        in_order: OrderedDict[str, Line] = OrderedDict()
+        self._policy = policy if policy is not None else Lru(in_order)
+        self.by_key: dict[str, Line] = in_order if policy is None else {}
         #: records a use of the line; called for every hit
         self.used: Callable[[str], None] = self._policy.used
         self._on_change = on_change
@@ -97,12 +95,10 @@ class Lines:
         if old is None:
             self._policy.added(key)
         else:
-            self.bytes -= old.size
+            self.bytes -= _size(key, old)
             self._policy.used(key)
-        size = LINE_OVERHEAD_BYTES + len(key) + len(value)
-        line = self.by_key[key] = Line(state, version, value, pending_invalidations, now, size)
-        line.readable = readable
-        self.bytes += size
+        line = self.by_key[key] = Line(state, version, value, pending_invalidations, readable, now)
+        self.bytes += _size(key, line)
         self._on_change(key, old.state if old is not None else INVALID, state, why, version)
         self._evict()
         return self.by_key.get(key)
@@ -119,7 +115,7 @@ class Lines:
         if line is None:
             return False
         self._policy.removed(key)
-        self.bytes -= line.size
+        self.bytes -= _size(key, line)
         self._on_change(key, line.state, INVALID, why, line.version)
         return True
 
@@ -146,3 +142,8 @@ class Lines:
             if skipped >= EVICTION_SCAN_MAX:
                 break
         return None
+
+
+def _size(key: str, line: Line) -> int:
+    """What a line counts towards the limit in bytes."""
+    return LINE_OVERHEAD_BYTES + len(key) + len(line.value)

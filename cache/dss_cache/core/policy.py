@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 from dss_cache.core.sketch import FrequencySketch
 
@@ -50,22 +50,28 @@ class Policy(Protocol):
 
 
 class Lru:
-    """Evicts the least recently used line first."""
+    """Evicts the least recently used line first.
 
-    def __init__(self) -> None:
-        self._order: OrderedDict[str, None] = OrderedDict()
+    Args:
+        in_order: the lines themselves, which a new line enters at the end: an order of its own would need as much memory again.
+    """
+
+    def __init__(self, in_order: OrderedDict[str, Any]) -> None:
+        self._in_order = in_order
         #: called for every hit, so it is the dictionary's own method
-        self.used: Callable[[str], None] = self._order.move_to_end
-        self.removed: Callable[[str], None] = self._order.__delitem__
+        self.used: Callable[[str], None] = in_order.move_to_end
 
     def added(self, key: str) -> None:
-        self._order[key] = None
+        """It is added where the lines are."""
+
+    def removed(self, key: str) -> None:
+        """It is removed where the lines are."""
 
     def victims(self) -> Iterator[str]:
-        return iter(self._order)
+        return iter(self._in_order)
 
     def recent_first(self) -> Iterator[str]:
-        return reversed(self._order)
+        return reversed(self._in_order)
 
 
 class WTinyLfu:
@@ -136,6 +142,6 @@ class WTinyLfu:
         self._buffer.clear()
 
 
-def make_policy(name: str, items_max: int) -> Policy:
-    """The policy with this name in the settings."""
-    return WTinyLfu(items_max) if name == "w-tinylfu" else Lru()
+def make_policy(name: str, items_max: int) -> Policy | None:
+    """The policy with this name in the settings; None: that of `Lines` itself, least recently used."""
+    return WTinyLfu(items_max) if name == "w-tinylfu" else None
