@@ -9,9 +9,9 @@ from html import escape
 WIDTH, LABEL, VALUE = 860, 210, 80
 BAR, GAP, TITLE = 16, 6, 34
 _STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 600; font-size: 13px }
+.paper { fill: #fff } text { font: 12px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 600; font-size: 13px }
 .bar { fill: #8c959f } .ours { fill: #0969da } .value { font-variant-numeric: tabular-nums }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .bar { fill: #6e7681 } .ours { fill: #58a6ff } }
+@media (prefers-color-scheme: dark) { .paper { fill: #0d1117 } text { fill: #e6edf3 } .bar { fill: #6e7681 } .ours { fill: #58a6ff } }
 """
 
 
@@ -42,4 +42,5 @@ def bars(groups: Mapping[str, Mapping[str, float]], ours: str, title: str) -> st
             y += BAR + GAP
         y += GAP
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" aria-label="{escape(title)}">'
-    return f"{head}<style>{_STYLE}</style>{''.join(parts)}</svg>\n"
+    paper = f'<rect class="paper" width="{WIDTH}" height="{y}"/>'
+    return f"{head}<style>{_STYLE}</style>{paper}{''.join(parts)}</svg>\n"
