@@ -23,6 +23,8 @@ SLOTS = 16_384
 BUS_PORT_OFFSET = 1000
 #: Of one MIGRATE.
 KEYS_MAX = 100
+#: Of a resharding: the next are opened when these have moved.
+SLOTS_AT_ONCE = 50
 MIGRATE_TIMEOUT_MS = 10_000
 #: Flags of a node that another one cannot reach, or not yet.
 UNREACHED = {"fail", "fail?", "handshake", "noaddr"}
@@ -244,31 +246,40 @@ class ValkeyCluster:
             The slots.
         """
         slots = [slot for slots in self.members(source)[source].slots for slot in slots][:count]
-        for slot in slots:
-            self.open_slot(source, target, slot)
-            self.move_keys(source, target, slot)
-            self.close_slot(source, target, slot)
+        for first in range(0, len(slots), SLOTS_AT_ONCE):
+            part = slots[first : first + SLOTS_AT_ONCE]
+            self.open_slots(source, target, part)
+            self.move_keys(source, target, part)
+            self.close_slots(source, target, part)
         self.wait_ok()
         return slots
 
-    def open_slot(self, source: int, target: int, slot: int) -> None:
-        """From now on, the source answers `ASK` for keys of the slot that it does not have."""
-        self._command(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
-        self._command(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(target))
+    def open_slots(self, source: int, target: int, slots: Sequence[int]) -> None:
+        """From now on, the source answers `ASK` for keys of these slots that it does not have."""
+        self._set_slots(target, slots, "IMPORTING", self._id(source))
+        self._set_slots(source, slots, "MIGRATING", self._id(target))
 
-    def move_keys(self, source: int, target: int, slot: int) -> None:
-        """Move all keys of an open slot. Those that clients write at the same time go to the target already, or are moved."""
+    def move_keys(self, source: int, target: int, slots: Sequence[int]) -> None:
+        """Move all keys of open slots. What clients write to them at the same time is at the target already, or is moved."""
         authentication: list[object] = []
         if "password" in self._connection:
             authentication = ["AUTH2", self._connection.get("username", "default"), self._connection["password"]]
-        while keys := self._command(source, "CLUSTER", "GETKEYSINSLOT", slot, KEYS_MAX):
-            self._command(source, "MIGRATE", HOST, target, "", 0, MIGRATE_TIMEOUT_MS, *authentication, "KEYS", *keys)
+        for slot in slots:
+            while keys := self._command(source, "CLUSTER", "GETKEYSINSLOT", slot, KEYS_MAX):
+                self._command(source, "MIGRATE", HOST, target, "", 0, MIGRATE_TIMEOUT_MS, *authentication, "KEYS", *keys)
 
-    def close_slot(self, source: int, target: int, slot: int) -> None:
-        """The target has the slot: first it, then the source, then the others learn it."""
+    def close_slots(self, source: int, target: int, slots: Sequence[int]) -> None:
+        """The target has the slots: first it, then the source, then the others learn it."""
         others = [port for port in self.primaries if port not in (source, target)]
+        target_id = self._id(target)
         for port in (target, source, *others):
-            self._command(port, "CLUSTER", "SETSLOT", slot, "NODE", self._id(target))
+            self._set_slots(port, slots, "NODE", target_id)
+
+    def _set_slots(self, port: int, slots: Sequence[int], state: str, node_id: str) -> None:
+        with self._servers[port].client.pipeline(transaction=False) as pipeline:
+            for slot in slots:
+                pipeline.execute_command("CLUSTER", "SETSLOT", slot, state, node_id)
+            pipeline.execute()
 
     def members(self, port: int) -> dict[int, Member]:
         """All nodes, as this one sees them, by their ports."""

@@ -450,15 +450,6 @@ def _read_peer(text: str, peer_port_offset: int) -> Peer:
     return Peer(peer_id, f"{url.scheme}://{_bracketed(url.hostname)}:{port}", url.hostname, port, port + peer_port_offset)
 
 
-def _is_url(text: str) -> bool:
-    """Whether host and port can be read. The error of `urlsplit` would show a part of the password."""
-    try:
-        urlsplit(text).port  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
 def _contradictions(values: dict[str, Any]) -> list[str]:
     """Faults of settings that are valid one by one but not together."""
     faults = []
@@ -470,10 +461,6 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         faults.append("RAFT_ELECTION_MIN_MS must be at least twice RAFT_HEARTBEAT_MS, or followers depose a healthy leader")
     if values["cache_memory"] == "redis" and not values["redis_url"]:
         faults.append("REDIS_URL is missing: DSS_CACHE_MEMORY is redis")
-    if values["redis_url"] and urlsplit(values["redis_url"]).scheme not in ("redis", "rediss", "unix"):
-        faults.append("REDIS_URL must begin with redis://, rediss:// or unix://")
-    elif not _is_url(values["redis_url"]):
-        faults.append("REDIS_URL is not a valid URL; in its password, write %23 for #, %2F for /, %3F for ?, %40 for @")
     faults += _tls_contradictions(values)
     if values["peer_port"] == values["rpc_port"]:
         faults.append("DSS_PEER_PORT must be another port than RPC_PORT")

@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import checks
 
-from dss_api import environment
+from dss_api import environment, redis_url
 from dss_project.config import NodeConfig
 
 #: of a secret that cannot be guessed: `openssl rand -base64 24` has as many
@@ -199,15 +198,14 @@ def _admin_password(config: NodeConfig, _: Environ) -> str:
 
 
 def _plain_redis(config: NodeConfig, _: Environ) -> str:
-    url = urlsplit(config.redis_url)
-    if url.scheme == "redis" and not environment.is_loopback(url.hostname or "localhost"):
-        return f"values travel in plain text to the backing store at {url.hostname}"
-    return ""
+    url = redis_url.parse(config.redis_url) if config.redis_url else None
+    beyond = [host for host, _ in url.hosts if not environment.is_loopback(host)] if url and not url.is_tls else []
+    return f"values travel in plain text to the backing store at {', '.join(beyond)}" if beyond else ""
 
 
 def _open_redis(config: NodeConfig, _: Environ) -> str:
-    url = urlsplit(config.redis_url)
-    if url.scheme in ("redis", "rediss") and not url.password:
+    url = redis_url.parse(config.redis_url) if config.redis_url else None
+    if url and not url.path and not url.password:
         return "the backing store asks for no password: a program that reaches it can read and change all values"
     return ""
 

@@ -101,5 +101,10 @@ def backing_store(config: NodeConfig) -> BackingStore:
         # Imported where it is needed: it would take a tenth of the start of every other node.
         from dss_cache.redis_store import RedisStore
 
-        return RedisStore(config.redis_url, config.cache_backing_prefix)
+        return RedisStore(
+            config.redis_url,
+            config.cache_backing_prefix,
+            config.cache_redis_timeout_ms / 1000,
+            config.cache_redis_connections_max,
+        )
     return DjangoStore()

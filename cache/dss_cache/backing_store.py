@@ -50,14 +50,18 @@ class BackingStore(Protocol):
         """The version that the store has for the key.
 
         Raises:
-            Refused: `memory_unavailable`; `KeyRefused` if only this key is affected.
+            Refused: `memory_unavailable`; `KeyRefused` if what the store has for this key is the reason.
         """
 
-    async def write(self, items: Sequence[Stored]) -> dict[str, KeyRefused]:
-        """Store these versions, each unless there is a newer one. Returns the keys that could not be written, with the reasons.
+    async def write(self, items: Sequence[Stored]) -> dict[str, Refused]:
+        """Store these versions, each unless there is a newer one.
+
+        Returns:
+            The keys that could not be written, with the reasons: `KeyRefused`, or another refusal if the part of the store that
+            has the key is away. Those may have been written nevertheless.
 
         Raises:
-            Refused: `memory_unavailable`; some of them may have been written.
+            Refused: `memory_unavailable`: the store is away for all of them; some may have been written.
         """
 
     def keep(self, item: Stored) -> None:
@@ -104,7 +108,7 @@ class BatchedReads:
             future = self._wanted[key] = loop.create_future()
         return await asyncio.shield(future)
 
-    async def _read_batch(self, keys: list[str]) -> Mapping[str, Stored | KeyRefused]:
+    async def _read_batch(self, keys: list[str]) -> Mapping[str, Stored | Refused]:
         raise NotImplementedError
 
     def _begin(self) -> None:
@@ -123,7 +127,7 @@ class BatchedReads:
             return
         for key, future in wanted.items():
             one = found.get(key)
-            if isinstance(one, KeyRefused):
+            if isinstance(one, Refused):
                 _refuse(future, one)
             elif not future.done():
                 future.set_result(one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from dss_api import environment
+from dss_api import environment, redis_url
 from dss_api.environment import HOUR_MS, setting
 from dss_raft.config import ValueLimit
 
@@ -17,7 +17,25 @@ if TYPE_CHECKING:
 class CacheConfig(ValueLimit):
     """Settings of the cache."""
 
-    redis_url: str = setting("REDIS_URL", "", "Redis server for the backing store, such as `redis://localhost:6379/0`.")
+    redis_url: str = setting(
+        "REDIS_URL",
+        "",
+        "Redis or Valkey for the backing store: `redis://localhost:6379/0`, a Cluster `redis+cluster://host1:7000,host2:7000`, or "
+        "Sentinels `redis+sentinel://host1:26379,host2:26379/name`. With TLS: `rediss…`.",
+        redis_url.checked,
+    )
+    cache_redis_timeout_ms: int = setting(
+        "DSS_CACHE_REDIS_TIMEOUT_MS",
+        1000,
+        "How long a connection to Redis, or its next answer, may take before it counts as away.",
+        environment.integer(50, 60_000),
+    )
+    cache_redis_connections_max: int = setting(
+        "DSS_CACHE_REDIS_CONNECTIONS_MAX",
+        50,
+        "Connections to each Redis server at a time. Further reads and write-backs wait.",
+        environment.integer(1, 10_000),
+    )
     cache_max_items: int = setting(
         "CACHE_MAX_ITEMS", 10_000, "Maximum number of cache lines on this node.", environment.integer(1, 10_000_000)
     )

@@ -1,25 +1,29 @@
-"""Backing store `redis`: one Redis or Valkey for all nodes.
+"""Backing store `redis`: one Redis or Valkey for all nodes, or a Cluster of them (see `redis_servers`).
 
 A key is a hash `<prefix><key>` with the fields `version` and `value` (JSON, so that people can read it, or bytes after a zero byte). A
 deleted key stays for a while as a version without a value, so that a late write of an older version cannot restore it. A hash of a later
 format will have a field `format`, which is read first: this release refuses the key, and does not overwrite it.
 
 Calls are pipelined, and every answer counts for its own key: if Redis has something else under a key's name (another type, or a hash
-without a number as its version), that key is refused and left as it is.
+without a number as its version), that key is refused and left as it is. In a Cluster, the keys of a primary that is away are refused,
+and no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from hashlib import sha1
 
-import redis.asyncio
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
+from dss_api import redis_url
 from dss_api.errors import Refused
 from dss_cache.backing_store import BatchedReads, KeyRefused, Stored
+from dss_cache.redis_cluster import ClusterServers
+from dss_cache.redis_servers import FAILURES, Command, OneServer, Servers
 
 TIMEOUT_S = 1.0
+CONNECTIONS_MAX = 50
 #: Longer than any write-back can be late, but short enough that deleted keys do not accumulate.
 TOMBSTONE_MS = 3600 * 1000
 
@@ -45,76 +49,83 @@ else
 end
 return 1
 """.replace("TOMBSTONE_MS", str(TOMBSTONE_MS))
+#: How servers name the script once they have it.
+_SHA = sha1(_WRITE_IF_NEWER.encode(), usedforsecurity=False).hexdigest()
 
 
 class RedisStore(BatchedReads):
     """See the module's docstring. It connects on first use and reconnects when the connection is lost.
 
     Args:
-        url: `redis://host:port/db`.
+        url: as `dss_api.redis_url` describes it.
         prefix: prefix of every key.
+        timeout_s: of a connection attempt and of an answer.
+        connections_max: at a time, to each server.
     """
 
     name = "redis"
     is_shared = True
 
-    def __init__(self, url: str, prefix: str) -> None:
+    def __init__(self, url: str, prefix: str, timeout_s: float = TIMEOUT_S, connections_max: int = CONNECTIONS_MAX) -> None:
         super().__init__()
         self._prefix = prefix
-        self._client: Any = redis.asyncio.Redis.from_url(
-            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, protocol=2, retry=None
-        )
-        self._write_if_newer = self._client.register_script(_WRITE_IF_NEWER)
+        self._servers = _servers(redis_url.parse(url), timeout_s, connections_max)
 
     async def check(self) -> None:
         try:
-            await self._client.ping()
-        except (RedisError, OSError, TimeoutError) as error:
+            await self._servers.check()
+        except FAILURES as error:
             raise _unavailable(error) from None
 
-    async def _read_batch(self, keys: list[str]) -> dict[str, Stored | KeyRefused]:
-        try:
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for key in keys:
-                    pipeline.hmget(self._prefix + key, "format", "version", "value")
-                answers = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise _unavailable(error) from None
-        found: dict[str, Stored | KeyRefused] = {}
+    async def _read_batch(self, keys: list[str]) -> dict[str, Stored | Refused]:
+        answers = await self._servers.send([self._command(key, "HMGET", "format", "version", "value") for key in keys])
+        found: dict[str, Stored | Refused] = {}
         for key, answer in zip(keys, answers, strict=True):
             if isinstance(answer, Exception):
-                found[key] = self._key_refused(key, answer)
+                found[key] = self._refused(key, answer)
                 continue
             of_format, version, value = answer
             if of_format is not None:
                 newer = f"{WRONG_TYPE} format {of_format.decode(errors='replace')}, written by a newer release"
-                found[key] = self._key_refused(key, ResponseError(newer))
+                found[key] = self._refused(key, ResponseError(newer))
             elif version is not None and version.isdigit():
                 found[key] = Stored(key, int(version), value)
             elif version is not None:
-                found[key] = self._key_refused(key, ResponseError(f"{WRONG_TYPE} the field `version` is not a number"))
+                found[key] = self._refused(key, ResponseError(f"{WRONG_TYPE} the field `version` is not a number"))
         return found
 
-    async def write(self, items: Sequence[Stored]) -> dict[str, KeyRefused]:
-        try:
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for item in items:
-                    args: list[int | bytes] = [item.version] if item.value is None else [item.version, item.value]
-                    await self._write_if_newer(keys=[self._prefix + item.key], args=args, client=pipeline)
-                answers = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise _unavailable(error) from None
+    async def write(self, items: Sequence[Stored]) -> dict[str, Refused]:
+        answers = await self._run_script(items, "EVALSHA", _SHA)
+        # A server that has not had the script since its start, such as a replica that has just taken over.
+        without = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if without:
+            again = await self._run_script([items[place] for place in without], "EVAL", _WRITE_IF_NEWER)
+            for place, answer in zip(without, again, strict=True):
+                answers[place] = answer
         failed = [(item.key, answer) for item, answer in zip(items, answers, strict=True) if isinstance(answer, Exception)]
-        return {key: self._key_refused(key, error) for key, error in failed}
+        refused = {key: self._refused(key, error) for key, error in failed}
+        away = [refusal for refusal in refused.values() if not isinstance(refusal, KeyRefused)]
+        if away and len(away) == len(items):
+            raise away[0]
+        return refused
 
-    def _key_refused(self, key: str, error: Exception) -> KeyRefused:
-        """What an error in a pipeline's answers means for its key.
+    async def _run_script(self, items: Sequence[Stored], command: str, script: str) -> list[object]:
+        commands = []
+        for item in items:
+            name = self._prefix + item.key
+            values: tuple[int | bytes, ...] = (item.version,) if item.value is None else (item.version, item.value)
+            commands.append(Command(name, (command, script, 1, name, *values)))
+        return await self._servers.send(commands)
 
-        Raises:
-            Refused: it is not the key's fault (no memory, a replica, no permission).
+    def _command(self, key: str, name: str, *arguments: str) -> Command:
+        return Command(self._prefix + key, (name, self._prefix + key, *arguments))
+
+    def _refused(self, key: str, error: Exception) -> Refused:
+        """What an error in place of an answer means: something about this key, or that its server cannot be used (no connection, no
+        memory, a replica, no permission).
         """
         if WRONG_TYPE not in str(error):
-            raise _unavailable(error)
+            return _unavailable(error)
         return KeyRefused(
             f"Redis has something else under the name `{self._prefix}{key}` ({error}); delete it there, or set CACHE_BACKING_PREFIX"
         )
@@ -132,8 +143,16 @@ class RedisStore(BatchedReads):
         """Nothing to do: every node uses the same Redis."""
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._servers.close()
+
+
+def _servers(url: redis_url.RedisUrl, timeout_s: float, connections_max: int) -> Servers:
+    """What the address names. No connection is opened yet."""
+    given = url.options.get("max_connections")
+    connections_max = given if isinstance(given, int) else connections_max
+    kind = ClusterServers if url.kind == "cluster" else OneServer
+    return kind(url, timeout_s, connections_max)
 
 
 def _unavailable(error: BaseException) -> Refused:
-    return Refused("memory_unavailable", f"Redis: {error or type(error).__name__}")
+    return Refused("memory_unavailable", f"Redis: {str(error) or type(error).__name__}")

@@ -3,7 +3,8 @@
 The owner of a dirty value, which is its writer, writes it back. If a value stays dirty for too long, the leader writes it back
 instead: every node has the value in its directory. It is harmless if both do, because the store takes each version only once.
 
-A key that the store refuses for itself alone (`KeyRefused`) is tried again after a pause of its own. It delays no other key.
+A key that the store refuses for itself alone (`KeyRefused`) is tried again after a pause of its own. It delays no other key. Nor do
+keys whose part of the store is away (a primary of a Cluster): they stay due until it is back.
 
 A deletion is written back like a value. It is reported only when every node has dropped its line, because the directory then
 removes the record.
@@ -199,7 +200,12 @@ class WriteBack:
                 self._wake.set()
 
     async def _write_due(self) -> None:
-        """Write back everything that is due now, once."""
+        """Write back everything that is due now, once.
+
+        Raises:
+            Refused: `memory_unavailable`: the store, or a part of it, is away. What the rest takes was written.
+        """
+        away: Refused | None = None
         if self._unflushed and not self.due:
             await self._flush()
         keys = list(self.due)
@@ -212,7 +218,10 @@ class WriteBack:
                     batch.append(item)
                     size += len(item.value or b"")
             if batch:
-                await self._write_batch(batch)
+                refused = await self._write_batch(batch)
+                away = away or next((one for one in refused.values() if not isinstance(one, KeyRefused)), None)
+        if away is not None:
+            raise away
 
     def _item(self, key: str) -> Stored | None:
         record = self._directory.records.get(key)
@@ -224,22 +233,22 @@ class WriteBack:
             return None
         return Stored(key, record.version, record.value)
 
-    async def _write_batch(self, batch: list[Stored]) -> dict[str, KeyRefused]:
-        """Write these versions back. Returns the keys that the store refuses.
+    async def _write_batch(self, batch: list[Stored]) -> dict[str, Refused]:
+        """Write these versions back. Returns the keys that the store did not take.
 
         Raises:
             Refused: `not_ready` while the directory may be half-changed: a shared store must not get its values.
         """
         if self._node.unusable_reason:
             raise Refused("not_ready", self._node.unusable_reason)
-        refused: dict[str, KeyRefused] = {}
+        refused: dict[str, Refused] = {}
         if self._store.is_shared:
             refused = await self._store.write(batch)
         else:
             await self._flush()  # the values were given to `keep` when they were applied
-        self._store_worked()
         for key, refusal in refused.items():
-            self._retry_later(key, refusal)
+            if isinstance(refusal, KeyRefused):
+                self._retry_later(key, refusal)
         items = [(item.key, item.version) for item in batch if item.key not in refused]
         if items:
             await self._node.submit(WrittenBack(items=items))

@@ -31,6 +31,8 @@ class FakeStore:
         self.is_down = False
         #: keys that the store refuses
         self.refused: set[str] = set()
+        #: keys whose part of the store is away
+        self.away: set[str] = set()
         self.reads = 0
         #: cleared: reads wait
         self.open = asyncio.Event()
@@ -38,21 +40,30 @@ class FakeStore:
 
     async def check(self) -> None:
         self._check()
+        if self.away:
+            raise Refused("memory_unavailable", "a part of it is away")
 
     async def read(self, key: str) -> Stored | None:
         self.reads += 1
         self._check()
         if key in self.refused:
             raise KeyRefused("another type")
+        if key in self.away:
+            raise Refused("memory_unavailable", "a part of it is away")
         await self.open.wait()
         return self.items.get(key)
 
-    async def write(self, items: Any) -> dict[str, KeyRefused]:
+    async def write(self, items: Any) -> dict[str, Refused]:
         self._check()
+        not_taken: dict[str, Refused] = {}
         for item in items:
-            if item.key not in self.refused and (item.key not in self.items or self.items[item.key].version < item.version):
+            if item.key in self.refused:
+                not_taken[item.key] = KeyRefused("another type")
+            elif item.key in self.away:
+                not_taken[item.key] = Refused("memory_unavailable", "a part of it is away")
+            elif item.key not in self.items or self.items[item.key].version < item.version:
                 self.items[item.key] = item
-        return {item.key: KeyRefused("another type") for item in items if item.key in self.refused}
+        return not_taken
 
     def _check(self) -> None:
         if self.is_down:

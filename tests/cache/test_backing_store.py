@@ -75,7 +75,7 @@ async def django_store(database):
 @pytest.fixture
 async def redis_store(server):
     store = RedisStore(server.connection_url, "kv:")
-    await store._client.flushall()
+    await store._servers._client.flushall()
     yield store
     await store.close()
 
@@ -84,7 +84,7 @@ async def redis_store(server):
 async def store(request, database, server_of):
     store = DjangoStore(database) if request.param == "django" else RedisStore(server_of(request.param).connection_url, "kv:")
     if isinstance(store, RedisStore):
-        await store._client.flushall()
+        await store._servers._client.flushall()
     yield store
     await store.close()
 
@@ -304,7 +304,7 @@ async def test_redis_that_has_no_memory_left_refuses_the_whole_batch(kind):
     with make_server(kind) as own:
         store = RedisStore(own.connection_url, "kv:")
         await store.write([Stored("a", 5, b"1")])
-        await store._client.config_set("maxmemory", "1")
+        await store._servers._client.config_set("maxmemory", "1")
         with pytest.raises(Refused) as refusal:
             await store.write([Stored("a", 6, b"2")])
         assert refusal.value.code == "memory_unavailable"

@@ -11,6 +11,7 @@ from dss_api.errors import Refused
 from dss_cache import operations as ops
 from dss_cache.answers import PutManyAnswer
 from dss_cache.core.commands import ClearRequest, Delete, GetManyRequest, GetRequest, PutManyRequest, PutRequest, StatsQuery
+from dss_cache.writeback import BATCH_KEYS
 
 
 class Client:
@@ -444,7 +445,29 @@ async def test_write_back_continues_when_the_store_is_back(make_cluster):
     cluster.store.is_down = False
     await until(lambda: not record(cluster, "k").dirty)
     assert cluster.store.items["k"].value == b"1"
-    assert cache.write_back.trouble == ""
+    await until(lambda: cache.write_back.trouble == "")
+
+
+async def test_keys_whose_part_of_the_store_is_away_stay_dirty_and_delay_no_other(make_cluster):
+    cluster = make_cluster(cache_write_back_ms=1)
+    client, cache = Client(cluster), cluster.caches["n1"]
+    gone = {f"gone{number}" for number in range(2 * BATCH_KEYS)}
+    cluster.store.away = gone
+    await cache.start()
+    for key in ("before", *sorted(gone), "after"):
+        await client.put("n1", key, 1)
+    await until(lambda: not record(cluster, "before").dirty and not record(cluster, "after").dirty)
+    assert cache.write_back.trouble == "a part of it is away"
+    assert set(cache.write_back.due) == gone
+    assert await client.value("n2", "gone0") == 1, "the directory has it"
+    await client.put("n1", "meanwhile", 1)
+    await until(lambda: not record(cluster, "meanwhile").dirty)
+    assert cache.write_back.trouble == "a part of it is away", "what works does not hide what does not"
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await cache.write_back.write_now("gone0")
+    cluster.store.away = set()
+    await until(lambda: not cache.write_back.due and cache.write_back.trouble == "")
+    assert gone <= cluster.store.items.keys()
 
 
 async def test_a_store_that_is_down_at_start_is_reported_until_it_is_back(make_cluster):

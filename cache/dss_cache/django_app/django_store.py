@@ -23,7 +23,7 @@ import msgspec
 from django.db import DatabaseError, connections, transaction
 
 from dss_api.errors import Refused
-from dss_cache.backing_store import BatchedReads, KeyRefused, Stored
+from dss_cache.backing_store import BatchedReads, Stored
 from dss_raft.formats import Format
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class DjangoStore(BatchedReads):
         if known is None or known.version < item.version:
             self._buffer[item.key] = item
 
-    async def write(self, items: Sequence[Stored]) -> dict[str, KeyRefused]:
+    async def write(self, items: Sequence[Stored]) -> dict[str, Refused]:
         for item in items:
             self.keep(item)
         await self.flush()

