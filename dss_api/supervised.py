@@ -31,6 +31,7 @@ TaskName = Literal[
     "cache_reads",
     "cache_write_back",
     "control",
+    "engine",
     "http_call",
     "live",
     "peer_link",

@@ -1,0 +1,417 @@
+"""Topics in Valkey or Redis: the operations of the queue as calls of the library's steps.
+
+Theory of operation. A topic has partitions, each in one slot of a Cluster. A message with a routing key is in the partition of its key,
+one with a dedup_id in that of the dedup_id, another one in any. Every step works on one partition and takes effect as a whole (see
+`library/`); an operation on several partitions is several steps. A consume asks the partitions in turns, and waits without polling
+(`polls.py`).
+
+A step whose answer is lost is repeated where that does no harm: publish and consume carry a token, by which a repeat is recognized;
+an ack, nack or extend with a receipt means one delivery. Other steps are refused with `unknown_outcome`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import count
+from typing import NamedTuple
+from uuid import uuid4
+
+from dss_api.errors import Refused
+from dss_queue.answers import AckResult, Delivered, Published
+from dss_queue.core.commands import BYTES_PER_CONSUME_MAX, GROUPS_PER_TOPIC_MAX, NewMessage, TopicSettings
+from dss_queue.core.partitions import PARTITIONS, stable_hash
+from dss_queue.redis_engine import messages
+from dss_queue.redis_engine.errors import NoGroup
+from dss_queue.redis_engine.keys import HANDOUTS, group_keys, partition_keys
+from dss_queue.redis_engine.lane import Acks
+from dss_queue.redis_engine.messages import Consumed, Place, consumed, place_of, serial_of
+from dss_queue.redis_engine.polls import Polls
+from dss_queue.redis_engine.servers import Servers
+from dss_queue.redis_engine.wakeups import Wakeups
+
+#: Messages of one partition.
+PARTITION_MESSAGES_MAX = 50_000_000
+#: Groups whose waits are remembered; those that were used last.
+POLLS_MAX = 4096
+#: Before the attempt_ids that the engine makes up; clients cannot send it.
+OWN_ATTEMPT = "\x00"
+
+NOT_IN_FLIGHT = "the delivery is over: the message is not in flight"
+
+
+class Answer(NamedTuple):
+    """The answer of a consume."""
+
+    messages: list[Delivered]
+    #: why there are none
+    empty_reason: str
+
+
+class Nacked(NamedTuple):
+    nacked: bool
+    dead: bool
+
+
+class RedisEngine:
+    """See the module.
+
+    Args:
+        servers: open.
+        node: the name of this node, for the history of deliveries.
+        partitions: of each topic.
+    """
+
+    def __init__(self, servers: Servers, *, node: str = "", partitions: int = PARTITIONS) -> None:
+        self.partitions = partitions
+        self._servers = servers
+        self._node = node
+        self._wakeups = Wakeups(servers)
+        self._polls: dict[tuple[str, str], Polls] = {}
+        self._next = count()
+        self._tokens = uuid4().hex
+        self._token_numbers = count()
+
+    async def close(self) -> None:
+        """End the waits. The servers belong to the caller."""
+        await self._wakeups.close()
+
+    # ------------------------------------------------------------------ publish
+
+    async def publish(
+        self, topic: str, new: Sequence[NewMessage], settings: TopicSettings, *, acks: Acks = "primary", token: str = ""
+    ) -> list[Published]:
+        """Store messages, all of them or none.
+
+        Args:
+            new: their `topic` is not used.
+            token: a repeat of the call with the same one, within a minute, stores nothing.
+
+        Raises:
+            Refused: `over_limit`; `crosses_slots`: they belong to several partitions.
+        """
+        _check(settings)
+        partition = self._partition_of(new)
+        step = await self._servers.call(
+            "publish",
+            partition_keys(topic, partition),
+            token or self._token(),
+            -(-settings.max_bytes // self.partitions),
+            PARTITION_MESSAGES_MAX,
+            settings.dedup_window_ms,
+            settings.retention_ms,
+            [_fields(one) for one in new],
+            acks=acks,
+        )
+        _, first, known = messages.published_answer.decode(step)
+        duplicates = dict(zip(known[::2], known[1::2], strict=True))
+        return [
+            Published(
+                msg_id=messages.message_id(partition, f"{duplicates.get(place, first + place - 1):016d}"),
+                partition=partition,
+                duplicate=place in duplicates,
+            )
+            for place in range(1, len(new) + 1)
+        ]
+
+    def _partition_of(self, new: Sequence[NewMessage]) -> int:
+        """The one partition of all these messages."""
+        bound = {
+            one.partition % self.partitions if one.key else stable_hash(one.dedup_id) % self.partitions
+            for one in new
+            if one.key or one.dedup_id
+        }
+        if len(bound) > 1:
+            raise Refused(
+                "crosses_slots",
+                "the messages of one call must be in one partition of the topic: publish those with other keys in calls of their own",
+            )
+        return bound.pop() if bound else next(self._next) % self.partitions
+
+    def _token(self) -> str:
+        return f"{self._tokens}{next(self._token_numbers):x}"
+
+    # ------------------------------------------------------------------ consume
+
+    async def consume(
+        self,
+        topic: str,
+        group: str,
+        settings: TopicSettings,
+        *,
+        visibility_ms: int,
+        max_messages: int = 1,
+        max_per_key: int = 1,
+        attempt_id: str = "",
+        timeout_ms: int = 0,
+        acks: Acks = "primary",
+    ) -> Answer:
+        """Take messages of one partition; wait up to `timeout_ms` for the first one. The group is created if it is missing."""
+        _check(settings)
+        polls = self._polls_of(topic, group)
+        attempt = attempt_id or OWN_ATTEMPT + self._token()
+        until = asyncio.get_running_loop().time() + timeout_ms / 1000
+
+        async def look(partition: int) -> Consumed:
+            step = await self._group_call(
+                "consume",
+                topic,
+                partition,
+                group,
+                for_deliveries(settings),
+                attempt,
+                visibility_ms,
+                max_messages,
+                max_per_key,
+                BYTES_PER_CONSUME_MAX,
+                self._node,
+                acks=acks,
+            )
+            return consumed(partition, step)
+
+        if timeout_ms:
+            await polls.listen(self._wakeups)
+        first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
+        found = await polls.look_at_all(look, first)
+        if not found.messages and timeout_ms:
+            found = await polls.wait(look, until, found.empty_reason)
+        return Answer(found.messages, found.empty_reason)
+
+    async def _partition_of_attempt(self, topic: str, group: str, attempt_id: str) -> int | None:
+        """The partition that an earlier call with this attempt_id got messages of; None: there is none."""
+
+        async def has(partition: int) -> bool:
+            handouts = group_keys(topic, partition, group)[HANDOUTS]
+            return await self._servers.read(handouts, b"HGET", handouts.encode(), b"a" + attempt_id.encode()) is not None
+
+        found = await asyncio.gather(*map(has, range(self.partitions)))
+        return found.index(True) if True in found else None
+
+    def waiting(self, topic: str, group: str) -> int:
+        """Consumes of this process that wait for the group."""
+        polls = self._polls.get((topic, group))
+        return 0 if polls is None else polls.waiting
+
+    def _polls_of(self, topic: str, group: str) -> Polls:
+        name = (topic, group)
+        polls = self._polls.pop(name, None) or Polls(topic, group, self.partitions)
+        self._polls[name] = polls
+        if len(self._polls) > POLLS_MAX:
+            idle = next((one for one, polls in self._polls.items() if not polls.waiting), None)
+            if idle is not None:
+                self._forget(*idle)
+        return polls
+
+    def _forget(self, topic: str, group: str) -> None:
+        polls = self._polls.pop((topic, group), None)
+        if polls is not None:
+            self._wakeups.forget(polls.channels, polls)
+
+    # ------------------------------------------------------ ack, nack, extend …
+
+    async def ack(
+        self,
+        topic: str,
+        group: str,
+        msg_ids: Sequence[str],
+        receipts: Sequence[str] | None,
+        settings: TopicSettings,
+        *,
+        acks: Acks = "primary",
+    ) -> list[AckResult]:
+        """Finish messages: one step for each partition that they are in."""
+        given: dict[str, str | None] = dict.fromkeys(msg_ids)
+        if receipts is not None:
+            given.update(zip(msg_ids, receipts, strict=True))
+        of_partition: dict[int, dict[str, str]] = {}
+        for msg_id in given:
+            place = self._place(msg_id)
+            if place is not None:
+                of_partition.setdefault(place.partition, {})[msg_id] = place.number
+
+        async def step(partition: int, named: dict[str, str]) -> dict[str, str]:
+            serials = [serial_of(msg_id, given[msg_id]) for msg_id in named]
+            try:
+                data = await self._step_on(
+                    "ack", topic, partition, group, settings, list(named.values()), serials, acks=acks, repeatable=all(serials)
+                )
+            except NoGroup:
+                return {}
+            return dict(zip(named, messages.letters_answer.decode(data)[1], strict=True))
+
+        letters: dict[str, str] = {}
+        for one in await asyncio.gather(*(step(*item) for item in of_partition.items())):
+            letters.update(one)
+        return [_ack_result(msg_id, letters.get(msg_id, "n")) for msg_id in given]
+
+    async def nack(
+        self,
+        topic: str,
+        group: str,
+        msg_id: str,
+        receipt: str | None,
+        settings: TopicSettings,
+        *,
+        delay_ms: int | None = None,
+        dead: bool = False,
+        silent: bool = False,
+        acks: Acks = "primary",
+    ) -> Nacked:
+        """Give a message back.
+
+        Raises:
+            Refused: `stale_receipt`.
+        """
+        reason = "rejected" if dead else "silent" if silent else "nack"
+        delay = -1 if delay_ms is None else delay_ms
+        if reason == "silent":
+            delay = delay_ms or 0
+        letter = await self._of_one("nack", topic, group, msg_id, receipt, settings, reason, delay, acks=acks)
+        if letter == "s":
+            raise _stale(msg_id)
+        return Nacked(letter in "bd", letter == "d")
+
+    async def give_back(self, topic: str, group: str, held: dict[str, str], settings: TopicSettings) -> None:
+        """The consumer has gone: its deliveries, receipts by msg_id, end without counting as attempts."""
+        for msg_id, receipt in held.items():
+            await self._of_one("nack", topic, group, msg_id, receipt, settings, "gone", 0)
+
+    async def extend(
+        self,
+        topic: str,
+        group: str,
+        msg_id: str,
+        receipt: str | None,
+        settings: TopicSettings,
+        visibility_ms: int,
+        *,
+        acks: Acks = "primary",
+    ) -> int:
+        """Hide a message for `visibility_ms` from now. Returns until when, in the time of the primary.
+
+        Raises:
+            Refused: `stale_receipt`.
+        """
+        place = self._place(msg_id)
+        if place is None:
+            raise _stale(msg_id)
+        serials = [serial_of(msg_id, receipt)]
+        try:
+            data = await self._step_on(
+                "extend", topic, place.partition, group, settings, [place.number], serials, visibility_ms, acks=acks
+            )
+        except NoGroup:
+            raise _stale(msg_id) from None
+        _, due_ms, letter = messages.extend_answer.decode(data)
+        if letter != "e":
+            raise _stale(msg_id)
+        return due_ms
+
+    async def _of_one(
+        self,
+        step: str,
+        topic: str,
+        group: str,
+        msg_id: str,
+        receipt: str | None,
+        settings: TopicSettings,
+        *args: object,
+        acks: Acks = "primary",
+    ) -> str:
+        """The letter of a step on one message; "n" if there is no such message or group."""
+        place = self._place(msg_id)
+        if place is None:
+            return "n"
+        serials = [serial_of(msg_id, receipt)]
+        try:
+            data = await self._step_on(
+                step, topic, place.partition, group, settings, [place.number], serials, *args, acks=acks, repeatable=all(serials)
+            )
+        except NoGroup:
+            return "n"
+        return messages.letters_answer.decode(data)[1]
+
+    def _place(self, msg_id: str) -> Place | None:
+        place = place_of(msg_id)
+        return place if place is not None and place.partition < self.partitions else None
+
+    # ------------------------------------------------------------------ steps
+
+    async def _step_on(
+        self,
+        step: str,
+        topic: str,
+        partition: int,
+        group: str,
+        settings: TopicSettings,
+        *args: object,
+        acks: Acks = "primary",
+        repeatable: bool = True,
+    ) -> bytes:
+        keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+        return await self._servers.call(step, keys, for_deliveries(settings), *args, acks=acks, repeatable=repeatable)
+
+    async def _group_call(
+        self, step: str, topic: str, partition: int, group: str, *args: object, acks: Acks = "primary"
+    ) -> bytes:
+        """A step of a group that is created if it is missing."""
+        keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+        try:
+            return await self._servers.call(step, keys, *args, acks=acks)
+        except NoGroup:
+            await self.put_group(topic, group)
+            return await self._servers.call(step, keys, *args, acks=acks)
+
+    async def put_group(self, topic: str, group: str, *, start: str = "first", acks: Acks = "primary") -> tuple[bool, int]:
+        """Create a group in all partitions, unless it exists. Returns whether it is new, and how many messages it has to finish.
+
+        Args:
+            start: "first", the oldest message that the topic retains, or "now", the next one.
+        """
+        if start not in ("first", "now"):
+            raise Refused("not_on_engine", "`start` must be `first` or `now` for a topic on the engine `redis`", field="start")
+
+        async def put(partition: int) -> tuple[int, bool, int]:
+            keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+            step = await self._servers.call("put_group", keys, start, group, GROUPS_PER_TOPIC_MAX, acks=acks)
+            return messages.group_answer.decode(step)
+
+        found = await asyncio.gather(*map(put, range(self.partitions)))
+        return any(is_new for _, is_new, _ in found), sum(pending for _, _, pending in found)
+
+
+def _fields(new: NewMessage) -> str | tuple[str, str, str, int, str]:
+    value = new.value.decode()
+    if not (new.key or new.headers or new.delay_ms or new.dedup_id):
+        return value
+    return value, new.key, new.headers.decode(), new.delay_ms, new.dedup_id
+
+
+def for_deliveries(settings: TopicSettings) -> tuple[int, int, int]:
+    return settings.max_attempts, settings.backoff_ms, settings.retention_ms
+
+
+def _check(settings: TopicSettings) -> None:
+    """Refuse settings that cannot be kept.
+
+    Raises:
+        Refused: `not_on_engine`.
+    """
+    if settings.keep_ms:
+        raise Refused("not_on_engine", "`keep_ms` is not possible for a topic on the engine `redis`", field="keep_ms")
+    if settings.dead_letter_topic:
+        raise Refused(
+            "not_on_engine",
+            "`dead_letter_topic` is not possible for a topic on the engine `redis`: dead letters stay with their group",
+            field="dead_letter_topic",
+        )
+
+
+def _ack_result(msg_id: str, letter: str) -> AckResult:
+    if letter == "s":
+        return AckResult(msg_id=msg_id, acked=False, code="stale_receipt")
+    return AckResult(msg_id=msg_id, acked=letter == "a")
+
+
+def _stale(msg_id: str) -> Refused:
+    return Refused("stale_receipt", NOT_IN_FLIGHT, msg_ids=[msg_id])

@@ -1,0 +1,34 @@
+"""How the engine fails."""
+
+from __future__ import annotations
+
+from dss_api.errors import Refused
+
+#: What the library puts before the code of a refusal.
+PREFIX = "DSS_"
+
+
+class NoGroup(Exception):
+    """A step of a group that the partition does not have."""
+
+
+class EngineAway(Refused):
+    """The servers do not answer; the call had no effect, or may be repeated."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("engine_away", detail)
+
+
+class UnfitServer(Exception):
+    """A server cannot be the engine. The text names the setting."""
+
+
+def refusal(text: str) -> Exception:
+    """The exception for a refusal by the library, `DSS_<CODE> <detail>`."""
+    code, _, detail = text.removeprefix(PREFIX).partition(" ")
+    if code == "NO_GROUP":
+        return NoGroup()
+    if code == "OVER_LIMIT":
+        limit, maximum, used = detail.split()
+        return Refused("over_limit", f"a partition of the topic has {used} of {maximum}", limit=limit, maximum=int(maximum))
+    return Refused("engine_away", f"the engine refuses: {detail}")

@@ -1,0 +1,54 @@
+"""The names of all keys. Nothing else may build one.
+
+All keys of a partition contain `{topic:partition}`, so a Cluster has them in one slot, and one call may use them all.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+#: Cached names: those of the partitions and groups that were used last.
+CACHED_MAX = 4096
+
+_OF_PARTITION = ("info", "messages", "dedup", "once", "done", "groups")
+_OF_GROUP = (
+    "group",
+    "in_flight",
+    "handouts",
+    "due",
+    "past",
+    "ready",
+    "waiting",
+    "keys",
+    "parked",
+    "private",
+    "dead",
+    "dead_order",
+)
+#: The place of a group's handouts among its keys.
+HANDOUTS = _OF_GROUP.index("handouts")
+#: What would end a hash tag early, and the sign that stands for it.
+_ESCAPED = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
+
+
+@lru_cache(CACHED_MAX)
+def partition_keys(topic: str, partition: int) -> tuple[str, ...]:
+    """The keys of a partition, in the order in which the library expects them."""
+    prefix = _prefix(topic, partition)
+    return tuple(f"{prefix}{name}" for name in _OF_PARTITION)
+
+
+@lru_cache(CACHED_MAX)
+def group_keys(topic: str, partition: int, group: str) -> tuple[str, ...]:
+    """The keys of a group in a partition, in the order in which the library expects them."""
+    prefix = f"{_prefix(topic, partition)}g:{group.translate(_ESCAPED)}:"
+    return tuple(f"{prefix}{name}" for name in _OF_GROUP)
+
+
+def channel(topic: str, partition: int) -> str:
+    """The sharded channel that says that a group may have something ready. The message is the key of the group, or empty for all."""
+    return partition_keys(topic, partition)[0]
+
+
+def _prefix(topic: str, partition: int) -> str:
+    return f"dss:{{{topic.translate(_ESCAPED)}:{partition}}}:"

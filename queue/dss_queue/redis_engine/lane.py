@@ -1,0 +1,168 @@
+"""Calls to one server: those that are made at the same time share a round trip and the wait for its replicas or its disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as Disconnected
+from redis.exceptions import RedisError, ResponseError
+
+from dss_api.supervised import Tasks
+
+#: Where a change must be before it counts: in the memory of the primary, also in that of a replica, or on the disks of both.
+Acks = Literal["primary", "replica", "fsync"]
+
+CONNECTIONS_MAX = 4
+#: Calls in one round trip.
+BATCH_MAX = 64
+#: Bytes in one round trip, unless a single call has more.
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+
+
+class NotConfirmed(Exception):
+    """The change is in the memory of the primary. Replicas or disks have not confirmed it in time."""
+
+
+class Call:
+    """A command, and the future of its answer."""
+
+    __slots__ = ("acks", "answer", "asking", "command", "size")
+
+    def __init__(self, command: list[bytes], acks: Acks, asking: bool, answer: asyncio.Future[Any]) -> None:
+        self.command = command
+        self.size = sum(map(len, command))
+        self.acks: Acks = acks
+        self.asking = asking
+        self.answer = answer
+
+    def answered(self, answer: Any) -> None:
+        if not self.answer.done():
+            if isinstance(answer, Exception):
+                self.answer.set_exception(answer)
+            else:
+                self.answer.set_result(answer)
+
+
+class Lane:
+    """The calls to one server.
+
+    Args:
+        connect: makes a connection that is not open yet.
+        replicas_min: replicas that must confirm a change with `acks` other than `primary`; 0 for a server without replicas.
+        confirm_ms: how long they may take.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], replicas_min: int, confirm_ms: int) -> None:
+        self._connect = connect
+        self._confirmations: dict[Acks, list[bytes]] = {
+            "replica": packed(b"WAIT", b"%d" % replicas_min, b"%d" % confirm_ms),
+            "fsync": packed(b"WAITAOF", b"1", b"%d" % replicas_min, b"%d" % confirm_ms),
+        }
+        self._replicas_min = replicas_min
+        self._calls: deque[Call] = deque()
+        self._idle: list[Connection] = []
+        self._busy = 0
+        self._tasks = Tasks()
+
+    async def call(self, command: list[bytes], acks: Acks = "primary", *, asking: bool = False) -> Any:
+        """The answer to a command.
+
+        Raises:
+            NotConfirmed: see there.
+            ResponseError: the server's.
+            redis.exceptions.ConnectionError: the outcome is not known.
+        """
+        call = Call(command, acks, asking, asyncio.get_running_loop().create_future())
+        self._calls.append(call)
+        if self._busy < CONNECTIONS_MAX:
+            self._busy += 1
+            self._tasks.spawn("engine", self._work())
+        return await call.answer
+
+    async def close(self) -> None:
+        """End what runs; calls that wait fail."""
+        await self._tasks.stop()
+        for connection in self._idle:
+            await connection.disconnect(nowait=True)
+        self._idle.clear()
+        self._fail(self._calls, Disconnected("closed"))
+
+    async def _work(self) -> None:
+        connection = self._idle.pop() if self._idle else self._connect()
+        try:
+            while self._calls:
+                await self._round_trip(connection, self._next_batch())
+        finally:
+            self._busy -= 1
+            self._idle.append(connection)
+
+    def _next_batch(self) -> list[Call]:
+        batch = [self._calls.popleft()]
+        size = batch[0].size
+        while self._calls and len(batch) < BATCH_MAX and size + self._calls[0].size <= BATCH_BYTES_MAX:
+            size += self._calls[0].size
+            batch.append(self._calls.popleft())
+        return batch
+
+    async def _round_trip(self, connection: Connection, batch: list[Call]) -> None:
+        wanted: list[Acks] = [acks for acks in self._confirmations if any(call.acks == acks for call in batch)]
+        sent: list[bytes] = []
+        for call in batch:
+            if call.asking:
+                sent += packed(b"ASKING")
+            sent += call.command
+        for acks in wanted:
+            sent += self._confirmations[acks]
+        try:
+            await connection.send_packed_command([b"".join(sent)], check_health=False)
+            answers = []
+            for call in batch:
+                if call.asking:
+                    await _read(connection)
+                answer = await _read(connection)
+                answers.append(answer)
+                if call.acks == "primary" or isinstance(answer, Exception):
+                    call.answered(answer)
+            for acks in wanted:
+                self._confirmed(acks, await _read(connection), batch, answers)
+        except (RedisError, OSError) as error:
+            await connection.disconnect(nowait=True)
+            self._fail(batch, error if isinstance(error, RedisError) else Disconnected(str(error)))
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            self._fail(batch, Disconnected("interrupted"))
+            raise
+
+    def _confirmed(self, acks: Acks, answer: Any, batch: list[Call], answers: list[Any]) -> None:
+        if isinstance(answer, Exception):
+            missing = str(answer)
+        elif acks == "replica":
+            missing = "" if answer >= self._replicas_min else f"{answer} of {self._replicas_min} replicas have confirmed"
+        else:
+            local, replicas = answer
+            is_complete = local >= 1 and replicas >= self._replicas_min
+            missing = "" if is_complete else f"{local} of 1 and {replicas} of {self._replicas_min} disks have confirmed"
+        for call, result in zip(batch, answers, strict=True):
+            if call.acks == acks:
+                call.answered(NotConfirmed(missing) if missing else result)
+
+    @staticmethod
+    def _fail(calls: list[Call] | deque[Call], error: Exception) -> None:
+        for call in calls:
+            call.answered(error)
+
+
+async def _read(connection: Connection) -> Any:
+    try:
+        return await connection.read_response(disconnect_on_error=True)
+    except ResponseError as error:
+        return error
+
+
+def packed(*words: bytes) -> list[bytes]:
+    """A command as the servers read it."""
+    return [b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)]

@@ -1,0 +1,174 @@
+#!lua name=dss_queue_1
+-- The steps of the queue on partitions of topics. One call is one step: it takes effect as a whole, and nothing comes between.
+--
+-- A partition is a stream of messages with the state of its groups. A message's number is the time of its publication in
+-- microseconds, or the last number plus 1: it only grows, and it is not given twice when a replica without the last
+-- writes becomes the primary. Numbers are 16 digits, so that they sort as text. Times with the suffix `ms` are the primary's.
+--
+-- A group has met the messages up to its `cursor`. What it has met and not finished is exactly one of these:
+--   in flight   a record in `in_flight`
+--   ready       a number in `ready`
+--   waiting     in `waiting`, with the time from which it is ready
+--   parked      in `parked`, behind an earlier message of its routing key
+-- A routing key with such a message has a record in `keys`: f and the run in flight, r and the ready head, or w and the
+-- waiting head. A place in a key is a letter (0: redriven, 1: others) and a number, so that redriven messages come first.
+--
+-- Each call reads and changes a bounded number of messages; `more` in an answer says that it stopped early.
+
+-- Of this library. A release that changes it without changing what calls mean raises the number.
+local REVISION = 1
+local FORMAT = '1'
+local CALL_VERSION = 1
+-- Messages that one call may look at without delivering them.
+local SCAN_MAX = 1000
+-- Deliveries and waits that one call ends because their time is over.
+local EXPIRE_MAX = 200
+-- Messages that one call deletes or buries because of their age.
+local UPKEEP_MAX = 100
+local HISTORY_MAX = 20
+local BACKOFF_MS_MAX = 3600000
+-- How long a repeat of a publish whose answer was lost finds the first one.
+local REPEAT_MS = 60000
+local ARGUMENTS_MAX = 4000
+local NEVER = 9e15
+
+
+local function refuse(code, detail)
+  error({err = 'DSS_' .. code .. ' ' .. detail})
+end
+
+-- A number as text; `tostring` would round it.
+local function digits(number)
+  return string.format('%016.0f', number)
+end
+
+local function amount(text)
+  return tonumber(text or '0')
+end
+
+-- `redis.call` with any number of arguments.
+local function call_all(command, key, list)
+  local count = #list
+  if count == 0 then return end
+  if count <= ARGUMENTS_MAX then return redis.call(command, key, unpack(list)) end
+  for first = 1, count, ARGUMENTS_MAX do
+    redis.call(command, key, unpack(list, first, math.min(first + ARGUMENTS_MAX - 1, count)))
+  end
+end
+
+-- The state of a partition, as far as every step needs it. `group_keys`: whether the step is one of a group.
+local function open_partition(keys, args)
+  if args[1] ~= CALL_VERSION then refuse('CALL', 'this library does not know calls of version ' .. tostring(args[1])) end
+  local at_us = args[2]
+  if at_us == 0 then
+    local time = redis.call('TIME')
+    at_us = time[1] * 1000000 + time[2]
+  end
+  local read = redis.call('HMGET', keys[1], 'format', 'last', 'published', 'bytes', 'copies', 'groups', 'purged', 'purged_at')
+  if read[1] and read[1] ~= FORMAT then
+    refuse('FORMAT', 'the partition has format ' .. read[1] .. ', written by a newer release')
+  end
+  return {
+    info = keys[1], messages = keys[2], dedup = keys[3], once = keys[4], done = keys[5], group_names = keys[6],
+    is_new = not read[1],
+    at_us = at_us,
+    at_ms = math.floor(at_us / 1000),
+    last = amount(read[2]),
+    published = amount(read[3]),
+    -- of the messages, and of dead letters and redriven messages
+    bytes = amount(read[4]), copies = amount(read[5]),
+    groups = amount(read[6]),
+    -- the last message that a purge deleted, and how many had been published by then
+    purged = amount(read[7]), purged_at = amount(read[8]),
+  }
+end
+
+local function save_partition(state)
+  local fields = {
+    'bytes', string.format('%.0f', state.bytes), 'copies', string.format('%.0f', state.copies), 'published', string.format('%.0f', state.published),
+    'last', digits(state.last),
+  }
+  if state.is_new then
+    fields[#fields + 1] = 'format'
+    fields[#fields + 1] = FORMAT
+  end
+  redis.call('HSET', state.info, unpack(fields))
+end
+
+local GROUP_FIELDS = {
+  'cursor', 'serial', 'next_ms', 'purged', 'base', 'finished', 'delivered', 'redelivered', 'acked', 'private_bytes', 'start',
+}
+
+-- Everything of a group before a purge is gone, but its dead letters.
+local function purge_group(state)
+  redis.call('UNLINK', state.in_flight, state.handouts, state.due, state.past, state.ready, state.waiting, state.keys, state.parked,
+    state.private)
+  state.copies = state.copies - state.private_bytes
+  state.private_bytes, state.finished, state.base = 0, 0, state.purged_at
+  state.cursor = math.max(state.cursor, state.purged)
+  state.seen_purge, state.next_ms = state.purged, NEVER
+end
+
+-- The state of a group and its partition.
+local function open_group(keys, args, is_read_only)
+  local state = open_partition(keys, args)
+  state.group = keys[7]
+  state.in_flight, state.handouts, state.due, state.past = keys[8], keys[9], keys[10], keys[11]
+  state.ready, state.waiting, state.keys, state.parked = keys[12], keys[13], keys[14], keys[15]
+  state.private, state.dead, state.dead_order = keys[16], keys[17], keys[18]
+  local read = redis.call('HMGET', state.group, unpack(GROUP_FIELDS))
+  if not read[1] then refuse('NO_GROUP', 'the group does not exist') end
+  state.cursor, state.serial, state.next_ms, state.seen_purge = amount(read[1]), amount(read[2]), amount(read[3]), amount(read[4])
+  -- The group has to finish what was published since `base`, without what it `finished`.
+  state.base, state.finished = amount(read[5]), amount(read[6])
+  state.delivered, state.redelivered, state.acked = amount(read[7]), amount(read[8]), amount(read[9])
+  state.private_bytes = amount(read[10])
+  -- Messages up to here are not for this group.
+  state.start = amount(read[11])
+  state.handout_of = {}
+  state.ended, state.touched, state.finished_now, state.finished_bytes = {}, {}, {}, 0
+  state.is_stale = state.purged > state.seen_purge
+  if state.is_stale and not is_read_only then purge_group(state) end
+  return state
+end
+
+local function pending(state)
+  return state.published - state.base - state.finished
+end
+
+local function save_group(state)
+  redis.call('HSET', state.group, 'cursor', digits(state.cursor), 'serial', digits(state.serial),
+    'next_ms', string.format('%.0f', state.next_ms), 'purged', digits(state.seen_purge),
+    'base', string.format('%.0f', state.base), 'finished', string.format('%.0f', state.finished),
+    'delivered', string.format('%.0f', state.delivered), 'redelivered', string.format('%.0f', state.redelivered),
+    'acked', string.format('%.0f', state.acked), 'private_bytes', string.format('%.0f', state.private_bytes), 'start', digits(state.start))
+  save_partition(state)
+end
+
+-- Wake consumers that wait. The channel has the name of a key of the partition, so it is in the same slot.
+local function wake(state, group)
+  redis.call('SPUBLISH', state.info, group)
+end
+
+-- Key, headers and delay of a message: most have none of them.
+local function extras(text)
+  if text == '' then return '', '', 0 end
+  local read = cmsgpack.unpack(text)
+  return read[1], read[2], read[3]
+end
+
+-- A message of the partition, or of the group alone; nil: there is none.
+local function find(state, number, is_private)
+  if is_private then
+    local stored = redis.call('HGET', state.private, number)
+    if not stored then return nil end
+    local read = cmsgpack.unpack(stored)
+    return {number = number, value = read[1], key = read[2], headers = read[3], ready_ms = 0, size = #read[1] + #read[2] + #read[3],
+      is_private = true}
+  end
+  local entry = redis.call('XRANGE', state.messages, number, number)[1]
+  if not entry then return nil end
+  local value = entry[2][4]
+  local key, headers, ready_ms = extras(entry[2][2])
+  return {number = number, value = value, key = key, headers = headers, ready_ms = ready_ms, size = #value + #key + #headers}
+end

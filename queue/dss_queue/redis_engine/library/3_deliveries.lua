@@ -1,0 +1,287 @@
+
+-- ------------------------------------------------- deliveries, and their ends
+
+-- The record of a message in flight. `flags`: p it has a past, x its deadline is its own, not that of its handout, - neither.
+local function encode_delivery(serial, attempt, flags, size, letter, key)
+  return serial .. letter .. flags .. ' ' .. string.format('%.0f', attempt) .. ' ' .. string.format('%.0f', size) .. ' ' .. key
+end
+
+local function decode_delivery(text)
+  local flags, attempt, size, key = string.match(text, '^([^ ]*) (%d+) (%d+) (.*)$', 18)
+  return {serial = string.sub(text, 1, 16), letter = string.sub(text, 17, 17), has_past = flags == 'p' or flags == 'px',
+    is_extended = flags == 'x' or flags == 'px', attempt = tonumber(attempt), size = tonumber(size), key = key}
+end
+
+-- What one consume got: when, for how long, its attempt_id, the node that asked, and the numbers in order.
+local function handout(state, serial)
+  local known = state.handout_of[serial]
+  if known == nil then
+    local stored = redis.call('HGET', state.handouts, 'h' .. serial)
+    known = stored and cmsgpack.unpack(stored) or false
+    state.handout_of[serial] = known
+  end
+  return known
+end
+
+local function place_of(letter, number)
+  return letter .. number
+end
+
+local function parked_member(key, place)
+  return key .. '\0' .. place
+end
+
+-- A delivery is over. The handouts are updated by `close_handouts`.
+local function close(state, number, delivery)
+  state.ended[delivery.serial] = (state.ended[delivery.serial] or 0) + 1
+  if delivery.is_extended then redis.call('ZREM', state.due, 'x' .. number) end
+end
+
+local function close_handouts(state)
+  for serial, count in pairs(state.ended) do
+    if redis.call('HINCRBY', state.handouts, 'l' .. serial, -count) <= 0 then
+      local known = handout(state, serial)
+      redis.call('HDEL', state.handouts, 'h' .. serial, 'l' .. serial)
+      redis.call('ZREM', state.due, 'h' .. serial)
+      if known and redis.call('HGET', state.handouts, 'a' .. known[3]) == serial then
+        redis.call('HDEL', state.handouts, 'a' .. known[3])
+      end
+    end
+  end
+  state.ended = {}
+end
+
+-- The group is finished with a message. `drop_finished` tells the partition.
+local function finish(state, number, size, is_private)
+  state.finished = state.finished + 1
+  if is_private then
+    redis.call('HDEL', state.private, number)
+    state.private_bytes = state.private_bytes - size
+    state.copies = state.copies - size
+  else
+    local list = state.finished_now
+    list[#list + 1] = number
+    list.sizes = list.sizes or {}
+    list.sizes[#list] = size
+  end
+end
+
+-- A message leaves the partition when all groups are finished with it.
+local function drop_finished(state)
+  local finished = state.finished_now
+  if #finished == 0 then return end
+  local gone, first_of_all = finished, state.groups <= 1
+  if not first_of_all then
+    gone = {}
+    for place, number in ipairs(finished) do
+      if redis.call('HINCRBY', state.done, number, 1) >= state.groups then
+        gone[#gone + 1] = number
+        state.bytes = state.bytes - finished.sizes[place]
+      end
+    end
+    call_all('HDEL', state.done, gone)
+  else
+    for _, size in ipairs(finished.sizes) do state.bytes = state.bytes - size end
+  end
+  call_all('XDEL', state.messages, gone)
+  state.finished_now = {}
+end
+
+-- Put the first message of a routing key into `ready` or `waiting`, unless a run of it is in flight.
+local function settle(state, key)
+  local current = redis.call('HGET', state.keys, key)
+  if current and string.sub(current, 1, 1) == 'f' then return end
+  local first = redis.call('ZRANGEBYLEX', state.parked, '[' .. key .. '\0', '(' .. key .. '\1', 'LIMIT', 0, 1)[1]
+  if not first then
+    if not current then redis.call('HDEL', state.keys, key) end
+    return
+  end
+  local place = string.sub(first, #key + 2)
+  if current then
+    local head = string.sub(current, 2)
+    if head <= place then return end
+    redis.call('ZADD', state.parked, 0, parked_member(key, head))
+    redis.call('ZREM', state.ready, string.sub(head, 2))
+  end
+  redis.call('ZREM', state.parked, first)
+  local letter, number = string.sub(place, 1, 1), string.sub(place, 2)
+  local past, ready_ms = redis.call('HGET', state.past, number), 0
+  if past then
+    ready_ms = cmsgpack.unpack(past).ready_ms
+  else
+    local message = find(state, number, letter == '0')
+    ready_ms = message and message.ready_ms or 0
+  end
+  if ready_ms > state.at_ms then
+    redis.call('ZADD', state.waiting, ready_ms, number .. place_of(letter, key))
+    redis.call('HSET', state.keys, key, 'w' .. place)
+    state.next_ms = math.min(state.next_ms, ready_ms)
+  else
+    redis.call('ZADD', state.ready, number, number)
+    redis.call('HSET', state.keys, key, 'r' .. place)
+    state.has_ready = true
+  end
+end
+
+-- Take a message out of the run of its key. Returns the places behind it in the run.
+local function leave_run(state, key, place)
+  local run = redis.call('HGET', state.keys, key)
+  local left, behind = {}, {}
+  local found = false
+  for one in string.gmatch(string.sub(run or '', 2), '[^,]+') do
+    if one == place then
+      found = true
+    else
+      left[#left + 1] = one
+      if found then behind[#behind + 1] = one end
+    end
+  end
+  if #left > 0 then
+    redis.call('HSET', state.keys, key, 'f' .. table.concat(left, ','))
+  else
+    redis.call('HDEL', state.keys, key)
+    state.touched[key] = true
+  end
+  return behind
+end
+
+local function settle_touched(state)
+  for key in pairs(state.touched) do settle(state, key) end
+  state.touched = {}
+end
+
+local function read_past(state, number)
+  local stored = redis.call('HGET', state.past, number)
+  return stored and cmsgpack.unpack(stored) or nil
+end
+
+-- A message becomes a dead letter, with a copy of its own.
+local function bury(state, message, letter, attempts, history, reason)
+  local body = {message.value, message.key, message.headers, state.at_ms, attempts, reason, history}
+  redis.call('HSET', state.dead, message.number, cmsgpack.pack(body))
+  redis.call('ZADD', state.dead_order, state.at_ms, message.number)
+  redis.call('HINCRBY', state.group, 'dead:' .. reason, 1)
+  state.copies = state.copies + message.size
+  redis.call('HDEL', state.past, message.number)
+  finish(state, message.number, message.size, letter == '0')
+end
+
+-- A delivery ends without an ack. `counts`: the attempt counts. Returns whether the message is dead.
+local function fail_one(state, number, delivery, settings, reason, counts, delay_ms)
+  local known = handout(state, delivery.serial)
+  local past = delivery.has_past and read_past(state, number) or {history = {}, first_ms = 0}
+  local delivered_ms = known and known[1] or state.at_ms
+  local history = past.history
+  history[#history + 1] = {delivery.attempt, delivered_ms, state.at_ms, reason, known and known[4] or ''}
+  if #history > HISTORY_MAX then table.remove(history, 1) end
+  redis.call('HDEL', state.in_flight, number)
+  close(state, number, delivery)
+  local max_attempts = settings[1]
+  local is_rejected = reason == 'rejected'
+  if counts and (is_rejected or (max_attempts > 0 and delivery.attempt >= max_attempts)) then
+    local message = find(state, number, delivery.letter == '0')
+    if message then
+      bury(state, message, delivery.letter, delivery.attempt, history, is_rejected and 'rejected' or 'max_attempts')
+      return true
+    end
+  end
+  local attempts = counts and delivery.attempt or delivery.attempt - 1
+  if not delay_ms or delay_ms < 0 then
+    delay_ms = counts and math.min(settings[2] * 2 ^ math.min(math.max(delivery.attempt - 1, 0), 32), BACKOFF_MS_MAX) or 0
+  end
+  local ready_ms = delay_ms > 0 and state.at_ms + delay_ms or 0
+  local first_ms = past.first_ms > 0 and past.first_ms or delivered_ms
+  redis.call('HSET', state.past, number, cmsgpack.pack({attempts = attempts, first_ms = attempts > 0 and first_ms or 0, serial = delivery.serial,
+    ready_ms = ready_ms, history = history, letter = delivery.letter, key = delivery.key, size = delivery.size}))
+  local key = delivery.key
+  if ready_ms > 0 then
+    redis.call('ZADD', state.waiting, ready_ms, number .. place_of(delivery.letter, key))
+    state.next_ms = math.min(state.next_ms, ready_ms)
+  end
+  if key ~= '' then
+    redis.call('ZADD', state.parked, 0, parked_member(key, place_of(delivery.letter, number)))
+  elseif ready_ms == 0 then
+    redis.call('ZADD', state.ready, number, number)
+    state.has_ready = true
+  end
+  return false
+end
+
+-- The deadline of a delivery that is in flight.
+local function due_of(state, number, delivery)
+  local member = delivery.is_extended and 'x' .. number or 'h' .. delivery.serial
+  return amount(redis.call('ZSCORE', state.due, member) or nil)
+end
+
+-- A delivery ends, and those behind it in its run come back with it.
+local function fail(state, number, delivery, settings, reason, counts, delay_ms)
+  local key = delivery.key
+  local behind = {}
+  if key ~= '' then behind = leave_run(state, key, place_of(delivery.letter, number)) end
+  local is_dead = fail_one(state, number, delivery, settings, reason, counts, delay_ms)
+  if not is_dead then
+    for _, place in ipairs(behind) do
+      local other = string.sub(place, 2)
+      local stored = redis.call('HGET', state.in_flight, other)
+      if stored then
+        local one = decode_delivery(stored)
+        leave_run(state, key, place)
+        local is_over = due_of(state, other, one) <= state.at_ms
+        fail_one(state, other, one, settings, is_over and 'timeout' or counts and 'behind' or reason, is_over, not is_over and 0 or nil)
+      end
+    end
+  end
+  return is_dead
+end
+
+-- The waits and deliveries whose time is over.
+local function expire(state, settings)
+  if state.at_ms < state.next_ms then return end
+  local left = EXPIRE_MAX
+  local waits = redis.call('ZRANGEBYSCORE', state.waiting, '-inf', state.at_ms, 'LIMIT', 0, left)
+  for _, member in ipairs(waits) do
+    local number, letter, key = string.sub(member, 1, 16), string.sub(member, 17, 17), string.sub(member, 18)
+    if key == '' then
+      redis.call('ZADD', state.ready, number, number)
+      state.has_ready = true
+    elseif redis.call('HGET', state.keys, key) == 'w' .. letter .. number then
+      redis.call('HSET', state.keys, key, 'r' .. letter .. number)
+      redis.call('ZADD', state.ready, number, number)
+      state.has_ready = true
+    end
+  end
+  call_all('ZREM', state.waiting, waits)
+  left = left - #waits
+  if left > 0 then
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', state.due, '-inf', state.at_ms, 'LIMIT', 0, left)) do
+      local numbers, is_own = {string.sub(member, 2)}, string.sub(member, 1, 1) == 'x'
+      if not is_own then
+        local known = handout(state, string.sub(member, 2))
+        numbers = known and known[5] or {}
+      end
+      local stored = #numbers > 0 and redis.call('HMGET', state.in_flight, unpack(numbers)) or {}
+      local is_complete = true
+      for place, number in ipairs(numbers) do
+        local delivery = stored[place] and decode_delivery(stored[place])
+        if delivery and delivery.is_extended == is_own and (is_own or delivery.serial == string.sub(member, 2)) then
+          if left <= 0 then
+            is_complete = false
+            break
+          end
+          -- It may have gone back behind an earlier one of its run.
+          if place == 1 or delivery.key == '' or redis.call('HEXISTS', state.in_flight, number) == 1 then
+            fail(state, number, delivery, settings, 'timeout', true, nil)
+            left = left - 1
+          end
+        end
+      end
+      if is_complete then redis.call('ZREM', state.due, member) end
+      if left <= 0 then break end
+    end
+  end
+  close_handouts(state)
+  settle_touched(state)
+  local wait = redis.call('ZRANGE', state.waiting, 0, 0, 'WITHSCORES')
+  local due = redis.call('ZRANGE', state.due, 0, 0, 'WITHSCORES')
+  state.next_ms = math.min(tonumber(wait[2] or NEVER), tonumber(due[2] or NEVER))
+end

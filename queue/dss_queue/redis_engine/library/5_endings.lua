@@ -1,0 +1,215 @@
+
+-- ------------------------------------------------------- ack, nack, extend …
+
+-- The call is over: tell the partition and the consumers that wait.
+local function end_step(state)
+  close_handouts(state)
+  settle_touched(state)
+  drop_finished(state)
+  if state.has_ready then wake(state, state.group) end
+  save_group(state)
+end
+
+-- The delivery that a number and a receipt's serial ('' for none) name: its record, or the past of a message that came back and
+-- that no other consumer has since; or whether the receipt is stale.
+local function held(state, number, serial, stored)
+  if stored then
+    local delivery = decode_delivery(stored)
+    if serial == '' or serial == delivery.serial then return delivery, nil, false end
+    return nil, nil, true
+  end
+  local past = read_past(state, number)
+  if past and past.serial ~= '' then
+    if serial == '' or serial == past.serial then return nil, past, false end
+    return nil, nil, true
+  end
+  return nil, nil, serial ~= '' and redis.call('ZSCORE', state.dead_order, number) ~= false
+end
+
+-- args: settings, numbers, serials. Answer: a letter for each: a acked, n not held, s stale receipt.
+local function ack(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args)
+  local numbers, serials = args[4], args[5]
+  expire(state, args[3])
+  local answers, gone, pasts = {}, {}, {}
+  local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
+  for place, number in ipairs(numbers) do
+    local delivery, past, is_stale = held(state, number, serials[place] or '', stored[place])
+    if delivery then
+      gone[#gone + 1] = number
+      if delivery.has_past then pasts[#pasts + 1] = number end
+      close(state, number, delivery)
+      if delivery.key ~= '' then leave_run(state, delivery.key, place_of(delivery.letter, number)) end
+      finish(state, number, delivery.size, delivery.letter == '0')
+      answers[place] = 'a'
+    elseif past then
+      pasts[#pasts + 1] = number
+      redis.call('ZREM', state.ready, number)
+      redis.call('ZREM', state.waiting, number .. place_of(past.letter, past.key))
+      if past.key ~= '' then
+        local at = place_of(past.letter, number)
+        redis.call('ZREM', state.parked, parked_member(past.key, at))
+        local current = redis.call('HGET', state.keys, past.key)
+        if current == 'r' .. at or current == 'w' .. at then
+          redis.call('HDEL', state.keys, past.key)
+          state.touched[past.key] = true
+        end
+      end
+      finish(state, number, past.size, past.letter == '0')
+      answers[place] = 'a'
+    else
+      answers[place] = is_stale and 's' or 'n'
+    end
+    if answers[place] == 'a' then state.acked = state.acked + 1 end
+  end
+  call_all('HDEL', state.in_flight, gone)
+  call_all('HDEL', state.past, pasts)
+  end_step(state)
+  return cmsgpack.pack({CALL_VERSION, table.concat(answers)})
+end
+
+-- args: settings, numbers, serials, reason (nack, rejected, silent, gone), delay_ms (-1: the backoff).
+-- Answer: a letter for each: b back, d dead, n not in flight, s stale receipt.
+local function nack(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args)
+  local settings, numbers, serials, reason, delay_ms = args[3], args[4], args[5], args[6], args[7]
+  local counts = reason == 'nack' or reason == 'rejected'
+  expire(state, settings)
+  local answers = {}
+  for place, number in ipairs(numbers) do
+    local stored = redis.call('HGET', state.in_flight, number)
+    local delivery, _, is_stale = held(state, number, serials[place] or '', stored)
+    if delivery then
+      answers[place] = fail(state, number, delivery, settings, reason, counts, delay_ms) and 'd' or 'b'
+    else
+      answers[place] = is_stale and 's' or 'n'
+    end
+  end
+  end_step(state)
+  return cmsgpack.pack({CALL_VERSION, table.concat(answers)})
+end
+
+-- args: settings, numbers, serials, visibility_ms. Answer: until when, and a letter for each: e extended, s not in flight.
+local function extend(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args)
+  local numbers, serials, due_ms = args[4], args[5], state.at_ms + args[6]
+  expire(state, args[3])
+  local answers = {}
+  for place, number in ipairs(numbers) do
+    local stored = redis.call('HGET', state.in_flight, number)
+    local delivery = stored and held(state, number, serials[place] or '', stored)
+    if delivery then
+      redis.call('HSET', state.in_flight, number, encode_delivery(delivery.serial, delivery.attempt,
+        delivery.has_past and 'px' or 'x', delivery.size, delivery.letter, delivery.key))
+      redis.call('ZADD', state.due, due_ms, 'x' .. number)
+      state.next_ms = math.min(state.next_ms, due_ms)
+    end
+    answers[place] = delivery and 'e' or 's'
+  end
+  end_step(state)
+  return cmsgpack.pack({CALL_VERSION, due_ms, table.concat(answers)})
+end
+
+-- What no call waits for: timeouts, delays and retention. args: settings. Answer: next_ms, and whether there is more to do.
+local function sweep(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args)
+  local settings = args[3]
+  expire(state, settings)
+  local left = UPKEEP_MAX
+  local retention_ms = settings[3]
+  if retention_ms > 0 then
+    local until_number = digits(math.max((state.at_ms - retention_ms) * 1000, 0))
+    for _, number in ipairs(redis.call('ZRANGEBYSCORE', state.ready, '-inf', until_number, 'LIMIT', 0, left)) do
+      local past = read_past(state, number)
+      local message = not (past and past.letter == '0') and find(state, number, false)
+      if message and is_old(state, number, message.ready_ms, retention_ms) then
+        left = left - 1
+        redis.call('ZREM', state.ready, number)
+        bury_old(state, message, past)
+        if message.key ~= '' then
+          redis.call('HDEL', state.keys, message.key)
+          state.touched[message.key] = true
+        end
+      end
+    end
+  end
+  local limit = retention_ms > 0 and math.max(state.start, (state.at_ms - retention_ms) * 1000) or state.start
+  if left > 0 and state.cursor < limit then
+    -- Nothing is delivered: a key that is busy parks its message, an old one becomes a dead letter.
+    local entries = redis.call('XRANGE', state.messages, '(' .. digits(state.cursor), digits(limit), 'COUNT', left)
+    for _, entry in ipairs(entries) do
+      local number, value = string.sub(entry[1], 1, 16), entry[2][4]
+      local key, headers, ready_ms = extras(entry[2][2])
+      local size = #value + #key + #headers
+      if tonumber(number) <= state.start then
+        finish(state, number, size, false)
+        state.finished = state.finished - 1
+      elseif key ~= '' and redis.call('HEXISTS', state.keys, key) == 1 then
+        redis.call('ZADD', state.parked, 0, parked_member(key, place_of('1', number)))
+      elseif is_old(state, number, ready_ms, retention_ms) then
+        bury_old(state, {number = number, value = value, key = key, headers = headers, size = size}, nil)
+      else
+        break
+      end
+      state.cursor = tonumber(number)
+      left = left - 1
+    end
+  end
+  end_step(state)
+  return cmsgpack.pack({CALL_VERSION, state.next_ms, left <= 0 or state.next_ms <= state.at_ms})
+end
+
+-- Dead letters back to the queue. args: number ('': the oldest ones). Answer: how many, and whether there are more.
+local function redrive(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args)
+  local numbers = {args[3]}
+  if args[3] == '' then numbers = redis.call('ZRANGE', state.dead_order, 0, UPKEEP_MAX - 1) end
+  local count = 0
+  for _, number in ipairs(numbers) do
+    local stored = redis.call('HGET', state.dead, number)
+    if stored then
+      local body = cmsgpack.unpack(stored)
+      local key = body[2]
+      local size = #body[1] + #key + #body[3]
+      redis.call('HSET', state.private, number, cmsgpack.pack({body[1], key, body[3]}))
+      redis.call('HSET', state.past, number, cmsgpack.pack({attempts = 0, first_ms = 0, serial = '', ready_ms = 0, history = body[7], letter = '0',
+        key = key, size = size}))
+      redis.call('HDEL', state.dead, number)
+      redis.call('ZREM', state.dead_order, number)
+      state.private_bytes = state.private_bytes + size
+      state.finished = state.finished - 1
+      if key == '' then
+        redis.call('ZADD', state.ready, number, number)
+        state.has_ready = true
+      else
+        redis.call('ZADD', state.parked, 0, parked_member(key, place_of('0', number)))
+        state.touched[key] = true
+      end
+      count = count + 1
+    end
+  end
+  end_step(state)
+  return cmsgpack.pack({CALL_VERSION, count, args[3] == '' and redis.call('ZCARD', state.dead_order) > 0})
+end
+
+-- Delete dead letters. Answer: how many, and whether there are more.
+local function purge_dead(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args)
+  local numbers = redis.call('ZRANGE', state.dead_order, 0, UPKEEP_MAX - 1)
+  if #numbers > 0 then
+    for _, stored in ipairs(redis.call('HMGET', state.dead, unpack(numbers))) do
+      local body = stored and cmsgpack.unpack(stored)
+      if body then state.copies = state.copies - #body[1] - #body[2] - #body[3] end
+    end
+    redis.call('HDEL', state.dead, unpack(numbers))
+    redis.call('ZREM', state.dead_order, unpack(numbers))
+  end
+  end_step(state)
+  return cmsgpack.pack({CALL_VERSION, #numbers, redis.call('ZCARD', state.dead_order) > 0})
+end

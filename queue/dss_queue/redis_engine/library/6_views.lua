@@ -1,0 +1,211 @@
+
+-- ------------------------------------------------------------------ queries
+
+-- args: at_ms. Answer: messages, bytes, published, expired, oldest (number or ''), groups.
+local function stats(keys, argv)
+  local state = open_partition(keys, cmsgpack.unpack(argv[1]))
+  local first = redis.call('XRANGE', state.messages, '-', '+', 'COUNT', 1)[1]
+  return cmsgpack.pack({CALL_VERSION, redis.call('XLEN', state.messages), state.bytes + state.copies, state.published,
+    amount(redis.call('HGET', state.info, 'expired')), first and string.sub(first[1], 1, 16) or '', redis.call('SMEMBERS', state.group_names)})
+end
+
+local DEAD_REASONS = {'max_attempts', 'rejected', 'expired'}
+
+-- In which state a group has the messages of some entries; false: it has finished them.
+local function states_of(state, entries)
+  local numbers, waits, parks, answers = {}, {}, {}, {}
+  for place, entry in ipairs(entries) do
+    local key = extras(entry[2][2])
+    local number = string.sub(entry[1], 1, 16)
+    numbers[place] = number
+    waits[place] = number .. place_of('1', key)
+    parks[place] = parked_member(key, place_of('1', number))
+  end
+  if #numbers == 0 then return answers, numbers end
+  local flight = redis.call('HMGET', state.in_flight, unpack(numbers))
+  local ready = redis.call('ZMSCORE', state.ready, unpack(numbers))
+  local waiting = redis.call('ZMSCORE', state.waiting, unpack(waits))
+  local parked = redis.call('ZMSCORE', state.parked, unpack(parks))
+  -- Redriven messages are not those of the partition, which other groups may still have to finish.
+  local private = redis.call('HMGET', state.private, unpack(numbers))
+  for place, number in ipairs(numbers) do
+    local place_number = tonumber(number)
+    if place_number > state.cursor then
+      answers[place] = place_number > state.start and {'ready'}
+    elseif state.is_stale then
+      answers[place] = {'ready'}
+    elseif private[place] then
+      answers[place] = false
+    elseif flight[place] then
+      answers[place] = {'in_flight', flight[place]}
+    elseif waiting[place] then
+      answers[place] = {'delayed'}
+    elseif ready[place] or parked[place] then
+      answers[place] = {'ready'}
+    else
+      answers[place] = false
+    end
+  end
+  return answers, numbers
+end
+
+-- Answer: ready, delayed, in_flight, dead, oldest (number or ''), delivered, redelivered, acked, dead letters by reason.
+local function group_stats(keys, argv)
+  local state = open_group(keys, cmsgpack.unpack(argv[1]), true)
+  local in_flight, delayed, unfinished = redis.call('HLEN', state.in_flight), redis.call('ZCARD', state.waiting), pending(state)
+  if state.is_stale then in_flight, delayed, unfinished = 0, 0, state.published - state.purged_at end
+  local oldest = ''
+  if unfinished > 0 then
+    local entries = redis.call('XRANGE', state.messages, '-', '+', 'COUNT', UPKEEP_MAX)
+    local states, numbers = states_of(state, entries)
+    for place = 1, #entries do
+      if states[place] then
+        oldest = numbers[place]
+        break
+      end
+    end
+  end
+  local reasons = {}
+  for place, count in ipairs(redis.call('HMGET', state.group, 'dead:max_attempts', 'dead:rejected', 'dead:expired')) do
+    if count then
+      reasons[#reasons + 1] = DEAD_REASONS[place]
+      reasons[#reasons + 1] = tonumber(count)
+    end
+  end
+  return cmsgpack.pack({CALL_VERSION, unfinished - in_flight - delayed, delayed, in_flight, redis.call('ZCARD', state.dead_order), oldest,
+    state.delivered, state.redelivered, state.acked, reasons})
+end
+
+local function message_line(state, number, value, key, headers, ready_ms)
+  return {number, value, key, headers, math.max(0, ready_ms - state.at_ms)}
+end
+
+-- The retained messages. args: limit, number ('': all), dedup_id ('': all). Answer: lines.
+local function peek(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_partition(keys, args)
+  local number, dedup_id = args[4], args[5]
+  local first, last = '-', '+'
+  if dedup_id ~= '' then
+    local found = redis.call('ZSCORE', state.dedup, dedup_id)
+    if not found then return cmsgpack.pack({CALL_VERSION, {}}) end
+    number = digits(tonumber(found))
+  end
+  if number ~= '' then first, last = number, number end
+  local lines = {}
+  for place, entry in ipairs(redis.call('XRANGE', state.messages, first, last, 'COUNT', args[3])) do
+    local key, headers, ready_ms = extras(entry[2][2])
+    lines[place] = message_line(state, string.sub(entry[1], 1, 16), entry[2][4], key, headers, ready_ms)
+  end
+  return cmsgpack.pack({CALL_VERSION, lines})
+end
+
+local function dead_line(state, number)
+  local stored = redis.call('HGET', state.dead, number)
+  if not stored then return nil end
+  local body = cmsgpack.unpack(stored)
+  return {number, body[1], body[2], body[3], 0, 'dead', body[5], body[4], body[6], body[7]}
+end
+
+-- A line of an unfinished message: message_line, state, attempt, attempt_id, delivered_ms, visible_until_ms, node, history.
+local function group_line(state, line, is_private, in_flight)
+  local number = line[1]
+  local past = not state.is_stale and read_past(state, number)
+  local history = past and past.history or {}
+  local stored = in_flight or redis.call('HGET', state.in_flight, number)
+  if stored and not state.is_stale then
+    local delivery = decode_delivery(stored)
+    local known = handout(state, delivery.serial) or {0, 0, '', ''}
+    for _, one in ipairs({'in_flight', delivery.attempt, known[3], known[1], due_of(state, number, delivery), known[4], history}) do
+      line[#line + 1] = one
+    end
+    return line
+  end
+  local ready_ms = past and past.ready_ms or 0
+  local is_delayed = ready_ms > state.at_ms or (not past and line[5] > 0)
+  for _, one in ipairs({is_delayed and 'delayed' or 'ready', past and past.attempts or 0, '', 0, 0, '', history}) do
+    line[#line + 1] = one
+  end
+  return line
+end
+
+-- A group's unfinished messages or, with `dead`, its dead letters. args: limit, number ('': all), dedup_id ('': all), dead.
+-- Answer: lines, oldest first, and whether it stopped before it had looked at all messages.
+local function group_peek(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args, true)
+  local limit, number, dedup_id, is_dead = args[3], args[4], args[5], args[6]
+  local lines = {}
+  if dedup_id ~= '' then
+    local found = redis.call('ZSCORE', state.dedup, dedup_id)
+    if not found then return cmsgpack.pack({CALL_VERSION, {}, false}) end
+    number = digits(tonumber(found))
+  end
+  if is_dead and number == '' then
+    for _, one in ipairs(redis.call('ZRANGE', state.dead_order, 0, limit - 1)) do lines[#lines + 1] = dead_line(state, one) end
+    return cmsgpack.pack({CALL_VERSION, lines, false})
+  end
+  if number ~= '' then
+    lines[1] = dead_line(state, number)
+    if lines[1] or is_dead then return cmsgpack.pack({CALL_VERSION, lines, false}) end
+  end
+  if not state.is_stale then
+    local privates = redis.call('HMGET', state.private, number)
+    local names = {number}
+    if number == '' then
+      names = redis.call('HSCAN', state.private, 0, 'COUNT', limit, 'NOVALUES')[2]
+      table.sort(names)
+    elseif not privates[1] then
+      names = {}
+    end
+    for _, one in ipairs(names) do
+      if #lines >= limit then break end
+      local message = find(state, one, true)
+      lines[#lines + 1] = group_line(state, message_line(state, one, message.value, message.key, message.headers, 0), true)
+    end
+  end
+  local from, to, looked = '-', '+', 0
+  if number ~= '' then from, to = number, number end
+  while #lines < limit and looked < SCAN_MAX do
+    local entries = redis.call('XRANGE', state.messages, from, to, 'COUNT', UPKEEP_MAX)
+    local states, numbers = states_of(state, entries)
+    for place, entry in ipairs(entries) do
+      if states[place] and #lines < limit then
+        local key, headers, ready_ms = extras(entry[2][2])
+        local line = message_line(state, numbers[place], entry[2][4], key, headers, ready_ms)
+        lines[#lines + 1] = group_line(state, line, false, states[place][2])
+      end
+    end
+    looked = looked + #entries
+    if #entries < UPKEEP_MAX then break end
+    from = '(' .. numbers[#numbers]
+  end
+  return cmsgpack.pack({CALL_VERSION, lines, looked >= SCAN_MAX})
+end
+
+local function revision()
+  return REVISION
+end
+
+-- While a library is loaded, it has no functions of Lua: not even `pairs`.
+local function register(name, callback, flags)
+  redis.register_function{function_name = 'dss_queue_1_' .. name, callback = callback, flags = flags}
+end
+
+register('publish', publish, {})
+register('put_group', put_group, {})
+-- Steps that let the partition shrink work when memory is full.
+register('purge', purge, {'allow-oom'})
+register('consume', consume, {'allow-oom'})
+register('ack', ack, {'allow-oom'})
+register('nack', nack, {'allow-oom'})
+register('extend', extend, {'allow-oom'})
+register('sweep', sweep, {'allow-oom'})
+register('redrive', redrive, {'allow-oom'})
+register('purge_dead', purge_dead, {'allow-oom'})
+-- Steps that change nothing.
+register('stats', stats, {'no-writes'})
+register('group_stats', group_stats, {'no-writes'})
+register('peek', peek, {'no-writes'})
+register('group_peek', group_peek, {'no-writes'})
+register('revision', revision, {'no-writes'})

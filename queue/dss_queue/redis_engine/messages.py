@@ -1,0 +1,98 @@
+"""Ids and receipts of the engine's messages, and what its steps answer."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from dss_queue.answers import Delivered
+
+_ID = re.compile(r"r(\d{1,3})-(\d{16})")
+
+
+class Place(NamedTuple):
+    """Where a message is."""
+
+    partition: int
+    number: str
+
+
+def message_id(partition: int, number: str) -> str:
+    """The `msg_id`: "r<partition>-<number>". Those of the replicated log begin with a digit."""
+    return f"r{partition}-{number}"
+
+
+def place_of(msg_id: str) -> Place | None:
+    """Where the message with this id is; None when no message of the engine can have it."""
+    found = _ID.fullmatch(msg_id)
+    return None if found is None else Place(int(found[1]), found[2])
+
+
+def receipt_of(msg_id: str, serial: str) -> str:
+    """The receipt of a delivery."""
+    return f"{msg_id}.{serial}"
+
+
+def serial_of(msg_id: str, receipt: str | None) -> str:
+    """What a receipt names: a delivery; empty: the one in flight; "-": none of this message."""
+    if receipt is None:
+        return ""
+    of_id, _, serial = receipt.rpartition(".")
+    return serial if of_id == msg_id and serial else "-"
+
+
+class Consumed(NamedTuple):
+    """What one step of consuming got from one partition."""
+
+    messages: list[Delivered]
+    #: why there are none
+    empty_reason: str
+    #: until something becomes ready by itself; None: nothing does
+    next_in_ms: int | None
+    #: there may be more
+    more: bool
+
+
+#: `next_ms` in an answer: nothing becomes ready by itself.
+NEVER_MS = 9_000_000_000_000_000
+
+published_answer = msgspec.msgpack.Decoder(tuple[int, int, list[int]])
+consume_answer = msgspec.msgpack.Decoder(tuple[int, str, int, int, list[str | int], str, int, bool, int])
+letters_answer = msgspec.msgpack.Decoder(tuple[int, str])
+extend_answer = msgspec.msgpack.Decoder(tuple[int, int, str])
+sweep_answer = msgspec.msgpack.Decoder(tuple[int, int, bool])
+count_answer = msgspec.msgpack.Decoder(tuple[int, int])
+counted_answer = msgspec.msgpack.Decoder(tuple[int, int, bool])
+group_answer = msgspec.msgpack.Decoder(tuple[int, bool, int])
+stats_answer = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, str, list[str]])
+group_stats_answer = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, str, int, int, int, list[str | int]])
+lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list]])
+group_lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list], bool])
+
+
+def consumed(partition: int, data: bytes) -> Consumed:
+    """The answer of `consume`."""
+    _, serial, at_ms, due_ms, fields, reason, next_ms, more, _ = consume_answer.decode(data)
+    messages = []
+    rows = iter(fields)
+    for number, value, key, headers, attempt, first_ms in zip(rows, rows, rows, rows, rows, rows, strict=True):
+        msg_id = f"r{partition}-{number}"
+        messages.append(
+            Delivered(
+                msg_id=msg_id,
+                value=msgspec.Raw(value),  # type: ignore[arg-type]
+                key=key,  # type: ignore[arg-type]
+                headers=msgspec.Raw(headers) if headers else None,  # type: ignore[arg-type]
+                partition=partition,
+                receipt=f"{msg_id}.{serial}",
+                attempt=attempt,  # type: ignore[arg-type]
+                first_delivered_ms=first_ms,  # type: ignore[arg-type]
+                delivered_ms=at_ms,
+                visible_until_ms=due_ms,
+                published_ms=int(number) // 1000,
+            )
+        )
+    next_in_ms = None if next_ms >= NEVER_MS else max(0, next_ms - at_ms)
+    return Consumed(messages, reason, next_in_ms, more)

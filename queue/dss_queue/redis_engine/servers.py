@@ -1,0 +1,291 @@
+"""The servers of the engine: one primary, or those of a Cluster. It knows which of them has a partition, also after a failover or a move
+of slots, and repeats calls that can be repeated until their time is over."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import Connection, parse_url
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ClusterError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as Disconnected
+
+from dss_api.errors import Refused
+from dss_queue.redis_engine import errors, library_text
+from dss_queue.redis_engine.errors import EngineAway, UnfitServer
+from dss_queue.redis_engine.lane import Acks, Lane, NotConfirmed, packed
+
+TIMEOUT_S = 2.0
+#: For how long a call is repeated while its partition has no primary, or moves.
+DEADLINE_S = 5.0
+#: Between two attempts.
+PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
+#: How long replicas or disks may take to confirm a change.
+CONFIRM_MS = 1000
+CALL_VERSION = 1
+CLUSTER_SCHEME = "redis+cluster"
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@lru_cache(4096)
+def _beginning(step: str, keys: tuple[str, ...]) -> bytes:
+    """A call of a step up to its argument."""
+    words = (b"FCALL", f"{library_text.NAME}_{step}".encode(), b"%d" % len(keys), *(key.encode() for key in keys))
+    return b"*%d\r\n" % (len(words) + 1) + b"".join(packed(*words)[1:])
+
+
+class Servers:
+    """See the module.
+
+    Args:
+        url: `redis://` or `rediss://` with one server, which may be of a Cluster, or `redis+cluster://host:port,…`.
+        replicas_min: replicas that confirm a change with `acks` other than `primary`.
+    """
+
+    def __init__(self, url: str, *, replicas_min: int = 1, deadline_s: float = DEADLINE_S) -> None:
+        self._starts, self._options = _addresses(url)
+        self._replicas_min = replicas_min
+        self._deadline_s = deadline_s
+        self._cluster: RedisCluster | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._refreshing: asyncio.Task[None] | None = None
+
+    @staticmethod
+    def at_us() -> int:
+        """The time of a step in microseconds; 0: that of the primary. Tests replace it."""
+        return 0
+
+    async def open(self, *, needs_disk: bool = False) -> None:
+        """Connect, check all primaries, and load the library where it is missing.
+
+        Raises:
+            UnfitServer: with what to change.
+            EngineAway: no server answers.
+        """
+        trouble = ""
+        for address in self._starts:
+            try:
+                info = library_text.decoded_info(await self._lane(address).call(packed(b"INFO", b"everything")))
+            except (RedisError, OSError) as error:
+                trouble = f"{address}: {error}"
+                continue
+            if info.get("cluster_enabled") == "1":
+                await self._open_cluster()
+            else:
+                self._starts = [address]
+            for primary in self.primaries:
+                await self._check(primary, needs_disk=needs_disk)
+            return
+        raise EngineAway(f"no server answers ({trouble})")
+
+    async def _open_cluster(self) -> None:
+        nodes = [ClusterNode(*_host_port(address)) for address in self._starts]
+        # Lanes have the connections for calls: this client only keeps the table of slots.
+        self._cluster = RedisCluster(startup_nodes=nodes, protocol=2, **self._options)
+        try:
+            await self._cluster.initialize()
+        except (RedisError, OSError) as error:
+            raise EngineAway(f"the Cluster does not answer ({error})") from None
+
+    @property
+    def primaries(self) -> list[str]:
+        """The addresses of all primaries."""
+        if self._cluster is None:
+            return self._starts
+        return [f"{node.host}:{node.port}" for node in self._cluster.get_primaries()]
+
+    async def _check(self, address: str, *, needs_disk: bool) -> None:
+        try:
+            info = library_text.decoded_info(await self._lane(address).call(packed(b"INFO", b"everything")))
+        except (RedisError, OSError) as error:
+            raise EngineAway(f"{address} does not answer ({error})") from None
+        library_text.check_server(address, info, needs_disk=needs_disk)
+        await self._load_library(address)
+
+    async def _load_library(self, address: str) -> None:
+        """Load the library unless this release or a newer one has loaded it."""
+        lane, source = self._lane(address), library_text.text()
+        try:
+            found = await lane.call(packed(b"FUNCTION", b"LIST", b"LIBRARYNAME", library_text.NAME.encode(), b"WITHCODE"))
+            loaded = _code_of(found[0]) if found else ""
+            if loaded == source or library_text.revision_of(loaded) > library_text.revision_of(source):
+                return
+            await lane.call(packed(b"FUNCTION", b"LOAD", b"REPLACE", source.encode()))
+        except ResponseError as error:
+            raise UnfitServer(f"{address} does not load the functions: {error}") from None
+        except (RedisError, OSError) as error:
+            raise EngineAway(f"{address} does not answer ({error})") from None
+
+    async def close(self) -> None:
+        for lane in list(self._lanes.values()):
+            await lane.close()
+        self._lanes.clear()
+        if self._cluster is not None:
+            await self._cluster.aclose()
+
+    # ------------------------------------------------------------------ calls
+
+    async def call(self, step: str, keys: tuple[str, ...], *args: Any, acks: Acks = "primary", repeatable: bool = True) -> bytes:
+        """The answer of one step of the library.
+
+        Args:
+            keys: all of one partition.
+            repeatable: a second call would do no harm, so it is repeated when the outcome of the first is not known.
+
+        Raises:
+            NoGroup: the step is one of a group that the partition does not have.
+            Refused: `engine_away`; `unknown_outcome`: it may have taken effect; or the library's.
+        """
+        argument = _encode((CALL_VERSION, self.at_us(), *args))
+        command = [_beginning(step, keys), b"$%d\r\n" % len(argument), argument, b"\r\n"]
+        answer = await self._repeated(keys[0], command, acks, repeatable=repeatable)
+        assert isinstance(answer, bytes)
+        return answer
+
+    async def _repeated(self, key: str, command: list[bytes], acks: Acks, *, repeatable: bool) -> Any:
+        loop = asyncio.get_running_loop()
+        until, pause_s = loop.time() + self._deadline_s, PAUSE_S_MIN
+        slot = key_slot(key.encode())
+        asked: AskError | None = None
+        while True:
+            try:
+                address = self._address_of(slot) if asked is None else f"{asked.host}:{asked.port}"
+                return await self._lane(address).call(command, acks, asking=asked is not None)
+            except NotConfirmed as error:
+                raise Refused("unknown_outcome", f"it took effect on the primary, but {error}") from None
+            except AskError as error:
+                asked = error
+                continue
+            except MovedError as error:
+                assert self._cluster is not None
+                trouble: Exception = error
+                await self._cluster.nodes_manager.move_slot(error)
+                pause_s = PAUSE_S_MIN
+            except (TryAgainError, BusyLoadingError, ClusterDownError, ReadOnlyError) as error:
+                trouble = error
+                await self.refresh()
+            except ResponseError as error:
+                trouble = error
+                await self._answer_error(address, error)
+            except (Disconnected, RedisError, OSError, ClusterError) as error:
+                trouble = error
+                if not repeatable:
+                    raise Refused("unknown_outcome", f"the engine did not answer ({error})") from None
+                await self.refresh()
+            asked = None
+            if loop.time() + pause_s > until:
+                raise EngineAway(f"the engine does not answer ({trouble})") from None
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    async def read(self, key: str, *words: bytes) -> Any:
+        """The answer of a command that changes nothing, from the primary that has the key."""
+        return await self._repeated(key, packed(*words), "primary", repeatable=True)
+
+    async def _answer_error(self, address: str, error: ResponseError) -> None:
+        """Return if the call may be repeated.
+
+        Raises:
+            Exception: what the error means for the caller.
+        """
+        text = str(error)
+        if text.startswith(errors.PREFIX):
+            raise errors.refusal(text) from None
+        if "Function not found" in text:
+            await self._load_library(address)
+        elif text.startswith("OOM") or "maxmemory" in text:
+            raise Refused("over_limit", "the engine's memory is full (`maxmemory`)", limit="maxmemory") from None
+        elif text.startswith(("MASTERDOWN", "BUSY", "LOADING", "NOREPLICAS")):
+            await self.refresh()
+        else:
+            raise EngineAway(f"{address}: {text}") from None
+
+    def _address_of(self, slot: int) -> str:
+        if self._cluster is None:
+            return self._starts[0]
+        node = self._cluster.nodes_manager.get_node_from_slot(slot)
+        return f"{node.host}:{node.port}"
+
+    async def refresh(self) -> None:
+        """Ask for the table of slots again; those who need it at the same time share the answer."""
+        if self._cluster is None:
+            return
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.ensure_future(self._read_slots())
+        await asyncio.shield(self._refreshing)
+
+    async def _read_slots(self) -> None:
+        assert self._cluster is not None
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await self._cluster.nodes_manager.initialize()
+        except (RedisError, OSError, TimeoutError):
+            # The next attempt asks again.
+            return
+
+    def lane_of(self, key: str) -> Lane:
+        """The lane to the primary that has the key."""
+        return self._lane(self._address_of(key_slot(key.encode())))
+
+    def address_of(self, key: str) -> str:
+        """The address of the primary that has the key."""
+        return self._address_of(key_slot(key.encode()))
+
+    def connection(self, address: str, *, timeout_s: float | None = TIMEOUT_S) -> Connection:
+        """A connection to a server, which is not open yet."""
+        host, port = _host_port(address)
+        options = dict(self._options)
+        kind = options.pop("connection_class", Connection)
+        return kind(
+            host=host, port=port, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=TIMEOUT_S, retry=None, **options
+        )
+
+    def _lane(self, address: str) -> Lane:
+        lane = self._lanes.get(address)
+        if lane is None:
+            lane = self._lanes[address] = Lane(
+                lambda: self.connection(address, timeout_s=TIMEOUT_S + CONFIRM_MS / 1000), self._replicas_min, CONFIRM_MS
+            )
+        return lane
+
+
+def _addresses(url: str) -> tuple[list[str], dict[str, Any]]:
+    """The addresses in a URL, and the options for their connections."""
+    scheme, _, rest = url.partition("://")
+    if scheme == CLUSTER_SCHEME:
+        credentials, at, hosts = rest.rpartition("@")
+        addresses = [one for one in hosts.partition("/")[0].split(",") if one]
+        options = dict(parse_url(f"redis://{credentials}{at}{addresses[0]}"))
+    else:
+        options = dict(parse_url(url))
+        parts = urlsplit(url)
+        addresses = [f"{parts.hostname or 'localhost'}:{parts.port or 6379}"]
+    for name in ("host", "port"):
+        options.pop(name, None)
+    return addresses, options
+
+
+def _host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+def _code_of(library: list[Any]) -> str:
+    fields = dict(zip(library[::2], library[1::2], strict=True))
+    return bytes(fields.get(b"library_code", b"")).decode()

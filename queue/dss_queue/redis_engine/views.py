@@ -1,0 +1,132 @@
+"""Statistics and peeks of topics on the engine. They change nothing; partitions are read one after another, not at one moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from dss_queue.answers import Ended, GroupStats, PeekedMessage, TopicStats
+from dss_queue.redis_engine import messages
+from dss_queue.redis_engine.engine import OWN_ATTEMPT, RedisEngine
+from dss_queue.redis_engine.errors import NoGroup
+from dss_queue.redis_engine.keys import group_keys, partition_keys
+from dss_queue.redis_engine.servers import Servers
+
+
+class Views:
+    """See the module."""
+
+    def __init__(self, servers: Servers, engine: RedisEngine) -> None:
+        self._servers = servers
+        self._engine = engine
+
+    async def topic_stats(self, topic: str, now_ms: int) -> tuple[TopicStats, list[GroupStats]]:
+        """A topic and its groups, sorted by name.
+
+        Args:
+            now_ms: for ages.
+        """
+        parts = await asyncio.gather(*(self._partition(topic, one) for one in range(self._engine.partitions)))
+        names = sorted({name for part in parts for name in part[6]})
+        groups = [await self._group(topic, name, now_ms) for name in names]
+        stats = TopicStats(
+            topic=topic,
+            messages=sum(part[1] for part in parts),
+            bytes=sum(part[2] for part in parts),
+            published=sum(part[3] for part in parts),
+            oldest_age_ms=_age_ms([part[5] for part in parts], now_ms),
+            dead=sum(group.dead for group in groups),
+            group_count=len(groups),
+        )
+        return stats, groups
+
+    async def _partition(self, topic: str, partition: int) -> tuple[int, int, int, int, int, str, list[str]]:
+        return messages.stats_answer.decode(await self._servers.call("stats", partition_keys(topic, partition)))
+
+    async def _group(self, topic: str, group: str, now_ms: int) -> GroupStats:
+        async def of_partition(partition: int) -> tuple[int, int, int, int, int, str, int, int, int, list[str | int]] | None:
+            keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+            try:
+                return messages.group_stats_answer.decode(await self._servers.call("group_stats", keys))
+            except NoGroup:
+                return None
+
+        found = await asyncio.gather(*map(of_partition, range(self._engine.partitions)))
+        parts = [part for part in found if part is not None]
+        dead_total: dict[str, int] = {}
+        for part in parts:
+            for reason, count in zip(part[9][::2], part[9][1::2], strict=True):
+                dead_total[str(reason)] = dead_total.get(str(reason), 0) + int(count)
+        return GroupStats(
+            group=group,
+            ready=sum(part[1] for part in parts),
+            delayed=sum(part[2] for part in parts),
+            in_flight=sum(part[3] for part in parts),
+            dead=sum(part[4] for part in parts),
+            waiters=self._engine.waiting(topic, group),
+            oldest_age_ms=_age_ms([part[5] for part in parts], now_ms),
+            delivered=sum(part[6] for part in parts),
+            redelivered=sum(part[7] for part in parts),
+            acked=sum(part[8] for part in parts),
+            dead_total=dead_total,
+            deliver_per_second=0.0,
+            ack_per_second=0.0,
+        )
+
+    async def peek(
+        self, topic: str, group: str = "", *, dead: bool = False, msg_id: str | None = None, dedup_id: str = "", limit: int = 10
+    ) -> list[PeekedMessage]:
+        """The retained messages of a topic, a group's unfinished ones, or with `dead` its dead letters, oldest first."""
+        number, partitions = "", list(range(self._engine.partitions))
+        if msg_id is not None:
+            place = messages.place_of(msg_id)
+            if place is None or place.partition >= self._engine.partitions:
+                return []
+            number, partitions = place.number, [place.partition]
+        wanted = (limit, number, dedup_id)
+        found = await asyncio.gather(*(self._lines(topic, one, group, dead, wanted) for one in partitions))
+        rows = sorted((line[0], partition, line) for partition, lines in zip(partitions, found, strict=True) for line in lines)
+        return [_line(partition, line, bool(group)) for _, partition, line in rows[:limit]]
+
+    async def _lines(self, topic: str, partition: int, group: str, dead: bool, wanted: tuple[int, str, str]) -> list[list[Any]]:
+        if not group:
+            data = await self._servers.call("peek", partition_keys(topic, partition), *wanted)
+            return messages.lines_answer.decode(data)[1]
+        keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+        try:
+            return messages.group_lines_answer.decode(await self._servers.call("group_peek", keys, *wanted, dead))[1]
+        except NoGroup:
+            return []
+
+
+def _line(partition: int, line: list[Any], is_of_group: bool) -> PeekedMessage:
+    number, value, key, headers, delayed_for_ms = line[:5]
+    message = PeekedMessage(
+        msg_id=messages.message_id(partition, number),
+        value=msgspec.Raw(value),
+        headers=msgspec.Raw(headers) if headers else None,
+        key=key,
+        partition=partition,
+        published_ms=int(number) // 1000,
+    )
+    if not is_of_group:
+        message.delayed_for_ms = delayed_for_ms
+        return message
+    message.state, message.attempt = line[5], line[6]
+    if message.state == "dead":
+        message.dead_ms, message.reason = line[7], line[8]
+        message.history = [Ended(*ending) for ending in line[9]]
+        return message
+    message.delayed_for_ms = delayed_for_ms
+    if message.state == "in_flight":
+        attempt_id, message.delivered_ms, message.visible_until_ms, message.node = line[7:11]
+        message.attempt_id = "" if attempt_id.startswith(OWN_ATTEMPT) else attempt_id
+    message.history = [Ended(*ending) for ending in line[11]]
+    return message
+
+
+def _age_ms(oldest: list[str], now_ms: int) -> int:
+    numbers = [int(number) for number in oldest if number]
+    return max(0, now_ms - min(numbers) // 1000) if numbers else 0
