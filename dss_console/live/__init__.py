@@ -8,6 +8,7 @@ share these reports. When the last viewer has gone, the leases end, and nothing 
     messages.py   lease and report, between nodes
     reports.py    this node's own report
     exchange.py   leases out, reports in
+    events.py     events of all nodes -> their lines, and what is known about elections (pure)
     judgement.py  reports -> node cards, checks and the verdict (pure)
     panels.py     locks, queues and cache of this node, in a bounded number of rows
     view.py       the parts put together; the viewers

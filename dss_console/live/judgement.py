@@ -64,12 +64,16 @@ class Facts:
     leader: str
     #: since this node knew a leader; 0 while it does
     leaderless_ms: int
-    #: when this node learned of the leader
+    #: when the leader was elected; 0: not known
     leader_since_ms: int
     election_ms_max: int
+    #: when a node found that it leads, if its election is not known; 0: not known either
+    leader_found_ms: int = 0
     #: why this node cannot use its state; "" if it can
     unusable: str = ""
     elections: int = 0
+    #: elections before this time are not known
+    elections_known_since_ms: int = 0
     #: recent dead letters, and the topics with their groups that have any: (topic, group, count)
     new_dead_letters: int = 0
     dead_letters: Sequence[tuple[str, str, int]] = ()
@@ -191,7 +195,10 @@ def _refusal(facts: Facts) -> Verdict | None:
 
 def _leader(facts: Facts) -> Check:
     if facts.leader:
-        since = f", since {time_of_day(facts.leader_since_ms)}" if facts.leader_since_ms else ""
+        if facts.leader_since_ms:
+            since = f", since {time_of_day(facts.leader_since_ms)}"
+        else:
+            since = f", since {time_of_day(facts.leader_found_ms)} or earlier" if facts.leader_found_ms else ""
         return Check("leader", "ok", f"{facts.leader} leads in term {facts.term}{since}.", "")
     level: Level = "bad" if facts.leaderless_ms > 2 * facts.election_ms_max else "warn"
     return Check("leader", level, f"No leader for {duration_text(facts.leaderless_ms // 100 * 100)}: an election is needed.", "")
@@ -222,8 +229,13 @@ def _lag(facts: Facts) -> list[Check]:
 
 
 def _elections(facts: Facts) -> list[Check]:
-    recent = f"in the last {duration_text(RECENT_MS).removesuffix(' 0 s')}"
-    if facts.elections >= ELECTIONS_MAX:
+    are_new = facts.elections_known_since_ms > facts.at_ms - RECENT_MS
+    if are_new:
+        recent = f"since {time_of_day(facts.elections_known_since_ms)}; no node that answers has run for longer"
+    else:
+        recent = f"in the last {duration_text(RECENT_MS).removesuffix(' 0 s')}"
+    # Nodes that have all just started need a leader.
+    if facts.elections - are_new >= ELECTIONS_MAX:
         return [Check("elections", "warn", f"{facts.elections} elections {recent}: leadership is not stable.", "")]
     if facts.elections:
         return [

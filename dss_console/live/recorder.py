@@ -7,7 +7,7 @@ bounds the memory. Frequent events, such as grants and publishes, are not record
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from itertools import islice
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Recorded(NamedTuple):
 
     Attributes:
         seq: counts the events of this node from its start.
-        at_ms: by the node's wall clock.
+        at_ms: by the node's wall clock; of the kinds in `REPLICATED`, the stamp of the log entry: a node that starts applies its log again.
         kind: see `TEXTS`.
         subject: a node, a client, or a topic.
         object: a key, or a group.
@@ -79,34 +79,28 @@ class Recorder:
         self._append = self._ring.append
         self.last_seq = 0
 
-    def add(self, kind: str, subject: str = "", object: str = "", detail: str = "", term: int = 0) -> None:
-        """Record an event."""
+    def add(self, kind: str, subject: str = "", object: str = "", detail: str = "", term: int = 0, at_ms: int = 0) -> None:
+        """Record an event; `at_ms` is 0 for one that happens now."""
         self.last_seq += 1
-        self._append((self._wall_ns(), kind, subject, object, detail, term))
+        self._append((at_ms * NS_PER_MS or self._wall_ns(), kind, subject, object, detail, term))
 
-    def since(self, seq: int, limit: int = EVENTS_PER_FRAME_MAX) -> list[Recorded]:
-        """The events after `seq`, oldest first; the latest `limit` of them."""
-        wanted = min(limit, self.last_seq - seq, len(self._ring))
-        if wanted <= 0:
+    def since(self, seq: int, limit: int = EVENTS_PER_FRAME_MAX, without: Container[str] = ()) -> list[Recorded]:
+        """The events after `seq`, in the order in which they were recorded; the latest `limit` of them.
+
+        Args:
+            without: kinds that are left out.
+        """
+        new = min(self.last_seq - seq, len(self._ring))
+        if new <= 0:
             return []
-        latest = islice(self._ring, len(self._ring) - wanted, None)
-        return [_recorded(number, event) for number, event in enumerate(latest, self.last_seq - wanted + 1)]
+        numbered = enumerate(islice(self._ring, len(self._ring) - new, None), self.last_seq - new + 1)
+        return [_recorded(number, event) for number, event in numbered if event[1] not in without][-limit:]
 
     def count(self, kind: str, since_ms: int) -> int:
         """How many events of this kind happened since then."""
-        count = 0
-        for at_ns, found, *_ in reversed(self._ring):
-            if at_ns < since_ms * NS_PER_MS:
-                break
-            count += found == kind
-        return count
-
-    def last(self, kind: str) -> Recorded | None:
-        """The latest event of this kind."""
-        for back, event in enumerate(reversed(self._ring)):
-            if event[1] == kind:
-                return _recorded(self.last_seq - back, event)
-        return None
+        since_ns = since_ms * NS_PER_MS
+        # Not from the end to the first that is older: entries that are applied again were stamped earlier than they are recorded.
+        return sum(event[1] == kind and event[0] >= since_ns for event in self._ring)
 
 
 def _recorded(seq: int, event: _Event) -> Recorded:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dss_cache.service import CacheService
 from dss_console.live.messages import Change, LineState, Report, Told
-from dss_console.live.recorder import Recorder
+from dss_console.live.recorder import REPLICATED, Recorder
 from dss_locks.core.state import LockChanged
 from dss_queue.core.records import DeadLettered
 from dss_raft import metrics, node_metrics
@@ -46,6 +46,7 @@ class Reporter:
         self._rss_bytes, self._rss_due_s = 0, float("-inf")
         self._led_by = ""
         self._members: tuple[str, ...] = ()
+        self.started_ms = wall_clock_ms()
         self.recorder.add("started", node.node_id)
         node.on_leader_change(self._leader_changed)
         node.on_vote(self._vote_answered)
@@ -83,7 +84,8 @@ class Reporter:
             misses=cache.misses,
             store_trouble=cache.write_back.trouble,
             silent_ms={peer: ms for peer in node.peers if (ms := node.silent_ms(peer)) is not None},
-            events=[Told(*event) for event in self.recorder.since(since)],
+            # Of the other kinds a viewer shows its own.
+            events=[Told(*event) for event in self.recorder.since(since, without=REPLICATED)],
             line_states=self._lines(keys),
             changes=[Change(one["at_ms"], one["from"], one["to"], one["why"], one["version"]) for one in trace],
         )
@@ -130,10 +132,10 @@ class Reporter:
 
     def _lock_changed(self, event: LockChanged, index: int) -> None:
         if (kind := _RARE.get(event.kind)) is not None:
-            self.recorder.add(kind, event.client, event.key, event.reason)
+            self.recorder.add(kind, event.client, event.key, event.reason, at_ms=self._node.event_at_ms)
 
     def _dead_lettered(self, event: DeadLettered, index: int) -> None:
-        self.recorder.add("dead_letter", event.topic, event.group, event.reason)
+        self.recorder.add("dead_letter", event.topic, event.group, event.reason, at_ms=self._node.event_at_ms)
 
 
 class FsyncQuantile:

@@ -20,10 +20,11 @@ from dss_cache.core.directory import Directory
 from dss_cache.service import CacheService
 from dss_console.live import panels
 from dss_console.live.answers import ClusterEvent, EventLine, Verdict
+from dss_console.live.events import Elections, elections, event_lines
 from dss_console.live.exchange import RENEW_S, Exchange
 from dss_console.live.judgement import RECENT_MS, Facts, Judgement, MemberFacts, judge
 from dss_console.live.messages import Report
-from dss_console.live.recorder import EVENTS_PER_FRAME_MAX, REPLICATED, WARNINGS, Recorded, text_of
+from dss_console.live.recorder import EVENTS_KEPT, EVENTS_PER_FRAME_MAX
 from dss_console.live.reports import Reporter
 from dss_console.live.requests import WatchCluster
 from dss_console.live.texts import time_of_day
@@ -45,8 +46,6 @@ VIEWERS_PER_CALLER_MAX = 10
 PUSH_S = 0.5
 #: A viewer with more frames than this that it has not taken gets no more until it has.
 BEHIND_MAX = 2
-#: Events in the view.
-EVENTS_SHOWN_MAX = 40
 #: Changes of a watched lock that are kept while it is watched.
 LOCK_HISTORY_MAX = 50
 #: Every part of the event, in the order of the page.
@@ -84,9 +83,10 @@ class LiveView:
         self._tasks = Tasks()
         self._serving: asyncio.Task[None] | None = None
         self._leaderless_since_s: float | None = clock()
-        #: the lines of the latest events, and what they were made of
+        #: the lines of the latest events, what they say about elections, and what both were made of
         self._lines: list[EventLine] = []
-        self._lines_of: tuple[Any, ...] = ()
+        self._known = Elections(0)
+        self._read_of: tuple[Any, ...] = ()
         self._histories: dict[str, deque[tuple[int, LockChanged]]] = {}
         node.on_leader_change(self._leader_changed)
         node.on_event(LockChanged, self._lock_changed)
@@ -212,7 +212,7 @@ class LiveView:
 
     def _lock_changed(self, event: LockChanged, index: int) -> None:
         if self._histories and (history := self._histories.get(event.key)) is not None:
-            history.append((wall_clock_ms(), event))
+            history.append((self._node.event_at_ms, event))
 
     # -------------------------------------------------------------------- facts
 
@@ -220,11 +220,11 @@ class LiveView:
         """What this node knows now."""
         node, recorder = self._node, self.recorder
         core, status = node.core, node.status()
-        led = recorder.last("leader")
+        known = self._elections()
+        led = core.leader_id, core.term
         leaderless_s = None if core.leader_id else self._leaderless_since_s
-        recent = at_ms - RECENT_MS
-        # The leader that this node found when it started is not an election.
-        elections = max(0, recorder.count("leader", recent) - (recorder.count("started", recent) > 0))
+        # What happens in the log has the time of the log.
+        recent = node.now_ms() - RECENT_MS
         return Facts(
             node=node.node_id,
             at_ms=at_ms,
@@ -232,10 +232,12 @@ class LiveView:
             term=core.term,
             leader=core.leader_id,
             leaderless_ms=0 if leaderless_s is None else int((self._clock() - leaderless_s) * 1000),
-            leader_since_ms=0 if led is None else led.at_ms,
+            leader_since_ms=known.elected.get(led, 0),
+            leader_found_ms=known.found.get(led, 0),
             election_ms_max=node.config.raft_election_max_ms,
             unusable=node.unusable_reason,
-            elections=elections,
+            elections=known.count(at_ms - RECENT_MS),
+            elections_known_since_ms=known.known_since_ms,
             new_dead_letters=recorder.count("dead_letter", recent),
             dead_letters=panels.dead_letters(self._broker),
             deadlocks=recorder.count("deadlock", recent),
@@ -259,30 +261,27 @@ class LiveView:
 
     def _events(self) -> list[EventLine]:
         """The latest events of all members, latest first. What every node records by itself is shown once."""
-        node = self._node
-        of = (self.recorder.last_seq, self._exchange.events_seen, tuple(node.peers))
-        if of != self._lines_of:
-            self._lines_of, self._lines = of, self._event_lines()
+        self._read_events()
         return self._lines
 
-    def _event_lines(self) -> list[EventLine]:
+    def _elections(self) -> Elections:
+        """What the members know about elections, as far as they have told this node."""
+        self._read_events()
+        return self._known
+
+    def _read_events(self) -> None:
         node = self._node
-        own = [(node.node_id, event) for event in self.recorder.since(0, EVENTS_PER_FRAME_MAX)]
-        others = [
-            (peer, event)
-            for peer in node.peers
-            for event in self._exchange.remote(peer).events[-EVENTS_PER_FRAME_MAX:]
-            if event.kind not in REPLICATED
-        ]
-        led: set[tuple[str, int]] = set()
-        lines = []
-        for teller, event in sorted((*own, *others), key=lambda one: one[1].at_ms):
-            if event.kind == "leader":
-                if (event.subject, event.term) in led:
-                    continue
-                led.add((event.subject, event.term))
-            lines.append(_event_line(teller, event))
-        return lines[: -EVENTS_SHOWN_MAX - 1 : -1]
+        of = (self.recorder.last_seq, self._exchange.events_seen, tuple(node.peers))
+        if of == self._read_of:
+            return
+        self._read_of = of
+        # All that were kept: entries that are applied again may be the latest to be recorded, and the oldest.
+        told = {node.node_id: self.recorder.since(0, EVENTS_KEPT)}
+        for peer in node.peers:
+            told[peer] = self._exchange.remote(peer).events[-EVENTS_PER_FRAME_MAX:]
+        started_ms = self._reporter.started_ms
+        self._known = elections(told, started_ms)
+        self._lines = event_lines(told, self._known, node.node_id, started_ms)
 
     def close(self) -> None:
         self._tasks.cancel()
@@ -383,21 +382,6 @@ class _Moment:
 
 def _rows_max(rows: str, name: str) -> int:
     return panels.ROWS_MANY if rows == name else panels.ROWS_FEW
-
-
-def _event_line(teller: str, event: Recorded) -> EventLine:
-    return EventLine(
-        id=f"{teller}-{event.at_ms}-{event.seq}",
-        at_ms=event.at_ms,
-        at=time_of_day(event.at_ms),
-        node=teller,
-        kind=event.kind,
-        level="warn" if event.kind in WARNINGS else "ok" if event.kind == "leader" else "info",
-        text=text_of(event),
-        subject=event.subject,
-        object=event.object,
-        term=event.term,
-    )
 
 
 def live_view_of(node: Node) -> LiveView:

@@ -28,9 +28,14 @@ class Listeners:
         self._peer_down_listeners: list[Callable[[str], None]] = []
         self._configuration_listeners: list[Callable[[], None]] = []
         self._replacement_listeners: list[Callable[[], None]] = []
+        #: during a callback of `on_event`: the applied time of the event's entry, in ms
+        self.event_at_ms = 0
 
     def on_event(self, event_type: type[Event], callback: Callable[[Any, int], None]) -> None:
-        """Call `callback(event, index)` for each event of this type, right after the entry was applied here."""
+        """Call `callback(event, index)` for each event of this type, right after the entry was applied here.
+
+        A node that starts applies the entries of its log again. `event_at_ms` says when the event happened.
+        """
         self._event_listeners[event_type].append(callback)
 
     def on_leader_change(self, callback: Callable[[str, int], None]) -> None:
@@ -69,8 +74,8 @@ class Listeners:
         """Call `callback()` when another configuration is in force."""
         self._configuration_listeners.append(callback)
 
-    def _notify_events(self, events: list[Event], index: int) -> None:
-        for event in events:
+    def _notify_events(self, events: list[tuple[Event, int]], index: int) -> None:
+        for event, self.event_at_ms in events:
             for callback in self._event_listeners.get(type(event), ()):
                 callback(event, index)
 

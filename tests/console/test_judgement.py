@@ -78,6 +78,21 @@ def test_all_is_well() -> None:
     assert found.checks[0].text == "node-2 leads in term 6, since 11:59:00."
 
 
+def text_of(check: str, **fields: Any) -> str:
+    return next(one.text for one in judge(facts(**fields)).checks if one.id == check)
+
+
+def test_a_node_that_has_just_started_says_what_it_knows_of_elections() -> None:
+    since = {"elections_known_since_ms": NOON_MS - 60_000}
+    assert text_of("elections", **since) == "No election since 11:59:00; no node that answers has run for longer."
+    assert text_of("elections", elections=1, **since) == "1 election since 11:59:00; no node that answers has run for longer."
+    assert text_of("elections", elections_known_since_ms=NOON_MS - 600_000) == "No election in the last 10 min."
+    for elections, is_stable in ((ELECTIONS_MAX, True), (ELECTIONS_MAX + 1, False)):
+        assert (levels(judge(facts(elections=elections, **since)))["elections"] == "ok") is is_stable, "the first one was needed"
+    found = {"leader_since_ms": 0, "leader_found_ms": NOON_MS - 60_000}
+    assert text_of("leader", **found) == "node-2 leads in term 6, since 11:59:00 or earlier."
+
+
 def test_a_single_node_is_healthy_and_has_no_spare() -> None:
     verdict = judge(facts(member(1), leader="node-1")).verdict
     assert verdict.code == "healthy"

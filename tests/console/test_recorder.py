@@ -41,8 +41,23 @@ def test_recent_events_are_counted_by_kind() -> None:
         recorder.add(kind)
     assert recorder.count("leader", 0) == 2
     assert recorder.count("leader", 1011) == 1
-    assert recorder.last("dead_letter") == Recorded(2, 1010, "dead_letter")
-    assert recorder.last("candidate") is None
+
+
+def test_an_event_of_the_past_has_its_own_time_and_hides_no_later_one() -> None:
+    """A node that starts applies its log again."""
+    recorder = make_recorder()
+    recorder.add("started")
+    recorder.add("dead_letter", at_ms=300)
+    assert recorder.since(1) == [Recorded(2, 300, "dead_letter")]
+    assert (recorder.count("started", 1000), recorder.count("dead_letter", 1000), recorder.count("dead_letter", 300)) == (1, 0, 1)
+
+
+def test_events_of_other_kinds_are_found_behind_those_that_are_left_out() -> None:
+    recorder = make_recorder()
+    recorder.add("started")
+    for _ in range(2 * EVENTS_PER_FRAME_MAX):
+        recorder.add("dead_letter")
+    assert [event.kind for event in recorder.since(0, without=("dead_letter",))] == ["started"]
 
 
 def test_every_kind_has_a_sentence_and_an_unknown_one_its_name() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from dss_console.live import reports
 from dss_console.live.reports import FsyncQuantile, Reporter
+from dss_queue.core.records import DeadLettered
 from dss_raft import node_metrics
 
 
@@ -44,3 +45,14 @@ def test_histogram_memory_and_release_are_not_read_for_each_report(reporter: Rep
     reporter._node.core.last_index = 8
     reporter.report(0, (), "")
     assert sorted(read) == ["fsync", "fsync", "rss"], "there are new entries"
+
+
+def test_what_every_node_records_by_itself_is_not_sent(reporter: Reporter) -> None:
+    """Viewers show their own. Many of them would leave no room for the others in a frame."""
+    reporter._node.event_at_ms = 1000
+    for _ in range(300):
+        reporter._dead_lettered(DeadLettered("orders", "billing", "rejected"), 7)
+    report = reporter.report(0, (), "")
+    assert [told.kind for told in report.events] == ["started"]
+    (latest,) = reporter.recorder.since(300)
+    assert (latest.kind, latest.at_ms) == ("dead_letter", 1000)

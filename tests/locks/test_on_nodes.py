@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dss_console.live.reports import Reporter
 from dss_dev.local_cluster import free_ports
 from dss_locks import operations
 from dss_locks.core.commands import Acquire, CheckToken, Release, StatusQuery
@@ -167,3 +168,25 @@ async def test_locks_survive_the_restart_of_all_nodes(cluster):
     leader, *_ = await cluster.leader_and_others()
     (holder,) = (await operations.status(leader, StatusQuery(key="k"))).body["holders"]
     assert (holder["client"], holder["fencing_token"], holder["meta"]) == ("a", held.index, {"pid": 1})
+
+
+async def test_a_node_that_starts_again_tells_old_events_with_their_time(cluster):
+    """It applies its log again, many entries in one turn."""
+    _, first, second = await cluster.leader_and_others()
+    await operations.acquire(first, Acquire(key="k1", client="a"))
+    await operations.acquire(second, Acquire(key="k2", client="b"))
+    waiting = asyncio.create_task(operations.acquire(first, Acquire(key="k2", client="a", wait_ms=20_000)))
+    await cluster.until(lambda: all(cluster.waiting()))
+    for _ in range(3):
+        assert (await operations.acquire(second, Acquire(key="k1", client="b", wait_ms=20_000))).code == "deadlock"
+        await operations.acquire(second, Acquire(key="other", client="b", ttl_ms=1))
+    await operations.release(second, Release(key="k2", client="b"))
+    assert (await waiting).code == ""
+    stamps = [one.at_ms for one in first.machine("locks").scheduler.refused_deadlocks]
+    await cluster.stop("c")
+    node = cluster.nodes["c"] = Node(cluster.config("c"), [LockTable()])
+    recorder = Reporter(node, None).recorder
+    await node.start()
+    await cluster.until(lambda: node.is_ready)
+    assert [event.at_ms for event in recorder.since(0) if event.kind == "deadlock"] == stamps
+    assert stamps[-1] < recorder.since(0)[0].at_ms, "the start"

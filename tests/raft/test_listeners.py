@@ -37,7 +37,7 @@ def test_an_event_of_the_log_that_raises_is_a_failure_of_the_node() -> None:
 
     listeners.on_event(Event, fails)
     with pytest.raises(AttributeError):
-        listeners._notify_events([Event()], 7)
+        listeners._notify_events([(Event(), 1000)], 7)
 
 
 def test_a_vote_is_told_with_its_candidate() -> None:

@@ -172,7 +172,7 @@ class Survivor:
             replica.apply(entry)
             replica.take_outcomes()
             replica.take_faults()
-            yield replica.take_events()
+            yield [event for event, _ in replica.take_events()]
 
     def parts(self) -> dict[str, memoryview]:
         """The parts of the snapshot."""

@@ -175,7 +175,8 @@ class Replica:
         self._to_skip: set[int] = set()
         self._decoder = BatchDecoder(self.command_types, supported.max)
         self._outcomes: list[tuple[int, int, Result]] = []
-        self._events: list[Event] = []
+        #: each with the stamp of its entry
+        self._events: list[tuple[Event, int]] = []
         self._gap = False
         #: the last entry asks for a hash of the state after it; the node hashes it, and sets this to False
         self.must_hash = False
@@ -255,8 +256,8 @@ class Replica:
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
-    def take_events(self) -> list[Event]:
-        """The events of the machines since the last call, except the answers to waiters."""
+    def take_events(self) -> list[tuple[Event, int]]:
+        """The events of the machines since the last call, except the answers to waiters. Each with the applied time of its entry, in ms."""
         events, self._events = self._events, []
         return events
 
@@ -554,7 +555,7 @@ class Replica:
         for machine in self._machines:
             for event in machine.take_events():
                 if not isinstance(event, Resolved):
-                    self._events.append(event)
+                    self._events.append((event, self.at_ms))
                     continue
                 result = Result(event.result.body, event.result.code, index)
                 if event.waiter.node == ANY_NODE:
