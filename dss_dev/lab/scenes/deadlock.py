@@ -34,32 +34,25 @@ class Deadlock(Scene):
         return {"lock": B}
 
     def picture(self) -> Picture:
-        def lock(key: str, x: int) -> Box:
+        def lock(key: str, y: int) -> Box:
             holder = self._holders.get(key, "")
             return Box(
-                key, x, 150, 170, 64, f"lock {key}", [f"held by {holder}" if holder else "free"], "accent" if holder else ""
+                key, 165, y, 150, 56, f"lock {key}", [f"held by {holder}" if holder else "free"], "accent" if holder else ""
             )
 
+        # As a ring, so that a cycle of waits is seen as one.
+        bob = "refused: 409" if self._refused else self._state("bob")
         boxes = [
-            Box("alice", 30, 14, 170, 64, "alice", [self._state("alice")], "warn" if "alice" in self._waits else ""),
-            Box(
-                "bob",
-                280,
-                14,
-                170,
-                64,
-                "bob",
-                ["refused: 409" if self._refused else self._state("bob")],
-                "bad" if self._refused else "",
-            ),
-            lock(A, 30),
-            lock(B, 280),
+            lock(A, 14),
+            Box("alice", 14, 126, 150, 56, "alice", [self._state("alice")], "warn" if "alice" in self._waits else ""),
+            Box("bob", 316, 126, 150, 56, "bob", [bob], "bad" if self._refused else ""),
+            lock(B, 238),
         ]
         arrows = [Arrow(key, holder, "", "accent") for key, holder in self._holders.items()]
         arrows += [Arrow(client, key, "waits for", "warn", True) for client, key in self._waits.items()]
         if self._refused:
-            arrows.append(Arrow("bob", A, "would close the cycle", "bad", True))
-        return Picture("Who holds which lock, and who waits for whom", 232, boxes, arrows)
+            arrows.append(Arrow("bob", A, "closes the cycle", "bad", True))
+        return Picture("Who holds which lock, and who waits for whom", 308, boxes, arrows)
 
     def _state(self, client: str) -> str:
         return f"waits for {self._waits[client]}" if client in self._waits else "runs"
