@@ -102,6 +102,15 @@ def read_origins(value: str) -> tuple[str, ...]:
     return origins
 
 
+def read_site(value: str) -> str:
+    """Raises:
+    ValueError: it is not a scheme and a host.
+    """
+    if value and not ORIGIN_PATTERN.fullmatch(value):
+        raise ValueError(f"must be a site like http://127.0.0.1:8100, not {value!r}")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     """The settings of one node, read by `from_env`. Tests may construct it directly."""
@@ -296,6 +305,9 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         (),
         "Checks of `manage.py check --deploy` that are not shown again, because they are dealt with: `dss.I001,dss.I002`.",
         read_checks,
+    )
+    lab_url: str = setting(
+        "DSS_LAB_URL", "", "Where the pages link to the lab of `make run`, which sets it: `http://127.0.0.1:8100`.", read_site
     )
     debug: bool = setting(
         "DSS_DEBUG", False, "Show Django's debug pages. Never enable this on a node that others can reach.", environment.boolean

@@ -34,6 +34,13 @@ def svg(value: str) -> str:
     return mark_safe(value)
 
 
+@register.simple_tag
+def lab_url() -> str:
+    """Where the lab of `make run` is; "" if this node was started otherwise."""
+    url: str = settings.NODE.lab_url
+    return url
+
+
 @register.inclusion_tag("dss_console/head.html", takes_context=True)
 def live_head(context: Any) -> dict[str, Any]:
     """On pages that are not the cluster's: which node this is, and a banner when it cannot be trusted."""

@@ -25,14 +25,14 @@ class Access:
         #: browsers send a cookie to all ports of a host, so two labs need two names
         self.cookie = f"dss_lab_{port}"
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-        self._url = f"http://127.0.0.1:{port}/"
+        self.url = f"http://127.0.0.1:{port}"
         self._token = secrets.token_urlsafe(24)
         self._sessions: list[str] = []
 
     @property
     def link(self) -> str:
         """Opens the lab in one browser. The part behind `#` is not sent by browsers, so no log has it."""
-        return f"{self._url}#t={self._token}"
+        return f"{self.url}/#t={self._token}"
 
     def enter(self, token: str) -> str:
         """Use the link's token. Returns the value of the cookie; "": the token is wrong, or was used. A new link is made then."""

@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from dss_dev.lab.desk import Desk
 from dss_dev.lab.picture import Arrow, Box, Picture, row_of
 from dss_dev.lab.recording import Recording
 from dss_dev.lab.relays import Relays
+from dss_dev.lab.verdict import verdict_of
 from dss_dev.lab.watch import LiveView
 from dss_dev.local_cluster import LocalNode
 
@@ -73,6 +74,8 @@ class Lab:
         self.recording = Recording("", [])
         #: calls of the present step
         self.calls: list[Call] = []
+        #: calls without an answer yet, also those of a scene that was left
+        self._under_way: set[asyncio.Future[Said]] = set()
         self.version = 0
         self._change = asyncio.Event()
         self._browsers = 0
@@ -134,7 +137,11 @@ class Lab:
         )
         if message:
             self.recording.add(node_id, "receive", f"{node_id} gets {method} {path} of {who}", message=message)
-        said = await asyncio.to_thread(_call, node, method, path, body)
+        answering = asyncio.ensure_future(asyncio.to_thread(_call, node, method, path, body))
+        self._under_way.add(answering)
+        answering.add_done_callback(self._under_way.discard)
+        # Who waits for the answer may be cancelled; the call is made all the same.
+        said = await asyncio.shield(answering)
         if is_shown:
             answer = _short(said.body) if said.status else "no answer"
             self.calls.append(Call(who, shown, answer, said.status))
@@ -142,6 +149,11 @@ class Lab:
             self.recording.add(who, "receive", f"{who} gets {said.status or 'no answer'}: {answer}", message=back)
             self.changed()
         return said
+
+    async def all_answered(self) -> None:
+        """Wait until every call that was made has its answer, or has failed."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
     async def until(self, condition: Callable[[], Awaitable[Any]], what: str) -> Any:
         """The first result that is true.
@@ -171,6 +183,17 @@ class Lab:
         found: tuple[str, int] = await self.until(find, "a node leads")
         return found
 
+    async def until_level(self, node_ids: Sequence[str], leader: str) -> None:
+        """Wait until each of these nodes has what the leader has committed."""
+        leading = await self.until(lambda: self.status(leader), f"{leader} answers")
+        for node_id in node_ids:
+
+            async def is_level(node_id: str = node_id) -> bool:
+                status = await self.status(node_id)
+                return status is not None and status["commit_index"] >= leading["commit_index"]
+
+            await self.until(is_level, f"{node_id} has every committed entry")
+
     async def status(self, node_id: str) -> dict[str, Any] | None:
         return await asyncio.to_thread(self.node(node_id).status)
 
@@ -197,8 +220,12 @@ class Lab:
     def is_watched(self) -> bool:
         return self._browsers > 0
 
-    async def guard_absence(self) -> None:
-        """Resume paused nodes and heal cuts when no browser is open: a person who has closed the page has forgotten them."""
+    async def guard_absence(self, leave: Callable[[], Awaitable[None]]) -> None:
+        """Resume paused nodes and heal cuts when no browser is open: a person who has closed the page has forgotten them.
+
+        Args:
+            leave: leaves the present scene.
+        """
         while True:
             await asyncio.sleep(min(1.0, self._absence_s / 4))
             if self._left is None or time.monotonic() - self._left < self._absence_s:
@@ -209,6 +236,7 @@ class Lab:
                     await self.act("resume", node_id)
                 if node_id in self.relays.cut_off:
                     await self.act("heal", node_id)
+            await leave()
 
     # ---- changes
 
@@ -254,6 +282,12 @@ class Lab:
             }
             for node in list(self._nodes)
         ]
+
+    @property
+    def verdict(self) -> Mapping[str, Any] | None:
+        """The state of the cluster; None: no node has told it yet."""
+        parts = self.live.parts
+        return verdict_of(parts.get("verdict"), self.facts(), parts.get("nodes", ()))
 
     def node_boxes(self, y: int, height: int = 96, extra: Callable[[str], list[str]] = lambda node_id: []) -> list[Box]:
         """The first three nodes side by side."""

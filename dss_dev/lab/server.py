@@ -86,6 +86,8 @@ class Site:
         self._entered = entered
         self.scene: Scene | None = None
         self._changing = asyncio.Lock()
+        #: removes what the scenes that were left have made in the cluster
+        self._tidying: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -120,6 +122,9 @@ class Site:
         elif (method, path) == ("POST", "/scene"):
             await self._begin((await _body(receive, Begin)).scene)
             await _reply(send, 200, b"{}")
+        elif (method, path) == ("POST", "/leave"):
+            await self.leave()
+            await _reply(send, 200, b"{}")
         elif (method, path) == ("POST", "/step"):
             choice = (await _body(receive, Step)).choice
             if self.scene is None or not self.scene.step(choice):
@@ -151,14 +156,29 @@ class Site:
         if kind is None:
             raise Refused(400, f"{scene_id!r} is not a scene")
         async with self._changing:
-            await self.close_scene()
+            await self._leave()
             self.scene = kind(self.lab)
-            self.scene.begin()
+            self.scene.begin(self._tidying)
 
-    async def close_scene(self) -> None:
+    async def leave(self) -> None:
+        """Leave the scene: the page shows all scenes again. What the scene has made in the cluster is removed meanwhile."""
+        async with self._changing:
+            await self._leave()
+
+    async def _leave(self) -> None:
         if self.scene is not None:
             scene, self.scene = self.scene, None
+            self.lab.changed()
             await scene.close()
+            self._tidying = asyncio.create_task(scene.tidy(self._tidying))
+
+    async def close(self) -> None:
+        """The lab ends, and its nodes end with it."""
+        if self.scene is not None:
+            await self.scene.close()
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.wait([self._tidying])
 
     def _story(self, name: str) -> bytes:
         if name == "run":
@@ -180,7 +200,7 @@ class Site:
             "is_fresh": lab.live.is_fresh,
             "seen_by": parts.get("node", ""),
             "at": parts.get("at", ""),
-            "verdict": parts.get("verdict"),
+            "verdict": lab.verdict,
             "events": parts.get("events", [])[:12],
             "recorded": len(lab.recording.events),
         }
@@ -272,6 +292,11 @@ class LabServer:
         self._failure: Exception | None = None
 
     @property
+    def url(self) -> str:
+        """Without a token: it opens the lab in a browser that has used a link."""
+        return self._access.url
+
+    @property
     def link(self) -> str:
         return self._access.link
 
@@ -310,7 +335,7 @@ class LabServer:
             site, log_level="critical", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
         )
         self._server = uvicorn.Server(config)
-        guard = asyncio.create_task(self._lab.guard_absence())
+        guard = asyncio.create_task(self._lab.guard_absence(site.leave))
         try:
             self._is_up.set()
             await self._server.serve(sockets=[self._listener])
@@ -318,7 +343,7 @@ class LabServer:
             guard.cancel()
             self._lab.live.stop()
             with suppress(asyncio.CancelledError):
-                await site.close_scene()
+                await site.close()
             for node_id in list(self._lab.relays.cut_off):
                 self._lab.relays.heal(node_id)
             # Nodes that stop hand over through their links. The relays end with the process.

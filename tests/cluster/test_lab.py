@@ -105,6 +105,32 @@ def run(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
         running.process.wait(60)
 
 
+#: the labels of the stage that touch a line, a box, or another label
+TOUCHING = """() => {
+  const around = (shape, by) => {
+    const { x, y, width, height } = shape.getBBox();
+    return [x - by, y - by, x + width + by, y + height + by];
+  };
+  const points = (path) => Array.from({ length: Math.ceil(path.getTotalLength()) }, (_, at) => path.getPointAtLength(at));
+  const labels = [...document.querySelectorAll(".stage .arrow text")];
+  const found = [];
+  for (const label of labels) {
+    // The box of a line of text has room above and below its letters.
+    const [left, top, right, bottom] = around(label, -2);
+    const isIn = ({ x, y }) => left < x && x < right && top < y && y < bottom;
+    const lines = [...document.querySelectorAll(".stage .arrow path")];
+    if (lines.some((path) => points(path).some(isIn))) found.push(`${label.textContent}: a line`);
+    for (const other of [...document.querySelectorAll(".stage .box rect"), ...labels.filter((one) => one !== label)]) {
+      const [otherLeft, otherTop, otherRight, otherBottom] = around(other, -2);
+      const isApart = otherLeft >= right || otherRight <= left || otherTop >= bottom || otherBottom <= top;
+      if (!isApart) found.push(`${label.textContent}: ${other.textContent || "a box"}`);
+    }
+    if (left < 0 || right > 480) found.push(`${label.textContent}: the edge`);
+  }
+  return found;
+}"""
+
+
 class Visit:
     """The lab in a browser of its own, and everything that it complained about."""
 
@@ -153,8 +179,13 @@ class Visit:
         self.at(scene, number)
 
     def play(self, scene: str) -> None:
+        touching = []
         for number in range(1, self.begin(scene) + 1):
             self.take(scene, number)
+            for width in (390, 1400):
+                self.page.set_viewport_size({"width": width, "height": 900})
+                touching += [f"step {number} at {width}: {each}" for each in self.page.evaluate(TOUCHING)]
+        assert touching == []
         self.says("[data-done]", "The scene is over")
 
     def no_complaints(self) -> None:
@@ -255,6 +286,30 @@ def test_the_pages_fit_and_pass_axe(visit: Visit) -> None:
         pytest.skip(AXE_MISSING)
 
 
+def test_the_logo_leads_back_to_all_scenes_and_removes_what_was_made(visit: Visit) -> None:
+    visit.begin("deadlock")
+    visit.take("deadlock", 1)
+    locks = f"{visit.run.url(1)}/lock/status?key=lab%2FA"
+    assert json.loads(visit.context.request.get(locks).body())["holders"]
+    visit.page.locator("[data-home]").click()
+    visit.page.locator("[data-welcome] h1").wait_for()
+    assert visit.page.evaluate("document.activeElement.id") == "welcome-title", "the focus is not lost"
+    assert visit.page.locator("[data-choices] button").count() == len(SCENES)
+    wait_until(lambda: not json.loads(visit.context.request.get(locks).body())["holders"], "alice's lock is released")
+    visit.no_complaints()
+
+
+def test_the_pages_of_nodes_lead_to_the_lab(visit: Visit, chromium: Any) -> None:
+    stranger = chromium.new_context()
+    for context, says in ((visit.context, "Break a cluster"), (stranger, "This browser needs a link of its own")):
+        page = context.new_page()
+        page.goto(f"{visit.run.url(2)}/")
+        page.get_by_role("navigation").get_by_role("link", name="Lab").click()
+        page.locator("main", has_text=says).wait_for(timeout=WAIT_S * 1000)
+        page.close()
+    stranger.close()
+
+
 def test_a_step_without_an_answer_says_so_until_there_is_one(visit: Visit) -> None:
     visit.begin("election")
     page = visit.page
@@ -325,6 +380,7 @@ def test_a_killed_node_is_started_again(visit: Visit) -> None:
     page = visit.page
     page.get_by_role("button", name="Kill node-2").click()
     visit.says("[data-nodes] li", "node-2.*not running")
+    assert "node-2 has ended" in visit.text("[data-cluster-verdict]"), "not HEALTHY until the nodes notice it"
     visit.run.until("node-2 │ has ended (exit code -9)")
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Start node-2", "the focus is not lost"
     page.get_by_role("button", name="Start node-2").click()

@@ -71,6 +71,7 @@ def test_redis_is_the_backing_store_when_its_address_is_given() -> None:
         ({"DSS_CACHE_MEMORY": "redis"}, "REDIS_URL", "missing"),
         ({"REDIS_URL": "http://localhost"}, "REDIS_URL", "redis://"),
         ({"DSS_DEBUG": "perhaps"}, "DSS_DEBUG", "true or false"),
+        ({"DSS_LAB_URL": "javascript:alert(1)"}, "DSS_LAB_URL", "http://127.0.0.1:8100"),
         ({"DSS_PEER_PORT": "8201"}, "DSS_PEER_PORT", "another port"),
         ({"DSS_SQS_PORT": "8201"}, "DSS_SQS_PORT", "another port"),
         ({"DSS_SQS_PORT": "9201"}, "DSS_SQS_PORT", "another port"),

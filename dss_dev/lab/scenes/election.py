@@ -78,16 +78,18 @@ class Election(Scene):
         yield Ask(
             f"Kill {first}",
             f"The process of {first} gets kill -9. It cannot tell the others.",
-            "Which node can lead next?",
-            (others[0], others[1], "either of the two", f"none, until {first} is back"),
+            "Which of them can lead next?",
+            (f"only {others[0]}", f"only {others[1]}", "either of the two", f"none, until {first} is back"),
         )
+        await lab.until_level(others, first)
         await lab.act("kill", first)
         second, new_term, votes = await self._election(others)
         yield Tell(
             f"{second} leads in term {new_term}; it was term {term}. The followers heard nothing for an election timeout, which "
             "each of them draws at random. The first one to run out asks for votes. A node votes only for a log that is at "
-            f"least as complete as its own. Both logs were, so either could win, with two votes of three. {votes}".rstrip(),
-            (2, others.index(second)),
+            f"least as complete as its own. Both logs were equal, so either could win, with two votes of three; {second} was the "
+            f"faster one this time. {votes}".rstrip(),
+            (2,),
         )
 
         yield Ask(

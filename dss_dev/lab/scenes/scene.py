@@ -97,7 +97,7 @@ class Scene(ABC):
         """The stage as it is now."""
 
     async def clean(self) -> None:  # noqa: B027  (most scenes leave nothing)
-        """Remove what an earlier run has left in the cluster."""
+        """Remove what this scene has made in the cluster, in this run or an earlier one."""
 
     def beside(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it beside the steps, until the scene ends."""
@@ -108,8 +108,9 @@ class Scene(ABC):
 
     # ---- for the page
 
-    def begin(self) -> None:
-        self._start(self._begin())
+    def begin(self, after: asyncio.Task[None] | None = None) -> None:
+        """Begin, when the task `after` has ended."""
+        self._start(self._begin(after))
 
     def step(self, choice: int | None) -> bool:
         """Take the next step. False: one is being taken, or there is none."""
@@ -125,6 +126,20 @@ class Scene(ABC):
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._script is not None:
             await self._script.aclose()
+
+    async def tidy(self, after: asyncio.Task[None] | None = None) -> None:
+        """The scene was closed: remove what it has made in the cluster, when the task `after` has ended."""
+        if after is not None:
+            await asyncio.wait([after])
+        if self.is_live:
+            # A person can have stopped the nodes by other means. Then the next scene says so.
+            with suppress(NotReached):
+                await self.lab.restore()
+                await self.lab.ready()
+                await self.clean()
+                # Among them may be one that waited for what was just removed.
+                await self.lab.all_answered()
+                await self.clean()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self.is_busy = True
@@ -144,8 +159,10 @@ class Scene(ABC):
             self.is_busy = False
             self.lab.changed()
 
-    async def _begin(self) -> None:
+    async def _begin(self, after: asyncio.Task[None] | None) -> None:
         if self.is_live:
+            if after is not None:
+                await asyncio.wait([after])
             await self.lab.restore()
             await self.lab.ready()
             await self.clean()

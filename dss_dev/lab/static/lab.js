@@ -6,7 +6,7 @@ import { showStage } from "./stage.js";
 const find = (name) => document.querySelector(`[data-${name}]`);
 const parts = Object.fromEntries(
   [
-    "scenes live cluster-link gate welcome choices lesson title lead restart result result-title verdict-line told calls calls-box calls-count step count step-title",
+    "home scenes live cluster-link gate welcome choices lesson title lead restart result result-title verdict-line told calls calls-box calls-count step count step-title",
     "step-text form question-box question options take skip busy done score next replay-run problem earlier history stage-panel stage stage-table",
     "player-panel player cluster-panel cluster-verdict nodes events",
   ]
@@ -98,6 +98,19 @@ async function begin(scene) {
   if (!(await post("/scene", { scene }))) focusTitle = false;
 }
 let focusTitle = false;
+
+/** Show all scenes again. */
+async function leave() {
+  shownStep = shownReplay = followed = "";
+  focusWelcome = Boolean(await post("/leave", {}));
+  if (focusWelcome && state && !state.scene) focusStart();
+}
+let focusWelcome = false;
+
+function focusStart() {
+  focusWelcome = false;
+  document.getElementById("welcome-title").focus();
+}
 
 function showStep(scene) {
   const ask = scene.ask;
@@ -202,6 +215,8 @@ function show(next) {
   parts.lesson.hidden = !scene;
   if (!scene) {
     if (isNew) document.title = "Lab · Distributed Sync System";
+    document.documentElement.dataset.step = "";
+    if (focusWelcome) focusStart();
     return;
   }
   document.title = `${scene.title} · Lab`;
@@ -337,6 +352,11 @@ parts.form.addEventListener("change", () => {
   showStep(state.scene);
 });
 parts.skip.addEventListener("click", () => state.scene.is_busy || take(null));
+parts.home.addEventListener("click", (event) => {
+  if (!state || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  leave();
+});
 parts.restart.addEventListener("click", () => begin(state.scene.id));
 parts.next.addEventListener("click", () => begin(nextScene()));
 parts["replay-run"].addEventListener("click", async () => {
@@ -374,7 +394,7 @@ async function enter() {
     parts.live.dataset.state = "lost";
     setText(parts.live, "not connected");
     if (!state) {
-      tell(parts.gate.hidden ? "Open the lab with the link that “make run” prints in its terminal. It works once, in one browser." : parts.gate.textContent);
+      tell(parts.gate.hidden ? "This browser needs a link of its own: the one after “Lab:” in the terminal of “make run”. It works once; after that, the terminal shows the next one." : parts.gate.textContent);
     } else if (performance.now() - heardAt > SILENT_MS) tell("The lab does not answer. Has `make run` ended?");
   };
 }

@@ -174,7 +174,10 @@ class Command(BaseCommand):
             listener.close()
             self.stdout.write(f"There is no lab: {error.strerror}.")
             return None
-        return LabServer(Lab(cluster.nodes, desk, relays, absence_s), listener, self._link_used.set)
+        server = LabServer(Lab(cluster.nodes, desk, relays, absence_s), listener, self._link_used.set)
+        for node in cluster.nodes:
+            node.environment["DSS_LAB_URL"] = server.url
+        return server
 
     def _say_next_link(self, lab: LabServer | None) -> None:
         """In the main thread: a terminal that is stopped must not stop the loop of the lab."""
