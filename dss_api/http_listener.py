@@ -52,8 +52,14 @@ FLUSH_POLL_S = 0.01
 CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections")
 
 
-class HandedOver(Line, Reader, Protocol):
-    """A connection that the web server has taken over. Except `recount`, the methods of `Line` are for WebSockets only."""
+class HandedOver(Reader, Protocol):
+    """A connection that the web server has taken over."""
+
+    def open_websocket(self) -> Line | None:
+        """It is a WebSocket from now on: its line. None: it was lost already."""
+
+    def recount(self) -> None:
+        """Measure what the server keeps for the client."""
 
     @property
     def is_closed(self) -> bool:
@@ -318,22 +324,24 @@ class HttpListener:
         self._handed_over[handed_over] = connection
         self._by_client[client] = handed_over
 
-    def _find_line(self, client: Sequence[Any] | None) -> HandedOver | None:
+    def _find(self, client: Sequence[Any] | None) -> HandedOver | None:
         return self._by_client.get(tuple(client or ())[:2])
 
-    def _websocket_opened(self, client: Sequence[Any] | None) -> HandedOver | None:
-        handed_over = self._find_line(client)
+    def _websocket_opened(self, client: Sequence[Any] | None) -> Line | None:
+        handed_over = self._find(client)
+        if handed_over is None:
+            return None
         if handed_over in self._handed_over:
             self._handed_over[handed_over].handed_over_until = math.inf
-        return handed_over
+        return handed_over.open_websocket()
 
     def _abort_client(self, client: Sequence[Any] | None) -> None:
-        handed_over = self._find_line(client)
+        handed_over = self._find(client)
         if handed_over is not None:
             handed_over.abort()
 
     def _recount(self, client: Sequence[Any] | None) -> None:
-        handed_over = self._find_line(client)
+        handed_over = self._find(client)
         if handed_over is not None:
             handed_over.recount()
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Line(Protocol):
-    """The web server's connection of a WebSocket."""
+    """The web server's WebSocket. Its methods have no effect after the connection was lost."""
 
     def ping(self) -> None:
         """Send a ping frame."""

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
+from autobahn.exception import Disconnected
 from daphne.server import Server, reactor
 from daphne.ws_protocol import WebSocketProtocol
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.web.http import HTTPChannel
 from zope.interface import alsoProvides, implementer
 
-from dss_api.client_memory import Share
 from dss_api.http_limits import HttpLimits
 from dss_api.http_listener import Client
 from dss_api.tls_transport import TlsTransport
@@ -27,33 +27,46 @@ from dss_project.server.twisted_tls import TwistedTls
 
 log = structlog.get_logger("node")
 
+#: opcodes of frames
+TEXT, BINARY = 1, 2
+
 
 @implementer(IPushProducer)
-class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
+class WritableWebSocket(taken_over.ServedWebSocket, WebSocketProtocol):  # type: ignore[misc]
     """Daphne's WebSocket, with flow control: Twisted pauses it while the client does not read."""
 
-    #: called with everything that arrives; by default, it is taken immediately
-    deliver: Callable[[bytes], None] | None = None
-    #: where it counts what it keeps
-    share: Share | None = None
-    _has_ended = False
+    message_data: list[bytes]
+    frame_data: list[bytes]
 
     def connectionMade(self) -> None:
         self.held = HeldMessages()
         super().connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
-        (self.deliver or self.take_input)(data)
+        self.arrived(data)
 
-    def take_input(self, data: bytes) -> None:
-        """Parse this input."""
-        if not self._has_ended:
-            super().dataReceived(data)
-            self.recount()
+    def parse(self, data: bytes) -> None:
+        super().dataReceived(data)
 
     def onMessageFrameData(self, payload: bytes) -> None:
         self.held.add_piece(len(payload))
         super().onMessageFrameData(payload)
+
+    def onMessageEnd(self) -> None:
+        """Take the message. autobahn also tells listeners of its own about it: there are none, and it costs more than the rest."""
+        if not self.failedByMe:
+            self.onMessage(b"".join(self.message_data), self.message_is_binary)
+        self.message_data = []
+
+    def sendMessage(self, payload: bytes, isBinary: bool = False) -> None:
+        """Send one frame. autobahn's own method refuses what is longer than a client's message may be."""
+        if self.state != self.STATE_OPEN:
+            raise Disconnected("the connection is closed")
+        self.sendFrame(BINARY if isBinary else TEXT, payload)
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        """Write. autobahn also formats a line for its log, whether it is shown or not, which costs more than the write."""
+        self.transport.write(data)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """Queue the message as bytes: as `str` it can be four times as long. Autobahn has checked its encoding."""
@@ -66,28 +79,24 @@ class WritableWebSocket(WebSocketProtocol):  # type: ignore[misc]
 
     def connectionLost(self, reason: Any) -> None:
         super().connectionLost(reason)
-        self._forget_input()
+        self.forget_input()
 
     def abandon(self) -> None:
-        """Free everything that has arrived. The application learns of the end when the connection is lost."""
-        self._forget_input()
+        super().abandon()
         queue = getattr(self, "application_queue", None)
         while queue is not None and not queue.empty():
             queue.get_nowait()
-        self.held.clear()
 
-    def _forget_input(self) -> None:
+    def forget_input(self) -> None:
         """Free what has arrived of a message. The objects refer to each other: garbage collection would come late."""
         self._has_ended = True
         self.held.forget_unfinished()
         self.data = b""
-        self.message_data: list[bytes] = []
-        self.frame_data: list[bytes] = []
+        self.message_data = []
+        self.frame_data = []
 
-    def recount(self) -> None:
-        """See `Line`."""
-        if self.share is not None:
-            self.share.set(len(self.data) + self.held.bytes + _unsent_bytes(self.transport))
+    def bytes_kept(self) -> int:
+        return len(self.data) + _unsent_bytes(self.transport)
 
     def onOpen(self) -> None:
         self._can_write = asyncio.Event()

@@ -15,7 +15,6 @@ from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode, Frame
 
-from dss_api.client_memory import Share
 from dss_api.http_listener import Client
 from dss_project.config import NodeConfig
 from dss_project.server import taken_over
@@ -25,19 +24,14 @@ from dss_project.server.held import HeldMessages
 GATHERED_BYTES = 64 * 1024
 
 
-class CountedWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which also counts what it keeps, and reports when something arrives.
+class CountedWebSocket(taken_over.ServedWebSocket, WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket.
 
     It writes the messages of one turn of the loop together: a system call for each would be half of what a quick call costs. Until
     then they are in the output of the parser (`conn`), to which pongs, pings and the close frame are added. So the order of frames is
     that in which they were sent.
     """
 
-    #: called with everything that arrives; by default, it is taken immediately
-    deliver: Callable[[bytes], None] | None = None
-    #: where it counts what it keeps
-    share: Share | None = None
-    _has_ended = False
     #: bytes of messages that are not written yet, in this turn of the loop
     _gathered = 0
 
@@ -87,13 +81,10 @@ class CountedWebSocket(WebSocketsSansIOProtocol):
         self.recount()
 
     def data_received(self, data: bytes) -> None:
-        (self.deliver or self.take_input)(data)
+        self.arrived(data)
 
-    def take_input(self, data: bytes) -> None:
-        """Parse this input."""
-        if not self._has_ended:
-            super().data_received(data)
-            self.recount()
+    def parse(self, data: bytes) -> None:
+        super().data_received(data)
 
     def handle_text(self, event: Frame) -> None:
         self._add(event, super().handle_text)
@@ -138,16 +129,14 @@ class CountedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._forget_input()
+        self.forget_input()
 
     def abandon(self) -> None:
-        """Free everything that has arrived. The application learns of the end when the connection is lost."""
-        self._forget_input()
+        super().abandon()
         while not self.queue.empty():
             self.queue.get_nowait()
-        self.held.clear()
 
-    def _forget_input(self) -> None:
+    def forget_input(self) -> None:
         """Free what has arrived of a message. The objects refer to each other: garbage collection would come late."""
         self._has_ended = True
         self.frames = []
@@ -155,14 +144,11 @@ class CountedWebSocket(WebSocketsSansIOProtocol):
         self.conn.reader.buffer.clear()
         self.conn.parser.close()
 
-    def recount(self) -> None:
-        """See `Line`."""
-        if self.share is not None:
-            unsent = self._gathered + self.transport.get_write_buffer_size()
-            self.share.set(len(self.conn.reader.buffer) + self.held.bytes + unsent)
+    def bytes_kept(self) -> int:
+        return len(self.conn.reader.buffer) + self._gathered + self.transport.get_write_buffer_size()
 
     def resume_input(self) -> None:
-        """See `Line`. A message that the application has not received keeps the input paused."""
+        """Read again. A message that the application has not received keeps the input paused."""
         if not self.read_paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
