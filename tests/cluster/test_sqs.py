@@ -151,6 +151,19 @@ def test_a_batch_answers_for_each_entry(sqs, make):
     refused("AWS.SimpleQueueService.BatchRequestTooLong", batch, QueueUrl=url, Entries=long)
 
 
+@pytest.mark.parametrize("fifo", [False, True])
+def test_a_batch_may_have_several_receipts_of_a_message(sqs, make, fifo):
+    url = make(fifo=fifo)
+    sqs.send_message(QueueUrl=url, MessageBody="m", **({"MessageGroupId": "g", "MessageDeduplicationId": "d"} if fifo else {}))
+    (old,) = take(sqs, url, VisibilityTimeout=0)
+    (new,) = take(sqs, url)
+    entries = [{"Id": str(i), "ReceiptHandle": one["ReceiptHandle"]} for i, one in enumerate((new, old))]
+    done = sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+    assert "0" in {one["Id"] for one in done["Successful"]}
+    counts = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    assert counts["ApproximateNumberOfMessagesNotVisible"] == "0"
+
+
 def test_a_long_poll_gets_the_next_message(sqs, node, make):
     url = make()
     got = []

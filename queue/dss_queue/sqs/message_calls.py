@@ -232,22 +232,45 @@ def _seconds(queue: Queue, given: int | None, name: str, attribute: str) -> int:
 
 async def delete_message(call: Call) -> Reply:
     queue = await find_queue(call)
-    await _delete(call, queue, call.input.receipt_handle)
-    return Reply()
-
-
-async def _delete(call: Call, queue: Queue, handle: str) -> None:
+    handle = call.input.receipt_handle
     msg_id, receipt = messages.receipt_in(handle)
     result = await submit(call, Ack(topic=call.name, group=GROUP, msg_id=msg_id, receipt=receipt))
     push.settled(call.node, call.name, GROUP, (msg_id,))
-    # A standard queue answers success and keeps the message, which has another receipt handle now.
     if result.code and is_fifo(queue.attributes):
-        raise bad_value(f"Value {handle} for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.")
+        raise _expired(handle)
+    return Reply()
 
 
 async def delete_batch(call: Call) -> Reply:
     queue = await find_queue(call)
-    return await _each("DeleteMessage", call.input.entries, lambda entry: _delete(call, queue, entry.receipt_handle))
+    entries = checked_entries(call.input.entries, "DeleteMessage")
+    outcomes: dict[str, SqsError] = {}
+    left: list[tuple[requests.DeleteEntry, str, str]] = []
+    for entry in entries:
+        try:
+            left.append((entry, *messages.receipt_in(entry.receipt_handle)))
+        except SqsError as error:
+            outcomes[entry.id] = error
+    while left:
+        # One command for all of them, unless several entries name one message: each has its own receipt.
+        now: dict[str, tuple[requests.DeleteEntry, str]] = {}
+        for entry, msg_id, receipt in left:
+            now.setdefault(msg_id, (entry, receipt))
+        left = [one for one in left if one[0] is not now[one[1]][0]]
+        receipts = [receipt for _, receipt in now.values()]
+        result = await submit(call, Ack(topic=call.name, group=GROUP, msg_ids=list(now), receipts=receipts))
+        push.settled(call.node, call.name, GROUP, now)
+        if is_fifo(queue.attributes):
+            for one in result.body["results"]:
+                if one.get("code"):
+                    entry = now[one["msg_id"]][0]
+                    outcomes[entry.id] = _expired(entry.receipt_handle)
+    return _batch_reply(entries, [outcomes.get(entry.id) for entry in entries])
+
+
+def _expired(handle: str) -> SqsError:
+    """For a FIFO queue. A standard queue answers success and keeps the message, which has another receipt handle now."""
+    return bad_value(f"Value {handle} for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.")
 
 
 async def change_visibility(call: Call) -> Reply:
@@ -292,7 +315,11 @@ async def change_visibility_batch(call: Call) -> Reply:
 async def _each(kind: str, entries: Sequence[Any], work: Callable[[Any], Awaitable[None]]) -> Reply:
     """Do the entries of a batch: each succeeds or fails by itself."""
     entries = checked_entries(entries, kind)
-    outcomes = await asyncio.gather(*(_outcome(work(entry)) for entry in entries))
+    return _batch_reply(entries, await asyncio.gather(*(_outcome(work(entry)) for entry in entries)))
+
+
+def _batch_reply(entries: Sequence[Any], outcomes: Sequence[SqsError | None]) -> Reply:
+    """The answer to a batch. An outcome is None for an entry that has succeeded."""
     return Reply(
         {
             "Successful": [{"Id": entry.id} for entry, error in zip(entries, outcomes, strict=True) if error is None],
