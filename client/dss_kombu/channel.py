@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
@@ -258,12 +257,9 @@ class Channel(virtual.Channel):
         if not isinstance(key, str):
             raise WrongUse(f"the header `{KEY_HEADER}` is a text, not {key!r}")
         if message["properties"].get("delivery_mode") == TRANSIENT and not key:
-            # Encoded here: the program may change it meanwhile, and a message without a JSON form is refused at once.
-            encoded = msgspec.json.encode(message)
-            self._link.publisher.room.acquire()
-            self._link.post(self._link.publisher.add, topic, msgspec.json.decode(encoded), len(encoded))
-            return
-        self._link.run(self._link.client.topic(topic).publish(message, key=key))
+            self._link.publish_transient(topic, message)
+        else:
+            self._link.publish(topic, message, key)
 
     # ----------------------------------------------------------- consume
 

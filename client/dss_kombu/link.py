@@ -1,19 +1,29 @@
-"""The connection of one transport: an asyncio client in a background thread."""
+"""The link to a cluster: an asyncio client in a background thread.
+
+Connections of kombu with the same options share a link: Celery opens one for each thread that publishes, and what they publish at the same
+time then goes out in one call.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Coroutine
+import os
+import threading
+from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import msgspec
+
 from dss_client.aio import AsyncClient
 from dss_client.background import CLOSE_S, Background, within
+from dss_client.connection import encode
+from dss_client.errors import WrongUse
 from dss_client.near import NearCache
 from dss_kombu.directory import Directory
 from dss_kombu.fetching import Fetcher
 from dss_kombu.options import Options
-from dss_kombu.publishing import Publisher
+from dss_kombu.publishing import Publication, Publisher, TransientPublisher
 
 T = TypeVar("T")
 
@@ -22,7 +32,7 @@ RECORDS_MAX = 2000
 
 
 class Link(Background):
-    """Its methods may be called in any thread but the background thread."""
+    """Its methods may be called in any thread but the background thread. `shared` makes it."""
 
     def __init__(self, client_options: dict[str, Any], options: Options) -> None:
         near = NearCache(max_items=RECORDS_MAX)
@@ -30,11 +40,14 @@ class Link(Background):
         self.client = self._client
         self.options = options
         self.directory = Directory(self._client, options)
-        self.publisher = Publisher(self._client)
+        self._publisher = Publisher(self._client)
+        self._transient = TransientPublisher(self._client)
         #: of the open channels
         self.fetchers: set[Fetcher] = set()
         #: This is the child of a fork: the messages belong to the parent.
         self.is_inherited = False
+        #: how many connections have it
+        self.users = 0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the background thread, and wait for it."""
@@ -47,6 +60,36 @@ class Link(Background):
     def post(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function in the background thread soon."""
         self._started().post(function, *arguments)
+
+    def publish(self, topic: str, value: Any, key: str = "") -> None:
+        """Publish a message, and wait until it is stored.
+
+        Raises:
+            DssError: it is not, or it may not be.
+        """
+        encoded = encode(value)
+        fields = {"value": msgspec.Raw(encoded), "key": key} if key else {"value": msgspec.Raw(encoded)}
+        publication = Publication(topic, fields, len(encoded))
+        portal = self._started()
+        if portal.is_here:
+            raise WrongUse("the background thread would wait for itself")
+        portal.post(self._publisher.add, publication)
+        try:
+            publication.stored.result()
+        except BaseException:
+            publication.stored.cancel()
+            raise
+
+    def publish_transient(self, topic: str, value: Any) -> None:
+        """Publish a message soon. It waits only while too many wait to be published.
+
+        Raises:
+            Unencodable: it has no JSON form.
+        """
+        # Encoded here: the program may change it meanwhile.
+        encoded = encode(value)
+        self._transient.room.acquire()
+        self.post(self._transient.add, topic, msgspec.Raw(encoded), len(encoded))
 
     def check(self, timeout: float) -> None:
         """Ask any node for the leader.
@@ -63,13 +106,50 @@ class Link(Background):
     def close(self) -> None:
         """Publish what is pending, give back what is not acked, and close the connection. At exit, this happens by itself."""
         if self._portal is not None:
-            for work in (self.publisher.flush, *(fetcher.close for fetcher in self.fetchers)):
+            for work in (self._publisher.flush, self._transient.flush, *(fetcher.close for fetcher in self.fetchers)):
                 with contextlib.suppress(Exception):
                     self.run(within(CLOSE_S, work()))
         super().close()
 
     def _forked(self) -> None:
         super()._forked()
-        self.publisher.forked()
+        self._publisher.forked()
+        self._transient.forked()
         self.fetchers = set()
         self.is_inherited = True
+
+
+_links: dict[Hashable, Link] = {}
+_sharing = threading.Lock()
+
+
+def shared(key: Hashable, make: Callable[[], Link]) -> Link:
+    """The link of all connections with this key. Each `release`s it once."""
+    with _sharing:
+        link = _links.get(key)
+        if link is None:
+            link = _links[key] = make()
+        link.users += 1
+        return link
+
+
+def release(link: Link) -> None:
+    """A connection needs the link no longer. The last one closes it."""
+    with _sharing:
+        link.users -= 1
+        if link.users:
+            return
+        for key in [key for key, one in _links.items() if one is link]:
+            del _links[key]
+    link.close()
+
+
+def _after_fork() -> None:
+    """In the child: connections that it has from its parent keep their links, and others get links of its own."""
+    global _sharing
+    _sharing = threading.Lock()
+    _links.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""Publications that their caller does not wait for: transient messages, such as events and the answers of `inspect`."""
+"""How messages are published: many in a call where several come at the same time. All of it runs in the background thread."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 from dss_client.aio import AsyncClient
-from dss_client.errors import DssError
+from dss_client.core import Repeat
+from dss_client.errors import ClientClosed, DssError, Refused
 
 log = logging.getLogger("dss_kombu")
 
@@ -20,11 +22,114 @@ BATCH_MAX = 100
 BATCH_BYTES_MAX = 1024 * 1024
 
 
+#: While this many calls are in progress, further messages wait and share the next call.
+CALLS_MAX = 2
+
+
+class Publication:
+    """A message that a thread waits to be stored.
+
+    Attributes:
+        fields: of the message in `queue.publish`.
+        size: of its value, in bytes.
+        stored: when it is stored, or why it is not.
+    """
+
+    __slots__ = ("fields", "size", "stored", "topic")
+
+    def __init__(self, topic: str, fields: dict[str, Any], size: int) -> None:
+        self.topic = topic
+        self.fields = fields
+        self.size = size
+        self.stored: Future[None] = Future()
+
+
 class Publisher:
-    """Publishes in order, as many messages of a topic in a call as there are. A message that no node takes is lost, and logged."""
+    """Publishes what threads wait for. The messages of several threads share a call; each thread gets the outcome of its own message."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        #: by topic; the first one is next
+        self._pending: dict[str, deque[Publication]] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+        self._is_planned = False
+
+    def add(self, publication: Publication) -> None:
+        self._pending.setdefault(publication.topic, deque()).append(publication)
+        if not self._is_planned and len(self._calls) < CALLS_MAX:
+            # In the next turn, so that it takes along what other threads publish in this one.
+            self._is_planned = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    async def flush(self) -> None:
+        """Wait until all that was added is published."""
+        while self._calls or self._pending:
+            await (asyncio.wait(self._calls) if self._calls else asyncio.sleep(0))
+
+    def forked(self) -> None:
+        """In the child of a fork: the threads that wait are the parent's."""
+        self._pending, self._calls, self._is_planned = {}, set(), False
+
+    def _begin(self) -> None:
+        self._is_planned = False
+        while self._pending and len(self._calls) < CALLS_MAX:
+            topic, batch = self._next()
+            if batch:
+                call = asyncio.ensure_future(self._carry_out(topic, batch))
+                self._calls.add(call)
+                call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._begin()
+
+    def _next(self) -> tuple[str, list[Publication]]:
+        """What the next call publishes. If there is more for this topic, it goes to the end."""
+        topic = next(iter(self._pending))
+        waiting = self._pending.pop(topic)
+        batch: list[Publication] = []
+        size = 0
+        while waiting and len(batch) < BATCH_MAX and (not batch or size + waiting[0].size <= BATCH_BYTES_MAX):
+            one = waiting.popleft()
+            if one.stored.set_running_or_notify_cancel():
+                batch.append(one)
+                size += one.size
+        if waiting:
+            self._pending[topic] = waiting
+        return topic, batch
+
+    async def _carry_out(self, topic: str, batch: list[Publication]) -> None:
+        try:
+            await self._publish(topic, batch)
+        finally:
+            for one in batch:
+                if not one.stored.done():
+                    one.stored.set_exception(ClientClosed("this client is closed"))
+
+    async def _publish(self, topic: str, batch: list[Publication]) -> None:
+        fields = batch[0].fields if len(batch) == 1 else {"messages": [one.fields for one in batch]}
+        try:
+            await self._client._running().call("queue.publish", {"topic": topic, **fields}, Repeat.NUMBERED)
+        except Exception as error:
+            if len(batch) > 1 and isinstance(error, Refused):
+                # None is stored, and one of them may be the reason.
+                await asyncio.gather(*(self._publish(topic, [one]) for one in batch))
+                return
+            for one in batch:
+                one.stored.set_exception(error)
+        else:
+            for one in batch:
+                one.stored.set_result(None)
+
+
+class TransientPublisher:
+    """Publishes what no thread waits for, such as events and the answers of `inspect`: in order, as many messages of a topic in a call as
+    there are. A message that no node takes is lost, and logged.
+    """
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        #: topic, value as JSON, its size
         self._pending: deque[tuple[str, Any, int]] = deque()
         self._task: asyncio.Task[None] | None = None
         self.room = threading.BoundedSemaphore(PENDING_MAX)
@@ -57,7 +162,8 @@ class Publisher:
                     size += self._pending[0][2]
                     values.append(self._pending.popleft()[1])
                 try:
-                    await self._client.topic(topic).publish_many(values)
+                    messages = [{"value": value} for value in values]
+                    await self._client._running().call("queue.publish", {"topic": topic, "messages": messages}, Repeat.NUMBERED)
                 except DssError as error:
                     log.warning("%d transient messages for %s are lost: %s", len(values), topic, error)
                 finally:

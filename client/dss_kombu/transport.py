@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
 from kombu.transport import virtual
 from msgspec import structs
 
@@ -14,12 +16,12 @@ from dss_client.dss_url import CONNECTING, PORT_DEFAULT, DssUrl
 from dss_client.errors import ClientClosed, DssError, InternalError, OverLimit, Unavailable, UnknownOutcome
 from dss_kombu.channel import Channel
 from dss_kombu.inbox import Inbox
-from dss_kombu.link import Link
+from dss_kombu.link import Link, release, shared
 from dss_kombu.options import Options
 
 
 class Transport(virtual.Transport):
-    """One connection. Channels share its client, and its inbox of deliveries."""
+    """One connection. Its channels share its link and its inbox of deliveries."""
 
     Channel = Channel
     can_parse_url = True
@@ -43,6 +45,9 @@ class Transport(virtual.Transport):
         if client.ssl and "tls" not in connecting:
             connecting["tls"] = True
         self._client_options = url.client_options(connecting)
+        environment = [item for item in os.environ.items() if item[0].startswith("DSS_")]
+        #: what decides whether two connections can share a link
+        self._key = (msgspec.json.encode(url), self.options, *sorted(connecting.items()), *sorted(environment))
         self._link: Link | None = None
         #: Made with the connection, before the background thread can use it.
         self._inbox: Inbox | None = None
@@ -51,7 +56,7 @@ class Transport(virtual.Transport):
     @property
     def link(self) -> Link:
         if self._link is None:
-            self._link = Link(self._client_options, self.options)
+            self._link = shared(self._key, lambda: Link(self._client_options, self.options))
         return self._link
 
     @property
@@ -86,7 +91,7 @@ class Transport(virtual.Transport):
     def _end_link(self) -> None:
         link, self._link = self._link, None
         if link is not None:
-            link.close()
+            release(link)
         inbox, self._inbox = self._inbox, None
         if inbox is not None:
             inbox.close()
