@@ -58,8 +58,15 @@ class Portal:
             raise
 
     def post(self, function: Any, *arguments: Any) -> None:
-        """Call a function in the background soon."""
-        self._loop.call_soon_threadsafe(function, *arguments)
+        """Call a function in the background soon.
+
+        Raises:
+            ClientClosed
+        """
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            raise ClientClosed("this client is closed") from None
 
     def finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a last coroutine, then end the thread. Returns immediately."""

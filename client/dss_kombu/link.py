@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -46,8 +47,8 @@ class Link(Background):
         self.fetchers: set[Fetcher] = set()
         #: This is the child of a fork: the messages belong to the parent.
         self.is_inherited = False
-        #: how many connections have it
-        self.users = 0
+        #: the connections that have it
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the background thread, and wait for it."""
@@ -119,24 +120,25 @@ class Link(Background):
         self.is_inherited = True
 
 
-_links: dict[Hashable, Link] = {}
+#: A link whose connections were thrown away without being closed is not kept.
+_links: weakref.WeakValueDictionary[Hashable, Link] = weakref.WeakValueDictionary()
 _sharing = threading.Lock()
 
 
-def shared(key: Hashable, make: Callable[[], Link]) -> Link:
-    """The link of all connections with this key. Each `release`s it once."""
+def shared(key: Hashable, connection: object, make: Callable[[], Link]) -> Link:
+    """The link of all connections with this key."""
     with _sharing:
         link = _links.get(key)
         if link is None:
             link = _links[key] = make()
-        link.users += 1
+        link.users.add(connection)
         return link
 
 
-def release(link: Link) -> None:
+def release(link: Link, connection: object) -> None:
     """A connection needs the link no longer. The last one closes it."""
     with _sharing:
-        link.users -= 1
+        link.users.discard(connection)
         if link.users:
             return
         for key in [key for key, one in _links.items() if one is link]:

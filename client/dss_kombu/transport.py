@@ -56,7 +56,7 @@ class Transport(virtual.Transport):
     @property
     def link(self) -> Link:
         if self._link is None:
-            self._link = shared(self._key, lambda: Link(self._client_options, self.options))
+            self._link = shared(self._key, self, lambda: Link(self._client_options, self.options))
         return self._link
 
     @property
@@ -91,7 +91,7 @@ class Transport(virtual.Transport):
     def _end_link(self) -> None:
         link, self._link = self._link, None
         if link is not None:
-            release(link)
+            release(link, self)
         inbox, self._inbox = self._inbox, None
         if inbox is not None:
             inbox.close()

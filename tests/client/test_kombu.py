@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,12 +18,15 @@ import pytest
 kombu = pytest.importorskip("kombu")
 
 import dss_kombu  # noqa: E402
-from dss_client import AsyncClient, Client, WrongUse  # noqa: E402
+from dss_client import AsyncClient, Client, Refused, WrongUse  # noqa: E402
 from dss_client.dss_url import DssUrl  # noqa: E402
+from dss_client.errors import ClientClosed  # noqa: E402
 from dss_dev.local_cluster import LocalCluster  # noqa: E402
+from dss_kombu import publishing  # noqa: E402
 from dss_kombu.directory import Directory, Source  # noqa: E402
 from dss_kombu.fetching import Fetcher  # noqa: E402
 from dss_kombu.options import Options, step_of  # noqa: E402
+from dss_kombu.publishing import Publication, Publisher  # noqa: E402
 
 pytestmark = pytest.mark.cluster
 
@@ -210,6 +216,71 @@ def test_the_child_of_a_fork_leaves_the_messages_to_its_parent(connect: Connect)
     other = Receiver(connect(), queue)
     assert other.nothing_comes()
     receiver.messages[0].ack()
+
+
+def test_connections_with_the_same_options_share_a_link(connect: Connect) -> None:
+    first, second, other = connect(), connect(), connect(visibility_timeout=7)
+    for connection in (first, second):
+        connection.connect()
+    link = first.transport.link
+    assert second.transport.link is link
+    assert other.transport.link is not link
+    first.release()
+    link.check(5)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            mine = connect().transport.link
+            mine.check(5)
+            os._exit(0 if mine is not link else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    second.release()
+    with pytest.raises(ClientClosed):
+        link.check(5)
+    publish(second, kombu.Queue("jobs"), 1)
+    assert second.transport.link is not link
+
+
+def test_messages_of_several_threads_share_a_call_and_are_refused_one_by_one(
+    connect: Connect, dss: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = 12
+    connections = [connect() for _ in range(threads)]
+    too_large = threads // 2
+    batches: list[int] = []
+    first_is_sent, all_wait = threading.Event(), asyncio.Event()
+    publish_batch, add = Publisher._publish, Publisher.add
+
+    def count(self: Publisher, publication: Publication) -> None:
+        add(self, publication)
+        if sum(map(len, self._pending.values())) == threads - 1:
+            all_wait.set()
+
+    async def when_all_wait(self: Publisher, topic: str, batch: list[Publication]) -> None:
+        batches.append(len(batch))
+        first_is_sent.set()
+        await all_wait.wait()
+        await publish_batch(self, topic, batch)
+
+    def publish_one(number: int) -> None:
+        if number:
+            first_is_sent.wait()
+        body = os.urandom(300_000).hex() if number == too_large else str(number)
+        connections[number].default_channel.basic_publish(connections[number].default_channel.prepare_message(body), "", "jobs")
+
+    monkeypatch.setattr(publishing, "CALLS_MAX", 1)
+    monkeypatch.setattr(Publisher, "add", count)
+    monkeypatch.setattr(Publisher, "_publish", when_all_wait)
+    with ThreadPoolExecutor(threads) as pool:
+        outcomes = [pool.submit(publish_one, number) for number in range(threads)]
+        refused = [number for number, outcome in enumerate(outcomes) if outcome.exception() is not None]
+    assert refused == [too_large]
+    assert isinstance(outcomes[too_large].exception(), Refused)
+    assert batches == [1, threads - 1, *[1] * (threads - 1)]
+    topic = dss.topic(connections[0].transport.link.directory.topic("jobs"))
+    stored = sorted(int(message["value"]["body"]) for message in topic.peek(limit=100))
+    assert stored == [number for number in range(threads) if number != too_large]
 
 
 def test_rejected_messages_are_dead_letters(connect: Connect, dss: Client) -> None:
