@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,34 @@ def axe_source() -> str:
     return next(Path(spec.origin).parent.rglob("axe.min.js")).read_text()
 
 
-def axe_violations(page: Any, source: str) -> list[tuple[str, str]]:
-    """The rules of WCAG 2.2 AA that the page breaks, each with the HTML of the first place."""
-    page.evaluate(source)
-    found = page.evaluate("rules => axe.run(document, {runOnly: rules})", AXE_RULES)
-    return [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]]
+#: widths of the window in pixels and colour schemes: a phone by day and a screen at night
+TWO_LOOKS = ((390, "light"), (1400, "dark"))
+ALL_LOOKS = (*TWO_LOOKS, (390, "dark"), (1400, "light"))
+
+
+def faults_of_look(page: Any, axe: str, looks: Sequence[tuple[int, str]]) -> list[tuple[int, str, str, str]]:
+    """What is wrong with the page in each of these looks: (width, scheme, rule, the HTML of the first place).
+
+    The rules are those of WCAG 2.2 AA, and that the page is not wider than the window. The page is not loaded again for each look: to load
+    it and to read axe takes longer than to apply the rules.
+
+    Args:
+        axe: `axe_source()`; "": only the width is looked at.
+    """
+    faults = []
+    if axe:
+        page.evaluate(axe)
+    for width, scheme in looks:
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        # Colours that change slowly have their last value.
+        page.evaluate(
+            "document.getAnimations().forEach(one => one.effect.getComputedTiming().endTime < Infinity && one.finish())"
+        )
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        if wide > width:
+            faults.append((width, scheme, "no horizontal scroll", f"{wide} pixels"))
+        if axe:
+            found = page.evaluate("rules => axe.run(document, {runOnly: rules, resultTypes: ['violations']})", AXE_RULES)
+            faults += [(width, scheme, one["id"], one["nodes"][0]["html"]) for one in found["violations"]]
+    return faults
