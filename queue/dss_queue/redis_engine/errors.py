@@ -25,7 +25,8 @@ class UnfitServer(Exception):
 
 def refusal(text: str) -> Exception:
     """The exception for a refusal by the library, `DSS_<CODE> <detail>`."""
-    code, _, detail = text.removeprefix(PREFIX).partition(" ")
+    # The server adds where in the library it was raised.
+    code, _, detail = text.removeprefix(PREFIX).partition(" script: ")[0].partition(" ")
     if code == "NO_GROUP":
         return NoGroup()
     if code == "OVER_LIMIT":

@@ -6,12 +6,16 @@ local function is_old(state, number, ready_ms, retention_ms)
   return math.max(math.floor(tonumber(number) / 1000), ready_ms) + retention_ms <= state.at_ms
 end
 
+-- The last number of a message that may be too old.
+local function old_until(state, retention_ms)
+  return digits(math.max((state.at_ms - retention_ms) * 1000 + 999, 0))
+end
+
 -- Without a group, old messages are deleted.
 local function drop_old(state, retention_ms)
   if state.groups > 0 or retention_ms == 0 then return 0 end
-  local until_us = (state.at_ms - retention_ms) * 1000
   local old = {}
-  for _, entry in ipairs(redis.call('XRANGE', state.messages, '-', digits(math.max(until_us, 0)), 'COUNT', UPKEEP_MAX)) do
+  for _, entry in ipairs(redis.call('XRANGE', state.messages, '-', old_until(state, retention_ms), 'COUNT', UPKEEP_MAX)) do
     local key, headers, ready_ms = extras(entry[2][2])
     local number = string.sub(entry[1], 1, 16)
     if is_old(state, number, ready_ms, retention_ms) then

