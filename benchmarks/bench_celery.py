@@ -8,9 +8,11 @@ SQS, at the SQS endpoint of the same nodes.
 
 Each broker has a worker of its own, with Celery's default pool (prefork, four processes) and prefetch; it idles while another broker is
 measured. Tasks do nothing but to send a datagram to this program. There is no result backend, and no remote control, events or gossip.
-One thread publishes, one task after the other. In each round, each broker does three things, and the next round begins with another one:
+Eight threads of one process publish, each one task after the other. In each round, each broker does four things, and the next round begins
+with another one:
 
-- publish: the worker is stopped (SIGSTOP), and tasks are published.
+- publish by 1: the worker is stopped (SIGSTOP), and one thread publishes tasks.
+- publish by 8: eight threads publish as many.
 - work: the worker goes on, from then until the last task has been executed.
 - both: tasks are published while the worker works, from the first publish until the last task has been executed.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -46,7 +49,7 @@ RESULTS = HERE / "results" / "bench_celery.json"
 CONCURRENCY = 4
 PUBLISHERS = 8
 PATIENCE_S = 120.0
-STEPS = ("publish", "work", "both")
+STEPS = ("publish_by_1", "publish_by_8", "work", "both")
 #: `both` on dss://, compared with another broker, is at least this many times as fast
 ASKED = {"sqs": 2.0, "redis": 0.6}
 #: kombu's defaults are for Amazon: a worker whose window of prefetched tasks is full waits for a second before it looks again.
@@ -71,6 +74,8 @@ class Broker:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
         self._socket.settimeout(PATIENCE_S)
         self._socket.bind(str(path))
+        #: the numbers of all tasks that were executed
+        self._seen: set[bytes] = set()
         self._environment = {
             **os.environ,
             "BENCH_BROKER": url,
@@ -128,12 +133,14 @@ class Broker:
 
     def _wait(self, count: int) -> None:
         """Until each of the tasks was executed. One that is executed twice counts once."""
-        seen: set[bytes] = set()
+        seen = self._seen
+        until = len(seen) + count
         try:
-            while len(seen) < count:
+            while len(seen) < until:
                 seen.add(self._socket.recv(16))
         except TimeoutError:
-            raise RuntimeError(f"{self.name}: {len(seen)} of {count} tasks\n{self._log.read_text()[-3000:]}") from None
+            missing = until - len(seen)
+            raise RuntimeError(f"{self.name}: {missing} of {count} tasks are missing\n{self._log.read_text()[-3000:]}") from None
 
     def close(self) -> None:
         for process in (self._producer, self._worker):
@@ -147,15 +154,17 @@ def produce() -> None:
     """The producer: reads how many tasks to publish, and writes how many seconds it took."""
     from celery_tasks import note
 
+    numbers = itertools.count()
     with ThreadPoolExecutor(PUBLISHERS) as threads:
         for line in sys.stdin:
             publishers, count = map(int, line.split())
             began = time.perf_counter()
+            some = itertools.islice(numbers, count)
             if publishers == 1:
-                for number in range(count):
+                for number in some:
                     note.delay(number)
             else:
-                list(threads.map(note.delay, range(count)))
+                list(threads.map(note.delay, some))
             print(time.perf_counter() - began, flush=True)
 
 
@@ -218,20 +227,21 @@ def measure(found: list[Broker], tasks: int, rounds: int) -> dict[str, dict[str,
         for broker in found[first:] + found[:first]:
             by_step = rates[broker.name]
             broker.pause()
-            by_step["publish"].append(tasks / broker.publish(tasks))
+            by_step["publish_by_1"].append(tasks / broker.publish(tasks, 1))
+            by_step["publish_by_8"].append(tasks / broker.publish(tasks))
             broker.go_on()
-            by_step["work"].append(tasks / broker.work(tasks, True))
+            by_step["work"].append(2 * tasks / broker.work(2 * tasks, True))
             by_step["both"].append(tasks / broker.work(tasks, False))
     return rates
 
 
 def print_table(rates: dict[str, dict[str, list[float]]], rounds: int) -> list[dict[str, Any]]:
     rows = []
-    print(f"{f'medians of {rounds} rounds':24} {'publish':>9} {'work':>9} {'both':>9}")
+    print(f"{f'medians of {rounds} rounds':24} " + " ".join(f"{step.replace('_', ' '):>12}" for step in STEPS))
     for name, by_step in rates.items():
         row = {"broker": name, **{f"{step}_per_s": round(statistics.median(by_step[step])) for step in STEPS}}
         rows.append(row)
-        print(f"{name:24} " + " ".join(f"{row[f'{step}_per_s']:>9,}" for step in STEPS))
+        print(f"{name:24} " + " ".join(f"{row[f'{step}_per_s']:>12,}" for step in STEPS))
     for name, asked in ASKED.items():
         if name not in rates or "dss" not in rates:
             continue
@@ -243,7 +253,7 @@ def print_table(rates: dict[str, dict[str, list[float]]], rounds: int) -> list[d
         }
         rows.append({"compared_with": name, **times, "asked": asked, "is_reached": times["both"] >= asked})
         verdict = f"asked: {asked}{'' if times['both'] >= asked else ', short'}"
-        print(f"{f'dss, times {name}':24} " + " ".join(f"{times[step]:>9.2f}" for step in STEPS) + f"   {verdict}")
+        print(f"{f'dss, times {name}':24} " + " ".join(f"{times[step]:>12.2f}" for step in STEPS) + f"   {verdict}")
     return rows
 
 

@@ -35,10 +35,13 @@ def receipt_of(msg_id: str, serial: int) -> str:
     return f"{msg_id}.{serial:x}"
 
 
+_headers = msgspec.json.Decoder(dict[str, str])
+
+
 def decoded_headers(headers: bytes) -> dict[str, str]:
     """The headers of a message. None, if the log has something else, which no entry point lets through."""
     try:
-        return msgspec.json.decode(headers, type=dict[str, str]) if headers else {}
+        return _headers.decode(headers) if headers else {}
     except (msgspec.MsgspecError, RecursionError):
         return {}
 

@@ -10,7 +10,6 @@ import base64
 import binascii
 import re
 import struct
-import uuid
 from hashlib import blake2b, md5
 from typing import Any
 
@@ -29,6 +28,11 @@ NUMBER_PATTERN = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 GROUP_ID = re.compile(r"[A-Za-z0-9!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]{1,128}")
 #: characters that XML 1.0 does not have
 NOT_ALLOWED = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+SERIAL = re.compile(r"[0-9a-f]{1,32}")
+#: the first digit of the fourth part of a UUID, whose first two bits are fixed
+_VARIANT = {f"{digit:x}": f"{8 | digit & 3:x}" for digit in range(16)}
+_text = msgspec.json.Decoder(str)
 
 H_ATTRIBUTES, H_DEDUP_ID, H_GROUP_ID, H_SENDER, H_TRACE = (
     "sqs-attributes",
@@ -131,7 +135,9 @@ def md5_of_attributes(attributes: dict[str, AttributeValue]) -> str:
 
 def message_uuid(msg_id: str) -> str:
     """The `MessageId`: the same for a message on all nodes, and after it has moved to a dead-letter queue."""
-    return str(uuid.UUID(bytes=blake2b(b"sqs " + msg_id.encode(), digest_size=16).digest(), version=4))
+    digits = blake2b(b"sqs " + msg_id.encode(), digest_size=16).hexdigest()
+    # Version 4, as the class UUID of Python writes it. Each message is described often.
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
 
 def sequence_number(msg_id: str) -> str:
@@ -154,7 +160,7 @@ def receipt_in(handle: str) -> tuple[str, str]:
     except (binascii.Error, ValueError):
         receipt = ""
     msg_id, _, serial = receipt.partition(".")
-    if message_number(msg_id) < 0 or not re.fullmatch(r"[0-9a-f]{1,32}", serial):
+    if message_number(msg_id) < 0 or not SERIAL.fullmatch(serial):
         raise SqsError("ReceiptHandleIsInvalid", "The input receipt handle is invalid.")
     return msg_id, receipt
 
@@ -172,7 +178,7 @@ def described(
 ) -> dict[str, Any]:
     """A delivered message, as `ReceiveMessage` answers it."""
     value: bytes = message["value"]
-    body = msgspec.json.decode(value, type=str) if value.startswith(b'"') else value.decode()
+    body = _text.decode(value) if value.startswith(b'"') else value.decode()
     headers = decoded_headers(message["headers"])
     msg_id = headers.get("dss-dead-msg-id", message["msg_id"])
     described: dict[str, Any] = {
@@ -181,7 +187,22 @@ def described(
         "MD5OfBody": md5_of(body),
         "Body": body,
     }
-    system = {
+    if system_names:
+        system = _system_attributes(message, headers, is_fifo, region)
+        shown = {name: text for name, text in system.items() if text and ("All" in system_names or name in system_names)}
+        if shown:
+            described["Attributes"] = shown
+    if H_ATTRIBUTES in headers:
+        found = wanted(attribute_names, _stored_attributes(headers[H_ATTRIBUTES]))
+        if found:
+            described["MessageAttributes"] = found
+            described["MD5OfMessageAttributes"] = md5_of_attributes(found)
+    return described
+
+
+def _system_attributes(message: dict[str, Any], headers: dict[str, str], is_fifo: bool, region: str) -> dict[str, str]:
+    """All of them; "" for those that the message does not have."""
+    return {
         "SenderId": headers.get(H_SENDER, "anyone"),
         "SentTimestamp": headers.get("dss-dead-published-ms", str(message["published_ms"])),
         "ApproximateReceiveCount": str(message["attempt"]),
@@ -192,15 +213,6 @@ def described(
         "AWSTraceHeader": headers.get(H_TRACE, ""),
         "DeadLetterQueueSourceArn": arn_of(headers["dss-dead-topic"], region) if "dss-dead-topic" in headers else "",
     }
-    shown = {name: text for name, text in system.items() if text and ("All" in system_names or name in system_names)}
-    if shown:
-        described["Attributes"] = shown
-    if H_ATTRIBUTES in headers:
-        found = wanted(attribute_names, _stored_attributes(headers[H_ATTRIBUTES]))
-        if found:
-            described["MessageAttributes"] = found
-            described["MD5OfMessageAttributes"] = md5_of_attributes(found)
-    return described
 
 
 def _stored_attributes(text: str) -> dict[str, AttributeValue]:

@@ -398,4 +398,7 @@ def _require_no_page(request: HttpRequest) -> None:
 
 
 def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
-    return next((value.decode("latin-1") for found, value in headers if found == name), "")
+    for found, value in headers:
+        if found == name:
+            return value.decode("latin-1")
+    return ""
