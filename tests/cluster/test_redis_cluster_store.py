@@ -38,11 +38,12 @@ def metric(node: LocalNode, name: str) -> float:
 
 
 class Writer(threading.Thread):
-    """Puts one value after another until it is stopped, over all nodes and keys."""
+    """Puts values of its own keys, one after another, until it is stopped."""
 
-    def __init__(self, nodes: list[LocalNode]) -> None:
+    def __init__(self, node: LocalNode, keys: list[str]) -> None:
         super().__init__()
-        self._nodes = nodes
+        self._node = node
+        self._keys = keys
         self._over = threading.Event()
         self.newest: dict[str, int] = {}
         self.refused: list[object] = []
@@ -50,8 +51,8 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         while not self._over.is_set():
-            node, key = self._nodes[self.count % 3], KEYS[self.count % len(KEYS)]
-            reply = node.call("POST", "/cache/put", {"key": key, "value": self.count})
+            key = self._keys[self.count % len(self._keys)]
+            reply = self._node.call("POST", "/cache/put", {"key": key, "value": self.count})
             self.count += 1
             if reply.status == 200:
                 self.newest[key] = reply.json["version"]
@@ -65,8 +66,9 @@ class Writer(threading.Thread):
 
 def test_primaries_are_killed_in_the_middle_of_write_backs(with_cluster, valkey, wait_until) -> None:
     """No put is refused, every value reaches the Cluster, and a value that a lagging replica did not have is not found, never older."""
-    writer = Writer(with_cluster.nodes)
-    writer.start()
+    writers = [Writer(with_cluster.nodes[number % 3], KEYS[number::6]) for number in range(6)]
+    for writer in writers:
+        writer.start()
     try:
         for _ in range(3):
             killed = valkey.primaries[0]
@@ -77,9 +79,11 @@ def test_primaries_are_killed_in_the_middle_of_write_backs(with_cluster, valkey,
             source, target, *_ = valkey.primaries
             valkey.move_slots(source, target, 20)
     finally:
-        writer.stop()
-    assert writer.refused == []
-    assert len(writer.newest) == len(KEYS)
+        for writer in writers:
+            writer.stop()
+    assert [writer.refused for writer in writers] == [[]] * len(writers)
+    newest = {key: version for writer in writers for key, version in writer.newest.items()}
+    assert len(newest) == len(KEYS)
     first = with_cluster.nodes[0]
     wait_until(lambda: stats(first)["dirty"] == 0, lambda: f"not written back: {stats(first)}")
     for node in with_cluster.nodes:
@@ -90,10 +94,11 @@ def test_primaries_are_killed_in_the_middle_of_write_backs(with_cluster, valkey,
     for key in KEYS:
         found = first.call("GET", f"/cache/get?key={key}").json
         if found["found"]:
-            assert found["version"] == writer.newest[key]
+            assert found["version"] == newest[key]
         else:
             lost += 1
-    print(f"{writer.count} puts, 3 primaries killed, {lost} of {len(KEYS)} values lost by the Cluster")
+    puts = sum(writer.count for writer in writers)
+    print(f"{puts} puts, 3 primaries killed, {lost} of {len(KEYS)} values lost by the Cluster")
     assert metric(first, "cache_memory_lost_total") == lost
 
 

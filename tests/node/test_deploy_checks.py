@@ -129,6 +129,12 @@ def test_a_redis_on_this_machine_needs_no_tls(found: Callable[..., set[str]]) ->
     assert found(REDIS_URL="unix:///run/redis.sock") == set()
 
 
+def test_every_host_of_a_redis_counts(found: Callable[..., set[str]]) -> None:
+    assert found(REDIS_URL=f"redis+cluster://:{SECRET}@127.0.0.1:7000,localhost:7001") == set()
+    assert found(REDIS_URL=f"redis+cluster://:{SECRET}@127.0.0.1:7000,10.0.0.9:7000") == {"dss.W020"}
+    assert found(REDIS_URL="rediss+sentinel://10.0.0.8,10.0.0.9/values") == {"dss.W021"}
+
+
 @pytest.mark.parametrize("name", ["", "raft.sqlite3"])
 def test_files_that_others_can_use(found: Callable[..., set[str]], data_dir: Path, name: str) -> None:
     (data_dir / name).chmod(0o750)
