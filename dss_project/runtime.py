@@ -32,6 +32,12 @@ from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.users import Users
 from dss_raft.tokens import Tokens
 
+#: New objects between two garbage collections. With Python's 700, the objects of the calls in progress survive the collection and are
+#: looked at again by the next ones. A collection of this many takes about 0.4 ms.
+YOUNG_OBJECTS = 10_000
+#: Collections of one generation before the next older one is collected: Python's own values.
+GENERATIONS = 10, 10
+
 _node: Node | None = None
 _cache_service: CacheService | None = None
 
@@ -77,6 +83,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     # Objects that exist now live until the process ends: exclude them from garbage collection.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *GENERATIONS)
     return node
 
 
