@@ -42,10 +42,6 @@ local function digits(number)
   return string.format('%016.0f', number)
 end
 
-local function amount(text)
-  return tonumber(text or '0')
-end
-
 -- `redis.call` with any number of arguments.
 local function call_all(command, key, list)
   local count = #list
@@ -64,40 +60,39 @@ local function open_partition(keys, args)
     local time = redis.call('TIME')
     at_us = time[1] * 1000000 + time[2]
   end
-  local read = redis.call('HMGET', keys[1], 'format', 'last', 'published', 'bytes', 'copies', 'groups', 'purged', 'purged_at')
+  local read = redis.call('HMGET', keys[1], 'format', 'state')
   if read[1] and read[1] ~= FORMAT then
     refuse('FORMAT', 'the partition has format ' .. read[1] .. ', written by a newer release')
   end
+  local stored = read[2] and cmsgpack.unpack(read[2]) or {0, 0, 0, 0, 0, 0, 0, 0}
   return {
     info = keys[1], messages = keys[2], dedup = keys[3], once = keys[4], done = keys[5], group_names = keys[6],
-    is_new = not read[1],
+    stored = read[2],
     at_us = at_us,
     at_ms = math.floor(at_us / 1000),
-    last = amount(read[2]),
-    published = amount(read[3]),
+    -- the number of the last message, and how many there were
+    last = stored[1], published = stored[2],
     -- of the messages, and of dead letters and redriven messages
-    bytes = amount(read[4]), copies = amount(read[5]),
-    groups = amount(read[6]),
+    bytes = stored[3], copies = stored[4],
+    groups = stored[5],
     -- the last message that a purge deleted, and how many had been published by then
-    purged = amount(read[7]), purged_at = amount(read[8]),
+    purged = stored[6], purged_at = stored[7],
+    -- messages that were too old before there was a group
+    expired = stored[8],
   }
 end
 
 local function save_partition(state)
-  local fields = {
-    'bytes', string.format('%.0f', state.bytes), 'copies', string.format('%.0f', state.copies), 'published', string.format('%.0f', state.published),
-    'last', digits(state.last),
-  }
-  if state.is_new then
-    fields[#fields + 1] = 'format'
-    fields[#fields + 1] = FORMAT
+  local packed = cmsgpack.pack({state.last, state.published, state.bytes, state.copies, state.groups, state.purged,
+    state.purged_at, state.expired})
+  if packed == state.stored then return end
+  if state.stored then
+    redis.call('HSET', state.info, 'state', packed)
+  else
+    redis.call('HSET', state.info, 'state', packed, 'format', FORMAT)
   end
-  redis.call('HSET', state.info, unpack(fields))
+  state.stored = packed
 end
-
-local GROUP_FIELDS = {
-  'cursor', 'serial', 'next_ms', 'purged', 'base', 'finished', 'delivered', 'redelivered', 'acked', 'private_bytes', 'start',
-}
 
 -- Everything of a group before a purge is gone, but its dead letters.
 local function purge_group(state)
@@ -116,15 +111,16 @@ local function open_group(keys, args, is_read_only)
   state.in_flight, state.handouts, state.due, state.past = keys[8], keys[9], keys[10], keys[11]
   state.ready, state.waiting, state.keys, state.parked = keys[12], keys[13], keys[14], keys[15]
   state.private, state.dead, state.dead_order = keys[16], keys[17], keys[18]
-  local read = redis.call('HMGET', state.group, unpack(GROUP_FIELDS))
-  if not read[1] then refuse('NO_GROUP', 'the group does not exist') end
-  state.cursor, state.serial, state.next_ms, state.seen_purge = amount(read[1]), amount(read[2]), amount(read[3]), amount(read[4])
+  local stored = redis.call('HGET', state.group, 'state')
+  if not stored then refuse('NO_GROUP', 'the group does not exist') end
+  local read = cmsgpack.unpack(stored)
+  state.cursor, state.serial, state.next_ms, state.seen_purge = read[1], read[2], read[3], read[4]
   -- The group has to finish what was published since `base`, without what it `finished`.
-  state.base, state.finished = amount(read[5]), amount(read[6])
-  state.delivered, state.redelivered, state.acked = amount(read[7]), amount(read[8]), amount(read[9])
-  state.private_bytes = amount(read[10])
+  state.base, state.finished = read[5], read[6]
+  state.delivered, state.redelivered, state.acked = read[7], read[8], read[9]
+  state.private_bytes = read[10]
   -- Messages up to here are not for this group.
-  state.start = amount(read[11])
+  state.start = read[11]
   state.handout_of = {}
   state.ended, state.touched, state.finished_now, state.finished_bytes = {}, {}, {}, 0
   state.is_stale = state.purged > state.seen_purge
@@ -137,11 +133,8 @@ local function pending(state)
 end
 
 local function save_group(state)
-  redis.call('HSET', state.group, 'cursor', digits(state.cursor), 'serial', digits(state.serial),
-    'next_ms', string.format('%.0f', state.next_ms), 'purged', digits(state.seen_purge),
-    'base', string.format('%.0f', state.base), 'finished', string.format('%.0f', state.finished),
-    'delivered', string.format('%.0f', state.delivered), 'redelivered', string.format('%.0f', state.redelivered),
-    'acked', string.format('%.0f', state.acked), 'private_bytes', string.format('%.0f', state.private_bytes), 'start', digits(state.start))
+  redis.call('HSET', state.group, 'state', cmsgpack.pack({state.cursor, state.serial, state.next_ms, state.seen_purge, state.base,
+    state.finished, state.delivered, state.redelivered, state.acked, state.private_bytes, state.start}))
   save_partition(state)
 end
 

@@ -24,7 +24,7 @@ local function drop_old(state, retention_ms)
     end
   end
   call_all('XDEL', state.messages, old)
-  if #old > 0 then redis.call('HINCRBY', state.info, 'expired', #old) end
+  state.expired = state.expired + #old
   return #old
 end
 
@@ -77,6 +77,7 @@ local function publish(keys, argv)
       refuse('OVER_LIMIT', string.format('partition_messages_max %.0f %.0f', messages_max, length))
     end
   end
+  local has_dedup = false
   for place, message in ipairs(messages) do
     local number = digits(first + place - 1)
     if type(message) == 'string' then
@@ -88,7 +89,10 @@ local function publish(keys, argv)
         more = cmsgpack.pack({key, headers, delay_ms > 0 and state.at_ms + delay_ms or 0})
       end
       redis.call('XADD', state.messages, number, 'm', more, 'v', message[1])
-      if dedup_id ~= '' and window_ms > 0 then redis.call('ZADD', state.dedup, number, dedup_id) end
+      if dedup_id ~= '' and window_ms > 0 then
+        redis.call('ZADD', state.dedup, number, dedup_id)
+        has_dedup = true
+      end
     end
   end
   state.last = first + #messages - 1
@@ -96,7 +100,12 @@ local function publish(keys, argv)
   state.bytes = state.bytes + size
   redis.call('ZADD', state.once, digits(first), token)
   forget_before(state.once, at_us - REPEAT_MS * 1000)
-  forget_before(state.dedup, at_us - window_ms * 1000)
+  redis.call('PEXPIRE', state.once, 2 * REPEAT_MS)
+  if has_dedup then
+    forget_before(state.dedup, at_us - window_ms * 1000)
+    -- For a partition to which nothing more is published.
+    redis.call('PEXPIRE', state.dedup, window_ms + REPEAT_MS)
+  end
   save_partition(state)
   if count > 0 then wake(state, '') end
   return cmsgpack.pack({CALL_VERSION, first, known})
@@ -107,17 +116,16 @@ local function put_group(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_partition(keys, args)
   local group, name = keys[7], args[4]
-  if redis.call('HEXISTS', group, 'cursor') == 1 then
+  if redis.call('HEXISTS', group, 'state') == 1 then
     return cmsgpack.pack({CALL_VERSION, false, pending(open_group(keys, args))})
   end
   if state.groups >= args[5] then refuse('OVER_LIMIT', string.format('groups_per_topic_max %.0f %.0f', args[5], state.groups)) end
   local length = redis.call('XLEN', state.messages)
   local is_late = args[3] == 'now'
   redis.call('SADD', state.group_names, name)
-  redis.call('HINCRBY', state.info, 'groups', 1)
-  redis.call('HSET', group, 'cursor', digits(0), 'serial', digits(0), 'next_ms', string.format('%.0f', NEVER), 'purged', digits(state.purged),
-    'base', string.format('%.0f', is_late and state.published or state.published - length), 'finished', 0,
-    'start', digits(is_late and state.last or 0))
+  state.groups = state.groups + 1
+  redis.call('HSET', group, 'state', cmsgpack.pack({0, 0, NEVER, state.purged,
+    is_late and state.published or state.published - length, 0, 0, 0, 0, 0, is_late and state.last or 0}))
   save_partition(state)
   return cmsgpack.pack({CALL_VERSION, true, is_late and 0 or length})
 end
@@ -129,7 +137,7 @@ local function purge(keys, argv)
   local length = redis.call('XLEN', state.messages)
   redis.call('UNLINK', state.messages, state.done)
   state.bytes = 0
-  redis.call('HSET', state.info, 'purged', digits(state.last), 'purged_at', string.format('%.0f', state.published))
+  state.purged, state.purged_at = state.last, state.published
   save_partition(state)
   return cmsgpack.pack({CALL_VERSION, length})
 end

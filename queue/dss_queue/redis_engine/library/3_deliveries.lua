@@ -123,13 +123,13 @@ local function settle(state, key)
   end
 end
 
--- Take a message out of the run of its key. Returns the places behind it in the run.
-local function leave_run(state, key, place)
+-- Take messages out of the run of their key; `gone` has their places as names. Returns the places behind the first of them.
+local function leave_runs(state, key, gone)
   local run = redis.call('HGET', state.keys, key)
   local left, behind = {}, {}
   local found = false
   for one in string.gmatch(string.sub(run or '', 2), '[^,]+') do
-    if one == place then
+    if gone[one] then
       found = true
     else
       left[#left + 1] = one
@@ -143,6 +143,10 @@ local function leave_run(state, key, place)
     state.touched[key] = true
   end
   return behind
+end
+
+local function leave_run(state, key, place)
+  return leave_runs(state, key, {[place] = true})
 end
 
 local function settle_touched(state)
@@ -210,7 +214,7 @@ end
 -- The deadline of a delivery that is in flight.
 local function due_of(state, number, delivery)
   local member = delivery.is_extended and 'x' .. number or 'h' .. delivery.serial
-  return amount(redis.call('ZSCORE', state.due, member) or nil)
+  return tonumber(redis.call('ZSCORE', state.due, member) or '0')
 end
 
 -- A delivery ends, and those behind it in its run come back with it.

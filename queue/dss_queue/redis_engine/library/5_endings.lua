@@ -32,7 +32,7 @@ local function ack(keys, argv)
   local state = open_group(keys, args)
   local numbers, serials = args[4], args[5]
   expire(state, args[3])
-  local answers, gone, pasts = {}, {}, {}
+  local answers, gone, pasts, left_runs = {}, {}, {}, {}
   local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
   for place, number in ipairs(numbers) do
     local delivery, past, is_stale = held(state, number, serials[place] or '', stored[place])
@@ -40,7 +40,12 @@ local function ack(keys, argv)
       gone[#gone + 1] = number
       if delivery.has_past then pasts[#pasts + 1] = number end
       close(state, number, delivery)
-      if delivery.key ~= '' then leave_run(state, delivery.key, place_of(delivery.letter, number)) end
+      local key = delivery.key
+      if key ~= '' then
+        local left = left_runs[key] or {}
+        left_runs[key] = left
+        left[place_of(delivery.letter, number)] = true
+      end
       finish(state, number, delivery.size, delivery.letter == '0')
       answers[place] = 'a'
     elseif past then
@@ -65,6 +70,7 @@ local function ack(keys, argv)
   end
   call_all('HDEL', state.in_flight, gone)
   call_all('HDEL', state.past, pasts)
+  for key, places in pairs(left_runs) do leave_runs(state, key, places) end
   end_step(state)
   return cmsgpack.pack({CALL_VERSION, table.concat(answers)})
 end

@@ -6,7 +6,7 @@ local function stats(keys, argv)
   local state = open_partition(keys, cmsgpack.unpack(argv[1]))
   local first = redis.call('XRANGE', state.messages, '-', '+', 'COUNT', 1)[1]
   return cmsgpack.pack({CALL_VERSION, redis.call('XLEN', state.messages), state.bytes + state.copies, state.published,
-    amount(redis.call('HGET', state.info, 'expired')), first and string.sub(first[1], 1, 16) or '', redis.call('SMEMBERS', state.group_names)})
+    state.expired, first and string.sub(first[1], 1, 16) or '', redis.call('SMEMBERS', state.group_names)})
 end
 
 local DEAD_REASONS = {'max_attempts', 'rejected', 'expired'}
