@@ -24,6 +24,7 @@ from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
 from redis.exceptions import (
     AskError,
     ClusterDownError,
+    MaxConnectionsError,
     MovedError,
     RedisClusterException,
     RedisError,
@@ -40,7 +41,7 @@ SLOTS = 16_384
 #: Times that a command is sent: more than a slot that moves can require, and few enough to end when nodes contradict each other.
 ROUNDS_MAX = 8
 #: The slots are not read again sooner than this: it makes all connections reconnect, those to healthy primaries as well.
-REFRESH_PAUSE_S = 0.5
+REFRESH_PAUSE_S = 1.0
 #: A node that did not answer is not asked again sooner than this.
 AWAY_PAUSE_S = 2.0
 #: If no node of `REDIS_URL` can be reached, they are not tried again sooner than this.
@@ -212,7 +213,8 @@ class ClusterServers:
                 startup_nodes=[ClusterNode(host, port) for host, port in self._hosts],
                 # Some slots without a primary: their keys are away, the others are not.
                 require_full_coverage=False,
-                max_connections=self._connections_max,
+                # One more, to read the slots.
+                max_connections=self._connections_max + 1,
                 **self._options,
             )
             try:
@@ -261,7 +263,7 @@ class _Pause:
 
 
 def _is_away(answer: object) -> bool:
-    return isinstance(answer, _AWAY) and not isinstance(answer, AllInUse)
+    return isinstance(answer, _AWAY) and not isinstance(answer, (AllInUse, MaxConnectionsError))
 
 
 def _node(client: RedisCluster, redirection: AskError) -> ClusterNode:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dss_api.redis_url import RedisUrl, parse
+from dss_api.redis_url import SCHEMES, RedisUrl, parse
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,17 @@ def test_no_fault_shows_a_password(scheme: str, password: str, rest: str) -> Non
     with pytest.raises(ValueError, match=r"\w") as caught:
         parse(f"{scheme}://user:{password}@{rest}")
     assert "heim" not in str(caught.value)
+
+
+@given(st.sampled_from(sorted(SCHEMES)), st.text("hdbs_0179:/@,?=&#%[]. \x00é²", max_size=30))
+def test_any_text_is_an_address_or_a_fault(scheme: str, rest: str) -> None:
+    try:
+        url = parse(f"{scheme}://{rest}")
+    except ValueError:
+        return
+    assert url.path or url.hosts
+    assert all(host and 1 <= port <= 65_535 for host, port in url.hosts)
+    assert bool(url.service) == (url.kind == "sentinel")
 
 
 def test_what_was_read_does_not_show_passwords() -> None:
