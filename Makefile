@@ -145,10 +145,11 @@ audit: ## look for known vulnerabilities in the pinned packages, and write the l
 	@.venv-audit/bin/pip-audit --disable-pip --require-hashes -r docker/requirements.lock $(ARGS)
 
 # dss-client is a part of this repository, so it is not pinned. Its wheel tells pip-compile what it needs.
-lock: ## pin the dependencies of pyproject.toml again (needs pip-tools)
+lock: ## pin the dependencies of pyproject.toml and of the suites again (needs pip-tools)
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheels ./client
 	@$(COMPILE) --extra dev -o requirements.lock pyproject.toml client/pyproject.toml
 	@$(COMPILE) -o docker/requirements.lock pyproject.toml
+	@$(COMPILE) --allow-unsafe -o tests/suites/requirements.lock tests/suites/requirements.in
 
 clean: ## remove everything that was built; keep the clusters' data in .dss
 	@rm -rf .venv .venv-audit .venv-suites build dist report docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,7 +2,8 @@
 
     python tests/suites/run.py [--nodes 3] [NAME …]
 
-The sources come from PyPI (sdists.txt), and the packages that their tests need are installed into .venv-suites (requirements.txt).
+The sources come from PyPI (sdists.txt), and the packages that their tests need are installed into .venv-suites (requirements.lock). pip
+accepts only what has a hash in these two files.
 What the table counts as excluded is in catalog.py, each test with its reason.
 """
 
@@ -78,15 +79,15 @@ def main() -> int:
 
 def install() -> None:
     """Make .venv-suites, unless it was made from the same list."""
-    _once(VENV / ".ready", HERE / "requirements.txt", _pip_install)
+    _once(VENV / ".ready", HERE / "requirements.lock", _pip_install)
 
 
 def _pip_install() -> None:
     print(f"Setting up {VENV.name} (once, some minutes)", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
-    _pip("install", "-r", str(HERE / "requirements.txt"))
+    _pip("install", "--require-hashes", "-r", str(HERE / "requirements.lock"))
     # The client, whose transports some suites test.
-    _pip("install", "--no-deps", "-e", str(ROOT / "client"))
+    _pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT / "client"))
 
 
 def fetch() -> None:
@@ -97,7 +98,8 @@ def fetch() -> None:
 def _download() -> None:
     print("Fetching the sources", flush=True)
     SOURCES.mkdir(parents=True, exist_ok=True)
-    _pip("download", "--no-deps", "--no-binary", ":all:", "--require-hashes", "-d", str(SOURCES), "-r", str(HERE / "sdists.txt"))
+    exactly = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes")
+    _pip("download", *exactly, "-d", str(SOURCES), "-r", str(HERE / "sdists.txt"))
     for archive in SOURCES.glob("*.tar.gz"):
         with tarfile.open(archive) as source:
             source.extractall(SOURCES, filter="data")
