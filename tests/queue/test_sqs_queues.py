@@ -14,6 +14,7 @@ from dss_queue.core.commands import PeekQuery, PutTopic, SetTopic
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sqs_queues import GROUP, ChangeQueue, CreateQueue, PublishToQueues, redrive_policy, settings_of
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
+from dss_queue.sqs.attributes import checked
 from dss_queue.sqs.calls import Call
 from dss_queue.sqs.errors import SqsError
 from dss_queue.sqs.queue_calls import set_attributes
@@ -84,6 +85,21 @@ def test_settings_of_the_topic_cannot_differ_from_the_attributes(counted, comman
     assert (refused.code, refused.body["field"]) == ("invalid", "topic")
     assert "SetQueueAttributes" in refused.body["detail"]
     assert stats(desk.broker, "t", desk.at_ms)["settings"] == before
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ('{"deadLetterTargetArn": "%s",  "maxReceiveCount": 3}', '{"deadLetterTargetArn": "%s",  "maxReceiveCount": 3}'),
+        ('{"deadLetterTargetArn": "%s", "maxReceiveCount": "3"}', '{"deadLetterTargetArn":"%s","maxReceiveCount":3}'),
+        ('{"deadLetterTargetArn": "%s", "maxReceiveCount": 3, "x": 1}', '{"deadLetterTargetArn":"%s","maxReceiveCount":3}'),
+    ],
+)
+def test_a_redrive_policy_stays_as_it_was_written_if_the_state_can_read_it(given, stored):
+    arn = "arn:aws:sqs:eu-west-1:000000000000:dead"
+    kept = checked("t", {"RedrivePolicy": given % arn}, creates=True)
+    assert kept == {"RedrivePolicy": stored % arn}
+    assert redrive_policy(kept) == ("dead", 3)
 
 
 def test_the_group_of_a_queue_is_not_deleted(counted):

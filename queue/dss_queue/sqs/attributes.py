@@ -102,9 +102,10 @@ def checked(name: str, attributes: dict[str, str], creates: bool) -> dict[str, s
     stored = {attribute: text for attribute, text in attributes.items() if attribute != "FifoQueue" or text == "true"}
     if stored.get("RedrivePolicy"):
         policy = _document("RedrivePolicy", stored["RedrivePolicy"])
-        # The replicated state reads these two fields, and no other ones.
+        # The replicated state reads these two fields, and no other ones. Otherwise the text stays as it is.
         kept = RedrivePolicy(policy["deadLetterTargetArn"], int(policy["maxReceiveCount"]))
-        stored["RedrivePolicy"] = msgspec.json.encode(kept).decode()
+        if policy != msgspec.to_builtins(kept):
+            stored["RedrivePolicy"] = msgspec.json.encode(kept).decode()
     return stored
 
 
