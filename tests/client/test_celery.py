@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,11 +102,17 @@ def test_no_task_is_lost_when_the_leader_is_killed(counting: Counting, three_nod
     assert set(counting.counted()) == set(range(TASKS))
 
 
-def test_each_task_is_published_once_when_the_leader_is_killed(counting: Counting, three_nodes: LocalCluster) -> None:
-    for number in range(100):
+@pytest.mark.parametrize("threads", [1, 8])
+def test_each_task_is_published_once_when_the_leader_is_killed(
+    counting: Counting, three_nodes: LocalCluster, threads: int
+) -> None:
+    def publish(number: int) -> None:
         counting.tasks.count.delay(number)
         if number == 50:
             three_nodes.leader().kill()
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(publish, range(100)))
     with Client(three_nodes.leader().url) as dss:
         topic = dss.topic("kombu/queue/celery")
         messages = topic.peek(limit=100)
