@@ -381,7 +381,10 @@ class RedisEngine:
 
 
 def _fields(new: NewMessage) -> str | tuple[str, str, str, int, str]:
-    value = new.value.decode()
+    try:
+        value = new.value.decode()
+    except UnicodeDecodeError:
+        raise Refused("invalid", "`value` is not UTF-8", field="value") from None
     if not (new.key or new.headers or new.delay_ms or new.dedup_id):
         return value
     return value, new.key, new.headers.decode(), new.delay_ms, new.dedup_id

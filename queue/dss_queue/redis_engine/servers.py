@@ -19,6 +19,7 @@ from redis.exceptions import (
     ClusterError,
     MovedError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TryAgainError,
@@ -63,7 +64,7 @@ class Servers:
         self._replicas_min = replicas_min
         self._deadline_s = deadline_s
         self._cluster: RedisCluster | None = None
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[tuple[str, Acks], Lane] = {}
         self._refreshing: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -100,7 +101,7 @@ class Servers:
         self._cluster = RedisCluster(startup_nodes=nodes, protocol=2, **self._options)
         try:
             await self._cluster.initialize()
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             raise EngineAway(f"the Cluster does not answer ({error})") from None
 
     @property
@@ -166,7 +167,7 @@ class Servers:
         while True:
             try:
                 address = self._address_of(slot) if asked is None else f"{asked.host}:{asked.port}"
-                return await self._lane(address).call(command, acks, asking=asked is not None)
+                return await self._lane(address, acks).call(command, acks, asking=asked is not None)
             except NotConfirmed as error:
                 raise Refused("unknown_outcome", f"it took effect on the primary, but {error}") from None
             except AskError as error:
@@ -219,7 +220,10 @@ class Servers:
     def _address_of(self, slot: int) -> str:
         if self._cluster is None:
             return self._starts[0]
-        node = self._cluster.nodes_manager.get_node_from_slot(slot)
+        try:
+            node = self._cluster.nodes_manager.get_node_from_slot(slot)
+        except RedisClusterException as error:
+            raise Disconnected(str(error)) from None
         return f"{node.host}:{node.port}"
 
     async def refresh(self) -> None:
@@ -235,7 +239,7 @@ class Servers:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await self._cluster.nodes_manager.initialize()
-        except (RedisError, OSError, TimeoutError):
+        except (RedisError, RedisClusterException, OSError, TimeoutError):
             # The next attempt asks again.
             return
 
@@ -256,10 +260,11 @@ class Servers:
             host=host, port=port, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=TIMEOUT_S, retry=None, **options
         )
 
-    def _lane(self, address: str) -> Lane:
-        lane = self._lanes.get(address)
+    def _lane(self, address: str, acks: Acks = "primary") -> Lane:
+        """Calls that wait for replicas or disks do not hold up those that do not."""
+        lane = self._lanes.get((address, acks))
         if lane is None:
-            lane = self._lanes[address] = Lane(
+            lane = self._lanes[address, acks] = Lane(
                 lambda: self.connection(address, timeout_s=TIMEOUT_S + CONFIRM_MS / 1000), self._replicas_min, CONFIRM_MS
             )
         return lane

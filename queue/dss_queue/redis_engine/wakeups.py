@@ -16,6 +16,7 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import RedisError
 
 from dss_api.supervised import Tasks
+from dss_queue.redis_engine.errors import EngineAway
 from dss_queue.redis_engine.lane import packed
 from dss_queue.redis_engine.servers import PAUSE_S_MAX, Servers
 
@@ -44,9 +45,12 @@ class Wakeups:
             EngineAway: the servers do not answer.
         """
         waits = []
-        for channel in channels:
-            self._listeners.setdefault(channel, {})[owner] = listener(channel)
-            waits.append(self._ear_of(channel).subscribe(channel))
+        try:
+            for channel in channels:
+                waits.append(self._ear_of(channel).subscribe(channel))
+                self._listeners.setdefault(channel, {})[owner] = listener(channel)
+        except RedisError as error:
+            raise EngineAway(str(error)) from None
         await asyncio.gather(*waits)
 
     def forget(self, channels: Iterable[str], owner: object) -> None:
@@ -79,14 +83,14 @@ class Wakeups:
 
     async def again(self, channels: Iterable[str]) -> None:
         """These channels may have been deaf: subscribe again, and say that anything may have happened."""
-        channels = [channel for channel in channels if channel in self._listeners]
-        if not channels:
-            return
-        await asyncio.sleep(PAUSE_S_MAX)
-        await self._servers.refresh()
-        for channel in channels:
-            confirmed = self._ear_of(channel).subscribe(channel)
-            confirmed.add_done_callback(partial(self._listens_again, channel))
+        left = list(channels)
+        while left := [channel for channel in left if channel in self._listeners]:
+            await asyncio.sleep(PAUSE_S_MAX)
+            await self._servers.refresh()
+            with contextlib.suppress(RedisError):
+                while left:
+                    confirmed = self._ear_of(left[-1]).subscribe(left[-1])
+                    confirmed.add_done_callback(partial(self._listens_again, left.pop()))
 
     def _listens_again(self, channel: str, confirmed: asyncio.Future[None]) -> None:
         self.heard(channel, "")

