@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop celery test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-memory bench-peers bench-sqs bench-celery load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
+.PHONY: help run restart join shop celery test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-growth bench-memory bench-peers bench-sqs bench-celery load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ bench-near: $(READY) ## measure the near cache against redis-py and django-redis
 
 bench-viewer: $(READY) ## measure what the live page costs the nodes
 	@$(BIN)/python benchmarks/bench_viewer.py $(ARGS)
+
+bench-growth: $(READY) ## measure whether calls at a node that keeps much are slower than at an empty one
+	@$(BIN)/python benchmarks/bench_growth.py $(ARGS)
 
 bench-peers: $(READY) ## measure three nodes next to etcd, RabbitMQ, NATS and Redis, those that are installed
 	@$(BIN)/python benchmarks/bench_peers.py $(ARGS)

@@ -50,6 +50,8 @@ SLICE_S = 1.0
 LIMIT = 0.9
 VALUE = "v" * 98
 BATCH = 1000
+#: the waiting calls and the load come from one address
+SETTINGS = {"DSS_SERVER": "uvicorn", "DSS_CALLS_PER_ADDRESS_MAX": "50000", "DSS_PENDING_COMMANDS_MAX": "20000"}
 POLL_S = 0.05
 LOCK_TTL_MS = 24 * 3600 * 1000
 #: a connection may have 1,000 calls in progress
@@ -84,7 +86,7 @@ class Target:
 
 @contextlib.contextmanager
 def started(directory: Path, name: str, port: int) -> Iterator[Target]:
-    cluster = LocalCluster(directory / name, [port], {"DSS_SERVER": "uvicorn"})
+    cluster = LocalCluster(directory / name, [port], SETTINGS)
     try:
         cluster.start()
         cluster.wait_ready()
