@@ -14,13 +14,16 @@ CHUNK_BYTES = 65536
 class Relay:
     """Passes bytes on to a port of this machine, in both directions. A context manager; it has a thread of its own.
 
+    Args:
+        to_ports: a connection goes to the first of them that accepts it.
+
     Attributes:
         port: where clients connect.
     """
 
-    def __init__(self, to_port: int) -> None:
+    def __init__(self, *to_ports: int) -> None:
         self.port = 0
-        self._to_port = to_port
+        self._to_ports = to_ports
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._may_pass = asyncio.Event()
@@ -76,11 +79,17 @@ class Relay:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        for port in self._to_ports[:-1]:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return await asyncio.open_connection("127.0.0.1", self._to_ports[-1])
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
             await self._may_pass.wait()
-            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+            to_reader, to_writer = await self._connect()
             self._writers.add(to_writer)
             try:
                 async with asyncio.TaskGroup() as group:

@@ -152,7 +152,10 @@ def client(node: FakeNode, make_client: Callable[..., AsyncClient]) -> AsyncClie
 
 
 def _cluster(directory: Path, size: int, **environment: str) -> Iterator[LocalCluster]:
-    cluster = LocalCluster(directory, free_ports(size), {**ENVIRONMENT, **environment})
+    ports = free_ports(2 * size)
+    cluster = LocalCluster(directory, ports[:size], {**ENVIRONMENT, **environment})
+    for node, sqs in zip(cluster.nodes, ports[size:], strict=True):
+        node.environment["DSS_SQS_PORT"] = str(sqs)
     prepare_pages(cluster)
     cluster.start()
     try:

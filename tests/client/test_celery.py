@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,8 @@ from celery.exceptions import BackendStoreError, ImproperlyConfigured, TimeoutEr
 
 from dss_celery import chords
 from dss_client import Client
-from dss_dev.local_cluster import LocalCluster
+from dss_dev.local_cluster import HOST, LocalCluster
+from dss_dev.relays import Relay
 
 pytestmark = pytest.mark.cluster
 
@@ -39,13 +41,16 @@ RESULT_S = 60
 class Counting:
     """The app of celery_app/ on a cluster, and its workers."""
 
-    def __init__(self, cluster: LocalCluster, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, cluster: LocalCluster, file: Path, monkeypatch: pytest.MonkeyPatch, broker: str = "", **options: object
+    ) -> None:
         hosts = ",".join(node.url.removeprefix("http://") for node in cluster.nodes)
         self._file = file
         self._log = file.with_suffix(".log")
         self._workers: list[subprocess.Popen[bytes]] = []
         self._environment = {
-            "COUNTING_BROKER": f"dss://{hosts}//",
+            "COUNTING_BROKER": broker or f"dss://{hosts}//",
+            "COUNTING_OPTIONS": json.dumps(options),
             "COUNTING_BACKEND": f"dss://{hosts}",
             "COUNTING_FILE": str(file),
             "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
@@ -81,13 +86,34 @@ class Counting:
 
 @pytest.fixture
 def counting(three_nodes: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
-    counting = Counting(three_nodes, tmp_path / "counted", monkeypatch)
+    counting = Counting(three_nodes, tmp_path / "counted", monkeypatch, timeout=60)
     yield counting
     counting.close()
 
 
+@pytest.fixture
+def counting_on_sqs(three_nodes: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counting]:
+    """The same with kombu's own transport for SQS, which knows one address: a relay to the leader, or later to another node."""
+    leader = three_nodes.leader()
+    nodes = sorted(three_nodes.nodes, key=lambda node: node is not leader)
+    options = {"is_secure": False, "region": "us-east-1", "wait_time_seconds": 1, "polling_interval": 0.1}
+    with Relay(*(int(node.environment["DSS_SQS_PORT"]) for node in nodes)) as relay:
+        broker = f"sqs://any:any@{HOST}:{relay.port}//"
+        counting = Counting(three_nodes, tmp_path / "counted", monkeypatch, broker, **options)
+        yield counting
+        counting.close()
+
+
 def test_no_task_is_lost_when_the_leader_is_killed(counting: Counting, three_nodes: LocalCluster) -> None:
-    """While tasks are published, and while they are worked on."""
+    kill_leaders(counting, three_nodes)
+
+
+def test_no_task_is_lost_on_sqs_when_the_leader_is_killed(counting_on_sqs: Counting, three_nodes: LocalCluster) -> None:
+    kill_leaders(counting_on_sqs, three_nodes)
+
+
+def kill_leaders(counting: Counting, three_nodes: LocalCluster) -> None:
+    """While tasks are published, and while they are worked on. Each task must run."""
     counting.start_worker()
     for number in range(TASKS):
         counting.tasks.count.delay(number)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
 from celery import Celery
+from kombu.transport import SQS
+
+# In kombu 5.7, a receive that fails has an empty list as its answer. This method expects an object: after its error, the queue is
+# not polled again, and the worker is idle until it is restarted.
+_on_messages_ready = SQS.Channel._on_messages_ready
+SQS.Channel._on_messages_ready = lambda self, url, name, answer: _on_messages_ready(self, url, name, answer or {})
 
 app = Celery("counting", broker=os.environ["COUNTING_BROKER"], backend=os.environ["COUNTING_BACKEND"])
 app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": 5, "timeout": 60},
+    broker_transport_options={"visibility_timeout": 5, **json.loads(os.environ["COUNTING_OPTIONS"])},
     result_expires=600,
 )
 
