@@ -102,6 +102,12 @@ def has_left(core: RaftCore, node_id: str) -> bool:
     return is_current and 0 < members.index <= core.commit_index and node_id not in members.ids
 
 
+def can_elect(core: RaftCore, links: PeerLinks) -> bool:
+    """Whether this node and those that are linked to it are enough to elect a leader."""
+    voters = [member.id for member in core.configuration.members if not member.learner]
+    return sum(voter == core.node_id or links.is_up(voter) for voter in voters) > len(voters) // 2
+
+
 def service_urls(config: RaftConfig) -> dict[str, str]:
     """The members' URLs in this node's settings. As for links, they take precedence over those in the configuration."""
     return {**{peer.id: peer.url for peer in config.peers}, config.node_id: config.url}
@@ -162,6 +168,9 @@ class LeadingNode(Protocol):
     @property
     def applied_index(self) -> int: ...
 
+    @property
+    def can_elect(self) -> bool: ...
+
     def wake(self) -> None: ...
 
     def may_add(self, node_id: str) -> bool: ...
@@ -190,8 +199,14 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
         _guarded("to", lambda: node.core.transfer(to))
         transferred_at_s = now_s
         node.wake()
-        gave_up_or_moved = await node.until(lambda: not node.core.transferee if node.is_leader else bool(node.leader_id))
-        if node.is_leader or not gave_up_or_moved:
+
+        def gave_up_or_moved() -> bool:
+            if is_stopping and not node.can_elect:
+                return True  # the others stop, too, and one that has begun to take over may be among them
+            return not node.core.transferee if node.is_leader else bool(node.leader_id)
+
+        in_time = await node.until(gave_up_or_moved)
+        if node.is_leader or not in_time:
             raise Refused("over_limit", f"{to or 'another node'} did not take over in time; it may be down or too far behind")
         return {"leader_id": node.leader_id}
 

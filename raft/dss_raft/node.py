@@ -341,6 +341,11 @@ class Node(Listeners):
         """Whether the link to this member works."""
         return self._links.is_up(peer)
 
+    @property
+    def can_elect(self) -> bool:
+        """Whether this node and those that are linked to it are enough to elect a leader."""
+        return members.can_elect(self.core, self._links)
+
     def silent_ms(self, peer: str) -> int | None:
         """For how long nothing has arrived from this member, in steps of the links' timer; None if nothing has since the start."""
         return self._links.silent_ms(peer)
@@ -519,7 +524,7 @@ class Node(Listeners):
 
     async def hand_over(self) -> None:
         """Before a clean stop: transfer leadership to a node that is up, so that no caller has to wait for an election."""
-        if not self._running or not self.is_leader or not any(self._links.is_up(peer) for peer in self.peers):
+        if not self._running or not self.is_leader or not self.can_elect:
             return
         try:
             await self._ask_leader("transfer", to="", is_stopping=True)

@@ -206,6 +206,27 @@ async def test_a_node_transfers_leadership_once_in_an_election_timeout(cluster):
     await cluster.until(lambda: not first.is_leader)
 
 
+async def test_a_leader_that_stops_does_not_wait_for_others_that_have_stopped(make_cluster, monkeypatch):
+    """All nodes of a machine stop together: the one that began to take over is gone, and no other one can."""
+    cluster = make_cluster(submit_timeout_ms=600_000)
+    await cluster.start()
+    leader = await cluster.leader()
+    others = [node_id for node_id in cluster.nodes if node_id != leader.node_id]
+    asked = asyncio.Event()
+
+    def transfer(to: str) -> None:
+        leader.core.abdicate()
+        leader.core.messages = []
+        asked.set()
+
+    monkeypatch.setattr(leader.core, "transfer", transfer)
+    handing = asyncio.create_task(leader.hand_over())
+    await asked.wait()
+    await cluster.stop(*others)
+    async with asyncio.timeout(20):
+        await handing
+
+
 async def test_leadership_is_not_transferred_to_a_node_without_a_vote(cluster):
     await cluster.start()
     with pytest.raises(Refused) as refusal:
