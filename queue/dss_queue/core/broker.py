@@ -468,7 +468,7 @@ def _all_held(group: Group | None, receipts: Mapping[str, str | None]) -> list[t
     in_flight = {} if group is None else group.in_flight
     for msg_id, receipt in receipts.items():
         delivery = in_flight.get(message_number(msg_id))
-        if delivery is not None and receipt == receipt_of(msg_id, delivery.serial):
+        if delivery is not None and (receipt is None or receipt == receipt_of(msg_id, delivery.serial)):
             found.append((msg_id, delivery, False))
         else:
             found.append((msg_id, *_held(group, msg_id, receipt)))
