@@ -3,7 +3,7 @@
 --
 -- A partition is a stream of messages with the state of its groups. A message's number is the time of its publication in
 -- microseconds, or the last number plus 1: it only grows, and it is not given twice when a replica without the last
--- writes becomes the primary. Numbers are 16 digits, so that they sort as text. Times with the suffix `ms` are the primary's.
+-- writes becomes the primary, unless its clock is behind. Numbers are 16 digits, so that they sort as text. Times with the suffix `ms` are the primary's.
 --
 -- A group has met the messages up to its `cursor`. What it has met and not finished is exactly one of these:
 --   in flight   a record in `in_flight`
