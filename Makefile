@@ -77,7 +77,7 @@ bench-near: $(READY) ## measure the near cache against redis-py and django-redis
 bench-viewer: $(READY) ## measure what the live page costs the nodes
 	@$(BIN)/python benchmarks/bench_viewer.py $(ARGS)
 
-bench-growth: $(READY) ## measure whether calls at a node that keeps much are slower than at an empty one
+bench-growth: $(READY) ## measure whether a node with much data is slower than an empty one
 	@$(BIN)/python benchmarks/bench_growth.py $(ARGS)
 
 bench-peers: $(READY) ## measure three nodes next to etcd, RabbitMQ, NATS and Redis, those that are installed

@@ -1,4 +1,4 @@
-"""Do calls cost more at a node that keeps much? Rates of a full node against those of an empty one, in the same run.
+"""Do calls cost more at a node with much data? Rates of a full node against those of an empty one, in the same run.
 
     python benchmarks/bench_growth.py                  # about six minutes, also as results/bench_growth.json
     python benchmarks/bench_growth.py --alternations 1 --messages 100000 --locks 10000

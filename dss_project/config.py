@@ -307,7 +307,10 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
         read_checks,
     )
     lab_url: str = setting(
-        "DSS_LAB_URL", "", "Where the pages link to the lab of `make run`, which sets it: `http://127.0.0.1:8100`.", read_site
+        "DSS_LAB_URL",
+        "",
+        "Address of the lab, for the link on the pages: `http://127.0.0.1:8100`. `make run` sets it.",
+        read_site,
     )
     debug: bool = setting(
         "DSS_DEBUG", False, "Show Django's debug pages. Never enable this on a node that others can reach.", environment.boolean

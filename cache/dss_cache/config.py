@@ -27,13 +27,13 @@ class CacheConfig(ValueLimit):
     cache_redis_timeout_ms: int = setting(
         "DSS_CACHE_REDIS_TIMEOUT_MS",
         1000,
-        "How long a connection to Redis, or its next answer, may take before it counts as away.",
+        "How long connecting to a Redis server, or its next answer, may take. After that, it counts as down.",
         environment.integer(50, 60_000),
     )
     cache_redis_connections_max: int = setting(
         "DSS_CACHE_REDIS_CONNECTIONS_MAX",
         50,
-        "Connections to each Redis server at a time. Further reads and write-backs wait.",
+        "Maximum number of connections to each Redis server. Further reads and write-backs wait for one.",
         environment.integer(1, 10_000),
     )
     cache_max_items: int = setting(
