@@ -147,7 +147,7 @@ def parse(text: str) -> RedisUrl:
     service, path_database = _path(kind, path)
     database = _int(database) if database is not None else path_database
     if kind == "cluster" and database:
-        raise ValueError("names a database, but a Cluster has only number 0")
+        raise ValueError("names a database, but a Cluster has only database 0")
     hosts = _hosts(kind, hosts_text)
     return RedisUrl(kind=kind, hosts=hosts, is_tls=is_tls, service=service, database=database, options=options, **given)
 
@@ -181,7 +181,7 @@ def _path(kind: Kind, path: str) -> tuple[str, int]:
             raise ValueError("must name the primary as its Sentinels do: redis+sentinel://host1:26379,host2:26379/name")
         service = parts.pop(0)
     if len(parts) > 1 or (parts and not (parts[0].isascii() and parts[0].isdigit())):
-        raise ValueError("must end with the number of a database, or without one")
+        raise ValueError("may only end with the number of a database")
     return service, int(parts[0]) if parts else 0
 
 

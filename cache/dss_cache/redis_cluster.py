@@ -290,7 +290,7 @@ async def _read_slots(client: RedisCluster, last: str | None = None) -> None:
         await client.nodes_manager.initialize(last_failed_node_name=last)
     except RedisClusterException as error:
         if "Cluster mode is not enabled" in str(error):
-            raise RedisError("the server belongs to no Cluster: REDIS_URL must begin with redis:// or rediss://") from None
+            raise RedisError("the server is not part of a Cluster: REDIS_URL must begin with redis:// or rediss://") from None
         raise
 
 

@@ -159,7 +159,7 @@ class OneServer:
     def _explained(self, error: Exception) -> Exception:
         """The error, in words that say what to do where those of redis-py do not."""
         if isinstance(error, MasterNotFoundError):
-            return RedisError(f"no Sentinel of REDIS_URL can be reached and knows a primary with the name {self._service}")
+            return RedisError(f"none of the Sentinels in REDIS_URL answers and knows a primary named {self._service}")
         if isinstance(error, MovedError):
-            return RedisError("the server belongs to a Cluster: REDIS_URL must begin with redis+cluster:// or rediss+cluster://")
+            return RedisError("the server is part of a Cluster: REDIS_URL must begin with redis+cluster:// or rediss+cluster://")
         return error

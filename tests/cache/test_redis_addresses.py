@@ -195,7 +195,7 @@ async def test_sentinels_lead_to_the_primary_and_after_it_to_the_next_one(tmp_pa
             group.kill(port)
         lost = RedisStore(url, "kv:")
         with pytest.raises(
-            Refused, match="no Sentinel of REDIS_URL can be reached and knows a primary with the name values"
+            Refused, match="none of the Sentinels in REDIS_URL answers and knows a primary named values"
         ) as caught:
             await lost.check()
         assert "of-" not in caught.value.detail

@@ -70,7 +70,7 @@ def test_redis_is_the_backing_store_when_its_address_is_given() -> None:
         ({"DSS_SERVER": "gunicorn"}, "DSS_SERVER", "daphne, uvicorn"),
         ({"DSS_CACHE_MEMORY": "redis"}, "REDIS_URL", "missing"),
         ({"REDIS_URL": "http://localhost"}, "REDIS_URL", "redis://"),
-        ({"REDIS_URL": "redis+cluster://h:7000/1"}, "REDIS_URL", "only number 0"),
+        ({"REDIS_URL": "redis+cluster://h:7000/1"}, "REDIS_URL", "only database 0"),
         ({"REDIS_URL": "redis+sentinel://h:26379"}, "REDIS_URL", "must name the primary"),
         ({"REDIS_URL": "rediss://h?ssl_ca_certs=/nowhere"}, "REDIS_URL", "cannot be read"),
         ({"DSS_CACHE_REDIS_TIMEOUT_MS": "0"}, "DSS_CACHE_REDIS_TIMEOUT_MS", "from 50"),

@@ -124,7 +124,7 @@ class RedisEngine:
         if len(bound) > 1:
             raise Refused(
                 "crosses_slots",
-                "the messages of one call must be in one partition of the topic: publish those with other keys in calls of their own",
+                "the messages of one call must be in one partition of the topic: publish those with other keys in separate calls",
             )
         return bound.pop() if bound else next(self._next) % self.partitions
 
@@ -401,11 +401,11 @@ def _check(settings: TopicSettings) -> None:
         Refused: `not_on_engine`.
     """
     if settings.keep_ms:
-        raise Refused("not_on_engine", "`keep_ms` is not possible for a topic on the engine `redis`", field="keep_ms")
+        raise Refused("not_on_engine", "a topic on the engine `redis` cannot have `keep_ms`", field="keep_ms")
     if settings.dead_letter_topic:
         raise Refused(
             "not_on_engine",
-            "`dead_letter_topic` is not possible for a topic on the engine `redis`: dead letters stay with their group",
+            "a topic on the engine `redis` cannot have a `dead_letter_topic`: dead letters stay with their group",
             field="dead_letter_topic",
         )
 

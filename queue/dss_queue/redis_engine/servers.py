@@ -129,7 +129,7 @@ class Servers:
                 return
             await lane.call(packed(b"FUNCTION", b"LOAD", b"REPLACE", source.encode()))
         except ResponseError as error:
-            raise UnfitServer(f"{address} does not load the functions: {error}") from None
+            raise UnfitServer(f"{address} cannot load the functions: {error}") from None
         except (RedisError, OSError) as error:
             raise EngineAway(f"{address} does not answer ({error})") from None
 
