@@ -85,7 +85,7 @@ def _line(node: str, event: Recorded, known: Elections, started_ms: int) -> Even
     level: Level = "warn" if event.kind in WARNINGS else "ok" if event.kind == "leader" else "info"
     text = text_of(event)
     if event.kind == "leader" and (event.subject, event.term) not in known.elected:
-        level, text = "info", f"{node} finds that {text}"
+        level, text = "info", f"{node} learns that {text}"
     elif event.kind in REPLICATED and event.at_ms < started_ms:
         level, text = "info", f"{text} (before {node} started)"
     return EventLine(

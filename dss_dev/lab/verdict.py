@@ -41,7 +41,7 @@ def verdict_of(
         return {**seen, "code": "refusing_writes", "word": "REFUSING WRITES", "text": f"{known}. {consequence}"}
     leaders = {card["id"] for card in cards if card["shape"] == "leader"}
     if leaders & gone.keys():
-        consequence = "It has led: writes wait until the others have elected another leader."
+        consequence = "It was the leader: writes wait until the others elect another one."
     else:
         consequence = "Writes work: the others are a majority."
     return {**seen, "code": "degraded", "word": "DEGRADED", "text": f"{known}. {consequence}"}

@@ -119,8 +119,8 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Delete a group",
         description=(
             "Deletes the group with its dead letters. Messages that every other group has finished are deleted, too. Consumes that "
-            "wait are answered `not_found`. A later consume creates the group again. The group `sqs` of a queue of the SQS endpoint is "
-            "not deleted: use the topic."
+            "wait are answered `not_found`. A later consume creates the group again. The group `sqs` of an SQS queue cannot "
+            "be deleted: delete the topic."
         ),
         tag="Queue",
         example={"topic": "example/orders", "group": "billing"},

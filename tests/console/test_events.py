@@ -56,7 +56,7 @@ def test_what_was_applied_again_is_shown_where_it_happened_and_as_earlier() -> N
     assert [(line.at_ms, line.subject) for line in lines] == [(6000, "eve"), (5200, "node-2"), (5000, "node-1"), (1000, "bob")]
     assert lines[3].text.endswith("(before node-1 started)")
     assert [line.level for line in lines] == ["warn", "info", "info", "info"]
-    assert lines[1].text == "node-1 finds that node-2 leads in term 3", "it was not elected at that time"
+    assert lines[1].text == "node-1 learns that node-2 leads in term 3", "it was not elected at that time"
 
 
 def test_many_that_were_applied_again_hide_nothing_that_is_new() -> None:

@@ -40,7 +40,7 @@ def test_a_node_that_was_just_stopped_is_named() -> None:
 def test_without_the_leader_writes_wait() -> None:
     assert (
         verdict(leader=3, node3="ended")[1]
-        == "node-3 has ended. It has led: writes wait until the others have elected another leader."
+        == "node-3 has ended. It was the leader: writes wait until the others elect another one."
     )
 
 

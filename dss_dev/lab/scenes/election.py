@@ -87,8 +87,8 @@ class Election(Scene):
         yield Tell(
             f"{second} leads in term {new_term}; it was term {term}. The followers heard nothing for an election timeout, which "
             "each of them draws at random. The first one to run out asks for votes. A node votes only for a log that is at "
-            f"least as complete as its own. Both logs were equal, so either could win, with two votes of three; {second} was the "
-            f"faster one this time. {votes}".rstrip(),
+            f"least as complete as its own. Both logs were equal, so either could win, with two votes of three; {second} was "
+            f"faster this time. {votes}".rstrip(),
             (2,),
         )
 

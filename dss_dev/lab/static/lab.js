@@ -394,7 +394,7 @@ async function enter() {
     parts.live.dataset.state = "lost";
     setText(parts.live, "not connected");
     if (!state) {
-      tell(parts.gate.hidden ? "This browser needs a link of its own: the one after “Lab:” in the terminal of “make run”. It works once; after that, the terminal shows the next one." : parts.gate.textContent);
+      tell(parts.gate.hidden ? "This browser needs a link of its own: open the one after “Lab:” in the terminal of “make run”. Each link works once; then the terminal shows the next one." : parts.gate.textContent);
     } else if (performance.now() - heardAt > SILENT_MS) tell("The lab does not answer. Has `make run` ended?");
   };
 }
