@@ -56,7 +56,7 @@ class Answer(msgspec.Struct):
 
 
 class OneWebSocket(asyncio.Protocol):
-    """A client that answers each answer with the next call; the calls that follow one read are sent in one write."""
+    """A client that sends the next call after each answer; the calls that follow one read are sent in one write."""
 
     def __init__(self, calls: Calls, in_progress: int, load: Load) -> None:
         self.calls = calls

@@ -52,7 +52,7 @@ def axe_source() -> str:
     return next(Path(spec.origin).parent.rglob("axe.min.js")).read_text()
 
 
-#: widths of the window in pixels and colour schemes: a phone by day and a screen at night
+#: width of the window in pixels, and colour scheme: a phone in light colours, and a desktop in dark ones
 TWO_LOOKS = ((390, "light"), (1400, "dark"))
 ALL_LOOKS = (*TWO_LOOKS, (390, "dark"), (1400, "light"))
 

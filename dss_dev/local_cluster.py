@@ -408,8 +408,8 @@ def free_ports(count: int) -> list[int]:
     """Service ports that are free together with the peer ports above them.
 
     They are below the range for outgoing connections (32768 on Linux): a port of that range may be taken before a node binds it.
-    Each parallel worker of the tests has hundreds of its own: another one cannot take a port before its node binds it, or while
-    its node is stopped.
+    Each parallel worker of the tests has ports of its own: no other worker can take a port before the node binds it, or while
+    the node is stopped.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     hundred = int(worker.removeprefix("gw")) % (PEER_PORT_OFFSET // 100)

@@ -107,7 +107,7 @@ class Server:
         self.client.close()
 
     def pause(self) -> None:
-        """Stop the process without an end: connections stay, and nothing is answered."""
+        """Suspend the process: connections stay open, and nothing is answered."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
 

@@ -1,13 +1,13 @@
 """A Cluster of Redis or Valkey: each command goes to the primary of its key's slot, in one pipeline for each primary.
 
-redis-py knows the Cluster (which node has which slot), keeps the connections and reads the answers. What is done here is to decide about
-each answer alone, so that a primary that is away takes away its own keys only:
+redis-py knows the Cluster (which node has which slot), keeps the connections and reads the answers. This module decides about each answer
+by itself, so that a primary that is away affects only its own keys:
 
 - `MOVED`: the slot has another primary. redis-py notes it, and the command is sent there.
 - `ASK`: the slot is being moved, and the key is at its target already. The command is sent there once, behind an `ASKING` on the same
   connection. (redis-py sends the two on connections of its pool that need not be the same, and then both nodes refuse the command.)
 - no connection, or no answer: a replica may have taken over. The slots are read again, and the command is sent once more. Without a
-  new primary, its answer is the error. Until a moment later, the node is not asked, so that others do not wait for it again.
+  new primary, its answer is the error. For a moment, the node is not asked again, so that other commands do not wait for it.
 
 Every command may be carried out twice, see `Servers`.
 """

@@ -14,7 +14,7 @@ UNUSED_S = 1.0
 
 
 class Contents:
-    """Of the queues of one channel."""
+    """The contents of the queues of one channel."""
 
     def __init__(self, client: AsyncClient, directory: Directory) -> None:
         self._client = client

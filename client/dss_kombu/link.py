@@ -136,7 +136,7 @@ def shared(key: Hashable, connection: object, make: Callable[[], Link]) -> Link:
 
 
 def release(link: Link, connection: object) -> None:
-    """A connection needs the link no longer. The last one closes it."""
+    """A connection no longer needs the link. The last one closes it."""
     with _sharing:
         link.users.discard(connection)
         if link.users:
@@ -147,7 +147,7 @@ def release(link: Link, connection: object) -> None:
 
 
 def _after_fork() -> None:
-    """In the child: connections that it has from its parent keep their links, and others get links of its own."""
+    """In the child: connections from the parent keep their links, and new ones get new links."""
     global _sharing
     _sharing = threading.Lock()
     _links.clear()

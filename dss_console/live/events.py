@@ -1,7 +1,7 @@
 """The events that the nodes have told: their lines on a page, and what is known from them about elections. Pure.
 
-A node that starts finds a leader, which may have been elected long before. So the first leader that a node names after its start is one
-that it has found, and no election that it has seen; unless it is that leader itself, or was asked for its vote in that term.
+A node that starts finds a leader, which may have been elected long before. So the first leader that a node names after its start counts as
+found, not as elected, unless the node is that leader itself or was asked for its vote in that term.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class Lab:
         answering = asyncio.ensure_future(asyncio.to_thread(_call, node, method, path, body))
         self._under_way.add(answering)
         answering.add_done_callback(self._under_way.discard)
-        # Who waits for the answer may be cancelled; the call is made all the same.
+        # The caller may be cancelled; the call is made in any case.
         said = await asyncio.shield(answering)
         if is_shown:
             answer = _short(said.body) if said.status else "no answer"

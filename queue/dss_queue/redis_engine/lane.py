@@ -16,7 +16,7 @@ from dss_api.supervised import Tasks
 #: Where a change must be before it counts: in the memory of the primary, also in that of a replica, or on the disks of both.
 Acks = Literal["primary", "replica", "fsync"]
 
-#: How a broken connection shows. uvloop raises RuntimeError when one that its peer has reset is written to.
+#: What a broken connection raises. uvloop raises RuntimeError when one that its peer has reset is written to.
 BROKEN = (RedisError, OSError, RuntimeError)
 CONNECTIONS_MAX = 4
 #: Calls in one round trip.

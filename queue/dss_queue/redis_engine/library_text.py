@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dss_queue.redis_engine.errors import UnfitServer
 
-#: Its number is that of the calls and the stored format. Two releases with other numbers can use the same server.
+#: Its number is that of the calls and the stored format. Two releases with different numbers can use the same server.
 NAME = "dss_queue_1"
 VERSION_MIN = (7, 2)
 _FOLDER = Path(__file__).parent / "library"

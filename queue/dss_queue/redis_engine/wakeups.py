@@ -54,7 +54,7 @@ class Wakeups:
         await asyncio.gather(*waits)
 
     def forget(self, channels: Iterable[str], owner: object) -> None:
-        """This owner listens to these no longer."""
+        """This owner no longer listens to these channels."""
         for channel in channels:
             listeners = self._listeners.get(channel, {})
             listeners.pop(owner, None)
@@ -82,7 +82,7 @@ class Wakeups:
         await self.again(ear.channels)
 
     async def again(self, channels: Iterable[str]) -> None:
-        """These channels may have been deaf: subscribe again, and say that anything may have happened."""
+        """Messages on these channels may have been missed: subscribe again, and tell the listeners to look."""
         left = list(channels)
         while left := [channel for channel in left if channel in self._listeners]:
             await asyncio.sleep(PAUSE_S_MAX)
