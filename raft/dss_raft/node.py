@@ -524,7 +524,8 @@ class Node(Listeners):
 
     async def hand_over(self) -> None:
         """Before a clean stop: transfer leadership to a node that is up, so that no caller has to wait for an election."""
-        if not self._running or not self.is_leader or not self.can_elect:
+        is_alone = not any(self._links.is_up(peer) for peer in self.peers)
+        if not self._running or not self.is_leader or is_alone or not self.can_elect:
             return
         try:
             await self._ask_leader("transfer", to="", is_stopping=True)
