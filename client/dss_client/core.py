@@ -214,6 +214,12 @@ class Core:
                 trouble = str(error)
             except (NotSent, CannotConnect) as error:
                 trouble = str(error)
+            except ClientClosed:
+                if may_have_effect and repeat is Repeat.NUMBERED:
+                    raise UnknownOutcome(
+                        f"{operation}: it may have taken effect, because the client was closed before the answer"
+                    ) from None
+                raise
             failures = 1 if now() - began > LASTED_S else failures + 1
             if connection is not None:
                 if trouble:

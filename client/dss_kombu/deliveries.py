@@ -27,7 +27,7 @@ class Delivery:
 class Consumer:
     """A queue from which this channel takes messages."""
 
-    __slots__ = ("ends", "message_ttl_ms", "no_ack", "queue", "ttl")
+    __slots__ = ("message_ttl_ms", "no_ack", "queue", "ttl")
 
     def __init__(self, queue: str, no_ack: bool, ttl: float | None, message_ttl_ms: int | None) -> None:
         self.queue = queue

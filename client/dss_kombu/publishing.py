@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from dss_client.aio import AsyncClient
 from dss_client.core import Repeat
-from dss_client.errors import ClientClosed, DssError, Refused
+from dss_client.errors import ClientClosed, DssError, Invalid, TooLarge, UnknownOutcome
 
 log = logging.getLogger("dss_kombu")
 
@@ -20,10 +21,10 @@ PENDING_MAX = 1000
 #: in one call
 BATCH_MAX = 100
 BATCH_BYTES_MAX = 1024 * 1024
-
-
 #: While this many calls are in progress, further messages wait and share the next call.
 CALLS_MAX = 2
+#: refusals that a single message of a batch can cause; the others concern the topic, the caller or the node
+OF_ONE_MESSAGE = (Invalid, TooLarge)
 
 
 class Publication:
@@ -33,15 +34,27 @@ class Publication:
         fields: of the message in `queue.publish`.
         size: of its value, in bytes.
         stored: when it is stored, or why it is not.
+        is_sent: A call with it is in progress.
     """
 
-    __slots__ = ("fields", "size", "stored", "topic")
+    __slots__ = ("fields", "is_sent", "size", "stored", "topic")
 
     def __init__(self, topic: str, fields: dict[str, Any], size: int) -> None:
         self.topic = topic
         self.fields = fields
         self.size = size
         self.stored: Future[None] = Future()
+        self.is_sent = False
+
+    def abandon(self) -> None:
+        """The client was closed before the outcome was known."""
+        with contextlib.suppress(InvalidStateError):
+            if self.is_sent:
+                self.stored.set_exception(
+                    UnknownOutcome("the message may be stored: this client was closed while it was being published")
+                )
+            else:
+                self.stored.set_exception(ClientClosed("this client is closed"))
 
 
 class Publisher:
@@ -103,23 +116,30 @@ class Publisher:
             await self._publish(topic, batch)
         finally:
             for one in batch:
-                if not one.stored.done():
-                    one.stored.set_exception(ClientClosed("this client is closed"))
+                one.abandon()
 
     async def _publish(self, topic: str, batch: list[Publication]) -> None:
         fields = batch[0].fields if len(batch) == 1 else {"messages": [one.fields for one in batch]}
+        for one in batch:
+            one.is_sent = True
         try:
             await self._client._running().call("queue.publish", {"topic": topic, **fields}, Repeat.NUMBERED)
         except Exception as error:
-            if len(batch) > 1 and isinstance(error, Refused):
-                # None is stored, and one of them may be the reason.
-                await asyncio.gather(*(self._publish(topic, [one]) for one in batch))
+            if len(batch) > 1 and isinstance(error, OF_ONE_MESSAGE) and not error.was_repeated:
+                # None is stored. By halves, one after the other: the messages that are not the reason need few calls.
+                for one in batch:
+                    one.is_sent = False
+                middle = len(batch) // 2
+                await self._publish(topic, batch[:middle])
+                await self._publish(topic, batch[middle:])
                 return
             for one in batch:
-                one.stored.set_exception(error)
+                with contextlib.suppress(InvalidStateError):
+                    one.stored.set_exception(error)
         else:
             for one in batch:
-                one.stored.set_result(None)
+                with contextlib.suppress(InvalidStateError):
+                    one.stored.set_result(None)
 
 
 class TransientPublisher:

@@ -189,6 +189,20 @@ async def test_a_node_that_does_not_answer_in_time(node: Any, make_client: Make)
     assert node.requests("cancel")
 
 
+async def test_the_outcome_is_not_known_when_the_client_is_closed_before_the_answer(
+    node: Any, make_client: Make, until: Until
+) -> None:
+    node.answers["cache.get"] = node.answers["cache.incr"] = None
+    client = make_client(node)
+    read, changed = asyncio.ensure_future(client.cache.get("key")), asyncio.ensure_future(client.cache.incr("key"))
+    await until(lambda: len(node.requests("cache.get")) == len(node.requests("cache.incr")) == 1)
+    await client.aclose()
+    with pytest.raises(ClientClosed):
+        await read
+    with pytest.raises(UnknownOutcome, match="closed"):
+        await changed
+
+
 async def test_a_half_open_connection_is_left(make_node: MakeNode, make_client: Make) -> None:
     first, second = await make_node(), await make_node()
     second.answers["cache.incr"] = INCREMENTED

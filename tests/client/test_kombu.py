@@ -277,7 +277,9 @@ def test_messages_of_several_threads_share_a_call_and_are_refused_one_by_one(
         refused = [number for number, outcome in enumerate(outcomes) if outcome.exception() is not None]
     assert refused == [too_large]
     assert isinstance(outcomes[too_large].exception(), Refused)
-    assert batches == [1, threads - 1, *[1] * (threads - 1)]
+    # By halves: of 11 messages, one is found in four steps at most, each of them two calls.
+    assert batches[:2] == [1, threads - 1]
+    assert len(batches) <= 2 + 2 * 4
     topic = dss.topic(connections[0].transport.link.directory.topic("jobs"))
     stored = sorted(int(message["value"]["body"]) for message in topic.peek(limit=100))
     assert stored == [number for number in range(threads) if number != too_large]

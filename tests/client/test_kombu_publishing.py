@@ -1,0 +1,119 @@
+"""What a publisher of the kombu transport makes of refusals, and of the end of its client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("kombu")
+
+from dss_client.errors import (
+    ClientClosed,
+    DssError,
+    Forbidden,
+    InternalError,
+    Invalid,
+    NotFound,
+    OverLimit,
+    Refused,
+    TooLarge,
+    UnknownOutcome,
+)
+from dss_kombu.publishing import BATCH_MAX, Publication, Publisher
+
+
+class Calls:
+    """In the place of a client: answers calls of `queue.publish`, and keeps which numbers each one had."""
+
+    def __init__(self, answer: Callable[[list[int]], DssError | None] = lambda numbers: None) -> None:
+        self.answer = answer
+        self.made: list[list[int]] = []
+        #: calls with this many messages are never answered
+        self.held = 0
+        self.is_held = asyncio.Event()
+
+    def _running(self) -> Calls:
+        return self
+
+    async def call(self, operation: str, fields: dict[str, Any], repeat: Any) -> dict[str, Any]:
+        numbers = [one["value"] for one in fields.get("messages", [fields])]
+        self.made.append(numbers)
+        if len(numbers) == self.held:
+            self.is_held.set()
+            await asyncio.Event().wait()
+        error = self.answer(numbers)
+        if error is not None:
+            raise error
+        return {}
+
+
+def publications(count: int) -> list[Publication]:
+    return [Publication("jobs", {"value": number}, 1) for number in range(count)]
+
+
+async def outcomes(publisher: Publisher, batch: list[Publication]) -> list[BaseException | None]:
+    for one in batch:
+        publisher.add(one)
+    await publisher.flush()
+    return [one.stored.exception(0) for one in batch]
+
+
+def repeated(error: Refused) -> Refused:
+    error.was_repeated = True
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InternalError("a fault"),
+        repeated(OverLimit("full")),
+        repeated(Invalid("wrong")),
+        OverLimit("full"),
+        Forbidden("not from here"),
+        NotFound("no topic"),
+    ],
+    ids=lambda error: f"{error.code}{'-repeated' if error.was_repeated else ''}",
+)
+async def test_messages_are_sent_once_if_they_may_be_stored_or_none_of_them_is_the_reason(error: Refused) -> None:
+    calls = Calls(lambda numbers: error)
+    found = await outcomes(Publisher(calls), publications(BATCH_MAX))  # type: ignore[arg-type]
+    assert calls.made == [list(range(BATCH_MAX))]
+    assert found == [error] * BATCH_MAX
+
+
+@pytest.mark.parametrize("kind", [Invalid, TooLarge])
+async def test_the_message_that_is_refused_is_found_in_few_calls(kind: type[Refused]) -> None:
+    stored: Counter[int] = Counter()
+
+    def answer(numbers: list[int]) -> DssError | None:
+        if 70 in numbers:
+            return kind("this one")
+        stored.update(numbers)
+        return None
+
+    calls = Calls(answer)
+    found = await outcomes(Publisher(calls), publications(BATCH_MAX))  # type: ignore[arg-type]
+    assert [number for number, error in enumerate(found) if error is not None] == [70]
+    assert isinstance(found[70], kind)
+    assert stored == Counter(number for number in range(BATCH_MAX) if number != 70)
+    assert len(calls.made) <= 1 + 2 * 7
+
+
+async def test_the_outcome_of_a_cancelled_call_is_not_known_and_what_was_not_sent_is_not_stored() -> None:
+    calls = Calls(lambda numbers: Invalid("one of them"))
+    calls.held = 2
+    publisher = Publisher(calls)  # type: ignore[arg-type]
+    batch = publications(4)
+    for one in batch:
+        publisher.add(one)
+    await calls.is_held.wait()
+    (task,) = publisher._calls
+    task.cancel()
+    await asyncio.wait({task})
+    assert calls.made == [[0, 1, 2, 3], [0, 1]]
+    assert [type(one.stored.exception(0)) for one in batch] == [UnknownOutcome] * 2 + [ClientClosed] * 2
