@@ -3,8 +3,8 @@
 The owner of a dirty value, which is its writer, writes it back. If a value stays dirty for too long, the leader writes it back
 instead: every node has the value in its directory. It is harmless if both do, because the store takes each version only once.
 
-A key that the store refuses for itself alone (`KeyRefused`) is tried again after a pause of its own. It delays no other key. Nor do
-keys whose part of the store is away (a primary of a Cluster): they stay due until it is back.
+A key that the store refuses for itself alone (`KeyRefused`) is tried again after a pause of its own. Keys whose part of the store is
+away (a primary of a Cluster) share one pause. Neither changes when the other keys are due.
 
 A deletion is written back like a value. It is reported only when every node has dropped its line, because the directory then
 removes the record.
@@ -34,6 +34,7 @@ log = structlog.get_logger("cache")
 
 BATCH_KEYS = 500
 BATCH_BYTES = 4 * 1024 * 1024
+#: Pauses for the keys whose part of the store is away; and for all, when a pass cannot go on (for example, without a leader).
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 #: Pauses for one key that the store refuses.
 KEY_RETRY_S_MIN, KEY_RETRY_S_MAX = 0.2, 60.0
@@ -66,6 +67,8 @@ class WriteBack:
         self._clock = clock
         #: keys this node has to write back (a dict used as an ordered set)
         self.due: dict[str, None] = {}
+        #: keys this node has to write back when the pause ends, because their part of the store was away
+        self.away: dict[str, None] = {}
         #: versions this node has written back
         self.count = 0
         #: why the backing store could not be used last time; "": it worked
@@ -78,6 +81,9 @@ class WriteBack:
         self._tasks = Tasks()
         #: keys that the store refuses: how long each waits before the next attempt, and the timer for it
         self._refused: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        #: while `away` waits, and checks with it
+        self._pause: asyncio.TimerHandle | None = None
+        self._pause_s = RETRY_S_MIN
         self._suspects: dict[str, int] = {}
         self._next_orphan_check = 0.0
 
@@ -87,11 +93,15 @@ class WriteBack:
     async def stop(self, timeout_s: float) -> None:
         """Write back what is due, if the backing store takes it in time."""
         self._tasks.cancel()
+        self._end_pause()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._write_due()
+            if self.away:
+                raise Refused("memory_unavailable", self.trouble)
         except (TimeoutError, Refused) as error:
-            log.warning("cache.not_written_back", keys=len(self.due), why=str(error))
+            log.warning("cache.not_written_back", keys=len(self.due) + len(self.away), why=str(error))
+        self._end_pause()
 
     # ------------------------------------------- what the directory has applied
 
@@ -101,22 +111,23 @@ class WriteBack:
             self._store.keep(Stored(event.key, event.version, event.value))
             self._unflushed = True
             self._wake.set()
-        if event.node == self._node.node_id:
+        if event.node != self._node.node_id:
+            self.due.pop(event.key, None)
+            self.away.pop(event.key, None)
+        elif event.key not in self.away:
             self.due[event.key] = None
             self._wake.set()
-        elif event.key in self.due:
-            del self.due[event.key]
 
     def cleaned(self, event: Cleaned) -> None:
         """The backing store has these versions, and the directory records it."""
         for key, _ in event.items:
-            self.due.pop(key, None)
-            self._not_refused(key)
+            self._done(key)
 
     def restored(self) -> None:
         """A snapshot replaced the directory."""
         directory, node_id = self._directory, self._node.node_id
         self.due = {key: None for key in directory.dirty if directory.records[key].owner == node_id}
+        self.away.clear()
         if not self._store.is_shared:
             for key in directory.dirty:
                 record = directory.records[key]
@@ -165,7 +176,8 @@ class WriteBack:
             return
         self._next_orphan_check = now + max(ORPHAN_S_MIN, ORPHAN_DELAYS * self._delay_s)
         records = self._directory.records
-        versions = {key: records[key].version for key in self._directory.dirty if key not in self._refused}
+        paused = self._refused.keys() | self.away.keys()
+        versions = {key: records[key].version for key in self._directory.dirty if key not in paused}
         orphans = [key for key, version in versions.items() if self._suspects.get(key) == version]
         self._suspects = versions
         if orphans:
@@ -188,24 +200,21 @@ class WriteBack:
             self._soon.clear()
             try:
                 await self._write_due()
-                if self._check_due:
-                    await self._store.check()
-                    self._store_worked()
+                await self._check_store()
                 retry_s = RETRY_S_MIN
             except Refused as refusal:
                 self.store_failed(refusal)
                 await asyncio.sleep(retry_s)
                 retry_s = min(RETRY_S_MAX, 2 * retry_s)
-            if self.due or self._unflushed or self._check_due:
+            if self.due or self._unflushed or (self._check_due and self._pause is None):
                 self._wake.set()
 
     async def _write_due(self) -> None:
-        """Write back everything that is due now, once.
+        """Write back everything that is due now, once. Keys whose part of the store is away are in `away` then.
 
         Raises:
-            Refused: `memory_unavailable`: the store, or a part of it, is away. What the rest takes was written.
+            Refused: see `_write_batch`.
         """
-        away: Refused | None = None
         if self._unflushed and not self.due:
             await self._flush()
         keys = list(self.due)
@@ -218,16 +227,12 @@ class WriteBack:
                     batch.append(item)
                     size += len(item.value or b"")
             if batch:
-                refused = await self._write_batch(batch)
-                away = away or next((one for one in refused.values() if not isinstance(one, KeyRefused)), None)
-        if away is not None:
-            raise away
+                await self._write_batch(batch)
 
     def _item(self, key: str) -> Stored | None:
         record = self._directory.records.get(key)
         if record is None or not record.dirty:
-            self.due.pop(key, None)
-            self._not_refused(key)
+            self._done(key)
             return None
         if record.absent and not self._acknowledgements.covers(record.pending_invalidations):
             return None
@@ -238,17 +243,23 @@ class WriteBack:
 
         Raises:
             Refused: `not_ready` while the directory may be half-changed: a shared store must not get its values.
+                `memory_unavailable` if the store of this node alone cannot be used. What `submit` raises.
         """
         if self._node.unusable_reason:
             raise Refused("not_ready", self._node.unusable_reason)
         refused: dict[str, Refused] = {}
         if self._store.is_shared:
-            refused = await self._store.write(batch)
+            try:
+                refused = await self._store.write(batch)
+            except Refused as refusal:  # the part that has all of them is away, or the whole store is
+                refused = {item.key: refusal for item in batch}
         else:
             await self._flush()  # the values were given to `keep` when they were applied
-        for key, refusal in refused.items():
-            if isinstance(refusal, KeyRefused):
-                self._retry_later(key, refusal)
+        for key, why in refused.items():
+            if isinstance(why, KeyRefused):
+                self._retry_later(key, why)
+            else:
+                self._wait_for_store(key, why)
         items = [(item.key, item.version) for item in batch if item.key not in refused]
         if items:
             await self._node.submit(WrittenBack(items=items))
@@ -266,11 +277,33 @@ class WriteBack:
             log.warning("cache.key_not_written_back", key=key, why=refusal.detail)
         self._refused[key] = pause_s, asyncio.get_running_loop().call_later(pause_s, self._retry, key)
 
+    def _wait_for_store(self, key: str, refusal: Refused) -> None:
+        self.due.pop(key, None)
+        self.away[key] = None
+        self.store_failed(refusal)
+        self._begin_pause()
+
+    def _begin_pause(self) -> None:
+        if self._pause is None:
+            self._pause = asyncio.get_running_loop().call_later(self._pause_s, self._end_pause)
+            self._pause_s = min(2 * self._pause_s, RETRY_S_MAX)
+
+    def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self.due.update(self.away)
+        self.away.clear()
+        self._wake.set()
+
     def _retry(self, key: str) -> None:
         self.due[key] = None
         self._wake.set()
 
-    def _not_refused(self, key: str) -> None:
+    def _done(self, key: str) -> None:
+        """The key needs no write-back."""
+        self.due.pop(key, None)
+        self.away.pop(key, None)
         if key in self._refused:
             self._refused.pop(key)[1].cancel()
 
@@ -282,8 +315,17 @@ class WriteBack:
             self._unflushed = True
             raise
 
-    def _store_worked(self) -> None:
-        """The backing store was used successfully."""
+    async def _check_store(self) -> None:
+        """Check the store if it failed, unless it failed just now."""
+        if not self._check_due or self._pause is not None:
+            return
+        try:
+            await self._store.check()
+        except Refused as refusal:
+            self.store_failed(refusal)
+            self._begin_pause()
+            return
+        self._pause_s = RETRY_S_MIN
         if self.trouble:
             log.info("cache.backing_store_available", store=self._store.name)
         self.trouble, self._check_due = "", False

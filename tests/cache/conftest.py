@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,8 @@ class FakeStore:
         #: keys whose part of the store is away
         self.away: set[str] = set()
         self.reads = 0
+        #: writes of each key, also those that it did not take
+        self.attempts: Counter[str] = Counter()
         #: cleared: reads wait
         self.open = asyncio.Event()
         self.open.set()
@@ -57,12 +59,15 @@ class FakeStore:
         self._check()
         not_taken: dict[str, Refused] = {}
         for item in items:
+            self.attempts[item.key] += 1
             if item.key in self.refused:
                 not_taken[item.key] = KeyRefused("another type")
             elif item.key in self.away:
                 not_taken[item.key] = Refused("memory_unavailable", "a part of it is away")
             elif item.key not in self.items or self.items[item.key].version < item.version:
                 self.items[item.key] = item
+        if self.away.issuperset(item.key for item in items):
+            raise Refused("memory_unavailable", "a part of it is away")
         return not_taken
 
     def _check(self) -> None:

@@ -459,15 +459,51 @@ async def test_keys_whose_part_of_the_store_is_away_stay_dirty_and_delay_no_othe
     cluster.store.is_down, cluster.store.away = False, gone
     await until(lambda: not record(cluster, "before").dirty and not record(cluster, "after").dirty)
     assert cache.write_back.trouble == "a part of it is away"
-    assert set(cache.write_back.due) == gone
+    assert cache.write_back.due.keys() | cache.write_back.away.keys() == gone
     assert await client.value("n2", "gone0") == 1, "the directory has it"
     await client.put("n1", "meanwhile", 1)
     await until(lambda: not record(cluster, "meanwhile").dirty)
     with pytest.raises(Refused, match="memory_unavailable"):
         await cache.write_back.write_now("gone0")
     cluster.store.away = set()
-    await until(lambda: not cache.write_back.due and cache.write_back.trouble == "")
+    await until(lambda: not cache.write_back.due and not cache.write_back.away and cache.write_back.trouble == "")
     assert gone <= cluster.store.items.keys()
+
+
+async def test_a_part_of_the_store_that_stays_away_does_not_change_when_other_keys_are_written(make_cluster, monkeypatch):
+    delay_s, now, loop = 1.0, 1000.0, asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    cluster = make_cluster(cache_write_back_ms=int(delay_s * 1000))
+    client, cache, store = Client(cluster), cluster.caches["n1"], cluster.store
+    store.away = {"a"}
+    await cache.start()
+    await client.put("n1", "a", 1)
+    while store.attempts["a"] < 6:
+        now += 0.1
+        await cluster.settle()
+    await client.put("n1", "b", 1)
+    now += 0.9 * delay_s
+    await cluster.settle()
+    assert "b" not in store.items
+    now += 0.2 * delay_s
+    await cluster.settle()
+    assert "b" in store.items
+    await client.put("n1", "c", 1)
+    cache.write_back.write_soon()
+    await cluster.settle()
+    assert "c" in store.items
+    await client.put("n1", "a", 2)
+    now += 1.1 * delay_s
+    await cluster.settle()
+    assert store.attempts["a"] == 6, "its pause goes on"
+    assert cache.write_back.trouble == "a part of it is away"
+    store.away = set()
+    now += 5
+    await cluster.settle()
+    now += 1.1 * delay_s
+    await cluster.settle()
+    assert store.items["a"].value == b"2"
+    assert cache.write_back.trouble == ""
 
 
 async def test_what_works_does_not_hide_that_a_part_of_the_store_is_away(make_cluster):
