@@ -251,6 +251,7 @@ async def delete_batch(call: Call) -> Reply:
             left.append((entry, *messages.receipt_in(entry.receipt_handle)))
         except SqsError as error:
             outcomes[entry.id] = error
+    is_begun = False
     while left:
         # One command for all of them, unless several entries name one message: each has its own receipt.
         now: dict[str, tuple[requests.DeleteEntry, str]] = {}
@@ -258,7 +259,14 @@ async def delete_batch(call: Call) -> Reply:
             now.setdefault(msg_id, (entry, receipt))
         left = [one for one in left if one[0] is not now[one[1]][0]]
         receipts = [receipt for _, receipt in now.values()]
-        result = await submit(call, Ack(topic=call.name, group=GROUP, msg_ids=list(now), receipts=receipts))
+        try:
+            result = await submit(call, Ack(topic=call.name, group=GROUP, msg_ids=list(now), receipts=receipts))
+        except Refused as refusal:
+            if not is_begun:
+                raise  # nothing was deleted: clients repeat the whole request
+            outcomes.update((entry.id, of_refusal(refusal)) for entry, _ in now.values())
+            continue
+        is_begun = True
         push.settled(call.node, call.name, GROUP, now)
         if is_fifo(queue.attributes):
             for one in result.body["results"]:
