@@ -316,7 +316,7 @@ async def test_few_connections_are_enough_for_many_reads(cluster, store):
 async def test_an_address_of_the_other_kind_says_what_to_write(cluster):
     with ValkeyServer() as single:
         store = RedisStore(f"redis+cluster://{HOST}:{single.port}", "kv:")
-        with pytest.raises(Refused, match=r"no Cluster: REDIS_URL must begin with redis://"):
+        with pytest.raises(Refused, match=r"not part of a Cluster: REDIS_URL must begin with redis://"):
             await store.check()
         await store.close()
     store = RedisStore(f"redis://{HOST}:{cluster.primaries[0]}", "kv:")
