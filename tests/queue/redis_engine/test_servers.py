@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 
 import pytest
@@ -61,6 +62,19 @@ async def test_no_server(unused_port):
 def unused_port() -> int:
     with ValkeyServer() as server:
         return server.port
+
+
+#: The text of the library by its revision. A changed text is a new revision: servers that have the old one would not load it.
+DIGESTS = {2: "4ee91d9cfffc15cb"}
+
+
+def test_a_changed_library_has_a_new_revision():
+    text = library_text.text()
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS.get(library_text.revision_of(text))
+
+
+def test_the_library_uses_nothing_that_the_oldest_servers_lack():
+    assert "NOVALUES" not in library_text.text(), "Redis 7.4, Valkey 8"
 
 
 async def test_the_library_is_replaced_by_a_newer_revision_only(valkey):

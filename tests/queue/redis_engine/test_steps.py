@@ -286,6 +286,19 @@ async def test_a_sweep_finds_old_messages_that_are_not_consumed(open_bench):
         assert (topic.messages, group.dead, group.dead_total) == (0, 4, {"expired": 4})
 
 
+async def test_a_sweep_finds_old_messages_behind_many_others(open_bench):
+    async with open_bench(partitions=1, retention_ms=1000) as bench:
+        await bench.engine.put_group(bench.topic, "g")
+        await bench.publish(*range(1100), delay_ms=1500)
+        assert await bench.consume() == "delayed"
+        await bench.publish("old")
+        (got,) = await bench.consume()
+        await bench.nack(got, delay_ms=1501)
+        await bench.pass_ms(1501)
+        _, (group,) = await bench.stats()
+        assert (group.ready, group.dead_total) == (1100, {"expired": 1})
+
+
 async def test_a_purge_deletes_messages_in_all_states_but_no_dead_letters(bench):
     for value in range(8):
         await bench.publish(value, key=f"k{value % 2}")
@@ -395,6 +408,42 @@ async def test_a_long_poll_knows_when_a_message_becomes_ready(open_bench):
         bench.servers.at_us = lambda: 0  # the time of the server
         await bench.publish("v", delay_ms=50)
         assert await bench.values(timeout_ms=20_000) == ["v"]
+
+
+async def nack_with_a_delay(bench, got):
+    await bench.nack(got, delay_ms=50)
+
+
+async def extend_to_less(bench, got):
+    await bench.engine.extend(bench.topic, "g", got.msg_id, got.receipt, bench.settings, 50)
+
+
+async def consume_again_for_less(bench, got):
+    await bench.consume(attempt_id="a", visibility_ms=50)
+
+
+@pytest.mark.parametrize("step", [nack_with_a_delay, extend_to_less, consume_again_for_less])
+async def test_a_long_poll_of_another_node_learns_that_a_message_becomes_ready_sooner(one, open_bench, step):
+    one.servers.at_us = lambda: 0  # the time of the server
+    async with open_bench(partitions=1, backoff_ms=10) as other:
+        other.topic, other.servers.at_us = one.topic, one.servers.at_us
+        await one.publish("v")
+        (got,) = await one.consume(visibility_ms=600_000, attempt_id="a")
+        waiting = asyncio.create_task(other.values(timeout_ms=20_000))
+        await waits(other, 1)
+        await step(one, got)
+        assert await waiting == ["v"]
+
+
+async def test_a_long_poll_of_another_node_gets_what_a_consume_made_ready_and_left(one, open_bench):
+    async with open_bench(partitions=1) as other:
+        other.topic, other.servers.at_us = one.topic, one.servers.at_us
+        await one.publish(1, 2, delay_ms=600_000)
+        waiting = asyncio.create_task(other.values(timeout_ms=20_000))
+        await waits(other, 1)
+        one.at_ms += 600_000
+        assert await one.values(1) == ["1"]
+        assert await waiting == ["2"]
 
 
 async def test_a_long_poll_ends_without_a_message(bench):

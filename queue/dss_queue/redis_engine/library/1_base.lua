@@ -16,7 +16,7 @@
 -- Each call reads and changes a bounded number of messages; `more` in an answer says that it stopped early.
 
 -- Of this library. A release that changes it without changing what calls mean raises the number.
-local REVISION = 1
+local REVISION = 2
 local FORMAT = '1'
 local CALL_VERSION = 1
 -- Messages that one call may look at without delivering them.
@@ -121,6 +121,8 @@ local function open_group(keys, args, is_read_only)
   state.private_bytes = read[10]
   -- Messages up to here are not for this group.
   state.start = read[11]
+  -- What consumers that wait know at least.
+  state.next_ms_known = state.next_ms
   state.handout_of = {}
   state.ended, state.touched, state.finished_now, state.finished_bytes = {}, {}, {}, 0
   state.is_stale = state.purged > state.seen_purge
@@ -141,6 +143,11 @@ end
 -- Wake consumers that wait. The channel has the name of a key of the partition, so it is in the same slot.
 local function wake(state, group)
   redis.call('SPUBLISH', state.info, group)
+end
+
+-- Consumers that wait look by themselves at the `next_ms` that they know.
+local function wake_if_sooner(state)
+  if state.has_ready or state.next_ms < state.next_ms_known then wake(state, state.group) end
 end
 
 -- Key, headers and delay of a message: most have none of them.

@@ -235,6 +235,7 @@ local function consume(keys, argv)
   expire(state, settings)
   local serial, delivered_ms, due_ms, answer = hand_out_again(state, attempt_id, visibility_ms)
   if serial then
+    wake_if_sooner(state)
     save_group(state)
     return cmsgpack.pack({CALL_VERSION, serial, delivered_ms, due_ms, answer, '', 0, false, 0})
   end
@@ -250,6 +251,8 @@ local function consume(keys, argv)
   if #take.numbers == 0 then
     reason = empty_reason(state, redis.call('HLEN', state.in_flight), redis.call('ZCARD', state.waiting))
   end
+  -- This call took only a part of what became ready by itself; consumers that wait do not know of the rest.
+  if state.has_ready and more then wake(state, state.group) end
   save_group(state)
   return cmsgpack.pack({CALL_VERSION, take.serial, state.at_ms, due_ms or 0, take.answer, reason, state.next_ms, more, take.redelivered})
 end

@@ -6,7 +6,7 @@ local function end_step(state)
   close_handouts(state)
   settle_touched(state)
   drop_finished(state)
-  if state.has_ready then wake(state, state.group) end
+  wake_if_sooner(state)
   save_group(state)
 end
 
@@ -119,6 +119,37 @@ local function extend(keys, argv)
   return cmsgpack.pack({CALL_VERSION, due_ms, table.concat(answers)})
 end
 
+-- Up to `left` old messages that are ready become dead letters. It passes over others, which were redriven or delayed; the next
+-- call goes on behind the last one. Returns what is left of `left`, and whether it stopped early.
+local function bury_ready(state, retention_ms, left)
+  local last, until_number, budget = redis.call('HGET', state.group, 'swept'), old_until(state, retention_ms), SCAN_MAX
+  local was_partial = last
+  while left > 0 and budget > 0 do
+    local numbers = redis.call('ZRANGEBYSCORE', state.ready, last and '(' .. last or '-inf', until_number, 'LIMIT', 0, left)
+    for _, number in ipairs(numbers) do
+      last = number
+      local past = read_past(state, number)
+      local message = not (past and past.letter == '0') and find(state, number, false)
+      if message and is_old(state, number, message.ready_ms, retention_ms) then
+        redis.call('ZREM', state.ready, number)
+        bury_old(state, message, past)
+        if message.key ~= '' then
+          redis.call('HDEL', state.keys, message.key)
+          state.touched[message.key] = true
+        end
+        left = left - 1
+      end
+    end
+    budget = budget - #numbers
+    if #numbers == 0 then
+      if was_partial then redis.call('HDEL', state.group, 'swept') end
+      return left, false
+    end
+  end
+  redis.call('HSET', state.group, 'swept', last)
+  return left, true
+end
+
 -- What no call waits for: timeouts, delays and retention. args: settings. Answer: next_ms, and whether there is more to do.
 local function sweep(keys, argv)
   local args = cmsgpack.unpack(argv[1])
@@ -127,21 +158,8 @@ local function sweep(keys, argv)
   expire(state, settings)
   local left = UPKEEP_MAX
   local retention_ms = settings[3]
-  if retention_ms > 0 then
-    for _, number in ipairs(redis.call('ZRANGEBYSCORE', state.ready, '-inf', old_until(state, retention_ms), 'LIMIT', 0, left)) do
-      local past = read_past(state, number)
-      local message = not (past and past.letter == '0') and find(state, number, false)
-      if message and is_old(state, number, message.ready_ms, retention_ms) then
-        left = left - 1
-        redis.call('ZREM', state.ready, number)
-        bury_old(state, message, past)
-        if message.key ~= '' then
-          redis.call('HDEL', state.keys, message.key)
-          state.touched[message.key] = true
-        end
-      end
-    end
-  end
+  local is_partial = false
+  if retention_ms > 0 then left, is_partial = bury_ready(state, retention_ms, left) end
   local limit = retention_ms > 0 and math.max(state.start, tonumber(old_until(state, retention_ms))) or state.start
   if left > 0 and state.cursor < limit then
     -- Nothing is delivered: a key that is busy parks its message, an old one becomes a dead letter.
@@ -165,7 +183,7 @@ local function sweep(keys, argv)
     end
   end
   end_step(state)
-  return cmsgpack.pack({CALL_VERSION, state.next_ms, left <= 0 or state.next_ms <= state.at_ms})
+  return cmsgpack.pack({CALL_VERSION, state.next_ms, left <= 0 or is_partial or state.next_ms <= state.at_ms})
 end
 
 -- Dead letters back to the queue. args: number ('': the oldest ones). Answer: how many, and whether there are more.

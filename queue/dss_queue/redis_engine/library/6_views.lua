@@ -153,7 +153,10 @@ local function group_peek(keys, argv)
     local privates = redis.call('HMGET', state.private, number)
     local names = {number}
     if number == '' then
-      names = redis.call('HSCAN', state.private, 0, 'COUNT', limit, 'NOVALUES')[2]
+      names = {}
+      -- Names alone can only be had since Redis 7.4.
+      local fields = redis.call('HSCAN', state.private, 0, 'COUNT', limit)[2]
+      for place = 1, #fields, 2 do names[#names + 1] = fields[place] end
       table.sort(names)
     elseif not privates[1] then
       names = {}
