@@ -12,12 +12,14 @@ an ack, nack or extend with a receipt means one delivery. Other steps are refuse
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple
 from uuid import uuid4
 
 from dss_api.errors import Refused
+from dss_api.supervised import Tasks
 from dss_queue.answers import AckResult, Delivered, Published
 from dss_queue.core.commands import BYTES_PER_CONSUME_MAX, GROUPS_PER_TOPIC_MAX, NewMessage, TopicSettings
 from dss_queue.core.partitions import PARTITIONS, stable_hash
@@ -71,9 +73,14 @@ class RedisEngine:
         self._next = count()
         self._tokens = uuid4().hex
         self._token_numbers = count()
+        self._tasks = Tasks()
+        #: tasks that give back what consumes got whose callers had gone
+        self._giving_back: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """End the waits. The servers belong to the caller."""
+        """End the waits, and give back what was got for callers that have gone. The servers belong to the caller."""
+        if self._giving_back:
+            await asyncio.wait(self._giving_back)
         await self._wakeups.close()
 
     # ------------------------------------------------------------------ publish
@@ -152,7 +159,7 @@ class RedisEngine:
         attempt = attempt_id or OWN_ATTEMPT + self._token()
         until = asyncio.get_running_loop().time() + timeout_ms / 1000
 
-        async def look(partition: int) -> Consumed:
+        async def take(partition: int) -> Consumed:
             step = await self._group_call(
                 "consume",
                 topic,
@@ -169,6 +176,17 @@ class RedisEngine:
             )
             return consumed(partition, step)
 
+        async def look(partition: int) -> Consumed:
+            # The step may take messages although its caller has gone.
+            taking = asyncio.ensure_future(take(partition))
+            try:
+                return await asyncio.shield(taking)
+            except asyncio.CancelledError:
+                giving_back = self._tasks.spawn("engine", self._give_back_taken(topic, group, taking, settings))
+                self._giving_back.add(giving_back)
+                giving_back.add_done_callback(self._giving_back.discard)
+                raise
+
         if timeout_ms:
             await polls.listen(self._wakeups)
         first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
@@ -176,6 +194,12 @@ class RedisEngine:
         if not found.messages and timeout_ms:
             found = await polls.wait(look, until, found.empty_reason)
         return Answer(found.messages, found.empty_reason)
+
+    async def _give_back_taken(self, topic: str, group: str, taking: asyncio.Future[Consumed], settings: TopicSettings) -> None:
+        # If the engine is away, they come back when their visibility ends.
+        with contextlib.suppress(Refused):
+            found = await taking
+            await self.give_back(topic, group, {one.msg_id: one.receipt for one in found.messages}, settings)
 
     async def _partition_of_attempt(self, topic: str, group: str, attempt_id: str) -> int | None:
         """The partition that an earlier call with this attempt_id got messages of; None: there is none."""

@@ -96,18 +96,23 @@ class Lane:
     async def _work(self) -> None:
         connection = self._idle.pop() if self._idle else self._connect()
         try:
-            while self._calls:
-                await self._round_trip(connection, self._next_batch())
+            while batch := self._next_batch():
+                await self._round_trip(connection, batch)
         finally:
             self._busy -= 1
             self._idle.append(connection)
 
     def _next_batch(self) -> list[Call]:
-        batch = [self._calls.popleft()]
-        size = batch[0].size
-        while self._calls and len(batch) < BATCH_MAX and size + self._calls[0].size <= BATCH_BYTES_MAX:
-            size += self._calls[0].size
-            batch.append(self._calls.popleft())
+        batch: list[Call] = []
+        size = 0
+        while self._calls and len(batch) < BATCH_MAX:
+            call = self._calls[0]
+            if batch and size + call.size > BATCH_BYTES_MAX:
+                break
+            self._calls.popleft()
+            if not call.answer.done():  # or its caller has gone
+                size += call.size
+                batch.append(call)
         return batch
 
     async def _round_trip(self, connection: Connection, batch: list[Call]) -> None:

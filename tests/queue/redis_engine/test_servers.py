@@ -142,6 +142,14 @@ async def test_calls_at_the_same_time_each_get_their_own_answer(one):
     assert await asyncio.gather(*(lane.call(packed(b"ECHO", text)) for text in texts)) == texts
 
 
+async def test_a_call_whose_caller_has_gone_is_not_sent(one):
+    lane = one.servers.lane_of("any")
+    call = asyncio.ensure_future(lane.call(packed(b"SET", b"abandoned", b"1")))
+    await asyncio.sleep(0)
+    call.cancel()
+    assert await lane.call(packed(b"GET", b"abandoned")) is None
+
+
 async def test_a_server_that_is_away_and_comes_back(open_bench):
     server = ValkeyServer()
     server.start()

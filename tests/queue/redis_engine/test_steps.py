@@ -451,6 +451,30 @@ async def test_a_long_poll_ends_without_a_message(bench):
     assert bench.engine.waiting(bench.topic, "g") == 0
 
 
+async def test_a_consume_that_is_cancelled_while_its_server_is_busy_gives_back(one, monkeypatch):
+    await one.publish("v")
+    await one.engine.put_group(one.topic, "g")
+    lane = one.servers.lane_of("any")
+    sent, may_read, round_trip = asyncio.Event(), asyncio.Event(), lane._round_trip
+
+    async def blocked(connection, batch):
+        sent.set()
+        await may_read.wait()
+        await round_trip(connection, batch)
+
+    monkeypatch.setattr(lane, "_round_trip", blocked)
+    consuming = asyncio.create_task(one.consume(visibility_ms=600_000))
+    await sent.wait()
+    consuming.cancel()
+    await asyncio.wait([consuming])
+    may_read.set()
+    await one.engine.publish(one.topic, [NewMessage("", b"w", "", -1, 0, "", b"")], one.settings)
+    await one.engine.close()
+    _, (group,) = await one.stats()
+    assert (group.in_flight, group.ready) == (0, 2)
+    assert [got.attempt for got in await one.consume()] == [1, 1]
+
+
 async def test_a_long_poll_that_is_cancelled_takes_nothing(bench):
     waiting = asyncio.create_task(bench.consume(timeout_ms=20_000))
     other = asyncio.create_task(bench.values(timeout_ms=20_000))
