@@ -88,6 +88,8 @@ class Site:
         self._changing = asyncio.Lock()
         #: removes what the scenes that were left have made in the cluster
         self._tidying: asyncio.Task[None] | None = None
+        #: why the scene that was left is still in the cluster, for the page without a scene; "": it is not
+        self.left_over = ""
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -157,6 +159,7 @@ class Site:
             raise Refused(400, f"{scene_id!r} is not a scene")
         async with self._changing:
             await self._leave()
+            self.left_over = ""
             self.scene = kind(self.lab)
             self.scene.begin(self._tidying)
 
@@ -170,7 +173,17 @@ class Site:
             scene, self.scene = self.scene, None
             self.lab.changed()
             await scene.close()
-            self._tidying = asyncio.create_task(scene.tidy(self._tidying))
+            self._tidying = asyncio.create_task(self._tidy(scene, self._tidying))
+
+    async def _tidy(self, scene: Scene, after: asyncio.Task[None] | None) -> None:
+        try:
+            await scene.tidy(after)
+        except Exception as error:
+            if self.scene is None:  # a scene that begins does the same work, and shows what fails
+                self.left_over = (
+                    f"What the scene “{scene.title}” has made in the cluster was not removed: {error!r}. The next scene tries it again."
+                )
+                self.lab.changed()
 
     async def close(self) -> None:
         """The lab ends, and its nodes end with it."""
@@ -196,6 +209,7 @@ class Site:
         state = {
             "scenes": [{"id": kind.id, "title": kind.title, "lead": kind.lead} for kind in SCENES],
             "scene": scene.shown() if scene is not None else None,
+            "left_over": self.left_over,
             "nodes": lab.facts(),
             "is_fresh": lab.live.is_fresh,
             "seen_by": parts.get("node", ""),

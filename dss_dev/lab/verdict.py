@@ -5,9 +5,12 @@ The nodes find out that one of them is silent after a second or two. The lab kno
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+#: a name of a node is one
+_WORD = re.compile(r"[\w-]+")
 _WHAT = {"ended": "has ended", "paused": "is paused"}
 
 
@@ -29,7 +32,7 @@ def verdict_of(
         cards: the members, as the live view shows them.
     """
     gone = lost(facts)
-    if seen is None or all(node_id in seen["text"] for node_id in gone):
+    if seen is None or gone.keys() <= set(_WORD.findall(seen["text"])):
         return seen
     voters = [card["id"] for card in cards if card["shape"] != "learner"]
     silent = {card["id"] for card in cards if card["shape"] == "silent"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from dss_dev.lab import lab as lab_module
@@ -88,6 +89,28 @@ async def test_a_scene_that_is_left_midway_keeps_no_locks(site: Site, locks: Loc
     assert site._tidying is not None
     await site._tidying
     assert locks.holders == {}, "also not the lock that alice waited for"
+
+
+async def test_the_page_says_that_a_scene_was_not_removed(site: Site, locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def restore() -> None:
+        raise OSError("node-2 does not start")
+
+    await site._begin("deadlock")
+    await take(site, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(site.lab, "restore", restore)
+        await site.leave()
+        assert site._tidying is not None
+        await asyncio.wait([site._tidying])
+    assert site._tidying.exception() is None
+    said = msgspec.json.decode(site._state())["left_over"]
+    assert said.startswith("What the scene “Deadlock” has made")
+    assert "node-2 does not start" in said
+    await site._begin("deadlock")
+    await take(site, 0)
+    assert site.left_over == ""
+    assert locks.holders == {}
+    await site.close()
 
 
 async def test_the_next_scene_begins_when_the_one_before_is_removed(site: Site, locks: Locks) -> None:

@@ -54,3 +54,10 @@ def test_the_nodes_are_believed_when_they_have_noticed_it() -> None:
     noticed = {**HEALTHY, "code": "degraded", "word": "DEGRADED", "text": "node-3 has been silent for 4 s. Writes work."}
     assert verdict_of(noticed, facts(node3="ended"), cards()) is noticed
     assert verdict(seen=noticed, node3="ended", node2="ended")[0] == "REFUSING WRITES"
+
+
+def test_a_name_that_begins_another_one_is_no_word_of_it() -> None:
+    noticed = {**HEALTHY, "text": "node-10 has been silent for 4 s. Writes work."}
+    assert verdict(seen=noticed, node1="ended", leader=2)[1].startswith("node-1 has ended. ")
+    ends = {**HEALTHY, "text": "Nothing is heard of node-1."}
+    assert verdict_of(ends, facts(node1="ended"), cards(2)) is ends

@@ -6,7 +6,7 @@ import { showStage } from "./stage.js";
 const find = (name) => document.querySelector(`[data-${name}]`);
 const parts = Object.fromEntries(
   [
-    "home scenes live cluster-link gate welcome choices lesson title lead restart result result-title verdict-line told calls calls-box calls-count step count step-title",
+    "home scenes live cluster-link gate welcome left-over choices lesson title lead restart result result-title verdict-line told calls calls-box calls-count step count step-title",
     "step-text form question-box question options take skip busy done score next replay-run problem earlier history stage-panel stage stage-table",
     "player-panel player cluster-panel cluster-verdict nodes events",
   ]
@@ -213,6 +213,8 @@ function show(next) {
   const isNew = parts.lesson.hidden !== !scene;
   parts.welcome.hidden = Boolean(scene);
   parts.lesson.hidden = !scene;
+  parts["left-over"].hidden = !state.left_over;
+  setText(parts["left-over"], state.left_over);
   if (!scene) {
     if (isNew) document.title = "Lab · Distributed Sync System";
     document.documentElement.dataset.step = "";
