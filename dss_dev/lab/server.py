@@ -180,9 +180,8 @@ class Site:
             await scene.tidy(after)
         except Exception as error:
             if self.scene is None:  # a scene that begins does the same work, and shows what fails
-                self.left_over = (
-                    f"What the scene “{scene.title}” has made in the cluster was not removed: {error!r}. The next scene tries it again."
-                )
+                what = f"What the scene “{scene.title}” has made in the cluster was not removed"
+                self.left_over = f"{what}: {error!r}. The next scene tries it again."
                 self.lab.changed()
 
     async def close(self) -> None:
