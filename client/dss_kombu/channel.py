@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,12 +15,14 @@ from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
-from dss_client.errors import ClientClosed, WrongUse
+from dss_client.errors import ClientClosed, DssError, WrongUse
 from dss_kombu.contents import Contents
 from dss_kombu.deliveries import Consumer, Delivery, raw_message
 from dss_kombu.directory import Record
 from dss_kombu.fetching import Fetcher
 from dss_kombu.options import step_of
+
+log = logging.getLogger("dss_kombu")
 
 #: A header of a message: messages with the same text are delivered in order, one at a time.
 KEY_HEADER = "dss_key"
@@ -279,6 +282,7 @@ class Channel(virtual.Channel):
         fetcher = Fetcher(self._link.client, self._directory, visibility_s, hand_over, self._declare_again)
         fetcher.set_prefetch(self.qos.prefetch_count)
         self._link.fetchers.add(fetcher)
+        transport.fetchers.add(fetcher)
         return fetcher
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Callable[[Any], Any], consumer_tag: str, **options: Any) -> None:
@@ -356,8 +360,13 @@ class Channel(virtual.Channel):
             transport.inbox.remove(lambda item: item[0] is self)
             self._link.run(self._fetcher.close())
             self._link.fetchers.discard(self._fetcher)
-        for queue in sorted(consumed):
-            self._link.run(self._contents.delete_unused(queue))
+            transport.fetchers.discard(self._fetcher)
+        try:
+            for queue in sorted(consumed):
+                self._link.run(self._contents.delete_unused(queue))
+        except DssError as error:
+            # The other channels of the connection are closed, too. These queues expire without consumers.
+            log.warning("temporary queues are not deleted now: %s", error)
 
     def _forget_consumers(self) -> None:
         """In the child of a fork, where the parent goes on with them."""

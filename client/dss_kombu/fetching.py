@@ -282,17 +282,18 @@ class Fetcher:
         try:
             while self._acks:
                 source = next(iter(self._acks))
-                done = self._acks.pop(source)
-                if len(done) > ACK_MAX:
-                    self._acks[source] = done[ACK_MAX:]
-                    done = done[:ACK_MAX]
+                done: dict[str, str] = {}
+                left = []
+                for msg_id, receipt in self._acks.pop(source):
+                    # A call names a message once. An expired delivery of it has another receipt.
+                    if msg_id in done or len(done) == ACK_MAX:
+                        left.append((msg_id, receipt))
+                    else:
+                        done[msg_id] = receipt
+                if left:
+                    self._acks[source] = left
                 topic, group = source
-                fields = {
-                    "topic": topic,
-                    "group": group,
-                    "msg_ids": [one[0] for one in done],
-                    "receipts": [one[1] for one in done],
-                }
+                fields = {"topic": topic, "group": group, "msg_ids": list(done), "receipts": list(done.values())}
                 try:
                     answer = await self._client._running().call("queue.ack", fields, Repeat.HARMLESS)
                     stale = [one["msg_id"] for one in answer.get("results", ()) if one.get("code")]

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ import msgspec
 from dss_client.aio import AsyncClient
 from dss_client.background import CLOSE_S, Background, within
 from dss_client.connection import encode
-from dss_client.errors import WrongUse
+from dss_client.errors import ClientClosed, WrongUse
 from dss_client.near import NearCache
 from dss_kombu.directory import Directory
 from dss_kombu.fetching import Fetcher
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: exchanges and queues whose records are kept here
 RECORDS_MAX = 2000
+#: how often a thread that waits for room looks whether its link is closed
+ROOM_S = 1.0
 
 
 class Link(Background):
@@ -74,12 +76,15 @@ class Link(Background):
         portal = self._started()
         if portal.is_here:
             raise WrongUse("the background thread would wait for itself")
-        portal.post(self._publisher.add, publication)
+        self._publisher.expect(publication)
         try:
+            portal.post(self._publisher.add, publication)
             publication.stored.result()
         except BaseException:
             publication.stored.cancel()
             raise
+        finally:
+            self._publisher.forget(publication)
 
     def publish_transient(self, topic: str, value: Any) -> None:
         """Publish a message soon. It waits only while too many wait to be published.
@@ -89,7 +94,9 @@ class Link(Background):
         """
         # Encoded here: the program may change it meanwhile.
         encoded = encode(value)
-        self._transient.room.acquire()
+        while not self._transient.room.acquire(timeout=ROOM_S):
+            if self._is_closed:
+                raise ClientClosed("this client is closed")
         self.post(self._transient.add, topic, msgspec.Raw(encoded), len(encoded))
 
     def check(self, timeout: float) -> None:
@@ -104,13 +111,23 @@ class Link(Background):
     async def _check(self, timeout: float) -> None:
         await self._client._running().once("raft.leader", {}, timeout)
 
+    def end(self, fetchers: Iterable[Fetcher]) -> None:
+        """Take no more messages for channels that cannot be closed, and give back what is not acked."""
+        for fetcher in self.fetchers.intersection(fetchers):
+            self._run_at_end(fetcher.close)
+            self.fetchers.discard(fetcher)
+
     def close(self) -> None:
         """Publish what is pending, give back what is not acked, and close the connection. At exit, this happens by itself."""
         if self._portal is not None:
             for work in (self._publisher.flush, self._transient.flush, *(fetcher.close for fetcher in self.fetchers)):
-                with contextlib.suppress(Exception):
-                    self.run(within(CLOSE_S, work()))
+                self._run_at_end(work)
         super().close()
+        self._publisher.abandon()
+
+    def _run_at_end(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with contextlib.suppress(Exception):
+            self.run(within(CLOSE_S, work()))
 
     def _forked(self) -> None:
         super()._forked()

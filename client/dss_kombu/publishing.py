@@ -1,4 +1,6 @@
-"""How messages are published: many in a call where several come at the same time. All of it runs in the background thread."""
+"""How messages are published: many in a call where several come at the same time. All of it runs in the background thread, except what
+says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +68,34 @@ class Publisher:
         self._pending: dict[str, deque[Publication]] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._is_planned = False
+        #: what threads wait for, even if it never comes to `add`
+        self._expected: set[Publication] = set()
+        self._is_abandoned = False
+        # A signal handler may publish, too.
+        self._expecting = threading.RLock()
+
+    def expect(self, publication: Publication) -> None:
+        """A thread is going to wait for this. In any thread.
+
+        Raises:
+            ClientClosed
+        """
+        with self._expecting:
+            if self._is_abandoned:
+                raise ClientClosed("this client is closed")
+            self._expected.add(publication)
+
+    def forget(self, publication: Publication) -> None:
+        """The thread no longer waits. In any thread."""
+        with self._expecting:
+            self._expected.discard(publication)
+
+    def abandon(self) -> None:
+        """The background thread has ended: nothing that is pending will be published. In any thread."""
+        with self._expecting:
+            self._is_abandoned = True
+            for publication in list(self._expected):
+                publication.abandon()
 
     def add(self, publication: Publication) -> None:
         self._pending.setdefault(publication.topic, deque()).append(publication)
@@ -82,6 +112,7 @@ class Publisher:
     def forked(self) -> None:
         """In the child of a fork: the threads that wait are the parent's."""
         self._pending, self._calls, self._is_planned = {}, set(), False
+        self._expected, self._expecting = set(), threading.RLock()
 
     def _begin(self) -> None:
         self._is_planned = False

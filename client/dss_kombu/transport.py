@@ -15,6 +15,7 @@ from dss_client.clock import now
 from dss_client.dss_url import CONNECTING, PORT_DEFAULT, DssUrl
 from dss_client.errors import ClientClosed, DssError, InternalError, OverLimit, Unavailable, UnknownOutcome
 from dss_kombu.channel import Channel
+from dss_kombu.fetching import Fetcher
 from dss_kombu.inbox import Inbox
 from dss_kombu.link import Link, release, shared
 from dss_kombu.options import Options
@@ -52,6 +53,8 @@ class Transport(virtual.Transport):
         #: Made with the connection, before the background thread can use it.
         self._inbox: Inbox | None = None
         self._loop: Any = None
+        #: of the open channels
+        self.fetchers: set[Fetcher] = set()
 
     @property
     def link(self) -> Link:
@@ -85,12 +88,16 @@ class Transport(virtual.Transport):
         if self._loop is not None and self._inbox is not None:
             self._loop.remove_reader(self._inbox.fileno())
             self._loop = None
-        super().close_connection(connection)
-        self._end_link()
+        try:
+            super().close_connection(connection)
+        finally:
+            self._end_link()
 
     def _end_link(self) -> None:
         link, self._link = self._link, None
+        fetchers, self.fetchers = self.fetchers, set()
         if link is not None:
+            link.end(fetchers)
             release(link, self)
         inbox, self._inbox = self._inbox, None
         if inbox is not None:

@@ -20,9 +20,10 @@ kombu = pytest.importorskip("kombu")
 import dss_kombu  # noqa: E402
 from dss_client import AsyncClient, Client, Refused, WrongUse  # noqa: E402
 from dss_client.dss_url import DssUrl  # noqa: E402
-from dss_client.errors import ClientClosed  # noqa: E402
+from dss_client.errors import ClientClosed, DssError, Unavailable  # noqa: E402
 from dss_dev.local_cluster import LocalCluster  # noqa: E402
 from dss_kombu import publishing  # noqa: E402
+from dss_kombu.contents import Contents  # noqa: E402
 from dss_kombu.directory import Directory, Source  # noqa: E402
 from dss_kombu.fetching import Fetcher  # noqa: E402
 from dss_kombu.options import Options, step_of  # noqa: E402
@@ -240,6 +241,26 @@ def test_connections_with_the_same_options_share_a_link(connect: Connect) -> Non
         link.check(5)
     publish(second, kombu.Queue("jobs"), 1)
     assert second.transport.link is not link
+
+
+@pytest.mark.parametrize("error", [Unavailable("the cluster is away"), RuntimeError("a fault")], ids=["unavailable", "fault"])
+def test_a_connection_that_is_closed_while_the_cluster_is_away_takes_no_more_messages(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fail(self: Contents, source: Source) -> Any:
+        raise error
+
+    first, second = connect(), connect()
+    receivers = [Receiver(first, kombu.Queue(name, auto_delete=True), no_ack=True) for name in ("one", "two")]
+    second.connect()
+    link = second.transport.link
+    assert first.transport.link is link
+    assert len(link.fetchers) == len(receivers)
+    monkeypatch.setattr(Contents, "_stats", fail)
+    with contextlib.nullcontext() if isinstance(error, DssError) else pytest.raises(RuntimeError):
+        first.release()
+    assert not link.fetchers
+    assert list(link.users) == [second.transport]
 
 
 def test_messages_of_several_threads_share_a_call_and_are_refused_one_by_one(

@@ -1,11 +1,14 @@
-"""What a publisher of the kombu transport makes of refusals, and of the end of its client."""
+"""What the kombu transport makes of refusals, of the end of its client, and of acks, without a node."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +26,10 @@ from dss_client.errors import (
     TooLarge,
     UnknownOutcome,
 )
+from dss_client.portal import Portal
+from dss_kombu.fetching import Fetcher
+from dss_kombu.link import Link
+from dss_kombu.options import Options
 from dss_kombu.publishing import BATCH_MAX, Publication, Publisher
 
 
@@ -117,3 +124,46 @@ async def test_the_outcome_of_a_cancelled_call_is_not_known_and_what_was_not_sen
     await asyncio.wait({task})
     assert calls.made == [[0, 1, 2, 3], [0, 1]]
     assert [type(one.stored.exception(0)) for one in batch] == [UnknownOutcome] * 2 + [ClientClosed] * 2
+
+
+async def test_an_ack_call_names_a_message_once() -> None:
+    """The second delivery has another receipt. In one call with the first one, only one of them would count."""
+    made: list[list[tuple[str, str]]] = []
+
+    class Client:
+        def _running(self) -> Client:
+            return self
+
+        async def call(self, operation: str, fields: dict[str, Any], repeat: Any) -> dict[str, Any]:
+            made.append(list(zip(fields["msg_ids"], fields["receipts"], strict=True)))
+            return {}
+
+    client, directory = cast("Any", Client()), cast("Any", None)
+    fetcher = Fetcher(client, directory, 30, lambda deliveries: None, lambda queue: None)
+    for msg_id, receipt in [("1-0", "second"), ("2-0", "first"), ("1-0", "first")]:
+        message: Any = SimpleNamespace(topic="t", group="g", msg_id=msg_id, receipt=receipt)
+        fetcher._ack(message)
+    await fetcher.close()
+    assert made == [[("1-0", "second"), ("2-0", "first")], [("1-0", "first")]]
+
+
+def test_a_publisher_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link({"urls": "http://127.0.0.1:9"}, Options())
+    link.post(lambda: None)
+    is_accepted = threading.Event()
+    # As a loop that is closed after its last turn.
+    monkeypatch.setattr(Portal, "post", lambda self, function, *arguments: is_accepted.set())
+    outcome: Future[None] = Future()
+
+    def publish() -> None:
+        try:
+            link.publish("jobs", 1)
+        except DssError as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=publish, daemon=True).start()
+    is_accepted.wait()
+    link.close()
+    assert isinstance(outcome.exception(20), ClientClosed)
+    with pytest.raises(ClientClosed):
+        link.publish("jobs", 2)
