@@ -6,7 +6,8 @@ one with a dedup_id in that of the dedup_id, another one in any. Every step work
 (`polls.py`).
 
 A step whose answer is lost is repeated where that does no harm: publish and consume carry a token, by which a repeat is recognized;
-an ack, nack or extend with a receipt means one delivery. Other steps are refused with `unknown_outcome`.
+an ack, nack or extend with a receipt means one delivery. When a repeated ack or nack finds nothing, the first one may have taken
+effect: it is refused with `unknown_outcome`, as are all other steps whose answer is lost.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ POLLS_MAX = 4096
 #: Before the attempt_ids that the engine makes up; clients cannot send it.
 OWN_ATTEMPT = "\x00"
 
+#: The letters of a delivery that a step did not find.
+NOT_FOUND = frozenset("ns")
 NOT_IN_FLIGHT = "the delivery is over: the message is not in flight"
 
 
@@ -243,7 +246,11 @@ class RedisEngine:
         *,
         acks: Acks = "primary",
     ) -> list[AckResult]:
-        """Finish messages: one step for each partition that they are in."""
+        """Finish messages: one step for each partition that they are in.
+
+        Raises:
+            Refused: `unknown_outcome`.
+        """
         given: dict[str, str | None] = dict.fromkeys(msg_ids)
         if receipts is not None:
             given.update(zip(msg_ids, receipts, strict=True))
@@ -256,12 +263,10 @@ class RedisEngine:
         async def step(partition: int, named: dict[str, str]) -> dict[str, str]:
             serials = [serial_of(msg_id, given[msg_id]) for msg_id in named]
             try:
-                data = await self._step_on(
-                    "ack", topic, partition, group, settings, list(named.values()), serials, acks=acks, repeatable=all(serials)
-                )
+                found = await self._letters("ack", topic, partition, group, settings, list(named.values()), serials, acks=acks)
             except NoGroup:
                 return {}
-            return dict(zip(named, messages.letters_answer.decode(data)[1], strict=True))
+            return dict(zip(named, found, strict=True))
 
         letters: dict[str, str] = {}
         for one in await asyncio.gather(*(step(*item) for item in of_partition.items())):
@@ -284,7 +289,7 @@ class RedisEngine:
         """Give a message back.
 
         Raises:
-            Refused: `stale_receipt`.
+            Refused: `stale_receipt`, `unknown_outcome`.
         """
         reason = "rejected" if dead else "silent" if silent else "nack"
         delay = -1 if delay_ms is None else delay_ms
@@ -298,7 +303,11 @@ class RedisEngine:
     async def give_back(self, topic: str, group: str, held: dict[str, str], settings: TopicSettings) -> None:
         """The consumer has gone: its deliveries, receipts by msg_id, end without counting as attempts."""
         for msg_id, receipt in held.items():
-            await self._of_one("nack", topic, group, msg_id, receipt, settings, "gone", 0)
+            try:
+                await self._of_one("nack", topic, group, msg_id, receipt, settings, "gone", 0)
+            except Refused as error:
+                if error.code != "unknown_outcome":
+                    raise
 
     async def extend(
         self,
@@ -320,9 +329,10 @@ class RedisEngine:
         if place is None:
             raise _stale(msg_id)
         serials = [serial_of(msg_id, receipt)]
+        keys = partition_keys(topic, place.partition) + group_keys(topic, place.partition, group)
         try:
-            data = await self._step_on(
-                "extend", topic, place.partition, group, settings, [place.number], serials, visibility_ms, acks=acks
+            data = await self._servers.call(
+                "extend", keys, for_deliveries(settings), [place.number], serials, visibility_ms, acks=acks
             )
         except NoGroup:
             raise _stale(msg_id) from None
@@ -348,32 +358,44 @@ class RedisEngine:
             return "n"
         serials = [serial_of(msg_id, receipt)]
         try:
-            data = await self._step_on(
-                step, topic, place.partition, group, settings, [place.number], serials, *args, acks=acks, repeatable=all(serials)
-            )
+            return await self._letters(step, topic, place.partition, group, settings, [place.number], serials, *args, acks=acks)
         except NoGroup:
             return "n"
-        return messages.letters_answer.decode(data)[1]
 
-    def _place(self, msg_id: str) -> Place | None:
-        place = place_of(msg_id)
-        return place if place is not None and place.partition < self.partitions else None
-
-    # ------------------------------------------------------------------ steps
-
-    async def _step_on(
+    async def _letters(
         self,
         step: str,
         topic: str,
         partition: int,
         group: str,
         settings: TopicSettings,
+        numbers: list[str],
+        serials: list[str],
         *args: object,
-        acks: Acks = "primary",
-        repeatable: bool = True,
-    ) -> bytes:
+        acks: Acks,
+    ) -> str:
+        """The letters of a step that ends deliveries.
+
+        Raises:
+            NoGroup: see there.
+            Refused: `unknown_outcome`.
+        """
         keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
-        return await self._servers.call(step, keys, for_deliveries(settings), *args, acks=acks, repeatable=repeatable)
+        data, is_repeat = await self._servers.call_and_repeats(
+            step, keys, for_deliveries(settings), numbers, serials, *args, acks=acks, repeatable=all(serials)
+        )
+        _, letters = messages.letters_answer.decode(data)
+        if is_repeat and not NOT_FOUND.isdisjoint(letters):
+            raise Refused(
+                "unknown_outcome", "the answer was lost, and a repeat found nothing in flight: it may have taken effect"
+            )
+        return letters
+
+    def _place(self, msg_id: str) -> Place | None:
+        place = place_of(msg_id)
+        return place if place is not None and place.partition < self.partitions else None
+
+    # ------------------------------------------------------------------ steps
 
     async def _group_call(
         self, step: str, topic: str, partition: int, group: str, *args: object, acks: Acks = "primary"

@@ -30,11 +30,6 @@ def place_of(msg_id: str) -> Place | None:
     return None if found is None else Place(int(found[1]), found[2])
 
 
-def receipt_of(msg_id: str, serial: str) -> str:
-    """The receipt of a delivery."""
-    return f"{msg_id}.{serial}"
-
-
 def serial_of(msg_id: str, receipt: str | None) -> str:
     """What a receipt names: a delivery; empty: the one in flight; "-": none of this message."""
     if receipt is None:

@@ -155,13 +155,20 @@ class Servers:
             NoGroup: the step is one of a group that the partition does not have.
             Refused: `engine_away`; `unknown_outcome`: it may have taken effect; or the library's.
         """
+        return (await self.call_and_repeats(step, keys, *args, acks=acks, repeatable=repeatable))[0]
+
+    async def call_and_repeats(
+        self, step: str, keys: tuple[str, ...], *args: Any, acks: Acks = "primary", repeatable: bool = True
+    ) -> tuple[bytes, bool]:
+        """As `call`; also whether the step may have taken effect before the call that is answered."""
         argument = _encode((CALL_VERSION, self.at_us(), *args))
         command = [_beginning(step, keys), b"$%d\r\n" % len(argument), argument, b"\r\n"]
-        answer = await self._repeated(keys[0], command, acks, repeatable=repeatable)
+        answer, is_repeat = await self._repeated(keys[0], command, acks, repeatable=repeatable)
         assert isinstance(answer, bytes)
-        return answer
+        return answer, is_repeat
 
-    async def _repeated(self, key: str, command: list[bytes], acks: Acks, *, repeatable: bool) -> Any:
+    async def _repeated(self, key: str, command: list[bytes], acks: Acks, *, repeatable: bool) -> tuple[Any, bool]:
+        """The answer, and whether the command may have taken effect before."""
         loop = asyncio.get_running_loop()
         until, pause_s = loop.time() + self._deadline_s, PAUSE_S_MIN
         slot = key_slot(key.encode())
@@ -169,11 +176,12 @@ class Servers:
         named = ""
         # Answers in a row that named another server.
         redirections = 0
+        is_repeat = False
         while True:
             asked, named = named, ""
             try:
                 address = asked or self._address_of(slot)
-                return await self._lane(address, acks).call(command, acks, asking=bool(asked))
+                return await self._lane(address, acks).call(command, acks, asking=bool(asked)), is_repeat
             except NotConfirmed as error:
                 raise Refused("unknown_outcome", f"it took effect on the primary, but {error}") from None
             except MovedError as error:
@@ -194,6 +202,7 @@ class Servers:
                 trouble = error
                 if not repeatable:
                     raise Refused("unknown_outcome", f"the engine did not answer ({error})") from None
+                is_repeat = True
                 await self.refresh()
             if not isinstance(trouble, AskError):
                 redirections = 0
@@ -217,7 +226,7 @@ class Servers:
 
     async def read(self, key: str, *words: bytes) -> Any:
         """The answer of a command that changes nothing, from the primary that has the key."""
-        return await self._repeated(key, packed(*words), "primary", repeatable=True)
+        return (await self._repeated(key, packed(*words), "primary", repeatable=True))[0]
 
     async def _answer_error(self, address: str, error: ResponseError) -> None:
         """Return if the call may be repeated.

@@ -229,6 +229,43 @@ async def test_nack_back_silent_and_dead(one):
     assert code_of(refused) == "stale_receipt"
 
 
+@pytest.fixture
+def lose_an_answer(one, monkeypatch):
+    """The next step takes effect, and its answer is lost."""
+    lane = one.servers.lane_of("any")
+    call, lost = lane.call, []
+
+    async def lossy(*args, **fields):
+        answer = await call(*args, **fields)
+        if lost:
+            lost.pop()
+            raise ConnectionResetError
+        return answer
+
+    monkeypatch.setattr(lane, "call", lossy)
+    return lambda: lost.append(True)
+
+
+async def test_an_ack_or_nack_whose_answer_is_lost_has_no_known_outcome(one, lose_an_answer):
+    await one.publish(1, 2, 3, 4)
+    acked, back, dead, other = await one.consume()
+    for step in (one.ack(acked, other), one.nack(dead, dead=True)):
+        lose_an_answer()
+        with pytest.raises(Refused) as refused:
+            await step
+        assert code_of(refused) == "unknown_outcome"
+    lose_an_answer()
+    await one.engine.give_back(one.topic, "g", {back.msg_id: back.receipt}, one.settings)
+    _, (group,) = await one.stats()
+    assert (group.acked, group.dead, group.ready, group.in_flight) == (2, 1, 1, 0)
+    (again,) = await one.consume()
+    assert await one.ack(back) == ["stale_receipt"], "no answer was lost"
+    lose_an_answer()
+    with pytest.raises(Refused) as refused:
+        await one.nack(again, delay_ms=50)
+    assert code_of(refused) == "unknown_outcome"
+
+
 async def test_extend(one):
     await one.publish(1, 2)
     first, second = await one.consume(visibility_ms=100)
