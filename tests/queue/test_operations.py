@@ -120,6 +120,11 @@ async def test_a_stale_receipt_is_a_problem(node):
         ("/queue/consume", {"topic": "t", "group": "g", "max_messages": 1001}, "max_messages"),
         ("/queue/ack", {"topic": "t", "group": "g"}, "msg_id"),
         ("/queue/ack", {"topic": "t", "group": "g", "msg_ids": ["1-0"], "receipts": []}, "receipts"),
+        (
+            "/queue/ack",
+            {"topic": "t", "group": "g", "msg_ids": ["1-0", "2-0", "1-0"], "receipts": ["1:1", "2:1", "1:2"]},
+            "msg_ids",
+        ),
         ("/queue/ack", {"topic": "t", "group": "g", "msg_id": "1-0", "publish": [{"value": 1}]}, "publish[0].topic"),
         ("/queue/nack", {"topic": "t", "group": "g", "msg_id": 5}, "msg_id"),
         ("/queue/extend", {"topic": "t", "group": "g", "msg_id": "1-0"}, "visibility_ms"),

@@ -223,6 +223,12 @@ class AckRequest(AckFields, kw_only=True):
     #: locks released in the same step
     release: Annotated[list[LockRelease], msgspec.Meta(max_length=LOCKS_PER_ACK_MAX)] | None = None
 
+    def __post_init__(self) -> None:
+        # Only here: logs of earlier releases may have such an `Ack`, in which the last receipt counts.
+        super().__post_init__()
+        if self.msg_ids is not None and self.receipts is not None and len(set(self.msg_ids)) < len(self.msg_ids):
+            raise ValueError("`msg_ids` must name each message once if there are `receipts`")
+
 
 class Ack(AckFields, Command, tag="queue.ack", kw_only=True):
     publish: list[NewMessage] = []

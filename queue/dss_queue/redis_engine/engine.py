@@ -246,7 +246,8 @@ class RedisEngine:
         *,
         acks: Acks = "primary",
     ) -> list[AckResult]:
-        """Finish messages: one step for each partition that they are in.
+        """Finish messages: one step for each partition that they are in. With `receipts`, each message is named once;
+        see `AckRequest`.
 
         Raises:
             Refused: `unknown_outcome`.
