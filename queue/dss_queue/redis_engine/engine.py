@@ -190,12 +190,19 @@ class RedisEngine:
                 giving_back.add_done_callback(self._giving_back.discard)
                 raise
 
-        if timeout_ms:
-            await polls.listen(self._wakeups)
-        first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
-        found = await polls.look_at_all(look, first)
-        if not found.messages and timeout_ms:
-            found = await polls.wait(look, until, found.empty_reason)
+        polls.users += 1
+        try:
+            if timeout_ms:
+                # Without a confirmation in time, it looks once.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(until):
+                        await polls.listen(self._wakeups)
+            first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
+            found = await polls.look_at_all(look, first)
+            if not found.messages and timeout_ms:
+                found = await polls.wait(look, until, found.empty_reason)
+        finally:
+            polls.users -= 1
         return Answer(found.messages, found.empty_reason)
 
     async def _give_back_taken(self, topic: str, group: str, taking: asyncio.Future[Consumed], settings: TopicSettings) -> None:
@@ -224,7 +231,7 @@ class RedisEngine:
         polls = self._polls.pop(name, None) or Polls(topic, group, self.partitions)
         self._polls[name] = polls
         if len(self._polls) > POLLS_MAX:
-            idle = next((one for one, polls in self._polls.items() if not polls.waiting), None)
+            idle = next((one for one, polls in self._polls.items() if not polls.users and one != name), None)
             if idle is not None:
                 self._forget(*idle)
         return polls
@@ -232,6 +239,7 @@ class RedisEngine:
     def _forget(self, topic: str, group: str) -> None:
         polls = self._polls.pop((topic, group), None)
         if polls is not None:
+            polls.is_listening = False
             self._wakeups.forget(polls.channels, polls)
 
     # ------------------------------------------------------ ack, nack, extend …

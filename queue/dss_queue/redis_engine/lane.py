@@ -14,6 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 from dss_api.supervised import Tasks
 
 #: Where a change must be before it counts: in the memory of the primary, also in that of a replica, or on the disks of both.
+#: As the setting `acks` of a topic: it is about servers, and has nothing to do with the `ack` of a message.
 Acks = Literal["primary", "replica", "fsync"]
 
 #: What a broken connection raises. uvloop raises RuntimeError when one that its peer has reset is written to.

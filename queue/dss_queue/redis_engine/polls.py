@@ -30,6 +30,8 @@ class Polls:
         self._due: dict[int, float] = {}
         self._first = 0
         self.is_listening = False
+        #: consumes that use it, whether they wait yet or not
+        self.users = 0
 
     @property
     def waiting(self) -> int:

@@ -51,7 +51,8 @@ class Wakeups:
                 self._listeners.setdefault(channel, {})[owner] = listener(channel)
         except RedisError as error:
             raise EngineAway(str(error)) from None
-        await asyncio.gather(*waits)
+        # Others may wait for the same confirmations: they go on when this call is cancelled.
+        await asyncio.gather(*map(asyncio.shield, waits))
 
     def forget(self, channels: Iterable[str], owner: object) -> None:
         """This owner no longer listens to these channels."""
@@ -129,7 +130,8 @@ class _Ear:
     def unsubscribe(self, channel: str) -> None:
         known = self.channels.pop(channel, None)
         if known is not None:
-            known.cancel()
+            if not known.done():
+                known.set_result(None)
             self._to_send.put_nowait(packed(b"SUNSUBSCRIBE", channel.encode()))
 
     async def run(self, connection: Connection) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_queue.core.commands import NewMessage, TopicSettings
+from dss_queue.redis_engine import engine
+from dss_queue.redis_engine.wakeups import _Ear
 
 
 async def waits(bench, count: int) -> None:
@@ -520,3 +522,44 @@ async def test_a_long_poll_that_is_cancelled_takes_nothing(bench):
     await asyncio.wait([waiting])
     await bench.publish("v")
     assert await other == ["v"]
+
+
+class Withheld:
+    """What the server says on channels, until it is let through."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.has_some = asyncio.Event()
+        self._messages: list[tuple[_Ear, object]] = []
+        self._receive = _Ear._receive
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(_Ear, "_receive", lambda ear, message: self._withhold(ear, message))
+
+    def _withhold(self, ear: _Ear, message: object) -> None:
+        self._messages.append((ear, message))
+        self.has_some.set()
+
+    def let_through(self) -> None:
+        self._monkeypatch.setattr(_Ear, "_receive", self._receive)
+        for ear, message in self._messages:
+            self._receive(ear, message)
+
+
+async def test_a_long_poll_ends_in_time_although_no_subscription_is_confirmed(bench, monkeypatch):
+    withheld = Withheld(monkeypatch)
+    other = asyncio.create_task(bench.values(timeout_ms=20_000))
+    await withheld.has_some.wait()
+    assert await bench.consume(timeout_ms=20) == "no_messages"
+    withheld.let_through()
+    await bench.publish("v")
+    assert await other == ["v"], "it has subscribed to the same channels"
+
+
+async def test_a_group_whose_consume_does_not_wait_yet_is_not_forgotten(bench, monkeypatch):
+    monkeypatch.setattr(engine, "POLLS_MAX", 1)
+    withheld = Withheld(monkeypatch)
+    waiting = asyncio.create_task(bench.values(timeout_ms=20_000))
+    await withheld.has_some.wait()
+    assert await bench.consume(group="h") == "no_messages"
+    withheld.let_through()
+    await bench.publish("v")
+    assert await waiting == ["v"]
