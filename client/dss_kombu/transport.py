@@ -31,8 +31,9 @@ class Transport(virtual.Transport):
     polling_interval = None
     connection_errors = (*virtual.Transport.connection_errors, Unavailable, UnknownOutcome, ClientClosed, OSError)
     channel_errors = (*virtual.Transport.channel_errors, OverLimit, InternalError)
-    recoverable_connection_errors = connection_errors
-    recoverable_channel_errors = channel_errors
+    # kombu repeats what failed with one of these. A publish that may have taken effect must not be repeated: it would be there twice.
+    recoverable_connection_errors = (*virtual.Transport.connection_errors, Unavailable, ClientClosed, OSError)
+    recoverable_channel_errors = (*virtual.Transport.channel_errors, OverLimit)
     implements = virtual.Transport.implements.extend(
         asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"]), heartbeats=False
     )

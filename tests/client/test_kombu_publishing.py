@@ -14,6 +14,9 @@ import pytest
 
 pytest.importorskip("kombu")
 
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
 from dss_client.errors import (
     ClientClosed,
     DssError,
@@ -24,6 +27,7 @@ from dss_client.errors import (
     OverLimit,
     Refused,
     TooLarge,
+    Unavailable,
     UnknownOutcome,
 )
 from dss_client.portal import Portal
@@ -167,3 +171,27 @@ def test_a_publisher_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pyte
     assert isinstance(outcome.exception(20), ClientClosed)
     with pytest.raises(ClientClosed):
         link.publish("jobs", 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(UnknownOutcome("no answer"), 1), (InternalError("of a node"), 1), (OverLimit("full"), 3), (Unavailable("away"), 3)],
+)
+def test_kombu_repeats_a_publish_only_if_it_had_no_effect(
+    error: Exception, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_ensure_connection", "collect"):
+        monkeypatch.setattr(Connection, name, lambda *_, **__: None)
+    monkeypatch.setattr(Connection, "default_channel", None)
+    made = 0
+
+    def publish() -> None:
+        nonlocal made
+        made += 1
+        raise error
+
+    with Connection("dss://127.0.0.1:1//") as connection:
+        producer = SimpleNamespace(revive=lambda channel: None)
+        with pytest.raises((type(error), OperationalError)):
+            connection.ensure(producer, publish, max_retries=2, interval_start=0, interval_step=0)()
+    assert made == attempts
