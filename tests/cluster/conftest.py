@@ -16,18 +16,12 @@ from dss_api.routes import Routes
 from dss_dev import local_partitions
 from dss_dev.answer_check import check
 from dss_dev.checkouts import tested_checkout
+from dss_dev.fake_clock import FakeClock
 from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, free_ports
 from dss_dev.local_partitions import PartitionedCluster
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 from dss_project.registry import operations
 
-#: Python runs this before a node's own code: its wall clock is ahead by what the file says, in ms.
-FAKE_CLOCK = """
-import os, pathlib, time
-file, clock, clock_ns = pathlib.Path(os.environ["TEST_CLOCK_FILE"]), time.time, time.time_ns
-time.time = lambda: clock() + int(file.read_text()) / 1000
-time.time_ns = lambda: clock_ns() + int(file.read_text()) * 1_000_000
-"""
 #: a condition that is still false after this time never becomes true, even on a busy machine
 PATIENCE_S = 60.0
 
@@ -72,18 +66,14 @@ class ClockCluster(LocalCluster):
     """Three nodes whose wall clocks a test can set at any time."""
 
     def __init__(self, directory: Path, ahead_ms: Sequence[int]) -> None:
-        self.clocks = directory / "clocks"
-        self.clocks.mkdir()
-        (self.clocks / "sitecustomize.py").write_text(FAKE_CLOCK)
-        super().__init__(directory, free_ports(3), {**ENVIRONMENT, "PYTHONPATH": str(self.clocks)})
+        super().__init__(directory, free_ports(3), ENVIRONMENT)
+        self._clocks: dict[str, FakeClock] = {}
         for node, ahead in zip(self.nodes, ahead_ms, strict=True):
-            node.environment["TEST_CLOCK_FILE"] = str(self.clocks / node.id)
-            self.set_clock(node, ahead)
+            clock = self._clocks[node.id] = FakeClock(directory / "clocks" / node.id, ahead)
+            node.environment.update(clock.environment)
 
     def set_clock(self, node: LocalNode, ahead_ms: int) -> None:
-        written = self.clocks / f"{node.id}.new"
-        written.write_text(str(ahead_ms))
-        written.rename(self.clocks / node.id)
+        self._clocks[node.id].set(ahead_ms)
 
 
 @pytest.fixture

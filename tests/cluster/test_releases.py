@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from dss_dev.fake_clock import FakeClock
 from dss_dev.local_cluster import LocalNode, free_ports
 from dss_raft.disk.rows import SCHEMA_VERSION
 
@@ -23,8 +25,12 @@ def node(tmp_path: Path) -> Iterator[LocalNode]:
     """A single node, not started, with the data of 662b62d."""
     with tarfile.open(ARCHIVE) as tar:
         tar.extractall(tmp_path / "data", filter="data")
+    # A value of the archive lives for a day, so the node begins a minute after the archive was made.
+    made_s = (tmp_path / "data/said.json").stat().st_mtime
+    clock = FakeClock(tmp_path / "clock", round((made_s + 60 - time.time()) * 1000))
     (port,) = free_ports(1)
     environment = {
+        **clock.environment,
         "NODE_ID": "node-1",
         "RPC_PORT": str(port),
         "DSS_DATA_DIR": str(tmp_path / "data"),
