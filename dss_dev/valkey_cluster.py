@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from redis.cluster import ClusterNode, RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
 from dss_dev.local_cluster import HOST, free_ports
-from dss_dev.valkey_server import CHANGE_S, Server, wait_until
+from dss_dev.valkey_server import CHANGE_S, Server, ServerGroup, wait_until
 
 SLOTS = 16_384
 #: A node's port for the other nodes, above its port for clients. `free_ports` keeps both free.
@@ -41,10 +41,11 @@ class Member(NamedTuple):
     slots: tuple[range, ...]
 
 
-class ValkeyCluster:
+class ValkeyCluster(ServerGroup):
     """A Cluster of processes on loopback: every primary has the same number of slots and of replicas.
 
-    All methods wait until what they do has happened, without a pause of fixed length.
+    All methods wait until what they do has happened, without a pause of fixed length. When a primary is killed, a replica takes over after
+    `node_timeout_ms`, see `wait_ok`; if it is started again then, it becomes a replica.
 
     Attributes:
         ports: of all nodes, those that are the primaries at the start first.
@@ -99,17 +100,6 @@ class ValkeyCluster:
             for port in self.ports
         }
 
-    def __enter__(self) -> Self:
-        try:
-            self._form()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     @property
     def url(self) -> str:
         """For `REDIS_URL`: all nodes, without a user."""
@@ -133,10 +123,6 @@ class ValkeyCluster:
         ids = {member.id for member in members.values() if member.port == port}
         return [member.port for member in members.values() if member.primary_id in ids and member.port in running]
 
-    def server(self, port: int) -> Server:
-        """The node's process. Its `client` talks to this node alone."""
-        return self._servers[port]
-
     def client(self, **options: Any) -> RedisCluster:
         """A client of redis-py for the whole Cluster."""
         nodes = [ClusterNode(HOST, port) for port in self.running]
@@ -150,23 +136,6 @@ class ValkeyCluster:
         raise LookupError(f"no node has slot {slot}")
 
     # ------------------------------------------------------------------- what happens to nodes
-
-    def kill(self, port: int) -> None:
-        """kill -9 a node. If it is a primary, a replica takes over after `node_timeout_ms`; see `wait_ok`."""
-        self._servers[port].kill()
-
-    def start(self, port: int) -> None:
-        """Start a node again with its data, and wait until it answers.
-
-        A primary whose slots another node has taken becomes its replica.
-        """
-        self._servers[port].start()
-        self._servers[port].wait_started()
-
-    def stop(self) -> None:
-        """Kill all nodes."""
-        for server in self._servers.values():
-            server.kill()
 
     def failover(self, port: int) -> int:
         """Make a replica take over, and wait until all nodes have agreed.
@@ -197,7 +166,7 @@ class ValkeyCluster:
                 else:
                     client.execute_command("CLUSTER", "FAILOVER", "FORCE")
             except ResponseError as error:
-                # While one is under way, or the link to the primary is not up yet.
+                # A failover is in progress, or the link to the primary is not up yet.
                 if "ROLE" not in str(error) and "down or failed" not in str(error) and "replica" not in str(error):
                     raise
             return False
@@ -303,10 +272,7 @@ class ValkeyCluster:
     # ------------------------------------------------------------------- at the start
 
     def _form(self) -> None:
-        for server in self._servers.values():
-            server.start()
-        for server in self._servers.values():
-            server.wait_started()
+        self.start_all()
         primaries, replicas = self.ports[: self._primaries_count], self.ports[self._primaries_count :]
         for number, port in enumerate(self.ports, 1):
             self._command(port, "CLUSTER", "SET-CONFIG-EPOCH", number)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from redis.exceptions import RedisError
 
 from dss_dev.local_cluster import HOST, free_ports
-from dss_dev.valkey_server import CHANGE_S, Server, wait_until
+from dss_dev.valkey_server import CHANGE_S, Server, ServerGroup, wait_until
 
 
-class SentinelGroup:
+class SentinelGroup(ServerGroup):
     """One primary with replicas, and Sentinels that let a replica take over when it is away.
 
     Attributes:
@@ -67,22 +67,9 @@ class SentinelGroup:
                 directory / str(port), port, sentinel, connection=sentinel_connection, arguments=("--sentinel",)
             )
 
-    def __enter__(self) -> Self:
-        try:
-            for server in self._servers.values():
-                server.start()
-            for server in self._servers.values():
-                server.wait_started()
-            wait_until(
-                self._is_complete, CHANGE_S, lambda: f"the Sentinels do not know the replicas and each other: {self._known()}"
-            )
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def _form(self) -> None:
+        self.start_all()
+        wait_until(self._is_complete, CHANGE_S, lambda: f"the Sentinels do not know the replicas and each other: {self._known()}")
 
     @property
     def url(self) -> str:
@@ -94,18 +81,6 @@ class SentinelGroup:
         """The port of the primary that a majority of the running Sentinels names."""
         named = [self._named(port) for port in self.sentinel_ports if self._servers[port].is_running]
         return max(set(named), key=named.count)
-
-    def server(self, port: int) -> Server:
-        return self._servers[port]
-
-    def kill(self, port: int) -> None:
-        """kill -9 a server or a Sentinel."""
-        self._servers[port].kill()
-
-    def start(self, port: int) -> None:
-        """Start a process again with its data, and wait until it answers."""
-        self._servers[port].start()
-        self._servers[port].wait_started()
 
     def wait_failover(self, old: int) -> int:
         """Wait until all running Sentinels name another primary than `old`, and it is one. Returns its port."""
@@ -121,11 +96,6 @@ class SentinelGroup:
 
         wait_until(has_happened, CHANGE_S, lambda: f"no replica has taken over: {self._known()}")
         return self.primary
-
-    def stop(self) -> None:
-        """Kill all processes."""
-        for server in self._servers.values():
-            server.kill()
 
     def _named(self, sentinel_port: int) -> int:
         address: Any = self._servers[sentinel_port].client.sentinel_get_master_addr_by_name(self.service)

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -120,6 +121,52 @@ class Server:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
+
+
+class ServerGroup:
+    """Processes that belong together, by port. Leaving its context kills them all."""
+
+    _servers: dict[int, Server]
+
+    def __enter__(self) -> Self:
+        try:
+            self._form()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _form(self) -> None:
+        """Start the processes, and wait until they work together."""
+        raise NotImplementedError
+
+    def server(self, port: int) -> Server:
+        """A process. Its `client` talks to this one alone."""
+        return self._servers[port]
+
+    def kill(self, port: int) -> None:
+        """kill -9 a process."""
+        self._servers[port].kill()
+
+    def start(self, port: int) -> None:
+        """Start a process again with its data, and wait until it answers."""
+        self._servers[port].start()
+        self._servers[port].wait_started()
+
+    def start_all(self) -> None:
+        """Start all processes at once, and wait until each answers."""
+        for server in self._servers.values():
+            server.start()
+        for server in self._servers.values():
+            server.wait_started()
+
+    def stop(self) -> None:
+        """Kill all processes."""
+        for server in self._servers.values():
+            server.kill()
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float, what_is_wrong: Callable[[], str]) -> None:

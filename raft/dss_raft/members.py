@@ -102,10 +102,11 @@ def has_left(core: RaftCore, node_id: str) -> bool:
     return is_current and 0 < members.index <= core.commit_index and node_id not in members.ids
 
 
-def can_elect(core: RaftCore, links: PeerLinks) -> bool:
-    """Whether this node and those that are linked to it are enough to elect a leader."""
+def can_be_succeeded(core: RaftCore, links: PeerLinks) -> bool:
+    """Whether another voter is linked to this node, and they are enough to elect it."""
     voters = [member.id for member in core.configuration.members if not member.learner]
-    return sum(voter == core.node_id or links.is_up(voter) for voter in voters) > len(voters) // 2
+    linked = sum(links.is_up(voter) for voter in voters if voter != core.node_id)
+    return linked > 0 and linked + (core.node_id in voters) > len(voters) // 2
 
 
 def service_urls(config: RaftConfig) -> dict[str, str]:
@@ -169,7 +170,7 @@ class LeadingNode(Protocol):
     def applied_index(self) -> int: ...
 
     @property
-    def can_elect(self) -> bool: ...
+    def can_be_succeeded(self) -> bool: ...
 
     def wake(self) -> None: ...
 
@@ -201,7 +202,7 @@ def handlers(node: LeadingNode) -> dict[str, Handler]:
         node.wake()
 
         def gave_up_or_moved() -> bool:
-            if is_stopping and not node.can_elect:
+            if is_stopping and not node.can_be_succeeded:
                 return True  # the others stop, too, and one that has begun to take over may be among them
             return not node.core.transferee if node.is_leader else bool(node.leader_id)
 

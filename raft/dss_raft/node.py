@@ -342,9 +342,9 @@ class Node(Listeners):
         return self._links.is_up(peer)
 
     @property
-    def can_elect(self) -> bool:
-        """Whether this node and those that are linked to it are enough to elect a leader."""
-        return members.can_elect(self.core, self._links)
+    def can_be_succeeded(self) -> bool:
+        """Whether another voter is linked to this node, and they are enough to elect it."""
+        return members.can_be_succeeded(self.core, self._links)
 
     def silent_ms(self, peer: str) -> int | None:
         """For how long nothing has arrived from this member, in steps of the links' timer; None if nothing has since the start."""
@@ -524,8 +524,7 @@ class Node(Listeners):
 
     async def hand_over(self) -> None:
         """Before a clean stop: transfer leadership to a node that is up, so that no caller has to wait for an election."""
-        is_alone = not any(self._links.is_up(peer) for peer in self.peers)
-        if not self._running or not self.is_leader or is_alone or not self.can_elect:
+        if not self._running or not self.is_leader or not self.can_be_succeeded:
             return
         try:
             await self._ask_leader("transfer", to="", is_stopping=True)

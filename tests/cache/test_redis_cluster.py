@@ -138,7 +138,7 @@ async def test_a_primary_that_is_away_takes_its_own_keys_away_only(cluster, stor
     await store.check()
 
 
-async def test_nobody_waits_for_a_primary_that_is_stuck_but_its_own_keys(cluster, store, monkeypatch):
+async def test_only_keys_of_a_stuck_primary_wait_for_it(cluster, store, monkeypatch):
     await store.write(items(5))
     stuck = cluster.primaries[0]
     its_keys = keys_of(cluster, stuck)

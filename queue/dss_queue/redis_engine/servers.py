@@ -6,11 +6,10 @@ from __future__ import annotations
 import asyncio
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import Connection, parse_url
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
@@ -26,6 +25,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as Disconnected
 
+from dss_api import redis_url
 from dss_api.errors import Refused
 from dss_queue.redis_engine import errors, library_text
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
@@ -39,7 +39,6 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
 #: How long replicas or disks may take to confirm a change.
 CONFIRM_MS = 1000
 CALL_VERSION = 1
-CLUSTER_SCHEME = "redis+cluster"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -55,12 +54,25 @@ class Servers:
     """See the module.
 
     Args:
-        url: `redis://` or `rediss://` with one server, which may be of a Cluster, or `redis+cluster://host:port,…`.
+        url: see `dss_api.redis_url`: one server, which may be of a Cluster, or some nodes of a Cluster.
         replicas_min: replicas that confirm a change with `acks` other than `primary`.
+
+    Raises:
+        ValueError: the URL is none, or names a socket file or Sentinels.
     """
 
     def __init__(self, url: str, *, replicas_min: int = 1, deadline_s: float = DEADLINE_S) -> None:
-        self._starts, self._options = _addresses(url)
+        given = redis_url.parse(url)
+        if given.kind == "sentinel" or not given.hosts:
+            raise ValueError("must name a server or nodes of a Cluster: redis:// or redis+cluster://, with TLS rediss…")
+        self._starts = [f"{host}:{port}" for host, port in given.hosts]
+        self._is_tls = given.is_tls
+        # The engine decides about connections and their timeouts itself.
+        own = ("max_connections", "socket_timeout", "socket_connect_timeout")
+        self._options: dict[str, Any] = {name: value for name, value in given.options.items() if name not in own}
+        self._options |= {"username": given.username or None, "password": given.password or None}
+        #: of `redis://…/1`; a Cluster has only database 0
+        self._database = given.database
         self._replicas_min = replicas_min
         self._deadline_s = deadline_s
         self._cluster: RedisCluster | None = None
@@ -82,7 +94,7 @@ class Servers:
         trouble = ""
         for address in self._starts:
             try:
-                info = library_text.decoded_info(await self._lane(address).call(packed(b"INFO", b"everything")))
+                info = library_text.decoded_info(await self.lane(address).call(packed(b"INFO", b"everything")))
             except (RedisError, OSError) as error:
                 trouble = f"{address}: {error}"
                 continue
@@ -98,7 +110,7 @@ class Servers:
     async def _open_cluster(self) -> None:
         nodes = [ClusterNode(*_host_port(address)) for address in self._starts]
         # Lanes have the connections for calls: this client only keeps the table of slots.
-        self._cluster = RedisCluster(startup_nodes=nodes, protocol=2, **self._options)
+        self._cluster = RedisCluster(startup_nodes=nodes, protocol=2, ssl=self._is_tls, **self._options)
         try:
             await self._cluster.initialize()
         except (RedisError, RedisClusterException, OSError) as error:
@@ -113,7 +125,7 @@ class Servers:
 
     async def _check(self, address: str, *, needs_disk: bool) -> None:
         try:
-            info = library_text.decoded_info(await self._lane(address).call(packed(b"INFO", b"everything")))
+            info = library_text.decoded_info(await self.lane(address).call(packed(b"INFO", b"everything")))
         except (RedisError, OSError) as error:
             raise EngineAway(f"{address} does not answer ({error})") from None
         library_text.check_server(address, info, needs_disk=needs_disk)
@@ -121,7 +133,7 @@ class Servers:
 
     async def _load_library(self, address: str) -> None:
         """Load the library unless this release or a newer one has loaded it."""
-        lane, source = self._lane(address), library_text.text()
+        lane, source = self.lane(address), library_text.text()
         try:
             found = await lane.call(packed(b"FUNCTION", b"LIST", b"LIBRARYNAME", library_text.NAME.encode(), b"WITHCODE"))
             loaded = _code_of(found[0]) if found else ""
@@ -180,8 +192,8 @@ class Servers:
         while True:
             asked, named = named, ""
             try:
-                address = asked or self._address_of(slot)
-                return await self._lane(address, acks).call(command, acks, asking=bool(asked)), is_repeat
+                address = asked or self._primary_of(slot)
+                return await self.lane(address, acks).call(command, acks, asking=bool(asked)), is_repeat
             except NotConfirmed as error:
                 raise Refused("unknown_outcome", f"it took effect on the primary, but {error}") from None
             except MovedError as error:
@@ -246,7 +258,7 @@ class Servers:
         else:
             raise EngineAway(f"{address}: {text}") from None
 
-    def _address_of(self, slot: int) -> str:
+    def _primary_of(self, slot: int) -> str:
         if self._cluster is None:
             return self._starts[0]
         try:
@@ -272,47 +284,33 @@ class Servers:
             # The next attempt asks again.
             return
 
-    def lane_of(self, key: str) -> Lane:
-        """The lane to the primary that has the key."""
-        return self._lane(self._address_of(key_slot(key.encode())))
-
     def address_of(self, key: str) -> str:
         """The address of the primary that has the key."""
-        return self._address_of(key_slot(key.encode()))
+        return self._primary_of(key_slot(key.encode()))
 
     def connection(self, address: str, *, timeout_s: float | None = TIMEOUT_S) -> Connection:
         """A connection to a server, which is not open yet."""
         host, port = _host_port(address)
-        options = dict(self._options)
-        kind = options.pop("connection_class", Connection)
+        kind = SSLConnection if self._is_tls else Connection
         return kind(
-            host=host, port=port, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=TIMEOUT_S, retry=None, **options
+            host=host,
+            port=port,
+            db=self._database,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=None,
+            **self._options,
         )
 
-    def _lane(self, address: str, acks: Acks = "primary") -> Lane:
-        """Calls that wait for replicas or disks do not hold up those that do not."""
+    def lane(self, address: str, acks: Acks = "primary") -> Lane:
+        """The calls to a server. Calls that wait for replicas or disks do not hold up those that do not."""
         lane = self._lanes.get((address, acks))
         if lane is None:
             lane = self._lanes[address, acks] = Lane(
                 lambda: self.connection(address, timeout_s=TIMEOUT_S + CONFIRM_MS / 1000), self._replicas_min, CONFIRM_MS
             )
         return lane
-
-
-def _addresses(url: str) -> tuple[list[str], dict[str, Any]]:
-    """The addresses in a URL, and the options for their connections."""
-    scheme, _, rest = url.partition("://")
-    if scheme == CLUSTER_SCHEME:
-        credentials, at, hosts = rest.rpartition("@")
-        addresses = [one for one in hosts.partition("/")[0].split(",") if one]
-        options = dict(parse_url(f"redis://{credentials}{at}{addresses[0]}"))
-    else:
-        options = dict(parse_url(url))
-        parts = urlsplit(url)
-        addresses = [f"{parts.hostname or 'localhost'}:{parts.port or 6379}"]
-    for name in ("host", "port"):
-        options.pop(name, None)
-    return addresses, options
 
 
 def _host_port(address: str) -> tuple[str, int]:

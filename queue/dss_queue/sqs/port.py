@@ -154,7 +154,7 @@ class Operation:
 
     def require_length(self, length: int) -> None:
         """Raises:
-        SqsError: no request of this operation has so long a body.
+        SqsError: the body is longer than any request of this operation.
         """
         most = self.input_type.body_bytes_max
         if length > most:

@@ -209,7 +209,7 @@ async def test_ack_with_stale_unknown_and_repeated_receipts(one):
     for msg_id in ("12-0", "r0-1", "r99-1700000000000000", "r0-1700000000000000"):
         (answer,) = await one.engine.ack(one.topic, "g", [msg_id], None, one.settings)
         assert not answer.acked
-    (answer,) = await one.engine.ack(one.topic, "nobody", [got.msg_id], None, one.settings)
+    (answer,) = await one.engine.ack(one.topic, "unknown-group", [got.msg_id], None, one.settings)
     assert not answer.acked
 
 
@@ -234,7 +234,7 @@ async def test_nack_back_silent_and_dead(one):
 @pytest.fixture
 def lose_an_answer(one, monkeypatch):
     """The next step takes effect, and its answer is lost."""
-    lane = one.servers.lane_of("any")
+    lane = one.servers.lane(one.servers.primaries[0])
     call, lost = lane.call, []
 
     async def lossy(*args, **fields):
@@ -380,7 +380,7 @@ async def test_peek_by_id_and_dedup_id(bench):
     for named in ({"msg_id": msg_id}, {"dedup_id": "d"}):
         (line,) = await bench.views.peek(bench.topic, **named)
         assert (line.msg_id, bytes(line.value), line.key) == (msg_id, b"v", "k")
-        assert await bench.views.peek(bench.topic, "nobody", **named) == []
+        assert await bench.views.peek(bench.topic, "unknown-group", **named) == []
     (got,) = await bench.consume(attempt_id="a")
     (line,) = await bench.views.peek(bench.topic, "g", msg_id=msg_id)
     assert (line.state, line.attempt, line.attempt_id, line.node) == ("in_flight", 1, "a", "n1")
@@ -493,7 +493,7 @@ async def test_a_long_poll_ends_without_a_message(bench):
 async def test_a_consume_that_is_cancelled_while_its_server_is_busy_gives_back(one, monkeypatch):
     await one.publish("v")
     await one.engine.put_group(one.topic, "g")
-    lane = one.servers.lane_of("any")
+    lane = one.servers.lane(one.servers.primaries[0])
     sent, may_read, round_trip = asyncio.Event(), asyncio.Event(), lane._round_trip
 
     async def blocked(connection, batch):
