@@ -63,7 +63,9 @@ def test_a_fourth_node_joins_leads_and_leaves(cluster, make_newcomer):
     holder = newcomer.call("GET", "/lock/status?key=a").json["holders"][0]
     assert holder["fencing_token"] == token, "it has everything that was answered before it was added"
 
-    assert member(cluster, "transfer", "node-4").stdout.strip() == "node-4 leads"
+    until_voters(newcomer, 4)
+    moved = member(cluster, "transfer", "node-4")
+    assert moved.stdout.strip() == "node-4 leads", moved.stderr
     removed = member(cluster, "remove", "node-4")
     assert removed.returncode == 0, removed.stderr
     assert "node-4" not in removed.stdout
