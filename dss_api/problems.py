@@ -138,6 +138,8 @@ PROBLEMS: dict[str, Problem] = {
     "quorum_at_risk": Problem(409, "Too few voters of the new configuration are reachable", members=QuorumAtRisk),
     "request_expired": Problem(409, "The request may have been carried out before, and is not carried out again"),
     "request_id_reused": Problem(409, "The number of the request was used for another call", members=Invalid),
+    "not_on_engine": Problem(409, "The engine of the topic cannot do this", members=Invalid),
+    "moving": Problem(409, "The topic is still moving from one engine to another", members=Invalid),
     "not_supported_yet": Problem(409, "Not all members of the cluster support this call yet", members=NotSupportedYet),
     "too_large": Problem(413, "The request is too large", members=TooLarge),
     "unsupported_media_type": Problem(415, "Send application/json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dss_queue.core import account as costs
 from dss_queue.core.broker import Broker
+from dss_queue.core.engines import INCARNATION_BYTES
 from dss_queue.core.filter_policies import parsed_bytes
 from dss_queue.core.records import Dead, Message
 from dss_queue.core.sns_topics import SNS_BYTES
@@ -28,6 +29,9 @@ def recounted_usage(broker: Broker) -> dict[str, int]:
             kinds["queue_topics"] += SNS_BYTES + encoded(name, *attributes, *attributes.values())
             policy = attributes.get("FilterPolicy", "")
             kinds["queue_topics"] += encoded(policy) + parsed_bytes(policy)
+    used = [(topic.name, topic.engine) for topic in broker.topics.values() if topic.engine is not None]
+    for name in (*(name for name, _ in used), *broker.registry.abandoned.values()):
+        kinds["queue_topics"] += INCARNATION_BYTES + encoded(name)
     for waiter in broker.callers.waiters.values():
         kinds["queue_waiters"] += costs.WAITER_BYTES + encoded(waiter.attempt_id)
     for handout in broker.callers.handouts.values():

@@ -232,6 +232,18 @@ class NotSkippable(Refused):
     code = "not_skippable"
 
 
+class NotOnEngine(Refused):
+    """The engine of the topic cannot do this."""
+
+    code = "not_on_engine"
+
+
+class Moving(Refused):
+    """The topic is still moving from one engine to the other."""
+
+    code = "moving"
+
+
 class NotSupportedYet(Refused):
     """Not all members of the cluster support this call yet."""
 

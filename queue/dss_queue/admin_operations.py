@@ -9,21 +9,29 @@ from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_api.rights import OPERATE, Either, Every, queue
 from dss_queue import answers
-from dss_queue.core.commands import Purge, PutTopic, PutTopicRequest, Redrive, SetTopic
+from dss_queue.core.commands import Purge, PutTopic, PutTopicRequest, Redrive, SetTopic, TopicSettings
+from dss_queue.core.engines import contradiction
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup, PutQueueSettings
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
 
+#: the settings that `PutTopic` does not have, with their defaults
+_NEW_SETTINGS = {
+    name: getattr(TopicSettings(), name) for name in TopicSettings.__struct_fields__ if name not in PutTopic.__struct_fields__
+}
+
 
 async def put_topic(node: Node, request: PutTopicRequest, once: RequestId | None = None) -> Result:
-    fields = {name: getattr(request, name) for name in request.__struct_fields__}
-    if request.max_attempts and not request.dead_letter_topic:
+    refused = contradiction(request)
+    if refused is not None:
+        return refused
+    if request.max_attempts and all(getattr(request, name) == default for name, default in _NEW_SETTINGS.items()):
         # All cluster versions know this command.
-        del fields["dead_letter_topic"]
+        fields = {name: getattr(request, name) for name in PutTopic.__struct_fields__}
         result = await node.submit(PutTopic(**fields), once=once)
-        return result if result.code else Result({**result.body, "dead_letter_topic": ""}, "", result.index)
-    return await node.submit(SetTopic(**fields), once=once)
+        return result if result.code else Result({**result.body, **_NEW_SETTINGS}, "", result.index)
+    return await node.submit(SetTopic(**{name: getattr(request, name) for name in request.__struct_fields__}), once=once)
 
 
 async def delete_topic(node: Node, request: DeleteTopic, once: RequestId | None = None) -> Result:
@@ -66,10 +74,14 @@ OPERATIONS: tuple[Operation, ...] = (
         description=(
             "Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use, unless "
             "`create_topics` of `PUT /queue/settings` is false. With `dead_letter_topic`, dead letters are published to this topic; "
-            "their headers `dss-dead-…` say where they come from."
+            "their headers `dss-dead-…` say where they come from.\n\n`engine` says where the messages are: in the replicated log "
+            "(`raft`), or on Valkey or Redis (`redis`). With another engine than before, also by leaving it out, the topic moves: what "
+            "is there is delivered first, and new messages go to the new engine. A topic that still moves back to the log refuses "
+            "`redis` with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
         ),
         tag="Queue",
         example={"topic": "example/orders", "max_attempts": 20, "backoff_ms": 1000},
+        problems=("not_on_engine", "moving"),
     ),
     Operation(
         name="queue.topic_delete",

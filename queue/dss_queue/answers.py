@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from dss_api.answer import Answer, Part, RaftIndex
-from dss_queue.core.commands import TopicSettings
+from dss_queue.core.commands import Acks, Engine, TopicSettings
 
 #: As published; null: none. Stored and sent as JSON text, like `value`.
 Headers = Annotated[Any, msgspec.Meta(extra_json_schema={"type": ["object", "null"], "additionalProperties": {"type": "string"}})]
@@ -115,6 +115,8 @@ class TopicStats(Part):
     oldest_age_ms: int
     dead: int
     group_count: int
+    #: the engine that the topic leaves, while something is left to deliver there
+    moving_from: Engine | UnsetType = UNSET
     #: with `topics` in the call
     settings: TopicSettings | UnsetType = UNSET
     #: with `topics` in the call: messages that are ready for its `group`
@@ -155,6 +157,8 @@ class StatsAnswer(Answer, kw_only=True):
     oldest_age_ms: int | UnsetType = UNSET
     dead: int | UnsetType = UNSET
     group_count: int | UnsetType = UNSET
+    #: the engine that the topic leaves, while something is left to deliver there
+    moving_from: Engine | UnsetType = UNSET
     exists: bool | UnsetType = UNSET
     expired: int | UnsetType = UNSET
     #: over ten seconds
@@ -218,6 +222,10 @@ class TopicAnswer(Answer, kw_only=True):
     max_bytes: int
     #: empty: dead letters stay with their group
     dead_letter_topic: str
+    #: where the messages are
+    engine: Engine
+    #: with `redis`: where a change must be before it is answered
+    acks: Acks
     index: RaftIndex
 
 

@@ -24,7 +24,7 @@ fields or effect change is a new command, with a new tag, from the next version 
     4         tokens and the audit trail
     5         `cache.touch`, and `must_exist` of `cache.incr`; links use mutual TLS only (`dss_raft.net.tls_handshake`); users of the
               pages and the admin; `max_per_key` of `queue.consume`, and `max_attempts: 0` and `dead_letter_topic` of topics;
-              queues of the SQS endpoint; `locks.cancel_wait` and `queue.delete_dead`
+              queues of the SQS endpoint; `locks.cancel_wait` and `queue.delete_dead`; `engine` and `acks` of topics
 """
 
 from __future__ import annotations

@@ -96,6 +96,8 @@ GIVEN = {
     "nodes": "node-9",
     "topic": "b",
     "dead_letter_topic": "",
+    "engine": "raft",
+    "acks": "primary",
     **dict.fromkeys(("max_attempts", "backoff_ms", "retention_ms", "dedup_window_ms", "keep_ms", "max_bytes"), "1"),
 }
 #: rows that are made and changed in a form

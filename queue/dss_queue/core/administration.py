@@ -13,6 +13,7 @@ import msgspec
 from dss_api.result import Result
 from dss_queue.core.account import GROUP_KEY_BYTES, PENDING_BYTES, new_group_bytes, new_topic_bytes
 from dss_queue.core.commands import GROUPS_PER_TOPIC_MAX, Purge, PutTopic, Redrive, SetTopic, TopicSettings
+from dss_queue.core.engine_moves import EngineMoves
 from dss_queue.core.group import Group
 from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.records import message_number
@@ -34,6 +35,7 @@ class Administration:
         self._topics = topics
         self._registry = registry
         self._publisher = publisher
+        self._engine_moves = EngineMoves(topics, registry)
         self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
             PutTopic: self._put_topic,
             SetTopic: self._put_topic,
@@ -47,6 +49,7 @@ class Administration:
             Redrive: self._redrive,
             Purge: self._purge,
             DeleteDead: self._delete_dead,
+            **self._engine_moves.appliers,
         }
 
     # -------------------------------------------------------------------- topics
@@ -59,15 +62,21 @@ class Administration:
                 f"{command.topic!r} is a queue of the SQS endpoint: its settings follow from its attributes (SetQueueAttributes)"
             )
             return Result({"field": "topic", "detail": detail}, "invalid")
-        if topic is None:
-            refused = self._publisher.no_room_for_topics(1, new_topic_bytes(command.topic))
-            if refused is not None:
-                return refused
-            topic = self._publisher.new_topic(command.topic, at_ms)
         given = type(command).__struct_fields__
-        settings = {name: getattr(command, name) for name in TopicSettings.__struct_fields__ if name in given}
-        topic.settings_changed(TopicSettings(**settings), at_ms)
-        return Result({"topic": command.topic, **settings})
+        fields = {name: getattr(command, name) for name in TopicSettings.__struct_fields__ if name in given}
+        settings = TopicSettings(**fields)
+        growth = self._engine_moves.needed(command.topic, settings)
+        if isinstance(growth, Result):
+            return growth
+        if topic is None:
+            refused = self._publisher.no_room_for_topics(1, growth + new_topic_bytes(command.topic))
+        else:
+            refused = self._registry.account.refusal(growth) if growth else None
+        if refused is not None:
+            return refused
+        topic = topic or self._publisher.new_topic(command.topic, at_ms)
+        self._engine_moves.change_settings(topic, settings, at_ms)
+        return Result({"topic": command.topic, **fields})
 
     def _create_queue(self, command: CreateQueue, at_ms: int, index: int, origin: Origin) -> Result:
         topic = self._topics.get(command.topic)
@@ -76,7 +85,11 @@ class Administration:
             given = command.attributes.items()
             return Result({"created": False, "differs": [name for name, text in given if present.get(name) != text]})
         queue = Queue(dict(command.attributes), dict(command.tags), at_ms, at_ms)
-        growth = queue.bytes
+        settings = settings_of(queue.attributes)
+        growth = self._engine_moves.needed(command.topic, settings, is_queue=True)
+        if isinstance(growth, Result):
+            return growth
+        growth += queue.bytes
         if topic is None:
             growth += new_topic_bytes(command.topic) + new_group_bytes(GROUP)
             refused = self._publisher.no_room_for_topics(1, growth)
@@ -88,7 +101,7 @@ class Administration:
             return refused
         topic = topic or self._publisher.new_topic(command.topic, at_ms)
         topic.set_queue(queue)
-        topic.settings_changed(settings_of(queue.attributes), at_ms)
+        self._engine_moves.change_settings(topic, settings, at_ms)
         group = topic.groups.get(GROUP) or topic.add_group(GROUP, at_ms)
         group.declared = True
         return Result({"created": True, "differs": []})
@@ -103,7 +116,11 @@ class Administration:
         attributes = {**present.attributes, **command.attributes}
         attributes = {name: text for name, text in attributes.items() if text}
         tags = {name: text for name, text in {**present.tags, **command.tags}.items() if name not in command.untag}
-        growth = queue_bytes(attributes, tags) - queue_bytes(present.attributes, present.tags)
+        settings = settings_of(attributes)
+        growth = self._engine_moves.needed(command.topic, settings, is_queue=True) if command.attributes else 0
+        if isinstance(growth, Result):
+            return growth
+        growth += queue_bytes(attributes, tags) - queue_bytes(present.attributes, present.tags)
         refused = self._registry.account.refusal(growth) if growth > 0 else None
         if refused is None and len(tags) > max(TAGS_MAX, len(present.tags)):
             refused = over_limit("tags_per_queue_max", TAGS_MAX, f"{command.topic!r} has {len(present.tags)} tags")
@@ -112,7 +129,7 @@ class Administration:
         modified_ms = at_ms if command.attributes else present.modified_ms
         topic.set_queue(msgspec.structs.replace(present, attributes=attributes, tags=tags, modified_ms=modified_ms))
         if command.attributes:
-            topic.settings_changed(settings_of(attributes), at_ms)
+            self._engine_moves.change_settings(topic, settings, at_ms)
         return Result({"changed": True})
 
     def _delete_topic(self, command: DeleteTopic, at_ms: int, index: int, origin: Origin) -> Result:
@@ -216,7 +233,9 @@ class Administration:
         if topic is None:
             return Result({"purged": 0})
         if not command.dead:
-            return Result({"purged": topic.purge()})
+            purged = topic.purge()
+            topic.serve(at_ms)
+            return Result({"purged": purged})
         groups = [group for group in topic.groups.values() if command.group in ("", group.name)]
         return Result({"purged": sum(group.forget_dead() for group in groups)})
 

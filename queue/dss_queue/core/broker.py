@@ -45,6 +45,7 @@ from dss_queue.core.commands import (
     Redrive,
     SetTopic,
 )
+from dss_queue.core.engines import EngineForgotten, EngineLeft, on_engine
 from dss_queue.core.group import Callers, Delivery, Group, Waiter, was_deleted
 from dss_queue.core.publishing import Publisher
 from dss_queue.core.queue_moves import QueueMoves
@@ -126,6 +127,8 @@ class Broker:
         Subscribe,
         Unsubscribe,
         PublishToSns,
+        EngineLeft,
+        EngineForgotten,
     )
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
@@ -324,6 +327,8 @@ class Broker:
         answers = group.hand_out(origin, attempt_id, command.max_messages, visibility_ms, at_ms, per_key_max)
         if answers:
             return Result({"messages": answers})
+        if group.goes_on_with_engine:
+            return on_engine(command.topic)
         if not command.timeout_ms:
             return _nothing(group)
         refused = self.registry.account.refusal(waiter_bytes(attempt_id))

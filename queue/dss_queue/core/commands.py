@@ -38,6 +38,11 @@ MessageCount = Annotated[int, msgspec.Meta(ge=1, le=MESSAGES_PER_CALL_MAX)]
 HeaderText = Annotated[str, msgspec.Meta(max_length=HEADERS_BYTES_MAX)]
 Headers = Annotated[dict[Name, HeaderText], msgspec.Meta(max_length=HEADERS_MAX)]
 Consistency = Literal["linearizable", "local"]
+#: where the messages of a topic are: in the log, or on Valkey or Redis
+Engine = Literal["raft", "redis"]
+#: Where a change must be before it counts: in the memory of the primary, also in that of a replica, or on the disks of both.
+#: It is about the servers of the engine `redis`, and has nothing to do with the `ack` of a message.
+Acks = Literal["primary", "replica", "fsync"]
 
 
 # ------------------------------------------------------------------ publish
@@ -320,6 +325,11 @@ class TopicSettings(TopicFields, kw_only=True):
 
     #: the topic to which dead letters move; empty: they stay with their group
     dead_letter_topic: OptionalName = ""
+    #: where the messages are: `raft`, in the replicated log, or `redis`. With another engine than before, the topic moves: what is
+    #: there is delivered first, new messages go to the new engine
+    engine: Engine = "raft"
+    #: with `redis`: where a change must be before it is answered
+    acks: Acks = "primary"
 
 
 class PutTopicRequest(TopicSettings, kw_only=True):

@@ -19,6 +19,7 @@ from dss_api.result import Result
 from dss_queue.core.account import ENDING_BYTES, attempt_bytes, waiter_bytes
 from dss_queue.core.backlog import Backlog, Returned
 from dss_queue.core.commands import BYTES_PER_CONSUME_MAX
+from dss_queue.core.engines import on_engine
 from dss_queue.core.records import GONE, HISTORY_MAX, Dead, DeadLettered, DeadMove, Ending, Message, Rate, message_id, receipt_of
 from dss_queue.core.registry import Registry
 from dss_queue.core.topic_messages import TopicMessages
@@ -168,15 +169,23 @@ class Group:
         self._registry.events.append(Resolved(waiter.origin, result))
 
     def serve(self, at_ms: int) -> None:
-        """Give ready messages to the consumes that wait."""
+        """Give ready messages to the consumes that wait. If the engine `redis` has what comes next, they are told so."""
         waiters = self.waiters
         while waiters:
             waiter = waiters[0]
             asked = waiter.messages_max, waiter.visibility_ms, at_ms, waiter.per_key_max
             answers = self.hand_out(waiter.origin, waiter.attempt_id, *asked)
             if not answers:
-                return
+                break
             self.answer(waiter, Result({"messages": answers}))
+        if waiters and self.goes_on_with_engine:
+            for waiter in [waiter for waiter in waiters if waiter.live]:
+                self.answer(waiter, on_engine(self.messages.topic))
+
+    @property
+    def goes_on_with_engine(self) -> bool:
+        """Whether its next messages are on the engine `redis`: it has finished what is in the log."""
+        return not self.backlog.pending and self.messages.settings.engine == "redis"
 
     def empty_reason(self) -> str:
         """Why there is nothing to deliver now."""

@@ -56,6 +56,7 @@ def _ready(topic: Topic, group_name: str) -> int:
 
 
 def _topic_line(topic: Topic, now_ms: int) -> dict[str, Any]:
+    moving_from = topic.moving_from
     return {
         "topic": topic.name,
         "messages": len(topic.messages.by_number),
@@ -64,6 +65,7 @@ def _topic_line(topic: Topic, now_ms: int) -> dict[str, Any]:
         "oldest_age_ms": oldest_age_ms(topic, now_ms),
         "dead": sum(len(group.dead) for group in topic.groups.values()),
         "group_count": len(topic.groups),
+        **({"moving_from": moving_from} if moving_from is not None else {}),
     }
 
 

@@ -19,6 +19,7 @@ from dss_queue.core.account import (
     new_topic_bytes,
 )
 from dss_queue.core.commands import TOPICS_MAX, NewMessage
+from dss_queue.core.engines import on_engine
 from dss_queue.core.group import Callers
 from dss_queue.core.records import COUNT_BITS, DeadMove, Message, decoded_headers, message_id
 from dss_queue.core.registry import Registry
@@ -62,13 +63,15 @@ class Publisher:
         return Result({"detail": detail}, "not_found")
 
     def over_limits(self, messages: list[NewMessage], at_ms: int) -> Result | None:
-        """A refusal when these messages do not fit. Duplicates need no space."""
+        """A refusal when these messages do not fit, or belong to the engine `redis`. Duplicates need no space."""
         topics = self._topics
         sizes: dict[str, int] = {}
         growth = new_topics = 0
         for new in messages:
             name = new.topic
             topic = topics.get(name)
+            if topic is not None and topic.engine is not None and topic.is_on_engine:
+                return on_engine(name)
             if new.dedup_id and topic is not None:
                 topic.forget_dedup(at_ms)
                 if new.dedup_id in topic.dedup:
@@ -132,7 +135,10 @@ class Publisher:
         return answer
 
     def move_dead(self, move: DeadMove, at_ms: int) -> bool:
-        """Publish a dead letter to the dead-letter topic. False: that topic has no room for it, or must not be created."""
+        """Publish a dead letter to the dead-letter topic.
+
+        False: that topic has no room for it, must not be created, or is on the engine `redis`.
+        """
         message = move.message
         headers = decoded_headers(message.headers)
         origin = {
@@ -164,9 +170,7 @@ class Publisher:
         for new in messages:
             if new.topic != served:
                 served = new.topic
-                for group in self._topics[served].groups.values():
-                    if group.waiters:
-                        group.serve(at_ms)
+                self._topics[served].serve(at_ms)
 
 
 def over_limit(limit: str, maximum: int, detail: str) -> Result:

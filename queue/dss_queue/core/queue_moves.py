@@ -13,6 +13,7 @@ import msgspec
 
 from dss_api.result import Result
 from dss_queue.core.commands import NewMessage
+from dss_queue.core.engines import not_on_engine
 from dss_queue.core.group import Group, was_deleted
 from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.records import decoded_headers, message_number
@@ -69,7 +70,9 @@ class QueueMoves:
         if purged_ms and at_ms < purged_ms + PURGE_PAUSE_MS:
             return Result({"purged": None})
         topic.set_queue(msgspec.structs.replace(topic.queue, purged_ms=at_ms))
-        return Result({"purged": topic.purge()})
+        purged = topic.purge()
+        topic.serve(at_ms)
+        return Result({"purged": purged})
 
     def _start(self, command: StartMove, at_ms: int, index: int, origin: Origin) -> Result:
         topic = self._topics.get(command.topic)
@@ -77,6 +80,10 @@ class QueueMoves:
         if topic is None or topic.queue is None or group is None:
             return was_deleted()
         queue = topic.queue
+        if topic.engine is not None:
+            return not_on_engine("topic", f"queue {topic.name!r} has messages on the engine `redis`, which no task moves")
+        if self._is_on_engine(command.target):
+            return not_on_engine("target", f"queue {command.target!r} is on the engine `redis`, to which no task moves messages")
         if queue.running is not None:
             return Result({"task": None})
         if len(queue.moves) < MOVE_TASKS_MAX and (refused := self._registry.account.refusal(MOVE_TASK_BYTES)) is not None:
@@ -133,6 +140,10 @@ class QueueMoves:
                 reason = "AWS.SimpleQueueService.NonExistentQueue" if task.target else "CouldNotDetermineMessageSource"
                 _end(topic, task, "FAILED", reason)
                 break
+            if self._is_on_engine(new.topic):
+                self._give_back(group, number, at_ms)
+                _end(topic, task, "FAILED", "AWS.SimpleQueueService.UnsupportedOperation")
+                break
             if self._publisher.over_limits([new], at_ms) is not None:
                 self._give_back(group, number, at_ms)
                 pause_ms = RETRY_MS
@@ -168,6 +179,10 @@ class QueueMoves:
     def _queue(self, name: str) -> Queue | None:
         topic = self._topics.get(name)
         return topic.queue if topic is not None else None
+
+    def _is_on_engine(self, name: str) -> bool:
+        topic = self._topics.get(name)
+        return topic is not None and topic.is_on_engine
 
     @staticmethod
     def _give_back(group: Group, number: int, at_ms: int) -> None:

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from dss_queue.core.account import Account
+from dss_queue.core.engines import incarnation_bytes
 from dss_raft.replication.deadlines import NO_TIMER, Deadlines
 from dss_raft.replication.limits import StateLimits
 from dss_raft.replication.machine import Event
@@ -37,6 +38,8 @@ class Registry:
         self.account = Account(limits)
         #: topics of SNS by name
         self.sns: dict[str, SnsTopic] = {}
+        #: incarnations on the engine `redis` whose keys are still to be deleted, with the names of their topics
+        self.abandoned: dict[int, str] = {}
         #: the last number that `next_serial` gave out
         self.serial = 0
         #: move tasks of queues that run
@@ -50,6 +53,19 @@ class Registry:
         """Add a topic of SNS, for which there is room."""
         self.sns[topic.name] = topic
         self.account.add_topic(topic.own_bytes + sum(one.bytes for one in topic.subscriptions))
+
+    def is_subscribed(self, queue: str) -> bool:
+        """Whether a queue gets what is published to a topic of SNS. Visits all subscriptions."""
+        return any(one.queue == queue for topic in self.sns.values() for one in topic.subscriptions)
+
+    def abandon(self, incarnation: int, topic: str) -> None:
+        """A topic's stay on the engine `redis` is over: its keys there are to be deleted."""
+        self.abandoned[incarnation] = topic
+        self.account.add_topic(incarnation_bytes(topic))
+
+    def forget(self, incarnation: int) -> None:
+        """The keys of an abandoned incarnation are deleted."""
+        self.account.add_topic(-incarnation_bytes(self.abandoned.pop(incarnation)))
 
     def next_serial(self) -> int:
         """A number that was never used before."""

@@ -15,6 +15,7 @@ import msgspec
 from dss_queue.core.account import attempt_bytes
 from dss_queue.core.backlog import READY, Backlog, KeyState, Returned
 from dss_queue.core.commands import TopicFields, TopicSettings
+from dss_queue.core.engines import EngineUse
 from dss_queue.core.group import Callers, Counters, Delivery, Group, Handout, Waiter
 from dss_queue.core.records import Dead, Ending, Message, Rate
 from dss_queue.core.registry import Registry
@@ -130,6 +131,7 @@ class _Topic(msgspec.Struct, array_like=True):
 
 class _TopicV5(_Topic):
     queue: Queue | None = None
+    engine: EngineUse | None = None
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -144,6 +146,7 @@ class _State(msgspec.Struct, array_like=True):
 
 class _StateV5(_State):
     sns: list[SnsTopic] = []
+    abandoned: dict[int, str] = {}
 
 
 _decoder = msgspec.msgpack.Decoder(_StateV5)
@@ -161,7 +164,8 @@ def encode_state(at_ms: int, registry: Registry, callers: Callers, topics: dict[
         [_handout_state(handout) for handout in callers.handouts.values()],
         registry.create_topics,
     )
-    return _encoder.encode(_StateV5(*short, list(registry.sns.values())) if registry.sns else _State(*short))
+    is_short = not registry.sns and not registry.abandoned
+    return _encoder.encode(_State(*short) if is_short else _StateV5(*short, list(registry.sns.values()), registry.abandoned))
 
 
 def decode_state(
@@ -188,6 +192,8 @@ def decode_state(
             yield
     for sns_topic in state.sns:
         registry.add_sns(sns_topic)
+    for incarnation, topic_name in state.abandoned.items():
+        registry.abandon(incarnation, topic_name)
     registry.serial, registry.create_topics = state.serial, state.create_topics
     return state.at_ms
 
@@ -211,7 +217,8 @@ def _topic_state(topic: Topic) -> Any:
         topic.messages.kept_numbers(),
         topic.used_ms,
     )
-    return _Topic(*short) if topic.queue is None else _TopicV5(*short, topic.queue)
+    is_short = topic.queue is None and topic.engine is None
+    return _Topic(*short) if is_short else _TopicV5(*short, topic.queue, topic.engine)
 
 
 def _pieces(messages: list[Message]) -> list[memoryview]:
@@ -262,7 +269,7 @@ def _delivery_state(delivery: Delivery) -> Any:
 
 
 def _settings_state(settings: TopicSettings) -> Any:
-    if settings.dead_letter_topic:
+    if settings.dead_letter_topic or settings.engine != "raft":
         return settings
     return TopicFields(**{name: getattr(settings, name) for name in TopicFields.__struct_fields__})
 
@@ -297,6 +304,7 @@ class _Restoring:
         messages.settings = state.settings
         if state.queue is not None:
             topic.set_queue(state.queue)
+        topic.set_engine(state.engine)
         messages.released = dict.fromkeys(state.released)
         topic.published, topic.expired, topic.publish_rate = state.published, state.expired, state.publish_rate
         topic.restore_dedup(state.dedup)

@@ -10,6 +10,7 @@ import msgspec
 from dss_api.result import Result
 from dss_queue.core import filter_policies
 from dss_queue.core.commands import NewMessage
+from dss_queue.core.engines import not_on_engine
 from dss_queue.core.filter_policies import COMPARISONS_MAX, Policy, Values
 from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.registry import Registry
@@ -78,6 +79,10 @@ class SnsFanout:
         for one in topic.subscriptions:
             if one.queue == command.queue:
                 return Result({"subscription": one.serial, "is_same": one.attributes == command.attributes})
+        target = self._topics.get(command.queue)
+        if target is not None and target.is_on_engine:
+            detail = f"queue {command.queue!r} is on the engine `redis`, to which topics of SNS cannot publish"
+            return not_on_engine("queue", detail)
         if len(topic.subscriptions) >= SUBSCRIPTIONS_MAX:
             detail = f"{command.sns_topic!r} has {len(topic.subscriptions)} subscriptions"
             return over_limit("sns_subscriptions_max", SUBSCRIPTIONS_MAX, detail)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast, get_args
 
 import msgspec
 
 from dss_api.fields import Name, check_name
-from dss_queue.core.commands import Publish, TopicSettings
+from dss_queue.core.commands import Acks, Engine, Publish, TopicSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import text_bytes
 
@@ -34,6 +34,10 @@ RECEIVES_MAX = 1000
 SECONDS_DIGITS_MAX = 9
 #: attributes that the broker itself counts with
 _SECONDS = ("MessageRetentionPeriod", "DelaySeconds")
+#: attributes of our own, which AWS does not have: the settings `engine` and `acks` of the topic
+ENGINE_ATTRIBUTE = "DssEngine"
+ACKS_ATTRIBUTE = "DssAcks"
+_CHOICES = {ENGINE_ATTRIBUTE: get_args(Engine), ACKS_ATTRIBUTE: get_args(Acks)}
 
 AttributeText = Annotated[str, msgspec.Meta(max_length=65_536)]
 TagText = Annotated[str, msgspec.Meta(max_length=256)]
@@ -41,12 +45,15 @@ Attributes = Annotated[dict[Name, AttributeText], msgspec.Meta(max_length=ATTRIB
 Tags = Annotated[dict[TagText, TagText], msgspec.Meta(max_length=TAGS_MAX)]
 
 
-def _check_numbers(attributes: dict[str, str]) -> None:
-    """The port checks attributes before; what is counted with must be sound on every path. Raises ValueError."""
+def _check_attributes(attributes: dict[str, str]) -> None:
+    """The port checks attributes before; what the broker uses must be sound on every path. Raises ValueError."""
     for name in _SECONDS:
         text = attributes.get(name, "")
         if text and not (text.isdecimal() and len(text) <= SECONDS_DIGITS_MAX):
             raise ValueError(f"{name} must be a number of seconds")
+    for name, choices in _CHOICES.items():
+        if attributes.get(name, "") not in ("", *choices):
+            raise ValueError(f"{name} must be one of {', '.join(choices)}")
 
 
 class CreateQueue(Command, tag="queue.sqs_create", kw_only=True):
@@ -61,7 +68,7 @@ class CreateQueue(Command, tag="queue.sqs_create", kw_only=True):
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
-        _check_numbers(self.attributes)
+        _check_attributes(self.attributes)
 
 
 class ChangeQueue(Command, tag="queue.sqs_change", kw_only=True):
@@ -79,7 +86,7 @@ class ChangeQueue(Command, tag="queue.sqs_change", kw_only=True):
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)
-        _check_numbers(self.attributes)
+        _check_attributes(self.attributes)
 
 
 class PurgeQueue(Command, tag="queue.sqs_purge", kw_only=True):
@@ -201,4 +208,6 @@ def settings_of(attributes: dict[str, str]) -> TopicSettings:
         dead_letter_topic=target,
         retention_ms=int(attributes.get("MessageRetentionPeriod") or RETENTION_S_DEFAULT) * 1000,
         max_bytes=0,
+        engine=cast(Engine, attributes.get(ENGINE_ATTRIBUTE) or "raft"),
+        acks=cast(Acks, attributes.get(ACKS_ATTRIBUTE) or "primary"),
     )

@@ -8,7 +8,8 @@ from heapq import heappop, heappush
 import msgspec
 
 from dss_queue.core.account import DEDUP_BYTES, PENDING_BYTES, new_group_bytes, new_topic_bytes
-from dss_queue.core.commands import TopicSettings
+from dss_queue.core.commands import Engine, TopicSettings
+from dss_queue.core.engines import EngineUse, incarnation_bytes
 from dss_queue.core.group import Callers, Group
 from dss_queue.core.partitions import PARTITIONS
 from dss_queue.core.records import Message, Rate
@@ -60,6 +61,8 @@ class Topic:
         #: what the SQS endpoint keeps of it; None: it is no queue of that endpoint
         self.queue: Queue | None = None
         self._queue_bytes = 0
+        #: its part on the engine `redis`; None: there is none
+        self.engine: EngineUse | None = None
         self.published = 0
         #: messages that were too old before the topic had a group
         self.expired = 0
@@ -79,7 +82,9 @@ class Topic:
     @property
     def is_idle(self) -> bool:
         """It has nothing that its deletion would lose: no messages, settings, dedup_ids or declared groups, and no consumer waits."""
-        if self.queue is not None or self.messages.by_number or self.dedup or self.messages.settings != TopicSettings():
+        if self.queue is not None or self.engine is not None or self.messages.settings != TopicSettings():
+            return False
+        if self.messages.by_number or self.dedup:
             return False
         return not any(group.declared or group.dead or group.backlog.pending or group.waiters for group in self.groups.values())
 
@@ -90,6 +95,31 @@ class Topic:
         self._account.add_topic((queue.bytes if queue is not None else 0) - self._queue_bytes)
         self._queue_bytes = queue.bytes if queue is not None else 0
         self.await_move()
+
+    @property
+    def is_on_engine(self) -> bool:
+        """Whether its messages are published on the engine `redis`."""
+        return self.engine is not None and not self.engine.is_leaving
+
+    @property
+    def moving_from(self) -> Engine | None:
+        """The engine from which it moves, while that one has something left to deliver. The leader says when `redis` has nothing."""
+        if self.engine is None:
+            return None
+        if self.engine.is_leaving:
+            return "redis"
+        return "raft" if self.messages.by_number or any(group.backlog.pending for group in self.groups.values()) else None
+
+    def set_engine(self, use: EngineUse | None) -> None:
+        """What it has on the engine `redis`."""
+        before, self.engine = self.engine, use
+        self._account.add_topic(incarnation_bytes(self.name) * ((use is not None) - (before is not None)))
+
+    def abandon_engine(self) -> None:
+        """It has nothing on the engine `redis` any more, or does not need it: its keys there are to be deleted."""
+        if self.engine is not None:
+            self._registry.abandon(self.engine.incarnation, self.name)
+            self.set_engine(None)
 
     def await_move(self) -> None:
         """Set the deadline of the queue's move task that runs, or remove it."""
@@ -168,6 +198,12 @@ class Topic:
                 group.backlog.meet(message)
         if heap:
             self._registry.arm(self._delay_timer, heap[0][0])
+
+    def serve(self, at_ms: int) -> None:
+        """Give ready messages to the consumes that wait."""
+        for group in self.groups.values():
+            if group.waiters:
+                group.serve(at_ms)
 
     # -------------------------------------------------------------------- groups
 
@@ -248,6 +284,7 @@ class Topic:
             self._registry.disarm(timer)
         self._account.add_dedup(-sum(map(_dedup_bytes, self.dedup)))
         self.set_queue(None)
+        self.abandon_engine()
         self._account.add_topic(-new_topic_bytes(self.name))
         return count
 

@@ -59,6 +59,12 @@ def _number(name: str, help_text: str) -> forms.IntegerField:
     return forms.IntegerField(min_value=limits.ge, max_value=limits.le, help_text=help_text)
 
 
+def _choice(name: str, help_text: str) -> forms.ChoiceField:
+    """A field for a setting that is one of several words."""
+    words = _SETTINGS[name].values
+    return forms.ChoiceField(choices=[(word, word) for word in sorted(words)], help_text=help_text)
+
+
 class TopicForm(ReasonForm):
     """The settings of a topic. Those that were not changed in the form stay as they are now."""
 
@@ -72,6 +78,10 @@ class TopicForm(ReasonForm):
         max_length=BYTES_PER_NAME_MAX,
         help_text="Dead letters move to this topic. Empty: they stay with their group.",
     )
+    engine = _choice(
+        "engine", "Where the messages are. With another one than before, the topic moves; what is there is delivered first."
+    )
+    acks = _choice("acks", "With redis: where a change must be before it is answered.")
     max_bytes = _number("max_bytes", "Of the topic. 0: only the limits of the cluster.")
 
     def __init__(self, *args: Any, **options: Any) -> None:

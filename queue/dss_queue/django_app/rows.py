@@ -45,6 +45,8 @@ def settings_text(settings: TopicSettings) -> str:
     shown = []
     for name in TopicSettings.__struct_fields__:
         value = getattr(settings, name)
+        if settings.engine == "raft" and name in ("engine", "acks"):
+            continue
         text = value if isinstance(value, str) else duration_text(value) if name.endswith("_ms") else f"{value:,}"
         if text:
             shown.append(f"{name.removesuffix('_ms')} {text}")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from redis.asyncio.connection import Connection
 from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import RedisError, ResponseError
 
 from dss_api.supervised import Tasks
-
-#: Where a change must be before it counts: in the memory of the primary, also in that of a replica, or on the disks of both.
-#: As the setting `acks` of a topic: it is about servers, and has nothing to do with the `ack` of a message.
-Acks = Literal["primary", "replica", "fsync"]
+from dss_queue.core.commands import Acks
 
 #: What a broken connection raises. uvloop raises RuntimeError when one that its peer has reset is written to.
 BROKEN = (RedisError, OSError, RuntimeError)

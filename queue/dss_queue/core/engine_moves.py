@@ -1,0 +1,95 @@
+"""The commands that move topics to the engine `redis` and back. See engines.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dss_api.result import Result
+from dss_queue.core.commands import TopicSettings
+from dss_queue.core.engines import (
+    ABANDONED_MAX,
+    EngineForgotten,
+    EngineLeft,
+    EngineUse,
+    contradiction,
+    incarnation_bytes,
+    not_on_engine,
+)
+from dss_queue.core.publishing import over_limit
+from dss_queue.core.registry import Registry
+from dss_queue.core.topic import Topic
+from dss_raft.replication.commands import Command
+from dss_raft.replication.machine import Origin
+
+
+class EngineMoves:
+    """See the module. `topics` are the topics of a broker by name."""
+
+    def __init__(self, topics: dict[str, Topic], registry: Registry) -> None:
+        self._topics = topics
+        self._registry = registry
+        self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
+            EngineLeft: self._left,
+            EngineForgotten: self._forgotten,
+        }
+
+    def needed(self, name: str, settings: TopicSettings, *, is_queue: bool = False) -> int | Result:
+        """How many bytes more a topic needs with these settings, or a refusal of them.
+
+        Args:
+            is_queue: it is, or becomes, a queue of the SQS endpoint.
+        """
+        refused = contradiction(settings)
+        if refused is not None:
+            return refused
+        topic = self._topics.get(name)
+        target = self._topics.get(settings.dead_letter_topic)
+        is_new = topic is None or topic.messages.settings.dead_letter_topic != settings.dead_letter_topic
+        if is_new and target is not None and target.is_on_engine:
+            detail = f"topic {target.name!r} is on the engine `redis`, which gets no dead letters of other topics"
+            return not_on_engine("dead_letter_topic", detail)
+        if settings.engine == "raft":
+            return 0
+        if topic is not None and topic.engine is not None:
+            return _is_moving(name) if topic.engine.is_leaving else 0
+        if is_queue and self._registry.is_subscribed(name):
+            return not_on_engine("engine", f"queue {name!r} is subscribed to a topic of SNS, which needs the engine `raft`")
+        abandoned = len(self._registry.abandoned)
+        if abandoned >= ABANDONED_MAX:
+            detail = f"{abandoned} topics have left the engine `redis`, and their keys there are not deleted yet"
+            return over_limit("abandoned_max", ABANDONED_MAX, detail)
+        return incarnation_bytes(name)
+
+    def change_settings(self, topic: Topic, settings: TopicSettings, at_ms: int) -> None:
+        """Replace the settings of a topic, for which `needed` gave no refusal; it moves if they name another engine."""
+        topic.settings_changed(settings, at_ms)
+        use = topic.engine
+        if settings.engine == "raft":
+            if use is not None:
+                topic.set_engine(EngineUse(use.incarnation, is_leaving=True))
+            return
+        if use is None:
+            topic.set_engine(EngineUse(self._registry.next_serial()))
+        topic.serve(at_ms)
+
+    def _left(self, command: EngineLeft, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._topics.get(command.topic)
+        has_left = topic is not None and topic.engine == EngineUse(command.incarnation, is_leaving=True)
+        if topic is not None and has_left:
+            topic.abandon_engine()
+        return Result({"left": has_left})
+
+    def _forgotten(self, command: EngineForgotten, at_ms: int, index: int, origin: Origin) -> Result:
+        # As an ordered set: nothing prevents a leader from naming one twice.
+        known = [one for one in dict.fromkeys(command.incarnations) if one in self._registry.abandoned]
+        for incarnation in known:
+            self._registry.forget(incarnation)
+        return Result({"forgotten": len(known)})
+
+
+def _is_moving(name: str) -> Result:
+    detail = (
+        f"topic {name!r} is still being moved from the engine `redis` to the log; wait until `queue.stats` shows no `moving_from`"
+    )
+    return Result({"field": "engine", "detail": detail}, "moving")
