@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from dss_queue.core.commands import Consume
 
 
@@ -16,29 +14,11 @@ def answer(desk, waiter):
     return [message["value"] for message in desk.answers[waiter].body["messages"]]
 
 
-def test_a_waiting_consumer_gets_what_is_published(desk):
-    waiter = wait(desk)
-    desk.publish("a")
-    assert answer(desk, waiter) == [b'"a"']
-
-
 def test_first_come_first_served(desk):
     waiters = [wait(desk) for _ in range(3)]
     desk.publish("a")
     desk.publish("b", "c")
     assert [answer(desk, waiter) for waiter in waiters] == [[b'"a"'], [b'"b"'], [b'"c"']]
-
-
-def test_a_batch_goes_to_one_waiter_that_asked_for_one(desk):
-    waiter = wait(desk, count=10)
-    desk.publish(1, 2, 3)
-    assert answer(desk, waiter) == [b"1", b"2", b"3"]
-
-
-def test_every_group_has_its_own_waiters(desk):
-    waiters = [wait(desk, group=group) for group in ("one", "two")]
-    desk.publish("a")
-    assert [answer(desk, waiter) for waiter in waiters] == [[b'"a"'], [b'"a"']]
 
 
 def test_a_wait_that_times_out_gives_the_reason(desk):
@@ -50,65 +30,6 @@ def test_a_wait_that_times_out_gives_the_reason(desk):
     assert desk.answers[waiter].body == {"messages": [], "empty_reason": "no_messages"}
     desk.publish("a")
     assert desk.values() == ["a"]
-
-
-@pytest.mark.parametrize("how", ["nack", "timeout", "delay", "ack of the key", "gone"])
-def test_every_way_to_become_ready_wakes_the_waiter(desk, how):
-    if how == "delay":
-        desk.publish("a", delay_ms=50)
-        waiter = wait(desk)
-        desk.pass_ms(50)
-    else:
-        ids = desk.publish("x", "a", key="k") if how == "ack of the key" else desk.publish("a")
-        desk.take(visibility_ms=50)
-        holder = desk.origin
-        waiter = wait(desk)
-        if how == "nack":
-            desk.nack(ids[0])
-        elif how == "timeout":
-            desk.pass_ms(50)
-        elif how == "gone":
-            desk.cancel(holder)
-        else:
-            desk.ack(ids[0])
-    assert answer(desk, waiter) == [b'"a"']
-
-
-def test_a_waiter_that_hung_up_gets_nothing(desk):
-    gone, waiter = wait(desk), wait(desk)
-    desk.cancel(gone)
-    desk.publish("a")
-    assert gone not in desk.answers
-    assert answer(desk, waiter) == [b'"a"']
-
-
-def test_messages_of_a_consumer_that_hung_up_come_back_without_counting_an_attempt(desk):
-    """The connection broke before its answer was received."""
-    waiter = wait(desk)
-    desk.publish("a")
-    assert answer(desk, waiter) == [b'"a"']
-    desk.cancel(waiter)
-    (again,) = desk.take()
-    assert again["attempt"] == 1
-
-
-def test_hanging_up_gives_back_only_what_is_still_in_flight(desk):
-    ids = desk.publish("a", "b")
-    desk.take(2)
-    holder = desk.origin
-    desk.ack(ids[0])
-    desk.cancel(holder)
-    assert desk.values(9) == ["b"]
-
-
-def test_a_late_hang_up_does_not_take_a_message_from_another_consumer(desk):
-    desk.publish("a")
-    desk.take(visibility_ms=10)
-    gone = desk.origin
-    desk.pass_ms(10)
-    desk.take()
-    desk.cancel(gone)
-    assert desk.why_empty() == "all_in_flight"
 
 
 def test_the_waiters_of_a_restarted_node_are_dropped(desk):

@@ -12,41 +12,6 @@ def publish_result(desk, *messages):
     return desk.do(Publish(messages=list(messages)))
 
 
-def test_a_delayed_message_is_hidden_from_every_group(desk):
-    desk.publish("a", delay_ms=100)
-    assert desk.why_empty() == "delayed"
-    desk.pass_ms(99)
-    assert desk.why_empty(group="other") == "delayed"
-    desk.pass_ms(1)
-    assert desk.values() == ["a"]
-    assert desk.values(group="other") == ["a"]
-    assert desk.values(group="new") == ["a"]
-
-
-def test_a_dedup_id_is_remembered_for_the_window(desk):
-    desk.settings(dedup_window_ms=1000)
-    (first,) = desk.publish("a", dedup_id="order-1")
-    desk.pass_ms(999)
-    again = publish_result(desk, desk.message("b", dedup_id="order-1")).body["messages"][0]
-    assert (again["msg_id"], again["duplicate"]) == (first, True)
-    desk.pass_ms(1)
-    later = publish_result(desk, desk.message("c", dedup_id="order-1")).body["messages"][0]
-    assert not later["duplicate"]
-    assert desk.values(9) == ["a", "c"]
-
-
-def test_a_duplicate_of_an_acked_message_is_still_a_duplicate(desk):
-    (msg_id,) = desk.publish("a", dedup_id="x")
-    desk.take()
-    desk.ack(msg_id)
-    assert publish_result(desk, desk.message("a", dedup_id="x")).body["messages"][0]["duplicate"]
-
-
-def test_duplicates_inside_one_call(desk):
-    result = publish_result(desk, desk.message("a", dedup_id="x"), desk.message("b", dedup_id="x"))
-    assert [one["duplicate"] for one in result.body["messages"]] == [False, True]
-
-
 def test_forgotten_dedup_ids_take_no_memory(desk):
     desk.settings(dedup_window_ms=1000)
     desk.publish(0, dedup_id="a")
@@ -65,21 +30,6 @@ def test_max_bytes_refuses_and_stores_nothing(desk):
     assert desk.values(9) == ["x" * 8]
     desk.ack("2-0")
     assert publish_result(desk, desk.message("y" * 8), desk.message("z" * 12)).code == ""
-
-
-def test_a_duplicate_needs_no_space(desk):
-    desk.settings(max_bytes=12)
-    desk.publish("x" * 8, dedup_id="a")
-    assert publish_result(desk, desk.message("x" * 8, dedup_id="a")).body["messages"][0]["duplicate"]
-
-
-def test_dead_letters_count_towards_max_bytes(desk):
-    desk.settings(max_bytes=12)
-    (msg_id,) = desk.publish("x" * 8)
-    desk.take()
-    desk.nack(msg_id, dead=True)
-    refused = publish_result(desk, desk.message("y" * 8))
-    assert (refused.code, refused.body["limit"], refused.body["maximum"]) == ("over_limit", "max_bytes", 12)
 
 
 def test_topics_and_groups_are_bounded(desk, monkeypatch):

@@ -10,70 +10,6 @@ from hypothesis import strategies as st
 from dss_dev.queue_broker import Desk
 
 
-def test_the_next_message_of_a_key_comes_after_the_ack(desk):
-    ids = desk.publish(1, 2, key="k")
-    desk.publish(3, key="other")
-    desk.publish(4)
-    assert desk.values(9) == [1, 3, 4]
-    assert desk.why_empty() == "key_blocked"
-    desk.ack(ids[0])
-    assert desk.values(9) == [2]
-    assert desk.why_empty() == "all_in_flight"
-
-
-def test_a_failed_message_comes_again_before_its_successors(desk):
-    ids = desk.publish(1, 2, key="k")
-    desk.take()
-    desk.nack(ids[0], delay_ms=100)
-    assert desk.why_empty() == "delayed"
-    desk.pass_ms(100)
-    assert desk.values(9) == [1]
-
-
-def test_a_delayed_message_delays_its_successors(desk):
-    desk.publish(1, key="k", delay_ms=100)
-    desk.publish(2, key="k")
-    assert desk.why_empty() == "delayed"
-    desk.pass_ms(100)
-    (first,) = desk.take(9)
-    assert first["value"] == b"1"
-    desk.ack(first["msg_id"])
-    assert desk.values(9) == [2]
-
-
-def test_a_dead_letter_lets_the_next_message_pass(desk):
-    ids = desk.publish(1, 2, key="k")
-    desk.take()
-    desk.nack(ids[0], dead=True)
-    assert desk.values() == [2]
-
-
-def test_a_redriven_message_still_excludes_the_others(desk):
-    ids = desk.publish(1, 2, 3, key="k")
-    desk.take()
-    desk.nack(ids[0], dead=True)
-    desk.take()
-    desk.redrive()
-    assert desk.why_empty() == "key_blocked"
-    desk.ack(ids[1])
-    assert desk.values(9) == [1]
-    desk.ack(ids[0])
-    assert desk.values(9) == [3]
-
-
-def test_redriven_messages_come_in_publish_order(desk):
-    ids = desk.publish(1, 2, 3, key="k")
-    for msg_id in ids[:2]:
-        desk.take()
-        desk.nack(msg_id, dead=True)
-    desk.take()
-    desk.redrive(msg_id=ids[1])
-    desk.redrive(msg_id=ids[0])
-    for msg_id in (ids[2], ids[0], ids[1]):
-        assert desk.ack(msg_id).body == {"acked": True}
-        desk.take()
-
-
 def test_finished_keys_take_no_memory(desk):
     desk.take(group="other")
     ids = [desk.publish(n, key=f"k{n}")[0] for n in range(10)]
@@ -84,23 +20,6 @@ def test_finished_keys_take_no_memory(desk):
     assert len(ids) == 10
     assert not topic.messages.chains
     assert not any(group.backlog.keys for group in topic.groups.values())
-
-
-def test_a_late_ack_leaves_no_valid_entry_in_the_heap(desk):
-    """The entry left in the heap is outdated: neither the message nor a second one of its key may be delivered."""
-    desk.take(group="slow")
-    ids = desk.publish(1, 2, 3, key="k")
-    (first,) = desk.take(visibility_ms=10)
-    desk.pass_ms(10)
-    assert desk.ack(ids[0], first["receipt"]).body == {"acked": True}
-    assert desk.values(9) == [2]
-    assert desk.why_empty() == "key_blocked"
-
-
-def test_a_group_does_not_block_the_keys_of_another(desk):
-    desk.publish(1, 2, key="k")
-    assert desk.values(group="a") == [1]
-    assert desk.values(group="b") == [1]
 
 
 @settings(deadline=None)

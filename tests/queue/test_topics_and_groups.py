@@ -142,24 +142,6 @@ def test_messages_that_only_a_deleted_group_held_back_are_deleted(desk):
     assert desk.delete_group("slow").body == {"deleted": False}
 
 
-def test_the_messages_of_the_last_group_are_there_for_the_next(desk):
-    """Those in flight, too."""
-    desk.publish(1, 2, 3)
-    desk.ack(desk.take()[0]["msg_id"])
-    desk.take()
-    desk.delete_group("g")
-    desk.restart()
-    assert desk.values(9, group="next") == [2, 3]
-
-
-def test_an_ack_to_a_deleted_group_does_nothing(desk):
-    desk.publish(1)
-    (message,) = desk.take()
-    desk.delete_group("g")
-    assert desk.ack(message["msg_id"], message["receipt"]).body == {"acked": False}
-    assert desk.values() == [1]
-
-
 # --------------------------------------------------------------------- keep_ms
 
 
