@@ -8,9 +8,19 @@ import msgspec
 
 from dss_api.answer import Answer, Part, RaftIndex
 
+#: name of a service of this node -> its state
+ServiceStates = Annotated[
+    dict[str, str],
+    msgspec.Meta(
+        description="other servers that this node uses for a part of its calls, and their state; one that is away does not change"
+        " the status of this answer"
+    ),
+]
+
 
 class Health(Answer, kw_only=True):
     node: str
+    services: ServiceStates
 
 
 class Ready(Answer, kw_only=True):
@@ -19,6 +29,7 @@ class Ready(Answer, kw_only=True):
     applied_index: int
     #: the cluster's time as this node estimates it, in ms since 1970; leases end by it
     now_ms: int
+    services: ServiceStates
 
 
 class Leader(Answer, kw_only=True):
@@ -100,6 +111,18 @@ class StateHash(Part):
     parts: Annotated[list[str], msgspec.Meta(description="the parts of the state that differed")]
 
 
+class ServiceState(Part):
+    """What a service of this node that depends on other servers says about itself."""
+
+    #: such as "queue.engine"
+    name: str
+    state: str
+    #: why, for people
+    detail: str
+    #: when it came to this state, by the clock of this node
+    since_ms: int
+
+
 class Status(Answer, kw_only=True):
     node: str
     term: int
@@ -119,6 +142,7 @@ class Status(Answer, kw_only=True):
     boot: Annotated[int, msgspec.Meta(description="a random number, another one for each start of this node")]
     pending: Annotated[int, msgspec.Meta(description="calls in flight")]
     waiting: Annotated[int, msgspec.Meta(description="calls that wait for something, such as a lock")]
+    services: Annotated[list[ServiceState], msgspec.Meta(description="other servers that this node uses for a part of its calls")]
 
 
 class Campaigning(Answer, kw_only=True):

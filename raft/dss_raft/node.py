@@ -20,7 +20,7 @@ from dss_api.errors import ForOperator, Refused
 from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_raft import clock_exchange, identity, log_view, members, metrics, state_hashes
-from dss_raft.answers import LogEntry
+from dss_raft.answers import LogEntry, ServiceState
 from dss_raft.apply_recovery import ApplyRecovery
 from dss_raft.applying import ApplyStop
 from dss_raft.calls import Calls, Superseded
@@ -116,6 +116,7 @@ class Node(Listeners):
         self._parts: list[SnapshotPart] = []
         #: objects that subsystems attach to the node for their operations, by name
         self.services: dict[str, Any] = {}
+        self._service_states: list[Callable[[], ServiceState]] = []
         #: the last entry at the start that may add a token: until it is applied, the node does not know whether calls need one
         self.tokens_up_to = 0
         self.core: RaftCore
@@ -381,7 +382,16 @@ class Node(Listeners):
         status["clock"] = self._clocks.status(self.now_ms())
         status["state_hash"] = self._hashes.status()
         status |= {"boot": self.incarnation, "pending": self._calls.in_flight, "waiting": self._calls.parked}
+        status["services"] = [msgspec.structs.asdict(state) for state in self.service_states()]
         return status
+
+    def show_service(self, state: Callable[[], ServiceState]) -> None:
+        """Show the state of a service that depends on other servers in `/health`, `/ready` and `/raft/status`."""
+        self._service_states.append(state)
+
+    def service_states(self) -> list[ServiceState]:
+        """The states of these services now."""
+        return [state() for state in self._service_states]
 
     def show_entry(self, index: int) -> LogEntry:
         """One entry of this node's log.

@@ -106,13 +106,24 @@ class RemoveMember(Fields):
 
 
 async def health(node: Node, request: NoParameters) -> Health:
-    return Health(node=node.node_id)
+    return Health(node=node.node_id, services=_services(node))
 
 
 async def ready(node: Node, request: NoParameters) -> Ready:
     if node.not_ready_reason:
         raise Refused("not_ready", node.not_ready_reason, node=node.node_id)
-    return Ready(node=node.node_id, leader_id=node.leader_id, applied_index=node.applied_index, now_ms=node.now_ms())
+    return Ready(
+        node=node.node_id,
+        leader_id=node.leader_id,
+        applied_index=node.applied_index,
+        now_ms=node.now_ms(),
+        services=_services(node),
+    )
+
+
+def _services(node: Node) -> dict[str, str]:
+    # Without the reasons, which may name addresses: these two calls need no token.
+    return {state.name: state.state for state in node.service_states()}
 
 
 async def status(node: Node, request: NoParameters) -> Result:
@@ -204,7 +215,9 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=Health,
         needs=OPEN,
         summary="Is this process serving?",
-        description="200 while the process serves requests, in any state of the cluster. For liveness probes. Needs no token.",
+        description="200 while the process serves requests, in any state of the cluster. For liveness probes. Needs no token.\n\n"
+        "`services` has the state of other servers that this node uses, such as `queue.engine` (Valkey or Redis): `none`,"
+        " `connecting`, `ready`, `away` or `unfit`. `GET /raft/status` has the reasons.",
         tag="Health",
         needs_state=False,
     ),
@@ -218,7 +231,8 @@ OPERATIONS: tuple[Operation, ...] = (
         needs=OPEN,
         summary="Is this node ready to serve calls?",
         description="200 when a write that is sent to this node now would be answered; otherwise 503 `not_ready`."
-        " For load balancers. Needs no token.",
+        " For load balancers. Needs no token.\n\nAn engine of the queue that is away (`services`) does not change this: only the"
+        " calls of its topics are refused, and another node would not help.",
         tag="Health",
         needs_state=False,
         problems=("not_ready",),

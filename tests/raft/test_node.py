@@ -12,7 +12,8 @@ import pytest
 from dss_api.errors import Refused
 from dss_api.supervised import FAILURES
 from dss_dev.sum_machine import Add, Wait
-from dss_raft import calls, members, removal
+from dss_raft import calls, members, operations, removal
+from dss_raft.answers import ServiceState
 from dss_raft.clock_exchange import ClockExchange
 from dss_raft.disk.forked import ChildFailed
 from dss_raft.disk.store import LogStore, StoreFailed
@@ -617,3 +618,15 @@ async def test_a_peer_hears_the_clock_of_a_new_link_at_once(cluster, monkeypatch
     await cluster.start()
     await cluster.leader()
     await cluster.until(lambda: all(set(node.peers) <= set(node._member_clocks._heard) for node in cluster.nodes.values()))
+
+
+async def test_the_services_of_a_node_are_shown_and_do_not_make_it_unready(cluster):
+    away = ServiceState(name="engine", state="away", detail="10.0.0.9:6379 does not answer", since_ms=1)
+    await cluster.start()
+    leader = await cluster.leader()
+    leader.show_service(lambda: away)
+    await leader.submit(Add(amount=1))
+    await cluster.until(lambda: not leader.not_ready_reason)
+    assert leader.status()["services"] == [msgspec.structs.asdict(away)]
+    told = [await operation(leader, operations.NoParameters()) for operation in (operations.ready, operations.health)]
+    assert [answer.services for answer in told] == [{"engine": "away"}] * 2, "these need no token: no addresses"

@@ -301,7 +301,11 @@ class StatusAdmin(LiveAdmin):
     def rows(self) -> list[StatusRow]:
         status = rows_from_loop(lambda: running.node().status())
         rows = [StatusRow(name=name, value=str(status[name])) for name in _SHOWN]
-        return [StatusRow(name="state", value=status["state"]["name"]), *rows]
+        services = [
+            StatusRow(name=one["name"], value=": ".join(filter(None, (one["state"], one["detail"]))))
+            for one in status["services"]
+        ]
+        return [StatusRow(name="state", value=status["state"]["name"]), *rows, *services]
 
 
 member_admin.register()
