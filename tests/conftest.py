@@ -6,9 +6,7 @@ Files that use the ports of `make run` go to the same worker.
 
 from __future__ import annotations
 
-import compileall
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from dss_dev.answer_check import checked
+from dss_dev.compiled_tests import compile_packages, compile_tests
 from dss_dev.local_cluster import LocalNode
 from dss_dev.preloaded import Pool
 from dss_dev.rounds import ROUNDS, wait_for_a_moment
@@ -38,10 +37,11 @@ ON_FIXED_PORTS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the packages once. Where Python keeps no bytecode, each of the hundreds of nodes would compile them again."""
-    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
-        for package in (*config.rootpath.glob("dss_*"), *config.rootpath.glob("*/dss_*")):
-            compileall.compile_dir(package, quiet=2)
+    """Compile once what each of the workers and nodes would compile again."""
+    if not hasattr(config, "workerinput"):
+        compile_packages(config.rootpath)
+        if config.getoption("numprocesses", None):
+            compile_tests(config)
 
 
 @pytest.hookimpl(optionalhook=True)
