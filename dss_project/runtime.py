@@ -20,6 +20,7 @@ from dss_project.config import NodeConfig
 from dss_project.first_user import FirstUsers
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
+from dss_queue.engine_service import EngineService
 from dss_queue.idle_topics import IdleTopics
 from dss_queue.subscribers import Subscribers
 from dss_raft import node_metrics, state_usage
@@ -40,6 +41,7 @@ GENERATIONS = 10, 10
 
 _node: Node | None = None
 _cache_service: CacheService | None = None
+_engine: EngineService | None = None
 
 
 def state_machines() -> list[StateMachine]:
@@ -60,7 +62,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
         StoreRefused, StoreDamaged, StoreFailed: the data directory cannot be used.
         OSError: the peer port cannot be bound.
     """
-    global _node, _cache_service
+    global _node, _cache_service, _engine
     node = Node(config, state_machines(), on_failure)
     state_usage.attach(node)
     node_metrics.attach(node)
@@ -69,6 +71,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     queue_metrics.attach(node)
     Subscribers(node)
     IdleTopics(node)
+    engine = EngineService(node, config.engine_url, config.engine_replicas_min)
     AuditLog(node)
     tokens = Tokens(node, guard.shared())
     FirstUsers(node, config)
@@ -78,7 +81,8 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     await node.start()
     tokens.begin()
     await cache.start()
-    _node, _cache_service = node, cache
+    await engine.start()
+    _node, _cache_service, _engine = node, cache, engine
     running.set_running(node, asyncio.get_running_loop())
     # Objects that exist now live until the process ends: exclude them from garbage collection.
     gc.collect()
@@ -98,6 +102,8 @@ async def stop() -> None:
         await _cache_service.stop()
     node.services[SERVICE].close()
     await node.withdraw()
+    if _engine is not None:
+        await _engine.stop()
     await node.hand_over()
     await node.stop()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from dss_api import environment
 from dss_api.environment import HOUR_MS, PORT_MAX, setting
+from dss_queue.redis_engine import address
 from dss_raft.config import ValueLimit
 
 if TYPE_CHECKING:
@@ -31,6 +32,19 @@ class QueueConfig(ValueLimit):
         0,
         "Port for programs that speak Amazon SQS, on the same address as the service port. 0: none.",
         environment.integer(0, PORT_MAX),
+    )
+    engine_url: str = setting(
+        "DSS_ENGINE_URL",
+        "",
+        "Redis or Valkey for topics with the setting `engine: redis`: `redis://localhost:6379/0`, or a Cluster "
+        "`redis+cluster://host1:7000,host2:7000`. With TLS: `rediss…`. The same servers on every node, with `maxmemory-policy noeviction`.",
+        address.checked,
+    )
+    engine_replicas_min: int = setting(
+        "DSS_ENGINE_REPLICAS_MIN",
+        1,
+        "Replicas of a primary that must have a change of a topic with `acks: replica` or `acks: fsync`. 0: servers without replicas.",
+        environment.integer(0, 5),
     )
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from dss_queue.core.commands import TopicSettings
 from dss_queue.redis_engine import messages
-from dss_queue.redis_engine.engine import RedisEngine, for_deliveries
+from dss_queue.redis_engine.endings import for_deliveries
+from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.errors import NoGroup
 from dss_queue.redis_engine.keys import group_keys, partition_keys
 from dss_queue.redis_engine.servers import Servers
 
 #: Steps of one sweep of a group in a partition; the next sweep goes on.
 SWEEP_STEPS_MAX = 10
+#: Groups that one look for something to do visits.
+GROUPS_PER_LOOK = 100
+#: Old messages may be in flight, or behind others of their key: they are looked at again after this time.
+OLD_AGAIN_MS = 10_000
 
 
-T = TypeVar("T")
+class Swept(NamedTuple):
+    """What a sweep found."""
+
+    #: until there is something to do again, unless calls change it; 0: there is more to do now
+    next_in_ms: int
+    did_something: bool
+    #: the topic has more or fewer groups on the engine
+    has_other_groups: bool
 
 
 class Administration:
@@ -31,14 +42,7 @@ class Administration:
         """Move dead letters of a group back to its queue. Returns their number."""
         if msg_id is None:
             return await self._until_done("redrive", topic, group, "")
-        place = messages.place_of(msg_id)
-        if place is None or place.partition >= self._engine.partitions:
-            return 0
-        try:
-            step = await self._group_step("redrive", topic, place.partition, group, place.number)
-        except NoGroup:
-            return 0
-        return messages.counted_answer.decode(step)[1]
+        return await self._of_dead("redrive", topic, group, msg_id)
 
     async def purge(self, topic: str) -> int:
         """Delete the messages of a topic, but no dead letters. Returns the number of retained ones."""
@@ -47,11 +51,25 @@ class Administration:
             data = await self._servers.call("purge", partition_keys(topic, partition))
             return messages.count_answer.decode(data)[1]
 
-        return sum(await self._of_all(step))
+        return sum(await self._engine.lifecycle.of_all(step))
 
     async def purge_dead(self, topic: str, group: str) -> int:
         """Delete the dead letters of a group. Returns their number."""
-        return await self._until_done("purge_dead", topic, group)
+        return await self._until_done("purge_dead", topic, group, "")
+
+    async def delete_dead(self, topic: str, group: str, msg_id: str) -> bool:
+        """Delete one dead letter of a group. Returns whether there was one."""
+        return await self._of_dead("purge_dead", topic, group, msg_id) > 0
+
+    async def _of_dead(self, step: str, topic: str, group: str, msg_id: str) -> int:
+        place = messages.place_of(msg_id)
+        if place is None or place.partition >= self._engine.partitions:
+            return 0
+        try:
+            data = await self._group_step(step, topic, place.partition, group, place.number)
+        except NoGroup:
+            return 0
+        return messages.counted_answer.decode(data)[1]
 
     async def _until_done(self, step: str, topic: str, group: str, *args: object) -> int:
         async def of_partition(partition: int) -> int:
@@ -65,51 +83,98 @@ class Administration:
                 total += count
             return total
 
-        return sum(await self._of_all(of_partition))
+        return sum(await self._engine.lifecycle.of_all(of_partition))
 
     async def groups(self, topic: str) -> list[str]:
         """The groups of a topic, by name."""
-        names: set[str] = set()
-        for partition in range(self._engine.partitions):
-            data = await self._servers.call("stats", partition_keys(topic, partition))
-            names.update(messages.stats_answer.decode(data)[6])
-        return sorted(names)
+        return sorted({name for part in await self._parts(topic) for name in part.groups})
 
-    async def sweep(self, topic: str, settings: TopicSettings) -> bool:
-        """What no call waits for: timeouts, delays and retention of all groups. Returns whether there is more to do now."""
-        groups = await self.groups(topic)
+    async def _parts(self, topic: str) -> list[messages.PartitionStats]:
+        async def step(partition: int) -> messages.PartitionStats:
+            return messages.stats_answer.decode(await self._servers.call("stats", partition_keys(topic, partition)))
 
-        async def of_partition(partition: int) -> bool:
-            is_left = False
-            for group in groups:
-                for _ in range(SWEEP_STEPS_MAX):
-                    try:
-                        data = await self._group_step("sweep", topic, partition, group, for_deliveries(settings))
-                    except NoGroup:
-                        await self._engine.put_group(topic, group)
-                        break
-                    if not messages.sweep_answer.decode(data)[2]:
-                        break
-                else:
-                    is_left = True
-            return is_left
+        return await self._engine.lifecycle.of_all(step)
 
-        return any(await self._of_all(of_partition))
+    async def is_drained(self, topic: str) -> bool:
+        """Whether a topic has nothing on the engine, not even dead letters, and will get nothing."""
+        return not any(part.messages or part.bytes or part.state == "open" for part in await self._parts(topic))
+
+    # ------------------------------------------------------------------- sweeps
+
+    async def sweep(self, topic: str, settings: TopicSettings, groups: Sequence[str] | None = None) -> Swept:
+        """Do what no call waits for and is due: timeouts, delays and retention of all groups.
+
+        Args:
+            groups: those that the topic has; None: ask the servers.
+        """
+        known = await self.groups(topic) if groups is None else groups
+
+        async def step(partition: int) -> Swept:
+            chunks = [known[first : first + GROUPS_PER_LOOK] for first in range(0, len(known), GROUPS_PER_LOOK)]
+            parts = [await self._sweep_chunk(topic, partition, chunk, settings, len(known)) for chunk in chunks or [[]]]
+            return _joined(parts)
+
+        return _joined(await self._engine.lifecycle.of_all(step))
+
+    async def _sweep_chunk(
+        self, topic: str, partition: int, groups: Sequence[str], settings: TopicSettings, group_count: int
+    ) -> Swept:
+        keys = partition_keys(topic, partition)
+        looked = (*keys, *(group_keys(topic, partition, group)[0] for group in groups))
+        data = await self._servers.call("due", looked, settings.retention_ms)
+        _, at_ms, places, next_ms, old_ms, found_groups = messages.due_answer.decode(data)
+        is_old = old_ms <= at_ms
+        is_left = False
+        for group in groups if is_old else [groups[place] for place in places]:
+            is_left |= await self._sweep_group(topic, partition, group, settings)
+        if is_old and not found_groups:
+            is_left |= await self._retain(keys, settings)
+        in_ms = [next_ms - at_ms, OLD_AGAIN_MS if is_old else old_ms - at_ms]
+        return Swept(0 if is_left else min(in_ms), bool(places or is_old), found_groups != group_count)
+
+    async def _sweep_group(self, topic: str, partition: int, group: str, settings: TopicSettings) -> bool:
+        """Whether there is more to do now."""
+        for _ in range(SWEEP_STEPS_MAX):
+            try:
+                data = await self._group_step("sweep", topic, partition, group, for_deliveries(settings))
+            except NoGroup:
+                return False
+            if not messages.sweep_answer.decode(data)[2]:
+                return False
+        return True
+
+    async def _retain(self, keys: tuple[str, ...], settings: TopicSettings) -> bool:
+        """Whether there is more to do now."""
+        for _ in range(SWEEP_STEPS_MAX):
+            data = await self._servers.call("retain", keys, settings.retention_ms)
+            if not messages.counted_answer.decode(data)[2]:
+                return False
+        return True
+
+    # ------------------------------------------------------------ ends of things
+
+    async def close(self, topic: str) -> None:
+        """See `Lifecycle.close`."""
+        await self._engine.lifecycle.close(topic)
+
+    async def delete_group(self, topic: str, group: str) -> None:
+        """See `Lifecycle.delete_group`."""
+        await self._engine.lifecycle.delete_group(topic, group)
 
     async def delete_topic(self, topic: str) -> int:
         """Delete a topic with its groups. Returns the number of retained messages."""
-        groups = await self.groups(topic)
-        purged = await self.purge(topic)
-        for partition in range(self._engine.partitions):
-            keys = list(partition_keys(topic, partition))
-            for group in groups:
-                keys += group_keys(topic, partition, group)
-            await self._servers.read(keys[0], b"UNLINK", *(key.encode() for key in keys))
+        purged = sum(part.messages for part in await self._parts(topic))
+        await self._engine.lifecycle.delete(topic)
         return purged
 
     async def _group_step(self, step: str, topic: str, partition: int, group: str, *args: object) -> bytes:
         keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
         return await self._servers.call(step, keys, *args)
 
-    async def _of_all(self, step: Callable[[int], Awaitable[T]]) -> list[T]:
-        return list(await asyncio.gather(*map(step, range(self._engine.partitions))))
+
+def _joined(parts: Sequence[Swept]) -> Swept:
+    return Swept(
+        min(part.next_in_ms for part in parts),
+        any(part.did_something for part in parts),
+        any(part.has_other_groups for part in parts),
+    )

@@ -21,14 +21,15 @@ from uuid import uuid4
 
 from dss_api.errors import Refused
 from dss_api.supervised import Tasks
-from dss_queue.answers import AckResult, Delivered, Published
-from dss_queue.core.commands import BYTES_PER_CONSUME_MAX, GROUPS_PER_TOPIC_MAX, NewMessage, TopicSettings
+from dss_queue.answers import Delivered, Published
+from dss_queue.core.commands import BYTES_PER_CONSUME_MAX, Acks, NewMessage, TopicSettings
 from dss_queue.core.partitions import PARTITIONS, stable_hash
 from dss_queue.redis_engine import messages
-from dss_queue.redis_engine.errors import NoGroup
+from dss_queue.redis_engine.endings import Endings, for_deliveries
+from dss_queue.redis_engine.errors import Closed, NoGroup, NotOpen
 from dss_queue.redis_engine.keys import HANDOUTS, group_keys, partition_keys
-from dss_queue.redis_engine.lane import Acks
-from dss_queue.redis_engine.messages import Consumed, Place, consumed, place_of, serial_of
+from dss_queue.redis_engine.lifecycle import GroupsInLog, Lifecycle
+from dss_queue.redis_engine.messages import CLOSED, Consumed, consumed
 from dss_queue.redis_engine.polls import Polls
 from dss_queue.redis_engine.servers import Servers
 from dss_queue.redis_engine.wakeups import Wakeups
@@ -40,10 +41,6 @@ POLLS_MAX = 4096
 #: Before the attempt_ids that the engine makes up; clients cannot send it.
 OWN_ATTEMPT = "\x00"
 
-#: The letters of a delivery that a step did not find.
-NOT_FOUND = frozenset("ns")
-NOT_IN_FLIGHT = "the delivery is over: the message is not in flight"
-
 
 class Answer(NamedTuple):
     """The answer of a consume."""
@@ -53,23 +50,25 @@ class Answer(NamedTuple):
     empty_reason: str
 
 
-class Nacked(NamedTuple):
-    nacked: bool
-    dead: bool
+async def _no_groups(topic: str) -> list[str]:
+    return []
 
 
-class RedisEngine:
+class RedisEngine(Endings):
     """See the module.
 
     Args:
         servers: open.
         node: the name of this node, for the history of deliveries.
         partitions: of each topic.
+        groups_in_log: see `GroupsInLog`; without it, every topic is on the engine.
     """
 
-    def __init__(self, servers: Servers, *, node: str = "", partitions: int = PARTITIONS) -> None:
-        self.partitions = partitions
-        self._servers = servers
+    def __init__(
+        self, servers: Servers, *, node: str = "", partitions: int = PARTITIONS, groups_in_log: GroupsInLog = _no_groups
+    ) -> None:
+        super().__init__(servers, partitions)
+        self.lifecycle = Lifecycle(servers, partitions, groups_in_log)
         self._node = node
         self._wakeups = Wakeups(servers)
         self._polls: dict[tuple[str, str], Polls] = {}
@@ -99,20 +98,24 @@ class RedisEngine:
 
         Raises:
             Refused: `over_limit`; `crosses_slots`: they belong to several partitions.
+            Closed: nothing is stored, the topic has left the engine.
         """
         _check(settings)
         partition = self._partition_of(new)
-        step = await self._servers.call(
-            "publish",
-            partition_keys(topic, partition),
+        arguments = (
             token or self._token(),
             -(-settings.max_bytes // self.partitions),
             PARTITION_MESSAGES_MAX,
             settings.dedup_window_ms,
             settings.retention_ms,
             [_fields(one) for one in new],
-            acks=acks,
         )
+        keys = partition_keys(topic, partition)
+        try:
+            step = await self._servers.call("publish", keys, *arguments, acks=acks)
+        except NotOpen:
+            await self.lifecycle.open(topic)
+            step = await self._servers.call("publish", keys, *arguments, acks=acks)
         _, first, known = messages.published_answer.decode(step)
         duplicates = dict(zip(known[::2], known[1::2], strict=True))
         return [
@@ -156,18 +159,18 @@ class RedisEngine:
         timeout_ms: int = 0,
         acks: Acks = "primary",
     ) -> Answer:
-        """Take messages of one partition; wait up to `timeout_ms` for the first one. The group is created if it is missing."""
+        """Take messages of one partition; wait up to `timeout_ms` for the first one. The group is created if it is missing.
+
+        The answer is empty with `closed`, at once, when the topic has left the engine, and nothing of the group is left here.
+        """
         _check(settings)
         polls = self._polls_of(topic, group)
         attempt = attempt_id or OWN_ATTEMPT + self._token()
         until = asyncio.get_running_loop().time() + timeout_ms / 1000
 
         async def take(partition: int) -> Consumed:
-            step = await self._group_call(
-                "consume",
-                topic,
-                partition,
-                group,
+            keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+            arguments = (
                 for_deliveries(settings),
                 attempt,
                 visibility_ms,
@@ -175,8 +178,15 @@ class RedisEngine:
                 max_per_key,
                 BYTES_PER_CONSUME_MAX,
                 self._node,
-                acks=acks,
             )
+            try:
+                try:
+                    step = await self._servers.call("consume", keys, *arguments, acks=acks)
+                except NoGroup:
+                    await self.put_group(topic, group)
+                    step = await self._servers.call("consume", keys, *arguments, acks=acks)
+            except (NoGroup, Closed):
+                return Consumed([], CLOSED, None, False)
             return consumed(partition, step)
 
         async def look(partition: int) -> Consumed:
@@ -199,7 +209,7 @@ class RedisEngine:
                         await polls.listen(self._wakeups)
             first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
             found = await polls.look_at_all(look, first)
-            if not found.messages and timeout_ms:
+            if not found.messages and found.empty_reason != CLOSED and timeout_ms:
                 found = await polls.wait(look, until, found.empty_reason)
         finally:
             polls.users -= 1
@@ -242,197 +252,9 @@ class RedisEngine:
             polls.is_listening = False
             self._wakeups.forget(polls.channels, polls)
 
-    # ------------------------------------------------------ ack, nack, extend …
-
-    async def ack(
-        self,
-        topic: str,
-        group: str,
-        msg_ids: Sequence[str],
-        receipts: Sequence[str] | None,
-        settings: TopicSettings,
-        *,
-        acks: Acks = "primary",
-    ) -> list[AckResult]:
-        """Finish messages: one step for each partition that they are in. With `receipts`, each message is named once;
-        see `AckRequest`.
-
-        Raises:
-            Refused: `unknown_outcome`.
-        """
-        given: dict[str, str | None] = dict.fromkeys(msg_ids)
-        if receipts is not None:
-            given.update(zip(msg_ids, receipts, strict=True))
-        of_partition: dict[int, dict[str, str]] = {}
-        for msg_id in given:
-            place = self._place(msg_id)
-            if place is not None:
-                of_partition.setdefault(place.partition, {})[msg_id] = place.number
-
-        async def step(partition: int, named: dict[str, str]) -> dict[str, str]:
-            serials = [serial_of(msg_id, given[msg_id]) for msg_id in named]
-            try:
-                found = await self._letters("ack", topic, partition, group, settings, list(named.values()), serials, acks=acks)
-            except NoGroup:
-                return {}
-            return dict(zip(named, found, strict=True))
-
-        letters: dict[str, str] = {}
-        for one in await asyncio.gather(*(step(*item) for item in of_partition.items())):
-            letters.update(one)
-        return [_ack_result(msg_id, letters.get(msg_id, "n")) for msg_id in given]
-
-    async def nack(
-        self,
-        topic: str,
-        group: str,
-        msg_id: str,
-        receipt: str | None,
-        settings: TopicSettings,
-        *,
-        delay_ms: int | None = None,
-        dead: bool = False,
-        silent: bool = False,
-        acks: Acks = "primary",
-    ) -> Nacked:
-        """Give a message back.
-
-        Raises:
-            Refused: `stale_receipt`, `unknown_outcome`.
-        """
-        reason = "rejected" if dead else "silent" if silent else "nack"
-        delay = -1 if delay_ms is None else delay_ms
-        if reason == "silent":
-            delay = delay_ms or 0
-        letter = await self._of_one("nack", topic, group, msg_id, receipt, settings, reason, delay, acks=acks)
-        if letter == "s":
-            raise _stale(msg_id)
-        return Nacked(letter in "bd", letter == "d")
-
-    async def give_back(self, topic: str, group: str, held: dict[str, str], settings: TopicSettings) -> None:
-        """The consumer has gone: its deliveries, receipts by msg_id, end without counting as attempts."""
-        for msg_id, receipt in held.items():
-            try:
-                await self._of_one("nack", topic, group, msg_id, receipt, settings, "gone", 0)
-            except Refused as error:
-                if error.code != "unknown_outcome":
-                    raise
-
-    async def extend(
-        self,
-        topic: str,
-        group: str,
-        msg_id: str,
-        receipt: str | None,
-        settings: TopicSettings,
-        visibility_ms: int,
-        *,
-        acks: Acks = "primary",
-    ) -> int:
-        """Hide a message for `visibility_ms` from now. Returns until when, in the time of the primary.
-
-        Raises:
-            Refused: `stale_receipt`.
-        """
-        place = self._place(msg_id)
-        if place is None:
-            raise _stale(msg_id)
-        serials = [serial_of(msg_id, receipt)]
-        keys = partition_keys(topic, place.partition) + group_keys(topic, place.partition, group)
-        try:
-            data = await self._servers.call(
-                "extend", keys, for_deliveries(settings), [place.number], serials, visibility_ms, acks=acks
-            )
-        except NoGroup:
-            raise _stale(msg_id) from None
-        _, due_ms, letter = messages.extend_answer.decode(data)
-        if letter != "e":
-            raise _stale(msg_id)
-        return due_ms
-
-    async def _of_one(
-        self,
-        step: str,
-        topic: str,
-        group: str,
-        msg_id: str,
-        receipt: str | None,
-        settings: TopicSettings,
-        *args: object,
-        acks: Acks = "primary",
-    ) -> str:
-        """The letter of a step on one message; "n" if there is no such message or group."""
-        place = self._place(msg_id)
-        if place is None:
-            return "n"
-        serials = [serial_of(msg_id, receipt)]
-        try:
-            return await self._letters(step, topic, place.partition, group, settings, [place.number], serials, *args, acks=acks)
-        except NoGroup:
-            return "n"
-
-    async def _letters(
-        self,
-        step: str,
-        topic: str,
-        partition: int,
-        group: str,
-        settings: TopicSettings,
-        numbers: list[str],
-        serials: list[str],
-        *args: object,
-        acks: Acks,
-    ) -> str:
-        """The letters of a step that ends deliveries.
-
-        Raises:
-            NoGroup: see there.
-            Refused: `unknown_outcome`.
-        """
-        keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
-        data, is_repeat = await self._servers.call_and_repeats(
-            step, keys, for_deliveries(settings), numbers, serials, *args, acks=acks, repeatable=all(serials)
-        )
-        _, letters = messages.letters_answer.decode(data)
-        if is_repeat and not NOT_FOUND.isdisjoint(letters):
-            raise Refused(
-                "unknown_outcome", "the answer was lost, and a repeat found nothing in flight: it may have taken effect"
-            )
-        return letters
-
-    def _place(self, msg_id: str) -> Place | None:
-        place = place_of(msg_id)
-        return place if place is not None and place.partition < self.partitions else None
-
-    # ------------------------------------------------------------------ steps
-
-    async def _group_call(
-        self, step: str, topic: str, partition: int, group: str, *args: object, acks: Acks = "primary"
-    ) -> bytes:
-        """A step of a group that is created if it is missing."""
-        keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
-        try:
-            return await self._servers.call(step, keys, *args, acks=acks)
-        except NoGroup:
-            await self.put_group(topic, group)
-            return await self._servers.call(step, keys, *args, acks=acks)
-
     async def put_group(self, topic: str, group: str, *, start: str = "first", acks: Acks = "primary") -> tuple[bool, int]:
-        """Create a group in all partitions, unless it exists. Returns whether it is new, and how many messages it has to finish.
-
-        Args:
-            start: "first", the oldest message that the topic retains, or "now", the next one.
-        """
-        if start not in ("first", "now"):
-            raise Refused("not_on_engine", "`start` must be `first` or `now` for a topic on the engine `redis`", field="start")
-
-        async def put(partition: int) -> tuple[int, bool, int]:
-            keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
-            step = await self._servers.call("put_group", keys, start, group, GROUPS_PER_TOPIC_MAX, acks=acks)
-            return messages.group_answer.decode(step)
-
-        found = await asyncio.gather(*map(put, range(self.partitions)))
-        return any(is_new for _, is_new, _ in found), sum(pending for _, _, pending in found)
+        """See `Lifecycle.put_group`."""
+        return await self.lifecycle.put_group(topic, group, start, acks)
 
 
 def _fields(new: NewMessage) -> str | tuple[str, str, str, int, str]:
@@ -443,10 +265,6 @@ def _fields(new: NewMessage) -> str | tuple[str, str, str, int, str]:
     if not (new.key or new.headers or new.delay_ms or new.dedup_id):
         return value
     return value, new.key, new.headers.decode(), new.delay_ms, new.dedup_id
-
-
-def for_deliveries(settings: TopicSettings) -> tuple[int, int, int]:
-    return settings.max_attempts, settings.backoff_ms, settings.retention_ms
 
 
 def _check(settings: TopicSettings) -> None:
@@ -463,13 +281,3 @@ def _check(settings: TopicSettings) -> None:
             "a topic on the engine `redis` cannot have a `dead_letter_topic`: dead letters stay with their group",
             field="dead_letter_topic",
         )
-
-
-def _ack_result(msg_id: str, letter: str) -> AckResult:
-    if letter == "s":
-        return AckResult(msg_id=msg_id, acked=False, code="stale_receipt")
-    return AckResult(msg_id=msg_id, acked=letter == "a")
-
-
-def _stale(msg_id: str) -> Refused:
-    return Refused("stale_receipt", NOT_IN_FLIGHT, msg_ids=[msg_id])

@@ -12,6 +12,14 @@ class NoGroup(Exception):
     """A step of a group that the partition does not have."""
 
 
+class Closed(Exception):
+    """The topic takes no messages here: it has left the engine, or it is deleted."""
+
+
+class NotOpen(Closed):
+    """A partition is not open yet, or no longer there."""
+
+
 class EngineAway(Refused):
     """The servers do not answer; the call had no effect, or may be repeated."""
 
@@ -29,6 +37,10 @@ def refusal(text: str) -> Exception:
     code, _, detail = text.removeprefix(PREFIX).partition(" script: ")[0].partition(" ")
     if code == "NO_GROUP":
         return NoGroup()
+    if code == "CLOSED":
+        return Closed(detail)
+    if code == "NOT_OPEN":
+        return NotOpen(detail)
     if code == "OVER_LIMIT":
         limit, maximum, used = detail.split()
         return Refused("over_limit", f"a partition of the topic has {used} of {maximum}", limit=limit, maximum=int(maximum))

@@ -45,6 +45,21 @@ def group_keys(topic: str, partition: int, group: str) -> tuple[str, ...]:
     return tuple(f"{prefix}{name}" for name in _OF_GROUP)
 
 
+def engine_name(cluster_id: str, incarnation: int, topic: str) -> str:
+    """The name of a topic on the engine. One that is deleted and created again, or that comes back, never meets its old keys.
+
+    Args:
+        incarnation: the index of the entry with which the topic came to the engine.
+    """
+    return f"{cluster_id}/{incarnation}/{topic}"
+
+
+def parts_of(name: str) -> tuple[int, str]:
+    """Incarnation and topic of an engine's name of a topic."""
+    _, incarnation, topic = name.split("/", 2)
+    return int(incarnation), topic
+
+
 def channel(topic: str, partition: int) -> str:
     """The sharded channel that says that a group may have something ready. The message is the key of the group, or empty for all."""
     return partition_keys(topic, partition)[0]

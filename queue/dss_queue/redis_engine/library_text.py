@@ -27,7 +27,7 @@ def revision_of(source: str) -> int:
     return int(found[1]) if found else 0
 
 
-def check_server(address: str, info: dict[str, str], *, needs_disk: bool) -> None:
+def check_server(address: str, info: dict[str, str], *, needs_disk: bool = False) -> None:
     """Check the answer of `INFO`.
 
     Raises:
@@ -37,6 +37,8 @@ def check_server(address: str, info: dict[str, str], *, needs_disk: bool) -> Non
     numbers = tuple(int(one) for one in re.findall(r"\d+", version)[:2])
     if numbers < VERSION_MIN:
         raise UnfitServer(f"{address} is version {version}; the engine needs Redis or Valkey 7.2 or newer")
+    if info.get("role") == "slave" and info.get("cluster_enabled") != "1":
+        raise UnfitServer(f"{address} is a replica: the engine needs the address of its primary")
     policy = info.get("maxmemory_policy", "")
     if policy != "noeviction":
         raise UnfitServer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -38,6 +38,42 @@ def serial_of(msg_id: str, receipt: str | None) -> str:
     return serial if of_id == msg_id and serial else "-"
 
 
+class PartitionStats(msgspec.Struct, array_like=True):
+    """The answer of `stats`."""
+
+    version: int
+    messages: int
+    #: of messages, and of dead letters and redriven messages
+    bytes: int
+    published: int
+    expired: int
+    #: a number; empty: there is none
+    oldest: str
+    groups: list[str]
+    #: in the last full ten seconds
+    published_lately: int
+    state: Literal["open", "closed", ""]
+
+
+class PartitionGroupStats(msgspec.Struct, array_like=True):
+    """The answer of `group_stats`."""
+
+    version: int
+    ready: int
+    delayed: int
+    in_flight: int
+    dead: int
+    oldest: str
+    delivered: int
+    redelivered: int
+    acked: int
+    #: reason, count, reason, count, …
+    dead_total: list[str | int]
+    #: in the last full ten seconds
+    delivered_lately: int
+    acked_lately: int
+
+
 class Consumed(NamedTuple):
     """What one step of consuming got from one partition."""
 
@@ -50,6 +86,8 @@ class Consumed(NamedTuple):
     more: bool
 
 
+#: Why a group gets nothing more: the topic has left the engine, and nothing of the group is left there.
+CLOSED = "closed"
 #: `next_ms` in an answer: nothing becomes ready by itself.
 NEVER_MS = 9_000_000_000_000_000
 
@@ -61,8 +99,12 @@ sweep_answer = msgspec.msgpack.Decoder(tuple[int, int, bool])
 count_answer = msgspec.msgpack.Decoder(tuple[int, int])
 counted_answer = msgspec.msgpack.Decoder(tuple[int, int, bool])
 group_answer = msgspec.msgpack.Decoder(tuple[int, bool, int])
-stats_answer = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, str, list[str]])
-group_stats_answer = msgspec.msgpack.Decoder(tuple[int, int, int, int, int, str, int, int, int, list[str | int]])
+open_answer = msgspec.msgpack.Decoder(tuple[int, str])
+delete_answer = msgspec.msgpack.Decoder(tuple[int, list[str], bool])
+delete_group_answer = msgspec.msgpack.Decoder(tuple[int, str, bool])
+due_answer = msgspec.msgpack.Decoder(tuple[int, int, list[int], int, int, int])
+stats_answer = msgspec.msgpack.Decoder(PartitionStats)
+group_stats_answer = msgspec.msgpack.Decoder(PartitionGroupStats)
 lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list]])
 group_lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list], bool])
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from dss_queue.redis_engine.keys import channel, group_keys
-from dss_queue.redis_engine.messages import Consumed
+from dss_queue.redis_engine.messages import CLOSED, Consumed
 from dss_queue.redis_engine.wakeups import Listener, Wakeups
 
 #: Takes messages of one partition.
@@ -28,6 +28,8 @@ class Polls:
         self._signs: dict[int, None] = {}
         #: partition -> loop time at which something becomes ready by itself
         self._due: dict[int, float] = {}
+        #: partitions of a topic that has left the engine, without anything of the group
+        self._closed: set[int] = set()
         self._first = 0
         self.is_listening = False
         #: consumes that use it, whether they wait yet or not
@@ -86,12 +88,17 @@ class Polls:
                 self._due.pop(partition, None)
             else:
                 self._due[partition] = loop.time() + found.next_in_ms / 1000
+            if found.empty_reason == CLOSED:
+                self._closed.add(partition)
+            else:
+                self._closed.discard(partition)
             if found.messages:
                 if found.more:
                     self._sign(partition)
                 return found
             reasons.append(found.empty_reason)
-        return Consumed([], _reason(reasons), None, False)
+        reason = CLOSED if len(self._closed) == len(self.partitions) else _reason(reasons)
+        return Consumed([], reason, None, False)
 
     async def wait(self, look: Look, until: float, reason: str) -> Consumed:
         """Wait until loop time `until` for the first messages; `reason`: why there are none now."""
@@ -111,6 +118,9 @@ class Polls:
                     if found.messages:
                         return found
                     empty = found
+                    if found.empty_reason == CLOSED:
+                        self._sign(next(iter(self.partitions)))
+                        return empty
                     continue
                 if now >= until:
                     return empty

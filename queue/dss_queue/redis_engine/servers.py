@@ -4,6 +4,7 @@ of slots, and repeats calls that can be repeated until their time is over."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -25,11 +26,12 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as Disconnected
 
-from dss_api import redis_url
 from dss_api.errors import Refused
+from dss_queue.core.commands import Acks
+from dss_queue.redis_engine import address as addresses
 from dss_queue.redis_engine import errors, library_text
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
-from dss_queue.redis_engine.lane import Acks, Lane, NotConfirmed, packed
+from dss_queue.redis_engine.lane import Lane, NotConfirmed, packed
 
 TIMEOUT_S = 2.0
 #: For how long a call is repeated while its partition has no primary, or moves.
@@ -54,7 +56,7 @@ class Servers:
     """See the module.
 
     Args:
-        url: see `dss_api.redis_url`: one server, which may be of a Cluster, or some nodes of a Cluster.
+        url: see `address.parse`.
         replicas_min: replicas that confirm a change with `acks` other than `primary`.
 
     Raises:
@@ -62,10 +64,9 @@ class Servers:
     """
 
     def __init__(self, url: str, *, replicas_min: int = 1, deadline_s: float = DEADLINE_S) -> None:
-        given = redis_url.parse(url)
-        if given.kind == "sentinel" or not given.hosts:
-            raise ValueError("must name a server or nodes of a Cluster: redis:// or redis+cluster://, with TLS rediss…")
+        given = addresses.parse(url)
         self._starts = [f"{host}:{port}" for host, port in given.hosts]
+        self._names_cluster = given.kind == "cluster"
         self._is_tls = given.is_tls
         # The engine decides about connections and their timeouts itself.
         own = ("max_connections", "socket_timeout", "socket_connect_timeout")
@@ -77,44 +78,64 @@ class Servers:
         self._deadline_s = deadline_s
         self._cluster: RedisCluster | None = None
         self._lanes: dict[tuple[str, Acks], Lane] = {}
-        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[bool] | None = None
+        #: called when a server did not answer a call
+        self.on_trouble: Callable[[], None] = lambda: None
+        #: why calls are not repeated now; empty: they are
+        self.refusal = ""
 
     @staticmethod
     def at_us() -> int:
         """The time of a step in microseconds; 0: that of the primary. Tests replace it."""
         return 0
 
-    async def open(self, *, needs_disk: bool = False) -> None:
-        """Connect, check all primaries, and load the library where it is missing.
+    async def open(self) -> None:
+        """Connect, check all primaries, and load the library where it is missing. A later call looks at everything again.
 
         Raises:
             UnfitServer: with what to change.
-            EngineAway: no server answers.
+            EngineAway: a server does not answer.
         """
+        if self._cluster is None:
+            await self._find()
+        elif not await self.refresh():
+            # All its nodes may have other addresses: begin again with those of the URL.
+            await self._open_cluster()
+        await asyncio.gather(*(self._check(primary) for primary in self.primaries))
+
+    async def _find(self) -> None:
         trouble = ""
         for address in self._starts:
             try:
-                info = library_text.decoded_info(await self.lane(address).call(packed(b"INFO", b"everything")))
-            except (RedisError, OSError) as error:
-                trouble = f"{address}: {error}"
+                info = await self._info(address)
+            except EngineAway as error:
+                trouble = error.detail
                 continue
             if info.get("cluster_enabled") == "1":
                 await self._open_cluster()
-            else:
-                self._starts = [address]
-            for primary in self.primaries:
-                await self._check(primary, needs_disk=needs_disk)
+            elif self._names_cluster:
+                raise UnfitServer(f"{address} is no node of a Cluster: its URL must begin with redis:// or rediss://")
             return
         raise EngineAway(f"no server answers ({trouble})")
 
     async def _open_cluster(self) -> None:
         nodes = [ClusterNode(*_host_port(address)) for address in self._starts]
         # Lanes have the connections for calls: this client only keeps the table of slots.
-        self._cluster = RedisCluster(startup_nodes=nodes, protocol=2, ssl=self._is_tls, **self._options)
+        cluster = RedisCluster(startup_nodes=nodes, protocol=2, ssl=self._is_tls, **self._options)
         try:
-            await self._cluster.initialize()
-        except (RedisError, RedisClusterException, OSError) as error:
+            async with asyncio.timeout(TIMEOUT_S):
+                await cluster.initialize()
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+            await cluster.aclose()
             raise EngineAway(f"the Cluster does not answer ({error})") from None
+        if self._cluster is not None:
+            await self._cluster.aclose()
+        self._cluster = cluster
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the servers are those of a Cluster, where replicas take over. Known since `open`."""
+        return self._cluster is not None
 
     @property
     def primaries(self) -> list[str]:
@@ -123,13 +144,54 @@ class Servers:
             return self._starts
         return [f"{node.host}:{node.port}" for node in self._cluster.get_primaries()]
 
-    async def _check(self, address: str, *, needs_disk: bool) -> None:
+    async def _info(self, address: str) -> dict[str, str]:
+        return library_text.decoded_info(await self._ask(address, b"INFO", b"everything"))
+
+    async def _ask(self, address: str, *words: bytes) -> Any:
+        """
+        Raises:
+            EngineAway: the server does not answer soon.
+        """
         try:
-            info = library_text.decoded_info(await self.lane(address).call(packed(b"INFO", b"everything")))
-        except (RedisError, OSError) as error:
-            raise EngineAway(f"{address} does not answer ({error})") from None
-        library_text.check_server(address, info, needs_disk=needs_disk)
+            async with asyncio.timeout(TIMEOUT_S):
+                return await self.lane(address).call(packed(*words))
+        except (RedisError, OSError, TimeoutError) as error:
+            raise EngineAway(f"{address} does not answer ({error or 'in time'})") from None
+
+    async def _check(self, address: str) -> None:
+        library_text.check_server(address, await self._info(address))
         await self._load_library(address)
+
+    async def check(self) -> None:
+        """Whether all primaries answer. It costs little, and does not look at anything else.
+
+        Raises:
+            EngineAway: one does not.
+        """
+        await asyncio.gather(*(self._check_alive(primary) for primary in self.primaries))
+
+    async def _check_alive(self, address: str) -> None:
+        if self._cluster is None:
+            await self._ask(address, b"PING")
+        elif b"cluster_state:ok" not in await self._ask(address, b"CLUSTER", b"INFO"):
+            raise EngineAway(f"some slots of the Cluster have no primary, says {address}")
+
+    async def check_confirmations(self, *, needs_disk: bool) -> None:
+        """Whether the primaries have what `acks` other than `primary` need.
+
+        Args:
+            needs_disk: for `fsync`.
+
+        Raises:
+            UnfitServer: with what to change.
+            EngineAway: a server does not answer.
+        """
+        for address in self.primaries:
+            info = await self._info(address)
+            library_text.check_server(address, info, needs_disk=needs_disk)
+            replicas = int(info.get("connected_slaves", 0))
+            if replicas < self._replicas_min:
+                raise UnfitServer(f"{address} has {replicas} replicas, and DSS_ENGINE_REPLICAS_MIN is {self._replicas_min}")
 
     async def _load_library(self, address: str) -> None:
         """Load the library unless this release or a newer one has loaded it."""
@@ -215,10 +277,14 @@ class Servers:
                 if not repeatable:
                     raise Refused("unknown_outcome", f"the engine did not answer ({error})") from None
                 is_repeat = True
+                self.on_trouble()
                 await self.refresh()
             if not isinstance(trouble, AskError):
                 redirections = 0
+            if self.refusal:
+                raise EngineAway(self.refusal) from None
             if loop.time() + pause_s > until:
+                self.on_trouble()
                 raise EngineAway(f"the engine does not answer ({trouble})") from None
             if redirections == 1:
                 continue
@@ -267,22 +333,23 @@ class Servers:
             raise Disconnected(str(error)) from None
         return f"{node.host}:{node.port}"
 
-    async def refresh(self) -> None:
-        """Ask for the table of slots again; those who need it at the same time share the answer."""
+    async def refresh(self) -> bool:
+        """Ask for the table of slots again; those who need it at the same time share the answer. Returns whether there is one."""
         if self._cluster is None:
-            return
+            return True
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.ensure_future(self._read_slots())
-        await asyncio.shield(self._refreshing)
+        return await asyncio.shield(self._refreshing)
 
-    async def _read_slots(self) -> None:
+    async def _read_slots(self) -> bool:
         assert self._cluster is not None
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await self._cluster.nodes_manager.initialize()
         except (RedisError, RedisClusterException, OSError, TimeoutError):
             # The next attempt asks again.
-            return
+            return False
+        return True
 
     def address_of(self, key: str) -> str:
         """The address of the primary that has the key."""

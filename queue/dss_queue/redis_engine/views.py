@@ -29,24 +29,34 @@ class Views:
             now_ms: for ages.
         """
         parts = await asyncio.gather(*(self._partition(topic, one) for one in range(self._engine.partitions)))
-        names = sorted({name for part in parts for name in part[6]})
+        names = sorted({name for part in parts for name in part.groups})
         groups = [await self._group(topic, name, now_ms) for name in names]
         stats = TopicStats(
             topic=topic,
-            messages=sum(part[1] for part in parts),
-            bytes=sum(part[2] for part in parts),
-            published=sum(part[3] for part in parts),
-            oldest_age_ms=_age_ms([part[5] for part in parts], now_ms),
+            messages=sum(part.messages for part in parts),
+            bytes=sum(part.bytes for part in parts),
+            published=sum(part.published for part in parts),
+            oldest_age_ms=_age_ms([part.oldest for part in parts], now_ms),
             dead=sum(group.dead for group in groups),
             group_count=len(groups),
         )
         return stats, groups
 
-    async def _partition(self, topic: str, partition: int) -> tuple[int, int, int, int, int, str, list[str]]:
+    async def published_per_second(self, topic: str) -> float:
+        """In the last full ten seconds."""
+        parts = await asyncio.gather(*(self._partition(topic, one) for one in range(self._engine.partitions)))
+        return sum(part.published_lately for part in parts) / 10
+
+    async def _partition(self, topic: str, partition: int) -> messages.PartitionStats:
         return messages.stats_answer.decode(await self._servers.call("stats", partition_keys(topic, partition)))
 
+    async def unfinished(self, topic: str, group: str) -> int:
+        """How many messages a group has not finished."""
+        stats = await self._group(topic, group, 0)
+        return stats.ready + stats.delayed + stats.in_flight
+
     async def _group(self, topic: str, group: str, now_ms: int) -> GroupStats:
-        async def of_partition(partition: int) -> tuple[int, int, int, int, int, str, int, int, int, list[str | int]] | None:
+        async def of_partition(partition: int) -> messages.PartitionGroupStats | None:
             keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
             try:
                 return messages.group_stats_answer.decode(await self._servers.call("group_stats", keys))
@@ -57,22 +67,22 @@ class Views:
         parts = [part for part in found if part is not None]
         dead_total: dict[str, int] = {}
         for part in parts:
-            for reason, count in zip(part[9][::2], part[9][1::2], strict=True):
+            for reason, count in zip(part.dead_total[::2], part.dead_total[1::2], strict=True):
                 dead_total[str(reason)] = dead_total.get(str(reason), 0) + int(count)
         return GroupStats(
             group=group,
-            ready=sum(part[1] for part in parts),
-            delayed=sum(part[2] for part in parts),
-            in_flight=sum(part[3] for part in parts),
-            dead=sum(part[4] for part in parts),
+            ready=sum(part.ready for part in parts),
+            delayed=sum(part.delayed for part in parts),
+            in_flight=sum(part.in_flight for part in parts),
+            dead=sum(part.dead for part in parts),
             waiters=self._engine.waiting(topic, group),
-            oldest_age_ms=_age_ms([part[5] for part in parts], now_ms),
-            delivered=sum(part[6] for part in parts),
-            redelivered=sum(part[7] for part in parts),
-            acked=sum(part[8] for part in parts),
+            oldest_age_ms=_age_ms([part.oldest for part in parts], now_ms),
+            delivered=sum(part.delivered for part in parts),
+            redelivered=sum(part.redelivered for part in parts),
+            acked=sum(part.acked for part in parts),
             dead_total=dead_total,
-            deliver_per_second=0.0,
-            ack_per_second=0.0,
+            deliver_per_second=sum(part.delivered_lately for part in parts) / 10,
+            ack_per_second=sum(part.acked_lately for part in parts) / 10,
         )
 
     async def peek(

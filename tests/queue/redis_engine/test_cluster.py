@@ -37,7 +37,7 @@ def cluster(tmp_path):
 @pytest.fixture
 async def engine(cluster):
     servers = Servers(cluster.url, deadline_s=20)
-    await servers.open(needs_disk=True)
+    await servers.open()
     engine = RedisEngine(servers, node="n1", partitions=PARTITIONS)
     await engine.put_group(TOPIC, GROUP)
     yield engine

@@ -13,10 +13,13 @@
 -- A routing key with such a message has a record in `keys`: f and the run in flight, r and the ready head, or w and the
 -- waiting head. A place in a key is a letter (0: redriven, 1: others) and a number, so that redriven messages come first.
 --
+-- A partition takes messages and groups from its opening to its closing. One that does not exist is not open, so what is deleted
+-- does not come back through a node that knows of no deletion. It is opened in two steps, see `open`.
+--
 -- Each call reads and changes a bounded number of messages; `more` in an answer says that it stopped early.
 
 -- Of this library. A release that changes it without changing what calls mean raises the number.
-local REVISION = 2
+local REVISION = 3
 local FORMAT = '1'
 local CALL_VERSION = 1
 -- Messages that one call may look at without delivering them.
@@ -29,6 +32,9 @@ local HISTORY_MAX = 20
 local BACKOFF_MS_MAX = 3600000
 -- How long a repeat of a publish whose answer was lost finds the first one.
 local REPEAT_MS = 60000
+-- How long a partition that is being opened waits for the confirmation.
+local OPENING_MS = 60000
+local RATE_MS = 10000
 local ARGUMENTS_MAX = 4000
 local NEVER = 9e15
 
@@ -79,12 +85,33 @@ local function open_partition(keys, args)
     purged = stored[6], purged_at = stored[7],
     -- messages that were too old before there was a group
     expired = stored[8],
+    is_closed = stored[9] or false,
+    publish_rate = stored[10] or {0, 0, 0},
+    -- While a group is being deleted: the last message that no longer counts it, see `delete_group`.
+    passed = stored[11] or 0,
   }
+end
+
+-- The counts of events in the slot of ten seconds of the last one, and in the slot before: {slot, count, before}.
+local function count_events(rate, at_ms, events)
+  local slot = math.floor(at_ms / RATE_MS)
+  if slot ~= rate[1] then
+    rate[3] = slot == rate[1] + 1 and rate[2] or 0
+    rate[1], rate[2] = slot, 0
+  end
+  rate[2] = rate[2] + events
+end
+
+-- Events of the last full ten seconds.
+local function events_in_slot(rate, at_ms)
+  local behind = math.floor(at_ms / RATE_MS) - rate[1]
+  if behind <= 0 then return rate[3] end
+  return behind == 1 and rate[2] or 0
 end
 
 local function save_partition(state)
   local packed = cmsgpack.pack({state.last, state.published, state.bytes, state.copies, state.groups, state.purged,
-    state.purged_at, state.expired})
+    state.purged_at, state.expired, state.is_closed, state.publish_rate, state.passed})
   if packed == state.stored then return end
   if state.stored then
     redis.call('HSET', state.info, 'state', packed)
@@ -104,8 +131,8 @@ local function purge_group(state)
   state.seen_purge, state.next_ms = state.purged, NEVER
 end
 
--- The state of a group and its partition.
-local function open_group(keys, args, is_read_only)
+-- The state of a group and its partition. `purpose`: "read" or "delete", or nil for a step of the group.
+local function open_group(keys, args, purpose)
   local state = open_partition(keys, args)
   state.group = keys[7]
   state.in_flight, state.handouts, state.due, state.past = keys[8], keys[9], keys[10], keys[11]
@@ -114,6 +141,8 @@ local function open_group(keys, args, is_read_only)
   local stored = redis.call('HGET', state.group, 'state')
   if not stored then refuse('NO_GROUP', 'the group does not exist') end
   local read = cmsgpack.unpack(stored)
+  state.is_deleting = read[14] or false
+  if state.is_deleting and purpose ~= 'delete' then refuse('NO_GROUP', 'the group is being deleted') end
   state.cursor, state.serial, state.next_ms, state.seen_purge = read[1], read[2], read[3], read[4]
   -- The group has to finish what was published since `base`, without what it `finished`.
   state.base, state.finished = read[5], read[6]
@@ -121,12 +150,13 @@ local function open_group(keys, args, is_read_only)
   state.private_bytes = read[10]
   -- Messages up to here are not for this group.
   state.start = read[11]
+  state.deliver_rate, state.ack_rate = read[12] or {0, 0, 0}, read[13] or {0, 0, 0}
   -- What consumers that wait know at least.
   state.next_ms_known = state.next_ms
   state.handout_of = {}
   state.ended, state.touched, state.finished_now, state.finished_bytes = {}, {}, {}, 0
   state.is_stale = state.purged > state.seen_purge
-  if state.is_stale and not is_read_only then purge_group(state) end
+  if state.is_stale and purpose ~= 'read' then purge_group(state) end
   return state
 end
 
@@ -136,7 +166,8 @@ end
 
 local function save_group(state)
   redis.call('HSET', state.group, 'state', cmsgpack.pack({state.cursor, state.serial, state.next_ms, state.seen_purge, state.base,
-    state.finished, state.delivered, state.redelivered, state.acked, state.private_bytes, state.start}))
+    state.finished, state.delivered, state.redelivered, state.acked, state.private_bytes, state.start,
+    state.deliver_rate, state.ack_rate, state.is_deleting}))
   save_partition(state)
 end
 

@@ -40,6 +40,7 @@ local function publish(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_partition(keys, args)
   local token, bytes_max, messages_max, window_ms, retention_ms, messages = args[3], args[4], args[5], args[6], args[7], args[8]
+  if not state.stored then refuse('NOT_OPEN', 'the partition is not open') end
   local at_us = state.at_us
   local first, size, count, known, own = math.max(state.last + 1, at_us), 0, 0, {}, {}
   local repeated = redis.call('ZSCORE', state.once, token)
@@ -65,6 +66,7 @@ local function publish(keys, argv)
     end
   end
   if repeated then return cmsgpack.pack({CALL_VERSION, first, known}) end
+  if state.is_closed and count > 0 then refuse('CLOSED', 'the partition takes no more messages') end
   drop_old(state, retention_ms)
   if bytes_max > 0 and state.bytes + state.copies + size > bytes_max then
     save_partition(state)
@@ -97,6 +99,7 @@ local function publish(keys, argv)
   end
   state.last = first + #messages - 1
   state.published = state.published + count
+  count_events(state.publish_rate, state.at_ms, count)
   state.bytes = state.bytes + size
   redis.call('ZADD', state.once, digits(first), token)
   forget_before(state.once, at_us - REPEAT_MS * 1000)
@@ -109,35 +112,4 @@ local function publish(keys, argv)
   save_partition(state)
   if count > 0 then wake(state, '') end
   return cmsgpack.pack({CALL_VERSION, first, known})
-end
-
--- args: start ("first" or "now"), group. Answer: whether it is new, and what it has to finish.
-local function put_group(keys, argv)
-  local args = cmsgpack.unpack(argv[1])
-  local state = open_partition(keys, args)
-  local group, name = keys[7], args[4]
-  if redis.call('HEXISTS', group, 'state') == 1 then
-    return cmsgpack.pack({CALL_VERSION, false, pending(open_group(keys, args))})
-  end
-  if state.groups >= args[5] then refuse('OVER_LIMIT', string.format('groups_per_topic_max %.0f %.0f', args[5], state.groups)) end
-  local length = redis.call('XLEN', state.messages)
-  local is_late = args[3] == 'now'
-  redis.call('SADD', state.group_names, name)
-  state.groups = state.groups + 1
-  redis.call('HSET', group, 'state', cmsgpack.pack({0, 0, NEVER, state.purged,
-    is_late and state.published or state.published - length, 0, 0, 0, 0, 0, is_late and state.last or 0}))
-  save_partition(state)
-  return cmsgpack.pack({CALL_VERSION, true, is_late and 0 or length})
-end
-
--- Delete the messages, not the dead letters. Groups notice it at their next step. Answer: how many there were.
-local function purge(keys, argv)
-  local args = cmsgpack.unpack(argv[1])
-  local state = open_partition(keys, args)
-  local length = redis.call('XLEN', state.messages)
-  redis.call('UNLINK', state.messages, state.done)
-  state.bytes = 0
-  state.purged, state.purged_at = state.last, state.published
-  save_partition(state)
-  return cmsgpack.pack({CALL_VERSION, length})
 end

@@ -74,7 +74,9 @@ local function drop_finished(state)
   if not first_of_all then
     gone = {}
     for place, number in ipairs(finished) do
-      if redis.call('HINCRBY', state.done, number, 1) >= state.groups then
+      -- A group that is being deleted no longer counts for messages up to `passed`.
+      local needed = tonumber(number) <= state.passed and state.groups - 1 or state.groups
+      if redis.call('HINCRBY', state.done, number, 1) >= needed then
         gone[#gone + 1] = number
         state.bytes = state.bytes - finished.sizes[place]
       end

@@ -4,7 +4,8 @@
 local function empty_reason(state, in_flight, delayed)
   if in_flight > 0 and pending(state) > in_flight + delayed then return 'key_blocked' end
   if delayed > 0 then return 'delayed' end
-  return in_flight > 0 and 'all_in_flight' or 'no_messages'
+  if in_flight > 0 then return 'all_in_flight' end
+  return state.is_closed and pending(state) <= 0 and 'closed' or 'no_messages'
 end
 
 -- A message that is too old becomes a dead letter when its turn comes.
@@ -189,6 +190,7 @@ function Take:record(attempt_id, visibility_ms, node)
   call_all('HSET', state.keys, runs)
   state.next_ms = math.min(state.next_ms, due_ms)
   state.delivered = state.delivered + #self.numbers
+  count_events(state.deliver_rate, state.at_ms, #self.numbers)
   state.redelivered = state.redelivered + self.redelivered
   return due_ms
 end

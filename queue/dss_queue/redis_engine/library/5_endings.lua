@@ -7,6 +7,8 @@ local function end_step(state)
   settle_touched(state)
   drop_finished(state)
   wake_if_sooner(state)
+  -- Nothing more comes here: consumers that wait go elsewhere.
+  if state.is_closed and pending(state) <= 0 then wake(state, state.group) end
   save_group(state)
 end
 
@@ -32,7 +34,7 @@ local function ack(keys, argv)
   local state = open_group(keys, args)
   local numbers, serials = args[4], args[5]
   expire(state, args[3])
-  local answers, gone, pasts, left_runs = {}, {}, {}, {}
+  local answers, gone, pasts, left_runs, acked = {}, {}, {}, {}, 0
   local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
   for place, number in ipairs(numbers) do
     local delivery, past, is_stale = held(state, number, serials[place] or '', stored[place])
@@ -66,7 +68,11 @@ local function ack(keys, argv)
     else
       answers[place] = is_stale and 's' or 'n'
     end
-    if answers[place] == 'a' then state.acked = state.acked + 1 end
+    if answers[place] == 'a' then acked = acked + 1 end
+  end
+  if acked > 0 then
+    state.acked = state.acked + acked
+    count_events(state.ack_rate, state.at_ms, acked)
   end
   call_all('HDEL', state.in_flight, gone)
   call_all('HDEL', state.past, pasts)
@@ -186,6 +192,24 @@ local function sweep(keys, argv)
   return cmsgpack.pack({CALL_VERSION, state.next_ms, left <= 0 or is_partial or state.next_ms <= state.at_ms})
 end
 
+-- Delete one dead letter or, for '', the oldest ones. Returns how many.
+local function drop_dead(state, number)
+  local numbers = {number}
+  if number == '' then numbers = redis.call('ZRANGE', state.dead_order, 0, UPKEEP_MAX - 1) end
+  if #numbers == 0 then return 0 end
+  local count = 0
+  for _, stored in ipairs(redis.call('HMGET', state.dead, unpack(numbers))) do
+    if stored then
+      local body = cmsgpack.unpack(stored)
+      state.copies = state.copies - #body[1] - #body[2] - #body[3]
+      count = count + 1
+    end
+  end
+  redis.call('HDEL', state.dead, unpack(numbers))
+  redis.call('ZREM', state.dead_order, unpack(numbers))
+  return count
+end
+
 -- Dead letters back to the queue. args: number ('': the oldest ones). Answer: how many, and whether there are more.
 local function redrive(keys, argv)
   local args = cmsgpack.unpack(argv[1])
@@ -220,19 +244,11 @@ local function redrive(keys, argv)
   return cmsgpack.pack({CALL_VERSION, count, args[3] == '' and redis.call('ZCARD', state.dead_order) > 0})
 end
 
--- Delete dead letters. Answer: how many, and whether there are more.
+-- Delete dead letters, up to a bounded number of them. args: number ('': the oldest ones). Answer: how many, and whether there are more.
 local function purge_dead(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_group(keys, args)
-  local numbers = redis.call('ZRANGE', state.dead_order, 0, UPKEEP_MAX - 1)
-  if #numbers > 0 then
-    for _, stored in ipairs(redis.call('HMGET', state.dead, unpack(numbers))) do
-      local body = stored and cmsgpack.unpack(stored)
-      if body then state.copies = state.copies - #body[1] - #body[2] - #body[3] end
-    end
-    redis.call('HDEL', state.dead, unpack(numbers))
-    redis.call('ZREM', state.dead_order, unpack(numbers))
-  end
+  local count = drop_dead(state, args[3])
   end_step(state)
-  return cmsgpack.pack({CALL_VERSION, #numbers, redis.call('ZCARD', state.dead_order) > 0})
+  return cmsgpack.pack({CALL_VERSION, count, args[3] == '' and redis.call('ZCARD', state.dead_order) > 0})
 end

@@ -1,12 +1,14 @@
 
 -- ------------------------------------------------------------------ queries
 
--- args: at_ms. Answer: messages, bytes, published, expired, oldest (number or ''), groups.
+-- Answer: messages, bytes, published, expired, oldest (number or ''), groups, published in ten seconds, and whether the partition
+-- is "open", "closed", or "" for neither.
 local function stats(keys, argv)
   local state = open_partition(keys, cmsgpack.unpack(argv[1]))
   local first = redis.call('XRANGE', state.messages, '-', '+', 'COUNT', 1)[1]
   return cmsgpack.pack({CALL_VERSION, redis.call('XLEN', state.messages), state.bytes + state.copies, state.published,
-    state.expired, first and string.sub(first[1], 1, 16) or '', redis.call('SMEMBERS', state.group_names)})
+    state.expired, first and string.sub(first[1], 1, 16) or '', redis.call('SMEMBERS', state.group_names),
+    events_in_slot(state.publish_rate, state.at_ms), state.is_closed and 'closed' or state.stored and 'open' or ''})
 end
 
 local DEAD_REASONS = {'max_attempts', 'rejected', 'expired'}
@@ -49,9 +51,10 @@ local function states_of(state, entries)
   return answers, numbers
 end
 
--- Answer: ready, delayed, in_flight, dead, oldest (number or ''), delivered, redelivered, acked, dead letters by reason.
+-- Answer: ready, delayed, in_flight, dead, oldest (number or ''), delivered, redelivered, acked, dead letters by reason,
+-- delivered and acked in ten seconds.
 local function group_stats(keys, argv)
-  local state = open_group(keys, cmsgpack.unpack(argv[1]), true)
+  local state = open_group(keys, cmsgpack.unpack(argv[1]), 'read')
   local in_flight, delayed, unfinished = redis.call('HLEN', state.in_flight), redis.call('ZCARD', state.waiting), pending(state)
   if state.is_stale then in_flight, delayed, unfinished = 0, 0, state.published - state.purged_at end
   local oldest = ''
@@ -73,7 +76,8 @@ local function group_stats(keys, argv)
     end
   end
   return cmsgpack.pack({CALL_VERSION, unfinished - in_flight - delayed, delayed, in_flight, redis.call('ZCARD', state.dead_order), oldest,
-    state.delivered, state.redelivered, state.acked, reasons})
+    state.delivered, state.redelivered, state.acked, reasons, events_in_slot(state.deliver_rate, state.at_ms),
+    events_in_slot(state.ack_rate, state.at_ms)})
 end
 
 local function message_line(state, number, value, key, headers, ready_ms)
@@ -133,7 +137,7 @@ end
 -- Answer: lines, oldest first, and whether it stopped before it had looked at all messages.
 local function group_peek(keys, argv)
   local args = cmsgpack.unpack(argv[1])
-  local state = open_group(keys, args, true)
+  local state = open_group(keys, args, 'read')
   local limit, number, dedup_id, is_dead = args[3], args[4], args[5], args[6]
   local lines = {}
   if dedup_id ~= '' then
@@ -185,30 +189,3 @@ local function group_peek(keys, argv)
   end
   return cmsgpack.pack({CALL_VERSION, lines, looked >= SCAN_MAX})
 end
-
-local function revision()
-  return REVISION
-end
-
--- While a library is loaded, it has no functions of Lua: not even `pairs`.
-local function register(name, callback, flags)
-  redis.register_function{function_name = 'dss_queue_1_' .. name, callback = callback, flags = flags}
-end
-
-register('publish', publish, {})
-register('put_group', put_group, {})
--- Steps that let the partition shrink work when memory is full.
-register('purge', purge, {'allow-oom'})
-register('consume', consume, {'allow-oom'})
-register('ack', ack, {'allow-oom'})
-register('nack', nack, {'allow-oom'})
-register('extend', extend, {'allow-oom'})
-register('sweep', sweep, {'allow-oom'})
-register('redrive', redrive, {'allow-oom'})
-register('purge_dead', purge_dead, {'allow-oom'})
--- Steps that change nothing.
-register('stats', stats, {'no-writes'})
-register('group_stats', group_stats, {'no-writes'})
-register('peek', peek, {'no-writes'})
-register('group_peek', group_peek, {'no-writes'})
-register('revision', revision, {'no-writes'})

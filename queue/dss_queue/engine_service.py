@@ -1,0 +1,221 @@
+"""The engine `redis` as a node has it: connected in the background, and checked for as long as the node runs.
+
+A node starts and serves everything else while the engine is away. Calls that need it are then refused at once, with the reason, and go
+on by themselves when it is back. Its servers count as away when they have not answered for a short time: during that time a replica may
+take over, and calls are repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Literal, cast
+
+import structlog
+
+from dss_api.errors import Refused
+from dss_api.supervised import Tasks
+from dss_queue.core.broker import Broker
+from dss_queue.core.commands import TopicSettings
+from dss_queue.core.topic import Topic
+from dss_queue.redis_engine.errors import EngineAway, UnfitServer
+from dss_queue.redis_engine.keys import engine_name, parts_of
+from dss_raft.replication.clocks import wall_clock_ms
+
+if TYPE_CHECKING:
+    from dss_queue.redis_engine.administration import Administration
+    from dss_queue.redis_engine.engine import RedisEngine
+    from dss_queue.redis_engine.servers import Servers
+    from dss_queue.redis_engine.views import Views
+    from dss_raft.node import Node
+
+log = structlog.get_logger("queue")
+
+SERVICE = "queue.engine"
+#: none: no URL is set; away: the servers do not answer; unfit: a server lacks something that the engine needs
+State = Literal["none", "connecting", "ready", "away", "unfit"]
+NONE = "this node has no engine for topics: set DSS_ENGINE_URL"
+
+#: Between two checks.
+CHECK_S = 1.0
+#: A check of what servers are and how they are set comes after this time; the others only see whether they answer.
+THOROUGH_CHECK_S = 30.0
+#: Between two checks of servers that are away or unfit.
+PAUSE_S_MIN, PAUSE_S_MAX = 0.25, 5.0
+#: Failed calls lead to a check, but not sooner than this after the last one.
+CHECK_S_MIN = 0.1
+#: Servers that have not answered for this time are away: a replica in a Cluster may take over meanwhile.
+GRACE_S, CLUSTER_GRACE_S = 1.0, 5.0
+
+
+class EngineService:
+    """See the module.
+
+    Attributes:
+        detail: why the engine is not ready, for people; empty while it is.
+        since_ms: when it came into its state, by the wall clock.
+
+    Args:
+        url: of the servers, see `redis_engine.address`; empty: the node has no engine.
+        replicas_min: see `Servers`.
+    """
+
+    def __init__(self, node: Node, url: str = "", replicas_min: int = 1) -> None:
+        self.state: State = "connecting" if url else "none"
+        self.detail = "the node has just started" if url else NONE
+        self.since_ms = wall_clock_ms()
+        self._node = node
+        self._url = url
+        self._replicas_min = replicas_min
+        self._servers: Servers | None = None
+        self._engine: RedisEngine
+        self._administration: Administration
+        self._views: Views
+        self._tasks = Tasks()
+        #: a call has failed
+        self._wants_check = asyncio.Event()
+        node.services[SERVICE] = self
+
+    async def start(self) -> None:
+        """Begin to connect."""
+        if not self._url:
+            return
+        # Imported here: it would take a tenth of the start of every node without an engine.
+        from dss_queue.redis_engine.administration import Administration
+        from dss_queue.redis_engine.engine import RedisEngine
+        from dss_queue.redis_engine.servers import Servers
+        from dss_queue.redis_engine.views import Views
+
+        self._servers = Servers(self._url, replicas_min=self._replicas_min)
+        self._servers.on_trouble = self._wants_check.set
+        self._engine = RedisEngine(self._servers, node=self._node.node_id, groups_in_log=self._groups_in_log)
+        self._administration = Administration(self._servers, self._engine)
+        self._views = Views(self._servers, self._engine)
+        self._tasks.keep("engine", self._run)
+
+    async def stop(self) -> None:
+        """End the waits, and close all connections."""
+        await self._tasks.stop()
+        if self._servers is not None:
+            await self._engine.close()
+            await self._servers.close()
+            self._servers = None
+            self._become("away", "this node is stopping")
+
+    # --------------------------------------------------------------- for callers
+
+    def engine(self) -> RedisEngine:
+        """
+        Raises:
+            EngineAway: it is not ready; with the reason.
+        """
+        self.require_ready()
+        return self._engine
+
+    def administration(self) -> Administration:
+        """As `engine`."""
+        self.require_ready()
+        return self._administration
+
+    def views(self) -> Views:
+        """As `engine`."""
+        self.require_ready()
+        return self._views
+
+    def require_ready(self) -> None:
+        """Raises:
+        EngineAway: it is not ready; with the reason.
+        """
+        if self.state != "ready":
+            raise EngineAway(self.detail)
+
+    def name_of(self, topic: Topic) -> str:
+        """What the engine calls a topic that is on it."""
+        assert topic.engine is not None
+        return engine_name(self._node.config.cluster_id, topic.engine.incarnation, topic.name)
+
+    async def check_settings(self, settings: TopicSettings) -> None:
+        """Check whether the servers have what settings of a topic on the engine need.
+
+        Raises:
+            EngineAway: it is not ready.
+            Refused: `not_on_engine`, with the field.
+        """
+        self.require_ready()
+        assert self._servers is not None
+        if settings.acks == "primary":
+            return
+        try:
+            await self._servers.check_confirmations(needs_disk=settings.acks == "fsync")
+        except UnfitServer as error:
+            raise Refused("not_on_engine", f"`acks: {settings.acks}` cannot be kept: {error}", field="acks") from None
+
+    async def _groups_in_log(self, name: str) -> list[str] | None:
+        """See `GroupsInLog`."""
+        incarnation, topic_name = parts_of(name)
+        await self._node.read_index()
+        topic = cast(Broker, self._node.machine("queue")).topics.get(topic_name)
+        if topic is None or topic.engine is None or topic.engine.incarnation != incarnation or topic.engine.is_leaving:
+            return None
+        return list(topic.groups)
+
+    # -------------------------------------------------------------------- checks
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        servers = self._servers
+        assert servers is not None
+        pause_s = PAUSE_S_MIN
+        thorough_at_s = failing_since_s = None
+        while True:
+            began_s = loop.time()
+            try:
+                if self.state == "ready" and thorough_at_s is not None and began_s < thorough_at_s:
+                    await servers.check()
+                else:
+                    await servers.open()
+                    thorough_at_s = began_s + THOROUGH_CHECK_S
+                self._become("ready")
+                failing_since_s, pause_s = None, PAUSE_S_MIN
+            except UnfitServer as error:
+                self._become("unfit", str(error))
+            except EngineAway as error:
+                thorough_at_s = None
+                failing_since_s = failing_since_s or began_s
+                grace_s = CLUSTER_GRACE_S if servers.is_cluster else GRACE_S
+                if self.state != "ready" or loop.time() - failing_since_s >= grace_s:
+                    self._become("away", error.detail)
+            if self.state == "ready":
+                await asyncio.sleep(CHECK_S_MIN)
+                await self._wait(CHECK_S - CHECK_S_MIN)
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    async def _wait(self, seconds: float) -> None:
+        """Until the time is over, or a call has failed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wants_check.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wants_check.clear()
+
+    def _become(self, state: State, detail: str = "") -> None:
+        if self._servers is not None:
+            # Calls that are being repeated end at once.
+            self._servers.refusal = detail
+        if (state, detail) == (self.state, self.detail):
+            return
+        if state != self.state:
+            self.since_ms = wall_clock_ms()
+            if state == "ready":
+                log.info("queue.engine_ready")
+            else:
+                log.warning(f"queue.engine_{state}", reason=detail)
+        self.state, self.detail = state, detail
+
+
+def engine_of(node: Node) -> EngineService:
+    """The engine of this node."""
+    return cast(EngineService, node.services[SERVICE])
