@@ -65,6 +65,8 @@ class NaiveQueue:
         self.answers: dict[Origin, Any] = {}
         self.published = 0
         self.keeps = False
+        #: new messages are on the engine `redis`, which is not part of this model
+        self.is_on_engine = False
 
     def publish(self, number: int, key: str, delay_ms: int) -> None:
         ready_ms = self.at + delay_ms if delay_ms else 0
@@ -127,6 +129,10 @@ class NaiveQueue:
             for e in sorted(self.groups[name].values(), key=lambda e: e.number)
             if e.status == "ready" and e.ready_ms <= self.at and (not e.key or self.head(name, e.key) is e)
         ]
+
+    def goes_on_with_engine(self, name: str) -> bool:
+        """The group has finished what was published before the topic went to the engine."""
+        return self.is_on_engine and not any(e.open for e in self.groups[name].values())
 
     def reason(self, name: str) -> str:
         entries = [e for e in self.groups[name].values() if e.open]
@@ -233,6 +239,9 @@ class NaiveQueue:
             if entries:
                 self.waiters.remove(w)
                 self.answers[w.origin] = [(e.number, e.attempts) for e in entries]
+            elif self.goes_on_with_engine(w.group):
+                self.waiters.remove(w)
+                self.answers[w.origin] = "on_engine"
 
     def expire(self) -> None:
         for name, entries in self.groups.items():

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dss_dev.queue_model import BACKOFF_MS, MAX_ATTEMPTS, UNCOUNTED_MAX, NaiveQueue, Waiting
 from dss_dev.queue_recount import recounted_usage
@@ -27,13 +27,16 @@ from dss_queue.core.commands import (
     Purge,
     PutTopic,
     Redrive,
+    SetTopic,
 )
+from dss_queue.core.engines import EngineForgotten, EngineLeft, EngineUse
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.records import message_id
-from dss_queue.core.topic_commands import DeleteGroup, PutGroup
+from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
 from dss_raft.replication.machine import Origin, Resolved
 
 TOPIC = "t"
+SETTINGS = {"max_attempts": MAX_ATTEMPTS, "backoff_ms": BACKOFF_MS, "retention_ms": 0}
 GROUPS = st.sampled_from(["g1", "g2", "g3"])
 KEYS = st.sampled_from(["", "", "a", "b"])
 NODES = st.sampled_from(["n1", "n2"])
@@ -57,7 +60,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.answered: dict[Origin, Any] = {}
         self.receipts: list[tuple[str, str, str]] = []
         self.ids: list[str] = ["1-0"]
-        self.apply(PutTopic(topic=TOPIC, max_attempts=MAX_ATTEMPTS, backoff_ms=BACKOFF_MS, retention_ms=0))
+        self.apply(PutTopic(topic=TOPIC, **SETTINGS))
         for keys, name in ((["", "a", "a"], "g1"), (["b", "", "a", "a"], "g2")):
             self.publish_all(keys, 0)
             self.consume_as(name, 2, 0, 10, "x", "n1")
@@ -120,6 +123,10 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def publish_all(self, keys, delay):
         messages = [NewMessage(TOPIC, b"0", key, 1 if key else -1, delay, "", b"") for key in keys]
         result, _ = self.apply(Publish(messages=messages))
+        if self.model.is_on_engine:
+            assert result.code == "on_engine"
+            self.end()
+            return
         for key, one in zip(keys, result.body["messages"], strict=True):
             self.ids.append(one["msg_id"])
             self.model.publish(number_of(one["msg_id"]), key, delay)
@@ -168,6 +175,8 @@ class QueueAgainstModel(RuleBasedStateMachine):
             expected = [(e.number, e.attempts) for e in again]
         elif entries := model.hand_out(w):
             expected = [(e.number, e.attempts) for e in entries]
+        elif model.goes_on_with_engine(name):
+            expected = "on_engine"
         elif timeout:
             model.waiters.append(w)
             expected = None
@@ -229,6 +238,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
         entry, is_stale = self.model.held(name, number_of(msg_id), receipt)
         if is_stale:
             assert result.code == "stale_receipt"
+            return
+        if entry is not None and self.model.is_on_engine:
+            assert result.code == "on_engine"
             return
         assert (result.body["acked"], len(result.body["published"])) == (entry is not None, int(entry is not None))
         if entry is not None:
@@ -306,8 +318,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
         if really:
             return
         keep_ms = 10**9 if keeps else 0
-        self.apply(PutTopic(topic=TOPIC, max_attempts=MAX_ATTEMPTS, backoff_ms=BACKOFF_MS, retention_ms=0, keep_ms=keep_ms))
+        self.apply(PutTopic(topic=TOPIC, **SETTINGS, keep_ms=keep_ms))
         self.model.keeps = keeps
+        self.model.is_on_engine = False
         self.model.drop_finished()
         self.end()
 
@@ -362,8 +375,10 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     @rule(really=st.integers(0, 9))
     def purge(self, really):
-        if really:
-            return
+        if not really:
+            self.purge_all()
+
+    def purge_all(self):
         result, _ = self.apply(Purge(topic=TOPIC))
         private = sum(e.private and e.open for g in self.model.groups.values() for e in g.values())
         assert result.body["purged"] == len(self.model.numbers) + private
@@ -450,6 +465,116 @@ class QueueAgainstModel(RuleBasedStateMachine):
             assert found.count("in_flight") == len(group.in_flight)
 
 
+class QueueThatMovesAgainstModel(QueueAgainstModel):
+    """The topic goes to the engine `redis` and back at any time. What is there is not part of the log."""
+
+    @initialize(is_empty=st.booleans())
+    def start(self, is_empty: bool) -> None:
+        super().start()
+        #: the topic's stay on the engine, and those whose keys are not deleted yet
+        self.stay: int | None = None
+        self.abandoned: list[int] = []
+        if is_empty:
+            self.purge_all()
+
+    @property
+    def topic(self):
+        return self.broker.topics[TOPIC]
+
+    @rule(acks=st.sampled_from(["primary", "fsync"]))
+    def move_to_the_engine(self, acks):
+        result, _ = self.apply(SetTopic(topic=TOPIC, **SETTINGS, engine="redis", acks=acks))
+        if self.stay is not None and not self.model.is_on_engine:
+            assert result.code == "moving"
+        else:
+            assert result.body["engine"] == "redis"
+            if self.stay is None:
+                self.stay = self.topic.engine.incarnation
+            self.model.is_on_engine, self.model.keeps = True, False
+            self.model.drop_finished()
+        self.end()
+
+    @rule()
+    def purge_more_often(self):
+        self.purge_all()
+
+    @rule(name=GROUPS)
+    def wait(self, name):
+        self.consume_as(name, 1, 60, 30, "", "n1")
+
+    @rule(name=GROUPS)
+    def finish_what_is_in_flight(self, name):
+        for entry in [e for e in self.model.groups.get(name, {}).values() if e.status == "flight"]:
+            self.ack(None, name, message_id(entry.number), entry.receipt)
+            self.end()
+
+    @precondition(lambda self: self.model.is_on_engine)
+    @rule()
+    def move_to_the_log(self):
+        self.apply(SetTopic(topic=TOPIC, **SETTINGS))
+        self.model.is_on_engine = False
+        self.end()
+
+    @precondition(lambda self: self.stay is not None)
+    @rule(wrong=st.sampled_from([0, 0, 1]))
+    def nothing_is_left_on_the_engine(self, wrong):
+        result, _ = self.apply(EngineLeft(topic=TOPIC, incarnation=self.stay + wrong))
+        assert result.body["left"] == (not wrong and not self.model.is_on_engine)
+        if result.body["left"]:
+            self.abandoned.append(self.stay)
+            self.stay = None
+        self.end()
+
+    @rule(data=st.data())
+    def keys_are_deleted(self, data):
+        named = data.draw(st.lists(st.sampled_from([*self.abandoned, 0]), max_size=3))
+        result, _ = self.apply(EngineForgotten(incarnations=named))
+        assert result.body["forgotten"] == len({*named} - {0})
+        self.abandoned = [one for one in self.abandoned if one not in named]
+        self.end()
+
+    @rule(really=st.integers(0, 3))
+    def delete_the_topic(self, really):
+        if really:
+            return
+        self.apply(DeleteTopic(topic=TOPIC))
+        for name in list(self.model.groups):
+            self.model.delete_group(name)
+        self.end()
+        self.abandoned += [] if self.stay is None else [self.stay]
+        self.stay = None
+        self.apply(PutTopic(topic=TOPIC, **SETTINGS))
+        self.model.numbers, self.model.published, self.model.keeps, self.model.is_on_engine = [], 0, False, False
+        self.end()
+
+    @invariant()
+    def the_log_stores_what_was_published_before_or_after(self):
+        assert self.topic.published == self.model.published
+
+    @invariant()
+    def no_consume_waits_for_what_the_engine_has(self):
+        for group in self.topic.groups.values():
+            assert not (group.waiters and group.goes_on_with_engine)
+
+    @invariant()
+    def the_engine_is_known(self):
+        is_on_engine = self.model.is_on_engine
+        assert self.topic.engine == (None if self.stay is None else EngineUse(self.stay, not is_on_engine))
+        assert self.topic.messages.settings.engine == ("redis" if is_on_engine else "raft")
+        assert self.broker.registry.abandoned == dict.fromkeys(self.abandoned, TOPIC)
+        assert self.stay is None or not self.topic.is_idle
+
+    @invariant()
+    def what_is_left_in_the_log_is_seen(self):
+        has_left = self.model.numbers or any(e.open for g in self.model.groups.values() for e in g.values())
+        expected = None if self.stay is None else "raft" if has_left else None
+        assert self.topic.moving_from == (expected if self.model.is_on_engine or self.stay is None else "redis")
+
+
+TestQueueThatMovesAgainstModel = QueueThatMovesAgainstModel.TestCase
+TestQueueThatMovesAgainstModel.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestQueueAgainstModel = QueueAgainstModel.TestCase
 TestQueueAgainstModel.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
