@@ -202,6 +202,22 @@ def test_dead_letters_move_to_the_dead_letter_topic(api):
     assert api.get("/queue/stats?topic=t")[1]["settings"]["dead_letter_topic"] == "dead"
 
 
+def test_settings_that_the_engine_redis_cannot_have_are_refused(api):
+    for wrong, refused in (
+        ({"engine": "redis", "keep_ms": 1000}, (409, "not_on_engine", "keep_ms")),
+        ({"engine": "redis", "dead_letter_topic": "dead"}, (409, "not_on_engine", "dead_letter_topic")),
+        ({"acks": "fsync"}, (400, "invalid", "acks")),
+        ({"engine": "etcd"}, (400, "invalid", "engine")),
+    ):
+        status, answer, _ = api.put("/queue/topic", topic="t", **wrong)
+        assert (status, answer["code"], answer["field"]) == refused
+    assert api.get("/queue/stats?topic=t")[1]["exists"] is False
+    for plain in ({}, {"max_attempts": 0}):
+        assert api.put("/queue/topic", topic="t", **plain)[1]["engine"] == "raft"
+    settings = api.get("/queue/stats?topic=t")[1]["settings"]
+    assert (settings["engine"], settings["acks"]) == ("raft", "primary")
+
+
 def test_stats(api):
     publish(api, 1, 2, 3)
     publish(api, 4, delay_ms=60_000)
