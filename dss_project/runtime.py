@@ -22,6 +22,7 @@ from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
 from dss_queue.engine_service import EngineService
 from dss_queue.idle_topics import IdleTopics
+from dss_queue.routing import Routing
 from dss_queue.subscribers import Subscribers
 from dss_raft import node_metrics, state_usage
 from dss_raft.audit_log import AuditLog
@@ -72,6 +73,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     Subscribers(node)
     IdleTopics(node)
     engine = EngineService(node, config.engine_url, config.engine_replicas_min)
+    Routing(node, engine)
     AuditLog(node)
     tokens = Tokens(node, guard.shared())
     FirstUsers(node, config)

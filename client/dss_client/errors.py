@@ -232,6 +232,12 @@ class NotSkippable(Refused):
     code = "not_skippable"
 
 
+class CrossesSlots(Refused):
+    """The messages of one call belong to several partitions of a topic on Valkey or Redis: publish them in separate calls."""
+
+    code = "crosses_slots"
+
+
 class NotOnEngine(Refused):
     """The engine of the topic cannot do this."""
 
@@ -330,6 +336,12 @@ class BackingStoreUnavailable(Refused):
     """The cache's backing store does not answer."""
 
     code = "memory_unavailable"
+
+
+class EngineAway(Refused):
+    """The topic is on Valkey or Redis, which the node does not reach. Topics in the log are not affected."""
+
+    code = "engine_away"
 
 
 #: These codes say that the call had no effect, and that another node, or the same one later, may carry it out.

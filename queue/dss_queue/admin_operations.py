@@ -8,10 +8,11 @@ from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_api.rights import OPERATE, Either, Every, queue
-from dss_queue import answers
+from dss_queue import answers, both_engines
 from dss_queue.core.commands import Purge, PutTopic, PutTopicRequest, Redrive, SetTopic, TopicSettings
 from dss_queue.core.engines import contradiction
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup, PutQueueSettings
+from dss_queue.routing import routing_of
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -26,6 +27,8 @@ async def put_topic(node: Node, request: PutTopicRequest, once: RequestId | None
     refused = contradiction(request)
     if refused is not None:
         return refused
+    if request.engine == "redis":
+        await routing_of(node).service.check_settings(request)
     if request.max_attempts and all(getattr(request, name) == default for name, default in _NEW_SETTINGS.items()):
         # All cluster versions know this command.
         fields = {name: getattr(request, name) for name in PutTopic.__struct_fields__}
@@ -34,27 +37,7 @@ async def put_topic(node: Node, request: PutTopicRequest, once: RequestId | None
     return await node.submit(SetTopic(**{name: getattr(request, name) for name in request.__struct_fields__}), once=once)
 
 
-async def delete_topic(node: Node, request: DeleteTopic, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
-
-
-async def put_group(node: Node, request: PutGroup, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
-
-
-async def delete_group(node: Node, request: DeleteGroup, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
-
-
 async def put_settings(node: Node, request: PutQueueSettings, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
-
-
-async def redrive(node: Node, request: Redrive, once: RequestId | None = None) -> Result:
-    return await node.submit(request, once=once)
-
-
-async def purge(node: Node, request: Purge, once: RequestId | None = None) -> Result:
     return await node.submit(request, once=once)
 
 
@@ -76,19 +59,19 @@ OPERATIONS: tuple[Operation, ...] = (
             "`create_topics` of `PUT /queue/settings` is false. With `dead_letter_topic`, dead letters are published to this topic; "
             "their headers `dss-dead-…` say where they come from.\n\n`engine` says where the messages are: in the replicated log "
             "(`raft`), or on Valkey or Redis (`redis`). With another engine than before, also by leaving it out, the topic moves: what "
-            "is there is delivered first, and new messages go to the new engine. A topic that still moves back to the log refuses "
-            "`redis` with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
+            "is there is delivered first, and new messages go to the new engine. A topic that still moves cannot go back: that is "
+            "refused with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
         ),
         tag="Queue",
         example={"topic": "example/orders", "max_attempts": 20, "backoff_ms": 1000},
-        problems=("not_on_engine", "moving"),
+        problems=("not_on_engine", "moving", "engine_away"),
     ),
     Operation(
         name="queue.topic_delete",
         method="DELETE",
         path="/queue/topic",
         request=DeleteTopic,
-        handle=delete_topic,
+        handle=both_engines.delete_topic,
         answer=answers.TopicDeletedAnswer,
         takes_request_id=True,
         needs=Either((OPERATE, queue("manage", "topic"))),
@@ -105,7 +88,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="PUT",
         path="/queue/group",
         request=PutGroup,
-        handle=put_group,
+        handle=both_engines.put_group,
         answer=answers.GroupAnswer,
         takes_request_id=True,
         needs=Either((queue("consume", "topic"), queue("manage", "topic"))),
@@ -117,14 +100,14 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders", "group": "billing", "start": "now"},
-        problems=("not_found",),
+        problems=("not_found", "not_on_engine", "engine_away"),
     ),
     Operation(
         name="queue.group_delete",
         method="DELETE",
         path="/queue/group",
         request=DeleteGroup,
-        handle=delete_group,
+        handle=both_engines.delete_group,
         answer=answers.GroupDeletedAnswer,
         takes_request_id=True,
         needs=Either((OPERATE, queue("manage", "topic"))),
@@ -136,6 +119,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders", "group": "billing"},
+        problems=("engine_away",),
     ),
     Operation(
         name="queue.settings",
@@ -159,7 +143,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="POST",
         path="/queue/redrive",
         request=Redrive,
-        handle=redrive,
+        handle=both_engines.redrive,
         answer=answers.RedriveAnswer,
         takes_request_id=True,
         needs=Either((OPERATE, queue("manage", "topic"))),
@@ -167,13 +151,14 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Returns all dead letters of the group, or `msg_id` only. Their attempts start again at zero.",
         tag="Queue",
         example={"topic": "example/orders", "group": "billing"},
+        problems=("engine_away",),
     ),
     Operation(
         name="queue.purge",
         method="POST",
         path="/queue/purge",
         request=Purge,
-        handle=purge,
+        handle=both_engines.purge,
         answer=answers.PurgeAnswer,
         takes_request_id=True,
         needs=Either((OPERATE, queue("manage", "topic"))),
@@ -181,5 +166,6 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Deletes all messages, including those in flight; with `dead`, the dead letters of `group` or of every group instead.",
         tag="Queue",
         example={"topic": "example/orders"},
+        problems=("engine_away",),
     ),
 )

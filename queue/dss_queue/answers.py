@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -12,6 +12,18 @@ from dss_queue.core.commands import Acks, Engine, TopicSettings
 
 #: As published; null: none. Stored and sent as JSON text, like `value`.
 Headers = Annotated[Any, msgspec.Meta(extra_json_schema={"type": ["object", "null"], "additionalProperties": {"type": "string"}})]
+
+#: Where the call took effect: on the disks of a majority of the nodes, or on Valkey or Redis, as the topic's `acks` says.
+Durability = Literal["replicated-log", "redis"]
+#: Null: the call took effect on the engine `redis`, which has no such index.
+EngineIndex = RaftIndex | None
+
+
+class MessageAnswer(Answer, kw_only=True):
+    """Base of the answers to calls on messages, which either engine can carry out."""
+
+    #: what carried it out: `replicated-log`, or `redis` (for an ack of messages of both)
+    durability: Durability = "replicated-log"
 
 
 class Published(Part):
@@ -23,7 +35,7 @@ class Published(Part):
     created: bool | UnsetType = UNSET
 
 
-class PublishAnswer(Answer, kw_only=True):
+class PublishAnswer(MessageAnswer, kw_only=True):
     #: with `messages` in the call, the answer has only this list
     msg_id: str | UnsetType = UNSET
     partition: int | UnsetType = UNSET
@@ -31,7 +43,7 @@ class PublishAnswer(Answer, kw_only=True):
     #: true: the topic did not exist, and has been created with the default settings; from cluster version 5 on
     created: bool | UnsetType = UNSET
     messages: list[Published] | UnsetType = UNSET
-    index: RaftIndex
+    index: EngineIndex
 
 
 class Delivered(Part, kw_only=True):
@@ -53,7 +65,7 @@ class Delivered(Part, kw_only=True):
     published_ms: int
 
 
-class ConsumeAnswer(Answer, kw_only=True):
+class ConsumeAnswer(MessageAnswer, kw_only=True):
     #: null: there was no message
     msg_id: str | UnsetType | None = UNSET
     value: Any = UNSET
@@ -70,7 +82,7 @@ class ConsumeAnswer(Answer, kw_only=True):
     messages: list[Delivered] | UnsetType = UNSET
     #: why there was no message: no_messages, all_in_flight, delayed, key_blocked
     empty_reason: str | UnsetType = UNSET
-    index: RaftIndex
+    index: EngineIndex
 
 
 class AckResult(Part):
@@ -80,7 +92,7 @@ class AckResult(Part):
     code: str | UnsetType = UNSET
 
 
-class AckAnswer(Answer, kw_only=True):
+class AckAnswer(MessageAnswer, kw_only=True):
     #: false: it was already acked, or with `msg_ids`: not all of them were acked
     acked: bool
     #: with `publish`
@@ -89,22 +101,31 @@ class AckAnswer(Answer, kw_only=True):
     released: list[bool] | UnsetType = UNSET
     #: with `msg_ids`
     results: list[AckResult] | UnsetType = UNSET
-    index: RaftIndex
+    index: EngineIndex
 
 
-class NackAnswer(Answer, kw_only=True):
+class NackAnswer(MessageAnswer, kw_only=True):
     #: false: the message was not in flight
     nacked: bool
     #: it went to the dead letters
     dead: bool
-    index: RaftIndex
+    index: EngineIndex
 
 
-class ExtendAnswer(Answer, kw_only=True):
+class ExtendAnswer(MessageAnswer, kw_only=True):
     msg_id: str
     #: with `visibility_ms: 0` in the call: now
     visible_until_ms: int
-    index: RaftIndex
+    index: EngineIndex
+
+
+class EngineState(Part):
+    """Whether this node reaches the servers that a topic's messages are on."""
+
+    #: `ready`; otherwise the numbers are those of the log only: `none`, `connecting`, `away` or `unfit`
+    state: Literal["none", "connecting", "ready", "away", "unfit"]
+    #: why it is not ready
+    detail: str
 
 
 class TopicStats(Part):
@@ -117,6 +138,8 @@ class TopicStats(Part):
     group_count: int
     #: the engine that the topic leaves, while something is left to deliver there
     moving_from: Engine | UnsetType = UNSET
+    #: of a topic with messages on the engine `redis`
+    engine: EngineState | UnsetType = UNSET
     #: with `topics` in the call
     settings: TopicSettings | UnsetType = UNSET
     #: with `topics` in the call: messages that are ready for its `group`
@@ -159,6 +182,8 @@ class StatsAnswer(Answer, kw_only=True):
     group_count: int | UnsetType = UNSET
     #: the engine that the topic leaves, while something is left to deliver there
     moving_from: Engine | UnsetType = UNSET
+    #: of a topic with messages on the engine `redis`
+    engine: EngineState | UnsetType = UNSET
     exists: bool | UnsetType = UNSET
     expired: int | UnsetType = UNSET
     #: over ten seconds

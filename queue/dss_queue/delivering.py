@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,15 +13,29 @@ from dss_queue.answers import Delivered
 from dss_queue.core import inspection
 
 
-def count_delivered(counters: metrics.TopicCounters, messages: list[dict[str, Any]]) -> None:
-    """Count the messages that one consume got."""
-    if not messages:
+def count_delivered(counters: metrics.TopicCounters, messages: Sequence[Mapping[str, Any]]) -> None:
+    """Count the messages that one consume got from the log."""
+    first = (one["delivered_ms"] - one["published_ms"] for one in messages if one["attempt"] == 1)
+    _count(counters, len(messages), first)
+
+
+def count_structs(counters: metrics.TopicCounters, messages: Sequence[Delivered]) -> None:
+    """Count the messages that one consume or subscription got."""
+    _count(counters, len(messages), (one.delivered_ms - one.published_ms for one in messages if one.attempt == 1))
+
+
+def _count(counters: metrics.TopicCounters, count: int, first_waits_ms: Iterable[int]) -> None:
+    """
+    Args:
+        first_waits_ms: how long those that were delivered for the first time had waited.
+    """
+    if not count:
         counters.consumed("empty")
         return
-    counters.consumed("message", len(messages))
-    waited_ms = Counter(one["delivered_ms"] - one["published_ms"] for one in messages if one["attempt"] == 1)
+    counters.consumed("message", count)
+    waited_ms = Counter(first_waits_ms)
     metrics.observe_each_ms(metrics.queue_deliver_seconds, waited_ms)
-    again = len(messages) - waited_ms.total()
+    again = count - waited_ms.total()
     if again:
         counters.redelivered.inc(again)
 

@@ -14,7 +14,7 @@ from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_api.rights import READ, Either, Every, locks, queue
-from dss_queue import answers, metrics, push
+from dss_queue import answers, both_engines, engine_endings, metrics, push
 from dss_queue.admin_operations import OPERATIONS as ADMIN_OPERATIONS
 from dss_queue.config import config_of
 from dss_queue.core import inspection
@@ -38,9 +38,11 @@ from dss_queue.core.commands import (
     StatsQuery,
 )
 from dss_queue.core.partitions import ring
-from dss_queue.delivering import count_delivered, delivered
+from dss_queue.delivering import count_delivered, count_structs, delivered
+from dss_queue.routing import ON_ENGINE, routing_of, uses_engine
 
 if TYPE_CHECKING:
+    from dss_queue.redis_engine.engine import Answer
     from dss_raft.node import Node
 
 _headers = msgspec.json.Encoder()
@@ -52,15 +54,32 @@ _ACK_FIELDS = AckFields.__struct_fields__
 
 
 async def publish(node: Node, request: PublishRequest, once: RequestId | None = None) -> Result | answers.PublishAnswer:
-    """Store messages. Answered when they are on the disks of a majority."""
+    """Store messages. Answered when they are on the disks of a majority, or on the engine `redis`."""
     several = request.messages is not None
     requests: Sequence[MessageRequest | PublishRequest] = request.messages if request.messages is not None else (request,)
     messages = [_new_message(node, request.topic, one) for one in requests]
-    result = await node.submit(Publish(messages=messages), once=once)
+    command = Publish(messages=messages)
+    if not uses_engine(node, request.topic):
+        result = await node.submit(command, once=once)
+        if result.code != ON_ENGINE:
+            return _published_in_log(request.topic, result, several)
+    stored = await routing_of(node).publish(command, once)
+    if isinstance(stored, Result):
+        return _published_in_log(request.topic, stored, several)
+    metrics.of_topic(request.topic).published.inc(sum(not one.duplicate for one in stored))
+    if several:
+        return answers.PublishAnswer(messages=stored, durability="redis", index=None)
+    (one,) = stored
+    return answers.PublishAnswer(
+        msg_id=one.msg_id, partition=one.partition, duplicate=one.duplicate, durability="redis", index=None
+    )
+
+
+def _published_in_log(topic: str, result: Result, several: bool) -> Result | answers.PublishAnswer:
     if result.code:
         return result
     published = result.body["messages"]
-    metrics.of_topic(request.topic).published.inc(sum(not one["duplicate"] for one in published))
+    metrics.of_topic(topic).published.inc(sum(not one["duplicate"] for one in published))
     if several:
         return answers.PublishAnswer(messages=[answers.Published(**one) for one in published], index=result.index)
     return answers.PublishAnswer(**published[0], index=result.index)
@@ -97,13 +116,21 @@ async def consume(node: Node, request: ConsumeRequest, once: RequestId | None = 
     command = Consume(**fields) if request.max_per_key == 1 else ConsumeRuns(**fields, max_per_key=request.max_per_key)
     counters = metrics.of_topic(request.topic)
     try:
-        result = await node.submit(command, wait_ms=request.timeout_ms, once=once)
+        if uses_engine(node, request.topic):
+            taken = await routing_of(node).take(command, once)
+        else:
+            taken = await node.submit(command, wait_ms=request.timeout_ms, once=once)
+            if taken.code == ON_ENGINE:
+                taken = await routing_of(node).take(command, once)
     except asyncio.CancelledError:
         counters.consumed("cancelled")
         raise
     except Refused:
         counters.consumed("failed")
         raise
+    if not isinstance(taken, Result):
+        return _consumed_on_engine(request, taken, counters)
+    result = taken
     if result.code:
         counters.consumed("refused")
         return result
@@ -132,6 +159,18 @@ async def consume(node: Node, request: ConsumeRequest, once: RequestId | None = 
     )
 
 
+def _consumed_on_engine(request: ConsumeRequest, taken: Answer, counters: metrics.TopicCounters) -> answers.ConsumeAnswer:
+    messages = taken.messages
+    count_structs(counters, messages)
+    empty_reason = taken.empty_reason if not messages else UNSET
+    if request.max_messages is not None:
+        return answers.ConsumeAnswer(messages=messages, empty_reason=empty_reason, durability="redis", index=None)
+    if not messages:
+        return answers.ConsumeAnswer(msg_id=None, value=None, empty_reason=empty_reason, durability="redis", index=None)
+    (message,) = messages
+    return answers.ConsumeAnswer(**msgspec.structs.asdict(message), durability="redis", index=None)
+
+
 async def give_back(node: Node, request: ConsumeRequest, answer: answers.ConsumeAnswer) -> None:
     """The client disconnected before it was answered: its messages go back to the group immediately."""
     if answer.messages is not UNSET:
@@ -151,33 +190,52 @@ async def ack(node: Node, request: AckRequest, once: RequestId | None = None) ->
     """Finish messages. A repeat has no effect."""
     fields = {name: getattr(request, name) for name in _ACK_FIELDS}
     publish = [_new_message(node, one.topic, one) for one in request.publish or ()]
-    result = await node.submit(Ack(**fields, publish=publish, release=request.release or []), once=once)
+    command = Ack(**fields, publish=publish, release=request.release or [])
+    msg_ids = request.msg_ids or (request.msg_id or "",)
+    if uses_engine(node, request.topic):
+        result = await engine_endings.ack(routing_of(node), command, once)
+    else:
+        result = await node.submit(command, once=once)
+        if result.code == ON_ENGINE:
+            return engine_endings.needs_log("publish", result.body["topic"])
+        if not result.body.get("acked") and engine_endings.are_of_engine(msg_ids) and uses_engine(node, request.topic):
+            # This node did not know yet that the topic is there.
+            result = await engine_endings.ack(routing_of(node), command)
+    push.settled(node, request.topic, request.group, msg_ids)
+    if not isinstance(result, Result):
+        return result
     for message, published in zip(publish, result.body.get("published", ()), strict=False):
         if not published["duplicate"]:
             metrics.of_topic(message.topic).published.inc()
-    push.settled(node, request.topic, request.group, request.msg_ids or (request.msg_id or "",))
     if result.code or len(result.body) > 1:
         return result
     return answers.AckAnswer(acked=result.body["acked"], index=result.index)
 
 
-async def nack(node: Node, request: Nack, once: RequestId | None = None) -> Result:
-    result = await node.submit(request, once=once)
+async def nack(node: Node, request: Nack, once: RequestId | None = None) -> Result | answers.NackAnswer:
+    result = await engine_endings.on_its_engine(node, request, once, engine_endings.nack)
     push.settled(node, request.topic, request.group, (request.msg_id,))
     return result
 
 
-async def extend(node: Node, request: ExtendRequest, once: RequestId | None = None) -> Result:
+async def extend(node: Node, request: ExtendRequest, once: RequestId | None = None) -> Result | answers.ExtendAnswer:
     fields: dict[str, Any] = {name: getattr(request, name) for name in DeliveryFields.__struct_fields__}
     if request.visibility_ms:
-        return await node.submit(Extend(**fields, visibility_ms=request.visibility_ms), once=once)
-    result = await node.submit(Nack(**fields, delay_ms=0), once=once)
-    if result.code:
-        return result
-    if not result.body["nacked"]:
-        return Result({"detail": NOT_IN_FLIGHT, "msg_ids": [request.msg_id]}, "stale_receipt", result.index)
+        command = Extend(**fields, visibility_ms=request.visibility_ms)
+        return await engine_endings.on_its_engine(node, command, once, engine_endings.extend)
+    result = await engine_endings.on_its_engine(node, Nack(**fields, delay_ms=0), once, engine_endings.nack)
+    if isinstance(result, Result):
+        if result.code:
+            return result
+        answer = answers.NackAnswer(**result.body, index=result.index)
+    else:
+        answer = result
+    if not answer.nacked:
+        return Result({"detail": NOT_IN_FLIGHT, "msg_ids": [request.msg_id]}, "stale_receipt", answer.index or 0)
     push.settled(node, request.topic, request.group, (request.msg_id,))
-    return Result({"msg_id": request.msg_id, "visible_until_ms": node.now_ms()}, "", result.index)
+    return answers.ExtendAnswer(
+        msg_id=request.msg_id, visible_until_ms=node.now_ms(), durability=answer.durability, index=answer.index
+    )
 
 
 # ------------------------------------------------------------------ queries
@@ -186,18 +244,27 @@ async def extend(node: Node, request: ExtendRequest, once: RequestId | None = No
 async def stats(node: Node, request: StatsQuery) -> Result:
     if request.consistency == "linearizable":
         await node.read_index()
+    broker, now_ms = _broker(node), node.now_ms()
     if request.topics is not None:
-        return Result(inspection.stats_of(_broker(node), request.topics, request.group, node.now_ms()))
-    return Result(inspection.stats(_broker(node), request.topic, node.now_ms()))
+        answer = inspection.stats_of(broker, request.topics, request.group, now_ms)
+    else:
+        answer = inspection.stats(broker, request.topic, now_ms)
+    lines = answer.get("topics", [answer])
+    on_engine = [line for line in lines if uses_engine(node, line["topic"])]
+    if on_engine:
+        await both_engines.add_statistics(node, on_engine, request.group)
+    return Result(answer)
 
 
-async def peek(node: Node, request: PeekQuery) -> Result:
+async def peek(node: Node, request: PeekQuery) -> Result | answers.PeekAnswer:
     if request.consistency == "linearizable":
         await node.read_index()
     lines = inspection.peek(_broker(node), request, node.now_ms())
     for line in lines:
         line["value"] = msgspec.Raw(line["value"])
         line["headers"] = inspection.json_text(line["headers"])
+    if uses_engine(node, request.topic):
+        return answers.PeekAnswer(messages=await both_engines.peek(node, request, lines))
     return Result({"messages": lines})
 
 
@@ -223,7 +290,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders", "value": {"order": 42}, "key": "customer-7"},
-        problems=("too_large", "not_found"),
+        problems=("too_large", "not_found", "crosses_slots", "engine_away"),
     ),
     Operation(
         name="queue.consume",
@@ -245,7 +312,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders", "group": "billing", "timeout_ms": 1000},
-        problems=("not_found",),
+        problems=("not_found", "engine_away"),
     ),
     Operation(
         name="queue.ack",
@@ -270,7 +337,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders", "group": "billing", "msg_id": "12-0"},
-        problems=("stale_receipt", "not_holder", "too_large", "not_found"),
+        problems=("stale_receipt", "not_holder", "too_large", "not_found", "not_on_engine", "engine_away"),
     ),
     Operation(
         name="queue.nack",
@@ -288,7 +355,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders", "group": "billing", "msg_id": "12-0", "delay_ms": 5000},
-        problems=("stale_receipt",),
+        problems=("stale_receipt", "engine_away"),
     ),
     Operation(
         name="queue.extend",
@@ -306,7 +373,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders", "group": "billing", "msg_id": "12-0", "visibility_ms": 15000},
-        problems=("stale_receipt",),
+        problems=("stale_receipt", "engine_away"),
     ),
     Operation(
         name="queue.stats",
@@ -341,6 +408,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="Queue",
         example={"topic": "example/orders"},
+        problems=("engine_away",),
     ),
     *ADMIN_OPERATIONS,
 )

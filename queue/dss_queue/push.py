@@ -7,30 +7,32 @@ replicated group, and nothing on this node. `subscribers.py` knows what it holds
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dss_api.errors import Refused
 from dss_api.fields import WAIT_MS_MAX
 from dss_api.operation import Subscription
 from dss_api.result import Result
 from dss_api.rights import queue
+from dss_queue import engine_endings
 from dss_queue.answers import Delivered
 from dss_queue.config import config_of
 from dss_queue.core.commands import Consume, GiveBack, Subscribe
-from dss_queue.delivering import count_delivered, delivered
+from dss_queue.delivering import count_structs, delivered
 from dss_queue.metrics import of_topic
+from dss_queue.routing import ON_ENGINE, routing_of, uses_engine
 from dss_queue.subscribers import SERVICE, Subscribers
 
 if TYPE_CHECKING:
     from dss_api.operation import Feed
+    from dss_queue.redis_engine.engine import Answer
     from dss_raft.node import Node
 
-#: Refusals of a consume while the cluster has no leader. The subscription continues.
-TEMPORARY = frozenset(("no_leader", "no_quorum", "unknown_outcome"))
-#: After such a refusal. Most come after a deadline, but a subscription must not try again without end and without a pause.
-PAUSE_S = 0.1
+#: How long a subscription pauses after a refusal of a consume with which it continues: while the cluster has no leader, or the engine
+#: is away. Most come after a deadline, but a subscription must not try again without end and without a pause.
+PAUSES_S = {"no_leader": 0.1, "no_quorum": 0.1, "unknown_outcome": 0.1, "engine_away": 1.0}
 #: While the queue is full, no consume waits. The subscription asks this often for messages that are ready.
 FULL_PAUSE_S = 1.0
 
@@ -61,42 +63,58 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                     create=not group_exists,
                 )
                 try:
-                    result = await subscriber.pull(node.submit(command, wait_ms=WAIT_MS_MAX))
+                    result = await subscriber.pull(_consume(node, command))
                 except Refused as refusal:
-                    if refusal.code not in TEMPORARY:
+                    if refusal.code not in PAUSES_S:
                         raise
-                    await asyncio.sleep(PAUSE_S)
+                    await asyncio.sleep(PAUSES_S[refusal.code])
                     continue
                 if result is None:
                     continue
-                if result.code == "over_limit" and group_exists:
-                    await asyncio.sleep(FULL_PAUSE_S)
-                    continue
-                if result.code:
-                    return result
+                if isinstance(result, Result):
+                    if result.code == ON_ENGINE:
+                        continue
+                    if result.code == "over_limit" and group_exists:
+                        await asyncio.sleep(FULL_PAUSE_S)
+                        continue
+                    if result.code:
+                        return result
+                    messages = [delivered(message) for message in result.body["messages"]]
+                else:
+                    messages = result.messages
                 group_exists = True
-                messages = result.body["messages"]
                 if not await subscriber.is_there(messages):
-                    receipts = {message["msg_id"]: message["receipt"] for message in messages}
-                    await give_back(node, request.topic, request.group, receipts)
+                    await give_back(node, request.topic, request.group, {one.msg_id: one.receipt for one in messages})
                     continue
                 subscriber.take(messages)
                 if messages:
-                    count_delivered(counters, messages)
+                    count_structs(counters, messages)
                 for message in messages:
-                    feed.push(delivered(message))
+                    feed.push(message)
         finally:
             await give_back(
                 node, request.topic, request.group, {msg_id: held.receipt for msg_id, held in subscriber.held.items()}
             )
 
 
+def _consume(node: Node, command: Consume) -> Coroutine[Any, Any, Result | Answer]:
+    if uses_engine(node, command.topic):
+        return routing_of(node).take(command)
+    return node.submit(command, wait_ms=command.timeout_ms)
+
+
 async def give_back(node: Node, topic: str, group: str, receipts: dict[str, str]) -> None:
-    """Return deliveries to the group; they do not count as attempts. Without a majority, they come back after their visibility timeout.
+    """Return deliveries to the group; they do not count as attempts. Without a majority, or without the engine that has them, they come
+    back after their visibility timeout.
 
     Args:
         receipts: by msg_id.
     """
+    of_engine = {msg_id: receipt for msg_id, receipt in receipts.items() if msg_id.startswith(engine_endings.MARK)}
+    if of_engine:
+        with suppress(Refused):
+            await engine_endings.give_back(routing_of(node), topic, group, of_engine)
+        receipts = {msg_id: receipt for msg_id, receipt in receipts.items() if msg_id not in of_engine}
     if receipts:
         with suppress(Refused):
             await node.submit(GiveBack(topic=topic, group=group, msg_ids=list(receipts), receipts=list(receipts.values())))

@@ -1,7 +1,9 @@
 """The messages that this node's subscriptions hold, and whether their clients are alive.
 
 A subscription holds up to `credit` unfinished messages. An ack or nack at this node makes room immediately. One at another node, or a
-visibility timeout, is noticed at this node's next tick by subscriptions that are full, and at the next probe by others.
+visibility timeout, is noticed at this node's next tick by subscriptions that are full, and at the next probe by others. The state of this
+node does not have what is on the engine `redis`: a subscription asks the engine, after a call at this node, and at most once a second by
+itself.
 
 A client whose host has vanished never closes its connection. While a subscription holds messages, it is probed four times in each
 visibility timeout: a client from which nothing came since the last probe gets a ping. If it answers neither this ping nor the next
@@ -12,28 +14,36 @@ does not count as an attempt. The same happens after a message has timed out, un
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import structlog
 
 from dss_api.errors import Refused
 from dss_api.liveness import Liveness
-from dss_api.result import Result
+from dss_api.supervised import Tasks
+from dss_queue import engine_endings
+from dss_queue.answers import Delivered
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import MarkReceived, Subscribe
 from dss_queue.core.group import Group
 from dss_queue.core.records import message_number, receipt_of
+from dss_queue.engine_endings import MARK
+from dss_queue.routing import routing_of
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
+
+T = TypeVar("T")
 
 log = structlog.get_logger("queue")
 
 SERVICE = "queue-subscribers"
 PROBES_PER_VISIBILITY = 4
 PROBE_S_MIN = 0.01
+#: A subscription asks the engine about its messages at most this often, besides after calls at this node.
+ENGINE_LOOK_S = 1.0
 #: A client that has answered none of this many probes is silent.
 PROBES_MISSED_MAX = 2
 
@@ -44,6 +54,8 @@ class Held(NamedTuple):
     receipt: str
     #: `Liveness.signs` when it was pushed
     signs: int
+    #: loop time at which its visibility timeout is over, unless it was extended
+    due_s: float
 
 
 class Subscribers:
@@ -55,6 +67,8 @@ class Subscribers:
         self._by_group: dict[tuple[str, str], dict[Subscriber, None]] = {}
         self._full: dict[Subscriber, None] = {}
         self._marking: set[asyncio.Task[None]] = set()
+        #: questions to the engine
+        self.asking = Tasks()
         node.on_upkeep(self._check_full)
         node.services[SERVICE] = self
 
@@ -77,7 +91,7 @@ class Subscribers:
     def settled(self, topic: str, group: str, msg_ids: Iterable[str]) -> None:
         """Deliveries may have ended through a call at this node."""
         for subscriber in self._by_group.get((topic, group), ()):
-            subscriber.drop_settled(msg_ids)
+            subscriber.settled(msg_ids)
 
     def group(self, topic: str, group: str) -> Group | None:
         """The group in the replicated state."""
@@ -113,7 +127,8 @@ class Subscriber:
         self._request = request
         self._liveness = liveness
         self._loop = asyncio.get_running_loop()
-        self._probe_s = max(visibility_ms / 1000 / PROBES_PER_VISIBILITY, PROBE_S_MIN)
+        self._visibility_s = visibility_ms / 1000
+        self._probe_s = max(self._visibility_s / PROBES_PER_VISIBILITY, PROBE_S_MIN)
         #: by msg_id
         self.held: dict[str, Held] = {}
         #: of `held`, those that the group knows as not received
@@ -121,11 +136,16 @@ class Subscriber:
         self._is_silent = False
         self._probes_missed = 0
         self._signs = 0
+        #: messages about which the engine is to be asked; True: because of a call at this node
+        self._to_ask: dict[str, bool] = {}
+        self._is_asking = False
+        #: loop time before which the engine is asked only because of calls
+        self._ask_again_s = 0.0
         self._probe_timer: asyncio.TimerHandle | None = None
         #: set while there is room and the client is not silent
         self._may_pull = asyncio.Event()
         self._may_pull.set()
-        self._pulling: asyncio.Task[Result] | None = None
+        self._pulling: asyncio.Task[Any] | None = None
 
     # ------------------------------------------------------------------- pulling
 
@@ -134,9 +154,10 @@ class Subscriber:
         await self._may_pull.wait()
         return self._request.credit - len(self.held)
 
-    async def pull(self, call: Coroutine[Any, Any, Result]) -> Result | None:
+    async def pull(self, call: Coroutine[Any, Any, T]) -> T | None:
         """Make a call that waits for messages. None: it was cancelled, because the client is silent."""
-        pulling = self._pulling = asyncio.create_task(call)
+        pulling: asyncio.Task[T] = asyncio.create_task(call)
+        self._pulling = pulling
         try:
             return await pulling
         except asyncio.CancelledError:
@@ -147,12 +168,12 @@ class Subscriber:
         finally:
             self._pulling = None
 
-    async def is_there(self, messages: list[dict[str, Any]]) -> bool:
+    async def is_there(self, messages: Sequence[Delivered]) -> bool:
         """Whether the client may get these messages. It is probed first if one of them has just timed out, or if it is silent."""
-        if not self._liveness.can_ping or not (self._is_silent or any(one["msg_id"] in self.held for one in messages)):
+        if not self._liveness.can_ping or not (self._is_silent or any(one.msg_id in self.held for one in messages)):
             return True
         for message in messages:
-            self.held.pop(message["msg_id"], None)
+            self.held.pop(message.msg_id, None)
         self._fall_silent()
         try:
             async with asyncio.timeout(self._probe_s):
@@ -161,29 +182,68 @@ class Subscriber:
             return False
         return True
 
-    def take(self, messages: list[dict[str, Any]]) -> None:
+    def take(self, messages: Sequence[Delivered]) -> None:
         """These messages are pushed now."""
-        signs = self._liveness.signs
+        signs, due_s = self._liveness.signs, self._loop.time() + self._visibility_s
         for message in messages:
-            self.held[message["msg_id"]] = Held(message["receipt"], signs)
+            self.held[message.msg_id] = Held(message.receipt, signs, due_s)
         if self._probe_timer is None and self._liveness.can_ping:
             self._signs, self._probes_missed = signs, 0
             self._probe_timer = self._loop.call_later(self._probe_s, self._probe)
         self._update()
 
-    def drop_settled(self, msg_ids: Iterable[str]) -> list[str]:
-        """Forget those of these messages that it no longer holds. Returns them."""
+    def settled(self, msg_ids: Iterable[str]) -> None:
+        """Deliveries of these messages may have ended through a call at this node."""
+        of_engine = {msg_id: True for msg_id in msg_ids if msg_id in self.held and msg_id.startswith(MARK)}
+        if of_engine:
+            self._ask_engine(of_engine)
+        self._drop_settled(msg_ids)
+
+    def _drop_settled(self, msg_ids: Iterable[str]) -> list[str]:
+        """Forget those of these messages that it no longer holds, as this node knows. Returns them."""
         group = self._subscribers.group(self._request.topic, self._request.group)
         dropped = []
         for msg_id in msg_ids:
             held = self.held.get(msg_id)
-            if held is not None and not _is_in_flight(group, msg_id, held.receipt):
-                del self.held[msg_id]
-                self._marked.pop(msg_id, None)
+            if held is not None and not msg_id.startswith(MARK) and not _is_in_flight(group, msg_id, held.receipt):
+                self._drop(msg_id)
                 dropped.append(msg_id)
         if dropped:
             self._update()
         return dropped
+
+    def _drop(self, msg_id: str) -> None:
+        del self.held[msg_id]
+        self._marked.pop(msg_id, None)
+
+    def _ask_engine(self, msg_ids: dict[str, bool]) -> None:
+        self._to_ask.update(msg_ids)
+        if not self._is_asking:
+            self._is_asking = True
+            self._subscribers.asking.spawn("engine", self._drop_ended())
+
+    async def _drop_ended(self) -> None:
+        """Forget the messages that it no longer holds, as the engine says."""
+        topic, group = self._request.topic, self._request.group
+        try:
+            while self._to_ask:
+                asked, self._to_ask = self._to_ask, {}
+                now, held = self._loop.time(), {msg_id: self.held[msg_id] for msg_id in asked if msg_id in self.held}
+                receipts = {msg_id: one.receipt for msg_id, one in held.items()}
+                is_overdue = any(one.due_s <= now for one in held.values())
+                ended = await engine_endings.ended(routing_of(self._subscribers.node), topic, group, receipts, is_overdue)
+                for msg_id in ended:
+                    if self.held.get(msg_id) is held[msg_id]:
+                        self._drop(msg_id)
+                self._update()
+                by_themselves = [msg_id for msg_id in ended if not asked[msg_id]]
+                if await engine_endings.are_unfinished(routing_of(self._subscribers.node), topic, group, by_themselves):
+                    self._fall_silent()
+        except Refused:
+            # The engine is away.
+            return
+        finally:
+            self._is_asking = False
 
     def _update(self) -> None:
         is_full = len(self.held) >= self._request.credit
@@ -197,7 +257,10 @@ class Subscriber:
 
     def notice_ends(self) -> None:
         """Forget deliveries that ended without a call at this node. After a timeout, the client gets more only after a sign of life."""
-        dropped = self.drop_settled(list(self.held))
+        if self._loop.time() >= self._ask_again_s and (of_engine := {id: False for id in self.held if id.startswith(MARK)}):
+            self._ask_again_s = self._loop.time() + ENGINE_LOOK_S
+            self._ask_engine(of_engine)
+        dropped = self._drop_settled(list(self.held))
         group = self._subscribers.group(self._request.topic, self._request.group)
         if any(_has_come_back(group, msg_id) for msg_id in dropped):
             self._fall_silent()
@@ -222,7 +285,11 @@ class Subscriber:
             self._liveness.ping()
             return
         self._fall_silent()
-        unheard = {id: one.receipt for id, one in self.held.items() if one.signs == self._liveness.signs}
+        unheard = {
+            id: one.receipt
+            for id, one in self.held.items()
+            if one.signs == self._liveness.signs and not id.startswith(MARK)  # the engine has no such mark
+        }
         self._mark({id: receipt for id, receipt in unheard.items() if not self._is_marked(id)}, False)
         self._marked.update(unheard)
 

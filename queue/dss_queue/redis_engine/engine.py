@@ -29,7 +29,7 @@ from dss_queue.redis_engine.endings import Endings, for_deliveries
 from dss_queue.redis_engine.errors import Closed, NoGroup, NotOpen
 from dss_queue.redis_engine.keys import HANDOUTS, group_keys, partition_keys
 from dss_queue.redis_engine.lifecycle import GroupsInLog, Lifecycle
-from dss_queue.redis_engine.messages import CLOSED, Consumed, consumed
+from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT, Consumed, consumed
 from dss_queue.redis_engine.polls import Polls
 from dss_queue.redis_engine.servers import Servers
 from dss_queue.redis_engine.wakeups import Wakeups
@@ -38,8 +38,6 @@ from dss_queue.redis_engine.wakeups import Wakeups
 PARTITION_MESSAGES_MAX = 50_000_000
 #: Groups whose waits are remembered; those that were used last.
 POLLS_MAX = 4096
-#: Before the attempt_ids that the engine makes up; clients cannot send it.
-OWN_ATTEMPT = "\x00"
 
 
 class Answer(NamedTuple):
@@ -101,7 +99,7 @@ class RedisEngine(Endings):
             Closed: nothing is stored, the topic has left the engine.
         """
         _check(settings)
-        partition = self._partition_of(new)
+        partition = self._partition_of(new, token)
         arguments = (
             token or self._token(),
             -(-settings.max_bytes // self.partitions),
@@ -127,8 +125,8 @@ class RedisEngine(Endings):
             for place in range(1, len(new) + 1)
         ]
 
-    def _partition_of(self, new: Sequence[NewMessage]) -> int:
-        """The one partition of all these messages."""
+    def _partition_of(self, new: Sequence[NewMessage], token: str) -> int:
+        """The one partition of all these messages. A repeat with the same token finds the first call in the same one."""
         bound = {
             one.partition % self.partitions if one.key else stable_hash(one.dedup_id) % self.partitions
             for one in new
@@ -139,7 +137,9 @@ class RedisEngine(Endings):
                 "crosses_slots",
                 "the messages of one call must be in one partition of the topic: publish those with other keys in separate calls",
             )
-        return bound.pop() if bound else next(self._next) % self.partitions
+        if bound:
+            return bound.pop()
+        return (stable_hash(token) if token else next(self._next)) % self.partitions
 
     def _token(self) -> str:
         return f"{self._tokens}{next(self._token_numbers):x}"

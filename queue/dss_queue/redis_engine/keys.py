@@ -25,8 +25,9 @@ _OF_GROUP = (
     "dead",
     "dead_order",
 )
-#: The place of a group's handouts among its keys.
+#: The places of some keys of a group among them.
 HANDOUTS = _OF_GROUP.index("handouts")
+IN_FLIGHT = _OF_GROUP.index("in_flight")
 #: What would end a hash tag early, and the sign that stands for it.
 _ESCAPED = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 

@@ -74,6 +74,11 @@ class PartitionGroupStats(msgspec.Struct, array_like=True):
     acked_lately: int
 
 
+def serial_in(delivery: bytes) -> str:
+    """The serial in a record of a message in flight."""
+    return delivery[:16].decode()
+
+
 class Consumed(NamedTuple):
     """What one step of consuming got from one partition."""
 
@@ -88,6 +93,8 @@ class Consumed(NamedTuple):
 
 #: Why a group gets nothing more: the topic has left the engine, and nothing of the group is left there.
 CLOSED = "closed"
+#: Before the attempt_ids that the engine makes up; clients cannot send it.
+OWN_ATTEMPT = "\x00"
 #: `next_ms` in an answer: nothing becomes ready by itself.
 NEVER_MS = 9_000_000_000_000_000
 

@@ -9,9 +9,9 @@ import msgspec
 
 from dss_queue.answers import Ended, GroupStats, PeekedMessage, TopicStats
 from dss_queue.redis_engine import messages
-from dss_queue.redis_engine.engine import OWN_ATTEMPT, RedisEngine
+from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.errors import NoGroup
-from dss_queue.redis_engine.keys import group_keys, partition_keys
+from dss_queue.redis_engine.keys import IN_FLIGHT, group_keys, partition_keys
 from dss_queue.redis_engine.servers import Servers
 
 
@@ -100,6 +100,26 @@ class Views:
         rows = sorted((line[0], partition, line) for partition, lines in zip(partitions, found, strict=True) for line in lines)
         return [_line(partition, line, bool(group)) for _, partition, line in rows[:limit]]
 
+    async def in_flight(self, topic: str, group: str, receipts: dict[str, str]) -> set[str]:
+        """Those of these messages that are in flight in the deliveries that the receipts name."""
+        of_partition: dict[int, dict[str, str]] = {}
+        for msg_id in receipts:
+            place = messages.place_of(msg_id)
+            if place is not None:
+                of_partition.setdefault(place.partition, {})[place.number] = msg_id
+
+        async def held(partition: int, ids: dict[str, str]) -> list[str]:
+            key = group_keys(topic, partition, group)[IN_FLIGHT]
+            stored = await self._servers.read(key, b"HMGET", key.encode(), *(number.encode() for number in ids))
+            return [
+                msg_id
+                for msg_id, delivery in zip(ids.values(), stored, strict=True)
+                if delivery and messages.serial_in(delivery) == messages.serial_of(msg_id, receipts[msg_id])
+            ]
+
+        found = await asyncio.gather(*(held(*item) for item in of_partition.items()))
+        return {msg_id for part in found for msg_id in part}
+
     async def _lines(self, topic: str, partition: int, group: str, dead: bool, wanted: tuple[int, str, str]) -> list[list[Any]]:
         if not group:
             data = await self._servers.call("peek", partition_keys(topic, partition), *wanted)
@@ -132,7 +152,7 @@ def _line(partition: int, line: list[Any], is_of_group: bool) -> PeekedMessage:
     message.delayed_for_ms = delayed_for_ms
     if message.state == "in_flight":
         attempt_id, message.delivered_ms, message.visible_until_ms, message.node = line[7:11]
-        message.attempt_id = "" if attempt_id.startswith(OWN_ATTEMPT) else attempt_id
+        message.attempt_id = "" if attempt_id.startswith(messages.OWN_ATTEMPT) else attempt_id
     message.history = [Ended(*ending) for ending in line[11]]
     return message
 

@@ -1,0 +1,228 @@
+"""Operations on whole topics and groups: what both engines say, or do. See routing.py.
+
+The log comes first. By its answer, this node knows whether the topic has a part on the engine. A call that needs the engine while that is
+away is refused before anything is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from dss_api.errors import Refused
+from dss_api.request_id import RequestId
+from dss_api.result import Result
+from dss_queue.answers import GroupStats, PeekedMessage, TopicStats
+from dss_queue.core.commands import PeekQuery, Purge, Redrive
+from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, PutGroup
+from dss_queue.engine_endings import MARK
+from dss_queue.redis_engine.errors import Closed
+from dss_queue.routing import Routing, Stay, routing_of, uses_engine
+
+if TYPE_CHECKING:
+    from dss_queue.redis_engine.administration import Administration
+    from dss_raft.node import Node
+
+OfTopic = Redrive | Purge | DeleteDead | PutGroup | DeleteGroup
+
+#: Topics whose statistics are read at the same time.
+TOPICS_AT_ONCE = 16
+_ADDED = ("messages", "bytes", "published", "dead")
+_ADDED_OF_GROUPS = (
+    "ready",
+    "delayed",
+    "in_flight",
+    "dead",
+    "waiters",
+    "delivered",
+    "redelivered",
+    "acked",
+    "deliver_per_second",
+    "ack_per_second",
+)
+
+
+# ------------------------------------------------------------------ queries
+
+
+async def add_statistics(node: Node, lines: Sequence[dict[str, Any]], group: str) -> None:
+    """Add to lines about topics what is on the engine.
+
+    While the engine is away, a line has what the log knows, and says so.
+
+    Args:
+        lines: with `groups` if they are about these, too; with `ready` for the messages that are ready for `group`.
+    """
+    routing = routing_of(node)
+    stays = [(line, stay) for line in lines if (stay := routing.stay(routing.topic(line["topic"]))) is not None]
+    for first in range(0, len(stays), TOPICS_AT_ONCE):
+        await asyncio.gather(*(_add(routing, line, stay, group) for line, stay in stays[first : first + TOPICS_AT_ONCE]))
+
+
+async def _add(routing: Routing, line: dict[str, Any], stay: Stay, group_name: str) -> None:
+    try:
+        topic, groups = await routing.service.views().topic_stats(stay.name, routing.node.now_ms())
+    except Refused as refused:
+        state = routing.service.state
+        line["engine"] = {"state": "away" if state == "ready" else state, "detail": refused.detail}
+        return
+    line["engine"] = {"state": "ready", "detail": ""}
+    _add_topic(line, topic)
+    if "ready" in line:
+        line["ready"] += sum(group.ready for group in groups if group.group == group_name)
+    if "groups" in line:
+        line["groups"] = _merged(line["groups"], groups)
+
+
+def _add_topic(line: dict[str, Any], topic: TopicStats) -> None:
+    for name in _ADDED:
+        line[name] += getattr(topic, name)
+    line["oldest_age_ms"] = max(line["oldest_age_ms"], topic.oldest_age_ms)
+
+
+def _merged(lines: list[dict[str, Any]], groups: list[GroupStats]) -> list[dict[str, Any]]:
+    """Groups of the log with what the engine says about those of the same name. The log has all groups."""
+    of_engine = {group.group: group for group in groups}
+    for line in lines:
+        group = of_engine.get(line["group"])
+        if group is None:
+            continue
+        for name in _ADDED_OF_GROUPS:
+            line[name] += getattr(group, name)
+        line["oldest_age_ms"] = max(line["oldest_age_ms"], group.oldest_age_ms)
+        reasons = {*line["dead_total"], *group.dead_total}
+        line["dead_total"] = {why: line["dead_total"].get(why, 0) + group.dead_total.get(why, 0) for why in sorted(reasons)}
+    return lines
+
+
+async def peek(node: Node, query: PeekQuery, logged: list[dict[str, Any]]) -> list[PeekedMessage]:
+    """Messages of both, in the order in which they are delivered.
+
+    Args:
+        logged: those in the log.
+
+    Raises:
+        Refused: `engine_away`.
+    """
+    routing = routing_of(node)
+    stay = routing.stay(routing.topic(query.topic))
+    of_log = [msgspec.convert(line, PeekedMessage) for line in logged]
+    if stay is None or (query.msg_id is not None and not query.msg_id.startswith(MARK)):
+        return of_log
+    of_engine = await routing.service.views().peek(
+        stay.name, query.group, dead=query.dead, msg_id=query.msg_id, dedup_id=query.dedup_id, limit=query.limit
+    )
+    both = of_engine + of_log if stay.use.is_leaving else of_log + of_engine
+    return both[: query.limit]
+
+
+# ------------------------------------------------------------------ changes
+
+
+class Rest(NamedTuple):
+    """What is to be done on the engine after the log."""
+
+    routing: Routing
+    stay: Stay
+
+    @property
+    def administration(self) -> Administration:
+        return self.routing.service.administration()
+
+
+async def _in_log(node: Node, command: OfTopic, once: RequestId | None) -> tuple[Result, Rest | None]:
+    """The result of the log, and what the topic has on the engine as of then.
+
+    Raises:
+        Refused: `engine_away`: this node knows that there is a rest, so nothing was done.
+    """
+    if uses_engine(node, command.topic):
+        routing_of(node).service.require_ready()
+    result = await node.submit(command, once=once)
+    if result.code or not uses_engine(node, command.topic):
+        return result, None
+    routing = routing_of(node)
+    stay = routing.stay(routing.topic(command.topic))
+    return result, None if stay is None else Rest(routing, stay)
+
+
+def _counted(result: Result, name: str, count: int) -> Result:
+    """The result of the log with the number of messages on the engine added."""
+    return Result({**result.body, name: result.body[name] + count}, "", result.index)
+
+
+async def redrive(node: Node, command: Redrive, once: RequestId | None = None) -> Result:
+    """Return dead letters of both to the queue."""
+    result, rest = await _in_log(node, command, once)
+    if rest is None or (command.msg_id is not None and not command.msg_id.startswith(MARK)):
+        return result
+    count = await rest.administration.redrive(rest.stay.name, command.group, command.msg_id)
+    rest.routing.has_more(rest.stay, command.group)
+    return _counted(result, "redriven", count)
+
+
+async def purge(node: Node, command: Purge, once: RequestId | None = None) -> Result:
+    """Delete the messages of both, or the dead letters."""
+    result, rest = await _in_log(node, command, once)
+    if rest is None:
+        return result
+    name, administration = rest.stay.name, rest.administration
+    if not command.dead:
+        return _counted(result, "purged", await administration.purge(name))
+    count = 0
+    for group in [command.group] if command.group else await administration.groups(name):
+        count += await administration.purge_dead(name, group)
+    return _counted(result, "purged", count)
+
+
+async def delete_dead(node: Node, command: DeleteDead) -> Result:
+    """Delete a dead letter where it is."""
+    result, rest = await _in_log(node, command, None)
+    if rest is None or not command.msg_id.startswith(MARK):
+        return result
+    is_deleted = await rest.administration.delete_dead(rest.stay.name, command.group, command.msg_id)
+    return Result({"deleted": is_deleted}, "", result.index)
+
+
+async def put_group(node: Node, command: PutGroup, once: RequestId | None = None) -> Result:
+    """Create a group in both.
+
+    Raises:
+        Refused: `not_on_engine`: a topic on the engine has no messages that the log knows.
+    """
+    if command.msg_id is not None and uses_engine(node, command.topic):
+        detail = "a group of a topic on the engine `redis` cannot start with a message: give `start`"
+        raise Refused("not_on_engine", detail, field="msg_id")
+    result, rest = await _in_log(node, command, once)
+    if rest is None:
+        return result
+    pending = 0
+    with suppress(Closed):
+        pending = await rest.routing.put_group(rest.stay, command.group, command.start)
+    return _counted(result, "pending", pending)
+
+
+async def delete_group(node: Node, command: DeleteGroup, once: RequestId | None = None) -> Result:
+    """Delete a group of both."""
+    result, rest = await _in_log(node, command, once)
+    if rest is not None:
+        await rest.administration.delete_group(rest.stay.name, command.group)
+    return result
+
+
+async def delete_topic(node: Node, command: DeleteTopic, once: RequestId | None = None) -> Result:
+    """Delete a topic. The leader deletes its keys on the engine a moment later, or when the engine is back."""
+    count = 0
+    if uses_engine(node, command.topic):
+        routing = routing_of(node)
+        stay = routing.stay(routing.topic(command.topic))
+        # The number is for people: the topic can be deleted without it.
+        with suppress(Refused):
+            if stay is not None:
+                count = (await routing.service.views().topic_stats(stay.name, node.now_ms()))[0].messages
+    result = await node.submit(command, once=once)
+    return result if result.code or not result.body["deleted"] else _counted(result, "purged", count)

@@ -1,0 +1,192 @@
+"""Ends of deliveries whose messages are on the engine `redis`: ack, nack, extend, and what is given back. See routing.py.
+
+The id of a message says which engine has it, so a topic that moves has deliveries of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from dss_api.errors import Refused
+from dss_api.request_id import RequestId
+from dss_api.result import Result
+from dss_queue.answers import AckAnswer, AckResult, ExtendAnswer, NackAnswer
+from dss_queue.core.commands import Ack, Extend, Nack
+from dss_queue.routing import ON_ENGINE, Routing, Stay, routing_of, uses_engine
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+C = TypeVar("C", Nack, Extend)
+A = TypeVar("A", NackAnswer, ExtendAnswer)
+
+#: The ids of the engine begin with it, those of the log with a digit.
+MARK = "r"
+_STALE = "stale_receipt"
+
+
+def are_of_engine(msg_ids: Iterable[str]) -> bool:
+    """Whether some of these messages are on the engine."""
+    return any(msg_id.startswith(MARK) for msg_id in msg_ids)
+
+
+async def ack(routing: Routing, command: Ack, once: RequestId | None = None) -> Result | AckAnswer:
+    """Finish messages of a topic that is, or was, on the engine."""
+    msg_ids = command.msg_ids if command.msg_ids is not None else [command.msg_id or ""]
+    stay = routing.stay(routing.topic(command.topic))
+    if stay is None or not are_of_engine(msg_ids):
+        result = await routing.node.submit(command, once=once)
+        return needs_log("publish", str(result.body["topic"])) if result.code == ON_ENGINE else result
+    for field in ("publish", "release"):
+        if getattr(command, field):
+            return needs_log(field, command.topic)
+    given = dict.fromkeys(msg_ids, command.receipt) | dict(zip(msg_ids, command.receipts or (), strict=False))
+    of_engine = {msg_id: receipt for msg_id, receipt in given.items() if msg_id.startswith(MARK)}
+    of_log = {msg_id: receipt for msg_id, receipt in given.items() if msg_id not in of_engine}
+    finishing = _ack_on_engine(routing, stay, command.group, of_engine)
+    if not of_log:
+        results = await finishing
+        if command.msg_ids is None:
+            if results[0].code == _STALE:
+                return _stale(results[0].msg_id)
+            return AckAnswer(acked=results[0].acked, durability="redis", index=None)
+        return AckAnswer(acked=all(one.acked for one in results), results=results, durability="redis", index=None)
+    logging = _ack_in_log(routing, command, of_log, once)
+    results, (logged, index) = await asyncio.gather(finishing, logging)
+    by_id = {one.msg_id: one for one in (*results, *logged)}
+    ordered = [by_id[msg_id] for msg_id in given]
+    return AckAnswer(acked=all(one.acked for one in ordered), results=ordered, durability="redis", index=index)
+
+
+async def _ack_on_engine(routing: Routing, stay: Stay, group: str, given: dict[str, str | None]) -> list[AckResult]:
+    receipts = list(given.values())
+    return await routing.service.engine().ack(
+        stay.name,
+        group,
+        list(given),
+        None if None in receipts else [receipt or "" for receipt in receipts],
+        stay.settings,
+        acks=stay.settings.acks,
+    )
+
+
+async def _ack_in_log(
+    routing: Routing, command: Ack, given: dict[str, str | None], once: RequestId | None
+) -> tuple[list[AckResult], int]:
+    receipts = None if command.receipts is None else [receipt or "" for receipt in given.values()]
+    of_log = Ack(topic=command.topic, group=command.group, msg_ids=list(given), receipts=receipts)
+    result = await routing.node.submit(of_log, once=once)
+    if result.code:
+        raise Refused(result.code, **result.body)
+    return [AckResult(**one) for one in result.body["results"]], result.index
+
+
+async def on_its_engine(
+    node: Node, command: C, once: RequestId | None, step: Callable[[Routing, C], Awaitable[A | None]]
+) -> Result | A:
+    """Carry out a command on one message where the message is: in the log, or by `step` on the engine."""
+    of_engine = command.msg_id.startswith(MARK)
+    if of_engine and uses_engine(node, command.topic) and (answer := await step(routing_of(node), command)) is not None:
+        return answer
+    result = await node.submit(command, once=once)
+    if of_engine and uses_engine(node, command.topic) and (answer := await step(routing_of(node), command)) is not None:
+        # This node did not know yet that the topic is there.
+        return answer
+    return result
+
+
+async def nack(routing: Routing, command: Nack) -> NackAnswer | None:
+    """Give a message back. None: nothing of the topic is on the engine.
+
+    Raises:
+        Refused: `stale_receipt`, `unknown_outcome`, `engine_away`.
+    """
+    stay = routing.stay(routing.topic(command.topic))
+    if stay is None:
+        return None
+    nacked = await routing.service.engine().nack(
+        stay.name,
+        command.group,
+        command.msg_id,
+        command.receipt,
+        stay.settings,
+        delay_ms=command.delay_ms,
+        dead=command.dead,
+        silent=command.silent,
+        acks=stay.settings.acks,
+    )
+    return NackAnswer(nacked=nacked.nacked, dead=nacked.dead, durability="redis", index=None)
+
+
+async def extend(routing: Routing, command: Extend) -> ExtendAnswer | None:
+    """Keep a message hidden. None: nothing of the topic is on the engine.
+
+    Raises:
+        Refused: `stale_receipt`, `engine_away`.
+    """
+    stay = routing.stay(routing.topic(command.topic))
+    if stay is None:
+        return None
+    until_ms = await routing.service.engine().extend(
+        stay.name,
+        command.group,
+        command.msg_id,
+        command.receipt,
+        stay.settings,
+        command.visibility_ms,
+        acks=stay.settings.acks,
+    )
+    return ExtendAnswer(msg_id=command.msg_id, visible_until_ms=until_ms, durability="redis", index=None)
+
+
+async def give_back(routing: Routing, topic: str, group: str, receipts: dict[str, str]) -> None:
+    """The consumer of these deliveries, receipts by msg_id, has gone."""
+    stay = routing.stay(routing.topic(topic))
+    if stay is not None:
+        await routing.service.engine().give_back(stay.name, group, receipts, stay.settings)
+
+
+async def ended(routing: Routing, topic: str, group: str, receipts: dict[str, str], is_overdue: bool) -> list[str]:
+    """Those of these deliveries, receipts by msg_id, that have ended.
+
+    Args:
+        is_overdue: the time of some of them is over, which the engine may not have noticed yet.
+
+    Raises:
+        Refused: `engine_away`.
+    """
+    stay = routing.stay(routing.topic(topic))
+    if stay is None:
+        return list(receipts)
+    if is_overdue:
+        await routing.service.administration().sweep(stay.name, stay.settings, [group])
+    in_flight = await routing.service.views().in_flight(stay.name, group, receipts)
+    return [msg_id for msg_id in receipts if msg_id not in in_flight]
+
+
+async def are_unfinished(routing: Routing, topic: str, group: str, msg_ids: Iterable[str]) -> bool:
+    """Whether the group still has to finish one of these messages.
+
+    Raises:
+        Refused: `engine_away`.
+    """
+    stay = routing.stay(routing.topic(topic))
+    if stay is None:
+        return False
+    for msg_id in msg_ids:
+        for line in await routing.service.views().peek(stay.name, group, msg_id=msg_id):
+            if line.state != "dead":
+                return True
+    return False
+
+
+def needs_log(field: str, topic: str) -> Result:
+    """The refusal of what takes effect in one step in the log only."""
+    detail = f"`{field}` needs the replicated log, and topic {topic!r} is on the engine `redis`: make separate calls"
+    return Result({"field": field, "detail": detail}, "not_on_engine")
+
+
+def _stale(msg_id: str) -> Result:
+    return Result({"detail": "the delivery is over: another consumer may have the message", "msg_ids": [msg_id]}, _STALE)
