@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop celery test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-growth bench-memory bench-peers bench-sqs bench-celery load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
+.PHONY: help run restart join shop celery test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-growth bench-memory bench-peers bench-sqs bench-celery bench-engine load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,9 @@ bench-sqs: $(READY) ## measure the SQS endpoint next to the project's own HTTP c
 
 bench-celery: $(READY) ## measure Celery on dss://, sqs:// and Redis, those that are installed
 	@$(BIN)/python benchmarks/bench_celery.py $(ARGS)
+
+bench-engine: $(READY) ## measure topics on a Valkey Cluster next to topics in the log (--memory: what they take in the nodes)
+	@$(BIN)/python benchmarks/bench_engine.py $(ARGS)
 
 bench-memory: $(READY) ## measure how much memory a lock, a message, a connection, … takes in a node
 	@$(BIN)/python benchmarks/bench_memory.py $(ARGS)

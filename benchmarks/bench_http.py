@@ -36,6 +36,7 @@ IDLE_S = 20.0
 BATCH = 100
 BATCH_TOPICS = [f"batch-{number}" for number in range(8)]
 
+#: method, path, and body; bytes are sent as they are
 Call = tuple[str, str, Any]
 
 
@@ -73,7 +74,8 @@ def get_calls(connection: int, number: int, answer: bytes) -> Call:
     return "GET", f"/cache/get?key=hit-{(connection + number) % KEYS}", None
 
 
-Calls = Callable[[int, int, bytes], Call]
+#: the next call of a connection, from its number, the count of its calls, and the body of its last answer; None: it has done its part
+Calls = Callable[[int, int, bytes], Call | None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,6 @@ class Scenario:
     """What the connections of a run do."""
 
     title: str
-    #: the next call of a connection, from its number, the count of its calls, and the body of its last answer
     calls: Calls
     #: things a second asked for: (with Daphne, with uvicorn)
     targets: tuple[int, int]
@@ -131,14 +132,19 @@ class Connection(asyncio.Protocol):
         self.call()
 
     def call(self) -> None:
-        method, path, body = self.calls(self.number, self.count, self.answer)
+        call = self.calls(self.number, self.count, self.answer)
+        if call is None:
+            self.finish()
+            return
+        method, path, body = call
         self.count += 1
-        data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         )
         self.sent_at = time.perf_counter()
         self.transport.write(head.encode() + data)
+        self.load.bytes_sent += len(head) + len(data)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -151,13 +157,17 @@ class Connection(asyncio.Protocol):
             return
         now = time.perf_counter()
         self.load.answered(now - self.sent_at, self.buffer[9:12] == b"200")
+        self.load.bytes_received += head_end + 4 + length
         self.answer = self.buffer[head_end + 4 : head_end + 4 + length]
         self.buffer = self.buffer[head_end + 4 + length :]
         if now < self.load.end:
             self.call()
         else:
-            self.finished.set_result(None)
-            self.transport.close()
+            self.finish()
+
+    def finish(self) -> None:
+        self.finished.set_result(None)
+        self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.finished.done():
@@ -172,6 +182,8 @@ class Load:
         self.end = end
         self.latencies: list[float] = []
         self.errors = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
 
     def answered(self, latency: float, ok: bool) -> None:
         self.latencies.append(latency)

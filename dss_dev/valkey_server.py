@@ -73,6 +73,11 @@ class Server:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """0 before the first start."""
+        return self._process.pid if self._process is not None else 0
+
     def start(self) -> None:
         """Start the process; `wait_started` waits until it answers."""
         with self.log_path.open("ab") as log:
