@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection: parse, check limits, answer API calls in JSON, hand everything else to the web server.
 
-An API call goes from the parsed bytes to its operation and is answered with one write. Pages, static files, metrics and WebSocket
-upgrades are handed over to the web server with their whole request. Such an answer closes its connection, so that a proxy that pools
+An API call goes from the parsed bytes to its operation and is answered with one write. Pages, static files, metrics and WebSockets
+are handed over with their whole request. Such an answer closes its connection, so that a proxy that pools
 connections does not send its API calls through the slower server afterwards.
 
 Limits come before work: the head, the token and the declared length are checked before a body is read, and a body is counted while it
@@ -77,7 +77,7 @@ class Listener(Protocol):
     def call_ended(self, address: str) -> None:
         """Count a call as answered or cancelled."""
 
-    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes) -> None:
+    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes, is_websocket: bool) -> None:
         """Let the web server serve this connection from now on; `data` is the first input."""
 
 
@@ -185,9 +185,7 @@ class HttpConnection(asyncio.Protocol):
             self._head_bytes += len(data)
         messages_read = self._messages_read
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._rest = data[upgrade.args[0] :]
+            self._parse(data)
         except httptools.HttpParserError as error:
             if not self._is_over:
                 self._refuse(Refused("invalid", f"this is not HTTP/1.1: {error}"))
@@ -199,6 +197,19 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(self._limits.head_too_large)
             return
         self._serve_next()
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                self._rest = data[upgrade.args[0] :]
+                if self._reading is None:
+                    return
+                # This upgrade is ignored. The parser has not read the body, because it took that for another protocol.
+                data = self._reading.head_without_upgrade() + self._rest
+                self._parser = httptools.HttpRequestParser(self)
 
     @property
     def _is_in_head(self) -> bool:
@@ -225,7 +236,7 @@ class HttpConnection(asyncio.Protocol):
         if request is None:
             return
         request.complete_head(parser.get_method(), parser.get_http_version(), parser.should_keep_alive(), parser.should_upgrade())
-        if self._is_over:
+        if self._is_over or request.ignores_upgrade:
             return
         self._set_deadline(self._limits.body_timeout_s)
         request.held_bytes = request.head_bytes + CALL_BYTES
@@ -253,6 +264,8 @@ class HttpConnection(asyncio.Protocol):
             self.account.take(len(body))
 
     def on_message_complete(self) -> None:
+        if self._reading is not None and self._reading.ignores_upgrade:
+            return
         request, self._reading = self._reading, None
         self._messages_read += 1
         if self._is_over:
@@ -296,7 +309,8 @@ class HttpConnection(asyncio.Protocol):
             elif request.route is None:
                 self._is_over = True
                 self._set_deadline(self._limits.write_timeout_s)
-                self._listener.hand_over(self, self._transport, request.replayed() + self._rest)
+                data = request.replayed() + self._rest if request.is_upgrade else request.replayed()
+                self._listener.hand_over(self, self._transport, data, request.is_upgrade)
                 return
             else:
                 self._begin_call(request)
@@ -305,12 +319,15 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _begin_call(self, request: HttpRequest) -> None:
+        assert request.route is not None
         try:
             decoded = request.decode()
             caller = self._listener.caller_of(request)
             self._listener.call_begins(request.address)
         except Refused as refusal:
-            self._send(request, self._listener.encode_refusal(refusal))
+            answer = self._listener.encode_refusal(refusal)
+            request.route.observe(answer.status, perf_counter() - request.started)
+            self._send(request, answer)
             return
         self.deadline = 0.0
         self._serving, self._is_revoked = request, False

@@ -11,7 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from prometheus_client import Gauge
@@ -27,10 +27,10 @@ from dss_api.http_connection import HttpConnection, Listener
 from dss_api.http_limits import HttpLimits
 from dss_api.http_request import HttpRequest
 from dss_api.in_progress import InProgress
-from dss_api.json_fast_path import JsonFastPath, nothing_there
-from dss_api.liveness import Line
+from dss_api.json_fast_path import JsonFastPath
 from dss_api.other_port import OtherPort, PortProtocol
-from dss_api.proxies import NO_PROXIES, TrustedProxies, with_host
+from dss_api.proxies import NO_PROXIES, TrustedProxies
+from dss_api.routes import not_allowed
 from dss_api.security_headers import Header
 from dss_api.tls import ServerTls
 from dss_api.tls_transport import TlsTransport
@@ -54,9 +54,6 @@ CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections
 
 class HandedOver(Reader, Protocol):
     """A connection that the web server has taken over."""
-
-    def open_websocket(self) -> Line | None:
-        """It is a WebSocket from now on: its line. None: it was lost already."""
 
     def recount(self) -> None:
         """Measure what the server keeps for the client."""
@@ -98,6 +95,7 @@ class HttpListener:
         json: the operations and their access checks.
         page_prefixes: paths below which the web server answers every request.
         take_over: hands a connection to the web server.
+        open_websocket: lets a connection become a WebSocket.
         check_page: refuses a request for the web server before its body is read: method, path and headers.
         proxies: whose headers say where requests come from.
         https_headers: headers for answers over HTTPS, to this node or to a trusted proxy.
@@ -112,6 +110,7 @@ class HttpListener:
         page_prefixes: tuple[str, ...],
         limits: HttpLimits,
         take_over: TakeOver,
+        open_websocket: TakeOver,
         check_page: CheckPage = lambda method, path, headers, address: None,
         proxies: TrustedProxies = NO_PROXIES,
         https_headers: tuple[Header, ...] = (),
@@ -129,6 +128,7 @@ class HttpListener:
         self._in_progress = in_progress
         self._page_prefixes = page_prefixes
         self._take_over = take_over
+        self._open_websocket = open_websocket
         self._check_page = check_page
         self.proxies = proxies
         self.https_headers = header_lines(https_headers)
@@ -138,10 +138,6 @@ class HttpListener:
         self._other_ports: list[tuple[socket.socket, OtherPort]] = []
         self._connections: set[HttpConnection] = set()
         self._handed_over: dict[HandedOver, HttpConnection] = {}
-        self._by_client: dict[Any, HandedOver] = {}
-        in_progress.abort = self._abort_client
-        in_progress.recount = self._recount
-        in_progress.websocket_opened = self._websocket_opened
         self._per_address: Counter[str] = Counter()
         self._looked_for_closed_s = float("-inf")
         self._sweeper: asyncio.TimerHandle | None = None
@@ -253,65 +249,47 @@ class HttpListener:
 
     def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
         """Find out what answers the request, and check its headers before its body is read."""
-        host = accept = b""
-        length, from_form = 0, False
-        headers: Sequence[tuple[bytes, bytes]] = request.headers
-        if self.proxies.trusts(request.address):
-            origin = self.proxies.origin(request.address, headers)
-            request.address, headers = origin.address, with_host(headers, origin.host)
-            if origin.scheme == "https":
-                request.more_headers = self.https_headers
-        for name, value in headers:
-            if name == b"host":
-                host = value
-            elif name == b"accept":
-                accept = value
-            elif name == b"content-type":
-                request.content_type = value
-            elif name == b"content-length":
-                length = int(value) if value.isdigit() else 0
-            elif name == b"expect":
-                request.expects_continue = value.lower() == b"100-continue"
-            elif name == b"x-requested-with":
-                from_form = value == b"XMLHttpRequest"
-        if host and not self.is_host_allowed(host):
+        head = request.read_head(self.proxies, self.https_headers)
+        if head.host and not self.is_host_allowed(head.host):
             return encode_refusal(WRONG_HOST)
+        if head.length > self.limits.body_bytes_max:
+            return encode_refusal(self.limits.too_large)
         path = request.path
         method = request.method.decode("latin-1")
-        if request.is_upgrade or negotiation.is_page(path, accept, from_form, self._page_prefixes):
-            if length > self.limits.body_bytes_max:
-                return encode_refusal(self.limits.too_large)
-            refusal = self._check_page(method, path, headers, request.address)
+        if request.is_upgrade or negotiation.is_page(path, head.accept, head.from_form, self._page_prefixes):
+            refusal = self._check_page(method, path, head.headers, request.address)
             if refusal is not None and request.is_upgrade:
                 # Clients of WebSockets read the status of a refusal, and not all of them its body.
                 return EncodedAnswer(refusal.status, b"", refusal.headers[1:])
             return refusal
         methods, request.parameter = self._json.routes.find(path)
         route = methods.get("GET" if method == "HEAD" else method) if methods else None
+        if methods is None:
+            return encode_refusal(Refused("not_found", f"there is nothing at {path}"))
         if route is None:
-            return nothing_there(path, method, methods)
+            return not_allowed(method, methods)
         try:
-            _, request.authorization, _ = self._json.check_headers(route, headers, request.address)
+            self._json.check(route, request.authorization, head.origin, head.host, request.address)
         except Refused as refusal:
             return encode_refusal(refusal)
         request.route = route
         return None
 
-    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes) -> None:
+    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes, is_websocket: bool) -> None:
         """Let the web server serve this connection, after earlier answers have been sent."""
         if transport.is_closing():
             return
         if transport.get_write_buffer_size():
-            self.loop.call_later(FLUSH_POLL_S, self.hand_over, connection, transport, data)
+            self.loop.call_later(FLUSH_POLL_S, self.hand_over, connection, transport, data, is_websocket)
             return
         self._connections.discard(connection)
         rest = self.input_turns.forget(connection)
         # Set before the first transport is closed: the account then belongs to the connection of the web server.
         connection.abort_handed_over = transport.abort
         connection.account.take(TAKEN_OVER_BYTES)
-        client = tuple((transport.get_extra_info("peername") or ())[:2])
+        take_over = self._open_websocket if is_websocket else self._take_over
         try:
-            handed_over = self._take_over(transport, data, Client(connection.address, connection.account, self.input_turns))
+            handed_over = take_over(transport, data, Client(connection.address, connection.account, self.input_turns))
             if rest:
                 self.input_turns.deliver(handed_over, rest)
         except Exception:
@@ -320,30 +298,8 @@ class HttpListener:
             transport.abort()
             return
         connection.abort_handed_over = handed_over.abort
-        connection.handed_over_until = self.loop.time() + PAGE_TIMEOUT_S
+        connection.handed_over_until = math.inf if is_websocket else self.loop.time() + PAGE_TIMEOUT_S
         self._handed_over[handed_over] = connection
-        self._by_client[client] = handed_over
-
-    def _find(self, client: Sequence[Any] | None) -> HandedOver | None:
-        return self._by_client.get(tuple(client or ())[:2])
-
-    def _websocket_opened(self, client: Sequence[Any] | None) -> Line | None:
-        handed_over = self._find(client)
-        if handed_over is None:
-            return None
-        if handed_over in self._handed_over:
-            self._handed_over[handed_over].handed_over_until = math.inf
-        return handed_over.open_websocket()
-
-    def _abort_client(self, client: Sequence[Any] | None) -> None:
-        handed_over = self._find(client)
-        if handed_over is not None:
-            handed_over.abort()
-
-    def _recount(self, client: Sequence[Any] | None) -> None:
-        handed_over = self._find(client)
-        if handed_over is not None:
-            handed_over.recount()
 
     # ----------------------------------------------------------------- sweep
 
@@ -367,8 +323,6 @@ class HttpListener:
         for handed_over in [one for one in self._handed_over if one.is_closed]:
             self.input_turns.forget(handed_over)
             self._forget(self._handed_over.pop(handed_over))
-        if len(self._by_client) > len(self._handed_over):
-            self._by_client = {client: one for client, one in self._by_client.items() if one in self._handed_over}
 
     def _trim(self) -> None:
         """Give free memory back to the system after a burst."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 from dss_api.client_memory import ClientMemory
 from dss_api.errors import Refused
-from dss_api.liveness import Line
 from dss_api.quotas import InUse, Limit, Rates
 from dss_api.turns import InputTurns, Turns
 
@@ -52,12 +51,6 @@ class InProgress:
         self.subscriptions: set[asyncio.Task[None]] = set()
         #: how to close each open WebSocket
         self.sockets: set[Callable[[], Awaitable[None]]] = set()
-        #: aborts the connection of a client, (host, port); the listener sets it
-        self.abort: Callable[[Sequence[Any] | None], None] = lambda client: None
-        #: measures what the web server keeps for the client at (host, port); the listener sets it
-        self.recount: Callable[[Sequence[Any] | None], None] = lambda client: None
-        #: tells the listener that a connection is a WebSocket, and returns it; the listener sets it
-        self.websocket_opened: Callable[[Sequence[Any] | None], Line | None] = lambda client: None
 
     def admit(self, address: str) -> None:
         """Count a call or a subscription of a client at this address, until `release`.

@@ -28,6 +28,9 @@ class Line(Protocol):
     def recount(self) -> None:
         """Measure what the server keeps for the client: input, messages that are not received yet, and unread output."""
 
+    def abort(self) -> None:
+        """End the connection immediately, and free what is kept for it."""
+
 
 class NoLine:
     """Stands for the connection when the server gives no access to it."""
@@ -42,7 +45,7 @@ class NoLine:
         """Send nothing."""
         return False
 
-    message_taken = recount = ping
+    message_taken = recount = abort = ping
 
 
 class Liveness:

@@ -14,7 +14,7 @@ from dss_api.errors import Refused
 from dss_api.host_check import WRONG_HOST, HostCheck
 from dss_api.http_connection import HttpConnection, Listener
 from dss_api.http_request import HttpRequest
-from dss_api.proxies import TrustedProxies, with_host
+from dss_api.proxies import TrustedProxies
 
 
 class MainPort(Listener, Protocol):
@@ -63,32 +63,20 @@ class OtherPort:
 
     def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
         """Check the headers before the body is read, and find out what answers the request."""
-        headers = request.headers
-        if self._listener.proxies.trusts(request.address):
-            origin = self._listener.proxies.origin(request.address, headers)
-            request.address, request.headers = origin.address, list(with_host(headers, origin.host))
-            if origin.scheme == "https":
-                request.more_headers = self.https_headers
-        host, length = b"", 0
-        for name, value in request.headers:
-            if name == b"host":
-                host = value
-            elif name == b"content-length":
-                length = int(value) if value.isdigit() else 0
-            elif name == b"expect":
-                request.expects_continue = value.lower() == b"100-continue"
+        head = request.read_head(self._listener.proxies, self.https_headers)
+        request.headers = list(head.headers)
         try:
-            if host and not self._listener.is_host_allowed(host):
+            if head.host and not self._listener.is_host_allowed(head.host):
                 raise WRONG_HOST
             if request.is_upgrade:
                 raise Refused("invalid", "this port has no WebSocket")
-            if length > self.limits.body_bytes_max:
+            if head.length > self.limits.body_bytes_max:
                 raise self.limits.too_large
             request.route = self._protocol.find(request)
         except Refused as refusal:
             return self.encode_refusal(refusal)
         return None
 
-    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes) -> None:
+    def hand_over(self, connection: HttpConnection, transport: asyncio.Transport, data: bytes, is_websocket: bool) -> None:
         """No request at this port is the web server's: each one has a route, or an answer."""
         raise AssertionError("a request without a route")

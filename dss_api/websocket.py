@@ -15,11 +15,11 @@ A binary frame may have bytes attached (attached.py). Those of the node have the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextvars import copy_context
 from functools import partial
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import structlog
@@ -27,6 +27,7 @@ from prometheus_client import Gauge
 
 from dss_api import attached, tickets
 from dss_api.answer import Answer
+from dss_api.asgi import Receive, Scope, Send, address_of, connection_of
 from dss_api.attached import Parts
 from dss_api.caller import ANYONE, Caller, set_caller
 from dss_api.client_memory import CALL_BYTES, SETTING
@@ -36,8 +37,8 @@ from dss_api.feed import WebSocketFeed
 from dss_api.guard import check_origin
 from dss_api.host_check import HostCheck
 from dss_api.in_progress import InProgress, cancel_once
-from dss_api.json_fast_path import JsonFastPath, Receive, Scope, Send, address_of
-from dss_api.liveness import Liveness, NoLine
+from dss_api.json_fast_path import JsonFastPath
+from dss_api.liveness import Line, Liveness, NoLine
 from dss_api.operation import Message, Subscription
 from dss_api.proxies import NO_PROXIES, TrustedProxies
 from dss_api.quotas import TokenQuotas
@@ -151,7 +152,6 @@ class WebSocketEntryPoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        client = scope.get("client")
         scope = self._proxies.scope(scope)
         subprotocols = scope.get("subprotocols") or ()
         refused = self._refused(scope)
@@ -177,7 +177,9 @@ class WebSocketEntryPoint:
             accepts = {"subprotocol": tickets.PROTOCOL} if tickets.PROTOCOL in subprotocols else {}
             await send({"type": "websocket.accept", **accepts})
             attaches = attached.accepts(scope["headers"])
-            await WebSocketConnection(self, client, send, authorization, address_of(scope), holder, attaches).serve(receive)
+            line = connection_of(scope) or NoLine()
+            connection = WebSocketConnection(self, line, send, authorization, address_of(scope), holder, attaches)
+            await connection.serve(receive)
         finally:
             quotas.connections.give_back(caller.name)
 
@@ -202,7 +204,7 @@ class WebSocketConnection:
     def __init__(
         self,
         entry_point: WebSocketEntryPoint,
-        client: Sequence[Any] | None,
+        line: Line,
         send: Send,
         authorization: bytes = b"",
         address: str = "",
@@ -222,16 +224,11 @@ class WebSocketConnection:
         self._address = address
         self._account = in_progress.memory.open(self._drop)
         self._send = send
-        self._line = in_progress.websocket_opened(client) or NoLine()
+        self._line = line
         self._writer = WebSocketWriter(
-            send,
-            lambda: in_progress.abort(client),
-            self._give_up,
-            self._account,
-            recount=self._line.recount,
-            send_now=self._line.send_now,
+            send, line.abort, self._give_up, self._account, recount=line.recount, send_now=line.send_now
         )
-        self._liveness = Liveness(self._line)
+        self._liveness = Liveness(line)
         self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}
         #: of the subscriptions among them

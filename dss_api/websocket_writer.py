@@ -12,8 +12,8 @@ from functools import partial
 
 import structlog
 
+from dss_api.asgi import Send
 from dss_api.client_memory import Account
-from dss_api.json_fast_path import Send
 from dss_api.supervised import report_if_failed
 
 log = structlog.get_logger("api")

@@ -18,8 +18,10 @@ from django.test import Client
 
 from dss_api import running
 from dss_api.guard import Guard
+from dss_api.http_limits import HttpLimits
 from dss_api.json_fast_path import JsonFastPath
 from dss_api.operation import Operation
+from dss_dev import in_memory_http
 
 #: anything that takes longer has failed
 PATIENCE_S = 30
@@ -126,29 +128,12 @@ class JsonEntryPoint(EntryPoint):
     """The JSON fast path."""
 
     def call(self, method: str, path_and_query: str, body: bytes) -> Reply:
-        path, _, query = path_and_query.partition("?")
-        sent: list[dict[str, Any]] = []
-
-        async def ask() -> None:
-            messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def receive() -> Any:
-                if messages:
-                    return messages.pop()
-                await asyncio.Event().wait()
-                return None
-
-            async def send(message: Any) -> None:
-                sent.append(message)
-
-            headers = [(b"content-type", b"application/json")] if body else []
-            scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
-            await JsonFastPath(self._operations, lambda: self.node, Guard(), BODY_BYTES_MAX)(scope, receive, send)
-
-        self.run(ask)
-        document = msgspec.json.decode(b"".join(message.get("body", b"") for message in sent[1:]))
-        headers = {name.decode().lower(): text.decode() for name, text in sent[0]["headers"]}
-        return sent[0]["status"], document, headers
+        json = JsonFastPath(self._operations, lambda: self.node, Guard())
+        headers = [("content-type", "application/json")] if body else []
+        limits = HttpLimits(body_bytes_max=BODY_BYTES_MAX)
+        reply = self.run(lambda: in_memory_http.call(json, method, path_and_query, body, headers, limits))
+        status, received, answer = reply
+        return status, msgspec.json.decode(answer), received
 
 
 class DrfEntryPoint(EntryPoint):

@@ -1,14 +1,12 @@
-"""The ASGI application, for any ASGI server.
+"""The ASGI application and the listener of `manage.py node`.
 
-API calls in JSON go to the JSON fast path. Requests for pages go to Django, even at the same URLs. `manage.py node` starts Raft itself.
-Under another server with ASGI's lifespan protocol (`uvicorn dss_project.asgi:application`), `Lifespan` starts and stops it.
+Calls of the API in JSON go from the listener to the JSON fast path. Requests for pages go to Django, even at the same URLs.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dss_project.settings")
 
@@ -34,9 +32,7 @@ from dss_api.tls import ServerTls  # noqa: E402
 from dss_api.websocket import WebSocketEntryPoint  # noqa: E402
 from dss_project import tracing  # noqa: E402
 from dss_project.access import make_guard  # noqa: E402
-from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint  # noqa: E402
-from dss_project.lifespan import Lifespan  # noqa: E402
-from dss_project.local_clients import LocalClients  # noqa: E402
+from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint, refuse_to_start  # noqa: E402
 from dss_project.raft_worker import RaftConsumer  # noqa: E402
 from dss_project.registry import operations, subscriptions  # noqa: E402
 from dss_project.server import descriptors  # noqa: E402
@@ -57,23 +53,19 @@ guards.trust_origins(config.csrf_trusted_origins, https_only=config.tls is not N
 guards.set_shared(guard)
 #: sends the last spans
 end_traces = tracing.begin(config) if config.traces else None
-json = JsonFastPath(operations(), running.node, guard, config.body_bytes_max)
+json = JsonFastPath(operations(), running.node, guard)
 check_page = PageAccess(
     guard, json.routes, (*ALWAYS_OPEN, *config.open_paths), settings.SESSION_COOKIE_NAME, login="/admin/login/"
 )
 
-_by_protocol = ProtocolTypeRouter(
+application = ProtocolTypeRouter(
     {
-        "http": HttpEntryPoint(
-            json, is_host_allowed, in_progress, config.body_bytes_max, check_page, proxies, hsts(config.hsts_seconds)
-        ),
+        "http": HttpEntryPoint(in_progress, proxies, hsts(config.hsts_seconds)),
         "websocket": WebSocketEntryPoint(json, is_host_allowed, in_progress, subscriptions(), proxies),
         "channel": ChannelNameRouter({"raft": RaftConsumer.as_asgi()}),
-        "lifespan": Lifespan(lambda: application, end_traces),
+        "lifespan": refuse_to_start,
     }
 )
-
-application: Any = LocalClients(_by_protocol, guard, config.open)
 
 
 def http_listener(take_over: TakeOver, tls: ServerTls | None, sqs: socket.socket | None = None) -> HttpListener:
@@ -82,6 +74,9 @@ def http_listener(take_over: TakeOver, tls: ServerTls | None, sqs: socket.socket
     Args:
         sqs: the socket of the SQS endpoint.
     """
+    # Only a node that serves needs uvicorn.
+    from dss_project.server.websockets import WebSockets
+
     connections_max = descriptors.connections_max(config.connections_max)
     per_address_max = config.connections_per_address_max
     if connections_max < config.connections_max:
@@ -99,6 +94,7 @@ def http_listener(take_over: TakeOver, tls: ServerTls | None, sqs: socket.socket
         WEB_SERVER_PATHS,
         limits,
         take_over,
+        WebSockets(application, config).open,
         check_page,
         proxies,
         hsts(config.hsts_seconds),

@@ -194,7 +194,7 @@ class NodeConfig(CacheConfig, QueueConfig, RaftConfig):
     server: str = setting(
         "DSS_SERVER",
         "daphne",
-        "Web server for pages and WebSocket: `daphne` or `uvicorn` (faster).",
+        "Web server for pages: `daphne` or `uvicorn` (faster).",
         environment.one_of("daphne", "uvicorn"),
     )
     connections_max: int = setting(

@@ -17,12 +17,15 @@ from django.test import Client, override_settings
 from dss_api import guard as guards
 from dss_api import running
 from dss_api.answer import Answer, RaftIndex
+from dss_api.asgi import state_of
 from dss_api.errors import Refused
 from dss_api.fields import Fields, Name, OptionalName, WaitMs, check_name
 from dss_api.guard import Guard
 from dss_api.host_check import HostCheck
+from dss_api.http_limits import HttpLimits
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath
+from dss_api.liveness import NoLine
 from dss_api.operation import Operation
 from dss_api.page_access import PageAccess
 from dss_api.result import Result
@@ -33,7 +36,8 @@ from dss_console.live.judgement import Facts, MemberFacts, judge
 from dss_console.live.requests import WatchCluster
 from dss_console.live.view import SERVICE
 from dss_console.pages import page_patterns
-from dss_project.http_entry import ALWAYS_OPEN, HttpEntryPoint
+from dss_dev import in_memory_http
+from dss_project.http_entry import ALWAYS_OPEN, WEB_SERVER_PATHS, HttpEntryPoint
 from dss_raft.replication.commands import Command
 
 BODY_BYTES_MAX = 4096
@@ -253,6 +257,7 @@ def scope_of(method: str, path: str, query: str = "", headers: dict[str, str] | 
         "http_version": "1.1",
         "scheme": "http",
         "server": ("127.0.0.1", 8201),
+        "state": state_of(NoLine()),
     }
 
 
@@ -281,9 +286,20 @@ async def call(application: Any, scope: dict[str, Any], *chunks: bytes) -> Reply
 class EntryPoints:
     """The entry points for HTTP, and calls through each of them."""
 
-    def __init__(self, json_fast_path: JsonFastPath, http: HttpEntryPoint, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        json_fast_path: JsonFastPath,
+        http: HttpEntryPoint,
+        hosts: HostCheck,
+        limits: HttpLimits,
+        page_access: PageAccess,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.json_fast_path = json_fast_path
         self.http = http
+        self.is_host_allowed = hosts
+        self._limits = limits
+        self._page_access = page_access
         self._loop = loop
 
     def run(self, coroutine: Any) -> Any:
@@ -292,14 +308,29 @@ class EntryPoints:
     def call_json(
         self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
     ) -> Reply:
-        """Through the JSON fast path."""
-        return self.run(call(self.json_fast_path, scope_of(method, path, query, _with_type(headers, body)), body))
+        """Through the listener and the JSON fast path."""
+        reply = self._by_listener(method, path, query, body, headers, ())
+        assert reply is not None
+        return reply
+
+    def _by_listener(
+        self, method: str, path: str, query: str, body: bytes, headers: dict[str, str] | None, pages: tuple[str, ...]
+    ) -> Reply | None:
+        target = f"{path}?{query}" if query else path
+        given = _with_type(headers, body).items()
+        answer = self.run(
+            in_memory_http.call(
+                self.json_fast_path, method, target, body, given, self._limits, self.is_host_allowed, pages, self._page_access
+            )
+        )
+        return None if answer is None else Reply(*answer)
 
     def call_http(
         self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
     ) -> Reply:
-        """Through the HTTP entry point."""
-        return self.run(call(self.http, scope_of(method, path, query, _with_type(headers, body)), body))
+        """Through the listener, and the HTTP entry point if it is a page."""
+        reply = self._by_listener(method, path, query, body, headers, WEB_SERVER_PATHS)
+        return reply or self.run(call(self.http, scope_of(method, path, query, _with_type(headers, body)), body))
 
     def call_drf(
         self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None
@@ -337,10 +368,11 @@ def make_entry_points(fake_node: FakeNode, node_loop: asyncio.AbstractEventLoop)
             patch.setattr(settings, "NODE", config)
             guard = Guard(token)
             patch.setattr(guards, "_shared", guard)
-            json = JsonFastPath(DEMO, lambda: fake_node, guard, body_bytes_max)
-            hosts, in_progress = HostCheck(["localhost", "testserver"]), InProgress(calls_per_address_max)
+            json = JsonFastPath(DEMO, lambda: fake_node, guard)
+            http = HttpEntryPoint(InProgress(calls_per_address_max))
+            hosts, limits = HostCheck(["localhost", "testserver"]), HttpLimits(body_bytes_max=body_bytes_max)
             page_access = PageAccess(guard, json.routes, ALWAYS_OPEN, settings.SESSION_COOKIE_NAME, login="/admin/login/")
-            return EntryPoints(json, HttpEntryPoint(json, hosts, in_progress, body_bytes_max, page_access), node_loop)
+            return EntryPoints(json, http, hosts, limits, page_access, node_loop)
 
         yield make
 

@@ -163,7 +163,7 @@ class World:
         self.headers = {kind: book.add(*scopes).header for kind, scopes in TOKENS.items()}
         self.guard = make_guard(book)
         self.operations = stubbed()
-        self.json = JsonFastPath(self.operations, lambda: NODE, self.guard, 4096)
+        self.json = JsonFastPath(self.operations, lambda: NODE, self.guard)
         self.in_progress = InProgress()
         self.hosts = HostCheck(["localhost", "testserver"])
         self.port = self.run(self._listen())
@@ -175,7 +175,11 @@ class World:
     async def _listen(self) -> int:
         pages = PageAccess(self.guard, self.json.routes, ALWAYS_OPEN, "session", login="/admin/login/")
         limits = HttpLimits(body_bytes_max=4096, connections_max=100, connections_per_address_max=100)
-        self.listener = HttpListener(self.json, self.hosts, self.in_progress, ("/admin",), limits, lambda *given: None, pages)
+
+        def no_page(*given: Any) -> Any:
+            raise AssertionError("the web server would answer this")
+
+        self.listener = HttpListener(self.json, self.hosts, self.in_progress, ("/admin",), limits, no_page, no_page, pages)
         listening = socket.create_server(("127.0.0.1", 0))
         listening.setblocking(False)
         await self.listener.accept(listening)
@@ -195,31 +199,6 @@ class World:
             codes.append(_code(connection.getresponse().read()))
         connection.close()
         return codes
-
-    def by_asgi(self, requests: list[tuple[str, str, bytes, str]]) -> list[str]:
-        async def ask(method: str, target: str, body: bytes, header: str) -> str:
-            path, _, query = target.partition("?")
-            headers = [(name.lower().encode(), value.encode()) for name, value in _headers(body, header).items()]
-            scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
-            messages = [{"type": "http.request", "body": body, "more_body": False}]
-            sent: list[dict[str, Any]] = []
-
-            async def receive() -> dict[str, Any]:
-                if messages:
-                    return messages.pop()
-                await asyncio.Event().wait()
-                raise AssertionError
-
-            async def send(message: dict[str, Any]) -> None:
-                sent.append(message)
-
-            await self.json(scope, receive, send)
-            return _code(sent[1]["body"])
-
-        async def ask_all() -> list[str]:
-            return [await ask(*request) for request in requests]
-
-        return self.run(ask_all())
 
     def by_page(self, requests: list[tuple[str, str, bytes, str]]) -> list[str]:
         codes = []
@@ -298,7 +277,7 @@ def test_the_table_has_every_operation() -> None:
     assert set(ALLOWED) == {one.name for one in (*stubbed(), *stubbed_subscriptions())}
 
 
-@pytest.mark.parametrize("entry_point", ["by_listener", "by_asgi", "by_page"])
+@pytest.mark.parametrize("entry_point", ["by_listener", "by_page"])
 def test_http(world: World, entry_point: str) -> None:
     cases = [(operation, kind) for operation in world.operations for kind in TOKENS]
     requests = [(*http_request(operation), world.headers[kind]) for operation, kind in cases]
@@ -320,7 +299,7 @@ def test_websocket(world: World, kind: str) -> None:
 
 
 @pytest.mark.parametrize("header", ["", "Bearer ", "Bearer wrong", "Basic YTpi", f"Bearer dss1_0123456789ab_{'0' * 64}"])
-@pytest.mark.parametrize("entry_point", ["by_listener", "by_asgi", "by_page"])
+@pytest.mark.parametrize("entry_point", ["by_listener", "by_page"])
 def test_without_a_valid_token(world: World, entry_point: str, header: str) -> None:
     requests = [(*http_request(operation), header) for operation in world.operations]
     codes = getattr(world, entry_point)(requests)

@@ -199,10 +199,12 @@ async def make_world(request: pytest.FixtureRequest, tls_files: TlsFiles) -> Asy
             Operation("demo.grant", "POST", "/grant", Echo, world.echo, Echoed, ANY_TOKEN, "Grant", undo=world.undo),
         ]
         node = SimpleNamespace(node_id="node-1", unusable_reason="")
-        fast_path = JsonFastPath(operations, lambda: node, Guard(token), limits.body_bytes_max)
+        fast_path = JsonFastPath(operations, lambda: node, Guard(token))
         hosts = HostCheck(["localhost"])
         pages = ("/admin", "/metrics")
-        world.listener = HttpListener(fast_path, hosts, world.in_progress, pages, limits, world.take_over, tls=tls)
+        world.listener = HttpListener(
+            fast_path, hosts, world.in_progress, pages, limits, world.take_over, world.take_over, tls=tls
+        )
         if tls is not None:
             world.tls = ssl.create_default_context(cafile=str(Path(tls_files.certificate).with_name("ca.pem")))
         listening = socket.create_server(("127.0.0.1", 0))
@@ -249,6 +251,17 @@ async def test_a_chunked_body(world: World) -> None:
     client.send(b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
     client.send(b'7\r\n{"text"\r\n6\r\n: "x"}\r\n0\r\n\r\n')
     assert (await client.answer()).document["text"] == "x"
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "TLS/1.0, h2c", "websocket"])
+async def test_an_upgrade_that_is_not_done_is_ignored(world: World, upgrade: str) -> None:
+    """`curl --http2` asks for h2c with each request. A POST cannot become a WebSocket."""
+    client = await world.connect()
+    for text in ("a", "b"):
+        client.call("/echo", {"text": text}, Upgrade=upgrade, Connection="Upgrade, HTTP2-Settings", HTTP2_Settings="AAMAAABkAAQ")
+    client.call("/echo?text=c", method="GET")
+    assert [(await client.answer()).document["text"] for _ in range(3)] == ["a", "b", "c"]
+    assert world.handed_over == []
 
 
 @pytest.mark.parametrize("target", ["/echo?text=x", "http://localhost/echo?text=x", "HTTP://localhost:80/echo?text=x"])

@@ -1,98 +1,21 @@
-"""Behaviour of the JSON fast path alone: bodies in pieces, clients that hang up, bugs in a handler, its histogram, its answers."""
+"""Behaviour of the JSON fast path alone: bugs in a handler, its histogram, its answers."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from dss_api import json_fast_path
 from dss_api.answer import Answer, Part
 from dss_api.codec import AnswerEncoder
 from dss_api.result import Result
 from dss_api.routes import Routes
 
 
-class Client:
-    """A client that sends its body in pieces and may hang up."""
-
-    def __init__(self, scope: dict[str, Any]) -> None:
-        self.scope = scope
-        self.inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.sent: list[dict[str, Any]] = []
-
-    async def send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-
-    def call(self, application: Any) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(application(self.scope, self.inbox.get, self.send))
-
-
-def _scope(path: str) -> dict[str, Any]:
-    headers = [(b"content-type", b"application/json")]
-    return {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
-
-
 def _count(operation: str, status: str) -> float:
     return REGISTRY.get_sample_value("dss_request_seconds_count", {"operation": operation, "status": status}) or 0.0
-
-
-def test_a_client_that_hangs_up_cancels_its_call(entry_points: Any, fake_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_fast_path, "WATCH_AFTER_S", 0.001)
-    before = _count("demo.wait", "499")
-
-    async def scene() -> list[dict[str, Any]]:
-        client = Client(_scope("/demo/wait"))
-        client.inbox.put_nowait({"type": "http.request", "body": b'{"wait_ms": 20000}'})
-        task = client.call(entry_points.json_fast_path)
-        await fake_node.waiting.wait()
-        client.inbox.put_nowait({"type": "http.disconnect"})
-        await task
-        return client.sent
-
-    assert entry_points.run(scene()) == []
-    assert fake_node.cancelled == ["wait"]
-    assert _count("demo.wait", "499") == before + 1
-
-
-def test_a_server_that_stops_cancels_a_call_as_usual(entry_points: Any, fake_node: Any) -> None:
-    async def scene() -> bool:
-        client = Client(_scope("/demo/wait"))
-        client.inbox.put_nowait({"type": "http.request", "body": b'{"wait_ms": 20000}'})
-        task = client.call(entry_points.json_fast_path)
-        await fake_node.waiting.wait()
-        task.cancel()
-        await asyncio.wait([task])
-        return task.cancelled()
-
-    assert entry_points.run(scene())
-    assert fake_node.cancelled == ["wait"]
-
-
-def test_a_client_that_hangs_up_in_the_middle_of_its_body(entry_points: Any) -> None:
-    async def scene() -> list[dict[str, Any]]:
-        client = Client(_scope("/demo/put"))
-        client.inbox.put_nowait({"type": "http.request", "body": b'{"key": ', "more_body": True})
-        client.inbox.put_nowait({"type": "http.disconnect"})
-        await client.call(entry_points.json_fast_path)
-        return client.sent
-
-    assert entry_points.run(scene()) == []
-
-
-def test_a_body_in_pieces(entry_points: Any) -> None:
-    async def scene(*pieces: bytes) -> int:
-        client = Client(_scope("/demo/put"))
-        for number, piece in enumerate(pieces):
-            client.inbox.put_nowait({"type": "http.request", "body": piece, "more_body": number < len(pieces) - 1})
-        await client.call(entry_points.json_fast_path)
-        return client.sent[0]["status"]
-
-    assert entry_points.run(scene(b'{"key": "a', b'b", "val', b'ue": 1}')) == 200
-    assert entry_points.run(scene(*[b"x" * 1000] * 6)) == 413
 
 
 def test_a_bug_is_answered_and_logged_once(entry_points: Any) -> None:

@@ -17,8 +17,8 @@ from django.conf import settings
 from structlog.testing import capture_logs
 
 from dss_api import running
-from dss_project import runtime
-from dss_project.lifespan import Lifespan
+from dss_project import asgi, runtime
+from dss_project.http_entry import ANOTHER_SERVER
 from dss_project.raft_worker import RaftConsumer, RaftWorker
 from dss_project.server.life import live
 
@@ -188,19 +188,26 @@ async def test_nothing_is_left_running(stage: Stage) -> None:
     assert asyncio.all_tasks() - {asyncio.current_task(), actor} == set()
 
 
-async def test_lifespan_for_servers_that_support_it(stage: Stage) -> None:
+async def test_another_server_refuses_to_start() -> None:
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    said: list[str] = []
+    said: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
-        said.append(message["type"])
+        said.append(message)
 
-    for message in ("lifespan.startup", "lifespan.shutdown"):
-        inbox.put_nowait({"type": message})
-    await Lifespan(lambda: APPLICATION)({"type": "lifespan"}, inbox.get, send)
-    assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert stage.happened == ["start raft", "stop raft with 0 calls"]
-    stage.refusal = OSError("in use")
     inbox.put_nowait({"type": "lifespan.startup"})
-    await Lifespan(lambda: APPLICATION)({"type": "lifespan"}, inbox.get, send)
-    assert said[-1] == "lifespan.startup.failed"
+    await asgi.application({"type": "lifespan"}, inbox.get, send)
+    assert said == [{"type": "lifespan.startup.failed", "message": ANOTHER_SERVER}]
+
+
+async def test_a_request_that_has_not_come_through_the_listener_is_refused() -> None:
+    """A server without the lifespan protocol (`daphne dss_project.asgi:application`) would show pages without their checks."""
+    said: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    for path in ("/metrics", "/", "/health"):
+        said.clear()
+        await asgi.application({"type": "http", "method": "GET", "path": path, "headers": []}, None, send)
+        assert said[0]["status"] == 503

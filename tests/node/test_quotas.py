@@ -207,7 +207,7 @@ async def test_websockets_and_subscriptions(quotas: TokenQuotas, per_address: in
     guard.use(book)
     token, other = book.add("read"), book.add("operate")
     entry_point = WebSocketEntryPoint(
-        JsonFastPath(OPERATIONS, lambda: NODE, guard, 4096),
+        JsonFastPath(OPERATIONS, lambda: NODE, guard),
         HostCheck(["localhost"]),
         InProgress(subscriptions_per_address_max=per_address),
         [SUBSCRIBE],

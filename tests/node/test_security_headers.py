@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
+from dss_api.asgi import state_of
 from dss_api.codec import EncodedAnswer
 from dss_api.http_answers import encode_answer, header_lines
+from dss_api.liveness import NoLine
 from dss_api.security_headers import CONTENT_SECURITY_POLICY, NOSNIFF, PAGE_HEADERS, hsts, with_headers
 
 POLICY = "content-security-policy"
@@ -71,7 +73,7 @@ def test_an_error_before_the_middleware_has_the_headers(entry_points: Any) -> No
 
 async def _answers(entry: Any, scheme: str) -> list[dict[str, str]]:
     found = []
-    for path in ("/open", "/nothing", "/metrics", "/favicon.ico", "/static/nothing"):
+    for path in ("/admin/login/", "/metrics", "/favicon.ico", "/static/nothing"):
         sent: list[Any] = []
         messages = [{"type": "http.request", "body": b"", "more_body": False}]
 
@@ -81,8 +83,11 @@ async def _answers(entry: Any, scheme: str) -> list[dict[str, str]]:
         async def send(message: Any, sent: list[Any] = sent) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [(b"host", b"localhost")]}
-        await asyncio.wait_for(entry({**scope, "scheme": scheme, "http_version": "1.1"}, receive, send), 30)
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "query_string": b""}
+        scope["headers"] = [(b"host", b"localhost")]
+        scope |= {"scheme": scheme, "http_version": "1.1", "state": state_of(NoLine())}
+        async with asyncio.timeout(30):
+            await entry(scope, receive, send)
         found.append({name.decode().lower(): value.decode() for name, value in sent[0]["headers"]})
     return found
 

@@ -1,38 +1,66 @@
-"""A connection that a web server has taken over may be lost at any moment. Calls to it have no effect then."""
+"""A connection that was handed over may be lost at any moment. Calls to it have no effect then."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from django.conf import settings
 
-CLIENT = """
 from dss_api.client_memory import ClientMemory
 from dss_api.http_listener import Client
 from dss_api.turns import InputTurns
-client = Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns())
-"""
-#: what the transports of the servers are like after the connection was lost
-LOST = {
-    "uvicorn": """
-from types import SimpleNamespace
-from dss_project.server.on_uvicorn import TakenOver
-connection = TakenOver(SimpleNamespace(abort=int, get_protocol=lambda: None, is_closing=lambda: True, get_write_buffer_size=int), client)
-""",
-    "daphne": """
-from types import SimpleNamespace
-from dss_project.server.on_daphne import TakenOver
-# Twisted deletes `protocol`.
-transport = SimpleNamespace(abortConnection=int, connected=0, dataBuffer=b'', offset=0, _tempDataLen=0)
-connection = TakenOver(transport, client)
-""",
-}
+from dss_dev.in_memory_http import MemoryTransport
+from dss_project.server.taken_over import PageConnection
+from dss_project.server.websockets import WebSockets
+
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+)
 
 
-@pytest.mark.parametrize("server", LOST)
-def test_a_lost_connection_can_be_called(server: str) -> None:
-    """In a process of its own: the import of Daphne creates Twisted's reactor."""
-    names = ["open_websocket()", "recount()", "take_input(b'x')", "resume_input()", "abort()"]
-    calls = "\n".join(f"connection.{name}" for name in names)
-    subprocess.run([sys.executable, "-c", CLIENT + LOST[server] + calls], check=True, timeout=60)
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    await receive()
+
+
+def websocket(transport: MemoryTransport, client: Client, more: bytes = b"") -> Any:
+    return WebSockets(application, settings.NODE).open(transport, HANDSHAKE + more + b"\r\n", client)
+
+
+def page(transport: MemoryTransport, client: Client) -> Any:
+    return PageConnection(transport, client)
+
+
+@pytest.mark.parametrize("make", [websocket, page])
+async def test_a_lost_connection_can_be_called(make: Callable[..., Any]) -> None:
+    memory = ClientMemory()
+    client = Client("127.0.0.1", memory.open(lambda: None), InputTurns())
+    transport = MemoryTransport()
+    connection = make(transport, client)
+    transport.close()
+    if make is websocket:
+        connection.connection_lost(None)
+        assert not connection.send_now(b"late", True)
+        connection.ping()
+    connection.recount()
+    connection.take_input(b"x")
+    connection.pause_input()
+    connection.resume_input()
+    connection.abort()
+    connection.close()
+    assert connection.is_closed
+    assert memory.bytes == 0
+
+
+async def test_a_handshake_that_the_library_cannot_read_ends_the_connection() -> None:
+    transport = MemoryTransport()
+    connection = websocket(
+        transport, Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns()), b"a: %b\r\n" % (b"b" * 9000)
+    )
+    await asyncio.sleep(0)
+    assert connection.is_closed

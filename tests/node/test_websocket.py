@@ -14,9 +14,11 @@ from structlog.testing import capture_logs
 from dss_api import feed as feeds
 from dss_api import tickets, websocket
 from dss_api.answer import Answer
+from dss_api.asgi import state_of
 from dss_api.caller import Caller
 from dss_api.errors import Refused
 from dss_api.in_progress import InProgress
+from dss_api.liveness import NoLine
 from dss_api.operation import Feed, Message, Subscription
 from dss_api.rights import ANY_TOKEN, EVERYTHING, READ
 from dss_api.websocket import WebSocketEntryPoint
@@ -83,7 +85,7 @@ SUM = Subscription("demo.sum", Count, add_up, Counted, ANY_TOKEN, "Sum", message
 COUNT = Subscription("demo.count", Count, count, Counted, ANY_TOKEN, "Count", answer=CountAnswer)
 
 
-class Peer:
+class Peer(NoLine):
     """The client's side of a connection."""
 
     def __init__(
@@ -101,8 +103,16 @@ class Peer:
         scope["subprotocols"] = subprotocols
         self.inbox.put_nowait({"type": "websocket.connect"})
         http = entry_points.http
-        application = WebSocketEntryPoint(entry_points.json_fast_path, http.is_host_allowed, http.in_progress, [subscription])
+        #: whether the connection was ended without a close frame
+        self.is_aborted = False
+        scope["state"] = state_of(self)
+        application = WebSocketEntryPoint(
+            entry_points.json_fast_path, entry_points.is_host_allowed, http.in_progress, [subscription]
+        )
         self.task = asyncio.create_task(application(scope, self.inbox.get, self.outbox.put))
+
+    def abort(self) -> None:
+        self.is_aborted = True
 
     def say(self, text: str | bytes) -> None:
         self.inbox.put_nowait({"type": "websocket.receive", "text" if isinstance(text, str) else "bytes": text})
@@ -230,10 +240,8 @@ def test_the_account_of_a_connection_counts_calls_and_unread_messages(entry_poin
 
 def test_the_client_that_uses_the_most_memory_is_disconnected(entry_points: Any) -> None:
     memory = entry_points.http.in_progress.memory
-    aborted: list[Any] = []
 
     async def scene() -> None:
-        entry_points.http.in_progress.abort = aborted.append
         small, large = await accepted(entry_points), await accepted(entry_points)
         small.call(1, "demo.wait", wait_ms=20_000)
         large.say(b'{"id": 2, "op": "demo.wait", "request": {"wait_ms": 20000}' + b" " * 50_000 + b"}")
@@ -244,7 +252,7 @@ def test_the_client_that_uses_the_most_memory_is_disconnected(entry_points: Any)
         assert (await small.answer())["id"] == 4
         await asyncio.wait([large.task], timeout=5)
         assert large.task.done()
-        assert aborted == [CLIENT]
+        assert (small.is_aborted, large.is_aborted) == (False, True)
         await small.leave()
         assert memory.bytes == 0
 
@@ -255,7 +263,15 @@ def test_a_page_counts_as_a_call_of_its_address(make_entry_points: Any) -> None:
     entry_points = make_entry_points(calls_per_address_max=1)
     in_progress = entry_points.http.in_progress
     sent: list[dict[str, Any]] = []
-    scope = {"type": "http", "method": "GET", "path": "/metrics", "scheme": "http", "headers": [], "client": CLIENT}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/metrics",
+        "scheme": "http",
+        "headers": [],
+        "client": CLIENT,
+        "state": state_of(NoLine()),
+    }
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket writes the messages of one turn of the event loop together, and keeps the order of frames."""
+"""A WebSocket writes the messages of one turn of the event loop together, and keeps the order of frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
-from dss_project.server.on_uvicorn import GATHERED_BYTES, CountedWebSocket
+from dss_api.client_memory import ClientMemory
+from dss_api.http_listener import Client
+from dss_api.turns import InputTurns
+from dss_project.server.websockets import GATHERED_BYTES, NodeWebSocket
 
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -68,9 +71,10 @@ class Line:
         )
         config.load()
         self.transport = Transport()
-        self.protocol = CountedWebSocket(config, ServerState(), {})
+        client = Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns())
+        self.protocol = NodeWebSocket(config, ServerState(), client)
         self.protocol.connection_made(self.transport)
-        self.protocol.data_received(HANDSHAKE)
+        self.protocol.take_input(HANDSHAKE)
         await self.is_accepted.wait()
         self.transport.writes.clear()
 

@@ -1,4 +1,4 @@
-"""A TLS connection of the listener as Twisted's protocols see it. Twisted cannot take over its descriptor: the keys are in this process."""
+"""A connection of the listener as Twisted's protocols see it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from daphne.http_protocol import WebRequest
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from dss_api.tls_transport import TlsTransport
+from dss_project.server.taken_over import PageConnection
 
 
 class SecureRequest(WebRequest):  # type: ignore[misc]
@@ -24,14 +24,14 @@ class SecureRequest(WebRequest):  # type: ignore[misc]
 
 
 @implementer(ITCPTransport, IPushProducer)
-class TwistedTls(asyncio.Protocol):
+class TwistedTransport(asyncio.Protocol):
     """To the listener's connection it is a protocol, to Twisted's protocols a transport."""
 
-    def __init__(self, transport: TlsTransport) -> None:
+    def __init__(self, transport: asyncio.Transport, page: PageConnection) -> None:
+        self.page = page
         self._transport = transport
         self._producer: Any = None
         self._can_write = True
-        #: Daphne replaces it when a request becomes a WebSocket.
         self.protocol: Any = None
         self.connected = True
         self.disconnecting = False
@@ -39,14 +39,11 @@ class TwistedTls(asyncio.Protocol):
     def start(self, protocol: Any) -> None:
         """Serve the connection with this protocol, which `HTTPFactory` has made."""
         self.protocol = protocol
-        protocol.requestFactory = SecureRequest
+        if self._transport.get_extra_info("sslcontext") is not None:
+            protocol.requestFactory = SecureRequest
         self._transport.set_protocol(self)
         protocol.makeConnection(self)
         self._transport.resume_reading()
-
-    @property
-    def unsent_bytes(self) -> int:
-        return self._transport.get_write_buffer_size()
 
     # ------------------------------------------------------- asyncio.Protocol
 
@@ -54,10 +51,8 @@ class TwistedTls(asyncio.Protocol):
         self.protocol.dataReceived(data)
 
     def eof_received(self) -> bool:
-        if not IHalfCloseableProtocol.providedBy(self.protocol):
-            return False
-        self.protocol.readConnectionLost()
-        return True
+        """A client that has closed its sending side still gets the page that is due."""
+        return bool(self.protocol._channel.requests)
 
     def pause_writing(self) -> None:
         self._can_write = False
