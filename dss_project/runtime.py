@@ -21,6 +21,7 @@ from dss_project.first_user import FirstUsers
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
 from dss_queue.engine_service import EngineService
+from dss_queue.engine_upkeep import EngineUpkeep
 from dss_queue.idle_topics import IdleTopics
 from dss_queue.routing import Routing
 from dss_queue.subscribers import Subscribers
@@ -74,6 +75,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     IdleTopics(node)
     engine = EngineService(node, config.engine_url, config.engine_replicas_min)
     Routing(node, engine)
+    EngineUpkeep(node, engine)
     AuditLog(node)
     tokens = Tokens(node, guard.shared())
     FirstUsers(node, config)

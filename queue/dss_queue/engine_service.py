@@ -70,7 +70,8 @@ class EngineService:
         self._engine: RedisEngine
         self._administration: Administration
         self._views: Views
-        self._tasks = Tasks()
+        #: end with the service
+        self.tasks = Tasks()
         #: a call has failed
         self._wants_check = asyncio.Event()
         node.services[SERVICE] = self
@@ -90,11 +91,11 @@ class EngineService:
         self._engine = RedisEngine(self._servers, node=self._node.node_id, groups_in_log=self._groups_in_log)
         self._administration = Administration(self._servers, self._engine)
         self._views = Views(self._servers, self._engine)
-        self._tasks.keep("engine", self._run)
+        self.tasks.keep("engine", self._run)
 
     async def stop(self) -> None:
         """End the waits, and close all connections."""
-        await self._tasks.stop()
+        await self.tasks.stop()
         if self._servers is not None:
             await self._engine.close()
             await self._servers.close()
@@ -131,7 +132,11 @@ class EngineService:
     def name_of(self, topic: Topic) -> str:
         """What the engine calls a topic that is on it."""
         assert topic.engine is not None
-        return engine_name(self._node.config.cluster_id, topic.engine.incarnation, topic.name)
+        return self.name_in(topic.engine.incarnation, topic.name)
+
+    def name_in(self, incarnation: int, topic_name: str) -> str:
+        """What the engine calls a topic in an incarnation."""
+        return engine_name(self._node.config.cluster_id, incarnation, topic_name)
 
     async def check_settings(self, settings: TopicSettings) -> None:
         """Check whether the servers have what settings of a topic on the engine need.

@@ -19,6 +19,8 @@ SWEEP_STEPS_MAX = 10
 GROUPS_PER_LOOK = 100
 #: Old messages may be in flight, or behind others of their key: they are looked at again after this time.
 OLD_AGAIN_MS = 10_000
+#: The number of groups of a partition that is not open.
+NOT_OPEN = -1
 
 
 class Swept(NamedTuple):
@@ -122,7 +124,7 @@ class Administration:
         keys = partition_keys(topic, partition)
         looked = (*keys, *(group_keys(topic, partition, group)[0] for group in groups))
         data = await self._servers.call("due", looked, settings.retention_ms)
-        _, at_ms, places, next_ms, old_ms, found_groups = messages.due_answer.decode(data)
+        _, at_ms, places, next_ms, old_ms, found_groups, known = messages.due_answer.decode(data)
         is_old = old_ms <= at_ms
         is_left = False
         for group in groups if is_old else [groups[place] for place in places]:
@@ -130,7 +132,8 @@ class Administration:
         if is_old and not found_groups:
             is_left |= await self._retain(keys, settings)
         in_ms = [next_ms - at_ms, OLD_AGAIN_MS if is_old else old_ms - at_ms]
-        return Swept(0 if is_left else min(in_ms), bool(places or is_old), found_groups != group_count)
+        has_others = found_groups != NOT_OPEN and (found_groups != group_count or known != len(groups))
+        return Swept(0 if is_left else min(in_ms), bool(places or is_old), has_others)
 
     async def _sweep_group(self, topic: str, partition: int, group: str, settings: TopicSettings) -> bool:
         """Whether there is more to do now."""

@@ -98,7 +98,6 @@ class RedisEngine(Endings):
             Refused: `over_limit`; `crosses_slots`: they belong to several partitions.
             Closed: nothing is stored, the topic has left the engine.
         """
-        _check(settings)
         partition = self._partition_of(new, token)
         arguments = (
             token or self._token(),
@@ -163,7 +162,6 @@ class RedisEngine(Endings):
 
         The answer is empty with `closed`, at once, when the topic has left the engine, and nothing of the group is left here.
         """
-        _check(settings)
         polls = self._polls_of(topic, group)
         attempt = attempt_id or OWN_ATTEMPT + self._token()
         until = asyncio.get_running_loop().time() + timeout_ms / 1000
@@ -265,19 +263,3 @@ def _fields(new: NewMessage) -> str | tuple[str, str, str, int, str]:
     if not (new.key or new.headers or new.delay_ms or new.dedup_id):
         return value
     return value, new.key, new.headers.decode(), new.delay_ms, new.dedup_id
-
-
-def _check(settings: TopicSettings) -> None:
-    """Refuse settings that cannot be kept.
-
-    Raises:
-        Refused: `not_on_engine`.
-    """
-    if settings.keep_ms:
-        raise Refused("not_on_engine", "a topic on the engine `redis` cannot have `keep_ms`", field="keep_ms")
-    if settings.dead_letter_topic:
-        raise Refused(
-            "not_on_engine",
-            "a topic on the engine `redis` cannot have a `dead_letter_topic`: dead letters stay with their group",
-            field="dead_letter_topic",
-        )

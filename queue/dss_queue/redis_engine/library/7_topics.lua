@@ -157,15 +157,17 @@ end
 
 -- When a sweep has something to do. args: retention_ms. Behind the keys of the partition, the call has those of groups.
 -- Answer: now, the places of the groups that have something to do, the time of the next one, when the first message is too old, and how many
--- groups there are.
+-- groups there are (-1: the partition is not open), and how many of those in the call.
 local function due(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_partition(keys, args)
-  local retention_ms, next_ms, old_ms, places = args[3], NEVER, NEVER, {}
+  local retention_ms, next_ms, old_ms, places, known = args[3], NEVER, NEVER, {}, 0
   for place = 7, #keys do
     local stored = redis.call('HGET', keys[place], 'state')
-    if stored then
-      local read = cmsgpack.unpack(stored)
+    local read = stored and cmsgpack.unpack(stored)
+    -- A group that is being deleted is none of them.
+    if read and not read[14] then
+      known = known + 1
       local cursor, start = read[1], read[11]
       local has_passed_over = cursor < start and redis.call('XRANGE', state.messages, '(' .. digits(cursor), digits(start), 'COUNT', 1)[1]
       if read[3] <= state.at_ms or state.purged > read[4] or has_passed_over then
@@ -180,5 +182,5 @@ local function due(keys, argv)
     local _, _, ready_ms = extras(first[2][2])
     old_ms = math.max(math.floor(tonumber(string.sub(first[1], 1, 16)) / 1000), ready_ms) + retention_ms
   end
-  return cmsgpack.pack({CALL_VERSION, state.at_ms, places, next_ms, old_ms, state.groups})
+  return cmsgpack.pack({CALL_VERSION, state.at_ms, places, next_ms, old_ms, state.stored and state.groups or -1, known})
 end

@@ -1,0 +1,143 @@
+"""The leader's upkeep of topics on the engine `redis`: what no call waits for.
+
+- A topic with something due is swept: timeouts, delays, retention. A look at a topic without calls costs one call for each partition, and
+  the next look comes when something is due, after `PAUSE_S_MAX` at the latest. Consumers do not wait for it: their calls see what is due.
+- A topic that leaves is closed. When nothing of it is left, not even dead letters, the log is told (`EngineLeft`).
+- The keys of abandoned incarnations are deleted, and the log is told (`EngineForgotten`).
+- Groups that only the log or only the engine has, because a node stopped in between, are put right.
+
+Everything may be repeated, by this leader or the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+from dss_api.errors import Refused
+from dss_api.supervised import report_failure
+from dss_queue.core.broker import Broker
+from dss_queue.core.engines import FORGOTTEN_PER_COMMAND_MAX, EngineForgotten, EngineLeft
+from dss_queue.core.topic import Topic
+from dss_queue.engine_service import EngineService
+from dss_queue.redis_engine.errors import Closed
+
+if TYPE_CHECKING:
+    from dss_raft.node import Node
+
+#: Between two rounds. A round visits the topics whose turn has come, and all that leave.
+ROUND_S = 1.0
+#: Between two looks at a topic.
+PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
+#: Topics that are looked at at the same time. Each look is a call for each partition.
+AT_ONCE_MAX = 8
+#: Incarnations that one round deletes.
+DELETED_PER_ROUND_MAX = min(100, FORGOTTEN_PER_COMMAND_MAX)
+
+
+class EngineUpkeep:
+    """See the module. Created before the node starts."""
+
+    def __init__(self, node: Node, service: EngineService) -> None:
+        self._node = node
+        self._service = service
+        self._broker = cast(Broker, node.machine("queue"))
+        #: when the next round may begin, in loop time
+        self._next_s = 0.0
+        self._round: asyncio.Task[None] | None = None
+        #: incarnation -> when the topic is looked at next, and the pause before
+        self._plans: dict[int, tuple[float, float]] = {}
+        if service.state != "none":
+            node.on_upkeep(self._tick)
+
+    def _tick(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._next_s or (self._round is not None and not self._round.done()):
+            return
+        self._next_s = now_s + ROUND_S
+        if not self._node.is_leader:
+            self._plans.clear()
+        elif self._service.state == "ready":
+            self._round = self._service.tasks.spawn("engine", self._run_round(now_s))
+
+    async def _run_round(self, now_s: float) -> None:
+        topics = [topic for topic in self._broker.topics.values() if topic.engine is not None and self._is_due(topic, now_s)]
+        abandoned = list(islice(self._broker.registry.abandoned.items(), DELETED_PER_ROUND_MAX))
+        turns = asyncio.Semaphore(AT_ONCE_MAX)
+        deleted: list[int] = []
+
+        async def one(work: Coroutine[Any, Any, None]) -> None:
+            async with turns:
+                try:
+                    await work
+                except Refused:
+                    # The engine is away: the next round tries again.
+                    return
+                except Exception as error:
+                    # Others do not wait for this one.
+                    report_failure("engine", error)
+
+        works = [self._look_at(topic) for topic in topics]
+        works += [self._delete(incarnation, topic, deleted) for incarnation, topic in abandoned]
+        await asyncio.gather(*map(one, works))
+        if deleted:
+            self._node.propose_as_leader(EngineForgotten(incarnations=deleted))
+
+    def _is_due(self, topic: Topic, now_s: float) -> bool:
+        assert topic.engine is not None
+        if topic.engine.is_leaving:
+            return True
+        plan = self._plans.get(topic.engine.incarnation)
+        if plan is None:
+            # A new leader does not look at all topics at once.
+            pause_s = random.uniform(PAUSE_S_MIN, PAUSE_S_MAX)
+            self._plans[topic.engine.incarnation] = (now_s + pause_s, pause_s)
+            return False
+        return plan[0] <= now_s
+
+    async def _look_at(self, topic: Topic) -> None:
+        use = topic.engine
+        if use is None:
+            return
+        administration, name = self._service.administration(), self._service.name_of(topic)
+        if use.is_leaving:
+            await administration.close(name)
+        swept = await administration.sweep(name, topic.messages.settings, list(topic.groups))
+        if swept.has_other_groups:
+            await self._align_groups(topic, name)
+        if not use.is_leaving:
+            self._plan(use.incarnation, swept.next_in_ms, did_something=swept.did_something)
+        elif await administration.is_drained(name):
+            self._plans.pop(use.incarnation, None)
+            self._node.propose_as_leader(EngineLeft(topic=topic.name, incarnation=use.incarnation))
+
+    def _plan(self, incarnation: int, next_in_ms: int, *, did_something: bool) -> None:
+        pause_s = PAUSE_S_MIN if did_something else min(2 * self._plans[incarnation][1], PAUSE_S_MAX)
+        soon_s = max(PAUSE_S_MIN, min(next_in_ms / 1000, pause_s))
+        self._plans[incarnation] = (asyncio.get_running_loop().time() + soon_s, pause_s)
+
+    async def _align_groups(self, topic: Topic, name: str) -> None:
+        """Delete the groups that the log does not have, and create those that only the log has."""
+        administration = self._service.administration()
+        found = await administration.groups(name)
+        use = topic.engine
+        # What was created on the engine was in the log before.
+        await self._node.read_index()
+        if use is None or self._broker.topics.get(topic.name) is not topic or topic.engine != use:
+            return
+        for group in found:
+            if group not in topic.groups:
+                await administration.delete_group(name, group)
+        if not use.is_leaving:
+            with suppress(Closed):
+                for group in list(topic.groups):
+                    await self._service.engine().put_group(name, group)
+
+    async def _delete(self, incarnation: int, topic: str, deleted: list[int]) -> None:
+        await self._service.administration().delete_topic(self._service.name_in(incarnation, topic))
+        self._plans.pop(incarnation, None)
+        deleted.append(incarnation)
