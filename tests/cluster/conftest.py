@@ -17,9 +17,10 @@ from dss_dev import local_partitions
 from dss_dev.answer_check import check
 from dss_dev.checkouts import tested_checkout
 from dss_dev.fake_clock import FakeClock
-from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, free_ports
+from dss_dev.local_cluster import HOST, POLL_S, LocalCluster, LocalNode, Reply, free_ports
 from dss_dev.local_partitions import PartitionedCluster
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
+from dss_dev.valkey_server import Server
 from dss_project.registry import operations
 
 #: a condition that is still false after this time never becomes true, even on a busy machine
@@ -132,18 +133,29 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
 
 @pytest.fixture(scope="module")
 def sqs_node(tmp_path_factory: pytest.TempPathFactory, prepare_pages: Callable[[LocalCluster], None]) -> Iterator[LocalNode]:
-    """A node with an SQS port, `sqs_port`."""
-    service, sqs = free_ports(2)
-    cluster = LocalCluster(tmp_path_factory.mktemp("sqs"), [service], {**ENVIRONMENT, "DSS_SQS_PORT": str(sqs)})
+    """A node with an SQS port, `sqs_port`, and the engine `redis`, `valkey`."""
+    service, sqs, engine = free_ports(3)
+    directory = tmp_path_factory.mktemp("sqs")
+    environment = {
+        **ENVIRONMENT,
+        "DSS_SQS_PORT": str(sqs),
+        "DSS_ENGINE_URL": f"redis://{HOST}:{engine}",
+        "DSS_ENGINE_REPLICAS_MIN": "0",
+    }
+    cluster = LocalCluster(directory, [service], environment)
     prepare_pages(cluster)
-    cluster.start()
+    valkey = Server(directory / "valkey", engine, {"port": str(engine)})
+    valkey.start()
     try:
+        valkey.wait_started()
+        cluster.start()
         cluster.wait_ready()
         (node,) = cluster.nodes
-        node.sqs_port = sqs  # type: ignore[attr-defined]
+        node.sqs_port, node.valkey = sqs, valkey  # type: ignore[attr-defined]
         yield node
     finally:
         cluster.stop()
+        valkey.kill()
 
 
 @pytest.fixture

@@ -61,6 +61,18 @@ def make(sqs):
     return make
 
 
+@pytest.fixture(params=["raft", "redis"])
+def make_on(request, make):
+    """As `make`, on each engine."""
+
+    def make_on(fifo=False, **attributes):
+        if request.param == "redis":
+            attributes = {"DssEngine": "redis", **({"DeduplicationScope": "messageGroup"} if fifo else {}), **attributes}
+        return make(fifo, **attributes)
+
+    return make_on
+
+
 def refused(code, call, **fields):
     """The refusal of a call, whose code must be this."""
     with pytest.raises(ClientError) as caught:
@@ -91,8 +103,8 @@ def waiters(node, url):
     return group["waiters"]
 
 
-def test_send_receive_delete(sqs, make):
-    url = make()
+def test_send_receive_delete(sqs, make_on):
+    url = make_on()
     sent = sqs.send_message(QueueUrl=url, MessageBody="héllo \U0001f600")
     assert sent["MD5OfMessageBody"] == md5("héllo \U0001f600".encode()).hexdigest()
     (message,) = take(sqs, url, AttributeNames=["All"])
@@ -108,8 +120,8 @@ def test_send_receive_delete(sqs, make):
     assert (counts["ApproximateNumberOfMessages"], counts["ApproximateNumberOfMessagesNotVisible"]) == ("0", "0")
 
 
-def test_message_attributes_and_their_md5(sqs, make):
-    url = make()
+def test_message_attributes_and_their_md5(sqs, make_on):
+    url = make_on()
     given = {
         "a.b": {"DataType": "String", "StringValue": "x"},
         "n": {"DataType": "Number.int", "StringValue": "-12.5e3"},
@@ -127,8 +139,8 @@ def test_message_attributes_and_their_md5(sqs, make):
     assert message["Attributes"] == {"AWSTraceHeader": "Root=1-2-3"}
 
 
-def test_a_batch_answers_for_each_entry(sqs, make):
-    url = make()
+def test_a_batch_answers_for_each_entry(sqs, make_on):
+    url = make_on()
     entries = [{"Id": str(i), "MessageBody": f"m{i}"} for i in range(9)] + [{"Id": "bad", "MessageBody": "\x00"}]
     sent = sqs.send_message_batch(QueueUrl=url, Entries=entries)
     assert [one["Id"] for one in sent["Successful"]] == [str(i) for i in range(9)]
@@ -152,8 +164,8 @@ def test_a_batch_answers_for_each_entry(sqs, make):
 
 
 @pytest.mark.parametrize("fifo", [False, True])
-def test_a_batch_may_have_several_receipts_of_a_message(sqs, make, fifo):
-    url = make(fifo=fifo)
+def test_a_batch_may_have_several_receipts_of_a_message(sqs, make_on, fifo):
+    url = make_on(fifo=fifo)
     sqs.send_message(QueueUrl=url, MessageBody="m", **({"MessageGroupId": "g", "MessageDeduplicationId": "d"} if fifo else {}))
     (old,) = take(sqs, url, VisibilityTimeout=0)
     (new,) = take(sqs, url)
@@ -164,8 +176,8 @@ def test_a_batch_may_have_several_receipts_of_a_message(sqs, make, fifo):
     assert counts["ApproximateNumberOfMessagesNotVisible"] == "0"
 
 
-def test_a_long_poll_gets_the_next_message(sqs, node, make):
-    url = make()
+def test_a_long_poll_gets_the_next_message(sqs, node, make_on):
+    url = make_on()
     got = []
     waiting = threading.Thread(target=lambda: got.extend(take(connected(node), url, WaitTimeSeconds=20)))
     waiting.start()
@@ -175,8 +187,8 @@ def test_a_long_poll_gets_the_next_message(sqs, node, make):
     assert bodies(got) == ["late"]
 
 
-def test_a_client_that_hangs_up_loses_no_message(sqs, node, make):
-    url = make(VisibilityTimeout="600")
+def test_a_client_that_hangs_up_loses_no_message(sqs, node, make_on):
+    url = make_on(VisibilityTimeout="600")
     body = json.dumps({"QueueUrl": url, "WaitTimeSeconds": 20}).encode()
     head = f"POST / HTTP/1.1\r\nHost: localhost\r\nX-Amz-Target: AmazonSQS.ReceiveMessage\r\nContent-Length: {len(body)}\r\n\r\n"
     for _ in range(3):
@@ -190,8 +202,8 @@ def test_a_client_that_hangs_up_loses_no_message(sqs, node, make):
     assert (message["Body"], message["Attributes"]["ApproximateReceiveCount"]) == ("kept", "1")
 
 
-def test_visibility(sqs, make):
-    url = make(VisibilityTimeout="600")
+def test_visibility(sqs, make_on):
+    url = make_on(VisibilityTimeout="600")
     sqs.send_message(QueueUrl=url, MessageBody="m")
     (message,) = take(sqs, url)
     named = {"QueueUrl": url, "ReceiptHandle": message["ReceiptHandle"]}
@@ -206,8 +218,8 @@ def test_visibility(sqs, make):
     assert attributes["ApproximateNumberOfMessagesNotVisible"] == "1", "an old receipt handle deletes nothing"
 
 
-def test_delays(sqs, make):
-    url = make(DelaySeconds="900")
+def test_delays(sqs, make_on):
+    url = make_on(DelaySeconds="900")
     sqs.send_message(QueueUrl=url, MessageBody="queue's")
     sqs.send_message(QueueUrl=url, MessageBody="own", DelaySeconds=0)
     assert bodies(take(sqs, url)) == ["own"]
@@ -236,8 +248,8 @@ def test_creating_listing_and_deleting(sqs, make):
     assert take(sqs, urls[0]) == []
 
 
-def test_a_queue_that_is_deleted_ends_its_long_polls(sqs, node, make):
-    url = make()
+def test_a_queue_that_is_deleted_ends_its_long_polls(sqs, node, make_on):
+    url = make_on()
     errors = []
 
     def wait():
@@ -359,32 +371,33 @@ def test_permissions_are_statements_of_the_policy(sqs, make):
     refused("InvalidParameterValue", sqs.remove_permission, QueueUrl=url, Label="one")
 
 
-def test_a_queue_is_purged_once_a_minute(sqs, make):
-    url = make()
+def test_a_queue_is_purged_once_a_minute(sqs, make_on):
+    url = make_on()
     sqs.send_message(QueueUrl=url, MessageBody="m")
     sqs.purge_queue(QueueUrl=url)
     assert take(sqs, url) == []
     refused("AWS.SimpleQueueService.PurgeQueueInProgress", sqs.purge_queue, QueueUrl=url)
 
 
-def test_a_visibility_timeout_of_zero_leaves_messages_visible(sqs, make):
-    url = make()
+def test_a_visibility_timeout_of_zero_leaves_messages_visible(sqs, make_on):
+    url = make_on()
     sqs.send_message(QueueUrl=url, MessageBody="m")
     assert len(take(sqs, url, VisibilityTimeout=0)) == 1
     (second,) = take(sqs, url, AttributeNames=["All"])
     assert second["Attributes"]["ApproximateReceiveCount"] == "2"
 
 
-def test_a_fifo_queue_hands_out_runs_of_a_group(sqs, make):
-    url = make(fifo=True, ContentBasedDeduplication="true")
+def test_a_fifo_queue_hands_out_runs_of_a_group(sqs, make_on):
+    url = make_on(fifo=True, ContentBasedDeduplication="true")
     for i in range(30):
         sqs.send_message(QueueUrl=url, MessageBody=f"a{i}", MessageGroupId="a")
     sqs.send_message(QueueUrl=url, MessageBody="b0", MessageGroupId="b")
-    run = take(sqs, url, AttributeNames=["All"])
-    assert bodies(run) == [f"a{i}" for i in range(10)]
+    # On the engine, a call gets messages of one partition, and the groups may be in two.
+    other, run = sorted((take(sqs, url, AttributeNames=["All"]) for _ in range(2)), key=len)
+    assert (bodies(run), bodies(other)) == ([f"a{i}" for i in range(10)], ["b0"])
     numbers = [one["Attributes"]["SequenceNumber"] for one in run]
     assert numbers == sorted(numbers)
-    assert bodies(take(sqs, url)) == ["b0"], "a group with messages in flight waits"
+    assert take(sqs, url) == [], "a group with messages in flight waits"
     sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=run[0]["ReceiptHandle"], VisibilityTimeout=0)
     again = take(sqs, url)
     assert bodies(again) == bodies(run)
@@ -409,23 +422,108 @@ def test_a_fifo_queue_stores_a_message_once(sqs, make):
     assert sorted(bodies(take(sqs, url))) == ["g1", "g2"]
 
 
-def test_a_receive_whose_answer_was_lost_can_be_repeated(sqs, make):
-    url = make(fifo=True)
+def test_a_receive_whose_answer_was_lost_can_be_repeated(sqs, make_on):
+    url = make_on(fifo=True)
     sqs.send_message(QueueUrl=url, MessageBody="m", MessageGroupId="g", MessageDeduplicationId="d")
     first = take(sqs, url, ReceiveRequestAttemptId="once")
     assert take(sqs, url, ReceiveRequestAttemptId="once") == first
 
 
-def test_the_queue_is_a_topic(sqs, node, make):
-    url = make()
+def test_the_queue_is_a_topic(sqs, node, make_on):
+    url = make_on()
     topic = url.rpartition("/")[2]
     node.call("POST", "/queue/publish", {"topic": topic, "value": {"a": 1}})
     node.call("POST", "/queue/publish", {"topic": topic, "value": "text"})
-    assert bodies(take(sqs, url)) == ['{"a": 1}', "text"]
+    assert sorted(bodies(take(sqs, url) + take(sqs, url))) == ["text", '{"a": 1}']
     sqs.purge_queue(QueueUrl=url)
     sqs.send_message(QueueUrl=url, MessageBody="for others, too")
     answer = node.call("POST", "/queue/consume", {"topic": topic, "group": "audit"}).json
     assert answer["value"] == "for others, too"
+
+
+ON_REDIS = {"DssEngine": "redis"}
+BATCH = [
+    {"Id": str(i), "MessageBody": f"{i}", "MessageGroupId": f"g{i % 5}", "MessageDeduplicationId": f"{i}"} for i in range(10)
+]
+
+
+def test_a_batch_for_several_message_groups(sqs, make_on):
+    url = make_on(fifo=True)
+    sent = sqs.send_message_batch(QueueUrl=url, Entries=BATCH)
+    assert ([one["Id"] for one in sent["Successful"]], sent.get("Failed", [])) == ([str(i) for i in range(10)], [])
+    got = [message for _ in range(5) for message in take(sqs, url, WaitTimeSeconds=1)]
+    assert sorted(bodies(got)) == [str(i) for i in range(10)]
+    again = sqs.send_message_batch(QueueUrl=url, Entries=BATCH)
+    assert [one["MessageId"] for one in again["Successful"]] == [one["MessageId"] for one in sent["Successful"]]
+
+
+def test_a_queue_moves_and_is_received_in_order(sqs, node, make):
+    url = make(fifo=True, ContentBasedDeduplication="true", DeduplicationScope="messageGroup")
+    topic = url.rpartition("/")[2]
+
+    def send(*texts):
+        for text in texts:
+            sqs.send_message(QueueUrl=url, MessageBody=text, MessageGroupId="g")
+
+    def take_all(count):
+        got = []
+        while len(got) < count:
+            messages = take(sqs, url, WaitTimeSeconds=10)
+            got += bodies(messages)
+            for message in messages:
+                sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        return got
+
+    send("1", "2")
+    sqs.set_queue_attributes(QueueUrl=url, Attributes=ON_REDIS)
+    send("3", "1")
+    assert node.call("GET", f"/queue/stats?topic={topic}").json["moving_from"] == "raft"
+    assert take_all(3) == ["1", "2", "3"], "a deduplication id counts although the queue has moved"
+    send("4")
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"DssEngine": "raft"})
+    send("5")
+    assert "still being moved" in refused("InvalidAttributeValue", sqs.set_queue_attributes, QueueUrl=url, Attributes=ON_REDIS)
+    assert take_all(2) == ["4", "5"]
+    attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    assert (attributes["DssEngine"], attributes["ApproximateNumberOfMessages"]) == ("raft", "0")
+
+
+def test_what_a_queue_on_the_engine_cannot_have(sqs, node, make):
+    url, plain = make(DssEngine="redis"), make()
+    arn, of_plain = arn_of(sqs, url), arn_of(sqs, plain)
+    change = sqs.set_queue_attributes
+    policy = {"RedrivePolicy": json.dumps({"deadLetterTargetArn": of_plain, "maxReceiveCount": 1})}
+    assert "RedrivePolicy" in refused("InvalidAttributeValue", change, QueueUrl=url, Attributes=policy)
+    to_engine = {"RedrivePolicy": json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 1})}
+    assert "RedrivePolicy" in refused("InvalidAttributeValue", change, QueueUrl=plain, Attributes=to_engine)
+    source = make(**policy)
+    assert "RedrivePolicy" in refused("InvalidAttributeValue", change, QueueUrl=source, Attributes=ON_REDIS)
+    assert source.rpartition("/")[2] in refused("InvalidAttributeValue", change, QueueUrl=plain, Attributes=ON_REDIS)
+    move = sqs.start_message_move_task
+    assert "no task moves" in refused("AWS.SimpleQueueService.UnsupportedOperation", move, SourceArn=of_plain, DestinationArn=arn)
+    fifo = {**FIFO, **ON_REDIS}
+    scope = refused("InvalidAttributeValue", sqs.create_queue, QueueName=f"{uuid.uuid4().hex}.fifo", Attributes=fifo)
+    assert "DeduplicationScope" in scope
+    sns = connected(node, service="sns")
+    topic = sns.create_topic(Name=f"t-{uuid.uuid4().hex[:8]}")["TopicArn"]
+    assert "Endpoint" in refused("InvalidParameter", sns.subscribe, TopicArn=topic, Protocol="sqs", Endpoint=arn)
+    subscribed = make()
+    sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn_of(sqs, subscribed))
+    assert "SNS" in refused("InvalidAttributeValue", change, QueueUrl=subscribed, Attributes=ON_REDIS)
+    for attributes, named in (
+        ({"DssEngine": "kafka"}, "DssEngine"),
+        ({"DssAcks": "replica"}, "DssAcks"),
+        ({**ON_REDIS, "DssAcks": "fsync"}, "DssAcks"),
+    ):
+        assert named in refused("InvalidAttributeValue", sqs.create_queue, QueueName=uuid.uuid4().hex, Attributes=attributes)
+
+
+def test_the_attributes_of_the_engine_are_shown_where_they_were_set(sqs, make):
+    url, plain = make(DssEngine="redis"), make()
+    shown = [sqs.get_queue_attributes(QueueUrl=one, AttributeNames=["All"])["Attributes"] for one in (url, plain)]
+    assert [one.get("DssEngine") for one in shown] == ["redis", None]
+    assert sqs.create_queue(QueueName=plain.rpartition("/")[2], Attributes={"DssEngine": "raft"})["QueueUrl"] == plain
+    refused("QueueAlreadyExists", sqs.create_queue, QueueName=plain.rpartition("/")[2], Attributes=ON_REDIS)
 
 
 def test_bad_input(sqs, node, make):

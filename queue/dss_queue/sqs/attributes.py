@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from dss_queue.core.sqs_queues import RECEIVES_MAX, RedrivePolicy
+from dss_queue.core.commands import Acks, Engine, TopicSettings
+from dss_queue.core.sqs_queues import ACKS_ATTRIBUTE, ENGINE_ATTRIBUTE, RECEIVES_MAX, RedrivePolicy
 from dss_queue.sqs.errors import SqsError
 
 ACCOUNT = "000000000000"
@@ -29,6 +30,9 @@ CHOICES = {
     "SqsManagedSseEnabled": ("true", "false"),
     "DeduplicationScope": ("queue", "messageGroup"),
     "FifoThroughputLimit": ("perQueue", "perMessageGroupId"),
+    # Not of AWS: the settings `engine` and `acks` of the topic.
+    ENGINE_ATTRIBUTE: get_args(Engine),
+    ACKS_ATTRIBUTE: get_args(Acks),
 }
 DOCUMENTS = ("Policy", "RedriveAllowPolicy")
 FIFO_ONLY = ("ContentBasedDeduplication", "DeduplicationScope", "FifoThroughputLimit")
@@ -38,6 +42,10 @@ FIFO_DEFAULTS = {
     "DeduplicationScope": "queue",
     "FifoThroughputLimit": "perQueue",
 }
+#: those that AWS does not have are shown only where they were set
+OWN_DEFAULTS = {ENGINE_ATTRIBUTE: TopicSettings().engine, ACKS_ATTRIBUTE: TopicSettings().acks}
+#: setting of a topic -> the attribute that gives it
+OF_SETTINGS = {"engine": ENGINE_ATTRIBUTE, "acks": ACKS_ATTRIBUTE, "dead_letter_topic": "RedrivePolicy"}
 READ_ONLY = frozenset(
     (
         "ApproximateNumberOfMessages",
@@ -59,7 +67,7 @@ def arn_of(name: str, region: str) -> str:
 def with_defaults(attributes: dict[str, str]) -> dict[str, str]:
     """The attributes of a queue, with the defaults of those that were not set."""
     defaults = {name: str(default) for name, (default, _, _) in NUMBERS.items()}
-    return {**defaults, **(FIFO_DEFAULTS if is_fifo(attributes) else {}), **attributes}
+    return {**defaults, **OWN_DEFAULTS, **(FIFO_DEFAULTS if is_fifo(attributes) else {}), **attributes}
 
 
 def number(attributes: dict[str, str], name: str) -> int:
@@ -88,7 +96,7 @@ def checked(name: str, attributes: dict[str, str], creates: bool) -> dict[str, s
         _check_value(name, attribute, text)
     given = attributes.get("FifoQueue")
     if given is not None and not creates and (given == "true") != fifo:
-        raise _wrong("FifoQueue", "It cannot be changed.")
+        raise wrong("FifoQueue", "It cannot be changed.")
     if creates and fifo and given != "true":
         raise SqsError(
             "InvalidParameterValue", "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length"
@@ -109,14 +117,43 @@ def checked(name: str, attributes: dict[str, str], creates: bool) -> dict[str, s
     return stored
 
 
+def is_on_engine(attributes: dict[str, str]) -> bool:
+    """Whether new messages of the queue go to Valkey or Redis."""
+    return attributes.get(ENGINE_ATTRIBUTE) == "redis"
+
+
+def check_engine(attributes: dict[str, str]) -> None:
+    """Check that all attributes of a queue can be kept where its messages are.
+
+    Raises:
+        SqsError: names the attribute that cannot.
+    """
+    if not is_on_engine(attributes):
+        if attributes.get(ACKS_ATTRIBUTE, "primary") != "primary":
+            raise wrong(
+                ACKS_ATTRIBUTE, "It needs DssEngine redis; in the replicated log, messages are on the disks of a majority."
+            )
+        return
+    if attributes.get("RedrivePolicy"):
+        raise wrong(
+            "RedrivePolicy",
+            "A queue with DssEngine redis cannot have a dead-letter queue: its messages cannot move to another queue in one step.",
+        )
+    if is_fifo(attributes) and attributes.get("DeduplicationScope") != "messageGroup":
+        raise wrong(
+            "DeduplicationScope",
+            "A FIFO queue with DssEngine redis must have messageGroup: it remembers deduplication ids for each message group only.",
+        )
+
+
 def _check_value(name: str, attribute: str, text: str) -> None:
     if attribute in NUMBERS:
         _, lowest, highest = NUMBERS[attribute]
         if not re.fullmatch(r"\d{1,9}", text) or not lowest <= int(text) <= highest:
-            raise _wrong(attribute)
+            raise wrong(attribute)
     elif attribute in CHOICES:
         if text not in CHOICES[attribute]:
-            raise _wrong(attribute)
+            raise wrong(attribute)
     elif attribute in DOCUMENTS:
         _document(attribute, text)
     elif attribute == "RedrivePolicy":
@@ -132,19 +169,19 @@ def check_redrive_policy(name: str, text: str) -> str:
     policy = _document("RedrivePolicy", text)
     arn, receives = policy.get("deadLetterTargetArn"), policy.get("maxReceiveCount")
     if not isinstance(arn, str) or receives is None:
-        raise _wrong("RedrivePolicy", "Redrive policy must contain deadLetterTargetArn and maxReceiveCount.")
+        raise wrong("RedrivePolicy", "Redrive policy must contain deadLetterTargetArn and maxReceiveCount.")
     if not re.fullmatch(r"\d{1,4}", str(receives)) or not 1 <= int(receives) <= RECEIVES_MAX:
-        raise _wrong(
+        raise wrong(
             "RedrivePolicy",
             f"Invalid value for maxReceiveCount: {receives}, valid values are from 1 to {RECEIVES_MAX} both inclusive.",
         )
     target = arn.rpartition(":")[2]
     if not arn.startswith("arn:") or not NAME_PATTERN.fullmatch(target):
-        raise _wrong("RedrivePolicy", "Invalid value for deadLetterTargetArn.")
+        raise wrong("RedrivePolicy", "Invalid value for deadLetterTargetArn.")
     if target.endswith(".fifo") != name.endswith(".fifo"):
-        raise _wrong("RedrivePolicy", "Dead-letter queue must be same type of queue as the source.")
+        raise wrong("RedrivePolicy", "Dead-letter queue must be same type of queue as the source.")
     if target == name:
-        raise _wrong("RedrivePolicy", "Dead-letter queue must be another queue.")
+        raise wrong("RedrivePolicy", "Dead-letter queue must be another queue.")
     return target
 
 
@@ -152,11 +189,12 @@ def _document(attribute: str, text: str) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
-        raise _wrong(attribute) from None
+        raise wrong(attribute) from None
     return document
 
 
-def _wrong(attribute: str, reason: str = "") -> SqsError:
+def wrong(attribute: str, reason: str = "") -> SqsError:
+    """The refusal of an attribute's value."""
     return SqsError(
         "InvalidAttributeValue", f"Invalid value for the parameter {attribute}." + (f" Reason: {reason}" if reason else "")
     )

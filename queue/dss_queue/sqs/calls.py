@@ -117,7 +117,13 @@ async def submit(call: Call, command: Any, wait_ms: int = 0) -> Result:
     Raises:
         SqsError: it was refused.
     """
-    result = await call.node.submit(command, wait_ms=wait_ms)
+    return checked_result(await call.node.submit(command, wait_ms=wait_ms))
+
+
+def checked_result(result: Result) -> Result:
+    """Raises:
+    SqsError: the command was refused.
+    """
     if result.code and result.code != "stale_receipt":
         if result.code == "not_found":
             raise no_queue()

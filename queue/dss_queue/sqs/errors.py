@@ -38,6 +38,7 @@ OF_REFUSALS = {
     "invalid": ("InvalidParameterValue", 400),
     "internal": ("InternalFailure", 500),
     "not_supported_yet": ("UnsupportedOperation", 400),
+    "not_on_engine": ("UnsupportedOperation", 400),
 }
 #: limits of a rate: the client waits and repeats the call
 RATES = frozenset(("calls_per_second_per_address_max", "calls_per_second_per_token_max", "calls_per_token_max"))

@@ -17,12 +17,12 @@ from dss_queue import metrics, push
 from dss_queue.config import config_of
 from dss_queue.core.commands import Ack, Consume, ConsumeRuns, Extend, Nack, NewMessage
 from dss_queue.core.partitions import ring
-from dss_queue.core.sqs_queues import GROUP, PublishToQueues, Queue
+from dss_queue.core.sqs_queues import GROUP, Queue
 from dss_queue.delivering import count_delivered
 from dss_queue.sqs import attributes as queue_attributes
-from dss_queue.sqs import messages, requests
+from dss_queue.sqs import messages, requests, routed
 from dss_queue.sqs.attributes import is_fifo, number
-from dss_queue.sqs.calls import Call, Reply, find_queue, submit
+from dss_queue.sqs.calls import Call, Reply, find_queue
 from dss_queue.sqs.errors import SqsError, bad_value, of_refusal
 
 BATCH_MAX = 10
@@ -33,7 +33,9 @@ ENTRY_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 async def send_message(call: Call) -> Reply:
     queue = await find_queue(call)
     new = _new_message(call, queue, call.input)
-    return Reply((await _publish(call, queue, [call.input], [new]))[0])
+    (answer,) = await _publish(call, queue, [call.input], [new])
+    assert not isinstance(answer, SqsError), "it would have been raised"
+    return Reply(answer)
 
 
 async def send_batch(call: Call) -> Reply:
@@ -55,7 +57,12 @@ async def send_batch(call: Call) -> Reply:
                 raise
             failed.append(failure(entry.id, error))
     sent = await _publish(call, queue, [entry for entry, _ in accepted], [new for _, new in accepted]) if accepted else []
-    successful = [{"Id": entry.id, **answer} for (entry, _), answer in zip(accepted, sent, strict=True)]
+    successful = []
+    for (entry, _), answer in zip(accepted, sent, strict=True):
+        if isinstance(answer, SqsError):
+            failed.append(failure(entry.id, answer))
+        else:
+            successful.append({"Id": entry.id, **answer})
     return Reply({"Successful": successful, "Failed": failed})
 
 
@@ -157,19 +164,25 @@ def _fifo_ids(present: dict[str, str], given: requests.Message, headers: dict[st
     return group_id, given_id
 
 
-async def _publish(call: Call, queue: Queue, given: Sequence[requests.Message], new: list[NewMessage]) -> list[dict[str, Any]]:
-    result = await submit(call, PublishToQueues(messages=new))
-    published = result.body["messages"]
-    metrics.of_topic(call.name).published.inc(sum(not one["duplicate"] for one in published))
-    answers = []
-    for one, stored in zip(given, published, strict=True):
-        answer = {"MD5OfMessageBody": messages.md5_of(one.message_body), "MessageId": messages.message_uuid(stored["msg_id"])}
+async def _publish(
+    call: Call, queue: Queue, given: Sequence[requests.Message], new: list[NewMessage]
+) -> list[dict[str, Any] | SqsError]:
+    """The answers for these messages, or the refusals of some of them."""
+    outcomes = await routed.publish(call, new)
+    stored_anew = sum(not isinstance(one, SqsError) and not one.duplicate for one in outcomes)
+    metrics.of_topic(call.name).published.inc(stored_anew)
+    answers: list[dict[str, Any] | SqsError] = []
+    for one, stored in zip(given, outcomes, strict=True):
+        if isinstance(stored, SqsError):
+            answers.append(stored)
+            continue
+        answer = {"MD5OfMessageBody": messages.md5_of(one.message_body), "MessageId": messages.message_uuid(stored.msg_id)}
         if one.message_attributes:
             answer["MD5OfMessageAttributes"] = messages.md5_of_attributes(one.message_attributes)
         if one.message_system_attributes:
             answer["MD5OfMessageSystemAttributes"] = messages.md5_of_attributes(one.message_system_attributes)
         if is_fifo(queue.attributes):
-            answer["SequenceNumber"] = messages.sequence_number(stored["msg_id"])
+            answer["SequenceNumber"] = messages.sequence_number(stored.msg_id)
         answers.append(answer)
     return answers
 
@@ -202,8 +215,7 @@ async def receive(call: Call) -> Reply:
         command: Consume = ConsumeRuns(**fields, attempt_id=attempt_id, max_per_key=count)
     else:
         command = Consume(**fields)
-    result = await submit(call, command, wait_ms=wait_s * 1000)
-    taken = result.body["messages"]
+    taken = await routed.take(call, command)
     count_delivered(metrics.of_topic(call.name), taken)
     if not taken:
         return Reply()
@@ -212,7 +224,7 @@ async def receive(call: Call) -> Reply:
         # Visible again at once, the last one first: a message of a run takes those behind it along.
         named = {"topic": call.name, "group": GROUP, "delay_ms": 0}
         given_back = (Nack(**named, msg_id=one["msg_id"], receipt=one["receipt"]) for one in reversed(taken))  # type: ignore[arg-type]
-        await asyncio.gather(*(submit(call, one) for one in given_back))
+        await asyncio.gather(*(routed.nack(call, one) for one in given_back))
     shown = [messages.described(one, given.message_attribute_names, system_names, fifo, call.region) for one in taken]
     receipts = {one["msg_id"]: one["receipt"] for one in taken}
     return Reply({"Messages": shown}, partial(push.give_back, call.node, call.name, GROUP, receipts))
@@ -234,9 +246,9 @@ async def delete_message(call: Call) -> Reply:
     queue = await find_queue(call)
     handle = call.input.receipt_handle
     msg_id, receipt = messages.receipt_in(handle)
-    result = await submit(call, Ack(topic=call.name, group=GROUP, msg_id=msg_id, receipt=receipt))
+    is_stale = await routed.ack(call, Ack(topic=call.name, group=GROUP, msg_id=msg_id, receipt=receipt))
     push.settled(call.node, call.name, GROUP, (msg_id,))
-    if result.code and is_fifo(queue.attributes):
+    if is_stale and is_fifo(queue.attributes):
         raise _expired(handle)
     return Reply()
 
@@ -260,7 +272,7 @@ async def delete_batch(call: Call) -> Reply:
         left = [one for one in left if one[0] is not now[one[1]][0]]
         receipts = [receipt for _, receipt in now.values()]
         try:
-            result = await submit(call, Ack(topic=call.name, group=GROUP, msg_ids=list(now), receipts=receipts))
+            stale = await routed.ack(call, Ack(topic=call.name, group=GROUP, msg_ids=list(now), receipts=receipts))
         except Refused as refusal:
             if not is_begun:
                 raise  # nothing was deleted: clients repeat the whole request
@@ -269,10 +281,9 @@ async def delete_batch(call: Call) -> Reply:
         is_begun = True
         push.settled(call.node, call.name, GROUP, now)
         if is_fifo(queue.attributes):
-            for one in result.body["results"]:
-                if one.get("code"):
-                    entry = now[one["msg_id"]][0]
-                    outcomes[entry.id] = _expired(entry.receipt_handle)
+            for msg_id in stale:
+                entry = now[msg_id][0]
+                outcomes[entry.id] = _expired(entry.receipt_handle)
     return _batch_reply(entries, [outcomes.get(entry.id) for entry in entries])
 
 
@@ -297,11 +308,9 @@ async def _change_visibility(call: Call, handle: str, seconds: int) -> None:
     msg_id, receipt = messages.receipt_in(handle)
     named = {"topic": call.name, "group": GROUP, "msg_id": msg_id, "receipt": receipt}
     if seconds:
-        result = await submit(call, Extend(**named, visibility_ms=seconds * 1000))
-        in_flight = not result.code
+        in_flight = await routed.extend(call, Extend(**named, visibility_ms=seconds * 1000))
     else:
-        result = await submit(call, Nack(**named, delay_ms=0))  # type: ignore[arg-type]
-        in_flight = not result.code and result.body["nacked"]
+        in_flight = await routed.nack(call, Nack(**named, delay_ms=0))  # type: ignore[arg-type]
         push.settled(call.node, call.name, GROUP, (msg_id,))
     if not in_flight:
         raise SqsError(

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from dss_queue.core.records import decoded_headers, message_number
+from dss_queue.redis_engine.messages import place_of
 from dss_queue.sqs.attributes import arn_of
 from dss_queue.sqs.errors import SqsError, bad_value
 
@@ -141,7 +142,9 @@ def message_uuid(msg_id: str) -> str:
 
 
 def sequence_number(msg_id: str) -> str:
-    return f"{message_number(msg_id):020d}"
+    """It grows within a message group, for as long as its queue stays on one engine."""
+    place = place_of(msg_id)
+    return f"{message_number(msg_id) if place is None else int(place.number):020d}"
 
 
 def handle_of(receipt: str) -> str:
@@ -160,7 +163,8 @@ def receipt_in(handle: str) -> tuple[str, str]:
     except (binascii.Error, ValueError):
         receipt = ""
     msg_id, _, serial = receipt.partition(".")
-    if message_number(msg_id) < 0 or not SERIAL.fullmatch(serial):
+    is_known = message_number(msg_id) >= 0 or place_of(msg_id) is not None
+    if not is_known or not SERIAL.fullmatch(serial):
         raise SqsError("ReceiptHandleIsInvalid", "The input receipt handle is invalid.")
     return msg_id, receipt
 

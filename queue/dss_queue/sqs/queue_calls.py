@@ -5,15 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from dss_api.caller import caller
+from dss_api.errors import Refused
+from dss_api.result import Result
 from dss_queue.core.inspection import stats
-from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, PurgeQueue, Queue
+from dss_queue.core.sqs_queues import (
+    ACKS_ATTRIBUTE,
+    ENGINE_ATTRIBUTE,
+    GROUP,
+    TAGS_MAX,
+    ChangeQueue,
+    CreateQueue,
+    PurgeQueue,
+    Queue,
+    settings_of,
+)
 from dss_queue.core.topic_commands import DeleteTopic
+from dss_queue.engine_service import engine_of
+from dss_queue.routing import routing_of
 from dss_queue.sqs import attributes as queue_attributes
 from dss_queue.sqs.attributes import arn_of
-from dss_queue.sqs.calls import Call, Reply, broker_of, find_queue, may_publish, sources_of, submit, topics_of
+from dss_queue.sqs.calls import Call, Reply, broker_of, checked_result, find_queue, may_publish, sources_of, submit, topics_of
 from dss_queue.sqs.errors import SqsError, bad_value
 
 LIST_MAX = 1000
+#: attribute -> the field of the statistics of a group
+COUNTS = {
+    "ApproximateNumberOfMessages": "ready",
+    "ApproximateNumberOfMessagesDelayed": "delayed",
+    "ApproximateNumberOfMessagesNotVisible": "in_flight",
+}
 
 
 async def create_queue(call: Call) -> Reply:
@@ -22,7 +42,11 @@ async def create_queue(call: Call) -> Reply:
     _check_tags(call.name, given.tags)
     if "RedrivePolicy" in attributes:
         await _require_target(call, attributes["RedrivePolicy"])
-    result = await submit(call, CreateQueue(topic=call.name, attributes=attributes, tags=given.tags))
+    existing = topics_of(call.node).get(call.name)
+    await _check_engine(
+        call, existing.queue.attributes if existing is not None and existing.queue is not None else {}, attributes
+    )
+    result = await _submit(call, CreateQueue(topic=call.name, attributes=attributes, tags=given.tags))
     differs = result.body["differs"]
     if differs:
         queue = await find_queue(call)
@@ -47,6 +71,42 @@ async def _require_target(call: Call, policy: str) -> None:
         raise bad_value(reason) from None
     if not may_publish(target):
         raise SqsError("AccessDenied", f"the token may not publish to {target}", 403)
+
+
+async def _check_engine(call: Call, present: dict[str, str], attributes: dict[str, str]) -> None:
+    """Check whether a queue may have its messages where these attributes say.
+
+    Args:
+        present: its attributes before; {} for a new one.
+
+    Raises:
+        SqsError: it may not.
+    """
+    queue_attributes.check_engine(attributes)
+    is_same = all(present.get(name) == attributes.get(name) for name in queue_attributes.OWN_DEFAULTS)
+    if is_same or not queue_attributes.is_on_engine(attributes):
+        return
+    sources = sources_of(call.node, call.name)
+    if sources:
+        raise queue_attributes.wrong(ENGINE_ATTRIBUTE, f"The queue is the dead-letter queue of {sources[0]}.")
+    try:
+        await engine_of(call.node).check_settings(settings_of(attributes))
+    except Refused as refusal:
+        if refusal.code != "not_on_engine":
+            raise
+        raise queue_attributes.wrong(ACKS_ATTRIBUTE, refusal.detail) from None
+
+
+async def _submit(call: Call, command: CreateQueue | ChangeQueue) -> Result:
+    """Carry a command out that may change where the messages of the queue are.
+
+    Raises:
+        SqsError: it was refused; names the attribute.
+    """
+    result = await call.node.submit(command, wait_ms=0)
+    if result.code in ("moving", "not_on_engine"):
+        raise queue_attributes.wrong(queue_attributes.OF_SETTINGS[result.body["field"]], result.body["detail"])
+    return checked_result(result)
 
 
 def _check_tags(name: str, tags: dict[str, str]) -> None:
@@ -107,9 +167,16 @@ async def delete_queue(call: Call) -> Reply:
 
 async def purge_queue(call: Call) -> Reply:
     await find_queue(call)
+    routing = routing_of(call.node)
+    if routing.stay(routing.topic(call.name)) is not None:
+        # Before the minute begins in which no other one is allowed.
+        routing.service.require_ready()
     result = await submit(call, PurgeQueue(topic=call.name))
     if result.body["purged"] is None:
         raise SqsError("PurgeQueueInProgress", f"Only one PurgeQueue operation on {call.name} is allowed every 60 seconds.", 403)
+    stay = routing.stay(routing.topic(call.name))
+    if stay is not None:
+        await routing.service.administration().purge(stay.name)
     return Reply()
 
 
@@ -120,13 +187,10 @@ async def get_attributes(call: Call) -> Reply:
             raise SqsError("InvalidAttributeName", f"Unknown Attribute {name}.")
     await call.node.read_index()
     queue = await find_queue(call)
-    line = next(one for one in stats(broker_of(call), call.name, call.node.now_ms())["groups"] if one["group"] == GROUP)
     present = queue_attributes.with_defaults(queue.attributes)
     known = {
-        **{name: text for name, text in present.items() if name in queue.attributes or not name.startswith("Kms")},
-        "ApproximateNumberOfMessages": str(line["ready"]),
-        "ApproximateNumberOfMessagesDelayed": str(line["delayed"]),
-        "ApproximateNumberOfMessagesNotVisible": str(line["in_flight"]),
+        **{name: text for name, text in present.items() if name in queue.attributes or not name.startswith(("Kms", "Dss"))},
+        **(await _counts(call) if "All" in names or not COUNTS.keys().isdisjoint(names) else {}),
         "CreatedTimestamp": str(queue.created_ms // 1000),
         "LastModifiedTimestamp": str(queue.modified_ms // 1000),
         "QueueArn": arn_of(call.name, call.region),
@@ -135,15 +199,35 @@ async def get_attributes(call: Call) -> Reply:
     return Reply({"Attributes": shown} if shown else {})
 
 
+async def _counts(call: Call) -> dict[str, str]:
+    """The numbers of messages, in the log and on the engine together.
+
+    Raises:
+        Refused: `engine_away`.
+    """
+    node, routing = call.node, routing_of(call.node)
+    line = next(one for one in stats(broker_of(call), call.name, node.now_ms())["groups"] if one["group"] == GROUP)
+    counts = {name: line[field] for name, field in COUNTS.items()}
+    stay = routing.stay(routing.topic(call.name))
+    if stay is not None:
+        _, groups = await routing.service.views().topic_stats(stay.name, node.now_ms())
+        for group in groups:
+            if group.group == GROUP:
+                counts = {name: counts[name] + getattr(group, field) for name, field in COUNTS.items()}
+    return {name: str(count) for name, count in counts.items()}
+
+
 async def set_attributes(call: Call) -> Reply:
-    await find_queue(call)
+    queue = await find_queue(call)
     given = call.input.attributes
     if not given:
         raise SqsError("MissingParameter", "The request must contain the parameter Attribute.Name.")
     given = queue_attributes.checked(call.name, given, creates=False)
     if given.get("RedrivePolicy"):
         await _require_target(call, given["RedrivePolicy"])
-    await submit(call, ChangeQueue(topic=call.name, attributes=given))
+    left = {name: text for name, text in {**queue.attributes, **given}.items() if text}
+    await _check_engine(call, queue.attributes, left)
+    await _submit(call, ChangeQueue(topic=call.name, attributes=given))
     return Reply()
 
 

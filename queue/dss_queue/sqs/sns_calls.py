@@ -24,7 +24,7 @@ from dss_queue.core.sns_topics import (
     Unsubscribe,
 )
 from dss_queue.sqs import messages
-from dss_queue.sqs.attributes import ACCOUNT, arn_of, is_fifo
+from dss_queue.sqs.attributes import ACCOUNT, arn_of, is_fifo, is_on_engine
 from dss_queue.sqs.calls import Call, Reply, broker_of, find_queue, may_publish, queue_in_arn, submit
 from dss_queue.sqs.errors import SqsError, bad_value
 from dss_queue.sqs.message_calls import checked_entries, failure
@@ -142,6 +142,8 @@ async def subscribe(call: Call) -> Reply:
     queue = await find_queue(Call(call.node, queue_name, None, call.base_url, call.region))
     if is_fifo(queue.attributes):
         raise bad_value("Invalid parameter: Endpoint Reason: FIFO queues cannot be subscribed to a standard topic")
+    if is_on_engine(queue.attributes):
+        raise bad_value("Invalid parameter: Endpoint Reason: queues with DssEngine redis cannot be subscribed to a topic")
     if not may_publish(queue_name):
         raise SqsError("AuthorizationError", f"the token may not publish to {queue_name}", 403)
     _check_subscription(given.attributes)
