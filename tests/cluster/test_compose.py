@@ -30,6 +30,7 @@ REDIS_PORTS = {"docker-compose.yml": 6379, "docker-compose.single.yml": 6380}
 #: what a person has in .env after copying .env.example; without .env it is the same
 DOTENV = {
     "REDIS_URL": "",
+    "DSS_ENGINE_URL": "",
     "DSS_CLUSTER_SECRET": "",
     "DSS_OPEN": "true",
     "DSS_API_TOKEN": "",
@@ -167,9 +168,10 @@ def test_the_profile_for_a_valkey_cluster() -> None:
     source, target, mode = mounted.split(":")
     assert ((DOCKER / source).is_file(), target, mode) == (True, "/form-cluster.sh", "ro")
     address = "redis+cluster://valkey-1:6379,valkey-2:6379,valkey-3:6379"
-    assert f"\nexport REDIS_URL={address}\n" in (ROOT / "docs/how-to/compose.md").read_text()
-    environment = nodes_of(compose("docker-compose.yml", {**DOTENV, "REDIS_URL": address}))["node-1"]["environment"]
-    assert environment["REDIS_URL"] == address
+    for name in ("REDIS_URL", "DSS_ENGINE_URL"):
+        assert f"\nexport {name}={address}\n" in (ROOT / "docs/how-to/compose.md").read_text()
+        for node in nodes_of(compose("docker-compose.yml", {**DOTENV, name: address})).values():
+            assert node["environment"][name] == address
     assert {host for host, _ in redis_url.parse(address).hosts} <= set(services)
 
 

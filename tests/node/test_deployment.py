@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "auth": {"existingSecret": "mine", "existingSecretKey": "dss", "apiTokenSecret": "token", "open": True},
     "tls": {"secretName": "certificate"},
     "redis": {"urlSecret": "redis"},
+    "engine": {"urlSecret": "engine"},
     "networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"team": "orders"}}}]},
     "serviceMonitor": {"enabled": True, "tokenSecret": "metrics", "labels": {"release": "prometheus"}},
     "persistence": {"storageClass": "fast"},
