@@ -187,7 +187,9 @@ class LiveAdmin(admin.ModelAdmin):
         }
         response = super().changelist_view(request, context)
         if hasattr(response, "context_data") and response.context_data is not None:
-            response.context_data["is_cut"] = getattr(getattr(request, "_live_rows", None), "is_cut", False)
+            rows = getattr(request, "_live_rows", None)
+            response.context_data["is_cut"] = getattr(rows, "is_cut", False)
+            response.context_data["note"] = getattr(rows, "note", "")
         return response
 
     def get_urls(self) -> list[URLPattern]:

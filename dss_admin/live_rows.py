@@ -45,9 +45,10 @@ def rows_from_loop(take: Callable[[], T]) -> T:
 
 
 class Taken(list[T]):
-    """Rows, and whether there are more."""
+    """Rows, whether there are more, and what else a list should say about them."""
 
     is_cut = False
+    note = ""
 
 
 def rows_in_turns(begin: Callable[[], Iterator[T | None]]) -> Taken[T]:

@@ -18,6 +18,7 @@ from dss_locks.core.table import LockTable
 from dss_locks.watching import LockWatchers
 from dss_project.config import NodeConfig
 from dss_project.first_user import FirstUsers
+from dss_queue import engine_metrics
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
 from dss_queue.engine_service import EngineService
@@ -76,6 +77,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     engine = EngineService(node, config.engine_url, config.engine_replicas_min)
     Routing(node, engine)
     EngineUpkeep(node, engine)
+    engine_metrics.attach(node, engine)
     AuditLog(node)
     tokens = Tokens(node, guard.shared())
     FirstUsers(node, config)

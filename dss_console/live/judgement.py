@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from dss_api.durations import duration_text
 from dss_console.live.answers import Check, Level, NodeCard, Verdict
 from dss_console.live.messages import Report
-from dss_console.live.texts import a_b_and_c, number, size, time_of_day, topic_link
+from dss_console.live.texts import a_b_and_c, count, number, size, time_of_day, topic_link
 
 #: A member that has been silent for this long counts as lost. Links send a ping at least every half second.
 SILENT_MS = 1_500
@@ -77,6 +77,8 @@ class Facts:
     #: recent dead letters, and the topics with their groups that have any: (topic, group, count)
     new_dead_letters: int = 0
     dead_letters: Sequence[tuple[str, str, int]] = ()
+    #: topics with messages on the engine `redis`
+    topics_on_engine: int = 0
     deadlocks: int = 0
     #: the call that has waited longest: (client, key, ms)
     longest_wait: tuple[str, str, int] | None = None
@@ -124,6 +126,7 @@ def judge(facts: Facts) -> Judgement:
         *_dead_letters(facts),
         *_waits(facts),
         *_stores(facts),
+        *_engine(facts),
         *_states(facts),
     ]
     return Judgement(_verdict(facts, checks), checks, [_card(facts, member) for member in facts.members])
@@ -165,6 +168,7 @@ _ACTIONS = {
     "dead-letters": "Open the topic, see why they failed, and redrive or delete them.",
     "waits": "Open the lock: it shows who holds it and until when.",
     "stores": "Look at the disk of the node, or at Redis. Values stay in the log meanwhile.",
+    "engine": "Look at the servers that DSS_ENGINE_URL names, and at the log of the node.",
     "states": "See the guide about states that differ before anything else.",
     "clock": "Set the clock of this node.",
 }
@@ -275,6 +279,27 @@ def _stores(facts: Facts) -> list[Check]:
     if troubled:
         return [Check("stores", "warn", f"{a_b_and_c(troubled)} cannot use the backing store of the cache.", "/ui/cache")]
     return []
+
+
+def _engine(facts: Facts) -> list[Check]:
+    troubles: dict[str, list[str]] = {}
+    for member in facts.members:
+        report = member.report
+        if report is None or not report.engine_trouble or member.is_silent:
+            continue
+        if report.is_without_engine and not facts.topics_on_engine:
+            continue
+        troubles.setdefault(report.engine_trouble, []).append(member.id)
+    if not troubles:
+        return []
+    # Nodes usually have the same trouble.
+    text = " ".join(
+        f"{a_b_and_c(names)} cannot use the engine redis: {reason.rstrip('.')}." for reason, names in troubles.items()
+    )
+    if not facts.topics_on_engine:
+        return [Check("engine", "info", f"{text} No topic is on it.", "")]
+    topics = count(facts.topics_on_engine, "topic")
+    return [Check("engine", "warn", f"{text} Calls of {topics} get 503 there; everything else goes on.", "/ui/queues")]
 
 
 def _states(facts: Facts) -> list[Check]:

@@ -100,6 +100,10 @@ class Report(LiveMessage, frozen=True, tag=2):
     line_states: dict[str, LineState]
     #: the latest transitions of the traced key, latest first
     changes: list[Change]
+    #: why it cannot use the engine `redis` of topics; "" if it can
+    engine_trouble: str = ""
+    #: it has no such engine
+    is_without_engine: bool = False
 
 
 _decode = msgspec.msgpack.Decoder(Lease | Report).decode

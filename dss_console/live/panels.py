@@ -258,12 +258,17 @@ def queues_panel(broker: Broker, now_ms: int, rows_max: int) -> QueuesPanel:
     ready, dead = sum(row["ready"] for row in rows), sum(row["dead"] for row in rows)
     total = len(broker.topics)
     summary = f"{count(total, 'topic')}, {number(ready)} ready, {number(dead)} dead" if total else "There is no topic."
+    elsewhere = sum(topic.engine is not None for topic in broker.topics.values())
+    if elsewhere:
+        summary += f"; without those of {count(elsewhere, 'topic')} on the engine redis"
     shown = rows[:rows_max]
     is_cut = len(rows) > len(shown) or len(rows) == GROUPS_SCANNED_MAX
-    return QueuesPanel(total, summary, [_queue_line(row) for row in shown], "The rest is in the admin." if is_cut else "")
+    lines = [_queue_line(row, broker.topics[row["topic"]].engine is not None) for row in shown]
+    return QueuesPanel(total, summary, lines, "The rest is in the admin." if is_cut else "")
 
 
-def _queue_line(row: Mapping[str, Any]) -> QueueLine:
+def _queue_line(row: Mapping[str, Any], is_on_engine: bool) -> QueueLine:
+    oldest = duration_text(row["oldest_age_ms"] // 1000 * 1000) if row["oldest_age_ms"] else ""
     return QueueLine(
         id=f"{row['topic']}/{row['group']}",
         topic=row["topic"],
@@ -274,7 +279,7 @@ def _queue_line(row: Mapping[str, Any]) -> QueueLine:
         delayed=row["delayed"],
         dead=row["dead"],
         waiting=row["waiting"],
-        oldest=duration_text(row["oldest_age_ms"] // 1000 * 1000) if row["oldest_age_ms"] else "",
+        oldest=oldest or ("on redis" if is_on_engine else ""),
         level="warn" if row["dead"] else "ok",
     )
 
@@ -301,6 +306,10 @@ def topic_detail(broker: Broker, name: str, now_ms: int) -> TopicDetail:
     settings = ", ".join(f"{setting} {value}" for setting, value in stats["settings"].items() if value is not None)
     retained, dead = count(stats["messages"], "message"), count(stats["dead"], "dead letter")
     summary = f"{retained} retained, {number(stats['published'])} published, {dead}."
+    if broker.topics[name].engine is not None:
+        moving = stats.get("moving_from")
+        where = f"It moves from the engine {moving}." if moving else "It is on the engine redis."
+        summary = f"{where} In the log: {summary} The admin and GET /queue/stats also have what is on redis."
     more = f"Only the first {DETAIL_ROWS_MAX} are shown." if is_cut else ""
     return TopicDetail(name, True, summary, settings, groups, messages, more)
 

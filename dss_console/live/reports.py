@@ -14,6 +14,7 @@ from dss_console.live.messages import Change, LineState, Report, Told
 from dss_console.live.recorder import REPLICATED, Recorder
 from dss_locks.core.state import LockChanged
 from dss_queue.core.records import DeadLettered
+from dss_queue.engine_service import engine_of
 from dss_raft import metrics, node_metrics
 from dss_raft.core import Role
 from dss_raft.replication.clocks import wall_clock_ms
@@ -88,6 +89,8 @@ class Reporter:
             events=[Told(*event) for event in self.recorder.since(since, without=REPLICATED)],
             line_states=self._lines(keys),
             changes=[Change(one["at_ms"], one["from"], one["to"], one["why"], one["version"]) for one in trace],
+            engine_trouble=engine.detail if (engine := engine_of(node)).state not in ("ready", "connecting") else "",
+            is_without_engine=engine.state == "none",
         )
 
     def _fsync_now_ms(self) -> float:

@@ -240,6 +240,7 @@ class LiveView:
             elections_known_since_ms=known.known_since_ms,
             new_dead_letters=recorder.count("dead_letter", recent),
             dead_letters=panels.dead_letters(self._broker),
+            topics_on_engine=sum(topic.engine is not None for topic in self._broker.topics.values()),
             deadlocks=recorder.count("deadlock", recent),
             longest_wait=panels.longest_wait(self._table, node.now_ms()),
             differing=status["state_hash"]["differing"],

@@ -10,6 +10,7 @@ import pytest
 from dss_console.live import reports
 from dss_console.live.reports import FsyncQuantile, Reporter
 from dss_queue.core.records import DeadLettered
+from dss_queue.engine_service import SERVICE
 from dss_raft import node_metrics
 
 
@@ -28,6 +29,7 @@ def reporter() -> Reporter:
     node: Any = Node(
         node_id="a", incarnation=1, core=core, applied_index=7, not_ready_reason="", pending_commands=(0, 0), peers=[]
     )
+    node.services = {SERVICE: SimpleNamespace(state="none", detail="no URL is set")}
     cache: Any = SimpleNamespace(lines={}, hits=0, misses=0, write_back=SimpleNamespace(trouble=""))
     return Reporter(node, cache)
 

@@ -21,6 +21,8 @@ from dss_api.rights import OPERATE
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Nack, Purge, PutTopicRequest, Redrive, TopicSettings
 from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic
+from dss_queue.django_app import engine_rows
+from dss_queue.django_app.engine_rows import DeadOnEngine, MessageOnEngine
 from dss_queue.django_app.models import BacklogRow, ConsumerRow, DeadLetterRow, MessageRow, TopicRow
 from dss_queue.django_app.operations import DELETE_DEAD
 from dss_queue.django_app.rows import (
@@ -165,15 +167,27 @@ class TopicRowAdmin(LiveAdmin):
     oldest = duration("oldest_age_ms", "oldest message")
 
     lead = "Topics with their settings. Open one to see its groups and connected consumers. Every node shows the same."
-    list_display = ("topic", "messages", "bytes", "groups", "consumers", "dead", oldest, "published_per_s", "settings")
-    fields = ("topic", "messages", "bytes", "groups", "consumers", "dead", oldest, "published", "published_per_s", "settings")
+    list_display = ("topic", "messages", "bytes", "groups", "consumers", "dead", oldest, "published_per_s", "engine", "settings")
+    fields = (
+        "topic",
+        "messages",
+        "bytes",
+        "groups",
+        "consumers",
+        "dead",
+        oldest,
+        "published",
+        "published_per_s",
+        "engine",
+        "settings",
+    )
     ordering = ("topic",)
-    search_fields = ("topic",)
+    search_fields = ("topic", "engine")
     actions = ("change_settings", "purge", "delete_dead", "delete_topics")
     list_actions = ("create",)
 
     def rows(self) -> list[TakenTopic]:
-        return rows_in_turns(lambda: take_topics(_broker(), _now_ms()))
+        return engine_rows.add_topics(rows_in_turns(lambda: take_topics(_broker(), _now_ms())))
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -183,7 +197,8 @@ class TopicRowAdmin(LiveAdmin):
         return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
     def _tables(self, topic: str) -> list[dict[str, Any]]:
-        groups = [one for one in rows_in_turns(lambda: take_backlogs(_broker(), _now_ms(), topic)) if one.group]
+        backlogs = engine_rows.add_backlogs(rows_in_turns(lambda: take_backlogs(_broker(), _now_ms(), topic)), topic)
+        groups = [one for one in backlogs if one.group]
         consumers = [one for one in rows_in_turns(lambda: take_consumers(_broker(), _now_ms())) if one.topic == topic]
         return [
             {
@@ -309,7 +324,7 @@ class BacklogRowAdmin(LiveAdmin):
     actions = ("redrive_all", "delete_dead", "delete_groups")
 
     def rows(self) -> list[TakenBacklog]:
-        return rows_in_turns(lambda: take_backlogs(_broker(), _now_ms()))
+        return engine_rows.add_backlogs(rows_in_turns(lambda: take_backlogs(_broker(), _now_ms())))
 
     @asks_first("Redrive all dead letters", _group_dead_plan("Returns {} to the queue. Their attempts start again at zero.", []))
     def redrive_all(self, request: HttpRequest, rows: list[Any], given: dict[str, Any]) -> None:
@@ -359,7 +374,10 @@ class ConsumerRowAdmin(LiveAdmin):
 
     until = duration("until_ms", "waits for another")
 
-    lead = "Calls and subscriptions that wait for a message, and those whose messages are in flight, on every node."
+    lead = (
+        "Calls and subscriptions that wait for a message, and those whose messages are in flight, on every node. Those of topics on the "
+        "engine redis are not listed."
+    )
     list_display = ("topic", "group", "node", "doing", "messages", until)
     fields = list_display
     ordering = ("topic", "group", "node")
@@ -426,8 +444,8 @@ class MessageRowAdmin(LiveAdmin):
     search_fields = ("msg_id", "topic", "group", "key", "value")
     actions = ("give_back", "dead_letter")
 
-    def rows(self) -> list[TakenMessage]:
-        return rows_in_turns(lambda: take_messages(_broker(), _now_ms()))
+    def rows(self) -> list[TakenMessage | MessageOnEngine]:
+        return engine_rows.add_messages(rows_in_turns(lambda: take_messages(_broker(), _now_ms())), dead=False)
 
     def _hidden(self, request: HttpRequest) -> tuple[str, ...]:
         # With a receipt, a delivery can be ended. The actions need it.
@@ -449,7 +467,9 @@ class MessageRowAdmin(LiveAdmin):
 
     def _nack(self, request: HttpRequest, rows: list[Any], given: dict[str, Any], what: str, *, dead: bool) -> None:
         def nack(row: MessageRow) -> Nack:
-            return Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=row.receipt, delay_ms=0, dead=dead)
+            # The engine shows no receipts; without one, the delivery in flight is meant.
+            receipt = row.receipt or None
+            return Nack(topic=row.topic, group=row.group, msg_id=row.msg_id, receipt=receipt, delay_ms=0, dead=dead)
 
         # The operation is for the consumer; here an operator acts.
         outcome = self.do_each(request, rows, named(OPERATIONS, "queue.nack"), nack, given["reason"], needs=OPERATE)
@@ -468,8 +488,8 @@ class DeadLetterRowAdmin(LiveAdmin):
     search_fields = ("msg_id", "topic", "group", "key", "value", "history")
     actions = ("redrive", "delete_dead")
 
-    def rows(self) -> list[TakenDead]:
-        return rows_in_turns(lambda: take_dead_letters(_broker()))
+    def rows(self) -> list[TakenDead | DeadOnEngine]:
+        return engine_rows.add_messages(rows_in_turns(lambda: take_dead_letters(_broker())), dead=True)
 
     @asks_first(
         "Redrive",

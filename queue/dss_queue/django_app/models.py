@@ -17,6 +17,9 @@ class TopicRow(models.Model):
     oldest_age_ms = models.BigIntegerField()
     published = models.BigIntegerField(help_text="Messages since the topic was created")
     published_per_s = models.FloatField("published per second", help_text="Over the last ten seconds")
+    engine = models.CharField(
+        max_length=16, help_text="Where the messages are: raft, the replicated log, or redis. With an arrow, the topic moves"
+    )
     settings = models.TextField()
 
     class Meta:

@@ -9,6 +9,7 @@ import msgspec
 
 from dss_admin.texts import moment
 from dss_api.durations import duration_text
+from dss_queue.answers import Ended
 from dss_queue.core import inspection
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import TopicSettings
@@ -34,6 +35,13 @@ class TakenTopic(msgspec.Struct, frozen=True, gc=False):
     published: int
     published_per_s: float
     stored_settings: TopicSettings
+    #: where it moves from; None: it does not move
+    moving_from: str | None
+
+    @property
+    def engine(self) -> str:
+        engine = self.stored_settings.engine
+        return engine if self.moving_from is None else f"{self.moving_from} → {engine}"
 
     @property
     def settings(self) -> str:
@@ -41,12 +49,12 @@ class TakenTopic(msgspec.Struct, frozen=True, gc=False):
 
 
 def settings_text(settings: TopicSettings) -> str:
-    """The settings in words; the lengths of time as people read them."""
+    """The settings in words; the lengths of time as people read them. The engine has a column of its own."""
     shown = []
     for name in TopicSettings.__struct_fields__:
-        value = getattr(settings, name)
-        if settings.engine == "raft" and name in ("engine", "acks"):
+        if name == "engine" or (name == "acks" and settings.engine == "raft"):
             continue
+        value = getattr(settings, name)
         text = value if isinstance(value, str) else duration_text(value) if name.endswith("_ms") else f"{value:,}"
         if text:
             shown.append(f"{name.removesuffix('_ms')} {text}")
@@ -73,6 +81,7 @@ def take_topics(broker: Broker, now_ms: int) -> Iterator[TakenTopic | None]:
             topic.published,
             topic.publish_rate.per_second(now_ms),
             messages.settings,
+            topic.moving_from,
         )
 
 
@@ -131,6 +140,11 @@ def take_consumers(broker: Broker, now_ms: int) -> Iterator[TakenConsumer | None
         yield TakenConsumer(group.messages.topic, group.name, origin.node, origin.seq, "works", handout.live, None)
 
 
+def message_row_id(msg_id: str, group: str, topic: str) -> str:
+    """The address of a message of a group in the lists."""
+    return f"{msg_id}.{len(group)}.{group}.{topic}"
+
+
 class TakenMessage(msgspec.Struct, frozen=True, gc=False):
     """A message of a group. Its value is never changed, so it is not copied."""
 
@@ -146,7 +160,7 @@ class TakenMessage(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def row_id(self) -> str:
-        return f"{self.msg_id}.{len(self.group)}.{self.group}.{self.topic}"
+        return message_row_id(self.msg_id, self.group, self.topic)
 
     @property
     def msg_id(self) -> str:
@@ -166,11 +180,11 @@ class TakenMessage(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def headers(self) -> str:
-        return _beginning(self.message.headers)
+        return beginning_of(self.message.headers)
 
     @property
     def value(self) -> str:
-        return _beginning(self.message.value)
+        return beginning_of(self.message.value)
 
 
 def take_messages(broker: Broker, now_ms: int) -> Iterator[TakenMessage | None]:
@@ -240,7 +254,7 @@ class TakenDead(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def row_id(self) -> str:
-        return f"{self.msg_id}.{len(self.group)}.{self.group}.{self.topic}"
+        return message_row_id(self.msg_id, self.group, self.topic)
 
     @property
     def msg_id(self) -> str:
@@ -268,15 +282,15 @@ class TakenDead(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def history(self) -> str:
-        return "\n".join(_ending_text(ending) for ending in self.letter.history)
+        return "\n".join(ending_text(ending) for ending in self.letter.history)
 
     @property
     def headers(self) -> str:
-        return _beginning(self.letter.headers)
+        return beginning_of(self.letter.headers)
 
     @property
     def value(self) -> str:
-        return _beginning(self.letter.value)
+        return beginning_of(self.letter.value)
 
 
 def take_dead_letters(broker: Broker) -> Iterator[TakenDead]:
@@ -287,10 +301,12 @@ def take_dead_letters(broker: Broker) -> Iterator[TakenDead]:
                 yield TakenDead(topic.name, group.name, dead)
 
 
-def _beginning(value: bytes) -> str:
+def beginning_of(value: bytes) -> str:
+    """What a list shows of a value or of headers."""
     return value[:VALUE_SHOWN_MAX].decode(errors="replace") + ("…" if len(value) > VALUE_SHOWN_MAX else "")
 
 
-def _ending_text(ending: Ending) -> str:
+def ending_text(ending: Ending | Ended) -> str:
+    """How a delivery ended, in words."""
     held = duration_text(max(0, ending.ended_ms - ending.delivered_ms))
     return f"attempt {ending.attempt}: {ending.reason} after {held}, by {ending.node}, {moment(ending.ended_ms):%F %T}"

@@ -29,7 +29,7 @@ from redis.exceptions import ConnectionError as Disconnected
 from dss_api.errors import Refused
 from dss_queue.core.commands import Acks
 from dss_queue.redis_engine import address as addresses
-from dss_queue.redis_engine import errors, library_text
+from dss_queue.redis_engine import errors, library_text, step_metrics
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
 from dss_queue.redis_engine.lane import Lane, NotConfirmed, packed
 
@@ -237,7 +237,13 @@ class Servers:
         """As `call`; also whether the step may have taken effect before the call that is answered."""
         argument = _encode((CALL_VERSION, self.at_us(), *args))
         command = [_beginning(step, keys), b"$%d\r\n" % len(argument), argument, b"\r\n"]
-        answer, is_repeat = await self._repeated(keys[0], command, acks, repeatable=repeatable)
+        began_s = asyncio.get_running_loop().time()
+        try:
+            answer, is_repeat = await self._repeated(keys[0], command, acks, repeatable=repeatable)
+        except Refused as refusal:
+            step_metrics.count_failure(refusal.code)
+            raise
+        step_metrics.observe(step, asyncio.get_running_loop().time() - began_s)
         assert isinstance(answer, bytes)
         return answer, is_repeat
 
