@@ -16,7 +16,7 @@ import msgspec
 from dss_api.errors import Refused
 from dss_api.request_id import RequestId
 from dss_api.result import Result
-from dss_queue.answers import GroupStats, PeekedMessage, TopicStats
+from dss_queue.answers import GroupStats, PeekedMessage
 from dss_queue.core.commands import PeekQuery, Purge, Redrive
 from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, PutGroup
 from dss_queue.engine_endings import MARK
@@ -25,6 +25,7 @@ from dss_queue.routing import Routing, Stay, routing_of, uses_engine
 
 if TYPE_CHECKING:
     from dss_queue.redis_engine.administration import Administration
+    from dss_queue.redis_engine.views import EngineTopicStats
     from dss_raft.node import Node
 
 OfTopic = Redrive | Purge | DeleteDead | PutGroup | DeleteGroup
@@ -32,6 +33,8 @@ OfTopic = Redrive | Purge | DeleteDead | PutGroup | DeleteGroup
 #: Topics whose statistics are read at the same time.
 TOPICS_AT_ONCE = 16
 _ADDED = ("messages", "bytes", "published", "dead")
+#: Of an answer about one topic.
+_ADDED_OF_ONE = ("expired", "publish_per_second")
 _ADDED_OF_GROUPS = (
     "ready",
     "delayed",
@@ -78,8 +81,8 @@ async def _add(routing: Routing, line: dict[str, Any], stay: Stay, group_name: s
         line["groups"] = _merged(line["groups"], groups)
 
 
-def _add_topic(line: dict[str, Any], topic: TopicStats) -> None:
-    for name in _ADDED:
+def _add_topic(line: dict[str, Any], topic: EngineTopicStats) -> None:
+    for name in (*_ADDED, *(name for name in _ADDED_OF_ONE if name in line)):
         line[name] += getattr(topic, name)
     line["oldest_age_ms"] = max(line["oldest_age_ms"], topic.oldest_age_ms)
 

@@ -15,6 +15,15 @@ from dss_queue.redis_engine.keys import IN_FLIGHT, group_keys, partition_keys
 from dss_queue.redis_engine.servers import Servers
 
 
+class EngineTopicStats(TopicStats, kw_only=True):
+    """What the engine knows of one topic."""
+
+    #: messages that were too old before there was a group
+    expired: int
+    #: over ten seconds
+    publish_per_second: float
+
+
 class Views:
     """See the module."""
 
@@ -22,7 +31,7 @@ class Views:
         self._servers = servers
         self._engine = engine
 
-    async def topic_stats(self, topic: str, now_ms: int) -> tuple[TopicStats, list[GroupStats]]:
+    async def topic_stats(self, topic: str, now_ms: int) -> tuple[EngineTopicStats, list[GroupStats]]:
         """A topic and its groups, sorted by name.
 
         Args:
@@ -31,7 +40,7 @@ class Views:
         parts = await asyncio.gather(*(self._partition(topic, one) for one in range(self._engine.partitions)))
         names = sorted({name for part in parts for name in part.groups})
         groups = [await self._group(topic, name, now_ms) for name in names]
-        stats = TopicStats(
+        stats = EngineTopicStats(
             topic=topic,
             messages=sum(part.messages for part in parts),
             bytes=sum(part.bytes for part in parts),
@@ -39,13 +48,10 @@ class Views:
             oldest_age_ms=_age_ms([part.oldest for part in parts], now_ms),
             dead=sum(group.dead for group in groups),
             group_count=len(groups),
+            expired=sum(part.expired for part in parts),
+            publish_per_second=sum(part.published_lately for part in parts) / 10,
         )
         return stats, groups
-
-    async def published_per_second(self, topic: str) -> float:
-        """In the last full ten seconds."""
-        parts = await asyncio.gather(*(self._partition(topic, one) for one in range(self._engine.partitions)))
-        return sum(part.published_lately for part in parts) / 10
 
     async def _partition(self, topic: str, partition: int) -> messages.PartitionStats:
         return messages.stats_answer.decode(await self._servers.call("stats", partition_keys(topic, partition)))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import msgspec
 import pytest
 
 from dss_api.errors import Refused
-from dss_dev.queue_world import VNODES, World, differences_of
+from dss_dev.queue_world import PATIENCE_S, VNODES, World, differences_of
 from dss_queue.core.broker import Broker
+from dss_queue.core.partitions import ring
+from dss_queue.engine_service import EngineService
+from dss_queue.redis_engine.keys import partition_keys
+from dss_queue.routing import Routing
+
+#: of clusters: each world has keys of its own
+_numbers = count()
 
 
 class LogWorld(World):
@@ -33,12 +42,71 @@ class LogWorld(World):
         yield
         self._node.refusal = None
 
+    async def stop(self) -> None: ...
 
-@pytest.fixture(params=["raft"])
-async def world(request, local_node):
+
+class EngineWorld(LogWorld):
+    """The messages are on a Valkey, whose steps have the time of the world."""
+
+    engine = "redis"
+
+    async def start(self, url: str) -> None:
+        self._url = url
+        self._node.config.cluster_id = f"world-{next(_numbers)}"
+        await self._connect()
+
+    async def _connect(self) -> None:
+        self._service = EngineService(self._node, self._url)
+        Routing(self._node, self._service)
+        await self._service.start()
+        self._service._servers.at_us = lambda: self.at_ms * 1000
+        async with asyncio.timeout(PATIENCE_S):
+            while self._service.state != "ready":  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        await self._service.stop()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await super().restart()
+        await self._connect()
+
+    async def pass_ms(self, duration_ms: int) -> None:
+        await super().pass_ms(duration_ms)
+        for topic in self._node.broker.topics.values():
+            if topic.engine is not None:
+                await self._service.administration().sweep(self._service.name_of(topic), topic.messages.settings)
+
+    @contextmanager
+    def unreachable(self, key: str) -> Iterator[None]:
+        servers = self._service._servers
+        name = self._service.name_of(self._node.broker.topics["t"])
+        gone = partition_keys(name, ring(VNODES).partition_of(key))[0]
+        call = servers.call_and_repeats
+
+        async def broken(step, keys, *args, **fields):
+            if keys[0] == gone:
+                raise Refused("unknown_outcome", "the engine did not answer")
+            return await call(step, keys, *args, **fields)
+
+        servers.call_and_repeats = broken
+        yield
+        servers.call_and_repeats = call
+
+
+@pytest.fixture(params=["raft", "redis"])
+async def world(request: pytest.FixtureRequest, local_node) -> AsyncIterator[World]:
+    """The test names each difference between the engines that it meets, see `dss_dev.queue_world`."""
     node = local_node()
     assert node.config.queue_num_vnodes == VNODES
-    world = LogWorld(node, differences_of(request.function))
+    differences = differences_of(request.function)
+    if request.param == "raft":
+        world = LogWorld(node, differences)
+    else:
+        world = EngineWorld(node, differences)
+        await world.start(f"redis://127.0.0.1:{request.getfixturevalue('valkey').port}")
     await world.settings()
     yield world
+    await world.stop()
     world.check_differences()

@@ -20,6 +20,7 @@ async def test_every_answer_says_where_its_effect_is(world):
         answers.append(await (world.nack if len(answers) < 4 else world.ack)(answers[-2]))
     answers.append(await world.consume())
     assert {one["status"] for one in answers} == {200}
+    assert {one["durability"] for one in answers} == {world.either(log="replicated-log", redis="redis")}
     assert {type(one["index"]) for one in answers} == {world.either(log=int, redis=type(None))}
 
 
@@ -185,6 +186,19 @@ async def test_an_old_message_in_flight_that_is_given_back(world):
     assert (await world.nack(message))["nacked"] is True
     assert await world.values() == world.either(log=["a"], redis=[])
     assert await world.dead() == world.either(log=[], redis=[("a", "expired")])
+
+
+@differs("old_behind")
+async def test_an_old_message_behind_one_that_was_delayed_for_long(world):
+    await world.settings(retention_ms=10_000)
+    await world.group("g")
+    await world.publish("a", key="k", delay_ms=30_000)
+    await world.publish("b", key="k")
+    await world.pass_ms(30_000)
+    (first,) = await world.take(9)
+    await world.ack(first)
+    assert await world.values() == world.either(log=["b"], redis=[])
+    assert await world.dead() == world.either(log=[], redis=[("b", "expired")])
 
 
 @differs("delayed_count")

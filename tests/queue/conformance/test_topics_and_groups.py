@@ -47,6 +47,7 @@ async def test_a_deleted_topic_is_new_when_it_is_used_again(world):
 async def test_consumes_that_wait_are_refused_when_their_group_is_deleted(world, what):
     waiting = await world.later(attempt_id="a")
     await (world.delete_topic() if what == "topic" else world.delete_group("g"))
+    await world.pass_ms(1)
     answer = await waiting
     assert (answer["status"], answer["code"]) == (404, "not_found")
 
