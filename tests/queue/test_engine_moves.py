@@ -13,7 +13,7 @@ from dss_queue.core.engines import EngineForgotten, EngineLeft, EngineUse
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sns_topics import CreateSnsTopic, Notice, PublishToSns, Subscribe
 from dss_queue.core.sqs_queues import ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
-from dss_queue.core.topic_commands import DeleteTopic, DropIdle
+from dss_queue.core.topic_commands import DeleteTopic, DropIdle, PutQueueSettings
 
 
 def to_engine(desk, topic="t", **fields):
@@ -216,6 +216,63 @@ def test_a_topic_that_leaves_is_in_the_log_at_once(desk):
     desk.publish(1)
     assert desk.values() == [1]
     assert desk.consume(group="h", timeout_ms=0).body["messages"]
+
+
+@pytest.mark.parametrize("how", ["ack", "purge", "delete_group"])
+def test_it_cannot_leave_before_the_log_has_nothing_left_from_before(desk, how):
+    """What is published then would come with it, before what is on the engine."""
+    (msg_id,) = desk.publish(1)
+    desk.take()
+    to_engine(desk)
+    assert why_not(desk) == ("moving", "engine")
+    assert why_not(desk, max_attempts=7) == ("moving", "engine"), "a call without `engine` is one for the log"
+    assert desk.broker.topics["t"].is_on_engine
+    assert not desk.settings(engine="redis", max_attempts=7).code
+    if how == "ack":
+        desk.ack(msg_id)
+    elif how == "purge":
+        desk.purge()
+    else:
+        desk.put_group("other", start="now")
+        desk.delete_group("g")
+    to_log(desk)
+
+
+def test_dead_letters_in_the_log_do_not_count_as_left(desk):
+    (msg_id,) = desk.publish(1)
+    desk.take()
+    to_engine(desk)
+    desk.nack(msg_id, dead=True)
+    assert moving_from(desk) is None
+    desk.redrive()
+    assert (moving_from(desk), why_not(desk)) == ("raft", ("moving", "engine"))
+    assert desk.values() == [1]
+
+
+def test_without_create_topics_a_deleted_topic_does_not_come_back_on_either_engine(desk):
+    to_engine(desk)
+    desk.do(PutQueueSettings(create_topics=False))
+    assert desk.consume(group="new").code == "on_engine", "its groups are created as ever"
+    desk.do(DeleteTopic(topic="t"))
+    assert (published(desk).code, desk.consume().code) == ("not_found", "not_found")
+    to_engine(desk)
+    assert published(desk).code == "on_engine"
+
+
+def test_those_that_wait_for_the_rest_of_a_deleted_group_are_refused(desk):
+    for group in ("g", "h"):
+        desk.put_group(group)
+    desk.publish(1)
+    waiting = {}
+    for group in ("g", "h"):
+        desk.take(group=group)
+        assert desk.consume(group=group, timeout_ms=5000) is None
+        waiting[group] = desk.origin
+    to_engine(desk)
+    desk.delete_group("g")
+    assert {origin: answer.code for origin, answer in desk.answers.items()} == {waiting["g"]: "not_found"}
+    desk.purge()
+    assert desk.answers[waiting["h"]].code == "on_engine"
 
 
 def test_it_cannot_return_before_it_has_left(desk):
