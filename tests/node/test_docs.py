@@ -18,7 +18,8 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-import dss_project.asgi  # noqa: F401  (registers the metrics of every package)
+import dss_project.asgi
+import dss_project.server.life  # noqa: F401  (both register the metrics of every package)
 from dss_api.operation import Operation, Subscription
 from dss_api.problems import PROBLEMS
 from dss_locks.core.state import LockLimits
