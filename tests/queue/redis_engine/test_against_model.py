@@ -74,6 +74,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         per_key=st.sampled_from([1, 1, 2, 5]),
     )
     def consume(self, name, count, visibility, attempt, per_key):
+        self.before_group(name)
         got = self.run(
             self.engine.consume(
                 self.bench.topic,
@@ -197,6 +198,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
 
     @rule(name=GROUPS, now=st.booleans())
     def declare(self, name, now):
+        self.before_group(name)
         is_new, pending = self.run(self.engine.put_group(self.bench.topic, name, start="now" if now else "first"))
         assert is_new == (name not in self.model.groups)
         entries = self.model.group(name)
@@ -216,6 +218,32 @@ class EngineAgainstModel(RuleBasedStateMachine):
         for entry in dead:
             entry.status, entry.private, entry.attempts, entry.receipt, entry.ready_ms = "ready", True, 0, None, 0
         self.model.settle()
+
+    def before_group(self, name):
+        """A new group gets what is retained. The model also retains messages of a run that all groups have acked early."""
+        if name not in self.model.groups:
+            retained = {number_of(one.msg_id) for one in self.run(self.bench.views.peek(self.bench.topic, limit=1000))}
+            left = [line for line in self.model.numbers if line[0] not in retained]
+            assert not any(entries[line[0]].open for line in left for entries in self.model.groups.values())
+            self.model.numbers = [line for line in self.model.numbers if line[0] in retained]
+
+    @rule(name=GROUPS, really=st.integers(0, 2))
+    def delete_group(self, name, really):
+        if really:
+            return
+        self.run(self.bench.administration.delete_group(self.bench.topic, name))
+        if self.model.groups.pop(name, None) is not None:
+            self.model.drop_finished()
+        self.receipts = [one for one in self.receipts if one[0] != name]
+
+    @rule(data=st.data(), name=GROUPS)
+    def delete_a_dead_letter(self, data, name):
+        dead = [e for e in self.model.groups.get(name, {}).values() if e.status == "dead"]
+        msg_id = f"r0-{data.draw(st.sampled_from(dead)).number}" if dead else data.draw(st.sampled_from(self.ids))
+        deleted = self.run(self.bench.administration.delete_dead(self.bench.topic, name, msg_id))
+        assert deleted == bool(dead)
+        if dead:
+            self.model.groups[name][number_of(msg_id)].status = "done"
 
     @rule(really=st.integers(0, 9))
     def purge(self, really):
