@@ -100,7 +100,7 @@ class EngineService:
             await self._engine.close()
             await self._servers.close()
             self._servers = None
-            self._become("away", "this node is stopping")
+            self.state, self.detail = "away", "this node is stopping"
 
     # --------------------------------------------------------------- for callers
 

@@ -67,6 +67,14 @@ def test_the_same_settings_again_are_the_same_stay(desk):
     assert to_engine(desk, backoff_ms=5) == first
 
 
+def test_a_cluster_that_begins_again_has_other_incarnations(desk):
+    """The servers may still have the keys of the cluster before it, which had the same name."""
+    first = to_engine(desk)
+    again = type(desk)()
+    again.at_ms = desk.at_ms + 1
+    assert to_engine(again) != first
+
+
 def test_topics_that_move_in_one_entry_have_incarnations_of_their_own(desk):
     moves = [SetTopic(topic=topic, engine="redis") for topic in ("t", "u")]
     desk.entry(*moves, DeleteTopic(topic="t"), moves[0])

@@ -14,6 +14,7 @@ from dss_queue.core.engines import (
     EngineUse,
     contradiction,
     incarnation_bytes,
+    new_incarnation,
     not_on_engine,
 )
 from dss_queue.core.publishing import over_limit
@@ -72,7 +73,7 @@ class EngineMoves:
                 topic.set_engine(EngineUse(use.incarnation, is_leaving=True))
             return
         if use is None:
-            topic.set_engine(EngineUse(self._registry.next_serial()))
+            topic.set_engine(EngineUse(new_incarnation(at_ms, self._registry.next_serial())))
         topic.serve(at_ms)
 
     def _left(self, command: EngineLeft, at_ms: int, index: int, origin: Origin) -> Result:

@@ -30,6 +30,8 @@ from dss_raft.replication.limits import text_bytes
 ABANDONED_MAX = 10_000
 #: Incarnations that one `EngineForgotten` names.
 FORGOTTEN_PER_COMMAND_MAX = 1000
+#: Of a serial number in an incarnation. There are fewer of them in a millisecond.
+SERIAL_BITS = 20
 #: An incarnation, in use or abandoned; the name of its topic is added.
 INCARNATION_BYTES = 384
 
@@ -63,6 +65,16 @@ class EngineForgotten(Command, tag="queue.engine_forgotten", kw_only=True):
     since: ClassVar[int] = 5
 
     incarnations: Annotated[list[Incarnation], msgspec.Meta(max_length=FORGOTTEN_PER_COMMAND_MAX)]
+
+
+def new_incarnation(at_ms: int, serial: int) -> int:
+    """A number that no other stay has. The time is in it, so that it is not that of a topic of a cluster with the same name that began
+    again with empty disks, while the servers still have their keys.
+
+    Args:
+        serial: of the broker, used only here.
+    """
+    return at_ms << SERIAL_BITS | serial % (1 << SERIAL_BITS)
 
 
 def incarnation_bytes(topic: str) -> int:

@@ -50,7 +50,7 @@ def engine_name(cluster_id: str, incarnation: int, topic: str) -> str:
     """The name of a topic on the engine. One that is deleted and created again, or that comes back, never meets its old keys.
 
     Args:
-        incarnation: the index of the entry with which the topic came to the engine.
+        incarnation: of the topic's stay on the engine, see `dss_queue.core.engines`.
     """
     return f"{cluster_id}/{incarnation}/{topic}"
 
