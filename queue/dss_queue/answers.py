@@ -136,7 +136,7 @@ class TopicStats(Part):
     oldest_age_ms: int
     dead: int
     group_count: int
-    #: the engine that the topic leaves, while something is left to deliver there
+    #: the engine that the topic leaves, while something is left there
     moving_from: Engine | UnsetType = UNSET
     #: of a topic with messages on the engine `redis`
     engine: EngineState | UnsetType = UNSET
@@ -180,7 +180,7 @@ class StatsAnswer(Answer, kw_only=True):
     oldest_age_ms: int | UnsetType = UNSET
     dead: int | UnsetType = UNSET
     group_count: int | UnsetType = UNSET
-    #: the engine that the topic leaves, while something is left to deliver there
+    #: the engine that the topic leaves, while something is left there
     moving_from: Engine | UnsetType = UNSET
     #: of a topic with messages on the engine `redis`
     engine: EngineState | UnsetType = UNSET

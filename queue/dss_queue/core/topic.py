@@ -103,7 +103,10 @@ class Topic:
 
     @property
     def moving_from(self) -> Engine | None:
-        """The engine from which it moves, while that one has something left to deliver. The leader says when `redis` has nothing."""
+        """The engine from which it moves, while something is left there.
+
+        In the log: messages to deliver. On `redis`: anything, also dead letters, until the leader says that there is nothing.
+        """
         if self.engine is None:
             return None
         if self.engine.is_leaving:
