@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal, cast
 
 import structlog
+from msgspec.structs import asdict
 
 from dss_api.errors import Refused
 from dss_api.supervised import Tasks
@@ -19,6 +20,7 @@ from dss_queue.core.commands import TopicSettings
 from dss_queue.core.topic import Topic
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
 from dss_queue.redis_engine.keys import engine_name, parts_of
+from dss_queue.redis_engine.messages import QueueSettings
 from dss_raft.replication.clocks import wall_clock_ms
 
 if TYPE_CHECKING:
@@ -133,6 +135,12 @@ class EngineService:
         """What the engine calls a topic that is on it."""
         assert topic.engine is not None
         return self.name_in(topic.engine.incarnation, topic.name)
+
+    @staticmethod
+    def settings_of(topic: Topic) -> TopicSettings:
+        """The settings of a topic as the engine needs them."""
+        settings = topic.messages.settings
+        return settings if topic.queue is None else QueueSettings(**asdict(settings))
 
     def name_in(self, incarnation: int, topic_name: str) -> str:
         """What the engine calls a topic in an incarnation."""

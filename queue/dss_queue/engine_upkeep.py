@@ -106,7 +106,7 @@ class EngineUpkeep:
         administration, name = self._service.administration(), self._service.name_of(topic)
         if use.is_leaving:
             await administration.close(name)
-        swept = await administration.sweep(name, topic.messages.settings, list(topic.groups))
+        swept = await administration.sweep(name, self._service.settings_of(topic), list(topic.groups))
         if swept.has_other_groups:
             await self._align_groups(topic, name)
         if not use.is_leaving:

@@ -104,7 +104,7 @@ class Routing:
         """What a topic has on the engine; None: nothing."""
         if topic is None or topic.engine is None:
             return None
-        return Stay(topic.name, topic.engine, self.service.name_of(topic), topic.messages.settings)
+        return Stay(topic.name, topic.engine, self.service.name_of(topic), self.service.settings_of(topic))
 
     # ------------------------------------------------------------------ publish
 

@@ -12,7 +12,7 @@ from dss_queue.core.commands import Acks, TopicSettings
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.errors import NoGroup
 from dss_queue.redis_engine.keys import group_keys, partition_keys
-from dss_queue.redis_engine.messages import Place, place_of, serial_of
+from dss_queue.redis_engine.messages import Place, QueueSettings, place_of, serial_of
 from dss_queue.redis_engine.servers import Servers
 
 #: The letters of a delivery that a step did not find.
@@ -193,9 +193,9 @@ class Endings:
         return place if place is not None and place.partition < self.partitions else None
 
 
-def for_deliveries(settings: TopicSettings) -> tuple[int, int, int]:
+def for_deliveries(settings: TopicSettings) -> tuple[int, int, int, bool]:
     """What ends of deliveries need of the settings."""
-    return settings.max_attempts, settings.backoff_ms, settings.retention_ms
+    return settings.max_attempts, settings.backoff_ms, settings.retention_ms, isinstance(settings, QueueSettings)
 
 
 def _ack_result(msg_id: str, letter: str) -> AckResult:

@@ -8,8 +8,13 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from dss_queue.answers import Delivered
+from dss_queue.core.commands import TopicSettings
 
 _ID = re.compile(r"r(\d{1,3})-(\d{16})")
+
+
+class QueueSettings(TopicSettings, kw_only=True):
+    """The settings of a queue of the SQS endpoint: messages that are too old are dropped, as in the log."""
 
 
 class Place(NamedTuple):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import asdict
 
 from dss_api.errors import Refused
 from dss_queue.core.commands import NewMessage, TopicSettings
 from dss_queue.redis_engine import engine
+from dss_queue.redis_engine.messages import QueueSettings
 from dss_queue.redis_engine.wakeups import _Ear
 
 
@@ -312,6 +314,21 @@ async def test_an_old_message_is_deleted_without_a_group_and_dead_with_one(open_
         assert (topic.messages, topic.bytes) == (0, len("new" + "unmetk" * 2))
         assert await bench.administration.purge_dead(bench.topic, "g") == 3
         assert (await bench.stats())[0].bytes == 0
+
+
+async def test_old_messages_of_an_sqs_queue_are_dropped(open_bench):
+    async with open_bench(partitions=1, retention_ms=1000) as bench:
+        bench.settings = QueueSettings(**asdict(bench.settings))
+        await bench.engine.put_group(bench.topic, "g")
+        await bench.publish("swept", key="k")
+        await bench.pass_ms(1000)
+        await bench.publish("met", "met", key="k")
+        bench.at_ms += 1000
+        assert await bench.consume() == "no_messages"
+        await bench.publish("new")
+        assert await bench.values() == ["new"]
+        topic, (group,) = await bench.stats()
+        assert (topic.messages, topic.bytes, group.dead, group.in_flight, group.ready) == (1, len("new"), 0, 1, 0)
 
 
 async def test_a_sweep_finds_old_messages_that_are_not_consumed(open_bench):

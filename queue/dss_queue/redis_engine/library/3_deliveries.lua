@@ -242,6 +242,7 @@ end
 
 -- The waits and deliveries whose time is over.
 local function expire(state, settings)
+  state.drops_expired = settings[4]
   if state.at_ms < state.next_ms then return end
   local left = EXPIRE_MAX
   local waits = redis.call('ZRANGEBYSCORE', state.waiting, '-inf', state.at_ms, 'LIMIT', 0, left)

@@ -8,8 +8,13 @@ local function empty_reason(state, in_flight, delayed)
   return state.is_closed and pending(state) <= 0 and 'closed' or 'no_messages'
 end
 
--- A message that is too old becomes a dead letter when its turn comes.
+-- A message that is too old becomes a dead letter when its turn comes, or is dropped.
 local function bury_old(state, message, past)
+  if state.drops_expired then
+    redis.call('HDEL', state.past, message.number)
+    state.expired = state.expired + 1
+    return finish(state, message.number, message.size, false)
+  end
   bury(state, message, '1', past and past.attempts or 0, past and past.history or {}, 'expired')
 end
 
@@ -227,7 +232,7 @@ local function hand_out_again(state, attempt_id, visibility_ms)
   return serial, known[1], due_ms, answer
 end
 
--- args: settings {max_attempts, backoff_ms, retention_ms}, attempt_id, visibility_ms, count_max, per_key, bytes_max, node.
+-- args: settings {max_attempts, backoff_ms, retention_ms, drops_expired}, attempt_id, visibility_ms, count_max, per_key, bytes_max, node.
 -- Answer: serial, delivered_ms, due_ms, messages, empty_reason, next_ms, more, redelivered.
 -- A message is six values in a row: number, value, key, headers, attempt, first_ms.
 local function consume(keys, argv)
