@@ -42,17 +42,22 @@ async def ack(routing: Routing, command: Ack, once: RequestId | None = None) -> 
     for field in ("publish", "release"):
         if getattr(command, field):
             return needs_log(field, command.topic)
-    given = dict.fromkeys(msg_ids, command.receipt) | dict(zip(msg_ids, command.receipts or (), strict=False))
-    of_engine = {msg_id: receipt for msg_id, receipt in given.items() if msg_id.startswith(MARK)}
-    of_log = {msg_id: receipt for msg_id, receipt in given.items() if msg_id not in of_engine}
-    finishing = _ack_on_engine(routing, stay, command.group, of_engine)
-    if not of_log:
-        results = await finishing
+    receipts = command.receipts
+    if all(msg_id.startswith(MARK) for msg_id in msg_ids):
+        if command.receipt is not None:
+            receipts = [command.receipt]
+        results = await _ack_on_engine(routing, stay, command.group, msg_ids, receipts)
         if command.msg_ids is None:
             if results[0].code == _STALE:
                 return _stale(results[0].msg_id)
             return AckAnswer(acked=results[0].acked, durability="redis", index=None)
         return AckAnswer(acked=all(one.acked for one in results), results=results, durability="redis", index=None)
+    given: dict[str, str | None] = dict.fromkeys(msg_ids)
+    given.update(zip(msg_ids, receipts or (), strict=False))
+    of_engine = {msg_id: receipt for msg_id, receipt in given.items() if msg_id.startswith(MARK)}
+    of_log = {msg_id: receipt for msg_id, receipt in given.items() if msg_id not in of_engine}
+    engine_receipts = None if receipts is None else [receipt or "" for receipt in of_engine.values()]
+    finishing = _ack_on_engine(routing, stay, command.group, list(of_engine), engine_receipts)
     logging = _ack_in_log(routing, command, of_log, once)
     results, (logged, index) = await asyncio.gather(finishing, logging)
     by_id = {one.msg_id: one for one in (*results, *logged)}
@@ -60,16 +65,11 @@ async def ack(routing: Routing, command: Ack, once: RequestId | None = None) -> 
     return AckAnswer(acked=all(one.acked for one in ordered), results=ordered, durability="redis", index=index)
 
 
-async def _ack_on_engine(routing: Routing, stay: Stay, group: str, given: dict[str, str | None]) -> list[AckResult]:
-    receipts = list(given.values())
-    return await routing.service.engine().ack(
-        stay.name,
-        group,
-        list(given),
-        None if None in receipts else [receipt or "" for receipt in receipts],
-        stay.settings,
-        acks=stay.settings.acks,
-    )
+async def _ack_on_engine(
+    routing: Routing, stay: Stay, group: str, msg_ids: list[str], receipts: list[str] | None
+) -> list[AckResult]:
+    settings = stay.settings
+    return await routing.service.engine().ack(stay.name, group, msg_ids, receipts, settings, acks=settings.acks)
 
 
 async def _ack_in_log(

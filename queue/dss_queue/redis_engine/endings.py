@@ -12,7 +12,7 @@ from dss_queue.core.commands import Acks, TopicSettings
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.errors import NoGroup
 from dss_queue.redis_engine.keys import group_keys, partition_keys
-from dss_queue.redis_engine.messages import Place, QueueSettings, place_of, serial_of
+from dss_queue.redis_engine.messages import Named, Place, QueueSettings, place_of, serial_of
 from dss_queue.redis_engine.servers import Servers
 
 #: The letters of a delivery that a step did not find.
@@ -51,23 +51,21 @@ class Endings:
         given: dict[str, str | None] = dict.fromkeys(msg_ids)
         if receipts is not None:
             given.update(zip(msg_ids, receipts, strict=True))
-        of_partition: dict[int, dict[str, str]] = {}
-        for msg_id in given:
-            place = self._place(msg_id)
-            if place is not None:
-                of_partition.setdefault(place.partition, {})[msg_id] = place.number
+        places = messages.by_partition(given.items(), self.partitions)
 
-        async def step(partition: int, named: dict[str, str]) -> dict[str, str]:
-            serials = [serial_of(msg_id, given[msg_id]) for msg_id in named]
+        async def step(partition: int, named: Named) -> str:
             try:
-                found = await self._letters("ack", topic, partition, group, settings, list(named.values()), serials, acks=acks)
+                return await self._letters("ack", topic, partition, group, settings, named.numbers, named.serials, acks=acks)
             except NoGroup:
-                return {}
-            return dict(zip(named, found, strict=True))
+                return "n" * len(named.numbers)
 
+        if len(places) == 1:
+            steps = [await step(*item) for item in places.items()]
+        else:
+            steps = await asyncio.gather(*(step(*item) for item in places.items()))
         letters: dict[str, str] = {}
-        for one in await asyncio.gather(*(step(*item) for item in of_partition.items())):
-            letters.update(one)
+        for named, found in zip(places.values(), steps, strict=True):
+            letters.update(zip(named.msg_ids, found, strict=True))
         return [_ack_result(msg_id, letters.get(msg_id, "n")) for msg_id in given]
 
     async def nack(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -10,7 +10,10 @@ import msgspec
 from dss_queue.answers import Delivered
 from dss_queue.core.commands import TopicSettings
 
-_ID = re.compile(r"r(\d{1,3})-(\d{16})")
+#: Digits of a message's number.
+NUMBER_LENGTH = 16
+#: What ids have before the number -> the partition.
+_PARTITIONS = {f"r{partition}-": partition for partition in range(1000)}
 
 
 class QueueSettings(TopicSettings, kw_only=True):
@@ -31,8 +34,8 @@ def message_id(partition: int, number: str) -> str:
 
 def place_of(msg_id: str) -> Place | None:
     """Where the message with this id is; None when no message of the engine can have it."""
-    found = _ID.fullmatch(msg_id)
-    return None if found is None else Place(int(found[1]), found[2])
+    partition, number = _PARTITIONS.get(msg_id[:-NUMBER_LENGTH]), msg_id[-NUMBER_LENGTH:]
+    return None if partition is None or not (number.isascii() and number.isdigit()) else Place(partition, number)
 
 
 def serial_of(msg_id: str, receipt: str | None) -> str:
@@ -41,6 +44,35 @@ def serial_of(msg_id: str, receipt: str | None) -> str:
         return ""
     of_id, _, serial = receipt.rpartition(".")
     return serial if of_id == msg_id and serial else "-"
+
+
+class Named(NamedTuple):
+    """Deliveries of one partition that a call names."""
+
+    msg_ids: list[str]
+    numbers: list[str]
+    #: see `serial_of`
+    serials: list[str]
+
+
+def by_partition(given: Iterable[tuple[str, str | None]], partitions: int) -> dict[int, Named]:
+    """Deliveries, each a msg_id and perhaps a receipt, by their partition, without ids that no message of the topic can have.
+
+    Calls name up to a thousand of them: this is most of what an ack costs a node.
+    """
+    found: dict[int, Named] = {}
+    for msg_id, receipt in given:
+        partition, number = _PARTITIONS.get(msg_id[:-NUMBER_LENGTH]), msg_id[-NUMBER_LENGTH:]
+        if partition is None or partition >= partitions or not (number.isascii() and number.isdigit()):
+            continue
+        named = found.get(partition)
+        if named is None:
+            named = found[partition] = Named([], [], [])
+        msg_ids, numbers, serials = named
+        msg_ids.append(msg_id)
+        numbers.append(number)
+        serials.append(serial_of(msg_id, receipt))
+    return found
 
 
 class PartitionStats(msgspec.Struct, array_like=True):
