@@ -94,7 +94,15 @@ class FirstUsers:
         node.on_event(UsersBegan, self._began)
 
     def _began(self, event: UsersBegan, index: int) -> None:
-        self._tasks.spawn("users", self._introduce(event.by))
+        # A node that starts applies the entries of its log again.
+        if not self._node.had_first_users or not self._was_introduced():
+            self._tasks.spawn("users", self._introduce(event.by))
+
+    def _was_introduced(self) -> bool:
+        """Whether an earlier run of this node has done all that `_introduce` does, apart from its line in the log."""
+        if self._config.admin_password or not access.token_keys(self._config):
+            return True
+        return password_file(self._config).exists()
 
     def _tick(self) -> None:
         now_s = self._loop.time()

@@ -51,6 +51,7 @@ from dss_raft.replication.commands import Command, Once, OpenSession, Skip
 from dss_raft.replication.machine import StateMachine
 from dss_raft.replication.replica import Fault, Replica
 from dss_raft.replication.snapshot_keeper import SnapshotKeeper, SnapshotPart
+from dss_raft.replication.users import may_begin_users
 from dss_raft.state_hashes import StateHashes
 from dss_raft.versions import KNOWS_TLS, LATEST, MIN, MUTUAL_TLS, RELEASE, Announced, Supported, UnsupportedVersion
 
@@ -119,6 +120,8 @@ class Node(Listeners):
         self._service_states: list[Callable[[], ServiceState]] = []
         #: the last entry at the start that may add a token: until it is applied, the node does not know whether calls need one
         self.tokens_up_to = 0
+        #: whether the log may have had the command that adds the first users when this node started
+        self.had_first_users = False
         self.core: RaftCore
         self._store: LogStore
         self._links: PeerLinks
@@ -152,6 +155,7 @@ class Node(Listeners):
         # Also for uncommitted entries: the node would have to stop at them later, perhaps as the leader.
         self.replica.require_supported(boot_state.entries)
         self.tokens_up_to = last_with_token(boot_state.entries)
+        self.had_first_users = may_begin_users(boot_state.entries)
         version_in_log = self.replica.version_in(boot_state.entries)
         tick_ms = self.tick_s * 1000
         core_config = CoreConfig(

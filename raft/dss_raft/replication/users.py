@@ -16,7 +16,7 @@ The machine is empty below the cluster version that has its commands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -24,11 +24,14 @@ import msgspec
 
 from dss_api.fields import OptionalName, check_name
 from dss_api.result import Result
+from dss_raft.core.messages import Entry, EntryKind
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import StateLimit, StateLimits, text_bytes
 from dss_raft.replication.machine import Event, Origin, WithoutWaiters
 
 SINCE = 5
+#: every entry with a `BeginUsers` contains these bytes
+BEGIN_TAG = b"users.begin"
 USERS_LIMIT = "users_max"
 USERS_MAX_DEFAULT = 1_000
 NAME_LENGTH_MAX = 150
@@ -263,6 +266,11 @@ class Users(WithoutWaiters):
         self._bytes, self.last_number, self._events = 0, stored.last_number, []
         for one in stored.users:
             self._add(User(**{name: getattr(one, name) for name in _FIELDS}))
+
+
+def may_begin_users(entries: Iterable[Entry]) -> bool:
+    """Whether one of these entries may add the first users. They are not decoded: text of a client can look like the command, too."""
+    return any(entry.kind == EntryKind.COMMANDS and BEGIN_TAG in entry.data for entry in entries)
 
 
 def describe(user: User) -> dict[str, Any]:
