@@ -62,8 +62,9 @@ class LocalNode:
         environment: the node's settings.
         log_path: the file that gets its output.
         host: its address.
-        prefix: a command that runs the node's command, for example in a network namespace.
+        prefix: a command that runs the node's command.
         checkout: whose code it runs. By default the one that `DSS_TEST_CHECKOUT` names, otherwise this one.
+        namespace: the network namespace that it runs in.
     """
 
     pool: ClassVar[Pool | None] = None
@@ -77,11 +78,13 @@ class LocalNode:
         host: str = HOST,
         prefix: Sequence[str] = (),
         checkout: Checkout | None = None,
+        namespace: str = "",
     ) -> None:
         self.id = node_id
         self.host = host
         self.port = port
         self._prefix = prefix
+        self._namespace = namespace
         self.checkout = checkout or tested_checkout()
         self.log_path = log_path
         self.environment = dict(environment) if self.checkout else local_tls.tested(environment)
@@ -128,10 +131,13 @@ class LocalNode:
             folder, python, environment = checkout.path, str(checkout.python), checkout.environment(self.environment)
         with self.log_path.open("ab") as log:
             if self.pool and checkout is None and not self._prefix and Preloaded.can_start(environment):
-                self.process = self.pool.start(["manage.py", "node"], folder, environment, log.fileno())
+                self.process = self.pool.start(
+                    ["manage.py", "node"], folder, environment, log.fileno(), namespace=self._namespace
+                )
                 return
+            in_namespace = ("ip", "netns", "exec", self._namespace) if self._namespace else ()
             self.process = subprocess.Popen(
-                [*self._prefix, python, str(folder / "manage.py"), "node"],
+                [*in_namespace, *self._prefix, python, str(folder / "manage.py"), "node"],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

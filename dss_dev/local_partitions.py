@@ -64,7 +64,7 @@ class PartitionedCluster(LocalCluster):
                 },
                 directory / "logs" / f"{node_id}.log",
                 address,
-                ("ip", "netns", "exec", self._namespace(node_id)),
+                namespace=self._namespace(node_id),
             )
             for node_id, address in addresses.items()
         ]

@@ -1,8 +1,9 @@
 """Start nodes quickly, for tests: each is forked from a process that has the libraries loaded.
 
-Loading them takes most of the start of a node. A node that is started this way is an ordinary process with its own environment, session,
-output and exit code. It has the hash seed of the process that it is forked from. The fork server of `multiprocessing` runs functions
-instead of scripts, with one hash seed for all of them.
+Loading them takes most of the start of a node, and deriving keys from the cluster secret most of the rest, so that is done once for each
+secret. A node that is started this way is an ordinary process with its own environment, session, output and exit code. It has the hash
+seed of the process that it is forked from. The fork server of `multiprocessing` runs functions instead of scripts, with one hash seed for
+all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 #: What a node loads, as far as it depends neither on settings nor on the environment. `daphne.server` opens an event loop.
 MODULES = (
@@ -36,6 +36,7 @@ MODULES = (
     "django.template.loader",
     "django.urls",
     "django.views.debug",
+    "dss_client",
     "dss_project.command_line",
     "dss_project.runtime",
     "httptools",
@@ -51,6 +52,11 @@ ROOT = Path(__file__).parents[1]
 MIGRATE_S = 120.0
 _REQUEST_BYTES_MAX = 128 * 1024
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWNET = 0x40000000
+#: the settings that keys are derived from
+_SECRETS = ("DSS_CLUSTER_SECRET", "DSS_CLUSTER_SECRET_PREVIOUS", "DSS_TOKEN_KEY", "DSS_TOKEN_KEY_PREVIOUS")
+#: options of the process
+_END, _HASH_QUICKLY = "end", "hash-quickly"
 #: environment variables with these prefixes have their effect when an interpreter starts
 _READ_AT_START = ("PYTHON", "LD_")
 
@@ -105,13 +111,16 @@ class Preloaded:
 
     Args:
         nodes_end_with_it: On Linux, what it has started is killed when it ends, for example because this process was killed.
+        hashes_quickly: New hashes of passwords are computed in no time, and are no protection. Only for tests: each node of a cluster
+            checks DSS_ADMIN_PASSWORD at its start, which takes longer than the rest of the start.
     """
 
-    def __init__(self, nodes_end_with_it: bool = False) -> None:
+    def __init__(self, nodes_end_with_it: bool = False, hashes_quickly: bool = False) -> None:
+        options = [_END] * nodes_end_with_it + [_HASH_QUICKLY] * hashes_quickly
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno()), *(["end"] if nodes_end_with_it else [])],
+                [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno()), *options],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -128,7 +137,13 @@ class Preloaded:
         )
 
     def start(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int, errors: int | None = None
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        output: int,
+        errors: int | None = None,
+        namespace: str = "",
     ) -> ForkedProcess:
         """Run a Python script.
 
@@ -137,8 +152,9 @@ class Preloaded:
             folder: its working directory.
             output: the file descriptor that gets what it prints.
             errors: the one for its standard error; None: `output`.
+            namespace: the name of the network namespace that it runs in, "" for that of this process. Linux only.
         """
-        request = json.dumps([list(arguments), str(folder), dict(environment)]).encode()
+        request = json.dumps([list(arguments), str(folder), dict(environment), namespace]).encode()
         assert len(request) < _REQUEST_BYTES_MAX
         states, theirs = os.pipe()
         try:
@@ -156,25 +172,32 @@ class Pool:
     """Some `Preloaded`, each started when it is first needed. They take turns, so nodes of a cluster differ in their hash seeds.
 
     Args:
-        nodes_end_with_it: as for `Preloaded`.
+        nodes_end_with_it, hashes_quickly: as for `Preloaded`.
     """
 
-    def __init__(self, size: int = 3, nodes_end_with_it: bool = False) -> None:
+    def __init__(self, size: int = 3, nodes_end_with_it: bool = False, hashes_quickly: bool = False) -> None:
         self._size = size
         self._nodes_end_with_it = nodes_end_with_it
+        self._hashes_quickly = hashes_quickly
         self._processes: list[Preloaded] = []
         self._started = 0
         self._new_data: tempfile.TemporaryDirectory[str] | None = None
 
     def start(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], output: int, errors: int | None = None
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        output: int,
+        errors: int | None = None,
+        namespace: str = "",
     ) -> ForkedProcess:
         """See `Preloaded.start`."""
         turn = self._started % self._size
         self._started += 1
         if turn == len(self._processes):
-            self._processes.append(Preloaded(self._nodes_end_with_it))
-        return self._processes[turn].start(arguments, folder, environment, output, errors)
+            self._processes.append(Preloaded(self._nodes_end_with_it, self._hashes_quickly))
+        return self._processes[turn].start(arguments, folder, environment, output, errors, namespace)
 
     def run(
         self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float
@@ -231,6 +254,8 @@ def _serve(requests: socket.socket, children_end_too: bool) -> list[str]:
         request, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES_MAX, 3)
         if not request:
             os._exit(0)
+        arguments, folder, environment, namespace = json.loads(request)
+        _derive_keys(environment)
         output, errors, states = descriptors
         parent = os.getpid()
         pid = os.fork()
@@ -241,7 +266,9 @@ def _serve(requests: socket.socket, children_end_too: bool) -> list[str]:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in (requests.detach(), ended, wake, states, *children.values()):
                 os.close(descriptor)
-            return _become(json.loads(request), output, errors)
+            if namespace:
+                _enter(namespace)
+            return _become(arguments, folder, environment, output, errors)
         os.close(output)
         os.close(errors)
         os.write(states, b"%12d" % pid)
@@ -270,9 +297,29 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _become(request: Any, output: int, errors: int) -> list[str]:
+def _derive_keys(environment: Mapping[str, str]) -> None:
+    """Derive the keys of a node's secrets here, where the nodes that are forked later find them."""
+    from dss_api.token_text import token_key
+    from dss_raft.net.certificates import authority
+
+    for name in _SECRETS:
+        if secret := environment.get(name):
+            token_key(secret)
+            if name.startswith("DSS_CLUSTER"):
+                authority(secret)
+
+
+def _enter(namespace: str) -> None:
+    """Move this process into a network namespace that `ip netns` has made."""
+    import ctypes
+
+    with open(f"/run/netns/{namespace}") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
+
+
+def _become(arguments: list[str], folder: str, environment: Mapping[str, str], output: int, errors: int) -> list[str]:
     """Give this child the session, output, folder and environment of its script."""
-    arguments, folder, environment = request
     os.setsid()
     os.dup2(output, 1)
     os.dup2(errors, 2)
@@ -281,16 +328,21 @@ def _become(request: Any, output: int, errors: int) -> list[str]:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    return list(arguments)
+    return arguments
 
 
 def _main() -> None:
     for module in MODULES:
         import_module(module)
+    requests, *options = sys.argv[1:]
+    if _HASH_QUICKLY in options:
+        from django.contrib.auth.hashers import PBKDF2PasswordHasher
+
+        PBKDF2PasswordHasher.iterations = 1
     gc.collect()
     gc.freeze()
     # In place: a module may have kept the list.
-    sys.argv[:] = _serve(socket.socket(fileno=int(sys.argv[1])), children_end_too=len(sys.argv) > 2)
+    sys.argv[:] = _serve(socket.socket(fileno=int(requests)), children_end_too=_END in options)
     sys.path[0] = os.getcwd()
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from dss_dev.checkouts import tested_checkout
-from dss_dev.local_cluster import ROOT, LocalCluster
+from dss_dev.local_cluster import ROOT, LocalCluster, LocalNode
 
 #: the settings of the nodes of tests
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
@@ -26,6 +26,8 @@ django.core.management.call_command("migrate", verbosity=0)
 @cache
 def database_of_pages() -> bytes:
     """Django's tables."""
+    if LocalNode.pool:
+        return (LocalNode.pool.new_data() / "django.sqlite3").read_bytes()
     with tempfile.TemporaryDirectory() as directory:
         environment = {**os.environ, **ENVIRONMENT, "DSS_DATA_DIR": directory, "DJANGO_SETTINGS_MODULE": "dss_project.settings"}
         subprocess.run([sys.executable, "-c", PREPARE_PAGES], cwd=ROOT, env=environment, check=True)

@@ -61,7 +61,7 @@ class _Scheduling(LoadScopeScheduling):
 @pytest.fixture(scope="session", autouse=True)
 def _nodes_start_quickly() -> Iterator[None]:
     """See `dss_dev.preloaded`."""
-    LocalNode.pool = pool = Pool()
+    LocalNode.pool = pool = Pool(hashes_quickly=True)
     yield
     LocalNode.pool = None
     pool.close()

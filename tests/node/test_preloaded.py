@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
+from dss_dev.local_partitions import why_not
 from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
 
 Start = Callable[..., ForkedProcess]
@@ -42,6 +44,7 @@ def start(pool: Pool, tmp_path: Path) -> Start:
         ("import os; print(os.getsid(0) == os.getpid(), os.read(0, 1))", 0, "True b''\n"),
         ("import neighbour; print(neighbour.__file__)", 0, "{folder}/neighbour.py\n"),
         ("import os; print(sorted(map(int, os.listdir('/proc/self/fd')))[:4])", 0, "[0, 1, 2, 3]\n"),
+        ("from dss_api.token_text import token_key as key; print(key.cache_info().currsize)", 0, "0\n"),
         ("import signal; print(signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)", 0, "True\n"),
     ],
 )
@@ -49,6 +52,56 @@ def test_it_runs_as_a_script_does(start: Start, tmp_path: Path, code: str, exit_
     (tmp_path / "neighbour.py").write_text("")
     assert start(code, "x").wait(60) == exit_code
     assert (tmp_path / "output").read_text() == output.replace("{folder}", str(tmp_path))
+
+
+KEYS = """
+from dss_api.token_text import token_key
+from dss_raft.net.certificates import authority
+authority("a"), authority("b"), token_key("a"), token_key("b"), token_key("c")
+print(authority.cache_info().misses, token_key.cache_info().misses)
+"""
+
+
+def test_the_keys_of_a_secret_are_derived_once(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(KEYS)
+    environment = {"DSS_CLUSTER_SECRET": "a", "DSS_CLUSTER_SECRET_PREVIOUS": "b", "DSS_TOKEN_KEY": "c"}
+    pool = Pool(1)
+    try:
+        # A miss is of the process that the script is forked from.
+        assert [pool.run(["script.py"], tmp_path, environment, 60).stdout for _ in range(2)] == ["2 3\n"] * 2
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("hashes_quickly", [False, True])
+def test_hashes_are_only_quick_if_asked_for(tmp_path: Path, hashes_quickly: bool) -> None:
+    (tmp_path / "script.py").write_text(
+        "from django.contrib.auth.hashers import PBKDF2PasswordHasher as hasher; print(hasher.iterations)"
+    )
+    pool = Pool(1, hashes_quickly=hashes_quickly)
+    try:
+        iterations = int(pool.run(["script.py"], tmp_path, {}, 60).stdout)
+    finally:
+        pool.close()
+    assert iterations == (1 if hashes_quickly else PBKDF2PasswordHasher.iterations)
+
+
+def test_it_runs_in_a_network_namespace(pool: Pool, tmp_path: Path) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    name = f"dss-test-{os.getpid()}"
+    (tmp_path / "script.py").write_text("import os; print(os.readlink('/proc/self/ns/net'))")
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        expected = subprocess.run(
+            ["ip", "netns", "exec", name, "readlink", "/proc/self/ns/net"], check=True, capture_output=True, text=True
+        ).stdout
+        with (tmp_path / "output").open("wb") as output:
+            process = pool.start(["script.py"], tmp_path, {}, output.fileno(), namespace=name)
+        assert process.wait(60) == 0
+        assert (tmp_path / "output").read_text() == expected != f"{os.readlink('/proc/self/ns/net')}\n"
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 def test_a_traceback_goes_to_its_output(start: Start, tmp_path: Path) -> None:
