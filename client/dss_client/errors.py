@@ -345,7 +345,7 @@ class EngineAway(Refused):
 
 
 #: These codes say that the call had no effect, and that another node, or the same one later, may carry it out.
-NO_EFFECT = frozenset({"no_leader", "no_quorum", "not_ready", "overloaded", "stopping"})
+NO_EFFECT = frozenset({"no_leader", "no_quorum", "not_ready", "engine_away", "overloaded", "stopping"})
 
 _BY_CODE: dict[str, type[Refused]] = {}
 

@@ -52,6 +52,8 @@ class Releasable(Protocol):
         """It is released."""
 
 
+#: where the messages of a topic are unless its setting `engine` says otherwise; nodes of older releases say nothing else
+REPLICATED_LOG = "replicated-log"
 #: a topic and a value, or the fields of `queue.publish` with their `topic`
 Published = tuple[str, Any] | Mapping[str, Any]
 
@@ -64,10 +66,13 @@ class Receipt(msgspec.Struct, frozen=True):
     duplicate: bool = False
     #: the topic did not exist, and has been created with the default settings
     created: bool = False
+    #: what keeps the message: "replicated-log", or "redis" for a topic with `engine: redis`
+    durability: str = REPLICATED_LOG
 
 
-def _receipt(published: Mapping[str, Any]) -> Receipt:
-    return Receipt(published["msg_id"], published["duplicate"], published.get("created", False))
+def _receipt(published: Mapping[str, Any], answer: Mapping[str, Any]) -> Receipt:
+    durability = answer.get("durability", REPLICATED_LOG)
+    return Receipt(published["msg_id"], published["duplicate"], published.get("created", False), durability)
 
 
 def message_fields(
@@ -136,7 +141,7 @@ class AsyncMessage:
         answer = await self._settle("queue.ack", fields, repeat)
         for lock in locks:
             lock.released()
-        return [_receipt(one) for one in answer.get("published", ())]
+        return [_receipt(one, answer) for one in answer.get("published", ())]
 
     async def nack(self, delay: float | None = None, dead: bool = False, silent: bool = False) -> None:
         """The attempt failed. The message is delivered again after `delay` seconds, or after the topic's backoff.
@@ -219,7 +224,7 @@ class AsyncTopic:
         """
         fields = {"topic": self.name, **message_fields(value, key, delay, dedup_id, headers)}
         answer = await self._core().call("queue.publish", fields, Repeat.NUMBERED_IF_POSSIBLE if dedup_id else Repeat.NUMBERED)
-        return _receipt(answer)
+        return _receipt(answer, answer)
 
     async def publish_many(self, values: Iterable[Any], key: str = "", delay: float = 0) -> list[Receipt]:
         """Store a message for each value: all of them, or none."""
@@ -228,7 +233,7 @@ class AsyncTopic:
             return []
         fields = {"topic": self.name, "messages": messages}
         answer = await self._core().call("queue.publish", fields, Repeat.NUMBERED)
-        return [_receipt(one) for one in answer["messages"]]
+        return [_receipt(one, answer) for one in answer["messages"]]
 
     async def consume(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -10,13 +11,18 @@ import pytest
 
 from dss_api.codec import encode_refusal
 from dss_api.errors import Refused
+from dss_api.liveness import Liveness
 from dss_api.request_id import RequestId
 from dss_api.routes import Route
+from dss_queue import push, subscribers
 from dss_queue import routing as routing_module
+from dss_queue.core.commands import Subscribe
 from dss_queue.core.engines import EngineLeft
 from dss_queue.engine_service import EngineService
 from dss_queue.operations import OPERATIONS, consume, publish
+from dss_queue.push import subscribe
 from dss_queue.routing import Routing
+from dss_queue.subscribers import Subscribers
 
 ROUTES = {(operation.method, operation.path): Route(operation) for operation in OPERATIONS}
 READY_S = 10.0
@@ -75,6 +81,14 @@ class Api:
         answer = await self.call("PUT", "/queue/topic", **{"topic": "t", "engine": engine, **settings})
         assert answer["status"] == 200, answer
         return answer
+
+    async def go_away(self):
+        """The engine is away until the test says that it is back."""
+        await self.service.tasks.stop()
+        self.service._become("away", "nobody answers")
+
+    def come_back(self):
+        self.service._become("ready")
 
     async def stats(self):
         return await self.call("GET", "/queue/stats", topic="t")
@@ -583,7 +597,7 @@ async def test_an_engine_that_is_away_stops_only_its_topics(api):
     await api.publish("kept")
     (held,) = await api.take()
     await api.publish("kept too")
-    api.service._become("away", "nobody answers")
+    await api.go_away()
     named = {"group": "g", "msg_id": held["msg_id"], "receipt": held["receipt"]}
     calls = {
         "publish": {"value": 1},
@@ -604,6 +618,140 @@ async def test_an_engine_that_is_away_stops_only_its_topics(api):
     assert (stats["messages"], stats["engine"]) == (0, {"state": "away", "detail": "nobody answers"})
     assert (await api.post("publish", topic="other", value=1))["status"] == 200
     assert (await api.post("consume", topic="other", group="g", timeout_ms=0))["value"] == 1
-    api.service._become("ready")
+    api.come_back()
     assert (await api.ack(held))["acked"]
     assert await api.values() == ["kept too"]
+
+
+# ------------------------------------------------------------------ subscriptions
+
+
+class Feed:
+    """A client that reads everything immediately."""
+
+    backlog = 0
+
+    def __init__(self) -> None:
+        self.liveness = Liveness()
+        self.events = asyncio.Queue()
+
+    def push(self, event) -> None:
+        self.events.put_nowait(event)
+
+    async def drained(self) -> None: ...
+
+    async def message(self):
+        async with asyncio.timeout(READY_S):
+            event = await self.events.get()
+        return json.loads(bytes(event.value)), {"msg_id": event.msg_id, "receipt": event.receipt, "attempt": event.attempt}
+
+
+@pytest.fixture
+async def subscribed(api, monkeypatch):
+    monkeypatch.setattr(subscribers, "ENGINE_LOOK_S", 0.02)
+    Subscribers(api.node)
+
+    @asynccontextmanager
+    async def open_(**fields):
+        feed = Feed()
+        task = asyncio.create_task(subscribe(api.node, Subscribe(topic="t", group="g", **fields), feed))
+        try:
+            yield feed
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    return open_
+
+
+async def test_a_subscription_gets_messages_up_to_its_credit(api, subscribed):
+    await api.move("redis")
+    async with subscribed(credit=2) as feed:
+        for value in (1, 2, 3):
+            await api.publish(value, key="one partition")
+        await api.publish(4)
+        first = await feed.message()
+        second = await feed.message()
+        assert sorted((first[0], second[0])) == [1, 4], "one message of the key at a time"
+        assert feed.events.empty()
+        await api.ack(first[1])
+        await feed.message()
+        await api.ack(second[1])
+
+
+async def test_an_ack_at_another_node_makes_room(api, lagging, subscribed):
+    await api.move("redis")
+    async with subscribed(credit=1) as feed:
+        await api.publish(1, 2)
+        value, first = await feed.message()
+        assert value == 1
+        await lagging.node.read_index()
+        assert (await lagging.ack(first))["acked"]
+        assert (await feed.message())[0] == 2
+
+
+async def test_a_visibility_timeout_makes_room(api, subscribed):
+    await api.move("redis")
+    async with subscribed(credit=1, visibility_ms=50) as feed:
+        await api.publish("slow")
+        _, first = await feed.message()
+        value, again = await feed.message()
+        assert (value, first["attempt"], again["attempt"]) == ("slow", 1, 2)
+
+
+async def test_an_ack_with_a_stale_receipt_makes_no_room(api, subscribed):
+    await api.move("redis")
+    async with subscribed(credit=1) as feed:
+        await api.publish(1, 2)
+        _, first = await feed.message()
+        stale = await api.post("ack", group="g", msg_id=first["msg_id"], receipt=f"{first['msg_id']}.0000000000000001")
+        assert stale["code"] == "stale_receipt"
+        await api.post("publish", topic="other", value=1)
+        assert feed.events.empty()
+        await api.ack(first)
+        assert (await feed.message())[0] == 2
+
+
+async def test_the_end_of_a_subscription_gives_messages_back(api, subscribed):
+    await api.move("redis")
+    async with subscribed(credit=2) as feed:
+        await api.publish(1, 2)
+        await feed.message()
+        await feed.message()
+    assert sorted((one["value"], one["attempt"]) for one in await api.take(timeout_ms=LONG_MS)) == [(1, 1), (2, 1)]
+
+
+async def test_a_subscription_follows_its_topic(api, subscribed):
+    async with subscribed(credit=1) as feed:
+        await api.publish("log 1")
+        _, first = await feed.message()
+        await api.move("redis")
+        await api.publish("engine", key="k")
+        await api.ack(first)
+        value, second = await feed.message()
+        assert value == "engine"
+        await api.move("raft")
+        await api.publish("log 2", key="k")
+        await api.ack(second)
+        assert (await feed.message())[0] == "log 2"
+
+
+async def test_a_subscription_waits_while_the_engine_is_away(api, subscribed, monkeypatch):
+    monkeypatch.setitem(push.PAUSES_S, "engine_away", 0.01)
+    await api.move("redis")
+    await api.publish(1)
+    await api.go_away()
+    async with subscribed(credit=1) as feed:
+        await asyncio.sleep(0)
+        api.come_back()
+        assert (await feed.message())[0] == 1
+
+
+async def test_a_subscription_ends_with_its_group(api, subscribed):
+    await api.move("redis")
+    feed = Feed()
+    subscription = asyncio.create_task(subscribe(api.node, Subscribe(topic="t", group="g"), feed))
+    while not api.routing._waits:  # noqa: ASYNC110  (nothing else tells)
+        await asyncio.sleep(0.001)
+    await api.call("DELETE", "/queue/group", topic="t", group="g")
+    assert (await subscription).code == "not_found"

@@ -21,7 +21,7 @@ class NotOpen(Closed):
 
 
 class EngineAway(Refused):
-    """The servers do not answer; the call had no effect, or may be repeated."""
+    """The servers do not answer; the call had no effect."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("engine_away", detail)

@@ -23,6 +23,10 @@ BATCH_MAX = 64
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 
 
+class NotSent(Disconnected):
+    """The server could not be reached, so it has not got the call."""
+
+
 class NotConfirmed(Exception):
     """The change is in the memory of the primary. Replicas or disks have not confirmed it in time."""
 
@@ -72,7 +76,7 @@ class Lane:
         """The answer to a command.
 
         Raises:
-            NotConfirmed: see there.
+            NotConfirmed, NotSent: see there.
             ResponseError: the server's.
             redis.exceptions.ConnectionError: the outcome is not known.
         """
@@ -123,6 +127,18 @@ class Lane:
         for acks in wanted:
             sent += self._confirmations[acks]
         try:
+            if _was_closed(connection):
+                await connection.disconnect(nowait=True)
+            if not connection.is_connected:
+                await connection.connect()
+        except BROKEN as error:
+            await connection.disconnect(nowait=True)
+            self._fail(batch, NotSent(str(error)))
+            return
+        except BaseException:
+            self._fail(batch, NotSent("interrupted"))
+            raise
+        try:
             await connection.send_packed_command([b"".join(sent)], check_health=False)
             answers = []
             for call in batch:
@@ -159,6 +175,12 @@ class Lane:
     def _fail(calls: list[Call] | deque[Call], error: Exception) -> None:
         for call in calls:
             call.answered(error)
+
+
+def _was_closed(connection: Connection) -> bool:
+    """Whether the server has closed an idle connection: a call would be sent to nobody, and its outcome would not be known."""
+    reader = connection._reader  # the public way is to read, with a timeout
+    return reader is not None and (reader.at_eof() or reader.exception() is not None)
 
 
 async def _read(connection: Connection) -> Any:

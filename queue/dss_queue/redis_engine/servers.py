@@ -31,7 +31,7 @@ from dss_queue.core.commands import Acks
 from dss_queue.redis_engine import address as addresses
 from dss_queue.redis_engine import errors, library_text, step_metrics
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
-from dss_queue.redis_engine.lane import Lane, NotConfirmed, packed
+from dss_queue.redis_engine.lane import Lane, NotConfirmed, NotSent, packed
 
 TIMEOUT_S = 2.0
 #: For how long a call is repeated while its partition has no primary, or moves.
@@ -41,6 +41,8 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
 #: How long replicas or disks may take to confirm a change.
 CONFIRM_MS = 1000
 CALL_VERSION = 1
+#: Steps that change nothing.
+READING = frozenset(("due", "stats", "group_stats", "peek", "group_peek", "revision"))
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -239,7 +241,7 @@ class Servers:
         command = [_beginning(step, keys), b"$%d\r\n" % len(argument), argument, b"\r\n"]
         began_s = asyncio.get_running_loop().time()
         try:
-            answer, is_repeat = await self._repeated(keys[0], command, acks, repeatable=repeatable)
+            answer, is_repeat = await self._repeated(keys[0], command, acks, repeatable=repeatable, changes=step not in READING)
         except Refused as refusal:
             step_metrics.count_failure(refusal.code)
             raise
@@ -247,7 +249,7 @@ class Servers:
         assert isinstance(answer, bytes)
         return answer, is_repeat
 
-    async def _repeated(self, key: str, command: list[bytes], acks: Acks, *, repeatable: bool) -> tuple[Any, bool]:
+    async def _repeated(self, key: str, command: list[bytes], acks: Acks, *, repeatable: bool, changes: bool) -> tuple[Any, bool]:
         """The answer, and whether the command may have taken effect before."""
         loop = asyncio.get_running_loop()
         until, pause_s = loop.time() + self._deadline_s, PAUSE_S_MIN
@@ -278,6 +280,10 @@ class Servers:
             except ResponseError as error:
                 trouble = error
                 await self._answer_error(address, error)
+            except NotSent as error:
+                trouble = error
+                self.on_trouble()
+                await self.refresh()
             except (Disconnected, RedisError, OSError, ClusterError) as error:
                 trouble = error
                 if not repeatable:
@@ -287,11 +293,14 @@ class Servers:
                 await self.refresh()
             if not isinstance(trouble, AskError):
                 redirections = 0
-            if self.refusal:
-                raise EngineAway(self.refusal) from None
-            if loop.time() + pause_s > until:
+            reason = self.refusal
+            if not reason and loop.time() + pause_s > until:
                 self.on_trouble()
-                raise EngineAway(f"the engine does not answer ({trouble})") from None
+                reason = f"the engine does not answer ({trouble})"
+            if reason and is_repeat and changes:
+                raise Refused("unknown_outcome", f"the answer was lost, and then: {reason}") from None
+            if reason:
+                raise EngineAway(reason) from None
             if redirections == 1:
                 continue
             await asyncio.sleep(pause_s)
@@ -310,7 +319,7 @@ class Servers:
 
     async def read(self, key: str, *words: bytes) -> Any:
         """The answer of a command that changes nothing, from the primary that has the key."""
-        return (await self._repeated(key, packed(*words), "primary", repeatable=True))[0]
+        return (await self._repeated(key, packed(*words), "primary", repeatable=True, changes=False))[0]
 
     async def _answer_error(self, address: str, error: ResponseError) -> None:
         """Return if the call may be repeated.
@@ -336,7 +345,7 @@ class Servers:
         try:
             node = self._cluster.nodes_manager.get_node_from_slot(slot)
         except RedisClusterException as error:
-            raise Disconnected(str(error)) from None
+            raise NotSent(str(error)) from None
         return f"{node.host}:{node.port}"
 
     async def refresh(self) -> bool:
