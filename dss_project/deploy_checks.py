@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,16 +197,28 @@ def _admin_password(config: NodeConfig, _: Environ) -> str:
     return ""
 
 
+def _redis_servers(config: NodeConfig) -> Iterator[tuple[str, redis_url.RedisUrl]]:
+    """What keeps data of this node, and its address."""
+    if config.redis_url:
+        yield "the backing store", redis_url.parse(config.redis_url)
+    if config.engine_url:
+        yield "the engine of topics", redis_url.parse(config.engine_url)
+
+
 def _plain_redis(config: NodeConfig, _: Environ) -> str:
-    url = redis_url.parse(config.redis_url) if config.redis_url else None
-    beyond = [host for host, _ in url.hosts if not environment.is_loopback(host)] if url and not url.is_tls else []
-    return f"values travel in plain text to the backing store at {', '.join(beyond)}" if beyond else ""
+    beyond = {
+        what: [host for host, _ in url.hosts if not environment.is_loopback(host)]
+        for what, url in _redis_servers(config)
+        if not url.is_tls
+    }
+    found = [f"{what} at {', '.join(hosts)}" for what, hosts in beyond.items() if hosts]
+    return f"data travels in plain text to {' and to '.join(found)}" if found else ""
 
 
 def _open_redis(config: NodeConfig, _: Environ) -> str:
-    url = redis_url.parse(config.redis_url) if config.redis_url else None
-    if url and not url.path and not url.password:
-        return "the backing store asks for no password: a program that reaches it can read and change all values"
+    found = [what for what, url in _redis_servers(config) if not url.path and not url.password]
+    if found:
+        return f"{' and '.join(found)}: no password is set, and a program that reaches it can read and change everything"
     return ""
 
 
@@ -251,8 +263,8 @@ CHECKS = (
     Check("dss.W017", _secrets_in_environment, "Write each into a file, and name the file: DSS_CLUSTER_SECRET_FILE, …"),
     Check("dss.W018", _root, "Run the node, and this command, as a user of its own."),
     Check("dss.W019", _admin_password, "Leave it empty: the node makes a random one, in a file."),
-    Check("dss.W020", _plain_redis, "REDIS_URL=rediss://…"),
-    Check("dss.W021", _open_redis, "Set a password in Redis and in REDIS_URL."),
+    Check("dss.W020", _plain_redis, "REDIS_URL=rediss://…, DSS_ENGINE_URL=rediss://…"),
+    Check("dss.W021", _open_redis, "Set a password in Redis, and in REDIS_URL or DSS_ENGINE_URL."),
     Check("dss.W022", _quotas, "Set what one program needs at most (docs/reference/limits.md)."),
     Check("dss.W023", _watchdog, "Remove DSS_WATCHDOG_MS."),
     Check(

@@ -135,6 +135,12 @@ def test_every_host_of_a_redis_counts(found: Callable[..., set[str]]) -> None:
     assert found(REDIS_URL="rediss+sentinel://10.0.0.8,10.0.0.9/values") == {"dss.W021"}
 
 
+def test_the_engine_of_topics_is_looked_at_like_the_backing_store(found: Callable[..., set[str]]) -> None:
+    assert found(DSS_ENGINE_URL=f"redis+cluster://:{SECRET}@127.0.0.1:7000") == set()
+    assert found(DSS_ENGINE_URL=f"redis://:{SECRET}@10.0.0.9:6379") == {"dss.W020"}
+    assert found(DSS_ENGINE_URL="rediss://10.0.0.9:6379") == {"dss.W021"}
+
+
 @pytest.mark.parametrize("name", ["", "raft.sqlite3"])
 def test_files_that_others_can_use(found: Callable[..., set[str]], data_dir: Path, name: str) -> None:
     (data_dir / name).chmod(0o750)

@@ -37,7 +37,7 @@ from dss_queue.redis_engine.wakeups import Wakeups
 #: Messages of one partition.
 PARTITION_MESSAGES_MAX = 50_000_000
 #: Groups whose waits are remembered; those that were used last.
-POLLS_MAX = 4096
+POLLS_MAX = 1024
 
 
 class Answer(NamedTuple):

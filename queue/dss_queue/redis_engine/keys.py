@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 #: Cached names: those of the partitions and groups that were used last.
-CACHED_MAX = 4096
+CACHED_MAX = 2048
 
 _OF_PARTITION = ("info", "messages", "dedup", "once", "done", "groups")
 _OF_GROUP = (

@@ -20,9 +20,7 @@ class Polls:
     def __init__(self, topic: str, group: str, partitions: int) -> None:
         self.partitions = range(partitions)
         self._topic = topic
-        #: the partitions by the payload that means this group
-        self._payloads = {channel(topic, one): group_keys(topic, one, group)[0] for one in self.partitions}
-        self._by_channel = {channel(topic, one): one for one in self.partitions}
+        self._group = group
         self._waiters: deque[asyncio.Event] = deque()
         #: partitions that may have something ready
         self._signs: dict[int, None] = {}
@@ -42,7 +40,7 @@ class Polls:
 
     @property
     def channels(self) -> list[str]:
-        return list(self._by_channel)
+        return [channel(self._topic, one) for one in self.partitions]
 
     async def listen(self, wakeups: Wakeups) -> None:
         """Get a sign whenever a partition may have something. Must be done before the look that a wait follows."""
@@ -51,7 +49,9 @@ class Polls:
             self.is_listening = True
 
     def _listener(self, name: str) -> Listener:
-        partition, payload = self._by_channel[name], self._payloads[name]
+        partition = self.channels.index(name)
+        #: what means this group
+        payload = group_keys(self._topic, partition, self._group)[0]
 
         def heard(text: str) -> None:
             if not text or text == payload:
