@@ -309,7 +309,3 @@ def _problem(code: str, detail: str, extra: dict[str, Any], headers: tuple[tuple
         headers = (*headers, (b"www-authenticate", b"Bearer"))
     body = _encode(problem_document(code, detail, extra))
     return EncodedAnswer(problem.status, body, (*PROBLEM_HEADERS, *headers))
-
-
-def too_large(bytes_max: int) -> Refused:
-    return Refused("too_large", f"the body is longer than {bytes_max} bytes")

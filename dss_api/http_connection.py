@@ -471,11 +471,6 @@ class HttpConnection(asyncio.Protocol):
         if self._task is None and not self._queue:
             self._transport.close()
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether the connection has ended."""
-        return self._has_hung_up
-
     def close(self) -> None:
         """End the connection after all output has been sent."""
         self._transport.close()

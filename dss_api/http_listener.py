@@ -11,6 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -34,33 +35,26 @@ from dss_api.routes import not_allowed
 from dss_api.security_headers import Header
 from dss_api.tls import ServerTls
 from dss_api.tls_transport import TlsTransport
-from dss_api.turns import InputTurns, Reader
+from dss_api.turns import InputTurns
 
 log = structlog.get_logger("api")
 
 #: How often deadlines are checked.
 SWEEP_S = 1.0
-#: A connection that would be refused is a reason to look for closed ones earlier, but not more often than this.
-LOOK_FOR_CLOSED_S = 0.1
 #: When clients use this much less than before, the heap is trimmed.
 TRIM_BYTES = 8 * 1024 * 1024
-CLOSE_POLL_S = 0.01
 #: How long a page may take, from its request to the end of its answer. Longer than any call waits, and as long as a slow client needs.
 PAGE_TIMEOUT_S = 120.0
-#: A connection is handed over after earlier answers have been sent. This is how often that is checked.
+#: How often it is checked whether output has been sent, before a connection is handed over and when the node stops.
 FLUSH_POLL_S = 0.01
 CONNECTIONS = Gauge("dss_http_connections", "Open HTTP and WebSocket connections")
 
 
-class HandedOver(Reader, Protocol):
-    """A connection that the web server has taken over."""
+class HandedOver(Protocol):
+    """A page or a WebSocket."""
 
     def recount(self) -> None:
         """Measure what the server keeps for the client."""
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the connection has ended."""
 
     def close(self) -> None:
         """End the connection after all output has been sent."""
@@ -81,6 +75,8 @@ class Client:
     address: str
     account: Account
     input_turns: InputTurns
+    #: to be called when the connection is lost
+    closed: Callable[[], None]
 
 
 CheckPage = Callable[[str, str, Sequence[tuple[bytes, bytes]], str], EncodedAnswer | None]
@@ -125,7 +121,8 @@ class HttpListener:
         self.is_stopping = False
         self._json = json
         self.is_host_allowed = is_host_allowed
-        self._in_progress = in_progress
+        self.call_begins = in_progress.call_begins
+        self.call_ended = in_progress.call_ended
         self._page_prefixes = page_prefixes
         self._take_over = take_over
         self._open_websocket = open_websocket
@@ -137,9 +134,8 @@ class HttpListener:
         #: sockets of further ports, and what their connections see of this listener
         self._other_ports: list[tuple[socket.socket, OtherPort]] = []
         self._connections: set[HttpConnection] = set()
-        self._handed_over: dict[HandedOver, HttpConnection] = {}
+        self._handed_over: dict[HttpConnection, HandedOver] = {}
         self._per_address: Counter[str] = Counter()
-        self._looked_for_closed_s = float("-inf")
         self._sweeper: asyncio.TimerHandle | None = None
         #: the most memory that clients have used at any sweep since the heap was trimmed
         self._most_bytes = 0
@@ -176,16 +172,17 @@ class HttpListener:
         """Close every connection that is left. After `timeout_s`, those of clients that do not read are aborted."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        left: list[HandedOver | HttpConnection] = [*self._handed_over, *self._connections]
-        for one in left:
+        for one in self._open():
             one.close()
         deadline = self.loop.time() + timeout_s
-        # The web server does not report when a connection has closed.
-        while any(not one.is_closed for one in left) and self.loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(CLOSE_POLL_S)
-        for one in left:
-            if not one.is_closed:
-                one.abort()
+        # Polled, but only during a stop.
+        while self._open() and self.loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(FLUSH_POLL_S)
+        for one in self._open():
+            one.abort()
+
+    def _open(self) -> list[HandedOver | HttpConnection]:
+        return [*self._handed_over.values(), *self._connections]
 
     # ---------------------------------------------- what a connection reports
 
@@ -195,9 +192,6 @@ class HttpListener:
         """Count the connection, or refuse it."""
         address = connection.address
         refusal = self._refusal(address)
-        if refusal is not None and self.loop.time() >= self._looked_for_closed_s + LOOK_FOR_CLOSED_S:
-            self._forget_closed()
-            refusal = self._refusal(address)
         self._connections.add(connection)
         self._per_address[address] += 1
         CONNECTIONS.inc()
@@ -232,20 +226,6 @@ class HttpListener:
     def _tokens_changed(self) -> None:
         for connection in list(self._connections):
             connection.tokens_changed()
-
-    def call_begins(self, address: str) -> None:
-        """Count a call.
-
-        Raises:
-            Refused: `over_limit` when its client has too many calls in progress.
-        """
-        self._in_progress.admit(address)
-        self._in_progress.calls += 1
-
-    def call_ended(self, address: str) -> None:
-        """Count a call as answered or cancelled."""
-        self._in_progress.calls -= 1
-        self._in_progress.release(address)
 
     def check_head(self, request: HttpRequest) -> EncodedAnswer | None:
         """Find out what answers the request, and check its headers before its body is read."""
@@ -288,10 +268,10 @@ class HttpListener:
         connection.abort_handed_over = transport.abort
         connection.account.take(TAKEN_OVER_BYTES)
         take_over = self._open_websocket if is_websocket else self._take_over
+        client = Client(connection.address, connection.account, self.input_turns, partial(self._lost, connection))
         try:
-            handed_over = take_over(transport, data, Client(connection.address, connection.account, self.input_turns))
-            if rest:
-                self.input_turns.deliver(handed_over, rest)
+            # Nothing that follows the request for a page is read.
+            handed_over = take_over(transport, data + rest if is_websocket else data, client)
         except Exception:
             log.exception("api.hand_over_failed")
             self._forget(connection)
@@ -299,7 +279,11 @@ class HttpListener:
             return
         connection.abort_handed_over = handed_over.abort
         connection.handed_over_until = math.inf if is_websocket else self.loop.time() + PAGE_TIMEOUT_S
-        self._handed_over[handed_over] = connection
+        self._handed_over[connection] = handed_over
+
+    def _lost(self, connection: HttpConnection) -> None:
+        if self._handed_over.pop(connection, None) is not None:
+            self._forget(connection)
 
     # ----------------------------------------------------------------- sweep
 
@@ -311,18 +295,10 @@ class HttpListener:
         if self.tls is not None:
             self.tls.check()
         self._trim()
-        for handed_over, connection in self._handed_over.items():
-            if connection.handed_over_until <= now and not handed_over.is_closed:
-                handed_over.abort()
+        for connection, handed_over in list(self._handed_over.items()):
             handed_over.recount()
-        self._forget_closed()
-
-    def _forget_closed(self) -> None:
-        """Stop counting the connections of the web server that have ended."""
-        self._looked_for_closed_s = self.loop.time()
-        for handed_over in [one for one in self._handed_over if one.is_closed]:
-            self.input_turns.forget(handed_over)
-            self._forget(self._handed_over.pop(handed_over))
+            if connection.handed_over_until <= now:
+                handed_over.abort()
 
     def _trim(self) -> None:
         """Give free memory back to the system after a burst."""

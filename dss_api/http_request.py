@@ -100,12 +100,10 @@ class HttpRequest:
         self.method = method
         self.is_http_1_0 = version == "1.0"
         self.keep_alive = keep_alive
-        self.is_upgrade = asks_for_upgrade and method == b"GET" and version == "1.1" and self._names_websocket()
+        can_upgrade = asks_for_upgrade and method == b"GET" and version == "1.1"
+        self.is_upgrade = can_upgrade and (b"upgrade", b"websocket") in ((name, value.lower()) for name, value in self.headers)
         self.ignores_upgrade = asks_for_upgrade and not self.is_upgrade and method != b"CONNECT"
         self.path, self.query = split_target(self.target)
-
-    def _names_websocket(self) -> bool:
-        return any(name == b"upgrade" and value.lower() == b"websocket" for name, value in self.headers)
 
     def read_head(self, proxies: TrustedProxies, https_headers: bytes) -> Head:
         """Read the headers once. A trusted proxy says where the request comes from."""

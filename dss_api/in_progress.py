@@ -81,6 +81,16 @@ class InProgress:
         if not self._per_address[address]:
             del self._per_address[address]
 
+    def call_begins(self, address: str) -> None:
+        """`admit` a call over HTTP, which a stopping node waits for."""
+        self.admit(address)
+        self.calls += 1
+
+    def call_ended(self, address: str) -> None:
+        """It is answered or cancelled."""
+        self.calls -= 1
+        self.release(address)
+
     async def end_subscriptions(self, timeout_s: float) -> None:
         """Cancel every subscription, so that it gives back what it holds while the node still runs."""
         ending = list(self.subscriptions)

@@ -25,9 +25,6 @@ class Line(Protocol):
     def message_taken(self) -> None:
         """The application has received a message: the server no longer keeps it."""
 
-    def recount(self) -> None:
-        """Measure what the server keeps for the client: input, messages that are not received yet, and unread output."""
-
     def abort(self) -> None:
         """End the connection immediately, and free what is kept for it."""
 
@@ -45,7 +42,7 @@ class NoLine:
         """Send nothing."""
         return False
 
-    message_taken = recount = abort = ping
+    message_taken = abort = ping
 
 
 class Liveness:

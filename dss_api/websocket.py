@@ -225,9 +225,7 @@ class WebSocketConnection:
         self._account = in_progress.memory.open(self._drop)
         self._send = send
         self._line = line
-        self._writer = WebSocketWriter(
-            send, line.abort, self._give_up, self._account, recount=line.recount, send_now=line.send_now
-        )
+        self._writer = WebSocketWriter(send, line.abort, self._give_up, self._account, send_now=line.send_now)
         self._liveness = Liveness(line)
         self._serving: asyncio.Task[None] | None = None
         self._calls: dict[int | str, asyncio.Task[None]] = {}

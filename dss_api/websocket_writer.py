@@ -38,7 +38,6 @@ class WebSocketWriter:
         give_up: called once when the client exceeds a limit; nothing is sent after that.
         account: what the node keeps for the connection.
         unread_bytes_max: maximum number of bytes that wait for the client.
-        recount: called after each message that the server has taken: the server counts it from now on.
         send_now: sends a message if that is possible without waiting. It spares a message its task and its counting.
     """
 
@@ -49,12 +48,10 @@ class WebSocketWriter:
         give_up: Callable[[], None],
         account: Account,
         unread_bytes_max: int = UNREAD_BYTES_MAX,
-        recount: Callable[[], None] = lambda: None,
         send_now: Callable[[bytes, bool], bool] = lambda data, is_text: False,
     ) -> None:
         self._send_now = send_now
         self._send = send
-        self._recount = recount
         self._abort = abort
         self._give_up = give_up
         self._account = account
@@ -94,7 +91,6 @@ class WebSocketWriter:
         if self.unread_bytes or not self.is_open or not self._send_now(data, as_text):
             return False
         self._sent += 1
-        self._recount()
         return True
 
     async def write_kept(self, data: bytes, as_text: bool) -> bool:
@@ -107,7 +103,6 @@ class WebSocketWriter:
         except OSError:
             return False
         self._sent += 1
-        self._recount()
         return self.is_open
 
     def has_room(self, length: int) -> bool:

@@ -22,9 +22,10 @@ from rest_framework.views import APIView
 
 from dss_admin.callers import caller_of_header, caller_of_user
 from dss_api.caller import ANYONE, Caller
-from dss_api.codec import INTERNAL, EncodedAnswer, encode_refusal, too_large
+from dss_api.codec import INTERNAL, EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.guard import TOKEN_WANTED, check_origin
+from dss_api.http_limits import HttpLimits
 from dss_api.negotiation import prefers_page
 from dss_api.operation import Operation
 from dss_api.routes import Route, not_allowed, require_possible, route_of, split_path
@@ -100,7 +101,7 @@ class BodyParser(BaseParser):
         bytes_max = settings.NODE.body_bytes_max
         body: bytes = stream.read(bytes_max + 1)
         if len(body) > bytes_max:
-            raise too_large(bytes_max)
+            raise HttpLimits(body_bytes_max=bytes_max).too_large
         return body
 
 

@@ -28,8 +28,9 @@ from django.views.decorators.http import require_http_methods, require_safe
 from dss_api import guard as guards
 from dss_api import running
 from dss_api.caller import ANYONE, Caller
-from dss_api.codec import EncodedAnswer, encode_refusal, too_large
+from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
+from dss_api.http_limits import HttpLimits
 from dss_api.operation import Operation
 from dss_api.routes import Headers, Route, require_possible, route_of, split_path
 from dss_console.live_pages import head_view
@@ -192,7 +193,7 @@ def _request_of(route: Route, operation: Operation, content: str) -> Any:
     """
     body = content.encode()
     if len(body) > settings.NODE.body_bytes_max:
-        raise too_large(settings.NODE.body_bytes_max)
+        raise HttpLimits(body_bytes_max=settings.NODE.body_bytes_max).too_large
     if not route.decoder.reads_query:
         return route.decoder.body(body)
     fields = _fields(body)

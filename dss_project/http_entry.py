@@ -84,16 +84,14 @@ class HttpEntryPoint:
 
         answer = with_headers(counted, self._https_headers) if scope.get("scheme") == "https" else counted
         try:
-            self.in_progress.admit(address)
+            self.in_progress.call_begins(address)
         except Refused as refusal:
             await send_answer(answer, scope["method"], encode_refusal(refusal))
             return
-        self.in_progress.calls += 1
         try:
             await self._answer(scope, receive, answer)
         finally:
-            self.in_progress.calls -= 1
-            self.in_progress.release(address)
+            self.in_progress.call_ended(address)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

@@ -28,6 +28,10 @@ class PatientHttp(HttpToolsProtocol):
             self._has_request = True
             super().data_received(data)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.app_state["connection"].closed()
+
     def eof_received(self) -> bool:  # type: ignore[override]
         """True: the connection stays open until the answer has been sent."""
         return self.cycle is not None and not self.cycle.response_complete

@@ -6,24 +6,16 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from daphne.http_protocol import WebRequest
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITransport
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from dss_project.server.taken_over import PageConnection
 
 
-class SecureRequest(WebRequest):  # type: ignore[misc]
-    """Daphne's request, on a connection with TLS. `ISSLTransport` would be the usual sign, but Autobahn then wants Twisted's own TLS."""
-
-    def isSecure(self) -> bool:
-        return True
-
-
-@implementer(ITCPTransport, IPushProducer)
+@implementer(ITransport, IPushProducer)
 class TwistedTransport(asyncio.Protocol):
     """To the listener's connection it is a protocol, to Twisted's protocols a transport."""
 
@@ -33,14 +25,13 @@ class TwistedTransport(asyncio.Protocol):
         self._producer: Any = None
         self._can_write = True
         self.protocol: Any = None
-        self.connected = True
         self.disconnecting = False
 
     def start(self, protocol: Any) -> None:
         """Serve the connection with this protocol, which `HTTPFactory` has made."""
         self.protocol = protocol
         if self._transport.get_extra_info("sslcontext") is not None:
-            protocol.requestFactory = SecureRequest
+            alsoProvides(self, ISSLTransport)
         self._transport.set_protocol(self)
         protocol.makeConnection(self)
         self._transport.resume_reading()
@@ -65,8 +56,8 @@ class TwistedTransport(asyncio.Protocol):
             self._producer.resumeProducing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.connected = False
         protocol, self.protocol, self._producer = self.protocol, None, None
+        self.page.closed()
         protocol.connectionLost(Failure(ConnectionLost(str(error)) if error else ConnectionDone()))
 
     # ------------------------------------------------------------ ITransport
@@ -81,9 +72,6 @@ class TwistedTransport(asyncio.Protocol):
         self.disconnecting = True
         self._transport.close()
 
-    def loseWriteConnection(self) -> None:
-        self._transport.write_eof()
-
     def abortConnection(self) -> None:
         self.disconnecting = True
         self._transport.abort()
@@ -94,17 +82,8 @@ class TwistedTransport(asyncio.Protocol):
     def getHost(self) -> Any:
         return _address(self._transport.get_extra_info("sockname"))
 
-    def getTcpNoDelay(self) -> bool:
-        return True
-
     def setTcpNoDelay(self, enabled: bool) -> None:
         """The event loop has set it."""
-
-    def getTcpKeepAlive(self) -> bool:
-        return False
-
-    def setTcpKeepAlive(self, enabled: bool) -> None:
-        """Pings find dead connections."""
 
     # --------------------------------------------------------- flow control
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
@@ -42,6 +41,7 @@ class NodeWebSocket(WebSocketsSansIOProtocol):
         super().__init__(config, state, state_of(self))
         self.address = client.address
         self.account = client.account
+        self._closed = client.closed
         self._input_turns = client.input_turns
         self._share = Share(client.account)
         self._held = HeldMessages()
@@ -52,36 +52,25 @@ class NodeWebSocket(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """Send a message of the application. See the class."""
         await self.writable.wait()
-        if message["type"] != "websocket.send" or not self._is_open:
-            await super().send(message)
-            return
         text = message.get("text")
-        try:
-            self._gather(message["bytes"] if text is None else text.encode(), text is not None)
-        except InvalidState:
-            raise ClientDisconnected from None
+        data = message.get("bytes", b"") if text is None else text.encode()
+        if message["type"] != "websocket.send" or not self.send_now(data, text is not None):
+            await super().send(message)
 
     def send_now(self, data: bytes, is_text: bool) -> bool:
         """See `Line`."""
-        if not self.writable.is_set() or not self._is_open:
+        if not self.writable.is_set() or not self.handshake_complete or self.close_sent or self.disconnected:
             return False
         try:
-            self._gather(data, is_text)
+            (self.conn.send_text if is_text else self.conn.send_binary)(data)
         except InvalidState:
             return False
-        return True
-
-    @property
-    def _is_open(self) -> bool:
-        return self.handshake_complete and not self.close_sent and not self.disconnected and self.initial_response is None
-
-    def _gather(self, data: bytes, is_text: bool) -> None:
-        (self.conn.send_text if is_text else self.conn.send_binary)(data)
         if not self._gathered:
             self.loop.call_soon(self._write_gathered)
         self._gathered += len(data) + 1
         if self._gathered > GATHERED_BYTES:
             self._write_gathered()
+        return True
 
     def _write_gathered(self) -> None:
         self._gathered = 0
@@ -176,7 +165,9 @@ class NodeWebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._input_turns.forget(self)
         self._forget_input()
+        self._closed()
 
     def _forget_input(self) -> None:
         """Free what has arrived. The objects refer to each other: garbage collection would come late."""
@@ -185,11 +176,6 @@ class NodeWebSocket(WebSocketsSansIOProtocol):
         self._held.forget_unfinished()
         self.conn.reader.buffer.clear()
         self.conn.parser.close()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the connection has ended."""
-        return self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
     def close(self) -> None:
         """End the connection after all output has been sent."""

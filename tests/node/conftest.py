@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Annotated, Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -25,7 +26,6 @@ from dss_api.host_check import HostCheck
 from dss_api.http_limits import HttpLimits
 from dss_api.in_progress import InProgress
 from dss_api.json_fast_path import JsonFastPath
-from dss_api.liveness import NoLine
 from dss_api.operation import Operation
 from dss_api.page_access import PageAccess
 from dss_api.result import Result
@@ -257,7 +257,7 @@ def scope_of(method: str, path: str, query: str = "", headers: dict[str, str] | 
         "http_version": "1.1",
         "scheme": "http",
         "server": ("127.0.0.1", 8201),
-        "state": state_of(NoLine()),
+        "state": state_of(Mock()),
     }
 
 

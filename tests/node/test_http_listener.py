@@ -111,16 +111,17 @@ class World:
         return Client(reader, writer)
 
 
-class Taken:
+class Taken(asyncio.Protocol):
     def __init__(self, transport: asyncio.Transport, client: TakenClient) -> None:
         self.address = client.address
         self.account = client.account
         self._transport = transport
         self._share = Share(client.account)
+        self._closed = client.closed
+        transport.set_protocol(self)
 
-    @property
-    def is_closed(self) -> bool:
-        return self._transport.is_closing()
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed()
 
     def close(self) -> None:
         self._transport.close()
@@ -520,7 +521,6 @@ async def test_connections_of_the_web_server_that_have_ended_make_room_immediate
 ) -> None:
     """A browser, or a client that connects again and again, is not refused because of connections that it has closed."""
     monkeypatch.setattr(http_listener, "SWEEP_S", 3600)
-    monkeypatch.setattr(http_listener, "LOOK_FOR_CLOSED_S", 0.0)
     world = await make_world(replace(LIMITS, connections_max=2, connections_per_address_max=2))
     for number in range(6):
         client = await world.connect()
@@ -591,7 +591,7 @@ async def test_a_body_is_freed_with_its_connection(make_world: Any) -> None:
     await world.until(lambda: any(one._reading and one._reading.body for one in world.listener._connections))
     (connection,) = world.listener._connections
     client.writer.close()
-    await world.until(lambda: connection.is_closed)
+    await world.until(lambda: not world.listener._connections)
     assert connection._reading is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.test import override_settings
@@ -11,7 +12,6 @@ from django.test import override_settings
 from dss_api.asgi import state_of
 from dss_api.codec import EncodedAnswer
 from dss_api.http_answers import encode_answer, header_lines
-from dss_api.liveness import NoLine
 from dss_api.security_headers import CONTENT_SECURITY_POLICY, NOSNIFF, PAGE_HEADERS, hsts, with_headers
 
 POLICY = "content-security-policy"
@@ -85,7 +85,7 @@ async def _answers(entry: Any, scheme: str) -> list[dict[str, str]]:
 
         scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "query_string": b""}
         scope["headers"] = [(b"host", b"localhost")]
-        scope |= {"scheme": scheme, "http_version": "1.1", "state": state_of(NoLine())}
+        scope |= {"scheme": scheme, "http_version": "1.1", "state": state_of(Mock())}
         async with asyncio.timeout(30):
             await entry(scope, receive, send)
         found.append({name.decode().lower(): value.decode() for name, value in sent[0]["headers"]})

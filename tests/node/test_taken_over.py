@@ -39,7 +39,7 @@ def page(transport: MemoryTransport, client: Client) -> Any:
 @pytest.mark.parametrize("make", [websocket, page])
 async def test_a_lost_connection_can_be_called(make: Callable[..., Any]) -> None:
     memory = ClientMemory()
-    client = Client("127.0.0.1", memory.open(lambda: None), InputTurns())
+    client = Client("127.0.0.1", memory.open(lambda: None), InputTurns(), lambda: None)
     transport = MemoryTransport()
     connection = make(transport, client)
     transport.close()
@@ -47,20 +47,22 @@ async def test_a_lost_connection_can_be_called(make: Callable[..., Any]) -> None
         connection.connection_lost(None)
         assert not connection.send_now(b"late", True)
         connection.ping()
+        connection.take_input(b"x")
+        connection.pause_input()
+        connection.resume_input()
     connection.recount()
-    connection.take_input(b"x")
-    connection.pause_input()
-    connection.resume_input()
     connection.abort()
     connection.close()
-    assert connection.is_closed
+    assert transport.is_closing()
     assert memory.bytes == 0
 
 
 async def test_a_handshake_that_the_library_cannot_read_ends_the_connection() -> None:
     transport = MemoryTransport()
-    connection = websocket(
-        transport, Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns()), b"a: %b\r\n" % (b"b" * 9000)
+    websocket(
+        transport,
+        Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns(), lambda: None),
+        b"a: %b\r\n" % (b"b" * 9000),
     )
     await asyncio.sleep(0)
-    assert connection.is_closed
+    assert transport.is_closing()

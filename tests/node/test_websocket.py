@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -270,7 +271,7 @@ def test_a_page_counts_as_a_call_of_its_address(make_entry_points: Any) -> None:
         "scheme": "http",
         "headers": [],
         "client": CLIENT,
-        "state": state_of(NoLine()),
+        "state": state_of(Mock()),
     }
 
     async def receive() -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Line:
         )
         config.load()
         self.transport = Transport()
-        client = Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns())
+        client = Client("127.0.0.1", ClientMemory().open(lambda: None), InputTurns(), lambda: None)
         self.protocol = NodeWebSocket(config, ServerState(), client)
         self.protocol.connection_made(self.transport)
         self.protocol.take_input(HANDSHAKE)
