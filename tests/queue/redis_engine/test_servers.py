@@ -192,6 +192,9 @@ async def test_a_value_that_is_not_utf_8_is_refused(one):
 class ResetConnection:
     """What uvloop does when the peer has reset a connection while it was being opened."""
 
+    is_connected = True
+    _reader = None
+
     async def send_packed_command(self, command, check_health):
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
 
