@@ -99,6 +99,22 @@ def test_a_single_node_is_healthy_and_has_no_spare() -> None:
     assert "no spare" in verdict.text
 
 
+def test_an_engine_that_is_away_is_named_with_its_reason() -> None:
+    away = {"engine_trouble": "10.0.0.9:6379 does not answer"}
+    found = judge(facts(member(1, **away), member(2, **away), member(3), topics_on_engine=2))
+    assert (found.verdict.code, levels(found)["engine"]) == ("degraded", "warn")
+    assert next(check.text for check in found.checks if check.id == "engine") == (
+        "node-1 and node-2 cannot use the engine redis: 10.0.0.9:6379 does not answer. "
+        "Calls of 2 topics get 503 there; everything else goes on."
+    )
+    assert "DSS_ENGINE_URL" in found.verdict.action
+    unused = judge(facts(member(1, **away)))
+    assert (unused.verdict.code, levels(unused)["engine"]) == ("healthy", "info"), "no topic is on it"
+    without = {"engine_trouble": "set DSS_ENGINE_URL", "is_without_engine": True}
+    assert "engine" not in levels(judge(facts(member(1, **without))))
+    assert levels(judge(facts(member(1, **without), topics_on_engine=1)))["engine"] == "warn"
+
+
 def test_a_silent_follower_is_named_with_the_consequence() -> None:
     found = judge(facts(member(1), member(2), member(3, silent_ms=12_345)))
     assert found.verdict.code == "degraded"

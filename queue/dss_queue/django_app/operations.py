@@ -8,6 +8,7 @@ from dss_api.answer import Answer
 from dss_api.operation import Operation
 from dss_api.result import Result
 from dss_api.rights import OPERATE
+from dss_queue import both_engines
 from dss_queue.core.topic_commands import DeleteDead
 
 
@@ -17,8 +18,7 @@ class DeleteDeadAnswer(Answer):
 
 
 async def delete_dead(node: Any, request: DeleteDead) -> Result:
-    found: Result = await node.submit(request)
-    return found
+    return await both_engines.delete_dead(node, request)
 
 
 DELETE_DEAD = Operation(
