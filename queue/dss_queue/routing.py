@@ -40,6 +40,7 @@ from dss_queue.core.topic_commands import PutGroup
 from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.errors import Closed
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT
+from dss_raft.replication.client_requests import ClientRequests
 
 if TYPE_CHECKING:
     from dss_queue.core.sqs_queues import PublishToQueues
@@ -122,7 +123,7 @@ class Routing:
         for _ in range(ROUNDS_MAX):
             topic = self.topic(name)
             stay = self.stay(topic)
-            if topic is not None and stay is not None:
+            if topic is not None and stay is not None and not self._is_logged(_part(once, logged)):
                 if stay.use.is_leaving:
                     await self._close(stay)
                 if not stay.use.is_leaving or once is not None:
@@ -138,6 +139,10 @@ class Routing:
                 return result
             logged += 1
         raise _sent_back(name)
+
+    def _is_logged(self, once: RequestId | None) -> bool:
+        """Whether the log has the answer to a request: it was made before the topic moved, or by a node that did not know of it."""
+        return once is not None and self.node.machine(ClientRequests.name).knows(once.session, once.number, once.part)
 
     async def _publish_on_engine(
         self, topic: Topic, stay: Stay, messages: Sequence[NewMessage], once: RequestId | None

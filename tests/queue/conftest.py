@@ -18,6 +18,8 @@ from dss_dev.queue_broker import Desk
 from dss_queue.core.broker import Broker
 from dss_queue.operations import OPERATIONS
 from dss_raft.replication.batch import encode_command
+from dss_raft.replication.client_requests import ClientRequests, OpenRequestSession, Unknown
+from dss_raft.replication.commands import Once
 from dss_raft.replication.machine import Origin, Resolved
 
 
@@ -38,6 +40,7 @@ class LocalNode:
             queue_num_vnodes=64, queue_visibility_timeout_ms=15_000, value_bytes_max=1000, cluster_id=uuid4().hex
         )
         self.broker = Broker()
+        self.requests = ClientRequests(self.broker.limits, self.broker.cancel)
         self.commands = []
         self.refusal = None
         self.index = self.seq = 0
@@ -47,8 +50,11 @@ class LocalNode:
         self.tick_listeners: list = []
 
     def machine(self, name):
-        assert name == "queue"
-        return self.broker
+        return {"queue": self.broker, "requests": self.requests}[name]
+
+    def open_request_session(self, session):
+        """Numbered calls of this session take effect once, if they do not wait."""
+        self.requests.apply(OpenRequestSession(session=session), self.now_ms(), self.index, Origin("n1", 1, 0))
 
     def on_event(self, event_type, callback):
         self.listeners[event_type] = callback
@@ -70,7 +76,16 @@ class LocalNode:
         self.tick()
         self.seq += 1
         origin = Origin("n1", 1, self.seq)
+        session = self.requests.sessions.get(once.session) if once is not None else None
+        if session is not None:
+            numbers = {"number": once.number, "part": once.part, "answered": once.answered}
+            asked = Once(session=once.session, **numbers, digest=once.digest, command=b"")
+            found = self.requests.find(asked, self.at_ms, origin)
+            if not isinstance(found, Unknown):
+                return found
         result = self.broker.apply(command, self.at_ms, self.index, origin)
+        if session is not None:
+            result = self.requests.answered(asked, session, Result(result.body, result.code, self.index))
         if result is None:
             self.waiting[origin] = asyncio.get_running_loop().create_future()
         self.collect()

@@ -277,6 +277,31 @@ async def test_a_repeated_request_takes_effect_once(api, lagging):
     assert (first.msg_id, first.receipt) == (second.msg_id, second.receipt)
 
 
+async def test_a_publish_that_is_repeated_after_a_move_is_in_the_log_once(api):
+    """The answer was lost, and the topic went to the engine before the client tried again."""
+    api.node.open_request_session("session")
+    request = ROUTES["POST", "/queue/publish"].decoder.body(b'{"topic": "t", "value": 1}')
+    once = RequestId("session", 1, 0, bytes(16))
+    first = await publish(api.node, request, once)
+    await api.move("redis")
+    again = await publish(api.node, request, once)
+    assert (again.msg_id, again.durability) == (first.msg_id, "replicated-log")
+    assert (await api.stats())["messages"] == 1
+    assert (await publish(api.node, request, RequestId("session", 2, 0, bytes(16)))).durability == "redis"
+
+
+async def test_a_publish_that_the_log_sent_back_is_on_the_engine_once(api, lagging):
+    """The node that lagged behind asked the log first. The repeat finds the log's refusal, and then the engine's answer."""
+    api.node.open_request_session("session")
+    request = ROUTES["POST", "/queue/publish"].decoder.body(b'{"topic": "t", "value": 1}')
+    once = RequestId("session", 1, 0, bytes(16))
+    await api.move("redis")
+    first = await publish(lagging.node, request, once)
+    again = await publish(api.node, request, once)
+    assert (again.msg_id, again.durability) == (first.msg_id, "redis")
+    assert (await api.stats())["messages"] == 1
+
+
 # ------------------------------------------------------------------ moves
 
 

@@ -265,6 +265,11 @@ class ClientRequests:
         self._keep(Request(session, once.number, once.part, once.digest), result)
         return result
 
+    def knows(self, session_id: str, number: int, part: int) -> bool:
+        """Whether a request was carried out, or waits, and is not forgotten."""
+        session = self.sessions.get(session_id)
+        return session is not None and ((number, part) in session.answers or (number, part) in session.waiting)
+
     # -- the interface of a state machine --------------------------------------------------------------------------------------
 
     def apply(self, command: Command, at_ms: int, index: int, origin: Origin) -> Result | None:
