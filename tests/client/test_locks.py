@@ -53,13 +53,14 @@ async def test_several_locks_in_one_step(node: Any, client: AsyncClient) -> None
     assert node.requests("locks.release") == [{"keys": ["a", "b"], "client": held.name, "fencing_token": 7}]
 
 
-async def test_it_is_renewed_at_a_third_of_the_lease(node: Any, client: AsyncClient) -> None:
-    grants(node, 900)
-    async with client.lock("k", ttl=0.9) as held:
-        await asyncio.sleep(2.25)
+async def test_it_is_renewed_at_a_third_of_the_lease(node: Any, client: AsyncClient, until: Until) -> None:
+    grants(node, 3000)
+    began_s = held_module.now()
+    async with client.lock("k", ttl=3) as held:
+        await until(lambda: len(node.requests("locks.renew")) == 2)
+        assert held_module.now() - began_s >= 1.99
         assert not held.lost.is_set()
-    assert 5 <= len(node.requests("locks.renew")) <= 8
-    assert node.requests("locks.renew")[0] == {"key": "k", "client": held.name, "fencing_token": 7, "ttl_ms": 900}
+    assert node.requests("locks.renew") == 2 * [{"key": "k", "client": held.name, "fencing_token": 7, "ttl_ms": 3000}]
 
 
 async def test_the_lease_counts_from_sending(node: Any, client: AsyncClient) -> None:
@@ -119,33 +120,35 @@ async def test_a_lock_whose_first_renewal_gets_no_answer_is_acquired_again(node:
 async def test_it_is_lost_before_the_lease_ends(node: Any, client: AsyncClient) -> None:
     grants(node, 900)
     node.answers["locks.renew"] = None
-    started = time.monotonic()
     lock = client.lock("k", ttl=0.9)
+    before_s = held_module.now()
     held = await lock.__aenter__()
-    await asyncio.wait_for(held.lost.wait(), 5)
-    assert 0.6 < time.monotonic() - started < 0.9 + 2
+    assert held._until is not None
+    assert before_s + 0.6 < held._until < held_module.now() + 0.9
+    async with asyncio.timeout(20):
+        await held.lost.wait()
     assert held.lost.is_set()
     with pytest.raises(LockLost, match="the lease is over"):
         await lock.__aexit__(None, None, None)
     assert node.requests("locks.release")
 
 
-async def test_a_node_without_leader_does_not_lose_it(node: Any, client: AsyncClient) -> None:
+async def test_a_node_without_leader_does_not_lose_it(node: Any, client: AsyncClient, until: Until) -> None:
     grants(node, 1800)
-    node.answers["locks.renew"] = [NO_LEADER, NO_LEADER, granted(1800)]
+    node.answers["locks.renew"] = [NO_LEADER, NO_LEADER, granted(60_000)]
     async with client.lock("k", ttl=1.8) as held:
-        await asyncio.sleep(2.1)
+        await until(lambda: (held.remaining or 0) > 10)
         assert not held.lost.is_set()
 
 
-async def test_a_renewal_goes_to_another_node_in_time(make_node: MakeNode, make_client: Make) -> None:
+async def test_a_renewal_goes_to_another_node_in_time(make_node: MakeNode, make_client: Make, until: Until) -> None:
     first, second = await make_node(), await make_node()
-    for one in (first, second):
-        grants(one, 1800)
+    grants(first, 1800)
+    grants(second, 60_000)
     client = make_client(first, second)
     async with client.lock("k", ttl=1.8) as held:
         first.stop_reading()
-        await asyncio.sleep(2.0)
+        await until(lambda: (held.remaining or 0) > 10)
         assert not held.lost.is_set()
         assert second.requests("locks.renew")
 
@@ -321,9 +324,10 @@ async def test_a_cancelled_wait_leaves_nothing(node: Any, client: AsyncClient, u
     await until(lambda: not client._owners.used)
 
 
-async def test_no_node_for_the_lock(node: Any, make_client: Make) -> None:
+async def test_no_node_for_the_lock(node: Any, client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     node.answers["locks.acquire"] = NO_LEADER
-    client = make_client(node, timeout=0.1)
+    # The pause before the second attempt would end after the deadline.
+    monkeypatch.setattr("dss_client.core.pause_s", lambda count: 3600.0)
     with pytest.raises(Unavailable):
         await client.lock("k", wait=0).acquire()
     assert not client._owners.used

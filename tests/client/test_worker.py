@@ -165,14 +165,17 @@ async def test_a_handler_may_settle_the_message(node: Any, client: AsyncClient) 
 async def test_it_is_extended_while_the_handler_runs(node: Any, client: AsyncClient) -> None:
     delivers(node, message(1))
 
-    @client.worker("orders", group="billing", visibility=0.3)
+    @client.worker("orders", group="billing", visibility=1.5)
     async def bill(message: AsyncMessage) -> None:
-        await asyncio.sleep(0.45)
-        assert message.remaining > 0.1
+        began_s = asyncio.get_running_loop().time()
+        while len(node.requests("queue.extend")) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert asyncio.get_running_loop().time() - began_s >= 0.75
+        assert message.remaining > 0
 
     await run_until(bill, lambda: bill.done == 1)
-    assert 3 <= len(node.requests("queue.extend")) <= 4
-    assert node.requests("queue.extend")[0]["visibility_ms"] == 300
+    assert len(node.requests("queue.extend")) == 2
+    assert node.requests("queue.extend")[0]["visibility_ms"] == 1500
 
 
 async def test_another_consumer_has_it(node: Any, client: AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
