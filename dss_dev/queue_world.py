@@ -23,6 +23,7 @@ import msgspec
 
 from dss_api.codec import encode_refusal
 from dss_api.errors import Refused
+from dss_api.request_id import Identified
 from dss_api.routes import Route
 from dss_queue.core.partitions import ring
 from dss_queue.operations import OPERATIONS
@@ -111,7 +112,9 @@ class World(ABC):
         """The decoded answer, with its `status`."""
         route = _ROUTES[method, path]
         try:
-            answer = route.encoder.encode(await route.handle(self._node, self._request(route, fields)))
+            request = self._request(route, fields)
+            arguments = (request.request, request.id) if isinstance(request, Identified) else (request,)
+            answer = route.encoder.encode(await route.handle(self._node, *arguments))
         except Refused as refused:
             answer = encode_refusal(refused)
         return {"status": answer.status, **msgspec.json.decode(answer.body)}
@@ -122,6 +125,10 @@ class World(ABC):
             return route.decoder.body(msgspec.json.encode(fields))
         texts = {name: "true" if value is True else value for name, value in fields.items()}
         return route.decoder.query(urlencode(texts, doseq=True).encode())
+
+    def open_request_session(self, session: str) -> None:
+        """Calls may have a `request_id` of this session."""
+        self._node.open_request_session(session)
 
     async def post(self, name: str, **fields: Any) -> Answer:
         return await self.call("POST", f"/queue/{name}", **{"topic": "t", **fields})

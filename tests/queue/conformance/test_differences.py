@@ -24,6 +24,24 @@ async def test_every_answer_says_where_its_effect_is(world):
     assert {type(one["index"]) for one in answers} == {world.either(log=int, redis=type(None))}
 
 
+@differs("request_id")
+async def test_repeats_with_a_request_id(world):
+    world.open_request_session("session")
+    first = await world.done("publish", value="a", key="k", request_id="session:1")
+    assert (await world.done("publish", value="a", key="k", request_id="session:1"))["msg_id"] == first["msg_id"]
+    reused = await world.post("publish", value="other", key="k", request_id="session:1")
+    assert reused.get("code") == world.either(log="request_id_reused", redis=None)
+    assert reused.get("msg_id") == world.either(log=None, redis=first["msg_id"]), "nothing more is stored"
+    (message,) = await world.take()
+    named = {"group": "g", "msg_id": message["msg_id"], "receipt": message["receipt"], "request_id": "session:2"}
+    assert (await world.done("ack", **named))["acked"]
+    assert (await world.done("ack", **named))["acked"] is world.either(log=True, redis=False)
+    await world.pass_ms(61_000)
+    await world.publish("b", key="k")
+    late = await world.done("publish", value="a", key="k", request_id="session:1")
+    assert (late["msg_id"] == first["msg_id"]) is world.either(log=True, redis=False)
+
+
 # ------------------------------------------------------------- across slots
 
 
