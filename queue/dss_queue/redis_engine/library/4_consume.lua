@@ -24,7 +24,7 @@ Take.__index = Take
 
 local function new_take(state, settings, serial, count_max, per_key, bytes_max)
   return setmetatable({state = state, settings = settings, serial = serial, count_max = count_max, per_key = per_key,
-    bytes_max = bytes_max, bytes = 0, numbers = {}, answer = {}, deliveries = {}, runs = {}, redelivered = 0}, Take)
+    bytes_max = bytes_max, bytes = 0, numbers = {}, answer = {}, deliveries = {}, plain = {}, runs = {}, redelivered = 0}, Take)
 end
 
 function Take:is_full()
@@ -46,7 +46,11 @@ function Take:add(number, value, key, headers, size, letter, past)
   answer[last + 4], answer[last + 5], answer[last + 6] = headers, attempt, first_ms
   last = #deliveries
   deliveries[last + 1] = number
-  deliveries[last + 2] = encode_delivery(self.serial, attempt, flags, size, letter, key)
+  -- Records of first deliveries without a key differ by the size alone.
+  local is_plain = flags == '-' and letter == '1' and key == ''
+  local record = is_plain and self.plain[size] or encode_delivery(self.serial, attempt, flags, size, letter, key)
+  if is_plain then self.plain[size] = record end
+  deliveries[last + 2] = record
   if key ~= '' then
     local run = self.runs[key]
     if not run then
@@ -165,7 +169,7 @@ function Take:unmet()
           heads[#heads + 1] = key
           heads[#heads + 1] = 'w' .. place_of('1', number)
         end
-      elseif is_old(state, number, ready_ms, settings[3]) then
+      elseif is_old(state, state.cursor, ready_ms, settings[3]) then
         bury_old(state, {number = number, value = value, key = key, headers = headers, size = size}, nil)
       else
         self:add(number, value, key, headers, size, '1', nil)

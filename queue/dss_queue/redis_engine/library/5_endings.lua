@@ -37,8 +37,16 @@ local function ack(keys, argv)
   local answers, gone, pasts, left_runs, acked = {}, {}, {}, {}, 0
   local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
   for place, number in ipairs(numbers) do
-    local delivery, past, is_stale = held(state, number, serials[place] or '', stored[place])
-    if delivery then
+    local size = stored[place] and plain_size(stored[place], serials[place])
+    local delivery, past, is_stale
+    if not size then delivery, past, is_stale = held(state, number, serials[place] or '', stored[place]) end
+    if size then
+      local serial = serials[place]
+      gone[#gone + 1] = number
+      state.ended[serial] = (state.ended[serial] or 0) + 1
+      finish(state, number, size, false)
+      answers[place] = 'a'
+    elseif delivery then
       gone[#gone + 1] = number
       if delivery.has_past then pasts[#pasts + 1] = number end
       close(state, number, delivery)
