@@ -126,7 +126,7 @@ def peek(broker: Broker, query: PeekQuery, now_ms: int) -> list[dict[str, Any]]:
     lines = []
     for number in numbers:
         message = group.backlog.find(number)
-        if message is not None:
+        if message is not None and _is_unfinished(group, message):
             lines.append({**_message_line(message, now_ms), **_state_in(group, number)})
     return lines
 

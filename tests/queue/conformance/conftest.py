@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
@@ -13,10 +13,12 @@ import pytest
 from dss_api.errors import Refused
 from dss_dev.queue_world import PATIENCE_S, VNODES, World, differences_of
 from dss_queue.core.broker import Broker
-from dss_queue.core.partitions import ring
+from dss_queue.core.partitions import PARTITIONS, ring
 from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.keys import partition_keys
 from dss_queue.routing import Routing
+
+OpenWorld = Callable[..., Awaitable["LogWorld"]]
 
 #: of clusters: each world has keys of its own
 _numbers = count()
@@ -50,8 +52,9 @@ class EngineWorld(LogWorld):
 
     engine = "redis"
 
-    async def start(self, url: str) -> None:
+    async def start(self, url: str, partitions: int) -> None:
         self._url = url
+        self._partitions = partitions
         self._node.config.cluster_id = f"world-{next(_numbers)}"
         await self._connect()
 
@@ -60,6 +63,8 @@ class EngineWorld(LogWorld):
         Routing(self._node, self._service)
         await self._service.start()
         self._service._servers.at_us = lambda: self.at_ms * 1000
+        engine = self._service._engine
+        engine.partitions = engine.lifecycle._partitions = self._partitions
         async with asyncio.timeout(PATIENCE_S):
             while self._service.state != "ready":  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
@@ -95,18 +100,27 @@ class EngineWorld(LogWorld):
         servers.call_and_repeats = call
 
 
-@pytest.fixture(params=["raft", "redis"])
-async def world(request: pytest.FixtureRequest, local_node) -> AsyncIterator[World]:
-    """The test names each difference between the engines that it meets, see `dss_dev.queue_world`."""
-    node = local_node()
-    assert node.config.queue_num_vnodes == VNODES
-    differences = differences_of(request.function)
-    if request.param == "raft":
+@pytest.fixture
+def open_world(request: pytest.FixtureRequest, local_node) -> OpenWorld:
+    """`await open_world("redis")` opens a world with the topic `t`. The caller stops it."""
+
+    async def open_(engine: str, differences: frozenset[str] = frozenset(), partitions: int = PARTITIONS) -> LogWorld:
+        node = local_node()
+        assert node.config.queue_num_vnodes == VNODES
         world = LogWorld(node, differences)
-    else:
-        world = EngineWorld(node, differences)
-        await world.start(f"redis://127.0.0.1:{request.getfixturevalue('valkey').port}")
-    await world.settings()
+        if engine == "redis":
+            world = EngineWorld(node, differences)
+            await world.start(f"redis://127.0.0.1:{request.getfixturevalue('valkey').port}", partitions)
+        await world.settings()
+        return world
+
+    return open_
+
+
+@pytest.fixture(params=["raft", "redis"])
+async def world(request: pytest.FixtureRequest, open_world: OpenWorld) -> AsyncIterator[World]:
+    """The test names each difference between the engines that it meets, see `dss_dev.queue_world`."""
+    world = await open_world(request.param, differences_of(request.function))
     yield world
     await world.stop()
     world.check_differences()

@@ -226,3 +226,13 @@ async def test_the_number_of_messages_whose_delay_is_not_over(world):
     assert await world.counts() == world.either(log={"delayed": 1}, redis={"ready": 1})
     assert await world.why_empty() == "delayed"
     assert await world.counts() == {"delayed": 1}
+
+
+@differs("peek_of_a_group")
+async def test_a_peek_at_messages_behind_others_of_their_key(world):
+    ids = await world.publish(1, 2, 3, key="k")
+    await world.take()
+    assert [one["value"] for one in await world.peek(group="g")] == world.either(log=[1], redis=[1, 2, 3])
+    for msg_id in ids:
+        assert len(await world.peek(group="g", msg_id=msg_id)) == 1
+    assert [one["value"] for one in await world.peek()] == [1, 2, 3]

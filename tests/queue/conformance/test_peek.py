@@ -103,3 +103,14 @@ async def test_an_unknown_topic_or_group_has_no_messages(world):
 async def test_both_ids_are_refused(world):
     answer = await world.call("GET", "/queue/peek", topic="t", msg_id="1-0", dedup_id="a")
     assert (answer["status"], answer["code"]) == (400, "invalid")
+
+
+@pytest.mark.parametrize("key", ["", "k"])
+async def test_a_message_that_was_acked_late_is_not_unfinished(world, key):
+    await world.group("other")
+    await world.publish("a", key=key)
+    (message,) = await world.take(visibility_ms=10)
+    await world.pass_ms(10)
+    assert [one["state"] for one in await world.peek(group="g")] == ["ready"]
+    await world.ack(message)
+    assert await world.peek(group="g") == []
