@@ -11,7 +11,7 @@ COMPILE := pip-compile --quiet --generate-hashes --strip-extras --no-header \
 	--find-links build/wheels --unsafe-package dss-client
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart join shop celery test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-growth bench-memory bench-peers bench-sqs bench-celery bench-engine load upgrade postman sim story mutants model encrypted chaos rounds hostile fuzz suites audit lock clean
+.PHONY: help run restart join shop celery test lint format docs architecture bench bench-raft bench-client bench-near bench-viewer bench-growth bench-memory bench-peers bench-sqs bench-celery bench-engine load upgrade postman sim story mutants model encrypted chaos chaos-engine rounds hostile fuzz suites audit lock clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -131,6 +131,9 @@ chaos: $(READY) ## load clusters that are killed, paused and cut off, and check 
 		$(BIN)/python -m pytest -q -s -o log_cli=false \
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py \
 		tests/cluster/test_near_under_faults.py $(ARGS)
+
+chaos-engine: $(READY) ## account for 100,000 messages (MESSAGES) on a Valkey Cluster while primaries are killed (ARGS=--cut: without their last writes)
+	@$(BIN)/python -m dss_dev.engine_chaos --messages $(or $(MESSAGES),100000) $(ARGS)
 
 rounds: $(READY) ## each fault of disks, clocks and members ROUNDS=10 times on real processes, at random moments (some need root on Linux)
 	@TEST_ROUNDS=$(or $(ROUNDS),10) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m rounds $(ARGS)
