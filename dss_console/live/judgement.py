@@ -250,7 +250,8 @@ def _elections(facts: Facts) -> list[Check]:
 
 def _dead_letters(facts: Facts) -> list[Check]:
     if not facts.dead_letters:
-        return [Check("dead-letters", "ok", "No dead letters.", "")]
+        where = " in the log" if facts.topics_on_engine else ""
+        return [Check("dead-letters", "ok", f"No dead letters{where}.", "")]
     total = sum(count for _, _, count in facts.dead_letters)
     topic, group, _ = facts.dead_letters[0]
     others = f" and {len(facts.dead_letters) - 1} more groups" if len(facts.dead_letters) > 1 else ""

@@ -260,7 +260,7 @@ def queues_panel(broker: Broker, now_ms: int, rows_max: int) -> QueuesPanel:
     summary = f"{count(total, 'topic')}, {number(ready)} ready, {number(dead)} dead" if total else "There is no topic."
     elsewhere = sum(topic.engine is not None for topic in broker.topics.values())
     if elsewhere:
-        summary += f"; without those of {count(elsewhere, 'topic')} on the engine redis"
+        summary += f" in the log; {count(elsewhere, 'topic is', 'topics are')} on the engine redis"
     shown = rows[:rows_max]
     is_cut = len(rows) > len(shown) or len(rows) == GROUPS_SCANNED_MAX
     lines = [_queue_line(row, broker.topics[row["topic"]].engine is not None) for row in shown]

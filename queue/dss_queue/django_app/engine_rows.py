@@ -146,8 +146,8 @@ async def _read(read: Read, found: list[Topic]) -> str:
         trouble = "it answers slowly"
     if not left:
         return ""
-    what = f"{count(left, 'topic', 'topics')} on the engine redis"
-    return f"Without what is on the engine of {what}: {trouble or f'the first {TOPICS_MAX} are read'}."
+    topics_left = count(left, "topic has", "topics have")
+    return f"Without what {topics_left} on the engine redis: {trouble or f'the first {TOPICS_MAX} are read'}."
 
 
 class MessageOnEngine(msgspec.Struct, frozen=True, gc=False):
