@@ -23,10 +23,14 @@ import msgspec
 
 from dss_api.codec import encode_refusal
 from dss_api.errors import Refused
+from dss_api.operation import Feed
 from dss_api.request_id import Identified
 from dss_api.routes import Route
+from dss_queue.core.commands import Subscribe
 from dss_queue.core.partitions import ring
 from dss_queue.operations import OPERATIONS
+from dss_queue.push import subscribe
+from dss_queue.subscribers import Subscribers
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "engines.md"
 #: anything that takes longer has failed
@@ -192,6 +196,11 @@ class World(ABC):
         assert route.undo is not None
         messages: list[Message] = msgspec.json.decode(route.encoder.encode(result).body)["messages"]
         return messages, partial(route.undo, self._node, request, result)
+
+    def subscribe(self, feed: Feed, **fields: Any) -> asyncio.Task[Any]:
+        """Push messages to the feed until the task is cancelled."""
+        Subscribers(self._node)
+        return asyncio.create_task(subscribe(self._node, Subscribe(**{"topic": "t", "group": "g", **fields}), feed))
 
     async def ack(self, *messages: Message, **fields: Any) -> Answer:
         """Ack messages with their receipts; the answer, also of a refusal."""

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from dss_api.liveness import Liveness
 from dss_dev.queue_world import differs, keys_of_partitions, values_of
+from dss_queue.subscribers import PROBES_MISSED_MAX
 
 ELSEWHERE = "somewhere"
 
@@ -236,3 +238,40 @@ async def test_a_peek_at_messages_behind_others_of_their_key(world):
     for msg_id in ids:
         assert len(await world.peek(group="g", msg_id=msg_id)) == 1
     assert [one["value"] for one in await world.peek()] == [1, 2, 3]
+
+
+class SilentClient:
+    """A subscriber whose host has vanished: it answers no ping."""
+
+    backlog = 0
+
+    def __init__(self) -> None:
+        self.pings = 0
+        self.is_silent = asyncio.Event()
+        self.liveness = Liveness(self)
+
+    def watch(self, on_data) -> None: ...
+
+    def ping(self) -> None:
+        self.pings += 1
+        if self.pings == PROBES_MISSED_MAX:
+            self.is_silent.set()
+
+    def push(self, event) -> None: ...
+
+    async def drained(self) -> None: ...
+
+
+@differs("not_received")
+async def test_a_pushed_message_whose_subscriber_has_vanished(world):
+    client = SilentClient()
+    subscription = world.subscribe(client, visibility_ms=200)
+    await world.publish("a")
+    await client.is_silent.wait()
+    while (await world.group_stats())["waiters"]:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await world.pass_ms(200)
+    (message,) = await world.take()
+    assert message["attempt"] == world.either(log=1, redis=2)
+    subscription.cancel()
+    await asyncio.wait([subscription])
