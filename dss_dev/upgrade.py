@@ -10,6 +10,7 @@ has the last value that was answered, or one that was sent after it without an a
 from __future__ import annotations
 
 import argparse
+import compileall
 import http.client
 import itertools
 import random
@@ -65,6 +66,8 @@ def older_release(directory: Path) -> tuple[Checkout, str]:
         if count != 1:
             raise Failed(f"{versions} has no line with LATEST")
         versions.write_text(text)
+    # Otherwise each of its nodes compiles it, at least the first three at the same time.
+    compileall.compile_dir(directory, quiet=2)
     return checkout_at(directory, Path(sys.executable)), commit or f"this one with LATEST = {LATEST - 1}"
 
 
