@@ -6,6 +6,7 @@ Files that use the ports of `make run` go to the same worker.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
         compile_packages(config.rootpath)
         if config.getoption("numprocesses", None):
             compile_tests(config)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported and collected stays until the end: let garbage collections, which tests cause, not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
