@@ -526,6 +526,35 @@ def test_the_attributes_of_the_engine_are_shown_where_they_were_set(sqs, make):
     refused("QueueAlreadyExists", sqs.create_queue, QueueName=plain.rpartition("/")[2], Attributes=ON_REDIS)
 
 
+def test_a_queue_whose_servers_are_away(sqs, node, make, wait_until):
+    url, plain = make(DssEngine="redis"), make()
+
+    def state():
+        return node.call("GET", "/ready").json["services"]["queue.engine"]
+
+    node.valkey.kill()
+    wait_until(lambda: state() == "away", state)
+    try:
+        for call, fields in (
+            (sqs.send_message, {"MessageBody": "m"}),
+            (sqs.receive_message, {}),
+            (sqs.get_queue_attributes, {"AttributeNames": ["All"]}),
+            (sqs.purge_queue, {}),
+        ):
+            refused("ServiceUnavailable", call, QueueUrl=url, **fields)
+        assert arn_of(sqs, url).endswith(url.rpartition("/")[2]), "the log knows it"
+        refused("ServiceUnavailable", sqs.create_queue, QueueName=uuid.uuid4().hex, Attributes=ON_REDIS)
+        sqs.send_message(QueueUrl=plain, MessageBody="goes on")
+        assert bodies(take(sqs, plain)) == ["goes on"]
+    finally:
+        node.valkey.start()
+        node.valkey.wait_started()
+    wait_until(lambda: state() == "ready", state)
+    sqs.purge_queue(QueueUrl=url)
+    sqs.send_message(QueueUrl=url, MessageBody="again")
+    assert bodies(take(sqs, url)) == ["again"]
+
+
 def test_bad_input(sqs, node, make):
     url = make(MaximumMessageSize="1024")
     refused("MissingParameter", sqs.send_message, QueueUrl=url, MessageBody="")
