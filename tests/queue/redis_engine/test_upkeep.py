@@ -103,7 +103,7 @@ async def world(node, valkey, monkeypatch) -> AsyncIterator[World]:
 
 async def test_what_times_out_comes_back_without_a_call(world):
     await world.publish(1)
-    await world.consume(visibility_ms=1)
+    await world.service.engine().consume(world.name, "g", world.topic.messages.settings, visibility_ms=1)
     async with asyncio.timeout(60):
         while (await world.group_stats()).in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
