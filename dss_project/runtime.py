@@ -24,7 +24,7 @@ from dss_queue.core.broker import Broker
 from dss_queue.engine_service import EngineService
 from dss_queue.engine_upkeep import EngineUpkeep
 from dss_queue.idle_topics import IdleTopics
-from dss_queue.routing import Routing
+from dss_queue.routing import Routing, routing_of
 from dss_queue.subscribers import Subscribers
 from dss_raft import node_metrics, state_usage
 from dss_raft.audit_log import AuditLog
@@ -108,6 +108,7 @@ async def stop() -> None:
         await _cache_service.stop()
     node.services[SERVICE].close()
     await node.withdraw()
+    routing_of(node).withdraw()
     if _engine is not None:
         await _engine.stop()
     await node.hand_over()

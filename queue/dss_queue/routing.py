@@ -94,6 +94,7 @@ class Routing:
         self._finished: dict[tuple[int, str], float] = {}
         #: consumes that wait on the engine, by what the log said of their topic, and by topic and group
         self._waits: dict[tuple[EngineUse, str, str], dict[asyncio.Timeout, None]] = {}
+        self._is_stopping = False
         node.on_upkeep(self._look_at_waits)
         node.services[SERVICE] = self
 
@@ -244,6 +245,7 @@ class Routing:
             Changed: see there.
         """
         engine = self.service.engine()
+        self._require_running()
         timeout_ms = _left_ms(until)
         if stay.use.is_leaving:
             timeout_ms = min(timeout_ms, LEAVING_LOOK_MS)
@@ -267,6 +269,7 @@ class Routing:
         except TimeoutError:
             if not interrupt.expired():
                 raise
+            self._require_running()
             raise Changed from None
         finally:
             waits.pop(interrupt, None)
@@ -290,9 +293,22 @@ class Routing:
             topic, group = self.topic(topic_name), self._group(topic_name, group_name)
             if topic is not None and topic.engine == use and group is not None and (use.is_leaving or not group.backlog.pending):
                 continue
-            now = asyncio.get_running_loop().time()
-            for interrupt in self._waits.pop(key):
-                interrupt.reschedule(now)
+            self._interrupt(key)
+
+    def _interrupt(self, key: tuple[EngineUse, str, str]) -> None:
+        now = asyncio.get_running_loop().time()
+        for interrupt in self._waits.pop(key):
+            interrupt.reschedule(now)
+
+    def withdraw(self) -> None:
+        """Before a clean stop: end the waits on the engine, so that nothing is delivered to callers that have gone."""
+        self._is_stopping = True
+        for key in list(self._waits):
+            self._interrupt(key)
+
+    def _require_running(self) -> None:
+        if self._is_stopping:
+            raise Refused("stopping", "this node is stopping")
 
     def _group(self, topic_name: str, group_name: str) -> Group | None:
         topic = self.topic(topic_name)

@@ -648,6 +648,16 @@ async def test_an_engine_that_is_away_stops_only_its_topics(api):
     assert await api.values() == ["kept too"]
 
 
+async def test_a_node_that_stops_ends_the_waits_on_the_engine(api):
+    await api.move("redis")
+    waiting = asyncio.ensure_future(api.post("consume", group="g", timeout_ms=LONG_MS))
+    while not api.routing._waits:  # noqa: ASYNC110  (nothing else tells)
+        await asyncio.sleep(0.001)
+    api.routing.withdraw()
+    assert (await waiting)["code"] == "stopping"
+    assert (await api.post("consume", group="g", timeout_ms=LONG_MS))["code"] == "stopping"
+
+
 # ------------------------------------------------------------------ subscriptions
 
 
