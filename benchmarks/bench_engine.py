@@ -265,7 +265,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--acks", default="primary", choices=["primary", "replica", "fsync"], help="of the topics on `redis`")
     parser.add_argument("--memory", action="store_true", help="measure the nodes' memory instead")
-    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--messages", type=positive, default=96_000, help="of a round, published by 100")
     parser.add_argument("--singles", type=positive, default=600, help="of a round, published by one caller")
     parser.add_argument("--callers", type=positive, default=24, help="of the calls with 100 messages")

@@ -50,12 +50,13 @@ def grown(nodes: Sequence[LocalNode], messages: int, batch: int, consumed: int, 
 
     def call(place: int, method: str, path: str, body: object) -> Any:
         connection = connections[place]
-        connection.request(method, path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        data = None if body is None else json.dumps(body).encode()
+        connection.request(method, path, data, {"Content-Type": "application/json", **nodes[place].credentials})
         response = connection.getresponse()
-        data = response.read()
+        answer = response.read()
         if response.status != 200:
-            raise NotReady(f"{path}: {response.status} {data[:500].decode()}")
-        return json.loads(data)
+            raise NotReady(f"{path}: {response.status} {answer[:500].decode()}")
+        return json.loads(answer)
 
     def publish(place: int) -> None:
         call(place, "POST", "/queue/publish", {"topic": TOPIC, "messages": [{"value": VALUE}] * batch})
@@ -84,6 +85,9 @@ def grown(nodes: Sequence[LocalNode], messages: int, batch: int, consumed: int, 
     for place in islice(turns, messages // batch):
         publish(place)
     full = sizes()
+    stored = call(0, "GET", f"/queue/stats?topic={TOPIC}", None)["messages"]
+    if stored != messages:
+        raise NotReady(f"the topic has {stored} messages, not {messages}")
     left = consumed
     while left > 0:
         got = consume(next(turns))
