@@ -96,13 +96,20 @@ class Endings:
         return Nacked(letter in "bd", letter == "d")
 
     async def give_back(self, topic: str, group: str, held: dict[str, str], settings: TopicSettings) -> None:
-        """The consumer has gone: its deliveries, receipts by msg_id, end without counting as attempts."""
-        for msg_id, receipt in held.items():
+        """The consumer has gone: its deliveries, receipts by msg_id, end without counting as attempts. One step for each partition: a
+        server that hangs holds up the caller once, not for each message."""
+
+        async def step(partition: int, named: Named) -> None:
             try:
-                await self._of_one("nack", topic, group, msg_id, receipt, settings, "gone", 0)
+                await self._letters("nack", topic, partition, group, settings, named.numbers, named.serials, "gone", 0)
+            except NoGroup:
+                return
             except Refused as error:
                 if error.code != "unknown_outcome":
                     raise
+
+        places = messages.by_partition(held.items(), self.partitions)
+        await asyncio.gather(*(step(*item) for item in places.items()))
 
     async def extend(
         self,
@@ -167,7 +174,7 @@ class Endings:
         numbers: list[str],
         serials: list[str],
         *args: object,
-        acks: Acks,
+        acks: Acks = "primary",
     ) -> str:
         """The letters of a step that ends deliveries.
 

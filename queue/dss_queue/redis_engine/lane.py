@@ -21,6 +21,8 @@ CONNECTIONS_MAX = 4
 BATCH_MAX = 64
 #: Bytes in one round trip, unless a single call has more.
 BATCH_BYTES_MAX = 4 * 1024 * 1024
+#: How long a call waits for those before it. While a server hangs, each round trip takes until the timeout of its connection.
+QUEUED_S_MAX = 5.0
 
 
 class NotSent(Disconnected):
@@ -34,7 +36,7 @@ class NotConfirmed(Exception):
 class Call:
     """A command, and the future of its answer."""
 
-    __slots__ = ("acks", "answer", "asking", "command", "size")
+    __slots__ = ("acks", "answer", "asking", "command", "size", "until")
 
     def __init__(self, command: list[bytes], acks: Acks, asking: bool, answer: asyncio.Future[Any]) -> None:
         self.command = command
@@ -42,6 +44,8 @@ class Call:
         self.acks: Acks = acks
         self.asking = asking
         self.answer = answer
+        #: loop time after which it is not sent
+        self.until = answer.get_loop().time() + QUEUED_S_MAX
 
     def answered(self, answer: Any) -> None:
         if not self.answer.done():
@@ -107,12 +111,15 @@ class Lane:
     def _next_batch(self) -> list[Call]:
         batch: list[Call] = []
         size = 0
+        now = asyncio.get_running_loop().time()
         while self._calls and len(batch) < BATCH_MAX:
             call = self._calls[0]
             if batch and size + call.size > BATCH_BYTES_MAX:
                 break
             self._calls.popleft()
-            if not call.answer.done():  # or its caller has gone
+            if call.until < now:
+                call.answered(NotSent("calls before it take too long"))
+            elif not call.answer.done():  # or its caller has gone
                 size += call.size
                 batch.append(call)
         return batch

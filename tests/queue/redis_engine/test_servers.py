@@ -18,7 +18,7 @@ from dss_queue.core.commands import NewMessage
 from dss_queue.redis_engine import library_text
 from dss_queue.redis_engine import servers as servers_module
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
-from dss_queue.redis_engine.lane import BATCH_MAX, CONNECTIONS_MAX, Lane, NotConfirmed, packed
+from dss_queue.redis_engine.lane import BATCH_MAX, CONNECTIONS_MAX, QUEUED_S_MAX, Lane, NotConfirmed, NotSent, packed
 from dss_queue.redis_engine.servers import Servers
 
 FIT = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": "1"}
@@ -73,7 +73,7 @@ def unused_port() -> int:
 
 
 #: The text of the library by its revision. A changed text is a new revision: servers that have the old one would not load it.
-DIGESTS = {5: "a88c534aa6ec90c4"}
+DIGESTS = {6: "c44d37496a77fe30"}
 
 
 def test_a_changed_library_has_a_new_revision():
@@ -216,6 +216,37 @@ async def test_a_connection_that_was_reset_fails_all_its_calls_and_nothing_else(
     calls = [lane.call(packed(b"PING")) for _ in range(CONNECTIONS_MAX * BATCH_MAX + 1)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {Disconnected}
+
+
+class HangingConnection(ResetConnection):
+    """A server that takes everything and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.answers = asyncio.Event()
+
+    async def send_packed_command(self, command, check_health):
+        self.sent += 1
+
+    async def read_response(self, disconnect_on_error):
+        await self.answers.wait()
+        return b"PONG"
+
+
+async def test_a_call_that_has_waited_too_long_behind_others_is_not_sent(passing_time):
+    connections = [HangingConnection() for _ in range(CONNECTIONS_MAX)]
+    lane = Lane(iter(connections).__next__, 0, 1)
+    sent = [asyncio.ensure_future(lane.call(packed(b"PING"))) for _ in range(CONNECTIONS_MAX * BATCH_MAX)]
+    behind = [asyncio.ensure_future(lane.call(packed(b"PING"))) for _ in range(3)]
+    while not all(one.sent for one in connections):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    passing_time[0] = QUEUED_S_MAX + 1
+    connections[0].answers.set()
+    assert {type(one) for one in await asyncio.gather(*behind, return_exceptions=True)} == {NotSent}
+    assert connections[0].sent == 1
+    for one in connections:
+        one.answers.set()
+    assert set(await asyncio.gather(*sent)) == {b"PONG"}
 
 
 SLOT = key_slot(b"key")

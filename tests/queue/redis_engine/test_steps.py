@@ -10,6 +10,7 @@ from msgspec.structs import asdict
 from dss_api.errors import Refused
 from dss_queue.core.commands import NewMessage, TopicSettings
 from dss_queue.redis_engine import engine
+from dss_queue.redis_engine.keys import partition_keys
 from dss_queue.redis_engine.messages import QueueSettings
 from dss_queue.redis_engine.wakeups import _Ear
 
@@ -47,6 +48,15 @@ async def test_a_delivery_has_all_fields_of_the_message(one):
     assert (got.attempt, got.published_ms, got.delivered_ms) == (1, one.at_ms, one.at_ms)
     assert (got.first_delivered_ms, got.visible_until_ms) == (one.at_ms, one.at_ms + 5000)
     assert got.receipt.startswith(got.msg_id)
+
+
+async def test_dedup_ids_of_large_calls_are_forgotten_as_fast_as_they_come(open_bench, valkey):
+    async with open_bench(partitions=1, dedup_window_ms=1000) as bench:
+        for call in range(5):
+            new = [NewMessage("", b"1", "k", 0, 0, f"{call}-{place}", b"") for place in range(300)]
+            await bench.engine.publish(bench.topic, new, bench.settings)
+            bench.at_ms += 2000
+        assert valkey.client().zcard(partition_keys(bench.topic, 0)[2]) == 300
 
 
 async def test_a_dedup_id_is_stored_once_within_its_window(open_bench):
@@ -579,3 +589,18 @@ async def test_a_group_whose_consume_does_not_wait_yet_is_not_forgotten(bench, m
     withheld.let_through()
     await bench.publish("v")
     assert await waiting == ["v"]
+
+
+async def test_what_a_consumer_gives_back_is_one_step(one, monkeypatch):
+    await one.publish(*range(20))
+    found = await one.consume(20)
+    steps, call = [], one.servers.call_and_repeats
+
+    async def counted(step, *args, **fields):
+        steps.append(step)
+        return await call(step, *args, **fields)
+
+    monkeypatch.setattr(one.servers, "call_and_repeats", counted)
+    await one.engine.give_back(one.topic, "g", {got.msg_id: got.receipt for got in found}, one.settings)
+    assert steps == ["nack"]
+    assert {got.attempt for got in await one.consume(20)} == {1}

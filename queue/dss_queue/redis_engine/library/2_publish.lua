@@ -28,8 +28,9 @@ local function drop_old(state, retention_ms)
   return #old
 end
 
-local function forget_before(key, until_us)
-  local old = redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.0f', until_us), 'LIMIT', 0, UPKEEP_MAX)
+-- Forget more than a call adds, or what is remembered would grow for as long as large calls follow each other. `added`: by this call.
+local function forget_before(key, until_us, added)
+  local old = redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.0f', until_us), 'LIMIT', 0, UPKEEP_MAX + added)
   call_all('ZREM', key, old)
 end
 
@@ -102,10 +103,10 @@ local function publish(keys, argv)
   count_events(state.publish_rate, state.at_ms, count)
   state.bytes = state.bytes + size
   redis.call('ZADD', state.once, digits(first), token)
-  forget_before(state.once, at_us - REPEAT_MS * 1000)
+  forget_before(state.once, at_us - REPEAT_MS * 1000, 1)
   redis.call('PEXPIRE', state.once, 2 * REPEAT_MS)
   if has_dedup then
-    forget_before(state.dedup, at_us - window_ms * 1000)
+    forget_before(state.dedup, at_us - window_ms * 1000, count)
     -- For a partition to which nothing more is published.
     redis.call('PEXPIRE', state.dedup, window_ms + REPEAT_MS)
   end
