@@ -38,8 +38,8 @@ TIMEOUT_S = 2.0
 DEADLINE_S = 5.0
 #: Between two attempts.
 PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
-#: How long replicas or disks may take to confirm a change.
-CONFIRM_MS = 1000
+#: How long replicas or disks may take to confirm a change. A replica says once a second what is on its disk.
+CONFIRM_MS = 2500
 CALL_VERSION = 1
 #: Steps that change nothing.
 READING = frozenset(("due", "stats", "group_stats", "peek", "group_peek", "revision"))
