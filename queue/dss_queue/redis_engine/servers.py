@@ -139,7 +139,7 @@ class Servers:
                 await cluster.initialize()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             await cluster.aclose()
-            raise EngineAway(f"the Cluster does not answer ({error})") from None
+            raise EngineAway(f"the Cluster does not answer ({str(error) or 'in time'})") from None
         if self._cluster is not None:
             await self._cluster.aclose()
         self._cluster = cluster
@@ -168,7 +168,7 @@ class Servers:
             async with asyncio.timeout(TIMEOUT_S):
                 return await self.lane(address).call(packed(*words))
         except (RedisError, OSError, TimeoutError) as error:
-            raise EngineAway(f"{address} does not answer ({error or 'in time'})") from None
+            raise EngineAway(f"{address} does not answer ({str(error) or 'in time'})") from None
 
     async def _check(self, address: str) -> None:
         library_text.check_server(address, await self._info(address))

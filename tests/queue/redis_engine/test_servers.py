@@ -144,6 +144,14 @@ async def test_replicas_that_do_not_confirm(one):
     assert await one.values() == ["1"]
 
 
+async def test_a_server_that_hangs_did_not_answer_in_time(unused_port, monkeypatch):
+    monkeypatch.setattr(servers_module, "TIMEOUT_S", 0.0)
+    servers = Servers(f"redis://127.0.0.1:{unused_port}")
+    with pytest.raises(EngineAway, match="in time"):
+        await servers.open()
+    await servers.close()
+
+
 async def test_calls_at_the_same_time_each_get_their_own_answer(one):
     lane = one.servers.lane(one.servers.primaries[0])
     texts = [b"%d" % number for number in range(500)]
