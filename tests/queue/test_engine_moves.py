@@ -456,6 +456,9 @@ def test_topics_of_sns_and_the_engine_exclude_each_other(desk):
     assert refusal(change(desk, "log", DssEngine="redis")) == ("not_on_engine", "engine")
     desk.do(Subscribe(sns_topic="news", queue="later"))
     assert refusal(queue(desk, "later", DssEngine="redis")) == ("not_on_engine", "engine")
+    # As a topic that is no queue, it gets nothing from SNS, so it may be there.
+    to_engine(desk, "later")
+    assert refusal(queue(desk, "later", DssEngine="redis")) == ("not_on_engine", "engine")
     assert desk.do(PublishToSns(sns_topic="news", notices=[Notice("x", {}, {}, {})])).body == {"sent": 1}
 
 

@@ -54,10 +54,10 @@ class EngineMoves:
             # What is published from then on would mix with what is left from before, and overtake what is on the engine.
             is_coming = topic is not None and topic.moving_from == "raft"
             return _is_moving(name, "the log to the engine `redis`") if is_coming else 0
-        if topic is not None and topic.engine is not None:
-            return _is_moving(name, "the engine `redis` to the log") if topic.engine.is_leaving else 0
         if is_queue and self._registry.is_subscribed(name):
             return not_on_engine("engine", f"queue {name!r} is subscribed to a topic of SNS, which needs the engine `raft`")
+        if topic is not None and topic.engine is not None:
+            return _is_moving(name, "the engine `redis` to the log") if topic.engine.is_leaving else 0
         abandoned = len(self._registry.abandoned)
         if abandoned >= ABANDONED_MAX:
             detail = f"{abandoned} topics have left the engine `redis`, and their keys there are not deleted yet"
