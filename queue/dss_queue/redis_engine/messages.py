@@ -149,8 +149,7 @@ delete_group_answer = msgspec.msgpack.Decoder(tuple[int, str, bool])
 due_answer = msgspec.msgpack.Decoder(tuple[int, int, list[int], int, int, int, int])
 stats_answer = msgspec.msgpack.Decoder(PartitionStats)
 group_stats_answer = msgspec.msgpack.Decoder(PartitionGroupStats)
-lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list]])
-group_lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list], bool])
+lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list], bool])
 
 
 def consumed(partition: int, data: bytes) -> Consumed:

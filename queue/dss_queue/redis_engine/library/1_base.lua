@@ -19,9 +19,11 @@
 -- Each call reads and changes a bounded number of messages; `more` in an answer says that it stopped early.
 
 -- Of this library. A release that changes it without changing what calls mean raises the number.
-local REVISION = 6
+local REVISION = 7
 local FORMAT = '1'
 local CALL_VERSION = 1
+-- Bytes of messages in one answer of a peek, about.
+local PEEK_BYTES_MAX = 2097152
 -- Messages that one call may look at without delivering them.
 local SCAN_MAX = 1000
 -- Deliveries and waits that one call ends because their time is over.
@@ -169,6 +171,14 @@ local function save_group(state)
     state.finished, state.delivered, state.redelivered, state.acked, state.private_bytes, state.start,
     state.deliver_rate, state.ack_rate, state.is_deleting}))
   save_partition(state)
+end
+
+-- How many of `wanted` messages of a partition to read at once: not many more than `bytes` if they are as long as the others.
+local function count_for(state, wanted, bytes)
+  if wanted <= 10 then return wanted end
+  local count = redis.call('XLEN', state.messages)
+  if count == 0 or state.bytes <= 0 then return wanted end
+  return math.min(wanted, math.max(10, math.ceil(bytes * count / state.bytes)))
 end
 
 -- Wake consumers that wait. The channel has the name of a key of the partition, so it is in the same slot.

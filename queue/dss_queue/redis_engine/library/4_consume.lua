@@ -124,7 +124,7 @@ function Take:unmet()
   local state, settings = self.state, self.settings
   local budget = SCAN_MAX
   while not self:is_full() and budget > 0 do
-    local wanted = math.min(self.count_max - #self.numbers, budget)
+    local wanted = count_for(state, math.min(self.count_max - #self.numbers, budget), self.bytes_max - self.bytes)
     local entries = redis.call('XRANGE', state.messages, '(' .. digits(state.cursor), '+', 'COUNT', wanted)
     if #entries == 0 then return false end
     budget = budget - #entries

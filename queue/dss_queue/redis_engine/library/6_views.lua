@@ -59,13 +59,19 @@ local function group_stats(keys, argv)
   if state.is_stale then in_flight, delayed, unfinished = 0, 0, state.published - state.purged_at end
   local oldest = ''
   if unfinished > 0 then
-    local entries = redis.call('XRANGE', state.messages, '-', '+', 'COUNT', UPKEEP_MAX)
-    local states, numbers = states_of(state, entries)
-    for place = 1, #entries do
-      if states[place] then
-        oldest = numbers[place]
-        break
+    -- It is one of the first, nearly always.
+    local from, count, looked = '-', 1, 0
+    while oldest == '' and looked < UPKEEP_MAX do
+      local entries = redis.call('XRANGE', state.messages, from, '+', 'COUNT', count)
+      local states, numbers = states_of(state, entries)
+      for place = 1, #entries do
+        if states[place] then
+          oldest = numbers[place]
+          break
+        end
       end
+      if #entries < count then break end
+      from, looked, count = '(' .. numbers[#numbers], looked + count, math.min(4 * count, UPKEEP_MAX - looked)
     end
   end
   local reasons = {}
@@ -84,7 +90,12 @@ local function message_line(state, number, value, key, headers, ready_ms)
   return {number, value, key, headers, math.max(0, ready_ms - state.at_ms)}
 end
 
--- The retained messages. args: limit, number ('': all), dedup_id ('': all). Answer: lines.
+local function line_bytes(line)
+  return #line[2] + #line[3] + #line[4]
+end
+
+-- The retained messages. args: limit, number ('': all), dedup_id ('': all). Answer: lines, and whether there are fewer than `limit` because
+-- they are long.
 local function peek(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_partition(keys, args)
@@ -92,16 +103,20 @@ local function peek(keys, argv)
   local first, last = '-', '+'
   if dedup_id ~= '' then
     local found = redis.call('ZSCORE', state.dedup, dedup_id)
-    if not found then return cmsgpack.pack({CALL_VERSION, {}}) end
+    if not found then return cmsgpack.pack({CALL_VERSION, {}, false}) end
     number = digits(tonumber(found))
   end
   if number ~= '' then first, last = number, number end
   local lines = {}
-  for place, entry in ipairs(redis.call('XRANGE', state.messages, first, last, 'COUNT', args[3])) do
+  local count, bytes = count_for(state, args[3], PEEK_BYTES_MAX), 0
+  local entries = redis.call('XRANGE', state.messages, first, last, 'COUNT', count)
+  for place, entry in ipairs(entries) do
+    if bytes > PEEK_BYTES_MAX then return cmsgpack.pack({CALL_VERSION, lines, true}) end
     local key, headers, ready_ms = extras(entry[2][2])
     lines[place] = message_line(state, string.sub(entry[1], 1, 16), entry[2][4], key, headers, ready_ms)
+    bytes = bytes + line_bytes(lines[place])
   end
-  return cmsgpack.pack({CALL_VERSION, lines})
+  return cmsgpack.pack({CALL_VERSION, lines, #entries == count and count < args[3]})
 end
 
 local function dead_line(state, number)
@@ -134,19 +149,26 @@ local function group_line(state, line, is_private, in_flight)
 end
 
 -- A group's unfinished messages or, with `dead`, its dead letters. args: limit, number ('': all), dedup_id ('': all), dead.
--- Answer: lines, oldest first, and whether it stopped before it had looked at all messages.
+-- Answer: lines, oldest first, and whether there are fewer than `limit` because they are long.
 local function group_peek(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_group(keys, args, 'read')
   local limit, number, dedup_id, is_dead = args[3], args[4], args[5], args[6]
-  local lines = {}
+  local lines, bytes = {}, 0
   if dedup_id ~= '' then
     local found = redis.call('ZSCORE', state.dedup, dedup_id)
     if not found then return cmsgpack.pack({CALL_VERSION, {}, false}) end
     number = digits(tonumber(found))
   end
+  local function add(line)
+    lines[#lines + 1] = line
+    bytes = bytes + (line and line_bytes(line) or 0)
+  end
   if is_dead and number == '' then
-    for _, one in ipairs(redis.call('ZRANGE', state.dead_order, 0, limit - 1)) do lines[#lines + 1] = dead_line(state, one) end
+    for _, one in ipairs(redis.call('ZRANGE', state.dead_order, 0, limit - 1)) do
+      if bytes > PEEK_BYTES_MAX then return cmsgpack.pack({CALL_VERSION, lines, true}) end
+      add(dead_line(state, one))
+    end
     return cmsgpack.pack({CALL_VERSION, lines, false})
   end
   if number ~= '' then
@@ -166,26 +188,27 @@ local function group_peek(keys, argv)
       names = {}
     end
     for _, one in ipairs(names) do
-      if #lines >= limit then break end
+      if #lines >= limit or bytes > PEEK_BYTES_MAX then break end
       local message = find(state, one, true)
-      lines[#lines + 1] = group_line(state, message_line(state, one, message.value, message.key, message.headers, 0), true)
+      add(group_line(state, message_line(state, one, message.value, message.key, message.headers, 0), true))
     end
   end
   local from, to, looked = '-', '+', 0
   if number ~= '' then from, to = number, number end
-  while #lines < limit and looked < SCAN_MAX do
-    local entries = redis.call('XRANGE', state.messages, from, to, 'COUNT', UPKEEP_MAX)
+  while #lines < limit and looked < SCAN_MAX and bytes <= PEEK_BYTES_MAX do
+    local count = count_for(state, UPKEEP_MAX, PEEK_BYTES_MAX)
+    local entries = redis.call('XRANGE', state.messages, from, to, 'COUNT', count)
     local states, numbers = states_of(state, entries)
     for place, entry in ipairs(entries) do
-      if states[place] and #lines < limit then
+      if states[place] and #lines < limit and bytes <= PEEK_BYTES_MAX then
         local key, headers, ready_ms = extras(entry[2][2])
         local line = message_line(state, numbers[place], entry[2][4], key, headers, ready_ms)
-        lines[#lines + 1] = group_line(state, line, false, states[place][2])
+        add(group_line(state, line, false, states[place][2]))
       end
     end
     looked = looked + #entries
-    if #entries < UPKEEP_MAX then break end
+    if #entries < count then break end
     from = '(' .. numbers[#numbers]
   end
-  return cmsgpack.pack({CALL_VERSION, lines, looked >= SCAN_MAX})
+  return cmsgpack.pack({CALL_VERSION, lines, #lines < limit and bytes > PEEK_BYTES_MAX})
 end
