@@ -89,7 +89,7 @@ bench-sqs: $(READY) ## measure the SQS endpoint next to the project's own HTTP c
 bench-celery: $(READY) ## measure Celery on dss://, sqs:// and Redis, those that are installed
 	@$(BIN)/python benchmarks/bench_celery.py $(ARGS)
 
-bench-engine: $(READY) ## measure topics on a Valkey Cluster next to topics in the log (--memory: what they take in the nodes)
+bench-engine: $(READY) ## measure topics on a Valkey Cluster next to topics in the log (ARGS=--memory: the memory that they take in the nodes)
 	@$(BIN)/python benchmarks/bench_engine.py $(ARGS)
 
 bench-memory: $(READY) ## measure how much memory a lock, a message, a connection, … takes in a node
@@ -132,7 +132,7 @@ chaos: $(READY) ## load clusters that are killed, paused and cut off, and check 
 		tests/cluster/test_queue_under_faults.py tests/cluster/test_locks_under_faults.py tests/cluster/test_cache_under_faults.py \
 		tests/cluster/test_near_under_faults.py $(ARGS)
 
-chaos-engine: $(READY) ## account for 100,000 messages (MESSAGES) on a Valkey Cluster while primaries are killed (ARGS=--cut: without their last writes)
+chaos-engine: $(READY) ## account for 100,000 messages (MESSAGES) on a Valkey Cluster while primaries are killed (ARGS=--cut: their replicas lack the last writes)
 	@$(BIN)/python -m dss_dev.engine_chaos --messages $(or $(MESSAGES),100000) $(ARGS)
 
 rounds: $(READY) ## each fault of disks, clocks and members ROUNDS=10 times on real processes, at random moments (some need root on Linux)

@@ -154,7 +154,7 @@ PROBLEMS: dict[str, Problem] = {
     "no_quorum": Problem(503, "A majority of the nodes is not reachable", retry_after_s=1),
     "unknown_outcome": Problem(503, "The outcome of the call is not known", retry_after_s=1),
     "memory_unavailable": Problem(503, "The cache's backing store does not answer", retry_after_s=1),
-    "engine_away": Problem(503, "The engine of the topic does not answer", retry_after_s=1),
+    "engine_away": Problem(503, "This node cannot use the engine of the topic", retry_after_s=1),
     "not_ready": Problem(503, "This node is not ready", retry_after_s=1, members=NotReady),
     "overloaded": Problem(503, "This node has no room for more connections or pages", retry_after_s=1),
     "stopping": Problem(503, "This node is stopping", retry_after_s=1),

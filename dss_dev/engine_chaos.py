@@ -151,7 +151,7 @@ COLUMNS = (
 
 
 class Calls:
-    """HTTP calls about a topic, each to a node that is drawn by lot."""
+    """HTTP calls about a topic, each to a random node."""
 
     def __init__(self, session: aiohttp.ClientSession, nodes: Sequence[LocalNode], topic: str, seed: int) -> None:
         self._session = session

@@ -239,13 +239,13 @@ class CrossesSlots(Refused):
 
 
 class NotOnEngine(Refused):
-    """The engine of the topic cannot do this."""
+    """A topic on Valkey or Redis cannot do this."""
 
     code = "not_on_engine"
 
 
 class Moving(Refused):
-    """The topic is still moving from one engine to the other."""
+    """The topic is still moving from one engine to the other, and cannot go back yet."""
 
     code = "moving"
 
@@ -339,7 +339,7 @@ class BackingStoreUnavailable(Refused):
 
 
 class EngineAway(Refused):
-    """The topic is on Valkey or Redis, which the node does not reach. Topics in the log are not affected."""
+    """The topic is on Valkey or Redis, and the node cannot use these servers now. Topics in the log are not affected."""
 
     code = "engine_away"
 

@@ -300,7 +300,7 @@ def _engine(facts: Facts) -> list[Check]:
     if not facts.topics_on_engine:
         return [Check("engine", "info", f"{text} No topic is on it.", "")]
     topics = count(facts.topics_on_engine, "topic")
-    return [Check("engine", "warn", f"{text} Calls of {topics} get 503 there; everything else goes on.", "/ui/queues")]
+    return [Check("engine", "warn", f"{text} Calls on {topics} get 503 there; everything else goes on.", "/ui/queues")]
 
 
 def _states(facts: Facts) -> list[Check]:

@@ -58,9 +58,9 @@ OPERATIONS: tuple[Operation, ...] = (
             "Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use, unless "
             "`create_topics` of `PUT /queue/settings` is false. With `dead_letter_topic`, dead letters are published to this topic; "
             "their headers `dss-dead-…` say where they come from.\n\n`engine` says where the messages are: in the replicated log "
-            "(`raft`), or on Valkey or Redis (`redis`). With another engine than before, also by leaving it out, the topic moves: what "
-            "is there is delivered first, and new messages go to the new engine. A topic that still moves cannot go back: that is "
-            "refused with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
+            "(`raft`), or on Valkey or Redis (`redis`). Another engine than before moves the topic; a call without `engine` means "
+            "`raft`. The messages on the old engine are delivered first, and new messages go to the new one. A topic that still "
+            "moves cannot go back: that is refused with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
         ),
         tag="Queue",
         example={"topic": "example/orders", "max_attempts": 20, "backoff_ms": 1000},

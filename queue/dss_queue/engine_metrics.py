@@ -63,7 +63,7 @@ class EngineCollector(Collector):
             GaugeMetricFamily("queue_engine_topics", "Topics whose messages are on the engine"),
             GaugeMetricFamily(
                 "queue_engine_moving_topics",
-                "Topics whose messages before a move are not finished yet, by where they go",
+                "Topics that move, and whose former engine has something left, by the engine they move to",
                 labels=["to"],
             ),
             GaugeMetricFamily("queue_engine_abandoned", "Topics that are deleted or have left, and whose keys are still there"),

@@ -358,4 +358,4 @@ def _remember(known: dict[K, V], key: K, value: V) -> None:
 
 
 def _sent_back(topic: str) -> Refused:
-    return Refused("unknown_outcome", f"topic {topic!r} has moved between engines, and the call had no effect yet: repeat it")
+    return Refused("unknown_outcome", f"topic {topic!r} moved between engines during the call: repeat it")

@@ -105,7 +105,7 @@ def test_an_engine_that_is_away_is_named_with_its_reason() -> None:
     assert (found.verdict.code, levels(found)["engine"]) == ("degraded", "warn")
     assert next(check.text for check in found.checks if check.id == "engine") == (
         "node-1 and node-2 cannot use the engine redis: 10.0.0.9:6379 does not answer. "
-        "Calls of 2 topics get 503 there; everything else goes on."
+        "Calls on 2 topics get 503 there; everything else goes on."
     )
     assert "DSS_ENGINE_URL" in found.verdict.action
     unused = judge(facts(member(1, **away)))

@@ -259,8 +259,10 @@ async def queue_purge(cluster: Cluster, terminal: Terminal, topic: str, dead: bo
 @click.option("--dedup-window-ms", type=int, metavar="MS", help="How long a dedup id is remembered.")
 @click.option("--keep-ms", type=int, metavar="MS", help="How long a finished message stays for groups that come later.")
 @click.option("--max-bytes", type=int, metavar="BYTES", help="How much the topic may hold.")
-@click.option("--engine", type=click.Choice(["raft", "redis"]), help="Where the messages are: with another one, the topic moves.")
-@click.option("--acks", type=click.Choice(["primary", "replica", "fsync"]), help="With redis: where a change must be to count.")
+@click.option("--engine", type=click.Choice(["raft", "redis"]), help="Where the messages are. Another engine moves the topic.")
+@click.option(
+    "--acks", type=click.Choice(["primary", "replica", "fsync"]), help="With redis: where a change must be before it is answered."
+)
 @in_cluster
 async def queue_set(cluster: Cluster, terminal: Terminal, topic: str, **settings: int | str | None) -> None:
     """Change settings of TOPIC. Those that are not named stay as they are.

@@ -325,8 +325,8 @@ class TopicSettings(TopicFields, kw_only=True):
 
     #: the topic to which dead letters move; empty: they stay with their group
     dead_letter_topic: OptionalName = ""
-    #: where the messages are: `raft`, in the replicated log, or `redis`. With another engine than before, the topic moves: what is
-    #: there is delivered first, new messages go to the new engine
+    #: where the messages are: `raft`, in the replicated log, or `redis`. With another engine than before, the topic moves: the
+    #: messages on the old engine are delivered first, and new messages go to the new one
     engine: Engine = "raft"
     #: with `redis`: where a change must be before it is answered
     acks: Acks = "primary"

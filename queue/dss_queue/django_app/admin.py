@@ -81,7 +81,7 @@ class TopicForm(ReasonForm):
         help_text="Dead letters move to this topic. Empty: they stay with their group.",
     )
     engine = _choice(
-        "engine", "Where the messages are. With another one than before, the topic moves; what is there is delivered first."
+        "engine", "Where the messages are. Another engine moves the topic; the messages on the old one are delivered first."
     )
     acks = _choice("acks", "With redis: where a change must be before it is answered.")
     max_bytes = _number("max_bytes", "Of the topic. 0: only the limits of the cluster.")
@@ -375,8 +375,8 @@ class ConsumerRowAdmin(LiveAdmin):
     until = duration("until_ms", "waits for another")
 
     lead = (
-        "Calls and subscriptions that wait for a message, and those whose messages are in flight, on every node. Those of topics on the "
-        "engine redis are not listed."
+        "Calls and subscriptions that wait for a message, and those whose messages are in flight, on every node. Topics on the engine "
+        "redis are not included."
     )
     list_display = ("topic", "group", "node", "doing", "messages", until)
     fields = list_display

@@ -14,7 +14,9 @@ def parse(text: str) -> RedisUrl:
     """
     given = redis_url.parse(text)
     if given.kind == "sentinel" or not given.hosts:
-        raise ValueError("must name a server or nodes of a Cluster: redis:// or redis+cluster://, with TLS rediss…")
+        raise ValueError(
+            "must name a server or nodes of a Cluster: redis:// or redis+cluster://, or with TLS rediss:// or rediss+cluster://"
+        )
     return given
 
 

@@ -6,6 +6,14 @@ from dss_api.errors import Refused
 
 #: What the library puts before the code of a refusal.
 PREFIX = "DSS_"
+#: What is full, by the name of the limit.
+_OVER_LIMIT = {
+    "max_bytes": "a partition of the topic has {used} of the {maximum} bytes that are its part of `max_bytes`",
+    "partition_messages_max": "a partition of the topic has {used} of {maximum} messages",
+    "groups_per_topic_max": "the topic has {used} of {maximum} groups",
+}
+#: A newer release may have loaded a library with further limits.
+_OVER_OTHER_LIMIT = "a partition of the topic has {used} of {maximum}"
 
 
 class NoGroup(Exception):
@@ -43,5 +51,6 @@ def refusal(text: str) -> Exception:
         return NotOpen(detail)
     if code == "OVER_LIMIT":
         limit, maximum, used = detail.split()
-        return Refused("over_limit", f"a partition of the topic has {used} of {maximum}", limit=limit, maximum=int(maximum))
+        text = _OVER_LIMIT.get(limit, _OVER_OTHER_LIMIT).format(used=used, maximum=maximum)
+        return Refused("over_limit", text, limit=limit, maximum=int(maximum))
     return Refused("engine_away", f"the engine refuses: {detail}")

@@ -118,7 +118,7 @@ class Lane:
                 break
             self._calls.popleft()
             if call.until < now:
-                call.answered(NotSent("calls before it take too long"))
+                call.answered(NotSent("earlier calls take too long"))
             elif not call.answer.done():  # or its caller has gone
                 size += call.size
                 batch.append(call)
@@ -185,7 +185,7 @@ class Lane:
 
 
 def _was_closed(connection: Connection) -> bool:
-    """Whether the server has closed an idle connection: a call would be sent to nobody, and its outcome would not be known."""
+    """Whether the server has closed an idle connection: a call on it would get no answer, and its outcome would not be known."""
     reader = connection._reader  # the public way is to read, with a timeout
     return reader is not None and (reader.at_eof() or reader.exception() is not None)
 

@@ -128,7 +128,7 @@ class Servers:
             elif self._names_cluster:
                 raise UnfitServer(f"{address} is no node of a Cluster: its URL must begin with redis:// or rediss://")
             return
-        raise EngineAway(f"no server answers ({trouble})")
+        raise EngineAway(f"no server answers: {trouble}")
 
     async def _open_cluster(self) -> None:
         nodes = [ClusterNode(*_host_port(address)) for address in self._starts]

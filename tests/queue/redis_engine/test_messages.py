@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dss_api.errors import Refused
+from dss_queue.redis_engine import errors
 from dss_queue.redis_engine.messages import Named, Place, by_partition, message_id, place_of
 
 NUMBERS = [f"{1_764_230_000_000_000 + place}" for place in range(3)]
@@ -51,3 +53,19 @@ def test_deliveries_by_their_partition():
         # Receipts of another message, and of no delivery.
         2: Named([b, other], [NUMBERS[1], NUMBERS[2]], ["-", "-"]),
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("max_bytes", "100 of the 90 bytes"),
+        ("partition_messages_max", "100 of 90 messages"),
+        ("groups_per_topic_max", "100 of 90 groups"),
+        ("of_a_newer_library", "100 of 90"),
+    ],
+)
+def test_a_refusal_of_the_library_says_what_is_full(limit: str, said: str):
+    refused = errors.refusal(f"DSS_OVER_LIMIT {limit} 90 100 script: publish")
+    assert isinstance(refused, Refused)
+    assert said in refused.detail
+    assert refused.extra == {"limit": limit, "maximum": 90}
