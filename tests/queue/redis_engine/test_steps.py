@@ -641,3 +641,18 @@ async def test_a_consume_reads_not_many_more_long_messages_than_it_takes(open_be
             # All 200 of them would be 50 MiB more.
             assert server.client().info("memory")["used_memory_peak"] - used < 25 * 1024 * 1024
             await servers.close()
+
+
+async def test_a_consume_that_gets_nothing_writes_nothing(one, valkey):
+    def changes() -> int:
+        return valkey.client().info("persistence")["rdb_changes_since_last_save"]
+
+    await one.publish(1)
+    (got,) = await one.consume()
+    await one.ack(got)
+    # It reads the state as the ack left it.
+    assert await one.consume() == "no_messages"
+    before = changes()
+    one.at_ms += 1
+    assert await one.consume() == "no_messages"
+    assert changes() == before

@@ -19,7 +19,7 @@
 -- Each call reads and changes a bounded number of messages; `more` in an answer says that it stopped early.
 
 -- Of this library. A release that changes it without changing what calls mean raises the number.
-local REVISION = 7
+local REVISION = 8
 local FORMAT = '1'
 local CALL_VERSION = 1
 -- Bytes of messages in one answer of a peek, about.
@@ -142,6 +142,7 @@ local function open_group(keys, args, purpose)
   state.private, state.dead, state.dead_order = keys[16], keys[17], keys[18]
   local stored = redis.call('HGET', state.group, 'state')
   if not stored then refuse('NO_GROUP', 'the group does not exist') end
+  state.stored_group = stored
   local read = cmsgpack.unpack(stored)
   state.is_deleting = read[14] or false
   if state.is_deleting and purpose ~= 'delete' then refuse('NO_GROUP', 'the group is being deleted') end
@@ -166,10 +167,12 @@ local function pending(state)
   return state.published - state.base - state.finished
 end
 
+-- What changes nothing writes nothing: a consume that gets nothing waits for no replica and no disk.
 local function save_group(state)
-  redis.call('HSET', state.group, 'state', cmsgpack.pack({state.cursor, state.serial, state.next_ms, state.seen_purge, state.base,
+  local packed = cmsgpack.pack({state.cursor, state.serial, state.next_ms, state.seen_purge, state.base,
     state.finished, state.delivered, state.redelivered, state.acked, state.private_bytes, state.start,
-    state.deliver_rate, state.ack_rate, state.is_deleting}))
+    state.deliver_rate, state.ack_rate, state.is_deleting})
+  if packed ~= state.stored_group then redis.call('HSET', state.group, 'state', packed) end
   save_partition(state)
 end
 

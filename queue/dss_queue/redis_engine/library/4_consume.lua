@@ -250,12 +250,13 @@ local function consume(keys, argv)
     save_group(state)
     return cmsgpack.pack({CALL_VERSION, serial, delivered_ms, due_ms, answer, '', 0, false, 0})
   end
-  state.serial = math.max(state.serial + 1, state.at_us)
-  local take = new_take(state, settings, digits(state.serial), args[6], args[7], args[8])
+  local number = math.max(state.serial + 1, state.at_us)
+  local take = new_take(state, settings, digits(number), args[6], args[7], args[8])
   take:met()
   local more = take:is_full() or take:unmet()
   local reason = ''
   if #take.numbers > 0 then
+    state.serial = number
     due_ms = take:record(attempt_id, visibility_ms, args[9])
   end
   drop_finished(state)
