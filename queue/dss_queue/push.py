@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dss_raft.node import Node
 
 #: How long a subscription pauses after a refusal of a consume with which it continues: while the cluster has no leader, or the engine
-#: is away. Most come after a deadline, but a subscription must not try again without end and without a pause.
+#: is away. Most refusals come after a deadline, but without a pause a subscription could try again in a tight loop.
 PAUSES_S = {"no_leader": 0.1, "no_quorum": 0.1, "unknown_outcome": 0.1, "engine_away": 1.0}
 #: While the queue is full, no consume waits. The subscription asks this often for messages that are ready.
 FULL_PAUSE_S = 1.0

@@ -42,7 +42,7 @@ log = structlog.get_logger("queue")
 SERVICE = "queue-subscribers"
 PROBES_PER_VISIBILITY = 4
 PROBE_S_MIN = 0.01
-#: A subscription asks the engine about its messages at most this often, besides after calls at this node.
+#: A subscription asks the engine about its messages at most this often; calls at this node cause further questions.
 ENGINE_LOOK_S = 1.0
 #: A client that has answered none of this many probes is silent.
 PROBES_MISSED_MAX = 2

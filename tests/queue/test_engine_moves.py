@@ -260,7 +260,7 @@ def test_dead_letters_in_the_log_do_not_count_as_left(desk):
 def test_without_create_topics_a_deleted_topic_does_not_come_back_on_either_engine(desk):
     to_engine(desk)
     desk.do(PutQueueSettings(create_topics=False))
-    assert desk.consume(group="new").code == "on_engine", "its groups are created as ever"
+    assert desk.consume(group="new").code == "on_engine", "its groups are created as before"
     desk.do(DeleteTopic(topic="t"))
     assert (published(desk).code, desk.consume().code) == ("not_found", "not_found")
     to_engine(desk)

@@ -85,7 +85,7 @@ class Api:
     async def go_away(self):
         """The engine is away until the test says that it is back."""
         await self.service.tasks.stop()
-        self.service._become("away", "nobody answers")
+        self.service._become("away", "no server answers")
 
     def come_back(self):
         self.service._become("ready")
@@ -100,7 +100,7 @@ async def opened(node, url: str):
     api = Api(node, service)
     await service.start()
     async with asyncio.timeout(READY_S):
-        while url and service.state != "ready":  # noqa: ASYNC110  (the service tells nobody)
+        while url and service.state != "ready":  # noqa: ASYNC110  (the service signals no change)
             await asyncio.sleep(0.01)
     try:
         yield api
@@ -635,12 +635,12 @@ async def test_an_engine_that_is_away_stops_only_its_topics(api):
     }
     for name, fields in calls.items():
         refused = await api.post(name, **fields)
-        assert (refused["status"], refused["code"], refused["detail"]) == (503, "engine_away", "nobody answers"), name
+        assert (refused["status"], refused["code"], refused["detail"]) == (503, "engine_away", "no server answers"), name
     for method, fields in (("PUT", {}), ("DELETE", {})):
         refused = await api.call(method, "/queue/group", topic="t", group="h", **fields)
         assert refused["code"] == "engine_away"
     stats = await api.stats()
-    assert (stats["messages"], stats["engine"]) == (0, {"state": "away", "detail": "nobody answers"})
+    assert (stats["messages"], stats["engine"]) == (0, {"state": "away", "detail": "no server answers"})
     assert (await api.post("publish", topic="other", value=1))["status"] == 200
     assert (await api.post("consume", topic="other", group="g", timeout_ms=0))["value"] == 1
     api.come_back()

@@ -5,8 +5,8 @@ The settings of a topic, its groups and the choice of its engine are in the log.
 
     in the log ──SetTopic, engine: redis──▶ on the engine ──SetTopic, engine: raft──▶ leaving ──EngineLeft──▶ in the log
 
-- *On the engine*: nothing more is published in the log. A group gets what it has not finished there first; a consume that finds nothing
-  of this kind is answered `on_engine`, and the node asks the engine.
+- *On the engine*: nothing more is published in the log. A group first gets what it has not finished in the log. When it has finished that,
+  a consume is answered `on_engine`, and the node asks the engine.
 - *Leaving*: new messages are published in the log. Nodes deliver what is on the engine first. The leader says when nothing is left.
 
 Each stay on the engine has a number, its *incarnation*, which is part of the names of its keys: a topic that is deleted and created
@@ -30,7 +30,7 @@ from dss_raft.replication.limits import text_bytes
 ABANDONED_MAX = 10_000
 #: Incarnations that one `EngineForgotten` names.
 FORGOTTEN_PER_COMMAND_MAX = 1000
-#: Of a serial number in an incarnation. There are fewer of them in a millisecond.
+#: Bits of the serial number in an incarnation: enough for those that begin in one millisecond.
 SERIAL_BITS = 20
 #: An incarnation, in use or abandoned; the name of its topic is added.
 INCARNATION_BYTES = 384
@@ -68,8 +68,8 @@ class EngineForgotten(Command, tag="queue.engine_forgotten", kw_only=True):
 
 
 def new_incarnation(at_ms: int, serial: int) -> int:
-    """A number that no other stay has. The time is in it, so that it is not that of a topic of a cluster with the same name that began
-    again with empty disks, while the servers still have their keys.
+    """A number that no other stay has. The time is in it: a cluster that begins again with the same name and empty disks does not meet
+    the keys that the servers still have.
 
     Args:
         serial: of the broker, used only here.
