@@ -21,6 +21,11 @@ CONNECTIONS_MAX = 4
 BATCH_MAX = 64
 #: Bytes in one round trip, unless a single call has more.
 BATCH_BYTES_MAX = 4 * 1024 * 1024
+#: The pause before replicas are asked whether a change is on their disks: the first one, and the longest one. They answer with what was on
+#: the disk when they were asked, and by themselves only once a second.
+FSYNC_S_MIN, FSYNC_S_MAX = 0.002, 0.064
+#: How long one such question may take. The server may end it up to a tenth of a second later.
+ASK_MS = 1
 #: How long a call waits for those before it. While a server hangs, each round trip takes until the timeout of its connection.
 QUEUED_S_MAX = 5.0
 
@@ -68,9 +73,10 @@ class Lane:
         self._connect = connect
         self._confirmations: dict[Acks, list[bytes]] = {
             "replica": packed(b"WAIT", b"%d" % replicas_min, b"%d" % confirm_ms),
-            "fsync": packed(b"WAITAOF", b"1", b"%d" % replicas_min, b"%d" % confirm_ms),
+            "fsync": packed(b"WAITAOF", b"1", b"%d" % replicas_min, b"%d" % ASK_MS),
         }
         self._replicas_min = replicas_min
+        self._confirm_s = confirm_ms / 1000
         self._calls: deque[Call] = deque()
         self._idle: list[Connection] = []
         self._busy = 0
@@ -131,8 +137,8 @@ class Lane:
             if call.asking:
                 sent += packed(b"ASKING")
             sent += call.command
-        for acks in wanted:
-            sent += self._confirmations[acks]
+        if "replica" in wanted:
+            sent += self._confirmations["replica"]
         try:
             if _was_closed(connection):
                 await connection.disconnect(nowait=True)
@@ -155,8 +161,10 @@ class Lane:
                 answers.append(answer)
                 if call.acks == "primary" or isinstance(answer, Exception):
                     call.answered(answer)
-            for acks in wanted:
-                self._confirmed(acks, await _read(connection), batch, answers)
+            if "replica" in wanted:
+                self._confirmed("replica", await _read(connection), batch, answers)
+            if "fsync" in wanted:
+                self._confirmed("fsync", await self._on_disks(connection), batch, answers)
         except BROKEN as error:
             await connection.disconnect(nowait=True)
             self._fail(batch, error if isinstance(error, RedisError) else Disconnected(str(error)))
@@ -165,6 +173,22 @@ class Lane:
             self._fail(batch, Disconnected("interrupted"))
             raise
 
+    async def _on_disks(self, connection: Connection) -> Any:
+        """How many disks have what this connection has changed: the primary's and those of replicas; or an exception."""
+        loop = asyncio.get_running_loop()
+        until, pause_s = loop.time() + self._confirm_s, FSYNC_S_MIN
+        question = b"".join(self._confirmations["fsync"])
+        while True:
+            await asyncio.sleep(pause_s)
+            await connection.send_packed_command([question], check_health=False)
+            confirmed = await _read(connection)
+            if isinstance(confirmed, Exception) or self._are_on_disks(*confirmed) or loop.time() > until:
+                return confirmed
+            pause_s = min(2 * pause_s, FSYNC_S_MAX)
+
+    def _are_on_disks(self, local: int, replicas: int) -> bool:
+        return local >= 1 and replicas >= self._replicas_min
+
     def _confirmed(self, acks: Acks, answer: Any, batch: list[Call], answers: list[Any]) -> None:
         if isinstance(answer, Exception):
             missing = str(answer)
@@ -172,7 +196,7 @@ class Lane:
             missing = "" if answer >= self._replicas_min else f"{answer} of {self._replicas_min} replicas have confirmed"
         else:
             local, replicas = answer
-            is_complete = local >= 1 and replicas >= self._replicas_min
+            is_complete = self._are_on_disks(local, replicas)
             missing = "" if is_complete else f"{local} of 1 and {replicas} of {self._replicas_min} disks have confirmed"
         for call, result in zip(batch, answers, strict=True):
             if call.acks == acks:

@@ -38,7 +38,7 @@ TIMEOUT_S = 2.0
 DEADLINE_S = 5.0
 #: Between two attempts.
 PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
-#: How long replicas or disks may take to confirm a change. A replica says once a second what is on its disk.
+#: How long replicas or disks may take to confirm a change. With `appendfsync everysec` it takes up to a second.
 CONFIRM_MS = 2500
 CALL_VERSION = 1
 #: Steps that change nothing.
