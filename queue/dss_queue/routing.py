@@ -38,7 +38,7 @@ from dss_queue.core.records import message_id
 from dss_queue.core.topic import Topic
 from dss_queue.core.topic_commands import PutGroup
 from dss_queue.engine_service import EngineService
-from dss_queue.redis_engine.errors import Closed
+from dss_queue.redis_engine.errors import Closed, GroupDeleted
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT
 from dss_raft.replication.client_requests import ClientRequests
 
@@ -266,6 +266,8 @@ class Routing:
                     timeout_ms=timeout_ms,
                     acks=stay.settings.acks,
                 )
+        except GroupDeleted:
+            raise Changed from None
         except TimeoutError:
             if not interrupt.expired():
                 raise

@@ -527,6 +527,23 @@ async def test_a_group_does_not_start_at_a_message(api):
     assert (refused["code"], refused["field"]) == ("not_on_engine", "msg_id")
 
 
+async def test_a_deleted_group_does_not_come_back_through_a_consume_that_waits(api):
+    await api.move("redis")
+    for group in ("g", "h"):
+        await api.take(group=group)
+    await api.publish(1, 2, 3)
+    assert len(await api.finish_all()) == 3
+    # The engine is quicker than the look at all waits.
+    api.node.tick_listeners.remove(api.routing._look_at_waits)
+    waiting = asyncio.create_task(api.post("consume", group="g", timeout_ms=LONG_MS))
+    name = api.routing.stay(api.routing.topic("t")).name
+    while not api.service.engine().waiting(name, "g"):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert (await api.call("DELETE", "/queue/group", topic="t", group="g"))["deleted"]
+    assert (await waiting)["code"] == "not_found"
+    assert await api.service.administration().groups(name) == ["h"]
+
+
 @pytest.mark.parametrize("path", ["/queue/group", "/queue/topic"])
 async def test_a_consume_that_waits_is_refused_when_its_group_or_topic_is_deleted(api, path):
     await api.move("redis")

@@ -26,7 +26,7 @@ from dss_queue.core.commands import BYTES_PER_CONSUME_MAX, Acks, NewMessage, Top
 from dss_queue.core.partitions import PARTITIONS, stable_hash
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.endings import Endings, for_deliveries
-from dss_queue.redis_engine.errors import Closed, NoGroup, NotOpen
+from dss_queue.redis_engine.errors import Closed, GroupDeleted, NoGroup, NotOpen
 from dss_queue.redis_engine.keys import HANDOUTS, group_keys, partition_keys
 from dss_queue.redis_engine.lifecycle import GroupsInLog, Lifecycle
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT, Consumed, consumed
@@ -48,10 +48,6 @@ class Answer(NamedTuple):
     empty_reason: str
 
 
-async def _no_groups(topic: str) -> list[str]:
-    return []
-
-
 class RedisEngine(Endings):
     """See the module.
 
@@ -63,7 +59,7 @@ class RedisEngine(Endings):
     """
 
     def __init__(
-        self, servers: Servers, *, node: str = "", partitions: int = PARTITIONS, groups_in_log: GroupsInLog = _no_groups
+        self, servers: Servers, *, node: str = "", partitions: int = PARTITIONS, groups_in_log: GroupsInLog | None = None
     ) -> None:
         super().__init__(servers, partitions)
         self.lifecycle = Lifecycle(servers, partitions, groups_in_log)
@@ -160,11 +156,16 @@ class RedisEngine(Endings):
     ) -> Answer:
         """Take messages of one partition; wait up to `timeout_ms` for the first one. The group is created if it is missing.
 
-        The answer is empty with `closed`, at once, when the topic has left the engine, and nothing of the group is left here.
+        The answer is empty with `closed`, at once, when the topic has left the engine, and nothing of the group is left here; or when the
+        log has no such group.
+
+        Raises:
+            GroupDeleted: while the call waited.
         """
         polls = self._polls_of(topic, group)
         attempt = attempt_id or OWN_ATTEMPT + self._token()
         until = asyncio.get_running_loop().time() + timeout_ms / 1000
+        has_looked = False
 
         async def take(partition: int) -> Consumed:
             keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
@@ -181,6 +182,10 @@ class RedisEngine(Endings):
                 try:
                     step = await self._servers.call("consume", keys, *arguments, acks=acks)
                 except NoGroup:
+                    if await self.lifecycle.is_deleted(topic, group):
+                        if has_looked:
+                            raise GroupDeleted from None
+                        return Consumed([], CLOSED, None, False)
                     await self.put_group(topic, group)
                     step = await self._servers.call("consume", keys, *arguments, acks=acks)
             except (NoGroup, Closed):
@@ -207,6 +212,7 @@ class RedisEngine(Endings):
                         await polls.listen(self._wakeups)
             first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
             found = await polls.look_at_all(look, first)
+            has_looked = True
             if not found.messages and found.empty_reason != CLOSED and timeout_ms:
                 found = await polls.wait(look, until, found.empty_reason)
         finally:
@@ -215,7 +221,7 @@ class RedisEngine(Endings):
 
     async def _give_back_taken(self, topic: str, group: str, taking: asyncio.Future[Consumed], settings: TopicSettings) -> None:
         # If the engine is away, they come back when their visibility ends.
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(Refused, GroupDeleted):
             found = await taking
             await self.give_back(topic, group, {one.msg_id: one.receipt for one in found.messages}, settings)
 

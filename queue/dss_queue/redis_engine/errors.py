@@ -20,6 +20,10 @@ class NoGroup(Exception):
     """A step of a group that the partition does not have."""
 
 
+class GroupDeleted(Exception):
+    """The group was deleted while a call waited for its messages."""
+
+
 class Closed(Exception):
     """The topic takes no messages here: it has left the engine, or it is deleted."""
 

@@ -32,7 +32,7 @@ class Lifecycle:
         partitions: of each topic.
     """
 
-    def __init__(self, servers: Servers, partitions: int, groups_in_log: GroupsInLog) -> None:
+    def __init__(self, servers: Servers, partitions: int, groups_in_log: GroupsInLog | None) -> None:
         self._servers = servers
         self._partitions = partitions
         self._groups_in_log = groups_in_log
@@ -42,6 +42,11 @@ class Lifecycle:
     async def of_all(self, step: Callable[[int], Awaitable[T]]) -> list[T]:
         """The answers of a step for each partition."""
         return list(await asyncio.gather(*map(step, range(self._partitions))))
+
+    async def is_deleted(self, topic: str, group: str) -> bool:
+        """Whether the log says that a topic on the engine has no such group."""
+        groups = await self._groups_in_log(topic) if self._groups_in_log is not None else None
+        return groups is not None and group not in groups
 
     async def open(self, topic: str) -> None:
         """Open the partitions that do not exist, with the groups that the topic has in the log.
@@ -63,7 +68,7 @@ class Lifecycle:
             return messages.open_answer.decode(await self._servers.call("open", partition_keys(topic, partition), token))[1]
 
         tokens = await self.of_all(begin)
-        groups = await self._groups_in_log(topic)
+        groups = await self._groups_in_log(topic) if self._groups_in_log is not None else ()
         if groups is None:
             raise Closed("the topic has left the engine")
 
