@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
 
+from dss_api import running
 from dss_api.asgi import Receive, Scope, Send, address_of, connection_of, send_answer
 from dss_api.codec import EncodedAnswer, encode_refusal
 from dss_api.errors import Refused
 from dss_api.in_progress import InProgress
 from dss_api.proxies import NO_PROXIES, TrustedProxies
 from dss_api.security_headers import NOSNIFF, PAGE_HEADERS, Header, with_headers
+from dss_queue.engine_numbers import SERVICE, EngineNumbers
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -40,6 +43,8 @@ FILES_MAX = 32
 TOO_MANY_FILES = Refused("overloaded", f"this node is already sending {FILES_MAX} files")
 # The `_created` series would double the page for little use.
 disable_created_metrics()
+#: How long a scrape waits for the first numbers of topics on the engine `redis`.
+NUMBERS_S = 1.0
 METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()), NOSNIFF)
 #: Django's debug pages have scripts and styles in their HTML. Browsers only report what the policy forbids.
 DEBUG_PAGE_HEADERS = tuple(
@@ -106,6 +111,10 @@ class HttpEntryPoint:
 
     async def _metrics_page(self) -> bytes:
         """Make the page. It takes some milliseconds, so at most one is made in a turn of the event loop."""
+        with suppress(Refused):
+            numbers: EngineNumbers | None = running.node().services.get(SERVICE)
+            if numbers is not None:
+                await numbers.look(wait_s=NUMBERS_S)
         async with self._metrics_turn:
             await asyncio.sleep(0)
             return generate_latest()

@@ -21,6 +21,7 @@ from dss_project.first_user import FirstUsers
 from dss_queue import engine_metrics
 from dss_queue import metrics as queue_metrics
 from dss_queue.core.broker import Broker
+from dss_queue.engine_numbers import EngineNumbers
 from dss_queue.engine_service import EngineService
 from dss_queue.engine_upkeep import EngineUpkeep
 from dss_queue.idle_topics import IdleTopics
@@ -75,7 +76,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     Subscribers(node)
     IdleTopics(node)
     engine = EngineService(node, config.engine_url, config.engine_replicas_min)
-    Routing(node, engine)
+    queue_metrics.show_engine(EngineNumbers(node, Routing(node, engine)))
     EngineUpkeep(node, engine)
     engine_metrics.attach(node, engine)
     AuditLog(node)

@@ -7,7 +7,7 @@ away is refused before anything is done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,20 +74,21 @@ async def _add(routing: Routing, line: dict[str, Any], stay: Stay, group_name: s
         line["engine"] = {"state": "away" if state == "ready" else state, "detail": refused.detail}
         return
     line["engine"] = {"state": "ready", "detail": ""}
-    _add_topic(line, topic)
+    add_numbers(line, topic, groups)
     if "ready" in line:
         line["ready"] += sum(group.ready for group in groups if group.group == group_name)
+
+
+def add_numbers(line: dict[str, Any], topic: EngineTopicStats, groups: Iterable[GroupStats]) -> None:
+    """Add to a line about a topic, and to its `groups` if it has them, what is on the engine."""
+    for name in (*_ADDED, *(name for name in _ADDED_OF_ONE if name in line)):
+        line[name] += getattr(topic, name)
+    line["oldest_age_ms"] = max(line["oldest_age_ms"], topic.oldest_age_ms)
     if "groups" in line:
         line["groups"] = _merged(line["groups"], groups)
 
 
-def _add_topic(line: dict[str, Any], topic: EngineTopicStats) -> None:
-    for name in (*_ADDED, *(name for name in _ADDED_OF_ONE if name in line)):
-        line[name] += getattr(topic, name)
-    line["oldest_age_ms"] = max(line["oldest_age_ms"], topic.oldest_age_ms)
-
-
-def _merged(lines: list[dict[str, Any]], groups: list[GroupStats]) -> list[dict[str, Any]]:
+def _merged(lines: list[dict[str, Any]], groups: Iterable[GroupStats]) -> list[dict[str, Any]]:
     """Groups of the log with what the engine says about those of the same name. The log has all groups."""
     of_engine = {group.group: group for group in groups}
     for line in lines:

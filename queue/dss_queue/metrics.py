@@ -1,7 +1,9 @@
 """The queue's metrics.
 
 A node counts its own calls, in messages; an empty consume counts once. A dead letter needs no call (a timeout is enough), so only the
-leader counts it, and the sum over the nodes is right. Gauges show the replicated state, which is the same on every node.
+leader counts it, and the sum over the nodes is right. Gauges show the replicated state, which is the same on every node, and what the
+engine `redis` has (engine_numbers.py). A topic whose numbers there are not known has no gauges meanwhile: half of a sum would look like
+the whole.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from prometheus_client.registry import Collector
 from dss_queue.core.broker import Broker
 from dss_queue.core.inspection import oldest_age_ms
 from dss_queue.core.records import DeadLettered
+from dss_queue.core.topic import Topic
 
 if TYPE_CHECKING:
+    from dss_queue.engine_numbers import EngineNumbers, OnEngine
     from dss_raft.node import Node
 
 #: Topics with a label of their own; the rest share "other".
@@ -92,6 +96,7 @@ class StateCollector(Collector):
     def __init__(self) -> None:
         self.broker: Broker | None = None
         self.now_ms: Callable[[], int] = lambda: 0
+        self.on_engine: OnEngine = lambda topic: None
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         return iter(self._families())
@@ -105,16 +110,30 @@ class StateCollector(Collector):
             # Each gets a label in any case. So its counters are there before this node's first call.
             for topic in topics:
                 of_topic(topic.name)
-        for topic in topics:
-            label = topic.name if len(totals) < TOPIC_LABELS_MAX else OTHER
-            total = totals.setdefault(label, [0, 0, 0])
-            total[0] += sum(len(group.in_flight) for group in topic.groups.values())
-            total[1] += len(topic.messages.by_number)
-            total[2] = max(total[2], oldest_age_ms(topic, now_ms) / 1000)
-        for label, values in totals.items():
-            for family, value in zip((in_flight, depth, oldest), values, strict=True):
+        for place, topic in enumerate(topics):
+            values = self._values(topic, now_ms)
+            if values is None:
+                continue
+            total = totals.setdefault(topic.name if place < TOPIC_LABELS_MAX else OTHER, [0, 0, 0])
+            total[0] += values[0]
+            total[1] += values[1]
+            total[2] = max(total[2], values[2])
+        for label, total in totals.items():
+            for family, value in zip((in_flight, depth, oldest), total, strict=True):
                 family.add_metric([label], value)
         return iter((in_flight, depth, oldest))
+
+    def _values(self, topic: Topic, now_ms: int) -> tuple[int, int, float] | None:
+        """In flight, depth, and oldest age; None: not known."""
+        in_flight = sum(len(group.in_flight) for group in topic.groups.values())
+        depth, oldest_ms = len(topic.messages.by_number), oldest_age_ms(topic, now_ms)
+        if topic.engine is not None:
+            found = self.on_engine(topic)
+            if found is None:
+                return None
+            in_flight += sum(group.in_flight for group in found.groups.values())
+            depth, oldest_ms = depth + found.topic.messages, max(oldest_ms, found.topic.oldest_age_ms)
+        return in_flight, depth, oldest_ms / 1000
 
     @staticmethod
     def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
@@ -129,6 +148,12 @@ class StateCollector(Collector):
 
 _collector = StateCollector()
 REGISTRY.register(_collector)
+
+
+def show_engine(numbers: EngineNumbers) -> None:
+    """Add to the gauges and dead letters what the engine `redis` has. Called once, when the node is built."""
+    _collector.on_engine = numbers.of
+    numbers.on_dead = lambda reason, count: queue_dead_total.labels(reason).inc(count)
 
 
 def attach(node: Node) -> None:

@@ -58,6 +58,8 @@ LEAVING_LOOK_MS = 500
 FINISHED_S = 1.0
 #: Incarnations whose partitions are closed, and groups that have nothing left on the engine; the latest ones.
 REMEMBERED_MAX = 16_384
+#: Topics on the engine that this node used last; engine_numbers.py reads them.
+USED_MAX = 1_000
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -92,6 +94,8 @@ class Routing:
         self._closed: dict[int, None] = {}
         #: groups that have nothing left on the engine that their topic leaves, until when
         self._finished: dict[tuple[int, str], float] = {}
+        #: topics of which this node has asked the engine; the latest ones, in this order
+        self.used: dict[str, None] = {}
         #: consumes that wait on the engine, by what the log said of their topic, and by topic and group
         self._waits: dict[tuple[EngineUse, str, str], dict[asyncio.Timeout, None]] = {}
         self._is_stopping = False
@@ -149,6 +153,7 @@ class Routing:
         self, topic: Topic, stay: Stay, messages: Sequence[NewMessage], once: RequestId | None
     ) -> list[Published]:
         engine = self.service.engine()
+        _remember(self.used, stay.topic, None, USED_MAX)
         known = self._known(topic, messages) if topic.dedup else {}
         new = [one for place, one in enumerate(messages) if place not in known] if known else messages
         stored: list[Published] = []
@@ -245,6 +250,7 @@ class Routing:
             Changed: see there.
         """
         engine = self.service.engine()
+        _remember(self.used, stay.topic, None, USED_MAX)
         self._require_running()
         timeout_ms = _left_ms(until)
         if stay.use.is_leaving:
@@ -352,10 +358,10 @@ def _token(once: RequestId) -> str:
     return f"{once.session}:{once.number}:{once.part}"
 
 
-def _remember(known: dict[K, V], key: K, value: V) -> None:
+def _remember(known: dict[K, V], key: K, value: V, limit: int = REMEMBERED_MAX) -> None:
     known.pop(key, None)
     known[key] = value
-    if len(known) > REMEMBERED_MAX:
+    if len(known) > limit:
         del known[next(iter(known))]
 
 

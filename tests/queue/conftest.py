@@ -48,6 +48,7 @@ class LocalNode:
         self.listeners: dict[type, object] = {}
         self.services: dict[str, object] = {}
         self.tick_listeners: list = []
+        self.leader_listeners: list = []
 
     def machine(self, name):
         return {"queue": self.broker, "requests": self.requests}[name]
@@ -58,6 +59,9 @@ class LocalNode:
 
     def on_event(self, event_type, callback):
         self.listeners[event_type] = callback
+
+    def on_leader_change(self, callback):
+        self.leader_listeners.append(callback)
 
     def now_ms(self):
         return time.time_ns() // 1_000_000

@@ -77,6 +77,11 @@ def new_incarnation(at_ms: int, serial: int) -> int:
     return at_ms << SERIAL_BITS | serial % (1 << SERIAL_BITS)
 
 
+def started_ms(incarnation: int) -> int:
+    """When this stay on the engine began, by the clock of the log."""
+    return incarnation >> SERIAL_BITS
+
+
 def incarnation_bytes(topic: str) -> int:
     """The bytes of an incarnation of a topic with this name, in use or abandoned."""
     return INCARNATION_BYTES + text_bytes(topic)
