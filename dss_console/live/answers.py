@@ -103,6 +103,8 @@ class QueueLine(Part):
     waiting: int
     oldest: str
     level: Level
+    #: "redis": it has messages on that engine; "redis: not known": and the numbers are without those; or ""
+    engine: str
 
 
 class QueuesPanel(Part):
@@ -231,7 +233,10 @@ class TopicDetail(Part):
     summary: str
     settings: str
     groups: list[GroupLine]
+    #: those in the log
     messages: list[MessageLine]
+    #: says that there are none; "" if there are, or may be on the engine `redis`
+    no_messages: str
     more: str
 
 

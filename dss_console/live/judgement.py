@@ -79,6 +79,8 @@ class Facts:
     dead_letters: Sequence[tuple[str, str, int]] = ()
     #: topics with messages on the engine `redis`
     topics_on_engine: int = 0
+    #: of them, those of which is not known what is there
+    topics_unknown: int = 0
     deadlocks: int = 0
     #: the call that has waited longest: (client, key, ms)
     longest_wait: tuple[str, str, int] | None = None
@@ -250,7 +252,7 @@ def _elections(facts: Facts) -> list[Check]:
 
 def _dead_letters(facts: Facts) -> list[Check]:
     if not facts.dead_letters:
-        where = " in the log" if facts.topics_on_engine else ""
+        where = " in the log" if facts.topics_unknown else ""
         return [Check("dead-letters", "ok", f"No dead letters{where}.", "")]
     total = sum(count for _, _, count in facts.dead_letters)
     topic, group, _ = facts.dead_letters[0]

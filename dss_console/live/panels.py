@@ -1,4 +1,6 @@
-"""Locks, queues and cache lines as this node sees them, in a bounded number of rows. Everything is computed from its own state."""
+"""Locks, queues and cache lines as this node sees them, in a bounded number of rows. Everything is computed from its own state, and from
+what it has read from the engine `redis` of topics.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,11 @@ from dss_locks import picture
 from dss_locks.core import inspection as lock_inspection
 from dss_locks.core.state import LockChanged
 from dss_locks.core.table import LockTable
+from dss_queue.both_engines import add_numbers
 from dss_queue.core import inspection as queue_inspection
 from dss_queue.core.broker import Broker
 from dss_queue.core.records import message_id
+from dss_queue.engine_numbers import OnEngine
 
 #: Rows of a list on the cluster page, and on the list's own page.
 ROWS_FEW = 8
@@ -58,6 +62,9 @@ EDGES_SCANNED_MAX = 1_000
 PLACES_SCANNED_MAX = 1_000
 #: Steps of a waiting call's chain.
 CHAIN_STEPS_MAX = 5
+NO_MESSAGES = "No message is in flight or dead."
+#: What stands beside a topic with messages on the engine `redis`; the second if its numbers are without those.
+ON_ENGINE, NOT_KNOWN = "redis", "redis: not known"
 MESI = {"M": "modified: written here, not yet written back", "E": "exclusive: alone and clean", "S": "shared", "I": "no line"}
 
 
@@ -244,31 +251,65 @@ def _around(graph: dict[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
 # ----------------------------------------------------------------------- queues
 
 
-def dead_letters(broker: Broker) -> list[tuple[str, str, int]]:
+def dead_letters(broker: Broker, on_engine: OnEngine) -> list[tuple[str, str, int]]:
     """(topic, group, count) of the groups that have dead letters, the most first, among the first groups."""
     found = []
     for topic in islice(broker.topics.values(), GROUPS_SCANNED_MAX):
-        found += [(topic.name, group.name, len(group.dead)) for group in topic.groups.values() if group.dead]
+        numbers = None if topic.engine is None else on_engine(topic)
+        for name, group in topic.groups.items():
+            there = None if numbers is None else numbers.groups.get(name)
+            dead = len(group.dead) + (0 if there is None else there.dead)
+            if dead:
+                found.append((topic.name, name, dead))
     return sorted(found, key=lambda one: -one[2])
 
 
-def queues_panel(broker: Broker, now_ms: int, rows_max: int) -> QueuesPanel:
+def topics_on_engine(broker: Broker, on_engine: OnEngine) -> tuple[int, int]:
+    """How many topics have messages on the engine, and of how many of them what is there is not known."""
+    are_known = [on_engine(topic) is not None for topic in broker.topics.values() if topic.engine is not None]
+    return len(are_known), are_known.count(False)
+
+
+def queues_panel(broker: Broker, on_engine: OnEngine, now_ms: int, rows_max: int) -> QueuesPanel:
     rows = list(islice(queue_inspection.backlogs(broker, now_ms), GROUPS_SCANNED_MAX))
+    for row in rows:
+        _add_on_engine(row, broker, on_engine)
     rows.sort(key=lambda row: (-row["dead"], -row["in_flight"] - row["ready"], row["topic"], row["group"]))
     ready, dead = sum(row["ready"] for row in rows), sum(row["dead"] for row in rows)
     total = len(broker.topics)
     summary = f"{count(total, 'topic')}, {number(ready)} ready, {number(dead)} dead" if total else "There is no topic."
-    elsewhere = sum(topic.engine is not None for topic in broker.topics.values())
+    elsewhere, unknown = topics_on_engine(broker, on_engine)
     if elsewhere:
-        summary += f" in the log; {count(elsewhere, 'topic is', 'topics are')} on the engine redis"
+        summary += f"; {count(elsewhere, 'topic is', 'topics are')} on the engine redis"
+    if unknown:
+        summary += f"; the numbers of {count(unknown, 'topic')} there are not known now, and not counted"
     shown = rows[:rows_max]
     is_cut = len(rows) > len(shown) or len(rows) == GROUPS_SCANNED_MAX
-    lines = [_queue_line(row, broker.topics[row["topic"]].engine is not None) for row in shown]
-    return QueuesPanel(total, summary, lines, "The rest is in the admin." if is_cut else "")
+    return QueuesPanel(total, summary, [_queue_line(row) for row in shown], "The rest is in the admin." if is_cut else "")
 
 
-def _queue_line(row: Mapping[str, Any], is_on_engine: bool) -> QueueLine:
-    oldest = duration_text(row["oldest_age_ms"] // 1000 * 1000) if row["oldest_age_ms"] else ""
+def _add_on_engine(row: dict[str, Any], broker: Broker, on_engine: OnEngine) -> None:
+    """Add to a row of a topic or group what the engine has of it, and say that it is there."""
+    topic = broker.topics[row["topic"]]
+    row["engine"] = ""
+    if topic.engine is None:
+        return
+    numbers = on_engine(topic)
+    row["engine"] = ON_ENGINE if numbers else NOT_KNOWN
+    if numbers is None:
+        return
+    if not row["group"]:
+        row["ready"] += numbers.topic.messages
+        row["oldest_age_ms"] = max(row["oldest_age_ms"], numbers.topic.oldest_age_ms)
+    group = numbers.groups.get(row["group"])
+    if group is not None:
+        for name in ("ready", "delayed", "in_flight", "dead"):
+            row[name] += getattr(group, name)
+        row["waiting"] += group.waiters
+        row["oldest_age_ms"] = max(row["oldest_age_ms"], group.oldest_age_ms)
+
+
+def _queue_line(row: Mapping[str, Any]) -> QueueLine:
     return QueueLine(
         id=f"{row['topic']}/{row['group']}",
         topic=row["topic"],
@@ -279,16 +320,22 @@ def _queue_line(row: Mapping[str, Any], is_on_engine: bool) -> QueueLine:
         delayed=row["delayed"],
         dead=row["dead"],
         waiting=row["waiting"],
-        oldest=oldest or ("on redis" if is_on_engine else ""),
+        oldest=duration_text(row["oldest_age_ms"] // 1000 * 1000) if row["oldest_age_ms"] else "",
         level="warn" if row["dead"] else "ok",
+        engine=row["engine"],
     )
 
 
-def topic_detail(broker: Broker, name: str, now_ms: int) -> TopicDetail:
-    """The groups of a topic, and their messages that are in flight or dead, without values."""
+def topic_detail(broker: Broker, on_engine: OnEngine, name: str, now_ms: int) -> TopicDetail:
+    """The groups of a topic, and their messages that are in flight or dead in the log, without values."""
     stats = queue_inspection.stats(broker, name, now_ms)
     if not stats["exists"]:
-        return TopicDetail(name, False, "There is no such topic. The first publish or consume makes it.", "", [], [], "")
+        none = "There is no such topic. The first publish or consume makes it."
+        return TopicDetail(name, False, none, "", [], [], NO_MESSAGES, "")
+    is_on_engine = (topic := broker.topics[name]).engine is not None
+    numbers = on_engine(topic) if is_on_engine else None
+    if numbers is not None:
+        add_numbers(stats, numbers.topic, numbers.groups.values())
     groups = [
         GroupLine(
             group=group["group"],
@@ -306,12 +353,13 @@ def topic_detail(broker: Broker, name: str, now_ms: int) -> TopicDetail:
     settings = ", ".join(f"{setting} {value}" for setting, value in stats["settings"].items() if value is not None)
     retained, dead = count(stats["messages"], "message"), count(stats["dead"], "dead letter")
     summary = f"{retained} retained, {number(stats['published'])} published, {dead}."
-    if broker.topics[name].engine is not None:
+    more = f"Only the first {DETAIL_ROWS_MAX} are shown." if is_cut else ""
+    if is_on_engine:
         moving = stats.get("moving_from")
         where = f"It moves from the engine {moving}." if moving else "It is on the engine redis."
-        summary = f"{where} In the log: {summary} The admin and GET /queue/stats also have what is on redis."
-    more = f"Only the first {DETAIL_ROWS_MAX} are shown." if is_cut else ""
-    return TopicDetail(name, True, summary, settings, groups, messages, more)
+        summary = f"{where} {summary}" if numbers else f"{where} What redis has is not known now. In the log: {summary}"
+        more = f"{more} Messages on redis are listed in the admin.".lstrip()
+    return TopicDetail(name, True, summary, settings, groups, messages, "" if messages or is_on_engine else NO_MESSAGES, more)
 
 
 def _messages(broker: Broker, name: str, now_ms: int) -> tuple[list[MessageLine], bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,7 @@ from dss_cache.service import CacheService
 from dss_console.live import panels
 from dss_console.live.answers import ClusterEvent, EventLine, Verdict
 from dss_console.live.events import Elections, elections, event_lines
-from dss_console.live.exchange import RENEW_S, Exchange
+from dss_console.live.exchange import LOOK_S, RENEW_S, Exchange
 from dss_console.live.judgement import RECENT_MS, Facts, Judgement, MemberFacts, judge
 from dss_console.live.messages import Report
 from dss_console.live.recorder import EVENTS_KEPT, EVENTS_PER_FRAME_MAX
@@ -31,6 +31,7 @@ from dss_console.live.texts import time_of_day
 from dss_locks.core.state import LockChanged
 from dss_locks.core.table import LockTable
 from dss_queue.core.broker import Broker
+from dss_queue.engine_numbers import numbers_of
 from dss_raft.replication.clocks import wall_clock_ms
 
 if TYPE_CHECKING:
@@ -128,7 +129,10 @@ class LiveView:
     async def look(self, request: WatchCluster) -> ClusterEvent:
         """The whole view once, for a page that is rendered."""
         keys = self._keys([request])
-        await self._exchange.look_once(keys, request.key or "")
+        await asyncio.gather(
+            self._exchange.look_once(keys, request.key or ""),
+            numbers_of(self._node).look(_topics_of([request]), wait_s=LOOK_S),
+        )
         return self._event(request, _Moment(self, keys, request.key or ""), None)
 
     def glance(self, request: WatchCluster) -> ClusterEvent:
@@ -136,9 +140,12 @@ class LiveView:
         return self._event(request, _Moment(self), None)
 
     async def gather(self) -> None:
-        """Ask the others for reports, and wait a moment for them."""
+        """Ask the others for reports, and the engine for numbers, and wait a moment for them."""
         self._ask()
-        await self._exchange.look_once(self._exchange.keys, self._exchange.traced)
+        await asyncio.gather(
+            self._exchange.look_once(self._exchange.keys, self._exchange.traced),
+            numbers_of(self._node).look(wait_s=LOOK_S),
+        )
 
     async def _serve(self) -> None:
         renewed_s = float("-inf")
@@ -163,6 +170,7 @@ class LiveView:
         exchange.keys = self._keys([viewer.request for viewer in self._viewers])
         exchange.traced = next((viewer.request.key for viewer in self._viewers if viewer.request.key), "")
         exchange.renew()
+        numbers_of(self._node).want(_topics_of(viewer.request for viewer in self._viewers))
 
     def _keys(self, requests: list[WatchCluster]) -> list[str]:
         """The cache keys whose lines the others should report."""
@@ -225,6 +233,8 @@ class LiveView:
         leaderless_s = None if core.leader_id else self._leaderless_since_s
         # What happens in the log has the time of the log.
         recent = node.now_ms() - RECENT_MS
+        on_engine = numbers_of(node).of
+        elsewhere, unknown = panels.topics_on_engine(self._broker, on_engine)
         return Facts(
             node=node.node_id,
             at_ms=at_ms,
@@ -239,8 +249,9 @@ class LiveView:
             elections=known.count(at_ms - RECENT_MS),
             elections_known_since_ms=known.known_since_ms,
             new_dead_letters=recorder.count("dead_letter", recent),
-            dead_letters=panels.dead_letters(self._broker),
-            topics_on_engine=sum(topic.engine is not None for topic in self._broker.topics.values()),
+            dead_letters=panels.dead_letters(self._broker, on_engine),
+            topics_on_engine=elsewhere,
+            topics_unknown=unknown,
             deadlocks=recorder.count("deadlock", recent),
             longest_wait=panels.longest_wait(self._table, node.now_ms()),
             differing=status["state_hash"]["differing"],
@@ -345,7 +356,7 @@ class _Moment:
 
     def _queues(self, rows: str) -> Any:
         view = self._view
-        return panels.queues_panel(view._broker, view._node.now_ms(), _rows_max(rows, "queues"))
+        return panels.queues_panel(view._broker, numbers_of(view._node).of, view._node.now_ms(), _rows_max(rows, "queues"))
 
     def _cache(self, rows: str) -> Any:
         view = self._view
@@ -362,7 +373,8 @@ class _Moment:
         return panels.lock_detail(view._table, key, view._node.now_ms(), view._histories.get(key, ()), self._waits_for)
 
     def _topic(self, topic: str) -> Any:
-        return panels.topic_detail(self._view._broker, topic, self._view._node.now_ms())
+        view = self._view
+        return panels.topic_detail(view._broker, numbers_of(view._node).of, topic, view._node.now_ms())
 
     def _key(self, key: str) -> Any:
         return panels.key_detail(self._view._directory, key, self._reports())
@@ -379,6 +391,11 @@ class _Moment:
             else exchange.remote(member.id).report
             for member in node.core.configuration.members
         }
+
+
+def _topics_of(requests: Iterable[WatchCluster]) -> list[str]:
+    """The topics whose pages these are."""
+    return list(dict.fromkeys(request.topic for request in requests if request.topic))
 
 
 def _rows_max(rows: str, name: str) -> int:

@@ -33,9 +33,13 @@ class World:
     def state(self) -> str:
         return str(self.call("GET", "/ready")["services"]["queue.engine"])
 
-    def metric(self, sample: str) -> float:
+    def metric(self, sample: str) -> float | None:
         text = self.node.call("GET", "/metrics", headers=self.node.credentials).body.decode()
-        return float(next(line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(f"{sample} ")))
+        found = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(f"{sample} ")]
+        return float(found[0]) if found else None
+
+    def of_clicks(self) -> list[float | None]:
+        return [self.metric(f'{name}{{topic="clicks"}}') for name in ("queue_depth", "queue_inflight")]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,9 @@ def test_lists_have_what_is_on_the_engine(world: World, wait_until: Waiting) -> 
     world.call("POST", "/queue/nack", {"topic": "clicks", "group": "g", "msg_id": dead["msg_id"], "dead": True})
     assert world.metric("queue_engine_topics") == 1
     assert world.metric('queue_engine_state{state="ready"}') == 1
-    assert world.metric('queue_engine_call_seconds_count{step="publish"}') >= 1
+    assert (world.metric('queue_engine_call_seconds_count{step="publish"}') or 0) >= 1
+    wait_until(lambda: world.of_clicks() == [2, 1], lambda: str(world.of_clicks()))
+    assert world.metric('queue_depth{topic="orders"}') == 1
     wait_until(lambda: world.call("GET", "/users")["users"], lambda: "there is no first user")
     boss = Operator(world.node, "admin", "test")
     _, topics = boss.send("GET", "/admin/dss_queue/topicrow/?q=redis")
@@ -85,6 +91,10 @@ def test_lists_have_what_is_on_the_engine(world: World, wait_until: Waiting) -> 
     assert "rejected" in letters
     assert "success: 1 deleted" in boss.act("dss_queue.deadletterrow delete_dead", rows_in(letters), {})
     assert "engine redis" in boss.send("GET", "/ui/topic?name=clicks")[1]
+    wait_until(
+        lambda: "2 messages retained" in boss.send("GET", "/ui/topic?name=clicks")[1], lambda: "the page lacks the numbers"
+    )
+    assert 'data-show="engine">redis</span>' in boss.send("GET", "/ui/queues")[1]
 
 
 def test_an_engine_that_is_away_is_named_with_the_reason_and_comes_back(world: World, wait_until: Waiting) -> None:
@@ -99,6 +109,8 @@ def test_an_engine_that_is_away_is_named_with_the_reason_and_comes_back(world: W
     (service,) = world.call("GET", "/raft/status")["services"]
     assert (service["name"], service["state"], str(world.valkey.port) in service["detail"]) == ("queue.engine", "away", True)
     assert world.metric('queue_engine_state{state="away"}') == 1
+    assert world.of_clicks() == [None, None], "the last numbers are not shown as current"
+    assert world.metric('queue_depth{topic="orders"}') == 2
     boss = Operator(world.node, "admin", "test")
     for page in ("topicrow", "backlogrow", "messagerow", "deadletterrow"):
         assert "on the engine redis: no server answers" in boss.send("GET", f"/admin/dss_queue/{page}/")[1]
@@ -106,8 +118,11 @@ def test_an_engine_that_is_away_is_named_with_the_reason_and_comes_back(world: W
     _, dashboard = boss.send("GET", "/")
     assert "cannot use the engine redis" in dashboard
     assert "everything else goes on" in dashboard
+    assert 'data-show="engine">redis: not known</span>' in dashboard
     world.valkey.start()
     world.valkey.wait_started()
     wait_until(lambda: world.state == "ready", lambda: world.state)
     world.call("POST", "/queue/publish", {"topic": "gone", "value": 1})
     assert "cannot use the engine" not in boss.send("GET", "/")[1]
+    # The server has no files.
+    wait_until(lambda: world.of_clicks() == [0, 0], lambda: str(world.of_clicks()))

@@ -115,6 +115,11 @@ def test_an_engine_that_is_away_is_named_with_its_reason() -> None:
     assert levels(judge(facts(member(1, **without), topics_on_engine=1)))["engine"] == "warn"
 
 
+def test_no_dead_letters_is_said_of_what_is_known() -> None:
+    assert text_of("dead-letters", topics_on_engine=2) == "No dead letters."
+    assert text_of("dead-letters", topics_on_engine=2, topics_unknown=1) == "No dead letters in the log."
+
+
 def test_a_silent_follower_is_named_with_the_consequence() -> None:
     found = judge(facts(member(1), member(2), member(3, silent_ms=12_345)))
     assert found.verdict.code == "degraded"

@@ -15,6 +15,7 @@ from dss_api.rights import OF_GROUP
 from dss_console.live import view as module
 from dss_console.live.requests import WatchCluster
 from dss_console.live.view import VIEWERS_PER_CALLER_MAX, LiveView, Viewer
+from dss_queue import engine_numbers
 
 
 class Node:
@@ -22,7 +23,8 @@ class Node:
 
     def __init__(self) -> None:
         self.peers: list[str] = []
-        self.services: dict[str, Any] = {}
+        numbers = SimpleNamespace(want=lambda shown=(): None)
+        self.services: dict[str, Any] = {engine_numbers.SERVICE: numbers}
 
     def machine(self, name: str) -> Any:
         return None
