@@ -125,8 +125,13 @@ class EngineNumbers:
             self._shown[name] = self._wanted_until_s
             if len(self._shown) > TOPICS_MAX:
                 del self._shown[next(iter(self._shown))]
-        if self._reading is None and self._service.state == "ready" and self._topics():
+        if self._reading is not None or self._service.state != "ready":
+            return
+        if self._topics():
             self._reading = self._service.tasks.spawn("engine", self._read_on())
+        else:
+            # A topic that comes later begins without dead letters.
+            self._dead.end_round(set(), self._node.now_ms())
 
     async def look(self, shown: Iterable[str] = (), *, wait_s: float) -> None:
         """As `want`. If numbers are not known yet, wait for the round, but not longer than `wait_s`."""

@@ -64,6 +64,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_lists_have_what_is_on_the_engine(world: World, wait_until: Waiting) -> None:
     wait_until(lambda: world.state == "ready", lambda: world.state)
     assert world.call("GET", "/health")["services"] == {"queue.engine": "ready"}
+    rejected = 'queue_dead_total{reason="rejected"}'
+    assert world.metric(rejected) == 0
     world.call("PUT", "/queue/topic", {"topic": "clicks", "engine": "redis"})
     world.call("POST", "/queue/publish", {"topic": "clicks", "messages": [{"value": f"value {i}"} for i in range(3)]})
     world.call("POST", "/queue/publish", {"topic": "orders", "value": 1})
@@ -75,6 +77,7 @@ def test_lists_have_what_is_on_the_engine(world: World, wait_until: Waiting) -> 
     assert (world.metric('queue_engine_call_seconds_count{step="publish"}') or 0) >= 1
     wait_until(lambda: world.of_clicks() == [2, 1], lambda: str(world.of_clicks()))
     assert world.metric('queue_depth{topic="orders"}') == 1
+    assert world.metric(rejected) == 1
     wait_until(lambda: world.call("GET", "/users")["users"], lambda: "there is no first user")
     boss = Operator(world.node, "admin", "test")
     _, topics = boss.send("GET", "/admin/dss_queue/topicrow/?q=redis")

@@ -202,6 +202,16 @@ async def test_the_topics_that_were_used_last_are_read_and_few_at_a_time(world, 
     assert gauges("t0")[0] is None
 
 
+async def test_dead_letters_before_the_first_read_of_a_new_topic_count(world):
+    await world.numbers.look(wait_s=LONG_S)
+    before = dead()
+    await world.put("t")
+    await world.publish("t", 1)
+    await world.reject("t", *await world.take("t", 1))
+    await world.numbers.look(wait_s=LONG_S)
+    assert dead() == before + 1
+
+
 async def test_the_leader_counts_dead_letters_once(world):
     await world.put("old")
     await world.publish("old", 3)
