@@ -75,7 +75,7 @@ async def start(config: NodeConfig, on_failure: Callable[[BaseException], None] 
     queue_metrics.attach(node)
     Subscribers(node)
     IdleTopics(node)
-    engine = EngineService(node, config.engine_url, config.engine_replicas_min)
+    engine = EngineService(node, config.engine_url, config.engine_replicas_min, config.engine_keyspace)
     queue_metrics.show_engine(EngineNumbers(node, Routing(node, engine)))
     EngineUpkeep(node, engine)
     engine_metrics.attach(node, engine)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from dss_api import environment
 from dss_api.environment import HOUR_MS, PORT_MAX, setting
 from dss_queue.redis_engine import address
-from dss_raft.config import ValueLimit
+from dss_raft.config import ValueLimit, read_node_id
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
@@ -45,6 +45,14 @@ class QueueConfig(ValueLimit):
         1,
         "Replicas of a primary that must have a change of a topic with `acks: replica` or `acks: fsync`. 0: servers without replicas.",
         environment.integer(0, 5),
+    )
+    engine_keyspace: str = setting(
+        "DSS_ENGINE_KEYSPACE",
+        "",
+        "The first part of the names of all keys on the engine, the same on every node. Set it only after a restore, to the name of "
+        "the old cluster, to go on with its messages. Never use one keyspace for two clusters that run.",
+        read_node_id,
+        shown="`DSS_CLUSTER_ID`",
     )
 
 

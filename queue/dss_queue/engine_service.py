@@ -59,15 +59,17 @@ class EngineService:
     Args:
         url: of the servers, see `redis_engine.address`; empty: the node has no engine.
         replicas_min: see `Servers`.
+        keyspace: see `DSS_ENGINE_KEYSPACE`; empty: the cluster's name.
     """
 
-    def __init__(self, node: Node, url: str = "", replicas_min: int = 1) -> None:
+    def __init__(self, node: Node, url: str = "", replicas_min: int = 1, keyspace: str = "") -> None:
         self.state: State = "connecting" if url else "none"
         self.detail = "the node has just started" if url else NONE
         self.since_ms = wall_clock_ms()
         self._node = node
         self._url = url
         self._replicas_min = replicas_min
+        self._keyspace = keyspace
         self._servers: Servers | None = None
         self._engine: RedisEngine
         self._administration: Administration
@@ -144,7 +146,7 @@ class EngineService:
 
     def name_in(self, incarnation: int, topic_name: str) -> str:
         """What the engine calls a topic in an incarnation."""
-        return engine_name(self._node.config.cluster_id, incarnation, topic_name)
+        return engine_name(self._keyspace or self._node.config.cluster_id, incarnation, topic_name)
 
     async def check_settings(self, settings: TopicSettings) -> None:
         """Check whether the servers have what settings of a topic on the engine need.

@@ -31,6 +31,7 @@ REDIS_PORTS = {"docker-compose.yml": 6379, "docker-compose.single.yml": 6380}
 DOTENV = {
     "REDIS_URL": "",
     "DSS_ENGINE_URL": "",
+    "DSS_ENGINE_KEYSPACE": "",
     "DSS_CLUSTER_SECRET": "",
     "DSS_OPEN": "true",
     "DSS_API_TOKEN": "",

@@ -77,6 +77,7 @@ def test_redis_is_the_backing_store_when_its_address_is_given() -> None:
         ({"DSS_ENGINE_URL": "redis+sentinel://h/name"}, "DSS_ENGINE_URL", "must name a server or nodes of a Cluster"),
         ({"DSS_ENGINE_URL": "unix:///run/redis.sock"}, "DSS_ENGINE_URL", "must name a server or nodes of a Cluster"),
         ({"DSS_ENGINE_REPLICAS_MIN": "6"}, "DSS_ENGINE_REPLICAS_MIN", "from 0 to 5"),
+        ({"DSS_ENGINE_KEYSPACE": "a/b"}, "DSS_ENGINE_KEYSPACE", "letters"),
         ({"DSS_CACHE_REDIS_TIMEOUT_MS": "0"}, "DSS_CACHE_REDIS_TIMEOUT_MS", "from 50"),
         ({"DSS_CACHE_REDIS_CONNECTIONS_MAX": "0"}, "DSS_CACHE_REDIS_CONNECTIONS_MAX", "from 1"),
         ({"DSS_DEBUG": "perhaps"}, "DSS_DEBUG", "true or false"),

@@ -46,13 +46,14 @@ def group_keys(topic: str, partition: int, group: str) -> tuple[str, ...]:
     return tuple(f"{prefix}{name}" for name in _OF_GROUP)
 
 
-def engine_name(cluster_id: str, incarnation: int, topic: str) -> str:
+def engine_name(keyspace: str, incarnation: int, topic: str) -> str:
     """The name of a topic on the engine. One that is deleted and created again, or that comes back, never meets its old keys.
 
     Args:
+        keyspace: the name of the cluster, or of the one whose messages it has taken over.
         incarnation: of the topic's stay on the engine, see `dss_queue.core.engines`.
     """
-    return f"{cluster_id}/{incarnation}/{topic}"
+    return f"{keyspace}/{incarnation}/{topic}"
 
 
 def parts_of(name: str) -> tuple[int, str]:

