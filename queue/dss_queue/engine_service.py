@@ -193,12 +193,14 @@ class EngineService:
                 failing_since_s, pause_s = None, PAUSE_S_MIN
             except UnfitServer as error:
                 self._become("unfit", str(error))
-            except EngineAway as error:
+            except Exception as error:
+                # Others than EngineAway come from answers that cannot be read.
+                detail = error.detail if isinstance(error, EngineAway) else f"a server's answer: {type(error).__name__}: {error}"
                 thorough_at_s = None
                 failing_since_s = failing_since_s or began_s
                 grace_s = CLUSTER_GRACE_S if servers.is_cluster else GRACE_S
                 if self.state != "ready" or loop.time() - failing_since_s >= grace_s:
-                    self._become("away", error.detail)
+                    self._become("away", detail)
             if self.state == "ready":
                 await asyncio.sleep(CHECK_S_MIN)
                 await self._wait(CHECK_S - CHECK_S_MIN)

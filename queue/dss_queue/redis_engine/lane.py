@@ -14,7 +14,8 @@ from redis.exceptions import RedisError, ResponseError
 from dss_api.supervised import Tasks
 from dss_queue.core.commands import Acks
 
-#: What a broken connection raises. uvloop raises RuntimeError when one that its peer has reset is written to.
+#: What a broken connection raises. uvloop raises RuntimeError when one that its peer has reset is written to. Bytes that are no answer
+#: raise others, such as ValueError: they mean the same.
 BROKEN = (RedisError, OSError, RuntimeError)
 CONNECTIONS_MAX = 4
 #: Calls in one round trip.
@@ -106,13 +107,21 @@ class Lane:
         self._fail(self._calls, Disconnected("closed"))
 
     async def _work(self) -> None:
-        connection = self._idle.pop() if self._idle else self._connect()
+        connection: Connection | None = None
         try:
+            connection = self._idle.pop() if self._idle else self._connect()
             while batch := self._next_batch():
                 await self._round_trip(connection, batch)
+        except Exception as error:
+            if connection is not None:
+                raise
+            # There can be none, for example because a file with certificates cannot be read.
+            self._fail(self._calls, NotSent(str(error)))
+            self._calls.clear()
         finally:
             self._busy -= 1
-            self._idle.append(connection)
+            if connection is not None:
+                self._idle.append(connection)
 
     def _next_batch(self) -> list[Call]:
         batch: list[Call] = []
@@ -144,9 +153,9 @@ class Lane:
                 await connection.disconnect(nowait=True)
             if not connection.is_connected:
                 await connection.connect()
-        except BROKEN as error:
+        except Exception as error:
             await connection.disconnect(nowait=True)
-            self._fail(batch, NotSent(str(error)))
+            self._fail(batch, NotSent(_reason(error)))
             return
         except BaseException:
             self._fail(batch, NotSent("interrupted"))
@@ -165,9 +174,9 @@ class Lane:
                 self._confirmed("replica", await _read(connection), batch, answers)
             if "fsync" in wanted:
                 self._confirmed("fsync", await self._on_disks(connection), batch, answers)
-        except BROKEN as error:
+        except Exception as error:
             await connection.disconnect(nowait=True)
-            self._fail(batch, error if isinstance(error, RedisError) else Disconnected(str(error)))
+            self._fail(batch, error if isinstance(error, RedisError) else Disconnected(_reason(error)))
         except BaseException:
             await connection.disconnect(nowait=True)
             self._fail(batch, Disconnected("interrupted"))
@@ -212,6 +221,10 @@ def _was_closed(connection: Connection) -> bool:
     """Whether the server has closed an idle connection: a call on it would get no answer, and its outcome would not be known."""
     reader = connection._reader  # the public way is to read, with a timeout
     return reader is not None and (reader.at_eof() or reader.exception() is not None)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, BROKEN) else f"no answer that can be read: {type(error).__name__}: {error}"
 
 
 async def _read(connection: Connection) -> Any:

@@ -137,7 +137,7 @@ class Servers:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await cluster.initialize()
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+        except Exception as error:
             await cluster.aclose()
             raise EngineAway(f"the Cluster does not answer ({str(error) or 'in time'})") from None
         if self._cluster is not None:
@@ -256,7 +256,10 @@ class Servers:
             step_metrics.count_failure(refusal.code)
             raise
         step_metrics.observe(step, asyncio.get_running_loop().time() - began_s)
-        assert isinstance(answer, bytes)
+        if not isinstance(answer, bytes):
+            raise Refused(
+                "engine_away" if step in READING else "unknown_outcome", f"a server answers `{step}` as the library does not"
+            )
         return answer, is_repeat
 
     async def _repeated(self, key: str, command: list[bytes], acks: Acks, *, repeatable: bool, changes: bool) -> tuple[Any, bool]:
@@ -371,8 +374,8 @@ class Servers:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await self._cluster.nodes_manager.initialize()
-        except (RedisError, RedisClusterException, OSError, TimeoutError):
-            # The next attempt asks again.
+        except Exception:
+            # Also for an answer that cannot be read. The next attempt asks again.
             return False
         return True
 

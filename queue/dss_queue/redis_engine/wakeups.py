@@ -144,7 +144,8 @@ class _Ear:
                 message = await connection.read_response(timeout=math.inf)
                 self._is_asked = False
                 self._receive(message)
-        except BROKEN:
+        except Exception:
+            # Also what is no message: the connection begins again.
             return
         finally:
             if sender is not None:

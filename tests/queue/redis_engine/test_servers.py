@@ -20,6 +20,7 @@ from dss_queue.redis_engine import servers as servers_module
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
 from dss_queue.redis_engine.lane import BATCH_MAX, CONNECTIONS_MAX, QUEUED_S_MAX, Lane, NotConfirmed, NotSent, packed
 from dss_queue.redis_engine.servers import Servers
+from dss_queue.redis_engine.wakeups import Wakeups
 
 FIT = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": "1"}
 
@@ -224,6 +225,84 @@ async def test_a_connection_that_was_reset_fails_all_its_calls_and_nothing_else(
     calls = [lane.call(packed(b"PING")) for _ in range(CONNECTIONS_MAX * BATCH_MAX + 1)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {Disconnected}
+
+
+class GarblingConnection(ResetConnection):
+    """A server that answers with what the parser does not know."""
+
+    async def send_packed_command(self, command, check_health):
+        pass
+
+    async def read_response(self, disconnect_on_error):
+        raise ValueError("invalid literal for int()")
+
+
+async def test_an_answer_that_cannot_be_read_is_a_broken_connection():
+    lane = Lane(GarblingConnection, 0, 1)
+    calls = [lane.call(packed(b"PING")) for _ in range(CONNECTIONS_MAX * BATCH_MAX + 1)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {Disconnected}
+    assert "ValueError" in str(answers[0])
+
+
+async def test_calls_fail_when_no_connection_can_be_made():
+    def fail():
+        raise ValueError("no certificate")
+
+    lane = Lane(fail, 0, 1)
+    calls = [lane.call(packed(b"PING")) for _ in range(CONNECTIONS_MAX + 1)]
+    assert {type(answer) for answer in await asyncio.gather(*calls, return_exceptions=True)} == {NotSent}
+
+
+async def test_an_answer_of_another_kind_is_refused():
+    nodes = Nodes(a1=7)
+    for step, code in (("stats", "engine_away"), ("publish", "unknown_outcome")):
+        with pytest.raises(Refused) as refused:
+            await nodes.servers.call(step, ("key",))
+        assert refused.value.code == code
+
+
+class Ears:
+    """Servers whose first connection that listens hears what is no message, and whose second confirms."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def address_of(self, channel: str) -> str:
+        return "a:1"
+
+    async def refresh(self) -> bool:
+        return True
+
+    def connection(self, address: str, *, timeout_s: float | None):
+        self.opened += 1
+        return self
+
+    async def connect(self) -> None:
+        self.confirmed = False
+
+    async def disconnect(self, nowait: bool) -> None:
+        pass
+
+    async def send_packed_command(self, command, check_health) -> None:
+        pass
+
+    async def read_response(self, timeout: float):
+        if self.opened == 1:
+            raise ValueError("invalid literal for int()")
+        if self.confirmed:
+            await asyncio.Event().wait()
+        self.confirmed = True
+        return [b"ssubscribe", b"channel", 1]
+
+
+async def test_listening_begins_again_after_what_is_no_message():
+    ears, heard = Ears(), asyncio.Event()
+    wakeups = Wakeups(ears)
+    await wakeups.listen(["channel"], "me", lambda channel: lambda payload: heard.set())
+    await heard.wait()
+    assert ears.opened == 2
+    await wakeups.close()
 
 
 class HangingConnection(ResetConnection):

@@ -131,6 +131,21 @@ async def test_a_server_that_goes_ends_calls_and_comes_back(start):
         server.terminate()
 
 
+async def test_a_check_that_fails_in_another_way_means_away(start, valkey, monkeypatch):
+    service = await start(url_of(valkey))
+    await until_state(service, "ready")
+
+    async def garbled():
+        raise ValueError("invalid literal for int()")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service._servers, "check", garbled)
+        patch.setattr(service._servers, "open", garbled)
+        await until_state(service, "away")
+        assert "ValueError: invalid literal" in service.detail
+    await until_state(service, "ready")
+
+
 async def test_a_failed_call_leads_to_a_check(start, monkeypatch):
     monkeypatch.setattr(engine_service, "CHECK_S", 3600)
     monkeypatch.setattr(engine_service, "GRACE_S", 0)
