@@ -68,7 +68,14 @@ async def add_statistics(node: Node, lines: Sequence[dict[str, Any]], group: str
 
 async def _add(routing: Routing, line: dict[str, Any], stay: Stay, group_name: str) -> None:
     try:
-        topic, groups = await routing.service.views().topic_stats(stay.name, routing.node.now_ms())
+        views, now_ms = routing.service.views(), routing.node.now_ms()
+        groups: list[GroupStats] = []
+        if "groups" in line:
+            topic, groups = await views.topic_stats(stay.name, now_ms)
+        else:
+            topic = await views.topic_line(stay.name, now_ms)
+            if "ready" in line and group_name:
+                groups = [await views.group_stats(stay.name, group_name, now_ms)]
     except Refused as refused:
         state = routing.service.state
         line["engine"] = {"state": "away" if state == "ready" else state, "detail": refused.detail}
@@ -76,7 +83,7 @@ async def _add(routing: Routing, line: dict[str, Any], stay: Stay, group_name: s
     line["engine"] = {"state": "ready", "detail": ""}
     add_numbers(line, topic, groups)
     if "ready" in line:
-        line["ready"] += sum(group.ready for group in groups if group.group == group_name)
+        line["ready"] += sum(group.ready for group in groups)
 
 
 def add_numbers(line: dict[str, Any], topic: EngineTopicStats, groups: Iterable[GroupStats]) -> None:
@@ -227,6 +234,6 @@ async def delete_topic(node: Node, command: DeleteTopic, once: RequestId | None 
         # The number is for people: the topic can be deleted without it.
         with suppress(Refused):
             if stay is not None:
-                count = (await routing.service.views().topic_stats(stay.name, node.now_ms()))[0].messages
+                count = await routing.service.views().message_count(stay.name)
     result = await node.submit(command, once=once)
     return result if result.code or not result.body["deleted"] else _counted(result, "purged", count)

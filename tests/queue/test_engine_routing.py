@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -18,6 +19,7 @@ from dss_queue import push, subscribers
 from dss_queue import routing as routing_module
 from dss_queue.core.commands import Subscribe
 from dss_queue.core.engines import EngineLeft
+from dss_queue.core.partitions import PARTITIONS
 from dss_queue.engine_service import EngineService
 from dss_queue.operations import OPERATIONS, consume, publish
 from dss_queue.push import subscribe
@@ -587,6 +589,33 @@ async def test_peek_shows_both_in_their_order(api):
     for line in lines:
         (found,) = (await api.call("GET", "/queue/peek", topic="t", msg_id=line["msg_id"]))["messages"]
         assert found["value"] == line["value"]
+
+
+async def test_lines_about_topics_read_no_groups(api, monkeypatch):
+    await api.move("redis")
+    await api.publish(1, 2)
+    for group in ("g", "h", "i"):
+        await api.call("PUT", "/queue/group", topic="t", group=group)
+    for one in await api.take(1):
+        await api.post("nack", group="g", msg_id=one["msg_id"], receipt=one["receipt"], dead=True)
+    views, asked = api.service.views(), Counter()
+    call = views._servers.call
+
+    async def counted(step, keys, *args, **options):
+        asked[step] += 1
+        return await call(step, keys, *args, **options)
+
+    monkeypatch.setattr(views._servers, "call", counted)
+    (line,) = (await api.call("GET", "/queue/stats"))["topics"]
+    assert (line["messages"], line["dead"], line["group_count"]) == (2, 1, 3)
+    assert asked == {"stats": PARTITIONS, "dead_count": PARTITIONS}
+    asked.clear()
+    (line,) = (await api.call("GET", "/queue/stats", topics=["t"], group="h"))["topics"]
+    assert (line["dead"], line["ready"]) == (1, 2)
+    assert asked == {"stats": PARTITIONS, "dead_count": PARTITIONS, "group_stats": PARTITIONS}
+    asked.clear()
+    await api.call("DELETE", "/queue/topic", topic="t")
+    assert asked["group_stats"] == 0
 
 
 async def test_dead_letters_of_both(api):

@@ -148,6 +148,7 @@ delete_answer = msgspec.msgpack.Decoder(tuple[int, list[str], bool])
 delete_group_answer = msgspec.msgpack.Decoder(tuple[int, str, bool])
 due_answer = msgspec.msgpack.Decoder(tuple[int, int, list[int], int, int, int, int])
 stats_answer = msgspec.msgpack.Decoder(PartitionStats)
+dead_count_answer = msgspec.msgpack.Decoder(tuple[int, int])
 group_stats_answer = msgspec.msgpack.Decoder(PartitionGroupStats)
 lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list], bool])
 

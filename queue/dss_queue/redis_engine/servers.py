@@ -42,7 +42,7 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
 CONFIRM_MS = 2500
 CALL_VERSION = 1
 #: Steps that change nothing.
-READING = frozenset(("due", "stats", "group_stats", "peek", "group_peek", "revision"))
+READING = frozenset(("due", "stats", "dead_count", "group_stats", "peek", "group_peek", "revision"))
 
 #: Cached beginnings of calls: those that were used last.
 BEGINNINGS_MAX = 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,9 +12,11 @@ from dss_queue.answers import Ended, GroupStats, PeekedMessage, TopicStats
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.errors import NoGroup
-from dss_queue.redis_engine.keys import IN_FLIGHT, group_keys, partition_keys
+from dss_queue.redis_engine.keys import DEAD_ORDER, IN_FLIGHT, group_keys, partition_keys
 from dss_queue.redis_engine.servers import Servers
 
+#: Groups of a topic that are read at the same time, each in all partitions.
+GROUPS_AT_ONCE = 8
 #: Behind the numbers of all messages.
 _LAST = "~"
 
@@ -40,31 +43,50 @@ class Views:
         Args:
             now_ms: for ages.
         """
-        parts = await asyncio.gather(*(self._partition(topic, one) for one in range(self._engine.partitions)))
+        parts = await self._parts(topic)
         names = sorted({name for part in parts for name in part.groups})
-        groups = [await self._group(topic, name, now_ms) for name in names]
-        stats = EngineTopicStats(
-            topic=topic,
-            messages=sum(part.messages for part in parts),
-            bytes=sum(part.bytes for part in parts),
-            published=sum(part.published for part in parts),
-            oldest_age_ms=_age_ms([part.oldest for part in parts], now_ms),
-            dead=sum(group.dead for group in groups),
-            group_count=len(groups),
-            expired=sum(part.expired for part in parts),
-            publish_per_second=sum(part.published_lately for part in parts) / 10,
-        )
-        return stats, groups
+        groups: list[GroupStats] = []
+        for first in range(0, len(names), GROUPS_AT_ONCE):
+            some = names[first : first + GROUPS_AT_ONCE]
+            groups += await asyncio.gather(*(self.group_stats(topic, name, now_ms) for name in some))
+        return _of_topic(topic, parts, sum(group.dead for group in groups), now_ms), groups
+
+    async def topic_line(self, topic: str, now_ms: int) -> EngineTopicStats:
+        """A topic without its groups: two calls of each partition, whatever the number of groups."""
+        parts = await self._parts(topic)
+
+        async def dead(partition: int, names: list[str]) -> int:
+            if not names:
+                return 0
+            keys = partition_keys(topic, partition)
+            orders = tuple(group_keys(topic, partition, name)[DEAD_ORDER] for name in names)
+            return messages.dead_count_answer.decode(await self._servers.call("dead_count", keys + orders))[1]
+
+        counts = await asyncio.gather(*(dead(partition, part.groups) for partition, part in enumerate(parts)))
+        return _of_topic(topic, parts, sum(counts), now_ms)
+
+    async def message_count(self, topic: str) -> int:
+        """How many messages a topic has."""
+        return sum(part.messages for part in await self._parts(topic))
+
+    async def _parts(self, topic: str) -> list[messages.PartitionStats]:
+        return await asyncio.gather(*(self._partition(topic, one) for one in range(self._engine.partitions)))
 
     async def _partition(self, topic: str, partition: int) -> messages.PartitionStats:
         return messages.stats_answer.decode(await self._servers.call("stats", partition_keys(topic, partition)))
 
     async def unfinished(self, topic: str, group: str) -> int:
         """How many messages a group has not finished."""
-        stats = await self._group(topic, group, 0)
+        stats = await self.group_stats(topic, group, 0)
         return stats.ready + stats.delayed + stats.in_flight
 
-    async def _group(self, topic: str, group: str, now_ms: int) -> GroupStats:
+    async def group_stats(self, topic: str, group: str, now_ms: int) -> GroupStats:
+        """A group; zeros if it does not exist.
+
+        Args:
+            now_ms: for ages.
+        """
+
         async def of_partition(partition: int) -> messages.PartitionGroupStats | None:
             keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
             try:
@@ -146,6 +168,20 @@ class Views:
         except NoGroup:
             return [], False
         return messages.lines_answer.decode(data)[1:]
+
+
+def _of_topic(topic: str, parts: Sequence[messages.PartitionStats], dead: int, now_ms: int) -> EngineTopicStats:
+    return EngineTopicStats(
+        topic=topic,
+        messages=sum(part.messages for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        published=sum(part.published for part in parts),
+        oldest_age_ms=_age_ms([part.oldest for part in parts], now_ms),
+        dead=dead,
+        group_count=len({name for part in parts for name in part.groups}),
+        expired=sum(part.expired for part in parts),
+        publish_per_second=sum(part.published_lately for part in parts) / 10,
+    )
 
 
 def _line(partition: int, line: list[Any], is_of_group: bool) -> PeekedMessage:

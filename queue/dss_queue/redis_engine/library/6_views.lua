@@ -11,6 +11,14 @@ local function stats(keys, argv)
     events_in_slot(state.publish_rate, state.at_ms), state.is_closed and 'closed' or state.stored and 'open' or ''})
 end
 
+-- How many dead letters groups of a partition have. The keys behind those of the partition: `dead_order` of each group. Answer: the sum.
+local function dead_count(keys, argv)
+  open_partition(keys, cmsgpack.unpack(argv[1]))
+  local count = 0
+  for place = 7, #keys do count = count + redis.call('ZCARD', keys[place]) end
+  return cmsgpack.pack({CALL_VERSION, count})
+end
+
 local DEAD_REASONS = {'max_attempts', 'rejected', 'expired'}
 
 -- In which state a group has the messages of some entries; false: it has finished them.

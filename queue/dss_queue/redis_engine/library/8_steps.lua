@@ -27,6 +27,7 @@ register('purge_dead', purge_dead, {'allow-oom'})
 -- Steps that change nothing.
 register('due', due, {'no-writes'})
 register('stats', stats, {'no-writes'})
+register('dead_count', dead_count, {'no-writes'})
 register('group_stats', group_stats, {'no-writes'})
 register('peek', peek, {'no-writes'})
 register('group_peek', group_peek, {'no-writes'})
