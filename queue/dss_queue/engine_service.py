@@ -26,6 +26,7 @@ from dss_raft.replication.clocks import wall_clock_ms
 if TYPE_CHECKING:
     from dss_queue.redis_engine.administration import Administration
     from dss_queue.redis_engine.engine import RedisEngine
+    from dss_queue.redis_engine.lifecycle import InLog
     from dss_queue.redis_engine.servers import Servers
     from dss_queue.redis_engine.views import Views
     from dss_raft.node import Node
@@ -164,14 +165,17 @@ class EngineService:
         except UnfitServer as error:
             raise Refused("not_on_engine", f"`acks: {settings.acks}` cannot be kept: {error}", field="acks") from None
 
-    async def _groups_in_log(self, name: str) -> list[str] | None:
+    async def _groups_in_log(self, name: str) -> InLog | None:
         """See `GroupsInLog`."""
         incarnation, topic_name = parts_of(name)
         await self._node.read_index()
         topic = cast(Broker, self._node.machine("queue")).topics.get(topic_name)
-        if topic is None or topic.engine is None or topic.engine.incarnation != incarnation or topic.engine.is_leaving:
+        if topic is None or topic.engine is None or topic.engine.incarnation != incarnation:
             return None
-        return list(topic.groups)
+        # Imported late, as in `start`.
+        from dss_queue.redis_engine.lifecycle import InLog
+
+        return InLog(list(topic.groups), topic.engine.is_leaving)
 
     # -------------------------------------------------------------------- checks
 

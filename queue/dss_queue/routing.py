@@ -76,7 +76,7 @@ class Stay(NamedTuple):
 
 
 class Changed(Exception):
-    """The topic or the group of a consume has changed while it waited on the engine."""
+    """A consume has waited on the engine: the topic or the group may have changed meanwhile."""
 
 
 class Routing:
@@ -233,6 +233,7 @@ class Routing:
         Raises:
             Closed: the topic has left the engine.
         """
+        self.has_more(stay, group_name)
         return (await self.service.engine().put_group(stay.name, group_name, start=start, acks=stay.settings.acks))[1]
 
     async def _is_next(self, stay: Stay, group_name: str) -> bool:
@@ -291,7 +292,7 @@ class Routing:
                 await self.node.read_index()
             return None
         if not answer.messages and stay.use.is_leaving and _left_ms(until):
-            return None
+            raise Changed
         return answer
 
     def _look_at_waits(self) -> None:

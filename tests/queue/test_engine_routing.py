@@ -546,6 +546,27 @@ async def test_a_deleted_group_does_not_come_back_through_a_consume_that_waits(a
     assert await api.service.administration().groups(name) == ["h"]
 
 
+@pytest.mark.parametrize("look_ms", [10, LONG_MS])
+async def test_a_deleted_group_does_not_come_back_while_its_topic_leaves(api, monkeypatch, look_ms):
+    monkeypatch.setattr(routing_module, "LEAVING_LOOK_MS", look_ms)
+    await api.move("redis")
+    for group in ("g", "h"):
+        await api.take(group=group)
+    await api.publish(1)
+    # It stays in flight, so the group is not finished on the engine.
+    assert len(await api.take()) == 1
+    await api.move("raft")
+    api.node.tick_listeners.remove(api.routing._look_at_waits)
+    waiting = asyncio.create_task(api.post("consume", group="g", timeout_ms=LONG_MS))
+    name = api.routing.stay(api.routing.topic("t")).name
+    while not api.service.engine().waiting(name, "g"):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert (await api.call("DELETE", "/queue/group", topic="t", group="g"))["deleted"]
+    assert (await waiting)["code"] == "not_found"
+    assert await api.service.administration().groups(name) == ["h"]
+    assert list(api.routing.topic("t").groups) == ["h"]
+
+
 @pytest.mark.parametrize("path", ["/queue/group", "/queue/topic"])
 async def test_a_consume_that_waits_is_refused_when_its_group_or_topic_is_deleted(api, path):
     await api.move("redis")

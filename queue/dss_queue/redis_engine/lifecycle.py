@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
 from dss_api.errors import Refused
@@ -21,8 +21,17 @@ from dss_queue.redis_engine.servers import Servers
 
 T = TypeVar("T")
 
-#: The groups that a topic, by the engine's name, has in the log as of now; None: its messages do not go to the engine.
-GroupsInLog = Callable[[str], Awaitable[Collection[str] | None]]
+
+class InLog(NamedTuple):
+    """What the log says now of a topic that is on the engine."""
+
+    groups: Collection[str]
+    #: its messages no longer go to the engine
+    is_leaving: bool = False
+
+
+#: What the log says of a topic, by the engine's name; None: it has nothing on the engine under this name.
+GroupsInLog = Callable[[str], Awaitable[InLog | None]]
 
 
 class Lifecycle:
@@ -44,9 +53,11 @@ class Lifecycle:
         return list(await asyncio.gather(*map(step, range(self._partitions))))
 
     async def is_deleted(self, topic: str, group: str) -> bool:
-        """Whether the log says that a topic on the engine has no such group."""
-        groups = await self._groups_in_log(topic) if self._groups_in_log is not None else None
-        return groups is not None and group not in groups
+        """Whether the log says that a topic has no such group, or that it has left the engine."""
+        if self._groups_in_log is None:
+            return False
+        in_log = await self._groups_in_log(topic)
+        return in_log is None or group not in in_log.groups
 
     async def open(self, topic: str) -> None:
         """Open the partitions that do not exist, with the groups that the topic has in the log.
@@ -68,9 +79,10 @@ class Lifecycle:
             return messages.open_answer.decode(await self._servers.call("open", partition_keys(topic, partition), token))[1]
 
         tokens = await self.of_all(begin)
-        groups = await self._groups_in_log(topic) if self._groups_in_log is not None else ()
-        if groups is None:
+        in_log = await self._groups_in_log(topic) if self._groups_in_log is not None else InLog(())
+        if in_log is None or in_log.is_leaving:
             raise Closed("the topic has left the engine")
+        groups = in_log.groups
 
         async def confirm(partition: int) -> None:
             if tokens[partition]:

@@ -10,6 +10,7 @@ from dss_api.errors import Refused
 from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.errors import Closed, NoGroup
 from dss_queue.redis_engine.keys import group_keys, partition_keys
+from dss_queue.redis_engine.lifecycle import InLog
 
 
 def keys_of(bench, valkey) -> list[str]:
@@ -25,11 +26,11 @@ class Log:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def __call__(self, topic: str) -> list[str] | None:
+    async def __call__(self, topic: str) -> InLog | None:
         self.asked += 1
         groups = self.groups
         await self.may_answer.wait()
-        return groups
+        return None if groups is None else InLog(groups)
 
 
 def with_log(bench, log: Log):
