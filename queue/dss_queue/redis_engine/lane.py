@@ -98,6 +98,11 @@ class Lane:
             self._tasks.spawn("engine", self._work())
         return await call.answer
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no calls."""
+        return not self._busy and not self._calls
+
     async def close(self) -> None:
         """End what runs; calls that wait fail."""
         await self._tasks.stop()

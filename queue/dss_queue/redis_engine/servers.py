@@ -377,7 +377,17 @@ class Servers:
         except Exception:
             # Also for an answer that cannot be read. The next attempt asks again.
             return False
+        await self._drop_lanes()
         return True
+
+    async def _drop_lanes(self) -> None:
+        """Close the lanes to servers that are not in the table of slots. Those that still have calls go next time."""
+        assert self._cluster is not None
+        known = {f"{node.host}:{node.port}" for node in self._cluster.get_nodes()}
+        for place, lane in list(self._lanes.items()):
+            if place[0] not in known and lane.is_idle:
+                del self._lanes[place]
+                await lane.close()
 
     def address_of(self, key: str) -> str:
         """The address of the primary that has the key."""

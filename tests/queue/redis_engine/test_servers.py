@@ -387,6 +387,39 @@ async def test_a_slot_that_has_moved_is_called_at_its_new_server():
     assert nodes.calls == {"a1": 1, "b2": 2}
 
 
+class ClosedLater(HangingConnection):
+    """It says whether it has been closed."""
+
+    is_closed = False
+
+    async def disconnect(self, nowait):
+        self.is_closed = True
+
+
+async def test_lanes_of_servers_that_left_the_cluster_are_closed_when_they_are_idle(monkeypatch):
+    nodes, connection = Nodes(a1=b"v", b2=b"v"), ClosedLater()
+    servers = nodes.servers
+    servers._lanes["a:1", "fsync"] = lane = Lane(lambda: connection, 0, 1)
+
+    async def only_b(manager):
+        manager.nodes_cache = {"b:2": ClusterNode("b", 2)}
+
+    monkeypatch.setattr(type(servers._cluster.nodes_manager), "initialize", only_b)
+    answer = asyncio.ensure_future(lane.call(packed(b"PING")))
+    while not connection.sent:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert await servers.refresh()
+    assert set(servers._lanes) == {("a:1", "fsync"), ("b:2", "primary")}
+    connection.answers.set()
+    assert await answer == b"PONG"
+    while not lane.is_idle:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not connection.is_closed
+    assert await servers.refresh()
+    assert set(servers._lanes) == {("b:2", "primary")}
+    assert connection.is_closed
+
+
 async def test_a_redirection_without_a_host_means_that_of_its_server():
     nodes = Nodes(a1=MovedError(f"{SLOT} :3"), a3=b"v")
     assert await nodes.read() == b"v"
