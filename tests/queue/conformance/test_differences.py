@@ -240,6 +240,17 @@ async def test_a_peek_at_messages_behind_others_of_their_key(world):
     assert [one["value"] for one in await world.peek()] == [1, 2, 3]
 
 
+@differs("peek_of_long_messages")
+async def test_a_peek_at_long_messages(world):
+    world._node.config.value_bytes_max = 256 * 1024
+    await world.group("g")
+    ids = [msg_id for number in range(12) for msg_id in await world.publish(f"{number}{'x' * 250_000}", key="k")]
+    found = [one["msg_id"] for one in await world.peek()]
+    assert found == ids[: len(found)]
+    assert len(found) == world.either(log=12, redis=9)
+    assert len(await world.peek(msg_id=ids[11])) == 1
+
+
 class SilentClient:
     """A subscriber whose host has vanished: it answers no ping."""
 
