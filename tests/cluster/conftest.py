@@ -20,7 +20,7 @@ from dss_dev.fake_clock import FakeClock
 from dss_dev.local_cluster import HOST, POLL_S, LocalCluster, LocalNode, Reply, free_ports
 from dss_dev.local_partitions import PartitionedCluster
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
-from dss_dev.valkey_server import Server
+from dss_dev.valkey_server import Server, make_valkey
 from dss_project.registry import operations
 
 #: a condition that is still false after this time never becomes true, even on a busy machine
@@ -174,7 +174,7 @@ def wait_until() -> Callable[[Callable[[], object], Callable[[], str]], None]:
 @pytest.fixture
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """A real server that speaks Redis' protocol; a test may stop it and start it again."""
-    server = ValkeyServer(data_dir=tmp_path_factory.mktemp("redis"), persist=True)
+    server = make_valkey(data_dir=tmp_path_factory.mktemp("redis"), persist=True)
     server.start()
     yield server
     if server.is_running():

@@ -70,7 +70,7 @@ def test_dss_node_runs_in_an_empty_directory(installed: Path, tmp_path: Path) ->
             assert node.is_running, node.log_tail()
             assert time.monotonic() < deadline, node.log_tail()
             time.sleep(0.05)
-        assert node.call("GET", "/health").json == {"ok": True, "node": "node-1"}
+        assert node.call("GET", "/health").json == {"ok": True, "node": "node-1", "services": {"queue.engine": "none"}}
         assert node.call("POST", "/lock/acquire", {"key": "a", "client": "c"}).json["ok"] is True
         page = node.call("GET", "/", headers={"Accept": "text/html"})
         assert (page.status, b"node-1 leads" in page.body) == (200, True)

