@@ -285,6 +285,26 @@ def test_the_browser_reports_violations(watched: Watched) -> None:
     watched.faults.clear()
 
 
+def test_a_page_without_a_ticket_opens_no_websocket(watched: Watched) -> None:
+    """The node would answer 403. The page says that it has no contact, and asks again."""
+    page = watched.page
+    # The page before has opened its WebSocket.
+    page.wait_for_selector("html[data-live=live]")
+    opened: list[str] = []
+    page.on("websocket", lambda websocket: opened.append(websocket.url))
+    page.route("**/ui/ticket", lambda route: route.abort())
+    watched.open("/", can_fail=True)
+    page.wait_for_selector("html[data-live=lost]")
+    # The failure of the second request, after which the page waits again.
+    with page.expect_event("requestfailed"):
+        pass
+    assert opened == []
+    page.unroute("**/ui/ticket")
+    page.wait_for_selector("html[data-live=live]")
+    assert len(opened) == 1
+    watched.faults[:] = [fault for fault in watched.faults if "Failed to load resource" not in fault]
+
+
 def test_a_form_of_the_browsable_api(watched: Watched) -> None:
     watched.open("/lock/acquire")
     page = watched.page

@@ -42,7 +42,16 @@ export class Watch {
   }
 
   async #connect() {
-    const protocols = await this.#protocols();
+    let protocols;
+    try {
+      protocols = await this.#protocols();
+    } catch {
+      // No contact. Without a ticket, a closed node refuses the connection.
+      if (!this.isWanted) return;
+      this.#become("lost", "");
+      this.#later();
+      return;
+    }
     if (!this.isWanted) return;
     if (protocols === null) {
       this.#become("refused", "log in again to see what happens now");
@@ -73,15 +82,12 @@ export class Watch {
     };
   }
 
-  /** On a closed node, a browser cannot send a token with a WebSocket: the session gets a ticket for one connection. null: it gets none. */
+  /** On a closed node, a browser cannot send a token with a WebSocket: the session gets a ticket for one connection.
+   * null: it gets none. Throws without contact. */
   async #protocols() {
     if (!document.querySelector("[data-ticket]")) return [];
-    try {
-      const answer = await fetch("/ui/ticket", { cache: "no-store", redirect: "manual" });
-      return answer.ok ? ["dss", `dss.ticket.${(await answer.json()).ticket}`] : null;
-    } catch {
-      return []; // no contact: the connection will fail, too
-    }
+    const answer = await fetch("/ui/ticket", { cache: "no-store", redirect: "manual" });
+    return answer.ok ? ["dss", `dss.ticket.${(await answer.json()).ticket}`] : null;
   }
 
   #took(socket, frame) {
