@@ -9,6 +9,7 @@ import msgspec
 from dss_api.result import Result
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Ack, Consume, ConsumeRuns, Extend, Nack, NewMessage, Publish, Purge, Redrive, SetTopic
+from dss_queue.core.engines import ConsumeAfterEngine
 from dss_queue.core.partitions import ring
 from dss_queue.core.records import DeadLettered
 from dss_queue.core.topic_commands import DeleteGroup, PutGroup
@@ -105,6 +106,8 @@ class Desk:
         """A consume; None when it waits. It does not wait unless `timeout_ms` is given."""
         defaults = {"topic": self.topic, "group": self.group, "timeout_ms": 0, "visibility_ms": VISIBILITY_MS}
         command = ConsumeRuns if "max_per_key" in fields else Consume
+        if "incarnation" in fields:
+            command, defaults["max_per_key"] = ConsumeAfterEngine, 1
         return self.entry(command(**{**defaults, "max_messages": count, **fields}), node=node)[0]
 
     def take(self, count: int = 1, **fields: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 Theory of operation. The log says on which engine a topic is (core/engines.py), and a node knows it as of the entry that it has applied
 last. A node that lags behind may ask the wrong engine, which then sends it back:
 
-- The log refuses what belongs to the engine (`on_engine`). The node has applied this refusal, so it knows better by then.
+- The log refuses what belongs to the engine (`on_engine`), also a consume of a topic that leaves, unless the node says that it has looked on
+  the engine first. The node has applied this refusal, so it knows better by then.
 - A partition of the engine that is closed takes no messages, and one that does not exist is created only if the log, read at that moment,
   has the topic there. The node reads the log and chooses again.
 
@@ -32,7 +33,7 @@ from dss_api.result import Result
 from dss_queue.answers import Published
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Consume, ConsumeRuns, NewMessage, Publish, TopicSettings
-from dss_queue.core.engines import EngineUse
+from dss_queue.core.engines import ConsumeAfterEngine, EngineUse
 from dss_queue.core.group import Group, was_deleted
 from dss_queue.core.records import message_id
 from dss_queue.core.topic import Topic
@@ -208,7 +209,8 @@ class Routing:
                         return answer
                     continue
             command = msgspec.structs.replace(command, timeout_ms=_left_ms(until))
-            result = await self.node.submit(command, wait_ms=command.timeout_ms, once=_part(once, logged))
+            of_log = command if stay is None or not stay.use.is_leaving else _after_engine(command, stay.use)
+            result = await self.node.submit(of_log, wait_ms=command.timeout_ms, once=_part(once, logged))
             if result.code != ON_ENGINE:
                 return result
             logged += 1
@@ -347,6 +349,13 @@ def routing_of(node: Node) -> Routing:
 
 def _left_ms(until: float) -> int:
     return max(0, round((until - asyncio.get_running_loop().time()) * 1000))
+
+
+def _after_engine(command: Consume, use: EngineUse) -> ConsumeAfterEngine:
+    """The same consume, with what this node has seen: the group has nothing left on the engine."""
+    fields = {name: getattr(command, name) for name in Consume.__struct_fields__}
+    per_key = command.max_per_key if isinstance(command, ConsumeRuns) else 1
+    return ConsumeAfterEngine(**fields, max_per_key=per_key, incarnation=use.incarnation)
 
 
 def _part(once: RequestId | None, number: int) -> RequestId | None:

@@ -29,7 +29,7 @@ from dss_queue.core.commands import (
     Redrive,
     SetTopic,
 )
-from dss_queue.core.engines import EngineForgotten, EngineLeft, EngineUse
+from dss_queue.core.engines import ConsumeAfterEngine, EngineForgotten, EngineLeft, EngineUse
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.records import message_id
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
@@ -158,6 +158,11 @@ class QueueAgainstModel(RuleBasedStateMachine):
         fields = {"topic": TOPIC, "group": name, "max_messages": count, "timeout_ms": timeout}
         fields |= {"visibility_ms": visibility, "attempt_id": attempt}
         command = Consume(**fields) if per_key == 1 else ConsumeRuns(**fields, max_per_key=per_key)
+        use = self.broker.topics[TOPIC].engine if TOPIC in self.broker.topics else None
+        if use is not None and use.is_leaving:
+            assert self.apply(msgspec.structs.replace(command, attempt_id=""), node)[0].code == "on_engine"
+            fields["max_per_key"] = per_key
+            command = ConsumeAfterEngine(**fields, incarnation=use.incarnation)
         result, origin = self.apply(command, node)
         model = self.model
         model.group(name)

@@ -23,7 +23,7 @@ from dss_queue.core.commands import (
     Redrive,
     SetTopic,
 )
-from dss_queue.core.engines import EngineForgotten, EngineLeft
+from dss_queue.core.engines import ConsumeAfterEngine, EngineForgotten, EngineLeft
 from dss_queue.core.records import message_id, receipt_of
 from dss_queue.core.sns_topics import CreateSnsTopic, DeleteSnsTopic, Notice, PublishToSns, Subscribe, Unsubscribe
 from dss_queue.core.sqs_queues import CancelMove, ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
@@ -90,6 +90,10 @@ class AnyOrder:
         }
         if rng.randrange(2):
             return Consume(**fields, max_messages=rng.choice([1, 3]))
+        if rng.randrange(2):
+            topic = self.desk.broker.topics.get(fields["topic"])
+            finished = 1 if topic is None or topic.engine is None else topic.engine.incarnation
+            return ConsumeAfterEngine(**fields, max_messages=2, max_per_key=1, incarnation=finished)
         return ConsumeRuns(**fields, max_messages=3, max_per_key=2)
 
     def end(self):

@@ -222,8 +222,22 @@ def test_a_topic_that_leaves_is_in_the_log_at_once(desk):
     assert desk.broker.topics["t"].engine == EngineUse(incarnation, is_leaving=True)
     assert moving_from(desk) == "redis"
     desk.publish(1)
-    assert desk.values() == [1]
-    assert desk.consume(group="h", timeout_ms=0).body["messages"]
+    assert desk.values(incarnation=incarnation) == [1]
+    assert desk.consume(group="h", timeout_ms=0, incarnation=incarnation).body["messages"]
+
+
+def test_a_consume_that_does_not_know_of_the_move_overtakes_nothing_on_the_engine(desk):
+    """Its node has not applied the move when it makes the call: it has not looked on the engine."""
+    incarnation = to_engine(desk)
+    to_log(desk)
+    desk.publish("behind what is on the engine")
+    assert desk.consume(timeout_ms=1000).code == "on_engine"
+    assert desk.consume(timeout_ms=1000, max_per_key=2).code == "on_engine"
+    assert desk.consume(incarnation=incarnation - 1).code == "on_engine", "that was another stay"
+    assert desk.values(incarnation=incarnation) == ["behind what is on the engine"]
+    desk.do(EngineLeft(topic="t", incarnation=incarnation))
+    desk.publish("late")
+    assert desk.values() == ["late"]
 
 
 @pytest.mark.parametrize("how", ["ack", "purge", "delete_group"])

@@ -45,7 +45,7 @@ from dss_queue.core.commands import (
     Redrive,
     SetTopic,
 )
-from dss_queue.core.engines import EngineForgotten, EngineLeft, on_engine
+from dss_queue.core.engines import ConsumeAfterEngine, EngineForgotten, EngineLeft, on_engine
 from dss_queue.core.group import Callers, Delivery, Group, Waiter, was_deleted
 from dss_queue.core.publishing import Publisher
 from dss_queue.core.queue_moves import QueueMoves
@@ -129,6 +129,7 @@ class Broker:
         PublishToSns,
         EngineLeft,
         EngineForgotten,
+        ConsumeAfterEngine,
     )
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:
@@ -155,6 +156,7 @@ class Broker:
             PublishToQueues: self._publish_to_queues,
             Consume: self._consume,
             ConsumeRuns: self._consume,
+            ConsumeAfterEngine: self._consume,
             Ack: self._ack,
             Nack: self._nack,
             Extend: self._extend,
@@ -324,6 +326,10 @@ class Broker:
             long_id = attempt_bytes(attempt_id)
             if long_id and (refused := self.registry.account.refusal(long_id)) is not None:
                 return refused
+        if topic.engine is not None and topic.engine.is_leaving:
+            finished = command.incarnation if isinstance(command, ConsumeAfterEngine) else None
+            if finished != topic.engine.incarnation:
+                return on_engine(command.topic)
         answers = group.hand_out(origin, attempt_id, command.max_messages, visibility_ms, at_ms, per_key_max)
         if answers:
             return Result({"messages": answers})

@@ -7,7 +7,8 @@ The settings of a topic, its groups and the choice of its engine are in the log.
 
 - *On the engine*: nothing more is published in the log. A group first gets what it has not finished in the log. When it has finished that,
   a consume is answered `on_engine`, and the node asks the engine.
-- *Leaving*: new messages are published in the log. Nodes deliver what is on the engine first. The leader says when nothing is left.
+- *Leaving*: new messages are published in the log. Nodes deliver what is on the engine first: the log answers a consume `on_engine`, unless
+  the node says that the group has nothing left there (`ConsumeAfterEngine`). The leader says when nothing is left at all.
 
 Each stay on the engine has a number, its *incarnation*, which is part of the names of its keys: a topic that is deleted and created
 again, or comes back, never meets old keys. When a stay is over, its incarnation is *abandoned*: the leader deletes the keys, and
@@ -22,7 +23,7 @@ import msgspec
 
 from dss_api.fields import Name, check_name
 from dss_api.result import Result
-from dss_queue.core.commands import TopicSettings
+from dss_queue.core.commands import ConsumeRuns, TopicSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import text_bytes
 
@@ -45,6 +46,16 @@ class EngineUse(msgspec.Struct, array_like=True, frozen=True):
     incarnation: int
     #: the topic is back in the log: what is on the engine is delivered first
     is_leaving: bool = False
+
+
+class ConsumeAfterEngine(ConsumeRuns, tag="queue.consume_after_engine", kw_only=True):
+    """Take messages of a group that has nothing left on the engine `redis`, which its topic is leaving.
+
+    A consume that was made before the node knew of the move would overtake what is on the engine.
+    """
+
+    #: the stay on the engine in which the group has finished everything
+    incarnation: Incarnation
 
 
 class EngineLeft(Command, tag="queue.engine_left", kw_only=True):
