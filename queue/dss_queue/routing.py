@@ -3,8 +3,8 @@
 Theory of operation. The log says on which engine a topic is (core/engines.py), and a node knows it as of the entry that it has applied
 last. A node that lags behind may ask the wrong engine, which then sends it back:
 
-- The log refuses what belongs to the engine (`on_engine`), also a consume of a topic that leaves, unless the node says that it has looked on
-  the engine first. The node has applied this refusal, so it knows better by then.
+- The log refuses what belongs to the engine (`on_engine`), also a consume of a topic that leaves, unless the node says that it has looked
+  on the engine first. The node has applied this refusal, so it knows better by then.
 - A partition of the engine that is closed takes no messages, and one that does not exist is created only if the log, read at that moment,
   has the topic there. The node reads the log and chooses again.
 
