@@ -105,7 +105,7 @@ class Desk:
     def consume(self, count: int = 1, node: str = "n1", **fields: Any) -> Result | None:
         """A consume; None when it waits. It does not wait unless `timeout_ms` is given."""
         defaults = {"topic": self.topic, "group": self.group, "timeout_ms": 0, "visibility_ms": VISIBILITY_MS}
-        command = ConsumeRuns if "max_per_key" in fields else Consume
+        command: type[Consume] = ConsumeRuns if "max_per_key" in fields else Consume
         if "incarnation" in fields:
             command, defaults["max_per_key"] = ConsumeAfterEngine, 1
         return self.entry(command(**{**defaults, "max_messages": count, **fields}), node=node)[0]
