@@ -58,8 +58,7 @@ class InProgress:
         Raises:
             Refused: `over_limit` when too many are in progress, or began in the last second.
         """
-        if self._rates is not None:
-            self._rates.take(address)
+        self.count_call(address)
         if self._per_address[address] >= self._per_address_max:
             raise Refused(
                 "over_limit", f"{address} already has {self._per_address_max} calls in progress (DSS_CALLS_PER_ADDRESS_MAX)"

@@ -5,30 +5,27 @@ The listener has checked the request and read its body. Its calls of the API nev
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
 
-from dss_api import running
 from dss_api.asgi import Receive, Scope, Send, address_of, connection_of, send_answer
-from dss_api.codec import EncodedAnswer, encode_refusal
+from dss_api.codec import encode_refusal
 from dss_api.errors import Refused
 from dss_api.in_progress import InProgress
 from dss_api.proxies import NO_PROXIES, TrustedProxies
-from dss_api.security_headers import NOSNIFF, PAGE_HEADERS, Header, with_headers
-from dss_queue.engine_numbers import SERVICE, EngineNumbers
+from dss_api.security_headers import PAGE_HEADERS, Header, with_headers
+from dss_project.metrics_page import PATH as METRICS_PATH
+from dss_project.metrics_page import MetricsPage
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Pages for every client, whatever its Accept header says.
 PAGES = ("/admin", "/api/", "/ui/", "/favicon.ico")
 #: Paths that the web server answers, not the listener.
-WEB_SERVER_PATHS = (*PAGES, "/metrics", settings.STATIC_URL)
+WEB_SERVER_PATHS = (*PAGES, METRICS_PATH, settings.STATIC_URL)
 ANOTHER_SERVER = (
     "start a node with `manage.py node` (DSS_SERVER=uvicorn for uvicorn): "
     "another ASGI server has neither Raft nor the limits of a node"
@@ -41,11 +38,6 @@ TOO_MANY_PAGES = Refused("overloaded", f"this node already shows {PAGES_MAX} pag
 #: Static files in progress. Each needs a thread until its client has read it.
 FILES_MAX = 32
 TOO_MANY_FILES = Refused("overloaded", f"this node is already sending {FILES_MAX} files")
-# The `_created` series would double the page for little use.
-disable_created_metrics()
-#: How long a scrape waits for the first numbers of topics on the engine `redis`.
-NUMBERS_S = 1.0
-METRICS_HEADERS = ((b"content-type", CONTENT_TYPE_LATEST.encode()), NOSNIFF)
 #: Django's debug pages have scripts and styles in their HTML. Browsers only report what the policy forbids.
 DEBUG_PAGE_HEADERS = tuple(
     (name.replace(b"-policy", b"-policy-report-only") if b"content-sec" in name else name, value) for name, value in PAGE_HEADERS
@@ -72,7 +64,7 @@ class HttpEntryPoint:
         self._static: Application | None = None
         self._pages = 0
         self._files = 0
-        self._metrics_turn = asyncio.Lock()
+        self._metrics = MetricsPage()
         self.in_progress = in_progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,24 +92,14 @@ class HttpEntryPoint:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/metrics":
-            await send_answer(send, scope["method"], EncodedAnswer(200, await self._metrics_page(), METRICS_HEADERS))
+        if path == METRICS_PATH:
+            await send_answer(send, scope["method"], await self._metrics())
         elif path.startswith(settings.STATIC_URL):
             await self._file(scope, receive, send)
         elif self._pages >= PAGES_MAX:
             await send_answer(send, scope["method"], encode_refusal(TOO_MANY_PAGES))
         else:
             await self._page(scope, receive, send)
-
-    async def _metrics_page(self) -> bytes:
-        """Make the page. It takes some milliseconds, so at most one is made in a turn of the event loop."""
-        with suppress(Refused):
-            numbers: EngineNumbers | None = running.node().services.get(SERVICE)
-            if numbers is not None:
-                await numbers.look(wait_s=NUMBERS_S)
-        async with self._metrics_turn:
-            await asyncio.sleep(0)
-            return generate_latest()
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Django runs each page in a thread of its own."""
@@ -131,18 +113,15 @@ class HttpEntryPoint:
         if self._files >= FILES_MAX:
             await send_answer(send, scope["method"], encode_refusal(TOO_MANY_FILES))
             return
-        self._files += 1
-        try:
-            await self._static_files()(scope, receive, with_headers(send, PAGE_HEADERS))
-        finally:
-            self._files -= 1
-
-    def _static_files(self) -> Application:
         if self._static is None:
             from dss_console.static_files import static_files
 
             self._static = static_files(self._django)
-        return self._static
+        self._files += 1
+        try:
+            await self._static(scope, receive, with_headers(send, PAGE_HEADERS))
+        finally:
+            self._files -= 1
 
 
 async def refuse_to_start(scope: Scope, receive: Receive, send: Send) -> None:
