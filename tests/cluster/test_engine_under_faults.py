@@ -57,9 +57,9 @@ async def test_a_failover_in_the_middle_of_traffic(clusters, acks):
     attempted = len(account.answered) + len(account.refused) + len(account.unknown)
     assert attempted >= MESSAGES
     assert account.invented == set()
-    assert account.dead >= poison(account.answered) - account.lost
     if acks != "primary":
-        # The replica had everything that was answered.
+        # The replica had everything that was answered. With `primary`, a message may also be lost after its first delivery.
+        assert account.dead >= poison(account.answered)
         assert (account.lost, account.out_of_order) == (set(), [])
 
 
