@@ -165,6 +165,29 @@ class NaiveQueue:
         entry.handout = handout
         handout.entries.append(entry)
 
+    def in_flight_of(self, name: str, attempt_id: str) -> list[Entry]:
+        """What an earlier consume with this attempt_id got and still has, in order."""
+        entries = [
+            e for e in self.groups[name].values() if e.status == "flight" and e.handout and e.handout.attempt_id == attempt_id
+        ]
+        return [e for e in entries[0].handout.entries if e in entries] if entries and entries[0].handout else []
+
+    def accept(self, w: Waiting, told: list[tuple[int, int]]) -> None:
+        """Hand out what an engine handed out, numbers with attempts. Which messages belong to a run differs between engines, so this
+        checks each of them, and that none is missing.
+        """
+        handout = self.handout_of(w)
+        for number, attempts in told:
+            entry = self.groups[w.group][number]
+            runs = [one for one in handout.entries if entry.key and one.key == entry.key]
+            if runs:
+                assert entry in self.next_of(w.group, entry.key)[: w.per_key - len(runs)]
+            else:
+                assert entry in self.available(w.group)
+            self.take(entry, w, handout)
+            assert entry.attempts == attempts
+        assert len(told) == w.count or not self.available(w.group)
+
     def next_of(self, name: str, key: str) -> list[Entry]:
         """The messages of a key behind those in flight, up to the first one that is delayed."""
         of_key = [e for e in self.groups[name].values() if e.key == key and e.open and e.status != "flight"]

@@ -2,8 +2,8 @@
 
 - A topic with something due is swept: timeouts, delays, retention. A look at a topic without calls costs one call for each partition, and
   the next look comes when something is due, after `PAUSE_S_MAX` at the latest. Consumers do not wait for it: their calls see what is due.
-- A topic that leaves is closed. When nothing of it is left, not even dead letters, the log is told (`EngineLeft`).
-- The keys of abandoned incarnations are deleted, and the log is told (`EngineForgotten`).
+- It closes the partitions of a topic that leaves. When nothing of the topic is left, not even dead letters, it proposes `EngineLeft`.
+- It deletes the keys of abandoned incarnations, and then proposes `EngineForgotten`.
 - Groups that only the log or only the engine has, because a node stopped in between, are put right.
 
 Everything may be repeated, by this leader or the next one.

@@ -172,7 +172,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
             for old in [o for o in model.waiters if (o.group, o.attempt_id) == (name, attempt)]:
                 model.waiters.remove(old)
                 model.answers[old.origin] = model.reason(name)
-            again = self.in_flight_of(name, attempt)
+            again = self.model.in_flight_of(name, attempt)
         if again:
             for entry in again:
                 entry.due_ms, entry.visibility_ms = self.at + visibility, visibility
@@ -194,10 +194,6 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def has_left(self) -> bool:
         """Something is left in the log."""
         return bool(self.model.numbers) or any(e.open for g in self.model.groups.values() for e in g.values())
-
-    def in_flight_of(self, name, attempt):
-        entries = [e for e in self.model.groups[name].values() if e.status == "flight" and e.handout.attempt_id == attempt]
-        return [e for e in entries[0].handout.entries if e in entries] if entries else []
 
     @rule(
         data=st.data(),

@@ -90,7 +90,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         told = [(number_of(one.msg_id), one.attempt) for one in got.messages]
         self.seq += 1
         waiting = Waiting(Origin("n1", 1, self.seq), name, 0, visibility, count, attempt or f"own-{self.seq}", per_key)
-        again = self.in_flight_of(name, attempt) if attempt else []
+        again = self.model.in_flight_of(name, attempt) if attempt else []
         if again:
             for entry in again:
                 entry.due_ms, entry.visibility_ms = self.model.at + visibility, visibility
@@ -98,7 +98,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         elif per_key == 1:
             assert told == [(entry.number, entry.attempts) for entry in self.model.hand_out(waiting)]
         else:
-            self.accept(waiting, told)
+            self.model.accept(waiting, told)
         if not told:
             assert got.empty_reason == self.model.reason(name)
         for one in got.messages:
@@ -106,24 +106,6 @@ class EngineAgainstModel(RuleBasedStateMachine):
             assert one.visible_until_ms == entry.due_ms
             entry.receipt = one.receipt
             self.receipts.append((name, one.msg_id, one.receipt))
-
-    def accept(self, waiting, told):
-        """Which messages belong to a run depends on what the group has met, so the model checks each of them, and that none is missing."""
-        handout = self.model.handout_of(waiting)
-        for number, attempts in told:
-            entry = self.model.groups[waiting.group][number]
-            runs = [one for one in handout.entries if entry.key and one.key == entry.key]
-            if runs:
-                assert entry in self.model.next_of(waiting.group, entry.key)[: waiting.per_key - len(runs)]
-            else:
-                assert entry in self.model.available(waiting.group)
-            self.model.take(entry, waiting, handout)
-            assert entry.attempts == attempts
-        assert len(told) == waiting.count or not self.model.available(waiting.group)
-
-    def in_flight_of(self, name, attempt):
-        entries = [e for e in self.model.groups[name].values() if e.status == "flight" and e.handout.attempt_id == attempt]
-        return [e for e in entries[0].handout.entries if e in entries] if entries else []
 
     @rule(data=st.data(), status=st.sampled_from(["flight", "flight", "ready", "waiting"]), what=st.sampled_from(["ack", "nack"]))
     def end_a_known_delivery(self, data, status, what):
