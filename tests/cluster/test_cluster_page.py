@@ -246,6 +246,22 @@ def test_a_paused_node_is_named_and_comes_back(cluster: LocalCluster, visit: Vis
     visit.says(".verdict h1", "HEALTHY")
 
 
+def test_a_connection_that_no_one_answers_is_given_up(visit: Visit) -> None:
+    """The node hangs between the page and its connection: the page says so, and connects again."""
+    connections: list[Any] = []
+
+    def connected(socket: Any) -> None:
+        connections.append(socket)
+        if len(connections) > 1:
+            socket.connect_to_server()
+
+    visit.page.route_web_socket("**/ws", connected)
+    visit.open(live=False)
+    visit.says(".dss-banner", "No contact with .* since \\d\\d:\\d\\d:\\d\\d UTC")
+    visit.page.wait_for_selector("html[data-live=live][data-batches]", timeout=SAYS_MS)
+    assert len(connections) == 2
+
+
 def test_two_of_three_dead_and_back(cluster: LocalCluster, visit: Visit) -> None:
     visit.open()
     visit.says(".verdict h1", "HEALTHY")
@@ -265,6 +281,7 @@ def test_two_of_three_dead_and_back(cluster: LocalCluster, visit: Visit) -> None
             node.start()
         cluster.wait_ready()
     visit.says(".verdict h1", "HEALTHY")
+    elsewhere.page.wait_for_selector("html[data-live=live]", timeout=SAYS_MS)
     elsewhere.page.locator(".dss-banner").wait_for(state="hidden", timeout=SAYS_MS)
 
 

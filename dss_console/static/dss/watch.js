@@ -2,6 +2,8 @@
 
 /** Without an event for this long, the view counts as old. Events arrive twice a second. */
 const SILENT_MS = 1500;
+/** A connection without its first event for this long has failed, also when nothing refuses it: the node hangs. */
+const FIRST_EVENT_MS = 5000;
 const CHECK_MS = 250;
 /** The time of the connection's ticket is over: get another one. */
 const TICKET_ENDED = 4408;
@@ -17,8 +19,12 @@ export class Watch {
     this.on = on;
     this.socket = null;
     this.state = "";
-    this.attempts = 0;
+    this.failures = 0;
     this.isWanted = false;
+    /** the number of the present attempt to connect: what an earlier one still gets is dropped */
+    this.attempt = 0;
+    this.isConnecting = false;
+    /** when the attempt began, then of the last event */
     this.heardAt = 0;
     this.retry = 0;
     this.check = 0;
@@ -27,7 +33,6 @@ export class Watch {
   start() {
     if (this.isWanted) return;
     this.isWanted = true;
-    this.heardAt = performance.now();
     this.check = setInterval(() => this.#checkSilence(), CHECK_MS);
     this.#connect();
   }
@@ -42,20 +47,20 @@ export class Watch {
   }
 
   async #connect() {
+    const attempt = ++this.attempt;
+    this.isConnecting = true;
+    this.heardAt = performance.now();
     let protocols;
     try {
       protocols = await this.#protocols();
     } catch {
       // No contact. Without a ticket, a closed node refuses the connection.
-      if (!this.isWanted) return;
-      this.#become("lost", "");
-      this.#later();
+      if (attempt === this.attempt) this.#lose();
       return;
     }
-    if (!this.isWanted) return;
+    if (attempt !== this.attempt) return;
     if (protocols === null) {
-      this.#become("refused", "log in again to see what happens now");
-      this.#later();
+      this.#refuse("log in again to see what happens now");
       return;
     }
     const address = new URL("/ws", location.href);
@@ -64,7 +69,7 @@ export class Watch {
     try {
       socket = new WebSocket(address, protocols);
     } catch {
-      this.#later();
+      this.#lose();
       return;
     }
     this.socket = socket;
@@ -73,12 +78,8 @@ export class Watch {
     socket.onclose = (close) => {
       if (this.socket !== socket) return;
       this.socket = null;
-      if (close.code === TICKET_ENDED) {
-        this.#connect();
-        return;
-      }
-      this.#become("lost", "");
-      this.#later();
+      if (close.code === TICKET_ENDED) this.#connect();
+      else this.#lose();
     };
   }
 
@@ -94,36 +95,42 @@ export class Watch {
     if (this.socket !== socket) return;
     if (frame.event) {
       this.heardAt = performance.now();
-      this.attempts = 0;
+      this.isConnecting = false;
+      this.failures = 0;
       this.#become("live", "");
       this.on.event(frame.event);
     } else if (frame.id === 1 && frame.status >= 400) {
-      this.#become("refused", frame.detail || frame.code || "");
-      this.#drop();
-      this.#later();
+      this.#refuse(frame.detail || frame.code || "");
     }
   }
 
   #checkSilence() {
-    if (this.state === "live" && performance.now() - this.heardAt > SILENT_MS) {
-      this.#become("lost", "");
-      this.#drop();
-      this.#later();
-    }
+    const silentMs = performance.now() - this.heardAt;
+    if (this.isConnecting ? silentMs > FIRST_EVENT_MS : this.state === "live" && silentMs > SILENT_MS) this.#lose();
+  }
+
+  #lose() {
+    this.#become("lost", "");
+    this.#later();
+  }
+
+  #refuse(detail) {
+    this.#become("refused", detail);
+    this.#later();
   }
 
   #later() {
-    if (!this.isWanted) return;
+    this.#drop();
     clearTimeout(this.retry);
-    this.retry = setTimeout(() => {
-      this.#drop();
-      this.#connect();
-    }, RETRY_MS[Math.min(this.attempts++, RETRY_MS.length - 1)] );
+    this.retry = setTimeout(() => this.#connect(), RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)]);
   }
 
+  /** End what is connected, and what is connecting. */
   #drop() {
     const socket = this.socket;
     this.socket = null;
+    this.attempt += 1;
+    this.isConnecting = false;
     if (socket) socket.close();
   }
 
