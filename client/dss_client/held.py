@@ -256,7 +256,10 @@ class AsyncHeld:
             self._timer = asyncio.get_running_loop().call_later(max(0.001, self._until - now()), self._time_is_over)
 
     def _begin_renewal(self) -> None:
-        if self._renewing is None and not self.is_over:
+        if self.is_lost:
+            # This process was paused, or its event loop was blocked, until after the end of the lease.
+            self._lose(LEASE_OVER)
+        elif self._renewing is None and not self._is_released:
             self._renewing = asyncio.ensure_future(self._renew())
             self._core.keep(self._renewing)
 
@@ -266,7 +269,7 @@ class AsyncHeld:
             while not self.is_over:
                 try:
                     await self._renew_now(self._ttl_ms)
-                    return
+                    break
                 except LockLost:
                     return
                 except (Unavailable, UnknownOutcome) as error:

@@ -129,14 +129,14 @@ async def node(make_node: Callable[[], Awaitable[FakeNode]]) -> FakeNode:
 
 @pytest.fixture
 async def make_client() -> AsyncIterator[Callable[..., AsyncClient]]:
-    """`make_client(node, …, check_s=1.0, timeout=2.0)`."""
+    """`make_client(node, …, check_s=5.0, timeout=30.0)`: a process that stands still for a moment is no reason to call again."""
     clients: list[AsyncClient] = []
 
-    def make(*nodes: FakeNode, timeout: float = 2.0, check_s: float = 1.0, **options: Any) -> AsyncClient:
+    def make(*nodes: FakeNode, timeout: float = 30.0, check_s: float = 5.0, **options: Any) -> AsyncClient:
         client = AsyncClient([node.url for node in nodes], timeout=timeout, **options)
         given = client._config
         client._config = Config(
-            given.nodes, given.token, given.name, timeout, given.transport, 0.5, check_s, given.tracing, given.tls
+            given.nodes, given.token, given.name, timeout, given.transport, 10.0, check_s, given.tracing, given.tls
         )
         clients.append(client)
         return client
@@ -197,7 +197,7 @@ def until() -> Callable[[Callable[[], Any]], Awaitable[None]]:
     """`await until(condition)`."""
 
     async def until(condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
