@@ -67,6 +67,18 @@ class NaiveQueue:
         self.keeps = False
         #: new messages are on the engine `redis`, which is not part of this model
         self.is_on_engine = False
+        #: the topic has left the engine, which may still get messages: the log gets none
+        self.is_closing = False
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """The log takes no messages."""
+        return self.is_on_engine or self.is_closing
+
+    def leave_engine(self) -> None:
+        """The topic is moved back to the log, if it is on the engine."""
+        self.is_closing |= self.is_on_engine
+        self.is_on_engine = False
 
     def publish(self, number: int, key: str, delay_ms: int) -> None:
         ready_ms = self.at + delay_ms if delay_ms else 0

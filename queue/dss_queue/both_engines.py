@@ -21,7 +21,7 @@ from dss_queue.core.commands import PeekQuery, Purge, Redrive
 from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, PutGroup
 from dss_queue.engine_endings import MARK
 from dss_queue.redis_engine.errors import Closed
-from dss_queue.routing import Routing, Stay, routing_of, uses_engine
+from dss_queue.routing import Routing, Stay, abandoned_by, routing_of, uses_engine
 
 if TYPE_CHECKING:
     from dss_queue.redis_engine.administration import Administration
@@ -236,4 +236,11 @@ async def delete_topic(node: Node, command: DeleteTopic, once: RequestId | None 
             if stay is not None:
                 count = await routing.service.views().message_count(stay.name)
     result = await node.submit(command, once=once)
-    return result if result.code or not result.body["deleted"] else _counted(result, "purged", count)
+    if result.code or not result.body["deleted"]:
+        return result
+    # A node that does not know of the deletion would publish where the leader deletes everything.
+    for incarnation in abandoned_by(node, command.topic):
+        service = routing_of(node).service
+        with suppress(Refused):
+            await service.administration().close(service.name_in(incarnation, command.topic))
+    return _counted(result, "purged", count)

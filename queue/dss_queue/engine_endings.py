@@ -37,7 +37,7 @@ async def ack(routing: Routing, command: Ack, once: RequestId | None = None) -> 
     msg_ids = command.msg_ids if command.msg_ids is not None else [command.msg_id or ""]
     stay = routing.stay(routing.topic(command.topic))
     if stay is None or not are_of_engine(msg_ids):
-        result = await routing.node.submit(command, once=once)
+        result = await routing.submit(command, once)
         return needs_log("publish", str(result.body["topic"])) if result.code == ON_ENGINE else result
     for field in ("publish", "release"):
         if getattr(command, field):

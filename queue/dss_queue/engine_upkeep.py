@@ -2,7 +2,8 @@
 
 - A topic with something due is swept: timeouts, delays, retention. A look at a topic without calls costs one call for each partition, and
   the next look comes when something is due, after `PAUSE_S_MAX` at the latest. Consumers do not wait for it: their calls see what is due.
-- It closes the partitions of a topic that leaves. When nothing of the topic is left, not even dead letters, it proposes `EngineLeft`.
+- It closes the partitions of a topic that leaves, and proposes `EngineClosed`. When nothing of the topic is left, not even dead letters, it
+  proposes `EngineLeft`.
 - It deletes the keys of abandoned incarnations, and then proposes `EngineForgotten`.
 - Groups that only the log or only the engine has, because a node stopped in between, are put right.
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dss_api.errors import Refused
 from dss_api.supervised import report_failure
 from dss_queue.core.broker import Broker
-from dss_queue.core.engines import FORGOTTEN_PER_COMMAND_MAX, EngineForgotten, EngineLeft
+from dss_queue.core.engines import FORGOTTEN_PER_COMMAND_MAX, EngineClosed, EngineForgotten, EngineLeft
 from dss_queue.core.topic import Topic
 from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.errors import Closed
@@ -106,6 +107,8 @@ class EngineUpkeep:
         administration, name = self._service.administration(), self._service.name_of(topic)
         if use.is_leaving:
             await administration.close(name)
+            if not use.is_closed:
+                self._node.propose_as_leader(EngineClosed(topic=topic.name, incarnation=use.incarnation))
         swept = await administration.sweep(name, self._service.settings_of(topic), list(topic.groups))
         if swept.has_other_groups:
             await self._align_groups(topic, name)

@@ -197,8 +197,8 @@ async def ack(node: Node, request: AckRequest, once: RequestId | None = None) ->
     else:
         result = await node.submit(command, once=once)
         if result.code == ON_ENGINE:
-            return engine_endings.needs_log("publish", result.body["topic"])
-        if not result.body.get("acked") and engine_endings.are_of_engine(msg_ids) and uses_engine(node, request.topic):
+            result = await engine_endings.ack(routing_of(node), command, once)
+        elif not result.body.get("acked") and engine_endings.are_of_engine(msg_ids) and uses_engine(node, request.topic):
             # This node did not know yet that the topic is there.
             result = await engine_endings.ack(routing_of(node), command)
     push.settled(node, request.topic, request.group, msg_ids)

@@ -7,10 +7,12 @@ last. A node that lags behind may ask the wrong engine, which then sends it back
   on the engine first. The node has applied this refusal, so it knows better by then.
 - A partition of the engine that is closed takes no messages, and one that does not exist is created only if the log, read at that moment,
   has the topic there. The node reads the log and chooses again.
+- While a topic leaves, the log refuses messages until a node has closed all partitions and said so (`EngineClosed`). So a key never has
+  messages that go to the engine after some went to the log, however far the nodes are behind.
 
 A topic that moves is delivered in the order in which it was published. While it comes to the engine, a group gets what it has not finished
-in the log first. While it leaves, its partitions are closed before the first message is published in the log, and a group gets what it
-has not finished on the engine first. A topic cannot leave before the log has nothing left from before.
+in the log first. While it leaves, a group gets what it has not finished on the engine first. A topic cannot leave before the log has
+nothing left from before.
 
 Groups are in the log first, and then on the engine, before the call that creates one is answered: the engine deletes a message when all
 groups that it knows have finished it.
@@ -33,7 +35,7 @@ from dss_api.result import Result
 from dss_queue.answers import Published
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Consume, ConsumeRuns, NewMessage, Publish, TopicSettings
-from dss_queue.core.engines import ConsumeAfterEngine, EngineUse
+from dss_queue.core.engines import ConsumeAfterEngine, EngineClosed, EngineUse
 from dss_queue.core.group import Group, was_deleted
 from dss_queue.core.records import message_id
 from dss_queue.core.topic import Topic
@@ -42,6 +44,7 @@ from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.errors import Closed, GroupDeleted
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT
 from dss_raft.replication.client_requests import ClientRequests
+from dss_raft.replication.commands import Command
 
 if TYPE_CHECKING:
     from dss_queue.core.sqs_queues import PublishToQueues
@@ -57,7 +60,7 @@ ROUNDS_MAX = 100
 LEAVING_LOOK_MS = 500
 #: A group that has nothing left on the engine that its topic leaves may get something by a redrive: look again after this time.
 FINISHED_S = 1.0
-#: Incarnations whose partitions are closed, and groups that have nothing left on the engine; the latest ones.
+#: Groups that have nothing left on the engine; the latest ones.
 REMEMBERED_MAX = 16_384
 #: Topics on the engine that this node used last; engine_numbers.py reads them.
 USED_MAX = 1_000
@@ -91,8 +94,8 @@ class Routing:
         self.node = node
         self.service = service
         self._broker = cast(Broker, node.machine("queue"))
-        #: incarnations whose partitions are closed
-        self._closed: dict[int, None] = {}
+        #: by incarnation: closings of partitions that run
+        self._closing: dict[int, asyncio.Task[None]] = {}
         #: groups that have nothing left on the engine that their topic leaves, until when
         self._finished: dict[tuple[int, str], float] = {}
         #: topics of which this node has asked the engine; the latest ones, in this order
@@ -130,8 +133,9 @@ class Routing:
             topic = self.topic(name)
             stay = self.stay(topic)
             if topic is not None and stay is not None and not self._is_logged(_part(once, logged)):
-                if stay.use.is_leaving:
+                if stay.use.is_leaving and not stay.use.is_closed:
                     await self._close(stay)
+                    continue
                 if not stay.use.is_leaving or once is not None:
                     # A repeat of a publish before the topic left gets the answer of the first one.
                     try:
@@ -145,6 +149,27 @@ class Routing:
                 return result
             logged += 1
         raise _sent_back(name)
+
+    async def submit(self, command: Command, once: RequestId | None = None) -> Result:
+        """Carry out a command of the log that also stores messages, in any topics.
+
+        Returns:
+            Its result. The code is `ON_ENGINE` if one of the topics has its messages on the engine: nothing was done.
+
+        Raises:
+            Refused: `engine_away`: one of the topics leaves the engine.
+        """
+        for logged in range(ROUNDS_MAX):
+            result = await self.node.submit(command, once=_part(once, logged))
+            if result.code != ON_ENGINE:
+                return result
+            stay = self.stay(self.topic(result.body["topic"]))
+            if stay is None or self._is_logged(_part(once, logged + 1)):
+                continue
+            if not stay.use.is_leaving:
+                return result
+            await self._close(stay)
+        raise _sent_back(result.body["topic"])
 
     def _is_logged(self, once: RequestId | None) -> bool:
         """Whether the log has the answer to a request: it was made before the topic moved, or by a node that did not know of it."""
@@ -330,16 +355,42 @@ class Routing:
         self._finished.pop((stay.use.incarnation, group_name), None)
 
     async def _close(self, stay: Stay) -> None:
-        """No more messages are published on the engine that the topic leaves."""
-        if stay.use.incarnation not in self._closed:
-            await self.service.administration().close(stay.name)
-            _remember(self._closed, stay.use.incarnation, None)
+        """No more messages are published on the engine that the topic leaves, and the log knows it.
+
+        Raises:
+            Refused: `engine_away`, or a refusal of the log.
+        """
+        incarnation = stay.use.incarnation
+        if stay.use.is_closed:
+            return
+        closing = self._closing.get(incarnation)
+        if closing is None:
+            closing = self._closing[incarnation] = asyncio.ensure_future(self._close_now(stay))
+            closing.add_done_callback(lambda done: self._has_closed(incarnation, done))
+        # Others may wait for it.
+        await asyncio.shield(closing)
+
+    async def _close_now(self, stay: Stay) -> None:
+        await self.service.administration().close(stay.name)
+        await self.node.submit(EngineClosed(topic=stay.topic, incarnation=stay.use.incarnation))
+
+    def _has_closed(self, incarnation: int, done: asyncio.Task[None]) -> None:
+        del self._closing[incarnation]
+        if not done.cancelled():
+            # Its callers may have gone.
+            done.exception()
 
 
 def uses_engine(node: Node, topic_name: str) -> bool:
     """Whether a topic has, or may have, messages on the engine, as this node knows."""
     topic = cast(Broker, node.machine("queue")).topics.get(topic_name)
     return topic is not None and topic.engine is not None
+
+
+def abandoned_by(node: Node, topic_name: str) -> list[int]:
+    """The incarnations of topics that had this name, whose keys on the engine are not deleted yet."""
+    abandoned = cast(Broker, node.machine("queue")).registry.abandoned
+    return [incarnation for incarnation, name in abandoned.items() if name == topic_name]
 
 
 def routing_of(node: Node) -> Routing:

@@ -29,7 +29,7 @@ from dss_queue.core.commands import (
     Redrive,
     SetTopic,
 )
-from dss_queue.core.engines import ConsumeAfterEngine, EngineForgotten, EngineLeft, EngineUse
+from dss_queue.core.engines import ConsumeAfterEngine, EngineClosed, EngineForgotten, EngineLeft, EngineUse
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.records import message_id
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
@@ -123,7 +123,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
     def publish_all(self, keys, delay):
         messages = [NewMessage(TOPIC, b"0", key, 1 if key else -1, delay, "", b"") for key in keys]
         result, _ = self.apply(Publish(messages=messages))
-        if self.model.is_on_engine:
+        if self.model.is_elsewhere:
             assert result.code == "on_engine"
             self.end()
             return
@@ -245,7 +245,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         if is_stale:
             assert result.code == "stale_receipt"
             return
-        if entry is not None and self.model.is_on_engine:
+        if entry is not None and self.model.is_elsewhere:
             assert result.code == "on_engine"
             return
         assert (result.body["acked"], len(result.body["published"])) == (entry is not None, int(entry is not None))
@@ -328,7 +328,8 @@ class QueueAgainstModel(RuleBasedStateMachine):
         if self.model.is_on_engine and self.has_left:
             assert result.code == "moving"
         else:
-            self.model.keeps, self.model.is_on_engine = keeps, False
+            self.model.keeps = keeps
+            self.model.leave_engine()
             self.model.drop_finished()
         self.end()
 
@@ -524,7 +525,26 @@ class QueueThatMovesAgainstModel(QueueAgainstModel):
             # What comes would be published behind what is left from before, and both would overtake what is on the engine.
             assert result.code == "moving"
         else:
-            self.model.is_on_engine = False
+            self.model.leave_engine()
+        self.end()
+
+    @precondition(lambda self: self.stay is None)
+    @rule(key=KEYS)
+    def there_and_back(self, key):
+        """A message that comes then would overtake one that a node behind publishes on the engine."""
+        self.purge_all()
+        self.move_to_the_engine("primary")
+        self.move_to_the_log()
+        self.publish_all([key], 0)
+
+    @precondition(lambda self: self.stay is not None)
+    @rule(wrong=st.sampled_from([0, 0, 1]))
+    def the_engine_is_closed(self, wrong):
+        """A node says so once or more, in time or not."""
+        result, _ = self.apply(EngineClosed(topic=TOPIC, incarnation=self.stay + wrong))
+        assert result.body["closed"] == (not wrong and not self.model.is_on_engine)
+        if result.body["closed"]:
+            self.model.is_closing = False
         self.end()
 
     @precondition(lambda self: self.stay is not None)
@@ -534,7 +554,7 @@ class QueueThatMovesAgainstModel(QueueAgainstModel):
         assert result.body["left"] == (not wrong and not self.model.is_on_engine)
         if result.body["left"]:
             self.abandoned.append(self.stay)
-            self.stay = None
+            self.stay, self.model.is_closing = None, False
         self.end()
 
     @rule(data=st.data())
@@ -556,7 +576,8 @@ class QueueThatMovesAgainstModel(QueueAgainstModel):
         self.abandoned += [] if self.stay is None else [self.stay]
         self.stay = None
         self.apply(PutTopic(topic=TOPIC, **SETTINGS))
-        self.model.numbers, self.model.published, self.model.keeps, self.model.is_on_engine = [], 0, False, False
+        self.model.numbers, self.model.published, self.model.keeps = [], 0, False
+        self.model.is_on_engine = self.model.is_closing = False
         self.end()
 
     @invariant()
@@ -571,7 +592,8 @@ class QueueThatMovesAgainstModel(QueueAgainstModel):
     @invariant()
     def the_engine_is_known(self):
         is_on_engine = self.model.is_on_engine
-        assert self.topic.engine == (None if self.stay is None else EngineUse(self.stay, not is_on_engine))
+        use = None if self.stay is None else EngineUse(self.stay, not is_on_engine, not self.model.is_elsewhere)
+        assert self.topic.engine == use
         assert self.topic.messages.settings.engine == ("redis" if is_on_engine else "raft")
         assert self.broker.registry.abandoned == dict.fromkeys(self.abandoned, TOPIC)
         assert self.stay is None or not self.topic.is_idle

@@ -23,7 +23,7 @@ from dss_queue.core.commands import (
     Redrive,
     SetTopic,
 )
-from dss_queue.core.engines import ConsumeAfterEngine, EngineForgotten, EngineLeft
+from dss_queue.core.engines import ConsumeAfterEngine, EngineClosed, EngineForgotten, EngineLeft
 from dss_queue.core.records import message_id, receipt_of
 from dss_queue.core.sns_topics import CreateSnsTopic, DeleteSnsTopic, Notice, PublishToSns, Subscribe, Unsubscribe
 from dss_queue.core.sqs_queues import CancelMove, ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
@@ -120,7 +120,8 @@ class AnyOrder:
         used = [(t.name, t.engine.incarnation) for t in self.desk.broker.topics.values() if t.engine is not None]
         topic, incarnation = self.rng.choice([*used, (self.rng.choice(TOPICS), 1)])
         some = [*registry.abandoned, *(number for _, number in used)]
-        return self.rng.choice([EngineLeft(topic=topic, incarnation=incarnation), EngineForgotten(incarnations=some[:2])])
+        one = {"topic": topic, "incarnation": incarnation}
+        return self.rng.choice([EngineClosed(**one), EngineLeft(**one), EngineForgotten(incarnations=some[:2])])
 
     def manage(self):
         rng = self.rng
@@ -210,6 +211,7 @@ def check_engines(broker):
     for topic in broker.topics.values():
         settings = topic.messages.settings
         assert (settings.engine == "redis") == topic.is_on_engine
+        assert topic.engine is None or topic.engine.is_leaving or not topic.engine.is_closed
         if topic.is_on_engine:
             assert not settings.keep_ms
             assert not settings.dead_letter_topic

@@ -9,7 +9,7 @@ from dss_api.result import Result
 from dss_dev.queue_recount import recounted_usage
 from dss_queue.core import engine_moves
 from dss_queue.core.commands import Ack, NewMessage, PeekQuery, Publish, SetTopic
-from dss_queue.core.engines import EngineForgotten, EngineLeft, EngineUse
+from dss_queue.core.engines import EngineClosed, EngineForgotten, EngineLeft, EngineUse
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sns_topics import CreateSnsTopic, Notice, PublishToSns, Subscribe
 from dss_queue.core.sqs_queues import ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
@@ -23,7 +23,20 @@ def to_engine(desk, topic="t", **fields):
 
 
 def to_log(desk, topic="t"):
+    """Move a topic back. The engine takes no more messages."""
+    leave(desk, topic)
+    assert close(desk, topic)
+
+
+def leave(desk, topic="t"):
+    """Move a topic back. The engine may still take messages."""
     assert not desk.settings(topic=topic).code
+
+
+def close(desk, topic="t"):
+    """A node has closed the partitions; whether that counts."""
+    incarnation = desk.broker.topics[topic].engine.incarnation
+    return desk.do(EngineClosed(topic=topic, incarnation=incarnation)).body["closed"]
 
 
 def why_not(desk, **fields):
@@ -216,14 +229,78 @@ def test_groups_stand_in_the_log(desk):
 # ----------------------------------------------------------------- the way back
 
 
-def test_a_topic_that_leaves_is_in_the_log_at_once(desk):
+def test_a_topic_that_leaves_is_in_the_log_when_the_engine_is_closed(desk):
     incarnation = to_engine(desk)
-    to_log(desk)
+    leave(desk)
     assert desk.broker.topics["t"].engine == EngineUse(incarnation, is_leaving=True)
+    assert moving_from(desk) == "redis"
+    assert published(desk, topic="t").code == "on_engine"
+    assert close(desk)
+    assert desk.broker.topics["t"].engine == EngineUse(incarnation, is_leaving=True, is_closed=True)
     assert moving_from(desk) == "redis"
     desk.publish(1)
     assert desk.values(incarnation=incarnation) == [1]
     assert desk.consume(group="h", timeout_ms=0, incarnation=incarnation).body["messages"]
+
+
+def test_the_log_takes_nothing_before_the_engine_is_closed(desk):
+    """A node that does not know of the move still publishes on the engine, also a later message of the same key."""
+    desk.settings()
+    (msg_id,) = desk.publish(1, topic="source")
+    desk.take(topic="source")
+    desk.publish(1, dedup_id="a")
+    desk.purge()
+    to_engine(desk)
+    leave(desk)
+    new = NewMessage("t", b"0", "", -1, 0, "", b"")
+    for command in (
+        Publish(messages=[desk.message()]),
+        Publish(messages=[desk.message(topic="other"), desk.message()]),
+        Publish(messages=[desk.message(dedup_id="a")]),
+        Ack(topic="source", group="g", msg_id=msg_id, publish=[new]),
+    ):
+        result = desk.do(command)
+        assert (result.code, result.body["topic"]) == ("on_engine", "t")
+    assert "other" not in desk.broker.topics
+    leave(desk)
+    assert published(desk).code == "on_engine", "the same settings again say nothing about the engine"
+    assert close(desk)
+    leave(desk)
+    assert desk.do(Ack(topic="source", group="g", msg_id=msg_id, publish=[new])).body["published"]
+    assert not published(desk).code
+
+
+def test_only_the_stay_that_is_closed_is_over(desk):
+    first = to_engine(desk)
+    assert not close(desk), "it does not leave"
+    assert published(desk).code == "on_engine"
+    leave(desk)
+    assert desk.do(EngineClosed(topic="t", incarnation=first + 1)).body == {"closed": False}
+    assert desk.do(EngineClosed(topic="gone", incarnation=first)).body == {"closed": False}
+    assert published(desk).code == "on_engine"
+    desk.do(DeleteTopic(topic="t"))
+    second = to_engine(desk)
+    leave(desk)
+    assert desk.do(EngineClosed(topic="t", incarnation=first)).body == {"closed": False}
+    assert published(desk).code == "on_engine"
+    assert desk.do(EngineLeft(topic="t", incarnation=second)).body == {"left": True}
+    assert not published(desk).code, "what has nothing left takes no more, either"
+    assert desk.do(EngineClosed(topic="t", incarnation=second)).body == {"closed": False}
+
+
+def test_dead_letters_of_others_wait_with_their_group_until_the_engine_is_closed(desk):
+    desk.settings(topic="source", max_attempts=1, dead_letter_topic="t")
+    to_engine(desk)
+    leave(desk)
+    first, second = desk.publish(1, 2, topic="source")
+    desk.take(2, topic="source")
+    assert desk.nack(first, topic="source").body["dead"]
+    (dead,) = peek(desk.broker, PeekQuery(topic="source", group="g", dead=True), desk.at_ms)
+    assert dead["msg_id"] == first
+    assert not desk.broker.topics["t"].messages.by_number
+    assert close(desk)
+    desk.nack(second, topic="source")
+    assert len(desk.broker.topics["t"].messages.by_number) == 1
 
 
 def test_a_consume_that_does_not_know_of_the_move_overtakes_nothing_on_the_engine(desk):
@@ -461,6 +538,35 @@ def test_a_move_task_ends_when_its_target_goes_to_the_engine(desk):
     assert sorted(desk.values(2, topic="q", group="sqs")) == [1, 2]
 
 
+def test_a_move_task_waits_until_the_engine_is_closed(desk):
+    queue(desk, "q")
+    queue(desk, "target", DssEngine="redis")
+    change(desk, "target", DssEngine="")
+    desk.publish(1, topic="q")
+    desk.do(StartMove(topic="q", target="target"))
+    desk.pass_ms(1000)
+    (task,) = desk.broker.topics["q"].queue.moves
+    assert (task.status, task.moved) == ("RUNNING", 0)
+    assert close(desk, "target")
+    desk.pass_ms(2000)
+    (task,) = desk.broker.topics["q"].queue.moves
+    assert (task.status, task.moved) == ("COMPLETED", 1)
+
+
+def test_sns_publishes_nothing_to_a_queue_before_the_engine_is_closed(desk):
+    queue(desk, "q", DssEngine="redis")
+    queue(desk, "other")
+    change(desk, "q", DssEngine="")
+    desk.do(CreateSnsTopic(sns_topic="news"))
+    for name in ("other", "q"):
+        assert not desk.do(Subscribe(sns_topic="news", queue=name)).code
+    publish = PublishToSns(sns_topic="news", notices=[Notice("x", {}, {}, {})])
+    assert desk.do(publish).code == "on_engine"
+    assert not desk.broker.topics["other"].messages.by_number
+    assert close(desk, "q")
+    assert desk.do(publish).body == {"sent": 2}
+
+
 def test_topics_of_sns_and_the_engine_exclude_each_other(desk):
     queue(desk, "q", DssEngine="redis")
     queue(desk, "log")
@@ -494,7 +600,10 @@ def test_each_state_survives_a_restart(desk):
     same_after_restart()
     desk.purge()
     assert [one.code for one in desk.answers.values()] == ["on_engine"]
-    to_log(desk)
+    leave(desk)
+    same_after_restart()
+    assert published(desk).code == "on_engine"
+    assert close(desk)
     same_after_restart()
     assert why_not(desk, engine="redis") == ("moving", "engine")
     desk.do(EngineLeft(topic="t", incarnation=incarnation))

@@ -18,10 +18,13 @@ from dss_api.routes import Route
 from dss_queue import push, subscribers
 from dss_queue import routing as routing_module
 from dss_queue.core.commands import Subscribe
-from dss_queue.core.engines import EngineLeft
+from dss_queue.core.engines import EngineClosed, EngineLeft
 from dss_queue.core.partitions import PARTITIONS
+from dss_queue.core.sns_topics import CreateSnsTopic, Notice, PublishToSns
+from dss_queue.core.sns_topics import Subscribe as SubscribeQueue
+from dss_queue.core.sqs_queues import CreateQueue
 from dss_queue.engine_service import EngineService
-from dss_queue.operations import OPERATIONS, consume, publish
+from dss_queue.operations import OPERATIONS, ack, consume, publish
 from dss_queue.push import subscribe
 from dss_queue.routing import Routing
 from dss_queue.subscribers import Subscribers
@@ -122,8 +125,8 @@ async def api(node, url):
 
 
 @pytest.fixture
-async def lagging(api, local_node, url):
-    """A second node, which applies an entry only when it waits for one of its own, or reads the log."""
+def another(api, local_node, url):
+    """Makes further nodes, which apply an entry only when they wait for one of their own, or read the log."""
     leader = api.node
     log, apply = [], leader.broker.apply
 
@@ -152,10 +155,26 @@ async def lagging(api, local_node, url):
             self.catch_up()
             return result
 
-    node = Lagging()
-    node.config.cluster_id = leader.config.cluster_id
-    async with opened(node, url) as other:
-        yield other
+    def made():
+        node = Lagging()
+        node.leader, node.config.cluster_id = leader, leader.config.cluster_id
+        return opened(node, url)
+
+    return made
+
+
+@pytest.fixture
+async def lagging(another):
+    """A node that lags behind."""
+    async with another() as node:
+        yield node
+
+
+@pytest.fixture
+async def one_behind(another):
+    """One more. Tests let it know the last move but one, while `lagging` knows none."""
+    async with another() as node:
+        yield node
 
 
 # ------------------------------------------------------------------ on the engine
@@ -477,6 +496,135 @@ async def test_a_node_that_does_not_know_yet_that_a_topic_left_publishes_nothing
     published = await lagging.publish("log 2", key="k")
     assert published["durability"] == "replicated-log"
     assert await api.finish_all() == ["engine", "log 1", "log 2"]
+
+
+async def publish_alone(node):
+    return await node.post("publish", value="log 1", key="k")
+
+
+async def publish_with_an_ack(node):
+    (got,) = await node.take(topic="source")
+    new = {"topic": "t", "value": "log 1", "key": "k"}
+    return await node.post("ack", topic="source", group="g", msg_id=got["msg_id"], receipt=got["receipt"], publish=[new])
+
+
+async def publish_once(node):
+    request = ROUTES["POST", "/queue/publish"].decoder.body(b'{"topic": "t", "value": "log 1", "key": "k"}')
+    once = RequestId("session", 1, 0, bytes(16))
+    first = await publish(node.node, request, once)
+    again = await publish(node.node, request, once)
+    assert first.msg_id == again.msg_id
+    return {"status": 200, "durability": again.durability}
+
+
+async def ack_once(node):
+    (got,) = await node.take(topic="source")
+    new = {"topic": "t", "value": "log 1", "key": "k"}
+    fields = {"topic": "source", "group": "g", "msg_id": got["msg_id"], "receipt": got["receipt"], "publish": [new]}
+    request = ROUTES["POST", "/queue/ack"].decoder.body(msgspec.json.encode(fields))
+    once = RequestId("session", 1, 0, bytes(16))
+    first = await ack(node.node, request, once)
+    again = await ack(node.node, request, once)
+    assert first.body["published"] == again.body["published"] != []
+    return {"status": 200, "durability": "replicated-log"}
+
+
+async def publish_on_sns(node):
+    for command in (
+        CreateQueue(topic="t"),
+        CreateSnsTopic(sns_topic="news"),
+        SubscribeQueue(sns_topic="news", queue="t", attributes={"RawMessageDelivery": "true"}),
+    ):
+        # The node that makes these calls knows all moves.
+        await node.node.leader.submit(command)
+    command = PublishToSns(sns_topic="news", notices=[Notice("log 1", {}, {}, {})])
+    assert not (await node.routing.submit(command)).code
+    return {"status": 200, "durability": "replicated-log"}
+
+
+@pytest.mark.parametrize("way", [publish_alone, publish_with_an_ack, publish_once, ack_once, publish_on_sns])
+async def test_a_node_two_moves_behind_overtakes_nothing(api, lagging, one_behind, way):
+    """It knows neither that the topic came to the engine nor that it left. Another node knows the first, and would publish there."""
+    api.node.open_request_session("session")
+    await api.post("publish", topic="source", value=1)
+    await api.move("redis")
+    await one_behind.node.read_index()
+    await api.publish("engine", key="k")
+    await api.move("raft")
+    assert (lagging.routing.topic("t"), one_behind.routing.topic("t").is_on_engine) == (None, True)
+    answer = await way(lagging)
+    assert (answer["status"], answer["durability"]) == (200, "replicated-log"), answer
+    assert (await one_behind.post("publish", value="log 2", key="k"))["durability"] == "replicated-log"
+    assert await api.finish_all() == ["engine", "log 1", "log 2"]
+
+
+async def test_many_calls_close_the_engine_once(api):
+    await api.move("redis")
+    await api.move("raft")
+    answers = await asyncio.gather(*(api.post("publish", value=number) for number in range(20)), api.take())
+    assert {one["durability"] for one in answers[:-1]} == {"replicated-log"}
+    assert sum(isinstance(one, EngineClosed) for one in api.node.commands) == 1
+
+
+async def test_a_call_that_ends_does_not_end_the_closing_for_others(api):
+    await api.move("redis")
+    await api.move("raft")
+    first = asyncio.ensure_future(api.post("publish", value=1))
+    while not api.routing._closing:  # noqa: ASYNC110  (nothing else tells)
+        await asyncio.sleep(0)
+    second = asyncio.ensure_future(api.post("publish", value=2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second)["durability"] == "replicated-log"
+    assert await api.values() == [2]
+
+
+async def test_a_topic_that_leaves_while_the_engine_is_away(api, lagging):
+    """Until the engine is closed, a message in the log could overtake one of the engine; after that, only consumers wait for it."""
+    await api.move("redis")
+    await api.publish("engine", key="k")
+    await api.move("raft")
+    await api.post("publish", topic="source", value=1)
+    (got,) = await api.take(topic="source")
+    new = {"topic": "t", "value": 1}
+    transaction = {"topic": "source", "group": "g", "msg_id": got["msg_id"], "publish": [new]}
+    for node in (api, lagging):
+        await node.go_away()
+        for refused in (await node.publish("log", key="k"), await node.post("ack", **transaction)):
+            assert (refused["status"], refused["code"]) == (503, "engine_away")
+    assert not api.node.broker.topics["t"].messages.by_number
+    api.come_back()
+    await api.take()
+    await api.go_away()
+    assert (await api.publish("log", key="k"))["durability"] == "replicated-log"
+    assert (await api.post("consume", group="g", timeout_ms=0))["code"] == "engine_away"
+
+
+async def test_a_topic_leaves_an_engine_that_came_back_empty(api, valkey):
+    """The way out when the servers are gone for good: what the log has stays, and what they had is lost."""
+    await api.move("redis")
+    await api.publish("lost", key="k")
+    await api.move("raft")
+    await api.go_away()
+    assert (await api.publish("log 1", key="k"))["code"] == "engine_away"
+    valkey.client().flushall()
+    api.come_back()
+    await api.publish("log 1", "log 2", key="k")
+    assert await api.finish_all() == ["log 1", "log 2"]
+    stay = api.routing.stay(api.routing.topic("t"))
+    assert await api.service.administration().is_drained(stay.name)
+
+
+async def test_what_is_published_after_a_deletion_is_not_deleted(api, lagging):
+    """The node still knows the topic that was deleted. Its partitions are there until the leader deletes them."""
+    await api.move("redis")
+    await lagging.node.read_index()
+    await lagging.publish("old")
+    answer = await api.call("DELETE", "/queue/topic", topic="t")
+    assert answer["purged"] == 1
+    await api.publish("new 1")
+    assert (await lagging.publish("new 2"))["durability"] == "replicated-log"
+    assert await api.values() == ["new 1", "new 2"]
 
 
 async def test_a_node_that_does_not_know_yet_that_a_topic_was_deleted(api, lagging):

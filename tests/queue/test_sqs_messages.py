@@ -64,7 +64,7 @@ async def deleted(monkeypatch: pytest.MonkeyPatch, receipts: list[str], *answers
     """The answer to a DeleteMessageBatch with these receipts, when the commands it submits are answered so."""
     left = list(answers)
 
-    async def submit(command: Any, wait_ms: int = 0, once: Any = None) -> Result:
+    async def submit(command: Any, once: Any = None) -> Result:
         answer = left.pop(0)
         if isinstance(answer, Refused):
             raise answer
@@ -78,8 +78,8 @@ async def deleted(monkeypatch: pytest.MonkeyPatch, receipts: list[str], *answers
         DeleteEntry(id=str(number), receipt_handle=base64.b64encode(receipt.encode(), b"-_").decode())
         for number, receipt in enumerate(receipts)
     ]
-    routing: Any = SimpleNamespace(topic=lambda name: None, stay=lambda topic: None)
-    node = routing.node = cast(Any, SimpleNamespace(submit=submit, services={SERVICE: routing}))
+    routing: Any = SimpleNamespace(topic=lambda name: None, stay=lambda topic: None, submit=submit)
+    node = cast(Any, SimpleNamespace(submit=submit, services={SERVICE: routing}))
     reply = await message_calls.delete_batch(Call(node, "q", DeleteBatchInput(entries=entries), "", ""))
     assert left == []
     return reply.body

@@ -45,7 +45,7 @@ from dss_queue.core.commands import (
     Redrive,
     SetTopic,
 )
-from dss_queue.core.engines import ConsumeAfterEngine, EngineForgotten, EngineLeft, on_engine
+from dss_queue.core.engines import ConsumeAfterEngine, EngineClosed, EngineForgotten, EngineLeft, on_engine
 from dss_queue.core.group import Callers, Delivery, Group, Waiter, was_deleted
 from dss_queue.core.publishing import Publisher
 from dss_queue.core.queue_moves import QueueMoves
@@ -130,6 +130,7 @@ class Broker:
         EngineLeft,
         EngineForgotten,
         ConsumeAfterEngine,
+        EngineClosed,
     )
 
     def __init__(self, locks: Locks | None = None, limits: StateLimits | None = None) -> None:

@@ -9,6 +9,7 @@ from dss_api.result import Result
 from dss_queue.core.commands import TopicSettings
 from dss_queue.core.engines import (
     ABANDONED_MAX,
+    EngineClosed,
     EngineForgotten,
     EngineLeft,
     EngineUse,
@@ -31,6 +32,7 @@ class EngineMoves:
         self._topics = topics
         self._registry = registry
         self.appliers: dict[type[Command], Callable[[Any, int, int, Origin], Result | None]] = {
+            EngineClosed: self._closed,
             EngineLeft: self._left,
             EngineForgotten: self._forgotten,
         }
@@ -69,19 +71,30 @@ class EngineMoves:
         topic.settings_changed(settings, at_ms)
         use = topic.engine
         if settings.engine == "raft":
-            if use is not None:
+            if use is not None and not use.is_leaving:
                 topic.set_engine(EngineUse(use.incarnation, is_leaving=True))
             return
         if use is None:
             topic.set_engine(EngineUse(new_incarnation(at_ms, self._registry.next_serial())))
         topic.serve(at_ms)
 
-    def _left(self, command: EngineLeft, at_ms: int, index: int, origin: Origin) -> Result:
+    def _leaving(self, command: EngineClosed | EngineLeft) -> Topic | None:
+        """The topic of a command, if it is leaving in this incarnation."""
         topic = self._topics.get(command.topic)
-        has_left = topic is not None and topic.engine == EngineUse(command.incarnation, is_leaving=True)
-        if topic is not None and has_left:
+        use = None if topic is None else topic.engine
+        return topic if use is not None and use.is_leaving and use.incarnation == command.incarnation else None
+
+    def _closed(self, command: EngineClosed, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._leaving(command)
+        if topic is not None:
+            topic.set_engine(EngineUse(command.incarnation, is_leaving=True, is_closed=True))
+        return Result({"closed": topic is not None})
+
+    def _left(self, command: EngineLeft, at_ms: int, index: int, origin: Origin) -> Result:
+        topic = self._leaving(command)
+        if topic is not None:
             topic.abandon_engine()
-        return Result({"left": has_left})
+        return Result({"left": topic is not None})
 
     def _forgotten(self, command: EngineForgotten, at_ms: int, index: int, origin: Origin) -> Result:
         # As an ordered set: nothing prevents a leader from naming one twice.

@@ -3,12 +3,16 @@
 The settings of a topic, its groups and the choice of its engine are in the log. Its messages are on Valkey or Redis while `engine` is
 `redis`. Nothing is copied when a topic moves: what is there is delivered from where it is, before anything that came later.
 
-    in the log ──SetTopic, engine: redis──▶ on the engine ──SetTopic, engine: raft──▶ leaving ──EngineLeft──▶ in the log
+    in the log ──SetTopic, engine: redis──▶ on the engine ──SetTopic, engine: raft──▶ leaving
+    leaving ──EngineClosed──▶ leaving, closed ──EngineLeft──▶ in the log
 
 - *On the engine*: nothing more is published in the log. A group first gets what it has not finished in the log. When it has finished that,
   a consume is answered `on_engine`, and the node asks the engine.
-- *Leaving*: new messages are published in the log. Nodes deliver what is on the engine first: the log answers a consume `on_engine`, unless
-  the node says that the group has nothing left there (`ConsumeAfterEngine`). The leader says when nothing is left at all.
+- *Leaving*: a node that does not know of the move yet still publishes on the engine. So the log takes no messages before a node says that
+  the engine takes none any more (`EngineClosed`): those of a key would be on both, and the later ones could come first.
+- *Leaving, closed*: new messages are published in the log.
+- While a topic leaves, nodes deliver what is on the engine first: the log answers a consume `on_engine`, unless the node says that the
+  group has nothing left there (`ConsumeAfterEngine`). The leader says when nothing is left at all.
 
 Each stay on the engine has a number, its *incarnation*, which is part of the names of its keys: a topic that is deleted and created
 again, or comes back, never meets old keys. When a stay is over, its incarnation is *abandoned*: the leader deletes the keys, and
@@ -46,6 +50,8 @@ class EngineUse(msgspec.Struct, array_like=True, frozen=True):
     incarnation: int
     #: the topic is back in the log: what is on the engine is delivered first
     is_leaving: bool = False
+    #: it is leaving, and the engine takes no more messages: the log takes them
+    is_closed: bool = False
 
 
 class ConsumeAfterEngine(ConsumeRuns, tag="queue.consume_after_engine", kw_only=True):
@@ -56,6 +62,18 @@ class ConsumeAfterEngine(ConsumeRuns, tag="queue.consume_after_engine", kw_only=
 
     #: the stay on the engine in which the group has finished everything
     incarnation: Incarnation
+
+
+class EngineClosed(Command, tag="queue.engine_closed", kw_only=True):
+    """The engine takes no more messages of a topic that is leaving it. The node has closed all partitions before."""
+
+    since: ClassVar[int] = 5
+
+    topic: Name
+    incarnation: Incarnation
+
+    def __post_init__(self) -> None:
+        check_name("topic", self.topic)
 
 
 class EngineLeft(Command, tag="queue.engine_left", kw_only=True):
@@ -99,7 +117,8 @@ def incarnation_bytes(topic: str) -> int:
 
 
 def on_engine(topic: str) -> Result:
-    """The refusal of a command about messages that the engine has. A node asks the engine then, so clients do not see it."""
+    """The refusal of a command about messages that the engine has, or may still get. A node asks the engine, or closes it, and clients do
+    not see it."""
     return Result({"topic": topic, "detail": f"the messages of topic {topic!r} are on the engine `redis`"}, "on_engine")
 
 

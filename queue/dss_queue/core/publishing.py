@@ -63,14 +63,14 @@ class Publisher:
         return Result({"detail": detail}, "not_found")
 
     def over_limits(self, messages: list[NewMessage], at_ms: int) -> Result | None:
-        """A refusal when these messages do not fit, or belong to the engine `redis`. Duplicates need no space."""
+        """A refusal when these messages do not fit, or the log does not take those of a topic (`EngineUse`). Duplicates need no space."""
         topics = self._topics
         sizes: dict[str, int] = {}
         growth = new_topics = 0
         for new in messages:
             name = new.topic
             topic = topics.get(name)
-            if topic is not None and topic.engine is not None and topic.is_on_engine:
+            if topic is not None and topic.engine is not None and not topic.engine.is_closed:
                 return on_engine(name)
             if new.dedup_id and topic is not None:
                 topic.forget_dedup(at_ms)
@@ -137,7 +137,7 @@ class Publisher:
     def move_dead(self, move: DeadMove, at_ms: int) -> bool:
         """Publish a dead letter to the dead-letter topic.
 
-        False: that topic has no room for it, must not be created, or is on the engine `redis`.
+        False: that topic has no room for it, must not be created, or takes no messages in the log (`EngineUse`).
         """
         message = move.message
         headers = decoded_headers(message.headers)

@@ -7,6 +7,7 @@ from typing import Any
 from dss_api.caller import caller
 from dss_api.errors import Refused
 from dss_api.result import Result
+from dss_queue import both_engines
 from dss_queue.core.inspection import stats
 from dss_queue.core.sqs_queues import (
     ACKS_ATTRIBUTE,
@@ -161,7 +162,7 @@ def _page(call: Call, names: list[str], field: str) -> Reply:
 
 async def delete_queue(call: Call) -> Reply:
     await find_queue(call)
-    await submit(call, DeleteTopic(topic=call.name))
+    checked_result(await both_engines.delete_topic(call.node, DeleteTopic(topic=call.name)))
     return Reply()
 
 

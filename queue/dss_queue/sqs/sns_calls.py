@@ -23,9 +23,10 @@ from dss_queue.core.sns_topics import (
     Subscribe,
     Unsubscribe,
 )
+from dss_queue.routing import routing_of
 from dss_queue.sqs import messages
 from dss_queue.sqs.attributes import ACCOUNT, arn_of, is_fifo, is_on_engine
-from dss_queue.sqs.calls import Call, Reply, broker_of, find_queue, may_publish, queue_in_arn, submit
+from dss_queue.sqs.calls import Call, Reply, broker_of, checked_result, find_queue, may_publish, queue_in_arn, submit
 from dss_queue.sqs.errors import SqsError, bad_value
 from dss_queue.sqs.message_calls import checked_entries, failure
 from dss_queue.sqs.sns_requests import BYTES_MAX, PublishEntry
@@ -249,5 +250,5 @@ async def _publish(call: Call, entries: Sequence[PublishEntry]) -> list[str]:
         envelope = {"MessageId": ids[-1], "TopicArn": topic_arn(call.name, call.region), **subject, "Timestamp": now}
         attributes = {name: msgspec.to_builtins(value) for name, value in entry.message_attributes.items()}
         notices.append(Notice(_text_of(entry), attributes, headers, envelope))
-    await submit(call, PublishToSns(sns_topic=call.name, notices=notices))
+    checked_result(await routing_of(call.node).submit(PublishToSns(sns_topic=call.name, notices=notices)))
     return ids

@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from dss_queue import engine_upkeep
-from dss_queue.core.commands import NewMessage, SetTopic
+from dss_queue.core.commands import NewMessage, Publish, SetTopic
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
 from dss_queue.engine_service import EngineService
 from dss_queue.engine_upkeep import EngineUpkeep
@@ -139,6 +139,18 @@ async def test_dead_letters_and_messages_without_groups_keep_it(world):
     assert await world.service.administration().purge_dead(world.name, "g") == 1
     await until(lambda: world.topic.engine is None and not world.registry.abandoned)
     assert world.keys_left() == []
+
+
+async def test_the_log_takes_messages_without_a_call_that_closes_the_engine(world):
+    """So dead letters of other topics, and tasks that move messages, do not wait for a publish."""
+    await world.publish("keeps it there")
+    await world.move("raft")
+    new = Publish(messages=[NewMessage("t", b"1", "", -1, 0, "", b"")])
+    assert (await world.node.submit(new)).code == "on_engine"
+    await until(lambda: world.topic.engine.is_closed)
+    assert not (await world.node.submit(new)).code
+    with pytest.raises(Closed):
+        await world.publish("late")
 
 
 async def test_a_topic_that_was_never_used_leaves_at_once(world):
