@@ -24,7 +24,7 @@ from dss_api.operation import Operation
 from dss_dev import in_memory_http
 
 #: anything that takes longer has failed
-PATIENCE_S = 30
+PATIENCE_S = 60
 BODY_BYTES_MAX = 100_000
 
 #: status, the decoded document, headers in lower case

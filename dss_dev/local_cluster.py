@@ -32,7 +32,7 @@ PORTS_OF_THREE = (8101, 8102, 8103)
 SQS_PORT = 9324
 PORTS_OF_ONE = (8201,)
 POLL_S = 0.02
-STOP_S = 15.0
+STOP_S = 30.0
 
 
 class NotReady(Exception):
@@ -220,6 +220,14 @@ class LocalNode:
         except (OSError, http.client.HTTPException):
             return False
 
+    def has_latest_version(self) -> bool:
+        """Whether it has applied the latest cluster version, or may not be asked. False: it has not, or does not answer at the moment."""
+        try:
+            reply = self.call("GET", "/raft/status", timeout_s=2.0, headers=self.credentials)
+            return reply.status != 200 or reply.json["cluster_version"] >= LATEST
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+
     def wait_alive(self, timeout_s: float) -> None:
         """Wait until the process serves, even if it belongs to no cluster.
 
@@ -313,7 +321,7 @@ class LocalCluster:
         if not data_dir.exists():
             shutil.copytree(pool.new_data(), data_dir)
 
-    def wait_ready(self, timeout_s: float = 60.0, nodes: Sequence[LocalNode] | None = None) -> None:
+    def wait_ready(self, timeout_s: float = 120.0, nodes: Sequence[LocalNode] | None = None) -> None:
         """Wait until each of the nodes (all by default) knows a leader and has caught up, and the cluster has its latest version.
 
         A new cluster gets that version a moment after it is ready. With given nodes, others may be away, and the version is not waited for.
@@ -338,13 +346,10 @@ class LocalCluster:
             if node.checkout is not None or "DSS_CLUSTER_VERSION_MAX" in node.environment:
                 return
         for node in self.nodes:
-            while time.monotonic() < deadline:
-                status = node.status()
-                if status is None or status["cluster_version"] >= LATEST:
-                    break
+            while time.monotonic() < deadline and not node.has_latest_version():
                 time.sleep(POLL_S)
 
-    def leader(self, timeout_s: float = 30.0) -> LocalNode:
+    def leader(self, timeout_s: float = 60.0) -> LocalNode:
         """The running node that says that it leads.
 
         Raises:

@@ -34,7 +34,7 @@ from dss_queue.subscribers import Subscribers
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "engines.md"
 #: anything that takes longer has failed
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 #: A consume that takes everything asks for so many messages at a time.
 BATCH = 100
 #: The node's QUEUE_NUM_VNODES.

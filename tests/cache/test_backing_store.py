@@ -320,4 +320,5 @@ async def test_a_read_that_fails_unexpectedly_leaves_no_reader_waiting(redis_sto
 
     redis_store._read_batch = fail
     with pytest.raises(Refused, match="memory_unavailable"):
-        await asyncio.wait_for(redis_store.read("a"), 30)
+        async with asyncio.timeout(60):
+            await redis_store.read("a")

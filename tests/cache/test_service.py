@@ -125,7 +125,8 @@ async def test_a_sharer_that_is_cut_off_delays_a_put_by_its_lease_once(cluster, 
     cluster.tick()
     await cluster.settle()
     await put
-    await asyncio.wait_for(client.put("n1", "k", 3), 1)
+    async with asyncio.timeout(60):
+        await client.put("n1", "k", 3)
     assert cluster.caches["n3"].near.hit("k", cluster.now) is None, "without a lease no line answers"
     cluster.heal()
     await cluster.settle()
@@ -256,7 +257,8 @@ async def test_a_lost_acknowledgement_is_requested_again(cluster, client):
     put = await begin(cluster, client.put("n1", "k", 3))
     await client.warm("n3", "k")
     put = await begin(cluster, client.put("n1", "k", 4))
-    assert await asyncio.wait_for(put, 2)
+    async with asyncio.timeout(60):
+        assert await put
 
 
 # -------------------------------------------------------------------- fetches

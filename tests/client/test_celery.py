@@ -34,7 +34,7 @@ pytestmark = pytest.mark.cluster
 
 HERE = Path(__file__).parent / "celery_app"
 TASKS = int(os.environ.get("DSS_CELERY_TASKS", "300"))
-PATIENCE_S = 30 + TASKS / 20
+PATIENCE_S = 120 + TASKS / 20
 RESULT_S = 60
 
 
@@ -195,7 +195,7 @@ def test_a_result_is_stored_and_forgotten(real_node: LocalCluster, token: str, s
     app.conf.update(result_serializer=serializer, accept_content=[serializer])
     result = app.AsyncResult(f"task-{serializer}")
     app.backend.store_result(result.id, {"sum": 3}, "SUCCESS")
-    assert result.get(timeout=5) == {"sum": 3}
+    assert result.get(timeout=RESULT_S) == {"sum": 3}
     result.forget()
     assert app.AsyncResult(result.id).state == "PENDING"
 
@@ -204,7 +204,7 @@ def test_a_result_expires(real_node: LocalCluster, token: str) -> None:
     app = Celery("backend", backend=real_node.nodes[0].url.replace("http://", f"dss://:{token}@"), broker="memory://")
     app.conf.result_expires = 1
     app.backend.store_result("short", 1, "SUCCESS")
-    until = time.monotonic() + 20
+    until = time.monotonic() + RESULT_S
     while app.backend.get(app.backend.get_key_for_task("short")) is not None:
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -90,15 +90,15 @@ def test_get_or_set_computes_once(make_cache: Any) -> None:
     def compute() -> str:
         computed.append(1)
         begun.set()
-        proceed.wait(30)
+        proceed.wait(60)
         return "value"
 
     with ThreadPoolExecutor(4) as threads:
         first = threads.submit(cache.get_or_set, "key", compute)
-        assert begun.wait(30)
+        assert begun.wait(60)
         others = [threads.submit(cache.get_or_set, "key", compute) for _ in range(3)]
         proceed.set()
-        assert [one.result(30) for one in (first, *others)] == ["value"] * 4
+        assert [one.result(60) for one in (first, *others)] == ["value"] * 4
     assert len(computed) == 1
 
 
@@ -243,7 +243,7 @@ class TestLock:
 
         def in_thread(number: int) -> Any:
             with ThreadPoolExecutor(1) as threads:
-                return threads.submit(pay, number).result(30)
+                return threads.submit(pay, number).result(60)
 
         with pytest.raises(LockTimeout):
             pay(7, in_thread)
@@ -277,7 +277,7 @@ class TestLock:
             return "paid"
 
         with client_of_settings().lock("busy/1"), ThreadPoolExecutor(1) as threads:
-            assert threads.submit(pay, 1).result(30) == "1 is busy"
+            assert threads.submit(pay, 1).result(60) == "1 is busy"
             assert asyncio.run(pay_async(number=1)) == "1 is busy"
         assert (pay(1), asyncio.run(pay_async(1))) == ("paid", "paid")
 

@@ -252,7 +252,7 @@ def test_why_a_client_waits(dss: Dss) -> None:
         deadlock = dss("lock", "acquire", "a", "--client", "bob", "--wait", "20")
         assert (deadlock.status, "(deadlock)" in deadlock.err) == (1, True)
         dss("lock", "release", "b", "--client", "bob")
-        assert waiting.wait(20) == 0
+        assert waiting.wait(60) == 0
 
 
 # ---------------------------------------------------------------------- what goes wrong
@@ -372,7 +372,7 @@ def test_over_http(dss: Dss) -> None:
 
 def interrupted(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> tuple[str, str]:
     process.send_signal(number)
-    return process.communicate(timeout=20)
+    return process.communicate(timeout=60)
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -405,7 +405,7 @@ def test_a_pipe_that_is_closed_ends_it_quietly() -> None:
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(20) == 1
+    assert process.wait(60) == 1
     assert process.stderr.read() == ""
     process.stderr.close()
 

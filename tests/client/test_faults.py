@@ -23,7 +23,7 @@ def urls_from(cluster: LocalCluster, first: Any) -> list[str]:
 def test_a_killed_leader_and_a_paused_node(three_nodes: LocalCluster) -> None:
     """The client talks to the leader, which is killed while a lock is held, messages are handled and a counter is incremented."""
     leader = three_nodes.leader()
-    with Client(urls_from(three_nodes, leader)) as dss:
+    with Client(urls_from(three_nodes, leader), timeout=60) as dss:
         dss._client._config = replace(dss._client._config, check_s=0.2)
         dss.topic("orders").publish_many(range(MESSAGES))
         handled: list[int] = []
@@ -31,7 +31,7 @@ def test_a_killed_leader_and_a_paused_node(three_nodes: LocalCluster) -> None:
         errors: list[BaseException] = []
         started, has_recovered = threading.Event(), threading.Event()
 
-        @dss.worker("orders", group="billing", concurrency=4)
+        @dss.worker("orders", group="billing", concurrency=4, visibility=60)
         def bill(message: Any) -> None:
             handled.append(message.value)
             if len(handled) == MESSAGES // 4:
@@ -50,14 +50,14 @@ def test_a_killed_leader_and_a_paused_node(three_nodes: LocalCluster) -> None:
                     return
 
         threads = [threading.Thread(target=bill.run), threading.Thread(target=count)]
-        with dss.lock("precious", ttl=6) as held:
+        with dss.lock("precious", ttl=20) as held:
             for thread in threads:
                 thread.start()
-            assert started.wait(20)
+            assert started.wait(60)
             leader.kill()
-            threads[0].join(30)
+            threads[0].join(120)
             has_recovered.set()
-            threads[1].join(30)
+            threads[1].join(120)
             assert held.owned()
             assert not held.lost.is_set()
         assert errors == []
@@ -72,12 +72,17 @@ def test_a_killed_leader_and_a_paused_node(three_nodes: LocalCluster) -> None:
         leader.start()
         three_nodes.wait_ready(nodes=[leader])
         paused = next(node for node in three_nodes.nodes if node.url == url_of(dss))
-        with dss.lock("precious", ttl=3) as held:
+        with dss.lock("precious", ttl=12) as held:
             paused.pause()
+            ends_s = held._held._until
             # Not the leader, perhaps: then only the client notices.
             assert dss.cache.incr("count") == len(counted) + 1
             assert url_of(dss) != paused.url
-            time.sleep(1.5)
+            # It is renewed at another node.
+            deadline = time.monotonic() + 60
+            while held._held._until == ends_s:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             assert held.owned()
             assert not held.lost.is_set()
         paused.resume()

@@ -15,7 +15,7 @@ from dss_dev.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.cluster
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

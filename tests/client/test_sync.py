@@ -32,6 +32,7 @@ from dss_client import (
     VersionConflict,
     WrongToken,
     WrongUse,
+    background,
 )
 from dss_dev.local_cluster import LocalCluster, free_ports
 
@@ -61,7 +62,7 @@ def in_thread(function: Any) -> Any:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     return results[0]
 
 
@@ -79,9 +80,9 @@ def test_a_lock(dss: Client) -> None:
         assert not held.lost.is_set()
         assert not held.lost.wait(0.01)
         assert held.extend(10)
-        assert 29 < (held.remaining or 0) < 30
+        assert 21 < (held.remaining or 0) < 30
         assert held.reacquire()
-        assert 19 < (held.remaining or 0) < 20
+        assert 10 < (held.remaining or 0) < 20
     assert not lock.locked()
     assert not lock.owned()
     for use in (held.release, lock.release, lambda: held.extend(1), lambda: lock.extend(1), held.reacquire, lock.reacquire):
@@ -156,14 +157,14 @@ def test_several_and_shared_locks(dss: Client) -> None:
 
 
 def test_a_deadlock_of_threads_names_the_cycle(dss: Client) -> None:
-    has_b, wants_b = threading.Event(), threading.Event()
+    has_b = threading.Event()
     errors: list[Deadlock] = []
 
     def other() -> None:
         with dss.lock("b"):
             has_b.set()
-            wants_b.wait(5)
-            time.sleep(0.05)
+            while not dss.call("locks.status", key="b")["waiters"]:
+                time.sleep(0.01)
             try:
                 with dss.lock("a"):
                     pass
@@ -173,11 +174,10 @@ def test_a_deadlock_of_threads_names_the_cycle(dss: Client) -> None:
     thread = threading.Thread(target=other)
     with dss.lock("a") as held:
         thread.start()
-        has_b.wait(5)
-        wants_b.set()
+        has_b.wait(60)
         with dss.lock("b"):
             pass
-        thread.join(5)
+        thread.join(60)
         assert [step["waits_for"] for step in errors[0].cycle] == ["a", "b"]
         assert errors[0].cycle[0]["held_by"] == held.name
 
@@ -186,7 +186,7 @@ def test_a_lock_that_is_taken_away(dss: Client) -> None:
     lock = dss.lock("taken", ttl=0.6)
     held = lock.__enter__()
     dss.call("locks.force_release", key="taken", reason="test", by="test")
-    assert held.lost.wait(2)
+    assert held.lost.wait(60)
     with pytest.raises(LockLost):
         held.extend(1)
     with pytest.raises(LockLost):
@@ -212,7 +212,7 @@ FORKED = """
 import os, sys
 from dss_client import Client, LockNotHeld
 dss = Client()
-lock = dss.lock("forked", ttl=5)
+lock = dss.lock("forked", ttl=30)
 with lock as held:
     dss.cache.put("parent", 1)
     pid = os.fork()
@@ -237,13 +237,16 @@ print("done")
 """
 
 WORKER = """
-import time
+import sys, time
 from dss_client import Client
 dss = Client()
 @dss.worker("drained", group="g", concurrency=2)
 def slow(message):
     print("begun", flush=True)
-    time.sleep(0.3)
+    while not slow._loop._stopping.is_set():
+        time.sleep(0.01)
+    print("stopping", flush=True)
+    sys.stdin.readline()
     dss.cache.put("drained", message.value)
 @dss.worker("other", group="g")
 async def other(message):
@@ -277,7 +280,7 @@ def test_a_paused_process_has_lost_its_lock(dss: Client, url: str, token: str) -
 
 def test_the_child_of_a_fork_is_another_client(url: str, token: str) -> None:
     with start(FORKED, url, token) as process:
-        assert process.communicate(timeout=20)[0] == "done\n"
+        assert process.communicate(timeout=60)[0] == "done\n"
 
 
 def test_sigterm_drains_the_workers(dss: Client, url: str, token: str) -> None:
@@ -285,9 +288,10 @@ def test_sigterm_drains_the_workers(dss: Client, url: str, token: str) -> None:
     with start(WORKER, url, token) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        dss.topic("drained").publish("a second one", delay=0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=20)[0] == "1\n"
+        assert process.stdout.readline() == "stopping\n"
+        dss.topic("drained").publish("a second one")
+        assert process.communicate("\n", timeout=60)[0] == "1\n"
     assert process.returncode == 0
     assert dss.cache.get("drained") == "value"
     (group,) = dss.topic("drained").stats()["groups"]
@@ -390,9 +394,9 @@ def test_both_transports(url: str, token: str, transport: Any) -> None:
     with Client(url, token, transport=transport) as dss:
         assert dss.call("raft.status")["node"] == "node-1"
         assert dss.call("locks.status", key="a b/c?&", consistency="local")["locked"] is False
-        with dss.lock("k", ttl=1.5, wait=0.1) as held:
+        with dss.lock("k", ttl=3, wait=1) as held:
             assert in_thread(lambda: dss.lock("k").acquire(wait=0.01)) is False
-            time.sleep(1.7)
+            time.sleep(3.1)
             assert held.owned()
         dss.topic(transport).publish(1)
         (message,) = dss.topic(transport).consume("g", wait=1)
@@ -410,11 +414,13 @@ def test_a_wrong_token(url: str, wrong: str, transport: Any) -> None:
 
 def test_no_node_at_the_address() -> None:
     (port,) = free_ports(1)
-    with Client(f"http://127.0.0.1:{port}", timeout=0.2) as dss, pytest.raises(Unavailable, match="refused"):
+    with Client(f"http://127.0.0.1:{port}", timeout=1) as dss, pytest.raises(Unavailable, match="refused"):
         dss.cache.get("key")
 
 
-def test_a_closed_client(url: str, token: str) -> None:
+def test_a_closed_client(url: str, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A busy node may need longer to release a lock than a program should wait at its end.
+    monkeypatch.setattr(background, "CLOSE_S", 60.0)
     dss = Client(url, token)
     lock = dss.lock("closed")
     lock.acquire()
@@ -434,12 +440,11 @@ def test_a_forgotten_client_leaves_no_thread(url: str, token: str) -> None:
     assert set(threading.enumerate()) - before
     del forgotten
     gc.collect()
-    for _ in range(500):
-        if not set(threading.enumerate()) - before:
-            break
-        time.sleep(0.01)
+    deadline = time.monotonic() + 60
     # Threads of earlier tests may end meanwhile.
-    assert not set(threading.enumerate()) - before
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 async def test_both_clients_agree(url: str, token: str) -> None:

@@ -44,14 +44,14 @@ def start(url: str) -> Iterator[Coordinator]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
 def test_a_member_without_heartbeat_leaves_its_groups_and_is_no_leader(start: Coordinator) -> None:
-    alive, dead = start(b"alive", timeout=60), start(b"dead", timeout=3)
+    alive, dead = start(b"alive", timeout=60), start(b"dead", timeout=5)
     seen: list[Any] = []
     for one in (dead, alive):
         one.join_group_create(b"workers")
@@ -75,17 +75,17 @@ def test_a_member_joins_again_after_its_session_was_lost(start: Coordinator) -> 
 
 
 def test_a_lock_is_renewed_without_heartbeat(start: Coordinator) -> None:
-    first, second = start(b"first", lock_timeout=1), start(b"second")
+    first, second = start(b"first", lock_timeout=3), start(b"second")
     lock = first.get_lock(b"key")
     assert lock.acquire()
-    assert not second.get_lock(b"key").acquire(blocking=True, timeout=2.5)
+    assert not second.get_lock(b"key").acquire(blocking=True, timeout=3.5)
     assert lock.is_still_owner()
     assert lock.release()
     assert not lock.is_still_owner()
 
 
 def test_a_lock_that_was_lost_is_not_acquired(start: Coordinator) -> None:
-    first, second = start(b"first", lock_timeout=1), start(b"second")
+    first, second = start(b"first", lock_timeout=3), start(b"second")
     lock = first.get_lock(b"key")
     assert lock.acquire()
     assert second.get_lock(b"key").break_()

@@ -112,7 +112,7 @@ def test_the_example_of_the_readme(python: Path, real_node: LocalCluster, token:
             process.kill()
             raise
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
         assert re.fullmatch(r"the resource refuses tokens below \d+\n", output)
         assert process.returncode == 0
         assert invoice.value == {"id": 42}

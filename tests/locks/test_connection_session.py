@@ -31,7 +31,7 @@ class Client:
         self.events.put_nowait(msgspec.json.decode(msgspec.json.encode(event), type=SessionEvent))
 
     async def next(self) -> SessionEvent:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await self.events.get()
 
 
@@ -53,7 +53,7 @@ async def begin(node):
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (the condition is in the table, there is no single event for it)
             await asyncio.sleep(0)
 

@@ -67,7 +67,7 @@ class Cluster:
             await self.nodes.pop(node_id).stop()
 
     async def until(self, condition):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110  (the condition concerns several nodes, there is no single event for it)
                 await asyncio.sleep(0.005)
 

@@ -22,7 +22,7 @@ from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 pytestmark = pytest.mark.cluster
 
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "test", "DSS_LOG_FORMAT": "json", "DSS_ADMIN_PASSWORD": "test"}
-PATIENCE_S = 30
+PATIENCE_S = 60
 README = Path(__file__).parents[2] / "locks" / "README.md"
 
 
@@ -88,7 +88,7 @@ def test_locks_of_a_connection_are_freed_when_it_closes_or_its_node_fails(cluste
 
         # A killed node cannot close the session. The lease ends it.
         worker = Connection(second)
-        worker.call("s", "locks.session", client="worker", ttl_ms=2000)
+        worker.call("s", "locks.session", client="worker", ttl_ms=4000)
         worker.call(1, "locks.watch", client="worker")
         session = worker.event("s")["session"]
         assert worker.event(1)["kind"] == "state"

@@ -303,7 +303,7 @@ class EntryPoints:
         self._loop = loop
 
     def run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     def call_json(
         self, method: str, path: str, *, query: str = "", body: bytes = b"", headers: dict[str, str] | None = None

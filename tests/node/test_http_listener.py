@@ -33,7 +33,7 @@ from dss_api.tls import HANDSHAKES, ServerTls, TlsFiles
 from dss_api.tls_transport import TLS_BYTES
 from dss_project.certificates import make_authority, make_certificate
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 LIMITS = HttpLimits(body_bytes_max=4096)
 
 

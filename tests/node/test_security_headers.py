@@ -86,7 +86,7 @@ async def _answers(entry: Any, scheme: str) -> list[dict[str, str]]:
         scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "query_string": b""}
         scope["headers"] = [(b"host", b"localhost")]
         scope |= {"scheme": scheme, "http_version": "1.1", "state": state_of(Mock())}
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await entry(scope, receive, send)
         found.append({name.decode().lower(): value.decode() for name, value in sent[0]["headers"]})
     return found

@@ -392,7 +392,7 @@ def test_only_clients_with_a_valid_certificate_are_served(guarded: Served, tmp_p
     assert guarded.metric(count) == before + 4
     assert "Traceback" not in guarded.node.log_path.read_text()
     with (
-        Client(guarded.node.url, tls=guarded.context(), timeout=1) as dss,
+        Client(guarded.node.url, tls=guarded.context(), timeout=3) as dss,
         pytest.raises(Unavailable, match="certificate required"),
     ):
         dss.cache.get("k")

@@ -15,7 +15,7 @@ from dss_api.feed import WebSocketFeed
 from dss_api.supervised import FAILURES
 from dss_api.websocket_writer import OVERHEAD_BYTES, WebSocketWriter
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 class Line:

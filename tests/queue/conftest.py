@@ -23,6 +23,9 @@ from dss_raft.replication.client_requests import ClientRequests, OpenRequestSess
 from dss_raft.replication.commands import Once
 from dss_raft.replication.machine import Origin, Resolved
 
+#: between two entries of the node that ticks
+TICK_MS = 5
+
 
 @pytest.fixture
 def desk() -> Desk:
@@ -131,15 +134,24 @@ def local_node() -> type[LocalNode]:
 @pytest.fixture
 async def node():
     node = LocalNode()
+    node.ticks = 0
 
     async def tick():
         while True:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(TICK_MS / 1000)
+            node.ticks += 1
             node.tick()
 
     ticking = asyncio.create_task(tick())
     yield node
     ticking.cancel()
+
+
+@pytest.fixture
+def time_of_ticks(node) -> None:
+    """The node's time passes with its ticks only, so no timeout is over because the process of the tests stood still."""
+    began_ms = node.now_ms()
+    node.now_ms = lambda: began_ms + node.ticks * TICK_MS
 
 
 @pytest.fixture(scope="session")

@@ -44,13 +44,13 @@ class Feed:
     async def drained(self) -> None: ...
 
     async def value(self) -> Any:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             event = await self.events.get()
         return json.loads(bytes(event["value"])), event
 
 
 @pytest.fixture
-def subscribed(node):
+def subscribed(node, time_of_ticks):
     """`async with subscribed(credit=2) as feed`."""
     Subscribers(node)
 
@@ -167,7 +167,7 @@ async def test_a_subscription_ends_when_its_topic_or_group_is_deleted(node, subs
         await put(node, 1)
         await feed.value()
         await node.submit(command)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             result = await asyncio.shield(feed.task)
         assert (result.code, result.body) == ("not_found", {"detail": "the topic or the group was deleted"})
     topic = node.broker.topics.get("t")
@@ -221,18 +221,18 @@ def test_over_a_real_websocket(tmp_path, server):
             listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
             messages = [{"value": n} for n in range(4)]
             assert second.call("POST", "/queue/publish", {"topic": "t", "messages": messages}).status == 200
-            events = [json.loads(listening.recv(timeout=30)) for _ in range(2)]
+            events = [json.loads(listening.recv(timeout=60)) for _ in range(2)]
             assert [(event["id"], event["event"]["value"]) for event in events] == [(1, 0), (1, 1)]
             done = {"topic": "t", "group": "g", "msg_id": events[0]["event"]["msg_id"]}
             assert third.call("POST", "/queue/ack", done).json["acked"]
-            assert json.loads(listening.recv(timeout=30))["event"]["value"] == 2
+            assert json.loads(listening.recv(timeout=60))["event"]["value"] == 2
         until(second, "t", lambda group: group["in_flight"] == 0)
         got = second.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 1}).json
         assert (got["messages"][0]["value"], got["messages"][0]["attempt"]) == (1, 1), "given back, although hidden for an hour"
 
         with connect(third.websocket_url, ssl=third.tls) as listening:
             listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": subscription}))
-            assert [json.loads(listening.recv(timeout=30))["event"]["value"] for _ in range(2)] == [2, 3]
+            assert [json.loads(listening.recv(timeout=60))["event"]["value"] for _ in range(2)] == [2, 3]
             third.stop()
             got = first.call("POST", "/queue/consume", {"topic": "t", "group": "g", "timeout_ms": 20_000, "max_messages": 2}).json
             assert [(one["value"], one["attempt"]) for one in got["messages"]] == [(2, 1), (3, 1)]

@@ -24,7 +24,7 @@ from dss_queue.push import subscribe
 from dss_queue.subscribers import Subscribers
 
 VISIBILITY_MS = 200
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 class Client:
@@ -57,7 +57,7 @@ class Client:
 
 
 @pytest.fixture
-def subscribed(node):
+def subscribed(node, time_of_ticks):
     Subscribers(node)
 
     @asynccontextmanager
@@ -278,21 +278,21 @@ async def test_a_vanished_host_costs_no_attempt(tmp_path, server):
     try:
         cluster.wait_ready()
         (node,) = cluster.nodes
-        slow = {"topic": "slow", "group": "g", "credit": 1, "visibility_ms": 400}
+        slow = {"topic": "slow", "group": "g", "credit": 1, "visibility_ms": 1500}
         with connect(node.websocket_url, ssl=node.tls) as listening:
             listening.send(json.dumps({"id": 1, "op": "queue.subscribe", "request": slow}))
             node.call("POST", "/queue/publish", {"topic": "slow", "value": 0})
-            attempts = [json.loads(listening.recv(timeout=30))["event"]["attempt"] for _ in range(3)]
+            attempts = [json.loads(listening.recv(timeout=60))["event"]["attempt"] for _ in range(3)]
             assert attempts == [1, 2, 3], "a client that only answers pings has received them"
 
         node.call("PUT", "/queue/topic", {"topic": "t", "max_attempts": 3})
-        vanished = Vanished(node.port, {"topic": "t", "group": "g", "credit": 10, "visibility_ms": 800})
+        vanished = Vanished(node.port, {"topic": "t", "group": "g", "credit": 10, "visibility_ms": 2000})
         await in_group(node, lambda group: group["waiters"] == 1)
         node.call("POST", "/queue/publish", {"topic": "t", "messages": [{"value": n} for n in range(5)]})
         await in_group(node, lambda group: group["in_flight"] == 5)
         await in_group(node, lambda group: group["ready"] == 5 or group["dead"])
         taken = {"topic": "t", "group": "g", "max_messages": 10, "timeout_ms": 0}
-        await asyncio.sleep(2)  # two more timeouts, if it were pushed again
+        await asyncio.sleep(4)  # two more timeouts, if it were pushed again
         got = node.call("POST", "/queue/consume", taken).json["messages"]
         assert [(one["value"], one["attempt"]) for one in got] == [(n, 1) for n in range(5)]
         vanished.close()

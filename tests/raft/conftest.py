@@ -80,7 +80,7 @@ class Cluster:
 
     async def until(self, condition) -> None:
         """Wait until the condition is true."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110  (what is awaited shows in the state of several nodes, not in one event)
                 await asyncio.sleep(0.005)
 

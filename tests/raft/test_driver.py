@@ -117,7 +117,7 @@ class Stage:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let the loop run until the condition is true."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110  (doubles have no events of their own)
                 await asyncio.sleep(0)
 
@@ -177,14 +177,14 @@ async def test_a_fault_in_a_task_of_the_driver_stops_the_node(stage):
 
     stage.store.read_chunk = fail
     stage.say(chunks_wanted=[SnapshotChunkWanted("b", 1, snapshot(5), 0)])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert isinstance(await stage.failures.get(), ValueError)
 
 
 async def test_a_violation_after_a_write_stops_the_node(stage):
     stage.core.is_broken = True
     stage.say(persist=Persist(1, HardState(1, "a"), 0, []))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert isinstance(await stage.failures.get(), InvariantViolation)
 
 

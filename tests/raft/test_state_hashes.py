@@ -239,7 +239,7 @@ async def test_a_large_state_is_hashed_in_a_child_as_it_was_at_the_entry(members
     a.replica.machines["sum"].total = 1
     a.replica.applied_index = 8
     b.at(7)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while a.status["index"] is None:  # noqa: ASYNC110  (the child's end is no event of this class)
             await asyncio.sleep(0.01)
     assert a.status == {"index": 7, "agreeing": ["b"], "differing": [], "parts": []}
@@ -265,14 +265,14 @@ async def test_a_child_that_fails_or_hangs_is_no_difference(members, monkeypatch
     a.small = False
     monkeypatch.setattr(a.hashes, "_encoded", lambda: 1 / 0)
     a.at(7)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while a.hashes._child is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert a.status["index"] is None
     monkeypatch.setattr(a.hashes, "_encoded", signal.pause)
     monkeypatch.setattr(forked.Child.ended, "__defaults__", (0.05,))
     a.at(8)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while a.hashes._child is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert a.status["index"] is None

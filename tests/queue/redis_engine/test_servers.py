@@ -173,7 +173,7 @@ async def test_a_server_that_is_away_and_comes_back(open_bench):
     server.start()
     port = server.port
     try:
-        servers = Servers(f"redis://127.0.0.1:{port}", deadline_s=0.2)
+        servers = Servers(f"redis://127.0.0.1:{port}", deadline_s=2)
         await servers.open()
         async with open_bench() as other:
             bench = type(other)(servers, 4, other.settings)

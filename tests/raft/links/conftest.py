@@ -85,11 +85,11 @@ class Node:
         return "127.0.0.1", self.links.port
 
     async def next_event(self) -> tuple[str, str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.events.get()
 
     async def next_frame(self) -> tuple[str, AnyFrame]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.frames.get()
 
 
@@ -135,7 +135,7 @@ class Refusals:
 
     async def next(self, *reasons: str) -> None:
         awaited = set(reasons)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while awaited:
                 awaited.discard(await self._counted.get())
 

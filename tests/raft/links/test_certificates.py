@@ -380,7 +380,7 @@ async def test_changed_files_are_read_in_a_thread_and_count_when_all_are_read(en
     may_read, read_files = threading.Event(), of_a._read
 
     def read():
-        assert may_read.wait(20), "the loop waits"
+        assert may_read.wait(60), "the loop waits"
         return read_files()
 
     monkeypatch.setattr(of_a, "_read", read)

@@ -45,7 +45,7 @@ class Stranger:
 
     async def closed(self) -> bytes:
         """The remaining bytes until the node closes the connection."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             try:
                 return await self.reader.read()
             except ConnectionError:

@@ -282,7 +282,7 @@ async def test_nodes_whose_versions_do_not_fit_report_it_on_both_sides(start_nod
     report = {"on_conflict": lambda peer, versions: reported.put_nowait((peer, versions))}
     b = await start_node("b", {"a": ("127.0.0.1", 1)}, versions=lambda: new, **report)
     a = await start_node("a", {"b": b.address}, versions=lambda: old, **report)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert sorted([await reported.get(), await reported.get()]) == [("a", old), ("b", new)]
     await refusals.next("version")
     assert a.events.empty()
