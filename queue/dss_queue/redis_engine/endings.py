@@ -130,11 +130,11 @@ class Endings:
         place = self._place(msg_id)
         if place is None:
             raise _stale(msg_id)
-        serials = [serial_of(msg_id, receipt)]
+        serial = serial_of(msg_id, receipt)
         keys = partition_keys(topic, place.partition) + group_keys(topic, place.partition, group)
         try:
             data = await self._servers.call(
-                "extend", keys, for_deliveries(settings), [place.number], serials, visibility_ms, acks=acks
+                "extend", keys, for_deliveries(settings), place.number, serial, visibility_ms, acks=acks
             )
         except NoGroup:
             raise _stale(msg_id) from None
@@ -183,8 +183,10 @@ class Endings:
             Refused: `unknown_outcome`.
         """
         keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+        # Most calls name what one consume got: one serial.
+        serial = serials[0] if serials.count(serials[0]) == len(serials) else serials
         data, is_repeat = await self._servers.call_and_repeats(
-            step, keys, for_deliveries(settings), numbers, serials, *args, acks=acks, repeatable=all(serials)
+            step, keys, for_deliveries(settings), "".join(numbers), serial, *args, acks=acks, repeatable=all(serials)
         )
         _, letters = messages.letters_answer.decode(data)
         if is_repeat and not NOT_FOUND.isdisjoint(letters):

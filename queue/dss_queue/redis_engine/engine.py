@@ -211,7 +211,7 @@ class RedisEngine(Endings):
                     async with asyncio.timeout_at(until):
                         await polls.listen(self._wakeups)
             first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
-            found = await polls.look_at_all(look, first)
+            found = await polls.look_at_all(look, first, shares=not attempt_id)
             has_looked = True
             if not found.messages and found.empty_reason != CLOSED and timeout_ms:
                 found = await polls.wait(look, until, found.empty_reason)

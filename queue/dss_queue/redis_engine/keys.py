@@ -24,10 +24,10 @@ _OF_GROUP = (
     "private",
     "dead",
     "dead_order",
+    "batches",
 )
 #: The places of some keys of a group among them.
 HANDOUTS = _OF_GROUP.index("handouts")
-IN_FLIGHT = _OF_GROUP.index("in_flight")
 DEAD_ORDER = _OF_GROUP.index("dead_order")
 #: What would end a hash tag early, and the sign that stands for it.
 _ESCAPED = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})

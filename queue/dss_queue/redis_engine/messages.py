@@ -111,11 +111,6 @@ class PartitionGroupStats(msgspec.Struct, array_like=True):
     acked_lately: int
 
 
-def serial_in(delivery: bytes) -> str:
-    """The serial in a record of a message in flight."""
-    return delivery[:16].decode()
-
-
 class Consumed(NamedTuple):
     """What one step of consuming got from one partition."""
 
@@ -128,6 +123,8 @@ class Consumed(NamedTuple):
     more: bool
 
 
+#: Place, key, headers, attempt and first_ms of a message that has a key, headers or an earlier attempt.
+Unusual = tuple[int, str, str, int, int]
 #: Why a group gets nothing more: the topic has left the engine, and nothing of the group is left there.
 CLOSED = "closed"
 #: Before the attempt_ids that the engine makes up; clients cannot send it.
@@ -136,7 +133,8 @@ OWN_ATTEMPT = "\x00"
 NEVER_MS = 9_000_000_000_000_000
 
 published_answer = msgspec.msgpack.Decoder(tuple[int, int, list[int]])
-consume_answer = msgspec.msgpack.Decoder(tuple[int, str, int, int, list[str | int], str, int, bool, int])
+consume_answer = msgspec.msgpack.Decoder(tuple[int, str, int, int, str, list[str], list[Unusual], str, int, bool, int])
+in_flight_answer = msgspec.msgpack.Decoder(tuple[int, list[str]])
 letters_answer = msgspec.msgpack.Decoder(tuple[int, str])
 extend_answer = msgspec.msgpack.Decoder(tuple[int, int, str])
 sweep_answer = msgspec.msgpack.Decoder(tuple[int, int, bool])
@@ -155,25 +153,29 @@ lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list], bool])
 
 def consumed(partition: int, data: bytes) -> Consumed:
     """The answer of `consume`."""
-    _, serial, at_ms, due_ms, fields, reason, next_ms, more, _ = consume_answer.decode(data)
+    _, serial, at_ms, due_ms, numbers, values, others, reason, next_ms, more, _ = consume_answer.decode(data)
     messages = []
-    rows = iter(fields)
-    for number, value, key, headers, attempt, first_ms in zip(rows, rows, rows, rows, rows, rows, strict=True):
+    for place, value in enumerate(values):
+        number = numbers[NUMBER_LENGTH * place : NUMBER_LENGTH * (place + 1)]
         msg_id = f"r{partition}-{number}"
         messages.append(
             Delivered(
                 msg_id=msg_id,
                 value=msgspec.Raw(value),  # type: ignore[arg-type]
-                key=key,  # type: ignore[arg-type]
-                headers=msgspec.Raw(headers) if headers else None,  # type: ignore[arg-type]
+                key="",
+                headers=None,
                 partition=partition,
                 receipt=f"{msg_id}.{serial}",
-                attempt=attempt,  # type: ignore[arg-type]
-                first_delivered_ms=first_ms,  # type: ignore[arg-type]
+                attempt=1,
+                first_delivered_ms=at_ms,
                 delivered_ms=at_ms,
                 visible_until_ms=due_ms,
                 published_ms=int(number) // 1000,
             )
         )
+    for place, key, headers, attempt, first_ms in others:
+        message = messages[place - 1]
+        message.key, message.attempt, message.first_delivered_ms = key, attempt, first_ms
+        message.headers = msgspec.Raw(headers) if headers else None  # type: ignore[arg-type]
     next_in_ms = None if next_ms >= NEVER_MS else max(0, next_ms - at_ms)
     return Consumed(messages, reason, next_in_ms, more)

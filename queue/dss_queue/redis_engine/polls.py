@@ -29,6 +29,10 @@ class Polls:
         #: partitions of a topic that has left the engine, without anything of the group
         self._closed: set[int] = set()
         self._first = 0
+        #: looks so far
+        self._looks = 0
+        #: partition -> its last look that found nothing: how many had begun before it, and why there was nothing
+        self._empty: dict[int, tuple[int, str]] = {}
         self.is_listening = False
         #: consumes that use it, whether they wait yet or not
         self.users = 0
@@ -64,18 +68,32 @@ class Polls:
         if self._waiters:
             self._waiters[0].set()
 
-    async def look_at_all(self, look: Look, first: int | None = None) -> Consumed:
-        """The first partition that has something, from `first` on or in turns; otherwise why none has."""
+    async def look_at_all(self, look: Look, first: int | None = None, *, shares: bool = True) -> Consumed:
+        """The first partition that has something, from `first` on or in turns; otherwise why none has.
+
+        Args:
+            shares: where another consume has looked since this one began, and found nothing, there is nothing. False for a repeat of a
+                consume, which may find what the first one got.
+        """
         if first is None:
             self._first += 1
             first = self._first
         count = len(self.partitions)
-        return await self._look([(first + place) % count for place in range(count)], look)
+        return await self._look([(first + place) % count for place in range(count)], look, self._looks if shares else None)
 
-    async def _look(self, order: list[int], look: Look) -> Consumed:
+    async def _look(self, order: list[int], look: Look, since: int | None = None) -> Consumed:
+        """
+        Args:
+            since: number of looks that had begun by then; None: all looks are its own.
+        """
         loop = asyncio.get_running_loop()
         reasons: list[str] = []
         for partition in order:
+            if since is not None and partition in self._empty and self._empty[partition][0] >= since:
+                reasons.append(self._empty[partition][1])
+                continue
+            began = self._looks
+            self._looks += 1
             self._signs.pop(partition, None)
             try:
                 found = await look(partition)
@@ -96,6 +114,7 @@ class Polls:
                 if found.more:
                     self._sign(partition)
                 return found
+            self._empty[partition] = (began, found.empty_reason)
             reasons.append(found.empty_reason)
         reason = CLOSED if len(self._closed) == len(self.partitions) else _reason(reasons)
         return Consumed([], reason, None, False)

@@ -42,12 +42,12 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
 CONFIRM_MS = 2500
 CALL_VERSION = 1
 #: Steps that change nothing.
-READING = frozenset(("due", "stats", "dead_count", "group_stats", "peek", "group_peek", "revision"))
+READING = frozenset(("due", "stats", "dead_count", "group_stats", "in_flight", "peek", "group_peek", "revision"))
 
 #: Cached beginnings of calls: those that were used last.
 BEGINNINGS_MAX = 4096
 #: Keys of a call with a cached beginning: those of a partition and of one group.
-KEYS_CACHED_MAX = 18
+KEYS_CACHED_MAX = 19
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -12,7 +12,7 @@ from dss_queue.answers import Ended, GroupStats, PeekedMessage, TopicStats
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.errors import NoGroup
-from dss_queue.redis_engine.keys import DEAD_ORDER, IN_FLIGHT, group_keys, partition_keys
+from dss_queue.redis_engine.keys import DEAD_ORDER, group_keys, partition_keys
 from dss_queue.redis_engine.servers import Servers
 
 #: Groups of a topic that are read at the same time, each in all partitions.
@@ -144,12 +144,16 @@ class Views:
                 of_partition.setdefault(place.partition, {})[place.number] = msg_id
 
         async def held(partition: int, ids: dict[str, str]) -> list[str]:
-            key = group_keys(topic, partition, group)[IN_FLIGHT]
-            stored = await self._servers.read(key, b"HMGET", key.encode(), *(number.encode() for number in ids))
+            keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
+            try:
+                step = await self._servers.call("in_flight", keys, "".join(ids))
+            except NoGroup:
+                return []
+            _, serials = messages.in_flight_answer.decode(step)
             return [
                 msg_id
-                for msg_id, delivery in zip(ids.values(), stored, strict=True)
-                if delivery and messages.serial_in(delivery) == messages.serial_of(msg_id, receipts[msg_id])
+                for msg_id, serial in zip(ids.values(), serials, strict=True)
+                if serial and serial == messages.serial_of(msg_id, receipts[msg_id])
             ]
 
         found = await asyncio.gather(*(held(*item) for item in of_partition.items()))

@@ -40,6 +40,8 @@ class EngineAgainstModel(RuleBasedStateMachine):
         self.model.at = self.bench.at_ms
         self.seq = 0
         self.receipts: list[tuple[str, str, str]] = []
+        #: what consumes got: group, and ids with receipts
+        self.handouts: list[tuple[str, list[tuple[str, str]]]] = []
         self.ids: list[str] = ["r0-1700000000000000"]
         for keys, name in ((["", "a", "a"], "g1"), (["b", "", "a", "a"], "g2")):
             self.publish(keys, 0)
@@ -106,6 +108,29 @@ class EngineAgainstModel(RuleBasedStateMachine):
             assert one.visible_until_ms == entry.due_ms
             entry.receipt = one.receipt
             self.receipts.append((name, one.msg_id, one.receipt))
+        if told:
+            self.handouts.append((name, [(one.msg_id, one.receipt) for one in got.messages]))
+
+    @rule(count=st.integers(2, 6))
+    def publish_without_keys(self, count):
+        self.publish([""] * count, 0)
+
+    @rule(data=st.data(), with_receipts=st.booleans(), part=st.sampled_from(["all", "all", "first", "rest", "and another"]))
+    def ack_what_a_consume_got(self, data, with_receipts, part):
+        if not self.handouts:
+            return
+        name, got = data.draw(st.sampled_from(self.handouts[-4:]))
+        got = {"first": got[:1], "rest": got[1:] or got}.get(part, got)
+        others = [line for line in self.receipts if line[0] == name and line[1] not in dict(got)]
+        if part == "and another" and others:
+            got = [*got, data.draw(st.sampled_from(others[-4:]))[1:]]
+        ids, receipts = [one[0] for one in got], [one[1] for one in got] if with_receipts else None
+        answers = self.run(self.engine.ack(self.bench.topic, name, ids, receipts, self.bench.settings))
+        for (msg_id, receipt), answer in zip(got, answers, strict=True):
+            entry, is_stale = self.model.held(name, number_of(msg_id), receipt if with_receipts else None)
+            assert (answer.acked, answer.code == "stale_receipt") == (entry is not None, is_stale)
+            if entry is not None:
+                self.model.finish(name, entry, "done")
 
     @rule(data=st.data(), status=st.sampled_from(["flight", "flight", "ready", "waiting"]), what=st.sampled_from(["ack", "nack"]))
     def end_a_known_delivery(self, data, status, what):
@@ -217,6 +242,7 @@ class EngineAgainstModel(RuleBasedStateMachine):
         if self.model.groups.pop(name, None) is not None:
             self.model.drop_finished()
         self.receipts = [one for one in self.receipts if one[0] != name]
+        self.handouts = [one for one in self.handouts if one[0] != name]
 
     @rule(data=st.data(), name=GROUPS)
     def delete_a_dead_letter(self, data, name):
@@ -259,9 +285,20 @@ class EngineAgainstModel(RuleBasedStateMachine):
         assert len(open_somewhere & retained) <= topic.messages <= len(retained)
 
     @invariant()
+    def deliveries_are_in_flight(self):
+        for name, entries in self.model.groups.items():
+            receipts = {msg_id: receipt for group, msg_id, receipt in self.receipts[-12:] if group == name}
+            held = {
+                msg_id
+                for msg_id, receipt in receipts.items()
+                if (entry := entries.get(number_of(msg_id))) and entry.status == "flight" and entry.receipt == receipt
+            }
+            assert self.run(self.bench.views.in_flight(self.bench.topic, name, receipts)) == held
+
+    @invariant()
     def bytes_are_accounted_for(self):
         topic, _ = self.run(self.bench.stats())
-        messages = self.run(self.bench.views.peek(self.bench.topic, limit=100))
+        messages = self.run(self.bench.views.peek(self.bench.topic, limit=1000))
         size = sum(len(bytes(one.value)) + len(one.key) for one in messages)
         keys = {number: e.key for g in self.model.groups.values() for number, e in g.items()}
         for entries in self.model.groups.values():
@@ -274,10 +311,10 @@ class EngineAgainstModel(RuleBasedStateMachine):
     @invariant()
     def a_peek_shows_what_is_unfinished(self):
         for name, entries in self.model.groups.items():
-            lines = self.run(self.bench.views.peek(self.bench.topic, name, limit=100))
+            lines = self.run(self.bench.views.peek(self.bench.topic, name, limit=1000))
             assert sorted(number_of(one.msg_id) for one in lines) == sorted(e.number for e in entries.values() if e.open)
             assert [one.state for one in lines].count("in_flight") == sum(e.status == "flight" for e in entries.values())
-            dead = self.run(self.bench.views.peek(self.bench.topic, name, dead=True, limit=100))
+            dead = self.run(self.bench.views.peek(self.bench.topic, name, dead=True, limit=1000))
             assert sorted(number_of(one.msg_id) for one in dead) == sorted(
                 e.number for e in entries.values() if e.status == "dead"
             )

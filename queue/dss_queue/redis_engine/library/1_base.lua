@@ -6,7 +6,7 @@
 -- writes becomes the primary, unless its clock is behind. Numbers are 16 digits, so that they sort as text. Times with the suffix `ms` are the primary's.
 --
 -- A group has met the messages up to its `cursor`. What it has met and not finished is exactly one of these:
---   in flight   a record in `in_flight`
+--   in flight   a record in `in_flight`, or a number of a batch, see `Take:record`
 --   ready       a number in `ready`
 --   waiting     in `waiting`, with the time from which it is ready
 --   parked      in `parked`, behind an earlier message of its routing key
@@ -19,7 +19,7 @@
 -- Each call reads and changes a bounded number of messages; `more` in an answer says that it stopped early.
 
 -- Of this library. A release that changes it without changing what calls mean raises the number.
-local REVISION = 9
+local REVISION = 10
 local FORMAT = '1'
 local CALL_VERSION = 1
 -- Bytes of messages in one answer of a peek, about.
@@ -31,6 +31,7 @@ local EXPIRE_MAX = 200
 -- Messages that one call deletes or buries because of their age.
 local UPKEEP_MAX = 100
 local HISTORY_MAX = 20
+local DIGITS = 16
 local BACKOFF_MS_MAX = 3600000
 -- How long a repeat of a publish whose answer was lost finds the first one.
 local REPEAT_MS = 60000
@@ -48,6 +49,13 @@ end
 -- A number as text; `tostring` would round it.
 local function digits(number)
   return string.format('%016.0f', number)
+end
+
+-- Numbers as one text, which is cheap to send, to store and to compare.
+local function split(text)
+  local numbers = {}
+  for place = 1, #text / DIGITS do numbers[place] = string.sub(text, (place - 1) * DIGITS + 1, place * DIGITS) end
+  return numbers
 end
 
 -- `redis.call` with any number of arguments.
@@ -125,10 +133,10 @@ end
 
 -- Everything of a group before a purge is gone, but its dead letters.
 local function purge_group(state)
-  redis.call('UNLINK', state.in_flight, state.handouts, state.due, state.past, state.ready, state.waiting, state.keys, state.parked,
-    state.private)
+  redis.call('UNLINK', state.in_flight, state.batches, state.handouts, state.due, state.past, state.ready, state.waiting, state.keys,
+    state.parked, state.private)
   state.copies = state.copies - state.private_bytes
-  state.private_bytes, state.finished, state.base = 0, 0, state.purged_at
+  state.private_bytes, state.finished, state.base, state.batched = 0, 0, state.purged_at, 0
   state.cursor = math.max(state.cursor, state.purged)
   state.seen_purge, state.next_ms = state.purged, NEVER
 end
@@ -139,7 +147,7 @@ local function open_group(keys, args, purpose)
   state.group = keys[7]
   state.in_flight, state.handouts, state.due, state.past = keys[8], keys[9], keys[10], keys[11]
   state.ready, state.waiting, state.keys, state.parked = keys[12], keys[13], keys[14], keys[15]
-  state.private, state.dead, state.dead_order = keys[16], keys[17], keys[18]
+  state.private, state.dead, state.dead_order, state.batches = keys[16], keys[17], keys[18], keys[19]
   local stored = redis.call('HGET', state.group, 'state')
   if not stored then refuse('NO_GROUP', 'the group does not exist') end
   state.stored_group = stored
@@ -154,6 +162,8 @@ local function open_group(keys, args, purpose)
   -- Messages up to here are not for this group.
   state.start = read[11]
   state.deliver_rate, state.ack_rate = read[12] or {0, 0, 0}, read[13] or {0, 0, 0}
+  -- messages in batches
+  state.batched = read[15] or 0
   -- What consumers that wait know at least.
   state.next_ms_known = state.next_ms
   state.handout_of = {}
@@ -171,7 +181,7 @@ end
 local function save_group(state)
   local packed = cmsgpack.pack({state.cursor, state.serial, state.next_ms, state.seen_purge, state.base,
     state.finished, state.delivered, state.redelivered, state.acked, state.private_bytes, state.start,
-    state.deliver_rate, state.ack_rate, state.is_deleting})
+    state.deliver_rate, state.ack_rate, state.is_deleting, state.batched})
   if packed ~= state.stored_group then redis.call('HSET', state.group, 'state', packed) end
   save_partition(state)
 end
@@ -194,9 +204,10 @@ local function wake_if_sooner(state)
   if state.has_ready or state.next_ms < state.next_ms_known then wake(state, state.group) end
 end
 
--- Key, headers and delay of a message: most have none of them.
+-- An entry of the stream has the field `v`, the value, and behind it perhaps `m`, packed. Key, headers and delay of a message: most have
+-- none of them.
 local function extras(text)
-  if text == '' then return '', '', 0 end
+  if not text then return '', '', 0 end
   local read = cmsgpack.unpack(text)
   return read[1], read[2], read[3]
 end
@@ -212,7 +223,7 @@ local function find(state, number, is_private)
   end
   local entry = redis.call('XRANGE', state.messages, number, number)[1]
   if not entry then return nil end
-  local value = entry[2][4]
-  local key, headers, ready_ms = extras(entry[2][2])
+  local value = entry[2][2]
+  local key, headers, ready_ms = extras(entry[2][4])
   return {number = number, value = value, key = key, headers = headers, ready_ms = ready_ms, size = #value + #key + #headers}
 end

@@ -16,11 +16,11 @@ local function drop_old(state, retention_ms)
   if state.groups > 0 or retention_ms == 0 then return 0 end
   local old = {}
   for _, entry in ipairs(redis.call('XRANGE', state.messages, '-', old_until(state, retention_ms), 'COUNT', UPKEEP_MAX)) do
-    local key, headers, ready_ms = extras(entry[2][2])
+    local key, headers, ready_ms = extras(entry[2][4])
     local number = string.sub(entry[1], 1, 16)
     if is_old(state, number, ready_ms, retention_ms) then
       old[#old + 1] = number
-      state.bytes = state.bytes - #entry[2][4] - #key - #headers
+      state.bytes = state.bytes - #entry[2][2] - #key - #headers
     end
   end
   call_all('XDEL', state.messages, old)
@@ -84,14 +84,18 @@ local function publish(keys, argv)
   for place, message in ipairs(messages) do
     local number = digits(first + place - 1)
     if type(message) == 'string' then
-      redis.call('XADD', state.messages, number, 'm', '', 'v', message)
+      redis.call('XADD', state.messages, number, 'v', message)
     elseif not message.is_known then
       local key, headers, delay_ms, dedup_id = message[2], message[3], message[4], message[5]
-      local more = ''
+      local more
       if key ~= '' or headers ~= '' or delay_ms > 0 then
         more = cmsgpack.pack({key, headers, delay_ms > 0 and state.at_ms + delay_ms or 0})
       end
-      redis.call('XADD', state.messages, number, 'm', more, 'v', message[1])
+      if more then
+        redis.call('XADD', state.messages, number, 'v', message[1], 'm', more)
+      else
+        redis.call('XADD', state.messages, number, 'v', message[1])
+      end
       if dedup_id ~= '' and window_ms > 0 then
         redis.call('ZADD', state.dedup, number, dedup_id)
         has_dedup = true

@@ -19,7 +19,8 @@ local function decode_delivery(text)
     is_extended = flags == 'x' or flags == 'px', attempt = tonumber(attempt), size = tonumber(size), key = key}
 end
 
--- What one consume got: when, for how long, its attempt_id, the node that asked, and the numbers in order.
+-- What one consume got: when, for how long, its attempt_id, the node that asked, and the numbers in order; of a batch also the sizes,
+-- see `Take:record`.
 local function handout(state, serial)
   local known = state.handout_of[serial]
   if known == nil then
@@ -34,8 +35,85 @@ local function place_of(letter, number)
   return letter .. number
 end
 
+-- The size of a message of a batch.
+local function size_at(batch, place)
+  local sizes = batch[6]
+  return type(sizes) == 'number' and sizes or sizes[place]
+end
+
+local function plain_record(serial, size)
+  return encode_delivery(serial, 1, '-', size, '1', '')
+end
+
+-- The batch that has a message, its serial, and the record that the message would have in `in_flight`; nil: none has it. Batches are made
+-- of what a group meets, so that one that begins later also ends later.
+local function batch_of(state, number)
+  if state.batched == 0 or tonumber(number) > state.cursor then return nil end
+  local serial = redis.call('ZREVRANGEBYSCORE', state.batches, number, '-inf', 'LIMIT', 0, 1)[1]
+  local batch = serial and handout(state, serial)
+  if not batch then return nil end
+  if not batch.places then
+    batch.places = {}
+    for place, one in ipairs(split(batch[5])) do batch.places[one] = place end
+  end
+  local place = batch.places[number]
+  if not place then return nil end
+  return batch, serial, plain_record(serial, size_at(batch, place))
+end
+
+-- Give each message of a batch a record of its own.
+local function open_batch(state, serial, batch)
+  local records, numbers = {}, split(batch[5])
+  for place, number in ipairs(numbers) do
+    records[2 * place - 1], records[2 * place] = number, plain_record(serial, size_at(batch, place))
+  end
+  call_all('HSET', state.in_flight, records)
+  batch[6] = false
+  redis.call('HSET', state.handouts, 'h' .. serial, cmsgpack.pack({batch[1], batch[2], batch[3], batch[4], batch[5]}), 'l' .. serial, #numbers)
+  redis.call('ZREM', state.batches, serial)
+  state.batched = state.batched - #numbers
+end
+
+-- The records of messages in flight; false: it is not in flight. The step may change them, so batches that have some of them are opened.
+local function records_of(state, numbers)
+  local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
+  local was_opened = false
+  for place, number in ipairs(numbers) do
+    local batch, serial
+    if not stored[place] then batch, serial = batch_of(state, number) end
+    if batch then
+      open_batch(state, serial, batch)
+      was_opened = true
+    end
+  end
+  return was_opened and redis.call('HMGET', state.in_flight, unpack(numbers)) or stored
+end
+
+-- The same for a step that changes nothing.
+local function read_records(state, numbers)
+  local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
+  for place, number in ipairs(numbers) do
+    if not stored[place] then
+      local _, _, record = batch_of(state, number)
+      stored[place] = record or false
+    end
+  end
+  return stored
+end
+
 local function parked_member(key, place)
   return key .. '\0' .. place
+end
+
+-- A handout has no delivery any more.
+local function drop_handout(state, serial, known)
+  local attempt = known and 'a' .. known[3]
+  if attempt and redis.call('HGET', state.handouts, attempt) == serial then
+    redis.call('HDEL', state.handouts, 'h' .. serial, 'l' .. serial, attempt)
+  else
+    redis.call('HDEL', state.handouts, 'h' .. serial, 'l' .. serial)
+  end
+  redis.call('ZREM', state.due, 'h' .. serial)
 end
 
 -- A delivery is over. The handouts are updated by `close_handouts`.
@@ -47,12 +125,7 @@ end
 local function close_handouts(state)
   for serial, count in pairs(state.ended) do
     if redis.call('HINCRBY', state.handouts, 'l' .. serial, -count) <= 0 then
-      local known = handout(state, serial)
-      redis.call('HDEL', state.handouts, 'h' .. serial, 'l' .. serial)
-      redis.call('ZREM', state.due, 'h' .. serial)
-      if known and redis.call('HGET', state.handouts, 'a' .. known[3]) == serial then
-        redis.call('HDEL', state.handouts, 'a' .. known[3])
-      end
+      drop_handout(state, serial, handout(state, serial))
     end
   end
   state.ended = {}
@@ -94,6 +167,34 @@ local function drop_finished(state)
   end
   call_all('XDEL', state.messages, gone)
   state.finished_now = {}
+end
+
+-- The group is finished with all messages of a batch.
+local function finish_batch(state, serial, batch)
+  local text, sizes = batch[5], batch[6]
+  local count = #text / DIGITS
+  if state.groups > 1 then
+    for place, number in ipairs(split(text)) do finish(state, number, size_at(batch, place), false) end
+  else
+    state.finished = state.finished + count
+    local bytes = 0
+    if type(sizes) == 'number' then
+      bytes = count * sizes
+    else
+      for _, size in ipairs(sizes) do bytes = bytes + size end
+    end
+    state.bytes = state.bytes - bytes
+    if redis.call('ZRANGE', state.batches, 0, 0)[1] == serial
+      and redis.call('EXISTS', state.in_flight, state.ready, state.waiting, state.parked) == 0 then
+      -- The group has finished everything before the last one of them. This costs much less.
+      redis.call('XTRIM', state.messages, 'MINID', digits(tonumber(string.sub(text, -DIGITS)) + 1))
+    else
+      call_all('XDEL', state.messages, split(text))
+    end
+  end
+  redis.call('ZREM', state.batches, serial)
+  state.batched = state.batched - count
+  drop_handout(state, serial, batch)
 end
 
 -- Put the first message of a routing key into `ready` or `waiting`, unless a run of it is in flight.
@@ -270,8 +371,10 @@ local function expire(state, settings)
     for _, member in ipairs(redis.call('ZRANGEBYSCORE', state.due, '-inf', state.at_ms, 'LIMIT', 0, left)) do
       local numbers, is_own = {string.sub(member, 2)}, string.sub(member, 1, 1) == 'x'
       if not is_own then
-        local known = handout(state, string.sub(member, 2))
-        numbers = known and known[5] or {}
+        local serial = string.sub(member, 2)
+        local known = handout(state, serial)
+        if known and known[6] then open_batch(state, serial, known) end
+        numbers = known and split(known[5]) or {}
       end
       local stored = #numbers > 0 and redis.call('HMGET', state.in_flight, unpack(numbers)) or {}
       local is_complete = true

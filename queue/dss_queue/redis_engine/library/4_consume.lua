@@ -24,7 +24,8 @@ Take.__index = Take
 
 local function new_take(state, settings, serial, count_max, per_key, bytes_max)
   return setmetatable({state = state, settings = settings, serial = serial, count_max = count_max, per_key = per_key,
-    bytes_max = bytes_max, bytes = 0, numbers = {}, answer = {}, deliveries = {}, plain = {}, runs = {}, redelivered = 0}, Take)
+    bytes_max = bytes_max, bytes = 0, numbers = {}, values = {}, more = {}, sizes = {}, records = {}, runs = {}, redelivered = 0,
+    is_batch = true}, Take)
 end
 
 function Take:is_full()
@@ -32,25 +33,22 @@ function Take:is_full()
 end
 
 function Take:add(number, value, key, headers, size, letter, past)
+  local place = #self.numbers + 1
+  self.numbers[place], self.values[place], self.sizes[place] = number, value, size
+  self.bytes = self.bytes + size
+  if key == '' and letter == '1' and not past then
+    if headers ~= '' then self.more[#self.more + 1] = {place, '', headers, 1, self.state.at_ms} end
+    return
+  end
+  self.is_batch = false
   local attempt, first_ms, flags = 1, self.state.at_ms, '-'
   if past then
     attempt, flags = past.attempts + 1, 'p'
     if past.first_ms > 0 then first_ms = past.first_ms end
     if attempt > 1 then self.redelivered = self.redelivered + 1 end
   end
-  local numbers, answer, deliveries = self.numbers, self.answer, self.deliveries
-  numbers[#numbers + 1] = number
-  self.bytes = self.bytes + size
-  local last = #answer
-  answer[last + 1], answer[last + 2], answer[last + 3] = number, value, key
-  answer[last + 4], answer[last + 5], answer[last + 6] = headers, attempt, first_ms
-  last = #deliveries
-  deliveries[last + 1] = number
-  -- Records of first deliveries without a key differ by the size alone.
-  local is_plain = flags == '-' and letter == '1' and key == ''
-  local record = is_plain and self.plain[size] or encode_delivery(self.serial, attempt, flags, size, letter, key)
-  if is_plain then self.plain[size] = record end
-  deliveries[last + 2] = record
+  self.more[#self.more + 1] = {place, key, headers, attempt, first_ms}
+  self.records[place] = encode_delivery(self.serial, attempt, flags, size, letter, key)
   if key ~= '' then
     local run = self.runs[key]
     if not run then
@@ -130,8 +128,8 @@ function Take:unmet()
     budget = budget - #entries
     local decoded, names, busy = {}, {}, {}
     for place, entry in ipairs(entries) do
-      local text = entry[2][2]
-      if text ~= '' then
+      local text = entry[2][4]
+      if text then
         local read = cmsgpack.unpack(text)
         decoded[place] = read
         local key = read[1]
@@ -147,7 +145,7 @@ function Take:unmet()
     local parked, heads, waiting = {}, {}, {}
     for place, entry in ipairs(entries) do
       if self:is_full() then break end
-      local number, value, read = string.sub(entry[1], 1, 16), entry[2][4], decoded[place]
+      local number, value, read = string.sub(entry[1], 1, 16), entry[2][2], decoded[place]
       state.cursor = tonumber(number)
       local key, headers, ready_ms = '', '', 0
       if read then key, headers, ready_ms = read[1], read[2], read[3] end
@@ -183,13 +181,29 @@ function Take:unmet()
   return true
 end
 
--- Record what was taken as one handout.
+-- Record what was taken as one handout. It is a batch if it has only messages that the group has just met, without keys: then they have no
+-- records of their own until a step means some of them, which is never when one ack means all of them. `batches` has its first number.
 function Take:record(attempt_id, visibility_ms, node)
   local state, serial = self.state, self.serial
   local due_ms = state.at_ms + visibility_ms
-  call_all('HSET', state.in_flight, self.deliveries)
-  redis.call('HSET', state.handouts, 'h' .. serial, cmsgpack.pack({state.at_ms, visibility_ms, attempt_id, node, self.numbers}),
-    'l' .. serial, #self.numbers, 'a' .. attempt_id, serial)
+  local stored = {state.at_ms, visibility_ms, attempt_id, node, self.text}
+  if self.is_batch then
+    local sizes, first = self.sizes, self.sizes[1]
+    stored[6] = first
+    for _, size in ipairs(sizes) do
+      if size ~= first then stored[6] = sizes end
+    end
+    redis.call('ZADD', state.batches, self.numbers[1], serial)
+    redis.call('HSET', state.handouts, 'h' .. serial, cmsgpack.pack(stored), 'a' .. attempt_id, serial)
+    state.batched = state.batched + #sizes
+  else
+    local records = {}
+    for place, number in ipairs(self.numbers) do
+      records[2 * place - 1], records[2 * place] = number, self.records[place] or plain_record(serial, self.sizes[place])
+    end
+    call_all('HSET', state.in_flight, records)
+    redis.call('HSET', state.handouts, 'h' .. serial, cmsgpack.pack(stored), 'l' .. serial, #self.numbers, 'a' .. attempt_id, serial)
+  end
   redis.call('ZADD', state.due, due_ms, 'h' .. serial)
   local runs = {}
   for key, run in pairs(self.runs) do
@@ -209,17 +223,18 @@ local function hand_out_again(state, attempt_id, visibility_ms)
   local serial = redis.call('HGET', state.handouts, 'a' .. attempt_id)
   local known = serial and handout(state, serial)
   if not known then return nil end
-  local answer, changed = {}, {}
-  local stored = redis.call('HMGET', state.in_flight, unpack(known[5]))
-  for place, number in ipairs(known[5]) do
+  if known[6] then open_batch(state, serial, known) end
+  local numbers, values, more, changed = {}, {}, {}, {}
+  local all = split(known[5])
+  local stored = redis.call('HMGET', state.in_flight, unpack(all))
+  for place, number in ipairs(all) do
     local delivery = stored[place] and decode_delivery(stored[place])
     local message = delivery and delivery.serial == serial and find(state, number, delivery.letter == '0')
     if message then
       local past = delivery.has_past and read_past(state, number)
       local first_ms = past and past.first_ms > 0 and past.first_ms or known[1]
-      for _, one in ipairs({number, message.value, message.key, message.headers, delivery.attempt, first_ms}) do
-        answer[#answer + 1] = one
-      end
+      numbers[#numbers + 1], values[#values + 1] = number, message.value
+      more[#more + 1] = {#numbers, message.key, message.headers, delivery.attempt, first_ms}
       if delivery.is_extended then
         redis.call('ZREM', state.due, 'x' .. number)
         changed[#changed + 1] = number
@@ -228,43 +243,46 @@ local function hand_out_again(state, attempt_id, visibility_ms)
       end
     end
   end
-  if #answer == 0 then return nil end
+  if #numbers == 0 then return nil end
   call_all('HSET', state.in_flight, changed)
   local due_ms = state.at_ms + visibility_ms
   redis.call('ZADD', state.due, due_ms, 'h' .. serial)
   state.next_ms = math.min(state.next_ms, due_ms)
-  return serial, known[1], due_ms, answer
+  return cmsgpack.pack({CALL_VERSION, serial, known[1], due_ms, table.concat(numbers), values, more, '', 0, false, 0})
 end
 
 -- args: settings {max_attempts, backoff_ms, retention_ms, drops_expired}, attempt_id, visibility_ms, count_max, per_key, bytes_max, node.
--- Answer: serial, delivered_ms, due_ms, messages, empty_reason, next_ms, more, redelivered.
--- A message is six values in a row: number, value, key, headers, attempt, first_ms.
+-- Answer: serial, delivered_ms, due_ms, numbers, values, `more`, empty_reason, next_ms, whether there is more, redelivered. Most messages
+-- have no key, no headers, and no earlier attempt; of the others, `more` has place, key, headers, attempt, first_ms.
 local function consume(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_group(keys, args)
   local settings, attempt_id, visibility_ms = args[3], args[4], args[5]
   expire(state, settings)
-  local serial, delivered_ms, due_ms, answer = hand_out_again(state, attempt_id, visibility_ms)
-  if serial then
+  local again = hand_out_again(state, attempt_id, visibility_ms)
+  if again then
     wake_if_sooner(state)
     save_group(state)
-    return cmsgpack.pack({CALL_VERSION, serial, delivered_ms, due_ms, answer, '', 0, false, 0})
+    return again
   end
   local number = math.max(state.serial + 1, state.at_us)
   local take = new_take(state, settings, digits(number), args[6], args[7], args[8])
   take:met()
+  take.is_batch = #take.numbers == 0
   local more = take:is_full() or take:unmet()
-  local reason = ''
+  local reason, due_ms = '', 0
+  take.text = table.concat(take.numbers)
   if #take.numbers > 0 then
     state.serial = number
     due_ms = take:record(attempt_id, visibility_ms, args[9])
   end
   drop_finished(state)
   if #take.numbers == 0 then
-    reason = empty_reason(state, redis.call('HLEN', state.in_flight), redis.call('ZCARD', state.waiting))
+    reason = empty_reason(state, redis.call('HLEN', state.in_flight) + state.batched, redis.call('ZCARD', state.waiting))
   end
   -- This call took only a part of what became ready by itself; consumers that wait do not know of the rest.
   if state.has_ready and more then wake(state, state.group) end
   save_group(state)
-  return cmsgpack.pack({CALL_VERSION, take.serial, state.at_ms, due_ms or 0, take.answer, reason, state.next_ms, more, take.redelivered})
+  return cmsgpack.pack({CALL_VERSION, take.serial, state.at_ms, due_ms, take.text, take.values, take.more, reason, state.next_ms, more,
+    take.redelivered})
 end

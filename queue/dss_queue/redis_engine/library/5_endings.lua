@@ -28,14 +28,39 @@ local function held(state, number, serial, stored)
   return nil, nil, serial ~= '' and redis.call('ZSCORE', state.dead_order, number) ~= false
 end
 
+-- Deliveries that a call names: a text of numbers, and their serials, or one for all of them.
+local function named(args)
+  local numbers, serials = split(args[4]), args[5]
+  if type(serials) == 'string' then
+    local one = serials
+    serials = {}
+    for place = 1, #numbers do serials[place] = one end
+  end
+  return numbers, serials
+end
+
 -- args: settings, numbers, serials. Answer: a letter for each: a acked, n not held, s stale receipt.
 local function ack(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_group(keys, args)
-  local numbers, serials = args[4], args[5]
   expire(state, args[3])
+  local batch, serial = nil, args[5]
+  if serial == '' then
+    batch, serial = batch_of(state, string.sub(args[4], 1, DIGITS))
+  elseif type(serial) == 'string' then
+    batch = handout(state, serial)
+  end
+  if batch and batch[6] and batch[5] == args[4] then
+    local count = #args[4] / DIGITS
+    finish_batch(state, serial, batch)
+    state.acked = state.acked + count
+    count_events(state.ack_rate, state.at_ms, count)
+    end_step(state)
+    return cmsgpack.pack({CALL_VERSION, string.rep('a', count)})
+  end
+  local numbers, serials = named(args)
   local answers, gone, pasts, left_runs, acked = {}, {}, {}, {}, 0
-  local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
+  local stored = records_of(state, numbers)
   for place, number in ipairs(numbers) do
     local size = stored[place] and plain_size(stored[place], serials[place])
     local delivery, past, is_stale
@@ -94,12 +119,14 @@ end
 local function nack(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_group(keys, args)
-  local settings, numbers, serials, reason, delay_ms = args[3], args[4], args[5], args[6], args[7]
+  local settings, reason, delay_ms = args[3], args[6], args[7]
+  local numbers, serials = named(args)
   local counts = reason == 'nack' or reason == 'rejected'
   expire(state, settings)
   local answers = {}
   for place, number in ipairs(numbers) do
-    local stored = redis.call('HGET', state.in_flight, number)
+    -- Those behind one of the same run come back with it.
+    local stored = records_of(state, {number})[1]
     local delivery, _, is_stale = held(state, number, serials[place] or '', stored)
     if delivery then
       answers[place] = fail(state, number, delivery, settings, reason, counts, delay_ms) and 'd' or 'b'
@@ -115,11 +142,13 @@ end
 local function extend(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_group(keys, args)
-  local numbers, serials, due_ms = args[4], args[5], state.at_ms + args[6]
+  local due_ms = state.at_ms + args[6]
+  local numbers, serials = named(args)
   expire(state, args[3])
   local answers = {}
+  local records = records_of(state, numbers)
   for place, number in ipairs(numbers) do
-    local stored = redis.call('HGET', state.in_flight, number)
+    local stored = records[place]
     local delivery = stored and held(state, number, serials[place] or '', stored)
     if delivery then
       redis.call('HSET', state.in_flight, number, encode_delivery(delivery.serial, delivery.attempt,
@@ -179,8 +208,8 @@ local function sweep(keys, argv)
     -- Nothing is delivered: a key that is busy parks its message, an old one becomes a dead letter.
     local entries = redis.call('XRANGE', state.messages, '(' .. digits(state.cursor), digits(limit), 'COUNT', left)
     for _, entry in ipairs(entries) do
-      local number, value = string.sub(entry[1], 1, 16), entry[2][4]
-      local key, headers, ready_ms = extras(entry[2][2])
+      local number, value = string.sub(entry[1], 1, 16), entry[2][2]
+      local key, headers, ready_ms = extras(entry[2][4])
       local size = #value + #key + #headers
       if tonumber(number) <= state.start then
         finish(state, number, size, false)

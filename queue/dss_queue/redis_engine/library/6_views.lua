@@ -25,14 +25,14 @@ local DEAD_REASONS = {'max_attempts', 'rejected', 'expired'}
 local function states_of(state, entries)
   local numbers, waits, parks, answers = {}, {}, {}, {}
   for place, entry in ipairs(entries) do
-    local key = extras(entry[2][2])
+    local key = extras(entry[2][4])
     local number = string.sub(entry[1], 1, 16)
     numbers[place] = number
     waits[place] = number .. place_of('1', key)
     parks[place] = parked_member(key, place_of('1', number))
   end
   if #numbers == 0 then return answers, numbers end
-  local flight = redis.call('HMGET', state.in_flight, unpack(numbers))
+  local flight = read_records(state, numbers)
   local ready = redis.call('ZMSCORE', state.ready, unpack(numbers))
   local waiting = redis.call('ZMSCORE', state.waiting, unpack(waits))
   local parked = redis.call('ZMSCORE', state.parked, unpack(parks))
@@ -63,7 +63,7 @@ end
 -- delivered and acked in ten seconds.
 local function group_stats(keys, argv)
   local state = open_group(keys, cmsgpack.unpack(argv[1]), 'read')
-  local in_flight, delayed, unfinished = redis.call('HLEN', state.in_flight), redis.call('ZCARD', state.waiting), pending(state)
+  local in_flight, delayed, unfinished = redis.call('HLEN', state.in_flight) + state.batched, redis.call('ZCARD', state.waiting), pending(state)
   if state.is_stale then in_flight, delayed, unfinished = 0, 0, state.published - state.purged_at end
   local oldest = ''
   if unfinished > 0 then
@@ -94,6 +94,16 @@ local function group_stats(keys, argv)
     events_in_slot(state.ack_rate, state.at_ms)})
 end
 
+-- args: numbers. Answer: for each the serial of the delivery that it is in flight in, or ''.
+local function in_flight(keys, argv)
+  local args = cmsgpack.unpack(argv[1])
+  local state = open_group(keys, args, 'read')
+  local numbers, serials = split(args[3]), {}
+  local stored = state.is_stale and {} or read_records(state, numbers)
+  for place = 1, #numbers do serials[place] = stored[place] and string.sub(stored[place], 1, DIGITS) or '' end
+  return cmsgpack.pack({CALL_VERSION, serials})
+end
+
 local function message_line(state, number, value, key, headers, ready_ms)
   return {number, value, key, headers, math.max(0, ready_ms - state.at_ms)}
 end
@@ -120,8 +130,8 @@ local function peek(keys, argv)
   local entries = redis.call('XRANGE', state.messages, first, last, 'COUNT', count)
   for place, entry in ipairs(entries) do
     if bytes > PEEK_BYTES_MAX then return cmsgpack.pack({CALL_VERSION, lines, true}) end
-    local key, headers, ready_ms = extras(entry[2][2])
-    lines[place] = message_line(state, string.sub(entry[1], 1, 16), entry[2][4], key, headers, ready_ms)
+    local key, headers, ready_ms = extras(entry[2][4])
+    lines[place] = message_line(state, string.sub(entry[1], 1, 16), entry[2][2], key, headers, ready_ms)
     bytes = bytes + line_bytes(lines[place])
   end
   return cmsgpack.pack({CALL_VERSION, lines, #entries == count and count < args[3]})
@@ -139,7 +149,7 @@ local function group_line(state, line, is_private, in_flight)
   local number = line[1]
   local past = not state.is_stale and read_past(state, number)
   local history = past and past.history or {}
-  local stored = in_flight or redis.call('HGET', state.in_flight, number)
+  local stored = in_flight or read_records(state, {number})[1]
   if stored and not state.is_stale then
     local delivery = decode_delivery(stored)
     local known = handout(state, delivery.serial) or {0, 0, '', ''}
@@ -209,8 +219,8 @@ local function group_peek(keys, argv)
     local states, numbers = states_of(state, entries)
     for place, entry in ipairs(entries) do
       if states[place] and #lines < limit and bytes <= PEEK_BYTES_MAX then
-        local key, headers, ready_ms = extras(entry[2][2])
-        local line = message_line(state, numbers[place], entry[2][4], key, headers, ready_ms)
+        local key, headers, ready_ms = extras(entry[2][4])
+        local line = message_line(state, numbers[place], entry[2][2], key, headers, ready_ms)
         add(group_line(state, line, false, states[place][2]))
       end
     end

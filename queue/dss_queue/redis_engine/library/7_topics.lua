@@ -112,8 +112,8 @@ local function delete_group(keys, argv)
       local done = has_finished and redis.call('HINCRBY', state.done, number, -1) or tonumber(redis.call('HGET', state.done, number) or '0')
       if done >= state.groups - 1 then
         gone[#gone + 1] = number
-        local key, headers = extras(entries[place][2][2])
-        state.bytes = state.bytes - #entries[place][2][4] - #key - #headers
+        local key, headers = extras(entries[place][2][4])
+        state.bytes = state.bytes - #entries[place][2][2] - #key - #headers
       elseif done <= 0 then
         redis.call('HDEL', state.done, number)
       end
@@ -179,7 +179,7 @@ local function due(keys, argv)
   end
   local first = retention_ms > 0 and redis.call('XRANGE', state.messages, '-', '+', 'COUNT', 1)[1]
   if first then
-    local _, _, ready_ms = extras(first[2][2])
+    local _, _, ready_ms = extras(first[2][4])
     old_ms = math.max(math.floor(tonumber(string.sub(first[1], 1, 16)) / 1000), ready_ms) + retention_ms
   end
   return cmsgpack.pack({CALL_VERSION, state.at_ms, places, next_ms, old_ms, state.stored and state.groups or -1, known})
