@@ -159,6 +159,16 @@ class Backlog:
         """Some of the messages that the group has not met: the first unkeyed ones, and the first heads of chains."""
         return [*self.messages.unkeyed.following(self.cursor, limit), *nsmallest(limit, self.ready)]
 
+    def unfinished_of(self, key: str, limit: int) -> list[int]:
+        """The first retained messages of a key that the group is not finished with."""
+        chain, state = self.messages.chains.get(key), self.keys.get(key)
+        if chain is None:
+            return []
+        if state is None:
+            return chain.following(chain.start, limit)
+        following = chain.following(state.position, limit + len(state.early))
+        return [number for number in following if number not in state.early][:limit]
+
     # ------------------------------------------------------ back, or finished
 
     def take_back(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from heapq import nsmallest
+from heapq import heappop, nsmallest
 from itertools import islice
 from typing import Any
 
@@ -122,13 +122,27 @@ def peek(broker: Broker, query: PeekQuery, now_ms: int) -> list[dict[str, Any]]:
         return [_message_line(message, now_ms) for message in islice(topic.messages.by_number.values(), limit)]
     if query.dead:
         return [dead_line(one) for one in islice(group.dead.values(), limit)]
-    numbers = nsmallest(limit, {*group.in_flight, *group.backlog.returned, *group.backlog.unmet(limit)})
-    lines = []
-    for number in numbers:
-        message = group.backlog.find(number)
-        if message is not None and _is_unfinished(group, message):
-            lines.append({**_message_line(message, now_ms), **_state_in(group, number)})
-    return lines
+    return [_unfinished_line(group, message, now_ms) for message in _unfinished(group, limit)]
+
+
+def _unfinished(group: Group, limit: int) -> list[Message]:
+    """The first messages that the group has not finished, in publish order."""
+    backlog, messages = group.backlog, group.messages
+    unkeyed = messages.unkeyed
+    positions = map(unkeyed.get, range(backlog.cursor, unkeyed.end))
+    unmet = (number for number in positions if number is not None and backlog.find(number) is not None)
+    delayed = nsmallest(limit, (number for _, number in messages.hidden_heap))
+    # Besides messages without a key, these are the first ones of each key. Some entries of the heap are outdated.
+    heap, heads = backlog.ready.copy(), set[int]()
+    while heap and len(heads) < limit:
+        number = heappop(heap)
+        if (message := backlog.find(number)) is not None and _is_unfinished(group, message):
+            heads.add(number)
+    numbers = {*nsmallest(limit, {*group.in_flight, *backlog.returned, *islice(unmet, limit), *delayed, *heads})}
+    for key in {message.key for number in numbers if (message := backlog.find(number)) is not None and message.key}:
+        numbers.update(backlog.unfinished_of(key, limit))
+    found = map(backlog.find, sorted(numbers))
+    return [*islice((message for message in found if message is not None), limit)]
 
 
 def _peek_one(topic: Topic, group: Group | None, query: PeekQuery, now_ms: int) -> list[dict[str, Any]]:
@@ -142,10 +156,14 @@ def _peek_one(topic: Topic, group: Group | None, query: PeekQuery, now_ms: int) 
     message = None if query.dead else group.backlog.find(number)
     if message is None or not _is_unfinished(group, message):
         return []
-    line = {**_message_line(message, now_ms), **_state_in(group, number)}
+    return [_unfinished_line(group, message, now_ms)]
+
+
+def _unfinished_line(group: Group, message: Message, now_ms: int) -> dict[str, Any]:
+    line = {**_message_line(message, now_ms), **_state_in(group, message.number)}
     if line["state"] == "ready" and line["delayed_for_ms"]:
         line["state"] = "delayed"
-    return [line]
+    return line
 
 
 def _is_unfinished(group: Group, message: Message) -> bool:

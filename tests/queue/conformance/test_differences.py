@@ -230,16 +230,6 @@ async def test_the_number_of_messages_whose_delay_is_not_over(world):
     assert await world.counts() == {"delayed": 1}
 
 
-@differs("peek_of_a_group")
-async def test_a_peek_at_messages_behind_others_of_their_key(world):
-    ids = await world.publish(1, 2, 3, key="k")
-    await world.take()
-    assert [one["value"] for one in await world.peek(group="g")] == world.either(log=[1], redis=[1, 2, 3])
-    for msg_id in ids:
-        assert len(await world.peek(group="g", msg_id=msg_id)) == 1
-    assert [one["value"] for one in await world.peek()] == [1, 2, 3]
-
-
 @differs("peek_of_long_messages")
 async def test_a_peek_at_long_messages(world):
     world._node.config.value_bytes_max = 256 * 1024

@@ -73,6 +73,34 @@ async def test_a_peek_of_all_keys_is_in_publish_order(world):
     assert [one["value"] for one in await world.peek(limit=3)] == [0, 1, 2]
 
 
+async def test_a_peek_at_all_that_a_group_has_not_finished(world):
+    """In publish order: those behind others of their key, those that are delayed, and those whose turn has come."""
+    await world.group("g")
+    for number, key in enumerate(["k", "k", "", "k", "other", ""]):
+        await world.publish(number, key=key)
+        await world.pass_ms(1)
+    await world.publish(6, delay_ms=5000)
+    await world.publish(7, key="k", delay_ms=5000)
+    (first,) = await world.take()
+    found = await world.peek(group="g")
+    assert [one["value"] for one in found] == list(range(8))
+    states = [*6 * ["ready"], "delayed", "delayed"]
+    states[first["value"]] = "in_flight"
+    assert [one["state"] for one in found] == states
+    assert [one["value"] for one in await world.peek(group="g", limit=4)] == [0, 1, 2, 3]
+    await world.ack(first)
+    left = [number for number in range(8) if number != first["value"]]
+    assert [one["value"] for one in await world.peek(group="g", limit=4)] == left[:4]
+
+
+async def test_a_peek_at_a_run_that_was_finished_out_of_order(world):
+    await world.publish(*range(5), key="k")
+    run = await world.take(3, max_per_key=3)
+    await world.ack(run[1])
+    found = await world.peek(group="g")
+    assert [(one["value"], one["state"]) for one in found] == [(0, "in_flight"), (2, "in_flight"), (3, "ready"), (4, "ready")]
+
+
 async def test_by_dedup_id(world):
     await world.settings(dedup_window_ms=60_000, retention_ms=60_000)
     await world.publish("one", dedup_id="a")
