@@ -19,6 +19,8 @@ LINES_PER_CALL = 100
 SETTINGS_WIDTH = 100
 #: a node lets a call wait for at most this long
 POLL_S = 20.0
+#: settings of a topic that a call leaves as they are when it does not name them
+STAY_UNLESS_NAMED = ("engine", "acks")
 LS_HEAD = ("TOPIC", "MESSAGES", "SIZE", "PUBLISHED", "DEAD", "GROUPS", "OLDEST")
 GROUPS_HEAD = ("GROUP", "READY", "DELAYED", "IN FLIGHT", "DEAD", "WAITING", "ACKED", "OLDEST")
 PEEK_HEAD = ("MESSAGE", "KEY", "STATE", "ATTEMPT", "PUBLISHED (UTC)", "VALUE")
@@ -251,6 +253,8 @@ async def delete(cluster: Cluster, terminal: Terminal, topic: str) -> None:
 async def configure(cluster: Cluster, terminal: Terminal, topic: str, changes: Mapping[str, int | str]) -> None:
     """Change settings of a topic, and leave the others as they are."""
     settings: dict[str, Any] = (await cluster.call("queue.stats", topic=topic)).get("settings") or {}
+    for name in STAY_UNLESS_NAMED:
+        settings.pop(name, None)
     answer = await cluster.call("queue.topic", **{**settings, **changes, "topic": topic})
     shown = {name: value for name, value in answer.items() if name not in ("ok", "index", "topic")}
     _tell(terminal, answer, _lines_of(shown, f"{topic}: "))

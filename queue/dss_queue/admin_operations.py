@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dss_api.operation import Operation
 from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_api.rights import OPERATE, Either, Every, queue
 from dss_queue import answers, both_engines
+from dss_queue.core.broker import Broker
 from dss_queue.core.commands import Purge, PutTopic, PutTopicRequest, Redrive, SetTopic, TopicSettings
 from dss_queue.core.engines import contradiction
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup, PutQueueSettings
@@ -16,6 +17,7 @@ from dss_queue.routing import routing_of
 
 if TYPE_CHECKING:
     from dss_raft.node import Node
+    from dss_raft.replication.commands import Command
 
 #: the settings that `PutTopic` does not have, with their defaults
 _NEW_SETTINGS = {
@@ -27,14 +29,40 @@ async def put_topic(node: Node, request: PutTopicRequest, once: RequestId | None
     refused = contradiction(request)
     if refused is not None:
         return refused
-    if request.engine == "redis":
-        await routing_of(node).service.check_settings(request)
-    if request.max_attempts and all(getattr(request, name) == default for name, default in _NEW_SETTINGS.items()):
-        # All cluster versions know this command.
-        fields = {name: getattr(request, name) for name in PutTopic.__struct_fields__}
-        result = await node.submit(PutTopic(**fields), once=once)
-        return result if result.code else Result({**result.body, **_NEW_SETTINGS}, "", result.index)
+    await _check_acks(node, request)
+    is_plain = request.max_attempts and not request.dead_letter_topic and request.engine != "redis"
+    if is_plain and request.acks in (None, "primary"):
+        leaves_engine = request.engine is None and request.acks is None
+        if leaves_engine or not await _is_known(node, SetTopic):
+            # All cluster versions know this command, and those that have no other one have no other engine.
+            fields = {name: getattr(request, name) for name in PutTopic.__struct_fields__}
+            result = await node.submit(PutTopic(**fields), once=once)
+            body = {**result.body, **_NEW_SETTINGS, **result.body}
+            return result if result.code else Result(body, "", result.index)
     return await node.submit(SetTopic(**{name: getattr(request, name) for name in request.__struct_fields__}), once=once)
+
+
+async def _check_acks(node: Node, request: PutTopicRequest) -> None:
+    """Check whether the engine can do what `acks` asks for.
+
+    Raises:
+        Refused: `engine_away`, `not_on_engine`.
+    """
+    engine = request.engine
+    if engine is None and request.acks not in (None, "primary"):
+        await node.read_index()
+        topic = cast(Broker, node.machine("queue")).topics.get(request.topic)
+        engine = None if topic is None else topic.messages.settings.engine
+    if engine == "redis":
+        await routing_of(node).service.check_settings(request)
+
+
+async def _is_known(node: Node, command: type[Command]) -> bool:
+    """Whether the cluster's version has this command."""
+    limits = cast(Broker, node.machine("queue")).limits
+    if limits.cluster_version < command.since:
+        await node.read_index()
+    return limits.cluster_version >= command.since
 
 
 async def put_settings(node: Node, request: PutQueueSettings, once: RequestId | None = None) -> Result:
@@ -55,12 +83,13 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         summary="Set a topic's settings",
         description=(
-            "Replaces all settings; a field that is left out gets its default. A topic does not have to be created before use, unless "
-            "`create_topics` of `PUT /queue/settings` is false. With `dead_letter_topic`, dead letters are published to this topic; "
-            "their headers `dss-dead-…` say where they come from.\n\n`engine` says where the messages are: in the replicated log "
-            "(`raft`), or on Valkey or Redis (`redis`). Another engine than before moves the topic; a call without `engine` means "
-            "`raft`. The messages on the old engine are delivered first, and new messages go to the new one. A topic that still "
-            "moves cannot go back: that is refused with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
+            "Replaces all settings; a field that is left out gets its default, apart from `engine` and `acks`. A topic does not have to "
+            "be created before use, unless `create_topics` of `PUT /queue/settings` is false. With `dead_letter_topic`, dead letters are "
+            "published to this topic; their headers `dss-dead-…` say where they come from.\n\n`engine` says where the messages are: in "
+            "the replicated log (`raft`), or on Valkey or Redis (`redis`). Another engine than before moves the topic: the messages on "
+            "the old engine are delivered first, and new messages go to the new one. A call without `engine` leaves the topic where it "
+            "is, and a call without `acks` leaves that as it is; new topics are in the log. A topic that still moves cannot go back: "
+            "that is refused with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
         ),
         tag="Queue",
         example={"topic": "example/orders", "max_attempts": 20, "backoff_ms": 1000},

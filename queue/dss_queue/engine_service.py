@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from dss_api.errors import Refused
 from dss_api.supervised import Tasks
 from dss_queue.core.broker import Broker
-from dss_queue.core.commands import TopicSettings
+from dss_queue.core.commands import PutTopicRequest, TopicSettings
 from dss_queue.core.topic import Topic
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
 from dss_queue.redis_engine.keys import engine_name, parts_of
@@ -149,7 +149,7 @@ class EngineService:
         """What the engine calls a topic in an incarnation."""
         return engine_name(self._keyspace or self._node.config.cluster_id, incarnation, topic_name)
 
-    async def check_settings(self, settings: TopicSettings) -> None:
+    async def check_settings(self, settings: TopicSettings | PutTopicRequest) -> None:
         """Check whether the servers have what settings of a topic on the engine need.
 
         Raises:
@@ -158,7 +158,7 @@ class EngineService:
         """
         self.require_ready()
         assert self._servers is not None
-        if settings.acks == "primary":
+        if settings.acks in (None, "primary"):
             return
         try:
             await self._servers.check_confirmations(needs_disk=settings.acks == "fsync")

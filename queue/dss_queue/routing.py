@@ -39,7 +39,7 @@ from dss_queue.core.engines import ConsumeAfterEngine, EngineClosed, EngineUse
 from dss_queue.core.group import Group, was_deleted
 from dss_queue.core.records import message_id
 from dss_queue.core.topic import Topic
-from dss_queue.core.topic_commands import PutGroup
+from dss_queue.core.topic_commands import CreateGroup
 from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.errors import Closed, GroupDeleted
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT
@@ -247,7 +247,7 @@ class Routing:
         if not command.create:
             return was_deleted()
         self.service.require_ready()
-        made = await self.node.submit(PutGroup(topic=command.topic, group=command.group))
+        made = await self.node.submit(CreateGroup(topic=command.topic, group=command.group))
         if made.code:
             return made
         with suppress(Closed):

@@ -526,6 +526,21 @@ def test_the_attributes_of_the_engine_are_shown_where_they_were_set(sqs, make):
     refused("QueueAlreadyExists", sqs.create_queue, QueueName=plain.rpartition("/")[2], Attributes=ON_REDIS)
 
 
+def test_a_topic_on_the_engine_that_becomes_a_queue_stays_there(sqs, node):
+    name = "was-a-topic"
+    node.call("PUT", "/queue/topic", {"topic": name, "engine": "redis"})
+    node.call("POST", "/queue/publish", {"topic": name, "value": "text"})
+    url = sqs.create_queue(QueueName=name)["QueueUrl"]
+    assert sqs.create_queue(QueueName=name)["QueueUrl"] == url
+    try:
+        attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+        assert (attributes["DssEngine"], attributes["DssAcks"]) == ("redis", "primary")
+        assert "moving_from" not in node.call("GET", f"/queue/stats?topic={name}").json
+        assert len(take(sqs, url)) == 1
+    finally:
+        sqs.delete_queue(QueueUrl=url)
+
+
 def test_a_queue_whose_servers_are_away(sqs, node, make, wait_until):
     url, plain = make(DssEngine="redis"), make()
 

@@ -325,11 +325,10 @@ class QueueAgainstModel(RuleBasedStateMachine):
             return
         keep_ms = 10**9 if keeps else 0
         result, _ = self.apply(PutTopic(topic=TOPIC, **SETTINGS, keep_ms=keep_ms))
-        if self.model.is_on_engine and self.has_left:
-            assert result.code == "moving"
+        if self.model.is_on_engine and keeps:
+            assert result.code == "not_on_engine"
         else:
             self.model.keeps = keeps
-            self.model.leave_engine()
             self.model.drop_finished()
         self.end()
 
@@ -473,6 +472,14 @@ class QueueAgainstModel(RuleBasedStateMachine):
             assert len(found) - found.count("dead") == group.backlog.pending
             assert found.count("in_flight") == len(group.in_flight)
 
+    @invariant()
+    def a_peek_of_a_group_shows_the_first_ones_that_it_has_not_finished(self):
+        for name, entries in self.model.groups.items():
+            unfinished = sorted(entry.number for entry in entries.values() if entry.open)
+            for limit in (1, 3, 100):
+                lines = peek(self.broker, PeekQuery(topic=TOPIC, group=name, limit=limit), self.at)
+                assert [number_of(line["msg_id"]) for line in lines] == unfinished[:limit]
+
 
 class QueueThatMovesAgainstModel(QueueAgainstModel):
     """The topic goes to the engine `redis` and back at any time. What is there is not part of the log."""
@@ -520,7 +527,7 @@ class QueueThatMovesAgainstModel(QueueAgainstModel):
     @precondition(lambda self: self.model.is_on_engine)
     @rule()
     def move_to_the_log(self):
-        result, _ = self.apply(SetTopic(topic=TOPIC, **SETTINGS))
+        result, _ = self.apply(SetTopic(topic=TOPIC, **SETTINGS, engine="raft"))
         if self.has_left:
             # What comes would be published behind what is left from before, and both would overtake what is on the engine.
             assert result.code == "moving"
@@ -545,6 +552,14 @@ class QueueThatMovesAgainstModel(QueueAgainstModel):
         assert result.body["closed"] == (not wrong and not self.model.is_on_engine)
         if result.body["closed"]:
             self.model.is_closing = False
+        self.end()
+
+    @rule()
+    def change_settings_but_not_the_engine(self):
+        result, _ = self.apply(SetTopic(topic=TOPIC, **SETTINGS))
+        assert result.body["engine"] == ("redis" if self.model.is_on_engine else "raft")
+        self.model.keeps = False
+        self.model.drop_finished()
         self.end()
 
     @precondition(lambda self: self.stay is not None)

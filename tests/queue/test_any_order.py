@@ -27,7 +27,7 @@ from dss_queue.core.engines import ConsumeAfterEngine, EngineClosed, EngineForgo
 from dss_queue.core.records import message_id, receipt_of
 from dss_queue.core.sns_topics import CreateSnsTopic, DeleteSnsTopic, Notice, PublishToSns, Subscribe, Unsubscribe
 from dss_queue.core.sqs_queues import CancelMove, ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
-from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
+from dss_queue.core.topic_commands import CreateGroup, DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 
 TOPICS = ("a", "b", "c")
 GROUPS = ("sqs", "g")
@@ -76,7 +76,7 @@ class AnyOrder:
         if not rng.randrange(4):
             return PutTopic(**fields, keep_ms=rng.choice([0, 500]))
         target = rng.choice(["", "", *TOPICS])
-        engine, acks = rng.choice(["raft", "redis", "redis"]), rng.choice(["primary", "primary", "fsync"])
+        engine, acks = rng.choice([None, "raft", "redis", "redis"]), rng.choice([None, "primary", "primary", "fsync"])
         target = "" if target == fields["topic"] else target
         return SetTopic(**fields, dead_letter_topic=target, engine=engine, acks=acks)
 
@@ -131,6 +131,7 @@ class AnyOrder:
                 DeleteTopic(topic=topic),
                 DeleteGroup(topic=topic, group=group),
                 PutGroup(topic=topic, group=group, start=rng.choice(["first", "now"])),
+                CreateGroup(topic=topic, group=group),
                 DropIdle(topics=list(TOPICS)),
                 PutQueueSettings(create_topics=bool(rng.randrange(4))),
                 Redrive(topic=topic, group=group),

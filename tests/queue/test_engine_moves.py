@@ -8,12 +8,12 @@ import pytest
 from dss_api.result import Result
 from dss_dev.queue_recount import recounted_usage
 from dss_queue.core import engine_moves
-from dss_queue.core.commands import Ack, NewMessage, PeekQuery, Publish, SetTopic
+from dss_queue.core.commands import Ack, NewMessage, PeekQuery, Publish, PutTopic, SetTopic, TopicFields
 from dss_queue.core.engines import EngineClosed, EngineForgotten, EngineLeft, EngineUse
 from dss_queue.core.inspection import peek, stats
 from dss_queue.core.sns_topics import CreateSnsTopic, Notice, PublishToSns, Subscribe
 from dss_queue.core.sqs_queues import ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
-from dss_queue.core.topic_commands import DeleteTopic, DropIdle, PutQueueSettings
+from dss_queue.core.topic_commands import CreateGroup, DeleteTopic, DropIdle, PutQueueSettings
 
 
 def to_engine(desk, topic="t", **fields):
@@ -30,7 +30,7 @@ def to_log(desk, topic="t"):
 
 def leave(desk, topic="t"):
     """Move a topic back. The engine may still take messages."""
-    assert not desk.settings(topic=topic).code
+    assert not desk.settings(topic=topic, engine="raft").code
 
 
 def close(desk, topic="t"):
@@ -73,6 +73,47 @@ def test_the_settings_name_the_engine(desk):
 def test_settings_that_exclude_each_other_are_refused(desk, fields, why):
     assert why_not(desk, **fields) == why
     assert "t" not in desk.broker.topics
+
+
+@pytest.mark.parametrize("command", [PutTopic, SetTopic])
+def test_settings_without_an_engine_leave_the_topic_where_it_is(desk, command):
+    use = EngineUse(to_engine(desk, acks="fsync", max_attempts=3))
+    answer = desk.do(command(topic="t", backoff_ms=7)).body
+    assert (answer["engine"], answer["acks"], answer["max_attempts"]) == ("redis", "fsync", 20)
+    topic = desk.broker.topics["t"]
+    assert (topic.engine, topic.messages.settings.acks, topic.messages.settings.backoff_ms) == (use, "fsync", 7)
+    leave(desk)
+    assert desk.do(command(topic="t", backoff_ms=8)).body.get("engine", "raft") == "raft"
+    assert topic.engine == EngineUse(use.incarnation, is_leaving=True)
+
+
+def test_acks_that_are_left_out_stay_while_the_topic_is_on_the_engine(desk):
+    to_engine(desk, acks="fsync")
+    assert desk.settings(engine="redis").body["acks"] == "fsync"
+    assert desk.settings(acks="replica").body["acks"] == "replica"
+    assert desk.settings(engine="raft").body["acks"] == "primary"
+    desk.do(EngineLeft(topic="t", incarnation=desk.broker.topics["t"].engine.incarnation))
+    assert desk.settings(engine="redis").body["acks"] == "primary"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"keep_ms": 1}, {"dead_letter_topic": "dead"}, {"engine": "raft", "acks": "fsync"}],
+    ids=lambda fields: [*fields][-1],
+)
+def test_what_the_present_engine_cannot_have_is_refused(desk, fields):
+    use = EngineUse(to_engine(desk))
+    code, field = why_not(desk, **fields)
+    assert (code, field) == ("invalid" if field == "acks" else "not_on_engine", [*fields][-1])
+    assert desk.broker.topics["t"].engine == use
+    assert why_not(desk, topic="in the log", acks="fsync") == ("invalid", "acks")
+    assert "in the log" not in desk.broker.topics
+
+
+def test_older_cluster_versions_get_the_answers_that_they_always_got(desk):
+    """They are kept for repeats, so they are part of the state that all nodes must have alike."""
+    fields = {name: getattr(PutTopic(topic="t"), name) for name in TopicFields.__struct_fields__}
+    assert desk.do(PutTopic(topic="t")).body == {"topic": "t", **fields}
 
 
 def test_the_same_settings_again_are_the_same_stay(desk):
@@ -323,9 +364,10 @@ def test_it_cannot_leave_before_the_log_has_nothing_left_from_before(desk, how):
     (msg_id,) = desk.publish(1)
     desk.take()
     to_engine(desk)
-    assert why_not(desk) == ("moving", "engine")
-    assert why_not(desk, max_attempts=7) == ("moving", "engine"), "a call without `engine` is one for the log"
+    assert why_not(desk, engine="raft") == ("moving", "engine")
+    assert why_not(desk, engine="raft", max_attempts=7) == ("moving", "engine")
     assert desk.broker.topics["t"].is_on_engine
+    assert not desk.settings(max_attempts=7).code
     assert not desk.settings(engine="redis", max_attempts=7).code
     if how == "ack":
         desk.ack(msg_id)
@@ -344,7 +386,7 @@ def test_dead_letters_in_the_log_do_not_count_as_left(desk):
     desk.nack(msg_id, dead=True)
     assert moving_from(desk) is None
     desk.redrive()
-    assert (moving_from(desk), why_not(desk)) == ("raft", ("moving", "engine"))
+    assert (moving_from(desk), why_not(desk, engine="raft")) == ("raft", ("moving", "engine"))
     assert desk.values() == [1]
 
 
@@ -382,6 +424,22 @@ def test_it_cannot_return_before_it_has_left(desk):
     assert moving_from(desk) is None
     assert desk.broker.registry.abandoned == {incarnation: "t"}
     assert to_engine(desk) > incarnation
+
+
+def test_a_topic_that_was_on_the_engine_may_be_deleted_after_a_day_without_use(desk):
+    """As one that never was: the group of a consume does not keep it, and the calls that the engine answered were a use."""
+    incarnation = to_engine(desk)
+    desk.do(CreateGroup(topic="t", group="g"))
+    desk.do(CreateGroup(topic="t", group="g"))
+    topic = desk.broker.topics["t"]
+    assert list(topic.groups) == ["g"]
+    to_log(desk)
+    desk.pass_ms(1000)
+    desk.do(EngineLeft(topic="t", incarnation=incarnation))
+    assert topic.used_ms == desk.at_ms
+    assert topic.is_idle
+    desk.put_group("g")
+    assert not topic.is_idle
 
 
 def test_what_the_leader_proposes_twice_or_too_late_does_nothing(desk):

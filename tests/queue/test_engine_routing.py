@@ -403,11 +403,28 @@ async def test_a_topic_cannot_leave_before_the_log_has_nothing_left_from_before(
     (last,) = await api.take()
     await api.move("redis")
     await api.publish("engine")
-    refused = await api.call("PUT", "/queue/topic", topic="t")
+    refused = await api.call("PUT", "/queue/topic", topic="t", engine="raft")
     assert (refused["status"], refused["code"], refused["field"]) == (409, "moving", "engine")
     await api.ack(last)
     await api.move("raft")
     assert await api.finish_all() == ["engine"]
+
+
+async def test_settings_without_an_engine_leave_the_topic_where_it_is(api):
+    await api.move("redis")
+    await api.publish("a")
+    name = api.routing.stay(api.routing.topic("t")).name
+    for fields in ({}, {"max_attempts": 0}, {"acks": "primary"}):
+        answer = await api.call("PUT", "/queue/topic", topic="t", backoff_ms=5, **fields)
+        assert (answer["status"], answer["engine"], answer["acks"], answer["backoff_ms"]) == (200, "redis", "primary", 5)
+    assert api.routing.stay(api.routing.topic("t")).name == name
+    assert (await api.publish("b"))["durability"] == "redis"
+    refused = await api.call("PUT", "/queue/topic", topic="t", keep_ms=1)
+    assert (refused["status"], refused["code"], refused["field"]) == (409, "not_on_engine", "keep_ms")
+    refused = await api.call("PUT", "/queue/topic", topic="t", acks="replica")
+    assert (refused["code"], refused["field"]) == ("not_on_engine", "acks"), "the server has no replica"
+    await api.go_away()
+    assert (await api.call("PUT", "/queue/topic", topic="t"))["engine"] == "redis", "the servers are not needed for this"
 
 
 async def test_to_the_engine_and_back_several_times(api):
@@ -651,6 +668,16 @@ async def test_a_consume_at_a_node_that_does_not_know_yet_that_a_topic_was_delet
 
 
 # ------------------------------------------------------------------ groups
+
+
+async def test_a_consume_on_the_engine_does_not_declare_its_group(api):
+    """A topic that nothing uses any more is deleted with such groups, as one that was never on the engine."""
+    await api.move("redis")
+    await api.publish("a")
+    assert await api.finish_all() == ["a"]
+    await api.call("PUT", "/queue/group", topic="t", group="h")
+    groups = api.routing.topic("t").groups
+    assert {name: group.declared for name, group in groups.items()} == {"g": False, "h": True}
 
 
 async def test_each_group_gets_every_message(api):

@@ -90,8 +90,9 @@ class Store:
         present: dict[str, Any] = stats.get("settings") or {}
         try:
             if not _has(stats, wanted):
-                # A task that is dead stays where `find` looks for it.
-                present.pop("dead_letter_topic", None)
+                # A task that is dead stays where `find` looks for it; the topic stays on its engine if nothing is said about that.
+                for name in ("dead_letter_topic", "engine", "acks"):
+                    present.pop(name, None)
                 await self._client.call("queue.topic", topic=topic.name, **{**present, **wanted})
             if group and not any(one["group"] == group for one in stats["groups"]):
                 await self._client.call("queue.group", topic=topic.name, group=group, start="first")

@@ -14,13 +14,14 @@ from dss_api.result import Result
 from dss_queue.core.account import GROUP_KEY_BYTES, PENDING_BYTES, new_group_bytes, new_topic_bytes
 from dss_queue.core.commands import GROUPS_PER_TOPIC_MAX, Purge, PutTopic, Redrive, SetTopic, TopicSettings
 from dss_queue.core.engine_moves import EngineMoves
+from dss_queue.core.engines import chosen
 from dss_queue.core.group import Group
 from dss_queue.core.publishing import Publisher, over_limit
 from dss_queue.core.records import message_number
 from dss_queue.core.registry import Registry
 from dss_queue.core.sqs_queues import GROUP, TAGS_MAX, ChangeQueue, CreateQueue, Queue, queue_bytes, settings_of
 from dss_queue.core.topic import Topic
-from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
+from dss_queue.core.topic_commands import CreateGroup, DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.machine import Origin
 
@@ -43,6 +44,7 @@ class Administration:
             ChangeQueue: self._change_queue,
             DeleteTopic: self._delete_topic,
             PutGroup: self._put_group,
+            CreateGroup: self._create_group_of_consume,
             DeleteGroup: self._delete_group,
             PutQueueSettings: self._put_settings,
             DropIdle: self._drop_idle,
@@ -64,6 +66,11 @@ class Administration:
             return Result({"field": "topic", "detail": detail}, "invalid")
         given = type(command).__struct_fields__
         fields = {name: getattr(command, name) for name in TopicSettings.__struct_fields__ if name in given}
+        present = None if topic is None else topic.messages.settings
+        engine, acks = chosen(fields.get("engine"), fields.get("acks"), present)
+        if isinstance(command, SetTopic) or engine != "raft":
+            # Answers are kept for repeats: those of older cluster versions stay as they were.
+            fields |= {"engine": engine, "acks": acks}
         settings = TopicSettings(**fields)
         growth = self._engine_moves.needed(command.topic, settings)
         if isinstance(growth, Result):
@@ -167,6 +174,13 @@ class Administration:
             group = made
         group.declared = True
         return Result({"created": created, "pending": group.backlog.pending})
+
+    def _create_group_of_consume(self, command: CreateGroup, at_ms: int, index: int, origin: Origin) -> Result:
+        made = self.find_group(command.topic, command.group) or self.create_group(command.topic, command.group, at_ms)
+        if isinstance(made, Result):
+            return made
+        self._topics[command.topic].used_ms = at_ms
+        return Result({})
 
     def create_group(self, topic_name: str, group_name: str, at_ms: int, start: int = 0, growth: int = 0) -> Group | Result:
         """A new group that begins with message number `start`, or a refusal. The topic is created if that is allowed.

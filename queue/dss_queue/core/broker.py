@@ -56,7 +56,7 @@ from dss_queue.core.sns_fanout import SnsFanout
 from dss_queue.core.sns_topics import CreateSnsTopic, DeleteSnsTopic, PublishToSns, Subscribe, Unsubscribe
 from dss_queue.core.sqs_queues import CancelMove, ChangeQueue, CreateQueue, PublishToQueues, PurgeQueue, StartMove
 from dss_queue.core.topic import MoveTimer, Topic, TopicTimer
-from dss_queue.core.topic_commands import DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
+from dss_queue.core.topic_commands import CreateGroup, DeleteDead, DeleteGroup, DeleteTopic, DropIdle, PutGroup, PutQueueSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import StateLimit, StateLimits
 from dss_raft.replication.machine import Event, Origin, Restoring, all_at_once
@@ -110,6 +110,7 @@ class Broker:
         Purge,
         DeleteTopic,
         PutGroup,
+        CreateGroup,
         DeleteGroup,
         DeleteDead,
         PutQueueSettings,

@@ -320,20 +320,32 @@ class TopicFields(Fields, kw_only=True):
     max_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = TOPIC_BYTES_DEFAULT
 
 
-class TopicSettings(TopicFields, kw_only=True):
-    """A topic's settings. A call replaces all of them; a field that it leaves out gets its default."""
+class LatestTopicFields(TopicFields, kw_only=True):
+    """With those that came later, apart from where the messages are."""
 
     #: the topic to which dead letters move; empty: they stay with their group
     dead_letter_topic: OptionalName = ""
-    #: where the messages are: `raft`, in the replicated log, or `redis`. With another engine than before, the topic moves: the
-    #: messages on the old engine are delivered first, and new messages go to the new one
+
+
+class TopicSettings(LatestTopicFields, kw_only=True):
+    """A topic's settings."""
+
+    #: where the messages are: `raft`, in the replicated log, or `redis`
     engine: Engine = "raft"
     #: with `redis`: where a change must be before it is answered
     acks: Acks = "primary"
 
 
-class PutTopicRequest(TopicSettings, kw_only=True):
+class PutTopicRequest(LatestTopicFields, kw_only=True):
+    """Settings of a topic. A call replaces all of them; a field that it leaves out gets its default, apart from `engine` and `acks`."""
+
     topic: Name
+    #: where the messages are: `raft`, in the replicated log, or `redis`. With another engine than before, the topic moves: the
+    #: messages on the old engine are delivered first, and new messages go to the new one. None: the topic stays where it is; a
+    #: new one is in the log
+    engine: Engine | None = None
+    #: with `redis`: where a change must be before it is answered. None: as before; `primary` for a topic that was not on `redis`
+    acks: Acks | None = None
 
     def __post_init__(self) -> None:
         check_name("topic", self.topic)

@@ -94,6 +94,8 @@ class EngineMoves:
         topic = self._leaving(command)
         if topic is not None:
             topic.abandon_engine()
+            # The log does not know of the calls that the engine has answered.
+            topic.used_ms = at_ms
         return Result({"left": topic is not None})
 
     def _forgotten(self, command: EngineForgotten, at_ms: int, index: int, origin: Origin) -> Result:

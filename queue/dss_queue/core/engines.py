@@ -27,7 +27,7 @@ import msgspec
 
 from dss_api.fields import Name, check_name
 from dss_api.result import Result
-from dss_queue.core.commands import ConsumeRuns, TopicSettings
+from dss_queue.core.commands import Acks, ConsumeRuns, Engine, PutTopicRequest, TopicSettings
 from dss_raft.replication.commands import Command
 from dss_raft.replication.limits import text_bytes
 
@@ -127,10 +127,24 @@ def not_on_engine(field: str, detail: str) -> Result:
     return Result({"field": field, "detail": detail}, "not_on_engine")
 
 
-def contradiction(settings: TopicSettings) -> Result | None:
+def chosen(engine: Engine | None, acks: Acks | None, present: TopicSettings | None) -> tuple[Engine, Acks]:
+    """The settings `engine` and `acks` after a call that may leave them out.
+
+    Args:
+        present: of the topic before the call; None: it does not exist.
+    """
+    present = present or TopicSettings()
+    engine = engine or present.engine
+    is_same = engine == present.engine
+    return engine, acks or (present.acks if is_same else TopicSettings().acks)
+
+
+def contradiction(settings: TopicSettings | PutTopicRequest) -> Result | None:
     """A refusal of settings that exclude each other, whatever the topic."""
+    if settings.engine is None:
+        return None
     if settings.engine == "raft":
-        if settings.acks == "primary":
+        if settings.acks in (None, "primary"):
             return None
         return Result(
             {"field": "acks", "detail": "`acks` goes with `engine: redis`; in the log, a majority of disks acks"}, "invalid"

@@ -46,6 +46,12 @@ class PutGroup(GroupFields, Command, tag="queue.group", kw_only=True):
             raise ValueError("give either `start` or `msg_id`")
 
 
+class CreateGroup(GroupFields, Command, tag="queue.create_group", kw_only=True):
+    """Create a group as a consume does: it does not keep a topic that nothing uses. For consumes that go on on the engine `redis`."""
+
+    since: ClassVar[int] = 5
+
+
 class DeleteGroup(GroupFields, Command, tag="queue.group_delete", kw_only=True):
     """Delete a group with its dead letters. Messages that only this group had not finished are deleted, too."""
 

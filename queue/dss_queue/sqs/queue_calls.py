@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from dss_api.caller import caller
 from dss_api.errors import Refused
 from dss_api.result import Result
 from dss_queue import both_engines
+from dss_queue.core.commands import Acks, Engine
+from dss_queue.core.engines import chosen
 from dss_queue.core.inspection import stats
 from dss_queue.core.sqs_queues import (
     ACKS_ATTRIBUTE,
@@ -20,6 +22,7 @@ from dss_queue.core.sqs_queues import (
     Queue,
     settings_of,
 )
+from dss_queue.core.topic import Topic
 from dss_queue.core.topic_commands import DeleteTopic
 from dss_queue.engine_service import engine_of
 from dss_queue.routing import routing_of
@@ -44,6 +47,11 @@ async def create_queue(call: Call) -> Reply:
     if "RedrivePolicy" in attributes:
         await _require_target(call, attributes["RedrivePolicy"])
     existing = topics_of(call.node).get(call.name)
+    if existing is None or existing.queue is None:
+        await call.node.read_index()
+        existing = topics_of(call.node).get(call.name)
+    if existing is not None and existing.queue is None:
+        attributes = {**attributes, **_kept_engine(existing, attributes)}
     await _check_engine(
         call, existing.queue.attributes if existing is not None and existing.queue is not None else {}, attributes
     )
@@ -58,6 +66,13 @@ async def create_queue(call: Call) -> Reply:
             "QueueNameExists", f"A queue already exists with the same name and a different value for attribute {differs[0]}"
         )
     return Reply({"QueueUrl": call.url_of(call.name)})
+
+
+def _kept_engine(topic: Topic, given: dict[str, str]) -> dict[str, str]:
+    """What else a topic that becomes a queue needs among its attributes to stay on the engine `redis`; see `PUT /queue/topic`."""
+    named = cast("Engine | None", given.get(ENGINE_ATTRIBUTE)), cast("Acks | None", given.get(ACKS_ATTRIBUTE))
+    engine, acks = chosen(*named, topic.messages.settings)
+    return {ENGINE_ATTRIBUTE: engine, ACKS_ATTRIBUTE: acks} if engine == "redis" else {}
 
 
 async def _require_target(call: Call, policy: str) -> None:
