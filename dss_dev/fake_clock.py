@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
-# Python runs this before a node's own code.
+# Python runs this before a node's own code. The process that nodes are forked from has no file.
 _PROGRAM = """
-import os, pathlib, time
-file, clock, clock_ns = pathlib.Path(os.environ["TEST_CLOCK_FILE"]), time.time, time.time_ns
-time.time = lambda: clock() + int(file.read_text()) / 1000
-time.time_ns = lambda: clock_ns() + int(file.read_text()) * 1_000_000
+import os, time
+clock, clock_ns = time.time, time.time_ns
+
+def ahead_ms():
+    path = os.environ.get("TEST_CLOCK_FILE")
+    if path is None:
+        return 0
+    with open(path) as file:
+        return int(file.read())
+
+time.time = lambda: clock() + ahead_ms() / 1000
+time.time_ns = lambda: clock_ns() + ahead_ms() * 1_000_000
 """
+
+
+@cache
+def _program_folder() -> Path:
+    """One for all clocks: nodes with different ones can be forked from the same process."""
+    folder = Path(tempfile.mkdtemp(prefix="dss-clock-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "sitecustomize.py").write_text(_PROGRAM)
+    return folder
 
 
 class FakeClock:
@@ -26,9 +47,8 @@ class FakeClock:
 
     def __init__(self, directory: Path, ahead_ms: int) -> None:
         directory.mkdir(parents=True)
-        (directory / "sitecustomize.py").write_text(_PROGRAM)
         self._file = directory / "ahead_ms"
-        self.environment = {"PYTHONPATH": str(directory), "TEST_CLOCK_FILE": str(self._file)}
+        self.environment = {"PYTHONPATH": str(_program_folder()), "TEST_CLOCK_FILE": str(self._file)}
         self.set(ahead_ms)
 
     def set(self, ahead_ms: int) -> None:

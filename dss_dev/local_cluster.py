@@ -22,7 +22,7 @@ from dss_api.token_text import key_holder_text, token_key
 from dss_client.tls import default_context
 from dss_dev import local_tls
 from dss_dev.checkouts import ROOT, Checkout, tested_checkout
-from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
+from dss_dev.preloaded import ForkedProcess, Pool
 from dss_raft.versions import LATEST
 
 HOST = "127.0.0.1"
@@ -130,7 +130,7 @@ class LocalNode:
         else:
             folder, python, environment = checkout.path, str(checkout.python), checkout.environment(self.environment)
         with self.log_path.open("ab") as log:
-            if self.pool and checkout is None and not self._prefix and Preloaded.can_start(environment):
+            if self.pool and checkout is None and not self._prefix:
                 self.process = self.pool.start(
                     ["manage.py", "node"], folder, environment, log.fileno(), namespace=self._namespace
                 )
@@ -391,7 +391,7 @@ def manage(
         folder: its working directory.
     """
     whole = {**os.environ, **(environment or {})}
-    if LocalNode.pool and Preloaded.can_start(whole):
+    if LocalNode.pool:
         return LocalNode.pool.run([str(ROOT / "manage.py"), *arguments], folder, whole, timeout_s)
     command = [sys.executable, str(ROOT / "manage.py"), *arguments]
     return subprocess.run(

@@ -113,28 +113,26 @@ class Preloaded:
         nodes_end_with_it: On Linux, what it has started is killed when it ends, for example because this process was killed.
         hashes_quickly: New hashes of passwords are computed in no time, and are no protection. Only for tests: each node of a cluster
             checks DSS_ADMIN_PASSWORD at its start, which takes longer than the rest of the start.
+        environment: its environment; None: that of this process.
     """
 
-    def __init__(self, nodes_end_with_it: bool = False, hashes_quickly: bool = False) -> None:
+    def __init__(
+        self,
+        nodes_end_with_it: bool = False,
+        hashes_quickly: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         options = [_END] * nodes_end_with_it + [_HASH_QUICKLY] * hashes_quickly
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno()), *options],
                 cwd=ROOT,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-
-    @staticmethod
-    def can_start(environment: Mapping[str, str]) -> bool:
-        """Whether an interpreter that starts with `environment` would be no different from this one."""
-        return all(
-            environment.get(name) == os.environ.get(name)
-            for name in {*environment, *os.environ}
-            if name.startswith(_READ_AT_START)
-        )
 
     def start(
         self,
@@ -171,6 +169,9 @@ class Preloaded:
 class Pool:
     """Some `Preloaded`, each started when it is first needed. They take turns, so nodes of a cluster differ in their hash seeds.
 
+    What an interpreter reads at its start needs an interpreter of its own: a node with another PYTHONPATH, for example, is forked
+    from a `Preloaded` with that PYTHONPATH.
+
     Args:
         nodes_end_with_it, hashes_quickly: as for `Preloaded`.
     """
@@ -180,6 +181,8 @@ class Pool:
         self._nodes_end_with_it = nodes_end_with_it
         self._hashes_quickly = hashes_quickly
         self._processes: list[Preloaded] = []
+        #: those of interpreters with other settings than this one
+        self._others: dict[tuple[tuple[str, str], ...], Preloaded] = {}
         self._started = 0
         self._new_data: tempfile.TemporaryDirectory[str] | None = None
 
@@ -193,11 +196,20 @@ class Pool:
         namespace: str = "",
     ) -> ForkedProcess:
         """See `Preloaded.start`."""
+        return self._next(environment).start(arguments, folder, environment, output, errors, namespace)
+
+    def _next(self, environment: Mapping[str, str]) -> Preloaded:
+        settings = _read_at_start(environment)
+        if settings != _read_at_start(os.environ):
+            if settings not in self._others:
+                rest = {name: text for name, text in os.environ.items() if not name.startswith(_READ_AT_START)}
+                self._others[settings] = Preloaded(self._nodes_end_with_it, self._hashes_quickly, {**rest, **dict(settings)})
+            return self._others[settings]
         turn = self._started % self._size
         self._started += 1
         if turn == len(self._processes):
             self._processes.append(Preloaded(self._nodes_end_with_it, self._hashes_quickly))
-        return self._processes[turn].start(arguments, folder, environment, output, errors, namespace)
+        return self._processes[turn]
 
     def run(
         self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float
@@ -230,10 +242,15 @@ class Pool:
         return Path(self._new_data.name)
 
     def close(self) -> None:
-        for process in self._processes:
+        for process in (*self._processes, *self._others.values()):
             process.close()
         if self._new_data is not None:
             self._new_data.cleanup()
+
+
+def _read_at_start(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """What an interpreter reads of `environment` when it starts."""
+    return tuple(sorted((name, text) for name, text in environment.items() if name.startswith(_READ_AT_START)))
 
 
 def _serve(requests: socket.socket, children_end_too: bool) -> list[str]:

@@ -111,11 +111,10 @@ def partitioned_cluster(make_partitioned_cluster: Callable[..., PartitionedClust
     return make_partitioned_cluster()
 
 
-@pytest.fixture
-def no_lease_check(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="session")
+def no_lease_check(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of nodes that are broken on purpose: their leases never end. Python runs this before their own code."""
-    folder = tmp_path / "broken"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("broken")
     (folder / "sitecustomize.py").write_text(
         "from dss_cache.core.leases import HeldLease\n"
         "HeldLease.valid_until = property(lambda lease: float('inf'), lambda lease, until: None)\n"

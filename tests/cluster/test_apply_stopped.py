@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from dss_dev import local_cluster
 from dss_dev.local_cluster import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -30,10 +29,9 @@ LockTable.apply = apply
 """
 
 
-@pytest.fixture
-def planted_bug(tmp_path: Path) -> dict[str, str]:
-    folder = tmp_path / "broken"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def planted_bug(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("broken")
     (folder / "sitecustomize.py").write_text(BUG)
     return {"PYTHONPATH": f"{folder}:{ROOT}:{':'.join(str(ROOT / part) for part in ('raft', 'locks', 'queue', 'cache'))}"}
 
@@ -44,8 +42,7 @@ def acquire(node, key: str) -> tuple[int, dict]:
 
 
 def manage(node, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {"PATH": "", "DSS_URL": node.url, **node.environment}
-    return subprocess.run([sys.executable, str(ROOT / "manage.py"), *arguments], env=environment, capture_output=True, text=True)
+    return local_cluster.manage(*arguments, environment={"DSS_URL": node.url, **node.environment})
 
 
 def stopped_at(node) -> int:

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from dss_dev.local_cluster import POLL_S, ROOT, ports_in_use
+from dss_dev.local_cluster import POLL_S, ROOT, LocalNode, ports_in_use
 from dss_dev.rounds import wait_for_a_moment
 
 pytestmark = pytest.mark.cluster
@@ -35,12 +35,10 @@ class Terminal:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / f"terminal-{time.monotonic_ns()}.log"
         with self.log.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "manage.py", *arguments, "--directory", str(directory)],
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={name: value for name, value in os.environ.items() if name not in ("PEERS", "DSS_URL")},
+            environment = {name: value for name, value in os.environ.items() if name not in ("PEERS", "DSS_URL")}
+            assert LocalNode.pool is not None
+            self.process = LocalNode.pool.start(
+                ["manage.py", *arguments, "--directory", str(directory)], ROOT, environment, output.fileno()
             )
 
     @property

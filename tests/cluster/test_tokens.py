@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from dss_dev.local_cluster import POLL_S, ROOT, LocalCluster, LocalNode, Reply
+from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, manage
 
 pytestmark = pytest.mark.cluster
 
@@ -177,13 +174,12 @@ def the_audit_trail_is_complete(node: LocalNode, operator_id: str) -> None:
 
 def commands_need_no_token(node: LocalNode, operator: str) -> None:
     """A command with the settings of the node proves that it has the cluster's secret."""
-    command = [sys.executable, "manage.py", "token", "--url", node.url, "ls"]
-    environment = {**os.environ, "DSS_CLUSTER_SECRET": node.environment["DSS_CLUSTER_SECRET"]}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    command = ["token", "--url", node.url, "ls"]
+    run = manage(*command, environment={"DSS_CLUSTER_SECRET": node.environment["DSS_CLUSTER_SECRET"]})
+    assert run.returncode == 0
     assert "operator" in run.stdout
     assert operator not in run.stdout
-    wrong = {**environment, "DSS_CLUSTER_SECRET": "another"}
-    run = subprocess.run(command, cwd=ROOT, env=wrong, capture_output=True, text=True, check=False)
+    run = manage(*command, environment={"DSS_CLUSTER_SECRET": "another"})
     assert run.returncode == 1
     assert "the token is not valid" in run.stderr
 

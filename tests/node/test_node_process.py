@@ -20,8 +20,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import connect as websocket
 
-from dss_dev.local_cluster import PEER_PORT_OFFSET, LocalNode, free_ports
-from dss_dev.preloaded import ForkedProcess, Preloaded
+from dss_dev.local_cluster import PEER_PORT_OFFSET, LocalNode, free_ports, manage
+from dss_dev.preloaded import ForkedProcess
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -56,7 +56,7 @@ class Process:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DSS_", "RPC_", "NODE_", "PEERS"))}
         environment = {**inherited, **self.environ, **environ}
         with self.log.open("ab") as log:
-            if LocalNode.pool and self.arguments[0] == "manage.py" and Preloaded.can_start(environment):
+            if LocalNode.pool and self.arguments[0] == "manage.py":
                 self.process = LocalNode.pool.start(self.arguments, ROOT, environment, log.fileno())
             else:
                 self.process = subprocess.Popen(
@@ -364,12 +364,10 @@ def test_a_node_without_tokens_says_whether_it_is_open(
 
 def test_status_prints_the_cluster(make_node: Callable[..., Process]) -> None:
     node = make_node().start().until_ready()
-    command = [sys.executable, "manage.py", "status", "--url", f"http://127.0.0.1:{node.port}"]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = manage("status", "--url", f"http://127.0.0.1:{node.port}").stdout
     assert "node-1" in said
     assert "leader: node-1" in said
-    command[-1] = "http://127.0.0.1:1"
-    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    failed = manage("status", "--url", "http://127.0.0.1:1")
     assert failed.returncode == 1
     assert "no answer from http://127.0.0.1:1" in failed.stderr
 

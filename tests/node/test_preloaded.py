@@ -13,7 +13,7 @@ import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from dss_dev.local_partitions import why_not
-from dss_dev.preloaded import ForkedProcess, Pool, Preloaded
+from dss_dev.preloaded import ForkedProcess, Pool
 
 Start = Callable[..., ForkedProcess]
 
@@ -121,14 +121,20 @@ def test_it_can_be_signalled_and_waited_for(start: Start) -> None:
 
 def test_two_that_start_after_each_other_differ_in_their_hash_seeds(start: Start, tmp_path: Path) -> None:
     for _ in range(2):
-        assert start("print(hash('a'))").wait(60) == 0
+        assert start("print(hash('a'))", **os.environ).wait(60) == 0
     assert len(set((tmp_path / "output").read_text().split())) == 2
 
 
-def test_what_an_interpreter_reads_at_its_start_needs_an_interpreter_of_its_own() -> None:
-    assert Preloaded.can_start({**os.environ, "DSS_LOG_LEVEL": "info"})
-    assert not Preloaded.can_start({**os.environ, "PYTHONPATH": "elsewhere"})
-    assert not Preloaded.can_start({**os.environ, "LD_PRELOAD": "libfaketime.so.1"})
+def test_what_an_interpreter_reads_at_its_start_has_its_effect(pool: Pool, tmp_path: Path) -> None:
+    """Processes with the same of these settings are forked from the same one, and others are not."""
+    (tmp_path / "sitecustomize.py").write_text("import os; started_in = os.getpid()")
+    (tmp_path / "script.py").write_text("import os, sitecustomize as s; print(os.environ['A'], getattr(s, 'started_in', None))")
+    found = [
+        pool.run(["script.py"], tmp_path, {**os.environ, "A": a, **path}, 60).stdout.split()
+        for a, path in (("1", {"PYTHONPATH": str(tmp_path)}), ("2", {}), ("3", {"PYTHONPATH": str(tmp_path)}))
+    ]
+    assert [a for a, _ in found] == ["1", "2", "3"]
+    assert found[0][1] == found[2][1] != found[1][1]
 
 
 def test_no_event_loop_is_there_before_the_fork() -> None:
