@@ -191,17 +191,18 @@ async def test_the_voters_tell_for_whom_they_have_voted(cluster):
 async def test_a_node_transfers_leadership_once_in_an_election_timeout(cluster):
     """Whichever node is asked. A node that stops may always hand over, and a transfer to the leader itself is none."""
     await cluster.start()
+    for node in cluster.nodes.values():
+        # Elections keep their timeouts. Between two lines of this test, a busy machine may stand still for longer than one.
+        node.config.raft_election_max_ms = 60_000
     first, second = await cluster.leader(), await cluster.follower()
     await second.transfer(second.node_id)
     await cluster.until(lambda: second.is_leader)
     await second.transfer(first.node_id)
     await cluster.until(lambda: first.is_leader and second.leader_id == first.node_id)
-    transferred = asyncio.get_running_loop().time()
     for asked in (first, second):
         with pytest.raises(Refused) as refusal:
             await asked.transfer()
-        if asyncio.get_running_loop().time() < transferred + 0.3:
-            assert (refusal.value.code, "RAFT_ELECTION_MAX_MS (500 ms)" in refusal.value.detail) == ("over_limit", True)
+        assert (refusal.value.code, "RAFT_ELECTION_MAX_MS (60000 ms)" in refusal.value.detail) == ("over_limit", True)
     assert await second.transfer(first.node_id) == {"leader_id": first.node_id}
     await first.hand_over()
     await cluster.until(lambda: not first.is_leader)
