@@ -12,7 +12,7 @@ from dss_queue.core.commands import Acks, TopicSettings
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.errors import NoGroup
 from dss_queue.redis_engine.keys import group_keys, partition_keys
-from dss_queue.redis_engine.messages import Named, Place, QueueSettings, place_of, serial_of
+from dss_queue.redis_engine.messages import NUMBER_LENGTH, Named, Place, QueueSettings, place_of, serial_of
 from dss_queue.redis_engine.servers import Servers
 
 #: The letters of a delivery that a step did not find.
@@ -48,21 +48,22 @@ class Endings:
         Raises:
             Refused: `unknown_outcome`.
         """
-        given: dict[str, str | None] = dict.fromkeys(msg_ids)
-        if receipts is not None:
-            given.update(zip(msg_ids, receipts, strict=True))
-        places = messages.by_partition(given.items(), self.partitions)
+        ids = list(msg_ids if receipts is not None else dict.fromkeys(msg_ids))
 
-        async def step(partition: int, named: Named) -> str:
+        async def step(partition: int, numbers: str, serials: str | list[str]) -> str:
             try:
-                return await self._letters("ack", topic, partition, group, settings, named.numbers, named.serials, acks=acks)
+                return await self._letters("ack", topic, partition, group, settings, numbers, serials, acks=acks)
             except NoGroup:
-                return "n" * len(named.numbers)
+                return "n" * (len(numbers) // NUMBER_LENGTH)
 
-        if len(places) == 1:
-            steps = [await step(*item) for item in places.items()]
-        else:
-            steps = await asyncio.gather(*(step(*item) for item in places.items()))
+        taken = messages.of_one_consume(ids, None if receipts is None else list(receipts), self.partitions)
+        if taken is not None:
+            return [_ack_result(*item) for item in zip(ids, await step(*taken), strict=True)]
+        given: dict[str, str | None] = dict.fromkeys(ids)
+        if receipts is not None:
+            given.update(zip(ids, receipts, strict=True))
+        places = messages.by_partition(given.items(), self.partitions)
+        steps = await asyncio.gather(*(step(partition, named.text, named.serial) for partition, named in places.items()))
         letters: dict[str, str] = {}
         for named, found in zip(places.values(), steps, strict=True):
             letters.update(zip(named.msg_ids, found, strict=True))
@@ -101,7 +102,7 @@ class Endings:
 
         async def step(partition: int, named: Named) -> None:
             try:
-                await self._letters("nack", topic, partition, group, settings, named.numbers, named.serials, "gone", 0)
+                await self._letters("nack", topic, partition, group, settings, named.text, named.serial, "gone", 0)
             except NoGroup:
                 return
             except Refused as error:
@@ -158,9 +159,9 @@ class Endings:
         place = self._place(msg_id)
         if place is None:
             return "n"
-        serials = [serial_of(msg_id, receipt)]
+        serial = serial_of(msg_id, receipt)
         try:
-            return await self._letters(step, topic, place.partition, group, settings, [place.number], serials, *args, acks=acks)
+            return await self._letters(step, topic, place.partition, group, settings, place.number, serial, *args, acks=acks)
         except NoGroup:
             return "n"
 
@@ -171,22 +172,24 @@ class Endings:
         partition: int,
         group: str,
         settings: TopicSettings,
-        numbers: list[str],
-        serials: list[str],
+        numbers: str,
+        serials: str | list[str],
         *args: object,
         acks: Acks = "primary",
     ) -> str:
         """The letters of a step that ends deliveries.
+
+        Args:
+            numbers: one after another.
+            serials: of each of them, or one for all.
 
         Raises:
             NoGroup: see there.
             Refused: `unknown_outcome`.
         """
         keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
-        # Most calls name what one consume got: one serial.
-        serial = serials[0] if serials.count(serials[0]) == len(serials) else serials
         data, is_repeat = await self._servers.call_and_repeats(
-            step, keys, for_deliveries(settings), "".join(numbers), serial, *args, acks=acks, repeatable=all(serials)
+            step, keys, for_deliveries(settings), numbers, serials, *args, acks=acks, repeatable=bool(serials) and all(serials)
         )
         _, letters = messages.letters_answer.decode(data)
         if is_repeat and not NOT_FOUND.isdisjoint(letters):

@@ -54,12 +54,50 @@ class Named(NamedTuple):
     #: see `serial_of`
     serials: list[str]
 
+    @property
+    def text(self) -> str:
+        """The numbers as steps want them."""
+        return "".join(self.numbers)
+
+    @property
+    def serial(self) -> str | list[str]:
+        """The serials as steps want them: one if all are equal."""
+        first = self.serials[0]
+        return first if self.serials.count(first) == len(self.serials) else self.serials
+
+
+class Taken(NamedTuple):
+    """Messages that one consume got, or that are named without receipts."""
+
+    partition: int
+    #: their numbers, one after another
+    text: str
+    serial: str
+
+
+def of_one_consume(msg_ids: list[str], receipts: list[str] | None, partitions: int) -> Taken | None:
+    """What a call names; None: several deliveries, or ids or receipts that none can have, see `by_partition`.
+
+    Most acks name what one consume got, up to a thousand messages. This is cheaper than `by_partition`.
+    """
+    prefix = msg_ids[0][:-NUMBER_LENGTH]
+    partition = _PARTITIONS.get(prefix)
+    numbers = [msg_id[-NUMBER_LENGTH:] for msg_id in msg_ids]
+    text = "".join(numbers)
+    if partition is None or partition >= partitions or not (text.isascii() and text.isdigit()):
+        return None
+    if [prefix + number for number in numbers] != msg_ids:
+        return None
+    if receipts is None:
+        return Taken(partition, text, "")
+    serial = serial_of(msg_ids[0], receipts[0])
+    if [f"{msg_id}.{serial}" for msg_id in msg_ids] != receipts:
+        return None
+    return Taken(partition, text, serial)
+
 
 def by_partition(given: Iterable[tuple[str, str | None]], partitions: int) -> dict[int, Named]:
-    """Deliveries, each a msg_id and perhaps a receipt, by their partition, without ids that no message of the topic can have.
-
-    Calls name up to a thousand of them: this is most of what an ack costs a node.
-    """
+    """Deliveries, each a msg_id and perhaps a receipt, by their partition, without ids that no message of the topic can have."""
     found: dict[int, Named] = {}
     for msg_id, receipt in given:
         partition, number = _PARTITIONS.get(msg_id[:-NUMBER_LENGTH]), msg_id[-NUMBER_LENGTH:]

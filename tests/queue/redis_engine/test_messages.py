@@ -6,7 +6,7 @@ import pytest
 
 from dss_api.errors import Refused
 from dss_queue.redis_engine import errors
-from dss_queue.redis_engine.messages import Named, Place, by_partition, message_id, place_of
+from dss_queue.redis_engine.messages import Named, Place, Taken, by_partition, message_id, of_one_consume, place_of
 
 NUMBERS = [f"{1_764_230_000_000_000 + place}" for place in range(3)]
 
@@ -36,6 +36,8 @@ def test_an_id_says_where_its_message_is():
 def test_no_message_has_any_other_text_as_its_id(text):
     assert place_of(text) is None
     assert by_partition([(text, None)], 16) == {}
+    assert of_one_consume([text], None, 16) is None
+    assert of_one_consume([message_id(3, NUMBERS[0]), text], None, 16) is None
 
 
 def test_deliveries_by_their_partition():
@@ -53,6 +55,25 @@ def test_deliveries_by_their_partition():
         # Receipts of another message, and of no delivery.
         2: Named([b, other], [NUMBERS[1], NUMBERS[2]], ["-", "-"]),
     }
+
+
+def test_what_one_consume_got():
+    ids = [message_id(3, number) for number in NUMBERS]
+    receipts = [f"{one}.{NUMBERS[2]}" for one in ids]
+    text = "".join(NUMBERS)
+    assert of_one_consume(ids, receipts, 16) == Taken(3, text, NUMBERS[2])
+    assert of_one_consume(ids, None, 16) == Taken(3, text, "")
+    assert of_one_consume(ids, receipts, 3) is None, "no such partition"
+    assert of_one_consume([*ids, message_id(2, NUMBERS[0])], None, 16) is None, "another partition"
+
+
+@pytest.mark.parametrize(
+    "receipt", ["", "r3-1.1", f"r3-{NUMBERS[1]}", f"r3-{NUMBERS[1]}.", f"r3-{NUMBERS[1]}.9", f"r3-{NUMBERS[2]}.7"]
+)
+def test_a_receipt_of_another_delivery_is_looked_at_alone(receipt):
+    ids = [message_id(3, number) for number in NUMBERS[:2]]
+    assert of_one_consume(ids, [f"{ids[0]}.7", receipt], 16) is None
+    assert of_one_consume(ids, [receipt, f"{ids[1]}.7"], 16) is None
 
 
 @pytest.mark.parametrize(
