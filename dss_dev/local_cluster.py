@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,10 @@ PORTS_OF_THREE = (8101, 8102, 8103)
 SQS_PORT = 9324
 PORTS_OF_ONE = (8201,)
 POLL_S = 0.02
-STOP_S = 30.0
+#: Longer than a node may wait, one after the other, for its subscriptions, calls in flight and successor.
+STOP_S = 60.0
+#: For the answer of a node that may be paused. Others are asked meanwhile, or it is asked again.
+PROBE_S = 2.0
 
 
 class NotReady(Exception):
@@ -206,17 +210,17 @@ class LocalNode:
             token = key_holder_text(token_key(secret), int(time.time()))
         return {"Authorization": f"Bearer {token}"} if token else {}
 
-    def status(self) -> dict[str, Any] | None:
-        """The answer to `GET /raft/status`, or None."""
+    def status(self, timeout_s: float = 30.0) -> dict[str, Any] | None:
+        """The answer to `GET /raft/status`, or None: the node does not serve, does not answer in time, or may not be asked."""
         try:
-            reply = self.call("GET", "/raft/status", timeout_s=2.0, headers=self.credentials)
+            reply = self.call("GET", "/raft/status", timeout_s=timeout_s, headers=self.credentials)
             return reply.json if reply.status == 200 else None
         except (OSError, http.client.HTTPException, ValueError):
             return None
 
     def is_ready(self) -> bool:
         try:
-            return self.call("GET", "/ready", timeout_s=2.0).status == 200
+            return self.call("GET", "/ready", timeout_s=PROBE_S).status == 200
         except (OSError, http.client.HTTPException):
             return False
 
@@ -235,7 +239,7 @@ class LocalNode:
             NotReady: it ended, or took too long.
         """
         deadline = time.monotonic() + timeout_s
-        while self.status() is None:
+        while self.status(PROBE_S) is None:
             if not self.is_running or time.monotonic() > deadline:
                 raise NotReady(f"{self.id} does not accept calls:\n{self.log_tail()}")
             time.sleep(POLL_S)
@@ -358,7 +362,7 @@ class LocalCluster:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for node in self.nodes:
-                status = node.status() if node.is_running else None
+                status = node.status(PROBE_S) if node.is_running else None
                 if status is not None and status["state"]["name"] == "LEADER":
                     return node
             time.sleep(POLL_S)
@@ -415,12 +419,16 @@ def is_in_use(port: int) -> bool:
     return False
 
 
+#: The latest that `free_ports` has found. Some of them may not be bound yet.
+_given: deque[int] = deque(maxlen=100)
+
+
 def free_ports(count: int) -> list[int]:
     """Service ports that are free together with the peer ports above them.
 
     They are below the range for outgoing connections (32768 on Linux): a port of that range may be taken before a node binds it.
     Each parallel worker of the tests has ports of its own: no other worker can take a port before the node binds it, or while
-    the node is stopped.
+    the node is stopped. Ports that were given before are given again only after a hundred others.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     hundred = int(worker.removeprefix("gw")) % (PEER_PORT_OFFSET // 100)
@@ -430,6 +438,7 @@ def free_ports(count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         port = random.choice(candidates)
-        if port not in found and not ports_in_use([port]):
+        if port not in _given and not ports_in_use([port]):
+            _given.append(port)
             found.append(port)
     return found

@@ -17,13 +17,13 @@ from dss_dev.lab.recording import Recording
 from dss_dev.lab.relays import Relays
 from dss_dev.lab.verdict import verdict_of
 from dss_dev.lab.watch import LiveView
-from dss_dev.local_cluster import LocalNode
+from dss_dev.local_cluster import PROBE_S, LocalNode
 
 #: what a step waits for, at most
 PATIENCE_S = 60.0
 POLL_S = 0.05
 #: how long a step waits for the live view to show who has voted; nodes report twice a second
-VOTES_S = 5.0
+VOTES_S = 20.0
 #: paused nodes are resumed and cuts are healed when no browser has been open for this time
 ABSENCE_S = 60.0
 SHOWN_MAX = 400
@@ -195,7 +195,7 @@ class Lab:
             await self.until(is_level, f"{node_id} has every committed entry")
 
     async def status(self, node_id: str) -> dict[str, Any] | None:
-        return await asyncio.to_thread(self.node(node_id).status)
+        return await asyncio.to_thread(self.node(node_id).status, PROBE_S)
 
     async def ready(self, node_ids: Sequence[str] | None = None) -> None:
         for node_id in node_ids or self.ids:

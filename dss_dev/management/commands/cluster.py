@@ -28,6 +28,7 @@ from dss_dev.local_cluster import (
     POLL_S,
     PORTS_OF_ONE,
     PORTS_OF_THREE,
+    PROBE_S,
     LocalCluster,
     LocalNode,
     NotReady,
@@ -131,7 +132,7 @@ class Command(BaseCommand):
         ready = 0
         while waiting and not stopping.asked and time.monotonic() < deadline:
             for node in list(waiting):
-                if node.is_ready() if may_be_ready else node.status() is not None:
+                if node.is_ready() if may_be_ready else node.status(PROBE_S) is not None:
                     ready += 1
                     waiting.remove(node)
                 elif not node.is_running:
@@ -281,7 +282,7 @@ def describe(cluster: LocalCluster) -> None:
 def _without_those_that_run(cluster: LocalCluster, members: LocalMembers | None) -> list[str]:
     """Leave out the nodes that `make join` runs in another terminal. Returns their ids. Exits if other ports are in use."""
     joined = {place.id for place in members.places if place.has_joined} if members is not None else set()
-    elsewhere = [node for node in cluster.nodes if node.id in joined and node.status() is not None]
+    elsewhere = [node for node in cluster.nodes if node.id in joined and node.status(PROBE_S) is not None]
     cluster.nodes = [node for node in cluster.nodes if node not in elsewhere]
     if taken := ports_in_use([node.port for node in cluster.nodes]):
         sys.exit(
@@ -295,7 +296,7 @@ def _without_those_that_run(cluster: LocalCluster, members: LocalMembers | None)
 
 def _joined_node(cluster: LocalCluster, node_id: str, environment: Mapping[str, str]) -> LocalNode | None:
     """The node of a member that `make join` has added since the start, if its data are here."""
-    status = next(filter(None, (node.status() for node in cluster.nodes)), None)
+    status = next(filter(None, (node.status(PROBE_S) for node in cluster.nodes)), None)
     members = status["members"] if status is not None else []
     place = next((find_place(cluster.directory, member) for member in members if member["id"] == node_id), None)
     if place is None:
@@ -314,7 +315,7 @@ def _consequence(node_id: str, running: int, survives: bool) -> str:
 def _role(node: LocalNode) -> str:
     if not node.is_running:
         return "ended"
-    status = node.status()
+    status = node.status(PROBE_S)
     if status is None or not status["leader_id"]:
         return "no leader"
     return str(status["state"]["name"]).lower()

@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dss_cli.find_cluster import CLUSTERS, LocalClusterFile, LocalMember, running_clusters
 from dss_dev import local_tls, restart_requests
-from dss_dev.local_cluster import HOST, LocalNode
+from dss_dev.local_cluster import HOST, PROBE_S, LocalNode
 from dss_dev.local_members import find_place
 
 POLL_S = 0.1
@@ -57,7 +57,7 @@ class Command(BaseCommand):
                 if node.is_ready():
                     return started, True
                 running = sum(_is_alive(each.pid) for each in cluster.nodes)
-                if 2 * running <= len(cluster.nodes) and node.status() is not None:
+                if 2 * running <= len(cluster.nodes) and node.status(PROBE_S) is not None:
                     return started, False
             time.sleep(POLL_S)
         restart_requests.withdraw(directory, node_id)
@@ -87,7 +87,8 @@ def _cluster_of(node_id: str, clusters: Path) -> tuple[Path, LocalClusterFile]:
 def _has_data(directory: Path, cluster: LocalClusterFile, node_id: str) -> bool:
     """Whether the node is a member that `make join` has added, with its data on this disk."""
     members: list[dict[str, Any]] = next(
-        (status["members"] for node in cluster.nodes if (status := _local(node, directory.parent).status()) is not None), []
+        (status["members"] for node in cluster.nodes if (status := _local(node, directory.parent).status(PROBE_S)) is not None),
+        [],
     )
     return any(find_place(directory, member) is not None for member in members if member["id"] == node_id)
 
