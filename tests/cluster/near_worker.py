@@ -1,8 +1,9 @@
 """A program with near caches that test_near_under_faults.py starts, stops and forks.
 
 `near_worker.py URLS LOG NAME NEAR`: NEAR is "near", "plain" (no near cache), or "broken" (its near cache does not look at the lease). It
-reads and writes in threads until its standard input ends. A line "fork" makes a child that goes on for a second. Each line of LOG is what
-a client wants to write, or an operation that was answered; a child writes to a log of its own.
+reads and writes in threads until its standard input ends. A line "fork" makes a child that goes on for a second, and until it has read
+from its near cache. Each line of LOG is what a client wants to write, or an operation that was answered; a child writes to a log of its
+own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from dss_client import Client, DssError, near
 
@@ -22,6 +24,8 @@ THREADS = 2
 WRITE_SHARE = 0.01
 PACE_S = 0.001
 CHILD_S = 1.0
+#: a child that has not read from its near cache after this time never will
+PATIENCE_S = 45.0
 
 
 def read_without_lease(self: near.Holding, key: str) -> near.Copy | None:
@@ -39,10 +43,10 @@ class Log:
         self._file.write(json.dumps(fields).encode() + b"\n")
 
 
-def work(client: Client, log: Log, name: str, is_over: threading.Event) -> None:
+def work(client: Client, log: Log, name: str, is_over: Callable[[], bool]) -> None:
     chance = random.Random(name)
     for turn in itertools.count():
-        if is_over.is_set():
+        if is_over():
             return
         key = chance.choice(KEYS)
         asked_s = time.monotonic()
@@ -61,10 +65,14 @@ def work(client: Client, log: Log, name: str, is_over: threading.Event) -> None:
 
 
 def child(client: Client, path: str, name: str) -> None:
-    is_over = threading.Event()
-    timer = threading.Timer(CHILD_S, is_over.set)
-    timer.daemon = True
-    timer.start()
+    began = time.monotonic()
+
+    def is_over() -> bool:
+        lived_s = time.monotonic() - began
+        # A program without a near cache, and one that is broken on purpose, need no hits.
+        has_hit = client.near_cache is None or client.near_cache.statistics().hits > 0
+        return lived_s > PATIENCE_S or (lived_s > CHILD_S and has_hit)
+
     work(client, Log(path), name, is_over)
     os._exit(0)
 
@@ -74,7 +82,7 @@ def main(urls: str, path: str, name: str, kind: str) -> None:
         near.Holding.read = read_without_lease  # type: ignore[method-assign]
     client = Client(urls, timeout=5, near_cache=kind != "plain")
     log, is_over = Log(path), threading.Event()
-    threads = [threading.Thread(target=work, args=(client, log, f"{name}.{number}", is_over)) for number in range(THREADS)]
+    threads = [threading.Thread(target=work, args=(client, log, f"{name}.{number}", is_over.is_set)) for number in range(THREADS)]
     for thread in threads:
         thread.start()
     children = []

@@ -18,6 +18,7 @@ from dss_dev.local_partitions import PartitionedCluster
 pytestmark = pytest.mark.cluster
 
 LEASE_S = 1.0
+PATIENCE_S = 60.0
 
 
 def get(node: LocalNode, key: str) -> dict[str, Any]:
@@ -33,11 +34,10 @@ def put(node: LocalNode, key: str, value: Any) -> int:
 
 
 def warm(node: LocalNode, key: str) -> None:
-    """Read until the node answers from its line."""
-    for _ in range(100):
-        if get(node, key)["hit"]:
-            return
-    raise AssertionError(f"{node.id} never answers from its line")
+    """Read until the node answers from its line, which it does while it has a lease."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not get(node, key)["hit"]:
+        assert time.monotonic() < deadline, f"{node.id} never answers from its line"
 
 
 class ReadInTheQueue:
@@ -49,13 +49,16 @@ class ReadInTheQueue:
         self.connection = node.connection()
         self.connection.request("GET", f"/cache/get?key={key}")
 
-    def answer(self) -> dict[str, Any]:
+    def version(self) -> int:
+        """Of the value that is answered; 0: it was refused."""
         with self.connection.getresponse() as response:
-            return json.loads(response.read())
+            answer = json.loads(response.read())
+        assert response.status in (200, 503), answer
+        return int(answer["version"]) if response.status == 200 else 0
 
 
 def read_by_a_paused_sharer(paused: LocalNode, writer: LocalNode) -> tuple[int, int]:
-    """A sharer is paused during a put, and finds a read waiting when it resumes. Returns the versions put and read."""
+    """A sharer is paused during a put, and finds a read waiting when it resumes. Returns the versions put and read (0: none)."""
     put(writer, "k", "old")
     warm(paused, "k")
     paused.pause()
@@ -64,7 +67,7 @@ def read_by_a_paused_sharer(paused: LocalNode, writer: LocalNode) -> tuple[int, 
         read = ReadInTheQueue(paused, "k")
     finally:
         paused.resume()
-    return version, read.answer()["version"]
+    return version, read.version()
 
 
 def read_by_a_sharer_that_is_cut_off(cluster: PartitionedCluster, sharer: LocalNode, writer: LocalNode) -> tuple[int, int]:
@@ -89,7 +92,7 @@ def test_a_paused_sharer_answers_no_old_value_when_it_resumes(cluster: LocalClus
     for paused, writer in in_both_roles(cluster):
         for _ in range(3):
             version, read = read_by_a_paused_sharer(paused, writer)
-            assert read >= version, "the paused node has read its old line"
+            assert read == 0 or read >= version, "the paused node has read its old line"
             assert get(writer, "k")["value"] == "new"
 
 
@@ -110,7 +113,7 @@ def test_without_the_lease_check_both_scenes_end_with_an_old_value(make_partitio
     sharer, writer = cluster.followers()
     # Sometimes the paused node applies the put before it answers the read.
     attempts = (read_by_a_paused_sharer(sharer, writer) for _ in range(10))
-    assert any(read < version for version, read in attempts)
+    assert any(0 < read < version for version, read in attempts)
     for _ in range(10):
         # Sometimes the node that is cut off refuses the read, because it has noticed that it has no leader.
         version, read = read_by_a_sharer_that_is_cut_off(cluster, sharer, writer)
@@ -123,16 +126,22 @@ def test_without_the_lease_check_both_scenes_end_with_an_old_value(make_partitio
 
 def test_a_put_waits_one_lease_for_a_sharer_that_was_killed(cluster: LocalCluster) -> None:
     victim, writer = cluster.followers()
-    put(writer, "k", 1)
-    warm(victim, "k")
-    victim.kill()
-    began = time.monotonic()
-    put(writer, "k", 2)
-    assert time.monotonic() - began > 0.3 * LEASE_S, "it has not waited for the lease"
-    assert get(cluster.leader(), "k")["value"] == 2
-    victim.start()
-    cluster.wait_ready(nodes=[victim])
-    assert get(victim, "k")["value"] == 2
+
+    def waits(value: int) -> bool:
+        put(writer, "k", "old")
+        warm(victim, "k")
+        victim.kill()
+        began = time.monotonic()
+        put(writer, "k", value)
+        took_s = time.monotonic() - began
+        assert get(cluster.leader(), "k")["value"] == value
+        victim.start()
+        cluster.wait_ready(nodes=[victim])
+        assert get(victim, "k")["value"] == value
+        return took_s > 0.3 * LEASE_S
+
+    # On a busy machine, the lease may be nearly over when the node is killed.
+    assert any(waits(value) for value in range(5)), "it has not waited for the lease"
 
 
 def test_a_dirty_value_survives_its_owner(make_cluster) -> None:

@@ -18,6 +18,7 @@ from dss_dev.valkey_cluster import ValkeyCluster
 
 pytestmark = pytest.mark.cluster
 
+PATIENCE_S = 60.0
 #: Python runs this before the node's own code: while the file exists, the node applies nothing.
 LAGGING = """
 import os
@@ -42,8 +43,8 @@ class Nodes:
     def call(self, node: LocalNode, method: str, path: str, **fields: Any) -> dict[str, Any]:
         if method in ("GET", "DELETE"):
             path = f"{path}?" + "&".join(f"{name}={value}" for name, value in fields.items())
-            return node.call(method, path).json
-        return node.call(method, path, fields).json
+            return node.call(method, path, timeout_s=2 * PATIENCE_S).json
+        return node.call(method, path, fields, timeout_s=2 * PATIENCE_S).json
 
     def done(self, node: LocalNode, method: str, path: str, **fields: Any) -> dict[str, Any]:
         answer = self.call(node, method, path, **fields)
@@ -59,16 +60,18 @@ class Nodes:
     def publish(self, node: int, topic: str, value: object, **fields: Any) -> dict[str, Any]:
         return self.done(self.nodes[node], "POST", "/queue/publish", topic=topic, value=value, **fields)
 
-    def finish_all(self, topic: str, node: int = 0) -> list[Any]:
-        """Take and ack until nothing comes for a second; the values in their order."""
-        values = []
+    def finish_all(self, topic: str, count: int, node: int = 0) -> list[Any]:
+        """Take and ack `count` messages, and what else comes within a second; the values in their order."""
+        values: list[Any] = []
         named = {"topic": topic, "group": "g"}
-        while (got := self.done(self.nodes[node], "POST", "/queue/consume", **named, timeout_ms=1000))["msg_id"]:
+        while True:
+            timeout_ms = 20_000 if len(values) < count else 1000
+            got = self.done(self.nodes[node], "POST", "/queue/consume", **named, timeout_ms=timeout_ms)
+            if not got["msg_id"]:
+                return values
             values.append(got["value"])
-            assert self.done(self.nodes[node], "POST", "/queue/ack", **named, msg_id=got["msg_id"], receipt=got["receipt"])[
-                "acked"
-            ]
-        return values
+            acked = self.done(self.nodes[node], "POST", "/queue/ack", **named, msg_id=got["msg_id"], receipt=got["receipt"])
+            assert acked["acked"]
 
     def keys_of(self, topic: str, *, only_lasting: bool = False) -> list[str]:
         """The keys of a topic in the Cluster.
@@ -97,7 +100,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, prepare_pages: Callable[[Loc
     (directory / "lagging").mkdir()
     (directory / "lagging" / "sitecustomize.py").write_text(LAGGING)
     with ValkeyCluster(directory / "valkey", replicas=0) as valkey:
-        cluster = LocalCluster(directory, free_ports(3), {**ENVIRONMENT, "DSS_ENGINE_URL": valkey.url})
+        # A call at the node that lags behind waits until it has caught up.
+        patient = {"DSS_SUBMIT_TIMEOUT_MS": f"{PATIENCE_S * 1000:.0f}"}
+        cluster = LocalCluster(directory, free_ports(3), {**ENVIRONMENT, **patient, "DSS_ENGINE_URL": valkey.url})
         lags_while = directory / "lags"
         cluster.nodes[-1].environment |= {"PYTHONPATH": str(directory / "lagging"), "LAGS_WHILE": str(lags_while)}
         prepare_pages(cluster)
@@ -133,7 +138,7 @@ def test_published_on_one_node_and_consumed_on_another(nodes, wait_until) -> Non
     nodes.move("t", "redis")
     published = nodes.publish(1, "t", {"n": 1}, key="k")
     assert (published["durability"], published["index"]) == ("redis", None)
-    assert nodes.finish_all("t", node=2) == [{"n": 1}]
+    assert nodes.finish_all("t", 1, node=2) == [{"n": 1}]
     stats = nodes.done(nodes.nodes[0], "GET", "/queue/stats", topic="t")
     assert (stats["messages"], stats["published"], stats["groups"][0]["acked"]) == (0, 1, 1)
     assert stats["engine"]["state"] == "ready"
@@ -196,7 +201,7 @@ def test_a_topic_moves_in_the_middle_of_traffic(nodes, wait_until) -> None:
 
 def _results(futures: list[Future[None]]) -> None:
     for future in futures:
-        future.result(timeout=60)
+        future.result(timeout=2 * PATIENCE_S)
 
 
 def test_a_node_that_lags_behind_publishes_nothing_on_the_engine_that_its_topic_left(lagging, wait_until) -> None:
@@ -208,11 +213,11 @@ def test_a_node_that_lags_behind_publishes_nothing_on_the_engine_that_its_topic_
     lagging.publish(0, "left", "log 1", key="k")
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(lagging.publish, 2, "left", "log 2", key="k")
-        assert lagging.finish_all("left") == ["engine", "log 1"]
+        assert lagging.finish_all("left", 2) == ["engine", "log 1"]
         assert not waiting.done(), "it has not applied the move"
         lagging.catch_up()
-        assert waiting.result(timeout=60)["durability"] == "replicated-log"
-    assert lagging.finish_all("left") == ["log 2"]
+        assert waiting.result(timeout=2 * PATIENCE_S)["durability"] == "replicated-log"
+    assert lagging.finish_all("left", 1) == ["log 2"]
 
 
 def test_a_node_that_lags_behind_publishes_nothing_in_the_log_that_its_topic_left(lagging, wait_until) -> None:
@@ -223,11 +228,11 @@ def test_a_node_that_lags_behind_publishes_nothing_in_the_log_that_its_topic_lef
     lagging.publish(0, "came", "engine 1", key="k")
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(lagging.publish, 2, "came", "engine 2", key="k")
-        assert lagging.finish_all("came") == ["log", "engine 1"]
+        assert lagging.finish_all("came", 2) == ["log", "engine 1"]
         assert not waiting.done(), "it has not applied the move"
         lagging.catch_up()
-        assert waiting.result(timeout=60)["durability"] == "redis"
-    assert lagging.finish_all("came") == ["engine 2"]
+        assert waiting.result(timeout=2 * PATIENCE_S)["durability"] == "redis"
+    assert lagging.finish_all("came", 1) == ["engine 2"]
 
 
 def test_a_node_that_lags_behind_brings_nothing_back_that_was_deleted(lagging, wait_until) -> None:
@@ -239,10 +244,10 @@ def test_a_node_that_lags_behind_brings_nothing_back_that_was_deleted(lagging, w
     wait_until(lambda: not lagging.keys_of("gone"), lambda: f"there are {lagging.keys_of('gone')[:3]}")
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(lagging.publish, 2, "gone", "new")
-        assert lagging.finish_all("gone") == []
+        assert lagging.finish_all("gone", 0) == []
         lagging.catch_up()
-        assert waiting.result(timeout=60)["durability"] == "replicated-log"
-    assert lagging.finish_all("gone") == ["new"]
+        assert waiting.result(timeout=2 * PATIENCE_S)["durability"] == "replicated-log"
+    assert lagging.finish_all("gone", 1) == ["new"]
     assert not lagging.keys_of("gone", only_lasting=True)
 
 
@@ -268,9 +273,9 @@ def test_servers_that_are_killed_stop_only_their_topics(nodes, wait_until) -> No
         lock = nodes.done(node, "POST", "/lock/acquire", key=node.id, client="c", ttl_ms=60_000)
         assert lock["fencing_token"] > 0
         assert nodes.done(node, "POST", "/queue/publish", topic="other", value=node.id)["durability"] == "replicated-log"
-    assert len(nodes.finish_all("other")) == 3
+    assert len(nodes.finish_all("other", 3)) == 3
     nodes.valkey.start_all()
     nodes.valkey.wait_ok()
     wait_for_engine(nodes, wait_until)
     assert nodes.publish(2, "away", "later", key="k")["durability"] == "redis"
-    assert nodes.finish_all("away", node=1) == ["kept", "later"]
+    assert nodes.finish_all("away", 2, node=1) == ["kept", "later"]

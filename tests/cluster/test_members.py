@@ -20,6 +20,7 @@ pytestmark = pytest.mark.cluster
 
 #: `make join` takes one of 8104 to 8109
 JOINING = 8109
+PATIENCE_S = 60.0
 
 
 def member(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +44,7 @@ def make_newcomer(cluster, tmp_path):
         node = LocalNode(node_id, port, environment, tmp_path / "logs" / f"{node_id}.log")
         made.append(node)
         node.start()
-        node.wait_alive(60)
+        node.wait_alive(PATIENCE_S)
         return node
 
     yield make
@@ -70,9 +71,9 @@ def test_a_fourth_node_joins_leads_and_leaves(cluster, make_newcomer):
     assert removed.returncode == 0, removed.stderr
     assert "node-4" not in removed.stdout
     cluster.wait_ready()
-    assert newcomer.process.wait(60) == 1, "a removed node stops"
+    assert newcomer.process.wait(PATIENCE_S) == 1, "a removed node stops"
     newcomer.start()
-    assert newcomer.process.wait(60) == 1, "and does not start again with its old data"
+    assert newcomer.process.wait(PATIENCE_S) == 1, "and does not start again with its old data"
     log = newcomer.log_path.read_text()
     assert log.count("node-4 was removed from the cluster") == 2
     assert "Traceback" not in log
@@ -110,7 +111,7 @@ def make_join(cluster: LocalCluster, directory: Path) -> Iterator[subprocess.Pop
 def test_make_join_adds_a_node_and_says_when_it_was_removed(cluster, tmp_path):
     with make_join(cluster, tmp_path) as joining:
         assert member(cluster, "remove", "node-9").returncode == 0
-        said, _ = joining.communicate(timeout=60)
+        said, _ = joining.communicate(timeout=PATIENCE_S)
         assert joining.returncode == 1, "it was not told to stop"
     assert "node-9 was removed from the cluster" in said
     assert "Traceback" not in said
@@ -121,7 +122,7 @@ def test_a_removed_node_may_be_added_again_with_its_data(cluster, tmp_path):
     with make_join(cluster, tmp_path) as joining:
         cluster.nodes[0].call("POST", "/cache/put", {"key": "k", "value": "old"})
         assert member(cluster, "remove", "node-9").returncode == 0
-        joining.communicate(timeout=60)
+        joining.communicate(timeout=PATIENCE_S)
     cluster.nodes[0].call("POST", "/cache/put", {"key": "k", "value": "new"})
     with make_join(cluster, tmp_path):
         answer = urlopen(f"http://127.0.0.1:{JOINING}/cache/get?key=k", timeout=30).read()
@@ -147,7 +148,9 @@ def test_five_nodes_outlive_two(cluster, make_newcomer):
 
 def until_voters(node: LocalNode, count: int) -> None:
     """A learner gets its vote when it has caught up."""
-    while [member["learner"] for member in node.status()["members"]] != [False] * count:
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := [member["learner"] for member in node.status()["members"]]) != [False] * count:
+        assert time.monotonic() < deadline, found
         time.sleep(0.05)
 
 

@@ -83,10 +83,7 @@ def test_every_name_is_there_from_the_start(shared_cluster: LocalCluster) -> Non
 
 
 def test_raft(shared_cluster: LocalCluster, wait_until) -> None:
-    leader = shared_cluster.leader()
-    follower = shared_cluster.followers()[0]
-    assert value(samples(leader), "raft_role") == 2
-    assert value(samples(follower), "raft_role") == 0
+    leader, follower = settled(shared_cluster, wait_until)
     with Moves(follower) as follower_moves, Moves(leader) as leader_moves:
         assert follower.call("POST", "/lock/acquire", {"key": "raft", "client": "c"}).status == 200
     assert follower_moves.by("raft_append_entries_total", result="ok") > 0
@@ -98,19 +95,40 @@ def test_raft(shared_cluster: LocalCluster, wait_until) -> None:
         lambda: "the leader observes no commit",
     )
     with Moves(leader) as moves:
-        follower.call("POST", "/raft/start_election", {"force": True})
-        wait_until(lambda: value(samples(follower), "raft_role") == 2, lambda: "the election was not won")
+        # Another node may win it.
+        wait_until(lambda: leads_after_election(follower), lambda: "the election was not won")
+        wait_until(lambda: value(samples(leader), "raft_role") == 0, lambda: "it does not follow")
     assert moves.by("raft_request_vote_total", granted="true") > 0
-    assert moves.after[("raft_role", frozenset())] == 0
+
+
+def settled(cluster: LocalCluster, wait_until) -> tuple[LocalNode, LocalNode]:
+    """A leader and a follower, as their metrics say, which know each other and the third node."""
+    found: list[LocalNode] = []
+
+    def is_settled() -> bool:
+        found[:] = [cluster.leader(), *cluster.followers()]
+        of_each = [samples(node) for node in found]
+        roles = [value(of, "raft_role") for of in of_each]
+        return roles == [2, 0, 0] and all(
+            value(of, "dss_ready") == value(of, "raft_leader_known") == 1 and value(of, "raft_peer_up") == 2 for of in of_each
+        )
+
+    wait_until(is_settled, lambda: "the nodes do not agree who leads, or do not reach each other")
+    return found[0], found[1]
+
+
+def leads_after_election(node: LocalNode) -> bool:
+    """Start an election unless the node leads. Elections that come too soon after another one are refused."""
+    if value(samples(node), "raft_role") != 2:
+        node.call("POST", "/raft/start_election", {"force": True})
+    return value(samples(node), "raft_role") == 2
 
 
 def test_the_member(shared_cluster: LocalCluster, wait_until) -> None:
     """A node's place in the cluster, its peers, its log and its disk, for alerts."""
-    leader, follower = shared_cluster.leader(), shared_cluster.followers()[0]
+    leader, follower = settled(shared_cluster, wait_until)
     of_leader, of_follower = samples(leader), samples(follower)
-    peers = [node.id for node in shared_cluster.nodes if node is not follower]
     for found in (of_leader, of_follower):
-        assert value(found, "dss_ready") == value(found, "raft_leader_known") == 1
         assert value(found, "raft_leader_changes_total") >= 1
         assert value(found, "raft_term") >= 1
         assert 0 < value(found, "raft_applied_index") <= value(found, "raft_commit_index") <= value(found, "raft_last_index")
@@ -124,7 +142,8 @@ def test_the_member(shared_cluster: LocalCluster, wait_until) -> None:
             < value(found, "dss_limit_used", limit="queue_bytes_max") + 1
             <= value(found, "dss_limit_max", limit="queue_bytes_max")
         )
-    assert [value(of_follower, "raft_peer_up", peer=peer) for peer in peers] == [1, 1]
+    peers = {dict(labels)["peer"] for name, labels in of_follower if name == "raft_peer_up"}
+    assert peers == {node.id for node in shared_cluster.nodes if node is not follower}
     assert not [name for name, _ in of_follower if name == "raft_peer_lag_entries"], "only the leader knows"
     assert ("raft_peer_lag_entries", frozenset({("peer", follower.id)})) in of_leader
     (build,) = [dict(labels) for name, labels in of_leader if name == "dss_build_info"]
@@ -153,7 +172,8 @@ def test_known_labels_are_there_at_0(shared_cluster: LocalCluster, wait_until) -
     assert not [name for name, _ in found if name.startswith("django_")], "they are off"
 
 
-def test_locks(shared_cluster: LocalCluster, node: LocalNode) -> None:
+def test_locks(shared_cluster: LocalCluster, wait_until) -> None:
+    leader, node = settled(shared_cluster, wait_until)
     with Moves(node) as moves:
         for mode in ("exclusive", "shared"):
             node.call("POST", "/lock/acquire", {"key": mode, "client": "a", "mode": mode})
@@ -164,9 +184,14 @@ def test_locks(shared_cluster: LocalCluster, node: LocalNode) -> None:
     assert moves.by("lock_held", mode="exclusive") == 1
     assert moves.by("lock_held", mode="shared") == 1
     assert moves.by("lock_wait_seconds_count") == 2, "an immediate grant is a wait, too"
-    with Moves(node) as moves, Moves(shared_cluster.leader()) as leader_moves:
+    with Moves(node) as moves, Moves(leader) as leader_moves:
         for _ in range(2):
             node.call("POST", "/lock/release", {"key": "exclusive", "client": "a"})
+        # The follower may answer its caller before the leader has applied the entry.
+        wait_until(
+            lambda: value(samples(leader), "lock_held_seconds_count") > value(leader_moves.before, "lock_held_seconds_count"),
+            lambda: "the leader observes no end of the lock",
+        )
     assert moves.by("lock_release_total", result="released") == 1
     assert moves.by("lock_release_total", result="not_held") == 1
     assert leader_moves.by("lock_held_seconds_count") == 1
@@ -202,17 +227,24 @@ def test_topics_cannot_flood_the_metrics(node: LocalNode) -> None:
     assert value(samples(node), "queue_publish_total") >= 300, "the others are counted together"
 
 
-def test_cache(shared_cluster: LocalCluster, node: LocalNode) -> None:
+def test_cache(shared_cluster: LocalCluster, node: LocalNode, wait_until) -> None:
     other = next(each for each in shared_cluster.nodes if each is not node)
     other.call("POST", "/cache/put", {"key": "counted", "value": 1})
+    hits: list[bool] = []
     with Moves(node) as moves:
-        node.call("GET", "/cache/get?key=counted")
-        node.call("GET", "/cache/get?key=counted")
-    assert moves.by("cache_get_total", hit="false") == 1
+        # On a busy machine, the node may be without a lease for a moment.
+        while not any(hits):
+            hits.append(node.call("GET", "/cache/get?key=counted").json["hit"])
+    assert hits[0] is False
+    assert moves.by("cache_get_total", hit="false") == hits.count(False)
     assert moves.by("cache_get_total", hit="true") == 1
     assert moves.by("cache_items") == 1
     with Moves(node) as moves:
         other.call("POST", "/cache/put", {"key": "counted", "value": 2})
+        # The put waits for the node to apply it, or until its lease has ended.
+        wait_until(
+            lambda: value(samples(node), "cache_inval_total") > value(moves.before, "cache_inval_total"), lambda: "it keeps it"
+        )
     assert moves.by("cache_inval_total") == 1
     assert moves.by("cache_items") == -1
     with Moves(node) as moves:

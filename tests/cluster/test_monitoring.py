@@ -161,7 +161,9 @@ def test_alerts_fire_on_a_real_cluster(cluster: LocalCluster, firing, wait_until
     # All counters have been scraped before they rise: the cache's alert is there after a scrape.
     assert leader.call("POST", "/cache/put", {"key": "k", "value": 1}).status == 200
     wait_for("DssBackingStoreDown")
-    assert not firing() & {"DssNodeDown", "DssNoLeader", "DssPeersRefused", "DssDeadLetters", "DssLimitNear"}
+    # On a busy machine, a scrape may take too long.
+    too_soon = {"DssNodeDown", "DssNoLeader", "DssPeersRefused", "DssDeadLetters", "DssLimitNear"}
+    wait_until(lambda: not firing() & too_soon, lambda: f"{firing() & too_soon} fire")
     place = {"topic": "monitored", "group": "g"}
     leader.call("POST", "/queue/publish", {"topic": "monitored", "value": 1})
     got = leader.call("POST", "/queue/consume", place).json

@@ -71,8 +71,8 @@ def test_puts_wait_for_near_clients(make_cluster: Callable[..., LocalCluster]) -
             client = NearClient(socket)
             await client.say("cache.near")
             assert (await client.event())["opened"]["node"] == first.id
-            await client.warm("k")
             for value in range(1, 4):
+                await client.warm("k")
                 putting = asyncio.create_task(asyncio.to_thread(put, second, value))
                 drop = await client.event()
                 assert drop["drop"] == ["k"]

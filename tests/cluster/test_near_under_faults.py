@@ -73,7 +73,8 @@ class Program:
         self.process.stdin.flush()
 
     def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=PATIENCE_S)
+        """Wait until it has ended, after its children."""
+        output, _ = self.process.communicate(timeout=2 * PATIENCE_S)
         assert self.process.returncode == 0
         return output
 

@@ -11,6 +11,9 @@ pytestmark = pytest.mark.cluster
 
 EDGES = [2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**40, -(2**63 - 1), -(2**63), -(2**63) - 1, -(10**40)]
 LARGEST = 2**63 - 1
+#: while leadership changes again and again: so many, and for so long
+WRITES, SECONDS_MIN = 40, 8.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -50,26 +53,31 @@ def test_incr_of_any_integer(nodes, wait_until, is_at_rest):
 def test_changes_of_leadership_in_a_loop_leave_room_for_writes(nodes, path, body):
     """On every node at the same time: a leader has no reason to campaign, so a single node soon does nothing more."""
     first_term = nodes[0].status()["term"]
-    seconds = 8.0
-    end = time.monotonic() + seconds
+    is_over = threading.Event()
     statuses: list[int] = []
 
     def change(node) -> None:
-        while time.monotonic() < end:
+        while not is_over.is_set():
             statuses.append(node.call("POST", path, body).status)
 
     threads = [threading.Thread(target=change, args=[node]) for node in nodes]
+    began = time.monotonic()
     for thread in threads:
         thread.start()
     written = 0
-    while time.monotonic() < end:
-        reply = nodes[written % 3].call("POST", "/cache/put", {"key": f"k{written}", "value": 1})
-        assert reply.status in (200, 503)
-        written += reply.status == 200
-    for thread in threads:
-        thread.join()
+    try:
+        # Without room for them, there are no writes at all. How many there are in a second depends on the machine.
+        while written < WRITES or time.monotonic() < began + SECONDS_MIN:
+            assert time.monotonic() < began + PATIENCE_S, f"only {written} writes"
+            reply = nodes[written % 3].call("POST", "/cache/put", {"key": f"k{written}", "value": 1})
+            assert reply.status in (200, 503)
+            written += reply.status == 200
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
     terms = nodes[0].status()["term"] - first_term
+    seconds = time.monotonic() - began
     print(f"{terms} terms, {written} writes, {len(statuses)} changes asked for, {statuses.count(429)} refused")
     assert {200, 429} <= set(statuses) <= {200, 429, 503}
     assert terms <= 2 * 3 * (seconds + 1), "each change can be followed by one that it made necessary"
-    assert written > 5 * seconds

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from dss_dev.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports, ports_in_use
+from dss_dev.local_cluster import HOST, ROOT, LocalNode, free_ports, ports_in_use
 
 pytestmark = pytest.mark.cluster
 
@@ -75,7 +75,9 @@ def test_a_node_stops_cleanly_and_finds_its_data_again(make_cluster):
     assert (holder["client"], holder["fencing_token"]) == ("c", token)
 
 
-def test_a_leader_that_stops_hands_over_first(cluster: LocalCluster):
+def test_a_leader_that_stops_hands_over_first(make_cluster):
+    # A transfer is given up after an election timeout, which a busy machine needs.
+    cluster = make_cluster(RAFT_ELECTION_MIN_MS="4000", RAFT_ELECTION_MAX_MS="5000", DSS_SUBMIT_TIMEOUT_MS="60000")
     leader = cluster.leader()
     assert leader.stop() == 0
     assert "raft.transfer_failed" not in leader.log_tail(50)

@@ -79,7 +79,7 @@ def test_a_token_on_three_nodes(cluster: LocalCluster) -> None:
     until(lambda: two.call("GET", "/raft/leader", headers=bearer(expired["token"])).status == 401)
 
     # After a failover, and on a node that starts again: closed from its first answer on.
-    leader = next(node for node in cluster.nodes if (node.status() or {})["state"]["name"] == "LEADER")
+    leader = cluster.leader()
     leader.kill()
     others = [node for node in cluster.nodes if node is not leader]
     for node in others:
@@ -93,8 +93,7 @@ def test_a_token_on_three_nodes(cluster: LocalCluster) -> None:
 
     the_audit_trail_is_complete(leader, made["token_id"])
     commands_need_no_token(leader, operator)
-    for node in cluster.nodes:
-        node.stop()
+    assert cluster.stop() == []
     no_secret_is_kept(cluster, secrets)
 
 

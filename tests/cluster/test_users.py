@@ -122,14 +122,15 @@ def test_one_login_for_all_nodes_until_it_ends_on_all(three: LocalCluster) -> No
     until(lambda: browser.log_in(one, "alice", PHRASE))
     assert {name.partition("_")[2].partition("_")[0] for name in browser.cookies} == {"csrf", "session"}
     assert len(browser.cookies) == 2, "one name for all nodes"
-    assert all(browser.is_logged_in(node) for node in three.nodes)
+    # The others may not have applied yet that she is a user.
+    until(lambda: all(browser.is_logged_in(node) for node in three.nodes))
     for path, fields in (("/users/sign_out", {}), ("/users/change", {"group": "operator"})):
         cookies = dict(browser.cookies)
         call(two, path, name="alice", **fields)
         for node in three.nodes:
             until(lambda node=node: not browser.is_logged_in(node))
             browser.cookies = dict(cookies)
-        assert browser.log_in(two, "alice", PHRASE)
+        until(lambda: browser.log_in(two, "alice", PHRASE))
     call(one, "/users/change", name="alice", password="another long phrase")
     until(lambda: not browser.is_logged_in(two))
     assert browser.log_in(two, "alice", "another long phrase")
@@ -151,7 +152,7 @@ def test_the_command(three: LocalCluster) -> None:
     assert "carol is in the group viewer" in run("create", "carol", "--group", "viewer", given=f"{PHRASE}\n")
     assert "too common" in run("password", "carol", given="password\n")
     assert re.search(r"^carol +viewer +active ", run("ls"), re.MULTILINE)
-    assert Browser().log_in(one, "carol", PHRASE)
+    until(lambda: Browser().log_in(one, "carol", PHRASE))
 
 
 def test_a_login_on_one_node_in_a_browser_is_one_on_all(three: LocalCluster) -> None:

@@ -78,7 +78,7 @@ def assert_short_times_end(node: LocalNode) -> None:
 
 @pytest.mark.rounds
 @pytest.mark.parametrize("wrong_ms", [8 * DAY_MS, -8 * DAY_MS], ids=["ahead", "behind"])
-def test_a_leader_whose_clock_is_wrong_by_days(clock_cluster: Any, wrong_ms: int) -> None:
+def test_a_leader_whose_clock_is_wrong_by_days(clock_cluster: Any, wrong_ms: int, wait_until: Wait) -> None:
     cluster = clock_cluster(0, 0, wrong_ms)
     right, other, wrong = cluster.nodes
     transfer(cluster, right)
@@ -86,9 +86,10 @@ def test_a_leader_whose_clock_is_wrong_by_days(clock_cluster: Any, wrong_ms: int
     transfer(cluster, wrong)
     assert_nothing_has_ended(right)
     assert_short_times_end(other)
+    # On a busy machine, the others' clocks are not known for a moment.
+    wait_until(lambda: wrong.status()["clock"]["agreeing"] == [right.id, other.id], lambda: str(wrong.status()["clock"]))
     clock = wrong.status()["clock"]
     assert clock["is_wrong"]
-    assert clock["agreeing"] == [right.id, other.id]
     assert abs(clock["off_by_ms"] - wrong_ms) < 60_000
     assert "raft.clock_wrong" in wrong.log_path.read_text()
 
@@ -123,7 +124,8 @@ def test_a_day_without_a_leader_has_passed_when_it_is_back(clock_cluster: Any, w
     assert right.call("POST", "/lock/acquire", {"key": "held", "client": "bob"}).status == 423, "alice has her full lease again"
     handed_out = right.call("GET", "/queue/stats?topic=handed-out").json["groups"][0]
     assert (handed_out["in_flight"], handed_out["ready"]) == (1, 0)
-    assert all("raft.time_advanced" in node.log_path.read_text() for node in cluster.nodes)
+    for node in cluster.nodes:
+        wait_until(lambda node=node: "raft.time_advanced" in node.log_path.read_text(), node.log_tail)
 
 
 # ---- the runbook
@@ -156,9 +158,12 @@ def test_the_guide_for_a_wrong_clock(clock_cluster: Any, wait_until: Wait) -> No
     shown = [json.loads(line) for line in run_block(cluster, 0).splitlines()]
     assert [line["id"] for line in shown] == [node.id for node in cluster.nodes]
     assert [line["clock"]["is_wrong"] for line in shown] == [False, False, True]
-    metrics = dict(line.split() for line in run_block(cluster, 1).splitlines())
-    assert float(metrics["raft_clock_off_seconds"]) == pytest.approx(-8 * DAY_MS / 1000, abs=60)
-    assert float(metrics["raft_clock_agreeing"]) == 2
+
+    def metrics() -> dict[str, str]:
+        return dict(line.split() for line in run_block(cluster, 1).splitlines())
+
+    wait_until(lambda: float(metrics()["raft_clock_agreeing"]) == 2, lambda: str(metrics()))
+    assert float(metrics()["raft_clock_off_seconds"]) == pytest.approx(-8 * DAY_MS / 1000, abs=60)
 
     cluster.set_clock(wrong, 0)
     wait_until(lambda: run_block(cluster, 2) == "false\n", wrong.log_tail)
