@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -135,14 +136,16 @@ def _without_frame(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Said(logging.Handler):
-    """Shows the log of the client library to the operator."""
+    """Shows the log of the client library to the operator, but not that of other clients in this process, which have other threads."""
 
     def __init__(self, say: Callable[[str], Any]) -> None:
         super().__init__(logging.DEBUG)
         self._say = say
+        self._thread = 0
         self._loggers = {logging.getLogger("dss_client"): logging.WARNING, logging.getLogger("dss_client.retries"): logging.DEBUG}
 
     def begin(self) -> None:
+        self._thread = threading.get_ident()
         for logger, level in self._loggers.items():
             logger.setLevel(level)
             logger.propagate = False
@@ -155,4 +158,5 @@ class _Said(logging.Handler):
             logger.propagate = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._say(record.getMessage())
+        if record.thread == self._thread:
+            self._say(record.getMessage())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -18,6 +20,7 @@ from typing import Any
 import click
 import pytest
 
+from dss_cli.cluster import Cluster
 from dss_cli.commands import dss as root
 from dss_cli.commands import run
 from dss_dev.local_cluster import ROOT, LocalCluster
@@ -338,6 +341,15 @@ def test_no_node_answers(dss: Dss) -> None:
         f"dss: queue.stats: no node carried it out in time ({DEAD}: connection refused)",
     ]
     assert dss("status", "--url", DEAD).status == 3
+
+
+async def test_what_other_clients_in_the_process_log_is_not_shown() -> None:
+    said: list[str] = []
+    async with Cluster([DEAD], "", said.append):
+        log = logging.getLogger("dss_client")
+        log.warning("the client of the command")
+        await asyncio.to_thread(log.warning, "another one")
+    assert said == ["the client of the command"]
 
 
 def test_the_next_node_is_tried(dss: Dss, real_node: LocalCluster) -> None:

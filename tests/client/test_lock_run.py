@@ -31,7 +31,9 @@ def told(number, frame):
 signal.signal(signal.SIGTERM, told)
 if os.environ["ROLE"] == "parent":
     subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env={**os.environ, "ROLE": "child"})
-open(sys.argv[1] + "/" + os.environ["ROLE"], "w").write(str(os.getpid()))
+# Not closed by the end of its life: an exception of a signal handler would be lost there.
+with open(sys.argv[1] + "/" + os.environ["ROLE"], "w") as file:
+    file.write(str(os.getpid()))
 time.sleep(600)
 """
 

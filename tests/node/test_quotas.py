@@ -156,6 +156,7 @@ async def test_calls_of_a_token_wherever_they_come_from() -> None:
 
 async def test_the_rate_of_a_token() -> None:
     quotas = TokenQuotas(calls_per_second=2)
+    quotas.rates._clock = Clock()
     caller = Caller("token a", EVERYTHING, "a", [KEY], quotas)
     route = Route(OPERATIONS[1])
     answers = [await route.carry_out(lambda: NODE, Nothing(), caller, "http", "") for _ in range(3)]

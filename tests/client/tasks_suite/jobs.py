@@ -108,6 +108,14 @@ def note(path, text, seconds=0.0):
     return text
 
 
+@task()
+def note_until(path, text, gate):
+    """Leave a line, then wait for a file."""
+    effect(path, text)
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+
+
 @task(takes_context=True)
 def slow_the_first_time(context, path, seconds):
     effect(path, f"begun {os.getpid()}")

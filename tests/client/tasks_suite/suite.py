@@ -526,13 +526,14 @@ class WorkerTests(TasksMixin, SimpleTestCase):
         """Not in a batch: while it works, tasks of all levels come."""
         self.use(priorities=TaskOptions().priorities)
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "effects"
-            first = jobs.note.enqueue(str(path), "first", 0.5)
+            path, gate = Path(directory) / "effects", Path(directory) / "gate"
+            first = jobs.note_until.enqueue(str(path), "first", str(gate))
             worker = threading.Thread(target=self.run_worker, kwargs={"batch": False, "max_tasks": 5})
             worker.start()
             until(lambda: self.status(first.id) == "RUNNING")
             for priority in (0, -100, 100, 5):
                 jobs.note.using(priority=priority).enqueue(str(path), str(priority))
+            gate.touch()
             worker.join(PATIENCE_S)
             self.assertEqual(path.read_text().split(), ["first", "100", "5", "0", "-100"])
 
@@ -606,9 +607,9 @@ class WorkerTests(TasksMixin, SimpleTestCase):
 class OneEffectTests(TasksMixin, SimpleTestCase):
     """The result and the acknowledgement are one step."""
 
-    def take(self):
+    def take(self, visibility=2.0):
         topic = self.backend.store.topic("default", 0)
-        (message,) = self.backend.client._run(topic.consume(GROUP, visibility=0.5, consumer="late"))
+        (message,) = self.backend.client._run(topic.consume(GROUP, visibility=visibility, consumer="late"))
         return message
 
     def test_a_worker_that_was_too_late_leaves_no_result(self):
@@ -633,7 +634,7 @@ class OneEffectTests(TasksMixin, SimpleTestCase):
         late = self.take()
         known = run(self.backend._find(result.id))
         until(lambda: self.status(result.id) == "READY")
-        self.take()
+        self.take(visibility=60.0)
         with self.assertRaises(StaleReceipt):
             run(store.succeed(late, known))
         with self.assertRaises(StaleReceipt):
