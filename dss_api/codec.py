@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -71,9 +72,7 @@ class RequestDecoder:
         self.reads_query = operation.method in ("GET", "DELETE")
         self._decode_json = msgspec.json.Decoder(operation.request, strict=False).decode
         self._decode_with_id = msgspec.json.Decoder(self._type_with_id, strict=False).decode
-        self._list_fields = frozenset(
-            field.encode_name for field in _struct_info(operation.request).fields if _is_list(field.type)
-        )
+        self._list_fields = _list_fields(operation.request)
 
     def typed_body(self, content_type: bytes, body: bytes) -> Any:
         """Decode a body whose Content-Type must be JSON, with bytes attached or without, unless it is empty.
@@ -162,6 +161,18 @@ def _attach(request: Any, parts: Parts) -> None:
         raise Refused("invalid", f"{parts.left} bytes are attached that no `value` counts", field="value")
 
 
+# Cached: several operations share a Struct, and nodes of tests are forked from a process that has asked for all of them.
+@cache
+def _list_fields(request: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in _struct_info(request).fields if _is_list(field.type))
+
+
+@cache
+def _is_flat(answer: type[msgspec.Struct]) -> bool:
+    """Whether it has no Structs inside."""
+    return len(msgspec.json.schema_components([answer])[1]) == 1
+
+
 def _struct_info(struct: type[msgspec.Struct]) -> msgspec.inspect.StructType:
     info = msgspec.inspect.type_info(struct)
     assert isinstance(info, msgspec.inspect.StructType)
@@ -232,9 +243,8 @@ class AnswerEncoder:
         assert issubclass(answer, Answer)
         self.name = name
         self.answer = answer
-        _, components = msgspec.json.schema_components([answer])
         #: Without Structs inside, the constructor checks all names. It is faster than `convert`, which checks types as well.
-        self._is_flat = len(components) == 1
+        self._is_flat = _is_flat(answer)
 
     def encode(self, result: Result | Answer, attaches: bool = False) -> EncodedAnswer:
         """The answer to a call that was carried out, or refused by a state machine.

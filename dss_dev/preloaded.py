@@ -27,26 +27,38 @@ from pathlib import Path
 MODULES = (
     "autobahn.twisted.websocket",
     "channels.routing",
+    "django.contrib.admin",
     "django.contrib.staticfiles.handlers",
-    "django.core.management.base",
+    "django.core.management.commands.migrate",
     "django.db.backends.sqlite3.base",
     "django.db.migrations.loader",
     "django.db.models",
+    "django.db.models.sql.compiler",
     "django.forms",
     "django.template.loader",
     "django.urls",
     "django.views.debug",
+    "dss_admin.live_admin",
+    "dss_api.http_listener",
+    "dss_api.page_access",
+    "dss_api.websocket",
     "dss_client",
     "dss_project.command_line",
+    "dss_project.management.commands.node",
+    "dss_project.registry",
     "dss_project.runtime",
+    "dss_queue.sqs.port",
     "httptools",
     "redis.asyncio",
     "structlog",
+    "stringprep",
     "twisted.internet.asyncioreactor",
     "twisted.internet.ssl",
     "twisted.web.http",
     "uvicorn",
+    "uvicorn.protocols.http.auto",
     "uvloop",
+    "xml.sax.expatreader",
 )
 ROOT = Path(__file__).parents[1]
 MIGRATE_S = 120.0
@@ -326,6 +338,18 @@ def _derive_keys(environment: Mapping[str, str]) -> None:
                 authority(secret)
 
 
+def _make_routes() -> None:
+    """Let msgspec find out about the types of all operations here. It keeps that with the types."""
+    from dss_api.codec import RequestDecoder
+    from dss_api.routes import Route
+    from dss_project.registry import operations, subscriptions
+
+    for operation in operations():
+        Route(operation)
+    for subscription in subscriptions():
+        RequestDecoder(subscription)
+
+
 def _enter(namespace: str) -> None:
     """Move this process into a network namespace that `ip netns` has made."""
     import ctypes
@@ -351,6 +375,7 @@ def _become(arguments: list[str], folder: str, environment: Mapping[str, str], o
 def _main() -> None:
     for module in MODULES:
         import_module(module)
+    _make_routes()
     requests, *options = sys.argv[1:]
     if _HASH_QUICKLY in options:
         from django.contrib.auth.hashers import PBKDF2PasswordHasher
