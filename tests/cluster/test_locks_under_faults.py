@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from dss_dev.local_cluster import LocalCluster, NotReady
+from dss_dev.local_cluster import POLL_S, LocalCluster, NotReady
 
 pytestmark = pytest.mark.cluster
 
@@ -138,8 +138,10 @@ class Client(threading.Thread):
         try:
             reply = node.call("POST", "/lock/acquire", body, timeout_s=10)
         except (OSError, http.client.HTTPException):
+            self.run_.is_over.wait(POLL_S)
             return
         if reply.status != 200:
+            self.run_.is_over.wait(POLL_S)
             return
         token = reply.json["fencing_token"]
         grant = Grant(key, client, mode, token, asked_s, time.monotonic(), asked_s + TTL_MS / 1000)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dss_dev.local_cluster import LocalCluster, LocalNode, NotReady
+from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, NotReady
 
 pytestmark = pytest.mark.cluster
 
@@ -50,10 +50,13 @@ class Client(threading.Thread):
             try:
                 reply = nodes[seq % len(nodes)].call("POST", path, body)
             except (OSError, http.client.HTTPException):
+                self.stop.wait(POLL_S)
                 continue
             if reply.status == 200:
                 self.answered[name] = {**reply.json, **body}
                 self.answers.release()
+            else:
+                self.stop.wait(POLL_S)
 
 
 class Load:

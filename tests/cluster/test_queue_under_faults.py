@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dss_dev.local_cluster import LocalCluster, LocalNode
+from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode
 
 pytestmark = pytest.mark.cluster
 
@@ -152,11 +152,14 @@ class Run:
         return self.is_drained.is_set() or self.failure is not None
 
     def call(self, node: LocalNode, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-        """Status and answer; (0, None) when there is none."""
+        """Status and answer; (0, None) when there is none. A node that is away gets a moment to come back."""
         try:
             reply = node.call("GET" if body is None else "POST", path, body, timeout_s=10)
+            if reply.status >= 500:
+                self.is_drained.wait(POLL_S)
             return reply.status, reply.json
         except (OSError, http.client.HTTPException, ValueError):
+            self.is_drained.wait(POLL_S)
             return 0, None
 
     def produce(self, number: int) -> None:
