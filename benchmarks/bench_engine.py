@@ -1,12 +1,14 @@
 """Topics on the engine `redis` next to topics in the log: the same work on three nodes over HTTP, in turns, in one run.
 
     python benchmarks/bench_engine.py                      # the tables, also as results/bench_engine.json
-    python benchmarks/bench_engine.py --acks fsync
+    python benchmarks/bench_engine.py --acks fsync         # the same, with this setting of the topics on `redis`
+    python benchmarks/bench_engine.py --acks each          # the three settings next to each other, without `raft`
     python benchmarks/bench_engine.py --memory             # what a topic of 1,000,000 messages takes in the nodes
 
 Three nodes with uvicorn, and a Valkey Cluster of three primaries, each with a replica, share the machine with the load. In each round, both
-engines do each step after each other, and the next round begins with the other engine. A step ends when all of its messages are published,
-or consumed and acked. A ratio is the median of those of the rounds. Latencies are those of one caller, who calls the three nodes in turns.
+engines (or settings) do each step after each other, and the next round has them in the opposite order. A step ends when all of its messages
+are published, or consumed and acked. A ratio is the median of those of the rounds. Latencies are those of one caller, who calls the three
+nodes in turns. The servers have `appendfsync always` while `acks: fsync` is measured, and `everysec` otherwise.
 
 Processor time is the user and system time of all nodes, of all primaries and of all replicas, divided by the number of messages.
 
@@ -29,7 +31,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import engine_load
 import psutil
@@ -43,8 +45,7 @@ from dss_dev.valkey_cluster import ValkeyCluster
 from dss_dev.valkey_server import NotReached
 
 RESULTS = Path(__file__).parent / "results" / "bench_engine.json"
-Engine = Literal["raft", "redis"]
-ENGINES: tuple[Engine, ...] = ("raft", "redis")
+ACKS = ("primary", "replica", "fsync")
 BATCH = 100
 #: for the first, untimed round: this part of the work
 WARM_UP_PART = 10
@@ -58,6 +59,32 @@ MEMORY_MESSAGES, MEMORY_BATCH, MEMORY_CONSUMED = 1_000_000, 1000, 100_000
 
 PUBLISH, CONSUME = "published by 100", "consumed and acked by 100"
 PUBLISH_ONE, CONSUME_ONE = "publish, one caller", "consume and ack, one caller"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared: one engine, or one setting of it. It has topics of its own."""
+
+    name: str
+    engine: str
+    acks: str = "primary"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of its topics."""
+        return {"engine": self.engine, **({"acks": self.acks} if self.engine == "redis" else {})}
+
+    @property
+    def appendfsync(self) -> str:
+        """Of the servers. With `everysec`, a call that waits for a disk would take up to a second."""
+        return "always" if self.acks == "fsync" else "everysec"
+
+
+def contenders(acks: str) -> list[Contender]:
+    """The first one is what the others are compared with."""
+    if acks == "each":
+        return [Contender(one, "redis", one) for one in ACKS]
+    return [Contender("raft", "raft"), Contender("redis", "redis", acks)]
 
 
 @dataclass
@@ -78,6 +105,10 @@ class World:
             "replicas": [self.servers.server(port).pid for port in self.servers.ports if port not in primaries],
         }
         return {kind: cpu_time_s([psutil.Process(pid) for pid in pids]) for kind, pids in kinds.items()}
+
+    def set_appendfsync(self, value: str) -> None:
+        for port in self.servers.ports:
+            self.servers.server(port).client.config_set("appendfsync", value)
 
     def server_bytes(self) -> int:
         """What the primaries have sent and received so far, also to and from replicas."""
@@ -106,7 +137,7 @@ class World:
 
 @dataclass
 class Measured:
-    """A step of one engine in one round."""
+    """A step of one contender in one round."""
 
     done: Done
     #: µs per message, by kind of process
@@ -128,9 +159,9 @@ def measured(world: World, step: Step, callers: int) -> Measured:
     return Measured(done, used, (done.bytes + world.server_bytes() - bytes_before) / done.messages)
 
 
-def work_of_a_round(engine: Engine, options: argparse.Namespace, part: int = 1) -> list[tuple[str, Step, int]]:
+def work_of_a_round(one: Contender, options: argparse.Namespace, part: int = 1) -> list[tuple[str, Step, int]]:
     """Titles, steps, and callers. What is published is consumed by the next step."""
-    topic, singles = f"bench-{engine}", f"bench-{engine}-singles"
+    topic, singles = f"bench-{one.name}", f"bench-{one.name}-singles"
     calls = max(1, options.messages // part // BATCH // options.callers)
     return [
         (PUBLISH, Step("publish", topic, BATCH, calls), options.callers),
@@ -140,26 +171,28 @@ def work_of_a_round(engine: Engine, options: argparse.Namespace, part: int = 1) 
     ]
 
 
-Rounds = dict[str, dict[Engine, list[Measured]]]
+#: Title -> name of a contender -> what each round measured.
+Rounds = dict[str, dict[str, list[Measured]]]
 
 
 def measure(world: World, options: argparse.Namespace) -> Rounds:
-    """Title -> engine -> what each round measured."""
-    for engine in ENGINES:
-        for title, step, _ in work_of_a_round(engine, options):
-            settings = {"topic": step.topic, "engine": engine, **({"acks": options.acks} if engine == "redis" else {})}
-            answer = world.nodes.nodes[0].call("PUT", "/queue/topic", settings)
+    compared = contenders(options.acks)
+    for one in compared:
+        for title, step, _ in work_of_a_round(one, options):
+            answer = world.nodes.nodes[0].call("PUT", "/queue/topic", {"topic": step.topic, **one.settings})
             if answer.status != 200:
                 raise NotReady(f"{title}: {answer.status} {answer.body.decode()}")
-        for _, step, callers in work_of_a_round(engine, options, WARM_UP_PART):
+        world.set_appendfsync(one.appendfsync)
+        for _, step, callers in work_of_a_round(one, options, WARM_UP_PART):
             world.run(step, callers)
-    rounds: Rounds = {title: {engine: [] for engine in ENGINES} for title, _, _ in work_of_a_round("raft", options)}
+    titles = [title for title, _, _ in work_of_a_round(compared[0], options)]
+    rounds: Rounds = {title: {one.name: [] for one in compared} for title in titles}
     for number in range(options.rounds):
-        order = ENGINES if number % 2 == 0 else ENGINES[::-1]
-        for place in range(len(rounds)):
-            for engine in order:
-                title, step, callers = work_of_a_round(engine, options)[place]
-                rounds[title][engine].append(measured(world, step, callers))
+        for place in range(len(titles)):
+            for one in compared if number % 2 == 0 else compared[::-1]:
+                title, step, callers = work_of_a_round(one, options)[place]
+                world.set_appendfsync(one.appendfsync)
+                rounds[title][one.name].append(measured(world, step, callers))
         if sys.stderr.isatty():
             print(f"\rround {number + 1} of {options.rounds} ", end="", file=sys.stderr, flush=True)
     return rounds
@@ -168,58 +201,61 @@ def measure(world: World, options: argparse.Namespace) -> Rounds:
 # ------------------------------------------------------------------- tables
 
 
-def row_of(title: str, by: dict[Engine, list[Measured]]) -> dict[str, Any]:
+def row_of(title: str, by: dict[str, list[Measured]]) -> dict[str, Any]:
     """A line of the tables: medians of the rounds."""
     is_single = title in (PUBLISH_ONE, CONSUME_ONE)
+    base = next(iter(by.values()))
     row: dict[str, Any] = {"step": title}
-    for engine, rounds in by.items():
-        row[engine] = {
+    for name, rounds in by.items():
+        row[name] = {
             "per_s": round(statistics.median(one.done.per_s for one in rounds)),
             "cpu_us": {kind: round(statistics.median(one.cpu_us[kind] for one in rounds), 1) for kind in rounds[0].cpu_us},
             "bytes": round(statistics.median(one.bytes for one in rounds)),
         }
         if is_single:
-            row[engine] |= {
+            row[name] |= {
                 f"p{share:.0%}"[:-1] + "_ms": round(statistics.median(one.latency_ms(share) for one in rounds), 2)
                 for share in (0.5, 0.99)
             }
-    pairs = zip(by["raft"], by["redis"], strict=True)
-    if is_single:
-        row["ratio"] = round(statistics.median(redis.latency_ms(0.5) / raft.latency_ms(0.5) for raft, redis in pairs), 2)
-    else:
-        row["ratio"] = round(statistics.median(redis.done.per_s / raft.done.per_s for raft, redis in pairs), 2)
-    if title == CONSUME:
-        row |= {"asked": f"ratio {RATIO_ASKED:g}", "is_reached": row["ratio"] >= RATIO_ASKED}
-    if title == PUBLISH_ONE:
+            ratios = [one.latency_ms(0.5) / of_base.latency_ms(0.5) for one, of_base in zip(rounds, base, strict=True)]
+        else:
+            ratios = [one.done.per_s / of_base.done.per_s for one, of_base in zip(rounds, base, strict=True)]
+        row[name]["ratio"] = round(statistics.median(ratios), 2)
+    if title == CONSUME and "raft" in by:
+        row |= {"asked": f"ratio {RATIO_ASKED:g}", "is_reached": row["redis"]["ratio"] >= RATIO_ASKED}
+    if title == PUBLISH_ONE and "raft" in by:
         row |= {"asked": f"p50 < {P50_MS_ASKED:g} ms", "is_reached": row["redis"]["p50_ms"] < P50_MS_ASKED}
     return row
 
 
-def print_rows(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    print(f"\n{f'medians of {options.rounds} rounds':36} {'raft':>15} {'redis':>15} {'redis/raft':>10} {'asked':>13}")
+def print_rows(rows: list[dict[str, Any]], names: list[str], options: argparse.Namespace) -> None:
+    base, *others = names
+    titles = [f"{name:>15}" for name in names] + [f"{f'{name}/{base}':>16}" for name in others]
+    print(f"\n{f'medians of {options.rounds} rounds':40}", *titles, f"{'asked':>13}")
     for row in rows:
-        if "p50_ms" in row["redis"]:
-            cells = [f"{row[engine]['p50_ms']:.2f} / {row[engine]['p99_ms']:.2f}" for engine in ENGINES]
+        if "p50_ms" in row[base]:
+            cells = [f"{row[name]['p50_ms']:.2f} / {row[name]['p99_ms']:.2f}" for name in names]
             title = f"{row['step']}: p50 / p99, ms"
         else:
-            cells = [f"{row[engine]['per_s']:,}" for engine in ENGINES]
+            cells = [f"{row[name]['per_s']:,}" for name in names]
             title = f"{row['step']}, per s"
         verdict = "" if row.get("is_reached", True) else "  short"
-        print(f"{title:36} {cells[0]:>15} {cells[1]:>15} {row['ratio']:10.2f} {row.get('asked', ''):>13}{verdict}")
-    print(f"\n{'processor time per message, µs':36} {'nodes':>8} {'primaries':>10} {'replicas':>9} {'load':>6}")
+        ratios = [f"{row[name]['ratio']:16.2f}" for name in others]
+        print(f"{title:40}", *(f"{cell:>15}" for cell in cells), *ratios, f"{row.get('asked', ''):>13}{verdict}")
+    print(f"\n{'processor time per message, µs':38} {'nodes':>8} {'primaries':>10} {'replicas':>9} {'load':>6}")
     for row in rows:
-        for engine in ENGINES:
-            cpu = row[engine]["cpu_us"]
+        for name in names:
+            cpu = row[name]["cpu_us"]
             cells = [f"{cpu['nodes']:8.1f}", f"{cpu['primaries']:10.1f}", f"{cpu['replicas']:9.1f}", f"{cpu['load']:6.1f}"]
-            print(f"{row['step']:30} {engine:5}", *cells)
+            print(f"{row['step']:30} {name:7}", *cells)
 
 
-def on_paper(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+def on_paper(rows: list[dict[str, Any]], name: str) -> list[tuple[str, int]]:
     """What stops six machines from carrying more messages a second through publish, consume and ack, the first limit first.
 
     Each machine has a node, a primary, and a replica of another machine's primary, and a core for each of them.
     """
-    batches = [row["redis"] for row in rows if row["step"] in (PUBLISH, CONSUME)]
+    batches = [row[name] for row in rows if row["step"] in (PUBLISH, CONSUME)]
     limits = {kind: MACHINES * 1e6 / sum(one["cpu_us"][kind] for one in batches) for kind in ("nodes", "primaries", "replicas")}
     # Each byte leaves one machine and reaches another.
     limits["networks of 1 Gbit/s"] = MACHINES * NETWORK_BYTES_PER_S / sum(one["bytes"] for one in batches)
@@ -242,9 +278,7 @@ def print_paper(limits: list[tuple[str, int]]) -> None:
 def started(options: argparse.Namespace) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        # With `everysec`, a call would wait for up to a second.
-        settings = {"appendfsync": "always" if options.acks == "fsync" else "everysec"}
-        servers = stack.enter_context(ValkeyCluster(directory / "valkey", settings=settings))
+        servers = stack.enter_context(ValkeyCluster(directory / "valkey", settings={"appendfsync": "everysec"}))
         nodes = LocalCluster(directory / "nodes", free_ports(3), {"DSS_SERVER": options.server, "DSS_ENGINE_URL": servers.url})
         stack.callback(nodes.stop)
         nodes.start()
@@ -263,7 +297,7 @@ def memory(world: World) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--acks", default="primary", choices=["primary", "replica", "fsync"], help="of the topics on `redis`")
+    parser.add_argument("--acks", default="primary", choices=[*ACKS, "each"], help="of the topics on `redis`")
     parser.add_argument("--memory", action="store_true", help="measure the nodes' memory instead")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--messages", type=positive, default=96_000, help="of a round, published by 100")
@@ -283,8 +317,10 @@ def main() -> int:
         print(f"no verdict: {error}", file=sys.stderr)
         return 2
     rows = [row_of(title, by) for title, by in rounds.items()]
-    limits = on_paper(rows)
-    print_rows(rows, options)
+    names = [one.name for one in contenders(options.acks)]
+    # Of `redis`, or of `primary`.
+    limits = on_paper(rows, "redis" if "redis" in names else names[0])
+    print_rows(rows, names, options)
     print_paper(limits)
     given = {name: getattr(options, name) for name in ("acks", "rounds", "messages", "singles", "callers", "processes", "server")}
     result = {
