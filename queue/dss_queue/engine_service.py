@@ -1,8 +1,8 @@
 """The engine `redis` as a node has it: connected in the background, and checked for as long as the node runs.
 
 A node starts and serves everything else while the engine is away. Calls that need it are then refused at once, with the reason, and go
-on by themselves when it is back. Its servers count as away when they have not answered for a short time: during that time a replica may
-take over, and calls are repeated.
+on by themselves when it is back. A server counts as away when it has not answered for a short time: during that time a replica may
+take over, and calls are repeated. See `redis_engine/health.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("queue")
 
 SERVICE = "queue.engine"
-#: none: no URL is set; away: the servers do not answer; unfit: a server lacks something that the engine needs
+#: none: no URL is set; away: a server does not answer; unfit: a server lacks something that the engine needs. The partitions on other
+#: servers go on.
 State = Literal["none", "connecting", "ready", "away", "unfit"]
 NONE = "this node has no engine for topics: set DSS_ENGINE_URL"
 
@@ -67,6 +68,8 @@ class EngineService:
         self.state: State = "connecting" if url else "none"
         self.detail = "the node has just started" if url else NONE
         self.since_ms = wall_clock_ms()
+        #: some of its partitions can be used
+        self._is_usable = False
         self._node = node
         self._url = url
         self._replicas_min = replicas_min
@@ -92,7 +95,7 @@ class EngineService:
         from dss_queue.redis_engine.views import Views
 
         self._servers = Servers(self._url, replicas_min=self._replicas_min)
-        self._servers.on_trouble = self._wants_check.set
+        self._servers.health.on_trouble = self._wants_check.set
         self._engine = RedisEngine(self._servers, node=self._node.node_id, groups_in_log=self._groups_in_log)
         self._administration = Administration(self._servers, self._engine)
         self._views = Views(self._servers, self._engine)
@@ -105,7 +108,7 @@ class EngineService:
             await self._engine.close()
             await self._servers.close()
             self._servers = None
-            self.state, self.detail = "away", "this node is stopping"
+            self.state, self.detail, self._is_usable = "away", "this node is stopping", False
 
     # --------------------------------------------------------------- for callers
 
@@ -131,7 +134,7 @@ class EngineService:
         """Raises:
         EngineAway: it is not ready; with the reason.
         """
-        if self.state != "ready":
+        if not self._is_usable:
             raise EngineAway(self.detail)
 
     def name_of(self, topic: Topic) -> str:
@@ -161,7 +164,7 @@ class EngineService:
         if settings.acks in (None, "primary"):
             return
         try:
-            await self._servers.check_confirmations(needs_disk=settings.acks == "fsync")
+            await self._servers.health.check_confirmations(needs_disk=settings.acks == "fsync")
         except UnfitServer as error:
             raise Refused("not_on_engine", f"`acks: {settings.acks}` cannot be kept: {error}", field="acks") from None
 
@@ -183,29 +186,17 @@ class EngineService:
         loop = asyncio.get_running_loop()
         servers = self._servers
         assert servers is not None
-        pause_s = PAUSE_S_MIN
-        thorough_at_s = failing_since_s = None
+        pause_s, thorough_at_s = PAUSE_S_MIN, 0.0
         while True:
             began_s = loop.time()
-            try:
-                if self.state == "ready" and thorough_at_s is not None and began_s < thorough_at_s:
-                    await servers.check()
-                else:
-                    await servers.open()
-                    thorough_at_s = began_s + THOROUGH_CHECK_S
-                self._become("ready")
-                failing_since_s, pause_s = None, PAUSE_S_MIN
-            except UnfitServer as error:
-                self._become("unfit", str(error))
-            except Exception as error:
-                # Others than EngineAway come from answers that cannot be read.
-                detail = error.detail if isinstance(error, EngineAway) else f"a server's answer: {type(error).__name__}: {error}"
-                thorough_at_s = None
-                failing_since_s = failing_since_s or began_s
-                grace_s = CLUSTER_GRACE_S if servers.is_cluster else GRACE_S
-                if self.state != "ready" or loop.time() - failing_since_s >= grace_s:
-                    self._become("away", detail)
+            is_thorough = self.state != "ready" or began_s >= thorough_at_s
+            grace_s = CLUSTER_GRACE_S if servers.is_cluster else GRACE_S
+            condition = await servers.health.look(is_thorough=is_thorough, grace_s=grace_s)
+            if is_thorough:
+                thorough_at_s = began_s + THOROUGH_CHECK_S
+            self._become(condition.state, condition.detail, is_usable=condition.is_usable)
             if self.state == "ready":
+                pause_s = PAUSE_S_MIN
                 await asyncio.sleep(CHECK_S_MIN)
                 await self._wait(CHECK_S - CHECK_S_MIN)
             else:
@@ -222,10 +213,8 @@ class EngineService:
         finally:
             self._wants_check.clear()
 
-    def _become(self, state: State, detail: str = "") -> None:
-        if self._servers is not None:
-            # Calls that are being repeated end at once.
-            self._servers.refusal = detail
+    def _become(self, state: State, detail: str = "", *, is_usable: bool = False) -> None:
+        self._is_usable = is_usable or state == "ready"
         if (state, detail) == (self.state, self.detail):
             return
         if state != self.state:

@@ -116,7 +116,10 @@ def test_an_engine_that_is_away_is_named_with_the_reason_and_comes_back(world: W
     assert world.metric('queue_depth{topic="orders"}') == 2
     boss = Operator(world.node, "admin", "test")
     for page in ("topicrow", "backlogrow", "messagerow", "deadletterrow"):
-        assert "on the engine redis: no server answers" in boss.send("GET", f"/admin/dss_queue/{page}/")[1]
+        assert (
+            f"on the engine redis: 127.0.0.1:{world.valkey.port} does not answer"
+            in boss.send("GET", f"/admin/dss_queue/{page}/")[1]
+        )
     assert "queue.engine" in boss.send("GET", "/admin/dss_raft/statusrow/")[1]
     _, dashboard = boss.send("GET", "/")
     assert "cannot use the engine redis" in dashboard

@@ -26,7 +26,7 @@ from dss_queue.core.commands import BYTES_PER_CONSUME_MAX, Acks, NewMessage, Top
 from dss_queue.core.partitions import PARTITIONS, stable_hash
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.endings import Endings, for_deliveries
-from dss_queue.redis_engine.errors import Closed, GroupDeleted, NoGroup, NotOpen
+from dss_queue.redis_engine.errors import Closed, EngineAway, GroupDeleted, NoGroup, NotOpen
 from dss_queue.redis_engine.keys import HANDOUTS, group_keys, partition_keys
 from dss_queue.redis_engine.lifecycle import GroupsInLog, Lifecycle
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT, Consumed, consumed
@@ -38,6 +38,10 @@ from dss_queue.redis_engine.wakeups import Wakeups
 PARTITION_MESSAGES_MAX = 50_000_000
 #: Groups whose waits are remembered; those that were used last.
 POLLS_MAX = 1024
+
+
+#: How long a consume waits for the confirmation that it will hear of new messages: a server may hang.
+LISTEN_S = 2.0
 
 
 class Answer(NamedTuple):
@@ -94,7 +98,7 @@ class RedisEngine(Endings):
             Refused: `over_limit`; `crosses_slots`: they belong to several partitions.
             Closed: nothing is stored, the topic has left the engine.
         """
-        partition = self._partition_of(new, token)
+        partition = self._partition_of(topic, new, token)
         arguments = (
             token or self._token(),
             -(-settings.max_bytes // self.partitions),
@@ -120,7 +124,7 @@ class RedisEngine(Endings):
             for place in range(1, len(new) + 1)
         ]
 
-    def _partition_of(self, new: Sequence[NewMessage], token: str) -> int:
+    def _partition_of(self, topic: str, new: Sequence[NewMessage], token: str) -> int:
         """The one partition of all these messages. A repeat with the same token finds the first call in the same one."""
         bound = {
             one.partition % self.partitions if one.key else stable_hash(one.dedup_id) % self.partitions
@@ -134,7 +138,12 @@ class RedisEngine(Endings):
             )
         if bound:
             return bound.pop()
-        return (stable_hash(token) if token else next(self._next)) % self.partitions
+        if token:
+            return stable_hash(token) % self.partitions
+        first = next(self._next)
+        turns = ((first + turn) % self.partitions for turn in range(self.partitions))
+        can_use = self._servers.health.can_use
+        return next((one for one in turns if can_use(partition_keys(topic, one)[0])), first % self.partitions)
 
     def _token(self) -> str:
         return f"{self._tokens}{next(self._token_numbers):x}"
@@ -207,8 +216,9 @@ class RedisEngine(Endings):
         try:
             if timeout_ms:
                 # Without a confirmation in time, it looks once.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(until):
+                heard_by = min(until, asyncio.get_running_loop().time() + LISTEN_S)
+                with contextlib.suppress(TimeoutError, EngineAway):
+                    async with asyncio.timeout_at(heard_by):
                         await polls.listen(self._wakeups)
             first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
             found = await polls.look_at_all(look, first, shares=not attempt_id)

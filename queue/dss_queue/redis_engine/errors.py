@@ -43,6 +43,16 @@ class UnfitServer(Exception):
     """A server cannot be the engine. The text names the setting."""
 
 
+def unreadable(what: str, *, changes: bool) -> Refused:
+    """A server answers as the library does not.
+
+    Args:
+        changes: the step may have changed something.
+    """
+    code = "unknown_outcome" if changes else "engine_away"
+    return Refused(code, f"a server gives an answer that this release does not know: {what}")
+
+
 def refusal(text: str) -> Exception:
     """The exception for a refusal by the library, `DSS_<CODE> <detail>`."""
     # The server adds where in the library it was raised.

@@ -109,7 +109,8 @@ class Lane:
         for connection in self._idle:
             await connection.disconnect(nowait=True)
         self._idle.clear()
-        self._fail(self._calls, Disconnected("closed"))
+        self._fail(self._calls, NotSent("closed"))
+        self._calls.clear()
 
     async def _work(self) -> None:
         connection: Connection | None = None
@@ -121,7 +122,7 @@ class Lane:
             if connection is not None:
                 raise
             # There can be none, for example because a file with certificates cannot be read.
-            self._fail(self._calls, NotSent(str(error)))
+            self._fail(self._calls, _not_sent(error))
             self._calls.clear()
         finally:
             self._busy -= 1
@@ -154,13 +155,13 @@ class Lane:
         if "replica" in wanted:
             sent += self._confirmations["replica"]
         try:
-            if _was_closed(connection):
+            if was_closed(connection):
                 await connection.disconnect(nowait=True)
             if not connection.is_connected:
                 await connection.connect()
         except Exception as error:
             await connection.disconnect(nowait=True)
-            self._fail(batch, NotSent(_reason(error)))
+            self._fail(batch, _not_sent(error))
             return
         except BaseException:
             self._fail(batch, NotSent("interrupted"))
@@ -222,10 +223,16 @@ class Lane:
             call.answered(error)
 
 
-def _was_closed(connection: Connection) -> bool:
+def was_closed(connection: Connection) -> bool:
     """Whether the server has closed an idle connection: a call on it would get no answer, and its outcome would not be known."""
     reader = connection._reader  # the public way is to read, with a timeout
     return reader is not None and (reader.at_eof() or reader.exception() is not None)
+
+
+def _not_sent(error: Exception) -> NotSent:
+    failure = NotSent(_reason(error))
+    failure.__cause__ = error
+    return failure
 
 
 def _reason(error: Exception) -> str:

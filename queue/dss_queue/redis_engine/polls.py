@@ -6,9 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from dss_queue.redis_engine.errors import EngineAway
 from dss_queue.redis_engine.keys import channel, group_keys
 from dss_queue.redis_engine.messages import CLOSED, Consumed
 from dss_queue.redis_engine.wakeups import Listener, Wakeups
+
+#: A look that was refused within this time cost nothing, so the others follow.
+QUICK_S = 0.1
 
 #: Takes messages of one partition.
 Look = Callable[[int], Awaitable[Consumed]]
@@ -88,6 +92,7 @@ class Polls:
         """
         loop = asyncio.get_running_loop()
         reasons: list[str] = []
+        away: EngineAway | None = None
         for partition in order:
             if since is not None and partition in self._empty and self._empty[partition][0] >= since:
                 reasons.append(self._empty[partition][1])
@@ -95,10 +100,18 @@ class Polls:
             began = self._looks
             self._looks += 1
             self._signs.pop(partition, None)
+            began_s = loop.time()
             try:
                 found = await look(partition)
                 while not found.messages and found.more:
                     found = await look(partition)
+            except EngineAway as error:
+                self._sign(partition)
+                if loop.time() - began_s > QUICK_S:
+                    raise
+                # The partitions on other servers go on.
+                away = error
+                continue
             except BaseException:
                 self._sign(partition)
                 raise
@@ -116,6 +129,8 @@ class Polls:
                 return found
             self._empty[partition] = (began, found.empty_reason)
             reasons.append(found.empty_reason)
+        if away is not None:
+            raise away
         reason = CLOSED if len(self._closed) == len(self.partitions) else _reason(reasons)
         return Consumed([], reason, None, False)
 

