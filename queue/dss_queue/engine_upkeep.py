@@ -4,7 +4,8 @@
   the next look comes when something is due, after `PAUSE_S_MAX` at the latest. Consumers do not wait for it: their calls see what is due.
 - It closes the partitions of a topic that leaves, and proposes `EngineClosed`. When nothing of the topic is left, not even dead letters, it
   proposes `EngineLeft`.
-- It deletes the keys of abandoned incarnations, and then proposes `EngineForgotten`.
+- It deletes the keys of abandoned incarnations. A failover soon after may bring some of them back, so it deletes them once more after
+  `AGAIN_S`, and then proposes `EngineForgotten`.
 - Groups that only the log or only the engine has, because a node stopped in between, are put right.
 
 Everything may be repeated, by this leader or the next one.
@@ -16,7 +17,6 @@ import asyncio
 import random
 from collections.abc import Coroutine
 from contextlib import suppress
-from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from dss_api.errors import Refused
@@ -36,6 +36,8 @@ ROUND_S = 1.0
 PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
 #: Topics that are looked at at the same time. Each look is a call for each partition.
 AT_ONCE_MAX = 8
+#: Between the deletion of keys and another look at them. A replica that takes over within this time may lack the deletion.
+AGAIN_S = 60.0
 #: Incarnations that one round deletes.
 DELETED_PER_ROUND_MAX = min(100, FORGOTTEN_PER_COMMAND_MAX)
 
@@ -52,6 +54,8 @@ class EngineUpkeep:
         self._round: asyncio.Task[None] | None = None
         #: incarnation -> when the topic is looked at next, and the pause before
         self._plans: dict[int, tuple[float, float]] = {}
+        #: abandoned incarnation -> when its keys were deleted, in loop time
+        self._deleted_s: dict[int, float] = {}
         if service.state != "none":
             node.on_upkeep(self._tick)
 
@@ -62,12 +66,15 @@ class EngineUpkeep:
         self._next_s = now_s + ROUND_S
         if not self._node.is_leader:
             self._plans.clear()
+            self._deleted_s.clear()
         elif self._service.state == "ready":
             self._round = self._service.tasks.spawn("engine", self._run_round(now_s))
 
     async def _run_round(self, now_s: float) -> None:
         topics = [topic for topic in self._broker.topics.values() if topic.engine is not None and self._is_due(topic, now_s)]
-        abandoned = list(islice(self._broker.registry.abandoned.items(), DELETED_PER_ROUND_MAX))
+        abandoned = self._broker.registry.abandoned
+        self._deleted_s = {one: at_s for one, at_s in self._deleted_s.items() if one in abandoned}
+        due = [one for one in abandoned.items() if self._deleted_s.get(one[0], now_s - AGAIN_S) <= now_s - AGAIN_S]
         turns = asyncio.Semaphore(AT_ONCE_MAX)
         deleted: list[int] = []
 
@@ -83,7 +90,7 @@ class EngineUpkeep:
                     report_failure("engine", error)
 
         works = [self._look_at(topic) for topic in topics]
-        works += [self._delete(incarnation, topic, deleted) for incarnation, topic in abandoned]
+        works += [self._delete(incarnation, topic, deleted) for incarnation, topic in due[:DELETED_PER_ROUND_MAX]]
         await asyncio.gather(*map(one, works))
         if deleted:
             self._node.propose_as_leader(EngineForgotten(incarnations=deleted))
@@ -143,4 +150,7 @@ class EngineUpkeep:
     async def _delete(self, incarnation: int, topic: str, deleted: list[int]) -> None:
         await self._service.administration().delete_topic(self._service.name_in(incarnation, topic))
         self._plans.pop(incarnation, None)
-        deleted.append(incarnation)
+        if incarnation in self._deleted_s:
+            deleted.append(incarnation)
+        else:
+            self._deleted_s[incarnation] = asyncio.get_running_loop().time()

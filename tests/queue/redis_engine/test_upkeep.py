@@ -82,6 +82,19 @@ class World:
     def keys_left(self) -> list[str]:
         return [key.decode() for key in self.valkey.client().scan_iter(f"dss:{{{self.node.config.cluster_id}/*")]
 
+    def copy(self) -> dict[str, bytes]:
+        """What a replica has now."""
+        client = self.valkey.client()
+        return {key: client.dump(key) for key in self.keys_left()}
+
+    def fail_over(self, copy: dict[str, bytes]) -> None:
+        """A replica takes over that lacks what was changed since the copy."""
+        client = self.valkey.client()
+        if left := self.keys_left():
+            client.delete(*left)
+        for key, value in copy.items():
+            client.restore(key, 0, value)
+
     async def group_stats(self, group: str = "g"):
         _, groups = await self.service.views().topic_stats(self.name, 0)
         return next((one for one in groups if one.group == group), None)
@@ -92,6 +105,7 @@ async def world(node, valkey, monkeypatch) -> AsyncIterator[World]:
     monkeypatch.setattr(engine_upkeep, "ROUND_S", 0.02)
     monkeypatch.setattr(engine_upkeep, "PAUSE_S_MIN", 0.02)
     monkeypatch.setattr(engine_upkeep, "PAUSE_S_MAX", 0.05)
+    monkeypatch.setattr(engine_upkeep, "AGAIN_S", 0.05)
     world = World(node, valkey)
     await world.service.start()
     await until(lambda: world.service.state == "ready")
@@ -180,6 +194,52 @@ async def test_a_deleted_topic_leaves_no_key(world):
     await world.node.submit(DeleteTopic(topic="t"))
     await until(lambda: not world.registry.abandoned)
     assert world.keys_left() == []
+
+
+async def test_keys_that_a_failover_brings_back_are_deleted_again(world, monkeypatch):
+    monkeypatch.setattr(engine_upkeep, "AGAIN_S", 3600)
+    await world.publish(*range(50))
+    await world.consume(3)
+    copy = world.copy()
+    await world.node.submit(DeleteTopic(topic="t"))
+    await until(lambda: not world.keys_left())
+    world.fail_over(copy)
+    assert world.registry.abandoned
+    assert world.keys_left()
+    # Meanwhile, it is deleted once.
+    rounds = world.upkeep._next_s
+    await until(lambda: world.upkeep._next_s > rounds + 0.2)
+    assert world.keys_left()
+    monkeypatch.setattr(engine_upkeep, "AGAIN_S", 0)
+    await until(lambda: not world.registry.abandoned)
+    assert world.keys_left() == []
+
+
+async def test_another_leader_deletes_them_again_too(world, monkeypatch):
+    monkeypatch.setattr(engine_upkeep, "AGAIN_S", 3600)
+    await world.publish(1)
+    copy = world.copy()
+    await world.node.submit(DeleteTopic(topic="t"))
+    await until(lambda: not world.keys_left())
+    world.node.is_leader = False
+    world.fail_over(copy)
+    await until(lambda: not world.upkeep._deleted_s)
+    world.node.is_leader = True
+    await until(lambda: not world.keys_left())
+
+
+async def test_a_group_that_a_failover_brings_back_is_deleted_again(world):
+    await world.publish(*range(50))
+    await world.consume(3)
+    copy = world.copy()
+    await world.node.submit(DeleteGroup(topic="t", group="g"))
+    async with asyncio.timeout(60):
+        while await world.group_stats():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    world.fail_over(copy)
+    async with asyncio.timeout(60):
+        while await world.group_stats():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_groups_that_only_one_of_them_has_are_put_right(world):
