@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from dss_dev.answer_check import checked
@@ -35,6 +36,10 @@ ON_FIXED_PORTS = (
     "test_runbooks",
     "test_startup",
 )
+
+#: A busy machine may stand still for a moment in any example: how long one takes says nothing.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

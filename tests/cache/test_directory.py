@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dss_cache.core.commands import Add, AgreeLease, Delete, Fetch, Incr, Lost, Put, Revoke, WrittenBack
@@ -240,7 +240,6 @@ _steps = st.lists(
 
 
 @given(_steps, st.sampled_from([1_500, 10**9]))
-@settings(deadline=None)
 def test_the_account_is_that_of_the_state(steps, maximum):
     harness = Harness(StateLimits({"cache_bytes_max": maximum}))
     directory = harness.directory

@@ -356,5 +356,5 @@ class AgainstAModel(RuleBasedStateMachine):
         assert self.clients.reported(self.stamp) == min([self.stamp, *(stamp - 1 for stamp in stamps)])
 
 
-AgainstAModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AgainstAModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 test_against_a_model = AgainstAModel.TestCase

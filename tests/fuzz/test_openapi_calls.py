@@ -80,7 +80,6 @@ def test_calls_made_from_the_openapi_document(node: LocalNode) -> None:
             max_examples=max(1, left // len(strategies)),
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
-            deadline=None,
             database=None,
         )
         for strategy in strategies:

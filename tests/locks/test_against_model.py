@@ -315,7 +315,5 @@ class LocksAgainstModel(RuleBasedStateMachine):
             assert (step["client"], step["waits_for"], step["held_by"]) in edges
 
 
-LocksAgainstModel.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+LocksAgainstModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 TestLocksAgainstModel = LocksAgainstModel.TestCase

@@ -129,7 +129,7 @@ histories = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(history=histories)
 def test_no_history_exceeds_a_limit(history, harness):
     """Also, a request is refused only if it would exceed the limit."""

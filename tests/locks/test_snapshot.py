@@ -84,7 +84,7 @@ def encoded(table: LockTable) -> bytes:
     return msgspec.msgpack.encode(table.snapshot())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(entries, entries)
 def test_a_node_restored_from_a_snapshot_behaves_the_same(before, after):
     """The same state, and the same answers and events in the same order."""
@@ -102,7 +102,7 @@ def test_a_node_restored_from_a_snapshot_behaves_the_same(before, after):
     assert encoded(second.table) == encoded(first.table)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(entries)
 def test_the_same_commands_lead_to_the_same_bytes(played):
     first, second = Player(), Player()

@@ -321,7 +321,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps=steps)
 def test_state_and_changes_together_are_always_the_truth(fake_node, steps):
     """No change is missing or sent twice, in whatever turn of the event loop it happens."""

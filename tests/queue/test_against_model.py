@@ -621,9 +621,7 @@ class QueueThatMovesAgainstModel(QueueAgainstModel):
 
 TestQueueThatMovesAgainstModel = QueueThatMovesAgainstModel.TestCase
 TestQueueThatMovesAgainstModel.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
 TestQueueAgainstModel = QueueAgainstModel.TestCase
-TestQueueAgainstModel.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestQueueAgainstModel.settings = settings(max_examples=100, stateful_step_count=40, suppress_health_check=list(HealthCheck))

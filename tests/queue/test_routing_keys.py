@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dss_dev.queue_broker import Desk
@@ -22,7 +22,6 @@ def test_finished_keys_take_no_memory(desk):
     assert not any(group.backlog.keys for group in topic.groups.values())
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), keys=st.integers(1, 5))
 def test_first_deliveries_of_a_key_are_in_publish_order(seed, keys):
     """With acks, nacks, timeouts, dead letters and restarts from snapshots in any order."""

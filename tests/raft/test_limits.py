@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -148,7 +148,6 @@ _steps = st.lists(
 
 
 @given(_steps, st.sampled_from([2_000, 5_000, 10**9]))
-@settings(deadline=None)
 def test_the_account_is_that_of_a_table_that_loaded_the_state(steps, maximum):
     table = full_table(maximum)
     for what, node, number, text in steps:

@@ -163,9 +163,7 @@ class Promise(RuleBasedStateMachine):
             assert self.simulation.is_quiet, "something waits forever"
 
 
-SETTINGS = settings(
-    max_examples=100, stateful_step_count=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
+SETTINGS = settings(max_examples=100, stateful_step_count=60, database=None, suppress_health_check=[HealthCheck.too_slow])
 Promise.TestCase.settings = SETTINGS
 test_the_promise = Promise.TestCase
 

@@ -266,7 +266,6 @@ def test_operations_against_the_model(engine, examples, open_world):
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             # Each step asks a server, so shrinking would take minutes.
             phases=(Phase.generate,),

@@ -324,7 +324,6 @@ TestEngineAgainstModel = EngineAgainstModel.TestCase
 TestEngineAgainstModel.settings = settings(
     max_examples=60,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     # Each step asks a server, so shrinking would take minutes.
     phases=(Phase.generate,),

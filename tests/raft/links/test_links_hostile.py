@@ -110,7 +110,7 @@ async def attack(stranger: Stranger, handshake: Any, approach: str, what: str, v
     return await stranger.send(frame * value)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(approach=st.sampled_from(sorted(APPROACHES)), how=attacks)
 async def test_the_node_stays_up_whatever_a_stranger_does(node, ends, approach, how):
     """One node survives all examples: no false frame arrives, no connection of the stranger is left, a good peer is served."""

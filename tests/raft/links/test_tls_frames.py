@@ -50,7 +50,6 @@ def refused(stream: TlsStream, data: bytes) -> Reason | None:
     return None
 
 
-@settings(deadline=None)
 @given(sent=st.lists(frames, max_size=6), cuts=st.lists(st.integers(1, 60), min_size=1, max_size=20))
 def test_frames_arrive_in_order_whatever_pieces_the_bytes_come_in(connection, sent, cuts):
     a, b = connection
@@ -80,7 +79,7 @@ def test_bytes_that_were_changed_dropped_repeated_reordered_or_reflected_end_the
     attempt(lambda one, two, own: b"\x16\x03\x01\x00\x40" + bytes(64))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(bit=st.integers(0, 2**14))
 def test_one_flipped_bit_anywhere_is_refused(ends, bit):
     dialer, acceptor = ends.tls("a", dials="b"), ends.tls("b")
@@ -116,7 +115,7 @@ def test_the_largest_frame_fits_one_byte_more_does_not_and_its_memory_is_given_b
 nonsense = st.recursive(st.integers(0, 2**63 - 1) | st.text(max_size=8) | st.none(), st.lists, max_leaves=10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(payload=st.binary(max_size=60) | nonsense.map(msgspec.msgpack.encode))
 def test_a_member_that_sends_nonsense_is_refused_too(connection, payload):
     a, b = connection

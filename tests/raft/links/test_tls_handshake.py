@@ -65,7 +65,7 @@ def test_both_sides_end_with_a_stream_and_the_id_of_the_other(ends):
     assert list(dialer.stream.feed(acceptor.stream.seal(acceptor.stream.encode(PingFrame())))) == [PingFrame()]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(1, 200), min_size=1, max_size=10))
 def test_the_bytes_may_arrive_in_any_pieces_and_frames_may_follow_immediately(ends, cuts):
     dialer, acceptor = ends.tls("a", dials="b"), ends.tls("b")
@@ -257,7 +257,6 @@ def test_a_stranger_cannot_make_this_node_buffer_more_than_the_limit(ends):
     assert UNVERIFIED_BYTES_MAX == 32 * 1024
 
 
-@settings(deadline=None)
 @given(data=st.binary(min_size=1, max_size=300), is_record=st.booleans())
 def test_random_bytes_are_refused_or_incomplete(ends, data, is_record):
     acceptor = ends.tls("b")
@@ -283,7 +282,7 @@ def ignored_bytes(message: bytes) -> set[int]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(step=st.integers(0, 3), bit=st.integers(0, 16_383))
 def test_one_flipped_bit_in_any_step_prevents_authentication(ends, step, bit):
     dialer, acceptor = ends.tls("a", dials="b"), ends.tls("b")

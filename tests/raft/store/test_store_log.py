@@ -172,5 +172,5 @@ def test_any_sequence_of_writes_reads_back_like_the_naive_model(directory, make,
 
     run_state_machine_as_test(
         Writes,
-        settings=settings(max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)),
+        settings=settings(max_examples=30, stateful_step_count=20, suppress_health_check=list(HealthCheck)),
     )
