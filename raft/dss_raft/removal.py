@@ -1,9 +1,11 @@
 """How a node finds out that it was removed while it was down or cut off.
 
 The members do not dial a removed node, and do not send it the entry that removed it. So a node that has had no leader for a while
-dials the other members of its last configuration. Each of them that has proved to know the secret, follows a leader, and has a
-committed configuration that does not contain this node, says so in the handshake. One is enough if no other one accepts this node:
-the others may be down, or removed, too.
+dials the other members that it knows: those of its last configuration or, before it got one, those of `PEERS`. Each of them that has
+proved to know the secret, follows a leader, and has a committed configuration that does not contain this node, says so in the
+handshake. One is enough if no other one accepts this node: the others may be down, or removed, too.
+
+A node that waits to be added is no member either. But no leader has ever written to it, so it is still in term 0.
 """
 
 from __future__ import annotations
@@ -47,14 +49,15 @@ class RemovalWatch:
             NodeRemoved: one of the others has said so, and none has accepted this node, in `ROUNDS` rounds in a row.
         """
         core = self._core
-        if core.leader_id or not self._ask_at_s:
+        was_never_added = not core.configuration.members and not core.term
+        if core.leader_id or was_never_added or not self._ask_at_s:
             self._ask_at_s = now_s + ASK_AFTER_S
             self._rounds = 0
             return
         if now_s < self._ask_at_s:
             return
         self._ask_at_s = now_s + ASK_EVERY_S
-        others = [member.id for member in core.configuration.members if member.id != core.node_id]
+        others = list(self._links.peers)
         disowning = [other for other in others if other in self._links.disowned_by]
         is_accepted = any(self._links.is_up(other) for other in others)
         self._rounds = self._rounds + 1 if disowning and not is_accepted else 0

@@ -15,8 +15,10 @@ from dss_dev.sum_machine import Add, Wait
 from dss_raft import calls, members, operations, removal
 from dss_raft.answers import ServiceState
 from dss_raft.clock_exchange import ClockExchange
+from dss_raft.core.messages import AppendEntries
 from dss_raft.disk.forked import ChildFailed
 from dss_raft.disk.store import LogStore, StoreFailed
+from dss_raft.net.wire import RaftFrame
 from dss_raft.replication import snapshot_keeper
 from dss_raft.replication.batch import Group, encode_command
 from dss_raft.replication.pending_commands import GATHER_FROM
@@ -312,6 +314,55 @@ async def test_a_removed_node_is_told_after_all_have_restarted(cluster, quick_re
     await cluster.until(lambda: gone in cluster.failures)
     assert isinstance(cluster.failures[gone], removal.NodeRemoved)
     assert len(cluster.failures) == 1
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_learner_that_has_not_caught_up_is_told_that_it_was_removed(cluster, quick_removal, restarts):
+    """It has not even got the configuration that made it a learner."""
+    await cluster.start()
+    await cluster.start("d")
+    joining = cluster.nodes["d"]
+    take = joining._links.on_frame
+
+    def take_heartbeats_only(peer, frame):
+        if not isinstance(frame, RaftFrame) or all(isinstance(m, AppendEntries) and not m.entries for m in frame.messages):
+            take(peer, frame)
+
+    joining._links.on_frame = take_heartbeats_only
+    await (await cluster.leader()).add_member("d", cluster.url("d"))
+    await cluster.until(lambda: joining.leader_id)
+    assert not joining.core.configuration.members
+    if restarts:
+        await cluster.stop("d")
+    await (await cluster.leader()).remove_member("d")
+    if restarts:
+        await cluster.start("d")
+    await cluster.until(lambda: "d" in cluster.failures)
+    assert isinstance(cluster.failures["d"], removal.NodeRemoved)
+    assert len(cluster.failures) == 1
+
+
+async def test_a_learner_that_has_caught_up_is_told_that_it_was_removed(cluster, quick_removal, monkeypatch):
+    monkeypatch.setattr("dss_raft.core.leader._promote_a_learner", lambda core: None)
+    await cluster.start()
+    await cluster.start("d")
+    leader = await cluster.leader()
+    await leader.add_member("d", cluster.url("d"))
+    await cluster.until(lambda: "d" in cluster.nodes["d"].core.membership.learners)
+    await leader.remove_member("d")
+    await cluster.until(lambda: "d" in cluster.failures)
+    assert isinstance(cluster.failures["d"], removal.NodeRemoved)
+
+
+async def test_a_node_that_waits_to_be_added_is_not_removed(cluster, quick_removal):
+    await cluster.start()
+    await cluster.start("d")
+    waiting = cluster.nodes["d"]
+    began = waiting.core.ticks
+    await cluster.until(lambda: waiting.core.ticks > began + 60)
+    assert not cluster.failures
+    await (await cluster.leader()).add_member("d", cluster.url("d"))
+    await cluster.until(lambda: "d" in waiting.core.membership.voters)
 
 
 async def test_one_member_is_enough_to_tell_a_removed_node(cluster, quick_removal):

@@ -27,10 +27,13 @@ from dss_raft.core.state import CoreState, Role
 
 
 def tick(core: CoreState) -> None:
-    """Start an election when the leader is silent (paper 5.2), and give up reads that got no answer."""
+    """When the leader is silent, start an election (paper 5.2), or know no leader; and give up reads that got no answer."""
     core.election_elapsed += 1
     if core.election_elapsed >= core.election_timeout or _is_alone(core):
-        election.campaign(core)
+        if core.may_campaign:
+            election.campaign(core)
+        else:
+            core.set_leader("")
     if core.forwarded.sent:
         for context in core.forwarded.expired(core.ticks - core.config.election_ticks_min):
             core.read_states.append(ReadState(context, 0, False))

@@ -153,6 +153,17 @@ def test_a_learner_never_campaigns(make_cluster):
     assert not any(isinstance(m, (PreVote, RequestVote)) and m.sender == "d" for m in cluster.sent)
 
 
+def test_a_learner_whose_leader_is_silent_follows_none(make_cluster):
+    """It then accepts a leader that it does not know yet, and asks whether it was removed."""
+    cluster = make_cluster("abc", learners="d", promote_lag_max=-1)
+    cluster.elect("a")
+    cluster.tick(1)
+    assert cluster["d"].core.leader_id == "a"
+    cluster.cut("a")
+    cluster.tick(100, "d")
+    assert cluster["d"].core.leader_id == ""
+
+
 def test_a_node_without_a_configuration_waits_to_be_contacted(cluster):
     new = cluster.add("d")
     cluster.tick(100, "d")

@@ -545,7 +545,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a leader remembers what a peer held before its restart",
         (("progress", "        self.match = 0\n        self.become_probe(self.acknowledged_before + 1)\n", "        pass\n"),),
         checks=("progress", "majority"),
-        seeds=(119,),
+        seeds=(631,),
         scenario="test_a_leader_finds_a_follower_that_lost_what_it_acknowledged",
     ),
     Mutant(
