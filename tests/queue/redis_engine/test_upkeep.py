@@ -215,19 +215,6 @@ async def test_keys_that_a_failover_brings_back_are_deleted_again(world, monkeyp
     assert world.keys_left() == []
 
 
-async def test_another_leader_deletes_them_again_too(world, monkeypatch):
-    monkeypatch.setattr(engine_upkeep, "AGAIN_S", 3600)
-    await world.publish(1)
-    copy = world.copy()
-    await world.node.submit(DeleteTopic(topic="t"))
-    await until(lambda: not world.keys_left())
-    world.node.is_leader = False
-    world.fail_over(copy)
-    await until(lambda: not world.upkeep._deleted_s)
-    world.node.is_leader = True
-    await until(lambda: not world.keys_left())
-
-
 async def test_a_group_that_a_failover_brings_back_is_deleted_again(world):
     await world.publish(*range(50))
     await world.consume(3)
