@@ -127,7 +127,9 @@ class Administration:
         _, at_ms, places, next_ms, old_ms, found_groups, known = messages.due_answer.decode(data)
         is_old = old_ms <= at_ms
         is_left = False
-        for group in groups if is_old else [groups[place] for place in places]:
+        with messages.reading():
+            due = groups if is_old else [groups[place] for place in places]
+        for group in due:
             is_left |= await self._sweep_group(topic, partition, group, settings)
         if is_old and not found_groups:
             is_left |= await self._retain(keys, settings)

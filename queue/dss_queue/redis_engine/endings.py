@@ -10,7 +10,7 @@ from dss_api.errors import Refused
 from dss_queue.answers import AckResult
 from dss_queue.core.commands import Acks, TopicSettings
 from dss_queue.redis_engine import messages
-from dss_queue.redis_engine.errors import NoGroup
+from dss_queue.redis_engine.errors import NoGroup, unreadable
 from dss_queue.redis_engine.keys import group_keys, partition_keys
 from dss_queue.redis_engine.messages import NUMBER_LENGTH, Named, Place, QueueSettings, place_of, serial_of
 from dss_queue.redis_engine.servers import Servers
@@ -192,6 +192,8 @@ class Endings:
             step, keys, for_deliveries(settings), numbers, serials, *args, acks=acks, repeatable=bool(serials) and all(serials)
         )
         _, letters = messages.letters_answer.decode(data)
+        if len(letters) * NUMBER_LENGTH != len(numbers):
+            raise unreadable(f"{len(letters)} letters", changes=True)
         if is_repeat and not NOT_FOUND.isdisjoint(letters):
             raise Refused(
                 "unknown_outcome", "the answer was lost, and a repeat found nothing in flight: it may have taken effect"

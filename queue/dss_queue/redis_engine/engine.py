@@ -114,7 +114,8 @@ class RedisEngine(Endings):
             await self.lifecycle.open(topic)
             step = await self._servers.call("publish", keys, *arguments, acks=acks)
         _, first, known = messages.published_answer.decode(step)
-        duplicates = dict(zip(known[::2], known[1::2], strict=True))
+        with messages.reading(changes=True):
+            duplicates = dict(zip(known[::2], known[1::2], strict=True))
         return [
             Published(
                 msg_id=messages.message_id(partition, f"{duplicates.get(place, first + place - 1):016d}"),

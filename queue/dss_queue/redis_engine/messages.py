@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from dss_queue.answers import Delivered
 from dss_queue.core.commands import TopicSettings
+from dss_queue.redis_engine.errors import unreadable
+
+T = TypeVar("T")
 
 #: Digits of a message's number.
 NUMBER_LENGTH = 16
@@ -170,27 +174,78 @@ OWN_ATTEMPT = "\x00"
 #: `next_ms` in an answer: nothing becomes ready by itself.
 NEVER_MS = 9_000_000_000_000_000
 
-published_answer = msgspec.msgpack.Decoder(tuple[int, int, list[int]])
-consume_answer = msgspec.msgpack.Decoder(tuple[int, str, int, int, str, list[str], list[Unusual], str, int, bool, int])
-in_flight_answer = msgspec.msgpack.Decoder(tuple[int, list[str]])
-letters_answer = msgspec.msgpack.Decoder(tuple[int, str])
-extend_answer = msgspec.msgpack.Decoder(tuple[int, int, str])
-sweep_answer = msgspec.msgpack.Decoder(tuple[int, int, bool])
-count_answer = msgspec.msgpack.Decoder(tuple[int, int])
-counted_answer = msgspec.msgpack.Decoder(tuple[int, int, bool])
-group_answer = msgspec.msgpack.Decoder(tuple[int, bool, int])
-open_answer = msgspec.msgpack.Decoder(tuple[int, str])
-delete_answer = msgspec.msgpack.Decoder(tuple[int, list[str], bool])
-delete_group_answer = msgspec.msgpack.Decoder(tuple[int, str, bool])
-due_answer = msgspec.msgpack.Decoder(tuple[int, int, list[int], int, int, int, int])
-stats_answer = msgspec.msgpack.Decoder(PartitionStats)
-dead_count_answer = msgspec.msgpack.Decoder(tuple[int, int])
-group_stats_answer = msgspec.msgpack.Decoder(PartitionGroupStats)
-lines_answer = msgspec.msgpack.Decoder(tuple[int, list[list], bool])
+#: What the use of an answer raises that has another form than the library's.
+_UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError)
+
+
+@contextmanager
+def reading(*, changes: bool = False) -> Iterator[None]:
+    """Around the use of an answer: one of another form is the server's fault, and refuses the call.
+
+    Args:
+        changes: the step may have changed something.
+
+    Raises:
+        Refused: `unknown_outcome` if it may, otherwise `engine_away`.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise unreadable(f"{type(error).__name__}: {error}", changes=changes) from None
+
+
+class Answer(Generic[T]):
+    """What a step answers.
+
+    Args:
+        changes: see `reading`.
+    """
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T], *, changes: bool = True) -> None:
+        self._decode = decoder.decode
+        self._changes = changes
+
+    def decode(self, data: bytes) -> T:
+        """
+        Raises:
+            Refused: see `reading`.
+        """
+        try:
+            return self._decode(data)
+        except _UNREADABLE as error:
+            raise unreadable(f"{type(error).__name__}: {error}", changes=self._changes) from None
+
+
+published_answer = Answer(msgspec.msgpack.Decoder(tuple[int, int, list[int]]))
+consume_answer = Answer(msgspec.msgpack.Decoder(tuple[int, str, int, int, str, list[str], list[Unusual], str, int, bool, int]))
+in_flight_answer = Answer(msgspec.msgpack.Decoder(tuple[int, list[str]]), changes=False)
+letters_answer = Answer(msgspec.msgpack.Decoder(tuple[int, str]))
+extend_answer = Answer(msgspec.msgpack.Decoder(tuple[int, int, str]))
+sweep_answer = Answer(msgspec.msgpack.Decoder(tuple[int, int, bool]))
+count_answer = Answer(msgspec.msgpack.Decoder(tuple[int, int]))
+counted_answer = Answer(msgspec.msgpack.Decoder(tuple[int, int, bool]))
+group_answer = Answer(msgspec.msgpack.Decoder(tuple[int, bool, int]))
+open_answer = Answer(msgspec.msgpack.Decoder(tuple[int, str]))
+delete_answer = Answer(msgspec.msgpack.Decoder(tuple[int, list[str], bool]))
+delete_group_answer = Answer(msgspec.msgpack.Decoder(tuple[int, str, bool]))
+due_answer = Answer(msgspec.msgpack.Decoder(tuple[int, int, list[int], int, int, int, int]), changes=False)
+stats_answer = Answer(msgspec.msgpack.Decoder(PartitionStats), changes=False)
+dead_count_answer = Answer(msgspec.msgpack.Decoder(tuple[int, int]), changes=False)
+group_stats_answer = Answer(msgspec.msgpack.Decoder(PartitionGroupStats), changes=False)
+lines_answer = Answer(msgspec.msgpack.Decoder(tuple[int, list[list], bool]), changes=False)
 
 
 def consumed(partition: int, data: bytes) -> Consumed:
-    """The answer of `consume`."""
+    """The answer of `consume`.
+
+    Raises:
+        Refused: `unknown_outcome`, see `reading`.
+    """
+    with reading(changes=True):
+        return _consumed(partition, data)
+
+
+def _consumed(partition: int, data: bytes) -> Consumed:
     _, serial, at_ms, due_ms, numbers, values, others, reason, next_ms, more, _ = consume_answer.decode(data)
     messages = []
     for place, value in enumerate(values):

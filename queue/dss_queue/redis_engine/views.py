@@ -97,9 +97,10 @@ class Views:
         found = await asyncio.gather(*map(of_partition, range(self._engine.partitions)))
         parts = [part for part in found if part is not None]
         dead_total: dict[str, int] = {}
-        for part in parts:
-            for reason, count in zip(part.dead_total[::2], part.dead_total[1::2], strict=True):
-                dead_total[str(reason)] = dead_total.get(str(reason), 0) + int(count)
+        with messages.reading():
+            for part in parts:
+                for reason, count in zip(part.dead_total[::2], part.dead_total[1::2], strict=True):
+                    dead_total[str(reason)] = dead_total.get(str(reason), 0) + int(count)
         return GroupStats(
             group=group,
             ready=sum(part.ready for part in parts),
@@ -130,10 +131,13 @@ class Views:
         wanted = (limit, number, dedup_id)
         found = await asyncio.gather(*(self._lines(topic, one, group, dead, wanted) for one in partitions))
         # Behind the end of a partition's lines, those of the others would leave some out.
-        last = min((lines[-1][0] for lines, is_cut in found if is_cut and lines), default=_LAST)
-        of_partition = zip(partitions, found, strict=True)
-        rows = sorted((line[0], partition, line) for partition, (lines, _) in of_partition for line in lines if line[0] <= last)
-        return [_line(partition, line, bool(group)) for _, partition, line in rows[:limit]]
+        with messages.reading():
+            last = min((lines[-1][0] for lines, is_cut in found if is_cut and lines), default=_LAST)
+            of_partition = zip(partitions, found, strict=True)
+            rows = sorted(
+                (line[0], partition, line) for partition, (lines, _) in of_partition for line in lines if line[0] <= last
+            )
+            return [_line(partition, line, bool(group)) for _, partition, line in rows[:limit]]
 
     async def in_flight(self, topic: str, group: str, receipts: dict[str, str]) -> set[str]:
         """Those of these messages that are in flight in the deliveries that the receipts name."""
@@ -150,11 +154,12 @@ class Views:
             except NoGroup:
                 return []
             _, serials = messages.in_flight_answer.decode(step)
-            return [
-                msg_id
-                for msg_id, serial in zip(ids.values(), serials, strict=True)
-                if serial and serial == messages.serial_of(msg_id, receipts[msg_id])
-            ]
+            with messages.reading():
+                return [
+                    msg_id
+                    for msg_id, serial in zip(ids.values(), serials, strict=True)
+                    if serial and serial == messages.serial_of(msg_id, receipts[msg_id])
+                ]
 
         found = await asyncio.gather(*(held(*item) for item in of_partition.items()))
         return {msg_id for part in found for msg_id in part}
@@ -215,5 +220,6 @@ def _line(partition: int, line: list[Any], is_of_group: bool) -> PeekedMessage:
 
 
 def _age_ms(oldest: list[str], now_ms: int) -> int:
-    numbers = [int(number) for number in oldest if number]
+    with messages.reading():
+        numbers = [int(number) for number in oldest if number]
     return max(0, now_ms - min(numbers) // 1000) if numbers else 0
