@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,7 @@ def test_a_leader_whose_disk_becomes_full_hands_over_and_ends(cluster, request, 
                 statuses.append(leader.call("POST", "/cache/put", body).status)
             except ConnectionRefusedError:
                 return
-            except OSError:
+            except (OSError, HTTPException):
                 statuses.append(0)
 
     writing = [threading.Thread(target=write, args=[number]) for number in range(8)]

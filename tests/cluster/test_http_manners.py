@@ -12,7 +12,7 @@ from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
 pytestmark = pytest.mark.cluster
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 BODY = json.dumps({"key": "k", "client": "c"}).encode()
 
 

@@ -56,7 +56,7 @@ class Terminal:
     def stop(self) -> int:
         wait_for_a_moment()
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -100,8 +100,15 @@ def process_of(number: int, run: Terminal) -> int:
 
 def until_voters(*numbers: int) -> None:
     wanted = [(f"node-{number}", False) for number in numbers]
-    while [(member["id"], member["learner"]) for member in call(numbers[0], "GET", "/raft/status")[1]["members"]] != wanted:
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := members(numbers[0])) != wanted:
+        assert time.monotonic() < deadline, found
         time.sleep(POLL_S)
+
+
+def members(asked: int) -> list[tuple[str, bool]]:
+    """Each member, and whether it is a learner."""
+    return [(member["id"], member["learner"]) for member in call(asked, "GET", "/raft/status")[1]["members"]]
 
 
 def remove(number: int, through: int) -> tuple[int, dict]:
@@ -119,7 +126,7 @@ def test_members_that_joined_are_started_again_and_others_may_leave(tmp_path: Pa
             f"node-{number}" for number in (1, 2, 3, 4, 5)
         ]
         again = Terminal(tmp_path, "join", "--number", "4")
-        assert again.process.wait(60) == 0
+        assert again.process.wait(PATIENCE_S) == 0
         assert "node-4 is a member and runs already" in again.said
         assert call(5, "GET", "/cache/get?key=k")[1]["value"] == 1
         for number in (1, 2):
@@ -155,11 +162,11 @@ def test_the_last_spare_member_cannot_be_removed_and_a_stopped_one_is_restarted(
         assert call(live, "POST", "/cache/put", {"key": "k", "value": 1})[0] == 200
         run.until(f"node-{stopped} │ has ended")
         restarted = Terminal(tmp_path, "restart", str(stopped))
-        assert restarted.process.wait(60) == 0, restarted.said
+        assert restarted.process.wait(PATIENCE_S) == 0, restarted.said
         assert f"node-{stopped} is ready" in restarted.said
         assert call(stopped, "GET", "/cache/get?key=k")[1]["value"] == 1
         twice = Terminal(tmp_path, "restart", f"node-{stopped}")
-        assert twice.process.wait(60) == 1
+        assert twice.process.wait(PATIENCE_S) == 1
         assert f"node-{stopped} is running" in twice.said
 
 
@@ -181,7 +188,7 @@ def test_a_removed_member_and_a_missing_one_are_named(tmp_path: Path) -> None:
             "DSS_CLUSTER_SECRET": (tmp_path / "cluster-secret").read_text(),
         }
         command = [sys.executable, "manage.py", "node"]
-        done = subprocess.run(command, cwd=ROOT, env=by_hand, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=by_hand, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 1
         assert "node-3 was removed from the cluster" in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
@@ -201,7 +208,9 @@ def test_the_commands_of_the_page_about_removal(tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix)
 
     def paste(command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+        return subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
 
     with terminals(tmp_path / ".dss", ("cluster",), ("join", "--number", "4")) as (run, joined):
         until_voters(1, 2, 3, 4)

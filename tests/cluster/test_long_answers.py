@@ -29,7 +29,7 @@ def test_a_consume_of_more_than_a_request_may_have_is_answered(server: str, tmp_
         request = {"topic": "long", "group": "g", "max_messages": 20}
         with connect(node.websocket_url, compression=None, max_size=None) as client:
             client.send(json.dumps({"id": 1, "op": "queue.consume", "request": request}))
-            answer = client.recv(timeout=30)
+            answer = client.recv(timeout=120)
         assert len(answer) > BYTES_MAX
         assert {message["value"] for message in json.loads(answer)["messages"]} == {value}
     finally:

@@ -18,7 +18,7 @@ from dss_dev.local_cluster import LocalNode
 
 pytestmark = pytest.mark.cluster
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 KIB = 1024
 MIB = 1024 * KIB
 
