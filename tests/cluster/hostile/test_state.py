@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -158,14 +159,15 @@ def test_incr_of_any_integer(node: LocalNode, probe: MakeProbe, is_at_rest: bool
 
 
 def test_forced_elections_in_a_loop(node: LocalNode, probe: MakeProbe) -> None:
-    before = node.status()
+    before, began_s = node.status(), time.monotonic()
     with probe() as watched:
         while watched.answered < 50 * SCALE:
             assert node.call("POST", "/raft/start_election", {"force": True}).status in (200, 409, 429)
     after = node.status()
     assert before is not None
     assert after is not None
-    assert after["term"] - before["term"] < 20 * SCALE
+    # Between two elections, an election timeout must pass. A busy machine takes longer for the probe's calls.
+    assert after["term"] - before["term"] < 20 * SCALE + 2 * (time.monotonic() - began_s)
 
 
 def test_bursts_of_large_reads(node: LocalNode, probe: MakeProbe) -> None:
