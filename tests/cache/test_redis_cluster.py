@@ -307,7 +307,7 @@ async def test_nodes_that_were_all_away_are_found_again(tmp_path):
 
 async def test_few_connections_are_enough_for_many_reads(cluster, store):
     await store.write(items(5))
-    narrow = RedisStore(f"{cluster.url}?max_connections=1", "kv:")
+    narrow = RedisStore(f"{cluster.url}?max_connections=1", "kv:", timeout_s=60)
     reads = []
     for key in KEYS:
         reads.append(asyncio.create_task(narrow.read(key)))

@@ -299,7 +299,10 @@ async def test_a_long_wait_takes_several_calls(node: Any, client: AsyncClient, m
     node.answers["locks.release"] = {"ok": True, "released": True}
     async with client.lock("k", wait=None):
         pass
-    assert [request["wait_ms"] for request in node.requests("locks.acquire")] == [50, 50, 50]
+    waits_ms = [request["wait_ms"] for request in node.requests("locks.acquire")]
+    # A call is repeated if its answer is late.
+    assert len(waits_ms) >= 3
+    assert set(waits_ms) == {50}
 
 
 async def test_extend_and_reacquire(node: Any, client: AsyncClient) -> None:
