@@ -1,7 +1,8 @@
 """For every test: the answers of the real operations have the fields and types that their Structs declare.
 
 For the workers of `make test`: a file goes to one worker, because its tests may share their nodes; only the simulations are spread.
-Files that use the ports of `make run` go to the same worker.
+Files that use the ports of `make run` go to the same worker. Files that wait for nodes come first, each followed by one that computes: so
+the processors are busy from the start, and no worker waits at the end for another one's nodes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ ON_FIXED_PORTS = (
     "test_runbooks",
     "test_startup",
 )
+#: folders whose tests mostly wait: for nodes, browsers and other processes
+WITH_NODES = ("cluster", "client", "examples", "fuzz")
 
 #: A busy machine may stand still for a moment in any example: how long one takes says nothing.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -59,15 +63,37 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """See the module. The groups of pytest-xdist 3.8 have no effect with pytest 9.2."""
+    config.option.loadscopereorder = False
     return _Scheduling(config, log)
 
 
 class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        if Path(path).stem in ON_FIXED_PORTS:
-            return "fixed ports"
-        return nodeid if "/simulation/" in path else path
+        return _scope(nodeid)
+
+
+def _scope(nodeid: str) -> str:
+    """The tests of a scope go to the same worker."""
+    path = nodeid.partition("::")[0]
+    if Path(path).stem in ON_FIXED_PORTS:
+        return "fixed ports"
+    return nodeid if "/simulation/" in path else path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See the module."""
+    scopes: dict[str, list[pytest.Item]] = {"fixed ports": []}
+    for item in items:
+        scopes.setdefault(_scope(item.nodeid), []).append(item)
+    folders = {scope: Path(scope).parts[1] for scope in scopes if scope != "fixed ports"}
+    waiting = sorted(
+        (scope for scope in folders if folders[scope] in WITH_NODES), key=lambda scope: WITH_NODES.index(folders[scope])
+    )
+    computing = sorted(
+        (scope for scope in folders if folders[scope] not in WITH_NODES), key=lambda scope: "/simulation/" not in scope
+    )
+    ordered = [scope for pair in zip_longest(["fixed ports", *waiting], computing) for scope in pair if scope]
+    items[:] = [item for scope in ordered for item in scopes[scope]]
 
 
 @pytest.fixture(scope="session", autouse=True)
