@@ -181,7 +181,7 @@ async def test_no_node_before_the_deadline(node: Any, make_client: Make) -> None
 
 async def test_a_node_that_does_not_answer_in_time(node: Any, make_client: Make) -> None:
     node.answers["cache.get"] = node.answers["cache.put"] = None
-    client = make_client(node, timeout=0.5)
+    client = make_client(node, timeout=1.5)
     with pytest.raises(Unavailable):
         await client.cache.get("key")
     with pytest.raises(UnknownOutcome):

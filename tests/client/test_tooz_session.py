@@ -81,7 +81,9 @@ async def membership(
         """The fake node knows no values that are bytes."""
 
     monkeypatch.setattr(Membership, "_store", store)
-    membership = Membership(make_client(node, timeout=0.3), Names("shop"), b"member", 30)
+    # The pause before the second attempt would end after the deadline.
+    monkeypatch.setattr("dss_client.core.pause_s", lambda count: 3600.0)
+    membership = Membership(make_client(node), Names("shop"), b"member", 30)
     await membership.start()
     for group in GROUPS:
         await membership.join(group, {})
