@@ -6,6 +6,7 @@ The servers are real. A call that meets a fault before the service knows of it i
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,10 @@ from redis.exceptions import RedisError
 from dss_api.errors import Refused
 from dss_dev.local_cluster import free_ports
 from dss_dev.valkey_server import CHANGE_S, Server, make_valkey, wait_until
+from dss_project.certificates import make_authority, make_certificate
+from dss_queue.answers import Delivered
 from dss_queue.core.commands import NewMessage, TopicSettings
+from dss_queue.core.topic_commands import PutGroup
 from dss_queue.engine_service import EngineService
 
 PASSWORD = "geheim"
@@ -222,3 +226,70 @@ async def test_a_fault_that_is_there_at_the_start(start, world, fault):
     await asyncio.to_thread(fault.mend, world)
     await until(lambda: service.state == "ready")
     await publish(service)
+
+
+async def test_a_server_that_has_lost_its_data(start, tmp_path):
+    (port,) = free_ports(1)
+    server = Server(tmp_path / "server", port, {"port": str(port), "save": '""'})
+    server.start()
+    try:
+        server.wait_started()
+        service = await start(f"redis://127.0.0.1:{port}")
+        await until(lambda: service.state == "ready")
+        name = service.name_of(service._node.broker.topics["t"])
+        await service._node.submit(PutGroup(topic="t", group="g"))
+
+        async def consume() -> list[Delivered]:
+            return (await service.engine().consume(name, "g", SETTINGS, visibility_ms=60_000)).messages
+
+        await service.engine().put_group(name, "g")
+        await publish(service)
+        (held,) = await consume()
+        server.kill()
+        await until(lambda: service.state == "away")
+        server.start()
+        await until(lambda: service.state == "ready")
+        # What was in flight is over; neither an ack nor a nack fails.
+        (acked,) = await service.engine().ack(name, "g", [held.msg_id], [held.receipt], SETTINGS)
+        assert not acked.acked
+        assert await service.engine().nack(name, "g", held.msg_id, held.receipt, SETTINGS) == (False, False)
+        with pytest.raises(Refused, match="stale_receipt"):
+            await service.engine().extend(name, "g", held.msg_id, held.receipt, SETTINGS, 1000)
+        # The topic goes on empty, with its groups.
+        assert await consume() == []
+        await publish(service)
+        assert len(await consume()) == 1
+    finally:
+        server.kill()
+
+
+async def test_a_certificate_of_another_authority(start, tmp_path):
+    for name in ("mine", "other"):
+        make_authority(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+    files = tmp_path / "server.pem", tmp_path / "server-key.pem"
+    make_certificate(*files, (tmp_path / "other.pem", tmp_path / "other.key"), ("127.0.0.1",))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*files)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    service = await start(f"rediss://:{PASSWORD}@127.0.0.1:{port}?ssl_ca_certs={tmp_path / 'mine.pem'}")
+    await until(lambda: service.state == "unfit")
+    assert f"127.0.0.1:{port} has a certificate that is not accepted" in service.detail
+    server.close()
+
+
+async def test_a_cluster_whose_nodes_name_an_address_that_does_not_answer(start, tmp_path):
+    (port, elsewhere) = free_ports(2)
+    settings = {"cluster-enabled": "yes", "cluster-announce-port": str(elsewhere)}
+    server = Server(tmp_path / "server", port, {"port": str(port), "cluster-port": str(port + 1000), **settings})
+    server.start()
+    try:
+        server.wait_started()
+        server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        service = await start(f"redis+cluster://127.0.0.1:{port}")
+        await until(lambda: service.state == "away")
+        assert f":{elsewhere} does not answer" in service.detail
+        with pytest.raises(Refused, match=f"engine_away.*{elsewhere}"):
+            await publish(service)
+    finally:
+        server.kill()
