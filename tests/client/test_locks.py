@@ -73,13 +73,20 @@ async def test_several_locks_in_one_step(node: Any, client: AsyncClient) -> None
 
 
 async def test_it_is_renewed_at_a_third_of_the_lease(node: Any, client: AsyncClient, until: Until) -> None:
-    grants(node, 3000)
-    began_s = held_module.now()
-    async with client.lock("k", ttl=3) as held:
-        await until(lambda: len(node.requests("locks.renew")) == 2)
-        assert held_module.now() - began_s >= 1.99
+    grants(node, 30_000)
+    loop = asyncio.get_running_loop()
+    async with client.lock("k", ttl=30) as held:
+        for number in (1, 2):
+            timer = held._timer
+            assert timer
+            assert 5 < timer.when() - loop.time() <= 10
+            # It fires.
+            timer.cancel()
+            held._begin_renewal()
+            await until(lambda timer=timer: held._timer is not timer)
+            assert len(node.requests("locks.renew")) == number
         assert not held.lost.is_set()
-    assert node.requests("locks.renew") == 2 * [{"key": "k", "client": held.name, "fencing_token": 7, "ttl_ms": 3000}]
+    assert node.requests("locks.renew") == 2 * [{"key": "k", "client": held.name, "fencing_token": 7, "ttl_ms": 30_000}]
 
 
 async def test_the_lease_counts_from_sending(node: Any, client: AsyncClient) -> None:
