@@ -3,6 +3,9 @@
 Limits of one connection cannot protect a node: thousands of connections, each within its limits, can hold gigabytes. So every
 connection has an account of what the node keeps for it, in bytes. When all accounts together exceed the budget, the connections
 with the largest accounts are ended, until a tenth of the budget is free. Clients that send and read normally have small accounts.
+
+The memory of an ended connection is free only when the event loop has closed it. Calls that waited for the same event are answered in one
+turn of the loop, before that. So until then, a large answer that does not fit beside that memory ends its own connection, unsent.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ LOG_SECONDS_MIN = 1.0
 CONNECTION_BYTES = 16 * 1024
 #: The same for a connection that the web server has taken over: its objects are larger, and it may hold a page.
 TAKEN_OVER_BYTES = 64 * 1024
+#: Answers up to this length are sent while the memory of ended connections is not free yet.
+SHORT_ANSWER_BYTES = 64 * 1024
 #: Counted for each call or subscription in addition to its request.
 CALL_BYTES = 4 * 1024
 
@@ -40,11 +45,13 @@ class Account:
             of a request. The account is closed before.
     """
 
-    __slots__ = ("_memory", "bytes", "drop")
+    __slots__ = ("_ending", "_memory", "bytes", "drop")
 
     def __init__(self, memory: ClientMemory, drop: Callable[[], None]) -> None:
         self._memory = memory
         self.bytes = 0
+        #: bytes of `ClientMemory.ending`, and where they count
+        self._ending: tuple[ClientMemory, int] | None = None
         self.drop = drop
 
     def take(self, count: int) -> None:
@@ -55,8 +62,28 @@ class Account:
         if memory.bytes > memory.bytes_max:
             memory.relieve()
 
+    def has_room_now(self, count: int) -> bool:
+        """Whether an answer of this length may be sent before the memory of ended connections is free."""
+        memory = self._memory
+        return not memory.ending or count <= SHORT_ANSWER_BYTES or memory.bytes + memory.ending + count <= memory.bytes_max
+
+    def end(self) -> None:
+        """End the connection. What is counted so far is free when `close` is called for it."""
+        memory, ending = self._memory, self.bytes
+        if memory is _NOWHERE:
+            return
+        self.close()
+        self._ending = (memory, ending)
+        memory.ending += ending
+        self.drop()
+        ENDED.inc()
+
     def close(self) -> None:
         """Stop counting. Later changes of this account are ignored."""
+        if self._ending is not None:
+            memory, ending = self._ending
+            memory.ending -= ending
+            self._ending = None
         self._memory.bytes -= self.bytes
         self._memory.accounts.discard(self)
         self._memory = _NOWHERE
@@ -90,6 +117,8 @@ class ClientMemory:
     def __init__(self, bytes_max: int = BYTES_MAX_DEFAULT) -> None:
         self.bytes_max = bytes_max
         self.bytes = 0
+        #: of connections that were ended, and that the event loop has not closed yet
+        self.ending = 0
         self.accounts: set[Account] = set()
         #: connections were ended; the heap has holes
         self.was_relieved = False
@@ -108,11 +137,9 @@ class ClientMemory:
         for account in sorted(self.accounts, key=lambda one: one.bytes, reverse=True):
             if self.bytes <= goal:
                 break
-            account.close()
-            account.drop()
+            account.end()
             ended += 1
         self.was_relieved = True
-        ENDED.inc(ended)
         now = monotonic()
         if now - self._logged_s > LOG_SECONDS_MIN:
             self._logged_s = now

@@ -359,8 +359,8 @@ class HttpConnection(asyncio.Protocol):
                 await answer.undo()
                 return
             route.observe(answer.status, perf_counter() - request.started)
-            if not self._is_half_closed or answer.undo is None:
-                self._send(request, answer)
+            if (not self._is_half_closed or answer.undo is None) and not self._send(request, answer) and answer.undo is not None:
+                await answer.undo()
             self._task = None
             self._serve_next()
         except Exception as error:
@@ -404,15 +404,20 @@ class HttpConnection(asyncio.Protocol):
         if task is not None and task is self._task:
             task.cancel()
 
-    def _send(self, request: HttpRequest, answer: EncodedAnswer) -> None:
+    def _send(self, request: HttpRequest, answer: EncodedAnswer) -> bool:
+        """Send an answer. False: there is no memory for it, and the connection ends."""
         keeps = request.keep_alive and not self._is_half_closed and not self._listener.is_stopping
-        self._transport.write(self._encoded(request, answer, keeps))
+        data = self._encoded(request, answer, keeps)
+        if not self.account.has_room_now(len(data)):
+            self.account.end()
+            return False
+        self._transport.write(data)
         self.account.take(-request.held_bytes)
         request.held_bytes = 0
         self._count_unread()
         self._set_deadline(self._limits.idle_timeout_s)
         if keeps:
-            return
+            return True
         self._is_over = True
         self._queue.clear()
         if self._lingers and not self._is_half_closed:
@@ -421,6 +426,7 @@ class HttpConnection(asyncio.Protocol):
             self._set_deadline(self._limits.linger_timeout_s)
         else:
             self._transport.close()
+        return True
 
     # ---------------------------------------------------------------- limits
 

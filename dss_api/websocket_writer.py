@@ -88,7 +88,12 @@ class WebSocketWriter:
 
     def write_now(self, data: bytes, as_text: bool) -> bool:
         """Send a message if nothing waits for the client, and the server takes it now."""
-        if self.unread_bytes or not self.is_open or not self._send_now(data, as_text):
+        if (
+            self.unread_bytes
+            or not self.is_open
+            or not self._account.has_room_now(len(data))
+            or not self._send_now(data, as_text)
+        ):
             return False
         self._sent += 1
         return True
@@ -129,6 +134,9 @@ class WebSocketWriter:
     def keep(self, length: int) -> bool:
         """Count a message of this length as unread. False: a limit is exceeded, and the connection ends."""
         if not self.is_open:
+            return False
+        if not self._account.has_room_now(length):
+            self._account.end()
             return False
         if self.unread_bytes + length + OVERHEAD_BYTES > self._unread_bytes_max and not self.has_room(length):
             self._end(f"more than {self._unread_bytes_max} bytes wait for the client")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dss_api.client_memory import GOAL, Account, ClientMemory, Share
+from dss_api.client_memory import GOAL, SHORT_ANSWER_BYTES, Account, ClientMemory, Share
 from dss_project.server.held import MESSAGE_BYTES, PIECE_BYTES, HeldMessages
 
 
@@ -51,6 +51,25 @@ def test_an_account_that_was_closed_counts_nothing_more() -> None:
     assert clients.memory.bytes == 100
     assert not clients.ended
     assert clients.memory.accounts == {clients.accounts["b"]}
+
+
+def test_the_memory_of_an_ended_connection_is_free_when_it_is_closed() -> None:
+    bytes_max = 4 * SHORT_ANSWER_BYTES
+    clients = Clients(bytes_max)
+    clients.take("b", 10)
+    clients.take("a", bytes_max)
+    memory = clients.memory
+    assert (memory.ending, memory.bytes) == (bytes_max, 10)
+    assert clients.accounts["b"].has_room_now(SHORT_ANSWER_BYTES)
+    assert not clients.accounts["b"].has_room_now(SHORT_ANSWER_BYTES + 1)
+    clients.accounts["b"].end()
+    clients.accounts["b"].end()
+    assert clients.ended == ["a", "b"]
+    for account in clients.accounts.values():
+        account.close()
+        account.close()
+    assert (memory.ending, memory.bytes) == (0, 0)
+    assert memory.open(lambda: None).has_room_now(bytes_max)
 
 
 def test_one_client_that_takes_everything_is_ended_itself() -> None:

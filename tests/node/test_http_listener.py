@@ -63,6 +63,8 @@ class World:
     handed_over: list[bytes] = field(default_factory=list)
     #: calls of /wait end when it is set
     proceed: asyncio.Event = field(default_factory=asyncio.Event)
+    #: their answers are so many times as long as their requests
+    times: int = 1
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     given_back: asyncio.Event = field(default_factory=asyncio.Event)
@@ -80,7 +82,7 @@ class World:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        return Echoed(text=request.text)
+        return Echoed(text=request.text * self.times)
 
     async def undo(self, node: Any, request: Echo, answer: Echoed) -> None:
         self.undone.append(request.text)
@@ -563,6 +565,32 @@ async def test_bodies_that_are_too_much_together_are_refused_largest_first(make_
         client.send(b" " * (rest - len(text)) + text)
         assert (await client.answer()).status == 200
     await world.until(lambda: memory.bytes <= 3 * world.connection_bytes)
+
+
+async def test_answers_that_become_ready_at_once_stay_within_the_memory_of_clients(make_world: Any) -> None:
+    """Connections that are ended for them are closed only in a later turn of the event loop."""
+    bytes_max, answer_bytes = 24 << 20, 8 << 20
+    world = await make_world(client_bytes_max=bytes_max)
+    world.times = answer_bytes // 2048
+    clients = [await world.connect() for _ in range(12)]
+    for client in clients:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.call("/wait", {"text": "x" * 2048})
+    memory = world.in_progress.memory
+    await world.until(lambda: all(account.bytes > world.connection_bytes + CALL_BYTES for account in memory.accounts))
+    transports = [connection._transport for connection in world.listener._connections]
+    assert len(transports) == len(clients)
+    world.proceed.set()
+    unread: list[int] = []
+    while not world.undone or len(unread) < 20:
+        await asyncio.sleep(0)
+        unread.append(sum(transport.get_write_buffer_size() for transport in transports))
+    # One answer is counted when it has been handed over.
+    assert answer_bytes < max(unread) < bytes_max + answer_bytes + TLS_BYTES * len(clients)
+    for client in clients:
+        client.writer.transport.abort()
+    await world.until(lambda: not memory.accounts)
+    assert (memory.bytes, memory.ending) == (0, 0)
 
 
 async def test_the_account_of_a_connection_is_empty_again_after_each_call(make_world: Any) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from dss_api import websocket_writer
-from dss_api.client_memory import ClientMemory
+from dss_api.client_memory import SHORT_ANSWER_BYTES, ClientMemory
 from dss_api.feed import WebSocketFeed
 from dss_api.supervised import FAILURES
 from dss_api.websocket_writer import OVERHEAD_BYTES, WebSocketWriter
@@ -65,6 +65,21 @@ async def test_a_client_over_the_limit_is_closed_with_1008_and_aborted() -> None
     # A message that was accepted still waits in the server's `send`, which returns after the abort.
     line.reads.set()
     assert not all(await asyncio.gather(*writes))
+
+
+async def test_a_long_answer_is_not_kept_before_the_memory_of_ended_connections_is_free() -> None:
+    """Calls that waited for the same event are answered in one turn of the event loop, in which no connection is closed."""
+    line = Line(bytes_max=1 << 30)
+    line.memory.bytes_max = 4 * SHORT_ANSWER_BYTES
+    other = line.memory.open(lambda: None)
+    other.take(line.memory.bytes_max + 1)
+    assert line.memory.ending
+    line.reads.set()
+    assert await line.writer.write(b"x" * SHORT_ANSWER_BYTES, True)
+    assert not line.given_up.is_set()
+    assert not await line.writer.write(b"x" * (SHORT_ANSWER_BYTES + 1), True)
+    assert await line.is_given_up()
+    assert len(line.sent) == 1
 
 
 async def test_a_client_that_reads_again_gets_the_reason() -> None:
