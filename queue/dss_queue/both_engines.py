@@ -171,7 +171,8 @@ async def redrive(node: Node, command: Redrive, once: RequestId | None = None) -
     result, rest = await _in_log(node, command, once)
     if rest is None or (command.msg_id is not None and not command.msg_id.startswith(MARK)):
         return result
-    count = await rest.administration.redrive(rest.stay.name, command.group, command.msg_id)
+    acks = rest.stay.settings.acks
+    count = await rest.administration.redrive(rest.stay.name, command.group, command.msg_id, acks=acks)
     rest.routing.has_more(rest.stay, command.group)
     return _counted(result, "redriven", count)
 
@@ -181,12 +182,12 @@ async def purge(node: Node, command: Purge, once: RequestId | None = None) -> Re
     result, rest = await _in_log(node, command, once)
     if rest is None:
         return result
-    name, administration = rest.stay.name, rest.administration
+    name, administration, acks = rest.stay.name, rest.administration, rest.stay.settings.acks
     if not command.dead:
-        return _counted(result, "purged", await administration.purge(name))
+        return _counted(result, "purged", await administration.purge(name, acks=acks))
     count = 0
     for group in [command.group] if command.group else await administration.groups(name):
-        count += await administration.purge_dead(name, group)
+        count += await administration.purge_dead(name, group, acks=acks)
     return _counted(result, "purged", count)
 
 
@@ -195,7 +196,8 @@ async def delete_dead(node: Node, command: DeleteDead) -> Result:
     result, rest = await _in_log(node, command, None)
     if rest is None or not command.msg_id.startswith(MARK):
         return result
-    is_deleted = await rest.administration.delete_dead(rest.stay.name, command.group, command.msg_id)
+    acks = rest.stay.settings.acks
+    is_deleted = await rest.administration.delete_dead(rest.stay.name, command.group, command.msg_id, acks=acks)
     return Result({"deleted": is_deleted}, "", result.index)
 
 

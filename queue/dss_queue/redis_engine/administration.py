@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dss_queue.core.commands import TopicSettings
+from dss_queue.core.commands import Acks, TopicSettings
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.endings import for_deliveries
 from dss_queue.redis_engine.engine import RedisEngine
@@ -40,45 +40,45 @@ class Administration:
         self._servers = servers
         self._engine = engine
 
-    async def redrive(self, topic: str, group: str, msg_id: str | None = None) -> int:
+    async def redrive(self, topic: str, group: str, msg_id: str | None = None, *, acks: Acks = "primary") -> int:
         """Move dead letters of a group back to its queue. Returns their number."""
         if msg_id is None:
-            return await self._until_done("redrive", topic, group, "")
-        return await self._of_dead("redrive", topic, group, msg_id)
+            return await self._until_done("redrive", topic, group, acks)
+        return await self._of_dead("redrive", topic, group, msg_id, acks)
 
-    async def purge(self, topic: str) -> int:
+    async def purge(self, topic: str, *, acks: Acks = "primary") -> int:
         """Delete the messages of a topic, but no dead letters. Returns the number of retained ones."""
 
         async def step(partition: int) -> int:
-            data = await self._servers.call("purge", partition_keys(topic, partition))
+            data = await self._servers.call("purge", partition_keys(topic, partition), acks=acks)
             return messages.count_answer.decode(data)[1]
 
         return sum(await self._engine.lifecycle.of_all(step))
 
-    async def purge_dead(self, topic: str, group: str) -> int:
+    async def purge_dead(self, topic: str, group: str, *, acks: Acks = "primary") -> int:
         """Delete the dead letters of a group. Returns their number."""
-        return await self._until_done("purge_dead", topic, group, "")
+        return await self._until_done("purge_dead", topic, group, acks)
 
-    async def delete_dead(self, topic: str, group: str, msg_id: str) -> bool:
+    async def delete_dead(self, topic: str, group: str, msg_id: str, *, acks: Acks = "primary") -> bool:
         """Delete one dead letter of a group. Returns whether there was one."""
-        return await self._of_dead("purge_dead", topic, group, msg_id) > 0
+        return await self._of_dead("purge_dead", topic, group, msg_id, acks) > 0
 
-    async def _of_dead(self, step: str, topic: str, group: str, msg_id: str) -> int:
+    async def _of_dead(self, step: str, topic: str, group: str, msg_id: str, acks: Acks) -> int:
         place = messages.place_of(msg_id)
         if place is None or place.partition >= self._engine.partitions:
             return 0
         try:
-            data = await self._group_step(step, topic, place.partition, group, place.number)
+            data = await self._group_step(step, topic, place.partition, group, place.number, acks=acks)
         except NoGroup:
             return 0
         return messages.counted_answer.decode(data)[1]
 
-    async def _until_done(self, step: str, topic: str, group: str, *args: object) -> int:
+    async def _until_done(self, step: str, topic: str, group: str, acks: Acks) -> int:
         async def of_partition(partition: int) -> int:
             total, more = 0, True
             while more:
                 try:
-                    data = await self._group_step(step, topic, partition, group, *args)
+                    data = await self._group_step(step, topic, partition, group, "", acks=acks)
                 except NoGroup:
                     return total
                 _, count, more = messages.counted_answer.decode(data)
@@ -172,9 +172,11 @@ class Administration:
         await self._engine.lifecycle.delete(topic)
         return purged
 
-    async def _group_step(self, step: str, topic: str, partition: int, group: str, *args: object) -> bytes:
+    async def _group_step(
+        self, step: str, topic: str, partition: int, group: str, *args: object, acks: Acks = "primary"
+    ) -> bytes:
         keys = partition_keys(topic, partition) + group_keys(topic, partition, group)
-        return await self._servers.call(step, keys, *args)
+        return await self._servers.call(step, keys, *args, acks=acks)
 
 
 def _joined(parts: Sequence[Swept]) -> Swept:

@@ -16,7 +16,7 @@ from dss_api.errors import Refused
 from dss_dev.local_cluster import free_ports
 from dss_dev.valkey_server import make_valkey
 from dss_queue.core.commands import NewMessage
-from dss_queue.redis_engine import calls, library_text, probe
+from dss_queue.redis_engine import calls, library_text, nodes, probe
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
 from dss_queue.redis_engine.lane import BATCH_MAX, CONNECTIONS_MAX, QUEUED_S_MAX, Lane, NotConfirmed, NotSent, packed
 from dss_queue.redis_engine.servers import Servers
@@ -143,6 +143,21 @@ async def test_replicas_that_do_not_confirm(one):
         await one.publish(1, acks="replica")
     assert refused.value.code == "unknown_outcome"
     assert await one.values() == ["1"]
+
+
+async def test_a_purge_and_a_redrive_wait_for_replicas_too(one, monkeypatch):
+    monkeypatch.setattr(nodes, "CONFIRM_MS", 1)
+    await one.publish(1, 2)
+    for message in await one.consume():
+        await one.nack(message, dead=True)
+    administration, (dead, _) = one.administration, await one.views.peek(one.topic, "g", dead=True)
+    for change in (
+        administration.redrive(one.topic, "g", dead.msg_id, acks="replica"),
+        administration.purge_dead(one.topic, "g", acks="replica"),
+        administration.purge(one.topic, acks="replica"),
+    ):
+        with pytest.raises(Refused, match="unknown_outcome: it took effect on the primary, but 0 of 1"):
+            await change
 
 
 async def test_a_server_that_hangs_did_not_answer_in_time(unused_port, monkeypatch):
