@@ -1,6 +1,8 @@
 """Ends of deliveries whose messages are on the engine `redis`: ack, nack, extend, and what is given back. See routing.py.
 
-The id of a message says which engine has it, so a topic that moves has deliveries of both.
+The id of a message says which engine has it, so a topic that moves has deliveries of both. It does not say in which stay the message came
+there: a node that lags behind may ask an earlier one, which does not know the message. So the node reads the log before it says that a
+delivery is over, and asks again if the topic has another stay.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from dss_queue.core.commands import Ack, Extend, Nack
 from dss_queue.routing import ON_ENGINE, Routing, Stay, routing_of, uses_engine
 
 if TYPE_CHECKING:
+    from dss_queue.redis_engine.endings import Nacked
     from dss_raft.node import Node
 
+R = TypeVar("R")
 C = TypeVar("C", Nack, Extend)
 A = TypeVar("A", NackAnswer, ExtendAnswer)
 
@@ -32,13 +36,22 @@ def are_of_engine(msg_ids: Iterable[str]) -> bool:
     return any(msg_id.startswith(MARK) for msg_id in msg_ids)
 
 
-async def ack(routing: Routing, command: Ack, once: RequestId | None = None) -> Result | AckAnswer:
-    """Finish messages of a topic that is, or was, on the engine."""
+async def ack(routing: Routing, command: Ack, once: RequestId | None = None, logged: Result | None = None) -> Result | AckAnswer:
+    """Finish messages of a topic that is, or was, on the engine.
+
+    Args:
+        logged: what the log has answered to this command, if it was asked before.
+    """
     msg_ids = command.msg_ids if command.msg_ids is not None else [command.msg_id or ""]
     stay = routing.stay(routing.topic(command.topic))
     if stay is None or not are_of_engine(msg_ids):
-        result = await routing.submit(command, once)
-        return needs_log("publish", str(result.body["topic"])) if result.code == ON_ENGINE else result
+        logged = await routing.submit(command, once)
+        if logged.code == ON_ENGINE:
+            return needs_log("publish", str(logged.body["topic"]))
+        stay = routing.stay(routing.topic(command.topic))
+        if logged.code or stay is None or not are_of_engine(msg_ids) or logged.body["acked"]:
+            return logged
+        # This node did not know yet that the topic is there.
     for field in ("publish", "release"):
         if getattr(command, field):
             return needs_log(field, command.topic)
@@ -58,9 +71,9 @@ async def ack(routing: Routing, command: Ack, once: RequestId | None = None) -> 
     of_log = {msg_id: receipt for msg_id, receipt in given.items() if msg_id not in of_engine}
     engine_receipts = None if receipts is None else [receipt or "" for receipt in of_engine.values()]
     finishing = _ack_on_engine(routing, stay, command.group, list(of_engine), engine_receipts)
-    logging = _ack_in_log(routing, command, of_log, once)
-    results, (logged, index) = await asyncio.gather(finishing, logging)
-    by_id = {one.msg_id: one for one in (*results, *logged)}
+    logging = _ack_in_log(routing, command, of_log, once, logged)
+    results, (others, index) = await asyncio.gather(finishing, logging)
+    by_id = {one.msg_id: one for one in (*results, *others)}
     ordered = [by_id[msg_id] for msg_id in given]
     return AckAnswer(acked=all(one.acked for one in ordered), results=ordered, durability="redis", index=index)
 
@@ -68,13 +81,51 @@ async def ack(routing: Routing, command: Ack, once: RequestId | None = None) -> 
 async def _ack_on_engine(
     routing: Routing, stay: Stay, group: str, msg_ids: list[str], receipts: list[str] | None
 ) -> list[AckResult]:
-    settings = stay.settings
-    return await routing.service.engine().ack(stay.name, group, msg_ids, receipts, settings, acks=settings.acks)
+    async def step(stay: Stay) -> list[AckResult]:
+        settings = stay.settings
+        return await routing.service.engine().ack(stay.name, group, msg_ids, receipts, settings, acks=settings.acks)
+
+    return await _in_its_stay(routing, stay, step, lambda results: all(one.acked for one in results))
+
+
+async def _in_its_stay(routing: Routing, stay: Stay, step: Callable[[Stay], Awaitable[R]], is_found: Callable[[R], bool]) -> R:
+    """The answer of a step for the stay in which the messages are.
+
+    Args:
+        stay: as this node knows.
+    """
+    while True:
+        answer, refusal = None, None
+        try:
+            answer = await step(stay)
+        except Refused as refused:
+            if refused.code != _STALE:
+                raise
+            refusal = refused
+        if answer is not None and is_found(answer):
+            return answer
+        now = await _other_stay(routing, stay)
+        if now is not None:
+            stay = now
+        elif answer is None:
+            assert refusal is not None
+            raise refusal
+        else:
+            return answer
+
+
+async def _other_stay(routing: Routing, stay: Stay) -> Stay | None:
+    """The stay of its topic that the log says now, if that is another one."""
+    await routing.node.read_index()
+    now = routing.stay(routing.topic(stay.topic))
+    return None if now is None or now.use.incarnation == stay.use.incarnation else now
 
 
 async def _ack_in_log(
-    routing: Routing, command: Ack, given: dict[str, str | None], once: RequestId | None
+    routing: Routing, command: Ack, given: dict[str, str | None], once: RequestId | None, logged: Result | None
 ) -> tuple[list[AckResult], int]:
+    if logged is not None:
+        return [AckResult(**one) for one in logged.body["results"] if one["msg_id"] in given], logged.index
     receipts = None if command.receipts is None else [receipt or "" for receipt in given.values()]
     of_log = Ack(topic=command.topic, group=command.group, msg_ids=list(given), receipts=receipts)
     result = await routing.node.submit(of_log, once=once)
@@ -106,17 +157,21 @@ async def nack(routing: Routing, command: Nack) -> NackAnswer | None:
     stay = routing.stay(routing.topic(command.topic))
     if stay is None:
         return None
-    nacked = await routing.service.engine().nack(
-        stay.name,
-        command.group,
-        command.msg_id,
-        command.receipt,
-        stay.settings,
-        delay_ms=command.delay_ms,
-        dead=command.dead,
-        silent=command.silent,
-        acks=stay.settings.acks,
-    )
+
+    async def step(stay: Stay) -> Nacked:
+        return await routing.service.engine().nack(
+            stay.name,
+            command.group,
+            command.msg_id,
+            command.receipt,
+            stay.settings,
+            delay_ms=command.delay_ms,
+            dead=command.dead,
+            silent=command.silent,
+            acks=stay.settings.acks,
+        )
+
+    nacked = await _in_its_stay(routing, stay, step, lambda nacked: nacked.nacked)
     return NackAnswer(nacked=nacked.nacked, dead=nacked.dead, durability="redis", index=None)
 
 
@@ -129,15 +184,19 @@ async def extend(routing: Routing, command: Extend) -> ExtendAnswer | None:
     stay = routing.stay(routing.topic(command.topic))
     if stay is None:
         return None
-    until_ms = await routing.service.engine().extend(
-        stay.name,
-        command.group,
-        command.msg_id,
-        command.receipt,
-        stay.settings,
-        command.visibility_ms,
-        acks=stay.settings.acks,
-    )
+
+    async def step(stay: Stay) -> int:
+        return await routing.service.engine().extend(
+            stay.name,
+            command.group,
+            command.msg_id,
+            command.receipt,
+            stay.settings,
+            command.visibility_ms,
+            acks=stay.settings.acks,
+        )
+
+    until_ms = await _in_its_stay(routing, stay, step, lambda until_ms: True)
     return ExtendAnswer(msg_id=command.msg_id, visible_until_ms=until_ms, durability="redis", index=None)
 
 

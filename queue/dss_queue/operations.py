@@ -200,7 +200,7 @@ async def ack(node: Node, request: AckRequest, once: RequestId | None = None) ->
             result = await engine_endings.ack(routing_of(node), command, once)
         elif not result.body.get("acked") and engine_endings.are_of_engine(msg_ids) and uses_engine(node, request.topic):
             # This node did not know yet that the topic is there.
-            result = await engine_endings.ack(routing_of(node), command)
+            result = await engine_endings.ack(routing_of(node), command, logged=result)
     push.settled(node, request.topic, request.group, msg_ids)
     if not isinstance(result, Result):
         return result

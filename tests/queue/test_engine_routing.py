@@ -17,7 +17,7 @@ from dss_api.request_id import RequestId
 from dss_api.routes import Route
 from dss_queue import push, subscribers
 from dss_queue import routing as routing_module
-from dss_queue.core.commands import Subscribe
+from dss_queue.core.commands import Ack, Subscribe
 from dss_queue.core.engines import EngineClosed, EngineLeft
 from dss_queue.core.partitions import PARTITIONS
 from dss_queue.core.sns_topics import CreateSnsTopic, Notice, PublishToSns
@@ -513,6 +513,49 @@ async def test_a_node_that_does_not_know_yet_that_a_topic_left_publishes_nothing
     published = await lagging.publish("log 2", key="k")
     assert published["durability"] == "replicated-log"
     assert await api.finish_all() == ["engine", "log 1", "log 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "answer"),
+    [
+        ("ack", {}, {"acked": True}),
+        ("nack", {}, {"nacked": True, "dead": False}),
+        ("extend", {"visibility_ms": 60_000}, {}),
+    ],
+)
+async def test_the_end_of_a_delivery_at_a_node_that_knows_an_earlier_stay(api, lagging, name, fields, answer):
+    """There, the message is not known, and an ack that says so would bring it back."""
+    await api.move("redis")
+    await lagging.node.read_index()
+    use = api.routing.topic("t").engine
+    await api.move("raft")
+    await api.take()
+    await api.node.submit(EngineLeft(topic="t", incarnation=use.incarnation))
+    await api.move("redis")
+    await api.publish(1)
+    (one,) = await api.take()
+    assert lagging.routing.topic("t").engine == use
+    found = await lagging.post(name, group="g", msg_id=one["msg_id"], receipt=one["receipt"], **fields)
+    assert found["status"] == 200, found
+    assert answer.items() <= found.items()
+    if name == "ack":
+        again = await lagging.post(name, group="g", msg_id=one["msg_id"], receipt=one["receipt"])
+        assert again["acked"] is False
+
+
+async def test_a_batch_of_both_at_a_node_that_does_not_know_yet_that_a_topic_came(api, lagging):
+    await api.publish("log")
+    logged = await api.take()
+    await api.ack(*logged)
+    await api.move("redis")
+    await api.publish("engine")
+    held = await api.take()
+    answer = await lagging.ack(*held, *logged)
+    assert [(one["msg_id"], one["acked"]) for one in answer["results"]] == [
+        (held[0]["msg_id"], True),
+        (logged[0]["msg_id"], False),
+    ]
+    assert not sum(isinstance(one, Ack) for one in lagging.node.commands[1:]), "the log was asked once"
 
 
 async def publish_alone(node):

@@ -14,7 +14,7 @@ from dss_queue.answers import Delivered, Published
 from dss_queue.core.commands import Ack, Consume, Extend, Nack, NewMessage
 from dss_queue.core.sqs_queues import PublishToQueues
 from dss_queue.routing import routing_of
-from dss_queue.sqs.calls import Call, checked_result, submit
+from dss_queue.sqs.calls import Call, checked_result
 from dss_queue.sqs.errors import SqsError, of_refusal
 
 
@@ -94,15 +94,13 @@ async def nack(call: Call, command: Nack) -> bool:
     Raises:
         SqsError: it was refused.
     """
-    if engine_endings.are_of_engine((command.msg_id,)):
-        try:
-            answer = await engine_endings.nack(routing_of(call.node), command)
-        except Refused as refusal:
-            return _is_over(refusal)
-        if answer is not None:
-            return answer.nacked
-    result = await submit(call, command)
-    return not result.code and bool(result.body["nacked"])
+    try:
+        answer = await engine_endings.on_its_engine(call.node, command, None, engine_endings.nack)
+    except Refused as refusal:
+        return _is_over(refusal)
+    if not isinstance(answer, Result):
+        return answer.nacked
+    return not checked_result(answer).code and bool(answer.body["nacked"])
 
 
 async def extend(call: Call, command: Extend) -> bool:
@@ -111,13 +109,11 @@ async def extend(call: Call, command: Extend) -> bool:
     Raises:
         SqsError: it was refused.
     """
-    if engine_endings.are_of_engine((command.msg_id,)):
-        try:
-            if await engine_endings.extend(routing_of(call.node), command) is not None:
-                return True
-        except Refused as refusal:
-            return _is_over(refusal)
-    return not (await submit(call, command)).code
+    try:
+        answer = await engine_endings.on_its_engine(call.node, command, None, engine_endings.extend)
+    except Refused as refusal:
+        return _is_over(refusal)
+    return not isinstance(answer, Result) or not checked_result(answer).code
 
 
 def _is_over(refusal: Refused) -> bool:
