@@ -127,6 +127,9 @@ class Health:
             return
         except EngineAway as error:
             trouble = Trouble("away", error.detail)
+        except Exception as error:
+            # It answers what no server does.
+            trouble = Trouble("away", f"{address} gives no answer that can be used: {type(error).__name__}: {error}")
         else:
             self._troubles.pop(address, None)
             self._failing_since_s.pop(address, None)

@@ -241,7 +241,10 @@ class Nodes:
 
     async def info(self, address: str) -> dict[str, str]:
         """The answer of `INFO`. As `ask`."""
-        return library_text.decoded_info(await self.ask(address, packed(b"INFO", b"everything")))
+        answer = await self.ask(address, packed(b"INFO", b"everything"))
+        if not isinstance(answer, bytes):
+            raise EngineAway(f"{address} gives no answer that can be read: {type(answer).__name__} for INFO")
+        return library_text.decoded_info(answer)
 
     async def renew(self, address: str) -> None:
         """The next question opens a connection, as a call may have to."""

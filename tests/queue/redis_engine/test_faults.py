@@ -22,6 +22,8 @@ from dss_queue.answers import Delivered
 from dss_queue.core.commands import NewMessage, TopicSettings
 from dss_queue.core.topic_commands import PutGroup
 from dss_queue.engine_service import EngineService
+from dss_queue.redis_engine import probe
+from dss_queue.redis_engine.slots import SlotTable
 
 PASSWORD = "geheim"
 #: What docs/how-to/engine.md gives a user.
@@ -293,3 +295,34 @@ async def test_a_cluster_whose_nodes_name_an_address_that_does_not_answer(start,
             await publish(service)
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize(
+    "answer", [":1", "*-1", "$-1", "+OK", "$3\r\nabc", "*0", "*1\r\n*1\r\n:1", "?", "-ERR no", "-", "$9999999999\r\nx"]
+)
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+async def test_a_server_that_answers_everything_in_the_same_way(start, monkeypatch, scheme, answer):
+    monkeypatch.setattr(probe, "TIMEOUT_S", 0.5)
+    failures: list[Exception] = []
+    monkeypatch.setattr("dss_api.supervised.report_failure", lambda name, error: failures.append(error))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100_000):
+            writer.write((answer + "\r\n").encode() * max(1, data.count(b"*")))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    service = await start(f"{scheme}://127.0.0.1:{port}")
+    await until(lambda: service.state in ("away", "unfit"))
+    assert f"127.0.0.1:{port}" in service.detail
+    assert failures == []
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"\xff", 1, None, [], [1], [[]], [[0, 5]], [[0, 16384, [b"a", 1]]], [["x", 1, [b"a", 1]]], [[0, 1, b"a"]]]
+)
+def test_a_table_of_slots_that_cannot_be_used(answer):
+    with pytest.raises((ValueError, TypeError, IndexError)):
+        SlotTable(answer, "a:1")
