@@ -230,6 +230,23 @@ async def test_a_fault_that_is_there_at_the_start(start, world, fault):
     await publish(service)
 
 
+async def test_a_server_that_wants_a_password(start):
+    with make_valkey() as server:
+        client = server.client()
+        client.config_set("requirepass", PASSWORD)
+        service = await start(f"redis://127.0.0.1:{server.port}")
+        await until(lambda: service.state == "unfit")
+        assert "refuses the user or the password of DSS_ENGINE_URL" in service.detail
+        client.config_set("requirepass", "")
+        await until(lambda: service.state == "ready")
+        await publish(service)
+        # The connections that are open go on; new ones are refused.
+        client.config_set("requirepass", PASSWORD)
+        await publish_until(service, "unfit", "refuses the user or the password")
+        with pytest.raises(Refused, match="engine_away"):
+            await publish(service)
+
+
 async def test_a_server_that_has_lost_its_data(start, tmp_path):
     (port,) = free_ports(1)
     server = Server(tmp_path / "server", port, {"port": str(port), "save": '""'})
