@@ -182,12 +182,16 @@ class Run:
     Args:
         messages: how many are published, poison not counted.
         per_s: not more than this in a second.
+        has_keys: False: messages are published without their keys, so nothing keeps them in order.
     """
 
-    def __init__(self, nodes: Sequence[LocalNode], acks: str, messages: int, *, per_s: float = RATE, seed: int = 1) -> None:
+    def __init__(
+        self, nodes: Sequence[LocalNode], acks: str, messages: int, *, per_s: float = RATE, seed: int = 1, has_keys: bool = True
+    ) -> None:
         self.account = Account()
         self._nodes = nodes
         self._acks = acks
+        self._has_keys = has_keys
         self._topic = f"chaos-{acks}"
         self._batches = messages // (PRODUCERS * BATCH)
         self._batch_s = PRODUCERS * BATCH / per_s
@@ -237,7 +241,8 @@ class Run:
                 await self._publish(calls, [Name(f"poison-{number}.{batch}", 0)])
 
     async def _publish(self, calls: Calls, names: list[Name]) -> None:
-        status, answer = await calls.post("publish", messages=[{"value": name, "key": name.key} for name in names])
+        messages = [{"value": name, "key": name.key if self._has_keys else ""} for name in names]
+        status, answer = await calls.post("publish", messages=messages)
         if status == 200:
             self.account.answered.update(names)
         elif answer["code"] in ("unknown_outcome", "no_answer"):
@@ -258,7 +263,7 @@ class Run:
             poison: list[dict[str, Any]] = []
             for message in answer["messages"]:
                 name = Name(*message["value"])
-                if not account.deliveries[name]:
+                if self._has_keys and not account.deliveries[name]:
                     account.first.setdefault(name.key, []).append(name.place)
                 account.deliveries[name] += 1
                 if account.acked.get(name, asked) < asked:
@@ -355,9 +360,9 @@ def started(directory: Path) -> Iterator[tuple[ValkeyCluster, LocalCluster]]:
             nodes.stop()
 
 
-async def measure(valkey: ValkeyCluster, nodes: LocalCluster, acks: str, messages: int, *, cuts: bool, pause_s: float) -> Account:
-    run = Run(nodes.nodes, acks, messages)
-    killing = asyncio.create_task(Killer(valkey, run, cuts=cuts).again_and_again(pause_s))
+async def measure(valkey: ValkeyCluster, nodes: LocalCluster, acks: str, options: argparse.Namespace) -> Account:
+    run = Run(nodes.nodes, acks, options.messages, has_keys=not options.no_keys)
+    killing = asyncio.create_task(Killer(valkey, run, cuts=options.cut).again_and_again(options.pause_s))
     account = await run()
     await killing
     return account
@@ -377,11 +382,12 @@ def main() -> int:
     parser.add_argument("--acks", nargs="*", choices=ACKS, default=ACKS)
     parser.add_argument("--pause-s", type=float, default=PAUSE_S, help="from one kill to the next")
     parser.add_argument("--cut", action="store_true", help="each time, the replica lacks the last writes")
+    parser.add_argument("--no-keys", action="store_true", help="messages without keys: what a consume gets is one record")
     options = parser.parse_args()
     rows = []
     for acks in options.acks:
         with tempfile.TemporaryDirectory() as directory, started(Path(directory)) as (valkey, nodes):
-            account = asyncio.run(measure(valkey, nodes, acks, options.messages, cuts=options.cut, pause_s=options.pause_s))
+            account = asyncio.run(measure(valkey, nodes, acks, options))
         rows.append((acks, account))
         codes = Counter(account.refused.values())
         print(f"{acks}: {account.seconds:.0f} s, refused {dict(codes)}, unfinished {len(account.unfinished)}", file=sys.stderr)
