@@ -1,7 +1,8 @@
 """Random calls at nodes that know of the moves of a topic at different times: per key, answered messages are delivered in their order.
 
-The nodes run the real routing, and the engine is a real Valkey. Each step of a call (one with the engine, the commit of a command, the
-moment when a node applies it) happens when the test lets it, in random order. So a call may stand still between any two of its steps.
+Requests that are repeated take effect once. The nodes run the real routing, and the engine is a real Valkey. Each step of a call (one with
+the engine, the commit of a command, the moment when a node applies it) happens when the test lets it, in random order. So a call may stand
+still between any two of its steps.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from types import SimpleNamespace
 import pytest
 
 from dss_api.errors import Refused
+from dss_api.request_id import RequestId
 from dss_api.result import Result
 from dss_queue import operations
 from dss_queue.both_engines import delete_topic
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import AckRequest, ConsumeRequest, Nack, NewMessage, Publish, PublishRequest, SetTopic
+from dss_queue.core.engines import EngineLeft
 from dss_queue.core.topic_commands import DeleteTopic, PutGroup
 from dss_queue.engine_service import EngineService
 from dss_queue.engine_upkeep import EngineUpkeep
 from dss_queue.routing import ON_ENGINE, Routing, routing_of
+from dss_raft.replication.client_requests import ClientRequests, OpenRequestSession, Unknown
+from dss_raft.replication.commands import Once
 from dss_raft.replication.machine import Origin
 
 NODES = 3
@@ -49,7 +54,8 @@ class Node:
     def __init__(self, world: World) -> None:
         self.world = world
         self.broker = Broker()
-        self.requests = SimpleNamespace(knows=lambda session, number, part: False)
+        self.requests = ClientRequests(self.broker.limits, self.broker.cancel)
+        self.requests.apply(OpenRequestSession(session="s"), world.at_ms, 0, Origin("n", 1, 0))
         self.config = SimpleNamespace(
             queue_num_vnodes=64, queue_visibility_timeout_ms=LONG_MS, value_bytes_max=1000, cluster_id=world.name
         )
@@ -69,17 +75,28 @@ class Node:
 
     def apply(self, until: int) -> None:
         """Apply entries up to this one."""
-        for index, command, at_ms in self.world.log[self.applied : until]:
+        for index, command, at_ms, once in self.world.log[self.applied : until]:
             self.broker.expire(at_ms, index)
-            self.results[index] = self.broker.apply(command, at_ms, index, Origin("n", 1, index))
+            self.results[index] = self.apply_one(command, at_ms, index, once)
             self.broker.take_events()
         self.applied = max(self.applied, until)
         for callback in self.ticks:
             callback()
 
-    async def submit(self, command, **options):
+    def apply_one(self, command, at_ms, index, once):
+        origin = Origin("n", 1, index)
+        if once is None:
+            return self.broker.apply(command, at_ms, index, origin)
+        asked = Once(session=once.session, number=once.number, part=once.part, digest=once.digest, command=b"")
+        found = self.requests.find(asked, at_ms, origin)
+        if not isinstance(found, Unknown):
+            return found
+        result = self.broker.apply(command, at_ms, index, origin)
+        return self.requests.answered(asked, self.requests.sessions["s"], Result(result.body, result.code, index))
+
+    async def submit(self, command, *, once=None, **options):
         await self.world.gate("commit")
-        index = self.world.append(command)
+        index = self.world.append(command, once)
         await self.world.gate("answer")
         self.apply(index)
         result = self.results[index]
@@ -102,10 +119,12 @@ class World:
         self.rng = random.Random(seed)
         self.url = url
         self.name = f"moves{next(_names)}"
+        self.at_ms = 1_800_000_000_000
         self.groups = ("g",) if with_deletions else ("g", "h")
         self.log = []
-        self.at_ms = 1_800_000_000_000
         self.gates = []
+        #: entries with which a stay on the engine, or the topic, ended
+        self.endings = 0
         self.calls_of_engine = 0
         self.is_idle = asyncio.Event()
         self.nodes = [Node(self) for _ in range(NODES)]
@@ -113,6 +132,8 @@ class World:
         self.awake = self.nodes
         self.tasks = set()
         self.failures = []
+        #: values of requests that were repeated after the engine had forgotten them
+        self.maybe_twice = set()
         self.is_over = False
         #: moments in the test's own order
         self.moment = 0
@@ -133,9 +154,10 @@ class World:
 
     # ------------------------------------------------------------------ the scheduler
 
-    def append(self, command) -> int:
+    def append(self, command, once=None) -> int:
         self.at_ms += 1
-        self.log.append((len(self.log) + 1, command, self.at_ms))
+        self.log.append((len(self.log) + 1, command, self.at_ms, once))
+        self.endings += isinstance(command, (EngineLeft, DeleteTopic))
         self.trace.append(command)
         return len(self.log)
 
@@ -235,7 +257,18 @@ class World:
                 return
         else:
             request = PublishRequest(topic="t", value=str(value).encode(), key=key)
-            result = await operations.publish(node, request)
+            once = RequestId("s", value + 1, 0, bytes(16)) if self.rng.randrange(2) else None
+            endings = self.endings
+            result = await operations.publish(node, request, once)
+            if once is not None:
+                self.published[value] = (key, since, self.now())
+                await self.gate("repeat")
+                again = await operations.publish(self.node, request, once)
+                if endings == self.endings:
+                    assert again.msg_id == result.msg_id, (result, again)
+                else:
+                    self.maybe_twice.add(value)
+                return
         assert not isinstance(result, Result) or not result.code, result
         self.published[value] = (key, since, self.now())
 
@@ -250,7 +283,7 @@ class World:
             value = int(bytes(one.value))
             if value not in self.delivered[group]:
                 self.delivered[group].append(value)
-            assert (group, value) not in self.finished
+            assert (group, value) not in self.finished or value in self.maybe_twice
             self.values[one.receipt] = value
             self.held.append((group, one.msg_id, one.receipt))
 
