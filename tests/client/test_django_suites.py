@@ -48,17 +48,26 @@ from test_sqlite import *
 CACHES = {"default": {"BACKEND": "dss_django.cache.DSSCache", "LOCATION": os.environ["DSS_URLS"]}}
 CACHES["default"]["OPTIONS"] = {"namespace": os.environ["DSS_NAMESPACE"]}
 """
+#: the folders of Django's tests that these need, of some hundred
+NEEDED = {"cache", "sessions_tests", "templates"}
 LABELS = ("cache.dss_tests", *(f"sessions_tests.tests.{name}" for name in ("CacheSessionTests", "CacheDBSessionTests")))
 
 
+def needed(member: tarfile.TarInfo, directory: str) -> tarfile.TarInfo | None:
+    """Of Django's tests, the folders that are needed, and the files beside all folders."""
+    top, *below = member.name.split("/")[1:] or [""]
+    is_needed = top == "tests" and (below[0] in NEEDED if below[1:] else bool(below) and member.isfile())
+    return tarfile.data_filter(member, directory) if is_needed else None
+
+
 def source_of(version: str, python: str, directory: Path) -> Path:
-    """Django's source distribution, unpacked. Each release has its own tests."""
+    """What is needed of Django's source distribution, unpacked. Each release has its own tests."""
     fetch(python, ["download", "--no-deps", "--no-binary=:all:", f"--dest={directory}", f"Django=={version}"], directory, version)
     (archive,) = directory.glob(f"?jango-{version}.tar.gz")
     unpacked = directory / f"django-{version}"
     if not unpacked.exists():
         with tarfile.open(archive) as tar:
-            tar.extractall(directory, filter="data")
+            tar.extractall(directory, filter=needed)
     return unpacked
 
 
@@ -84,7 +93,7 @@ def test_djangos_tests(request: pytest.FixtureRequest, tmp_path: Path, urls: str
         version = django_version(path[0])
     source = source_of(version, python, request.config.cache.mkdir(f"django-{series}"))
     tests = tmp_path / "tests"
-    shutil.copytree(source / "tests", tests, ignore=shutil.ignore_patterns("gis_tests", "staticfiles_tests"))
+    shutil.copytree(source / "tests", tests)
     (tests / "cache" / "dss_tests.py").write_text(CACHE_TESTS)
     (tests / "dss_settings.py").write_text(SETTINGS)
     environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
