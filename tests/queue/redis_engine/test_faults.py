@@ -73,6 +73,21 @@ class World:
     def _wait(self, holds: Callable[[], bool]) -> None:
         wait_until(holds, CHANGE_S, self.server.log_tail)
 
+    def fill_disk(self) -> None:
+        """The append-only file is on a full disk."""
+        first, second = (self.server.directory / "appendonlydir" / f"appendonly.aof.{number}.incr.aof" for number in (1, 2))
+        self.config("appendonly", "yes")
+        self._wait(first.exists)
+        second.symlink_to("/dev/full")
+        self.admin.bgrewriteaof()
+        self._wait(lambda: not first.exists())
+        self.admin.set("unsaved", 1)
+        self._wait(lambda: self.admin.info("persistence")["aof_last_write_status"] == "err")
+
+    def empty_disk(self) -> None:
+        self.admin.bgrewriteaof()
+        self._wait(lambda: self.admin.info("persistence")["aof_last_write_status"] == "ok")
+
     def flush_library(self) -> None:
         self.user("-function|load")
         self.admin.function_flush("SYNC")
@@ -131,7 +146,8 @@ FAULTS = [
     Fault("no right to keys", lambda world: world.user("resetkeys", "~other:*"), World.create_user, "unfit", "the engine needs"),
     Fault("no right to channels", lambda world: world.user("resetchannels"), World.create_user, "unfit", "the engine needs"),
     Fault("no right to load", World.flush_library, World.create_user, "unfit", "'function|load'"),
-    Fault("a full disk", World.lose_disk, World.find_disk, "unfit", "MISCONF"),
+    Fault("no snapshot", World.lose_disk, World.find_disk, "unfit", "MISCONF"),
+    Fault("a full disk", World.fill_disk, World.empty_disk, "unfit", "No space left on device"),
     Fault(
         "too few replicas",
         lambda world: world.config("min-replicas-to-write", "1"),
