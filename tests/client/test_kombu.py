@@ -151,13 +151,13 @@ def test_closing_a_channel_gives_back_what_was_not_acked(connect: Connect) -> No
 
 def test_a_message_is_kept_as_long_as_its_consumer_lives(connect: Connect) -> None:
     queue = kombu.Queue("jobs")
-    first, second = connect(visibility_timeout=3), connect(visibility_timeout=3)
+    first, second = connect(visibility_timeout=5), connect(visibility_timeout=5)
     publish(first, queue, 1)
     receiver = Receiver(first, queue)
     receiver.wait(1)
     other = Receiver(second, queue)
     with pytest.raises(socket.timeout):
-        second.drain_events(timeout=3.5)
+        second.drain_events(timeout=5.5)
     receiver.messages[0].requeue()
     receiver.channel.close()
     other.wait(1)
@@ -166,12 +166,12 @@ def test_a_message_is_kept_as_long_as_its_consumer_lives(connect: Connect) -> No
 
 def test_a_message_that_was_fetched_alone_is_kept(connect: Connect) -> None:
     queue = kombu.Queue("jobs")
-    first, second = connect(visibility_timeout=3), connect(visibility_timeout=3)
+    first, second = connect(visibility_timeout=5), connect(visibility_timeout=5)
     publish(first, queue, 1)
     message = queue(first.default_channel).get()
     other = Receiver(second, queue)
     with pytest.raises(socket.timeout):
-        second.drain_events(timeout=3.5)
+        second.drain_events(timeout=5.5)
     message.requeue()
     other.wait(1)
     other.messages[0].ack()

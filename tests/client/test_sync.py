@@ -394,9 +394,9 @@ def test_both_transports(url: str, token: str, transport: Any) -> None:
     with Client(url, token, transport=transport) as dss:
         assert dss.call("raft.status")["node"] == "node-1"
         assert dss.call("locks.status", key="a b/c?&", consistency="local")["locked"] is False
-        with dss.lock("k", ttl=3, wait=1) as held:
+        with dss.lock("k", ttl=6, wait=1) as held:
             assert in_thread(lambda: dss.lock("k").acquire(wait=0.01)) is False
-            time.sleep(3.1)
+            time.sleep(6.1)
             assert held.owned()
         dss.topic(transport).publish(1)
         (message,) = dss.topic(transport).consume("g", wait=1)

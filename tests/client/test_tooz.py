@@ -75,10 +75,10 @@ def test_a_member_joins_again_after_its_session_was_lost(start: Coordinator) -> 
 
 
 def test_a_lock_is_renewed_without_heartbeat(start: Coordinator) -> None:
-    first, second = start(b"first", lock_timeout=3), start(b"second")
+    first, second = start(b"first", lock_timeout=6), start(b"second")
     lock = first.get_lock(b"key")
     assert lock.acquire()
-    assert not second.get_lock(b"key").acquire(blocking=True, timeout=3.5)
+    assert not second.get_lock(b"key").acquire(blocking=True, timeout=6.5)
     assert lock.is_still_owner()
     assert lock.release()
     assert not lock.is_still_owner()
