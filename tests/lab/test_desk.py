@@ -26,7 +26,7 @@ class Sleeper(LocalNode):
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """A signal takes effect a moment after it was sent."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

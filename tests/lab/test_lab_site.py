@@ -52,7 +52,7 @@ def test_a_lab_whose_relays_do_not_start_says_so(tmp_path: Path) -> None:
         server = LabServer(Lab([], Desk([]), cast(Relays, Broken())), listener, lambda: None)
         starting = threading.Thread(target=start, daemon=True)
         starting.start()
-        starting.join(20)
+        starting.join(60)
         assert not starting.is_alive(), "it still waits"
         server.stop()
     assert errors == ["The lab did not start: no relays"]

@@ -12,7 +12,7 @@ import pytest
 from dss_dev.lab.relays import NODES_MAX, Relays, links_of
 from dss_dev.local_cluster import HOST, LocalNode
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def free_base() -> int:

@@ -41,7 +41,7 @@ class Locks:
                     return Said(409, {"deadlock": True, "code": "deadlock"})
                 if body.get("wait_ms"):
                     self.waiting.add(key)
-                    assert self._released.wait_for(lambda: key not in self.holders, 20)
+                    assert self._released.wait_for(lambda: key not in self.holders, 60)
                     self.waiting.discard(key)
                 self.holders[key] = client
             elif path == "/lock/release" and self.holders.get(body["key"]) == body["client"]:
@@ -71,7 +71,7 @@ def site(locks: Locks, tmp_path: Path) -> Site:
 async def take(site: Site, count: int) -> None:
     """Take so many steps of the present scene."""
     for number in range(count + 1):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while site.scene is None or site.scene.is_busy:
                 await site.lab.wait_for_change(site.lab.version, 20)
         assert site.scene.problem == ""
