@@ -165,12 +165,19 @@ class AsyncHeld:
         return True
 
     async def extend(self, additional_time: float, replace_ttl: bool = False) -> bool:
-        """Make the lease longer by `additional_time` seconds, or exactly that long. Later renewals keep the length."""
+        """Make the lease longer by `additional_time` seconds, or exactly that long. Later renewals keep the length.
+
+        Raises:
+            LockNotHeld: it was released.
+            LockLost: it is lost, also if the answer came after the end of the lease.
+        """
         self.require()
         if self._until is None:
             raise WrongUse("the lock has no lease: it is held until it is released")
         remaining = 0.0 if replace_ttl else self.remaining or 0.0
         await self._renew_now(max(1, round((remaining + additional_time) * 1000)))
+        # The answer may have come after the lease.
+        self.require()
         return True
 
     async def reacquire(self) -> bool:
@@ -179,6 +186,7 @@ class AsyncHeld:
         if self._until is None:
             raise WrongUse("the lock has no lease: it is held until it is released")
         await self._renew_now(self._spec.ttl_ms)
+        self.require()
         return True
 
     # ------------------------------------------------- for this library

@@ -194,6 +194,24 @@ async def test_an_answer_to_the_renewal_that_comes_after_the_lease_does_not_save
     assert not client._owners.held
 
 
+@pytest.mark.parametrize("renew", [True, False])
+async def test_a_lease_that_is_made_longer_too_late_is_lost(node: Any, client: AsyncClient, clock: Clock, renew: bool) -> None:
+    grants(node, 30_000)
+
+    def slowly(request: Any) -> Any:
+        clock.ahead_s += 30
+        return granted(60_000)
+
+    node.answers["locks.renew"] = slowly
+    for make_longer in ("extend", "reacquire"):
+        lock = client.lock("k", ttl=30, renew=renew)
+        assert await lock.acquire()
+        held = lock.held
+        assert held
+        with pytest.raises(LockLost, match="the lease is over"):
+            await (held.extend(30) if make_longer == "extend" else held.reacquire())
+
+
 async def test_a_node_without_leader_does_not_lose_it(node: Any, client: AsyncClient, until: Until) -> None:
     grants(node, 30_000)
     node.answers["locks.renew"] = [NO_LEADER, NO_LEADER, granted(60_000)]
