@@ -237,10 +237,13 @@ class RedisEngine(Endings):
             await self.give_back(topic, group, {one.msg_id: one.receipt for one in found.messages}, settings)
 
     async def _partition_of_attempt(self, topic: str, group: str, attempt_id: str) -> int | None:
-        """The partition that an earlier call with this attempt_id got messages of; None: there is none."""
+        """The partition that an earlier call with this attempt_id got messages of; None: there is none, or its server is away. Then what
+        that call got comes back when its visibility ends, and the partitions on other servers go on."""
 
         async def has(partition: int) -> bool:
             handouts = group_keys(topic, partition, group)[HANDOUTS]
+            if not self._servers.health.can_use(handouts):
+                return False
             return await self._servers.read(handouts, b"HGET", handouts.encode(), b"a" + attempt_id.encode()) is not None
 
         found = await asyncio.gather(*map(has, range(self.partitions)))

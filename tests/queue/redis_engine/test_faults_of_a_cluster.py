@@ -47,10 +47,16 @@ class Topic:
         new = NewMessage("", b"1", key, -1 if partition is None else partition, 0, "", b"")
         await self.service.engine().publish(self.name, [new], SETTINGS)
 
-    async def consume(self, count: int = 1, timeout_ms: int = 0) -> int:
-        engine = self.service.engine()
-        answer = await engine.consume(
-            self.name, "g", SETTINGS, visibility_ms=60_000, max_messages=count, timeout_ms=timeout_ms, max_per_key=count
+    async def consume(self, count: int = 1, timeout_ms: int = 0, attempt_id: str = "") -> int:
+        answer = await self.service.engine().consume(
+            self.name,
+            "g",
+            SETTINGS,
+            visibility_ms=60_000,
+            max_messages=count,
+            timeout_ms=timeout_ms,
+            max_per_key=count,
+            attempt_id=attempt_id,
         )
         return len(answer.messages)
 
@@ -87,11 +93,12 @@ async def test_the_partitions_on_other_servers_go_on(start, tmp_path, how):
             await topic.publish()
         taken = 0
         while taken < len(there) + PARTITIONS:
-            taken += await topic.consume(100)
+            # As consumes of the Python client, each has an attempt_id.
+            taken += await topic.consume(100, attempt_id=f"a{taken}")
         # A consume that would get nothing does not say that there is nothing.
-        for timeout_ms in (0, 60_000):
+        for timeout_ms, attempt_id in ((0, ""), (60_000, ""), (0, "b"), (60_000, "b")):
             with pytest.raises(Refused, match="engine_away"):
-                await topic.consume(timeout_ms=timeout_ms)
+                await topic.consume(timeout_ms=timeout_ms, attempt_id=attempt_id)
         for partition in range(PARTITIONS):
             if partition in there:
                 await topic.publish(partition)
