@@ -388,9 +388,9 @@ def uses_engine(node: Node, topic_name: str) -> bool:
 
 
 def abandoned_by(node: Node, topic_name: str) -> list[int]:
-    """The incarnations of topics that had this name, whose keys on the engine are not deleted yet."""
+    """The incarnations of topics that had this name, whose keys on the engine are not deleted yet; the latest one is the last."""
     abandoned = cast(Broker, node.machine("queue")).registry.abandoned
-    return [incarnation for incarnation, name in abandoned.items() if name == topic_name]
+    return sorted(incarnation for incarnation, name in abandoned.items() if name == topic_name)
 
 
 def routing_of(node: Node) -> Routing:

@@ -687,6 +687,25 @@ async def test_what_is_published_after_a_deletion_is_not_deleted(api, lagging):
     assert await api.values() == ["new 1", "new 2"]
 
 
+async def test_a_deletion_closes_only_what_it_deletes(api, monkeypatch):
+    """The keys of earlier topics of this name stay for a minute or more."""
+    closed = []
+    administration = api.service.administration()
+
+    async def close(name):
+        closed.append(name)
+
+    monkeypatch.setattr(administration, "close", close)
+    names = []
+    for _ in range(5):
+        await api.move("redis")
+        names.append(api.routing.stay(api.routing.topic("t")).name)
+        await api.call("DELETE", "/queue/topic", topic="t")
+    assert len(api.routing._broker.registry.abandoned) == 5
+    # The one before is closed again: a repeat of a deletion whose node has gone must close it.
+    assert Counter(closed) == {**dict.fromkeys(names[:-1], 2), names[-1]: 1}
+
+
 async def test_a_node_that_does_not_know_yet_that_a_topic_was_deleted(api, lagging):
     await api.move("redis")
     await lagging.publish("old")
