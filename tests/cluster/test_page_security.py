@@ -305,6 +305,19 @@ def test_a_page_without_a_ticket_opens_no_websocket(watched: Watched) -> None:
     watched.faults[:] = [fault for fault in watched.faults if "Failed to load resource" not in fault]
 
 
+def test_a_request_for_a_ticket_that_no_one_answers_ends(watched: Watched) -> None:
+    """A browser has few connections to a node: with a request left for each attempt, the page would stay without contact."""
+    page = watched.page
+    page.wait_for_selector("html[data-live=live]")
+    page.route("**/ui/ticket", lambda route: None)
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/ui/ticket")):
+        watched.open("/", can_fail=True)
+    page.wait_for_selector("html[data-live=lost]")
+    page.unroute("**/ui/ticket")
+    page.wait_for_selector("html[data-live=live]")
+    watched.faults[:] = [fault for fault in watched.faults if "Failed to load resource" not in fault]
+
+
 def test_a_form_of_the_browsable_api(watched: Watched) -> None:
     watched.open("/lock/acquire")
     page = watched.page
