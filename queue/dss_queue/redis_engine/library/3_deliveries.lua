@@ -45,6 +45,19 @@ local function plain_record(serial, size)
   return encode_delivery(serial, 1, '-', size, '1', '')
 end
 
+-- The place of a number among those of a batch, which ascend. A call may name messages of as many batches as it has numbers, so this does not
+-- look at each message of them.
+local function place_in(text, number)
+  local first, last = 1, #text / DIGITS
+  while first <= last do
+    local middle = math.floor((first + last) / 2)
+    local found = string.sub(text, (middle - 1) * DIGITS + 1, middle * DIGITS)
+    if found == number then return middle end
+    if found < number then first = middle + 1 else last = middle - 1 end
+  end
+  return nil
+end
+
 -- The batch that has a message, its serial, and the record that the message would have in `in_flight`; nil: none has it. Batches are made
 -- of what a group meets, so that one that begins later also ends later.
 local function batch_of(state, number)
@@ -52,11 +65,7 @@ local function batch_of(state, number)
   local serial = redis.call('ZREVRANGEBYSCORE', state.batches, number, '-inf', 'LIMIT', 0, 1)[1]
   local batch = serial and handout(state, serial)
   if not batch then return nil end
-  if not batch.places then
-    batch.places = {}
-    for place, one in ipairs(split(batch[5])) do batch.places[one] = place end
-  end
-  local place = batch.places[number]
+  local place = place_in(batch[5], number)
   if not place then return nil end
   return batch, serial, plain_record(serial, size_at(batch, place))
 end
