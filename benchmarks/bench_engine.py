@@ -5,10 +5,10 @@
     python benchmarks/bench_engine.py --acks each          # the three settings next to each other, without `raft`
     python benchmarks/bench_engine.py --memory             # what a topic of 1,000,000 messages takes in the nodes
 
-Three nodes with uvicorn, and a Valkey Cluster of three primaries, each with a replica, share the machine with the load. In each round, both
-engines (or settings) do each step after each other, and the next round has them in the opposite order. A step ends when all of its messages
+Three nodes with uvicorn, and a Valkey Cluster of three primaries, each with a replica, share the machine with the load. In each round, the
+engines (or settings) take turns at each step, and the next round has them in the opposite order. A step ends when all of its messages
 are published, or consumed and acked. A ratio is the median of those of the rounds. Latencies are those of one caller, who calls the three
-nodes in turns. The servers have `appendfsync always` while `acks: fsync` is measured, and `everysec` otherwise.
+nodes in turn. The servers have `appendfsync always` while `acks: fsync` is measured, and `everysec` otherwise.
 
 Processor time is the user and system time of all nodes, of all primaries and of all replicas, divided by the number of messages.
 

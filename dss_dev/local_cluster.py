@@ -227,7 +227,7 @@ class LocalNode:
     def has_latest_version(self) -> bool:
         """Whether it has applied the latest cluster version, or may not be asked. False: it has not, or does not answer at the moment."""
         try:
-            reply = self.call("GET", "/raft/status", timeout_s=2.0, headers=self.credentials)
+            reply = self.call("GET", "/raft/status", timeout_s=PROBE_S, headers=self.credentials)
             return reply.status != 200 or reply.json["cluster_version"] >= LATEST
         except (OSError, http.client.HTTPException, ValueError):
             return False

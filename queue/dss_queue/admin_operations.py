@@ -37,8 +37,7 @@ async def put_topic(node: Node, request: PutTopicRequest, once: RequestId | None
             # All cluster versions know this command, and those that have no other one have no other engine.
             fields = {name: getattr(request, name) for name in PutTopic.__struct_fields__}
             result = await node.submit(PutTopic(**fields), once=once)
-            body = {**result.body, **_NEW_SETTINGS, **result.body}
-            return result if result.code else Result(body, "", result.index)
+            return result if result.code else Result({**_NEW_SETTINGS, **result.body}, "", result.index)
     return await node.submit(SetTopic(**{name: getattr(request, name) for name in request.__struct_fields__}), once=once)
 
 
@@ -88,8 +87,9 @@ OPERATIONS: tuple[Operation, ...] = (
             "published to this topic; their headers `dss-dead-…` say where they come from.\n\n`engine` says where the messages are: in "
             "the replicated log (`raft`), or on Valkey or Redis (`redis`). Another engine than before moves the topic: the messages on "
             "the old engine are delivered first, and new messages go to the new one. A call without `engine` leaves the topic where it "
-            "is, and a call without `acks` leaves that as it is; new topics are in the log. A topic that still moves cannot go back: "
-            "that is refused with `moving`. `keep_ms` and `dead_letter_topic` need `raft` (`not_on_engine`)."
+            "is; a new one is in the log. A call without `acks` leaves it as it is; a topic that comes to `redis` gets `primary`. A topic "
+            "that still moves cannot go back: that is refused with `moving`. `keep_ms` and `dead_letter_topic` need `raft` "
+            "(`not_on_engine`)."
         ),
         tag="Queue",
         example={"topic": "example/orders", "max_attempts": 20, "backoff_ms": 1000},

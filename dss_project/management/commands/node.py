@@ -94,14 +94,14 @@ def _require_known_tables() -> MigrationLoader:
 
 
 def _has_all_tables(loader: MigrationLoader) -> bool:
-    """Whether the command `migrate` would change nothing. Without anything to do, it takes a quarter of the start of a node."""
+    """Whether `migrate` would change nothing. Even then, it takes a quarter of the start of a node."""
     if not loader.graph.nodes.keys() <= loader.applied_migrations.keys():
         return False
-    # They need the settings of the command.
+    # These modules can be loaded only after the settings are made.
     from django.contrib.auth.models import Permission
     from django.contrib.contenttypes.models import ContentType
 
-    # Of an app with migrations, it knows the models that these name.
+    # Apps with migrations got theirs with the last migration; those without have none to tell.
     models = [model._meta for model in apps.get_models() if model._meta.app_label not in loader.migrated_apps]
     types = {(model.app_label, model.model_name) for model in models}
     permissions = {

@@ -321,7 +321,7 @@ class TopicFields(Fields, kw_only=True):
 
 
 class LatestTopicFields(TopicFields, kw_only=True):
-    """With those that came later, apart from where the messages are."""
+    """Also the fields that came later, apart from `engine` and `acks`."""
 
     #: the topic to which dead letters move; empty: they stay with their group
     dead_letter_topic: OptionalName = ""

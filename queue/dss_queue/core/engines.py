@@ -9,7 +9,7 @@ The settings of a topic, its groups and the choice of its engine are in the log.
 - *On the engine*: nothing more is published in the log. A group first gets what it has not finished in the log. When it has finished that,
   a consume is answered `on_engine`, and the node asks the engine.
 - *Leaving*: a node that does not know of the move yet still publishes on the engine. So the log takes no messages before a node says that
-  the engine takes none any more (`EngineClosed`): those of a key would be on both, and the later ones could come first.
+  the engine takes none any more (`EngineClosed`). Otherwise both could have messages of a key, and later ones could be delivered first.
 - *Leaving, closed*: new messages are published in the log.
 - While a topic leaves, nodes deliver what is on the engine first: the log answers a consume `on_engine`, unless the node says that the
   group has nothing left there (`ConsumeAfterEngine`). The leader says when nothing is left at all.

@@ -47,7 +47,7 @@ class PutGroup(GroupFields, Command, tag="queue.group", kw_only=True):
 
 
 class CreateGroup(GroupFields, Command, tag="queue.create_group", kw_only=True):
-    """Create a group as a consume does: it does not keep a topic that nothing uses. For consumes that go on on the engine `redis`."""
+    """Create a group as a consume does: a topic that nothing uses is still deleted. For consumes that continue on the engine `redis`."""
 
     since: ClassVar[int] = 5
 

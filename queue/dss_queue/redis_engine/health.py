@@ -62,7 +62,7 @@ class Health:
         self._failing_since_s: dict[str, float] = {}
         #: servers that have carried out a step
         self._proved: set[str] = set()
-        #: a name of a topic with a partition on a server
+        #: address -> name of a topic whose first partition is on that server
         self._names: dict[str, str] = {}
         #: a call has failed: the next look opens connections
         self._is_suspicious = False
@@ -108,7 +108,7 @@ class Health:
             await self._nodes.refresh()
 
         async def look_at(address: str) -> None:
-            # What a short look does not notice is looked at until it is mended.
+            # A short look may not notice that the fault is still there.
             examines = is_thorough or address in self._failing_since_s or address in self._troubles
             if examines or is_suspicious:
                 await self._nodes.renew(address)
@@ -128,7 +128,7 @@ class Health:
         except EngineAway as error:
             trouble = Trouble("away", error.detail)
         except Exception as error:
-            # It answers what no server does.
+            # The answer has a form that no server gives.
             trouble = Trouble("away", f"{address} gives no answer that can be used: {type(error).__name__}: {error}")
         else:
             self._troubles.pop(address, None)
@@ -142,7 +142,7 @@ class Health:
         if address in self._proved and address not in self._troubles and loop.time() - since_s < grace_s:
             return
         self._troubles[address] = trouble
-        # Calls may have been sent to it since it fails.
+        # Calls may have been sent to it since it began to fail.
         await self._nodes.interrupt(address)
 
     async def _condition(self) -> Condition:

@@ -1,5 +1,5 @@
-"""The servers of the engine: one primary, or those of a Cluster. It knows which of them has a partition, also after a failover or a move
-of slots, and has the connections to them."""
+"""The servers of the engine: one primary, or those of a Cluster. Which of them has a partition, also after a failover or a move of slots,
+and the connections to them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ PAUSE_S_MIN, PAUSE_S_MAX = 0.01, 0.2
 #: Steps that change nothing.
 READING = frozenset(("due", "stats", "dead_count", "group_stats", "in_flight", "peek", "group_peek", "revision"))
 #: Beginnings of errors that end by themselves, or when a replica takes over.
-_PASSING = ("MASTERDOWN", "BUSY", "LOADING", "NOREPLICAS")
+_PASSING = ("BUSY", "NOREPLICAS")
 #: The server names the step in errors that it has raised itself. What it had changed before stays.
 _IN_STEP = " script: "
 
@@ -222,7 +222,5 @@ class Servers(Nodes):
 
 
 def _refused(reason: str, *, is_unknown: bool) -> Refused:
-    """Args:
-    is_unknown: the call may have taken effect.
-    """
+    """The refusal of a call; `unknown_outcome` if it may have taken effect."""
     return Refused("unknown_outcome", f"it may have taken effect: {reason}") if is_unknown else EngineAway(reason)
