@@ -119,17 +119,21 @@ class Servers(Nodes):
         is_repeat = has_loaded = False
         while True:
             asked, named, address = named, "", ""
+            is_unknown = is_repeat and changes
             try:
                 address = asked or self.primary_of(slot)
                 if reason := self.health.refusal(address):
-                    raise _refused(reason, is_unknown=is_repeat and changes)
+                    raise _refused(reason, is_unknown=is_unknown)
                 return await self.lane(address, acks).call(command, acks, asking=bool(asked)), is_repeat
             except NotConfirmed as error:
                 raise Refused("unknown_outcome", f"it took effect on the primary, but {error}") from None
             except MovedError as error:
                 trouble: Exception = error
                 redirections += 1
-                self.move_slot(address, error)
+                try:
+                    self.move_slot(address, error)
+                except EngineAway as away:
+                    raise _refused(away.detail, is_unknown=is_unknown) from None
             except AskError as error:
                 trouble = error
                 redirections += 1
@@ -148,17 +152,17 @@ class Servers(Nodes):
                 trouble = error
                 if MISSING in str(error) and not has_loaded:
                     has_loaded = True
-                    await self._load_library(address)
+                    await self._load_library(address, is_unknown=is_unknown)
                     continue
-                await self._answer_error(address, error, changes=changes)
+                await self._answer_error(address, error, changes=changes, is_unknown=is_unknown)
             except NotSent as error:
                 trouble = error
-                self._end_if_unfit(address, error, is_unknown=is_repeat and changes)
+                self._end_if_unfit(address, error, is_unknown=is_unknown)
                 self.health.suspect()
                 await self.refresh(address)
             except (RedisError, OSError) as error:
                 trouble = error
-                self._end_if_unfit(address, error, is_unknown=is_repeat and changes)
+                self._end_if_unfit(address, error, is_unknown=is_unknown)
                 self.health.suspect()
                 if not repeatable:
                     raise Refused("unknown_outcome", f"the engine did not answer ({error})") from None
@@ -185,12 +189,12 @@ class Servers(Nodes):
             self.health.suspect()
             raise _refused(str(found), is_unknown=is_unknown) from None
 
-    async def _load_library(self, address: str) -> None:
+    async def _load_library(self, address: str, *, is_unknown: bool) -> None:
         try:
             await self.health.load_library(address)
-        except UnfitServer as error:
+        except (EngineAway, UnfitServer) as error:
             self.health.suspect()
-            raise EngineAway(str(error)) from None
+            raise _refused(_reason(error), is_unknown=is_unknown) from None
 
     async def _leave(self, address: str) -> None:
         """The server has become a replica: another one may have its slots, or its name."""
@@ -200,8 +204,11 @@ class Servers(Nodes):
         else:
             await self.refresh(address)
 
-    async def _answer_error(self, address: str, error: ResponseError, *, changes: bool) -> None:
+    async def _answer_error(self, address: str, error: ResponseError, *, changes: bool, is_unknown: bool) -> None:
         """Return if the call may be repeated.
+
+        Args:
+            is_unknown: an attempt before this one may have taken effect.
 
         Raises:
             Exception: what the error means for the caller.
@@ -210,15 +217,21 @@ class Servers(Nodes):
         if text.startswith(errors.PREFIX):
             raise errors.refusal(text) from None
         if isinstance(error, OutOfMemoryError):
-            raise Refused("over_limit", "the engine's memory is full (`maxmemory`)", limit="maxmemory") from None
+            full = "the engine's memory is full (`maxmemory`)"
+            if is_unknown:
+                raise _refused(full, is_unknown=True) from None
+            raise Refused("over_limit", full, limit="maxmemory") from None
         self.health.suspect()
         if text.startswith(_PASSING):
             await self.refresh(address)
         elif _IN_STEP in text and changes:
             raise _refused(f"{address} has ended the step: {text}", is_unknown=True) from None
         else:
-            found = fault(address, error)
-            raise EngineAway(str(found) if isinstance(found, UnfitServer) else found.detail) from None
+            raise _refused(_reason(fault(address, error)), is_unknown=is_unknown) from None
+
+
+def _reason(error: EngineAway | UnfitServer) -> str:
+    return error.detail if isinstance(error, EngineAway) else str(error)
 
 
 def _refused(reason: str, *, is_unknown: bool) -> Refused:

