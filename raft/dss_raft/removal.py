@@ -3,7 +3,9 @@
 The members do not dial a removed node, and do not send it the entry that removed it. So a node that has had no leader for a while
 dials the other members that it knows: those of its last configuration or, before it got one, those of `PEERS`. Each of them that has
 proved to know the secret, follows a leader, and has a committed configuration that does not contain this node, says so in the
-handshake. One is enough if no other one accepts this node: the others may be down, or removed, too.
+handshake. One is enough if no other one accepts this node: the others may be down, or removed, too. Nodes that were removed together
+may accept each other, because neither knows of the other's removal, so a majority of the configuration is always enough: to add this
+node again, the cluster would have needed one of them.
 
 A node that waits to be added is no member either. But no leader has ever written to it, so it is still in term 0.
 """
@@ -46,7 +48,7 @@ class RemovalWatch:
             now_s: time of a monotonic clock.
 
         Raises:
-            NodeRemoved: one of the others has said so, and none has accepted this node, in `ROUNDS` rounds in a row.
+            NodeRemoved: in `ROUNDS` rounds in a row, a majority has said so, or one of the others has and none has accepted this node.
         """
         core = self._core
         was_never_added = not core.configuration.members and not core.term
@@ -57,10 +59,13 @@ class RemovalWatch:
         if now_s < self._ask_at_s:
             return
         self._ask_at_s = now_s + ASK_EVERY_S
-        others = list(self._links.peers)
+        members = [member.id for member in core.configuration.members]
+        # `peers` also has members that are just being removed, and accept this node as long as they do not know what has happened.
+        others = [member for member in members or self._links.peers if member != core.node_id]
         disowning = [other for other in others if other in self._links.disowned_by]
         is_accepted = any(self._links.is_up(other) for other in others)
-        self._rounds = self._rounds + 1 if disowning and not is_accepted else 0
+        is_majority = len(disowning) * 2 > len(members or others)
+        self._rounds = self._rounds + 1 if is_majority or (disowning and not is_accepted) else 0
         if self._rounds >= ROUNDS:
             raise NodeRemoved(
                 f"{core.node_id} was removed from the cluster, as {', '.join(disowning)} confirmed with the cluster secret. The data in "

@@ -125,6 +125,7 @@ def test_a_removed_node_may_be_added_again_with_its_data(cluster, tmp_path):
     with make_join(cluster, tmp_path):
         answer = urlopen(f"http://127.0.0.1:{JOINING}/cache/get?key=k", timeout=30).read()
         assert json.loads(answer)["value"] == "new"
+        until_voters(cluster.nodes[0], 4)
         assert member(cluster, "transfer", "node-9").stdout.strip() == "node-9 leads"
         assert member(cluster, "remove", "node-9").returncode == 0
 
