@@ -17,6 +17,8 @@ from dss_queue.redis_engine.servers import Servers
 
 #: The letters of a delivery that a step did not find.
 NOT_FOUND = frozenset("ns")
+#: The letter of a delivery for which a step had no time: it names too many consumes.
+LEFT = "l"
 NOT_IN_FLIGHT = "the delivery is over: the message is not in flight"
 
 
@@ -52,7 +54,7 @@ class Endings:
 
         async def step(partition: int, numbers: str, serials: str | list[str]) -> str:
             try:
-                return await self._letters("ack", topic, partition, group, settings, numbers, serials, acks=acks)
+                return await self._ack(topic, partition, group, settings, numbers, serials, acks)
             except NoGroup:
                 return "n" * (len(numbers) // NUMBER_LENGTH)
 
@@ -68,6 +70,22 @@ class Endings:
         for named, found in zip(places.values(), steps, strict=True):
             letters.update(zip(named.msg_ids, found, strict=True))
         return [_ack_result(msg_id, letters.get(msg_id, "n")) for msg_id in given]
+
+    async def _ack(
+        self, topic: str, partition: int, group: str, settings: TopicSettings, numbers: str, serials: str | list[str], acks: Acks
+    ) -> str:
+        """The letters of `ack`, in as many steps as it takes."""
+        letters = await self._letters("ack", topic, partition, group, settings, numbers, serials, acks=acks)
+        while LEFT in letters:
+            places = [place for place, letter in enumerate(letters) if letter == LEFT]
+            rest = "".join(numbers[NUMBER_LENGTH * place : NUMBER_LENGTH * (place + 1)] for place in places)
+            of_rest = serials if isinstance(serials, str) else [serials[place] for place in places]
+            found = await self._letters("ack", topic, partition, group, settings, rest, of_rest, acks=acks)
+            if found.count(LEFT) == len(places):
+                raise unreadable("it has done nothing", changes=True)
+            after = iter(found)
+            letters = "".join(next(after) if letter == LEFT else letter for letter in letters)
+        return letters
 
     async def nack(
         self,

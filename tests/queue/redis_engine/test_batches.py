@@ -97,6 +97,22 @@ async def test_a_batch_is_acked_without_receipts_in_one_step(one, stored, comman
     assert stored() == {"group"}
 
 
+@pytest.mark.parametrize("with_receipts", [True, False])
+async def test_an_ack_of_parts_of_many_batches_is_several_short_steps(one, stored, commands_of, with_receipts):
+    batches = 250
+    await one.publish(*range(2 * batches))
+    got = [await one.consume(2) for _ in range(batches)]
+    count = commands_of(one)
+    for place, steps in ((0, 3), (1, 1)):
+        some = [batch[place] for batch in got]
+        receipts = [message.receipt for message in some] if with_receipts else None
+        answers = await one.engine.ack(one.topic, "g", [message.msg_id for message in some], receipts, one.settings)
+        assert [answer.acked for answer in answers] == [True] * batches
+        assert count.pop("ack") == steps
+    assert (await one.stats())[0].messages == 0
+    assert stored() == {"group"}
+
+
 async def test_receipts_of_another_delivery_do_not_mean_a_batch(one):
     await one.publish(*range(4))
     first, second = await one.consume(2), await one.consume(2)

@@ -19,7 +19,7 @@
 -- Each call reads and changes a bounded number of messages; `more` in an answer says that it stopped early.
 
 -- Of this library. A release that changes it without changing what calls mean raises the number.
-local REVISION = 11
+local REVISION = 12
 local FORMAT = '1'
 local CALL_VERSION = 1
 -- Bytes of messages in one answer of a peek, about.
@@ -28,6 +28,8 @@ local PEEK_BYTES_MAX = 2097152
 local SCAN_MAX = 1000
 -- Deliveries and waits that one call ends because their time is over.
 local EXPIRE_MAX = 200
+-- Batches of which one call gives each message a record.
+local OPEN_MAX = 100
 -- Messages that one call deletes or buries because of their age.
 local UPKEEP_MAX = 100
 local HISTORY_MAX = 20

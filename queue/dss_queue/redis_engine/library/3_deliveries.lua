@@ -83,19 +83,21 @@ local function open_batch(state, serial, batch)
   state.batched = state.batched - #numbers
 end
 
--- The records of messages in flight; false: it is not in flight. The step may change them, so batches that have some of them are opened.
+-- The records of messages in flight; false: it is not in flight. The step may change them, so batches that have some of them are opened, up
+-- to `OPEN_MAX`. Also the places of the messages of others, as names.
 local function records_of(state, numbers)
-  local stored = redis.call('HMGET', state.in_flight, unpack(numbers))
-  local was_opened = false
+  local stored, left, opened = redis.call('HMGET', state.in_flight, unpack(numbers)), {}, 0
   for place, number in ipairs(numbers) do
     local batch, serial
     if not stored[place] then batch, serial = batch_of(state, number) end
-    if batch then
+    if batch and opened < OPEN_MAX then
       open_batch(state, serial, batch)
-      was_opened = true
+      opened = opened + 1
+    elseif batch then
+      left[place] = true
     end
   end
-  return was_opened and redis.call('HMGET', state.in_flight, unpack(numbers)) or stored
+  return opened > 0 and redis.call('HMGET', state.in_flight, unpack(numbers)) or stored, left
 end
 
 -- The same for a step that changes nothing.

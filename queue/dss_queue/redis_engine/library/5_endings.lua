@@ -39,7 +39,7 @@ local function named(args)
   return numbers, serials
 end
 
--- args: settings, numbers, serials. Answer: a letter for each: a acked, n not held, s stale receipt.
+-- args: settings, numbers, serials. Answer: a letter for each: a acked, n not held, s stale receipt, l left for another call.
 local function ack(keys, argv)
   local args = cmsgpack.unpack(argv[1])
   local state = open_group(keys, args)
@@ -60,12 +60,14 @@ local function ack(keys, argv)
   end
   local numbers, serials = named(args)
   local answers, gone, pasts, left_runs, acked = {}, {}, {}, {}, 0
-  local stored = records_of(state, numbers)
+  local stored, left = records_of(state, numbers)
   for place, number in ipairs(numbers) do
     local size = stored[place] and plain_size(stored[place], serials[place])
     local delivery, past, is_stale
-    if not size then delivery, past, is_stale = held(state, number, serials[place] or '', stored[place]) end
-    if size then
+    if not (size or left[place]) then delivery, past, is_stale = held(state, number, serials[place] or '', stored[place]) end
+    if left[place] then
+      answers[place] = 'l'
+    elseif size then
       local serial = serials[place]
       gone[#gone + 1] = number
       state.ended[serial] = (state.ended[serial] or 0) + 1
