@@ -195,6 +195,11 @@ async def show(cluster: Cluster, terminal: Terminal, topic: str) -> None:
         f"{_count(answer['messages'], 'message')}, {size(answer['bytes'])}; {answer['publish_per_second']:g} published a second"
     )
     terminal.write(_lines_of(answer["settings"]))
+    if "moving_from" in answer:
+        terminal.write(f"moves from {answer['moving_from']} to {answer['settings']['engine']}")
+    engine = answer.get("engine")
+    if engine and engine["state"] != "ready":
+        terminal.write(f"all numbers are those of the log: the engine redis is {engine['state']} ({engine['detail']})")
 
 
 async def peek(cluster: Cluster, terminal: Terminal, topic: str, group: str | None, dead: bool, limit: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import cast
 
 import pytest
 from rich.console import Console
 
+from dss_cli import queues
+from dss_cli.cluster import Cluster
 from dss_cli.terminal import Terminal, duration, plain_table, short, size
 
 HEAD = ("NODE", "STATE", "ADDRESS", "")
@@ -58,3 +61,27 @@ def test_durations_and_sizes_for_people() -> None:
     sizes = [0, 812, 3500, 5 * 2**20, 2**30, 2**41]
     assert [size(count) for count in sizes] == ["0 B", "812 B", "3.42 KiB", "5 MiB", "1 GiB", "2 TiB"]
     assert short("x" * 60) == "x" * 49 + "…"
+
+
+async def test_a_topic_that_moves_and_whose_engine_is_away() -> None:
+    answer = {
+        "exists": True,
+        "messages": 1,
+        "bytes": 1,
+        "publish_per_second": 0.0,
+        "groups": [],
+        "settings": {"engine": "raft"},
+        "moving_from": "redis",
+        "engine": {"state": "away", "detail": "a:1 does not answer"},
+    }
+
+    class Answering:
+        async def call(self, operation: str, **fields: str) -> dict[str, object]:
+            return answer
+
+    lines: list[str] = []
+    await queues.show(cast(Cluster, Answering()), Terminal(lines.append, print), "t")
+    assert lines[-2:] == [
+        "moves from redis to raft",
+        "all numbers are those of the log: the engine redis is away (a:1 does not answer)",
+    ]

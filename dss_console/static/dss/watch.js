@@ -87,7 +87,7 @@ export class Watch {
    * null: it gets none. Throws without contact. */
   async #protocols() {
     if (!document.querySelector("[data-ticket]")) return [];
-    // A browser has few connections to a node: requests that a silent network keeps would hold up those that come after it.
+    // A browser has few connections to a node: requests that a silent network keeps would hold up those that come after them.
     const signal = AbortSignal.timeout(FIRST_EVENT_MS);
     const answer = await fetch("/ui/ticket", { cache: "no-store", redirect: "manual", signal });
     return answer.ok ? ["dss", `dss.ticket.${(await answer.json()).ticket}`] : null;
