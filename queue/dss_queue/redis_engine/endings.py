@@ -17,7 +17,7 @@ from dss_queue.redis_engine.servers import Servers
 
 #: The letters of a delivery that a step did not find.
 NOT_FOUND = frozenset("ns")
-#: The letter of a delivery for which a step had no time: it names too many consumes.
+#: The letter of a delivery that a step has left for another one: the call names messages of too many consumes.
 LEFT = "l"
 NOT_IN_FLIGHT = "the delivery is over: the message is not in flight"
 
