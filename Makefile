@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 NODES ?= 3
-WORKERS ?= 4
+WORKERS ?= 6
 BIN := .venv/bin
 READY := .venv/.ready
 PACKAGES := dss_api dss_admin dss_raft dss_locks dss_queue dss_cache dss_console dss_project dss_dev dss_client dss_cli dss_django dss_kombu dss_celery dss_tooz
@@ -41,7 +41,7 @@ shop: $(READY) ## start the Django shop of examples/shop, with a node of its own
 celery: $(READY) ## run tasks of Celery on the cluster (examples/celery), with three nodes of its own if no cluster runs
 	@exec $(BIN)/python examples/celery/run.py $(ARGS)
 
-test: $(READY) ## run all tests, in four workers (WORKERS=0: in one process)
+test: $(READY) ## run all tests, in six workers (WORKERS=0: in one process)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
 
 lint: $(READY) ## check style, types and the import contracts

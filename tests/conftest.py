@@ -38,8 +38,8 @@ ON_FIXED_PORTS = (
     "test_runbooks",
     "test_startup",
 )
-#: folders whose tests mostly wait: for nodes, browsers and other processes
-WITH_NODES = ("cluster", "client", "examples", "fuzz")
+#: where tests mostly wait: for nodes, servers, browsers and other processes; those that take longest first
+WITH_NODES = ("tests/cluster/", "tests/client/", "tests/examples/", "tests/fuzz/", "tests/raft/", "tests/queue/redis_engine/")
 
 #: A busy machine may stand still for a moment in any example: how long one takes says nothing.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -77,7 +77,12 @@ def _scope(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
     if Path(path).stem in ON_FIXED_PORTS:
         return "fixed ports"
-    return nodeid if "/simulation/" in path else path
+    return nodeid if _is_computed(path) else path
+
+
+def _is_computed(path: str) -> bool:
+    """Whether these tests only compute, and share nothing."""
+    return "/simulation/" in path or path.endswith("cache/test_model.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,15 +90,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scopes: dict[str, list[pytest.Item]] = {"fixed ports": []}
     for item in items:
         scopes.setdefault(_scope(item.nodeid), []).append(item)
-    folders = {scope: Path(scope).parts[1] for scope in scopes if scope != "fixed ports"}
-    waiting = sorted(
-        (scope for scope in folders if folders[scope] in WITH_NODES), key=lambda scope: WITH_NODES.index(folders[scope])
-    )
-    computing = sorted(
-        (scope for scope in folders if folders[scope] not in WITH_NODES), key=lambda scope: "/simulation/" not in scope
-    )
-    ordered = [scope for pair in zip_longest(["fixed ports", *waiting], computing) for scope in pair if scope]
+    ranks = {scope: _rank(scope) for scope in scopes}
+    waiting = sorted((scope for scope in scopes if ranks[scope] < len(WITH_NODES)), key=ranks.__getitem__)
+    computing = sorted((scope for scope in scopes if ranks[scope] >= len(WITH_NODES)), key=ranks.__getitem__)
+    ordered = [scope for pair in zip_longest(waiting, computing) for scope in pair if scope]
     items[:] = [item for scope in ordered for item in scopes[scope]]
+
+
+def _rank(scope: str) -> int:
+    """The place of a scope among all: those that wait, as in `WITH_NODES`, those that only compute, the rest."""
+    if scope == "fixed ports":
+        return -1
+    if _is_computed(scope.partition("::")[0]):
+        return len(WITH_NODES)
+    return next((rank for rank, folder in enumerate(WITH_NODES) if scope.startswith(folder)), len(WITH_NODES) + 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dss_dev.patience import PATIENCE_S
 from dss_dev.local_cluster import free_ports
 from dss_dev.sum_machine import Sum
 from dss_raft.node import Node
@@ -80,7 +81,7 @@ class Cluster:
 
     async def until(self, condition) -> None:
         """Wait until the condition is true."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition():  # noqa: ASYNC110  (what is awaited shows in the state of several nodes, not in one event)
                 await asyncio.sleep(0.005)
 

@@ -11,6 +11,7 @@ import pytest
 import uvloop
 from prometheus_client import REGISTRY
 
+from dss_dev.patience import PATIENCE_S
 from dss_raft import metrics
 from dss_raft.net.certificates import Credentials, SecretCredentials
 from dss_raft.net.handshake import Handshake
@@ -85,11 +86,11 @@ class Node:
         return "127.0.0.1", self.links.port
 
     async def next_event(self) -> tuple[str, str]:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.events.get()
 
     async def next_frame(self) -> tuple[str, AnyFrame]:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.frames.get()
 
 
@@ -135,7 +136,7 @@ class Refusals:
 
     async def next(self, *reasons: str) -> None:
         awaited = set(reasons)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while awaited:
                 awaited.discard(await self._counted.get())
 

@@ -13,12 +13,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dss_dev import patience
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 #: the mutant to plant in a process that has this module as a plugin
 VARIABLE = "DSS_COMPONENT_MUTANT"
 TESTS_FAILED = 1
 PATIENCE_S = 120
+#: For how long the tests wait for what a bug prevents.
+PLANTED_PATIENCE_S = 10
 
 
 @dataclass(frozen=True)
@@ -352,7 +356,13 @@ def survived(mutant: ComponentMutant) -> list[str]:
             [sys.executable, "-m", "pytest", *options, test],
             cwd=ROOT,
             # The plugins that these tests do not need take three quarters of the time.
-            env=os.environ | {VARIABLE: mutant.name, "PYTHONPATH": str(HERE), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            env=os.environ
+            | {
+                VARIABLE: mutant.name,
+                patience.VARIABLE: str(PLANTED_PATIENCE_S),
+                "PYTHONPATH": str(HERE),
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            },
             capture_output=True,
             timeout=PATIENCE_S,
             check=False,
