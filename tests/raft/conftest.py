@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dss_dev.patience import PATIENCE_S
 from dss_dev.local_cluster import free_ports
+from dss_dev.patience import PATIENCE_S
 from dss_dev.sum_machine import Sum
 from dss_raft.node import Node
 from dss_raft.replication.clocks import wall_clock_ms
