@@ -198,6 +198,9 @@ class Core:
                 code = answer.get("code")
                 if code in NO_EFFECT:
                     trouble = str(answer.get("detail"))
+                    if code == "engine_away" and operation == "queue.publish" and request is not None and not may_have_effect:
+                        # The number decides which server gets the messages. Another one may be there.
+                        request.renumber()
                 elif code == "unknown_outcome" or (code == "cancelled" and not (handle and handle.is_cancelled)):
                     may_have_effect = True
                     trouble = str(answer.get("detail"))

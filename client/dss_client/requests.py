@@ -56,6 +56,11 @@ class Request:
     def id(self) -> str:
         return f"{self.session.id}:{self._number}:{self.session.answered}"
 
+    def renumber(self) -> None:
+        """Go on as another call: what has the present number had no effect, and is not under way."""
+        self.end()
+        self._number = self.session.begin()._number
+
     def end(self) -> None:
         """The call has ended for its caller. From now on, the cluster may refuse it."""
         self.session.end(self._number)

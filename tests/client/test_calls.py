@@ -29,6 +29,7 @@ INCREMENTED = {"ok": True, "value": 1, "version": 1, "state": "M"}
 EXPIRED = {"ok": False, "status": 409, "code": "request_expired", "detail": "the session is not known"}
 UNSUPPORTED = {"ok": False, "status": 409, "code": "not_supported_yet", "detail": "version 3 is needed"}
 NO_LEADER = {"ok": False, "status": 503, "code": "no_leader", "detail": "no leader is known"}
+ENGINE_AWAY = {"ok": False, "status": 503, "code": "engine_away", "detail": "a server does not answer"}
 UNKNOWN = {"ok": False, "status": 503, "code": "unknown_outcome", "detail": "no answer came in time"}
 
 Make = Callable[..., AsyncClient]
@@ -296,6 +297,23 @@ async def test_a_lost_answer_is_asked_for_again(node: Any, client: AsyncClient, 
     assert await client.cache.incr("key") == 1
     first, second = node.requests("cache.incr")
     assert first["request_id"] == second["request_id"] == "s:1:0"
+
+
+@pytest.mark.parametrize(
+    ("answers", "ids"),
+    [
+        ([ENGINE_AWAY, ENGINE_AWAY], ["s:1:0", "s:2:1", "s:3:2"]),
+        ([NO_LEADER, ENGINE_AWAY], ["s:1:0", "s:1:0", "s:2:1"]),
+        ([UNKNOWN, ENGINE_AWAY], ["s:1:0", "s:1:0", "s:1:0"]),
+    ],
+)
+async def test_a_publish_gets_another_number_when_the_engine_is_away(
+    node: Any, client: AsyncClient, answers: list[Any], ids: list[str]
+) -> None:
+    """The number decides which of several servers gets the messages. One with which it may have taken effect stays."""
+    node.answers["queue.publish"] = [*answers, {"ok": True, "msg_id": "r1-1", "partition": 1, "duplicate": False}]
+    await client.topic("t").publish(1)
+    assert [request["request_id"] for request in node.requests("queue.publish")] == ids
 
 
 @pytest.mark.parametrize("lost", [UNKNOWN, ConnectionError()], ids=["unknown_outcome", "connection"])
