@@ -68,7 +68,7 @@ class EngineService:
         self.state: State = "connecting" if url else "none"
         self.detail = "the node has just started" if url else NONE
         self.since_ms = wall_clock_ms()
-        #: some of its partitions can be used
+        #: see `is_usable`
         self._is_usable = False
         self._node = node
         self._url = url
@@ -130,9 +130,14 @@ class EngineService:
         self.require_ready()
         return self._views
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether some of its partitions can be used, although the engine may not be `ready`."""
+        return self._is_usable
+
     def require_ready(self) -> None:
         """Raises:
-        EngineAway: it is not ready; with the reason.
+        EngineAway: none of its partitions can be used; with the reason.
         """
         if not self._is_usable:
             raise EngineAway(self.detail)

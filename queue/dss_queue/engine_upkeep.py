@@ -67,7 +67,7 @@ class EngineUpkeep:
         if not self._node.is_leader:
             self._plans.clear()
             self._deleted_s.clear()
-        elif self._service.state == "ready":
+        elif self._service.is_usable:
             self._round = self._service.tasks.spawn("engine", self._run_round(now_s))
 
     async def _run_round(self, now_s: float) -> None:
@@ -75,6 +75,9 @@ class EngineUpkeep:
         abandoned = self._broker.registry.abandoned
         self._deleted_s = {one: at_s for one, at_s in self._deleted_s.items() if one in abandoned}
         due = [one for one in abandoned.items() if self._deleted_s.get(one[0], now_s - AGAIN_S) <= now_s - AGAIN_S]
+        if self._service.state != "ready":
+            # Keys are deleted on all servers, or again later.
+            due = []
         turns = asyncio.Semaphore(AT_ONCE_MAX)
         deleted: list[int] = []
 
@@ -83,7 +86,7 @@ class EngineUpkeep:
                 try:
                     await work
                 except Refused:
-                    # The engine is away: the next round tries again.
+                    # A server is away: a later round tries again.
                     return
                 except Exception as error:
                     # Others do not wait for this one.
@@ -116,7 +119,13 @@ class EngineUpkeep:
             await administration.close(name)
             if not use.is_closed:
                 self._node.propose_as_leader(EngineClosed(topic=topic.name, incarnation=use.incarnation))
-        swept = await administration.sweep(name, self._service.settings_of(topic), list(topic.groups))
+        try:
+            swept = await administration.sweep(name, self._service.settings_of(topic), list(topic.groups))
+        except Refused:
+            # A server is away. The partitions on the others were swept, and are again.
+            if not use.is_leaving:
+                self._plan(use.incarnation, round(PAUSE_S_MAX * 1000), did_something=False)
+            raise
         if swept.has_other_groups:
             await self._align_groups(topic, name)
         if not use.is_leaving:

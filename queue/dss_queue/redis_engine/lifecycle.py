@@ -49,8 +49,18 @@ class Lifecycle:
         self._opening: dict[str, asyncio.Task[None]] = {}
 
     async def of_all(self, step: Callable[[int], Awaitable[T]]) -> list[T]:
-        """The answers of a step for each partition."""
-        return list(await asyncio.gather(*map(step, range(self._partitions))))
+        """The answers of a step for each partition.
+
+        Raises:
+            Exception: what one of them has raised, after all have ended.
+        """
+        answers = await asyncio.gather(*map(step, range(self._partitions)), return_exceptions=True)
+        found: list[T] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            found.append(answer)
+        return found
 
     async def is_deleted(self, topic: str, group: str) -> bool:
         """Whether the log says that a topic has no such group, or that it has left the engine."""

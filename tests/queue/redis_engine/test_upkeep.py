@@ -14,7 +14,7 @@ from dss_queue.core.commands import NewMessage, Publish, SetTopic
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
 from dss_queue.engine_service import EngineService
 from dss_queue.engine_upkeep import EngineUpkeep
-from dss_queue.redis_engine.errors import Closed
+from dss_queue.redis_engine.errors import Closed, EngineAway
 
 _numbers = count()
 
@@ -260,6 +260,29 @@ async def test_it_waits_while_the_engine_is_away(world):
     await world.node.submit(DeleteTopic(topic="t"))
     await until(lambda: not world.registry.abandoned)
     assert world.keys_left() == []
+
+
+async def test_partitions_on_other_servers_are_swept_while_one_is_away(world, monkeypatch):
+    for number in range(32):
+        await world.publish(number)
+    world.service._become("away", "a test", is_usable=True)
+    world.service._become = lambda *_, **__: None
+    administration = world.service.administration()
+    sweep, refusals = administration._sweep_chunk, []
+
+    async def sweep_chunk(topic, partition, *arguments):
+        if partition == 0:
+            refusals.append(partition)
+            raise EngineAway("a test")
+        return await sweep(topic, partition, *arguments)
+
+    monkeypatch.setattr(administration, "_sweep_chunk", sweep_chunk)
+    await world.consume(visibility_ms=500)
+    async with asyncio.timeout(60):
+        # Some may be in the partition that is away.
+        while (await world.group_stats()).in_flight > 16:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert refusals
 
 
 @pytest.mark.parametrize("groups", [0, 2])
