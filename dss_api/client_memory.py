@@ -67,6 +67,13 @@ class Account:
         memory = self._memory
         return not memory.ending or count <= SHORT_ANSWER_BYTES or memory.bytes + memory.ending + count <= memory.bytes_max
 
+    def admits(self, count: int) -> bool:
+        """As `has_room_now`. False: the connection ends."""
+        if not self.has_room_now(count):
+            self.end()
+            return False
+        return True
+
     def end(self) -> None:
         """End the connection. What is counted so far is free when `close` is called for it."""
         memory, ending = self._memory, self.bytes

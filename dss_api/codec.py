@@ -164,19 +164,15 @@ def _attach(request: Any, parts: Parts) -> None:
 # Cached: several operations share a Struct, and nodes of tests are forked from a process that has asked for all of them.
 @cache
 def _list_fields(request: type[msgspec.Struct]) -> frozenset[str]:
-    return frozenset(field.encode_name for field in _struct_info(request).fields if _is_list(field.type))
+    info = msgspec.inspect.type_info(request)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return frozenset(field.encode_name for field in info.fields if _is_list(field.type))
 
 
 @cache
 def _is_flat(answer: type[msgspec.Struct]) -> bool:
     """Whether it has no Structs inside."""
     return len(msgspec.json.schema_components([answer])[1]) == 1
-
-
-def _struct_info(struct: type[msgspec.Struct]) -> msgspec.inspect.StructType:
-    info = msgspec.inspect.type_info(struct)
-    assert isinstance(info, msgspec.inspect.StructType)
-    return info
 
 
 def _is_list(info: Any) -> bool:

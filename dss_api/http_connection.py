@@ -408,8 +408,7 @@ class HttpConnection(asyncio.Protocol):
         """Send an answer. False: there is no memory for it, and the connection ends."""
         keeps = request.keep_alive and not self._is_half_closed and not self._listener.is_stopping
         data = self._encoded(request, answer, keeps)
-        if not self.account.has_room_now(len(data)):
-            self.account.end()
+        if not self.account.admits(len(data)):
             return False
         self._transport.write(data)
         self.account.take(-request.held_bytes)

@@ -88,12 +88,8 @@ class WebSocketWriter:
 
     def write_now(self, data: bytes, as_text: bool) -> bool:
         """Send a message if nothing waits for the client, and the server takes it now."""
-        if (
-            self.unread_bytes
-            or not self.is_open
-            or not self._account.has_room_now(len(data))
-            or not self._send_now(data, as_text)
-        ):
+        is_ready = self.is_open and not self.unread_bytes and self._account.has_room_now(len(data))
+        if not is_ready or not self._send_now(data, as_text):
             return False
         self._sent += 1
         return True
@@ -101,10 +97,8 @@ class WebSocketWriter:
     async def write_kept(self, data: bytes, as_text: bool) -> bool:
         """Send a message that `keep` has counted already."""
         try:
-            if as_text:
-                await self._send({"type": "websocket.send", "text": data.decode()})
-            else:
-                await self._send({"type": "websocket.send", "bytes": data})
+            content = {"text": data.decode()} if as_text else {"bytes": data}
+            await self._send({"type": "websocket.send", **content})
         except OSError:
             return False
         self._sent += 1
@@ -133,10 +127,7 @@ class WebSocketWriter:
 
     def keep(self, length: int) -> bool:
         """Count a message of this length as unread. False: a limit is exceeded, and the connection ends."""
-        if not self.is_open:
-            return False
-        if not self._account.has_room_now(length):
-            self._account.end()
+        if not self.is_open or not self._account.admits(length):
             return False
         if self.unread_bytes + length + OVERHEAD_BYTES > self._unread_bytes_max and not self.has_room(length):
             self._end(f"more than {self._unread_bytes_max} bytes wait for the client")
