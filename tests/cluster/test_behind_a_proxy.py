@@ -71,7 +71,8 @@ class Front:
 
     def websocket(self, origin: str) -> ClientConnection:
         transport = socket.create_connection((HOST, self.port), timeout=60, source_address=(CLIENT, 0))
-        return connect(f"wss://{self.host}/ws", sock=transport, ssl=self.trust, origin=Origin(origin))
+        url = f"wss://{self.host}/ws"
+        return connect(url, sock=transport, ssl=self.trust, origin=Origin(origin), open_timeout=60)
 
 
 def nginx_conf(directory: Path, fronts: dict[str, tuple[int, int]]) -> str:
