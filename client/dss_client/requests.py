@@ -57,7 +57,7 @@ class Request:
         return f"{self.session.id}:{self._number}:{self.session.answered}"
 
     def renumber(self) -> None:
-        """Go on as another call: what has the present number had no effect, and is not under way."""
+        """Use the next number: no attempt with the present one has taken effect, and none is in progress."""
         self.end()
         self._number = self.session.begin()._number
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.cluster
 
 EDGES = [2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**40, -(2**63 - 1), -(2**63), -(2**63) - 1, -(10**40)]
 LARGEST = 2**63 - 1
-#: while leadership changes again and again: so many, and for so long
+#: minimum number of writes while leadership changes repeatedly, and minimum time
 WRITES, SECONDS_MIN = 40, 8.0
 PATIENCE_S = 120.0
 

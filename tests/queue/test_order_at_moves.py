@@ -35,7 +35,7 @@ NODES = 3
 PARTITIONS = 2
 KEYS = ("a", "b")
 STEPS = 250
-#: Calls that are under way at the same time.
+#: Maximum number of calls in progress.
 CALLS_MAX = 6
 LONG_MS = 10**8
 #: Turns of the event loop that a call needs from one step to the next, at most.

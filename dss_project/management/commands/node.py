@@ -101,7 +101,7 @@ def _has_all_tables(loader: MigrationLoader) -> bool:
     from django.contrib.auth.models import Permission
     from django.contrib.contenttypes.models import ContentType
 
-    # Apps with migrations got theirs with the last migration; those without have none to tell.
+    # Apps with migrations got their permissions with the last one. For the others, no migration shows whether they have them.
     models = [model._meta for model in apps.get_models() if model._meta.app_label not in loader.migrated_apps]
     types = {(model.app_label, model.model_name) for model in models}
     permissions = {

@@ -40,7 +40,7 @@ PARTITION_MESSAGES_MAX = 50_000_000
 POLLS_MAX = 1024
 
 
-#: How long a consume waits for the confirmation that it will hear of new messages: a server may hang.
+#: How long a consume waits until its subscription to new messages is confirmed. A server may hang.
 LISTEN_S = 2.0
 
 
