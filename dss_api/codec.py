@@ -162,17 +162,14 @@ def _attach(request: Any, parts: Parts) -> None:
 
 
 # Cached: several operations share a Struct, and nodes of tests are forked from a process that has asked for all of them.
+_schema_of = cache(lambda answer: msgspec.json.schema_components([answer])[1])
+
+
 @cache
 def _list_fields(request: type[msgspec.Struct]) -> frozenset[str]:
     info = msgspec.inspect.type_info(request)
     assert isinstance(info, msgspec.inspect.StructType)
     return frozenset(field.encode_name for field in info.fields if _is_list(field.type))
-
-
-@cache
-def _is_flat(answer: type[msgspec.Struct]) -> bool:
-    """Whether it has no Structs inside."""
-    return len(msgspec.json.schema_components([answer])[1]) == 1
 
 
 def _is_list(info: Any) -> bool:
@@ -240,7 +237,7 @@ class AnswerEncoder:
         self.name = name
         self.answer = answer
         #: Without Structs inside, the constructor checks all names. It is faster than `convert`, which checks types as well.
-        self._is_flat = _is_flat(answer)
+        self._is_flat = len(_schema_of(answer)) == 1
 
     def encode(self, result: Result | Answer, attaches: bool = False) -> EncodedAnswer:
         """The answer to a call that was carried out, or refused by a state machine.

@@ -58,6 +58,7 @@ PING = "ping"
 GOING_AWAY, BAD_FRAME, UNAUTHENTICATED, FORBIDDEN, NOT_FOUND, OVER_LIMIT = 1001, 1007, 4401, 4403, 4404, 4429
 #: the connection was opened with a ticket, whose time is over
 TICKET_ENDED = 4408
+_ONLY_WATCHES = f"a connection that was opened with a ticket may only subscribe to {tickets.SUBSCRIPTION}"
 _NO_QUOTAS = TokenQuotas()
 
 SUBSCRIPTIONS = Gauge("dss_subscriptions", "Subscriptions on this node's WebSocket connections.", ["subscription"])
@@ -103,10 +104,6 @@ _decode_ping = msgspec.json.Decoder(Ping).decode
 _encode = msgspec.json.Encoder().encode
 _cancel_answers = AnswerEncoder(CANCEL, CancelAnswer)
 _ping_answers = AnswerEncoder(PING, PingAnswer)
-
-
-def _only_watches() -> Refused:
-    return Refused("forbidden", f"a connection that was opened with a ticket may only subscribe to {tickets.SUBSCRIPTION}")
 
 
 class _Subscribable:
@@ -277,8 +274,7 @@ class WebSocketConnection:
             self._writer.close()
             self._account.close()
             self._in_progress.sockets.discard(self._go_away)
-            calls = list(self._calls.values())
-            for call in calls:
+            for call in (calls := list(self._calls.values())):
                 cancel_once(call)
             if calls:
                 await asyncio.wait(calls)
@@ -324,7 +320,7 @@ class WebSocketConnection:
             Refused: `unauthenticated`, `forbidden`.
         """
         if self._holder is not None:
-            raise _only_watches()
+            raise Refused("forbidden", _ONLY_WATCHES)
         return self._json.authenticate(route, self._authorization)
 
     async def _begin(self, frame: Frame, as_text: bool, held_bytes: int, parts: Parts | None = None) -> None:
@@ -385,8 +381,7 @@ class WebSocketConnection:
             call = _decode_cancel(request).call
         except msgspec.DecodeError as error:
             raise Refused("invalid", f"`call` must be the id of a call: {error}", field="call") from None
-        task = self._calls.get(call)
-        if task is not None:
+        if (task := self._calls.get(call)) is not None:
             cancel_once(task)
         return _cancel_answers.encode(CancelAnswer(cancelled=task is not None))
 
@@ -395,8 +390,7 @@ class WebSocketConnection:
             ping = _decode_ping(request)
         except msgspec.DecodeError as error:
             raise Refused("invalid", f"`call` must be the id of a subscription, and `ping` a number: {error}") from None
-        feed = self._feeds.get(ping.call)
-        if feed is not None:
+        if (feed := self._feeds.get(ping.call)) is not None:
             feed.last_ping = ping.ping
         return _ping_answers.encode(PingAnswer(pinged=feed is not None))
 
@@ -447,7 +441,7 @@ class WebSocketConnection:
         try:
             request = subscription.decoder.body(bytes(frame.request))
             if self._holder is not None and frame.op != tickets.SUBSCRIPTION:
-                raise _only_watches()
+                raise Refused("forbidden", _ONLY_WATCHES)
             caller = self._holder or self._guard.authenticate(self._authorization)
             if caller is not ANYONE:
                 set_caller(caller)
