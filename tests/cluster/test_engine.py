@@ -124,12 +124,12 @@ def lagging(nodes: Nodes, wait_until) -> Iterator[Nodes]:
     nodes.catch_up()
 
 
-def wait_for_engine(nodes: Nodes, wait_until, topic: str = "probe") -> None:
-    """Until each node reaches the servers."""
+def wait_for_engine(nodes: Nodes, wait_until) -> None:
+    """Until each node has seen that it can use all servers. A change of a topic that is on them already would not need them."""
     for node in nodes.nodes:
         wait_until(
-            lambda node=node: nodes.call(node, "PUT", "/queue/topic", topic=topic, engine="redis")["ok"],
-            lambda node=node: f"{node.id} does not reach the engine",
+            lambda node=node: nodes.call(node, "GET", "/health")["services"].get("queue.engine") == "ready",
+            lambda node=node: f"{node.id} does not reach the engine: {nodes.call(node, 'GET', '/health')['services']}",
         )
 
 
