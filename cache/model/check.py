@@ -96,9 +96,16 @@ MUTANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "RESTART_DOES_NOT_WAIT": ("no_stale_read", (*SMALL_CLIENT, "RESTARTS=1")),
     "RESTARTED_ACKNOWLEDGES": ("no_stale_read", (*SMALL_CLIENT, "RESTARTS=1")),
 }
-#: A breadth-first search finds the shortest way to a mistake. It takes too long for these: they need a random depth-first search.
-DEEP_MISTAKES = {"ANY_VOIDING_ENDS_REVOKING": ("-RS1", "-m30"), "VOIDING_KEEPS_CLIENT": ("-RS1", "-m30")}
+#: A breadth-first search finds the shortest way to a mistake. It takes too long for these: a random depth-first search finds them earlier.
+DEEP_MISTAKES = {
+    "ANY_VOIDING_ENDS_REVOKING": "-RS1",
+    "CLIENT_NOT_CAPPED": "-RS1",
+    "SNAPSHOT_ACKNOWLEDGES_SKIPPED": "-RS3",
+    "VOIDING_KEEPS_CLIENT": "-RS1",
+}
 RANDOM = ("-DP_RAND", "-DT_RAND")
+#: Of a search of some 100,000 states: clearing a larger hash table would take longer than it saves.
+SMALL_TABLE = ("-w20",)
 
 
 class Search(NamedTuple):
@@ -140,14 +147,37 @@ def find_compiler() -> str:
     return compiler
 
 
+def quick_compiler() -> list[str]:
+    """What compiles fastest: the Tiny C Compiler if it is installed. It needs a tenth of GCC's time, and does not optimize.
+
+    Raises:
+        ToolMissing: see `find_compiler`.
+    """
+    compiler, tiny = find_compiler(), shutil.which("tcc")
+    return [compiler, "-O0"] if tiny is None else [tiny]
+
+
 def search(
-    defines: Iterable[str], *, spin: tuple[str, ...] = (), compiler: tuple[str, ...] = ("-O2",), pan: tuple[str, ...] = ("-w26",)
+    defines: Iterable[str],
+    *,
+    compiler: list[str],
+    spin: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    pan: tuple[str, ...] = ("-w26",),
 ) -> Search:
-    """Build the model's verifier with these definitions and run it."""
+    """Build the model's verifier with these definitions and run it.
+
+    Args:
+        defines: of the model.
+        compiler: a command, with its options.
+        spin: further options of Spin.
+        flags: of the verifier, such as `-DBFS`.
+        pan: further options of the verifier when it runs.
+    """
     with tempfile.TemporaryDirectory(prefix="coherence-model-") as directory:
         _run(["spin", *spin, "-a", *(f"-D{define}" for define in defines), str(MODEL)], directory)
-        flags = ["-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_MB_MAX}", *compiler]
-        _run([find_compiler(), "-w", *flags, "-o", "pan", "pan.c"], directory)
+        common = ("-DSAFETY", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_MB_MAX}")
+        _run([*compiler, "-w", *common, *flags, "-o", "pan", "pan.c"], directory)
         # -E: a state without a next step is not an error in this model
         run = subprocess.run(["./pan", "-E", f"-m{DEPTH_MAX}", *pan], cwd=directory, capture_output=True, text=True)
         found = read_report(run.stdout + run.stderr, run.returncode)
@@ -206,12 +236,12 @@ def _of_node(report: str) -> str:
 
 def check_configuration(defines: tuple[str, ...]) -> Search:
     """Search completely."""
-    return search(defines)
+    return search(defines, compiler=[find_compiler(), "-O2"])
 
 
 def check_small(defines: tuple[str, ...]) -> Search:
-    """Search completely. Compiling takes longer than the search, so the compiler does not optimize."""
-    return search(defines, compiler=("-O0",))
+    """Search completely. Compiling takes longer than the search."""
+    return search(defines, compiler=quick_compiler(), pan=SMALL_TABLE)
 
 
 def check_mutant(name: str) -> Search:
@@ -219,13 +249,13 @@ def check_mutant(name: str) -> Search:
     invariant, defines = MUTANTS[name]
     model = (f"BROKEN_{name}", f"ONLY={INVARIANTS.index(invariant) + 1}", *defines)
     if name in DEEP_MISTAKES:
-        return search(model, compiler=("-O1", *RANDOM), pan=DEEP_MISTAKES[name])
-    return search(model, compiler=("-O0", "-DBFS"), pan=())
+        return search(model, compiler=quick_compiler(), flags=RANDOM, pan=(*SMALL_TABLE, "-m30", DEEP_MISTAKES[name]))
+    return search(model, compiler=quick_compiler(), flags=("-DBFS",), pan=SMALL_TABLE)
 
 
 def check_coverage(defines: tuple[str, ...]) -> Search:
     """Search completely and count the statements. Spin counts them only if it neither merges nor folds them."""
-    return search(("STEP=atomic", *defines), spin=("-o3",))
+    return search(("STEP=atomic", *defines), compiler=[find_compiler(), "-O2"], spin=("-o3",))
 
 
 def main() -> int:
