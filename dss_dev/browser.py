@@ -9,9 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dss_dev.network_changes import no_changes
+
 AXE_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 AXE_MISSING = "axe-core not found, accessibility was NOT checked: pip install axe-playwright-python"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: The shell has no windows, and needs the least processor time.
+_PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _PROGRAMS)), None)
+
 
 #: what the browser says of a page that was left while its WebSocket was being opened
 LEFT_EARLY = "WebSocket is closed before the connection is established"
@@ -35,8 +40,8 @@ def headless_chromium() -> Iterator[Any]:
 
     sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright: pip install playwright")
     if CHROMIUM is None:
-        pytest.skip("Chromium not found: install the package `chromium` (apt install chromium)")
-    with sync_api.sync_playwright() as playwright:
+        pytest.skip("Chromium not found: apt install chromium-headless-shell")
+    with no_changes(), sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
             yield browser

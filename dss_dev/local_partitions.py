@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dss_dev.local_cluster import LocalCluster, LocalNode
+from dss_dev.network_changes import changing
 
 PORT = 8101
 
@@ -34,6 +35,9 @@ def why_not() -> str:
 class PartitionedCluster(LocalCluster):
     """A context manager: the namespaces exist inside the block and are removed with their nodes.
 
+    Attributes:
+        bridge: the interface that joins the nodes; the names of their interfaces on this machine begin with it.
+
     Args:
         directory, environment: as for `LocalCluster`.
     """
@@ -41,7 +45,7 @@ class PartitionedCluster(LocalCluster):
     def __init__(self, directory: Path, nodes: int = 3, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(directory, [], environment)
         self._tag = f"{random.randrange(16**4):04x}"
-        self._bridge = f"dss{self._tag}"
+        self.bridge = f"dss{self._tag}"
         # A block reserved for benchmarks (RFC 2544); it is not routed.
         self._net = f"198.18.{random.randrange(256)}"
         self._cuts: list[tuple[LocalNode, LocalNode]] = []
@@ -70,27 +74,45 @@ class PartitionedCluster(LocalCluster):
         ]
 
     def __enter__(self) -> PartitionedCluster:
-        _ip("link", "add", self._bridge, "type", "bridge")
-        _ip("address", "add", f"{self._net}.254/24", "dev", self._bridge)
-        _ip("link", "set", self._bridge, "up")
-        for number, node in enumerate(self.nodes, 1):
-            namespace, outside = self._namespace(node.id), f"{self._bridge}-{number}"
+        with changing():
+            self._add_interfaces()
+        return self
+
+    def _add_interfaces(self) -> None:
+        _ip("link", "add", self.bridge, "type", "bridge")
+        _ip("address", "add", f"{self._net}.254/24", "dev", self.bridge)
+        self._set_up(self.bridge)
+        for node, outside in zip(self.nodes, self._ports, strict=True):
+            namespace = self._namespace(node.id)
             _ip("netns", "add", namespace)
             _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-            _ip("link", "set", outside, "master", self._bridge, "up")
+            self._set_up(outside, "master", self.bridge)
             for arguments in (
                 ("address", "add", f"{node.host}/24", "dev", "eth0"),
                 ("link", "set", "eth0", "up"),
                 ("link", "set", "lo", "up"),
             ):
                 _ip("-n", namespace, *arguments)
-        return self
+
+    @staticmethod
+    def _set_up(link: str, *arguments: str) -> None:
+        """Without an IPv6 address, which the link would get some time later."""
+        _ip("link", "set", link, "addrgenmode", "none")
+        _ip("link", "set", link, *arguments, "up")
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        with changing():
+            # A namespace removes its interfaces some time after it was deleted.
+            for link in (*self._ports, self.bridge):
+                _ip("link", "delete", link)
         for node in self.nodes:
             _ip("netns", "delete", self._namespace(node.id))
-        _ip("link", "delete", self._bridge)
+
+    @property
+    def _ports(self) -> list[str]:
+        """The interfaces of the bridge, one for each node."""
+        return [f"{self.bridge}-{number}" for number in range(1, len(self.nodes) + 1)]
 
     def cut(self, node: LocalNode, other: LocalNode) -> None:
         """Drop everything that `node` sends to `other`."""

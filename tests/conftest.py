@@ -2,7 +2,8 @@
 
 For the workers of `make test`: a file goes to one worker, because its tests may share their nodes; only the simulations are spread.
 Files that use the ports of `make run` go to the same worker. Files that wait for nodes come first, each followed by one that computes: so
-the processors are busy from the start, and no worker waits at the end for another one's nodes.
+the processors are busy from the start, and no worker waits at the end for another one's nodes. Browsers and clusters that change the
+machine's network wait for each other (`dss_dev.network_changes`): the browsers come before all such clusters.
 """
 
 from __future__ import annotations
@@ -38,8 +39,17 @@ ON_FIXED_PORTS = (
     "test_runbooks",
     "test_startup",
 )
-#: where tests mostly wait: for nodes, servers, browsers and other processes; those that take longest first
+IN_BROWSER = (
+    "tests/cluster/test_page_security.py",
+    "tests/cluster/test_lab.py",
+    "tests/cluster/test_cluster_page.py",
+    "tests/cluster/test_users.py",
+)
+#: where tests mostly wait: for nodes, servers and other processes; those that take longest first
 WITH_NODES = ("tests/cluster/", "tests/client/", "tests/examples/", "tests/fuzz/", "tests/raft/", "tests/queue/redis_engine/")
+FIRST = ("fixed ports", *IN_BROWSER)
+#: the rank of what waits and comes last
+CHANGES_NETWORK = len(FIRST) + len(WITH_NODES)
 
 #: A busy machine may stand still for a moment in any example: how long one takes says nothing.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -90,20 +100,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scopes: dict[str, list[pytest.Item]] = {"fixed ports": []}
     for item in items:
         scopes.setdefault(_scope(item.nodeid), []).append(item)
-    ranks = {scope: _rank(scope) for scope in scopes}
-    waiting = sorted((scope for scope in scopes if ranks[scope] < len(WITH_NODES)), key=ranks.__getitem__)
-    computing = sorted((scope for scope in scopes if ranks[scope] >= len(WITH_NODES)), key=ranks.__getitem__)
+    ranks = {scope: _rank(scope, inside) for scope, inside in scopes.items()}
+    waiting = sorted((scope for scope in scopes if ranks[scope] <= CHANGES_NETWORK), key=ranks.__getitem__)
+    computing = sorted((scope for scope in scopes if ranks[scope] > CHANGES_NETWORK), key=ranks.__getitem__)
     ordered = [scope for pair in zip_longest(waiting, computing) for scope in pair if scope]
     items[:] = [item for scope in ordered for item in scopes[scope]]
 
 
-def _rank(scope: str) -> int:
-    """The place of a scope among all: those that wait, as in `WITH_NODES`, those that only compute, the rest."""
-    if scope == "fixed ports":
-        return -1
+def _rank(scope: str, items: list[pytest.Item]) -> int:
+    """The place of a scope among all: those that wait, in the order of the module, those that only compute, the rest."""
+    if scope in FIRST:
+        return FIRST.index(scope)
+    if any("make_partitioned_cluster" in item.fixturenames for item in items if isinstance(item, pytest.Function)):
+        return CHANGES_NETWORK
     if _is_computed(scope.partition("::")[0]):
-        return len(WITH_NODES)
-    return next((rank for rank, folder in enumerate(WITH_NODES) if scope.startswith(folder)), len(WITH_NODES) + 1)
+        return CHANGES_NETWORK + 1
+    folders = (rank for rank, folder in enumerate(WITH_NODES, len(FIRST)) if scope.startswith(folder))
+    return next(folders, CHANGES_NETWORK + 2)
 
 
 @pytest.fixture(scope="session", autouse=True)
