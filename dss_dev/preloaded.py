@@ -8,6 +8,7 @@ all of them.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -372,6 +373,32 @@ def _become(arguments: list[str], folder: str, environment: Mapping[str, str], o
     return arguments
 
 
+class _QuickEnd:
+    """Ends a child after its exit functions: to free each object of the process would take longer than its start."""
+
+    def __init__(self) -> None:
+        self._code: int | None = None
+        # Those that are registered later are called earlier.
+        atexit.register(self._end)
+
+    def __enter__(self) -> None:
+        self._code = 0
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, SystemExit):
+            is_text = error.code is not None and not isinstance(error.code, int)
+            self._code = 1 if is_text else error.code or 0
+        elif error is not None:
+            # An interrupted process is killed by its signal.
+            self._code = None if isinstance(error, KeyboardInterrupt) else 1
+
+    def _end(self) -> None:
+        if self._code is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self._code)
+
+
 def _main() -> None:
     for module in MODULES:
         import_module(module)
@@ -389,6 +416,8 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
+    _quick_end = _QuickEnd()
     _main()
     # Not in a function: the script ends as one that an interpreter was started with, with its traceback and exit code.
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    with _quick_end:
+        runpy.run_path(sys.argv[0], run_name="__main__")
