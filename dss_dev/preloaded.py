@@ -386,8 +386,9 @@ class _QuickEnd:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, SystemExit):
-            is_text = error.code is not None and not isinstance(error.code, int)
-            self._code = 1 if is_text else error.code or 0
+            code = error.code or 0
+            # A text is an error.
+            self._code = code if isinstance(code, int) else 1
         elif error is not None:
             # An interrupted process is killed by its signal.
             self._code = None if isinstance(error, KeyboardInterrupt) else 1

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -20,18 +21,11 @@ from requests import Session
 from dss_api.fields import WAIT_MS_MAX
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
 
-schemathesis = pytest.importorskip(
-    "schemathesis", reason="schemathesis is not installed: NO calls were made from the OpenAPI document"
-)
-checks = pytest.importorskip("schemathesis.specs.openapi.checks")
-
 CALLS = int(os.environ.get("DSS_SCHEMA_CALLS", "300"))
 REPORT_EVERY = 200
 WAIT_MS = 5
 #: A call waits for its default time if it does not say how long.
 WAITS = {"/queue/consume": "timeout_ms"}
-MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
-CHECKS = (checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance)
 
 #: The node has it, because calls without a token end when the first one was made.
 TOKEN = "fuzz"
@@ -55,10 +49,21 @@ def node(tmp_path: Any) -> Iterator[LocalNode]:
         cluster.stop()
 
 
-def test_calls_made_from_the_openapi_document(node: LocalNode) -> None:
+@pytest.fixture
+def schemathesis() -> Any:
+    """Imported here, because each worker of the tests would import it for nothing."""
+    return pytest.importorskip(
+        "schemathesis", reason="schemathesis is not installed: NO calls were made from the OpenAPI document"
+    )
+
+
+def test_calls_made_from_the_openapi_document(schemathesis: Any, node: LocalNode) -> None:
+    checks = import_module("schemathesis.specs.openapi.checks")
+    conformance = (checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance)
+    modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
     document = node.call("GET", "/api/schema", headers=AUTHORIZATION).json
     operations = [result.ok() for result in schemathesis.openapi.from_dict(document).get_all_operations()]
-    strategies = [operation.as_strategy(generation_mode=mode) for operation in operations for mode in MODES]
+    strategies = [operation.as_strategy(generation_mode=mode) for operation in operations for mode in modes]
     statuses: Counter[str] = Counter()
     session = Session()
     session.headers.update(AUTHORIZATION)
@@ -68,7 +73,7 @@ def test_calls_made_from_the_openapi_document(node: LocalNode) -> None:
         response = case.call(base_url=node.url, session=session)
         statuses[f"{response.status_code} {case.meta.generation.mode.value}"] += 1
         assert response.status_code < 500 or response.status_code == 503, (case.as_curl_command(), response.text[:500])
-        case.validate_response(response, checks=CHECKS)
+        case.validate_response(response, checks=conformance)
         if sum(statuses.values()) % REPORT_EVERY == 0:
             print(f"{sum(statuses.values()):,}/{CALLS:,} calls", file=sys.stderr, flush=True)
 
