@@ -8,10 +8,11 @@ plugin that patches the source at import. The cache's bugs are flaws of its own 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from planted_tests import PlantedTests
 
 from dss_dev import patience
 
@@ -347,28 +348,25 @@ COMPONENT_MUTANTS = (
 )
 
 
+_TESTS = PlantedTests(
+    ROOT,
+    {
+        patience.VARIABLE: str(PLANTED_PATIENCE_S),
+        "PYTHONPATH": str(HERE),
+        # The plugins that these tests do not need take three quarters of the time.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    },
+)
+
+
 def survived(mutant: ComponentMutant) -> list[str]:
     """The tests that should have failed but did not; empty when the bug was found."""
     missing = []
     for test in mutant.tests:
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", Path(__file__).stem]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, test],
-            cwd=ROOT,
-            # The plugins that these tests do not need take three quarters of the time.
-            env=os.environ
-            | {
-                VARIABLE: mutant.name,
-                patience.VARIABLE: str(PLANTED_PATIENCE_S),
-                "PYTHONPATH": str(HERE),
-                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            },
-            capture_output=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        if done.returncode != TESTS_FAILED:
-            missing.append(f"{test} (exit code {done.returncode})")
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", Path(__file__).stem, test]
+        code = _TESTS.run(options, {VARIABLE: mutant.name}, PATIENCE_S)
+        if code != TESTS_FAILED:
+            missing.append(f"{test} (exit code {code})")
     return missing
 
 
