@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +20,8 @@ import psutil
 CGROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
 SAMPLE_S = 0.02
+#: whether this kernel says which children a thread has
+_LISTS_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 #: controller -> the file of its limit, in version 1 and in version 2
 LIMIT_FILES = {"memory": ("memory.limit_in_bytes", "memory.max"), "pids": ("pids.max", "pids.max")}
 
@@ -37,7 +37,7 @@ class Limits:
 
 
 class Confinement:
-    """A context in which `prefix` starts commands under `limits`.
+    """A context in which nodes are started under `limits`.
 
     Args:
         name: distinguishes the cgroups of tests that run at the same time.
@@ -64,10 +64,9 @@ class Confinement:
                 cgroup.rmdir()
 
     @property
-    def prefix(self) -> Sequence[str]:
-        """Put it before a command: the command runs under the limits."""
-        files = [str(cgroup / "cgroup.procs") for cgroup in self._cgroups.values()]
-        return [sys.executable, "-m", "dss_dev.confinement", str(self.limits.open_files), *files, "--"]
+    def arguments(self) -> Sequence[str]:
+        """What a process is started with under the limits: how many descriptors it may have, and the cgroups that it enters."""
+        return [str(self.limits.open_files), *(str(cgroup / "cgroup.procs") for cgroup in self._cgroups.values())]
 
     def _make(self, controller: str, maximum: int) -> Path:
         version, parent = _root_cgroup(controller)
@@ -120,7 +119,7 @@ class Watch:
         self._limits = limits
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.rest_bytes = _memory(self._process, _children(self._process))
+        self.rest_bytes = _memory(self._process, _threads_and_children(self._process)[1])
         self.peak_bytes = self.rest_bytes
         self.peak_threads = 0
         #: why the node was killed
@@ -142,8 +141,8 @@ class Watch:
                 return
 
     def _sample(self) -> None:
-        children = _children(self._process)
-        memory, threads = _memory(self._process, children), self._process.num_threads() + len(children)
+        threads, children = _threads_and_children(self._process)
+        memory, threads = _memory(self._process, children), threads + len(children)
         self.peak_bytes = max(self.peak_bytes, memory)
         self.peak_threads = max(self.peak_threads, threads)
         limits = self._limits
@@ -152,16 +151,21 @@ class Watch:
             self._process.kill()
 
 
-def _children(process: psutil.Process) -> list[int]:
-    """Process ids. psutil would read the status of every process of the machine for them."""
-    lists = list(Path(f"/proc/{process.pid}/task").glob("*/children"))
-    if not lists:
-        return [child.pid for child in process.children()]
+def _threads_and_children(process: psutil.Process) -> tuple[int, list[int]]:
+    """How many threads it has, and the ids of its child processes. psutil would read the status of every process of the machine for them.
+
+    It is called many times a second beside what a test measures, so it does as little as possible.
+    """
+    if not _LISTS_CHILDREN:
+        return process.num_threads(), [child.pid for child in process.children()]
+    tasks = f"/proc/{process.pid}/task"
+    threads = os.listdir(tasks)
     children: list[int] = []
-    for each in lists:
-        with contextlib.suppress(OSError):
-            children += map(int, each.read_text().split())
-    return children
+    for thread in threads:
+        # A thread may have ended.
+        with contextlib.suppress(OSError), open(f"{tasks}/{thread}/children", "rb", buffering=0) as file:
+            children += map(int, file.readall().split())
+    return len(threads), children
 
 
 def _memory(process: psutil.Process, children: Sequence[int]) -> int:
@@ -176,17 +180,3 @@ def _memory(process: psutil.Process, children: Sequence[int]) -> int:
 def _private_bytes(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-
-
-def _run(arguments: Sequence[str]) -> None:
-    """Enter the cgroups, set the limit of descriptors, and become the command."""
-    split = list(arguments).index("--")
-    (open_files, *files), command = arguments[:split], arguments[split + 1 :]
-    for file in files:
-        Path(file).write_text(str(os.getpid()))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (int(open_files), int(open_files)))
-    os.execvp(command[0], list(command))
-
-
-if __name__ == "__main__":
-    _run(sys.argv[1:])

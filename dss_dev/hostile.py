@@ -36,8 +36,8 @@ SCALE = int(os.environ.get("DSS_HOSTILE", "1"))
 PATIENCE_S = 60.0
 HOSTILE, PROBE = "127.0.0.1", "127.0.0.2"
 BODY = json.dumps({"key": "probe", "client": "probe"})
-#: Between two pairs of a probe's calls: the processor belongs to the attack.
-PROBE_PAUSE_S = 0.01
+#: Between two pairs of a probe's calls: the processor belongs to the attack. An attack that lasts long is watched by fewer calls a second.
+PROBE_PAUSE_S_MIN, PROBE_PAUSE_S_MAX, PROBE_PAUSE_SHARE = 0.01, 0.1, 0.02
 #: The share of a probe's calls that may be answered with 429 or 503.
 REFUSED_SHARE_MAX = 0.2
 #: How much more memory than at rest a node may use for its clients, whatever they do.
@@ -83,7 +83,8 @@ class Probe:
                 self.not_ready.append(answer)
             elif status not in (0, 200):
                 self.failures.append(f"/ready: {status} {answer}")
-            if self._stop.wait(PROBE_PAUSE_S):
+            pause_s = PROBE_PAUSE_SHARE * (time.monotonic() - self._began)
+            if self._stop.wait(min(max(pause_s, PROBE_PAUSE_S_MIN), PROBE_PAUSE_S_MAX)):
                 return
 
     def _call(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:

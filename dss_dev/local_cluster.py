@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from dss_api.token_text import key_holder_text, token_key
 from dss_client.tls import default_context
-from dss_dev import local_tls
+from dss_dev import confined, local_tls
 from dss_dev.checkouts import ROOT, Checkout, tested_checkout
 from dss_dev.preloaded import ForkedProcess, Pool
 from dss_raft.versions import LATEST
@@ -67,6 +67,7 @@ class LocalNode:
         log_path: the file that gets its output.
         host: its address.
         prefix: a command that runs the node's command.
+        confinement: limits that it runs under, as `Confinement.arguments`.
         checkout: whose code it runs. By default the one that `DSS_TEST_CHECKOUT` names, otherwise this one.
         namespace: the network namespace that it runs in.
     """
@@ -83,12 +84,14 @@ class LocalNode:
         prefix: Sequence[str] = (),
         checkout: Checkout | None = None,
         namespace: str = "",
+        confinement: Sequence[str] = (),
     ) -> None:
         self.id = node_id
         self.host = host
         self.port = port
         self._prefix = prefix
         self._namespace = namespace
+        self._confinement = confinement
         self.checkout = checkout or tested_checkout()
         self.log_path = log_path
         self.environment = dict(environment) if self.checkout else local_tls.tested(environment)
@@ -136,12 +139,18 @@ class LocalNode:
         with self.log_path.open("ab") as log:
             if self.pool and checkout is None and not self._prefix:
                 self.process = self.pool.start(
-                    ["manage.py", "node"], folder, environment, log.fileno(), namespace=self._namespace
+                    ["manage.py", "node"],
+                    folder,
+                    environment,
+                    log.fileno(),
+                    namespace=self._namespace,
+                    confinement=self._confinement,
                 )
                 return
             in_namespace = ("ip", "netns", "exec", self._namespace) if self._namespace else ()
+            limited = confined.prefix(self._confinement) if self._confinement else ()
             self.process = subprocess.Popen(
-                [*in_namespace, *self._prefix, python, str(folder / "manage.py"), "node"],
+                [*in_namespace, *limited, *self._prefix, python, str(folder / "manage.py"), "node"],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -257,7 +266,7 @@ def member_node(
     members: Mapping[str, str],
     directory: Path,
     environment: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
+    confinement: Sequence[str] = (),
     checkout: Checkout | None = None,
 ) -> LocalNode:
     """A node on loopback with its data in `<directory>/<node id>`.
@@ -265,7 +274,7 @@ def member_node(
     Args:
         members: the members' ids and URLs.
         environment: further settings.
-        prefix, checkout: as for `LocalNode`.
+        confinement, checkout: as for `LocalNode`.
     """
     given = {
         **(_with_sqs(port) if checkout is None else {}),
@@ -276,7 +285,7 @@ def member_node(
         "PEERS": ",".join(f"{url}/{member}" for member, url in members.items()),
         "DSS_DATA_DIR": str(directory / node_id),
     }
-    return LocalNode(node_id, port, given, directory / "logs" / f"{node_id}.log", prefix=prefix, checkout=checkout)
+    return LocalNode(node_id, port, given, directory / "logs" / f"{node_id}.log", checkout=checkout, confinement=confinement)
 
 
 def _with_sqs(port: int) -> dict[str, str]:
@@ -294,7 +303,7 @@ class LocalCluster:
         directory: their data, `<directory>/<node id>`, and logs.
         ports: one service port for each node.
         environment: settings for all nodes, in addition to those that form the cluster.
-        prefix, checkout: of each node, as for `LocalNode`.
+        confinement, checkout: of each node, as for `LocalNode`.
     """
 
     def __init__(
@@ -302,7 +311,7 @@ class LocalCluster:
         directory: Path,
         ports: Sequence[int],
         environment: Mapping[str, str] | None = None,
-        prefix: Sequence[str] = (),
+        confinement: Sequence[str] = (),
         checkout: Checkout | None = None,
     ) -> None:
         self.directory = directory
@@ -310,7 +319,7 @@ class LocalCluster:
         scheme = "https" if environment and "DSS_TLS_CERT_FILE" in environment else "http"
         urls = {node_id: f"{scheme}://{HOST}:{port}" for node_id, port in members.items()}
         self.nodes = [
-            member_node(node_id, port, urls, directory, environment, prefix, checkout) for node_id, port in members.items()
+            member_node(node_id, port, urls, directory, environment, confinement, checkout) for node_id, port in members.items()
         ]
 
     def start(self) -> None:

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from dss_dev.confined import confine
+
 #: What a node loads, as far as it depends neither on settings nor on the environment. `daphne.server` opens an event loop.
 MODULES = (
     "autobahn.twisted.websocket",
@@ -155,6 +157,7 @@ class Preloaded:
         output: int,
         errors: int | None = None,
         namespace: str = "",
+        confinement: Sequence[str] = (),
     ) -> ForkedProcess:
         """Run a Python script.
 
@@ -164,8 +167,9 @@ class Preloaded:
             output: the file descriptor that gets what it prints.
             errors: the one for its standard error; None: `output`.
             namespace: the name of the network namespace that it runs in, "" for that of this process. Linux only.
+            confinement: what it runs under, as `Confinement.arguments`; (): as this process.
         """
-        request = json.dumps([list(arguments), str(folder), dict(environment), namespace]).encode()
+        request = json.dumps([list(arguments), str(folder), dict(environment), namespace, list(confinement)]).encode()
         assert len(request) < _REQUEST_BYTES_MAX
         states, theirs = os.pipe()
         try:
@@ -207,9 +211,10 @@ class Pool:
         output: int,
         errors: int | None = None,
         namespace: str = "",
+        confinement: Sequence[str] = (),
     ) -> ForkedProcess:
         """See `Preloaded.start`."""
-        return self._next(environment).start(arguments, folder, environment, output, errors, namespace)
+        return self._next(environment).start(arguments, folder, environment, output, errors, namespace, confinement)
 
     def _next(self, environment: Mapping[str, str]) -> Preloaded:
         settings = _read_at_start(environment)
@@ -284,7 +289,7 @@ def _serve(requests: socket.socket, children_end_too: bool) -> list[str]:
         request, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES_MAX, 3)
         if not request:
             os._exit(0)
-        arguments, folder, environment, namespace = json.loads(request)
+        arguments, folder, environment, namespace, confinement = json.loads(request)
         _derive_keys(environment)
         output, errors, states = descriptors
         parent = os.getpid()
@@ -298,6 +303,8 @@ def _serve(requests: socket.socket, children_end_too: bool) -> list[str]:
                 os.close(descriptor)
             if namespace:
                 _enter(namespace)
+            if confinement:
+                confine(confinement)
             return _become(arguments, folder, environment, output, errors)
         os.close(output)
         os.close(errors)

@@ -53,11 +53,11 @@ def running(cluster: C, request: pytest.FixtureRequest) -> Iterator[C]:
 
 @pytest.fixture
 def make_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., LocalCluster]]:
-    """`make_cluster(nodes=3, prefix=(), **environment)` starts a cluster that is stopped after the test."""
+    """`make_cluster(nodes=3, confinement=(), **environment)` starts a cluster that is stopped after the test."""
     with ExitStack() as stack:
 
-        def make(nodes: int = 3, prefix: Sequence[str] = (), **environment: str) -> LocalCluster:
-            cluster = LocalCluster(tmp_path, free_ports(nodes), {**ENVIRONMENT, **environment}, prefix)
+        def make(nodes: int = 3, confinement: Sequence[str] = (), **environment: str) -> LocalCluster:
+            cluster = LocalCluster(tmp_path, free_ports(nodes), {**ENVIRONMENT, **environment}, confinement)
             return stack.enter_context(running(cluster, request))
 
         yield make

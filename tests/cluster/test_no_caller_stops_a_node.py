@@ -101,8 +101,7 @@ def test_bursts_of_reads_that_outlast_a_coherence_lease(make_cluster):
 
 def test_more_connections_than_descriptors(make_cluster):
     """The node reserves descriptors for itself: it takes its snapshots while clients hold all others."""
-    limited = ("sh", "-c", 'ulimit -n 1024 && exec "$@"', "sh")
-    (node,) = make_cluster(nodes=1, prefix=limited, DSS_SNAPSHOT_ENTRIES="20").nodes
+    (node,) = make_cluster(nodes=1, confinement=["1024"], DSS_SNAPSHOT_ENTRIES="20").nodes
     with websocket(node) as client, contextlib.ExitStack() as stack:
         for _ in range(1000):
             with contextlib.suppress(OSError):

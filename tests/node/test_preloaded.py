@@ -86,6 +86,16 @@ def test_hashes_are_only_quick_if_asked_for(tmp_path: Path, hashes_quickly: bool
     assert iterations == (1 if hashes_quickly else PBKDF2PasswordHasher.iterations)
 
 
+def test_it_runs_under_limits(pool: Pool, tmp_path: Path) -> None:
+    """As `Confinement.arguments`: a number of descriptors, and files that get the id of the process."""
+    (tmp_path / "script.py").write_text("import os, resource as r; print(os.getpid(), *r.getrlimit(r.RLIMIT_NOFILE))")
+    with (tmp_path / "output").open("wb") as output:
+        process = pool.start(["script.py"], tmp_path, {}, output.fileno(), confinement=["99", str(tmp_path / "cgroup.procs")])
+    assert process.wait(60) == 0
+    assert (tmp_path / "output").read_text() == f"{process.pid} 99 99\n"
+    assert (tmp_path / "cgroup.procs").read_text() == str(process.pid)
+
+
 def test_it_runs_in_a_network_namespace(pool: Pool, tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)

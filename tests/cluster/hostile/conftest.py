@@ -25,7 +25,7 @@ def node(
     with Confinement(LIMITS, server) as confinement:
         port, sqs = free_ports(2)
         environment = {**small_node, "DSS_SERVER": server, "DSS_SQS_PORT": str(sqs)}
-        cluster = LocalCluster(tmp_path_factory.mktemp(server), [port], environment, confinement.prefix)
+        cluster = LocalCluster(tmp_path_factory.mktemp(server), [port], environment, confinement.arguments)
         cluster.start()
         (only,) = cluster.nodes
         try:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 def test_a_node_stops_in_the_middle_of_it(server: str, tmp_path: Path, small_node: dict[str, str], limits) -> None:
     with Confinement(limits, f"stop-{server}") as confinement:
         environment = {**small_node, "DSS_SERVER": server, "DSS_DRAIN_MS": "1000"}
-        cluster = LocalCluster(tmp_path, free_ports(1), environment, confinement.prefix)
+        cluster = LocalCluster(tmp_path, free_ports(1), environment, confinement.arguments)
         cluster.start()
         (node,) = cluster.nodes
         try:
