@@ -60,7 +60,7 @@ class LocalNode:
     """One node process and its HTTP address.
 
     Attributes:
-        pool: where nodes of this checkout are started quickly, if it is set.
+        pool: where nodes of this checkout, and of others that are like it, are started quickly, if it is set.
 
     Args:
         environment: the node's settings.
@@ -137,7 +137,8 @@ class LocalNode:
         else:
             folder, python, environment = checkout.path, str(checkout.python), checkout.environment(self.environment)
         with self.log_path.open("ab") as log:
-            if self.pool and checkout is None and not self._prefix:
+            can_be_forked = checkout is None or Pool.can_load(checkout.path, checkout.python)
+            if self.pool and can_be_forked and not self._prefix:
                 self.process = self.pool.start(
                     ["manage.py", "node"],
                     folder,
@@ -145,6 +146,7 @@ class LocalNode:
                     log.fileno(),
                     namespace=self._namespace,
                     confinement=self._confinement,
+                    root=folder,
                 )
                 return
             in_namespace = ("ip", "netns", "exec", self._namespace) if self._namespace else ()

@@ -63,7 +63,7 @@ MODULES = (
     "uvloop",
     "xml.sax.expatreader",
 )
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 MIGRATE_S = 120.0
 _REQUEST_BYTES_MAX = 128 * 1024
 _PR_SET_PDEATHSIG = 1
@@ -129,6 +129,7 @@ class Preloaded:
         hashes_quickly: New hashes of passwords are computed in no time, and are no protection. Only for tests: each node of a cluster
             checks DSS_ADMIN_PASSWORD at its start, which takes longer than the rest of the start.
         environment: its environment; None: that of this process.
+        root: the checkout whose code it loads.
     """
 
     def __init__(
@@ -136,13 +137,14 @@ class Preloaded:
         nodes_end_with_it: bool = False,
         hashes_quickly: bool = False,
         environment: Mapping[str, str] | None = None,
+        root: Path = ROOT,
     ) -> None:
         options = [_END] * nodes_end_with_it + [_HASH_QUICKLY] * hashes_quickly
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno()), *options],
-                cwd=ROOT,
+                cwd=root,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -187,7 +189,7 @@ class Pool:
     """Some `Preloaded`, each started when it is first needed. They take turns, so nodes of a cluster differ in their hash seeds.
 
     What an interpreter reads at its start needs an interpreter of its own: a node with another PYTHONPATH, for example, is forked
-    from a `Preloaded` with that PYTHONPATH.
+    from a `Preloaded` with that PYTHONPATH. So does the code of another checkout.
 
     Args:
         nodes_end_with_it, hashes_quickly: as for `Preloaded`.
@@ -198,8 +200,8 @@ class Pool:
         self._nodes_end_with_it = nodes_end_with_it
         self._hashes_quickly = hashes_quickly
         self._processes: list[Preloaded] = []
-        #: those of interpreters with other settings than this one
-        self._others: dict[tuple[tuple[str, str], ...], Preloaded] = {}
+        #: those of other checkouts, and of interpreters with other settings than this one
+        self._others: dict[tuple[Path, tuple[tuple[str, str], ...]], Preloaded] = {}
         self._started = 0
         self._new_data: tempfile.TemporaryDirectory[str] | None = None
 
@@ -212,17 +214,30 @@ class Pool:
         errors: int | None = None,
         namespace: str = "",
         confinement: Sequence[str] = (),
+        root: Path = ROOT,
     ) -> ForkedProcess:
-        """See `Preloaded.start`."""
-        return self._next(environment).start(arguments, folder, environment, output, errors, namespace, confinement)
+        """See `Preloaded.start`.
 
-    def _next(self, environment: Mapping[str, str]) -> Preloaded:
+        Args:
+            root: the checkout whose code it runs, for which `can_load` is true.
+        """
+        return self._next(environment, root).start(arguments, folder, environment, output, errors, namespace, confinement)
+
+    @staticmethod
+    def can_load(root: Path, python: Path) -> bool:
+        """Whether the nodes of a checkout can be forked: it has the Python of this process, and this module as it is here."""
+        theirs = root / "dss_dev" / "preloaded.py"
+        return str(python) == sys.executable and theirs.is_file() and theirs.read_bytes() == Path(__file__).read_bytes()
+
+    def _next(self, environment: Mapping[str, str], root: Path) -> Preloaded:
         settings = _read_at_start(environment)
-        if settings != _read_at_start(os.environ):
-            if settings not in self._others:
+        if root != ROOT or settings != _read_at_start(os.environ):
+            key = root, settings
+            if key not in self._others:
                 rest = {name: text for name, text in os.environ.items() if not name.startswith(_READ_AT_START)}
-                self._others[settings] = Preloaded(self._nodes_end_with_it, self._hashes_quickly, {**rest, **dict(settings)})
-            return self._others[settings]
+                whole = {**rest, **dict(settings)}
+                self._others[key] = Preloaded(self._nodes_end_with_it, self._hashes_quickly, whole, root)
+            return self._others[key]
         turn = self._started % self._size
         self._started += 1
         if turn == len(self._processes):

@@ -33,8 +33,9 @@ from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, free_p
 from dss_raft.versions import LATEST, MIN, Supported
 
 KEPT_RELEASE = Path(__file__).with_name("kept_release")
-#: what a node does not need to run
-NOT_COPIED = (".*", "__pycache__", "tests", "docs", "benchmarks", "build", "dist", "report")
+#: What a node does not need to run. What is compiled is copied, and stays valid: the files keep their times. What another process
+#: compiles at the moment has another name until it is complete.
+NOT_COPIED = (".*", "*.pyc.*", "tests", "docs", "benchmarks", "build", "dist", "report")
 HELD = "DSS_CLUSTER_VERSION_MAX"
 #: Every second, so that the states are compared soon after the version has risen: `HashState` is a command of the newer release.
 ENVIRONMENT = {"DSS_CLUSTER_SECRET": "upgrade", "DSS_ADMIN_PASSWORD": "upgrade", "DSS_STATE_HASH_INTERVAL_S": "1"}
@@ -42,7 +43,7 @@ PATIENCE_S = 60.0
 #: answered writes between two steps
 WRITES_PER_STEP = 30
 #: Pause of each client between two calls, so that the nodes and this process share the machine.
-THINK_S = 0.02
+THINK_S = 0.05
 KEYS = 20
 TOPIC = "upgrade"
 CONSUME = {"topic": TOPIC, "group": "check", "timeout_ms": 0, "max_messages": 100}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from dss_dev.local_partitions import why_not
-from dss_dev.preloaded import ForkedProcess, Pool
+from dss_dev.preloaded import ROOT, ForkedProcess, Pool
 
 Start = Callable[..., ForkedProcess]
 
@@ -145,6 +146,25 @@ def test_what_an_interpreter_reads_at_its_start_has_its_effect(pool: Pool, tmp_p
     ]
     assert [a for a, _ in found] == ["1", "2", "3"]
     assert found[0][1] == found[2][1] != found[1][1]
+
+
+def test_nodes_of_another_checkout_run_its_code_if_it_is_loaded_in_the_same_way(pool: Pool, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "dss_dev", other / "dss_dev")
+    (other / "dss_project").symlink_to(ROOT / "dss_project")
+    (other / "dss_api").mkdir()
+    for file in (ROOT / "dss_api").iterdir():
+        (other / "dss_api" / file.name).symlink_to(file)
+    (other / "script.py").write_text("import os, dss_api; print(dss_api.__file__, os.getcwd())")
+    assert Pool.can_load(other, Path(sys.executable))
+    with (tmp_path / "output").open("wb") as output:
+        process = pool.start(["script.py"], other, dict(os.environ), output.fileno(), root=other)
+    assert process.wait(60) == 0
+    assert (tmp_path / "output").read_text() == f"{other / 'dss_api' / '__init__.py'} {other}\n"
+    assert not Pool.can_load(other, tmp_path / "python")
+    (other / "dss_dev" / "preloaded.py").write_text("MODULES = ()")
+    assert not Pool.can_load(other, Path(sys.executable))
+    assert not Pool.can_load(tmp_path, Path(sys.executable))
 
 
 def test_no_event_loop_is_there_before_the_fork() -> None:
