@@ -126,17 +126,17 @@ class Core:
         if is_numbered and repeat in (Repeat.NUMBERED, Repeat.NUMBERED_IF_POSSIBLE):
             request = await self.requests.begin(deadline - now())
         if request is None:
-            return await self._until(deadline, operation, fields, repeat, None, attempt_s, handle)
+            return await self._until(deadline, wait_s, operation, fields, repeat, None, attempt_s, handle)
         for _ in range(SESSIONS_MAX):
             try:
-                return await self._until(deadline, operation, fields, repeat, request, attempt_s, handle)
+                return await self._until(deadline, wait_s, operation, fields, repeat, request, attempt_s, handle)
             except _OtherSession:
                 pass
             finally:
                 request.end()
             request = await self.requests.begin(deadline - now())
             if request is None:
-                return await self._until(deadline, operation, fields, repeat, None, attempt_s, handle)
+                return await self._until(deadline, wait_s, operation, fields, repeat, None, attempt_s, handle)
         raise Unavailable("the cluster does not keep the client session that this call needs")
 
     async def once(self, operation: str, fields: Mapping[str, Any], timeout_s: float) -> Answer:
@@ -165,6 +165,7 @@ class Core:
     async def _until(
         self,
         deadline: float,
+        wait_s: float,
         operation: str,
         fields: Mapping[str, Any],
         repeat: Repeat,
@@ -201,6 +202,10 @@ class Core:
                     if code == "engine_away" and operation == "queue.publish" and request is not None and not may_have_effect:
                         # The number decides which server gets the messages. Another one may be there.
                         request.renumber()
+                    if code == "engine_away" and 0 < wait_s <= now() - began and not may_have_effect:
+                        # The node has waited where it could, and so would another one.
+                        self._troubles[connection.url] = trouble
+                        raise self._unavailable(operation)
                 elif code == "unknown_outcome" or (code == "cancelled" and not (handle and handle.is_cancelled)):
                     may_have_effect = True
                     trouble = str(answer.get("detail"))

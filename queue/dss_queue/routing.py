@@ -41,7 +41,7 @@ from dss_queue.core.records import message_id
 from dss_queue.core.topic import Topic
 from dss_queue.core.topic_commands import CreateGroup
 from dss_queue.engine_service import EngineService
-from dss_queue.redis_engine.errors import Closed, GroupDeleted
+from dss_queue.redis_engine.errors import Closed, EngineAway, GroupDeleted
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT
 from dss_raft.replication.client_requests import ClientRequests
 from dss_raft.replication.commands import Command
@@ -283,6 +283,7 @@ class Routing:
         timeout_ms = _left_ms(until)
         if stay.use.is_leaving:
             timeout_ms = min(timeout_ms, LEAVING_LOOK_MS)
+        look_until = asyncio.get_running_loop().time() + timeout_ms / 1000
         interrupt = asyncio.timeout(None)
         key = (stay.use, command.topic, command.group)
         waits = self._waits.setdefault(key, {})
@@ -302,6 +303,11 @@ class Routing:
                 )
         except GroupDeleted:
             raise Changed from None
+        except EngineAway:
+            if stay.use.is_leaving and _left_ms(until) and asyncio.get_running_loop().time() >= look_until:
+                # It has waited where it could.
+                raise Changed from None
+            raise
         except TimeoutError:
             if not interrupt.expired():
                 raise

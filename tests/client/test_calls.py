@@ -23,6 +23,7 @@ from dss_client import (
     WrongUrl,
     WrongUse,
 )
+from dss_client import core as core_module
 from dss_client.errors import NO_EFFECT
 
 INCREMENTED = {"ok": True, "value": 1, "version": 1, "state": "M"}
@@ -314,6 +315,26 @@ async def test_a_publish_gets_another_number_when_the_engine_is_away(
     node.answers["queue.publish"] = [*answers, {"ok": True, "msg_id": "r1-1", "partition": 1, "duplicate": False}]
     await client.topic("t").publish(1)
     assert [request["request_id"] for request in node.requests("queue.publish")] == ids
+
+
+async def test_a_consume_that_has_waited_while_a_server_of_the_engine_is_away_is_not_repeated(
+    node: Any, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead_s, clock = 0.0, core_module.now
+
+    def wait(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal ahead_s
+        ahead_s += request["timeout_ms"] / 1000
+        return ENGINE_AWAY
+
+    monkeypatch.setattr(core_module, "now", lambda: clock() + ahead_s)
+    # One that is refused at once may have more luck at another node.
+    node.answers["queue.consume"] = [ENGINE_AWAY, wait]
+    with pytest.raises(Unavailable, match="a server does not answer"):
+        await client.topic("t").consume("g", wait=20)
+    assert len(node.requests("queue.consume")) == 2
+    # It keeps its connection.
+    assert client._running()._connection is not None
 
 
 @pytest.mark.parametrize("lost", [UNKNOWN, ConnectionError()], ids=["unknown_outcome", "connection"])

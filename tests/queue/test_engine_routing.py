@@ -26,6 +26,8 @@ from dss_queue.core.sqs_queues import CreateQueue
 from dss_queue.engine_service import EngineService
 from dss_queue.operations import OPERATIONS, ack, consume, publish
 from dss_queue.push import subscribe
+from dss_queue.redis_engine.engine import RedisEngine
+from dss_queue.redis_engine.errors import EngineAway
 from dss_queue.routing import Routing
 from dss_queue.subscribers import Subscribers
 
@@ -781,6 +783,30 @@ async def test_a_deleted_group_does_not_come_back_through_a_consume_that_waits(a
     assert (await api.call("DELETE", "/queue/group", topic="t", group="g"))["deleted"]
     assert (await waiting)["code"] == "not_found"
     assert await api.service.administration().groups(name) == ["h"]
+
+
+async def test_a_consume_waits_for_the_rest_on_the_engine_while_a_server_is_away(api, monkeypatch):
+    monkeypatch.setattr(routing_module, "LEAVING_LOOK_MS", 20)
+    await api.move("redis")
+    await api.publish("engine")
+    (last,) = await api.take()
+    await api.move("raft")
+    await api.publish("log")
+    look, refused = RedisEngine.consume, []
+
+    async def look_where_it_can(self, *args, **fields):
+        answer = await look(self, *args, **fields)
+        if len(refused) < 3:
+            refused.append("a server is away")
+            raise EngineAway(refused[-1])
+        return answer
+
+    monkeypatch.setattr(RedisEngine, "consume", look_where_it_can)
+    waiting = asyncio.ensure_future(api.take(timeout_ms=LONG_MS))
+    while len(refused) < 3 and not waiting.done():  # noqa: ASYNC110  (nothing else tells)
+        await asyncio.sleep(0.001)
+    await api.ack(last)
+    assert [one["value"] for one in await waiting] == ["log"]
 
 
 @pytest.mark.parametrize("look_ms", [10, LONG_MS])

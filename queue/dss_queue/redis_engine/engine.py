@@ -76,6 +76,7 @@ class RedisEngine(Endings):
         self._tasks = Tasks()
         #: tasks that give back what consumes got whose callers had gone
         self._giving_back: set[asyncio.Task[None]] = set()
+        servers.health.on_look = self._servers_were_asked
 
     async def close(self) -> None:
         """End the waits, and give back what was got for callers that have gone. The servers belong to the caller."""
@@ -171,6 +172,7 @@ class RedisEngine(Endings):
 
         Raises:
             GroupDeleted: while the call waited.
+            EngineAway: there is nothing where it could look, and some partitions could not be used until the end; or none can be used.
         """
         polls = self._polls_of(topic, group)
         attempt = attempt_id or OWN_ATTEMPT + self._token()
@@ -222,7 +224,7 @@ class RedisEngine(Endings):
                     async with asyncio.timeout_at(heard_by):
                         await polls.listen(self._wakeups)
             first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None
-            found = await polls.look_at_all(look, first, shares=not attempt_id)
+            found = await polls.look_at_all(look, first, shares=not attempt_id, waits=timeout_ms > 0)
             has_looked = True
             if not found.messages and found.empty_reason != CLOSED and timeout_ms:
                 found = await polls.wait(look, until, found.empty_reason)
@@ -254,9 +256,13 @@ class RedisEngine(Endings):
         polls = self._polls.get((topic, group))
         return 0 if polls is None else polls.waiting
 
+    def _servers_were_asked(self) -> None:
+        for polls in self._polls.values():
+            polls.servers_were_asked()
+
     def _polls_of(self, topic: str, group: str) -> Polls:
         name = (topic, group)
-        polls = self._polls.pop(name, None) or Polls(topic, group, self.partitions)
+        polls = self._polls.pop(name, None) or Polls(topic, group, self.partitions, self._servers)
         self._polls[name] = polls
         if len(self._polls) > POLLS_MAX:
             idle = next((one for one, polls in self._polls.items() if not polls.users and one != name), None)

@@ -64,10 +64,19 @@ class Health:
         self._proved: set[str] = set()
         #: address -> name of a topic whose first partition is on that server
         self._names: dict[str, str] = {}
+        #: addresses of servers for which no such name was found, until the slots change
+        self._nameless: dict[str, int] = {}
         #: a call has failed: the next look opens connections
         self._is_suspicious = False
         #: called when a call has failed
         self.on_trouble: Callable[[], None] = lambda: None
+        #: called when all primaries have been asked
+        self.on_look: Callable[[], None] = lambda: None
+
+    @property
+    def has_troubles(self) -> bool:
+        """Whether calls to some server are refused."""
+        return bool(self._troubles)
 
     def refusal(self, address: str) -> str:
         """Why calls to a server are refused; empty: they are not."""
@@ -115,7 +124,9 @@ class Health:
             await self._look_at(address, self._examine if examines else self._try_step, grace_s)
 
         await asyncio.gather(*map(look_at, self._nodes.primaries))
-        return await self._condition()
+        condition = await self._condition()
+        self.on_look()
+        return condition
 
     async def _look_at(self, address: str, examine: Callable[[str], Any], grace_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -147,7 +158,7 @@ class Health:
 
     async def _condition(self) -> Condition:
         primaries = self._nodes.primaries
-        for address in {*self._troubles, *self._failing_since_s, *self._proved, *self._names} - {*primaries}:
+        for address in {*self._troubles, *self._failing_since_s, *self._proved, *self._names, *self._nameless} - {*primaries}:
             if address in self._failing_since_s:
                 # Another server has its slots: calls are repeated there.
                 await self._nodes.interrupt(address)
@@ -155,6 +166,7 @@ class Health:
             self._failing_since_s.pop(address, None)
             self._proved.discard(address)
             self._names.pop(address, None)
+            self._nameless.pop(address, None)
         missing = self._nodes.slots.missing if self._nodes.slots is not None else 0
         found = [self._troubles[one] for one in primaries if one in self._troubles]
         if missing:
@@ -220,13 +232,25 @@ class Health:
         """The keys of a partition on a server that no topic has; none: none is found."""
         name = self._names.get(address)
         if name is None or self._place_of(name) != address:
-            tried = (f"probe{number}" for number in range(NAMES_MAX))
-            name = self._names[address] = next((one for one in tried if self._place_of(one) == address), "")
-        return _keys(name, 0) if name else ()
+            name = self._find_name(address)
+            if name is None:
+                return ()
+            self._names[address] = name
+        return _keys(name, 0)
+
+    def _find_name(self, address: str) -> str | None:
+        slots_changes = self._nodes.slots_changes
+        if self._nameless.get(address) == slots_changes:
+            return None
+        tried = (f"probe{number}" for number in range(NAMES_MAX))
+        name = next((one for one in tried if self._place_of(one) == address), None)
+        if name is None:
+            self._nameless[address] = slots_changes
+        return name
 
     def _place_of(self, name: str) -> str:
         try:
-            return self._nodes.address_of(_keys(name, 0)[0]) if name else ""
+            return self._nodes.address_of(_keys(name, 0)[0])
         except NotSent:
             return ""
 

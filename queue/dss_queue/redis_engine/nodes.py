@@ -35,6 +35,7 @@ class Nodes:
 
     Attributes:
         slots: None: one server that is no node of a Cluster, or none has answered yet.
+        slots_changes: how often a slot has got another primary.
 
     Args:
         url: see `address.parse`.
@@ -57,6 +58,7 @@ class Nodes:
         self._database = given.database
         self.replicas_min = replicas_min
         self.slots: SlotTable | None = None
+        self.slots_changes = 0
         self._is_found = False
         self._lanes: dict[tuple[str, Acks], Lane] = {}
         self._probes: dict[str, Probe] = {}
@@ -156,9 +158,11 @@ class Nodes:
         trusted = [one for one in known if one not in self.doubted]
         for some in (trusted[:ASKED_MAX], [one for one in known if one in self.doubted][:ASKED_MAX]):
             try:
-                self.slots = await _first(map(self._slots_of, some))
+                found = await _first(map(self._slots_of, some))
             except (EngineAway, UnfitServer):
                 continue
+            self.slots_changes += found.owners != self.slots.owners
+            self.slots = found
             await self._drop_lanes()
             return True
         return False
@@ -172,6 +176,7 @@ class Nodes:
         if self.slots is None:
             raise EngineAway(f"{asked} has become a node of a Cluster: restart this node")
         self.slots.owners[error.slot_id] = named_by(asked, error)
+        self.slots_changes += 1
 
     # -------------------------------------------------------------- connections
 

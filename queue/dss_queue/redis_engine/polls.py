@@ -1,14 +1,21 @@
-"""The consumes of this process that wait for the same group: first come, first served, one look at a partition for each sign."""
+"""The consumes of this process that wait for the same group: first come, first served, one look at a partition for each sign.
+
+While the servers of some partitions are away, they wait for messages of the others. A wait that ends without a message is then refused:
+there may be messages where it could not look.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 from dss_queue.redis_engine.errors import EngineAway
 from dss_queue.redis_engine.keys import channel, group_keys
+from dss_queue.redis_engine.lane import NotSent
 from dss_queue.redis_engine.messages import CLOSED, Consumed
+from dss_queue.redis_engine.servers import Servers
 from dss_queue.redis_engine.wakeups import Listener, Wakeups
 
 #: A look that was refused within this time cost nothing, so the others follow.
@@ -21,10 +28,11 @@ Look = Callable[[int], Awaitable[Consumed]]
 class Polls:
     """The waiting consumes of one group of a topic, and which partitions may have something for them."""
 
-    def __init__(self, topic: str, group: str, partitions: int) -> None:
+    def __init__(self, topic: str, group: str, partitions: int, servers: Servers) -> None:
         self.partitions = range(partitions)
         self._topic = topic
         self._group = group
+        self._servers = servers
         self._waiters: deque[asyncio.Event] = deque()
         #: partitions that may have something ready
         self._signs: dict[int, None] = {}
@@ -32,6 +40,8 @@ class Polls:
         self._due: dict[int, float] = {}
         #: partitions of a topic that has left the engine, without anything of the group
         self._closed: set[int] = set()
+        #: partitions at which the last look was refused: why
+        self._away: dict[int, str] = {}
         self._first = 0
         #: looks so far
         self._looks = 0
@@ -72,27 +82,47 @@ class Polls:
         if self._waiters:
             self._waiters[0].set()
 
-    async def look_at_all(self, look: Look, first: int | None = None, *, shares: bool = True) -> Consumed:
+    def servers_were_asked(self) -> None:
+        """It may be known now that servers are away, or back: look at their partitions."""
+        health = self._servers.health
+        if not self._waiters or not (self._away or health.has_troubles):
+            return
+        for partition, name in enumerate(self.channels):
+            if health.can_use(name) == (partition in self._away):
+                self._sign(partition)
+
+    async def look_at_all(self, look: Look, first: int | None = None, *, shares: bool = True, waits: bool = False) -> Consumed:
         """The first partition that has something, from `first` on or in turns; otherwise why none has.
 
         Args:
             shares: where another consume has looked since this one began, and found nothing, there is nothing. False for a repeat of a
                 consume, which may find what the first one got.
+            waits: `wait` follows, so it is enough if some partitions can be used.
+
+        Raises:
+            EngineAway: there is nothing where it could look.
         """
         if first is None:
             self._first += 1
             first = self._first
         count = len(self.partitions)
-        return await self._look([(first + place) % count for place in range(count)], look, self._looks if shares else None)
+        order = [*range(first % count, count), *range(first % count)]
+        return await self._look(order, look, self._looks if shares else None, waits=waits)
 
-    async def _look(self, order: list[int], look: Look, since: int | None = None) -> Consumed:
+    async def _look(self, order: list[int], look: Look, since: int | None = None, *, waits: bool) -> Consumed:
         """
         Args:
             since: number of looks that had begun by then; None: all looks are its own.
+            waits: see `look_at_all`.
+
+        Raises:
+            EngineAway: see `look_at_all`.
         """
         loop = asyncio.get_running_loop()
         reasons: list[str] = []
         away: EngineAway | None = None
+        #: a server that did not answer in time
+        hung: tuple[str, EngineAway] | None = None
         for partition in order:
             if since is not None and partition in self._empty and self._empty[partition][0] >= since:
                 reasons.append(self._empty[partition][1])
@@ -100,28 +130,36 @@ class Polls:
             began = self._looks
             self._looks += 1
             self._signs.pop(partition, None)
+            if hung is not None and self._server_of(partition) == hung[0]:
+                # It would take as long again.
+                self._is_refused(partition, hung[1])
+                continue
             began_s = loop.time()
             try:
                 found = await look(partition)
                 while not found.messages and found.more:
                     found = await look(partition)
             except EngineAway as error:
-                self._sign(partition)
+                self._is_refused(partition, error)
                 if loop.time() - began_s > QUICK_S:
-                    raise
+                    if not waits:
+                        raise
+                    hung = self._server_of(partition), error
                 # The partitions on other servers go on.
                 away = error
                 continue
             except BaseException:
                 self._sign(partition)
                 raise
+            if self._away:
+                self._away.pop(partition, None)
             if found.next_in_ms is None:
                 self._due.pop(partition, None)
             else:
                 self._due[partition] = loop.time() + found.next_in_ms / 1000
             if found.empty_reason == CLOSED:
                 self._closed.add(partition)
-            else:
+            elif self._closed:
                 self._closed.discard(partition)
             if found.messages:
                 if found.more:
@@ -130,12 +168,41 @@ class Polls:
             self._empty[partition] = (began, found.empty_reason)
             reasons.append(found.empty_reason)
         if away is not None:
-            raise away
+            if not waits:
+                raise away
+            self._require_some()
         reason = CLOSED if len(self._closed) == len(self.partitions) else _reason(reasons)
         return Consumed([], reason, None, False)
 
+    def _is_refused(self, partition: int, error: EngineAway) -> None:
+        self._away[partition] = error.detail
+        self._closed.discard(partition)
+        self._due.pop(partition, None)
+
+    def _server_of(self, partition: int) -> str:
+        """The address of the server that has a partition; empty: none has it."""
+        try:
+            return self._servers.address_of(channel(self._topic, partition))
+        except NotSent:
+            return ""
+
+    def _require_some(self) -> None:
+        """
+        Raises:
+            EngineAway: none of the partitions can be used.
+        """
+        if len(self._away) == len(self.partitions):
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise EngineAway(next(iter(self._away.values())))
+
     async def wait(self, look: Look, until: float, reason: str) -> Consumed:
-        """Wait until loop time `until` for the first messages; `reason`: why there are none now."""
+        """Wait until loop time `until` for the first messages; `reason`: why there are none now.
+
+        Raises:
+            EngineAway: there are none where it could look, or no partition can be used.
+        """
         loop = asyncio.get_running_loop()
         mine = asyncio.Event()
         self._waiters.append(mine)
@@ -148,7 +215,7 @@ class Polls:
                     self._signs[partition] = None
                 if self._signs and self._waiters[0] is mine:
                     mine.clear()
-                    found = await self._look(list(self._signs), look)
+                    found = await self._look(list(self._signs), look, waits=True)
                     if found.messages:
                         return found
                     empty = found
@@ -156,7 +223,10 @@ class Polls:
                         self._sign(next(iter(self.partitions)))
                         return empty
                     continue
+                self._require_some()
                 if now >= until:
+                    if self._away:
+                        self._refuse()
                     return empty
                 wake_at = min([until, *self._due.values()]) if self._waiters[0] is mine else until
                 try:

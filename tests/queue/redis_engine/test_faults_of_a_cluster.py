@@ -96,7 +96,7 @@ async def test_the_partitions_on_other_servers_go_on(start, tmp_path, how):
             # As consumes of the Python client, each has an attempt_id.
             taken += await topic.consume(100, attempt_id=f"a{taken}")
         # A consume that would get nothing does not say that there is nothing.
-        for timeout_ms, attempt_id in ((0, ""), (60_000, ""), (0, "b"), (60_000, "b")):
+        for timeout_ms, attempt_id in ((0, ""), (20, ""), (0, "b"), (20, "b")):
             with pytest.raises(Refused, match="engine_away"):
                 await topic.consume(timeout_ms=timeout_ms, attempt_id=attempt_id)
         for partition in range(PARTITIONS):
@@ -113,6 +113,77 @@ async def test_the_partitions_on_other_servers_go_on(start, tmp_path, how):
             cluster.server(port).resume()
         await until(lambda: service.state == "ready")
         await topic.publish(0)
+
+
+async def waiting_poll(topic: Topic, attempt_id: str = "") -> asyncio.Task[int]:
+    """A consume that waits."""
+    poll = asyncio.create_task(topic.consume(timeout_ms=600_000, attempt_id=attempt_id))
+    await until(lambda: poll.done() or topic.service.engine().waiting(topic.name, "g") > 0)
+    return poll
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_a_long_poll_waits_for_messages_on_the_servers_that_are_up(start, tmp_path, how):
+    settings = {"cluster-require-full-coverage": "no"}
+    with ValkeyCluster(tmp_path, replicas=0, settings=settings) as cluster:
+        topic = await opened(start, cluster)
+        service = topic.service
+        port = topic.port_of(0)
+        elsewhere = iter([one for one in range(PARTITIONS) if topic.port_of(one) != port])
+        poll = await waiting_poll(topic)
+        # It goes away while the poll waits.
+        getattr(cluster.server(port), how)()
+        await until(lambda: service.state == "away")
+        await topic.publish(next(elsewhere))
+        assert await poll == 1
+        # It is away when the poll begins.
+        for attempt_id in ("", "a"):
+            poll = await waiting_poll(topic, attempt_id)
+            await topic.publish(next(elsewhere))
+            assert await poll == 1
+        # It comes back while the poll waits.
+        poll = await waiting_poll(topic)
+        if how == "kill":
+            await asyncio.to_thread(cluster.start, port)
+        else:
+            cluster.server(port).resume()
+        await until(lambda: service.state == "ready")
+        await topic.publish(0)
+        assert await poll == 1
+        assert await topic.consume(timeout_ms=20) == 0
+
+
+async def test_a_long_poll_gets_what_was_on_a_server_that_comes_back(start, tmp_path):
+    with ValkeyCluster(tmp_path, replicas=0, settings={"cluster-require-full-coverage": "no"}) as cluster:
+        topic = await opened(start, cluster)
+        await topic.publish(0)
+        port = topic.port_of(0)
+        cluster.server(port).pause()
+        await until(lambda: topic.service.state == "away")
+        polls = [await waiting_poll(topic) for _ in range(2)]
+        cluster.server(port).resume()
+        done, _ = await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
+        assert [await one for one in done] == [1]
+        # The other one goes on as usual.
+        await topic.publish()
+        assert [await one for one in polls] == [1, 1]
+
+
+async def test_long_polls_are_refused_when_all_servers_are_away(start, tmp_path):
+    with ValkeyCluster(tmp_path, replicas=0, settings={"cluster-require-full-coverage": "no"}) as cluster:
+        topic = await opened(start, cluster)
+        cluster.kill(topic.port_of(0))
+        await until(lambda: topic.service.state == "away")
+        polls = [await waiting_poll(topic) for _ in range(2)]
+        assert not any(one.done() for one in polls)
+        for port in cluster.running:
+            cluster.kill(port)
+        for one in polls:
+            with pytest.raises(Refused, match="engine_away"):
+                await one
+        await until(lambda: not topic.service.is_usable)
+        with pytest.raises(Refused, match="engine_away"):
+            await topic.consume(timeout_ms=600_000)
 
 
 async def test_a_replica_of_a_hung_primary_is_found(start, tmp_path, monkeypatch):

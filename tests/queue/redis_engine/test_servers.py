@@ -19,6 +19,7 @@ from dss_dev.valkey_server import make_valkey
 from dss_queue.core.commands import NewMessage
 from dss_queue.redis_engine import calls, library_text, nodes, probe
 from dss_queue.redis_engine.errors import EngineAway, UnfitServer
+from dss_queue.redis_engine.health import NAMES_MAX
 from dss_queue.redis_engine.lane import BATCH_MAX, CONNECTIONS_MAX, QUEUED_S_MAX, Lane, NotConfirmed, NotSent, packed
 from dss_queue.redis_engine.servers import Servers
 from dss_queue.redis_engine.slots import SLOTS, SlotTable
@@ -471,6 +472,36 @@ async def test_lanes_of_servers_that_left_the_cluster_are_closed_when_they_are_i
     assert await servers.refresh()
     assert set(servers._lanes) == {("b:2", "primary")}
     assert connection.is_closed
+
+
+async def test_a_primary_without_a_name_for_its_partitions_is_searched_once(monkeypatch):
+    """One with few slots. The search takes two thousand hashes."""
+    nodes = Nodes(a1=b"v", b2=b"v")
+    servers, health = nodes.servers, nodes.servers.health
+    hashed = []
+    place_of = health._place_of
+    monkeypatch.setattr(health, "_place_of", lambda name: hashed.append(name) or place_of(name))
+    table = [[0, SLOTS - 2, [b"a", 1, b"id"]], [SLOTS - 1, SLOTS - 1, [b"b", 2, b"id"]]]
+    servers.slots = SlotTable(table, "a:1")
+
+    async def slots_of(address):
+        return SlotTable(table, address)
+
+    monkeypatch.setattr(servers, "_slots_of", slots_of)
+    for _ in range(2):
+        assert health._keys_on("a:1")
+        assert health._keys_on("b:2") == ()
+        # The same slots.
+        assert await servers.refresh()
+    assert len(hashed) <= NAMES_MAX + 3
+    table[:] = [[0, SLOTS - 2, [b"b", 2, b"id"]], [SLOTS - 1, SLOTS - 1, [b"a", 1, b"id"]]]
+    assert await servers.refresh()
+    assert health._keys_on("b:2")
+    assert health._keys_on("a:1") == ()
+    # A call learns that the slot of a name has moved.
+    slot = key_slot(health._keys_on("b:2")[0].encode())
+    servers.move_slot("b:2", MovedError(f"{slot} a:1"))
+    assert health._keys_on("a:1")
 
 
 async def test_a_redirection_without_a_host_means_that_of_its_server():
