@@ -28,12 +28,13 @@ from dss_client import (
     UnknownOutcome,
     WrongUse,
 )
+from dss_client.clock import now
+from dss_client.config import pause_s
 from dss_client.connection import Handle
+from dss_client.core import LASTED_S
 
 #: Between SIGTERM and SIGKILL.
 KILL_AFTER_S = 5.0
-#: After a call that failed, before the next one.
-PAUSE_S = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -78,6 +79,8 @@ class CommandWorker:
         self._topic = cluster.client.topic(options.topic)
         self._report = report
         self._taken = 0
+        #: polls in a row that failed
+        self._failures = 0
         self._polls: set[Handle] = set()
         self._stopping = asyncio.Event()
         self._terminating = asyncio.Event()
@@ -140,8 +143,10 @@ class CommandWorker:
         options, poll = self.options, Handle()
         wait_s = 0.0 if options.until_empty else options.timeout_ms / 1000
         self._polls.add(poll)
+        began = now()
         try:
             messages = await self._topic.consume(options.group, 1, wait_s, options.visibility_ms / 1000, poll)
+            self._failures = 0
             return messages[0] if messages else None
         except Cancelled:
             return None
@@ -149,8 +154,9 @@ class CommandWorker:
             if options.until_empty:
                 raise
             self._report(f"{error}; trying again")
+            self._failures = 1 if now() - began > LASTED_S else self._failures + 1
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PAUSE_S):
+                async with asyncio.timeout(pause_s(self._failures)):
                     await self._stopping.wait()
             return None
         finally:

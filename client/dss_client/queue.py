@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import msgspec
 
 from dss_client.clock import now
+from dss_client.config import pause_s
 from dss_client.connection import Handle
-from dss_client.core import Core, Repeat
+from dss_client.core import LASTED_S, Core, Repeat
 from dss_client.errors import (
     Cancelled,
     DssError,
@@ -382,6 +383,7 @@ class WorkerLoop:
                 stopped.cancel()
                 continue
             self._poll = Handle()
+            began = now()
             try:
                 messages = await self._topic.consume(
                     self.options.group, min(free, TAKE_MAX), POLL_S_MAX, self.options.visibility, self._poll
@@ -394,8 +396,8 @@ class WorkerLoop:
                 if now() >= complain_at:
                     log.warning("worker of %s: %s", self._topic.name, error)
                     complain_at = now() + COMPLAIN_S
-                failures += 1
-                await asyncio.sleep(min(0.1 * failures, 1.0))
+                failures = 1 if now() - began > LASTED_S else failures + 1
+                await asyncio.sleep(pause_s(failures))
                 continue
             finally:
                 self._poll = None
@@ -478,9 +480,8 @@ class WorkerLoop:
 
     async def _extend(self, message: AsyncMessage) -> None:
         """Extend the message until it is settled."""
-        pause_s = self.options.visibility / 3
         while True:
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(self.options.visibility / 3)
             if message.is_settled:
                 return
             try:

@@ -8,8 +8,10 @@ import logging
 from types import TracebackType
 from typing import Any, Self
 
+from dss_client.clock import now
+from dss_client.config import pause_s
 from dss_client.connection import Handle
-from dss_client.core import Core, Repeat
+from dss_client.core import LASTED_S, Core, Repeat
 from dss_client.errors import DssError, Unavailable, WrongUse
 
 log = logging.getLogger("dss_client")
@@ -17,7 +19,6 @@ log = logging.getLogger("dss_client")
 OPERATION = "locks.watch"
 #: A subscription has no end. Its call is repeated at another node when the connection ends.
 WATCH_S = 1e7
-PAUSE_S = 0.5
 
 
 class LockWatch:
@@ -82,7 +83,9 @@ class LockWatch:
         return has_changed
 
     async def _follow(self) -> None:
+        failures = 0
         while True:
+            began = now()
             try:
                 await self._core.call(
                     OPERATION,
@@ -98,7 +101,8 @@ class LockWatch:
                 self._error = error
                 self._has_changed.set()
                 return
-            await asyncio.sleep(PAUSE_S)
+            failures = 1 if now() - began > LASTED_S else failures + 1
+            await asyncio.sleep(pause_s(failures))
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event["kind"]

@@ -16,8 +16,9 @@ from typing import Any
 
 from dss_client.aio import AsyncClient
 from dss_client.clock import now
+from dss_client.config import pause_s
 from dss_client.connection import Handle
-from dss_client.core import Repeat
+from dss_client.core import LASTED_S, Repeat
 from dss_client.errors import Cancelled, DssError, StaleReceipt
 from dss_client.queue import POLL_S_MAX, AsyncMessage
 from dss_kombu.deliveries import Consumer, Delivery, is_current, properties_of, routing_key_of
@@ -158,6 +159,7 @@ class Fetcher:
             if not self._consumers or free <= 0:
                 await self._changed.wait()
                 continue
+            began = now()
             try:
                 await self._take(free)
                 failures = 0
@@ -167,8 +169,8 @@ class Fetcher:
                 if now() >= self._complain_at:
                     log.warning("no messages can be taken now: %s", error)
                     self._complain_at = now() + COMPLAIN_S
-                failures += 1
-                await asyncio.sleep(min(0.1 * failures, 1.0))
+                failures = 1 if now() - began > LASTED_S else failures + 1
+                await asyncio.sleep(pause_s(failures))
             except Exception:
                 # A bug: it must not stop the consumer silently.
                 log.exception("taking messages failed")

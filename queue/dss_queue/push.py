@@ -7,6 +7,7 @@ replicated group, and nothing on this node. `subscribers.py` knows what it holds
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from dss_queue.redis_engine.engine import Answer
     from dss_raft.node import Node
 
-#: How long a subscription pauses after a refusal of a consume with which it continues: while the cluster has no leader, or the engine
-#: is away. Most refusals come after a deadline, but without a pause a subscription could try again in a tight loop.
+#: How long a subscription pauses at most after a refusal of a consume with which it continues: while the cluster has no leader, or the
+#: engine is away. Most refusals come after a deadline, but without a pause a subscription could try again in a tight loop.
 PAUSES_S = {"no_leader": 0.1, "no_quorum": 0.1, "unknown_outcome": 0.1, "engine_away": 1.0}
-#: While the queue is full, no consume waits. The subscription asks this often for messages that are ready.
+#: While the queue is full, no consume waits. The subscription asks for messages that are ready after this time at most.
 FULL_PAUSE_S = 1.0
 
 
@@ -51,6 +52,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
     subscribers = cast(Subscribers, node.services[SERVICE])
     # Only the first pull creates the topic or the group. If they are deleted later, the subscription ends with `not_found`.
     group_exists = False
+    loop = asyncio.get_running_loop()
     with subscribers.open(request, visibility_ms, feed.liveness) as subscriber:
         try:
             while True:
@@ -62,12 +64,15 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                     max_messages=await subscriber.room(),
                     create=not group_exists,
                 )
+                began_s = loop.time()
                 try:
                     result = await subscriber.pull(_consume(node, command))
                 except Refused as refusal:
                     if refusal.code not in PAUSES_S:
                         raise
-                    await asyncio.sleep(PAUSES_S[refusal.code])
+                    # A consume that has waited where it could is followed by the next one immediately.
+                    if loop.time() - began_s < command.timeout_ms / 1000:
+                        await _pause(PAUSES_S[refusal.code])
                     continue
                 if result is None:
                     continue
@@ -75,7 +80,7 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
                     if result.code == ON_ENGINE:
                         continue
                     if result.code == "over_limit" and group_exists:
-                        await asyncio.sleep(FULL_PAUSE_S)
+                        await _pause(FULL_PAUSE_S)
                         continue
                     if result.code:
                         return result
@@ -95,6 +100,11 @@ async def subscribe(node: Node, request: Subscribe, feed: Feed) -> Result:
             await give_back(
                 node, request.topic, request.group, {msg_id: held.receipt for msg_id, held in subscriber.held.items()}
             )
+
+
+async def _pause(seconds_max: float) -> None:
+    """Subscriptions that were refused together do not come back at the same moment."""
+    await asyncio.sleep(random.uniform(0.5, 1.0) * seconds_max)
 
 
 def _consume(node: Node, command: Consume) -> Coroutine[Any, Any, Result | Answer]:

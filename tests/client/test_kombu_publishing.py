@@ -31,6 +31,7 @@ from dss_client.errors import (
     UnknownOutcome,
 )
 from dss_client.portal import Portal
+from dss_kombu import fetching
 from dss_kombu.fetching import Fetcher
 from dss_kombu.link import Link
 from dss_kombu.options import Options
@@ -149,6 +150,30 @@ async def test_an_ack_call_names_a_message_once() -> None:
         fetcher._ack(message)
     await fetcher.close()
     assert made == [[("1-0", "second"), ("2-0", "first")], [("1-0", "first")]]
+
+
+async def test_takes_that_fail_are_repeated_after_pauses_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many consumers whose calls fail together do not come back at the same moment."""
+    failures: list[int] = []
+    is_over = asyncio.Event()
+
+    def pause_s(count: int) -> float:
+        failures.append(count)
+        if len(failures) == 2:
+            is_over.set()
+        return 0.0
+
+    async def take(free: int) -> None:
+        raise Unavailable("no node answers")
+
+    monkeypatch.setattr(fetching, "pause_s", pause_s)
+    fetcher = Fetcher(cast("Any", None), cast("Any", None), 30, lambda deliveries: None, lambda queue: None)
+    monkeypatch.setattr(fetcher, "_take", take)
+    await fetcher.add(cast("Any", SimpleNamespace(queue="q")))
+    async with asyncio.timeout(60):
+        await is_over.wait()
+    await fetcher.close()
+    assert failures[:2] == [1, 2]
 
 
 def test_a_publisher_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

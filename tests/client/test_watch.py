@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dss_client import AsyncClient, OverLimit, Unavailable, core
+from dss_client import AsyncClient, OverLimit, Unavailable, core, watch
 from dss_client.barrier import BarrierSpec, Party
 from dss_client.entry import Entry
 from dss_client.watch import LockWatch
@@ -45,6 +45,21 @@ async def test_it_goes_on_when_the_node_ends(make_node: MakeNode, make_client: M
     async with LockWatch(make_client(first, second)._running(), "") as watch:
         await first.stop()
         await until(lambda: watch.holders == {})
+
+
+async def test_watches_that_end_at_once_begin_again_after_pauses_by_chance(
+    node: Any, client: AsyncClient, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[int] = []
+
+    def pause_s(count: int) -> float:
+        failures.append(count)
+        return 0.0
+
+    monkeypatch.setattr(watch, "pause_s", pause_s)
+    node.answers["locks.watch"] = [{"ok": True}, {"ok": True}, state(7, "a")]
+    async with LockWatch(client._running(), ""):
+        assert failures == [1, 2]
 
 
 async def test_a_subscription_that_lasted_goes_on_without_a_pause(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dss_client import AsyncClient, AsyncMessage, LockNotHeld, StaleReceipt, UnknownOutcome, WrongUse
+from dss_client import queue as queue_module
 
 Make = Callable[..., AsyncClient]
 Until = Callable[[Callable[[], Any]], Awaitable[None]]
@@ -17,6 +18,7 @@ MakeNode = Callable[[], Awaitable[Any]]
 
 NO_LEADER = {"ok": False, "status": 503, "code": "no_leader", "detail": "no leader is known"}
 STALE = {"ok": False, "status": 409, "code": "stale_receipt", "detail": "another consumer has it", "msg_ids": ["1-0"]}
+FULL = {"ok": False, "status": 429, "code": "over_limit", "detail": "too many", "limit": "waiters"}
 NO_TOPIC = {"ok": False, "status": 404, "code": "not_found", "detail": "there is no such topic"}
 
 
@@ -117,6 +119,28 @@ async def test_messages_are_handled_and_acked(node: Any, client: AsyncClient) ->
     polls = node.requests("queue.consume")
     assert len({poll["attempt_id"] for poll in polls}) == len(polls)
     assert not node.requests("queue.extend")
+
+
+async def test_polls_that_fail_are_repeated_after_pauses_by_chance(
+    node: Any, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many workers whose polls fail together do not come back at the same moment."""
+    failures = []
+
+    def pause_s(count: int) -> float:
+        failures.append(count)
+        return 0.0
+
+    monkeypatch.setattr(queue_module, "pause_s", pause_s)
+    delivers(node, message(1), message(2))
+    consume = node.answers["queue.consume"]
+    node.answers["queue.consume"] = [FULL, FULL, lambda _: consume({"max_messages": 1}), FULL, consume]
+
+    @client.worker("orders", group="billing")
+    async def bill(message: AsyncMessage) -> None: ...
+
+    await run_until(bill, lambda: bill.done == 2)
+    assert failures == [1, 2, 1]
 
 
 async def test_a_failed_attempt_comes_back_later(node: Any, client: AsyncClient) -> None:

@@ -95,6 +95,35 @@ async def test_a_subscription_stays_while_the_queue_is_full(node, subscribed, mo
         assert (await feed.value())[0] == 3
 
 
+@pytest.mark.parametrize(("wait_ms", "pauses"), [(20_000, 2), (0, 0)], ids=["at once", "after its wait"])
+async def test_subscriptions_that_were_refused_together_come_back_at_different_moments(
+    node, subscribed, monkeypatch, wait_ms, pauses
+):
+    """One whose consume has waited where it could comes back immediately."""
+    drawn, refused, consume_now = [], [], push._consume
+
+    def uniform(low, high):
+        drawn.append((low, high))
+        return 0.0
+
+    async def away():
+        raise Refused("engine_away", "a server is away")
+
+    def consume_later(node, command):
+        if len(refused) == 2:
+            return consume_now(node, msgspec.structs.replace(command, timeout_ms=20_000))
+        refused.append(command)
+        return away()
+
+    monkeypatch.setattr(push.random, "uniform", uniform)
+    monkeypatch.setattr(push, "WAIT_MS_MAX", wait_ms)
+    monkeypatch.setattr(push, "_consume", consume_later)
+    await put(node, 1)
+    async with subscribed(credit=1) as feed:
+        assert (await feed.value())[0] == 1
+    assert drawn == [(0.5, 1.0)] * pauses
+
+
 async def nothing_comes(node, feed: Feed) -> None:
     """It does not happen within a few entries of the log."""
     index = node.index

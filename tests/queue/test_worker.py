@@ -11,8 +11,10 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
+from dss_cli import consume as consume_module
 from dss_cli.cluster import Cluster
 from dss_cli.consume import CommandWorker, Options
+from dss_client import AsyncTopic, Cancelled, Unavailable
 
 
 @pytest.fixture
@@ -71,6 +73,28 @@ open({str(tmp_path)!r} + "/" + os.environ["DSS_MESSAGE_KEY"], "w").write(sys.std
     assert (tmp_path / "k2").read_text() == '"plain"1'
     assert (worker.done, worker.failed) == (2, 0)
     assert not node.broker.topics["t"].messages.by_number
+
+
+async def test_polls_that_fail_are_repeated_after_pauses_by_chance(cluster, start, monkeypatch):
+    """Many consumers whose polls fail together do not come back at the same moment."""
+    failures, calls = [], []
+
+    def pause_s(count):
+        failures.append(count)
+        return 0.0
+
+    async def refused(topic, *args):
+        calls.append(topic)
+        if len(calls) > 2:
+            worker.stop()
+            raise Cancelled("it is stopping")
+        raise Unavailable("no node answers")
+
+    monkeypatch.setattr(consume_module, "pause_s", pause_s)
+    monkeypatch.setattr(AsyncTopic, "consume", refused)
+    worker = start("")
+    await worker.running
+    assert failures == [1, 2]
 
 
 async def test_after_a_failure_the_message_comes_back_later(api, cluster, node, start):
