@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -33,7 +34,7 @@ def number_of(msg_id: str) -> int:
 class EngineAgainstModel(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()
         self.opening = HERE["open"](partitions=1, max_attempts=MAX_ATTEMPTS, backoff_ms=BACKOFF_MS, retention_ms=0)
         self.bench = self.run(self.opening.__aenter__())
         self.model = NaiveQueue()
@@ -269,8 +270,33 @@ class EngineAgainstModel(RuleBasedStateMachine):
     # -- invariants
 
     @invariant()
-    def nothing_is_lost(self):
-        topic, groups = self.run(self.bench.stats())
+    def the_engine_has_what_the_model_has(self):
+        """What is asked is asked together, so that it takes few round trips."""
+        (topic, groups), messages, parts = self.run(self.what_is_there())
+        self.nothing_is_lost(topic, groups)
+        for name, (held, lines, dead) in zip(self.model.groups, parts, strict=True):
+            self.deliveries_are_in_flight(name, held)
+            self.a_peek_shows_what_is_unfinished(name, lines, dead)
+        self.bytes_are_accounted_for(topic, messages)
+
+    async def what_is_there(self):
+        views, topic = self.bench.views, self.bench.topic
+
+        async def of_group(name):
+            return await asyncio.gather(
+                views.in_flight(topic, name, self.late_receipts(name)),
+                views.peek(topic, name, limit=1000),
+                views.peek(topic, name, dead=True, limit=1000),
+            )
+
+        return await asyncio.gather(
+            self.bench.stats(), views.peek(topic, limit=1000), asyncio.gather(*map(of_group, self.model.groups))
+        )
+
+    def late_receipts(self, name):
+        return {msg_id: receipt for group, msg_id, receipt in self.receipts[-12:] if group == name}
+
+    def nothing_is_lost(self, topic, groups):
         lines = {line.group: line for line in groups}
         assert lines.keys() == self.model.groups.keys()
         for name, entries in self.model.groups.items():
@@ -284,21 +310,21 @@ class EngineAgainstModel(RuleBasedStateMachine):
         open_somewhere = {n for g in self.model.groups.values() for n, e in g.items() if e.open and not e.private}
         assert len(open_somewhere & retained) <= topic.messages <= len(retained)
 
-    @invariant()
-    def deliveries_are_in_flight(self):
-        for name, entries in self.model.groups.items():
-            receipts = {msg_id: receipt for group, msg_id, receipt in self.receipts[-12:] if group == name}
-            held = {
-                msg_id
-                for msg_id, receipt in receipts.items()
-                if (entry := entries.get(number_of(msg_id))) and entry.status == "flight" and entry.receipt == receipt
-            }
-            assert self.run(self.bench.views.in_flight(self.bench.topic, name, receipts)) == held
+    def deliveries_are_in_flight(self, name, held):
+        entries = self.model.groups[name]
+        assert held == {
+            msg_id
+            for msg_id, receipt in self.late_receipts(name).items()
+            if (entry := entries.get(number_of(msg_id))) and entry.status == "flight" and entry.receipt == receipt
+        }
 
-    @invariant()
-    def bytes_are_accounted_for(self):
-        topic, _ = self.run(self.bench.stats())
-        messages = self.run(self.bench.views.peek(self.bench.topic, limit=1000))
+    def a_peek_shows_what_is_unfinished(self, name, lines, dead):
+        entries = self.model.groups[name]
+        assert sorted(number_of(one.msg_id) for one in lines) == sorted(e.number for e in entries.values() if e.open)
+        assert [one.state for one in lines].count("in_flight") == sum(e.status == "flight" for e in entries.values())
+        assert sorted(number_of(one.msg_id) for one in dead) == sorted(e.number for e in entries.values() if e.status == "dead")
+
+    def bytes_are_accounted_for(self, topic, messages):
         size = sum(len(bytes(one.value)) + len(one.key) for one in messages)
         keys = {number: e.key for g in self.model.groups.values() for number, e in g.items()}
         for entries in self.model.groups.values():
@@ -307,17 +333,6 @@ class EngineAgainstModel(RuleBasedStateMachine):
         assert topic.bytes >= size
         self.run(self.bench.administration.sweep(self.bench.topic, self.bench.settings))
         assert self.run(self.bench.stats())[0].bytes == size
-
-    @invariant()
-    def a_peek_shows_what_is_unfinished(self):
-        for name, entries in self.model.groups.items():
-            lines = self.run(self.bench.views.peek(self.bench.topic, name, limit=1000))
-            assert sorted(number_of(one.msg_id) for one in lines) == sorted(e.number for e in entries.values() if e.open)
-            assert [one.state for one in lines].count("in_flight") == sum(e.status == "flight" for e in entries.values())
-            dead = self.run(self.bench.views.peek(self.bench.topic, name, dead=True, limit=1000))
-            assert sorted(number_of(one.msg_id) for one in dead) == sorted(
-                e.number for e in entries.values() if e.status == "dead"
-            )
 
 
 TestEngineAgainstModel = EngineAgainstModel.TestCase
