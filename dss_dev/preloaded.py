@@ -8,70 +8,27 @@ all of them.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
+import fcntl
 import json
 import os
-import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from dss_dev.confined import confine
+from dss_dev import fork_server
 
-#: What a node loads, as far as it depends neither on settings nor on the environment. `daphne.server` opens an event loop.
-MODULES = (
-    "autobahn.twisted.websocket",
-    "channels.routing",
-    "django.contrib.admin",
-    "django.contrib.staticfiles.handlers",
-    "django.core.management.commands.migrate",
-    "django.db.backends.sqlite3.base",
-    "django.db.migrations.loader",
-    "django.db.models",
-    "django.db.models.sql.compiler",
-    "django.forms",
-    "django.template.loader",
-    "django.urls",
-    "django.views.debug",
-    "dss_admin.live_admin",
-    "dss_api.http_listener",
-    "dss_api.page_access",
-    "dss_api.websocket",
-    "dss_client",
-    "dss_project.command_line",
-    "dss_project.management.commands.node",
-    "dss_project.registry",
-    "dss_project.runtime",
-    "dss_queue.sqs.port",
-    "httptools",
-    "redis.asyncio",
-    "structlog",
-    "stringprep",
-    "twisted.internet.asyncioreactor",
-    "twisted.internet.ssl",
-    "twisted.web.http",
-    "uvicorn",
-    "uvicorn.protocols.http.auto",
-    "uvloop",
-    "xml.sax.expatreader",
-)
 ROOT = Path(__file__).resolve().parents[1]
 MIGRATE_S = 120.0
-_REQUEST_BYTES_MAX = 128 * 1024
-_PR_SET_PDEATHSIG = 1
-_CLONE_NEWNET = 0x40000000
-#: the settings that keys are derived from
-_SECRETS = ("DSS_CLUSTER_SECRET", "DSS_CLUSTER_SECRET_PREVIOUS", "DSS_TOKEN_KEY", "DSS_TOKEN_KEY_PREVIOUS")
-#: options of the process
-_END, _HASH_QUICKLY = "end", "hash-quickly"
+#: how many `Preloaded` take turns
+SIZE = 3
 #: environment variables with these prefixes have their effect when an interpreter starts
 _READ_AT_START = ("PYTHON", "LD_")
 
@@ -122,34 +79,77 @@ class ForkedProcess:
 
 
 class Preloaded:
-    """A process with the libraries loaded, which lives as long as this object is not closed.
+    """A process with the libraries loaded, which lives as long as this object is not closed. See `new`, `connected` and `forked_here`."""
 
-    Args:
-        nodes_end_with_it: On Linux, what it has started is killed when it ends, for example because this process was killed.
-        hashes_quickly: New hashes of passwords are computed in no time, and are no protection. Only for tests: each node of a cluster
-            checks DSS_ADMIN_PASSWORD at its start, which takes longer than the rest of the start.
-        environment: its environment; None: that of this process.
-        root: the checkout whose code it loads.
-    """
+    def __init__(self, requests: socket.socket, wait: Callable[[], object]) -> None:
+        self._requests = requests
+        #: waits until the process has ended, if this object closes it
+        self._wait = wait
 
-    def __init__(
-        self,
+    @classmethod
+    def new(
+        cls,
         nodes_end_with_it: bool = False,
         hashes_quickly: bool = False,
         environment: Mapping[str, str] | None = None,
         root: Path = ROOT,
-    ) -> None:
-        options = [_END] * nodes_end_with_it + [_HASH_QUICKLY] * hashes_quickly
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "dss_dev.preloaded", str(theirs.fileno()), *options],
+        address: Path | None = None,
+    ) -> Preloaded:
+        """Start the process.
+
+        Args:
+            nodes_end_with_it: On Linux, what it has started is killed when it ends, for example because this process was killed.
+            hashes_quickly: New hashes of passwords are computed in no time, and are no protection. Only for tests: each node of a
+                cluster checks DSS_ADMIN_PASSWORD at its start, which takes longer than the rest of the start.
+            environment: its environment; None: that of this process.
+            root: the checkout whose code it loads.
+            address: a socket file by which other processes may use it, too: see `connected`.
+        """
+        options = [fork_server.END] * nodes_end_with_it + [fork_server.HASH_QUICKLY] * hashes_quickly
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, ExitStack() as stack:
+            passed = [theirs.fileno()]
+            if address is not None:
+                listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                listener.bind(str(address))
+                listener.listen()
+                passed.append(listener.fileno())
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dss_dev.fork_server", ",".join(map(str, passed)), *options],
                 cwd=root,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
                 start_new_session=True,
             )
+        return cls(ours, process.wait)
+
+    @classmethod
+    def connected(cls, address: Path) -> Preloaded:
+        """One that another process has started, and closes."""
+        requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        requests.connect(str(address))
+        return cls(requests, lambda: None)
+
+    @classmethod
+    def forked_here(cls) -> Preloaded:
+        """Load the libraries in this process, which needs many of them as well, and fork it. What is started ends with the new process.
+
+        Call it before Django is set up, and while there is one thread.
+        """
+        fork_server.load()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            ours.close()
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, 0)
+            os.close(nothing)
+            fork_server.serve(theirs, children_end_too=True)
+            fork_server.run_script()
+        theirs.close()
+        return cls(ours, lambda: os.waitpid(pid, 0))
 
     def start(
         self,
@@ -172,7 +172,7 @@ class Preloaded:
             confinement: what it runs under, as `Confinement.arguments`; (): as this process.
         """
         request = json.dumps([list(arguments), str(folder), dict(environment), namespace, list(confinement)]).encode()
-        assert len(request) < _REQUEST_BYTES_MAX
+        assert len(request) < fork_server.REQUEST_BYTES_MAX
         states, theirs = os.pipe()
         try:
             socket.send_fds(self._requests, [request], [output, output if errors is None else errors, theirs])
@@ -182,7 +182,7 @@ class Preloaded:
 
     def close(self) -> None:
         self._requests.close()
-        self._process.wait()
+        self._wait()
 
 
 class Pool:
@@ -192,18 +192,29 @@ class Pool:
     from a `Preloaded` with that PYTHONPATH. So does the code of another checkout.
 
     Args:
-        nodes_end_with_it, hashes_quickly: as for `Preloaded`.
+        nodes_end_with_it, hashes_quickly: as for `Preloaded.new`.
+        first: the first of them.
+        shared: the folder of a `SharedPool`, whose processes and data are used.
     """
 
-    def __init__(self, size: int = 3, nodes_end_with_it: bool = False, hashes_quickly: bool = False) -> None:
+    def __init__(
+        self,
+        size: int = SIZE,
+        nodes_end_with_it: bool = False,
+        hashes_quickly: bool = False,
+        first: Preloaded | None = None,
+        shared: Path | None = None,
+    ) -> None:
         self._size = size
         self._nodes_end_with_it = nodes_end_with_it
         self._hashes_quickly = hashes_quickly
-        self._processes: list[Preloaded] = []
+        self._shared = shared
+        self._processes: list[Preloaded] = [first] if first is not None else []
         #: those of other checkouts, and of interpreters with other settings than this one
         self._others: dict[tuple[Path, tuple[tuple[str, str], ...]], Preloaded] = {}
         self._started = 0
-        self._new_data: tempfile.TemporaryDirectory[str] | None = None
+        self._new_data: Path | None = None
+        self._made_here = ExitStack()
 
     def start(
         self,
@@ -225,9 +236,9 @@ class Pool:
 
     @staticmethod
     def can_load(root: Path, python: Path) -> bool:
-        """Whether the nodes of a checkout can be forked: it has the Python of this process, and this module as it is here."""
-        theirs = root / "dss_dev" / "preloaded.py"
-        return str(python) == sys.executable and theirs.is_file() and theirs.read_bytes() == Path(__file__).read_bytes()
+        """Whether the nodes of a checkout can be forked: it has the Python of this process, and the process that forks is the same."""
+        here, theirs = Path(fork_server.__file__), root / "dss_dev" / "fork_server.py"
+        return str(python) == sys.executable and theirs.is_file() and theirs.read_bytes() == here.read_bytes()
 
     def _next(self, environment: Mapping[str, str], root: Path) -> Preloaded:
         settings = _read_at_start(environment)
@@ -236,13 +247,18 @@ class Pool:
             if key not in self._others:
                 rest = {name: text for name, text in os.environ.items() if not name.startswith(_READ_AT_START)}
                 whole = {**rest, **dict(settings)}
-                self._others[key] = Preloaded(self._nodes_end_with_it, self._hashes_quickly, whole, root)
+                self._others[key] = Preloaded.new(self._nodes_end_with_it, self._hashes_quickly, whole, root)
             return self._others[key]
         turn = self._started % self._size
         self._started += 1
         if turn == len(self._processes):
-            self._processes.append(Preloaded(self._nodes_end_with_it, self._hashes_quickly))
+            self._processes.append(self._another())
         return self._processes[turn]
+
+    def _another(self) -> Preloaded:
+        if self._shared is not None:
+            return Preloaded.connected(self._shared / str(len(self._processes)))
+        return Preloaded.new(self._nodes_end_with_it, self._hashes_quickly)
 
     def run(
         self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float
@@ -266,181 +282,69 @@ class Pool:
     def new_data(self) -> Path:
         """A data directory with nothing but a database that has its tables. It is made once."""
         if self._new_data is None:
-            self._new_data = tempfile.TemporaryDirectory()
-            environment = {**os.environ, "DSS_DATA_DIR": self._new_data.name}
-            made = self.run(["manage.py", "migrate", "--verbosity", "0", "--no-input"], ROOT, environment, MIGRATE_S)
+            folder = self._shared or Path(self._made_here.enter_context(tempfile.TemporaryDirectory()))
+            data = folder / "new-data"
+            with (folder / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not data.exists():
+                    self._make(data)
+            self._new_data = data
+        return self._new_data
+
+    def _make(self, data: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=data.parent) as unfinished:
+            made = self.run(
+                ["manage.py", "migrate", "--verbosity", "0", "--no-input"],
+                ROOT,
+                {**os.environ, "DSS_DATA_DIR": unfinished},
+                MIGRATE_S,
+            )
             assert made.returncode == 0, made.stderr
-            for path in Path(self._new_data.name).iterdir():
+            for path in Path(unfinished).iterdir():
                 path.chmod(0o600)
-        return Path(self._new_data.name)
+            shutil.copytree(unfinished, data)
 
     def close(self) -> None:
         for process in (*self._processes, *self._others.values()):
             process.close()
-        if self._new_data is not None:
-            self._new_data.cleanup()
+        self._made_here.close()
+
+
+class SharedPool:
+    """The processes of a `Pool` that several processes use, each with `Pool(shared=folder)`.
+
+    Args:
+        hashes_quickly: as for `Preloaded.new`.
+    """
+
+    def __init__(self, hashes_quickly: bool = False) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = Path(self._folder.name)
+        self._processes = [
+            Preloaded.new(hashes_quickly=hashes_quickly, address=self.folder / str(number)) for number in range(SIZE)
+        ]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.close()
+        self._folder.cleanup()
+
+
+#: set by `fork_here`
+_here: Preloaded | None = None
+
+
+def fork_here() -> None:
+    """See `Preloaded.forked_here`. `pool_here` uses the process."""
+    global _here
+    _here = Preloaded.forked_here()
+
+
+def pool_here() -> Pool:
+    """For a command that starts nodes and ends them, even if it is killed. The nodes share the time and the memory that loading takes."""
+    return Pool(1, nodes_end_with_it=True, first=_here)
 
 
 def _read_at_start(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """What an interpreter reads of `environment` when it starts."""
     return tuple(sorted((name, text) for name, text in environment.items() if name.startswith(_READ_AT_START)))
-
-
-def _serve(requests: socket.socket, children_end_too: bool) -> list[str]:
-    """Fork for each request. Returns in a child, with the arguments of its script; the parent ends with its caller."""
-    ended, wake = os.pipe()
-    for descriptor in (ended, wake):
-        os.set_blocking(descriptor, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    children: dict[int, int] = {}
-    while True:
-        ready, _, _ = select.select([requests.fileno(), ended], [], [])
-        if ended in ready:
-            os.read(ended, 4096)
-            _report_ended(children)
-        if requests.fileno() not in ready:
-            continue
-        request, descriptors, _, _ = socket.recv_fds(requests, _REQUEST_BYTES_MAX, 3)
-        if not request:
-            os._exit(0)
-        arguments, folder, environment, namespace, confinement = json.loads(request)
-        _derive_keys(environment)
-        output, errors, states = descriptors
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            if children_end_too:
-                _end_with(parent)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for descriptor in (requests.detach(), ended, wake, states, *children.values()):
-                os.close(descriptor)
-            if namespace:
-                _enter(namespace)
-            if confinement:
-                confine(confinement)
-            return _become(arguments, folder, environment, output, errors)
-        os.close(output)
-        os.close(errors)
-        os.write(states, b"%12d" % pid)
-        children[pid] = states
-
-
-def _report_ended(children: dict[int, int]) -> None:
-    while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        states = children.pop(pid)
-        with contextlib.suppress(BrokenPipeError):
-            os.write(states, b"%12d" % os.waitstatus_to_exitcode(status))
-        os.close(states)
-
-
-def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends. SIGTERM would not end a paused node. Elsewhere than on Linux: nothing."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _derive_keys(environment: Mapping[str, str]) -> None:
-    """Derive the keys of a node's secrets here, where the nodes that are forked later find them."""
-    from dss_api.token_text import token_key
-    from dss_raft.net.certificates import authority
-
-    for name in _SECRETS:
-        if secret := environment.get(name):
-            token_key(secret)
-            if name.startswith("DSS_CLUSTER"):
-                authority(secret)
-
-
-def _make_routes() -> None:
-    """Let msgspec find out about the types of all operations here. It keeps that with the types."""
-    from dss_api.codec import RequestDecoder
-    from dss_api.routes import Route
-    from dss_project.registry import operations, subscriptions
-
-    for operation in operations():
-        Route(operation)
-    for subscription in subscriptions():
-        RequestDecoder(subscription)
-
-
-def _enter(namespace: str) -> None:
-    """Move this process into a network namespace that `ip netns` has made."""
-    import ctypes
-
-    with open(f"/run/netns/{namespace}") as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
-
-
-def _become(arguments: list[str], folder: str, environment: Mapping[str, str], output: int, errors: int) -> list[str]:
-    """Give this child the session, output, folder and environment of its script."""
-    os.setsid()
-    os.dup2(output, 1)
-    os.dup2(errors, 2)
-    os.close(output)
-    os.close(errors)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    return arguments
-
-
-class _QuickEnd:
-    """Ends a child after its exit functions: to free each object of the process would take longer than its start."""
-
-    def __init__(self) -> None:
-        self._code: int | None = None
-        # Those that are registered later are called earlier.
-        atexit.register(self._end)
-
-    def __enter__(self) -> None:
-        self._code = 0
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, SystemExit):
-            code = error.code or 0
-            # A text is an error.
-            self._code = code if isinstance(code, int) else 1
-        elif error is not None:
-            # An interrupted process is killed by its signal.
-            self._code = None if isinstance(error, KeyboardInterrupt) else 1
-
-    def _end(self) -> None:
-        if self._code is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(self._code)
-
-
-def _main() -> None:
-    for module in MODULES:
-        import_module(module)
-    _make_routes()
-    requests, *options = sys.argv[1:]
-    if _HASH_QUICKLY in options:
-        from django.contrib.auth.hashers import PBKDF2PasswordHasher
-
-        PBKDF2PasswordHasher.iterations = 1
-    gc.collect()
-    gc.freeze()
-    # In place: a module may have kept the list.
-    sys.argv[:] = _serve(socket.socket(fileno=int(requests)), children_end_too=_END in options)
-    sys.path[0] = os.getcwd()
-
-
-if __name__ == "__main__":
-    _quick_end = _QuickEnd()
-    _main()
-    # Not in a function: the script ends as one that an interpreter was started with, with its traceback and exit code.
-    with _quick_end:
-        runpy.run_path(sys.argv[0], run_name="__main__")

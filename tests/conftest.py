@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from dss_dev.answer_check import checked
 from dss_dev.compiled_tests import compile_packages, compile_tests
 from dss_dev.local_cluster import LocalNode
-from dss_dev.preloaded import Pool
+from dss_dev.preloaded import Pool, SharedPool
 from dss_dev.rounds import ROUNDS, wait_for_a_moment
 
 OPERATIONS = ("health", "ready", "raft.", "requests.", "locks.", "queue.", "cache.")
@@ -51,6 +52,8 @@ FIRST = ("fixed ports", *IN_BROWSER)
 #: the rank of what waits and comes last
 CHANGES_NETWORK = len(FIRST) + len(WITH_NODES)
 
+_POOL = pytest.StashKey[SharedPool]()
+
 #: A busy machine may stand still for a moment in any example: how long one takes says nothing.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
@@ -62,6 +65,19 @@ def pytest_configure(config: pytest.Config) -> None:
         compile_packages(config.rootpath)
         if config.getoption("numprocesses", None):
             compile_tests(config)
+            config.stash[_POOL] = SharedPool(hashes_quickly=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """The workers share the processes from which nodes are forked."""
+    if _POOL in node.config.stash:
+        node.workerinput["pool"] = str(node.config.stash[_POOL].folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _POOL in config.stash:
+        config.stash[_POOL].close()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -120,9 +136,10 @@ def _rank(scope: str, items: list[pytest.Item]) -> int:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nodes_start_quickly() -> Iterator[None]:
+def _nodes_start_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """See `dss_dev.preloaded`."""
-    LocalNode.pool = pool = Pool(hashes_quickly=True)
+    shared = getattr(request.config, "workerinput", {}).get("pool")
+    LocalNode.pool = pool = Pool(hashes_quickly=True, shared=Path(shared) if shared else None)
     yield
     LocalNode.pool = None
     pool.close()

@@ -7,14 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from dss_dev.local_partitions import why_not
-from dss_dev.preloaded import ROOT, ForkedProcess, Pool
+from dss_dev.preloaded import ROOT, SIZE, ForkedProcess, Pool, SharedPool
 
 Start = Callable[..., ForkedProcess]
 
@@ -162,13 +164,74 @@ def test_nodes_of_another_checkout_run_its_code_if_it_is_loaded_in_the_same_way(
     assert process.wait(60) == 0
     assert (tmp_path / "output").read_text() == f"{other / 'dss_api' / '__init__.py'} {other}\n"
     assert not Pool.can_load(other, tmp_path / "python")
-    (other / "dss_dev" / "preloaded.py").write_text("MODULES = ()")
+    (other / "dss_dev" / "fork_server.py").write_text("MODULES = ()")
     assert not Pool.can_load(other, Path(sys.executable))
     assert not Pool.can_load(tmp_path, Path(sys.executable))
 
 
+def test_pools_of_several_processes_share_what_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import os; print(os.getppid(), os.environ['A'])")
+    shared = SharedPool()
+    try:
+        one, two = Pool(shared=shared.folder), Pool(shared=shared.folder)
+        found = {}
+        for name, pool in (("one", one), ("two", two)):
+            lines = [pool.run(["script.py"], tmp_path, {**os.environ, "A": name}, 60).stdout.split() for _ in range(SIZE)]
+            assert [said for _, said in lines] == [name] * SIZE
+            found[name] = [parent for parent, _ in lines]
+        assert found["one"] == found["two"], "each has the same ones, in turns"
+        assert len(set(found["one"])) == SIZE
+        data = one.new_data()
+        one.close()
+        assert (two.new_data(), (data / "django.sqlite3").stat().st_mode & 0o777) == (data, 0o600)
+        assert two.run(["script.py"], tmp_path, {**os.environ, "A": "two"}, 60).returncode == 0, (
+            "it is there after another pool was closed"
+        )
+        two.close()
+    finally:
+        shared.close()
+    assert not shared.folder.exists()
+
+
+FORKS = """
+import os, time
+from pathlib import Path
+from dss_dev.preloaded import fork_here, pool_here
+fork_here()
+here = Path.cwd()
+print(pool_here().run([str(here / "child.py"), "x"], here / "folder", {**os.environ, "B": "2"}, 60).stdout, flush=True)
+with open("/dev/null") as nothing:
+    sleeping = pool_here().start([str(here / "sleeping.py")], here, os.environ, nothing.fileno())
+print("started", sleeping.pid, flush=True)
+time.sleep(600)
+"""
+CHILD = """
+import os, sys
+import psutil
+from django.apps import apps
+print(sys.argv[1:], os.environ["B"], os.path.basename(os.getcwd()), os.read(0, 1), apps.ready, os.getsid(0) == os.getpid(), end=" ")
+print(psutil.Process(os.getppid()).ppid())
+"""
+
+
+def test_a_script_is_forked_itself_and_what_it_starts_ends_with_it(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "sleeping.py").write_text("import time; time.sleep(600)")
+    process = start(FORKS, **os.environ)
+    output = tmp_path / "output"
+    while "started" not in output.read_text():
+        assert process.poll() is None, output.read_text()
+        time.sleep(0.02)
+    said, started = output.read_text().strip().splitlines()[0], output.read_text().split()[-1]
+    assert said == f"['x'] 2 folder b'' False True {process.pid}"
+    sleeping = psutil.Process(int(started))
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    if sys.platform == "linux":
+        sleeping.wait(60)
+
+
 def test_no_event_loop_is_there_before_the_fork() -> None:
-    code = (
-        "import sys, dss_dev.preloaded as p; [*map(p.import_module, p.MODULES)]; print('twisted.internet.reactor' in sys.modules)"
-    )
+    code = "import sys, dss_dev.fork_server as f; f.load(); print('twisted.internet.reactor' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

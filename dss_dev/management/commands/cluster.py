@@ -36,7 +36,7 @@ from dss_dev.local_cluster import (
     ports_in_use,
 )
 from dss_dev.local_members import LocalMembers, find_members, find_place
-from dss_dev.preloaded import Pool
+from dss_dev.preloaded import pool_here
 from dss_dev.restart_requests import take_requests
 from dss_project import secret_files
 from dss_project.first_user import PASSWORD_BYTES, USERNAME
@@ -91,8 +91,7 @@ class Command(BaseCommand):
         lab = None if options["no_lab"] else self._make_lab(cluster, ports, desk, options["lab_absence"])
         count = len(cluster.nodes)
         self.stdout.write(f"Starting {count} node{'s' if count > 1 else ''} …")
-        # The nodes share the time and the memory that loading the libraries takes.
-        LocalNode.pool = pool = Pool(1, nodes_end_with_it=True)
+        LocalNode.pool = pool = pool_here()
         try:
             if lab is not None:
                 lab.start()

@@ -18,6 +18,7 @@ from dss_dev import local_tls
 from dss_dev.local_cluster import HOST, PORTS_OF_THREE, LocalCluster, LocalNode, NotReady, member_node, ports_in_use
 from dss_dev.local_members import JOINED
 from dss_dev.management.commands import cluster as cluster_command
+from dss_dev.preloaded import pool_here
 
 START_S = 60.0
 
@@ -45,6 +46,7 @@ class Command(cluster_command.Command, ClusterCommand):
         joined = self._cluster_of_one(directory, node_id, port, members)
         stopping = cluster_command.Stopping()
         self.stdout.write(f"Starting {node_id} …")
+        LocalNode.pool = pool = pool_here()
         try:
             joined.start()
             self._add(joined.nodes[0], cluster, members)
@@ -62,6 +64,7 @@ class Command(cluster_command.Command, ClusterCommand):
             cluster_command.write_to_nowhere()
         finally:
             self._stop(joined)
+            pool.close()
         if not stopping.asked:
             sys.exit(1)
 
