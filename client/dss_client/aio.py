@@ -17,7 +17,7 @@ from typing import Any, Self
 from dss_client.barrier import AsyncBarrier, AsyncDoubleBarrier, BarrierSpec
 from dss_client.cache import AsyncCache
 from dss_client.config import Config, Transport
-from dss_client.core import Core, Repeat
+from dss_client.core import Core, Repeat, http_connection
 from dss_client.election import AsyncElection, election_spec
 from dss_client.errors import ClientClosed, WrongUse
 from dss_client.lock_owners import Owners
@@ -66,6 +66,8 @@ class AsyncClient:
         near_cache: NearCache | bool = False,
     ) -> None:
         self._config = Config.read(urls, token, name=name, timeout=timeout, transport=transport, traces=traces, tls=tls)
+        if transport == "http":
+            http_connection()  # now, and not in the event loop
         self._core: Core | None = None
         self._is_closed = False
         self._owners = Owners(self._config.name)

@@ -18,16 +18,18 @@ import enum
 import logging
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dss_client.clock import now
 from dss_client.config import Config, pause_s
 from dss_client.connection import Answer, CannotConnect, Connection, Handle, NoAnswer, NotSent
 from dss_client.errors import NO_EFFECT, Cancelled, ClientClosed, DssError, Unavailable, UnknownOutcome, WrongServer, refusal
-from dss_client.http import HttpConnection
 from dss_client.requests import TTL_MS, Request, Requests
 from dss_client.tracing import UNTRACED
 from dss_client.websocket import ConnectionRefused, WebSocketConnection
+
+if TYPE_CHECKING:
+    from dss_client.http import HttpConnection
 
 log = logging.getLogger("dss_client")
 #: says at level DEBUG which node does not answer, and why a call is repeated
@@ -40,6 +42,13 @@ CLOSE_S = 1.0
 LASTED_S = 10.0
 #: a member of an answer: an earlier attempt of the call may have taken effect
 REPEATED = "_repeated"
+
+
+def http_connection() -> type[HttpConnection]:
+    """Loaded where it is used only: to load httpx takes longer than to load all else of the client."""
+    from dss_client.http import HttpConnection
+
+    return HttpConnection
 
 
 class Repeat(enum.Enum):
@@ -297,7 +306,7 @@ class Core:
             node = nodes[(self._next_node + step) % len(nodes)]
             try:
                 if self.config.transport == "http":
-                    connection: Connection = await HttpConnection.connect(node, self.config)
+                    connection: Connection = await http_connection().connect(node, self.config)
                 else:
                     connection = await self._websocket(node)
                 await self._check_cluster(connection)
@@ -342,7 +351,7 @@ class Core:
         except ConnectionRefused:
             pass
         # A WebSocket cannot say why. A wrong token raises here.
-        http = HttpConnection(node, self.config)
+        http = http_connection()(node, self.config)
         try:
             await http.check()
         finally:

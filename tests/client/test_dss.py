@@ -442,6 +442,14 @@ def test_the_shells_complete_commands(dss: Dss) -> None:
     assert done.stdout.split() == ["plain,queue.publish", "plain,queue.peek", "plain,queue.purge"]
 
 
+def test_only_http_loads_its_library() -> None:
+    """It takes longer to load than the rest of the client."""
+    program = "import sys, dss_client as d; a = 'httpx' in sys.modules; d.Client('http://a:1', transport='http').close()"
+    program += "; print(a, 'httpx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "False True\n", done.stderr
+
+
 def test_help_and_completion_do_not_load_the_client() -> None:
     program = "import sys; from dss_cli.commands import run; run(['lock', 'run', '--help']); print('dss_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
