@@ -22,16 +22,24 @@ disable_created_metrics()
 
 
 class MetricsPage:
-    """Makes the page. It takes some milliseconds, so at most one is made in a turn of the event loop."""
+    """Makes the page. It takes some milliseconds, so at most one is made in a turn of the event loop. Those who wait for it share it."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        #: makes the next page
+        self._next: asyncio.Task[bytes] | None = None
 
     async def __call__(self) -> EncodedAnswer:
         with suppress(Refused):
             numbers: EngineNumbers | None = running.node().services.get(SERVICE)
             if numbers is not None:
                 await numbers.look(wait_s=NUMBERS_S)
-        async with self._turn:
-            await asyncio.sleep(0)
-            return EncodedAnswer(200, generate_latest(), _HEADERS)
+        if self._next is None:
+            self._next = asyncio.create_task(self._make())
+        # A caller that leaves does not take the page from the others.
+        return EncodedAnswer(200, await asyncio.shield(self._next), _HEADERS)
+
+    async def _make(self) -> bytes:
+        await asyncio.sleep(0)
+        # Who comes from here on gets the next page.
+        self._next = None
+        return generate_latest()
