@@ -14,6 +14,9 @@ LARGEST = 2**63 - 1
 #: minimum number of writes while leadership changes repeatedly, and minimum time
 WRITES, SECONDS_MIN = 40, 8.0
 PATIENCE_S = 120.0
+#: Between two calls of a client. Without a limit of a node, each of its calls would begin a term: ten times as many as there may be.
+PAUSE_S = 0.05
+WRITE_PAUSE_S = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_changes_of_leadership_in_a_loop_leave_room_for_writes(nodes, path, body
     statuses: list[int] = []
 
     def change(node) -> None:
-        while not is_over.is_set():
+        while not is_over.wait(PAUSE_S):
             statuses.append(node.call("POST", path, body).status)
 
     threads = [threading.Thread(target=change, args=[node]) for node in nodes]
@@ -72,6 +75,7 @@ def test_changes_of_leadership_in_a_loop_leave_room_for_writes(nodes, path, body
             reply = nodes[written % 3].call("POST", "/cache/put", {"key": f"k{written}", "value": 1})
             assert reply.status in (200, 503)
             written += reply.status == 200
+            time.sleep(WRITE_PAUSE_S)
     finally:
         is_over.set()
         for thread in threads:
