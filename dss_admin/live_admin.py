@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from django.contrib import admin, messages
 from django.db.models import Model, Q
+from django.forms import Media
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django.utils.text import capfirst
@@ -132,6 +133,12 @@ class Outcome(NamedTuple):
         return sum(int(result.body[field] if isinstance(result, Result) else getattr(result, field)) for result in self.results)
 
 
+#: Of the admin's own scripts, those that pages of rows use: nothing is chosen in a popup, and no field is filled in from another one.
+LIST_SCRIPTS = Media(js=["admin/js/core.js", "admin/js/actions.js"])
+#: The end of Django's template for forms needs jQuery.
+FORM_SCRIPTS = Media(js=["admin/js/vendor/jquery/jquery.min.js", "admin/js/jquery.init.js", "admin/js/core.js"])
+
+
 class LiveAdmin(admin.ModelAdmin):
     """Lists live rows. A subclass defines `rows`, and may define actions, which make calls through `do_each`.
 
@@ -156,6 +163,10 @@ class LiveAdmin(admin.ModelAdmin):
     list_max_show_all = 1000
     change_list_template = "admin/live_list.html"
     change_form_template = "admin/live_row.html"
+
+    @property
+    def media(self) -> Media:
+        return FORM_SCRIPTS
 
     def rows(self) -> list[Any]:
         """The rows: `return rows_in_turns(lambda: take(state))`. Each has an attribute for each field of the model, or is an instance."""
@@ -190,6 +201,7 @@ class LiveAdmin(admin.ModelAdmin):
             rows = getattr(request, "_live_rows", None)
             response.context_data["is_cut"] = getattr(rows, "is_cut", False)
             response.context_data["note"] = getattr(rows, "note", "")
+            response.context_data["media"] = LIST_SCRIPTS
         return response
 
     def get_urls(self) -> list[URLPattern]:

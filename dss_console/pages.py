@@ -7,11 +7,15 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from django.views.decorators.cache import cache_control
 from django.views.decorators.http import require_safe
 
 from dss_console.live_pages import live_patterns
 from dss_console.page_rights import readers_only
 from dss_raft.django_app.login import LoginForm, change_password, login
+
+#: as of the admin's own files
+TEXTS_MAX_AGE_S = 3600
 
 
 @require_safe
@@ -35,6 +39,11 @@ def docs(request: HttpRequest) -> Any:
     return SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="dss_console/api_docs.html")(request)
 
 
+#: Every page of the admin loads it.
+texts_of_scripts = admin.site.admin_view(
+    cache_control(private=True, max_age=TEXTS_MAX_AGE_S)(admin.site.i18n_javascript), cacheable=True
+)
+
 admin.site.login_form = LoginForm
 # The lists need the width.
 admin.site.enable_nav_sidebar = False
@@ -47,5 +56,6 @@ page_patterns = [
     # In place of the admin's own.
     path("admin/login/", login),
     path("admin/password_change/", admin.site.admin_view(change_password, cacheable=True)),
+    path("admin/jsi18n/", texts_of_scripts),
     path("admin/", admin.site.urls),
 ]

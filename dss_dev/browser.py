@@ -16,6 +16,8 @@ AXE_MISSING = "axe-core not found, accessibility was NOT checked: pip install ax
 #: The shell has no windows, and needs the least processor time.
 _PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _PROGRAMS)), None)
+#: A page of a test does not live long enough for compilers that optimize.
+_OPTIONS = ["--no-sandbox", "--js-flags=--no-opt --no-maglev"]
 
 
 #: what the browser says of a page that was left while its WebSocket was being opened
@@ -42,7 +44,7 @@ def headless_chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("Chromium not found: apt install chromium-headless-shell")
     with no_changes(), sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
         try:
             yield browser
         finally:
@@ -62,6 +64,16 @@ TWO_LOOKS = ((390, "light"), (1400, "dark"))
 ALL_LOOKS = (*TWO_LOOKS, (390, "dark"), (1400, "light"))
 
 
+#: in a page: how wide it is, and of each rule that it breaks the HTML of the first place
+_LOOK = """async (rules) => {
+  // Colours that change slowly have their last value.
+  document.getAnimations().forEach((one) => one.effect.getComputedTiming().endTime < Infinity && one.finish());
+  const wide = document.documentElement.scrollWidth;
+  const found = rules.length ? (await axe.run(document, { runOnly: rules, resultTypes: ["violations"] })).violations : [];
+  return [wide, found.map(({ id, nodes }) => [id, nodes[0].html])];
+}"""
+
+
 def faults_of_look(page: Any, axe: str, looks: Sequence[tuple[int, str]]) -> list[tuple[int, str, str, str]]:
     """What is wrong with the page in each of these looks: (width, scheme, rule, the HTML of the first place).
 
@@ -69,22 +81,17 @@ def faults_of_look(page: Any, axe: str, looks: Sequence[tuple[int, str]]) -> lis
     it and to read axe takes longer than to apply the rules.
 
     Args:
-        axe: `axe_source()`; "": only the width is looked at.
+        axe: `axe_source()`; "": only the width is looked at. A test of many pages has the browser read it in each (`add_init_script`):
+            then it is not sent to each of them.
     """
     faults = []
-    if axe:
+    if axe and not page.evaluate("'axe' in window"):
         page.evaluate(axe)
     for width, scheme in looks:
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
-        # Colours that change slowly have their last value.
-        page.evaluate(
-            "document.getAnimations().forEach(one => one.effect.getComputedTiming().endTime < Infinity && one.finish())"
-        )
-        wide = page.evaluate("document.documentElement.scrollWidth")
+        wide, found = page.evaluate(_LOOK, AXE_RULES if axe else [])
         if wide > width:
             faults.append((width, scheme, "no horizontal scroll", f"{wide} pixels"))
-        if axe:
-            found = page.evaluate("rules => axe.run(document, {runOnly: rules, resultTypes: ['violations']})", AXE_RULES)
-            faults += [(width, scheme, one["id"], one["nodes"][0]["html"]) for one in found["violations"]]
+        faults += [(width, scheme, rule, place) for rule, place in found]
     return faults

@@ -162,6 +162,8 @@ def test_every_page_fits_and_passes_axe(chromium: Any, cluster: LocalCluster) ->
     context = chromium.new_context(bypass_csp=False)
     visit = Visit(context.new_page(), cluster.nodes[0].url)
     try:
+        if script:
+            visit.page.add_init_script(script)
         # All pages once in each width and each scheme, the two largest in all four combinations.
         for path in PAGES:
             visit.open(path)

@@ -203,6 +203,20 @@ def test_answers_that_are_no_page(node: LocalNode) -> None:
     assert (style.status, style.headers["Content-Security-Policy"]) == (200, CONTENT_SECURITY_POLICY)
 
 
+def test_pages_of_the_admin_load_what_they_use(visitor: Visitor, node: LocalNode) -> None:
+    """A browser keeps the texts of the scripts. A refusal to a stranger is not kept."""
+    ours = ("theme.js", "page.js", "/admin/jsi18n/")
+    for path, own in (
+        ("/admin/dss_locks/lockrow/", {"core.js", "actions.js", "filters.js"}),
+        ("/admin/dss_raft/userrow/add/", {"core.js", "jquery.min.js", "jquery.init.js", "prepopulate_init.js", "change_form.js"}),
+    ):
+        scripts = [script for script in Html(visitor.get(path).body).scripts if script and not script.endswith(ours)]
+        assert {script.rpartition("/")[2] for script in scripts} == own
+    assert visitor.get("/admin/jsi18n/").headers["Cache-Control"] == "private, max-age=3600"
+    refused = node.call("GET", "/admin/jsi18n/")
+    assert (refused.status, "max-age=3600" in (refused.headers["Cache-Control"] or "")) == (302, False)
+
+
 #: in every page, before its own scripts
 WATCH = """
 document.addEventListener("securitypolicyviolation", event =>
@@ -390,6 +404,8 @@ def test_the_admin_fits_and_passes_axe(chromium: Any, node: LocalNode, visitor: 
     context = chromium.new_context(bypass_csp=True)
     watched = Watched(context.new_page(), node.url, [])
     try:
+        if script:
+            watched.page.add_init_script(script)
         log_in(watched)
         paths = pages_of_the_admin(visitor)
         largest = {"/admin/", "/admin/dss_locks/lockrow/", "/admin/dss_cache/keyrow/"}
