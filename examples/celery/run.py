@@ -21,7 +21,8 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(HERE)]
 
 from dss_client import DssError  # noqa: E402
-from dss_dev.local_cluster import LocalCluster, free_ports  # noqa: E402
+from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports  # noqa: E402
+from dss_dev.preloaded import Pool  # noqa: E402
 from dss_dev.running_cluster import urls_of_running_cluster  # noqa: E402
 
 STOP_S = 30.0
@@ -34,11 +35,13 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=200, help="how many are sent while the leader is killed (%(default)s)")
     arguments = parser.parse_args()
     urls = "" if arguments.own_nodes else urls_of_running_cluster()
-    own = None
+    own = pool = None
     with tempfile.TemporaryDirectory() as data:
         try:
             if not urls:
                 print("Starting three nodes", flush=True)
+                # One process loads the libraries for all of them.
+                LocalNode.pool = pool = Pool(1, nodes_end_with_it=True)
                 own = LocalCluster(Path(data), free_ports(3))
                 own.start()
                 own.wait_ready()
@@ -50,6 +53,8 @@ def main() -> int:
         finally:
             if own is not None:
                 own.stop()
+            if pool is not None:
+                pool.close()
 
 
 def work(urls: str, own: LocalCluster | None, count: int) -> int:
