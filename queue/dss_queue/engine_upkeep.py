@@ -3,7 +3,8 @@
 - A topic with something due is swept: timeouts, delays, retention. A look at a topic without calls costs one call for each partition, and
   the next look comes when something is due, after `PAUSE_S_MAX` at the latest. Consumers do not wait for it: their calls see what is due.
 - It closes the partitions of a topic that leaves, and proposes `EngineClosed`. When nothing of the topic is left, not even dead letters, it
-  proposes `EngineLeft`.
+  proposes `EngineLeft`. If the topic had publishes with a `request_id`, it waits until the engine may have forgotten them: the log does not
+  know them, and would store the messages of a repeat again.
 - It deletes the keys of abandoned incarnations. A failover soon after may bring some of them back, so it deletes them once more after
   `AGAIN_S`, and then proposes `EngineForgotten`.
 - Groups that only the log or only the engine has, because a node stopped in between, are put right.
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 ROUND_S = 1.0
 #: Between two looks at a topic.
 PAUSE_S_MIN, PAUSE_S_MAX = 1.0, 30.0
+#: For how long the engine remembers a publish with a `request_id`.
+REMEMBERED_S = 60.0
 #: Topics that are looked at at the same time. Each look is a call for each partition.
 AT_ONCE_MAX = 8
 #: Between the deletion of keys and another look at them. A replica that takes over within this time may lack the deletion.
@@ -54,6 +57,8 @@ class EngineUpkeep:
         self._round: asyncio.Task[None] | None = None
         #: incarnation -> when the topic is looked at next, and the pause before
         self._plans: dict[int, tuple[float, float]] = {}
+        #: incarnation of a topic that leaves -> when this leader first saw that the engine takes no more messages, in loop time
+        self._closed_s: dict[int, float] = {}
         #: abandoned incarnation -> when its keys were deleted, in loop time
         self._deleted_s: dict[int, float] = {}
         if service.state != "none":
@@ -66,6 +71,7 @@ class EngineUpkeep:
         self._next_s = now_s + ROUND_S
         if not self._node.is_leader:
             self._plans.clear()
+            self._closed_s.clear()
             self._deleted_s.clear()
         elif self._service.is_usable:
             self._round = self._service.tasks.spawn("engine", self._run_round(now_s))
@@ -117,6 +123,7 @@ class EngineUpkeep:
         administration, name = self._service.administration(), self._service.name_of(topic)
         if use.is_leaving:
             await administration.close(name)
+            closed_s = self._closed_s.setdefault(use.incarnation, asyncio.get_running_loop().time())
             if not use.is_closed:
                 self._node.propose_as_leader(EngineClosed(topic=topic.name, incarnation=use.incarnation))
         try:
@@ -130,9 +137,14 @@ class EngineUpkeep:
             await self._align_groups(topic, name)
         if not use.is_leaving:
             self._plan(use.incarnation, swept.next_in_ms, did_something=swept.did_something)
-        elif await administration.is_drained(name):
+        elif await administration.is_drained(name) and await self._has_no_repeats(name, closed_s):
             self._plans.pop(use.incarnation, None)
             self._node.propose_as_leader(EngineLeft(topic=topic.name, incarnation=use.incarnation))
+
+    async def _has_no_repeats(self, name: str, closed_s: float) -> bool:
+        """Whether no repeat of a publish would get the first answer on the engine that a topic leaves."""
+        is_forgotten = asyncio.get_running_loop().time() - closed_s >= REMEMBERED_S
+        return is_forgotten or not await self._service.administration().knows_requests(name)
 
     def _plan(self, incarnation: int, next_in_ms: int, *, did_something: bool) -> None:
         pause_s = PAUSE_S_MIN if did_something else min(2 * self._plans[incarnation][1], PAUSE_S_MAX)
@@ -159,6 +171,7 @@ class EngineUpkeep:
     async def _delete(self, incarnation: int, topic: str, deleted: list[int]) -> None:
         await self._service.administration().delete_topic(self._service.name_in(incarnation, topic))
         self._plans.pop(incarnation, None)
+        self._closed_s.pop(incarnation, None)
         if incarnation in self._deleted_s:
             deleted.append(incarnation)
         else:

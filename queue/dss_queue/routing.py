@@ -42,7 +42,7 @@ from dss_queue.core.topic import Topic
 from dss_queue.core.topic_commands import CreateGroup
 from dss_queue.engine_service import EngineService
 from dss_queue.redis_engine.errors import Closed, EngineAway, GroupDeleted
-from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT
+from dss_queue.redis_engine.messages import CLOSED, OF_REQUEST, OWN_ATTEMPT
 from dss_raft.replication.client_requests import ClientRequests
 from dss_raft.replication.commands import Command
 
@@ -422,7 +422,7 @@ def _part(once: RequestId | None, number: int) -> RequestId | None:
 
 def _token(once: RequestId) -> str:
     """Of a request: the engine carries out a publish with the same token once."""
-    return f"{once.session}:{once.number}:{once.part}"
+    return OF_REQUEST.join((once.session, str(once.number), str(once.part)))
 
 
 def _remember(known: dict[K, V], key: K, value: V, limit: int = REMEMBERED_MAX) -> None:

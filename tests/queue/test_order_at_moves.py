@@ -17,7 +17,7 @@ import pytest
 from dss_api.errors import Refused
 from dss_api.request_id import RequestId
 from dss_api.result import Result
-from dss_queue import operations
+from dss_queue import engine_upkeep, operations
 from dss_queue.both_engines import delete_topic
 from dss_queue.core.broker import Broker
 from dss_queue.core.commands import AckRequest, ConsumeRequest, Nack, NewMessage, Publish, PublishRequest, SetTopic
@@ -451,5 +451,7 @@ async def run(seed: int, url: str, *, with_deletions: bool) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("with_deletions", [False, True])
-async def test_the_order_of_a_key_holds(valkey, seed, with_deletions):
+async def test_the_order_of_a_key_holds(valkey, monkeypatch, seed, with_deletions):
+    # A topic leaves although a request may be repeated, or none would come back to the engine within a run.
+    monkeypatch.setattr(engine_upkeep, "REMEMBERED_S", 0.0)
     await run(seed, f"redis://127.0.0.1:{valkey.port}", with_deletions=with_deletions)

@@ -10,7 +10,8 @@ from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.endings import for_deliveries
 from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.errors import NoGroup
-from dss_queue.redis_engine.keys import group_keys, partition_keys
+from dss_queue.redis_engine.keys import ONCE, group_keys, partition_keys
+from dss_queue.redis_engine.messages import OF_REQUEST
 from dss_queue.redis_engine.servers import Servers
 
 #: Steps of one sweep of a group in a partition; the next sweep goes on.
@@ -19,6 +20,8 @@ SWEEP_STEPS_MAX = 10
 GROUPS_PER_LOOK = 100
 #: Old messages may be in flight, or behind others of their key: they are looked at again after this time.
 OLD_AGAIN_MS = 10_000
+#: How many of the latest publishes of a partition are searched for requests; the second time if there are none among the first.
+PUBLISHES_SEARCHED = (100, 10_000)
 #: The number of groups of a partition that is not open.
 NOT_OPEN = -1
 
@@ -100,6 +103,22 @@ class Administration:
     async def is_drained(self, topic: str) -> bool:
         """Whether a topic has nothing on the engine, not even dead letters, and will get nothing."""
         return not any(part.messages or part.bytes or part.state == "open" for part in await self._parts(topic))
+
+    async def knows_requests(self, topic: str) -> bool:
+        """Whether the servers may still know publishes with a `request_id`, so that a repeat would get the first answer."""
+
+        async def step(partition: int) -> bool:
+            key = partition_keys(topic, partition)[ONCE]
+            tokens: list[bytes] = []
+            for count in PUBLISHES_SEARCHED:
+                tokens = await self._servers.read(key, b"ZREVRANGE", key.encode(), b"0", b"%d" % (count - 1))
+                if any(OF_REQUEST.encode() in one for one in tokens):
+                    return True
+                if len(tokens) < count:
+                    return False
+            return True
+
+        return any(await self._engine.lifecycle.of_all(step))
 
     # ------------------------------------------------------------------- sweeps
 

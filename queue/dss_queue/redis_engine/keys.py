@@ -11,6 +11,8 @@ from functools import lru_cache
 CACHED_MAX = 2048
 
 _OF_PARTITION = ("info", "messages", "dedup", "once", "done", "groups")
+#: The place of the tokens of publishes among the keys of a partition.
+ONCE = _OF_PARTITION.index("once")
 _OF_GROUP = (
     "group",
     "in_flight",

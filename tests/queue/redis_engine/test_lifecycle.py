@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from dss_api.errors import Refused
+from dss_queue.redis_engine import administration
 from dss_queue.redis_engine.engine import RedisEngine
 from dss_queue.redis_engine.errors import Closed, NoGroup
 from dss_queue.redis_engine.keys import group_keys, partition_keys
@@ -321,3 +322,19 @@ async def test_rates_are_those_of_the_last_full_ten_seconds(bench):
         bench.at_ms += pass_ms
         stats, (group,) = await bench.stats()
         assert (stats.publish_per_second, group.deliver_per_second, group.ack_per_second) == rates
+
+
+async def test_publishes_with_a_number_are_known_among_many_others(bench, monkeypatch):
+    monkeypatch.setattr(administration, "PUBLISHES_SEARCHED", (2, 5))
+    for number in range(4):
+        await bench.publish(number, key="k")
+    assert not await bench.administration.knows_requests(bench.topic)
+    bench.topic += "numbered"
+    await bench.publish("numbered", key="k", token="s:1:0")
+    for number in range(4):
+        await bench.publish(number, key="k")
+    assert await bench.administration.knows_requests(bench.topic)
+    bench.topic += "too many to know"
+    for number in range(5):
+        await bench.publish(number, key="k")
+    assert await bench.administration.knows_requests(bench.topic)

@@ -9,12 +9,15 @@ from itertools import count
 
 import pytest
 
+from dss_api.request_id import RequestId
 from dss_queue import engine_upkeep
-from dss_queue.core.commands import NewMessage, Publish, SetTopic
+from dss_queue.core.commands import NewMessage, Publish, PublishRequest, SetTopic
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic, PutGroup
 from dss_queue.engine_service import EngineService
 from dss_queue.engine_upkeep import EngineUpkeep
+from dss_queue.operations import publish
 from dss_queue.redis_engine.errors import Closed, EngineAway
+from dss_queue.routing import Routing
 
 _numbers = count()
 
@@ -139,6 +142,23 @@ async def test_a_topic_that_leaves_is_back_in_the_log_when_nothing_is_left(world
     await until(lambda: world.topic.engine is None)
     await until(lambda: not world.registry.abandoned)
     assert world.keys_left() == []
+
+
+async def test_a_topic_does_not_leave_before_its_requests_are_forgotten(world, monkeypatch):
+    """A repeat would be stored again in the log, which does not know the first one."""
+    await world.publish("without a number")
+    Routing(world.node, world.service)
+    request, once = PublishRequest(topic="t", value=b"1", key="k"), RequestId("s", 1, 0, bytes(16))
+    first = await publish(world.node, request, once)
+    await world.ack(await world.consume())
+    await world.move("raft")
+    await until(lambda: world.topic.engine is None or world.topic.engine.is_closed)
+    rounds = world.upkeep._next_s
+    await until(lambda: world.upkeep._next_s > rounds + 0.2)
+    again = await publish(world.node, request, once)
+    assert (again.msg_id, await world.consume()) == (first.msg_id, [])
+    monkeypatch.setattr(engine_upkeep, "REMEMBERED_S", 0.0)
+    await until(lambda: world.topic.engine is None)
 
 
 async def test_dead_letters_and_messages_without_groups_keep_it(world):
