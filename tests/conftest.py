@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
@@ -57,6 +58,9 @@ _POOL = pytest.StashKey[SharedPool]()
 #: A busy machine may stand still for a moment in any example: how long one takes says nothing.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+#: The nodes that run in a test's process log the faults that they meet. By default, each would be coloured with its source and variables.
+structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
 
 
 def pytest_configure(config: pytest.Config) -> None:
