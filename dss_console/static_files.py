@@ -7,10 +7,15 @@ from typing import Any
 from django.conf import settings
 from django.contrib.staticfiles.finders import AppDirectoriesFinder
 from servestatic import ServeStaticASGI
+from servestatic import utils as servestatic_utils
+
+#: What is read of a file at a time, each time in another thread. servestatic's own 8 KiB cost a turn of threads and loop for each of them.
+BLOCK_BYTES = 64 * 1024
 
 
 def static_files(otherwise: Any) -> Any:
     """An ASGI application over every app's `static` folder; other requests go to `otherwise`."""
+    servestatic_utils.ASGI_BLOCK_SIZE = BLOCK_BYTES
     files = ServeStaticASGI(otherwise, max_age=3600, add_headers_function=_keep_own_files_fresh)
     for storage in AppDirectoriesFinder().storages.values():
         files.add_files(storage.location, prefix=settings.STATIC_URL)
