@@ -26,7 +26,7 @@ from dss_queue.core.commands import BYTES_PER_CONSUME_MAX, Acks, NewMessage, Top
 from dss_queue.core.partitions import PARTITIONS, stable_hash
 from dss_queue.redis_engine import messages
 from dss_queue.redis_engine.endings import Endings, for_deliveries
-from dss_queue.redis_engine.errors import Closed, EngineAway, GroupDeleted, NoGroup, NotOpen
+from dss_queue.redis_engine.errors import Closed, GroupDeleted, NoGroup, NotOpen
 from dss_queue.redis_engine.keys import HANDOUTS, group_keys, partition_keys
 from dss_queue.redis_engine.lifecycle import GroupsInLog, Lifecycle
 from dss_queue.redis_engine.messages import CLOSED, OWN_ATTEMPT, Consumed, consumed
@@ -220,7 +220,7 @@ class RedisEngine(Endings):
             if timeout_ms:
                 # Without a confirmation in time, it looks once.
                 heard_by = min(until, asyncio.get_running_loop().time() + LISTEN_S)
-                with contextlib.suppress(TimeoutError, EngineAway):
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(heard_by):
                         await polls.listen(self._wakeups)
             first = await self._partition_of_attempt(topic, group, attempt_id) if attempt_id else None

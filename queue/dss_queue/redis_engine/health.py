@@ -58,6 +58,8 @@ class Health:
         self._nodes = nodes
         #: servers whose calls are refused, by address
         self._troubles: dict[str, Trouble] = {}
+        #: slots of the Cluster have no primary
+        self.lacks_slots = False
         #: since when servers fail, in loop time
         self._failing_since_s: dict[str, float] = {}
         #: servers that have carried out a step
@@ -75,8 +77,8 @@ class Health:
 
     @property
     def has_troubles(self) -> bool:
-        """Whether calls to some server are refused."""
-        return bool(self._troubles)
+        """Whether calls about some keys are refused at once."""
+        return bool(self._troubles) or self.lacks_slots
 
     def refusal(self, address: str) -> str:
         """Why calls to a server are refused; empty: they are not."""
@@ -85,7 +87,7 @@ class Health:
 
     def can_use(self, key: str) -> bool:
         """Whether calls about a key are not refused at once."""
-        if not self._troubles:
+        if not self._troubles and not self.lacks_slots:
             return True
         try:
             return self._nodes.address_of(key) not in self._troubles
@@ -168,6 +170,7 @@ class Health:
             self._names.pop(address, None)
             self._nameless.pop(address, None)
         missing = self._nodes.slots.missing if self._nodes.slots is not None else 0
+        self.lacks_slots = missing > 0
         found = [self._troubles[one] for one in primaries if one in self._troubles]
         if missing:
             found.append(Trouble("away", f"{missing} slots of the Cluster have no primary"))

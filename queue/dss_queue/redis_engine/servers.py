@@ -157,6 +157,8 @@ class Servers(Nodes):
                 await self._answer_error(address, error, changes=changes, is_unknown=is_unknown)
             except NotSent as error:
                 trouble = error
+                if not address and self.health.lacks_slots:
+                    raise _refused(str(error), is_unknown=is_unknown) from None
                 self._end_if_unfit(address, error, is_unknown=is_unknown)
                 self.health.suspect()
                 await self.refresh(address)

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from redis.asyncio.connection import Connection
-from redis.exceptions import RedisError
 
 from dss_api.supervised import Tasks
-from dss_queue.redis_engine.errors import EngineAway
-from dss_queue.redis_engine.lane import BROKEN, packed
+from dss_queue.redis_engine.lane import BROKEN, NotSent, packed
 from dss_queue.redis_engine.servers import PAUSE_S_MAX, Servers
 
 #: A silent connection is asked whether it still lives after this time, and given up after another one.
@@ -34,26 +32,27 @@ class Wakeups:
         self._servers = servers
         #: channel -> listeners by their owners
         self._listeners: dict[str, dict[object, Listener]] = {}
+        #: channels without a server: they are tried again and again
+        self._missing: set[str] = set()
+        self._is_finding = False
         #: address -> what listens there
         self._ears: dict[str, _Ear] = {}
         self._tasks = Tasks()
 
     async def listen(self, channels: Iterable[str], owner: object, listener: Callable[[str], Listener]) -> None:
-        """Call `listener(channel)` with each message from now on. Returns when no later message can be missed.
-
-        Raises:
-            EngineAway: the servers do not answer.
-        """
+        """Call `listener(channel)` with each message from now on. Returns when no later message can be missed, apart from those on servers
+        that are away: their channels are listened to when they are back."""
         waits = []
-        try:
-            for channel in channels:
+        for channel in channels:
+            self._listeners.setdefault(channel, {})[owner] = listener(channel)
+            try:
                 confirmed = self._ear_of(channel).subscribe(channel)
-                self._listeners.setdefault(channel, {})[owner] = listener(channel)
-                # One that is away confirms when it is back, and then its partitions are looked at.
-                if self._servers.health.can_use(channel):
-                    waits.append(confirmed)
-        except RedisError as error:
-            raise EngineAway(str(error)) from None
+            except NotSent:
+                self._find_again([channel])
+                continue
+            # One that is away confirms when it is back, and then its partitions are looked at.
+            if self._servers.health.can_use(channel):
+                waits.append(confirmed)
         # Others may wait for the same confirmations: they go on when this call is cancelled.
         await asyncio.gather(*map(asyncio.shield, waits))
 
@@ -87,14 +86,32 @@ class Wakeups:
 
     async def again(self, channels: Iterable[str]) -> None:
         """Messages on these channels may have been missed: subscribe again, and tell the listeners to look."""
-        left = list(channels)
-        while left := [channel for channel in left if channel in self._listeners]:
-            await asyncio.sleep(PAUSE_S_MAX)
-            await self._servers.refresh()
-            with contextlib.suppress(RedisError):
-                while left:
-                    confirmed = self._ear_of(left[-1]).subscribe(left[-1])
-                    confirmed.add_done_callback(partial(self._listens_again, left.pop()))
+        await asyncio.sleep(PAUSE_S_MAX)
+        await self._servers.refresh()
+        missing = []
+        for channel in [one for one in channels if one in self._listeners]:
+            try:
+                confirmed = self._ear_of(channel).subscribe(channel)
+            except NotSent:
+                missing.append(channel)
+            else:
+                confirmed.add_done_callback(partial(self._listens_again, channel))
+        self._find_again(missing)
+
+    def _find_again(self, channels: Iterable[str]) -> None:
+        """No server has these channels: try again for as long as that is so."""
+        self._missing.update(channels)
+        if self._missing and not self._is_finding:
+            self._is_finding = True
+            self._tasks.spawn("engine", self._find_missing())
+
+    async def _find_missing(self) -> None:
+        try:
+            while self._missing:
+                missing, self._missing = self._missing, set()
+                await self.again(missing)
+        finally:
+            self._is_finding = False
 
     def _listens_again(self, channel: str, confirmed: asyncio.Future[None]) -> None:
         self.heard(channel, "")

@@ -169,6 +169,30 @@ async def test_a_long_poll_gets_what_was_on_a_server_that_comes_back(start, tmp_
         assert [await one for one in polls] == [1, 1]
 
 
+async def test_a_long_poll_goes_on_while_slots_have_no_primary(start, tmp_path):
+    with ValkeyCluster(tmp_path, replicas=0, settings={"cluster-require-full-coverage": "no"}) as cluster:
+        topic = await opened(start, cluster)
+        service = topic.service
+        elsewhere = iter(range(1, PARTITIONS))
+        slot, port = key_slot(partition_keys(topic.name, 0)[0].encode()), topic.port_of(0)
+        for one in cluster.running:
+            cluster.server(one).client.execute_command("CLUSTER", "DELSLOTS", slot)
+        with pytest.raises(Refused, match="engine_away"):
+            await topic.publish(0)
+        await until(lambda: service.state == "away")
+        assert "1 slots of the Cluster have no primary; the partitions on 3 of 3 servers go on" in service.detail
+        for attempt_id in ("", "a"):
+            poll = await waiting_poll(topic, attempt_id)
+            # Whatever the order in which it looks, and listens.
+            await topic.publish(next(elsewhere))
+            assert await poll == 1
+        poll = await waiting_poll(topic)
+        cluster.server(port).client.execute_command("CLUSTER", "ADDSLOTS", slot)
+        await until(lambda: service.state == "ready")
+        await topic.publish(0)
+        assert await poll == 1
+
+
 async def test_long_polls_are_refused_when_all_servers_are_away(start, tmp_path):
     with ValkeyCluster(tmp_path, replicas=0, settings={"cluster-require-full-coverage": "no"}) as cluster:
         topic = await opened(start, cluster)
