@@ -39,7 +39,13 @@ def prepare_pages(cluster: LocalCluster) -> None:
     if tested_checkout() is not None:
         return
     for node in cluster.nodes:
-        database = Path(node.environment["DSS_DATA_DIR"]) / "django.sqlite3"
-        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not database.exists():
-            database.write_bytes(database_of_pages())
+        prepare_directory(Path(node.environment["DSS_DATA_DIR"]))
+
+
+def prepare_directory(data: Path) -> None:
+    """A node of this checkout finds its pages' database here at its first start."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = data / "django.sqlite3"
+    if not database.exists():
+        database.touch(mode=0o600)
+        database.write_bytes(database_of_pages())

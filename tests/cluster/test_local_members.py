@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from dss_dev.local_cluster import POLL_S, ROOT, LocalNode, ports_in_use
+from dss_dev.prepared_pages import prepare_directory
 from dss_dev.rounds import wait_for_a_moment
 
 pytestmark = pytest.mark.cluster
@@ -28,11 +29,18 @@ PATIENCE_S = 120.0
 PORTS = (8101, 8102, 8103, 8104, 8105)
 
 
+def prepare(directory: Path) -> None:
+    """The nodes' databases: to make them takes longer than a start. `test_readme.py` and `test_startup.py` begin without them."""
+    if not (directory / "cluster-of-3").exists():
+        for place in ("cluster-of-3/node-1", "cluster-of-3/node-2", "cluster-of-3/node-3", "joined/node-4", "joined/node-5"):
+            prepare_directory(directory / place)
+
+
 class Terminal:
     """A command that runs in a terminal of its own, and what it has printed."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        prepare(directory)
         self.log = directory / f"terminal-{time.monotonic_ns()}.log"
         with self.log.open("w") as output:
             environment = {name: value for name, value in os.environ.items() if name not in ("PEERS", "DSS_URL")}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from dss_dev.local_cluster import ROOT, LocalCluster, LocalNode, free_ports, manage, ports_in_use
+from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports, manage, ports_in_use
+from dss_dev.piped_command import PipedCommand
+from dss_dev.prepared_pages import prepare_directory
 
 pytestmark = pytest.mark.cluster
 
@@ -43,6 +43,7 @@ def make_newcomer(cluster, tmp_path):
         }
         node = LocalNode(node_id, port, environment, tmp_path / "logs" / f"{node_id}.log")
         made.append(node)
+        prepare_directory(tmp_path / node_id)
         node.start()
         node.wait_alive(PATIENCE_S)
         return node
@@ -81,36 +82,31 @@ def test_a_fourth_node_joins_leads_and_leaves(cluster, make_newcomer):
 
 
 @contextmanager
-def make_join(cluster: LocalCluster, directory: Path) -> Iterator[subprocess.Popen[str]]:
+def make_join(cluster: LocalCluster, directory: Path) -> Iterator[PipedCommand]:
     """`manage.py join`, until the node belongs to the cluster."""
     if ports_in_use([JOINING]):
         pytest.skip(f"port {JOINING} or its peer port is taken on this machine")
-    command = [sys.executable, "manage.py", "join", "--number", str(JOINING - 8100), "--url", cluster.nodes[0].url]
-    environment = os.environ | {"DSS_CLUSTER_SECRET": cluster.nodes[0].environment["DSS_CLUSTER_SECRET"]}
-    with subprocess.Popen(
-        [*command, "--directory", str(directory)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as joining:
-        try:
-            said = ""
-            while "To remove it" not in said and (line := joining.stdout.readline()):
-                said += line
-            assert f"node-9 at http://127.0.0.1:{JOINING} belongs to the cluster" in said
-            assert "node-9" in [one["id"] for one in cluster.nodes[2].status()["members"]]
-            yield joining
-        finally:
-            joining.terminate()
+    prepare_directory(directory / "joined" / "node-9")
+    joining = PipedCommand(
+        *("join", "--number", str(JOINING - 8100), "--url", cluster.nodes[0].url, "--directory", str(directory)),
+        environment={"DSS_CLUSTER_SECRET": cluster.nodes[0].environment["DSS_CLUSTER_SECRET"]},
+    )
+    try:
+        said = joining.until("To remove it")
+        assert f"node-9 at http://127.0.0.1:{JOINING} belongs to the cluster" in said
+        assert "node-9" in [one["id"] for one in cluster.nodes[2].status()["members"]]
+        yield joining
+    finally:
+        joining.process.terminate()
+        joining.rest(PATIENCE_S)
+        joining.output.close()
 
 
 def test_make_join_adds_a_node_and_says_when_it_was_removed(cluster, tmp_path):
     with make_join(cluster, tmp_path) as joining:
         assert member(cluster, "remove", "node-9").returncode == 0
-        said, _ = joining.communicate(timeout=PATIENCE_S)
-        assert joining.returncode == 1, "it was not told to stop"
+        said = joining.rest(PATIENCE_S)
+        assert joining.process.returncode == 1, "it was not told to stop"
     assert "node-9 was removed from the cluster" in said
     assert "Traceback" not in said
 
@@ -120,7 +116,7 @@ def test_a_removed_node_may_be_added_again_with_its_data(cluster, tmp_path):
     with make_join(cluster, tmp_path) as joining:
         cluster.nodes[0].call("POST", "/cache/put", {"key": "k", "value": "old"})
         assert member(cluster, "remove", "node-9").returncode == 0
-        joining.communicate(timeout=PATIENCE_S)
+        joining.rest(PATIENCE_S)
     cluster.nodes[0].call("POST", "/cache/put", {"key": "k", "value": "new"})
     with make_join(cluster, tmp_path):
         answer = urlopen(f"http://127.0.0.1:{JOINING}/cache/get?key=k", timeout=30).read()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
-from dss_dev.local_cluster import HOST, ROOT, LocalNode, free_ports, ports_in_use
+from dss_dev.local_cluster import HOST, LocalNode, free_ports, manage, ports_in_use
+from dss_dev.piped_command import PipedCommand
+from dss_dev.prepared_pages import prepare_directory
 
 pytestmark = pytest.mark.cluster
+
+PATIENCE_S = 120.0
 
 
 def run_node(tmp_path, **environment):
@@ -87,65 +89,63 @@ def test_a_leader_that_stops_hands_over_first(make_cluster):
 
 
 @pytest.fixture
+def prepared(tmp_path):
+    """The database of the node of `make_run`: to make it takes longer than the rest of its start."""
+    prepare_directory(tmp_path / "cluster-of-1" / "node-1")
+
+
+@pytest.fixture
 def make_run(tmp_path):
-    """`make run NODES=1` until it follows the logs: the process, and what it has printed."""
-    process = subprocess.Popen(
-        [sys.executable, "manage.py", "cluster", "--nodes", "1", "--directory", str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    said = ""
-    while "Ctrl-C" not in said and (line := process.stdout.readline()):
-        said += line
+    """`make run NODES=1` until it follows the logs: the command, and what it has printed."""
+    run = PipedCommand("cluster", "--nodes", "1", "--directory", str(tmp_path))
+    said = run.until("Ctrl-C")
     if "in use" in said:
-        process.wait()
+        run.rest(PATIENCE_S)
         pytest.skip(f"port 8201 of this machine is taken: {said}")
-    yield process, said
-    process.terminate()
-    process.wait()
+    yield run, said
+    run.process.terminate()
+    run.process.wait(PATIENCE_S)
+    run.output.close()
 
 
 def test_make_run_prints_what_a_person_needs_and_stops_on_ctrl_c(make_run, tmp_path):
-    process, said = make_run
+    run, said = make_run
     password = (tmp_path / "admin-password").read_text().strip()
     for expected in ("node-1", "leader", "http://127.0.0.1:8201/api/docs", "/admin/", "/metrics", f"admin / {password}"):
         assert expected in said
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate()
-    assert process.returncode == 0
+    run.process.send_signal(signal.SIGINT)
+    rest = run.rest(PATIENCE_S)
+    assert run.process.returncode == 0
     assert "Stopped" in rest
 
 
+@pytest.mark.usefixtures("prepared")
 def test_make_run_leaves_no_node_behind_when_its_terminal_is_closed(make_run):
-    process, _ = make_run
-    process.stdout.close()
-    process.send_signal(signal.SIGHUP)
-    process.wait()
+    run, _ = make_run
+    run.output.close()
+    run.process.send_signal(signal.SIGHUP)
+    run.process.wait(PATIENCE_S)
     assert ports_in_use([8201]) == []
 
 
+@pytest.mark.usefixtures("prepared")
 def test_make_run_twice_is_a_clear_message(make_run, tmp_path):
-    command = [sys.executable, "manage.py", "cluster", "--nodes", "1", "--directory", str(tmp_path)]
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    second = manage("cluster", "--nodes", "1", "--directory", str(tmp_path))
     assert second.returncode != 0
     assert "Nothing was started: port 8201, port 9201 already in use" in second.stderr
     assert "Traceback" not in second.stderr
 
 
+@pytest.mark.usefixtures("prepared")
 def test_make_run_survives_its_last_node_and_starts_it_again(make_run, tmp_path):
-    process, said = make_run
+    run, said = make_run
     (row,) = (line for line in said.splitlines() if line.startswith("node-1"))
     os.kill(int(row.split()[1]), signal.SIGKILL)
-    while "has ended" not in (line := process.stdout.readline()):
-        assert line, "make run has ended"
-    assert "(exit code -9). No node is running. `make restart NODE=1` starts it again" in line
-    command = [sys.executable, "manage.py", "restart", "1", "--directory", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    said = run.until("has ended")
+    assert "(exit code -9). No node is running. `make restart NODE=1` starts it again" in said
+    done = manage("restart", "1", "--directory", str(tmp_path))
     assert done.stdout.startswith("node-1 is ready at http://127.0.0.1:8201"), done.stderr
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate()
-    assert process.returncode == 0
+    run.process.send_signal(signal.SIGINT)
+    rest = run.rest(PATIENCE_S)
+    assert run.process.returncode == 0
     assert "node-1 │ is started again" in rest

@@ -22,6 +22,7 @@ from websockets.sync.client import connect as websocket
 
 from dss_dev.local_cluster import PEER_PORT_OFFSET, LocalNode, free_ports, manage
 from dss_dev.preloaded import ForkedProcess
+from dss_dev.prepared_pages import prepare_directory
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -113,9 +114,12 @@ class Process:
 
 @pytest.fixture
 def make_node(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """`make_node(first_start=False, **settings)`: a node that has not been started. Its database is there, unless `first_start`."""
     made: list[Process] = []
 
-    def make(**environ: str) -> Process:
+    def make(first_start: bool = False, **environ: str) -> Process:
+        if not first_start:
+            prepare_directory(tmp_path / "data")
         made.append(Process(tmp_path, **environ))
         return made[-1]
 
@@ -132,7 +136,7 @@ def node(request: pytest.FixtureRequest, make_node: Callable[..., Process]) -> P
 
 
 def test_first_start_stop_and_second_start(make_node: Callable[..., Process]) -> None:
-    node = make_node().start().until_ready()
+    node = make_node(first_start=True).start().until_ready()
     data = node.directory / "data"
     # The leader adds the first user in the moments after it can.
     node.until_logged("node.first_user")
