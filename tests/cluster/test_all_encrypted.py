@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from dss_client import Client
-from dss_dev.local_cluster import HOST, ROOT, LocalCluster, free_ports
+from dss_dev.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports
 from dss_dev.local_tls import make_files
 from dss_dev.prepared_pages import ENVIRONMENT
 
@@ -162,11 +162,9 @@ def test_the_python_client(encrypted: Encrypted, transport: str) -> None:
 
 
 def run_contract(environment: dict[str, str], directory: Path, *arguments: str) -> None:
-    """Run tests of the contract at the nodes of `DSS_URLS`."""
+    """Run tests of the contract at the nodes of `DSS_URLS`, in a process that is forked with the libraries loaded."""
     command = [
-        sys.executable,
-        "-m",
-        "pytest",
+        str(Path(pytest.__file__).with_name("__main__.py")),
         "-q",
         "-p",
         "no:cacheprovider",
@@ -175,9 +173,8 @@ def run_contract(environment: dict[str, str], directory: Path, *arguments: str) 
         f"--basetemp={directory}/contract",
     ]
     environment = {**environment, "TEST_CLUSTER_URLS": environment["DSS_URLS"]}
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    assert LocalNode.pool is not None
+    done = LocalNode.pool.run([*command, *arguments], ROOT, environment, 900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -174,7 +174,8 @@ def test_a_watch_that_nobody_reads_ends(make_cluster, server):
             keys = [f"{'x' * 400}/{number}/{key}" for key in range(64)]
             assert node.call("POST", "/lock/acquire", {"keys": keys, "client": client}).status == 200
             assert node.call("POST", "/lock/release", {"keys": keys, "client": client}).status == 200
-            if not watches(node):
+            # Not after each: the page of metrics takes longer than both calls.
+            if number % 8 == 7 and not watches(node):
                 return
         raise AssertionError(f"all {200 * 64 * 2} events, of 1 KB each, are kept")
 
