@@ -170,12 +170,15 @@ class World:
         await opened
 
     async def settle(self) -> None:
-        """Until each call waits at a gate, or has ended."""
+        """Until each call waits at a gate, or has ended: nothing is left to do for the event loop."""
+        ready = asyncio.get_running_loop()._ready
         for _ in range(TURNS):
             await asyncio.sleep(0)
             while self.calls_of_engine:
                 self.is_idle.clear()
                 await self.is_idle.wait()
+            if not ready:
+                return
 
     async def step(self) -> None:
         """One of the steps that may happen next happens."""
