@@ -5,6 +5,7 @@ The tests rebuild every crash state of a scripted history (see `crash_disk`) and
 
 from __future__ import annotations
 
+import functools
 import shutil
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from dss_raft.core.ready import BootState
 from dss_raft.disk import store as store_module
+from dss_raft.disk import wal
 from dss_raft.disk.store import LogStore
 
 
@@ -109,7 +111,9 @@ def go_on_and_recover_again(store: LogStore, found: BootState, make, target: Pat
 
 
 @pytest.fixture
-def life(directory, crash_disk, new_model, make):
+def life(directory, crash_disk, new_model, make, monkeypatch):
+    # Thousands of states have most of their frames in common.
+    monkeypatch.setattr(wal, "_checksum", functools.cache(wal._checksum))
     life = Life(directory, crash_disk, new_model(), make)
     yield life
     life.store.close()
