@@ -58,6 +58,8 @@ class OpenApi:
         references, components = msgspec.json.schema_components(types, ref_template=REFERENCE + "{name}")
         self._names = {one: reference["$ref"].removeprefix(REFERENCE) for one, reference in zip(types, references, strict=True)}
         self._components = components
+        #: name -> a response that operations share: most of them are refused in the same ways
+        self._refusals: dict[str, Any] = {}
         _, of_requests = msgspec.json.schema_components(list(requests))
         for name in components.keys() - of_requests.keys():
             # Later versions may add fields to answers: clients must ignore unknown fields.
@@ -73,9 +75,10 @@ class OpenApi:
                 component["required"] = [field for field in component.get("required", ()) if field != tag_field]
 
     def components(self) -> dict[str, Any]:
-        """The `components` object of the document."""
+        """The `components` object of the document, after the operations were described."""
         return {
             "schemas": {**self._components, "Problem": _PROBLEM},
+            "responses": dict(sorted(self._refusals.items())),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "A token of the cluster, or DSS_API_TOKEN."}
             },
@@ -150,7 +153,9 @@ class OpenApi:
                 if (schema := self._problem(code)) not in schemas:
                     schemas.append(schema)
             schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-            responses[str(status)] = {"description": described, "content": {"application/problem+json": {"schema": schema}}}
+            name = ".".join([str(status), *by_status[status]])
+            self._refusals[name] = {"description": described, "content": {"application/problem+json": {"schema": schema}}}
+            responses[str(status)] = {"$ref": f"#/components/responses/{name}"}
         return responses
 
     def _problem(self, code: str) -> dict[str, Any]:

@@ -47,10 +47,17 @@ def test_parameters_of_query_and_path(document: dict[str, Any]) -> None:
     assert (parameter["in"], parameter["required"]) == ("path", True)
 
 
+def refusal(document: dict[str, Any], status: str) -> dict[str, Any]:
+    """Of `POST /demo/refuse`."""
+    shared = document["paths"]["/demo/refuse"]["post"]["responses"][status]["$ref"]
+    found: dict[str, Any] = document["components"]["responses"][shared.removeprefix("#/components/responses/")]
+    return found
+
+
 def test_problems_by_status(document: dict[str, Any]) -> None:
     responses = document["paths"]["/demo/refuse"]["post"]["responses"]
     assert {"200", "400", "401", "413", "415", "423", "429", "503"} <= responses.keys()
-    assert "`held`" in responses["423"]["description"]
+    assert "`held`" in refusal(document, "423")["description"]
     assert "401" not in document["paths"]["/open"]["get"]["responses"]
 
 
@@ -67,7 +74,20 @@ def test_an_answer_with_ok_and_index(document: dict[str, Any]) -> None:
 
 
 def test_members_of_a_problem(document: dict[str, Any]) -> None:
-    responses = document["paths"]["/demo/refuse"]["post"]["responses"]
-    both, members = responses["423"]["content"]["application/problem+json"]["schema"]["allOf"]
+    both, members = refusal(document, "423")["content"]["application/problem+json"]["schema"]["allOf"]
     assert both == {"$ref": "#/components/schemas/Problem"}
     assert {"holders", "position"} <= document["components"]["schemas"][members["$ref"].rpartition("/")[2]]["properties"].keys()
+
+
+def test_a_response_is_described_once(document: dict[str, Any]) -> None:
+    """The page of the API docs resolves the whole document, and takes as long as it is large."""
+    shared = document["components"]["responses"]
+    used = {
+        response["$ref"].removeprefix("#/components/responses/")
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for status, response in operation["responses"].items()
+        if status != "200"
+    }
+    assert used == set(shared)
+    assert len({json.dumps(response) for response in shared.values()}) == len(shared)
