@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from django.contrib.auth.hashers import make_password
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from dss_dev.browser import headless_chromium
-from dss_dev.local_cluster import POLL_S, ROOT, LocalCluster, LocalNode, free_ports
+from dss_dev.local_cluster import POLL_S, ROOT, LocalCluster, LocalNode, free_ports, manage
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
 
 pytestmark = pytest.mark.cluster
@@ -142,11 +142,15 @@ def test_one_login_for_all_nodes_until_it_ends_on_all(three: LocalCluster) -> No
 def test_the_command(three: LocalCluster) -> None:
     """It needs no token where the cluster's secret is, and takes the password from the standard input."""
     one, two, _ = three.nodes
-    environment = {**os.environ, "DSS_CLUSTER_SECRET": one.environment["DSS_CLUSTER_SECRET"]}
+    secret = {"DSS_CLUSTER_SECRET": one.environment["DSS_CLUSTER_SECRET"]}
 
     def run(*arguments: str, given: str = "") -> str:
-        whole = [sys.executable, "manage.py", "user", "--url", two.url, *arguments]
-        done = subprocess.run(whole, cwd=ROOT, env=environment, input=given, capture_output=True, text=True, check=False)
+        whole = ["user", "--url", two.url, *arguments]
+        if not given:
+            done = manage(*whole, environment=secret)
+        else:
+            command, environment = [sys.executable, "manage.py", *whole], {**os.environ, **secret}
+            done = subprocess.run(command, cwd=ROOT, env=environment, input=given, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
     assert "carol is in the group viewer" in run("create", "carol", "--group", "viewer", given=f"{PHRASE}\n")
@@ -209,7 +213,7 @@ def test_users_of_an_older_release_are_taken_over(tmp_path: Path) -> None:
         database.execute(
             "INSERT INTO auth_user (id, password, is_superuser, username, first_name, last_name, email, is_staff, is_active, date_joined)"
             " VALUES (1, ?, 1, 'chief', '', '', '', 1, 1, '2026-01-01')",
-            [make_password(PHRASE)],
+            [PBKDF2PasswordHasher().encode(PHRASE, "salt", 1)],
         )
     database.close()
     try:
