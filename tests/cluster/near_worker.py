@@ -22,7 +22,7 @@ from dss_client import Client, DssError, near
 KEYS = ("a", "b", "c", "d")
 THREADS = 2
 WRITE_SHARE = 0.01
-PACE_S = 0.001
+PACE_S = 0.008
 CHILD_S = 1.0
 #: a child that has not read from its near cache after this time never will
 PATIENCE_S = 45.0
