@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dss_dev.local_cluster import LocalCluster, LocalNode
+from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode
 from dss_dev.local_partitions import PartitionedCluster
 
 pytestmark = pytest.mark.cluster
@@ -38,6 +38,7 @@ def warm(node: LocalNode, key: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not get(node, key)["hit"]:
         assert time.monotonic() < deadline, f"{node.id} never answers from its line"
+        time.sleep(POLL_S)
 
 
 class ReadInTheQueue:
