@@ -26,13 +26,13 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
-from websockets.sync.client import ClientConnection, connect
 
 from dss_api.operation import Operation
 from dss_client.tls import default_context
 from dss_dev import entry_points
 from dss_dev.answer_check import check
 from dss_dev.entry_points import ENTRY_POINTS, PATIENCE_S, Api, Reply
+from dss_dev.websocket import WebSocket, connect
 
 URLS = [url.strip() for url in os.environ.get("TEST_CLUSTER_URLS", "").split(",") if url.strip()]
 #: fields whose texts are names that all clients of a cluster share
@@ -205,7 +205,7 @@ class RealWebSocket(RealApi):
     has_headers = False
 
     def _exchange(self, url: str, operation: Operation, path_and_query: str, body: bytes) -> Reply:
-        connection: ClientConnection = self._connection(url, lambda: self._connect(url))
+        connection: WebSocket = self._connection(url, lambda: self._connect(url))
         request = body or msgspec.json.encode(dict(parse_qsl(path_and_query.partition("?")[2], keep_blank_values=True)))
         connection.send(b'{"id": 1, "op": "%b", "request": %b}' % (operation.name.encode(), request), text=True)
         answer = msgspec.json.decode(connection.recv(timeout=PATIENCE_S))
@@ -213,7 +213,7 @@ class RealWebSocket(RealApi):
         status = answer["status"] if not answer["ok"] else answer.pop("status")
         return status, answer, {}
 
-    def _connect(self, url: str) -> ClientConnection:
+    def _connect(self, url: str) -> WebSocket:
         address = f"ws{url.removeprefix('http')}/ws"
         return self._stack.enter_context(
             connect(address, ssl=self.tls, additional_headers=self.headers, max_size=None, proxy=None)

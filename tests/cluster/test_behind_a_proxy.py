@@ -17,11 +17,11 @@ from urllib.parse import urlencode
 
 import pytest
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from dss_dev.local_cluster import HOST, ROOT, LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT
+from dss_dev.websocket import WebSocket, connect
 
 GUIDE = (ROOT / "docs/how-to/behind-a-proxy.md").read_text()
 NAME = "dss.example.org"
@@ -69,10 +69,10 @@ class Front:
         connection.close()
         return answer
 
-    def websocket(self, origin: str) -> ClientConnection:
+    def websocket(self, origin: str) -> WebSocket:
         transport = socket.create_connection((HOST, self.port), timeout=60, source_address=(CLIENT, 0))
         url = f"wss://{self.host}/ws"
-        return connect(url, sock=transport, ssl=self.trust, origin=Origin(origin), open_timeout=60)
+        return connect(url, sock=transport, ssl=self.trust, origin=Origin(origin))
 
 
 def nginx_conf(directory: Path, fronts: dict[str, tuple[int, int]]) -> str:

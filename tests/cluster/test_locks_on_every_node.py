@@ -13,9 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from websockets.sync.client import connect
 
 from dss_dev.local_cluster import LocalCluster, LocalNode
+from dss_dev.websocket import connect
 from dss_locks.operations import OPERATIONS
 
 pytestmark = pytest.mark.cluster

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.sync.client import connect
 
 from dss_dev.local_cluster import LocalNode
+from dss_dev.websocket import connect
 
 pytestmark = pytest.mark.cluster
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, manage
+from dss_dev.websocket import connect
 
 pytestmark = pytest.mark.cluster
 

@@ -15,9 +15,9 @@ from queue import Queue
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 from dss_dev.local_cluster import LocalCluster, LocalNode, free_ports
+from dss_dev.websocket import connect
 
 pytestmark = pytest.mark.cluster
 

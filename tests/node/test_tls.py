@@ -18,13 +18,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from dss_api.tls import CannotUse, ServerTls, TlsFiles
 from dss_client import Client, Unavailable, WrongServer
 from dss_dev.local_cluster import HOST, POLL_S, LocalCluster, LocalNode, free_ports
 from dss_dev.prepared_pages import ENVIRONMENT, prepare_pages
+from dss_dev.websocket import connect
 from dss_project.certificates import make_authority, make_certificate
 
 PATIENCE_S = 60.0

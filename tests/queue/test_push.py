@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from websockets.sync.client import connect
 
 from dss_api.errors import Refused
 from dss_api.liveness import Liveness
 from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, free_ports
+from dss_dev.websocket import connect
 from dss_queue import push
 from dss_queue.core.commands import AckRequest, ConsumeRequest, Nack, PublishRequest, Subscribe
 from dss_queue.core.topic_commands import DeleteGroup, DeleteTopic

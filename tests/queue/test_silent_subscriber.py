@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 from websockets.frames import Frame, Opcode
-from websockets.sync.client import connect
 
 from dss_api.liveness import Liveness
 from dss_dev.local_cluster import POLL_S, LocalCluster, free_ports
+from dss_dev.websocket import connect
 from dss_queue.core.commands import AckRequest, ConsumeRequest, GiveBack, MarkReceived, PublishRequest, PutTopic, Subscribe
 from dss_queue.core.group import UNCOUNTED_MAX
 from dss_queue.operations import ack, consume, publish
