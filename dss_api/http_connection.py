@@ -145,7 +145,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_over = self._has_hung_up = True
         self.deadline = 0.0
         # The parser and this object refer to each other. Garbage collection would come late for a large body.
-        self._reading = None
+        self._reading = self._serving = None
         self._queue.clear()
         if self._task is not None:
             self._task.cancel()
@@ -361,7 +361,7 @@ class HttpConnection(asyncio.Protocol):
             route.observe(answer.status, perf_counter() - request.started)
             if (not self._is_half_closed or answer.undo is None) and not self._send(request, answer) and answer.undo is not None:
                 await answer.undo()
-            self._task = None
+            self._task = self._serving = None
             self._serve_next()
         except Exception as error:
             # The connection would wait for this call without end.

@@ -110,6 +110,10 @@ def _root_cgroup(controller: str) -> tuple[int, Path]:
 class Watch:
     """A context that samples the memory and threads of a node, and kills it if it exceeds its limits.
 
+    Attributes:
+        rest_bytes, peak_bytes: the memory of the node's process at the beginning, and the most since then. Its children, which write
+            snapshots, count for the limits only.
+
     Args:
         limits: None: only sample.
     """
@@ -119,7 +123,7 @@ class Watch:
         self._limits = limits
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.rest_bytes = _memory(self._process, _threads_and_children(self._process)[1])
+        self.rest_bytes = _resident_bytes(self._process)
         self.peak_bytes = self.rest_bytes
         self.peak_threads = 0
         #: why the node was killed
@@ -142,8 +146,9 @@ class Watch:
 
     def _sample(self) -> None:
         threads, children = _threads_and_children(self._process)
-        memory, threads = _memory(self._process, children), threads + len(children)
-        self.peak_bytes = max(self.peak_bytes, memory)
+        resident = _resident_bytes(self._process)
+        memory, threads = resident + sum(map(_private_bytes, children)), threads + len(children)
+        self.peak_bytes = max(self.peak_bytes, resident)
         self.peak_threads = max(self.peak_threads, threads)
         limits = self._limits
         if limits is not None and (memory > limits.memory_bytes or threads > limits.pids):
@@ -168,15 +173,13 @@ def _threads_and_children(process: psutil.Process) -> tuple[int, list[int]]:
     return len(threads), children
 
 
-def _memory(process: psutil.Process, children: Sequence[int]) -> int:
-    """Bytes of a process, and what its children do not share with it."""
-    total = int(process.memory_info().rss)
-    for child in children:
-        with contextlib.suppress(OSError):
-            total += _private_bytes(child)
-    return total
+def _resident_bytes(process: psutil.Process) -> int:
+    return int(process.memory_info().rss)
 
 
 def _private_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+    """What a process does not share with its parent; 0: it has ended."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+    return 0

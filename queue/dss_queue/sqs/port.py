@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 import msgspec
@@ -218,6 +218,20 @@ class SqsPort:
         )[0]
 
 
+class _Head(NamedTuple):
+    """What a call needs of its request.
+
+    The request refers to its call. With the whole request in the call, only garbage collection would free a body that has not arrived
+    completely.
+    """
+
+    method: bytes
+    target: bytes
+    path: str
+    query: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+
+
 class SqsCall:
     """One call: takes the place of a route for its connection, and of a decoder."""
 
@@ -229,7 +243,7 @@ class SqsCall:
 
     def __init__(self, port: SqsPort, request: HttpRequest, operation: Operation | None) -> None:
         self._port = port
-        self._request = request
+        self._head = _Head(request.method, request.target, request.path, request.query, request.headers)
         self._operation = operation
         self._body = b""
         self.decoder = self
@@ -289,10 +303,10 @@ class SqsCall:
                 return REGION_DEFAULT
         signed = signature.read(authorization)
         secrets = self._port.guard.signer(signed.access_key)[1]
-        request = self._request
+        head = self._head
         try:
             signature.verify(
-                signed, secrets, request.method.decode("latin-1"), request.target, headers, self._body, self._port.wall_s()
+                signed, secrets, head.method.decode("latin-1"), head.target, headers, self._body, self._port.wall_s()
             )
         except SqsError:
             self._port.guard.note_failure(address)
@@ -346,7 +360,7 @@ class QueryCall(SqsCall):
         self._fields: dict[str, bytes] = {}
 
     def _find_operation(self) -> Operation:
-        fields = query.fields_of(self._request.query, self._body if self._request.method == b"POST" else b"")
+        fields = query.fields_of(self._head.query, self._body if self._head.method == b"POST" else b"")
         action = query.short_text(fields, "Action")
         if not action:
             raise SqsError("MissingAction", "The request must contain the parameter Action, or the header X-Amz-Target.")
@@ -356,12 +370,12 @@ class QueryCall(SqsCall):
         operation = self._operation = known.get(action)
         if operation is None:
             raise SqsError("InvalidAction", f"The action {action[:200]} is not valid for this endpoint.")
-        is_signed = bool(_header(self._request.headers, b"authorization"))
-        if self._request.method == b"GET" and not is_signed and operation.name not in READS | SNS_READS:
+        is_signed = bool(_header(self._head.headers, b"authorization"))
+        if self._head.method == b"GET" and not is_signed and operation.name not in READS | SNS_READS:
             # A picture on a page is such a GET, and not each browser says where it comes from.
             raise SqsError("InvalidAction", f"Send {operation.name} as POST, or sign it.")
-        if operation.names_a_queue and self._request.path != "/":
-            fields.setdefault("QueueUrl", quote(self._request.path).encode())
+        if operation.names_a_queue and self._head.path != "/":
+            fields.setdefault("QueueUrl", quote(self._head.path).encode())
         self._fields = fields
         return operation
 

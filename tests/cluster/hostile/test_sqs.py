@@ -7,6 +7,8 @@ import http.client
 import itertools
 import json
 import random
+import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -18,6 +20,7 @@ from botocore.credentials import Credentials
 
 from dss_dev.confinement import MIB
 from dss_dev.hostile import (
+    PATIENCE_S,
     RECEIVE_BUFFER_BYTES,
     SCALE,
     Probe,
@@ -104,10 +107,27 @@ def test_heads_that_arrive_slowly_are_given_up(sqs: LocalNode, probe: MakeProbe)
 
 
 @pytest.mark.parametrize("kind", [JSON, FORM])
-def test_bodies_that_never_end_are_not_kept(sqs: LocalNode, probe: MakeProbe, kind: str) -> None:
+def test_bodies_that_never_end_are_not_kept(node: LocalNode, sqs: LocalNode, probe: MakeProbe, kind: str) -> None:
     missing = head("/", kind, f"Content-Length: {BODY_BYTES_MAX}") + b" " * (BODY_BYTES_MAX - 1)
-    with probe(), connections(sqs, 60 * SCALE) as clients:
-        send_to_all(clients, missing)
+    with probe():
+        # Together, they are more than a node may use for its clients.
+        for _ in range(8):
+            with connections(sqs, 60 * SCALE) as clients:
+                send_to_all(clients, missing)
+            wait_until_closed(node)
+
+
+def wait_until_closed(node: LocalNode) -> None:
+    """Until the node has seen that all clients but the probe have gone."""
+    deadline = time.monotonic() + PATIENCE_S
+    while open_connections(node) > 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def open_connections(node: LocalNode) -> float:
+    page = node.call("GET", "/metrics").body.decode()
+    return float(re.search(r"^dss_http_connections (.+)$", page, re.MULTILINE)[1])  # type: ignore[index]
 
 
 def test_more_long_polls_than_connections(sqs: LocalNode, probe: MakeProbe) -> None:
