@@ -40,12 +40,14 @@ SESSIONS_MAX = 3
 CLOSE_S = 1.0
 #: When an attempt fails after at least this long, as those of subscriptions do, the count of failures in a row starts again.
 LASTED_S = 10.0
+#: A call that took so much of its wait has waited. The node's clock is another one.
+WAITED_SHARE = 0.9
 #: a member of an answer: an earlier attempt of the call may have taken effect
 REPEATED = "_repeated"
 
 
 def http_connection() -> type[HttpConnection]:
-    """Loaded where it is used only: to load httpx takes longer than to load all else of the client."""
+    """Imported only when it is used: importing httpx takes longer than importing the rest of the client."""
     from dss_client.http import HttpConnection
 
     return HttpConnection
@@ -200,6 +202,7 @@ class Core:
                     raise NotSent
                 if request is not None:
                     fields = {**fields, "request_id": request.id}
+                sent = now()
                 answer = await connection.call(operation, fields, left_s if attempt_s is None else min(left_s, attempt_s), handle)
                 if answer["status"] < 400:
                     if may_have_effect:
@@ -211,8 +214,8 @@ class Core:
                     if code == "engine_away" and operation == "queue.publish" and request is not None and not may_have_effect:
                         # The number decides which server gets the messages. Another one may be there.
                         request.renumber()
-                    if code == "engine_away" and 0 < wait_s <= now() - began and not may_have_effect:
-                        # The node has waited where it could, and so would another one.
+                    if code == "engine_away" and 0 < WAITED_SHARE * wait_s <= now() - sent and not may_have_effect:
+                        # The node has waited on the servers that are up. Another node could do no more.
                         self._troubles[connection.url] = trouble
                         raise self._unavailable(operation)
                 elif code == "unknown_outcome" or (code == "cancelled" and not (handle and handle.is_cancelled)):

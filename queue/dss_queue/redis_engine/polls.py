@@ -40,7 +40,7 @@ class Polls:
         self._due: dict[int, float] = {}
         #: partitions of a topic that has left the engine, without anything of the group
         self._closed: set[int] = set()
-        #: partitions at which the last look was refused: why
+        #: partition -> why the last look at it was refused
         self._away: dict[int, str] = {}
         self._first = 0
         #: looks so far
@@ -72,7 +72,9 @@ class Polls:
         payload = group_keys(self._topic, partition, self._group)[0]
 
         def heard(text: str) -> None:
-            if not text or text == payload:
+            # While its server is away, each attempt to listen again ends so. `servers_were_asked` says when it is back.
+            is_away = partition in self._away and not self._servers.health.can_use(name)
+            if text == payload or (not text and not is_away):
                 self._sign(partition)
 
         return heard
@@ -83,7 +85,7 @@ class Polls:
             self._waiters[0].set()
 
     def servers_were_asked(self) -> None:
-        """It may be known now that servers are away, or back: look at their partitions."""
+        """Called after each look at the servers. Some may be away or back: look at their partitions."""
         health = self._servers.health
         if not self._waiters or not (self._away or health.has_troubles):
             return
@@ -213,7 +215,7 @@ class Polls:
                 for partition in [one for one, due in self._due.items() if due <= now]:
                     del self._due[partition]
                     self._signs[partition] = None
-                if self._signs and self._waiters[0] is mine:
+                if self._signs and self._waiters[0] is mine and now < until:
                     mine.clear()
                     found = await self._look(list(self._signs), look, waits=True)
                     if found.messages:
