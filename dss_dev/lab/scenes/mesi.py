@@ -77,6 +77,10 @@ class Mesi(Scene):
     async def _written_back(self) -> bool:
         return "M" not in await self._look()
 
+    async def _is_shared(self) -> bool:
+        """Whether all nodes have applied the entry with which a reader began to share: a node that has not shows M or E."""
+        return not {"M", "E"} & set((await self._look()).split())
+
     async def play(self) -> Script:
         lab = self.lab
         one, two, three = lab.ids[:3]
@@ -114,7 +118,8 @@ class Mesi(Scene):
             ("E E I", "I E I", "S S I", "M S I"),
         )
         said = await self._call(1, "/cache/get", {"key": KEY})
-        letters = await self._look()
+        await lab.until(self._is_shared, "the nodes share the value")
+        letters = self._spelled()
         yield Tell(
             f"{letters}. {two} fetched the value ({'a hit' if said.body.get('hit') else 'a miss'}), and now both share it. The "
             "directory in the replicated log lists who has a copy.",
@@ -129,7 +134,8 @@ class Mesi(Scene):
         )
         await self._call(2, "/cache/get", {"key": KEY})
         again = await self._call(2, "/cache/get", {"key": KEY})
-        letters = await self._look()
+        await lab.until(self._is_shared, "the nodes share the value")
+        letters = self._spelled()
         yield Tell(f"{letters}. The second read was {'a hit: it took no message' if again.body.get('hit') else 'a miss'}.", (0,))
 
         yield Ask(
@@ -156,7 +162,8 @@ class Mesi(Scene):
             ("10", "20", "nothing"),
         )
         said = await self._call(0, "/cache/get", {"key": KEY})
-        letters = await self._look()
+        await lab.until(self._is_shared, "the nodes share the value")
+        letters = self._spelled()
         yield Tell(
             f"{said.body.get('value')}, and the letters are {letters}. Textbooks describe caches that watch one bus. Here the "
             "replicated log takes the place of the bus.",
