@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from dss_dev.file_lock import locked
 from dss_dev.pythons import find_python
 
 PIP = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
 def fetch(python: str, arguments: list[str], directory: Path, done: str) -> None:
-    """Run pip once; afterwards, the file `done` is there. Skips if pip fails."""
-    if (directory / "done").exists() and (directory / "done").read_text() == done:
-        return
-    run = subprocess.run([python, *PIP, *arguments], capture_output=True, text=True)
-    if run.returncode:
-        pytest.skip(f"pip {arguments[0]}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
-    (directory / "done").write_text(done)
+    """Run pip once; afterwards, the file `done` is there. Others that want the same wait. Skips if pip fails."""
+    with locked(directory / "lock"):
+        if (directory / "done").exists() and (directory / "done").read_text() == done:
+            return
+        run = subprocess.run([python, *PIP, *arguments], capture_output=True, text=True)
+        if run.returncode:
+            pytest.skip(f"pip {arguments[0]}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
+        (directory / "done").write_text(done)
 
 
 def libraries_for_django_6(config: pytest.Config) -> tuple[str, list[Path]]:

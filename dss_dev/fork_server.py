@@ -165,7 +165,8 @@ def serve(owner: socket.socket, listener: socket.socket | None = None, *, childr
                 return _become(arguments, folder, environment, output, errors)
             os.close(output)
             os.close(errors)
-            os.write(states, b"%12d" % pid)
+            with contextlib.suppress(BrokenPipeError):  # the caller has ended
+                os.write(states, b"%12d" % pid)
             children[pid] = states
 
 

@@ -16,6 +16,8 @@ from dss_dev.local_cluster import LocalCluster, LocalNode
 from dss_dev.network_changes import changing
 
 PORT = 8101
+#: Networks of a worker of the tests, and workers that have some of their own.
+NETWORKS = 16
 
 
 def why_not() -> str:
@@ -46,8 +48,9 @@ class PartitionedCluster(LocalCluster):
         super().__init__(directory, [], environment)
         self._tag = f"{random.randrange(16**4):04x}"
         self.bridge = f"dss{self._tag}"
-        # A block reserved for benchmarks (RFC 2544); it is not routed.
-        self._net = f"198.18.{random.randrange(256)}"
+        # A block reserved for benchmarks (RFC 2544); it is not routed. Each worker of the tests has networks of its own.
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw15").removeprefix("gw"))
+        self._net = f"198.18.{worker % NETWORKS * NETWORKS + random.randrange(NETWORKS)}"
         self._cuts: list[tuple[LocalNode, LocalNode]] = []
         addresses = {f"node-{number}": f"{self._net}.{number}" for number in range(1, nodes + 1)}
         peers = ",".join(f"http://{address}:{PORT}/{node_id}" for node_id, address in addresses.items())

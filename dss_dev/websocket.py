@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect as connect_in_loop
 T = TypeVar("T")
 
 OPEN_S = 60.0
+_starting = threading.Lock()
 
 
 class WebSocket:
@@ -83,8 +84,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run_coroutine_threadsafe(work, _loop()).result()
 
 
-@cache
 def _loop() -> asyncio.AbstractEventLoop:
+    with _starting:
+        return _started_loop()
+
+
+@cache
+def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="websockets", daemon=True).start()
     return loop

@@ -152,7 +152,7 @@ def test_what_an_interpreter_reads_at_its_start_has_its_effect(pool: Pool, tmp_p
 
 def test_nodes_of_another_checkout_run_its_code_if_it_is_loaded_in_the_same_way(pool: Pool, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    shutil.copytree(ROOT / "dss_dev", other / "dss_dev")
+    shutil.copytree(ROOT / "dss_dev", other / "dss_dev", ignore=shutil.ignore_patterns("__pycache__"))
     (other / "dss_project").symlink_to(ROOT / "dss_project")
     (other / "dss_api").mkdir()
     for file in (ROOT / "dss_api").iterdir():

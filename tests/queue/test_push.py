@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -115,7 +116,7 @@ async def test_subscriptions_that_were_refused_together_come_back_at_different_m
         refused.append(command)
         return away()
 
-    monkeypatch.setattr(push.random, "uniform", uniform)
+    monkeypatch.setattr(push, "random", SimpleNamespace(uniform=uniform))
     monkeypatch.setattr(push, "WAIT_MS_MAX", wait_ms)
     monkeypatch.setattr(push, "_consume", consume_later)
     await put(node, 1)
