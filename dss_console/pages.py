@@ -14,7 +14,7 @@ from dss_console.live_pages import live_patterns
 from dss_console.page_rights import readers_only
 from dss_raft.django_app.login import LoginForm, change_password, login
 
-#: as of the admin's own files
+#: the same as for the admin's static files
 TEXTS_MAX_AGE_S = 3600
 
 
@@ -39,7 +39,7 @@ def docs(request: HttpRequest) -> Any:
     return SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="dss_console/api_docs.html")(request)
 
 
-#: Every page of the admin loads it.
+#: Translations for the admin's scripts. Lists and forms load them.
 texts_of_scripts = admin.site.admin_view(
     cache_control(private=True, max_age=TEXTS_MAX_AGE_S)(admin.site.i18n_javascript), cacheable=True
 )

@@ -9,7 +9,7 @@ from django.contrib.staticfiles.finders import AppDirectoriesFinder
 from servestatic import ServeStaticASGI
 from servestatic import utils as servestatic_utils
 
-#: What is read of a file at a time, each time in another thread. servestatic's own 8 KiB cost a turn of threads and loop for each of them.
+#: Files are read in blocks of this size, each in a worker thread. servestatic's own are 8 KiB: eight times as many changes of threads.
 BLOCK_BYTES = 64 * 1024
 
 

@@ -22,7 +22,10 @@ disable_created_metrics()
 
 
 class MetricsPage:
-    """Makes the page. It takes some milliseconds, so at most one is made in a turn of the event loop. Those who wait for it share it."""
+    """Makes the page. It takes some milliseconds, so at most one is made in a turn of the event loop.
+
+    Requests that wait at the same time share it.
+    """
 
     def __init__(self) -> None:
         #: makes the next page
@@ -40,6 +43,6 @@ class MetricsPage:
 
     async def _make(self) -> bytes:
         await asyncio.sleep(0)
-        # Who comes from here on gets the next page.
+        # Requests that arrive from now on get the next page.
         self._next = None
         return generate_latest()
