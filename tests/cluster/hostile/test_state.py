@@ -59,11 +59,8 @@ def test_locks_with_large_metadata_fill_their_limit_and_nothing_else(
 def test_sessions_fill_their_limit(node: LocalNode, probe: MakeProbe, set_limits: SetLimits) -> None:
     """A limit is 1 MiB at least. Locks take most of it, in a few calls."""
     set_limits(lock_bytes_max=MIB)
-    locks = [
-        {"keys": [f"{number}/{key}/" + "k" * 480 for key in range(64)], "client": "before", "ttl_ms": 600_000}
-        for number in range(10)
-    ]
-    assert statuses(post_all(node, "/lock/acquire", iter(locks))) == {200}
+    locks = [{"keys": [f"{number}/{key}/" + "k" * 480 for key in range(64)], "client": "before"} for number in range(10)]
+    assert statuses(post_all(node, "/lock/acquire", ({**lock, "ttl_ms": 600_000} for lock in locks))) == {200}
     with probe(MIB):
         requests = ({"client": f"{n % 50}/" + "c" * 500, "ttl_ms": 600_000} for n in range(500))
         replies = post_all(node, "/session", requests)
