@@ -327,7 +327,8 @@ def test_dead_letters_move_back(sqs, make):
         assert task["TaskHandle"] == handle
         time.sleep(0.05)
     assert (task["Status"], task["SourceArn"], task["ApproximateNumberOfMessagesMoved"]) == ("COMPLETED", arn, 3)
-    assert bodies(take(sqs, url)) == ["m0", "m1", "m2"]
+    # A standard queue does not keep the order of messages that come back.
+    assert sorted(bodies(take(sqs, url))) == ["m0", "m1", "m2"]
     refused("AWS.SimpleQueueService.UnsupportedOperation", sqs.cancel_message_move_task, TaskHandle=handle)
 
 
