@@ -133,9 +133,9 @@ class Outcome(NamedTuple):
         return sum(int(result.body[field] if isinstance(result, Result) else getattr(result, field)) for result in self.results)
 
 
-#: Of the admin's own scripts, those that pages of rows use: nothing is chosen in a popup, and no field is filled in from another one.
+#: The admin's scripts that lists need. Lists have no popups and no prepopulated fields.
 LIST_SCRIPTS = Media(js=["admin/js/core.js", "admin/js/actions.js"])
-#: The end of Django's template for forms needs jQuery.
+#: Django's template for forms ends with a script that needs jQuery.
 FORM_SCRIPTS = Media(js=["admin/js/vendor/jquery/jquery.min.js", "admin/js/jquery.init.js", "admin/js/core.js"])
 
 

@@ -75,7 +75,7 @@ class OpenApi:
                 component["required"] = [field for field in component.get("required", ()) if field != tag_field]
 
     def components(self) -> dict[str, Any]:
-        """The `components` object of the document, after the operations were described."""
+        """The `components` object of the document. Call it after all operations have been described."""
         return {
             "schemas": {**self._components, "Problem": _PROBLEM},
             "responses": dict(sorted(self._refusals.items())),

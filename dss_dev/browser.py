@@ -16,7 +16,7 @@ AXE_MISSING = "axe-core not found, accessibility was NOT checked: pip install ax
 #: The shell has no windows, and needs the least processor time.
 _PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _PROGRAMS)), None)
-#: A page of a test does not live long enough for compilers that optimize.
+#: Pages of tests do not live long enough for optimizing compilers to pay off.
 _OPTIONS = ["--no-sandbox", "--js-flags=--no-opt --no-maglev"]
 
 
@@ -64,7 +64,7 @@ TWO_LOOKS = ((390, "light"), (1400, "dark"))
 ALL_LOOKS = (*TWO_LOOKS, (390, "dark"), (1400, "light"))
 
 
-#: in a page: how wide it is, and of each rule that it breaks the HTML of the first place
+#: runs in a page: its width and, for each rule that it breaks, the HTML of the first place
 _LOOK = """async (rules) => {
   // Colours that change slowly have their last value.
   document.getAnimations().forEach((one) => one.effect.getComputedTiming().endTime < Infinity && one.finish());
@@ -77,12 +77,12 @@ _LOOK = """async (rules) => {
 def faults_of_look(page: Any, axe: str, looks: Sequence[tuple[int, str]]) -> list[tuple[int, str, str, str]]:
     """What is wrong with the page in each of these looks: (width, scheme, rule, the HTML of the first place).
 
-    The rules are those of WCAG 2.2 AA, and that the page is not wider than the window. The page is not loaded again for each look: to load
-    it and to read axe takes longer than to apply the rules.
+    The rules are those of WCAG 2.2 AA, and that the page is not wider than the window. The page is not loaded again for each look:
+    loading it and reading axe takes longer than applying the rules.
 
     Args:
-        axe: `axe_source()`; "": only the width is looked at. A test of many pages has the browser read it in each (`add_init_script`):
-            then it is not sent to each of them.
+        axe: `axe_source()`; "": only the width is looked at. A test of many pages adds it once, with `add_init_script`, so that it is
+            not sent again for each page.
     """
     faults = []
     if axe and not page.evaluate("'axe' in window"):

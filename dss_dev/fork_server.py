@@ -68,7 +68,7 @@ _SECRETS = ("DSS_CLUSTER_SECRET", "DSS_CLUSTER_SECRET_PREVIOUS", "DSS_TOKEN_KEY"
 
 
 class _QuickEnd:
-    """Ends a child after its exit functions: to free each object of the process would take longer than its start."""
+    """Ends a child after its exit functions: freeing each object of the process would take longer than its start."""
 
     def __init__(self) -> None:
         self._code: int | None = None
@@ -261,7 +261,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Not those of this module, which is `__main__` here: what was loaded is known to all that is forked.
+    # The imported module: this one is `__main__`, and forked scripts would not see what it has loaded.
     from dss_dev import fork_server
 
     fork_server.main()

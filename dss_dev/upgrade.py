@@ -33,8 +33,8 @@ from dss_dev.local_cluster import POLL_S, LocalCluster, LocalNode, Reply, free_p
 from dss_raft.versions import LATEST, MIN, Supported
 
 KEPT_RELEASE = Path(__file__).with_name("kept_release")
-#: What a node does not need to run. What is compiled is copied, and stays valid: the files keep their times. What another process
-#: compiles at the moment has another name until it is complete.
+#: What a node does not need to run. Bytecode is copied and stays valid, because files keep their times. `*.pyc.*` is bytecode that another
+#: process is still writing.
 NOT_COPIED = (".*", "*.pyc.*", "tests", "docs", "benchmarks", "build", "dist", "report")
 HELD = "DSS_CLUSTER_VERSION_MAX"
 #: Every second, so that the states are compared soon after the version has risen: `HashState` is a command of the newer release.

@@ -50,7 +50,7 @@ IN_BROWSER = (
 #: where tests mostly wait: for nodes, servers and other processes; those that take longest first
 WITH_NODES = ("tests/cluster/", "tests/client/", "tests/examples/", "tests/fuzz/", "tests/raft/", "tests/queue/redis_engine/")
 FIRST = ("fixed ports", *IN_BROWSER)
-#: the rank of what waits and comes last
+#: the rank of the tests that wait and must come last
 CHANGES_NETWORK = len(FIRST) + len(WITH_NODES)
 
 _POOL = pytest.StashKey[SharedPool]()

@@ -142,7 +142,7 @@ class EngineUpkeep:
             self._node.propose_as_leader(EngineLeft(topic=topic.name, incarnation=use.incarnation))
 
     async def _has_no_repeats(self, name: str, closed_s: float) -> bool:
-        """Whether no repeat of a publish would get the first answer on the engine that a topic leaves."""
+        """Whether the engine has forgotten all publishes with a `request_id`, so that it recognizes no repeat."""
         is_forgotten = asyncio.get_running_loop().time() - closed_s >= REMEMBERED_S
         return is_forgotten or not await self._service.administration().knows_requests(name)
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from dss_queue.redis_engine.engine import Answer
     from dss_raft.node import Node
 
-#: How long a subscription pauses at most after a refusal of a consume with which it continues: while the cluster has no leader, or the
-#: engine is away. Most refusals come after a deadline, but without a pause a subscription could try again in a tight loop.
+#: The longest pause after a refused consume, for refusals that do not end the subscription: while the cluster has no leader, or the engine
+#: is away. Most refusals come after a deadline, but without a pause a subscription could try again in a tight loop.
 PAUSES_S = {"no_leader": 0.1, "no_quorum": 0.1, "unknown_outcome": 0.1, "engine_away": 1.0}
-#: While the queue is full, no consume waits. The subscription asks for messages that are ready after this time at most.
+#: While the queue is full, no consume waits. The subscription asks again after this time at most.
 FULL_PAUSE_S = 1.0
 
 

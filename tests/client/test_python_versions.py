@@ -67,7 +67,7 @@ def start_tests(python: str, compiled: Path, directory: Path) -> subprocess.Pope
         **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))},
         "PYTHONPATH": os.pathsep.join(map(str, path)),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        # Kept for later runs, even where Python keeps no bytecode: to compile pytest and the client takes a third of the run.
+        # Kept for later runs, even where Python keeps no bytecode: compiling pytest and the client takes a third of the run.
         "PYTHONPYCACHEPREFIX": str(compiled / "bytecode"),
         "PYTHONDONTWRITEBYTECODE": "",
     }

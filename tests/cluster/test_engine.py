@@ -125,7 +125,7 @@ def lagging(nodes: Nodes, wait_until) -> Iterator[Nodes]:
 
 
 def wait_for_engine(nodes: Nodes, wait_until) -> None:
-    """Until each node has seen that it can use all servers. A change of a topic that is on them already would not need them."""
+    """Wait until each node can use all servers. A change of a topic that is already on them does not need them."""
     for node in nodes.nodes:
         wait_until(
             lambda node=node: nodes.call(node, "GET", "/health")["services"].get("queue.engine") == "ready",

@@ -30,7 +30,7 @@ PORTS = (8101, 8102, 8103, 8104, 8105)
 
 
 def prepare(directory: Path) -> None:
-    """The nodes' databases: to make them takes longer than a start. `test_readme.py` and `test_startup.py` begin without them."""
+    """The nodes' databases: making them takes longer than a start. `test_readme.py` and `test_startup.py` begin without them."""
     if not (directory / "cluster-of-3").exists():
         for place in ("cluster-of-3/node-1", "cluster-of-3/node-2", "cluster-of-3/node-3", "joined/node-4", "joined/node-5"):
             prepare_directory(directory / place)

@@ -14,7 +14,7 @@ LARGEST = 2**63 - 1
 #: minimum number of writes while leadership changes repeatedly, and minimum time
 WRITES, SECONDS_MIN = 40, 8.0
 PATIENCE_S = 120.0
-#: Between two calls of a client. Without a limit of a node, each of its calls would begin a term: ten times as many as there may be.
+#: Between two calls of a client. If the node had no limit, each call would begin a term: ten times as many as allowed.
 PAUSE_S = 0.05
 WRITE_PAUSE_S = 0.02
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 COLLECTION = ROOT / "postman" / "distributed-sync-system.postman_collection.json"
 FOLDERS = ["Health & Metrics", "Raft", "Lock Manager", "Queue", "Cache (MESI)"]
-#: prints where newman is, which is fetched if necessary: to start it with npx takes half as long as a run
+#: prints where newman is, which is fetched if necessary: starting it with npx takes half as long as a run
 FIND_NEWMAN = ["npx", "--yes", "--package", "newman@6", "--call", "command -v newman"]
 
 

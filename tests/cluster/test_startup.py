@@ -90,7 +90,7 @@ def test_a_leader_that_stops_hands_over_first(make_cluster):
 
 @pytest.fixture
 def prepared(tmp_path):
-    """The database of the node of `make_run`: to make it takes longer than the rest of its start."""
+    """The database of the node of `make_run`: making it takes longer than the rest of its start."""
     prepare_directory(tmp_path / "cluster-of-1" / "node-1")
 
 

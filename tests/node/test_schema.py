@@ -80,7 +80,7 @@ def test_members_of_a_problem(document: dict[str, Any]) -> None:
 
 
 def test_a_response_is_described_once(document: dict[str, Any]) -> None:
-    """The page of the API docs resolves the whole document, and takes as long as it is large."""
+    """The page of the API docs resolves the whole document, so its time grows with the size."""
     shared = document["components"]["responses"]
     used = {
         response["$ref"].removeprefix("#/components/responses/")

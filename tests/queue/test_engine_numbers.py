@@ -169,7 +169,7 @@ async def test_a_read_that_fails_leaves_no_numbers(world, monkeypatch):
 
 async def test_nothing_is_read_without_a_reader(world, monkeypatch):
     monkeypatch.setattr(engine_numbers, "PAUSE_S", 0.01)
-    # The clock is moved in a round, too, which does not make it a long one.
+    # The test moves the clock during a round, too, which must not count as a long one.
     monkeypatch.setattr(engine_numbers, "PAUSE_PER_ROUND", 0)
     await world.put("t")
     await world.publish("t", 1)

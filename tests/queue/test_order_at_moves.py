@@ -455,6 +455,6 @@ async def run(seed: int, url: str, *, with_deletions: bool) -> None:
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("with_deletions", [False, True])
 async def test_the_order_of_a_key_holds(valkey, monkeypatch, seed, with_deletions):
-    # A topic leaves although a request may be repeated, or none would come back to the engine within a run.
+    # Otherwise, a topic would wait until its requests are forgotten, and none would return to the engine within a run.
     monkeypatch.setattr(engine_upkeep, "REMEMBERED_S", 0.0)
     await run(seed, f"redis://127.0.0.1:{valkey.port}", with_deletions=with_deletions)

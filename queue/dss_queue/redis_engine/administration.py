@@ -20,7 +20,7 @@ SWEEP_STEPS_MAX = 10
 GROUPS_PER_LOOK = 100
 #: Old messages may be in flight, or behind others of their key: they are looked at again after this time.
 OLD_AGAIN_MS = 10_000
-#: How many of the latest publishes of a partition are searched for requests; the second time if there are none among the first.
+#: How many of a partition's latest publishes are searched for a `request_id`. The larger number is used if the smaller one finds none.
 PUBLISHES_SEARCHED = (100, 10_000)
 #: The number of groups of a partition that is not open.
 NOT_OPEN = -1

@@ -172,7 +172,7 @@ class RedisEngine(Endings):
 
         Raises:
             GroupDeleted: while the call waited.
-            EngineAway: there is nothing where it could look, and some partitions could not be used until the end; or none can be used.
+            EngineAway: some partitions could not be used until the end, and the others had nothing; or none can be used.
         """
         polls = self._polls_of(topic, group)
         attempt = attempt_id or OWN_ATTEMPT + self._token()

@@ -66,7 +66,7 @@ class Health:
         self._proved: set[str] = set()
         #: address -> name of a topic whose first partition is on that server
         self._names: dict[str, str] = {}
-        #: addresses of servers for which no such name was found, until the slots change
+        #: address -> `slots_changes` of the nodes when no such name was found
         self._nameless: dict[str, int] = {}
         #: a call has failed: the next look opens connections
         self._is_suspicious = False

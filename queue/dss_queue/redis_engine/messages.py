@@ -171,7 +171,7 @@ Unusual = tuple[int, str, str, int, int]
 CLOSED = "closed"
 #: Before the attempt_ids that the engine makes up; clients cannot send it.
 OWN_ATTEMPT = "\x00"
-#: In the token of a publish that has a `request_id`; those that the engine makes up do not have it.
+#: Part of each token of a publish with a `request_id`. Tokens that the engine makes do not contain it.
 OF_REQUEST = ":"
 #: `next_ms` in an answer: nothing becomes ready by itself.
 NEVER_MS = 9_000_000_000_000_000

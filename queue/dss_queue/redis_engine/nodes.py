@@ -35,7 +35,7 @@ class Nodes:
 
     Attributes:
         slots: None: one server that is no node of a Cluster, or none has answered yet.
-        slots_changes: how often a slot has got another primary.
+        slots_changes: how often the table of slots has changed.
 
     Args:
         url: see `address.parse`.

@@ -102,7 +102,7 @@ class Polls:
             waits: `wait` follows, so it is enough if some partitions can be used.
 
         Raises:
-            EngineAway: there is nothing where it could look.
+            EngineAway: some partitions could not be used, and the others have nothing. With `waits`: none can be used.
         """
         if first is None:
             self._first += 1
@@ -203,7 +203,7 @@ class Polls:
         """Wait until loop time `until` for the first messages; `reason`: why there are none now.
 
         Raises:
-            EngineAway: there are none where it could look, or no partition can be used.
+            EngineAway: some partitions could not be used until the end, and the others had nothing; or none can be used.
         """
         loop = asyncio.get_running_loop()
         mine = asyncio.Event()
