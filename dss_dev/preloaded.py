@@ -9,7 +9,6 @@ all of them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -24,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dss_dev import fork_server
+from dss_dev.file_lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 MIGRATE_S = 120.0
@@ -284,8 +284,7 @@ class Pool:
         if self._new_data is None:
             folder = self._shared or Path(self._made_here.enter_context(tempfile.TemporaryDirectory()))
             data = folder / "new-data"
-            with (folder / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(folder / "lock"):
                 if not data.exists():
                     self._make(data)
             self._new_data = data
